@@ -1,0 +1,57 @@
+# `make` alone lists the targets. All of them work from a fresh clone: the first one called builds .venv.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# DeepSpeed compiles its CPU collectives at first use: it looks for ninja on PATH, and what it built is kept
+# here for the next run. (Which accelerator DeepSpeed drives, DS_ACCELERATOR, is rlvid's own choice.)
+export PATH := $(abspath $(BIN)):$(PATH)
+export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-unit lint format clean
+
+help: ## show this list
+	@echo "rlvid: reward fine-tuning of text-to-video diffusion models, on Ray"
+	@echo
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@echo
+	@echo "New here?    make demo                                  no GPU needed, nothing to download but packages"
+	@echo "One test     make test PYTEST_ARGS='tests/unit -k chain'"
+	@echo "By hand      . $(BIN)/activate && rlvid --help"
+	@echo "Variables    PYTHON=$(PYTHON)  VENV=$(VENV)"
+
+venv: $(STAMP) ## build .venv with the tested versions (again only when pyproject.toml or constraints.txt change)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 13) else \
+		f"rlvid needs Python 3.11 or 3.12, and {sys.executable} is {v[0]}.{v[1]}. Name another: make venv PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: venv ## fine-tune the built-in model on a reward, evaluate it, and say where to look (CPU, minutes)
+	$(BIN)/rlvid demo
+
+test: venv ## run every test that this machine can run (those marked gpu are skipped without one)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-unit: venv ## run the tests that need no Ray cluster
+	$(BIN)/python -m pytest -m unit $(PYTEST_ARGS)
+
+lint: venv ## check style (ruff) and the types of the pure core (mypy)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: venv ## rewrite the code in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove the environment, caches and build products (runs/ stays)
+	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache build dist rlvid.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

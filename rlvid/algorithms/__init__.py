@@ -1,0 +1,1 @@
+"""Fine-tuning methods, each a generator of losses."""

@@ -1,0 +1,232 @@
+"""The `rlvid` command: one short function a verb; everything heavy is imported inside it."""
+
+import logging
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from rlvid import __version__
+
+app = typer.Typer(
+    name="rlvid",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Fine-tunes text-to-video diffusion models on rewards, on Ray.
+
+Start with [bold]rlvid demo[/bold]: in minutes, and without a GPU, it fine-tunes the built-in model and shows what changed.
+Then [bold]rlvid train toy method.tau=0.8[/bold] to try settings, and a YAML file of your own instead of [bold]toy[/bold].""",
+)
+console = Console()
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as train.steps=50 seed=1.")
+]
+Address = Annotated[str | None, typer.Option(help="Ray cluster to use; default: RAY_ADDRESS, else Ray on this machine.")]
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Argument(help="A shipped description (toy) or a YAML file.")],
+    overrides: Overrides = None,
+    address: Address = None,
+) -> None:
+    """Fine-tunes a model, or resumes a run of the same name.
+
+    [bold]rlvid train toy[/bold] fine-tunes the built-in model with InstructVideo.
+    [bold]rlvid train toy name=short train.steps=20 reward.attenuation=0[/bold] is another run with other settings.
+    Start the same command again after an interruption: it goes on from the last checkpoint to the same result.
+    """
+    from rlvid.config import load_config
+
+    _train(load_config(config, overrides), address)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[str, typer.Argument(help="A run's folder, or its name under runs/.")],
+    videos: Annotated[int, typer.Option(min=2, max=240, help="Prompts of each set; one video a prompt.")] = 48,
+    steps: Annotated[str, typer.Option(help="Numbers of DDIM steps D, separated by commas.")] = "20,50",
+    sets: Annotated[
+        str, typer.Option(help="Built-in prompt sets, or files (.txt, .jsonl, .csv, .parquet), separated by commas.")
+    ] = "in_domain,new_shapes,scenes",
+    checkpoint: Annotated[int | None, typer.Option(help="Step of the checkpoint; default: the latest.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise, the same for base and tuned model.")] = 0,
+) -> None:
+    """Compares a run's model with its base: rewards, CLIPSIM, temporal consistency, motion, the oracle.
+
+    Writes evaluation.md, .csv, .json and .parquet into the run's folder.
+    """
+    _evaluate(run, _numbers(steps, "--steps"), sets.split(","), videos, checkpoint, seed)
+
+
+@app.command()
+def generate(
+    run: Annotated[str, typer.Argument(help="A run's folder or name; 'builtin' is the base model.")],
+    prompt: Annotated[list[str], typer.Argument(help="Prompts, one video each; or one file of prompts.")],
+    out: Annotated[Path, typer.Option(help="Folder for the videos.")] = Path("videos"),
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="DDIM steps D.")] = 20,
+    guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance g.")] = 3.0,
+    lora_scale: Annotated[float, typer.Option(help="How much of the adapter: 0 is the base model, 1 the tuned one.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
+) -> None:
+    """Makes videos: an mp4 and a GIF for each prompt.
+
+    [bold]rlvid generate toy "a red star moving left on a navy background"[/bold]
+    """
+    from rlvid.data.prompts import check_prompt, read_prompts
+    from rlvid.data.videos import gif_bytes, write_mp4
+    from rlvid.evaluate import generate as make
+    from rlvid.evaluate import write_whole
+    from rlvid.evaluate.run import load_run
+    from rlvid.models.unet3d import load_model
+
+    is_file = len(prompt) == 1 and Path(prompt[0]).suffix in {".txt", ".jsonl", ".csv", ".parquet"}
+    prompts = read_prompts(prompt[0]) if is_file else [check_prompt(p, f"prompt {i + 1}") for i, p in enumerate(prompt)]
+    model = load_model("builtin") if run == "builtin" else load_run(run).use(lora_scale)
+    out.mkdir(parents=True, exist_ok=True)
+    videos = make.generate(model, prompts, seed=seed, steps=steps, guidance=guidance, progress=_counter("videos"))
+    for index, (text, frames) in enumerate(zip(prompts, videos, strict=True)):
+        stem = out / f"{index:03d}-{'-'.join(text.lower().split())[:60].replace('/', '_')}"
+        write_mp4(stem.with_suffix(".mp4"), frames, model.fps)
+        write_whole(stem.with_suffix(".gif"), gif_bytes(frames, model.fps, max(1, 256 // model.size)))
+    console.print(f"{len(prompts)} videos (mp4 and gif) in {out}")
+
+
+@app.command()
+def encode(
+    source: Annotated[Path, typer.Argument(help="Folder of videos with .txt captions beside them, or a manifest.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the encoded clips; give it to training as data.source.")],
+    config: Annotated[str, typer.Option(help="Description whose model encodes the clips.")] = "toy",
+    workers: Annotated[int, typer.Option(min=1, help="Ray actors, each with a model of its own.")] = 1,
+    address: Address = None,
+) -> None:
+    """Encodes video clips once, for training: frames to latents, captions to embeddings.
+
+    Reads mp4, webm, avi, mov, mkv and gif. A manifest (.csv, .jsonl, .parquet) has the columns video and caption.
+    What cannot be read is skipped and named. Then: [bold]rlvid train toy data.source=OUT[/bold]
+    """
+    from rlvid.config import load_config
+    from rlvid.data.encode import encode_folder
+    from rlvid.train.launch import start_ray
+
+    description = load_config(config)
+    start_ray(address)
+    report = encode_folder(source, description.model, out, workers=workers, on_progress=_counter("clips"))
+    for skipped in report.skipped:
+        console.print(f"skipped {skipped.path}: {skipped.reason}", markup=False, highlight=False)
+    console.print(f"{report.clips} clips encoded in {out}, {len(report.skipped)} skipped (named in {out / 'report.txt'})")
+    console.print(f"next: rlvid train {config} name=mine data.source={out}")
+
+
+@app.command()
+def demo(overrides: Overrides = None) -> None:
+    """Fine-tunes the built-in model with InstructVideo, evaluates it and says where to look; no GPU needed."""
+    from rlvid.config import load_config
+
+    config = load_config("toy", ["name=demo", *(overrides or [])])
+    began = time.perf_counter()
+    folder = _train(config, None)
+    trained = time.perf_counter()
+    _evaluate(str(folder), [config.sampling.steps], ["in_domain", "new_shapes", "scenes"], 32, None, 0)
+    ended = time.perf_counter()
+    console.print(f"training took {trained - began:.0f} s, evaluation {ended - trained:.0f} s", highlight=False)
+
+
+def _train(config, address):  # type: ignore[no-untyped-def]  # RunConfig is imported late
+    from rlvid.data.clips import EncodedClips
+    from rlvid.evaluate.run import load_run, picture_before_after, picture_reward_curve
+    from rlvid.train.launch import encoded_clips, run_folder, train
+
+    console.print(
+        f"run {config.name}: {config.method.name} on the reward {config.reward.name!r}, {config.train.steps} steps of "
+        f"{config.train.batch_size} videos, {config.train.workers} workers, ZeRO stage {config.train.zero_stage}",
+        highlight=False,
+    )
+    done = train(config, console, address)
+    if done.first_step == config.train.steps:
+        console.print(f"run {config.name} was finished already; set train.steps higher to go on")
+    clips = EncodedClips.open(encoded_clips(config, console))
+    tuned, folder = load_run(done.folder), run_folder(config)
+    picture_before_after(tuned, list(dict.fromkeys(clips.captions))[:6], folder / "before-after.png", config.seed)
+    picture_reward_curve(folder, folder / "reward.png")
+    shown = os.path.relpath(folder)
+    if done.skipped:
+        console.print(f"{done.skipped} steps were skipped because their loss or gradient was not finite")
+    console.print(f"adapter      {os.path.relpath(done.checkpoint)}/adapter")
+    console.print(f"pictures     {shown}/before-after.png, {shown}/reward.png")
+    console.print(f"samples      {shown}/archive (Parquet: select * from '{shown}/archive/*.parquet')", highlight=False)
+    console.print(f"TensorBoard  tensorboard --logdir {os.path.relpath(folder.parent)}")
+    console.print(f"next         rlvid evaluate {shown}")
+    return folder
+
+
+def _evaluate(
+    run: str, steps: list[int], sets: list[str], videos: int, checkpoint: int | None, seed: int
+) -> None:
+    from rlvid.data.prompts import resolve_prompts
+    from rlvid.evaluate.evaluate import summarise
+    from rlvid.evaluate.run import evaluate_run, load_run
+    from rlvid.evaluate.tables import compare_all, render_table, write_results
+
+    prompts = {Path(name).stem: resolve_prompts(name, videos) for name in sets}
+    tuned = load_run(run, checkpoint)
+    rows = evaluate_run(tuned, prompts, steps_list=steps, seed=seed, progress=_counter("videos"))
+    folder = tuned.checkpoint.folder.parent
+    facts = {"run": tuned.config.name, "step": tuned.checkpoint.step, "seed": seed, "guidance": tuned.config.sampling.guidance}
+    write_results(folder, rows, base="base", facts=facts)
+    for each in steps:
+        console.print(render_table(summarise(rows), compare_all(rows, "base"), steps=each))
+    console.print(f"tables       {os.path.relpath(folder)}/evaluation.md (.csv, .json, .parquet)")
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or not all(1 <= n <= 1000 for n in numbers):
+        raise ValueError(f"{option} {text!r}: expected whole numbers from 1 to 1000, separated by commas, such as 20,50")
+    return numbers
+
+
+def _counter(unit: str):  # type: ignore[no-untyped-def]
+    """A callback that shows how far something is and when it will be done, at most every ten seconds."""
+    began, shown = time.perf_counter(), [time.perf_counter()]
+
+    def show(*news: str | int) -> None:
+        *what, done, total = news
+        now = time.perf_counter()
+        if now - shown[0] > 10:
+            shown[0] = now
+            left = (now - began) / max(1, int(done)) * (int(total) - int(done))
+            console.print(f"{' '.join(map(str, what))} {done}/{total} {unit}, {left:.0f} s to go".strip(), highlight=False)
+
+    return show
+
+
+def main() -> None:
+    """Runs the command; a user's mistake is one line and exit code 2, never a traceback."""
+    warnings.filterwarnings("ignore")
+    logging.basicConfig(level=logging.ERROR)
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        sys.exit(_complain(error, 2))
+    except RuntimeError as error:
+        sys.exit(_complain(error, 1))
+
+
+def _complain(error: Exception, code: int) -> int:
+    Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False, highlight=False)
+    return code
+
+
+if __name__ == "__main__":
+    main()

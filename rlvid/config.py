@@ -1,0 +1,254 @@
+"""The typed description of a run: YAML plus ``key=value`` overrides, validated in one place before anything starts."""
+
+import hashlib
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+class Section(BaseModel):
+    """A frozen group of settings; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True)
+
+
+class LoraConfig(Section):
+    """The low-rank adapter that learns."""
+
+    rank: int = Field(4, ge=1, le=1024, description="rank r of the adapter; its scale alpha / r is 1")
+    targets: list[str] = Field(
+        ["to_q", "to_k", "to_v", "to_out.0"], min_length=1, description="names of the linear layers that get an adapter"
+    )
+
+
+class ModelConfig(Section):
+    """The text-to-video model."""
+
+    path: str = Field("builtin", description="'builtin', or a folder in diffusers' layout (unet, vae, text_encoder, ...)")
+    frames: int | None = Field(None, ge=2, description="frames F of a video; default: 8 for the built-in model, else 16")
+    size: int | None = Field(None, ge=8, description="height and width in pixels; default: what the model was made for")
+    precision: Precision = Field("float32", description="of the frozen weights; the adapter is always float32")
+    lora: LoraConfig = Field(LoraConfig(), description="the adapter")
+
+
+class SamplingConfig(Section):
+    """The DDIM chain."""
+
+    steps: int = Field(20, ge=1, le=1000, description="D, steps of the whole DDIM chain")
+    guidance: float = Field(3.0, ge=0, description="classifier-free guidance g; 1 or 0 switch a branch off")
+    eta: float = Field(0.0, ge=0, le=1, description="DDIM's eta: 0 is deterministic, 1 is ancestral sampling")
+    final: Literal["exact", "paper"] = Field(
+        "exact", description="where the last step ends: at alpha-bar = 1, or at alpha-bar_0 as the paper's code does"
+    )
+
+
+class InstructVideoConfig(Section):
+    """InstructVideo (CVPR 2024): reward fine-tuning as editing."""
+
+    name: Literal["instructvideo"] = "instructvideo"
+    tau: float = Field(0.6, gt=0, le=1, description="noise level at which editing starts, as a fraction of the chain")
+    gradient_steps: int = Field(1, ge=1, description="K, last steps of the chain that carry gradient")
+    offset_noise: float = Field(0.1, ge=0, description="strength of the noise that is constant over a frame's pixels")
+    unconditional_gradient: bool = Field(True, description="whether gradient flows through the unconditional branch")
+
+
+def _method(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+MethodConfig = Annotated[InstructVideoConfig, BeforeValidator(_method)]
+
+
+class RewardConfig(Section):
+    """What is maximised: an image reward on frames, and how a video's frames make one number."""
+
+    name: Literal["builtin"] = Field("builtin", description="the image reward that is trained on")
+    held_out: Literal["builtin-heldout"] | None = Field(
+        "builtin-heldout", description="a second reward that is logged and never trained on"
+    )
+    segments: int = Field(4, ge=1, description="S of SegVR: segments of a video, one random frame scored in each")
+    attenuation: float = Field(1.0, ge=0, description="lambda of TAR: 0 weighs frames alike, inf the central one alone")
+    weights: Literal["paper", "normalised"] = Field(
+        "paper", description="'paper' divides by S as the paper does, 'normalised' makes the weights sum to one"
+    )
+    skip_below: float = Field(
+        0.0, ge=0, lt=1, description="frames whose share of the summed weight is smaller are not decoded (0.02 halves it)"
+    )
+
+
+class DataConfig(Section):
+    """Where clips and prompts come from."""
+
+    source: str = Field(
+        "builtin", description="'builtin', or a folder of encoded clips made by `rlvid encode`"
+    )
+    clips: int = Field(512, ge=1, description="clips of the built-in renderer to encode (built-in source only)")
+
+
+class OptimizerConfig(Section):
+    """AdamW."""
+
+    lr: float = Field(1e-5, gt=0, description="learning rate after warm-up")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's two decay rates")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
+    warmup: int = Field(10, ge=0, description="steps of linear warm-up")
+    clip_norm: float = Field(1.0, ge=0, description="largest norm of the gradient; 0 does not clip")
+
+
+class TrainConfig(Section):
+    """Steps, workers and what happens on failures."""
+
+    steps: int = Field(20_000, ge=1, description="optimiser steps")
+    batch_size: int = Field(8, ge=1, description="videos in a step, over all workers")
+    micro_batch: int | None = Field(None, ge=1, description="videos in one forward pass of a worker; default: its share")
+    checkpoint_activations: bool = Field(True, description="recompute the denoiser in the backward pass to save memory")
+    workers: int = Field(1, ge=1, description="Ray Train workers")
+    cpus_per_worker: float = Field(1, gt=0, description="CPU cores reserved for a worker")
+    use_gpu: bool | None = Field(None, description="one GPU a worker; default: when the cluster has enough of them")
+    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage")
+    max_failures: int = Field(2, ge=0, description="times that lost workers are started again")
+    max_skipped: int = Field(5, ge=1, description="non-finite steps in a row after which the run stops")
+
+
+class OutputConfig(Section):
+    """Checkpoints, logs and samples."""
+
+    storage: str = Field("runs", description="folder (or URI) that holds run folders")
+    checkpoint_every: int = Field(50, ge=1, description="steps between checkpoints")
+    keep_checkpoints: int = Field(3, ge=1, description="how many of the latest checkpoints stay")
+    videos_every: int = Field(25, ge=0, description="steps between videos of fixed prompts in TensorBoard; 0: never")
+    video_prompts: int = Field(6, ge=1, le=64, description="how many fixed prompts are sampled for TensorBoard")
+    archive_every: int = Field(1, ge=0, description="steps between archived training samples; 0: none")
+
+
+class RunConfig(Section):
+    """One run, whole."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="name of the run and its folder")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of every draw of the run")
+    model: ModelConfig = ModelConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    method: MethodConfig = InstructVideoConfig()
+    reward: RewardConfig = RewardConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    output: OutputConfig = OutputConfig()
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "RunConfig":
+        start = int(self.method.tau * self.sampling.steps)
+        if start < 1:
+            raise ValueError(
+                f"method.tau = {self.method.tau} leaves no step of sampling.steps = {self.sampling.steps}; "
+                f"tau must be at least {1 / self.sampling.steps:g}"
+            )
+        if self.method.gradient_steps > start:
+            raise ValueError(
+                f"method.gradient_steps = {self.method.gradient_steps} exceeds the {start} steps that run "
+                f"(int(tau * steps)); allowed: 1 to {start}"
+            )
+        share, rest = divmod(self.train.batch_size, self.train.workers)
+        if rest:
+            raise ValueError(
+                f"train.batch_size = {self.train.batch_size} is not a multiple of train.workers = {self.train.workers}; "
+                "choose a batch that every worker gets an equal share of"
+            )
+        if self.train.micro_batch is not None and share % self.train.micro_batch:
+            raise ValueError(
+                f"train.micro_batch = {self.train.micro_batch} does not divide a worker's share of {share} videos; "
+                f"allowed: divisors of {share}"
+            )
+        if self.model.frames is not None and self.reward.segments > self.model.frames:
+            raise ValueError(
+                f"reward.segments = {self.reward.segments} exceeds model.frames = {self.model.frames}; "
+                f"allowed: 1 to {self.model.frames}"
+            )
+        return self
+
+    @property
+    def micro_batch(self) -> int:
+        """Videos in one forward pass of a worker."""
+        return self.train.micro_batch or self.train.batch_size // self.train.workers
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hex digits over everything that the result depends on: not the place, nor how many workers compute."""
+        kept = self.model_dump(mode="json", exclude={"output": True, "name": True, "train": _FREE_TRAIN_KEYS})
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+
+_FREE_TRAIN_KEYS = {"steps", "max_failures", "cpus_per_worker", "use_gpu"}
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Run descriptions inside the package, by name."""
+    folder = Path(str(resources.files("rlvid"))) / "configs"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_config(source: str | Path, overrides: list[str] | None = None) -> RunConfig:
+    """Reads a run description.
+
+    Args:
+        source: name of a shipped description, or path of a YAML file.
+        overrides: ``section.key=value`` strings, values in YAML; later ones win.
+
+    Raises:
+        ValueError: in one line: the file or key, the value, what is allowed.
+    """
+    path = shipped_configs().get(str(source), Path(source))
+    if not path.is_file():
+        raise ValueError(
+            f"config {str(source)!r} is neither a file nor a shipped description; shipped: {', '.join(shipped_configs())}"
+        )
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"config {path} must be a mapping of sections (model, sampling, method, ...)")
+    for override in overrides or []:
+        _override(data, override)
+    return parse_config(data)
+
+
+def parse_config(data: dict[str, Any]) -> RunConfig:
+    """Validates a mapping; raises ValueError with one line that names every wrong key."""
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise ValueError("; ".join(_explain(e) for e in error.errors())) from None
+
+
+def _override(data: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ValueError(f"override {text!r} must have the form section.key=value, such as train.steps=100")
+    *parents, last = key.split(".")
+    here = data
+    for parent in parents:
+        inner = here.get(parent, {})
+        here[parent] = dict(inner) if isinstance(inner, dict) else {"name": inner}
+        here = here[parent]
+    try:
+        here[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"override {text!r}: the value is not valid YAML") from error
+
+
+def _explain(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        section = RunConfig
+        for part in error["loc"][:-1]:
+            section = section.model_fields[part].annotation  # type: ignore[assignment,index]
+        return f"unknown key {where}; allowed here: {', '.join(section.model_fields)}"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{where} = {error['input']!r}: {message[0].lower()}{message[1:]}" if where else message

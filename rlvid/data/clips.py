@@ -1,0 +1,299 @@
+"""The folder of encoded clips: its layout, and random access to it.
+
+=====================  ===========================================================================================
+file                   content
+=====================  ===========================================================================================
+``part-00000.parquet`` rows in order of ``index``; no compression, since floats would not shrink
+``meta.json``          fingerprints and what they are made of, shapes, number of clips; written last
+``report.json, .txt``  the files that were skipped, and why
+=====================  ===========================================================================================
+
+``mean``, ``std`` (the posterior, scaled like latents) and ``text`` are little-endian float32 in C order, of the shapes
+in ``latent_shape`` (C, F, h, w) and ``text_shape`` (L, D):
+
+    numpy.frombuffer(row["mean"], "<f4").reshape(row["latent_shape"])
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from rlvid.data.videos import Skipped
+from rlvid.models.base import Posterior
+from rlvid.randomness import permutation
+
+SCHEMA = pa.schema(
+    [
+        ("index", pa.int64()),  # place in the source
+        ("source", pa.string()),
+        ("caption", pa.string()),
+        ("mean", pa.binary()),
+        ("std", pa.binary()),
+        ("text", pa.binary()),
+        ("latent_shape", pa.list_(pa.int32())),
+        ("text_shape", pa.list_(pa.int32())),
+    ]
+)
+ROWS = SCHEMA.append(pa.field("error", pa.string()))
+"""What the encoder makes: a row of the folder, or one with an ``error`` and nothing encoded."""
+_ROWS_IN_PART = 256
+_LAYOUT = {"row_group_size": 4, "compression": "none", "use_dictionary": False, "write_statistics": ["index"]}
+# Few rows in a group, since a group is read whole and clips are fetched one here, one there.
+
+
+def clip_index(serial: int, count: int, seed: int) -> int:
+    """Which clip a run's sample ``serial`` starts from: every clip once an epoch, in an order drawn for each epoch.
+
+    Args:
+        serial: place of the sample in the run's global order, from 0.
+        count: number of clips.
+        seed: of the run.
+
+    Returns:
+        An index in [0, count), a function of the arguments alone.
+
+    Raises:
+        ValueError: ``count`` is not positive or ``serial`` is negative.
+    """
+    if count < 1 or serial < 0:
+        raise ValueError(f"serial = {serial} of count = {count} clips: serial starts at 0 and count at 1")
+    epoch, place = divmod(serial, count)
+    return int(_order(count, seed, epoch)[place])
+
+
+@lru_cache(maxsize=4)  # the epoch's, and the next one's when a batch lies across the border
+def _order(count: int, seed: int, epoch: int) -> Tensor:
+    return permutation(count, seed, "order", epoch)
+
+
+def read_meta(folder: Path) -> dict[str, Any] | None:
+    """The content of ``meta.json``; None when there is none, so that the folder is not a whole set of clips.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = folder / "meta.json"
+    if not path.is_file():
+        return None
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        return {**meta, "clips": int(meta["clips"]), "fingerprint": str(meta["fingerprint"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: is damaged ({error}); delete {folder} and encode again") from error
+
+
+class EncodedClips:
+    """Random access to encoded clips, straight from the (memory-mapped) Parquet files.
+
+    Attributes:
+        meta: what ``meta.json`` holds.
+        captions: of all clips, by position. Positions run from 0 to ``len(clips) - 1`` in order of ``index``; clips
+            that could not be read have none.
+    """
+
+    def __init__(self, meta: dict[str, Any], files: list[pq.ParquetFile]) -> None:
+        self.meta = meta
+        self._files = files
+        indices: list[int] = []
+        captions: list[str] = []
+        places: list[tuple[int, int, int]] = []  # file, row group, row in it
+        for number, file in enumerate(files):
+            head = file.read(columns=["index", "caption"])
+            indices += head["index"].to_pylist()
+            captions += head["caption"].to_pylist()
+            for group in range(file.num_row_groups):
+                places += [(number, group, row) for row in range(file.metadata.row_group(group).num_rows)]
+        order = np.argsort(np.array(indices, dtype=np.int64), kind="stable").tolist()
+        self.captions = [captions[i] for i in order]
+        self._places = [places[i] for i in order]
+
+    @staticmethod
+    def open(folder: str | Path, fingerprint: str | None = None) -> "EncodedClips":
+        """Opens a folder that ``rlvid.data.encode`` made.
+
+        Args:
+            folder: of the clips.
+            fingerprint: what the clips must have been encoded with: ``model_fingerprint`` of the run's model, or the
+                whole fingerprint of an ``EncodeReport``; not checked by default.
+
+        Raises:
+            ValueError: no such folder, not complete, damaged, or encoded with something else.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: no such folder of encoded clips; make it with `rlvid encode`")
+        meta = read_meta(folder)
+        if meta is None:
+            raise ValueError(f"{folder}: has no meta.json, so it is no complete set of encoded clips; encode again")
+        if fingerprint not in (None, meta["fingerprint"], meta.get("model_fingerprint")):
+            made = ", ".join(f"{name} {value}" for name, value in sorted(meta.get("made_with", {}).items()))
+            raise ValueError(f"{folder}: was encoded with another model or size ({made}); encode with this run's model")
+        paths = sorted(folder.glob("part-*.parquet"))
+        files = [_open_part(path) for path in paths]
+        rows = sum(file.metadata.num_rows for file in files)
+        if rows != meta["clips"] or not rows:
+            raise ValueError(f"{folder}: holds {rows} clips where meta.json says {meta['clips']}; encode again")
+        return EncodedClips(meta, files)
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def fetch(self, indices: list[int]) -> tuple[list[str], Tensor, Posterior]:
+        """Clips by position, in any order and any number of times.
+
+        Returns:
+            ``(captions, text_BLD, posterior)``, tensors float32 on the CPU.
+
+        Raises:
+            ValueError: no position is given, or one is outside [0, len).
+        """
+        wrong = [i for i in indices if not 0 <= i < len(self)]
+        if wrong or not indices:
+            raise ValueError(f"clips {wrong}: allowed positions are 0 to {len(self) - 1}, at least one")
+        groups: dict[tuple[int, int], pa.Table] = {}
+        texts, means, stds = [], [], []
+        for index in indices:
+            number, group, row = self._places[index]
+            if (number, group) not in groups:
+                groups[number, group] = self._files[number].read_row_group(group, columns=SCHEMA.names[3:])
+            values = {name: groups[number, group][name][row] for name in SCHEMA.names[3:]}
+            texts.append(_tensor(values["text"], values["text_shape"]))
+            means.append(_tensor(values["mean"], values["latent_shape"]))
+            stds.append(_tensor(values["std"], values["latent_shape"]))
+        return [self.captions[i] for i in indices], torch.stack(texts), Posterior(torch.stack(means), torch.stack(stds))
+
+
+def _open_part(path: Path) -> pq.ParquetFile:
+    try:
+        file = pq.ParquetFile(path, memory_map=True)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path}: is damaged ({' '.join(str(error).split())}); encode again") from error
+    missing = [name for name in SCHEMA.names if name not in file.schema_arrow.names]
+    if missing:
+        raise ValueError(f"{path}: lacks {', '.join(missing)}; columns found: {', '.join(file.schema_arrow.names)}")
+    return file
+
+
+def _tensor(data: pa.BinaryScalar, shape: pa.ListScalar) -> Tensor:
+    values = np.frombuffer(data.as_buffer(), dtype="<f4").reshape(shape.as_py())
+    return torch.from_numpy(values.astype(np.float32))  # a copy: Arrow's memory is read-only
+
+
+def digest(made_with: dict[str, Any]) -> str:
+    """Sixteen hex digits over what clips are made with."""
+    return hashlib.sha256(json.dumps(made_with, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def is_reusable(out: Path, made_with: dict[str, Any]) -> bool:
+    """Whether ``out`` holds just these clips already; False when they can be written there.
+
+    Raises:
+        ValueError: ``out`` holds other clips, or something that is not rlvid's to delete.
+    """
+    meta = read_meta(out)
+    if meta is not None:
+        if meta["fingerprint"] == digest(made_with):
+            return True
+        there = meta.get("made_with", {})
+        names = [name for name in sorted({*there, *made_with}) if there.get(name) != made_with.get(name)]
+        changes = ", ".join(f"{name} {there.get(name)} there, {made_with.get(name)} now" for name in names)
+        raise ValueError(f"{out}: holds clips encoded otherwise ({changes}); delete it or name another folder")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out}: is a file; name a folder to be made")
+    foreign = [path.name for path in out.glob("*") if not path.match("part-*.parquet") and path.stem != "report"]
+    if foreign:
+        raise ValueError(f"{out}: is no folder of encoded clips (it has {foreign[0]}); name a new or an empty one")
+    return False
+
+
+def write_folder(out: Path, tables: Iterator[pa.Table], meta: dict[str, Any], skipped: list[Skipped]) -> int:
+    """Writes rows of schema ``ROWS``, in order of ``index``, as a folder of clips, whole or not at all.
+
+    Args:
+        out: the folder; one that ``is_reusable`` found to be incomplete is replaced.
+        tables: the rows; taken only once the place has proved to be writable.
+        meta: goes into ``meta.json`` beside shapes and the number of clips; has ``fingerprint`` and ``made_with``.
+        skipped: goes into the report, with the rows that have an error.
+
+    Returns:
+        How many clips were written.
+
+    Raises:
+        ValueError: the place cannot be written to, or no row is without error.
+    """
+    part = _make_temporary(out)
+    try:
+        count, shapes, failed = _write_parts(part, tables)
+        if not count:
+            why = "; ".join(each.reason for each in failed[:3])
+            raise ValueError(f"{out}: not written, for none of the {len(failed)} clips can be read: {why}")
+        skipped = skipped + failed
+        report = {"clips": count, "skipped": [{"path": str(s.path), "reason": s.reason} for s in skipped]}
+        (part / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        lines = [f"{count} clips encoded, {len(skipped)} files skipped", *(f"{s.path}: {s.reason}" for s in skipped)]
+        (part / "report.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (part / "meta.json").write_text(json.dumps(meta | shapes | {"clips": count}, indent=2) + "\n", encoding="utf-8")
+        if not is_reusable(out, meta["made_with"]):  # else another process was faster
+            if out.is_dir():
+                shutil.rmtree(out)  # empty or incomplete, as is_reusable has seen
+            os.rename(part, out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return count
+
+
+def read_report(folder: Path) -> tuple[int, list[Skipped]]:
+    """Number of clips, and the files that were skipped."""
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    return report["clips"], [Skipped(Path(each["path"]), each["reason"]) for each in report["skipped"]]
+
+
+def _make_temporary(out: Path) -> Path:
+    """A new folder beside ``out``; removes those that killed processes of this host left behind."""
+    mine = f"{out.name}.tmp-{socket.gethostname()}-"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for old in out.parent.iterdir():
+            process = old.name.removeprefix(mine)
+            if old.name.startswith(mine) and not Path("/proc", process).exists():
+                shutil.rmtree(old)
+        part = out.parent / f"{mine}{os.getpid()}"
+        part.mkdir()
+    except OSError as error:
+        raise ValueError(f"{out}: cannot be written ({error.strerror}: {error.filename}); name another one") from error
+    return part
+
+
+def _write_parts(folder: Path, tables: Iterator[pa.Table]) -> tuple[int, dict[str, list[int]], list[Skipped]]:
+    """Splits rows into part files and errors; returns (clips, shapes of one clip, errors)."""
+    shapes: dict[str, list[int]] = {}
+    count, failed, waiting = 0, [], SCHEMA.empty_table()
+
+    def write(rows: pa.Table) -> None:
+        path = folder / f"part-{count // _ROWS_IN_PART:05d}.parquet"
+        pq.write_table(rows, path, **_LAYOUT)
+
+    for table in tables:
+        bad = table.filter(table["error"].is_valid())
+        failed += [Skipped(Path(row["source"]), row["error"]) for row in bad.select(["source", "error"]).to_pylist()]
+        waiting = pa.concat_tables([waiting, table.filter(table["error"].is_null()).select(SCHEMA.names).cast(SCHEMA)])
+        if waiting.num_rows and not shapes:
+            shapes = {name: waiting[name][0].as_py() for name in ("latent_shape", "text_shape")}
+        while waiting.num_rows >= _ROWS_IN_PART:
+            write(waiting.slice(0, _ROWS_IN_PART))
+            waiting, count = waiting.slice(_ROWS_IN_PART), count + _ROWS_IN_PART
+    if waiting.num_rows:
+        write(waiting)
+    return count + waiting.num_rows, shapes, failed

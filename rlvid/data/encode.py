@@ -1,0 +1,301 @@
+"""Encodes clips once, with Ray Data: videos and captions in, posteriors and text embeddings out, as Parquet.
+
+    items (path, caption) -> actors that hold the model: read, encode -> rows, in order -> part files
+
+Every clip goes through the model by itself, so that the result depends neither on the batch nor on the number of
+workers. The folder appears whole or not at all, and is reused as long as the same would come out.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from rlvid import __version__
+from rlvid.config import ModelConfig
+from rlvid.data.clips import ROWS, digest, is_reusable, read_report, write_folder
+from rlvid.data.videos import Skipped, VideoError, find_clips, read_video
+from rlvid.models.base import VideoModel
+from rlvid.models.unet3d import builtin_folder, load_model
+from rlvid.randomness import generator
+from rlvid.toy.captions import PROMPT_SETS, write_captions
+from rlvid.toy.render import degrade, render, sample_clips, sample_degradation
+
+log = logging.getLogger(__name__)
+
+_FPS = 8  # of every model that `load_model` gives; the actors assert it
+
+Item = dict[str, Any]  # index, source (the path of a video, or a name), caption
+Reader = Callable[[Item, VideoModel], tuple[str, Tensor]]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class EncodeReport:
+    """What came of it."""
+
+    folder: Path
+    clips: int  # that the folder holds
+    encoded: int  # by this call; 0 when the folder was there already
+    skipped: list[Skipped]  # files that are not in it, and why
+    fingerprint: str  # of everything that the content depends on
+    seconds: float  # that the call took
+
+
+def encode_folder(
+    source: str | Path,
+    model: ModelConfig,
+    out: str | Path,
+    *,
+    workers: int = 1,
+    batch_size: int = 8,
+    use_gpu: bool | None = None,
+    on_progress: Progress | None = None,
+) -> EncodeReport:
+    """Encodes videos with captions.
+
+    Args:
+        source: folder or manifest, see ``rlvid.data.videos.find_clips``.
+        model: whose autoencoder and text encoder are used; its length and size are what videos are brought to.
+        out: folder to be made; on storage that all workers of the training see.
+        workers: Ray actors, each with a model of its own.
+        batch_size: clips that an actor takes at once; the result does not depend on it.
+        use_gpu: a GPU for each actor; default: when the cluster has enough of them.
+        on_progress: called with (clips done, clips in all).
+
+    Raises:
+        ValueError: no clips, none that can be read, ``out`` cannot be made, or holds something else, or the model
+            cannot be loaded.
+    """
+    clips, skipped = find_clips(Path(source).resolve())
+    if not clips:
+        why = "; ".join(f"{s.path.name}: {s.reason}" for s in skipped[:3]) or "the folder is empty"
+        raise ValueError(
+            f"{source}: no clips to encode ({why}); a clip is a video with its caption in a .txt beside it"
+        )
+    items = [{"index": i, "source": str(clip.path), "caption": clip.caption} for i, clip in enumerate(clips)]
+    return _encode(
+        items, read_item, {"videos": _hash_files(items)}, skipped, model, Path(out),
+        workers=workers, batch_size=batch_size, use_gpu=use_gpu, on_progress=on_progress,
+    )  # fmt: skip
+
+
+def encode_builtin(
+    count: int,
+    seed: int,
+    model: ModelConfig,
+    out: str | Path,
+    *,
+    workers: int = 1,
+    batch_size: int = 8,
+    use_gpu: bool | None = None,
+    on_progress: Progress | None = None,
+) -> EncodeReport:
+    """Encodes ``count`` clips of the built-in renderer, see ``rendered_clip``; otherwise like ``encode_folder``."""
+    if count < 1:
+        raise ValueError(f"data.clips = {count}: at least one clip is needed")
+    items = [{"index": i, "source": f"built-in clip {seed}/{i}", "caption": ""} for i in range(count)]
+    return _encode(
+        items, partial(read_rendered, seed), {"count": count, "seed": seed}, [], model, Path(out),
+        workers=workers, batch_size=batch_size, use_gpu=use_gpu, on_progress=on_progress,
+    )  # fmt: skip
+
+
+def rendered_clip(seed: int, index: int, frames: int, size: int) -> tuple[str, Tensor]:
+    """Caption and frames_FCHW of one built-in clip: an in-domain subject, every second clip degraded on average."""
+    draw = generator(seed, "clip", index)
+    clips = sample_clips(1, draw, PROMPT_SETS["in_domain"])
+    (caption,) = write_captions(clips, draw)
+    kind_B, strength_B = sample_degradation(1, draw, share=0.5)
+    return caption, degrade(render(clips, frames, size), kind_B, strength_B, draw)[0]
+
+
+def read_rendered(seed: int, item: Item, model: VideoModel) -> tuple[str, Tensor]:
+    """Caption and frames_FCHW of a built-in clip, as the model needs them."""
+    return rendered_clip(seed, item["index"], model.frames, model.size)
+
+
+def read_item(item: Item, model: VideoModel) -> tuple[str, Tensor]:
+    """Caption and frames_FCHW of a video file, as the model needs them."""
+    return item["caption"], read_video(item["source"], frames=model.frames, size=model.size, fps=model.fps)
+
+
+def encode_items(model: VideoModel, items: list[Item], read: Reader = read_item, threads: int = 1) -> pa.Table:
+    """What an actor does with a batch, without Ray.
+
+    Args:
+        model: encodes frames and prompts.
+        items: rows with ``index``, ``source`` and ``caption``.
+        read: gives caption and frames of an item, or raises ``VideoError``.
+        threads: that read videos side by side.
+
+    Returns:
+        A table of schema ``ROWS``, one row an item, in their order; a clip that cannot be read has an ``error``.
+    """
+
+    def attempt(item: Item) -> tuple[str, Tensor] | VideoError:
+        try:
+            return read(item, model)
+        except VideoError as error:
+            return error
+
+    with ThreadPoolExecutor(threads) as pool:
+        found = list(pool.map(attempt, items))
+    rows = []
+    for item, clip in zip(items, found, strict=True):
+        row = {name: item[name] for name in ("index", "source", "caption")}
+        if isinstance(clip, VideoError):
+            rows.append({**row, "error": str(clip)})
+            continue
+        caption, frames_FCHW = clip
+        posterior = model.encode_frames(frames_FCHW[None])
+        text_LD = model.encode_prompts([caption])[0]
+        rows.append(
+            row
+            | {"caption": caption, "latent_shape": list(posterior.mean[0].shape), "text_shape": list(text_LD.shape)}
+            | {"mean": _bytes(posterior.mean), "std": _bytes(posterior.std), "text": _bytes(text_LD)}
+        )
+    return pa.Table.from_pylist(rows, ROWS)
+
+
+class ClipEncoder:
+    """The Ray actor: loads the model once, then encodes batch after batch."""
+
+    def __init__(self, config: ModelConfig, read: Reader, device: str, workers: int) -> None:
+        self._read = read
+        self._threads = max(1, min(8, (os.cpu_count() or 1) // workers))
+        torch.set_num_threads(self._threads)  # Ray says 1 to actors that reserve less than a core
+        shape = {"frames": config.frames, "size": config.size}
+        self._model = load_model(config.path, **shape, precision=config.precision, device=device)
+        self._model.denoiser = torch.nn.Identity()  # not needed, and by far the largest part
+        assert self._model.fps == _FPS, f"the model runs at {self._model.fps} frames a second"
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Encodes a batch of items."""
+        return encode_items(self._model, batch.to_pylist(), self._read, self._threads)
+
+
+def model_fingerprint(model: ModelConfig) -> str:
+    """Hash of what encoded clips owe to the model: weights, precision, length, size and rate; not its place on disk."""
+    return digest(_made_with(model))
+
+
+def _encode(
+    items: list[Item],
+    read: Reader,
+    source: dict[str, Any],
+    skipped: list[Skipped],
+    model: ModelConfig,
+    out: Path,
+    **how: Any,
+) -> EncodeReport:
+    """From checks to the finished folder; ``source`` is what the clips themselves are identified by."""
+    if how["workers"] < 1 or how["batch_size"] < 1:
+        raise ValueError(f"workers = {how['workers']} and batch_size = {how['batch_size']}: both must be at least 1")
+    start, encoded, out = time.perf_counter(), 0, out.absolute()
+    from_model = _made_with(model)
+    made_with = from_model | source | {"rlvid": __version__}
+    if is_reusable(out, made_with):
+        log.info("%s holds these clips already; nothing is encoded", out)
+    else:
+        fingerprints = {"fingerprint": digest(made_with), "model_fingerprint": digest(from_model)}
+        meta = {**fingerprints, "made_with": made_with, "model_path": model.path}
+        path = model.path if model.path == "builtin" else str(Path(model.path).resolve())  # actors run elsewhere
+        exact = model.model_copy(update={"path": path, "frames": from_model["frames"], "size": from_model["size"]})
+        encoded = write_folder(out, _pipeline(items, read, exact, **how), meta, skipped)
+    clips, skipped = read_report(out)
+    for each in skipped:
+        log.warning("skipped %s: %s", each.path, each.reason)
+    return EncodeReport(out, clips, encoded, skipped, digest(made_with), time.perf_counter() - start)
+
+
+def _pipeline(
+    items: list[Item],
+    read: Reader,
+    model: ModelConfig,
+    *,
+    workers: int,
+    batch_size: int,
+    use_gpu: bool | None,
+    on_progress: Progress | None,
+) -> Iterator[pa.Table]:
+    """Encoded rows in order of ``index``."""
+    import ray  # only here: everything else in this module works without it
+
+    if not ray.is_initialized():
+        ray.init()
+    if use_gpu is None:
+        use_gpu = ray.cluster_resources().get("GPU", 0) >= workers
+    dataset = ray.data.from_items(items, override_num_blocks=min(2000, -(-len(items) // batch_size)))
+    dataset.context.enable_progress_bars = False
+    dataset.context.execution_options.preserve_order = True
+    encoded = dataset.map_batches(
+        ClipEncoder,
+        fn_constructor_args=(model, read, "cuda" if use_gpu else "cpu", workers),
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        batch_size=batch_size,
+        batch_format="pyarrow",
+        num_cpus=0.5,  # little, so that a pool fits beside other work even on two cores
+        num_gpus=1 if use_gpu else 0,
+    )
+    done = 0
+    for table in encoded.iter_batches(batch_size=None, batch_format="pyarrow"):
+        yield table
+        done += table.num_rows
+        if on_progress is not None:
+            on_progress(done, len(items))
+
+
+def _made_with(model: ModelConfig) -> dict[str, Any]:
+    """Everything about the model that encoded clips depend on."""
+    folder = builtin_folder() if model.path == "builtin" else Path(model.path)
+    missing = [part for part in ("unet", "vae", "text_encoder", "tokenizer") if not (folder / part).is_dir()]
+    if missing:
+        raise ValueError(f"model.path = {model.path!r}: {folder} lacks {', '.join(missing)} of diffusers' layout")
+    weights = hashlib.sha256()
+    for part in ("vae", "text_encoder", "tokenizer"):
+        for path in sorted((folder / part).rglob("*")):
+            if path.suffix in (".safetensors", ".json", ".txt"):
+                weights.update(f"{path.relative_to(folder).as_posix()}\n".encode())
+                with open(path, "rb") as file:
+                    weights.update(hashlib.file_digest(file, "sha256").digest())
+    frames, size, fps = _dimensions(folder, model)
+    shape = {"frames": frames, "size": size, "fps": fps}
+    return {"weights": weights.hexdigest()[:16], "precision": model.precision, **shape}
+
+
+def _dimensions(folder: Path, model: ModelConfig) -> tuple[int, int, int]:
+    """(frames, size, fps) of what ``load_model`` gives, from the configs alone: loading takes long, and much memory."""
+    factor = 2 ** (len(json.loads((folder / "vae" / "config.json").read_text())["block_out_channels"]) - 1)
+    size = model.size or json.loads((folder / "unet" / "config.json").read_text())["sample_size"] * factor
+    if size % factor:
+        raise ValueError(f"model.size = {size} is not a multiple of {factor}, which the autoencoder needs")
+    return model.frames or (8 if model.path == "builtin" else 16), size, _FPS
+
+
+def _hash_files(items: list[Item]) -> str:
+    """Over order, captions, sizes and both ends of the files, so that neither a copy nor a move matters."""
+    total = hashlib.sha256()
+    for item in items:
+        with open(item["source"], "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            head = file.read(1 << 16)
+            file.seek(max(0, size - (1 << 16)))
+            content = hashlib.sha256(head + file.read()).hexdigest()
+        total.update(json.dumps([item["caption"], size, content]).encode())
+    return total.hexdigest()[:16]
+
+
+def _bytes(values: Tensor) -> bytes:
+    return values.float().cpu().contiguous().numpy().astype("<f4").tobytes()

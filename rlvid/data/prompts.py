@@ -1,0 +1,148 @@
+"""Prompts: checked, and read from text, JSON lines, CSV or Parquet, or drawn from a built-in set."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rlvid.toy.captions import PROMPT_SETS, prompt_set
+
+MAX_CHARACTERS = 1000
+TABLES = (".csv", ".jsonl", ".parquet")
+"""Formats of files that hold rows with named columns."""
+
+
+def check_prompt(text: Any, where: str) -> str:
+    """The prompt without surrounding white space.
+
+    Args:
+        text: what was found where a prompt should be.
+        where: named in the error, such as ``prompts.txt:3``.
+
+    Raises:
+        ValueError: not a text, blank, or longer than 1,000 characters.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"{where}: the prompt is {'missing' if text is None else repr(text)[:40]}; it must be a text")
+    prompt = text.strip()
+    if not prompt:
+        raise ValueError(f"{where}: the prompt is empty; write one or remove the row")
+    if len(prompt) > MAX_CHARACTERS:
+        raise ValueError(f"{where}: the prompt has {len(prompt):,} characters; allowed: up to {MAX_CHARACTERS:,}")
+    return prompt
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """Prompts of a file, in its order, repetitions kept.
+
+    Args:
+        path: ``.txt`` (a prompt a line, blank lines are skipped), or ``.jsonl``, ``.csv`` or ``.parquet`` with a key or
+            column ``prompt``.
+
+    Raises:
+        ValueError: the file is missing, of another format, not UTF-8 or damaged, has no prompts, or one that
+            ``check_prompt`` refuses; the message names file and line.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".txt":
+        lines = enumerate(_read_text(path).split("\n"), start=1)
+        prompts = [check_prompt(line, f"{path}:{number}") for number, line in lines if line.strip()]
+    elif path.suffix.lower() in TABLES:
+        prompts = [check_prompt(row["prompt"], where) for where, row in read_rows(path, ("prompt",))]
+    else:
+        raise ValueError(f"{path}: prompts are read from .txt, {', '.join(TABLES)}; not from {path.suffix or 'this'!r}")
+    if not prompts:
+        raise ValueError(f"{path}: there are no prompts in this file")
+    return prompts
+
+
+def resolve_prompts(spec: str, count: int | None = None, seed: int = 0) -> list[str]:
+    """Prompts by the name of a built-in set or from a file.
+
+    Args:
+        spec: ``in_domain``, ``new_shapes``, ``scenes``, or the path of a file for ``read_prompts``.
+        count: how many prompts; a built-in set needs it, a file gives its first ones, by default all.
+        seed: of the draw from a built-in set; a file has an order of its own.
+
+    Raises:
+        ValueError: neither a set nor a file, fewer prompts than asked for, or an error of ``read_prompts``.
+    """
+    if spec in PROMPT_SETS:
+        if count is None:
+            raise ValueError(f"prompt set {spec!r} is drawn from: say how many prompts it should give")
+        return prompt_set(spec, count, seed)
+    if not Path(spec).is_file():
+        raise ValueError(f"prompts {spec!r} are neither a built-in set ({', '.join(PROMPT_SETS)}) nor a file")
+    prompts = read_prompts(spec)
+    if count is not None and not 0 < count <= len(prompts):
+        raise ValueError(f"{spec}: has {len(prompts)} prompts; asked for {count}")
+    return prompts[:count]
+
+
+def read_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of a table that a user wrote, as ``(where, {column: value})``; a value that is absent is None.
+
+    Raises:
+        ValueError: the file is missing, not UTF-8 or damaged, or lacks a column; the message names those found.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".jsonl":
+        yield from _json_rows(path, columns)
+    elif suffix == ".csv":
+        reader = csv.DictReader(io.StringIO(_read_text(path), newline=""))
+        _check_columns(path, list(reader.fieldnames or []), columns)
+        for row in reader:
+            yield f"{path}:{reader.line_num}", {name: row[name] for name in columns}
+    elif suffix == ".parquet":
+        _check_file(path)
+        try:
+            _check_columns(path, pq.read_schema(path).names, columns)
+            rows = pq.read_table(path, columns=list(columns)).to_pylist()
+        except pa.ArrowInvalid as error:
+            raise ValueError(
+                f"{path}: is not a Parquet file, or a damaged one: {' '.join(str(error).split())}"
+            ) from error
+        yield from ((f"{path}: row {number}", row) for number, row in enumerate(rows, start=1))
+    else:
+        raise ValueError(f"{path}: tables are read from {', '.join(TABLES)}")
+
+
+def _json_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}:{number}: is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}:{number}: must be a JSON object with {', '.join(columns)}")
+        _check_columns(f"{path}:{number}", list(row), columns)
+        yield f"{path}:{number}", {name: row[name] for name in columns}
+
+
+def _check_columns(where: str | Path, found: list[str], needed: tuple[str, ...]) -> None:
+    missing = [name for name in needed if name not in found]
+    if missing:
+        names = ", ".join(found[:20]) or "none"
+        raise ValueError(f"{where}: lacks {' and '.join(map(repr, missing))}; columns found: {names}")
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise ValueError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
+
+
+def _read_text(path: Path) -> str:
+    _check_file(path)
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}:{line}: is not UTF-8 text; save the file as UTF-8") from error

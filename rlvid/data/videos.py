@@ -1,0 +1,279 @@
+"""Video files: read at a model's frame rate and size, written as MP4 or GIF, found in folders with captions."""
+
+import io
+import os
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from av.error import FFmpegError
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from rlvid.data.prompts import TABLES, check_prompt, read_rows
+
+EXTENSIONS = (".mp4", ".webm", ".avi", ".mov", ".mkv", ".gif")
+# A file named .mp4 may hold anything; a playlist, say, would make FFmpeg open other files.
+_OPEN = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif", "protocol_whitelist": "file"}
+
+
+class VideoError(ValueError):
+    """A file that cannot be read as a video; the message names the file and the reason."""
+
+
+@dataclass(frozen=True)
+class ClipFile:
+    """A video file and what it shows."""
+
+    path: Path
+    caption: str
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file that is not used, and why."""
+
+    path: Path
+    reason: str
+
+
+def read_video(path: str | Path, *, frames: int, size: int, fps: float) -> Tensor:
+    """Reads frames from the middle of a video.
+
+    Frames are chosen by their timestamps, so a variable frame rate is fine: F moments, 1 / fps apart, around the middle
+    of the clip, and for each the frame on show. A slower clip repeats frames. A clip shorter than F / fps seconds is
+    sampled evenly from end to end, as long as it has F frames. Rotation flags and non-square pixels are honoured,
+    transparent pixels are laid on black, the shorter side is scaled to ``size`` with anti-aliasing, and the middle is
+    cut out.
+
+    Args:
+        path: mp4, mov, mkv, webm, avi or gif.
+        frames: F.
+        size: height and width of the result in pixels.
+        fps: frames a second of the result.
+
+    Returns:
+        frames_FCHW, float32 in [0, 1].
+
+    Raises:
+        VideoError: missing, empty, damaged, cut off, not a video, or too short.
+    """
+    path = Path(path)
+    try:
+        if not path.is_file() or not path.stat().st_size:
+            raise VideoError(f"{path}: {'is empty' if path.is_file() else 'no such file'}")
+        starts, end = _timestamps(path)
+        return _pick(path, _choose(starts, end, path, frames, fps), size)
+    except VideoError:
+        raise
+    except (FFmpegError, OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise VideoError(f"{path}: cannot be decoded as a video: {reason}") from error
+
+
+def _timestamps(path: Path) -> tuple[np.ndarray, float]:
+    """When each decodable frame starts, and when the last one ends, in seconds from the first one."""
+    with av.open(path, options=_OPEN) as container:
+        if not container.streams.video:
+            raise VideoError(f"{path}: has no video stream")
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        tick = float(stream.time_base or 0)
+        period = 1 / float(stream.average_rate or stream.guessed_rate or 25)
+        pts: list[float] = []
+        last = 0.0
+        for frame in container.decode(stream):
+            if frame.is_corrupt:
+                raise VideoError(f"{path}: frame {len(pts)} is damaged")
+            pts.append(len(pts) * period if frame.pts is None else frame.pts * tick)
+            last = frame.duration * tick if frame.duration else period
+        if not pts:
+            raise VideoError(f"{path}: has no frames")
+        starts = np.maximum.accumulate(np.array(pts)) - pts[0]
+        end = float(starts[-1]) + last
+        announced = [stream.duration * tick] if stream.duration else []
+        if container.duration and (announced or len(container.streams) == 1):  # else it may be the sound's
+            announced.append(container.duration / av.time_base)
+        if announced and end < 0.95 * min(announced) - 0.1:
+            raise VideoError(f"{path}: is cut off: {end:.2f} s of {min(announced):.2f} s can be decoded")
+    return starts, end
+
+
+def _choose(starts: np.ndarray, end: float, path: Path, frames: int, fps: float) -> list[int]:
+    """Indices of the frames on show at the middles of F equal intervals."""
+    needed = frames / fps
+    if end + 0.5 / fps < needed and len(starts) < frames:
+        raise VideoError(
+            f"{path}: lasts {end:.2f} s and has {len(starts)} frames; "
+            f"needed: {needed:.2f} s ({frames} frames at {fps:g} a second), or {frames} frames"
+        )
+    step = min(1 / fps, end / frames)
+    moments = end / 2 + (np.arange(frames) + 0.5 - frames / 2) * step
+    return np.maximum(np.searchsorted(starts, moments + 1e-6, side="right") - 1, 0).tolist()
+
+
+def _pick(path: Path, chosen: list[int], size: int) -> Tensor:
+    """Decodes again and keeps the chosen frames only: a long clip would not fit into memory."""
+    kept: dict[int, Tensor] = {}
+    with av.open(path, options=_OPEN) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        wanted = set(chosen)
+        for index, frame in enumerate(container.decode(stream)):
+            if index in wanted:
+                kept[index] = _fit(_pixels(frame), size, float(stream.sample_aspect_ratio or 1))
+            if len(kept) == len(wanted):
+                break
+    return torch.stack([kept[index] for index in chosen])
+
+
+def _pixels(frame: av.VideoFrame) -> Tensor:
+    """(C, H, W) float32 in [0, 1] of one frame as stored, rotated as its flag says."""
+    if any(component.is_alpha for component in frame.format.components):
+        rgba = frame.to_ndarray(format="rgba").astype(np.float32) / 255
+        pixels = rgba[..., :3] * rgba[..., 3:]
+    else:
+        pixels = frame.to_ndarray(format="rgb24").astype(np.float32) / 255
+    turned = np.rot90(pixels, round(frame.rotation / 90))  # degrees, counterclockwise
+    return torch.from_numpy(np.ascontiguousarray(turned)).permute(2, 0, 1)
+
+
+def _fit(pixels_CHW: Tensor, size: int, aspect: float) -> Tensor:
+    """Scales the shorter side to ``size`` and cuts out the middle; ``aspect`` is a pixel's width over its height."""
+    height, width = pixels_CHW.shape[1], pixels_CHW.shape[2] * aspect
+    scale = size / min(height, width)
+    shape = (max(size, round(height * scale)), max(size, round(width * scale)))
+    if shape != tuple(pixels_CHW.shape[1:]):
+        pixels_CHW = F.interpolate(pixels_CHW[None], shape, mode="bilinear", antialias=True, align_corners=False)[0]
+    top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
+    return pixels_CHW[:, top : top + size, left : left + size].clamp(0, 1)
+
+
+def write_mp4(path: str | Path, frames_FCHW: Tensor, fps: float) -> None:
+    """Writes an H.264 video (yuv420p, which every player shows), whole or not at all.
+
+    Args:
+        path: of the file; an old one is replaced.
+        frames_FCHW: three channels in [0, 1], values outside are clamped; height and width must be even.
+        fps: frames a second.
+
+    Raises:
+        ValueError: odd height or width, or not (F, 3, H, W).
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    pixels_FHWC = to_bytes(frames_FCHW)
+    height, width = pixels_FHWC.shape[1:3]
+    if height % 2 or width % 2:
+        raise ValueError(
+            f"{path}: H.264 video needs an even height and width; got {height} x {width}: crop or pad first"
+        )
+    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with av.open(part, "w", format="mp4") as container:
+            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            stream.options = {"crf": "16"}
+            for pixels in pixels_FHWC:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            container.mux(stream.encode(None))
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def gif_bytes(frames_FCHW: Tensor, fps: float, scale: int = 1) -> bytes:
+    """An animated GIF that loops for ever, each pixel enlarged to ``scale`` x ``scale``; values are clamped to [0, 1].
+
+    GIF counts time in hundredths of a second, so the rate is rounded to 100 / n.
+    """
+    images = [Image.fromarray(np.kron(p, np.ones((scale, scale, 1), np.uint8))) for p in to_bytes(frames_FCHW)]
+    duration = max(20, round(100 / fps) * 10)  # players slow down anything below 20 ms
+    buffer = io.BytesIO()
+    images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=duration, loop=0, disposal=1)
+    return buffer.getvalue()
+
+
+def to_bytes(frames_FCHW: Tensor) -> np.ndarray:
+    """Frames as uint8 (F, H, W, 3): clamped to [0, 1] and rounded, NaN becomes 0.
+
+    Raises:
+        ValueError: not (F, 3, H, W) with F at least 1.
+    """
+    if frames_FCHW.dim() != 4 or frames_FCHW.shape[1] != 3 or not len(frames_FCHW):
+        raise ValueError(f"frames must be (F, 3, H, W) with F at least 1; got {tuple(frames_FCHW.shape)}")
+    pixels = frames_FCHW.detach().float().nan_to_num(0.0).clamp(0, 1) * 255
+    return pixels.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def find_clips(source: str | Path) -> tuple[list[ClipFile], list[Skipped]]:
+    """Videos with their captions, in the order of their paths, and everything that is not used.
+
+    Args:
+        source: a folder, searched with its sub-folders, where ``a.mp4`` has its caption in ``a.txt``; or a folder with
+            a manifest (``manifest.csv``, ``.jsonl`` or ``.parquet``); or a manifest. A manifest has the columns
+            ``video`` (path relative to the manifest) and ``caption``, and alone says what is used, in which order.
+
+    Raises:
+        ValueError: no such folder or file, several manifests, or a manifest that is damaged or lacks a column.
+    """
+    source = Path(source)
+    if source.is_file():
+        return _from_manifest(source)
+    if not source.is_dir():
+        raise ValueError(f"{source}: no such folder of videos, nor a manifest ({', '.join(TABLES)})")
+    files = sorted(path for path in source.rglob("*") if path.is_file())
+    manifests = [path for path in files if path.parent == source and path.stem == "manifest" and path.suffix in TABLES]
+    if len(manifests) > 1:
+        raise ValueError(f"{source}: has several manifests ({', '.join(p.name for p in manifests)}); keep one")
+    if manifests:
+        clips, skipped = _from_manifest(manifests[0])
+        named = {clip.path for clip in clips} | {each.path for each in skipped} | {manifests[0]}
+        return clips, skipped + [Skipped(p, f"not in {manifests[0].name}") for p in files if p not in named]
+    return _from_side_cars(files)
+
+
+def _from_side_cars(files: list[Path]) -> tuple[list[ClipFile], list[Skipped]]:
+    clips, skipped = [], []
+    videos = [path for path in files if path.suffix.lower() in EXTENSIONS]
+    side_cars = {path.with_suffix(".txt") for path in videos}
+    for path in files:
+        side_car = path.with_suffix(".txt")
+        if path in side_cars:
+            continue
+        if path.suffix.lower() not in EXTENSIONS:
+            skipped.append(Skipped(path, f"not a video (allowed: {', '.join(EXTENSIONS)}) nor the caption of one"))
+        elif not side_car.is_file():
+            skipped.append(Skipped(path, f"no caption: {side_car.name} is missing"))
+        else:
+            try:
+                caption = check_prompt(side_car.read_text(encoding="utf-8-sig"), str(side_car))
+                clips.append(ClipFile(path, caption))
+            except UnicodeDecodeError:
+                skipped.append(Skipped(path, f"no caption: {side_car.name} is not UTF-8 text"))
+            except ValueError as error:
+                skipped.append(Skipped(path, f"no caption: {error}"))
+    return clips, skipped
+
+
+def _from_manifest(manifest: Path) -> tuple[list[ClipFile], list[Skipped]]:
+    clips, skipped = [], []
+    for where, row in read_rows(manifest, ("video", "caption")):
+        name = row["video"]
+        if not isinstance(name, str) or not name.strip():
+            skipped.append(Skipped(manifest, f"{where}: names no video"))
+            continue
+        path = Path(os.path.normpath(manifest.parent / name.strip()))
+        try:
+            if path.suffix.lower() not in EXTENSIONS:
+                raise ValueError(f"not a video (allowed: {', '.join(EXTENSIONS)})")
+            if not path.is_file():
+                raise ValueError("no such file")
+            clips.append(ClipFile(path, check_prompt(row["caption"], where)))
+        except ValueError as error:
+            skipped.append(Skipped(path, str(error)))
+    return clips, skipped

@@ -1,0 +1,86 @@
+"""The denoising chain with a window of gradient: a prefix without a graph, then the last K steps, checkpointed."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from rlvid.diffusion.ddim import sigma, step_mean
+from rlvid.models.base import Prediction, VideoModel
+
+
+def offset_noise(noise_BCFhw: Tensor, offset_BCF: Tensor, strength: float) -> Tensor:
+    """Adds noise that is constant over a frame's pixels: InstructVideo's N(0, 1) + 0.1 N(0, 1) of (b, c, f, 1, 1)."""
+    return noise_BCFhw + strength * offset_BCF[..., None, None]
+
+
+def denoise(
+    model: VideoModel,
+    latents_BCFhw: Tensor,
+    text_BLD: Tensor,
+    grid: list[int],
+    *,
+    guidance: float,
+    eta: float = 0.0,
+    gradient_steps: int = 0,
+    noise: Callable[[int], Tensor] | None = None,
+    final: str = "exact",
+    recompute: bool = True,
+    unconditional_gradient: bool = True,
+    progress: Callable[[int], None] | None = None,
+) -> Tensor:
+    """Runs a DDIM chain from noisy to clean latents.
+
+    Args:
+        model: predicts (x0, eps).
+        latents_BCFhw: latents at the noise level of ``grid[0]``.
+        text_BLD: prompt embeddings.
+        grid: descending timesteps to visit.
+        guidance: classifier-free guidance g.
+        eta: 0 is deterministic; above 0, ``noise(step)`` gives each step's standard normal (B, C, F, h, w).
+        gradient_steps: K, last steps that carry gradient; 0 runs all under ``no_grad``.
+        noise: needed when eta > 0.
+        final: ``exact`` ends at alpha-bar = 1 (the prediction x0 itself), ``paper`` at alpha-bar of timestep 0.
+        recompute: recompute the denoiser's activations in the backward pass (never the reentrant variant, which
+            gives wrong gradients under ZeRO).
+        unconditional_gradient: whether the unconditional branch of guidance carries gradient.
+        progress: called with the index of each finished step.
+
+    Returns:
+        Clean latents_BCFhw, float32.
+
+    Raises:
+        ValueError: K outside the chain, or eta > 0 without noise.
+    """
+    if not 0 <= gradient_steps <= len(grid):
+        raise ValueError(f"gradient_steps = {gradient_steps}; the chain has {len(grid)} steps, allowed: 0 to {len(grid)}")
+    if eta > 0 and noise is None:
+        raise ValueError(f"eta = {eta} needs a source of noise")
+
+    def predict(x: Tensor, t: int) -> Prediction:
+        return model.predict(x, t, text_BLD, guidance, unconditional_gradient=unconditional_gradient)
+
+    x = latents_BCFhw.to(torch.promote_types(torch.float32, latents_BCFhw.dtype))
+    one = torch.ones((), dtype=x.dtype, device=x.device)
+    for index, t in enumerate(grid):
+        with_gradient = index >= len(grid) - gradient_steps
+        last = index + 1 == len(grid)
+        with torch.set_grad_enabled(with_gradient and torch.is_grad_enabled()):
+            if with_gradient and recompute:
+                prediction = checkpoint(predict, x, t, use_reentrant=False, preserve_rng_state=False)
+            else:
+                prediction = predict(x, t)
+            abar = model.abar_at(t, x)
+            if last:
+                abar_prev = one if final == "exact" else model.abar_at(0, x)
+            else:
+                abar_prev = model.abar_at(grid[index + 1], x)
+            spread = sigma(abar, abar_prev, eta)
+            x = step_mean(prediction, abar_prev, spread)
+            if eta > 0 and not last:
+                assert noise is not None
+                x = x + spread * noise(index).to(x)
+        if progress is not None:
+            progress(index)
+    return x

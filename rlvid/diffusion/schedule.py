@@ -1,0 +1,25 @@
+"""Which timesteps a chain visits, and where a partial chain starts."""
+
+
+def timesteps(steps: int, *, train_steps: int = 1000, offset: int = 1) -> list[int]:
+    """DDIM's timesteps, from noisy to clean, in leading spacing: 951, 901, ..., 51, 1 for 20 steps.
+
+    Raises:
+        ValueError: ``steps`` outside 1 .. ``train_steps``.
+    """
+    if not 1 <= steps <= train_steps:
+        raise ValueError(f"sampling.steps = {steps}; allowed: 1 to {train_steps}")
+    stride = train_steps // steps
+    return [index * stride + offset for index in reversed(range(steps))]
+
+
+def partial(grid: list[int], tau: float) -> list[int]:
+    """The last int(tau * D) timesteps of a grid, InstructVideo's editing chain: from 551 on for D = 20, tau = 0.6.
+
+    Raises:
+        ValueError: no step is left, or tau is over 1.
+    """
+    count = int(round(tau * len(grid), 6))
+    if not 1 <= count <= len(grid):
+        raise ValueError(f"tau = {tau} keeps {count} of {len(grid)} steps; allowed: 1 to {len(grid)}")
+    return grid[len(grid) - count :]

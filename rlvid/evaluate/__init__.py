@@ -1,0 +1,16 @@
+"""Evaluation: videos from fixed noise, metrics of each, tables with intervals, and pictures. No Ray in here."""
+
+import os
+from pathlib import Path
+from uuid import uuid4
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file at once: a reader finds the old content or the new, never a part. Makes missing folders."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

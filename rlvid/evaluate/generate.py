@@ -1,0 +1,92 @@
+"""Videos from pure noise, the same noise for every model, so that models are compared sample by sample."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rlvid import randomness
+from rlvid.diffusion.chain import denoise
+from rlvid.diffusion.schedule import timesteps
+from rlvid.models.base import VideoModel
+
+
+@torch.no_grad()
+def generate(
+    model: VideoModel,
+    prompts: list[str],
+    *,
+    seed: int,
+    steps: int = 20,
+    guidance: float = 3.0,
+    eta: float = 0.0,
+    final: str = "exact",
+    batch: int = 16,
+    first_index: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Generates one video a prompt and decodes all its frames.
+
+    Sample i (``first_index`` + place among the prompts) starts from noise that is a function of (seed, i) alone: it is
+    the same for every model, prompt and number of steps, and the video does not depend on ``batch`` but for rounding.
+
+    Args:
+        model: in evaluation mode, or dropout makes the result random.
+        prompts: N prompts.
+        seed: of the noise.
+        steps: D, steps of the DDIM chain.
+        guidance: classifier-free guidance g.
+        eta: 0 is deterministic; above 0, step k of sample i adds noise that is a function of (seed, i, k) alone.
+        final: ``exact`` or ``paper``, see ``rlvid.diffusion.chain.denoise``.
+        batch: most videos that are made at once; bounds the memory.
+        first_index: i of the first prompt.
+        progress: called with (videos done, N) after each batch.
+
+    Returns:
+        frames_BFCHW, float32 in [0, 1], on the CPU. Values that are not finite become NaN, and never a colour.
+
+    Raises:
+        ValueError: no prompts, ``batch`` below 1, or ``steps`` out of range.
+    """
+    if not prompts:
+        raise ValueError("generate: prompts is empty; give at least one")
+    if batch < 1:
+        raise ValueError(f"generate: batch = {batch}; allowed: 1 or more")
+    grid = timesteps(steps)
+    parts = []
+    for start in range(0, len(prompts), batch):
+        part = prompts[start : start + batch]
+        samples = range(first_index + start, first_index + start + len(part))
+        frames_BFCHW = _generate_batch(model, part, samples, grid, seed, guidance, eta, final)
+        parts.append(torch.where(frames_BFCHW.isfinite(), frames_BFCHW.clamp(0, 1), torch.nan).cpu())
+        if progress is not None:
+            progress(start + len(part), len(prompts))
+    return torch.cat(parts)
+
+
+def _generate_batch(
+    model: VideoModel,
+    prompts: list[str],
+    samples: range,
+    grid: list[int],
+    seed: int,
+    guidance: float,
+    eta: float,
+    final: str,
+) -> Tensor:
+    def noise(step: int) -> Tensor:
+        return randomness.normal(model.latent_shape, seed, "generate-step", [(i, step) for i in samples])
+
+    latents_BCFhw = denoise(
+        model,
+        randomness.normal(model.latent_shape, seed, "generate", [(i,) for i in samples]).to(model.device),
+        model.encode_prompts(prompts),
+        grid,
+        guidance=guidance,
+        eta=eta,
+        gradient_steps=0,
+        noise=noise,
+        final=final,
+    )
+    frames_BF = torch.arange(model.frames, device=model.device).expand(len(prompts), -1)
+    return model.decode_frames(latents_BCFhw, frames_BF).float()

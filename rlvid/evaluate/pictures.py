@@ -1,0 +1,305 @@
+"""Pictures of an evaluation: before and after, along the run, and the reward's curve. All on white, all one style.
+
+What tells things apart is place, label and line style, and colour only on top, so all are readable in black and white.
+"""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from rlvid.evaluate import write_whole
+
+INK, SOFT, RULE = "#1a1a1a", "#666666", "#c8c8c8"
+_MARGIN, _GAP, _TILE = 36, 6, 160  # pixels; a tile is at most _TILE wide unless a frame's integer multiple says less
+_LINES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#000000", ":"))  # Okabe and Ito's colours
+
+
+def before_after(
+    path: str | Path,
+    prompts: Sequence[str],
+    base_frames: Tensor,
+    tuned_frames: Tensor,
+    base_reward: Sequence[float] | Tensor,
+    tuned_reward: Sequence[float] | Tensor,
+    *,
+    labels: tuple[str, str] = ("Base model", "Fine-tuned"),
+    shown: int = 4,
+    reward_name: str = "reward",
+) -> None:
+    """Writes a PNG with a row a prompt: frames of the base on the left, of the tuned model on the right, rewards below.
+
+    Args:
+        path: of the PNG; written whole or not at all.
+        prompts: N prompts, written above their rows.
+        base_frames: (N, F, 3, H, W), float in [0, 1] or uint8; a frame that is not finite is drawn as a crossed box.
+        tuned_frames: the same for the tuned model.
+        base_reward: N rewards.
+        tuned_reward: the same for the tuned model.
+        labels: headings of the two blocks.
+        shown: most frames a block, spread over the video.
+        reward_name: how the reward is called.
+
+    Raises:
+        ValueError: no prompts, or counts and shapes that do not fit.
+    """
+    count = len(prompts)
+    _check(prompts, base_frames, "base_frames")
+    _check(prompts, tuned_frames, "tuned_frames")
+    if len(base_reward) != count or len(tuned_reward) != count:
+        raise ValueError(
+            f"before_after: {len(base_reward)} and {len(tuned_reward)} rewards for {count} prompts; give one each"
+        )
+    blocks = [[_tiles(clip, shown) for clip in frames] for frames in (base_frames, tuned_frames)]
+    tile_width, tile_height = blocks[0][0][0].size
+    columns = max(len(blocks[0][0]), len(blocks[1][0]))
+    block = columns * (tile_width + _GAP) - _GAP
+    gutter = 44
+    lefts = (_MARGIN, _MARGIN + block + gutter)
+    width = lefts[1] + block + _MARGIN
+    heading, text = _font(22, bold=True), _font(18)
+    titles = [_wrap(prompt, text, width - 2 * _MARGIN, 2) for prompt in prompts]
+    heights = [26 * len(title) + 8 + tile_height + 36 for title in titles]
+    top = _MARGIN + 54
+    image = Image.new("RGB", (width, top + sum(heights) + 26 * (count - 1) + _MARGIN), "white")
+    draw = ImageDraw.Draw(image)
+    for left, label in zip(lefts, labels, strict=True):
+        draw.text((left, _MARGIN), _shorten(label, heading, block), INK, heading)
+        draw.line((left, _MARGIN + 34, left + block - 1, _MARGIN + 34), INK, 2)
+    for row, title in enumerate(titles):
+        below = _write(draw, (_MARGIN, top), title, text, 26) + 8
+        for left, clips in zip(lefts, blocks, strict=True):
+            _paste(image, clips[row], left, below)
+        under = below + tile_height + 8
+        _rewards(draw, lefts, under, block, reward_name, float(base_reward[row]), float(tuned_reward[row]))
+        top += heights[row] + 26
+        if row + 1 < count:
+            draw.line((_MARGIN, top - 14, width - _MARGIN - 1, top - 14), RULE, 1)
+    _save(image, path)
+
+
+def _rewards(
+    draw: ImageDraw.ImageDraw, lefts: tuple[int, int], top: int, block: int, name: str, before: float, after: float
+) -> None:
+    """The line under a row: both rewards, and the gain where both are finite."""
+    draw.text((lefts[0], top), f"{name} {_number(before)}", SOFT, _font(16))
+    draw.text((lefts[1], top), f"{name} {_number(after)}", INK, _font(16, bold=True))
+    if math.isfinite(before) and math.isfinite(after):
+        gain = f"{after - before:+.3f}".replace("-", "−")
+        draw.text((lefts[1] + block, top), f"{gain} over base", SOFT, _font(16), anchor="ra")
+
+
+def evolution(
+    path: str | Path, prompts: Sequence[str], frames: Mapping[int, Tensor], *, columns: int = 8, unit: str = "step"
+) -> None:
+    """Writes a PNG with a row a prompt and a column a training step: the central frame of each video.
+
+    Args:
+        path: of the PNG; written whole or not at all.
+        prompts: N prompts, written left of their rows.
+        frames: training step -> (N, F, 3, H, W), float in [0, 1] or uint8.
+        columns: most steps that are shown; with more, the first, the last and some between.
+        unit: what the columns count.
+
+    Raises:
+        ValueError: no prompts or steps, or shapes that do not fit.
+    """
+    if not frames or columns < 2:
+        raise ValueError(
+            f"evolution: {len(frames)} steps in {columns} columns; needs a step or more and two columns or more"
+        )
+    for step in frames:
+        _check(prompts, frames[step], f"frames of step {step}")
+    steps = sorted(frames)
+    steps = [steps[round(i)] for i in np.linspace(0, len(steps) - 1, min(columns, len(steps)))]
+    side = 128 if len(steps) > 5 else _TILE
+    grid = [
+        [_tile(frames[step][row][frames[step].shape[1] // 2], side) for step in steps] for row in range(len(prompts))
+    ]
+    tile_width, tile_height = grid[0][0].size
+    heading, text = _font(18, bold=True), _font(18)
+    aside, gap = 250, 12
+    left = _MARGIN + aside + 24
+    width = left + len(steps) * (tile_width + gap) - gap + _MARGIN
+    top = _MARGIN + 40
+    image = Image.new("RGB", (width, top + len(prompts) * (tile_height + gap) - gap + _MARGIN), "white")
+    draw = ImageDraw.Draw(image)
+    for column, step in enumerate(steps):
+        label = f"{unit} {step:,}" if column == 0 else f"{step:,}"
+        draw.text((left + column * (tile_width + gap), _MARGIN), label, INK, heading)
+    draw.line((_MARGIN, _MARGIN + 28, width - _MARGIN - 1, _MARGIN + 28), INK, 2)
+    for row, prompt in enumerate(prompts):
+        lines = _wrap(prompt, text, aside, max(1, tile_height // 26))
+        _write(draw, (_MARGIN, top + (tile_height - 26 * len(lines)) // 2), lines, text, 26)
+        _paste(image, grid[row], left, top, gap)
+        top += tile_height + gap
+    _save(image, path)
+
+
+def reward_curve(
+    path: str | Path,
+    steps: Sequence[int],
+    series: Mapping[str, Sequence[float]],
+    *,
+    window: int | None = None,
+    x_label: str = "optimiser step",
+    y_label: str = "reward (cosine similarity)",
+    title: str | None = None,
+) -> None:
+    """Writes a PNG with each series against the training step: raw and light, and smoothed on top.
+
+    Args:
+        path: of the PNG; written whole or not at all.
+        steps: N training steps, ascending.
+        series: label -> N values; NaN where there is none. At most four.
+        window: values that the smoothed line averages around each step; default: a twentieth of the run, at least 1.
+        x_label: of the horizontal axis.
+        y_label: of the vertical axis, with its unit.
+        title: above the curve, if any.
+
+    Raises:
+        ValueError: no values, more than four series, or lengths that do not fit.
+    """
+    if not 1 <= len(series) <= len(_LINES) or len(steps) == 0:
+        raise ValueError(
+            f"reward_curve: {len(series)} series over {len(steps)} steps; allowed: 1 to {len(_LINES)} over 1 or more"
+        )
+    for label, values in series.items():
+        if len(values) != len(steps):
+            raise ValueError(f"reward_curve: series {label!r} has {len(values)} values for {len(steps)} steps")
+    reach = (max(1, len(steps) // 20) if window is None else window) // 2
+    style = {"font.family": "DejaVu Sans", "font.size": 11, "axes.edgecolor": INK, "text.color": INK}
+    with matplotlib.rc_context(style | {"axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK}):
+        figure = Figure(figsize=(9.6, 5.0), dpi=150, layout="constrained", facecolor="white")
+        figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12)
+        axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
+        for (label, values), (colour, dashes) in zip(series.items(), _LINES, strict=False):
+            _curve(axes, np.asarray(steps), np.asarray(values, dtype=np.float64), reach, label, colour, dashes)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(axis="y", color=RULE, linewidth=0.6)
+        axes.margins(x=0.01)
+        if title is not None:
+            figure.suptitle(title, x=0.015, ha="left", fontsize=13, fontweight="bold")
+        columns = len(series) if sum(map(len, series)) <= 70 else 2
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, handlelength=3)
+        if reach:
+            note = f"light: as logged; bold: smoothed over {2 * reach + 1} values"
+            axes.annotate(
+                note, (1, 0), (0, -27), "axes fraction", "offset points", ha="right", va="top", color=SOFT, fontsize=9
+            )
+        data = io.BytesIO()
+        figure.savefig(data, format="png")
+    write_whole(Path(path), data.getvalue())
+
+
+def _curve(axes: Axes, steps: np.ndarray, raw: np.ndarray, reach: int, label: str, colour: str, dashes: str) -> None:
+    """One series, its raw values light and its smoothed ones on top; a value that is missing is passed over."""
+    known = np.isfinite(raw)
+    smooth, marker = _smooth(raw, reach)[known], "o" if known.sum() == 1 else None
+    if reach:
+        axes.plot(steps[known], raw[known], color=colour, linewidth=0.8, alpha=0.3)
+    axes.plot(steps[known], smooth, color=colour, linestyle=dashes, linewidth=2.2, marker=marker, label=label)
+
+
+def _smooth(values: np.ndarray, reach: int) -> np.ndarray:
+    """Mean of the finite values within ``reach`` places, in triangular weights; NaN where there are none."""
+    finite = np.isfinite(values)
+    weights = np.bartlett(2 * reach + 3)[1:-1]
+    total = np.convolve(np.where(finite, values, 0.0), weights)[reach : reach + len(values)]
+    weight = np.convolve(finite.astype(np.float64), weights)[reach : reach + len(values)]
+    return np.divide(total, weight, out=np.full(len(values), np.nan), where=weight > 1e-9)
+
+
+def _check(prompts: Sequence[str], frames: Tensor, name: str) -> None:
+    shape = tuple(frames.shape)
+    if not prompts or len(shape) != 5 or shape[0] != len(prompts) or shape[1] < 1 or shape[2] != 3:
+        raise ValueError(
+            f"{name}: shape {shape} for {len(prompts)} prompts; expected (N, F, 3, H, W) with N >= 1 prompts"
+        )
+
+
+def _tiles(frames_FCHW: Tensor, shown: int) -> list[Image.Image]:
+    count = len(frames_FCHW)
+    return [_tile(frames_FCHW[round(i)]) for i in np.linspace(0, count - 1, min(shown, count))]
+
+
+def _tile(frame_CHW: Tensor, side: int = _TILE) -> Image.Image:
+    """A frame, enlarged by an integer so that its pixels stay crisp, or reduced to ``side`` pixels of width."""
+    height, width = frame_CHW.shape[1:]
+    factor = side // width
+    size = (width * factor, height * factor) if factor else (side, max(1, round(height * side / width)))
+    if not torch.isfinite(frame_CHW.float()).all():
+        image = Image.new("RGB", size, "white")
+        cross = ImageDraw.Draw(image)
+        cross.line((0, 0, size[0], size[1]), SOFT, 2)
+        cross.line((0, size[1], size[0], 0), SOFT, 2)
+        return image
+    pixels = frame_CHW if frame_CHW.dtype == torch.uint8 else (frame_CHW.clamp(0, 1) * 255).round().to(torch.uint8)
+    image = Image.fromarray(pixels.permute(1, 2, 0).cpu().contiguous().numpy())
+    return image.resize(size, Image.Resampling.NEAREST if factor else Image.Resampling.LANCZOS)
+
+
+def _paste(image: Image.Image, tiles: list[Image.Image], left: int, top: int, gap: int = _GAP) -> None:
+    """Tiles side by side, each in a hairline, for frames may be as white as the page."""
+    draw = ImageDraw.Draw(image)
+    for tile in tiles:
+        image.paste(tile, (left, top))
+        draw.rectangle((left - 1, top - 1, left + tile.width, top + tile.height), outline=RULE)
+        left += tile.width + gap
+
+
+@cache
+def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """The sans serif that matplotlib brings, so that all pictures share one face."""
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, size)
+
+
+def _shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The text, or as much of it as fits with an ellipsis."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    whole = text.rpartition(" ")[0] or text  # words are cut only where there is but one
+    return whole.rstrip(" ,") + "…"
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> list[str]:
+    """At most so many lines of at most ``width`` pixels; the last one ends in an ellipsis where text is left over."""
+    words, wrapped = text.split(), []
+    while words and len(wrapped) + 1 < lines:
+        fit = next((n for n in range(len(words), 0, -1) if font.getlength(" ".join(words[:n])) <= width), 1)
+        wrapped.append(_shorten(" ".join(words[:fit]), font, width))
+        words = words[fit:]
+    return [*wrapped, _shorten(" ".join(words), font, width)] if words or not wrapped else wrapped
+
+
+def _write(
+    draw: ImageDraw.ImageDraw, place: tuple[int, int], lines: list[str], font: ImageFont.FreeTypeFont, leading: int
+) -> int:
+    """Writes lines below each other and returns where they end."""
+    for number, line in enumerate(lines):
+        draw.text((place[0], place[1] + number * leading), line, INK, font)
+    return place[1] + leading * len(lines)
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}".replace("-", "−") if math.isfinite(value) else "not finite"
+
+
+def _save(image: Image.Image, path: str | Path) -> None:
+    data = io.BytesIO()
+    image.save(data, format="PNG", optimize=True)
+    write_whole(Path(path), data.getvalue())

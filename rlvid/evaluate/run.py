@@ -1,0 +1,111 @@
+"""Evaluating a run's folder: base against fine-tuned, as tables and as pictures beside the run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from rlvid.config import RunConfig, parse_config
+from rlvid.evaluate.evaluate import Row, evaluate_model
+from rlvid.evaluate.generate import generate
+from rlvid.evaluate.pictures import before_after, reward_curve
+from rlvid.models.lora import inject_lora, load_lora, lora_scale
+from rlvid.models.unet3d import UNet3DModel, load_model
+from rlvid.reward.clip import load_reward
+from rlvid.train.checkpoint import Found, find_checkpoints
+
+
+@dataclass
+class TunedModel:
+    """A run's model with its adapter inside; the scale of the adapter makes it the base or the tuned model."""
+
+    config: RunConfig
+    checkpoint: Found
+    model: UNet3DModel
+
+    def use(self, scale: float) -> UNet3DModel:
+        """The model with the adapter at a scale: 0 is the base, 1 the fine-tuned model."""
+        lora_scale(self.model.denoiser, scale)
+        return self.model
+
+
+def load_run(run: str | Path, step: int | None = None) -> TunedModel:
+    """Loads a run's settings and the adapter of a checkpoint, the latest by default.
+
+    Args:
+        run: the run's folder, or the name of one under ``runs``.
+        step: of the checkpoint.
+
+    Raises:
+        ValueError: no such run, or no such checkpoint in it.
+    """
+    folder = next((p for p in (Path(run), Path("runs") / run) if (p / "config.yaml").is_file()), None)
+    if folder is None:
+        known = sorted(p.parent.name for p in Path("runs").glob("*/config.yaml"))
+        raise ValueError(
+            f"run {str(run)!r}: no such folder, and no such run under runs (there: {', '.join(known) or 'none'})"
+        )
+    config = parse_config(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+    found = find_checkpoints(folder)
+    chosen = [c for c in found if step is None or c.step == step]
+    if not chosen:
+        steps = ", ".join(str(c.step) for c in found) or "none"
+        raise ValueError(f"run {folder}: no checkpoint{'' if step is None else f' of step {step}'}; it has: {steps}")
+    spec = config.model
+    model = load_model(spec.path, frames=spec.frames, size=spec.size, precision=spec.precision)
+    inject_lora(model.denoiser, spec.lora.rank, spec.lora.targets, config.seed)
+    load_lora(model.denoiser, chosen[-1].folder / "adapter")
+    return TunedModel(config, chosen[-1], model)
+
+
+def evaluate_run(
+    tuned: TunedModel,
+    prompts_by_set: dict[str, list[str]],
+    *,
+    steps_list: list[int],
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[Row]:
+    """Scores base and tuned model on the same prompts from the same noise; ``progress(model, done, of)``."""
+    config = tuned.config
+    reward, held_out = load_reward(config.reward.name), load_reward(config.reward.held_out or "builtin-heldout")
+    rows: list[Row] = []
+    for name, scale in (("base", 0.0), (config.method.name, 1.0)):
+        rows += evaluate_model(
+            tuned.use(scale),
+            prompts_by_set,
+            name=name,
+            reward=reward,
+            held_out=held_out,
+            steps_list=steps_list,
+            guidance=config.sampling.guidance,
+            final=config.sampling.final,
+            seed=seed,
+            progress=None if progress is None else lambda done, total, name=name: progress(name, done, total),
+        )
+    return rows
+
+
+def picture_before_after(tuned: TunedModel, prompts: list[str], path: Path, seed: int = 0) -> None:
+    """Writes a strip of the prompts' videos from the base and from the tuned model, with the trained reward below."""
+    config, reward = tuned.config, load_reward(tuned.config.reward.name)
+    videos = [
+        generate(tuned.use(scale), prompts, seed=seed, steps=config.sampling.steps, guidance=config.sampling.guidance)
+        for scale in (0.0, 1.0)
+    ]
+    scores = [reward(frames, prompts).mean(1) for frames in videos]
+    before_after(path, prompts, *videos, *scores)
+
+
+def picture_reward_curve(run: Path, path: Path) -> None:
+    """Writes the trained and the held-out reward of a run's TensorBoard events against its steps."""
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0}, purge_orphaned_data=True)
+    events.Reload()
+    series = {}
+    for tag, label in (("score", "trained reward"), ("held_out", "held-out reward")):
+        if tag in events.Tags()["scalars"]:
+            series[label] = [e.value for e in events.Scalars(tag)]
+            steps = [e.step for e in events.Scalars(tag)]
+    reward_curve(path, steps, series)

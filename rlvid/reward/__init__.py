@@ -1,0 +1,1 @@
+"""Rewards: image rewards on frames, and how a video's frames make one number (SegVR and TAR)."""

@@ -1,0 +1,25 @@
+"""Segmental Video Reward, SegVR (InstructVideo, section 3.3): one random frame of each segment stands for it."""
+
+import torch
+from torch import Tensor
+
+
+def choose_frames(uniform_BS: Tensor, frames: int) -> Tensor:
+    """Indices of the scored frames.
+
+    Args:
+        uniform_BS: draws in [0, 1), one for each video and segment.
+        frames: F; a segment has F // S frames, and a remainder at the end is never drawn, as in the paper's code.
+
+    Returns:
+        frames_BS: int64, ascending in each row.
+
+    Raises:
+        ValueError: more segments than frames.
+    """
+    segments = uniform_BS.shape[1]
+    length = frames // segments
+    if length < 1:
+        raise ValueError(f"reward.segments = {segments} exceeds the {frames} frames of a video; allowed: 1 to {frames}")
+    offset_BS = (uniform_BS * length).long().clamp_max(length - 1)
+    return torch.arange(segments, device=uniform_BS.device) * length + offset_BS

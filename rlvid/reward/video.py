@@ -1,0 +1,63 @@
+"""Where SegVR and TAR meet an image reward: which frames are decoded, and what a video's reward is."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlvid.reward.attenuation import tar_weights
+from rlvid.reward.segments import choose_frames
+
+ImageReward = Callable[[Tensor, list[str]], Tensor]
+"""``(frames_BSCHW, prompts) -> scores_BS``: differentiable in the frames, which are pixels in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class FramePlan:
+    """Frames to decode and score: ``frames_BS`` (int64) and ``weights_BS`` (float32), the weights ready to sum."""
+
+    frames_BS: Tensor
+    weights_BS: Tensor
+
+    def reward(self, scores_BS: Tensor) -> Tensor:
+        """reward_B = sum over s of weight_s score_s."""
+        return (self.weights_BS.to(scores_BS) * scores_BS).sum(1)
+
+
+def plan_frames(
+    uniform_BS: Tensor, frames: int, attenuation: float, weights: str = "paper", skip_below: float = 0.0
+) -> FramePlan:
+    """Chooses and weighs frames before anything is decoded.
+
+    Args:
+        uniform_BS: one draw in [0, 1) for each video and segment.
+        frames: F.
+        attenuation: TAR's lambda. With ``inf`` the plan is the central frame alone, of weight 1 in either mode.
+        weights: ``paper`` divides TAR's weights by S; ``normalised`` makes them sum to one.
+        skip_below: segments whose expected share of the summed weight is smaller are left out of the plan.
+
+    Returns:
+        A plan of S frames a video, or fewer with ``skip_below``.
+    """
+    if math.isinf(attenuation):
+        centre_B1 = torch.full((len(uniform_BS), 1), frames // 2, dtype=torch.int64, device=uniform_BS.device)
+        return FramePlan(centre_B1, torch.ones_like(centre_B1, dtype=torch.float32))
+    frames_BS = choose_frames(uniform_BS, frames)
+    weights_BS = tar_weights(frames_BS, frames, attenuation)
+    if weights == "normalised":
+        weights_BS = weights_BS / weights_BS.sum(1, keepdim=True)
+    else:
+        weights_BS = weights_BS / uniform_BS.shape[1]
+    kept = expected_shares(uniform_BS.shape[1], frames, attenuation) >= skip_below
+    kept = kept.to(frames_BS.device)
+    return FramePlan(frames_BS[:, kept], weights_BS[:, kept])
+
+
+def expected_shares(segments: int, frames: int, attenuation: float) -> Tensor:
+    """Share of the summed TAR weight that each segment has on average: (S,), float32, sums to one."""
+    length = frames // segments
+    index_SL = torch.arange(segments * length).reshape(segments, length)
+    weight_S = tar_weights(index_SL, frames, attenuation).mean(1)
+    return weight_S / weight_S.sum()

@@ -1,0 +1,1 @@
+"""The built-in world: a procedural text-to-video setting small enough for a laptop, and learned."""

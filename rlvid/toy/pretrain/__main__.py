@@ -1,0 +1,93 @@
+"""``python -m rlvid.toy.pretrain``: rebuilds all weights of the built-in world from a seed and prints their quality."""
+
+import argparse
+import json
+import logging
+import time
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from open_clip.model import CLIP
+from safetensors.torch import save_file
+from transformers import CLIPTokenizer
+
+from rlvid.toy.pretrain.autoencoder import clean_error, fit_autoencoder, refine_decoder
+from rlvid.toy.pretrain.common import log
+from rlvid.toy.pretrain.denoiser import build_scheduler, fit_denoiser
+from rlvid.toy.pretrain.preference import ARCHITECTURE, fit_reward, preference_accuracy
+from rlvid.toy.pretrain.quality import quality_of_model
+from rlvid.toy.pretrain.text import build_tokenizer
+
+PARTS = {
+    "unet": ["diffusers", "UNet3DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+}
+
+
+def main() -> None:
+    """Runs the stages in order; a stage whose folder is there already is loaded instead of trained."""
+    parser = argparse.ArgumentParser(prog="python -m rlvid.toy.pretrain", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "weights", help="folder of the weights")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the training steps, for a quick trial")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    out, device, began = options.out, torch.device(options.device), time.perf_counter()
+
+    def steps(count: int) -> int:
+        return max(2, round(count * options.scale))
+
+    (out / "model").mkdir(parents=True, exist_ok=True)
+    tokenizer = build_tokenizer()
+    tokenizer.save_pretrained(out / "model" / "tokenizer")
+    build_scheduler().save_pretrained(out / "model" / "scheduler")
+    index = {"_class_name": "TextToVideoSDPipeline", **PARTS}
+    (out / "model" / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+    folder = out / "model" / "vae"
+    if not folder.is_dir():
+        fit_autoencoder(options.seed, steps(3000), device).save_pretrained(folder)
+    vae = AutoencoderKL.from_pretrained(folder).to(device).eval().requires_grad_(False)
+
+    figures = {}
+    for name, seed in (("reward", options.seed + 100), ("heldout", options.seed + 200)):
+        if not (out / name).is_dir():
+            save_reward(fit_reward(seed, steps(400), steps(600), vae, tokenizer), tokenizer, out / name)
+        figures[name] = preference_accuracy(load_reward_weights(out / name, device), vae, tokenizer)
+
+    if not (out / "model" / "unet").is_dir():
+        unet, encoder = fit_denoiser(options.seed + 300, steps(2800), 16, vae, tokenizer)
+        unet.save_pretrained(out / "model" / "unet")
+        encoder.save_pretrained(out / "model" / "text_encoder")
+        # Last, so that every stage before has seen one and the same latent space and autoencoder.
+        refine_decoder(vae, options.seed + 400, steps(2500)).save_pretrained(folder)
+    figures["autoencoder"] = {"L1 on clean frames in [-1, 1]": clean_error(vae)}
+    figures["model"] = quality_of_model(out)
+    for name, values in figures.items():
+        log.info("%s: %s", name, ", ".join(f"{key} {value:.4f}" for key, value in values.items()))
+    (out / "quality.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    log.info("all in %.0f s on %s, in %s", time.perf_counter() - began, device, out)
+
+
+def save_reward(model: CLIP, tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Writes open_clip's configuration and the weights as safetensors."""
+    folder.mkdir(parents=True)
+    config = ARCHITECTURE | {"text_cfg": ARCHITECTURE["text_cfg"] | {"vocab_size": len(tokenizer)}}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    save_file({name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
+
+
+def load_reward_weights(folder: Path, device: torch.device) -> CLIP:
+    """The open_clip model in a folder that ``save_reward`` wrote."""
+    from rlvid.reward.clip import load_clip_folder
+
+    return load_clip_folder(folder, folder.parent / "model" / "tokenizer", device).clip
+
+
+if __name__ == "__main__":
+    main()

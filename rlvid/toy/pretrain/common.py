@@ -1,0 +1,87 @@
+"""What all stages of pre-training share: the stream of clips, the schedule of the learning rate, the average."""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rlvid.toy.captions import write_captions
+from rlvid.toy.render import Clips, degrade, render, sample_clips, sample_degradation
+
+log = logging.getLogger("rlvid.toy.pretrain")
+
+
+@dataclass(frozen=True)
+class Footage:
+    """A batch of clips with what they show: ``frames_BFCHW`` in [0, 1] and one caption each."""
+
+    clips: Clips
+    captions: list[str]
+    clean_BFCHW: Tensor
+    frames_BFCHW: Tensor
+
+
+def draw_footage(count: int, generator: torch.Generator, degraded: float = 0.5) -> Footage:
+    """Draws B clips, of which a share is degraded; ``clean_BFCHW`` holds the same clips before that."""
+    clips = sample_clips(count, generator)
+    clean = render(clips)
+    kind_B, strength_B = sample_degradation(count, generator, degraded)
+    frames = degrade(clean, kind_B, strength_B, generator)
+    return Footage(clips, write_captions(clips, generator), clean, frames)
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:
+    """Linear warm-up, then half a cosine down to 2 % of the peak."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+def fit(
+    modules: list[nn.Module],
+    loss_of_step: Callable[[int], Tensor],
+    *,
+    steps: int,
+    peak: float,
+    name: str,
+    decay: float = 0.998,
+    weight_decay: float = 0.0,
+    each: Callable[[int], None] | None = None,
+) -> None:
+    """Minimises ``loss_of_step(step)`` with AdamW and leaves the exponential moving average of the weights behind.
+
+    ``each(step)`` is called every 500 steps with the averaged weights in place.
+    """
+    parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.99), weight_decay=weight_decay)
+    average = [p.detach().clone() for p in parameters]
+    start, shown = time.perf_counter(), 0.0
+
+    def swap() -> None:
+        for p, a in zip(parameters, average, strict=True):
+            p.data, a.data = a.data, p.data
+
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, peak)
+        loss = loss_of_step(step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        weight = min(decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - weight)
+        shown = loss.item() if step == 0 else 0.98 * shown + 0.02 * loss.item()
+        if (step + 1) % 100 == 0:
+            rate = (time.perf_counter() - start) / (step + 1)
+            log.info("%s %d/%d loss %.4f, %.2f s a step, %.0f s to go", name, step + 1, steps, shown, rate, rate * (steps - step - 1))
+        if each is not None and (step + 1) % 500 == 0 and step + 1 < steps:
+            swap()
+            each(step + 1)
+            swap()
+    swap()

@@ -1,0 +1,60 @@
+"""Untrained miniatures of the real classes, for tests and dry runs: a model and a reward in well under a second."""
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
+from diffusers.models.resnet import TemporalConvLayer
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+from torch import Tensor
+
+from rlvid.models.unet3d import UNet3DModel
+from rlvid.reward.clip import ClipReward
+from rlvid.reward.preprocess import Preprocess
+from rlvid.toy.pretrain.text import CONTEXT_LENGTH, build_text_encoder, build_tokenizer
+
+
+def tiny_model(seed: int = 0, *, frames: int = 4, size: int = 16) -> UNet3DModel:
+    """A random model with 60 k parameters; temporal convolutions are re-drawn, or they would pass nothing on."""
+    torch.manual_seed(seed)
+    unet = UNet3DConditionModel(
+        sample_size=size // 2,
+        block_out_channels=(8, 16),
+        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
+        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=16,
+        attention_head_dim=8,
+    )
+    for module in unet.modules():
+        if isinstance(module, TemporalConvLayer):
+            torch.nn.init.normal_(module.conv4[-1].weight, std=0.1)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=size,
+    )
+    tokenizer = build_tokenizer()
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+        steps_offset=1,
+    )  # fmt: skip
+    return UNet3DModel(unet, vae, build_text_encoder(tokenizer, 16), tokenizer, scheduler, frames=frames, size=size)
+
+
+def tiny_reward(seed: int = 0, size: int = 16) -> ClipReward:
+    """A random reward of open_clip's class over frames of ``size`` pixels."""
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer()
+    vision = CLIPVisionCfg(layers=1, width=16, head_width=8, image_size=size, patch_size=4)
+    text = CLIPTextCfg(context_length=CONTEXT_LENGTH, vocab_size=len(tokenizer), width=16, heads=2, layers=1)
+
+    def tokenise(prompts: list[str]) -> Tensor:
+        return tokenizer(
+            prompts, padding="max_length", truncation=True, max_length=CONTEXT_LENGTH, return_tensors="pt"
+        ).input_ids
+
+    return ClipReward(CLIP(16, vision, text), tokenise, Preprocess(size))

@@ -1,0 +1,100 @@
+"""Checkpoints: the adapter alone, the engine's state, the method's state, and where the run stands.
+
+Layout of a checkpoint folder, the same for any number of workers::
+
+    adapter/adapter_model.safetensors, adapter_config.json    all that evaluation needs; PEFT loads it
+    engine/                                                   DeepSpeed's files, one set a worker
+    algorithm.pt                                              the method's own state, when it has any
+    state.json                                                step, seed, config, versions
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from rlvid.algorithms.base import Algorithm
+from rlvid.config import RunConfig
+from rlvid.models.lora import lora_state, save_lora
+from rlvid.train.engine import Engine
+
+_NAME = re.compile(r"step-(\d{6,})$")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint on disk: its folder and the number of optimiser steps behind it."""
+
+    folder: Path
+    step: int
+
+
+def checkpoint_name(step: int) -> str:
+    """Folder name of the checkpoint after ``step`` optimiser steps."""
+    return f"step-{step:06d}"
+
+
+def save_checkpoint(
+    folder: Path,
+    rank: int,
+    step: int,
+    config: RunConfig,
+    engine: Engine,
+    algorithm: Algorithm,
+    denoiser: nn.Module,
+    workers: int,
+) -> None:
+    """Writes this worker's part of a checkpoint; every worker must call it, each with a folder of its own."""
+    (folder / "engine").mkdir(parents=True)
+    engine.save(folder / "engine")
+    with engine.gathered():
+        state = lora_state(denoiser) if rank == 0 else {}
+    if rank != 0:
+        return
+    save_lora(state, config.model.lora.rank, config.model.lora.targets, folder / "adapter")
+    if own := algorithm.state_dict():
+        torch.save(own, folder / "algorithm.pt")
+    packages = {name: version(name) for name in ("torch", "ray", "deepspeed", "diffusers", "peft")}
+    description = {
+        "step": step,
+        "workers": workers,
+        "seed": config.seed,
+        "fingerprint": config.fingerprint,
+        "config": config.model_dump(mode="json"),
+        "versions": packages,
+    }
+    (folder / "state.json").write_text(json.dumps(description, indent=2), encoding="utf-8")
+
+
+def load_checkpoint(folder: Path, config: RunConfig, engine: Engine, algorithm: Algorithm, workers: int) -> int:
+    """Restores a run; returns the number of finished steps.
+
+    Raises:
+        ValueError: the checkpoint is of another config or another number of workers.
+    """
+    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    if state["fingerprint"] != config.fingerprint:
+        raise ValueError(f"checkpoint {folder} belongs to another config; give this run a name of its own (name=...)")
+    if state["workers"] != workers:
+        raise ValueError(
+            f"checkpoint {folder} is of {state['workers']} workers and the run has {workers}; "
+            f"set train.workers={state['workers']} or give the run a name of its own"
+        )
+    engine.load(folder / "engine")
+    if (folder / "algorithm.pt").is_file():
+        algorithm.load_state_dict(torch.load(folder / "algorithm.pt", weights_only=True))
+    return int(state["step"])
+
+
+def find_checkpoints(run: Path) -> list[Found]:
+    """The complete checkpoints of a run's folder, oldest first."""
+    found = []
+    for folder in run.iterdir() if run.is_dir() else []:
+        match = _NAME.search(folder.name)
+        if match and (folder / "state.json").is_file() and (folder / "adapter" / "adapter_model.safetensors").is_file():
+            found.append(Found(folder, int(match[1])))
+    return sorted(found, key=lambda each: each.step)

@@ -1,0 +1,176 @@
+"""The optimiser step: DeepSpeed ZeRO across workers, or plain torch in one process. The one place that knows DeepSpeed."""
+
+import math
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlvid.config import OptimizerConfig, TrainConfig
+
+TAG = "engine"
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What an optimiser step did: the gradient's norm before clipping, the rate used, whether it was skipped."""
+
+    gradient_norm: float
+    lr: float
+    skipped: bool
+
+
+class Engine(ABC):
+    """Back-propagates accumulated losses and steps AdamW over the trainable parameters of ``module``."""
+
+    module: nn.Module
+    config: OptimizerConfig
+
+    @abstractmethod
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Accumulates gradients; ``last`` marks the last part before ``step``."""
+
+    @abstractmethod
+    def step(self, index: int) -> StepOutcome:
+        """Clips, steps at the rate of step ``index`` and clears the gradients; a non-finite norm skips on all workers."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Writes the engine's state; every worker must call it."""
+
+    @abstractmethod
+    def load(self, folder: Path) -> None:
+        """Restores what ``save`` wrote, with the same number of workers."""
+
+    def gathered(self) -> AbstractContextManager[Any]:
+        """Within it the trainable parameters are whole on every worker (ZeRO-3 keeps slices)."""
+        return nullcontext()
+
+    def rate(self, index: int) -> float:
+        """Learning rate of step ``index`` (from 0) under linear warm-up."""
+        return self.config.lr * min(1.0, (index + 1) / max(1, self.config.warmup))
+
+
+def _adamw(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
+    return torch.optim.AdamW(parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+
+
+class TorchEngine(Engine):
+    """One process without DeepSpeed: the reference that the distributed engine is held to."""
+
+    def __init__(self, module: nn.Module, config: OptimizerConfig) -> None:
+        self.module, self.config = module, config
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.optimizer = _adamw(self.parameters, config)
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """See ``Engine.backward``."""
+        loss.backward()
+
+    def step(self, index: int) -> StepOutcome:
+        """See ``Engine.step``."""
+        limit = self.config.clip_norm or math.inf
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, limit))
+        lr = self.optimizer.param_groups[0]["lr"] = self.rate(index)
+        skipped = not math.isfinite(norm)
+        if not skipped:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return StepOutcome(norm, lr, skipped)
+
+    def save(self, folder: Path) -> None:
+        """See ``Engine.save``."""
+        weights = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
+        torch.save({"optimizer": self.optimizer.state_dict(), "weights": weights}, folder / f"{TAG}.pt")
+
+    def load(self, folder: Path) -> None:
+        """See ``Engine.load``."""
+        state = torch.load(folder / f"{TAG}.pt", weights_only=True)
+        self.module.load_state_dict(state["weights"], strict=False)
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+class DeepSpeedEngine(Engine):
+    """ZeRO stage 0 to 3 over the process group that Ray Train has set up.
+
+    Parameters keep the precision they come in (frozen ones may be bf16, trainable ones are float32), so the
+    engine runs in its float32 mode and no loss scale is needed.
+    """
+
+    def __init__(self, module: nn.Module, config: OptimizerConfig, train: TrainConfig, micro_batch: int) -> None:
+        import deepspeed
+
+        # Its shared-memory all-reduce serves inference only; building it takes a C++ compiler and 40 s at the first run.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        self.config = config
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        self._stage = train.zero_stage
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=module,
+            optimizer=_adamw(parameters, config),
+            config={
+                "train_micro_batch_size_per_gpu": micro_batch,
+                "gradient_accumulation_steps": 1,
+                "gradient_clipping": config.clip_norm,
+                "zero_optimization": {"stage": train.zero_stage},
+                "zero_allow_untested_optimizer": True,
+                "steps_per_print": None,
+            },
+        )
+        self.module = self._engine
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """See ``Engine.backward``; gradients are averaged over workers at the last part."""
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss)
+        if not last:
+            self._engine.step()
+
+    def step(self, index: int) -> StepOutcome:
+        """See ``Engine.step``."""
+        lr = self.rate(index)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        if self._stage == 0:
+            parameters = [p for p in self._engine.module.parameters() if p.grad is not None]
+            norm = float(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
+            if not math.isfinite(norm):
+                self._engine.zero_grad()
+                return StepOutcome(norm, lr, True)
+            self._engine.step()
+            return StepOutcome(norm, lr, False)
+        self._engine.step()
+        norm = float(self._engine.get_global_grad_norm())
+        return StepOutcome(norm, lr, bool(self._optimizer.overflow))
+
+    def save(self, folder: Path) -> None:
+        """See ``Engine.save``; frozen weights are left out."""
+        self._engine.save_checkpoint(str(folder), tag=TAG, exclude_frozen_parameters=True, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """See ``Engine.load``.
+
+        Raises:
+            ValueError: the checkpoint is of another number of workers, or cannot be read.
+        """
+        from deepspeed.runtime.zero.utils import ZeRORuntimeException
+
+        try:
+            path, _ = self._engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
+        except ZeRORuntimeException as error:
+            raise ValueError(f"checkpoint {folder}: {error}; a ZeRO run resumes with its own number of workers") from error
+        if path is None:
+            raise ValueError(f"checkpoint {folder} holds no engine state")
+
+    def gathered(self) -> AbstractContextManager[Any]:
+        """See ``Engine.gathered``."""
+        if self._stage < 3:
+            return nullcontext()
+        import deepspeed
+
+        trainable = [p for p in self._engine.module.parameters() if p.requires_grad]
+        return deepspeed.zero.GatheredParameters(trainable, modifier_rank=None)

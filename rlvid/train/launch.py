@@ -1,0 +1,223 @@
+"""From a config to a finished run: checks, encoding, Ray Train, and what is left in the run's folder.
+
+A run's folder, ``{storage}/{name}``::
+
+    config.yaml       the settings, as validated
+    step-000050/ ...  checkpoints
+    tensorboard/      scalars and videos
+    archive/          generated samples with their rewards, Parquet
+    logs/             one full log a worker
+"""
+
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from rlvid.config import RunConfig, parse_config
+from rlvid.data.clips import EncodedClips
+from rlvid.data.encode import encode_builtin
+from rlvid.train.checkpoint import find_checkpoints
+
+log = logging.getLogger("rlvid.train")
+
+_MIN_FREE_BYTES = 200 * 2**20
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run: its folder, the last checkpoint, the step it started from, and what was skipped."""
+
+    folder: Path
+    checkpoint: Path
+    first_step: int
+    skipped: int
+    seconds: float
+
+
+def run_folder(config: RunConfig) -> Path:
+    """Absolute path of the run's folder."""
+    return Path(config.output.storage).expanduser().resolve() / config.name
+
+
+def prepare(config: RunConfig) -> Path:
+    """Makes the run's folder, or checks that an existing one is of the same run.
+
+    Raises:
+        ValueError: the folder cannot be written, the disk is full, or the name belongs to another config.
+    """
+    folder = run_folder(config)
+    known = folder / "config.yaml"
+    if known.is_file():
+        before = parse_config(yaml.safe_load(known.read_text(encoding="utf-8")))
+        if before.fingerprint != config.fingerprint:
+            raise ValueError(
+                f"run {config.name!r} exists in {folder} with another config ({differences(before, config)}); "
+                "choose another name=..., or delete the folder to start anew"
+            )
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"{folder} exists and is not a run of rlvid; choose another name=... or output.storage=...")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise ValueError(
+            f"output.storage = {config.output.storage!r}: {folder} cannot be written ({error.strerror}); "
+            "choose a folder that you may write to"
+        ) from error
+    if free < _MIN_FREE_BYTES:
+        raise ValueError(
+            f"output.storage = {config.output.storage!r}: {free >> 20} MiB are free and a run needs at least "
+            f"{_MIN_FREE_BYTES >> 20}; free some space or choose another folder"
+        )
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    temporary = folder / "config.yaml.tmp"
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, known)
+    return folder
+
+
+def differences(before: RunConfig, now: RunConfig) -> str:
+    """The settings that differ, as ``key: old -> new``, a few of them."""
+    old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
+    changed = [f"{key}: {old.get(key)} -> {new.get(key)}" for key in sorted(old | new) if old.get(key) != new.get(key)]
+    return ", ".join(changed[:4]) + (", ..." if len(changed) > 4 else "")
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in data.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
+def start_ray(address: str | None = None) -> None:
+    """Connects to the cluster of ``address`` or RAY_ADDRESS, else starts Ray on this machine; quietly.
+
+    Raises:
+        ValueError: no cluster answers at the address.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    target = address or os.environ.get("RAY_ADDRESS") or "local"
+    try:
+        local: dict[str, Any] = {"include_dashboard": False} if target == "local" else {}
+        ray.init(address=target, log_to_driver=False, logging_level="ERROR", **local)
+    except ConnectionError as error:
+        raise ValueError(
+            f"no Ray cluster answers at {target!r}; start one (`ray start --head`) or leave the address out"
+        ) from error
+
+
+def check_resources(config: RunConfig) -> bool:
+    """Whether workers get a GPU each.
+
+    Raises:
+        ValueError: the cluster is too small for the workers.
+    """
+    import ray
+
+    have = ray.cluster_resources()
+    train = config.train
+    gpus, cpus = have.get("GPU", 0), have.get("CPU", 0)
+    use_gpu = gpus >= train.workers if train.use_gpu is None else train.use_gpu
+    if use_gpu and gpus < train.workers:
+        raise ValueError(
+            f"train.workers = {train.workers} with train.use_gpu=true needs {train.workers} GPUs; the cluster has {gpus:g}"
+        )
+    if train.workers * train.cpus_per_worker > cpus:
+        raise ValueError(
+            f"train.workers = {train.workers} at train.cpus_per_worker = {train.cpus_per_worker:g} needs "
+            f"{train.workers * train.cpus_per_worker:g} CPU cores; the cluster has {cpus:g}; set train.workers to at most "
+            f"{int(cpus // train.cpus_per_worker)}"
+        )
+    return use_gpu
+
+
+def encoded_clips(config: RunConfig, console: Console) -> Path:
+    """The folder of encoded clips: the one the config names, or the built-in clips, encoded once and kept.
+
+    Raises:
+        ValueError: the folder is not one of encoded clips, or was encoded for another model.
+    """
+    if config.data.source != "builtin":
+        folder = Path(config.data.source).expanduser().resolve()
+        EncodedClips.open(folder)
+        return folder
+    out = Path(config.output.storage).expanduser().resolve() / "clips" / f"builtin-{config.data.clips}-seed{config.seed}"
+    report = encode_builtin(config.data.clips, config.seed, config.model, out)
+    console.print(f"clips: {report.clips} encoded ones in {_shown(out)}", highlight=False)
+    return out
+
+
+def train(config: RunConfig, console: Console, address: str | None = None) -> Finished:
+    """Runs or resumes a run to its last step.
+
+    Raises:
+        ValueError: bad input or a full cluster, before anything heavy starts.
+        RuntimeError: a worker failed more often than allowed; the message ends with the worker's own error.
+    """
+    folder = prepare(config)
+    start_ray(address)
+    use_gpu = check_resources(config)
+    clips = encoded_clips(config, console)
+
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    from rlvid.train.loop import train_worker
+    from rlvid.train.progress import Board, ProgressLine
+
+    board = Board.remote()
+    cpus = config.train.cpus_per_worker
+    environment = {"OMP_NUM_THREADS": str(max(1, int(cpus)))}
+    if not use_gpu:
+        environment["DS_ACCELERATOR"] = "cpu"
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "config": config.model_dump(), "clips": str(clips), "run": str(folder), "use_gpu": use_gpu, "board": board
+        },
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.train.workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus} | ({"GPU": 1} if use_gpu else {})
+        ),
+        run_config=ray.train.RunConfig(
+            name=config.name,
+            storage_path=str(folder.parent),
+            failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures, controller_failure_limit=3),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.output.keep_checkpoints),
+            worker_runtime_env={"env_vars": environment},
+        ),
+    )  # fmt: skip
+    try:
+        with ProgressLine(board, config.train.steps, console):
+            result = trainer.fit()
+    except (ray.train.WorkerGroupError, ray.train.ControllerError) as error:
+        raise RuntimeError(_reason(error, folder)) from error
+    done = result.return_value
+    last = find_checkpoints(folder)[-1]
+    return Finished(folder, last.folder, done["first_step"], done["skipped"], done["seconds"])
+
+
+def _reason(error: Exception, folder: Path) -> str:
+    causes = list(getattr(error, "worker_failures", {}).values()) or [error]
+    lines = [line.strip() for line in str(causes[0]).splitlines() if line.strip()]
+    return f"training stopped: {lines[-1]} (full logs: {_shown(folder / 'logs')}; start the same command again to resume)"
+
+
+def _shown(path: Path) -> str:
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

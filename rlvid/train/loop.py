@@ -1,0 +1,34 @@
+"""What every worker runs. It knows no algorithm by name: a method is a generator of losses."""
+
+import time
+from typing import Any
+
+from rlvid.config import RunConfig
+from rlvid.train.worker import Worker
+
+
+def train_worker(job: dict[str, Any]) -> dict[str, Any]:
+    """Trains from the latest checkpoint of the run to its last step; Ray Train calls it on each worker.
+
+    Args:
+        job: ``config`` (a dumped RunConfig), and what ``Worker`` needs.
+
+    Returns:
+        What this worker did: the first step of this start, skipped steps, seconds.
+    """
+    config = RunConfig.model_validate(job["config"])
+    with Worker(config, job) as worker:
+        for step in range(worker.first_step, config.train.steps):
+            started = time.perf_counter()
+            updates, outcomes = [], []
+            for update in worker.algorithm.updates(worker.fetch(step)):
+                with worker.stopwatch.stage("backward"):
+                    worker.engine.backward(update.loss, update.step)
+                updates.append(update)
+                if update.step:
+                    with worker.stopwatch.stage("sync"):
+                        outcomes.append(worker.engine.step(step))
+            worker.record(step, updates, outcomes, time.perf_counter() - started)
+            if worker.checkpoint_due(step):
+                worker.save(step + 1)
+        return worker.summary()

@@ -1,0 +1,61 @@
+"""TensorBoard: scalars of every step and moving pictures, written by worker 0; resumed runs leave no zigzag."""
+
+import math
+import time
+from pathlib import Path
+
+import torch
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from torch import Tensor
+
+from rlvid.data.videos import gif_bytes
+
+
+class TensorBoard:
+    """Writes one run's events.
+
+    Args:
+        folder: where event files go; made when missing.
+        first_step: what earlier writers of a resumed run wrote from this step on is purged by readers.
+    """
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = EventFileWriter(str(folder))
+        if first_step > 0:
+            start = SessionLog(status=SessionLog.START)
+            self._writer.add_event(Event(wall_time=time.time(), step=first_step, session_log=start))
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Writes finite and non-finite values alike, under their names."""
+        summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+        self._writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
+
+    def video(self, step: int, name: str, frames_FCHW: Tensor, fps: int) -> None:
+        """Writes a clip in [0, 1] as a looping GIF, which the images page plays."""
+        scale = max(1, 128 // frames_FCHW.shape[-1])
+        height, width = (side * scale for side in frames_FCHW.shape[-2:])
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif_bytes(frames_FCHW, fps, scale))
+        summary = Summary(value=[Summary.Value(tag=name, image=image)])
+        self._writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
+
+    def flush(self) -> None:
+        """Pushes what was written to the file."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Flushes and ends."""
+        self._writer.close()
+
+
+def average(sums: dict[str, tuple[float, float]]) -> dict[str, float]:
+    """Means of summed metrics over all workers; every worker must call it with the same names."""
+    names = sorted(sums)
+    table = torch.tensor([sums[name] for name in names], dtype=torch.float64)
+    if torch.distributed.is_initialized():
+        device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+        table = table.to(device)
+        torch.distributed.all_reduce(table)
+    return {name: (total / count if count else math.nan) for name, (total, count) in zip(names, table.tolist(), strict=True)}

@@ -1,0 +1,110 @@
+"""What every test stands on: the environment, a seed, tiers by folder, and one local Ray cluster."""
+
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TIERS = ("unit", "ray", "parity", "gpu")
+
+# Read by libraries when they are imported, and inherited by the processes that tests start. setdefault: what you
+# export before pytest wins.
+for _name, _value in {
+    "DS_ACCELERATOR": "cpu",  # DeepSpeed: the equivalence tests compare CPU runs, with or without a GPU beside them
+    "HF_HUB_OFFLINE": "1",  # a test never downloads
+    "MPLBACKEND": "Agg",
+    "RAY_AUTH_MODE": "disabled",  # otherwise a local cluster writes a token into the home folder
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the default of 2 s is also the pace of ray.train.report
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TORCH_EXTENSIONS_DIR": str(ROOT / ".cache" / "torch_extensions"),  # DeepSpeed's CPU op, compiled once
+}.items():
+    os.environ.setdefault(_name, _value)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test by its folder; skip those that need a GPU where there is none."""
+    for item in items:
+        folder = item.path.relative_to(ROOT / "tests").parts[0]
+        if folder in TIERS:
+            item.add_marker(folder)
+        if item.get_closest_marker("gpu") and not _has_cuda():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _threads() -> None:
+    import torch
+
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """The same random numbers in every test, in whatever order tests run.
+
+    rlvid itself draws from generators of its own; this is for what tests make up.
+    """
+    import random
+
+    import numpy as np
+    import torch
+
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[Any]:
+    """A local Ray cluster with 8 logical CPUs, on however few real ones, and a dashboard.
+
+    The dashboard is not a luxury: Tune frees a stopped trial's resources through it, and jobs are submitted to it, at
+    `os.environ["RAY_API_SERVER_ADDRESS"]`. Yields what `ray.init` returns.
+    """
+    import ray
+
+    temp_dir = tempfile.mkdtemp(prefix="rlvid-", dir="/tmp")  # short: Unix socket paths end at 107 bytes
+    port = _free_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", temp_dir)  # nothing lands in ~/ray_results or ~/.ray
+        patch.setenv("RAY_API_SERVER_ADDRESS", f"http://127.0.0.1:{port}")  # not another instance's on this host
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
+        patch.delenv("RAY_ADDRESS", raising=False)
+        context = ray.init(
+            address="local",
+            num_cpus=8,
+            num_gpus=0,
+            object_store_memory=150 * 1024**2,
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            dashboard_port=port,
+            _temp_dir=f"{temp_dir}/ray",
+        )
+        try:
+            yield context
+        finally:
+            ray.shutdown()  # never `ray stop`: it would end every instance on the machine
+            shutil.rmtree(temp_dir, ignore_errors=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,579 @@
+"""Prompts, videos, the order of clips, encoded folders and the archive; no Ray."""
+
+import io
+import json
+import resource
+import shutil
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from rlvid.algorithms.base import Samples
+from rlvid.data.archive import SCHEMA, ArchiveWriter, read_archive, trim
+from rlvid.data.clips import EncodedClips, clip_index, digest, is_reusable, write_folder
+from rlvid.data.encode import encode_items, read_rendered, rendered_clip
+from rlvid.data.prompts import read_prompts, resolve_prompts
+from rlvid.data.videos import VideoError, find_clips, gif_bytes, read_video, write_mp4
+from rlvid.toy.captions import PROMPT_SETS, read_caption
+from rlvid.toy.tiny import tiny_model
+
+FPS = 8.0
+
+
+def ramp(count: int, height: int = 32, width: int = 32) -> torch.Tensor:
+    """Frame i is flat at i / (count - 1), so that a frame read back tells its number."""
+    return torch.linspace(0, 1, count)[:, None, None, None].expand(count, 3, height, width).contiguous()
+
+
+def numbers(frames_FCHW: torch.Tensor, count: int) -> list[int]:
+    return (frames_FCHW.mean((1, 2, 3)) * (count - 1)).round().int().tolist()
+
+
+def write_video(
+    path: Path,
+    frames_FCHW: torch.Tensor,
+    *,
+    codec: str = "libx264",
+    format: str = "yuv444p",
+    rotation: int = 0,
+    times_ms: list[int] | None = None,
+) -> None:
+    with av.open(path, "w") as container:
+        stream = container.add_stream(codec, rate=8)
+        stream.height, stream.width, stream.pix_fmt = frames_FCHW.shape[2], frames_FCHW.shape[3], format
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for i, pixels in enumerate((frames_FCHW * 255).round().byte().permute(0, 2, 3, 1).numpy()):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            frame.time_base = Fraction(1, 1000)
+            frame.pts = times_ms[i] if times_ms else i * 125
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+# ------------------------------------------------------------------------------------------- prompts
+
+
+def test_prompts_are_read_from_every_format(tmp_path: Path) -> None:
+    prompts = ["a red star, moving left", 'ein "blauer" Mond', "a red star, moving left"]
+    (tmp_path / "p.txt").write_bytes("\ufeff a red star, moving left \r\n\n".encode() + "\n".join(prompts[1:]).encode())
+    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps({"id": 1, "prompt": p}) for p in prompts) + "\n")
+    pq.write_table(pa.table({"prompt": prompts}), tmp_path / "p.parquet")
+    pa.csv.write_csv(pa.table({"n": [1, 2, 3], "prompt": prompts}), tmp_path / "p.csv")
+    for suffix in ("txt", "jsonl", "parquet", "csv"):
+        assert read_prompts(tmp_path / f"p.{suffix}") == prompts
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("p.txt", None, "no such file"),
+        ("p.txt", b"", "no prompts"),
+        ("p.txt", b"\n  \n", "no prompts"),
+        ("p.txt", b"fine\nbad \xff\n", r"p\.txt:2: is not UTF-8"),
+        ("p.txt", b"fine\n" + b"x" * 1001, r"p\.txt:2: the prompt has 1,001 characters; allowed: up to 1,000"),
+        ("p.jsonl", b'{"prompt": "a"}\n{"prompt": " "}\n', r"p\.jsonl:2: the prompt is empty"),
+        ("p.jsonl", b'{"prompt": "a"}\n\n{"prompt": 7}\n', r"p\.jsonl:3: the prompt is 7; it must be a text"),
+        ("p.jsonl", b'{"text": "a"}\n', r"p\.jsonl:1: lacks 'prompt'; columns found: text"),
+        ("p.jsonl", b"[1]\n", r"p\.jsonl:1: must be a JSON object"),
+        ("p.jsonl", b"{\n", r"p\.jsonl:1: is not JSON"),
+        ("p.csv", b"text,n\na,1\n", "lacks 'prompt'; columns found: text, n"),
+        ("p.csv", b"n,prompt\n1,a\n2,\n", r"p\.csv:3: the prompt is empty"),
+        ("p.parquet", b"PAR1", "is not a Parquet file"),
+        ("p.pdf", b"a", "prompts are read from .txt"),
+    ],
+)
+def test_bad_prompt_files_are_named(tmp_path: Path, name: str, content: bytes | None, complaint: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=complaint) as caught:
+        read_prompts(tmp_path / name)
+    assert "\n" not in str(caught.value)
+    assert name in str(caught.value)
+
+
+def test_prompts_resolve_to_a_set_or_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    path.write_text("a\nb\nc\n")
+    assert resolve_prompts("new_shapes", 5, seed=1) == resolve_prompts("new_shapes", 5, seed=1)
+    assert resolve_prompts("new_shapes", 5, seed=1) != resolve_prompts("new_shapes", 5, seed=2)
+    assert resolve_prompts(str(path)) == ["a", "b", "c"]
+    assert resolve_prompts(str(path), 2) == ["a", "b"]
+    for spec, count, complaint in [
+        (str(path), 4, "has 3 prompts; asked for 4"),
+        ("new_shape", 4, "neither a built-in set .in_domain, new_shapes, scenes. nor a file"),
+        ("scenes", None, "say how many"),
+    ]:
+        with pytest.raises(ValueError, match=complaint):
+            resolve_prompts(spec, count)
+
+
+# -------------------------------------------------------------------------------------------- videos
+
+
+def test_a_video_comes_back_within_the_codecs_tolerance(tmp_path: Path) -> None:
+    _, frames_FCHW = rendered_clip(0, 3, 8, 64)
+    write_mp4(tmp_path / "a.mp4", frames_FCHW, FPS)
+    back_FCHW = read_video(tmp_path / "a.mp4", frames=8, size=64, fps=FPS)
+    assert back_FCHW.dtype == torch.float32
+    assert back_FCHW.shape == frames_FCHW.shape
+    assert (back_FCHW - frames_FCHW).abs().mean() < 0.02
+    assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]  # nothing left beside it
+
+
+@pytest.mark.parametrize(
+    ("rate", "count", "fps", "frames", "expected"),
+    [
+        (8, 8, 8, 8, [0, 1, 2, 3, 4, 5, 6, 7]),  # just so
+        (8, 16, 8, 4, [6, 7, 8, 9]),  # the middle
+        (24, 24, 8, 8, [1, 4, 7, 10, 13, 16, 19, 22]),  # every third
+        (4, 8, 8, 8, [2, 2, 3, 3, 4, 4, 5, 5]),  # a slower clip repeats
+        (30, 10, 8, 5, [1, 3, 5, 7, 9]),  # a third of a second, ten frames: evenly over the whole
+    ],
+)
+def test_frames_are_chosen_by_time(
+    tmp_path: Path, rate: int, count: int, fps: float, frames: int, expected: list[int]
+) -> None:
+    write_mp4(tmp_path / "a.mp4", ramp(count), rate)
+    assert numbers(read_video(tmp_path / "a.mp4", frames=frames, size=16, fps=fps), count) == expected
+
+
+def test_a_variable_frame_rate_is_read_by_timestamps(tmp_path: Path) -> None:
+    # frame 0 shows for 1 s, 1 and 2 for 50 ms each, 3 until the end
+    write_video(tmp_path / "a.mkv", ramp(5), times_ms=[0, 1000, 1050, 1100, 1875])
+    got = numbers(read_video(tmp_path / "a.mkv", frames=8, size=16, fps=4), 5)
+    assert got == [0, 0, 0, 0, 3, 3, 3, 4]
+
+
+def test_a_clip_that_is_too_short_says_what_it_needs(tmp_path: Path) -> None:
+    write_mp4(tmp_path / "a.mp4", ramp(4), FPS)
+    with pytest.raises(
+        VideoError, match=r"lasts 0\.50 s and has 4 frames; needed: 2\.00 s \(16 frames at 8 a second\)"
+    ):
+        read_video(tmp_path / "a.mp4", frames=16, size=16, fps=FPS)
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 32), (32, 48), (33, 47), (16, 96), (21, 20)])
+def test_the_middle_is_cut_from_any_shape(tmp_path: Path, height: int, width: int) -> None:
+    frames_FCHW = torch.zeros(4, 3, height, width)
+    frames_FCHW[:, 0, : height // 2] = 1  # red above, green on the left
+    frames_FCHW[:, 1, :, : width // 2] = 1
+    write_video(tmp_path / "a.mkv", frames_FCHW)
+    got_FCHW = read_video(tmp_path / "a.mkv", frames=4, size=16, fps=FPS)
+    assert got_FCHW.shape == (4, 3, 16, 16)
+    corners = got_FCHW[1][:, [2, 2, 13, 13], [2, 13, 2, 13]].T
+    assert torch.allclose(corners[:, :2], torch.tensor([[1.0, 1], [1, 0], [0, 1], [0, 0]]), atol=0.1)
+
+
+def test_rotation_flags_and_transparency_are_honoured(tmp_path: Path) -> None:
+    frames_FCHW = torch.zeros(4, 3, 32, 32)
+    frames_FCHW[:, 0, :, :16] = 1  # red on the left
+    write_video(tmp_path / "turned.mp4", frames_FCHW, format="yuv420p", rotation=90)
+    got_FCHW = read_video(tmp_path / "turned.mp4", frames=4, size=32, fps=FPS)
+    assert got_FCHW[0, 0, 28, 16] > 0.8  # a quarter counterclockwise: left becomes bottom
+    assert got_FCHW[0, 0, 4, 16] < 0.2
+
+    half = Image.new("RGBA", (32, 32), (255, 255, 255, 0))
+    half.paste((255, 255, 255, 255), (0, 0, 16, 32))
+    half.save(tmp_path / "a.gif", save_all=True, append_images=[half.rotate(180)] * 7, duration=120, disposal=2)
+    got_FCHW = read_video(tmp_path / "a.gif", frames=4, size=32, fps=FPS)
+    assert got_FCHW[0].amax() > 0.9
+    assert got_FCHW[0].amin() < 0.1  # transparent white is black
+
+
+def test_a_gif_loops_keeps_its_frames_and_is_read_as_a_video(tmp_path: Path) -> None:
+    data = gif_bytes(ramp(8, 16, 16), fps=10, scale=2)
+    with Image.open(io.BytesIO(data)) as image:
+        assert (image.size, image.n_frames, image.info["loop"], image.info["duration"]) == ((32, 32), 8, 0, 100)
+    (tmp_path / "a.gif").write_bytes(data)
+    assert numbers(read_video(tmp_path / "a.gif", frames=8, size=16, fps=10), 8) == list(range(8))
+
+
+def test_files_that_are_no_videos_are_refused_by_name(tmp_path: Path) -> None:
+    write_mp4(tmp_path / "good.mp4", torch.rand(16, 3, 32, 32), FPS)
+    write_video(tmp_path / "good.mkv", torch.rand(16, 3, 32, 32))
+    whole = {name: (tmp_path / name).read_bytes() for name in ("good.mp4", "good.mkv")}
+    image = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(image, "PNG")
+    bad = {
+        "cut.mp4": whole["good.mp4"][: len(whole["good.mp4"]) * 2 // 3],
+        "cut.mkv": whole["good.mkv"][: len(whole["good.mkv"]) * 2 // 3],
+        "text.mp4": b"this is a text\n" * 50,
+        "list.mp4": b"ffconcat version 1.0\nfile good.mp4\n",  # a playlist would open another file
+        "image.mp4": image.getvalue(),
+        "empty.mp4": b"",
+        "zeros.mp4": bytes(5000),
+    }
+    for name, content in bad.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "folder.mp4").mkdir()
+    for name in [*bad, "folder.mp4", "missing.mp4"]:
+        with pytest.raises(VideoError, match=name) as caught:
+            read_video(tmp_path / name, frames=4, size=16, fps=FPS)
+        assert "\n" not in str(caught.value)
+    assert read_video(tmp_path / "good.mkv", frames=16, size=16, fps=FPS).shape == (16, 3, 16, 16)
+
+
+def test_odd_sizes_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="even height and width; got 15 x 16"):
+        write_mp4(tmp_path / "a.mp4", torch.rand(2, 3, 15, 16), FPS)
+    assert list(tmp_path.iterdir()) == []
+
+
+# -------------------------------------------------------------------------------------- finding clips
+
+
+def test_a_folder_gives_clips_and_names_the_rest(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("b.mp4", "a.WEBM", "sub/c.gif", "lonely.mp4", "long.mp4", "latin.mp4"):
+        (tmp_path / name).write_bytes(b"x")
+    for name, caption in {"b": " a b\n", "a": "an a", "sub/c": "a c", "notes": "hi", "long": "x" * 1001}.items():
+        (tmp_path / f"{name}.txt").write_text(caption)
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    clips, skipped = find_clips(tmp_path)
+    assert [(c.path.relative_to(tmp_path).as_posix(), c.caption) for c in clips] == [
+        ("a.WEBM", "an a"),
+        ("b.mp4", "a b"),
+        ("sub/c.gif", "a c"),
+    ]
+    reasons = {s.path.name: s.reason for s in skipped}
+    assert reasons.keys() == {"latin.mp4", "lonely.mp4", "long.mp4", "notes.txt"}
+    assert "not UTF-8" in reasons["latin.mp4"]
+    assert reasons["lonely.mp4"] == "no caption: lonely.txt is missing"
+    assert "1,001 characters" in reasons["long.mp4"]
+    assert "not a video" in reasons["notes.txt"]
+
+
+def manifest_csv(path: Path, table: pa.Table) -> None:
+    pa.csv.write_csv(table, path)
+
+
+def manifest_jsonl(path: Path, table: pa.Table) -> None:
+    path.write_text("\n".join(map(json.dumps, table.to_pylist())))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "write"),
+    [("csv", manifest_csv), ("jsonl", manifest_jsonl), ("parquet", lambda path, table: pq.write_table(table, path))],
+)
+def test_a_manifest_says_what_is_used(tmp_path: Path, suffix: str, write: Callable[[Path, pa.Table], None]) -> None:
+    (tmp_path / "clips").mkdir()
+    for name in ("clips/2.mp4", "clips/1.mp4", "other.mp4"):
+        (tmp_path / name).write_bytes(b"x")
+    videos = ["clips/2.mp4", "./clips/1.mp4", "gone.mp4", "clips/2.txt", "other.mp4"]
+    table = pa.table({"video": videos, "caption": ["two", "one", "gone", "text", " "], "more": [1, 2, 3, 4, 5]})
+    manifest = tmp_path / f"manifest.{suffix}"
+    write(manifest, table)
+    for source in (tmp_path, manifest):
+        clips, skipped = find_clips(source)
+        assert [(c.path, c.caption) for c in clips] == [
+            (tmp_path / "clips/2.mp4", "two"),
+            (tmp_path / "clips/1.mp4", "one"),
+        ]
+        assert {s.path.name for s in skipped} == {"gone.mp4", "2.txt", "other.mp4"}
+    (tmp_path / "stray.mp4").write_bytes(b"x")
+    assert find_clips(tmp_path)[1][-1].reason == f"not in manifest.{suffix}"
+    write(manifest, table.rename_columns(["file", "caption", "more"]))
+    with pytest.raises(ValueError, match="lacks 'video'; columns found: file, caption, more"):
+        find_clips(tmp_path)
+
+
+def test_a_source_must_exist_and_have_one_manifest(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such folder of videos"):
+        find_clips(tmp_path / "none")
+    (tmp_path / "manifest.csv").touch()
+    (tmp_path / "manifest.jsonl").touch()
+    with pytest.raises(ValueError, match=r"several manifests .manifest\.csv, manifest\.jsonl."):
+        find_clips(tmp_path)
+
+
+# ------------------------------------------------------------------------------------- encoded clips
+
+
+def test_every_epoch_is_a_permutation_whatever_was_asked_before() -> None:
+    serials = list(range(35))
+    forward = [clip_index(s, 7, seed=3) for s in serials]
+    clip_index.__globals__["_order"].cache_clear()
+    backward = [clip_index(s, 7, seed=3) for s in reversed(serials)][::-1]
+    assert forward == backward
+    epochs = [forward[i : i + 7] for i in range(0, 35, 7)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert len(set(map(tuple, epochs))) > 1
+    assert forward != [clip_index(s, 7, seed=4) for s in serials]
+    with pytest.raises(ValueError, match="count starts at 1|count at 1"):
+        clip_index(0, 0, seed=0)
+
+
+def test_built_in_clips_belong_to_their_index() -> None:
+    first = [rendered_clip(5, i, 4, 16) for i in range(40)]
+    caption, frames_FCHW = rendered_clip(5, 7, 4, 16)
+    assert caption == first[7][0]
+    assert torch.equal(frames_FCHW, first[7][1])
+    subjects = {read_caption(caption).subject for caption, _ in first}
+    assert subjects == set(PROMPT_SETS["in_domain"])
+    assert len({caption for caption, _ in first}) > 30
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, pa.Table]:
+    """A folder of 300 clips in two parts, rows from a tiny model; one clip cannot be read."""
+    model = tiny_model(frames=2, size=8)
+
+    def read(item: dict, model: object) -> tuple[str, torch.Tensor]:
+        if item["index"] == 5:
+            raise VideoError("clip 5: is cut off")
+        return read_rendered(0, item, model)
+
+    items = [{"index": i, "source": f"clip {i}", "caption": ""} for i in range(300)]
+    table = encode_items(model, items, read)
+    made_with = {"size": 8, "weights": "abc"}
+    meta = {"fingerprint": digest(made_with), "model_fingerprint": "m", "made_with": made_with}
+    out = tmp_path_factory.mktemp("encoded") / "clips"
+    assert write_folder(out, iter([table.slice(0, 150), table.slice(150)]), meta, []) == 299
+    return out, made_with, table
+
+
+def test_encoded_clips_are_what_the_model_said(encoded: tuple[Path, dict, pa.Table]) -> None:
+    clips = EncodedClips.open(encoded[0], "m")
+    model = tiny_model(frames=2, size=8)
+    assert len(clips) == 299
+    indices = [298, 0, 5, 0, 256]  # position 5 is clip 6, since clip 5 could not be read
+    captions, text_BLD, posterior = clips.fetch(indices)
+    drawn = [rendered_clip(0, i, 2, 8) for i in (299, 0, 6, 0, 257)]
+    assert captions == [caption for caption, _ in drawn] == [clips.captions[i] for i in indices]
+    want = model.encode_frames(torch.stack([frames for _, frames in drawn]))
+    torch.testing.assert_close(posterior.mean, want.mean, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(posterior.std, want.std, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(text_BLD, model.encode_prompts(captions), atol=1e-5, rtol=1e-5)
+    assert posterior.mean.shape[1:] == model.latent_shape == tuple(clips.meta["latent_shape"])
+    assert posterior.sample(torch.ones_like(posterior.mean)).isfinite().all()
+    for wrong in ([299], [-1], []):
+        with pytest.raises(ValueError, match="allowed positions are 0 to 298"):
+            clips.fetch(wrong)
+
+
+def test_plain_arrow_reads_encoded_clips_and_the_report_names_the_rest(encoded: tuple[Path, dict, pa.Table]) -> None:
+    out, _, table = encoded
+    assert sorted(p.name for p in out.iterdir()) == [
+        "meta.json", "part-00000.parquet", "part-00001.parquet", "report.json", "report.txt"
+    ]  # fmt: skip
+    row = pq.read_table(out / "part-00000.parquet").slice(3, 1).to_pylist()[0]
+    mean = np.frombuffer(row["mean"], "<f4").reshape(row["latent_shape"])
+    assert mean.shape == (4, 2, 4, 4)
+    assert row["mean"] == table["mean"][3].as_py()
+    assert json.loads((out / "report.json").read_text())["skipped"] == [
+        {"path": "clip 5", "reason": "clip 5: is cut off"}
+    ]
+    assert "clip 5: is cut off" in (out / "report.txt").read_text()
+
+
+def test_a_folder_is_reused_replaced_or_refused(encoded: tuple[Path, dict, pa.Table], tmp_path: Path) -> None:
+    source, made_with, table = encoded
+    out = tmp_path / "clips"
+    assert not is_reusable(out, made_with)
+    shutil.copytree(source, out)
+    assert is_reusable(out, made_with)
+    with pytest.raises(ValueError, match="size 8 there, 16 now.*delete it or name another folder"):
+        is_reusable(out, {**made_with, "size": 16})
+    (out / "meta.json").unlink()
+    assert not is_reusable(out, made_with)
+    stale = tmp_path / write_name(out)
+    stale.mkdir()
+    meta = {"fingerprint": digest(made_with), "made_with": made_with}
+    assert write_folder(out, iter([table.slice(0, 3)]), meta, []) == 3
+    assert len(EncodedClips.open(out)) == 3
+    assert list(tmp_path.iterdir()) == [out]  # the folder of a killed process is gone too
+    (out / "meta.json").unlink()
+    (out / "thesis.doc").touch()
+    with pytest.raises(ValueError, match=r"is no folder of encoded clips \(it has thesis.doc\)"):
+        is_reusable(out, made_with)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="cannot be written"):
+        write_folder(tmp_path / "file" / "clips", iter([table]), meta, [])
+    with pytest.raises(ValueError, match="none of the 1 clips can be read: clip 5: is cut off"):
+        write_folder(tmp_path / "none", iter([table.slice(5, 1)]), meta, [])
+    assert not (tmp_path / "none").exists()
+
+
+def write_name(out: Path) -> str:
+    import socket
+
+    return f"{out.name}.tmp-{socket.gethostname()}-{2**22 + 1}"  # no process has such a number
+
+
+def break_meta(folder: Path) -> None:
+    (folder / "meta.json").write_text("{")
+
+
+def drop_column(folder: Path) -> None:
+    path = folder / "part-00000.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["std"]), path)
+
+
+def cut_part(folder: Path) -> None:
+    path = folder / "part-00001.parquet"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("harm", "fingerprint", "complaint"),
+    [
+        (shutil.rmtree, None, "no such folder"),
+        (lambda f: (f / "meta.json").unlink(), None, "has no meta.json"),
+        (break_meta, None, "meta.json: is damaged"),
+        (drop_column, None, "lacks std; columns found: index, source"),
+        (cut_part, None, "part-00001.parquet: is damaged"),
+        (lambda f: (f / "part-00001.parquet").unlink(), None, "holds 256 clips where meta.json says 299"),
+        (lambda f: [p.unlink() for p in f.glob("part-*")], None, "holds 0 clips"),
+        (lambda f: None, "other", "encoded with another model or size .size 8, weights abc"),
+    ],
+)
+def test_bad_folders_are_refused(
+    encoded: tuple[Path, dict, pa.Table],
+    tmp_path: Path,
+    harm: Callable[[Path], object],
+    fingerprint: str | None,
+    complaint: str,
+) -> None:
+    folder = shutil.copytree(encoded[0], tmp_path / "clips")
+    harm(folder)
+    with pytest.raises(ValueError, match=complaint) as caught:
+        EncodedClips.open(folder, fingerprint)
+    assert "\n" not in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------- archive
+
+
+def make_samples(first: int, count: int = 2, size: int = 16) -> Samples:
+    return Samples(
+        serials=list(range(first, first + count)),
+        prompts=[f"prompt {i}" for i in range(count)],
+        frames_BSCHW=torch.rand(count, 3, 3, size, size) * 1.2 - 0.1,
+        frames_BS=torch.tensor([[0, 3, 6]] * count),
+        scores_BS=torch.rand(count, 3),
+        reward_B=torch.tensor([0.5] * count),
+    )
+
+
+def open_writer(folder: Path) -> ArchiveWriter:
+    return ArchiveWriter(folder, "run", "instructvideo", "c0ffee", 7, FPS, model="builtin")
+
+
+def test_the_archive_comes_back(tmp_path: Path) -> None:
+    samples = {(step, rank): make_samples(4 * step + 2 * rank) for step in range(3) for rank in range(2)}
+    with open_writer(tmp_path) as writer:
+        for (step, rank), each in samples.items():
+            writer.write(step, rank, each, held_out_B=torch.tensor([0.25, 0.75]) if step else None)
+    table = read_archive(tmp_path)
+    assert table.schema.equals(SCHEMA)
+    assert table["serial"].to_pylist() == list(range(12))
+    row = table.to_pylist()[7]
+    kept = samples[1, 1]
+    assert (row["run"], row["step"], row["rank"], row["prompt"]) == ("run", 1, 1, "prompt 1")
+    assert (row["algorithm"], row["config_hash"], row["seed"], row["model"]) == (
+        "instructvideo",
+        "c0ffee",
+        7,
+        "builtin",
+    )
+    assert (row["reward"], row["held_out"], row["fps"], row["frame_indices"]) == (0.5, 0.75, FPS, [0, 3, 6])
+    assert row["scores"] == kept.scores_BS[1].tolist()
+    assert table["held_out"].to_pylist()[:4] == [None] * 4
+    pixels = np.stack([np.asarray(Image.open(io.BytesIO(png))) for png in row["frames"]])
+    want = (kept.frames_BSCHW[1].clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    np.testing.assert_array_equal(pixels, want)
+    assert sorted(p.name for p in tmp_path.iterdir())[0] == "step-000000-rank-000.parquet"
+
+
+def test_duckdb_and_arrow_read_the_archive_without_rlvid(tmp_path: Path) -> None:
+    with open_writer(tmp_path) as writer:
+        for step in range(3):
+            writer.write(step, 0, make_samples(2 * step))
+    found = duckdb.sql(
+        f"select step, count(*), avg(reward), sum(len(frames)) from '{tmp_path}/*.parquet' group by step order by step"
+    ).fetchall()
+    assert found == [(0, 2, 0.5, 6), (1, 2, 0.5, 6), (2, 2, 0.5, 6)]
+    (png,) = duckdb.sql(f"select frames[2] from '{tmp_path}/*.parquet' where serial = 3").fetchone()
+    assert Image.open(io.BytesIO(png)).size == (16, 16)
+    assert pq.read_table(tmp_path).num_rows == 6
+
+
+def test_a_resumed_run_overwrites_and_trims(tmp_path: Path) -> None:
+    folder = tmp_path / "archive"
+    assert trim(folder, 0) == 0
+    with open_writer(folder) as writer:
+        for step in range(4):
+            for rank in range(2):
+                writer.write(step, rank, make_samples(0))
+    with open_writer(folder) as writer:
+        writer.write(3, 1, make_samples(90))
+    assert read_archive(folder).num_rows == 16
+    assert read_archive(folder, ["serial", "step"]).to_pylist()[-1] == {"serial": 91, "step": 3}
+    (folder / ".step-000001-rank-000.parquet.12.tmp").touch()  # of a killed process
+    assert trim(folder, 2) == 5
+    assert sorted(set(read_archive(folder)["step"].to_pylist())) == [0, 1]
+    assert len(list(folder.iterdir())) == 4
+
+
+def test_a_full_disk_is_told_once_and_loses_nothing_else(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    writer = open_writer(tmp_path)
+    writer.write(0, 0, make_samples(0))
+    writer._pending[0].result()  # on disk, before the disk is full
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # a real write error, at 20 kB a file
+    try:
+        writer.write(1, 0, make_samples(2, size=128))
+        while not writer._pending[0].done():
+            pass
+        with pytest.raises(OSError, match=r"step-000001-rank-000\.parquet could not be written \(File too large\)"):
+            writer.write(2, 0, make_samples(4))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    writer.write(3, 0, make_samples(6))
+    writer.close()
+    writer.close()
+    assert read_archive(tmp_path)["step"].to_pylist() == [0, 0, 3, 3]
+    assert len(list(tmp_path.iterdir())) == 2  # no half-written part
+    with pytest.raises(ValueError, match="closed"):
+        writer.write(4, 0, make_samples(8))
+
+
+def test_a_folder_that_vanishes_is_told_at_the_end(tmp_path: Path) -> None:
+    folder = tmp_path / "archive"
+    writer = open_writer(folder)
+    folder.rmdir()
+    folder.touch()
+    writer.write(0, 0, make_samples(0))
+    with pytest.raises(OSError, match="Not a directory"):
+        writer.close()
+    with pytest.raises(ValueError, match="cannot be made"):
+        open_writer(folder / "below")
+
+
+def test_bad_samples_and_foreign_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no parts"):
+        read_archive(tmp_path)
+    samples = make_samples(0)
+    with open_writer(tmp_path) as writer:
+        with pytest.raises(ValueError, match="differ in length.*'serial': 1, 'prompt': 2"):
+            writer.write(0, 0, Samples(**{**vars(samples), "serials": [0]}))
+        writer.write(0, 0, samples)
+    with pytest.raises(ValueError, match="no column 'frame'; allowed: run, step"):
+        read_archive(tmp_path, ["frame"])
+    pq.write_table(pa.table({"step": [1]}), tmp_path / "step-000001-rank-000.parquet")
+    with pytest.raises(ValueError, match=r"step-000001-rank-000\.parquet: is not a part"):
+        read_archive(tmp_path)
+    (tmp_path / "step-000001-rank-000.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"step-000001-rank-000\.parquet: is not a part"):
+        read_archive(tmp_path)
