@@ -26,9 +26,27 @@ Then [bold]rlvid train toy method.tau=0.8[/bold] to try settings, and a YAML fil
 )
 console = Console()
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as train.steps=50 seed=1.")
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as train.steps=50 seed=1."),
 ]
-Address = Annotated[str | None, typer.Option(help="Ray cluster to use; default: RAY_ADDRESS, else Ray on this machine.")]
+Address = Annotated[
+    str | None, typer.Option(help="Ray cluster to use; default: RAY_ADDRESS, else Ray on this machine.")
+]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        console.print(f"rlvid {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Options before the verb."""
 
 
 @app.command()
@@ -73,7 +91,9 @@ def generate(
     out: Annotated[Path, typer.Option(help="Folder for the videos.")] = Path("videos"),
     steps: Annotated[int, typer.Option(min=1, max=1000, help="DDIM steps D.")] = 20,
     guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance g.")] = 3.0,
-    lora_scale: Annotated[float, typer.Option(help="How much of the adapter: 0 is the base model, 1 the tuned one.")] = 1.0,
+    lora_scale: Annotated[
+        float, typer.Option(help="How much of the adapter: 0 is the base model, 1 the tuned one.")
+    ] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
 ) -> None:
     """Makes videos: an mp4 and a GIF for each prompt.
@@ -114,14 +134,18 @@ def encode(
     """
     from rlvid.config import load_config
     from rlvid.data.encode import encode_folder
+    from rlvid.data.videos import find_clips
     from rlvid.train.launch import start_ray
 
     description = load_config(config)
+    find_clips(source)  # says at once what is wrong with the source
     start_ray(address)
     report = encode_folder(source, description.model, out, workers=workers, on_progress=_counter("clips"))
     for skipped in report.skipped:
         console.print(f"skipped {skipped.path}: {skipped.reason}", markup=False, highlight=False)
-    console.print(f"{report.clips} clips encoded in {out}, {len(report.skipped)} skipped (named in {out / 'report.txt'})")
+    console.print(
+        f"{report.clips} clips encoded in {out}, {len(report.skipped)} skipped (named in {out / 'report.txt'})"
+    )
     console.print(f"next: rlvid train {config} name=mine data.source={out}")
 
 
@@ -167,19 +191,25 @@ def _train(config, address):  # type: ignore[no-untyped-def]  # RunConfig is imp
     return folder
 
 
-def _evaluate(
-    run: str, steps: list[int], sets: list[str], videos: int, checkpoint: int | None, seed: int
-) -> None:
+def _evaluate(run: str, steps: list[int], sets: list[str], videos: int, checkpoint: int | None, seed: int) -> None:
     from rlvid.data.prompts import resolve_prompts
     from rlvid.evaluate.evaluate import summarise
     from rlvid.evaluate.run import evaluate_run, load_run
     from rlvid.evaluate.tables import compare_all, render_table, write_results
+    from rlvid.toy.captions import PROMPT_SETS
 
-    prompts = {Path(name).stem: resolve_prompts(name, videos) for name in sets}
+    prompts = {
+        Path(name).stem: resolve_prompts(name, videos if name in PROMPT_SETS else None)[:videos] for name in sets
+    }
     tuned = load_run(run, checkpoint)
     rows = evaluate_run(tuned, prompts, steps_list=steps, seed=seed, progress=_counter("videos"))
     folder = tuned.checkpoint.folder.parent
-    facts = {"run": tuned.config.name, "step": tuned.checkpoint.step, "seed": seed, "guidance": tuned.config.sampling.guidance}
+    facts = {
+        "run": tuned.config.name,
+        "step": tuned.checkpoint.step,
+        "seed": seed,
+        "guidance": tuned.config.sampling.guidance,
+    }
     write_results(folder, rows, base="base", facts=facts)
     for each in steps:
         console.print(render_table(summarise(rows), compare_all(rows, "base"), steps=each))
@@ -192,7 +222,9 @@ def _numbers(text: str, option: str) -> list[int]:
     except ValueError:
         numbers = []
     if not numbers or not all(1 <= n <= 1000 for n in numbers):
-        raise ValueError(f"{option} {text!r}: expected whole numbers from 1 to 1000, separated by commas, such as 20,50")
+        raise ValueError(
+            f"{option} {text!r}: expected whole numbers from 1 to 1000, separated by commas, such as 20,50"
+        )
     return numbers
 
 
@@ -206,7 +238,9 @@ def _counter(unit: str):  # type: ignore[no-untyped-def]
         if now - shown[0] > 10:
             shown[0] = now
             left = (now - began) / max(1, int(done)) * (int(total) - int(done))
-            console.print(f"{' '.join(map(str, what))} {done}/{total} {unit}, {left:.0f} s to go".strip(), highlight=False)
+            console.print(
+                f"{' '.join(map(str, what))} {done}/{total} {unit}, {left:.0f} s to go".strip(), highlight=False
+            )
 
     return show
 

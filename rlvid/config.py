@@ -7,15 +7,33 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
 class Section(BaseModel):
     """A frozen group of settings; unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and kind not in (bool, bool | None):
+            raise ValueError("true and false are not allowed here")
+        return value
 
 
 class LoraConfig(Section):
@@ -30,8 +48,12 @@ class LoraConfig(Section):
 class ModelConfig(Section):
     """The text-to-video model."""
 
-    path: str = Field("builtin", description="'builtin', or a folder in diffusers' layout (unet, vae, text_encoder, ...)")
-    frames: int | None = Field(None, ge=2, description="frames F of a video; default: 8 for the built-in model, else 16")
+    path: str = Field(
+        "builtin", description="'builtin', or a folder in diffusers' layout (unet, vae, text_encoder, ...)"
+    )
+    frames: int | None = Field(
+        None, ge=2, description="frames F of a video; default: 8 for the built-in model, else 16"
+    )
     size: int | None = Field(None, ge=8, description="height and width in pixels; default: what the model was made for")
     precision: Precision = Field("float32", description="of the frozen weights; the adapter is always float32")
     lora: LoraConfig = Field(LoraConfig(), description="the adapter")
@@ -40,8 +62,8 @@ class ModelConfig(Section):
 class SamplingConfig(Section):
     """The DDIM chain."""
 
-    steps: int = Field(20, ge=1, le=1000, description="D, steps of the whole DDIM chain")
-    guidance: float = Field(3.0, ge=0, description="classifier-free guidance g; 1 or 0 switch a branch off")
+    steps: int = Field(20, ge=1, le=500, description="D, steps of the whole DDIM chain")
+    guidance: float = Field(3.0, ge=0, description="classifier-free guidance g; 1 is without guidance, in one branch")
     eta: float = Field(0.0, ge=0, le=1, description="DDIM's eta: 0 is deterministic, 1 is ancestral sampling")
     final: Literal["exact", "paper"] = Field(
         "exact", description="where the last step ends: at alpha-bar = 1, or at alpha-bar_0 as the paper's code does"
@@ -73,21 +95,24 @@ class RewardConfig(Section):
         "builtin-heldout", description="a second reward that is logged and never trained on"
     )
     segments: int = Field(4, ge=1, description="S of SegVR: segments of a video, one random frame scored in each")
-    attenuation: float = Field(1.0, ge=0, description="lambda of TAR: 0 weighs frames alike, inf the central one alone")
+    attenuation: float = Field(
+        1.0, ge=0, allow_inf_nan=True, description="lambda of TAR: 0 weighs frames alike, inf the central one alone"
+    )
     weights: Literal["paper", "normalised"] = Field(
         "paper", description="'paper' divides by S as the paper does, 'normalised' makes the weights sum to one"
     )
     skip_below: float = Field(
-        0.0, ge=0, lt=1, description="frames whose share of the summed weight is smaller are not decoded (0.02 halves it)"
+        0.0,
+        ge=0,
+        lt=1,
+        description="frames whose share of the summed weight is smaller are not decoded (0.02 halves it)",
     )
 
 
 class DataConfig(Section):
     """Where clips and prompts come from."""
 
-    source: str = Field(
-        "builtin", description="'builtin', or a folder of encoded clips made by `rlvid encode`"
-    )
+    source: str = Field("builtin", description="'builtin', or a folder of encoded clips made by `rlvid encode`")
     clips: int = Field(512, ge=1, description="clips of the built-in renderer to encode (built-in source only)")
 
 
@@ -95,7 +120,7 @@ class OptimizerConfig(Section):
     """AdamW."""
 
     lr: float = Field(1e-5, gt=0, description="learning rate after warm-up")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's two decay rates")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="AdamW's two decay rates")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
     warmup: int = Field(10, ge=0, description="steps of linear warm-up")
     clip_norm: float = Field(1.0, ge=0, description="largest norm of the gradient; 0 does not clip")
@@ -106,7 +131,9 @@ class TrainConfig(Section):
 
     steps: int = Field(20_000, ge=1, description="optimiser steps")
     batch_size: int = Field(8, ge=1, description="videos in a step, over all workers")
-    micro_batch: int | None = Field(None, ge=1, description="videos in one forward pass of a worker; default: its share")
+    micro_batch: int | None = Field(
+        None, ge=1, description="videos in one forward pass of a worker; default: its share"
+    )
     checkpoint_activations: bool = Field(True, description="recompute the denoiser in the backward pass to save memory")
     workers: int = Field(1, ge=1, description="Ray Train workers")
     cpus_per_worker: float = Field(1, gt=0, description="CPU cores reserved for a worker")
@@ -143,7 +170,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "RunConfig":
-        start = int(self.method.tau * self.sampling.steps)
+        start = int(round(self.method.tau * self.sampling.steps, 6))
         if start < 1:
             raise ValueError(
                 f"method.tau = {self.method.tau} leaves no step of sampling.steps = {self.sampling.steps}; "
@@ -179,12 +206,12 @@ class RunConfig(Section):
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hex digits over everything that the result depends on: not the place, nor how many workers compute."""
+        """Twelve hex digits over everything that the bits of the result depend on: not its place, nor its length."""
         kept = self.model_dump(mode="json", exclude={"output": True, "name": True, "train": _FREE_TRAIN_KEYS})
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
-_FREE_TRAIN_KEYS = {"steps", "max_failures", "cpus_per_worker", "use_gpu"}
+_FREE_TRAIN_KEYS = {"steps", "max_failures", "max_skipped", "cpus_per_worker", "use_gpu"}
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -235,7 +262,7 @@ def _override(data: dict[str, Any], text: str) -> None:
     here = data
     for parent in parents:
         inner = here.get(parent, {})
-        here[parent] = dict(inner) if isinstance(inner, dict) else {"name": inner}
+        here[parent] = {"name": inner} if isinstance(inner, str) else dict(inner or {})
         here = here[parent]
     try:
         here[last] = yaml.safe_load(value)

@@ -36,7 +36,7 @@ class InstructVideo(Algorithm):
             )
 
     def loss(self, batch: Batch) -> Update:
-        """mean over videos of 1 - sum over s of weight_s score_s, for one micro-batch."""
+        """Mean over videos of 1 - sum over s of weight_s score_s, for one micro-batch."""
         context, config = self.context, self.context.config
         method: InstructVideoConfig = config.method
         grid = partial(timesteps(config.sampling.steps), method.tau)
@@ -67,13 +67,17 @@ class InstructVideo(Algorithm):
             metrics |= totals(held_out=held_out_BS)
         for place in range(plan.frames_BS.shape[1]):
             metrics |= totals(**{f"frame_weight/{place}": plan.weights_BS[:, place]})
-        return Update((1 - reward_B).mean(), True, metrics, self._samples(batch, frames_BSCHW, plan, scores_BS, reward_B))
+        return Update(
+            (1 - reward_B).mean(), True, metrics, self._samples(batch, frames_BSCHW, plan, scores_BS, reward_B)
+        )
 
     def noise(self, batch: Batch) -> Tensor:
         """The corruption of each clip, with noise that is constant over a frame's pixels added to it."""
         shape = self.context.model.latent_shape
         offset = randomness.normal(shape[:2], self.context.config.seed, "offset", [(s,) for s in batch.serials])
-        return offset_noise(self._draw("noise", batch, 0), offset.to(batch.latents_BCFhw), self.context.config.method.offset_noise)
+        return offset_noise(
+            self._draw("noise", batch, 0), offset.to(batch.latents_BCFhw), self.context.config.method.offset_noise
+        )
 
     def plan(self, batch: Batch) -> FramePlan:
         """SegVR's frames and TAR's weights, chosen before decoding."""

@@ -27,7 +27,7 @@ from rlvid.config import ModelConfig
 from rlvid.data.clips import ROWS, digest, is_reusable, read_report, write_folder
 from rlvid.data.videos import Skipped, VideoError, find_clips, read_video
 from rlvid.models.base import VideoModel
-from rlvid.models.unet3d import builtin_folder, load_model
+from rlvid.models.unet3d import load_model, model_folder, resolved_shape
 from rlvid.randomness import generator
 from rlvid.toy.captions import PROMPT_SETS, write_captions
 from rlvid.toy.render import degrade, render, sample_clips, sample_degradation
@@ -46,7 +46,7 @@ class EncodeReport:
     """What came of it."""
 
     folder: Path
-    clips: int  # that the folder holds
+    clips: int  # in the folder
     encoded: int  # by this call; 0 when the folder was there already
     skipped: list[Skipped]  # files that are not in it, and why
     fingerprint: str  # of everything that the content depends on
@@ -259,10 +259,7 @@ def _pipeline(
 
 def _made_with(model: ModelConfig) -> dict[str, Any]:
     """Everything about the model that encoded clips depend on."""
-    folder = builtin_folder() if model.path == "builtin" else Path(model.path)
-    missing = [part for part in ("unet", "vae", "text_encoder", "tokenizer") if not (folder / part).is_dir()]
-    if missing:
-        raise ValueError(f"model.path = {model.path!r}: {folder} lacks {', '.join(missing)} of diffusers' layout")
+    folder = model_folder(model.path)
     weights = hashlib.sha256()
     for part in ("vae", "text_encoder", "tokenizer"):
         for path in sorted((folder / part).rglob("*")):
@@ -270,18 +267,9 @@ def _made_with(model: ModelConfig) -> dict[str, Any]:
                 weights.update(f"{path.relative_to(folder).as_posix()}\n".encode())
                 with open(path, "rb") as file:
                     weights.update(hashlib.file_digest(file, "sha256").digest())
-    frames, size, fps = _dimensions(folder, model)
-    shape = {"frames": frames, "size": size, "fps": fps}
+    frames, size = resolved_shape(model.path, model.frames, model.size)
+    shape = {"frames": frames, "size": size, "fps": _FPS}
     return {"weights": weights.hexdigest()[:16], "precision": model.precision, **shape}
-
-
-def _dimensions(folder: Path, model: ModelConfig) -> tuple[int, int, int]:
-    """(frames, size, fps) of what ``load_model`` gives, from the configs alone: loading takes long, and much memory."""
-    factor = 2 ** (len(json.loads((folder / "vae" / "config.json").read_text())["block_out_channels"]) - 1)
-    size = model.size or json.loads((folder / "unet" / "config.json").read_text())["sample_size"] * factor
-    if size % factor:
-        raise ValueError(f"model.size = {size} is not a multiple of {factor}, which the autoencoder needs")
-    return model.frames or (8 if model.path == "builtin" else 16), size, _FPS
 
 
 def _hash_files(items: list[Item]) -> str:

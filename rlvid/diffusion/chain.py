@@ -54,7 +54,9 @@ def denoise(
         ValueError: K outside the chain, or eta > 0 without noise.
     """
     if not 0 <= gradient_steps <= len(grid):
-        raise ValueError(f"gradient_steps = {gradient_steps}; the chain has {len(grid)} steps, allowed: 0 to {len(grid)}")
+        raise ValueError(
+            f"gradient_steps = {gradient_steps}; the chain has {len(grid)} steps, allowed: 0 to {len(grid)}"
+        )
     if eta > 0 and noise is None:
         raise ValueError(f"eta = {eta} needs a source of noise")
 
@@ -76,7 +78,7 @@ def denoise(
                 abar_prev = one if final == "exact" else model.abar_at(0, x)
             else:
                 abar_prev = model.abar_at(grid[index + 1], x)
-            spread = sigma(abar, abar_prev, eta)
+            spread = sigma(abar, abar_prev, 0.0 if last else eta)  # the result carries no fresh noise
             x = step_mean(prediction, abar_prev, spread)
             if eta > 0 and not last:
                 assert noise is not None

@@ -135,7 +135,6 @@ def evaluate_model(
     clip: ClipReward | None = None,
     steps_list: Iterable[int] = (20, 50),
     guidance: float = 3.0,
-    eta: float = 0.0,
     final: str = "exact",
     seed: int = 0,
     use_oracle: bool = True,
@@ -151,11 +150,9 @@ def evaluate_model(
         name: of the model, as tables show it.
         reward: the image reward that was trained on.
         held_out: one that was not; without it, its scores are NaN.
-        clip: what CLIPSIM and temporal consistency are measured with; default: ``held_out``, else ``reward``,
-            whichever is a CLIP model first.
+        clip: measures CLIPSIM and consistency; default: ``held_out`` or else ``reward``, if they are CLIP models.
         steps_list: numbers of DDIM steps.
         guidance: classifier-free guidance g.
-        eta: see ``generate``.
         final: see ``generate``.
         seed: of the noise.
         use_oracle: grade videos of the built-in world by the oracle too.
@@ -164,14 +161,14 @@ def evaluate_model(
         progress: called with (videos done, all videos).
 
     Raises:
-        ValueError: a set without prompts, or no CLIP model to measure with.
+        ValueError: a set without prompts, ``batch`` below 1, or no CLIP model to measure with.
     """
     clip = clip or next((each for each in (held_out, reward) if isinstance(each, ClipReward)), None)
     if clip is None:
         raise ValueError("evaluate_model: neither reward is a CLIP model; give clip= for CLIPSIM and consistency")
-    empty = [each for each, prompts in prompts_by_set.items() if not prompts]
-    if empty:
-        raise ValueError(f"evaluate_model: prompt set {empty[0]!r} is empty; give at least one prompt or leave it out")
+    if batch < 1 or not all(prompts_by_set.values()):
+        sizes = {each: len(prompts) for each, prompts in prompts_by_set.items()}
+        raise ValueError(f"evaluate_model: batch = {batch}, prompts = {sizes}; each must be 1 or more, or be left out")
     steps_list = list(steps_list)
     total = len(steps_list) * sum(map(len, prompts_by_set.values()))
     rows: list[Row] = []
@@ -179,10 +176,8 @@ def evaluate_model(
         for set_name, prompts in prompts_by_set.items():
             for start in range(0, len(prompts), batch):
                 part = prompts[start : start + batch]
-                frames = generate(
-                    model, part, seed=seed, steps=steps, guidance=guidance, eta=eta, final=final,
-                    batch=batch, first_index=start,
-                )  # fmt: skip
+                settings = {"seed": seed, "steps": steps, "guidance": guidance, "final": final}
+                frames = generate(model, part, batch=batch, first_index=start, **settings)
                 scores = score_videos(
                     frames.to(model.device), part, reward=reward, held_out=held_out, clip=clip, use_oracle=use_oracle
                 )

@@ -56,16 +56,16 @@ def before_after(
     count = len(prompts)
     _check(prompts, base_frames, "base_frames")
     _check(prompts, tuned_frames, "tuned_frames")
-    if len(base_reward) != count or len(tuned_reward) != count:
+    sizes = {tuple(frames.shape[3:]) for frames in (base_frames, tuned_frames)}
+    if len(base_reward) != count or len(tuned_reward) != count or len(sizes) > 1 or shown < 1:
         raise ValueError(
-            f"before_after: {len(base_reward)} and {len(tuned_reward)} rewards for {count} prompts; give one each"
+            f"before_after: {count} prompts, {len(base_reward)} and {len(tuned_reward)} rewards, frame sizes "
+            f"{sorted(sizes)}, shown = {shown}; expected a reward a prompt, one size, and shown of 1 or more"
         )
     blocks = [[_tiles(clip, shown) for clip in frames] for frames in (base_frames, tuned_frames)]
     tile_width, tile_height = blocks[0][0][0].size
-    columns = max(len(blocks[0][0]), len(blocks[1][0]))
-    block = columns * (tile_width + _GAP) - _GAP
-    gutter = 44
-    lefts = (_MARGIN, _MARGIN + block + gutter)
+    block = max(len(clips[0]) for clips in blocks) * (tile_width + _GAP) - _GAP
+    lefts = (_MARGIN, _MARGIN + block + 44)
     width = lefts[1] + block + _MARGIN
     heading, text = _font(22, bold=True), _font(18)
     titles = [_wrap(prompt, text, width - 2 * _MARGIN, 2) for prompt in prompts]
@@ -178,8 +178,8 @@ def reward_curve(
         if len(values) != len(steps):
             raise ValueError(f"reward_curve: series {label!r} has {len(values)} values for {len(steps)} steps")
     reach = (max(1, len(steps) // 20) if window is None else window) // 2
-    style = {"font.family": "DejaVu Sans", "font.size": 11, "axes.edgecolor": INK, "text.color": INK}
-    with matplotlib.rc_context(style | {"axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK}):
+    inked = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
+    with matplotlib.rc_context(inked | {"font.family": "DejaVu Sans", "font.size": 11}):
         figure = Figure(figsize=(9.6, 5.0), dpi=150, layout="constrained", facecolor="white")
         figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12)
         axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
@@ -192,7 +192,9 @@ def reward_curve(
         if title is not None:
             figure.suptitle(title, x=0.015, ha="left", fontsize=13, fontweight="bold")
         columns = len(series) if sum(map(len, series)) <= 70 else 2
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, handlelength=3)
+        axes.legend(
+            loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, handlelength=3, borderaxespad=0.2
+        )
         if reach:
             note = f"light: as logged; bold: smoothed over {2 * reach + 1} values"
             axes.annotate(

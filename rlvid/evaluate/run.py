@@ -1,5 +1,6 @@
 """Evaluating a run's folder: base against fine-tuned, as tables and as pictures beside the run."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from rlvid.models.lora import inject_lora, load_lora, lora_scale
 from rlvid.models.unet3d import UNet3DModel, load_model
 from rlvid.reward.clip import load_reward
 from rlvid.train.checkpoint import Found, find_checkpoints
+
+_CURVES = {"score": "trained reward", "held_out": "held-out reward"}
 
 
 @dataclass
@@ -103,9 +106,7 @@ def picture_reward_curve(run: Path, path: Path) -> None:
     """Writes the trained and the held-out reward of a run's TensorBoard events against its steps."""
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0}, purge_orphaned_data=True)
     events.Reload()
-    series = {}
-    for tag, label in (("score", "trained reward"), ("held_out", "held-out reward")):
-        if tag in events.Tags()["scalars"]:
-            series[label] = [e.value for e in events.Scalars(tag)]
-            steps = [e.step for e in events.Scalars(tag)]
-    reward_curve(path, steps, series)
+    tags = {tag: label for tag, label in _CURVES.items() if tag in events.Tags()["scalars"]}
+    found = {label: {e.step: e.value for e in events.Scalars(tag)} for tag, label in tags.items()}
+    steps = sorted({step for values in found.values() for step in values})
+    reward_curve(path, steps, {name: [values.get(s, math.nan) for s in steps] for name, values in found.items()})

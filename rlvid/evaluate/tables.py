@@ -5,12 +5,13 @@ import io
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import parquet
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from rlvid.evaluate import write_whole
@@ -19,7 +20,7 @@ from rlvid.evaluate.evaluate import METRICS, Comparison, Row, Summary, compare, 
 
 @dataclass(frozen=True)
 class Column:
-    """How a metric is shown: headings (long, short), with or without ± std, in percent or not; whether more is better."""
+    """How a metric is shown: headings (long, short), with ± std or not, in percent or not; whether more is better."""
 
     metric: str
     title: str
@@ -33,16 +34,16 @@ COLUMNS = (
     Column("reward", "Reward", "reward", spread=True),
     Column("held_out", "Held-out reward", "held-out", spread=True),
     Column("clipsim", "CLIPSIM", "CLIPSIM"),
-    Column("consistency", "Temporal consistency", "consist."),
+    Column("consistency", "Temporal consistency", "cons."),
     Column("motion", "Motion", "motion", ranked=False),
-    Column("oracle_subject", "Subject", "subject", percent=True),
+    Column("oracle_subject", "Subject", "subj.", percent=True),
     Column("oracle_colour", "Colour", "colour", percent=True),
     Column("oracle_background", "Background", "ground", percent=True),
-    Column("oracle_motion", "Motion direction", "direction", percent=True),
+    Column("oracle_motion", "Motion direction", "dir.", percent=True),
     Column("oracle_sharpness", "Sharpness", "sharp."),
     Column("oracle_score", "Oracle score", "oracle"),
 )
-_GAINS = {"reward": "reward", "held_out": "held-out reward", "clipsim": "CLIPSIM", "oracle_score": "oracle score"}
+_GAINS = {"reward": "reward", "held_out": "held-out reward", "oracle_score": "oracle score"}
 
 _LEGEND = """\
 Reward and held-out reward: mean ± standard deviation over videos of the mean score of all frames; only the first was
@@ -101,11 +102,12 @@ def render_table(summaries: list[Summary], comparisons: list[Comparison] | None 
     if not here:
         evaluated = ", ".join(str(s) for s in dict.fromkeys(s.steps for s in summaries)) or "none"
         raise ValueError(f"render_table: no summary has steps = {steps}; there are: {evaluated}")
-    columns = shown_columns(here)
+    columns = [replace(c, spread=c.metric == "reward") for c in shown_columns(here)]  # to fit 120 columns
     notes = [*gain_lines(comparisons or [], steps), *_broken_lines(here)]
     table = Table(
         title=f"Evaluation, {steps} DDIM steps", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD,
-        caption="\n".join(notes) or None, caption_justify="left", caption_style="", pad_edge=False,
+        caption=escape("\n".join(notes)) or None, caption_justify="left", caption_style="",
+        padding=(0, 1, 0, 0), show_edge=False,
     )  # fmt: skip
     for heading in ("prompts", "model"):
         table.add_column(heading, no_wrap=True)
@@ -116,7 +118,7 @@ def render_table(summaries: list[Summary], comparisons: list[Comparison] | None 
         if before is not None and before != summary.set:
             table.add_section()
         values = [f"[bold]{t}[/bold]" if (id(summary), c.metric) in best else t for c, t in _texts(summary, columns)]
-        table.add_row("" if before == summary.set else _set_title(summary.set), summary.model, *values)
+        table.add_row("" if before == summary.set else _set_title(summary.set), escape(summary.model), *values)
         before = summary.set
     return table
 

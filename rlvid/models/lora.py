@@ -9,6 +9,9 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+_PREFIX = "base_model.model."
+"""What PEFT's own wrapper puts before a parameter's name in the files it writes and reads."""
+
 
 def inject_lora(denoiser: nn.Module, rank: int, targets: list[str], seed: int) -> list[nn.Parameter]:
     """Freezes ``denoiser`` and adds adapters of scale 1 to the named linear layers, in place.
@@ -21,12 +24,16 @@ def inject_lora(denoiser: nn.Module, rank: int, targets: list[str], seed: int) -
     Raises:
         ValueError: no layer has such a name.
     """
+    linears = [name for name, module in denoiser.named_modules() if isinstance(module, nn.Linear)]
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in linears):
+            raise ValueError(
+                f"model.lora.targets: no linear layer of the denoiser is called {target!r}; there are, for example, "
+                f"{', '.join(dict.fromkeys(name.split('.', 1)[-1].rsplit('.', 2)[-1] for name in linears[:40]))}"
+            )
     denoiser.requires_grad_(False)
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights="gaussian")
-    try:
-        inject_adapter_in_model(config, denoiser)
-    except ValueError as error:
-        raise ValueError(f"model.lora.targets = {targets}: no linear layer of the denoiser has such a name") from error
+    inject_adapter_in_model(config, denoiser)
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in denoiser.named_parameters():
         if "lora_" not in name:
@@ -58,8 +65,10 @@ def lora_state(denoiser: nn.Module) -> dict[str, Tensor]:
 def save_lora(state: dict[str, Tensor], rank: int, targets: list[str], folder: Path) -> None:
     """Writes ``adapter_model.safetensors`` and ``adapter_config.json``, which PEFT loads as they are."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(state, folder / "adapter_model.safetensors")
-    LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights="gaussian").save_pretrained(str(folder))
+    save_file({_PREFIX + name: tensor for name, tensor in state.items()}, folder / "adapter_model.safetensors")
+    LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights="gaussian").save_pretrained(
+        str(folder)
+    )
 
 
 def load_lora(denoiser: nn.Module, folder: Path) -> None:
@@ -71,9 +80,10 @@ def load_lora(denoiser: nn.Module, folder: Path) -> None:
     path = folder / "adapter_model.safetensors"
     if not path.is_file():
         raise ValueError(f"{folder} holds no adapter (adapter_model.safetensors)")
-    state, expected = load_file(path), lora_state(denoiser)
+    state = {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(path).items()}
+    expected = lora_state(denoiser)
     foreign, missing = sorted(state.keys() - expected.keys()), sorted(expected.keys() - state.keys())
-    wrong = [n for n in state.keys() & expected.keys() if state[n].shape != expected[n].shape]
+    wrong = [n for n in sorted(state.keys() & expected.keys()) if state[n].shape != expected[n].shape]
     if foreign or missing or wrong:
         raise ValueError(
             f"{path} does not fit the model: foreign keys {foreign[:3]}, missing keys {missing[:3]}, other shapes {wrong[:3]}"

@@ -14,7 +14,10 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from rlvid.models.base import Posterior, Prediction, VideoModel
 
-_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+_PARTS = (
+    "unet/config.json", "unet/*.safetensors", "vae/config.json", "vae/*.safetensors", "text_encoder/config.json",
+    "text_encoder/*.safetensors", "tokenizer/tokenizer_config.json", "tokenizer/*[br].json", "scheduler/scheduler_config.json",
+)  # fmt: skip
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -28,7 +31,7 @@ class UNet3DModel(VideoModel):
         tokenizer: pads to its ``model_max_length``.
         scheduler: gives the cumulative alphas; must be one of noise prediction.
         frames: F.
-        size: height and width in pixels; default: the denoiser's own sample size.
+        size: height and width in pixels.
         fps: frames a second.
         decode_chunk: most frames that go through the decoder at once; bounds its memory.
     """
@@ -42,7 +45,7 @@ class UNet3DModel(VideoModel):
         scheduler: DDIMScheduler,
         *,
         frames: int,
-        size: int | None = None,
+        size: int,
         fps: int = 8,
         decode_chunk: int = 64,
     ) -> None:
@@ -57,9 +60,7 @@ class UNet3DModel(VideoModel):
         self.abar = scheduler.alphas_cumprod.float()
         self.frames, self.fps, self.decode_chunk = frames, fps, decode_chunk
         self._factor = 2 ** (len(vae.config.block_out_channels) - 1)
-        self.size = size or unet.config.sample_size * self._factor
-        if self.size % self._factor:
-            raise ValueError(f"model.size = {self.size} is not a multiple of {self._factor}, which the autoencoder needs")
+        self.size = size
         self._channels = unet.config.in_channels
         self._negative_1LD: Tensor | None = None
 
@@ -92,7 +93,9 @@ class UNet3DModel(VideoModel):
         scale = self.vae.config.scaling_factor
 
         def gather(values: list[Tensor]) -> Tensor:
-            return (torch.cat(values).float() * scale).unflatten(0, (batch, -1)).transpose(1, 2).contiguous()
+            joined = torch.cat(values)
+            joined = joined.to(torch.promote_types(torch.float32, joined.dtype)) * scale
+            return joined.unflatten(0, (batch, -1)).transpose(1, 2).contiguous()
 
         return Posterior(gather([p.mean for p in parts]), gather([p.std for p in parts]))
 
@@ -102,7 +105,8 @@ class UNet3DModel(VideoModel):
         chosen_BSChw = latents_BCFhw.transpose(1, 2)[rows_B1, frames_BS.to(latents_BCFhw.device)]
         latents_Nchw = (chosen_BSChw.flatten(0, 1) / self.vae.config.scaling_factor).to(self.vae.dtype)
         pixels = torch.cat([self.vae.decode(chunk).sample for chunk in latents_Nchw.split(self.decode_chunk)])
-        return (pixels.float() / 2 + 0.5).unflatten(0, tuple(frames_BS.shape))
+        pixels = pixels.to(torch.promote_types(torch.float32, pixels.dtype))
+        return (pixels / 2 + 0.5).unflatten(0, tuple(frames_BS.shape))
 
     def predict(
         self,
@@ -121,7 +125,9 @@ class UNet3DModel(VideoModel):
         else:
             negative_BLD = self._negative(text_BLD)
             if unconditional_gradient:
-                both = self._eps(latents_BCFhw.repeat(2, 1, 1, 1, 1), timestep_B.repeat(2), torch.cat([negative_BLD, text_BLD]))
+                both = self._eps(
+                    latents_BCFhw.repeat(2, 1, 1, 1, 1), timestep_B.repeat(2), torch.cat([negative_BLD, text_BLD])
+                )
                 uncond, cond = both.chunk(2)
             else:
                 with torch.no_grad():
@@ -149,6 +155,40 @@ def builtin_folder() -> Path:
     return Path(str(resources.files("rlvid"))) / "toy" / "weights" / "model"
 
 
+def model_folder(path: str) -> Path:
+    """The folder of ``model.path``, checked to be whole and of the right class.
+
+    Raises:
+        ValueError: the folder or one of its parts is missing, or it holds another class of model.
+    """
+    folder = builtin_folder() if path == "builtin" else Path(path)
+    missing = [file for file in _PARTS if not any(folder.glob(file))]
+    if missing:
+        raise ValueError(
+            f"model.path = {path!r}: {folder} lacks {', '.join(missing)}; expected 'builtin' or a folder in diffusers' "
+            f"layout with unet, vae, text_encoder, tokenizer and scheduler"
+        )
+    name = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8")).get("_class_name")
+    if name != "UNet3DConditionModel":
+        raise ValueError(f"model.path = {path!r}: its denoiser is a {name}; supported: UNet3DConditionModel")
+    return folder
+
+
+def resolved_shape(path: str, frames: int | None = None, size: int | None = None) -> tuple[int, int]:
+    """Frames F and size in pixels that ``load_model`` gives, from the configurations alone: no weights are read.
+
+    Raises:
+        ValueError: as ``model_folder``, or a size that the autoencoder cannot halve often enough.
+    """
+    folder = model_folder(path)
+    levels = len(json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))["block_out_channels"])
+    factor = 2 ** (levels - 1)
+    size = size or json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))["sample_size"] * factor
+    if size % factor:
+        raise ValueError(f"model.size = {size} is not a multiple of {factor}, which the autoencoder needs")
+    return frames or (8 if path == "builtin" else 16), size
+
+
 def load_model(
     path: str,
     *,
@@ -162,16 +202,8 @@ def load_model(
     Raises:
         ValueError: the folder or one of its parts is missing, or it holds another class of model.
     """
-    folder = builtin_folder() if path == "builtin" else Path(path)
-    missing = [part for part in _PARTS if not (folder / part).is_dir()]
-    if missing:
-        raise ValueError(
-            f"model.path = {path!r}: {folder} lacks {', '.join(missing)}; expected 'builtin' or a folder in diffusers' "
-            f"layout with {', '.join(_PARTS)}"
-        )
-    name = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8")).get("_class_name")
-    if name != "UNet3DConditionModel":
-        raise ValueError(f"model.path = {path!r}: its denoiser is a {name}; supported: UNet3DConditionModel")
+    folder = model_folder(path)
+    frames, size = resolved_shape(path, frames, size)
     options = {"torch_dtype": _DTYPES[precision], "use_safetensors": True, "local_files_only": True}
     vae = AutoencoderKL.from_pretrained(folder / "vae", **options).to(device)
     unet = UNet3DConditionModel.from_pretrained(folder / "unet", **options).to(device)
@@ -184,6 +216,6 @@ def load_model(
         encoder,
         CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
         DDIMScheduler.from_pretrained(folder / "scheduler"),
-        frames=frames or (8 if path == "builtin" else 16),
+        frames=frames,
         size=size,
     )

@@ -28,7 +28,12 @@ class ClipReward(nn.Module):
         self, clip: CLIP, tokenise: Callable[[list[str]], Tensor], preprocess: Preprocess, chunk: int = 64
     ) -> None:
         super().__init__()
-        self.clip, self.tokenise, self.preprocess, self.chunk = clip.eval().requires_grad_(False), tokenise, preprocess, chunk
+        self.clip, self.tokenise, self.preprocess, self.chunk = (
+            clip.eval().requires_grad_(False),
+            tokenise,
+            preprocess,
+            chunk,
+        )
         self._text: dict[str, Tensor] = {}
 
     def image_features(self, frames_BSCHW: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ def normalise(images_NCHW: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Clamps to [0, 1] and resizes so that the shorter side is ``size``, then crops the centre square.
+    """Clamps to [0, 1], resizes the shorter side to ``size`` and crops the centre square, with torchvision's rounding.
 
     The clamp has no gradient where a pixel is saturated; ``saturated_share`` tells how often that is.
     """
@@ -33,11 +33,11 @@ class Preprocess:
         images = images_NCHW.clamp(0, 1)
         height, width = images.shape[-2:]
         if min(height, width) != self.size:
-            scale = self.size / min(height, width)
-            target = (max(self.size, round(height * scale)), max(self.size, round(width * scale)))
+            short = min(height, width)
+            target = (int(self.size * height / short), int(self.size * width / short))
             images = F.interpolate(images, target, mode=self.mode, antialias=self.antialias, align_corners=False)
             height, width = target
-        top, left = (height - self.size) // 2, (width - self.size) // 2
+        top, left = round((height - self.size) / 2), round((width - self.size) / 2)
         return images[..., top : top + self.size, left : left + self.size]
 
 

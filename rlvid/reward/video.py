@@ -36,7 +36,8 @@ def plan_frames(
         frames: F.
         attenuation: TAR's lambda. With ``inf`` the plan is the central frame alone, of weight 1 in either mode.
         weights: ``paper`` divides TAR's weights by S; ``normalised`` makes them sum to one.
-        skip_below: segments whose expected share of the summed weight is smaller are left out of the plan.
+        skip_below: segments whose expected share of the summed weight is smaller are left out of the plan; the
+            heaviest one always stays.
 
     Returns:
         A plan of S frames a video, or fewer with ``skip_below``.
@@ -45,14 +46,12 @@ def plan_frames(
         centre_B1 = torch.full((len(uniform_BS), 1), frames // 2, dtype=torch.int64, device=uniform_BS.device)
         return FramePlan(centre_B1, torch.ones_like(centre_B1, dtype=torch.float32))
     frames_BS = choose_frames(uniform_BS, frames)
+    shares_S = expected_shares(uniform_BS.shape[1], frames, attenuation).to(frames_BS.device)
+    frames_BS = frames_BS[:, shares_S >= min(skip_below, shares_S.max().item())]
     weights_BS = tar_weights(frames_BS, frames, attenuation)
     if weights == "normalised":
-        weights_BS = weights_BS / weights_BS.sum(1, keepdim=True)
-    else:
-        weights_BS = weights_BS / uniform_BS.shape[1]
-    kept = expected_shares(uniform_BS.shape[1], frames, attenuation) >= skip_below
-    kept = kept.to(frames_BS.device)
-    return FramePlan(frames_BS[:, kept], weights_BS[:, kept])
+        return FramePlan(frames_BS, weights_BS / weights_BS.sum(1, keepdim=True))
+    return FramePlan(frames_BS, weights_BS / uniform_BS.shape[1])
 
 
 def expected_shares(segments: int, frames: int, attenuation: float) -> Tensor:

@@ -162,7 +162,9 @@ class DeepSpeedEngine(Engine):
         try:
             path, _ = self._engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
         except ZeRORuntimeException as error:
-            raise ValueError(f"checkpoint {folder}: {error}; a ZeRO run resumes with its own number of workers") from error
+            raise ValueError(
+                f"checkpoint {folder}: {error}; a ZeRO run resumes with its own number of workers"
+            ) from error
         if path is None:
             raise ValueError(f"checkpoint {folder} holds no engine state")
 

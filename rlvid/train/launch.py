@@ -23,7 +23,8 @@ from rich.console import Console
 
 from rlvid.config import RunConfig, parse_config
 from rlvid.data.clips import EncodedClips
-from rlvid.data.encode import encode_builtin
+from rlvid.data.encode import encode_builtin, model_fingerprint
+from rlvid.models.unet3d import resolved_shape
 from rlvid.train.checkpoint import find_checkpoints
 
 log = logging.getLogger("rlvid.train")
@@ -45,6 +46,21 @@ class Finished:
 def run_folder(config: RunConfig) -> Path:
     """Absolute path of the run's folder."""
     return Path(config.output.storage).expanduser().resolve() / config.name
+
+
+def check(config: RunConfig) -> None:
+    """What can be known to be wrong before a folder is made or Ray starts.
+
+    Raises:
+        ValueError: the model's folder is not one, segments do not fit its frames, or the clips are not there.
+    """
+    frames, _ = resolved_shape(config.model.path, config.model.frames, config.model.size)
+    if config.reward.segments > frames:
+        raise ValueError(
+            f"reward.segments = {config.reward.segments} exceeds the {frames} frames of a video; allowed: 1 to {frames}"
+        )
+    if config.data.source != "builtin":
+        EncodedClips.open(Path(config.data.source).expanduser(), model_fingerprint(config.model))
 
 
 def prepare(config: RunConfig) -> Path:
@@ -112,6 +128,8 @@ def start_ray(address: str | None = None) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     target = address or os.environ.get("RAY_ADDRESS") or "local"
     try:
@@ -152,15 +170,15 @@ def encoded_clips(config: RunConfig, console: Console) -> Path:
     """The folder of encoded clips: the one the config names, or the built-in clips, encoded once and kept.
 
     Raises:
-        ValueError: the folder is not one of encoded clips, or was encoded for another model.
+        ValueError: the built-in clips cannot be written.
     """
     if config.data.source != "builtin":
-        folder = Path(config.data.source).expanduser().resolve()
-        EncodedClips.open(folder)
-        return folder
-    out = Path(config.output.storage).expanduser().resolve() / "clips" / f"builtin-{config.data.clips}-seed{config.seed}"
+        return Path(config.data.source).expanduser().resolve()
+    name = f"builtin-{config.data.clips}-seed{config.seed}-{model_fingerprint(config.model)[:8]}"
+    out = Path(config.output.storage).expanduser().resolve() / "clips" / name
     report = encode_builtin(config.data.clips, config.seed, config.model, out)
-    console.print(f"clips: {report.clips} encoded ones in {_shown(out)}", highlight=False)
+    if report.encoded:
+        console.print(f"{report.clips} clips encoded in {_shown(out)}, {report.seconds:.0f} s", highlight=False)
     return out
 
 
@@ -171,6 +189,7 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Fi
         ValueError: bad input or a full cluster, before anything heavy starts.
         RuntimeError: a worker failed more often than allowed; the message ends with the worker's own error.
     """
+    check(config)
     folder = prepare(config)
     start_ray(address)
     use_gpu = check_resources(config)
@@ -216,7 +235,9 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Fi
 def _reason(error: Exception, folder: Path) -> str:
     causes = list(getattr(error, "worker_failures", {}).values()) or [error]
     lines = [line.strip() for line in str(causes[0]).splitlines() if line.strip()]
-    return f"training stopped: {lines[-1]} (full logs: {_shown(folder / 'logs')}; start the same command again to resume)"
+    return (
+        f"training stopped: {lines[-1]} (full logs: {_shown(folder / 'logs')}; start the same command again to resume)"
+    )
 
 
 def _shown(path: Path) -> str:

@@ -37,7 +37,9 @@ class TensorBoard:
         """Writes a clip in [0, 1] as a looping GIF, which the images page plays."""
         scale = max(1, 128 // frames_FCHW.shape[-1])
         height, width = (side * scale for side in frames_FCHW.shape[-2:])
-        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif_bytes(frames_FCHW, fps, scale))
+        image = Summary.Image(
+            height=height, width=width, colorspace=3, encoded_image_string=gif_bytes(frames_FCHW, fps, scale)
+        )
         summary = Summary(value=[Summary.Value(tag=name, image=image)])
         self._writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
 
@@ -58,4 +60,6 @@ def average(sums: dict[str, tuple[float, float]]) -> dict[str, float]:
         device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
         table = table.to(device)
         torch.distributed.all_reduce(table)
-    return {name: (total / count if count else math.nan) for name, (total, count) in zip(names, table.tolist(), strict=True)}
+    return {
+        name: (total / count if count else math.nan) for name, (total, count) in zip(names, table.tolist(), strict=True)
+    }

@@ -37,13 +37,21 @@ class ProgressLine:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stop.set()
         self._thread.join(timeout=5)
 
     def _run(self) -> None:
         if self._console.is_terminal:
-            columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn())
+            columns = (
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(24),
+                TextColumn("{task.completed}/{task.total}"),
+                TimeRemainingColumn(),
+            )
             with Progress(*columns, console=self._console, transient=True) as bar:
                 task = bar.add_task("starting workers", total=self._steps)
                 while not self._stop.wait(0.5):
@@ -55,7 +63,9 @@ class ProgressLine:
             news = self._ask()
             if news and news["step"] != shown and (news["elapsed"] >= due or news["step"] == self._steps):
                 shown, due = news["step"], news["elapsed"] + 10
-                self._console.print(f"step {shown}/{self._steps}  {_describe(news)}  {_eta(news['eta'])} to go", highlight=False)
+                self._console.print(
+                    f"step {shown}/{self._steps}  {_describe(news)}  {_eta(news['eta'])} to go", highlight=False
+                )
 
     def _ask(self) -> dict[str, Any]:
         try:

@@ -47,9 +47,7 @@ class Worker:
         device = torch.device("cuda", torch.cuda.current_device()) if job["use_gpu"] else torch.device("cpu")
 
         spec = config.model
-        self.model = load_model(
-            spec.path, frames=spec.frames, size=spec.size, precision=spec.precision, device=device
-        )
+        self.model = load_model(spec.path, frames=spec.frames, size=spec.size, precision=spec.precision, device=device)
         self.network = self.model.denoiser
         inject_lora(self.network, spec.lora.rank, spec.lora.targets, config.seed)
         self.engine = DeepSpeedEngine(self.network, config.optimizer, config.train, config.micro_batch)
@@ -71,7 +69,9 @@ class Worker:
             self._show_videos(0)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.archive.close()
         if self.board_writer is not None:
             self.board_writer.close()
@@ -123,9 +123,7 @@ class Worker:
         """A checkpoint after ``step`` steps, kept by Ray Train; every worker takes part."""
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            save_checkpoint(
-                folder, self.rank, step, self.config, self.engine, self.algorithm, self.network, self.world
-            )
+            save_checkpoint(folder, self.rank, step, self.config, self.engine, self.algorithm, self.network, self.world)
             ray.train.report(
                 {"step": step},
                 checkpoint=ray.train.Checkpoint.from_directory(name),

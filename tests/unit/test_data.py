@@ -4,7 +4,9 @@ import io
 import json
 import resource
 import shutil
+import socket
 from collections.abc import Callable
+from concurrent.futures import wait
 from fractions import Fraction
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from rlvid.data.clips import EncodedClips, clip_index, digest, is_reusable, writ
 from rlvid.data.encode import encode_items, read_rendered, rendered_clip
 from rlvid.data.prompts import read_prompts, resolve_prompts
 from rlvid.data.videos import VideoError, find_clips, gif_bytes, read_video, write_mp4
+from rlvid.models.base import VideoModel
 from rlvid.toy.captions import PROMPT_SETS, read_caption
 from rlvid.toy.tiny import tiny_model
 
@@ -310,7 +313,7 @@ def test_every_epoch_is_a_permutation_whatever_was_asked_before() -> None:
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
     assert len(set(map(tuple, epochs))) > 1
     assert forward != [clip_index(s, 7, seed=4) for s in serials]
-    with pytest.raises(ValueError, match="count starts at 1|count at 1"):
+    with pytest.raises(ValueError, match="and count at 1"):
         clip_index(0, 0, seed=0)
 
 
@@ -326,30 +329,30 @@ def test_built_in_clips_belong_to_their_index() -> None:
 
 @pytest.fixture(scope="module")
 def encoded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, pa.Table]:
-    """A folder of 300 clips in two parts, rows from a tiny model; one clip cannot be read."""
+    """A folder in two parts: eight clips of a tiny model, over and over; every sixth of eight cannot be read."""
     model = tiny_model(frames=2, size=8)
 
-    def read(item: dict, model: object) -> tuple[str, torch.Tensor]:
+    def read(item: dict, model: VideoModel) -> tuple[str, torch.Tensor]:
         if item["index"] == 5:
             raise VideoError("clip 5: is cut off")
         return read_rendered(0, item, model)
 
-    items = [{"index": i, "source": f"clip {i}", "caption": ""} for i in range(300)]
-    table = encode_items(model, items, read)
+    eight = encode_items(model, [{"index": i, "source": f"clip {i}", "caption": ""} for i in range(8)], read)
+    table = pa.concat_tables([eight] * 40).set_column(0, "index", pa.array(range(320)))
     made_with = {"size": 8, "weights": "abc"}
     meta = {"fingerprint": digest(made_with), "model_fingerprint": "m", "made_with": made_with}
     out = tmp_path_factory.mktemp("encoded") / "clips"
-    assert write_folder(out, iter([table.slice(0, 150), table.slice(150)]), meta, []) == 299
+    assert write_folder(out, iter([table.slice(0, 150), table.slice(150)]), meta, []) == 280
     return out, made_with, table
 
 
 def test_encoded_clips_are_what_the_model_said(encoded: tuple[Path, dict, pa.Table]) -> None:
     clips = EncodedClips.open(encoded[0], "m")
     model = tiny_model(frames=2, size=8)
-    assert len(clips) == 299
-    indices = [298, 0, 5, 0, 256]  # position 5 is clip 6, since clip 5 could not be read
+    assert len(clips) == 280
+    indices = [279, 0, 5, 0, 256]  # position 5 is clip 6, since clip 5 could not be read
     captions, text_BLD, posterior = clips.fetch(indices)
-    drawn = [rendered_clip(0, i, 2, 8) for i in (299, 0, 6, 0, 257)]
+    drawn = [rendered_clip(0, i, 2, 8) for i in (7, 0, 6, 0, 4)]
     assert captions == [caption for caption, _ in drawn] == [clips.captions[i] for i in indices]
     want = model.encode_frames(torch.stack([frames for _, frames in drawn]))
     torch.testing.assert_close(posterior.mean, want.mean, atol=1e-5, rtol=1e-5)
@@ -357,8 +360,8 @@ def test_encoded_clips_are_what_the_model_said(encoded: tuple[Path, dict, pa.Tab
     torch.testing.assert_close(text_BLD, model.encode_prompts(captions), atol=1e-5, rtol=1e-5)
     assert posterior.mean.shape[1:] == model.latent_shape == tuple(clips.meta["latent_shape"])
     assert posterior.sample(torch.ones_like(posterior.mean)).isfinite().all()
-    for wrong in ([299], [-1], []):
-        with pytest.raises(ValueError, match="allowed positions are 0 to 298"):
+    for wrong in ([280], [-1], []):
+        with pytest.raises(ValueError, match="allowed positions are 0 to 279"):
             clips.fetch(wrong)
 
 
@@ -371,9 +374,8 @@ def test_plain_arrow_reads_encoded_clips_and_the_report_names_the_rest(encoded: 
     mean = np.frombuffer(row["mean"], "<f4").reshape(row["latent_shape"])
     assert mean.shape == (4, 2, 4, 4)
     assert row["mean"] == table["mean"][3].as_py()
-    assert json.loads((out / "report.json").read_text())["skipped"] == [
-        {"path": "clip 5", "reason": "clip 5: is cut off"}
-    ]
+    skipped = json.loads((out / "report.json").read_text())["skipped"]
+    assert skipped == [{"path": "clip 5", "reason": "clip 5: is cut off"}] * 40
     assert "clip 5: is cut off" in (out / "report.txt").read_text()
 
 
@@ -383,7 +385,7 @@ def test_a_folder_is_reused_replaced_or_refused(encoded: tuple[Path, dict, pa.Ta
     assert not is_reusable(out, made_with)
     shutil.copytree(source, out)
     assert is_reusable(out, made_with)
-    with pytest.raises(ValueError, match="size 8 there, 16 now.*delete it or name another folder"):
+    with pytest.raises(ValueError, match=r"size 8 there, 16 now.*delete it or name another folder"):
         is_reusable(out, {**made_with, "size": 16})
     (out / "meta.json").unlink()
     assert not is_reusable(out, made_with)
@@ -406,8 +408,6 @@ def test_a_folder_is_reused_replaced_or_refused(encoded: tuple[Path, dict, pa.Ta
 
 
 def write_name(out: Path) -> str:
-    import socket
-
     return f"{out.name}.tmp-{socket.gethostname()}-{2**22 + 1}"  # no process has such a number
 
 
@@ -433,7 +433,7 @@ def cut_part(folder: Path) -> None:
         (break_meta, None, "meta.json: is damaged"),
         (drop_column, None, "lacks std; columns found: index, source"),
         (cut_part, None, "part-00001.parquet: is damaged"),
-        (lambda f: (f / "part-00001.parquet").unlink(), None, "holds 256 clips where meta.json says 299"),
+        (lambda f: (f / "part-00001.parquet").unlink(), None, "holds 256 clips where meta.json says 280"),
         (lambda f: [p.unlink() for p in f.glob("part-*")], None, "holds 0 clips"),
         (lambda f: None, "other", "encoded with another model or size .size 8, weights abc"),
     ],
@@ -493,7 +493,7 @@ def test_the_archive_comes_back(tmp_path: Path) -> None:
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(png))) for png in row["frames"]])
     want = (kept.frames_BSCHW[1].clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     np.testing.assert_array_equal(pixels, want)
-    assert sorted(p.name for p in tmp_path.iterdir())[0] == "step-000000-rank-000.parquet"
+    assert min(p.name for p in tmp_path.iterdir()) == "step-000000-rank-000.parquet"
 
 
 def test_duckdb_and_arrow_read_the_archive_without_rlvid(tmp_path: Path) -> None:
@@ -504,7 +504,7 @@ def test_duckdb_and_arrow_read_the_archive_without_rlvid(tmp_path: Path) -> None
         f"select step, count(*), avg(reward), sum(len(frames)) from '{tmp_path}/*.parquet' group by step order by step"
     ).fetchall()
     assert found == [(0, 2, 0.5, 6), (1, 2, 0.5, 6), (2, 2, 0.5, 6)]
-    (png,) = duckdb.sql(f"select frames[2] from '{tmp_path}/*.parquet' where serial = 3").fetchone()
+    ((png,),) = duckdb.sql(f"select frames[2] from '{tmp_path}/*.parquet' where serial = 3").fetchall()
     assert Image.open(io.BytesIO(png)).size == (16, 16)
     assert pq.read_table(tmp_path).num_rows == 6
 
@@ -534,8 +534,7 @@ def test_a_full_disk_is_told_once_and_loses_nothing_else(tmp_path: Path) -> None
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # a real write error, at 20 kB a file
     try:
         writer.write(1, 0, make_samples(2, size=128))
-        while not writer._pending[0].done():
-            pass
+        wait(writer._pending)
         with pytest.raises(OSError, match=r"step-000001-rank-000\.parquet could not be written \(File too large\)"):
             writer.write(2, 0, make_samples(4))
     finally:
@@ -566,7 +565,7 @@ def test_bad_samples_and_foreign_files_are_named(tmp_path: Path) -> None:
         read_archive(tmp_path)
     samples = make_samples(0)
     with open_writer(tmp_path) as writer:
-        with pytest.raises(ValueError, match="differ in length.*'serial': 1, 'prompt': 2"):
+        with pytest.raises(ValueError, match=r"differ in length.*'serial': 1, 'prompt': 2"):
             writer.write(0, 0, Samples(**{**vars(samples), "serials": [0]}))
         writer.write(0, 0, samples)
     with pytest.raises(ValueError, match="no column 'frame'; allowed: run, step"):

@@ -79,7 +79,9 @@ def save_reward(model: CLIP, tokenizer: CLIPTokenizer, folder: Path) -> None:
     folder.mkdir(parents=True)
     config = ARCHITECTURE | {"text_cfg": ARCHITECTURE["text_cfg"] | {"vocab_size": len(tokenizer)}}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_file({name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
+    save_file(
+        {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}, folder / "model.safetensors"
+    )
 
 
 def load_reward_weights(folder: Path, device: torch.device) -> CLIP:

@@ -41,7 +41,15 @@ def fit_autoencoder(
             decoded = vae.decode(posterior.sample()).sample
         return (decoded.float() - frames).abs().mean() + 1e-4 * posterior.kl().mean() / posterior.mean[0].numel()
 
-    fit([vae], loss_of_step, steps=steps, peak=2e-3, decay=0.995, name="autoencoder", each=each and (lambda step: each(vae, step)))
+    fit(
+        [vae],
+        loss_of_step,
+        steps=steps,
+        peak=2e-3,
+        decay=0.995,
+        name="autoencoder",
+        each=each and (lambda step: each(vae, step)),
+    )
     vae.eval().requires_grad_(False)
     footage = draw_footage(256, generator)
     latents = vae.encode(footage.frames_BFCHW[:, ::4].flatten(0, 1).to(device) * 2 - 1).latent_dist.mean

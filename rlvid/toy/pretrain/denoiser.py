@@ -8,24 +8,26 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from rlvid.toy.captions import write_captions
 from rlvid.toy.pretrain.common import draw_footage, fit
 from rlvid.toy.pretrain.text import CONTEXT_LENGTH, build_text_encoder
+from rlvid.toy.render import SUBJECTS, sample_clips
 
 DEGRADED_SHARE = 0.55
 """Share of degraded clips that the base model learns from: the room that reward fine-tuning has."""
 
 
 def build_denoiser(text_width: int = 64) -> UNet3DConditionModel:
-    """Two levels, cross-attention and temporal attention in both; diffusers' default dropout is off."""
+    """Two levels of 32 and 64 channels, spatial, cross- and temporal attention in the inner one; no dropout."""
     denoiser = UNet3DConditionModel(
         sample_size=8,
-        block_out_channels=(64, 96),
-        down_block_types=("CrossAttnDownBlock3D", "CrossAttnDownBlock3D"),
-        up_block_types=("CrossAttnUpBlock3D", "CrossAttnUpBlock3D"),
+        block_out_channels=(32, 64),
+        down_block_types=("DownBlock3D", "CrossAttnDownBlock3D"),
+        up_block_types=("CrossAttnUpBlock3D", "UpBlock3D"),
         layers_per_block=1,
-        norm_num_groups=16,
+        norm_num_groups=8,
         cross_attention_dim=text_width,
-        attention_head_dim=16,
+        attention_head_dim=8,
     )
     for module in denoiser.modules():
         if isinstance(module, nn.Dropout):
@@ -60,6 +62,26 @@ def encode_bank(vae: AutoencoderKL, count: int, generator: torch.Generator) -> t
     return torch.cat(latents), captions
 
 
+def fit_text_encoder(
+    encoder: CLIPTextModel, tokens_of: Callable[[list[str]], Tensor], generator: torch.Generator, steps: int
+) -> None:
+    """Teaches the encoder to keep a caption's four labels readable, linearly, in the mean of its states.
+
+    Cross-attention starts as a plain mean, so the denoiser hears what a caption says from its first step on.
+    """
+    heads = nn.ModuleList(nn.Linear(encoder.config.hidden_size, n) for n in (len(SUBJECTS), 8, 5, 6)).to(encoder.device)
+
+    def loss_of_step(step: int) -> Tensor:
+        clips = sample_clips(128, generator)
+        states = encoder(tokens_of(write_captions(clips, generator)).to(encoder.device)).last_hidden_state.mean(1)
+        labels = (clips.subject_B, clips.colour_B, clips.background_B, clips.motion_B)
+        return torch.stack(
+            [nn.functional.cross_entropy(h(states), y.to(states.device)) for h, y in zip(heads, labels, strict=True)]
+        ).mean()
+
+    fit([encoder, heads], loss_of_step, steps=steps, peak=2e-3, decay=0.99, name="text encoder")
+
+
 def fit_denoiser(
     seed: int,
     steps: int,
@@ -67,6 +89,7 @@ def fit_denoiser(
     vae: AutoencoderKL,
     tokenizer: CLIPTokenizer,
     bank: int = 8192,
+    text_steps: int = 400,
     each: Callable[[UNet3DConditionModel, CLIPTextModel, int], None] | None = None,
 ) -> tuple[UNet3DConditionModel, CLIPTextModel]:
     """Trains denoiser and text encoder together on the noise prediction; one caption in ten is empty.
@@ -77,11 +100,16 @@ def fit_denoiser(
     generator = torch.Generator().manual_seed(seed)
     device = vae.device
     latents_N, captions = encode_bank(vae, bank, generator)
-    tokens_N = tokenizer(
-        captions, padding="max_length", truncation=True, max_length=CONTEXT_LENGTH, return_tensors="pt"
-    )["input_ids"]
-    empty = tokenizer("", padding="max_length", max_length=CONTEXT_LENGTH, return_tensors="pt")["input_ids"]
-    denoiser, encoder = build_denoiser().to(device).train(), build_text_encoder(tokenizer).to(device).train()
+
+    def tokens_of(texts: list[str]) -> Tensor:
+        return tokenizer(
+            texts, padding="max_length", truncation=True, max_length=CONTEXT_LENGTH, return_tensors="pt"
+        ).input_ids
+
+    tokens_N, empty = tokens_of(captions), tokens_of([""])
+    encoder = build_text_encoder(tokenizer).to(device).train()
+    fit_text_encoder(encoder, tokens_of, generator, steps=text_steps)
+    denoiser = build_denoiser().to(device).train()
     abar = build_scheduler().alphas_cumprod.to(device)
 
     def loss_of_step(step: int) -> Tensor:
@@ -106,7 +134,7 @@ def fit_denoiser(
         [denoiser, encoder],
         loss_of_step,
         steps=steps,
-        peak=1e-3,
+        peak=1.5e-3,
         name="denoiser",
         each=each and (lambda step: each(denoiser, encoder, step)),
     )

@@ -133,7 +133,9 @@ def preference_accuracy(model: CLIP, vae: AutoencoderKL, tokenizer: CLIPTokenize
     pairs = PreferencePairs(vae, tokenizer, torch.Generator().manual_seed(seed))
     tokens, good, bad, wrong = pairs.draw(512)
     text = model.encode_text(tokens, normalize=True)
-    good_B, bad_B, wrong_B = ((model.encode_image(normalise(x), normalize=True) * text).sum(1) for x in (good, bad, wrong))
+    good_B, bad_B, wrong_B = (
+        (model.encode_image(normalise(x), normalize=True) * text).sum(1) for x in (good, bad, wrong)
+    )
     return {
         "clean over degraded": (good_B > bad_B).float().mean().item(),
         "matching over mismatching": (good_B > wrong_B).float().mean().item(),

@@ -1,0 +1,150 @@
+"""What a training step costs, stage by stage, and what Ray and DeepSpeed add to the bare torch step, in one run.
+
+    python jobs/benchmark.py                       # the built-in model, one worker
+    python jobs/benchmark.py --steps 10 train.batch_size=4
+
+Both sides run in one worker process in turns, on the same batches, so that they share every disturbance.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rlvid.config import RunConfig, load_config
+
+
+def measure(job: dict[str, Any]) -> None:
+    """Runs in a Ray Train worker; writes its findings to ``job['result']``."""
+    import torch
+
+    from rlvid.algorithms.base import Stopwatch
+    from rlvid.train.engine import TorchEngine
+    from rlvid.train.worker import ALGORITHMS, Worker
+
+    config = RunConfig.model_validate(job["config"])
+    with Worker(config, job) as worker:
+        context = copy.copy(worker.algorithm.context)
+        context.model, context.stopwatch = copy.copy(worker.model), Stopwatch(worker.model.device)
+        context.model.denoiser = copy.deepcopy(worker.network)
+        bare = ALGORITHMS[config.method.name](context)
+        engine = TorchEngine(context.model.denoiser, config.optimizer)
+        calls = {"denoiser": 0, "decoder": 0}
+
+        def count(name: str) -> Any:
+            return lambda module, inputs, output: calls.update({name: calls[name] + len(inputs[0])})
+
+        hooks = [context.model.denoiser.register_forward_hook(count("denoiser"))]
+        hooks.append(context.model.vae.decoder.register_forward_hook(count("decoder")))
+        sides: dict[str, list[float]] = {"torch": [], "Ray + DeepSpeed": []}
+        stages: list[dict[str, float]] = []
+        for step in range(job["steps"] + 1):
+            batch = worker.fetch(step)
+            before = dict(calls)
+            began = time.perf_counter()
+            for update in bare.updates(batch):
+                engine.backward(update.loss, update.step)
+                if update.step:
+                    engine.step(step)
+            sides["torch"].append(time.perf_counter() - began)
+            used = {name: (calls[name] - before[name]) / len(batch) for name in calls}
+            worker.stopwatch.read()
+
+            began = time.perf_counter()
+            updates, outcomes = [], []
+            for update in worker.algorithm.updates(worker.fetch(step)):
+                with worker.stopwatch.stage("backward"):
+                    worker.engine.backward(update.loss, update.step)
+                updates.append(update)
+                if update.step:
+                    with worker.stopwatch.stage("sync"):
+                        outcomes.append(worker.engine.step(step))
+            seen = worker.stopwatch.read()
+            recorded = time.perf_counter()
+            worker.record(step, updates, outcomes, recorded - began)
+            ended = time.perf_counter()
+            sides["Ray + DeepSpeed"].append(ended - began)
+            stages.append(seen | {"record": ended - recorded})
+        for hook in hooks:
+            hook.remove()
+        found = {
+            "seconds": {name: statistics.median(values[1:]) for name, values in sides.items()},
+            "stages": {name: statistics.median(s[name] for s in stages[1:]) for name in stages[0]},
+            "calls": used,
+            "threads": torch.get_num_threads(),
+        }
+        Path(job["result"]).write_text(json.dumps(found), encoding="utf-8")
+
+
+def main() -> None:
+    """Starts one worker, measures in it, prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=5, help="measured steps a side, after one to warm up")
+    parser.add_argument("overrides", nargs="*", help="settings to change, as for rlvid train")
+    options = parser.parse_args()
+    console = Console()
+    config = load_config("toy", ["name=benchmark", "train.workers=1", "output.videos_every=0", *options.overrides])
+
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    from rlvid.train.launch import check_resources, encoded_clips, run_folder, start_ray
+    from rlvid.train.progress import Board
+
+    start_ray()
+    use_gpu = check_resources(config)
+    folder = run_folder(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    job = {
+        "config": config.model_dump(), "clips": str(encoded_clips(config, console)), "run": str(folder),
+        "use_gpu": use_gpu, "board": Board.remote(), "steps": options.steps, "result": str(folder / "benchmark.json"),
+    }  # fmt: skip
+    TorchTrainer(
+        measure,
+        train_loop_config=job,
+        scaling_config=ray.train.ScalingConfig(num_workers=1, use_gpu=use_gpu),
+        run_config=ray.train.RunConfig(
+            name=f"benchmark-{time.time_ns()}",
+            storage_path=str(folder),
+            worker_runtime_env={"env_vars": {} if use_gpu else {"DS_ACCELERATOR": "cpu"}},
+        ),
+    ).fit()
+    show(json.loads(Path(job["result"]).read_text(encoding="utf-8")), config, console)
+
+
+def show(found: dict[str, Any], config: RunConfig, console: Console) -> None:
+    """Prints what was found."""
+    bare, whole = found["seconds"]["torch"], found["seconds"]["Ray + DeepSpeed"]
+    table = Table(title=f"one step of {config.train.batch_size} videos, {found['threads']} threads, medians")
+    table.add_column("stage")
+    table.add_column("seconds", justify="right")
+    for name, seconds in found["stages"].items():
+        table.add_row(name, f"{seconds:.3f}")
+    table.add_section()
+    table.add_row("whole step, Ray + DeepSpeed", f"{whole:.3f}")
+    table.add_row("the same step, bare torch", f"{bare:.3f}")
+    table.add_row("overhead", f"{100 * (whole / bare - 1):.1f} %")
+    console.print(table)
+    from rlvid.diffusion.schedule import partial, timesteps
+
+    steps = len(partial(timesteps(config.sampling.steps), config.method.tau))
+    branches = 1 if config.sampling.guidance == 1.0 else 2
+    window = config.method.gradient_steps if config.train.checkpoint_activations else 0
+    console.print(
+        f"denoiser evaluations a video: {found['calls']['denoiser']:g} = {steps} steps x {branches} branches"
+        f" + {window * branches} recomputed in the backward pass; fewest possible without recomputing: {steps * branches}"
+    )
+    console.print(
+        f"frames decoded a video: {found['calls']['decoder']:g}; fewest possible: {config.reward.segments} (SegVR)"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

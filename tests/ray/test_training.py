@@ -1,0 +1,264 @@
+"""The trust in training: workers, ZeRO stages and interruptions change nothing; real processes are killed for it."""
+
+import io
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.dataset as pads
+import pytest
+import torch
+import yaml
+from rich.console import Console
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from rlvid.algorithms.base import Batch, Context, Stopwatch
+from rlvid.algorithms.instructvideo import InstructVideo
+from rlvid.config import RunConfig, load_config, parse_config
+from rlvid.data.clips import EncodedClips
+from rlvid.models.lora import inject_lora, lora_state
+from rlvid.models.unet3d import load_model
+from rlvid.reward.clip import load_reward
+from rlvid.toy.tiny import tiny_model
+from rlvid.train.engine import TorchEngine
+from rlvid.train.launch import encoded_clips, train
+
+log = logging.getLogger(__name__)
+STEPS = 3
+QUIET = Console(file=io.StringIO())
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model in diffusers' layout, and the storage of the runs of this module."""
+    home = tmp_path_factory.mktemp("training")
+    model = tiny_model()
+    for name, part in (
+        ("unet", model.denoiser), ("vae", model.vae), ("text_encoder", model.text_encoder), ("tokenizer", model.tokenizer)
+    ):  # fmt: skip
+        part.save_pretrained(home / "tiny" / name)
+    from rlvid.toy.pretrain.denoiser import build_scheduler
+
+    build_scheduler().save_pretrained(home / "tiny" / "scheduler")
+    return home
+
+
+def settings(folder: Path, name: str, *overrides: str) -> list[str]:
+    """Overrides of the toy description for a run of seconds."""
+    return [
+        f"name={name}", f"model.path={folder / 'tiny'}", "model.frames=4", "model.size=16", "data.clips=6",
+        f"output.storage={folder / 'runs'}", "sampling.steps=5", "reward.segments=2", "train.batch_size=4",
+        "optimizer.lr=1e-4", f"train.steps={STEPS}", "output.checkpoint_every=2", "output.videos_every=0",
+        "train.micro_batch=1", *overrides,
+    ]  # fmt: skip
+
+
+def config(folder: Path, name: str, *overrides: str) -> RunConfig:
+    """A run of seconds."""
+    return load_config("toy", settings(folder, name, *overrides))
+
+
+def adapter(run: Path, step: int) -> dict[str, torch.Tensor]:
+    """The adapter of a checkpoint."""
+    return load_file(run / f"step-{step:06d}" / "adapter" / "adapter_model.safetensors")
+
+
+def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """Largest absolute difference of two adapters."""
+    assert a.keys() == b.keys()
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+def plain_torch(run: RunConfig, clips: Path) -> dict[str, torch.Tensor]:
+    """The same three steps without Ray and DeepSpeed, on the whole batch at once."""
+    run = parse_config(yaml.safe_load(yaml.safe_dump(run.model_dump(mode="json"))) | {"name": "plain"})
+    model = load_model(run.model.path, frames=4, size=16)
+    inject_lora(model.denoiser, run.model.lora.rank, run.model.lora.targets, run.seed)
+    engine = TorchEngine(model.denoiser, run.optimizer)
+    context = Context(run, model, load_reward("builtin"), None, Stopwatch(torch.device("cpu")))
+    algorithm, data = InstructVideo(context), EncodedClips.open(clips)
+    for step in range(STEPS):
+        for update in algorithm.updates(_batch(run, model.latent_shape, data, step)):
+            engine.backward(update.loss, update.step)
+            if update.step:
+                engine.step(step)
+    return lora_state(model.denoiser)
+
+
+def _batch(run: RunConfig, shape: tuple[int, ...], data: EncodedClips, step: int) -> Batch:
+    from rlvid import randomness
+    from rlvid.data.clips import clip_index
+
+    size = run.train.batch_size
+    serials = list(range(step * size, (step + 1) * size))
+    prompts, text, posterior = data.fetch([clip_index(s, len(data), run.seed) for s in serials])
+    noise = randomness.normal(shape, run.seed, "posterior", [(s,) for s in serials])
+    return Batch(step, serials, prompts, text, posterior.sample(noise), size)
+
+
+def trajectories(job: dict[str, Any]) -> None:
+    """Runs the product's worker loop once for each ZeRO stage, in the same processes; worker 0 writes the adapters."""
+    from rlvid.train.worker import Worker
+
+    for stage in job["stages"]:
+        run = RunConfig.model_validate(job["config"] | {"train": job["config"]["train"] | {"zero_stage": stage}})
+        worker = Worker(run, job | {"run": f"{job['run']}-{stage}"})
+        with worker:
+            for step in range(run.train.steps):
+                updates, outcomes = [], []
+                for update in worker.algorithm.updates(worker.fetch(step)):
+                    worker.engine.backward(update.loss, update.step)
+                    updates.append(update)
+                    if update.step:
+                        outcomes.append(worker.engine.step(step))
+                worker.record(step, updates, outcomes, 0.0)
+            with worker.engine.gathered():
+                state = lora_state(worker.network)
+            if worker.rank == 0:
+                torch.save(state, f"{job['run']}-{stage}.pt")
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_workers_and_zero_stages_compute_what_plain_torch_computes(folder: Path) -> None:
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    from rlvid.train.progress import Board
+
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for workers, stages in ((1, (0, 3)), (2, (0, 1, 2, 3))):
+        run = config(folder, f"equal-{workers}", f"train.workers={workers}")
+        clips = encoded_clips(run, QUIET)
+        job = {
+            "config": run.model_dump(), "clips": str(clips), "run": str(folder / f"equal-{workers}"), "use_gpu": False,
+            "board": Board.remote(), "stages": stages,
+        }  # fmt: skip
+        TorchTrainer(
+            trajectories,
+            train_loop_config=job,
+            scaling_config=ray.train.ScalingConfig(num_workers=workers),
+            run_config=ray.train.RunConfig(name=f"equal-{workers}", storage_path=str(folder / "ray")),
+        ).fit()
+        for stage in stages:
+            found[f"{workers} workers, ZeRO {stage}"] = torch.load(f"{job['run']}-{stage}.pt", weights_only=True)
+    reference = plain_torch(config(folder, "plain", "train.workers=1", "train.micro_batch=4"), clips)
+    start = tiny_state(folder)
+    moved = difference(reference, start)
+    assert moved > 1e-4, "nothing was learned, so equality would prove nothing"
+    for name, state in found.items():
+        log.info("%s: largest difference %.2e of %.2e moved", name, difference(state, reference), moved)
+        assert difference(state, reference) <= 1e-6, f"{name}: {difference(state, reference)} of {moved} moved"
+
+
+def tiny_state(folder: Path) -> dict[str, torch.Tensor]:
+    """The adapter before the first step."""
+    run = config(folder, "start")
+    model = load_model(run.model.path, frames=4, size=16)
+    inject_lora(model.denoiser, run.model.lora.rank, run.model.lora.targets, run.seed)
+    return lora_state(model.denoiser)
+
+
+LONG = ("train.steps=8", "output.checkpoint_every=3", "train.zero_stage=2")
+
+
+def check_traces(run: Path, steps: int, batch: int) -> None:
+    """The archive has every sample once; TensorBoard has every step once and in order."""
+    rows = pads.dataset(run / "archive", format="parquet").to_table(columns=["step", "serial"]).to_pylist()
+    assert sorted((row["step"], row["serial"]) for row in rows) == [
+        (step, step * batch + place) for step in range(steps) for place in range(batch)
+    ]
+    events = EventAccumulator(str(run / "tensorboard"), purge_orphaned_data=True)
+    events.Reload()
+    assert [event.step for event in events.Scalars("reward")] == list(range(steps))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(folder: Path, ray_cluster: Any) -> dict[str, torch.Tensor]:
+    """The adapter of a run that nothing befell."""
+    done = train(config(folder, "whole", *LONG), QUIET)
+    check_traces(done.folder, 8, 4)
+    return adapter(done.folder, 8)
+
+
+def _pids_of_workers() -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                title = (entry / "cmdline").read_bytes()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if b"RayTrainWorker" in title:
+                found.append(int(entry.name))
+    return found
+
+
+def _wait_for_part(run: Path, step: int, seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    while not list((run / "archive").glob(f"step-{step:06d}-*.parquet")):
+        assert time.monotonic() < deadline, f"{run} did not reach step {step}"
+        time.sleep(0.05)
+
+
+def test_killed_worker_ends_with_the_same_adapter(folder: Path, uninterrupted: dict[str, torch.Tensor]) -> None:
+    run, killed = folder / "runs" / "worker-killed", []
+
+    def kill() -> None:
+        _wait_for_part(run, 4)
+        killed.append(_pids_of_workers()[-1])
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    done = train(config(folder, "worker-killed", *LONG), QUIET)
+    killer.join()
+    assert killed and done.first_step == 3, "the run was not interrupted after its first checkpoint"
+    assert all(torch.equal(adapter(run, 8)[name], tensor) for name, tensor in uninterrupted.items())
+    check_traces(run, 8, 4)
+
+
+def test_killed_driver_resumes_to_the_same_adapter(folder: Path, uninterrupted: dict[str, torch.Tensor]) -> None:
+    run = folder / "runs" / "driver-killed"
+    command = [sys.executable, "-m", "rlvid.cli", "train", "toy", *settings(folder, "driver-killed", *LONG)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_API")}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _wait_for_part(run, 4)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (run / "step-000008").exists()
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert again.returncode == 0, again.stderr
+    assert all(torch.equal(adapter(run, 8)[name], tensor) for name, tensor in uninterrupted.items())
+    check_traces(run, 8, 4)
+    assert (run / "before-after.png").is_file()
+    assert "rlvid evaluate" in again.stdout
+    state = json.loads((run / "step-000008" / "state.json").read_text())
+    assert state["step"] == 8 and state["workers"] == 2
+
+
+def test_name_of_another_run_is_refused(folder: Path, uninterrupted: dict[str, torch.Tensor]) -> None:
+    with pytest.raises(ValueError, match=r"run 'whole' exists .* another config \(optimizer.lr: 0.0001 -> 0.1\)"):
+        train(config(folder, "whole", *LONG, "optimizer.lr=0.1"), QUIET)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_more_workers_than_cores_are_refused_before_anything_starts(folder: Path) -> None:
+    with pytest.raises(ValueError, match="needs 64 CPU cores; the cluster has 8"):
+        train(config(folder, "wide", "train.workers=64", "train.batch_size=64"), QUIET)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_non_finite_steps_are_skipped_and_stop_the_run(folder: Path) -> None:
+    broken = config(
+        folder, "broken", "optimizer.lr=1e30", "optimizer.clip_norm=0", "train.max_skipped=2", "train.steps=8"
+    )
+    with pytest.raises(RuntimeError, match="2 steps in a row had a non-finite loss or gradient"):
+        train(parse_config(broken.model_dump() | {"train": broken.train.model_dump() | {"max_failures": 0}}), QUIET)

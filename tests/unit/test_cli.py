@@ -1,0 +1,71 @@
+"""The command as a user meets it: help at once, and one clear line with exit code 2 for every mistake."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+RLVID = [sys.executable, "-m", "rlvid.cli"]
+
+
+def rlvid(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs the command in a process of its own."""
+    return subprocess.run([*RLVID, *arguments], capture_output=True, text=True, cwd=cwd, timeout=120, check=False)
+
+
+def test_help_is_quick_and_names_every_verb() -> None:
+    began = time.process_time()
+    done = rlvid("--help")
+    assert done.returncode == 0 and time.process_time() - began < 1
+    assert all(verb in done.stdout for verb in ("train", "evaluate", "generate", "encode", "demo"))
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate", "generate", "encode", "demo"])
+def test_every_verb_has_help(verb: str) -> None:
+    assert "Usage" in rlvid(verb, "--help").stdout
+
+
+def test_version() -> None:
+    assert rlvid("--version").stdout.startswith("rlvid ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "toy", "train.stepz=3"], ["unknown key train.stepz", "allowed here: steps"]),
+        (["train", "toy", "train.steps=many"], ["train.steps = 'many'", "valid integer"]),
+        (["train", "toy", "model.frames=8", "reward.segments=9"], ["reward.segments = 9", "allowed: 1 to 8"]),
+        (["train", "toy", "reward.segments=9"], ["reward.segments = 9", "allowed: 1 to 8"]),
+        (["train", "toy", "method.tau=0"], ["method.tau = 0", "greater than 0"]),
+        (["train", "toy", "method.tau=1.5"], ["method.tau = 1.5", "less than or equal to 1"]),
+        (["train", "toy", "method.gradient_steps=13"], ["method.gradient_steps = 13", "allowed: 1 to 12"]),
+        (["train", "nowhere.yaml"], ["'nowhere.yaml' is neither a file nor a shipped description", "toy"]),
+        (["train", "toy", "steps"], ["'steps' must have the form section.key=value"]),
+        (["train", "toy", "model.path=/nowhere"], ["model.path = '/nowhere'", "unet"]),
+        (["train", "toy", "data.source=/nowhere"], ["/nowhere: no such folder of encoded clips", "rlvid encode"]),
+        (["train", "toy", "output.storage=/proc/nowhere"], ["output.storage = '/proc/nowhere'", "cannot be written"]),
+        (["train", "toy", "name=../up"], ["name = '../up'"]),
+        (["evaluate", "nowhere"], ["run 'nowhere': no such folder"]),
+        (["evaluate", "nowhere", "--steps", "ten"], ["--steps 'ten'", "whole numbers from 1 to 1000"]),
+        (["evaluate", "nowhere", "--sets", "animals"], ["animals"]),
+        (["generate", "builtin", ""], ["prompt 1", "empty"]),
+        (["generate", "builtin", "x" * 10_000], ["prompt 1", "10,000 characters; allowed: up to 1,000"]),
+        (["generate", "builtin", "missing.txt"], ["missing.txt"]),
+        (["encode", "/nowhere", "out"], ["/nowhere"]),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(arguments: list[str], words: list[str], tmp_path: Path) -> None:
+    done = rlvid(*arguments, cwd=tmp_path)
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode == 2, done.stderr
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    assert all(word in lines[0] for word in words), lines[0]
+    assert not any(tmp_path.iterdir()), "something was left behind"
+
+
+def test_prompts_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_bytes(b"a red star\n\xff\xfe\n")
+    done = rlvid("generate", "builtin", "prompts.txt", cwd=tmp_path)
+    assert done.returncode == 2 and "UTF-8" in done.stderr and len(done.stderr.strip().splitlines()) == 1

@@ -1,0 +1,184 @@
+"""The typed description of a run: what is wrong is said in one line, what is right survives the round trip."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from rlvid.config import RunConfig, load_config, parse_config, shipped_configs
+
+# (what is written, what the message must say: the key, the value, what is allowed)
+WRONG: list[tuple[dict[str, Any], list[str]]] = [
+    ({"trian": {}}, ["unknown key trian;", "allowed here: name, seed, model"]),
+    ({"train": {"stepz": 1}}, ["unknown key train.stepz;", "allowed here: steps, batch_size"]),
+    ({"model": {"lora": {"alpha": 1}}}, ["unknown key model.lora.alpha;", "allowed here: rank, targets"]),
+    ({"method": {"K": 1}}, ["unknown key method.K;", "allowed here: name, tau, gradient_steps"]),
+    ({"train": {"steps": "many"}}, ["train.steps = 'many'", "valid integer"]),
+    ({"train": {"batch_size": 2.5}}, ["train.batch_size = 2.5", "valid integer"]),
+    ({"train": 3}, ["train = 3", "dictionary"]),
+    ({"train": None}, ["train = None", "dictionary"]),
+    ({"model": {"lora": {"targets": "to_q"}}}, ["model.lora.targets = 'to_q'", "valid list"]),
+    ({"train": {"steps": 0}}, ["train.steps = 0", "greater than or equal to 1"]),
+    ({"train": {"zero_stage": 4}}, ["train.zero_stage = 4", "0, 1, 2 or 3"]),
+    ({"sampling": {"final": "last"}}, ["sampling.final = 'last'", "'exact' or 'paper'"]),
+    ({"sampling": {"eta": 1.5}}, ["sampling.eta = 1.5", "less than or equal to 1"]),
+    ({"method": "drift"}, ["method", "'drift'", "'instructvideo'"]),
+    ({"method": {"tau": 0}}, ["method.tau = 0", "greater than 0"]),
+    ({"method": {"tau": 1.5}}, ["method.tau = 1.5", "less than or equal to 1"]),
+    ({"method": {"tau": math.nan}}, ["method.tau = nan"]),
+    ({"reward": {"attenuation": math.nan}}, ["reward.attenuation = nan", "greater than or equal to 0"]),
+    ({"reward": {"attenuation": -1}}, ["reward.attenuation = -1", "greater than or equal to 0"]),
+    ({"optimizer": {"lr": math.nan}}, ["optimizer.lr = nan", "greater than 0"]),
+    ({"name": "../run"}, ["name = '../run'", "pattern"]),
+    ({"seed": -1}, ["seed = -1", "greater than or equal to 0"]),
+    ({"method": {"tau": 0.04}}, ["method.tau = 0.04", "sampling.steps = 20", "at least 0.05"]),
+    ({"method": {"gradient_steps": 13}}, ["method.gradient_steps = 13", "12 steps", "allowed: 1 to 12"]),
+    ({"train": {"batch_size": 7, "workers": 2}}, ["train.batch_size = 7", "train.workers = 2", "multiple"]),
+    ({"train": {"workers": 2, "micro_batch": 3}}, ["train.micro_batch = 3", "share of 4 videos", "divisors of 4"]),
+    ({"model": {"frames": 4}, "reward": {"segments": 5}}, ["reward.segments = 5", "model.frames = 4", "1 to 4"]),
+    ({"seed": -1, "train": {"steps": 0}}, ["seed = -1", "; train.steps = 0"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("data", "words"), WRONG, ids=lambda value: str(value) if isinstance(value, dict) else "")
+def test_what_is_wrong_is_said_in_one_line(data: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(ValueError, match=r".") as error:
+        parse_config(data)
+    message = str(error.value)
+    assert "\n" not in message
+    assert not isinstance(error.value, ValidationError)
+    for word in words:
+        assert word in message
+
+
+def accepted(reason: str, data: dict[str, Any]) -> Any:
+    return pytest.param(data, marks=pytest.mark.xfail(strict=True, reason=reason))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        accepted("timestep 1000 lies outside the schedule", {"sampling": {"steps": 1000}}),
+        accepted("no segment has that share: nothing would be decoded", {"reward": {"skip_below": 0.9}}),
+        accepted("betas are below 1", {"optimizer": {"betas": [2, 3]}}),
+        accepted("an infinite rate", {"optimizer": {"lr": math.inf}}),
+        accepted("a yes is not a number", {"train": {"steps": True}}),
+        accepted("the built-in model makes 8 frames", {"reward": {"segments": 9}}),
+    ],
+)
+def test_what_starts_is_valid(data: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"="):
+        parse_config(data)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "words"),
+    [
+        ("", [], "must be a mapping of sections"),
+        ("- train", [], "must be a mapping of sections"),
+        ("train: {steps: 3", [], "is not valid YAML"),
+        ("{}", ["train.steps"], "override 'train.steps' must have the form section.key=value"),
+        ("{}", ["=3"], "override '=3' must have the form section.key=value"),
+        ("{}", ["train.steps=[1"], "override 'train.steps=[1': the value is not valid YAML"),
+        ("{}", ["train.stepz=3"], "unknown key train.stepz"),
+        ("{}", ["train.steps=x"], "train.steps = 'x'"),
+        ("{}", ["train.steps.more=3"], "train.steps = {'more': 3}"),
+    ],
+)
+def test_wrong_files_and_overrides_are_told(tmp_path: Path, text: str, overrides: list[str], words: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r".") as error:
+        load_config(path, overrides)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+    if not overrides:
+        assert str(path) in str(error.value)
+
+
+def test_a_missing_or_binary_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"config 'nowhere\.yaml' is neither a file nor a shipped description; shipped: .*toy"
+    ):
+        load_config("nowhere.yaml")
+    (tmp_path / "run.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="is not valid YAML"):
+        load_config(tmp_path / "run.yaml")
+
+
+def test_overrides_win_and_the_later_ones_over_the_earlier(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("train: {steps: 3, batch_size: 4}\nmethod: instructvideo\n")
+    overrides = [
+        "train.steps=5",
+        "method.tau=0.5",
+        "optimizer.lr=1e-4",
+        "model.lora.targets=[to_q, to_k]",
+        "train.steps=7",
+    ]
+    config = load_config(path, [*overrides, "reward.attenuation=inf", "reward.held_out=null"])
+    assert (config.train.steps, config.train.batch_size) == (7, 4)
+    assert (config.method.name, config.method.tau) == ("instructvideo", 0.5)
+    assert config.optimizer.lr == 1e-4
+    assert config.model.lora.targets == ["to_q", "to_k"]
+    assert config.reward.attenuation == math.inf
+    assert config.reward.held_out is None
+
+
+@pytest.mark.parametrize("name", sorted(shipped_configs()))
+def test_shipped_descriptions_are_valid_and_survive_the_round_trip(name: str) -> None:
+    config = load_config(name)
+    assert parse_config(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
+
+
+def test_infinity_survives_the_round_trip() -> None:
+    config = parse_config({"reward": {"attenuation": "inf"}, "optimizer": {"betas": [0.8, 0.9]}})
+    again = parse_config(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json"))))
+    assert again == config
+    assert again.reward.attenuation == math.inf
+    assert again.fingerprint == config.fingerprint
+
+
+@pytest.mark.parametrize(
+    "data",
+    [{"name": "other"}, {"output": {"storage": "elsewhere", "checkpoint_every": 1}}, {"train": {"steps": 7}},
+     {"train": {"max_failures": 9, "cpus_per_worker": 2, "use_gpu": True}}],
+)  # fmt: skip
+def test_a_fingerprint_overlooks_what_the_result_does_not_depend_on(data: dict[str, Any]) -> None:
+    assert parse_config(data).fingerprint == RunConfig().fingerprint
+
+
+@pytest.mark.parametrize(
+    "data",
+    [{"seed": 1}, {"optimizer": {"lr": 2e-5}}, {"reward": {"attenuation": math.inf}}, {"method": {"tau": 0.7}},
+     {"model": {"lora": {"rank": 8}}}, {"sampling": {"final": "paper"}}, {"train": {"batch_size": 4}}],
+)  # fmt: skip
+def test_a_fingerprint_sees_what_the_result_depends_on(data: dict[str, Any]) -> None:
+    fingerprint = parse_config(data).fingerprint
+    assert len(fingerprint) == 12
+    assert fingerprint != RunConfig().fingerprint
+
+
+@pytest.mark.xfail(strict=True, reason="the docstring says so; the code keeps workers, zero_stage and micro_batch")
+def test_a_fingerprint_does_not_depend_on_how_many_workers_compute() -> None:
+    assert parse_config({"train": {"workers": 2, "zero_stage": 2}}).fingerprint == RunConfig().fingerprint
+
+
+def test_the_papers_settings_are_the_defaults() -> None:
+    config = RunConfig()
+    assert (config.sampling.steps, config.sampling.guidance, config.sampling.eta) == (20, 3.0, 0.0)
+    assert (config.method.tau, config.method.gradient_steps, config.method.offset_noise) == (0.6, 1, 0.1)
+    assert (config.reward.segments, config.reward.attenuation, config.reward.weights) == (4, 1.0, "paper")
+    assert (config.optimizer.lr, config.optimizer.betas, config.optimizer.weight_decay) == (1e-5, (0.9, 0.999), 0.0)
+    assert (config.optimizer.warmup, config.train.batch_size, config.train.steps) == (10, 8, 20_000)
+    assert (config.model.lora.rank, config.model.lora.targets) == (4, ["to_q", "to_k", "to_v", "to_out.0"])
+    with pytest.raises(ValidationError, match="frozen"):
+        config.seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("train", "expected"), [({}, 8), ({"workers": 4}, 2), ({"workers": 2, "micro_batch": 1}, 1)])
+def test_a_micro_batch_is_a_workers_share_unless_told(train: dict[str, int], expected: int) -> None:
+    assert parse_config({"train": train}).micro_batch == expected

@@ -1,0 +1,302 @@
+"""Evaluation: the same noise for every model, metrics as computed by hand, NaN never a number, tables that add up."""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+from itertools import combinations
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from rich.console import Console
+from torch import Tensor
+
+from rlvid import randomness
+from rlvid.evaluate import metrics, tables, write_whole
+from rlvid.evaluate.evaluate import METRICS, Row, compare, evaluate_model, score_videos, summarise
+from rlvid.evaluate.generate import generate
+from rlvid.toy.captions import write_captions
+from rlvid.toy.render import render, sample_clips
+from rlvid.toy.tiny import tiny_model, tiny_reward
+
+PROMPTS = ["a red circle moving left on a black background", "a blue star growing, white background", "a dog"]
+
+
+def row(model: str = "base", set_name: str = "in_domain", steps: int = 20, index: int = 0, **scores: float) -> Row:
+    values = dict.fromkeys(METRICS, math.nan) | scores
+    return Row(model, set_name, steps, index, f"prompt {index}", **values)
+
+
+def clips_and_captions(count: int) -> tuple[Tensor, list[str]]:
+    generator = torch.Generator().manual_seed(3)
+    clips = sample_clips(count, generator)
+    return render(clips, frames=5, size=16), write_captions(clips, generator)
+
+
+def test_generation_does_not_depend_on_the_batch_nor_on_the_other_prompts() -> None:
+    model = tiny_model()
+    done: list[tuple[int, int]] = []
+    together = generate(model, PROMPTS, seed=1, steps=3, progress=lambda *each: done.append(each))
+    one_by_one = generate(model, PROMPTS, seed=1, steps=3, batch=1)
+    assert together.shape == (3, 4, 3, 16, 16)
+    assert together.dtype == torch.float32
+    assert 0 <= together.min() < together.max() <= 1
+    assert done == [(3, 3)]
+    torch.testing.assert_close(one_by_one, together, atol=1e-5, rtol=0)
+    last = generate(model, PROMPTS[2:], seed=1, steps=3, first_index=2)
+    torch.testing.assert_close(last, together[2:], atol=1e-5, rtol=0)
+    assert (generate(model, PROMPTS[2:], seed=1, steps=3) - last).abs().max() > 1e-3
+    assert (generate(model, PROMPTS[2:], seed=2, steps=3, first_index=2) - last).abs().max() > 1e-3
+
+
+def test_generation_with_noise_on_the_way_belongs_to_the_sample_too() -> None:
+    model = tiny_model()
+    noisy = generate(model, PROMPTS, seed=1, steps=3, eta=1.0)
+    torch.testing.assert_close(generate(model, PROMPTS, seed=1, steps=3, eta=1.0, batch=2), noisy, atol=1e-5, rtol=0)
+    assert (generate(model, PROMPTS, seed=1, steps=3) - noisy).abs().max() > 1e-3
+
+
+def test_generation_is_diffusers_ddim_from_the_samples_noise() -> None:
+    model = tiny_model()
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=True,
+        steps_offset=1,
+    )  # fmt: skip
+    scheduler.set_timesteps(4)
+    latents = randomness.normal(model.latent_shape, 5, "generate", [(0,)])
+    text = model.encode_prompts(["", PROMPTS[0]])
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            uncond, cond = model.denoiser(latents.repeat(2, 1, 1, 1, 1), t, encoder_hidden_states=text).sample.chunk(2)
+            latents = scheduler.step(uncond + 2.0 * (cond - uncond), t, latents).prev_sample
+        scale = model.vae.config.scaling_factor
+        frames = [model.vae.decode(latents[:, :, f] / scale).sample / 2 + 0.5 for f in range(4)]
+    made = generate(model, PROMPTS[:1], seed=5, steps=4, guidance=2.0)
+    torch.testing.assert_close(made, torch.stack(frames, dim=1).clamp(0, 1), atol=1e-5, rtol=0)
+
+
+def test_a_broken_model_gives_nan_and_never_a_colour() -> None:
+    model = tiny_model()
+    model.vae.decoder.conv_out.bias.data[0] = torch.inf
+    frames = generate(model, PROMPTS[:1], seed=0, steps=1)
+    assert frames[:, :, 0].isnan().all()
+    assert frames[:, :, 1:].isfinite().all()
+
+
+@pytest.mark.parametrize(("prompts", "batch", "steps"), [([], 1, 1), (PROMPTS, 0, 1), (PROMPTS, 1, 0)])
+def test_generation_refuses_what_it_cannot_do(prompts: list[str], batch: int, steps: int) -> None:
+    with pytest.raises(ValueError, match=r"prompts is empty|batch = 0|steps = 0"):
+        generate(tiny_model(), prompts, seed=0, steps=steps, batch=batch)
+
+
+def test_metrics_equal_a_computation_by_hand() -> None:
+    clip = tiny_reward()
+    frames, _ = clips_and_captions(4)
+    prompts = ["one", "two", "one", "one"]
+    image = clip.image_features(frames).double().numpy()
+    text = clip.text_features(prompts).double().numpy()
+    count = frames.shape[1]
+    mean_feature = image.mean(1) / np.linalg.norm(image.mean(1), axis=1, keepdims=True)
+    for b in range(4):
+        cosine = [[float(image[b, f] @ image[b, g]) for g in range(count)] for f in range(count)]
+        expected = {
+            "consecutive": np.mean([cosine[f][f + 1] for f in range(count - 1)]),
+            "all_pairs": np.mean([cosine[f][g] for f, g in combinations(range(count), 2)]),
+            "vbench": np.mean([(max(0, cosine[f][f - 1]) + max(0, cosine[f][0])) / 2 for f in range(1, count)]),
+        }
+        for name, value in expected.items():
+            found = metrics.temporal_consistency(clip, frames, name)[b].item()
+            assert found == pytest.approx(value, abs=1e-5), name
+        by_hand = np.mean([image[b, f] @ text[b] for f in range(count)])
+        assert metrics.clipsim(clip, frames, prompts)[b].item() == pytest.approx(by_hand, abs=1e-5)
+        pixels = frames[b].double().numpy()
+        moved = np.mean([np.abs(pixels[f + 1] - pixels[f]).mean() for f in range(count - 1)])
+        assert metrics.motion(frames)[b].item() == pytest.approx(moved, abs=1e-6)
+        fellows = [a for a in range(4) if a != b and prompts[a] == prompts[b]]
+        apart = metrics.diversity(clip, frames, prompts)[b].item()
+        if fellows:
+            assert apart == pytest.approx(np.mean([1 - mean_feature[a] @ mean_feature[b] for a in fellows]), abs=1e-5)
+        else:
+            assert math.isnan(apart)
+
+
+def test_vbench_clamps_and_the_others_do_not() -> None:
+    features = torch.tensor([[[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]]])
+    assert metrics.consistency(features).item() == -1
+    assert metrics.consistency(features, "all_pairs").item() == pytest.approx(-1 / 3)
+    assert metrics.consistency(features, "vbench").item() == 0.25
+    with pytest.raises(ValueError, match="allowed: consecutive, all_pairs, vbench"):
+        metrics.consistency(features, "median")
+    with pytest.raises(ValueError, match="needs 2 or more"):
+        metrics.motion(torch.zeros(1, 1, 3, 4, 4))
+
+
+def test_evaluation_scores_every_video_of_every_set() -> None:
+    model, reward, held_out = tiny_model(), tiny_reward(1), tiny_reward(2)
+    sets = {"in_domain": PROMPTS, "scenes": ["navy waves", "black checks"]}
+    done: list[tuple[int, int]] = []
+    rows = evaluate_model(
+        model, sets, name="base", reward=reward, held_out=held_out, steps_list=(2, 3), batch=2, pictured=1,
+        progress=lambda *each: done.append(each),
+    )  # fmt: skip
+    assert [(r.set, r.steps, r.index, r.prompt) for r in rows] == [
+        (name, steps, index, prompt) for steps in (2, 3) for name in sets for index, prompt in enumerate(sets[name])
+    ]
+    assert done[-1] == (10, 10)
+    assert [r.index for r in rows if r.frames is not None] == [0, 0, 0, 0]
+    assert rows[0].frames.dtype == torch.uint8
+    frames = generate(model, PROMPTS, seed=0, steps=2)
+    with torch.no_grad():
+        rewards = reward(frames, PROMPTS).mean(1)
+        others = held_out(frames, PROMPTS).mean(1)
+    assert [r.reward for r in rows[:3]] == pytest.approx(rewards.tolist(), abs=1e-5)
+    assert [r.held_out for r in rows[:3]] == pytest.approx(others.tolist(), abs=1e-5)
+    assert [r.clipsim for r in rows[:3]] == pytest.approx(others.tolist(), abs=1e-5)
+    assert [math.isnan(r.oracle_subject) for r in rows[:3]] == [False, False, True]
+    assert not any(math.isnan(r.oracle_sharpness) for r in rows)
+    with pytest.raises(ValueError, match="batch = 16, prompts = "):
+        evaluate_model(model, {"empty": []}, name="base", reward=reward)
+    with pytest.raises(ValueError, match="give clip="):
+        evaluate_model(model, sets, name="base", reward=lambda frames, prompts: frames.mean((2, 3, 4)))
+
+
+def test_a_video_that_is_not_finite_has_no_scores_and_does_not_touch_its_neighbours() -> None:
+    frames, prompts = clips_and_captions(3)
+    settings = {"reward": tiny_reward(1), "held_out": None, "clip": tiny_reward(2), "use_oracle": True}
+    clean = score_videos(frames, prompts, **settings)
+    spoilt = frames.clone()
+    spoilt[1, 2, 0, 3, 3] = torch.nan
+    scores = score_videos(spoilt, prompts, **settings)
+    for name in METRICS:
+        assert scores[name][1].isnan(), name
+        torch.testing.assert_close(scores[name][[0, 2]], clean[name][[0, 2]], equal_nan=True, atol=1e-6, rtol=0)
+    assert clean["held_out"].isnan().all()
+    assert clean["oracle_score"].isfinite().all()
+    assert all(value.isnan().all() for value in score_videos(spoilt[1:2], prompts[1:2], **settings).values())
+
+
+def test_summaries_leave_out_and_count_what_is_not_finite() -> None:
+    rows = [row(index=i, reward=r) for i, r in enumerate([0.1, 0.3, math.nan, math.inf, 0.8])] + [
+        row("tuned", reward=2.0)
+    ]
+    base, tuned = summarise(rows)
+    assert (base.count, base.broken, base.used["reward"]) == (5, 2, 3)
+    assert base.mean["reward"] == pytest.approx(0.4)
+    assert base.std["reward"] == pytest.approx(math.sqrt((0.09 + 0.01 + 0.16) / 2))
+    assert base.used["held_out"] == 0
+    assert math.isnan(base.mean["held_out"])
+    assert tuned.mean["reward"] == 2.0
+    assert math.isnan(tuned.std["reward"])
+
+
+def test_comparison_is_paired_and_its_interval_is_that_of_the_mean_difference() -> None:
+    random = np.random.default_rng(1)
+    before = random.normal(0.3, 0.2, 200)
+    gain = random.normal(0.05, 0.03, 200)
+    base = [row(index=i, reward=b) for i, b in enumerate(before)]
+    tuned = [row("tuned", index=i, reward=b + g) for i, (b, g) in enumerate(zip(before, gain, strict=True))]
+    found = next(c for c in compare(base, tuned[::-1]) if c.metric == "reward")
+    assert (found.base, found.tuned, found.pairs, found.excluded) == ("base", "tuned", 200, 0)
+    assert found.difference == pytest.approx(gain.mean())
+    assert found.in_base_std == pytest.approx(gain.mean() / before.std(ddof=1))
+    half = 1.96 * gain.std(ddof=1) / math.sqrt(200)  # unpaired, it would be six times as wide
+    assert found.low == pytest.approx(gain.mean() - half, abs=half / 8)
+    assert found.high == pytest.approx(gain.mean() + half, abs=half / 8)
+    tuned[0] = dataclasses.replace(tuned[0], reward=math.nan)
+    again = next(c for c in compare(base, tuned) if c.metric == "reward")
+    assert (again.pairs, again.excluded) == (199, 1)
+    assert again.difference == pytest.approx(gain[1:].mean())
+
+
+@pytest.mark.parametrize(
+    ("base", "tuned", "complaint"),
+    [
+        ([row()], [row("tuned", index=1)], "one model's row only"),
+        ([row(), row()], [row("tuned")], "twice"),
+        ([row()], [dataclasses.replace(row("tuned"), prompt="other")], "two prompts"),
+        ([row(), row("other", index=1)], [row("tuned"), row("tuned", index=1)], "2 models"),
+    ],
+)
+def test_comparison_refuses_rows_that_do_not_pair(base: list[Row], tuned: list[Row], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        compare(base, tuned)
+
+
+def example_rows() -> list[Row]:
+    rows = []
+    for model, extra in (("base", 0.0), ("tuned", 0.1)):
+        for set_name in ("in_domain", "scenes"):
+            for i in range(4):
+                scores = {
+                    "reward": 0.2 + 0.1 * i + extra,
+                    "held_out": 0.3 - extra,
+                    "clipsim": 0.3 - extra,
+                    "motion": 0.05,
+                }
+                rows.append(row(model, set_name, index=i, oracle_subject=float(i > 1 or extra > 0), **scores))
+    rows.append(row("base", "scenes", index=4))
+    rows.append(row("tuned", "scenes", index=4, reward=0.5))
+    return rows
+
+
+def test_the_files_hold_what_was_measured(tmp_path: Path) -> None:
+    rows = example_rows()
+    paths = tables.write_results(tmp_path / "out", rows, facts={"seed": 0, "guidance": 3.0})
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(p.name for p in paths)
+    page = (tmp_path / "out" / "evaluation.md").read_text(encoding="utf-8")
+    assert "- seed: 0" in page
+    assert "| in domain | base | 4 | 0.350 ± 0.129 | **0.300 ± 0.000** | **0.300** | 0.050 | 50 % |" in page
+    assert "| in domain | tuned | 4 | **0.450 ± 0.129** | 0.200 ± 0.000 | 0.200 | 0.050 | **100 %** |" in page
+    assert "- in domain, tuned over base: reward +0.100 [0.100, 0.100] (0.8 base std); held-out reward -0.100" in page
+    assert "- scenes, base: 1 of 5 videos have no finite reward and are left out" in page
+    assert "the two columns are one measurement" in page
+    assert "nan" not in page
+    content = json.loads((tmp_path / "out" / "evaluation.json").read_text(encoding="utf-8"))
+    assert content["summaries"][0]["mean"]["reward"] == pytest.approx(0.35)
+    assert content["summaries"][0]["mean"]["consistency"] is None
+    assert {c["excluded"] for c in content["comparisons"] if c["set"] == "scenes" and c["metric"] == "reward"} == {1}
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "out" / "evaluation.csv").read_text(encoding="utf-8"))))
+    assert float(lines[0]["reward_mean"]) == pytest.approx(0.35)
+    assert lines[0]["consistency_mean"] == ""
+    query = f"select model, count(*), avg(reward), count(consistency) from '{paths[3]}' group by model order by model"
+    (base, tuned) = duckdb.sql(query).fetchall()
+    assert base == ("base", 9, pytest.approx(0.35), 0)
+    assert tuned == ("tuned", 9, pytest.approx((8 * 0.45 + 0.5) / 9), 0)
+
+
+def test_the_console_shows_one_number_of_steps_in_120_columns() -> None:
+    rows = [dataclasses.replace(r, **dict.fromkeys(METRICS, 0.5)) for r in example_rows()]
+    comparisons = tables.compare_all(rows)
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(tables.render_table(summarise(rows), comparisons, steps=20))
+    text = console.export_text()
+    assert "Evaluation, 20 DDIM steps" in text
+    assert "…" not in text
+    assert "oracle" in text
+    assert "scenes, tuned over base: reward +0.000 [0.000, 0.000]" in text
+    with pytest.raises(ValueError, match="there are: 20"):
+        tables.render_table(summarise(rows), steps=50)
+    with pytest.raises(ValueError, match="models: base, tuned"):
+        tables.compare_all(rows, base="other")
+
+
+def test_one_model_alone_is_neither_best_nor_compared(tmp_path: Path) -> None:
+    tables.write_results(tmp_path, [row(reward=0.5)])
+    page = (tmp_path / "evaluation.md").read_text(encoding="utf-8")
+    assert "| in domain | base | 1 | 0.500 |" in page
+    assert "**" not in page
+    assert "over base" not in page
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "table.md"
+    write_whole(path, b"old")
+    with pytest.raises(TypeError):
+        write_whole(path, "not bytes")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["table.md"]
