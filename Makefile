@@ -7,10 +7,7 @@ PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-# DeepSpeed compiles its CPU collectives at first use: it looks for ninja on PATH, and what it built is kept
-# here for the next run. (Which accelerator DeepSpeed drives, DS_ACCELERATOR, is rlvid's own choice.)
 export PATH := $(abspath $(BIN)):$(PATH)
-export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-unit lint format clean
@@ -53,5 +50,5 @@ format: venv ## rewrite the code in the house style
 	$(BIN)/ruff format .
 
 clean: ## remove the environment, caches and build products (runs/ stays)
-	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache build dist rlvid.egg-info
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist rlvid.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

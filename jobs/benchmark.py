@@ -139,7 +139,8 @@ def show(found: dict[str, Any], config: RunConfig, console: Console) -> None:
     window = config.method.gradient_steps if config.train.checkpoint_activations else 0
     console.print(
         f"denoiser evaluations a video: {found['calls']['denoiser']:g} = {steps} steps x {branches} branches"
-        f" + {window * branches} recomputed in the backward pass; fewest possible without recomputing: {steps * branches}"
+        f" + {window * branches} recomputed in the backward pass; "
+        f"fewest possible without recomputing: {steps * branches}"
     )
     console.print(
         f"frames decoded a video: {found['calls']['decoder']:g}; fewest possible: {config.reward.segments} (SegVR)"

@@ -21,10 +21,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="""Fine-tunes text-to-video diffusion models on rewards, on Ray.
 
-Start with [bold]rlvid demo[/bold]: in minutes, and without a GPU, it fine-tunes the built-in model and shows what changed.
-Then [bold]rlvid train toy method.tau=0.8[/bold] to try settings, and a YAML file of your own instead of [bold]toy[/bold].""",
+Start with [bold]rlvid demo[/bold]: in minutes, and without a GPU, it fine-tunes the built-in model and shows what \
+changed.
+Then [bold]rlvid train toy method.tau=0.8[/bold] to try settings, and a YAML file of your own instead of \
+[bold]toy[/bold].""",
 )
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 120)
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as train.steps=50 seed=1."),
@@ -36,7 +38,7 @@ Address = Annotated[
 
 def _version(asked: bool) -> None:
     if asked:
-        console.print(f"rlvid {__version__}", highlight=False)
+        _say(f"rlvid {__version__}")
         raise typer.Exit
 
 
@@ -89,7 +91,7 @@ def generate(
     run: Annotated[str, typer.Argument(help="A run's folder or name; 'builtin' is the base model.")],
     prompt: Annotated[list[str], typer.Argument(help="Prompts, one video each; or one file of prompts.")],
     out: Annotated[Path, typer.Option(help="Folder for the videos.")] = Path("videos"),
-    steps: Annotated[int, typer.Option(min=1, max=1000, help="DDIM steps D.")] = 20,
+    steps: Annotated[int, typer.Option(min=1, max=500, help="DDIM steps D.")] = 20,
     guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance g.")] = 3.0,
     lora_scale: Annotated[
         float, typer.Option(help="How much of the adapter: 0 is the base model, 1 the tuned one.")
@@ -116,7 +118,7 @@ def generate(
         stem = out / f"{index:03d}-{'-'.join(text.lower().split())[:60].replace('/', '_')}"
         write_mp4(stem.with_suffix(".mp4"), frames, model.fps)
         write_whole(stem.with_suffix(".gif"), gif_bytes(frames, model.fps, max(1, 256 // model.size)))
-    console.print(f"{len(prompts)} videos (mp4 and gif) in {out}")
+    _say(f"{len(prompts)} videos (mp4 and gif) in {out}")
 
 
 @app.command()
@@ -142,11 +144,9 @@ def encode(
     start_ray(address)
     report = encode_folder(source, description.model, out, workers=workers, on_progress=_counter("clips"))
     for skipped in report.skipped:
-        console.print(f"skipped {skipped.path}: {skipped.reason}", markup=False, highlight=False)
-    console.print(
-        f"{report.clips} clips encoded in {out}, {len(report.skipped)} skipped (named in {out / 'report.txt'})"
-    )
-    console.print(f"next: rlvid train {config} name=mine data.source={out}")
+        _say(f"skipped {skipped.path}: {skipped.reason}")
+    _say(f"{report.clips} clips encoded in {out}, {len(report.skipped)} skipped (named in {out / 'report.txt'})")
+    _say(f"next: rlvid train {config} name=mine data.source={out}")
 
 
 @app.command()
@@ -160,7 +160,7 @@ def demo(overrides: Overrides = None) -> None:
     trained = time.perf_counter()
     _evaluate(str(folder), [config.sampling.steps], ["in_domain", "new_shapes", "scenes"], 32, None, 0)
     ended = time.perf_counter()
-    console.print(f"training took {trained - began:.0f} s, evaluation {ended - trained:.0f} s", highlight=False)
+    _say(f"training took {trained - began:.0f} s, evaluation {ended - trained:.0f} s")
 
 
 def _train(config, address):  # type: ignore[no-untyped-def]  # RunConfig is imported late
@@ -168,26 +168,25 @@ def _train(config, address):  # type: ignore[no-untyped-def]  # RunConfig is imp
     from rlvid.evaluate.run import load_run, picture_before_after, picture_reward_curve
     from rlvid.train.launch import encoded_clips, run_folder, train
 
-    console.print(
+    _say(
         f"run {config.name}: {config.method.name} on the reward {config.reward.name!r}, {config.train.steps} steps of "
-        f"{config.train.batch_size} videos, {config.train.workers} workers, ZeRO stage {config.train.zero_stage}",
-        highlight=False,
+        f"{config.train.batch_size} videos, {config.train.workers} workers, ZeRO stage {config.train.zero_stage}"
     )
     done = train(config, console, address)
     if done.first_step == config.train.steps:
-        console.print(f"run {config.name} was finished already; set train.steps higher to go on")
+        _say(f"run {config.name} was finished already; set train.steps higher to go on")
     clips = EncodedClips.open(encoded_clips(config, console))
     tuned, folder = load_run(done.folder), run_folder(config)
     picture_before_after(tuned, list(dict.fromkeys(clips.captions))[:6], folder / "before-after.png", config.seed)
     picture_reward_curve(folder, folder / "reward.png")
     shown = os.path.relpath(folder)
     if done.skipped:
-        console.print(f"{done.skipped} steps were skipped because their loss or gradient was not finite")
-    console.print(f"adapter      {os.path.relpath(done.checkpoint)}/adapter")
-    console.print(f"pictures     {shown}/before-after.png, {shown}/reward.png")
-    console.print(f"samples      {shown}/archive (Parquet: select * from '{shown}/archive/*.parquet')", highlight=False)
-    console.print(f"TensorBoard  tensorboard --logdir {os.path.relpath(folder.parent)}")
-    console.print(f"next         rlvid evaluate {shown}")
+        _say(f"{done.skipped} steps were skipped because their loss or gradient was not finite")
+    _say(f"adapter      {os.path.relpath(done.checkpoint)}/adapter")
+    _say(f"pictures     {shown}/before-after.png, {shown}/reward.png")
+    _say(f"samples      {shown}/archive (Parquet: select * from '{shown}/archive/*.parquet')")
+    _say(f"TensorBoard  tensorboard --logdir {os.path.relpath(folder.parent)}")
+    _say(f"next         rlvid evaluate {shown}")
     return folder
 
 
@@ -213,7 +212,12 @@ def _evaluate(run: str, steps: list[int], sets: list[str], videos: int, checkpoi
     write_results(folder, rows, base="base", facts=facts)
     for each in steps:
         console.print(render_table(summarise(rows), compare_all(rows, "base"), steps=each))
-    console.print(f"tables       {os.path.relpath(folder)}/evaluation.md (.csv, .json, .parquet)")
+    _say(f"tables       {os.path.relpath(folder)}/evaluation.md (.csv, .json, .parquet)")
+
+
+def _say(text: str) -> None:
+    """One line, as it is: neither wrapped nor coloured."""
+    console.print(text, soft_wrap=True, markup=False, highlight=False)
 
 
 def _numbers(text: str, option: str) -> list[int]:
@@ -221,10 +225,8 @@ def _numbers(text: str, option: str) -> list[int]:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
         numbers = []
-    if not numbers or not all(1 <= n <= 1000 for n in numbers):
-        raise ValueError(
-            f"{option} {text!r}: expected whole numbers from 1 to 1000, separated by commas, such as 20,50"
-        )
+    if not numbers or not all(1 <= n <= 500 for n in numbers):
+        raise ValueError(f"{option} {text!r}: expected whole numbers from 1 to 500, separated by commas, such as 20,50")
     return numbers
 
 
@@ -238,9 +240,7 @@ def _counter(unit: str):  # type: ignore[no-untyped-def]
         if now - shown[0] > 10:
             shown[0] = now
             left = (now - began) / max(1, int(done)) * (int(total) - int(done))
-            console.print(
-                f"{' '.join(map(str, what))} {done}/{total} {unit}, {left:.0f} s to go".strip(), highlight=False
-            )
+            _say(f"{' '.join(map(str, what))} {done}/{total} {unit}, {left:.0f} s to go".strip())
 
     return show
 
@@ -248,6 +248,7 @@ def _counter(unit: str):  # type: ignore[no-untyped-def]
 def main() -> None:
     """Runs the command; a user's mistake is one line and exit code 2, never a traceback."""
     warnings.filterwarnings("ignore")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries while they load weights
     logging.basicConfig(level=logging.ERROR)
     try:
         app()

@@ -184,8 +184,8 @@ class RunConfig(Section):
         share, rest = divmod(self.train.batch_size, self.train.workers)
         if rest:
             raise ValueError(
-                f"train.batch_size = {self.train.batch_size} is not a multiple of train.workers = {self.train.workers}; "
-                "choose a batch that every worker gets an equal share of"
+                f"train.batch_size = {self.train.batch_size} is not a multiple of train.workers = {self.train.workers}"
+                "; choose a batch that every worker gets an equal share of"
             )
         if self.train.micro_batch is not None and share % self.train.micro_batch:
             raise ValueError(
@@ -233,7 +233,8 @@ def load_config(source: str | Path, overrides: list[str] | None = None) -> RunCo
     path = shipped_configs().get(str(source), Path(source))
     if not path.is_file():
         raise ValueError(
-            f"config {str(source)!r} is neither a file nor a shipped description; shipped: {', '.join(shipped_configs())}"
+            f"config {str(source)!r} is neither a file nor a shipped description; "
+            f"shipped: {', '.join(shipped_configs())}"
         )
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -275,7 +276,7 @@ def _explain(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         section = RunConfig
         for part in error["loc"][:-1]:
-            section = section.model_fields[part].annotation  # type: ignore[assignment,index]
+            section = section.model_fields[part].annotation  # type: ignore[assignment]
         return f"unknown key {where}; allowed here: {', '.join(section.model_fields)}"
     message = error["msg"].removeprefix("Value error, ")
     return f"{where} = {error['input']!r}: {message[0].lower()}{message[1:]}" if where else message

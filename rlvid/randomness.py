@@ -5,6 +5,7 @@ number of workers nor on an interruption, and no state of a random number genera
 """
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -17,12 +18,12 @@ def generator(seed: int, purpose: str, *position: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def normal(shape: tuple[int, ...], seed: int, purpose: str, positions: list[tuple[int, ...]]) -> Tensor:
+def normal(shape: tuple[int, ...], seed: int, purpose: str, positions: Sequence[tuple[int, ...]]) -> Tensor:
     """Standard normal draws (B, *shape), float32 on the CPU; row i comes from ``positions[i]`` alone."""
     return torch.stack([torch.randn(shape, generator=generator(seed, purpose, *p)) for p in positions])
 
 
-def uniform(shape: tuple[int, ...], seed: int, purpose: str, positions: list[tuple[int, ...]]) -> Tensor:
+def uniform(shape: tuple[int, ...], seed: int, purpose: str, positions: Sequence[tuple[int, ...]]) -> Tensor:
     """Uniform draws in [0, 1) of shape (B, *shape), float32 on the CPU; row i comes from ``positions[i]`` alone."""
     return torch.stack([torch.rand(shape, generator=generator(seed, purpose, *p)) for p in positions])
 

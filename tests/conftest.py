@@ -27,7 +27,6 @@ for _name, _value in {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
     "RAY_USAGE_STATS_ENABLED": "0",
     "TOKENIZERS_PARALLELISM": "false",
-    "TORCH_EXTENSIONS_DIR": str(ROOT / ".cache" / "torch_extensions"),  # DeepSpeed's CPU op, compiled once
 }.items():
     os.environ.setdefault(_name, _value)
 

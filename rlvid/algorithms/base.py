@@ -94,7 +94,8 @@ class Stopwatch:
     """Seconds spent in named stages since the last ``read``; waits for the device at the borders of a stage."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device, self._seconds = device, {}
+        self._device = device
+        self._seconds: dict[str, float] = {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

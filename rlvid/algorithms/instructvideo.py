@@ -60,13 +60,19 @@ class InstructVideo(Algorithm):
         with context.stopwatch.stage("reward"):
             scores_BS = context.reward(frames_BSCHW, batch.prompts)
             reward_B = plan.reward(scores_BS)
-        metrics = totals(reward=reward_B, score=scores_BS, saturated=saturated_share(frames_BSCHW))
+        metrics = totals(
+            **{
+                "reward/weighted": reward_B,
+                "reward/trained": scores_BS,
+                "frames/saturated_share": saturated_share(frames_BSCHW),
+            }
+        )
         if context.held_out is not None:
             with context.stopwatch.stage("held-out"), torch.no_grad():
                 held_out_BS = context.held_out(frames_BSCHW, batch.prompts)
-            metrics |= totals(held_out=held_out_BS)
+            metrics |= totals(**{"reward/held_out": held_out_BS})
         for place in range(plan.frames_BS.shape[1]):
-            metrics |= totals(**{f"frame_weight/{place}": plan.weights_BS[:, place]})
+            metrics |= totals(**{f"frames/weight_{place}": plan.weights_BS[:, place]})
         return Update(
             (1 - reward_B).mean(), True, metrics, self._samples(batch, frames_BSCHW, plan, scores_BS, reward_B)
         )

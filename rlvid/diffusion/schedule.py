@@ -5,7 +5,7 @@ def timesteps(steps: int, *, train_steps: int = 1000, offset: int = 1) -> list[i
     """DDIM's timesteps, from noisy to clean, in leading spacing: 951, 901, ..., 51, 1 for 20 steps.
 
     Raises:
-        ValueError: ``steps`` outside 1 .. ``train_steps / 2``: with more, the grid would not reach full noise.
+        ValueError: ``steps`` outside 1 .. ``train_steps / 2``: with more, the grid stays too far below full noise.
     """
     if not 1 <= steps <= train_steps // 2:
         raise ValueError(f"sampling.steps = {steps}; allowed: 1 to {train_steps // 2}")

@@ -17,7 +17,7 @@ from rlvid.models.unet3d import UNet3DModel, load_model
 from rlvid.reward.clip import load_reward
 from rlvid.train.checkpoint import Found, find_checkpoints
 
-_CURVES = {"score": "trained reward", "held_out": "held-out reward"}
+_CURVES = {"reward/trained": "trained reward", "reward/held_out": "held-out reward"}
 
 
 @dataclass

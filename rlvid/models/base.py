@@ -99,6 +99,6 @@ class VideoModel(ABC):
         return abar.sqrt() * latents_BCFhw + (1 - abar).sqrt() * noise_BCFhw.to(latents_BCFhw)
 
     def abar_at(self, timestep: int | Tensor, like: Tensor) -> Tensor:
-        """Abar at a timestep, shaped to broadcast over ``like`` (B, ...), in its dtype and on its device."""
+        """Value of abar at a timestep, shaped to broadcast over ``like`` (B, ...), in its dtype and on its device."""
         value = self.abar.to(like.device)[torch.as_tensor(timestep, device=like.device)]
         return value.to(like.dtype).reshape(-1, *[1] * (like.dim() - 1))

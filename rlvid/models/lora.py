@@ -28,8 +28,8 @@ def inject_lora(denoiser: nn.Module, rank: int, targets: list[str], seed: int) -
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in linears):
             raise ValueError(
-                f"model.lora.targets: no linear layer of the denoiser is called {target!r}; there are, for example, "
-                f"{', '.join(dict.fromkeys(name.split('.', 1)[-1].rsplit('.', 2)[-1] for name in linears[:40]))}"
+                f"model.lora.targets: no linear layer of the denoiser is called {target!r}; the attentions have "
+                "to_q, to_k, to_v and to_out.0"
             )
     denoiser.requires_grad_(False)
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights="gaussian")
@@ -86,6 +86,7 @@ def load_lora(denoiser: nn.Module, folder: Path) -> None:
     wrong = [n for n in sorted(state.keys() & expected.keys()) if state[n].shape != expected[n].shape]
     if foreign or missing or wrong:
         raise ValueError(
-            f"{path} does not fit the model: foreign keys {foreign[:3]}, missing keys {missing[:3]}, other shapes {wrong[:3]}"
+            f"{path} does not fit the model: foreign keys {foreign[:3]}, missing keys {missing[:3]}, "
+            f"other shapes {wrong[:3]}"
         )
     set_peft_model_state_dict(denoiser, state)

@@ -15,8 +15,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from rlvid.models.base import Posterior, Prediction, VideoModel
 
 _PARTS = (
-    "unet/config.json", "unet/*.safetensors", "vae/config.json", "vae/*.safetensors", "text_encoder/config.json",
-    "text_encoder/*.safetensors", "tokenizer/tokenizer_config.json", "tokenizer/*[br].json", "scheduler/scheduler_config.json",
+    "unet/config.json", "unet/*.safetensors", "vae/config.json", "vae/*.safetensors",
+    "text_encoder/config.json", "text_encoder/*.safetensors",
+    "tokenizer/tokenizer_config.json", "tokenizer/*[br].json", "scheduler/scheduler_config.json",
 )  # fmt: skip
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -50,7 +50,8 @@ def plan_frames(
     frames_BS = frames_BS[:, shares_S >= min(skip_below, shares_S.max().item())]
     weights_BS = tar_weights(frames_BS, frames, attenuation)
     if weights == "normalised":
-        return FramePlan(frames_BS, weights_BS / weights_BS.sum(1, keepdim=True))
+        distance_BS = (frames_BS - frames // 2).abs().float()
+        return FramePlan(frames_BS, torch.softmax(-attenuation * distance_BS, dim=1))  # no underflow of all weights
     return FramePlan(frames_BS, weights_BS / uniform_BS.shape[1])
 
 

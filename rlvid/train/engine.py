@@ -1,4 +1,4 @@
-"""The optimiser step: DeepSpeed ZeRO across workers, or plain torch in one process. The one place that knows DeepSpeed."""
+"""The optimiser step: DeepSpeed ZeRO across workers, or plain torch in one process. Only this file knows DeepSpeed."""
 
 import math
 from abc import ABC, abstractmethod
@@ -36,7 +36,7 @@ class Engine(ABC):
 
     @abstractmethod
     def step(self, index: int) -> StepOutcome:
-        """Clips, steps at the rate of step ``index`` and clears the gradients; a non-finite norm skips on all workers."""
+        """Clips, steps at the rate of step ``index``, clears the gradients; all workers skip on a non-finite norm."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:
@@ -104,7 +104,7 @@ class DeepSpeedEngine(Engine):
     def __init__(self, module: nn.Module, config: OptimizerConfig, train: TrainConfig, micro_batch: int) -> None:
         import deepspeed
 
-        # Its shared-memory all-reduce serves inference only; building it takes a C++ compiler and 40 s at the first run.
+        # Its shared-memory all-reduce serves inference only; building it takes a C++ compiler and 40 s at first.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.config = config
         parameters = [p for p in module.parameters() if p.requires_grad]

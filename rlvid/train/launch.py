@@ -155,13 +155,14 @@ def check_resources(config: RunConfig) -> bool:
     use_gpu = gpus >= train.workers if train.use_gpu is None else train.use_gpu
     if use_gpu and gpus < train.workers:
         raise ValueError(
-            f"train.workers = {train.workers} with train.use_gpu=true needs {train.workers} GPUs; the cluster has {gpus:g}"
+            f"train.workers = {train.workers} with train.use_gpu=true needs {train.workers} GPUs; "
+            f"the cluster has {gpus:g}"
         )
     if train.workers * train.cpus_per_worker > cpus:
         raise ValueError(
             f"train.workers = {train.workers} at train.cpus_per_worker = {train.cpus_per_worker:g} needs "
-            f"{train.workers * train.cpus_per_worker:g} CPU cores; the cluster has {cpus:g}; set train.workers to at most "
-            f"{int(cpus // train.cpus_per_worker)}"
+            f"{train.workers * train.cpus_per_worker:g} CPU cores; the cluster has {cpus:g}; "
+            f"set train.workers to at most {int(cpus // train.cpus_per_worker)}"
         )
     return use_gpu
 
@@ -187,7 +188,8 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Fi
 
     Raises:
         ValueError: bad input or a full cluster, before anything heavy starts.
-        RuntimeError: a worker failed more often than allowed; the message ends with the worker's own error.
+        RuntimeError: a worker failed more often than allowed, with the worker's own error; or too many steps in a row
+            were not finite.
     """
     check(config)
     folder = prepare(config)
@@ -212,7 +214,9 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Fi
             "config": config.model_dump(), "clips": str(clips), "run": str(folder), "use_gpu": use_gpu, "board": board
         },
         scaling_config=ray.train.ScalingConfig(
-            num_workers=config.train.workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus} | ({"GPU": 1} if use_gpu else {})
+            num_workers=config.train.workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": cpus} | ({"GPU": 1} if use_gpu else {}),
         ),
         run_config=ray.train.RunConfig(
             name=config.name,
@@ -228,6 +232,8 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Fi
     except (ray.train.WorkerGroupError, ray.train.ControllerError) as error:
         raise RuntimeError(_reason(error, folder)) from error
     done = result.return_value
+    if done["problem"]:
+        raise RuntimeError(f"training stopped: {done['problem']}")
     last = find_checkpoints(folder)[-1]
     return Finished(folder, last.folder, done["first_step"], done["skipped"], done["seconds"])
 

@@ -29,6 +29,8 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
                     with worker.stopwatch.stage("sync"):
                         outcomes.append(worker.engine.step(step))
             worker.record(step, updates, outcomes, time.perf_counter() - started)
+            if worker.problem:
+                break
             if worker.checkpoint_due(step):
                 worker.save(step + 1)
         return worker.summary()

@@ -58,6 +58,7 @@ class Worker:
             Context(config, self.model, load_reward(config.reward.name, device), held_out, self.stopwatch)
         )
         self.clips = EncodedClips.open(job["clips"])
+        self.problem: str | None = None
         self.first_step, self._in_a_row, self._skipped, self._began = self._restore(), 0, 0, time.perf_counter()
 
         name, fingerprint = config.method.name, config.fingerprint
@@ -90,8 +91,7 @@ class Worker:
     def record(self, step: int, updates: list[Update], outcomes: list[StepOutcome], seconds: float) -> None:
         """Averages the step's numbers over workers, writes and tells them, and archives its samples.
 
-        Raises:
-            FloatingPointError: too many steps in a row were skipped as non-finite.
+        Sets ``problem`` on all workers alike when too many steps in a row were skipped as non-finite.
         """
         skipped = sum(outcome.skipped for outcome in outcomes)
         self._skipped += skipped
@@ -100,11 +100,15 @@ class Worker:
         for name, value in self.stopwatch.read().items():
             sums[f"seconds/{name}"] = (value, 1.0)
         for update in updates:
-            for name, (total, count) in (update.metrics | totals(loss=update.loss * len(updates))).items():
+            for name, (total, count) in (
+                update.metrics | totals(**{"optimiser/loss": update.loss * len(updates)})
+            ).items():
                 before = sums.get(name, (0.0, 0.0))
                 sums[name] = (before[0] + total, before[1] + count)
         values = average(sums)
-        values |= {"gradient_norm": outcomes[-1].gradient_norm, "lr": outcomes[-1].lr, "skipped_steps": self._skipped}
+        last = outcomes[-1]
+        values |= {"optimiser/gradient_norm": last.gradient_norm, "optimiser/lr": last.lr}
+        values["optimiser/skipped_steps"] = float(self._skipped)
         every = self.config.output.archive_every
         if every and step % every == 0 and (samples := _joined([u.samples for u in updates if u.samples])):
             self.archive.write(step, self.rank, samples)
@@ -114,9 +118,9 @@ class Worker:
         if self.config.output.videos_every and (step + 1) % self.config.output.videos_every == 0:
             self._show_videos(step + 1)
         if self._in_a_row >= self.config.train.max_skipped:
-            raise FloatingPointError(
-                f"{self._in_a_row} steps in a row had a non-finite loss or gradient (last at step {step}); "
-                "lower optimizer.lr or set model.precision=float32; the last checkpoint is untouched"
+            self.problem = (
+                f"{self._in_a_row} steps in a row had a non-finite loss or gradient (the last is step {step}); lower "
+                "optimizer.lr or set model.precision=float32 under another name; the last checkpoint is untouched"
             )
 
     def save(self, step: int) -> None:
@@ -138,7 +142,8 @@ class Worker:
 
     def summary(self) -> dict[str, Any]:
         """What this worker did since it started."""
-        return {"first_step": self.first_step, "skipped": self._skipped, "seconds": time.perf_counter() - self._began}
+        seconds = time.perf_counter() - self._began
+        return {"first_step": self.first_step, "skipped": self._skipped, "seconds": seconds, "problem": self.problem}
 
     def _restore(self) -> int:
         checkpoint = ray.train.get_checkpoint()
@@ -153,10 +158,10 @@ class Worker:
     def _tell(self, step: int, values: dict[str, float]) -> None:
         done = step + 1 - self.first_step
         pace = (time.perf_counter() - self._began) / done
-        news = {"step": step + 1, "reward": values["score"], "seconds": values["seconds/step"]}
+        news = {"step": step + 1, "reward": values["reward/trained"], "seconds": values["seconds/step"]}
         news |= {"elapsed": pace * done, "eta": pace * (self.config.train.steps - step - 1)}
-        if "held_out" in values:
-            news["held_out"] = values["held_out"]
+        if "reward/held_out" in values:
+            news["held_out"] = values["reward/held_out"]
         self.board.put.remote(news)
         log.info("step %d %s", step, " ".join(f"{name}={value:.6g}" for name, value in values.items()))
 

@@ -31,7 +31,7 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"method": {"tau": math.nan}}, ["method.tau = nan"]),
     ({"reward": {"attenuation": math.nan}}, ["reward.attenuation = nan", "greater than or equal to 0"]),
     ({"reward": {"attenuation": -1}}, ["reward.attenuation = -1", "greater than or equal to 0"]),
-    ({"optimizer": {"lr": math.nan}}, ["optimizer.lr = nan", "greater than 0"]),
+    ({"optimizer": {"lr": math.nan}}, ["optimizer.lr = nan", "finite number"]),
     ({"name": "../run"}, ["name = '../run'", "pattern"]),
     ({"seed": -1}, ["seed = -1", "greater than or equal to 0"]),
     ({"method": {"tau": 0.04}}, ["method.tau = 0.04", "sampling.steps = 20", "at least 0.05"]),
@@ -39,6 +39,13 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"train": {"batch_size": 7, "workers": 2}}, ["train.batch_size = 7", "train.workers = 2", "multiple"]),
     ({"train": {"workers": 2, "micro_batch": 3}}, ["train.micro_batch = 3", "share of 4 videos", "divisors of 4"]),
     ({"model": {"frames": 4}, "reward": {"segments": 5}}, ["reward.segments = 5", "model.frames = 4", "1 to 4"]),
+    ({"sampling": {"steps": 501}}, ["sampling.steps = 501", "less than or equal to 500"]),
+    ({"optimizer": {"betas": [0.9, 1]}}, ["optimizer.betas.1 = 1", "less than 1"]),
+    ({"optimizer": {"betas": [-0.1, 0.9]}}, ["optimizer.betas.0 = -0.1", "greater than or equal to 0"]),
+    ({"optimizer": {"lr": math.inf}}, ["optimizer.lr = inf", "finite number"]),
+    ({"train": {"steps": True}}, ["train.steps = True", "true and false are not allowed here"]),
+    ({"optimizer": {"lr": True}}, ["optimizer.lr = True", "true and false are not allowed here"]),
+    ({"model": {"frames": False}}, ["model.frames = False", "true and false are not allowed here"]),
     ({"seed": -1, "train": {"steps": 0}}, ["seed = -1", "; train.steps = 0"]),
 ]  # fmt: skip
 
@@ -52,26 +59,6 @@ def test_what_is_wrong_is_said_in_one_line(data: dict[str, Any], words: list[str
     assert not isinstance(error.value, ValidationError)
     for word in words:
         assert word in message
-
-
-def accepted(reason: str, data: dict[str, Any]) -> Any:
-    return pytest.param(data, marks=pytest.mark.xfail(strict=True, reason=reason))
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        accepted("timestep 1000 lies outside the schedule", {"sampling": {"steps": 1000}}),
-        accepted("no segment has that share: nothing would be decoded", {"reward": {"skip_below": 0.9}}),
-        accepted("betas are below 1", {"optimizer": {"betas": [2, 3]}}),
-        accepted("an infinite rate", {"optimizer": {"lr": math.inf}}),
-        accepted("a yes is not a number", {"train": {"steps": True}}),
-        accepted("the built-in model makes 8 frames", {"reward": {"segments": 9}}),
-    ],
-)
-def test_what_starts_is_valid(data: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"="):
-        parse_config(data)
 
 
 @pytest.mark.parametrize(
@@ -134,6 +121,13 @@ def test_shipped_descriptions_are_valid_and_survive_the_round_trip(name: str) ->
     assert parse_config(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
 
 
+@pytest.mark.parametrize(
+    "data", [{"sampling": {"steps": 500}}, {"optimizer": {"betas": [0, 0.999]}}, {"reward": {"attenuation": math.inf}}]
+)
+def test_the_ends_of_what_is_allowed_are_allowed(data: dict[str, Any]) -> None:
+    assert parse_config(data) != RunConfig()
+
+
 def test_infinity_survives_the_round_trip() -> None:
     config = parse_config({"reward": {"attenuation": "inf"}, "optimizer": {"betas": [0.8, 0.9]}})
     again = parse_config(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json"))))
@@ -145,7 +139,8 @@ def test_infinity_survives_the_round_trip() -> None:
 @pytest.mark.parametrize(
     "data",
     [{"name": "other"}, {"output": {"storage": "elsewhere", "checkpoint_every": 1}}, {"train": {"steps": 7}},
-     {"train": {"max_failures": 9, "cpus_per_worker": 2, "use_gpu": True}}],
+     {"train": {"max_failures": 9}}, {"train": {"max_skipped": 9}}, {"train": {"cpus_per_worker": 2}},
+     {"train": {"use_gpu": True}}, {"train": {"use_gpu": False}}],
 )  # fmt: skip
 def test_a_fingerprint_overlooks_what_the_result_does_not_depend_on(data: dict[str, Any]) -> None:
     assert parse_config(data).fingerprint == RunConfig().fingerprint
@@ -154,17 +149,13 @@ def test_a_fingerprint_overlooks_what_the_result_does_not_depend_on(data: dict[s
 @pytest.mark.parametrize(
     "data",
     [{"seed": 1}, {"optimizer": {"lr": 2e-5}}, {"reward": {"attenuation": math.inf}}, {"method": {"tau": 0.7}},
-     {"model": {"lora": {"rank": 8}}}, {"sampling": {"final": "paper"}}, {"train": {"batch_size": 4}}],
+     {"model": {"lora": {"rank": 8}}}, {"sampling": {"final": "paper"}}, {"train": {"batch_size": 4}},
+     {"train": {"workers": 2}}, {"train": {"zero_stage": 2}}, {"train": {"micro_batch": 4}}],
 )  # fmt: skip
 def test_a_fingerprint_sees_what_the_result_depends_on(data: dict[str, Any]) -> None:
     fingerprint = parse_config(data).fingerprint
     assert len(fingerprint) == 12
     assert fingerprint != RunConfig().fingerprint
-
-
-@pytest.mark.xfail(strict=True, reason="the docstring says so; the code keeps workers, zero_stage and micro_batch")
-def test_a_fingerprint_does_not_depend_on_how_many_workers_compute() -> None:
-    assert parse_config({"train": {"workers": 2, "zero_stage": 2}}).fingerprint == RunConfig().fingerprint
 
 
 def test_the_papers_settings_are_the_defaults() -> None:

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "data": _PACKAGE,
     "cli": _PACKAGE,
     "__main__": {"cli"},
-    "jobs": _PACKAGE | {"tuning"},
+    "jobs": _PACKAGE | {"cli", "tuning"},
     "tuning": _PACKAGE | {"jobs"},
 }
 PURE = _CORE

@@ -16,7 +16,7 @@ from rlvid.toy.pretrain.autoencoder import clean_error, fit_autoencoder, refine_
 from rlvid.toy.pretrain.common import log
 from rlvid.toy.pretrain.denoiser import build_scheduler, fit_denoiser
 from rlvid.toy.pretrain.preference import ARCHITECTURE, fit_reward, preference_accuracy
-from rlvid.toy.pretrain.quality import quality_of_model
+from rlvid.toy.pretrain.quality import quality_of_model, write_card
 from rlvid.toy.pretrain.text import build_tokenizer
 
 PARTS = {
@@ -61,16 +61,16 @@ def main() -> None:
         figures[name] = preference_accuracy(load_reward_weights(out / name, device), vae, tokenizer)
 
     if not (out / "model" / "unet").is_dir():
-        unet, encoder = fit_denoiser(options.seed + 300, steps(2800), 16, vae, tokenizer)
+        unet, encoder = fit_denoiser(options.seed + 300, steps(2600), 16, vae, tokenizer)
         unet.save_pretrained(out / "model" / "unet")
         encoder.save_pretrained(out / "model" / "text_encoder")
         # Last, so that every stage before has seen one and the same latent space and autoencoder.
-        refine_decoder(vae, options.seed + 400, steps(2500)).save_pretrained(folder)
+        refine_decoder(vae, options.seed + 400, steps(1600)).save_pretrained(folder)
     figures["autoencoder"] = {"L1 on clean frames in [-1, 1]": clean_error(vae)}
     figures["model"] = quality_of_model(out)
     for name, values in figures.items():
         log.info("%s: %s", name, ", ".join(f"{key} {value:.4f}" for key, value in values.items()))
-    (out / "quality.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    write_card(out, figures, options.seed)
     log.info("all in %.0f s on %s, in %s", time.perf_counter() - began, device, out)
 
 

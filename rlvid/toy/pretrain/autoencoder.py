@@ -9,7 +9,10 @@ from rlvid.toy.pretrain.common import draw_footage, fit
 
 
 def build_autoencoder() -> AutoencoderKL:
-    """Three levels of 24, 48 and 64 channels, 0.8 M parameters; the posterior starts narrow, or early steps see noise."""
+    """Three levels of 24, 48 and 64 channels, 0.8 M parameters.
+
+    The posterior starts narrow, or early steps see noise.
+    """
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,

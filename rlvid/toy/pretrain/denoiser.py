@@ -1,4 +1,7 @@
-"""Stage 3: the text-to-video model itself, ``UNet3DConditionModel`` and its text encoder, on clips of varied quality."""
+"""Stage 3: the text-to-video model itself, on clips of varied quality.
+
+``UNet3DConditionModel`` and its text encoder.
+"""
 
 from collections.abc import Callable
 

@@ -12,7 +12,10 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """Byte-level, so that any text has tokens; each word of a caption is one token. The end token has the largest id."""
+    """Byte-level, so that any text has tokens; each word of a caption is one token.
+
+    The end token has the largest id.
+    """
     words: set[str] = set()
     for subject in SUBJECTS:
         for motion in MOTIONS:
