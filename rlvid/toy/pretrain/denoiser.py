@@ -65,9 +65,7 @@ def encode_bank(vae: AutoencoderKL, count: int, generator: torch.Generator) -> t
     return torch.cat(latents), captions
 
 
-def fit_text_encoder(
-    encoder: CLIPTextModel, tokens_of: Callable[[list[str]], Tensor], generator: torch.Generator, steps: int
-) -> None:
+def fit_text_encoder(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, generator: torch.Generator, steps: int) -> None:
     """Teaches the encoder to keep a caption's four labels readable, linearly, in the mean of its states.
 
     Cross-attention starts as a plain mean, so the denoiser hears what a caption says from its first step on.
@@ -76,7 +74,9 @@ def fit_text_encoder(
 
     def loss_of_step(step: int) -> Tensor:
         clips = sample_clips(128, generator)
-        states = encoder(tokens_of(write_captions(clips, generator)).to(encoder.device)).last_hidden_state.mean(1)
+        states = encoder(
+            tokens_of(tokenizer, write_captions(clips, generator)).to(encoder.device)
+        ).last_hidden_state.mean(1)
         labels = (clips.subject_B, clips.colour_B, clips.background_B, clips.motion_B)
         return torch.stack(
             [nn.functional.cross_entropy(h(states), y.to(states.device)) for h, y in zip(heads, labels, strict=True)]
@@ -85,9 +85,16 @@ def fit_text_encoder(
     fit([encoder, heads], loss_of_step, steps=steps, peak=2e-3, decay=0.99, name="text encoder")
 
 
+def tokens_of(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
+    """Token ids (B, 24) of captions."""
+    return tokenizer(
+        captions, padding="max_length", truncation=True, max_length=CONTEXT_LENGTH, return_tensors="pt"
+    ).input_ids
+
+
 def fit_denoiser(
     seed: int,
-    steps: int,
+    phases: tuple[int, ...],
     batch: int,
     vae: AutoencoderKL,
     tokenizer: CLIPTokenizer,
@@ -95,24 +102,37 @@ def fit_denoiser(
     text_steps: int = 400,
     each: Callable[[UNet3DConditionModel, CLIPTextModel, int], None] | None = None,
 ) -> tuple[UNet3DConditionModel, CLIPTextModel]:
-    """Trains denoiser and text encoder together on the noise prediction; one caption in ten is empty.
+    """Trains the text encoder on labels, then denoiser and text encoder together on the noise prediction.
+
+    Every phase has so many steps, clips of its own and a learning rate that warms up and decays again.
+    """
+    torch.manual_seed(seed)
+    encoder = build_text_encoder(tokenizer).to(vae.device).train()
+    fit_text_encoder(encoder, tokenizer, torch.Generator().manual_seed(seed), steps=text_steps)
+    denoiser = build_denoiser().to(vae.device).train()
+    for phase, steps in enumerate(phases):
+        fit_phase(denoiser, encoder, seed + phase, steps, batch, vae, tokenizer, bank, each)
+    return denoiser.eval().requires_grad_(False), encoder.eval().requires_grad_(False)
+
+
+def fit_phase(
+    denoiser: UNet3DConditionModel,
+    encoder: CLIPTextModel,
+    seed: int,
+    steps: int,
+    batch: int,
+    vae: AutoencoderKL,
+    tokenizer: CLIPTokenizer,
+    bank: int,
+    each: Callable[[UNet3DConditionModel, CLIPTextModel, int], None] | None,
+) -> None:
+    """One phase of training on noise prediction; one caption in ten is empty.
 
     The weight of a timestep is min(SNR, 5) / SNR (Hang et al. 2023), which spends little on the last traces of noise.
     """
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    device = vae.device
+    generator, device = torch.Generator().manual_seed(seed), vae.device
     latents_N, captions = encode_bank(vae, bank, generator)
-
-    def tokens_of(texts: list[str]) -> Tensor:
-        return tokenizer(
-            texts, padding="max_length", truncation=True, max_length=CONTEXT_LENGTH, return_tensors="pt"
-        ).input_ids
-
-    tokens_N, empty = tokens_of(captions), tokens_of([""])
-    encoder = build_text_encoder(tokenizer).to(device).train()
-    fit_text_encoder(encoder, tokens_of, generator, steps=text_steps)
-    denoiser = build_denoiser().to(device).train()
+    tokens_N, empty = tokens_of(tokenizer, captions), tokens_of(tokenizer, [""])
     abar = build_scheduler().alphas_cumprod.to(device)
 
     def loss_of_step(step: int) -> Tensor:
@@ -141,4 +161,3 @@ def fit_denoiser(
         name="denoiser",
         each=each and (lambda step: each(denoiser, encoder, step)),
     )
-    return denoiser.eval().requires_grad_(False), encoder.eval().requires_grad_(False)
