@@ -14,6 +14,8 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,11 +136,25 @@ def start_ray(address: str | None = None) -> None:
     target = address or os.environ.get("RAY_ADDRESS") or "local"
     try:
         local: dict[str, Any] = {"include_dashboard": False} if target == "local" else {}
-        ray.init(address=target, log_to_driver=False, logging_level="ERROR", **local)
+        with _silent_stderr():
+            ray.init(address=target, log_to_driver=False, logging_level="ERROR", **local)
     except ConnectionError as error:
         raise ValueError(
             f"no Ray cluster answers at {target!r}; start one (`ray start --head`) or leave the address out"
         ) from error
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Hides what Ray's C++ parts write about themselves while they start; Python errors still come through."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def check_resources(config: RunConfig) -> bool:

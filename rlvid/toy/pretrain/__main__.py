@@ -61,7 +61,7 @@ def main() -> None:
         figures[name] = preference_accuracy(load_reward_weights(out / name, device), vae, tokenizer)
 
     if not (out / "model" / "unet").is_dir():
-        unet, encoder = fit_denoiser(options.seed + 300, (steps(2600), steps(2200)), 16, vae, tokenizer)
+        unet, encoder = fit_denoiser(options.seed + 300, (steps(2600),), 16, vae, tokenizer)
         unet.save_pretrained(out / "model" / "unet")
         encoder.save_pretrained(out / "model" / "text_encoder")
         # Last, so that every stage before has seen one and the same latent space and autoencoder.
