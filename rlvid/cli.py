@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import time
 import warnings
@@ -115,7 +116,8 @@ def generate(
     out.mkdir(parents=True, exist_ok=True)
     videos = make.generate(model, prompts, seed=seed, steps=steps, guidance=guidance, progress=_counter("videos"))
     for index, (text, frames) in enumerate(zip(prompts, videos, strict=True)):
-        stem = out / f"{index:03d}-{'-'.join(text.lower().split())[:60].replace('/', '_')}"
+        words = re.sub(r"[^a-z0-9]+", "-", text.lower())[:60].strip("-")
+        stem = out / (f"{index:03d}-{words}" if words else f"{index:03d}")
         write_mp4(stem.with_suffix(".mp4"), frames, model.fps)
         write_whole(stem.with_suffix(".gif"), gif_bytes(frames, model.fps, max(1, 256 // model.size)))
     _say(f"{len(prompts)} videos (mp4 and gif) in {out}")
@@ -227,7 +229,7 @@ def _numbers(text: str, option: str) -> list[int]:
         numbers = []
     if not numbers or not all(1 <= n <= 500 for n in numbers):
         raise ValueError(f"{option} {text!r}: expected whole numbers from 1 to 500, separated by commas, such as 20,50")
-    return numbers
+    return list(dict.fromkeys(numbers))
 
 
 def _counter(unit: str):  # type: ignore[no-untyped-def]

@@ -146,12 +146,19 @@ class TrainConfig(Section):
 class OutputConfig(Section):
     """Checkpoints, logs and samples."""
 
-    storage: str = Field("runs", description="folder (or URI) that holds run folders")
+    storage: str = Field("runs", description="folder that holds run folders; on a cluster, one that all nodes share")
     checkpoint_every: int = Field(50, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(3, ge=1, description="how many of the latest checkpoints stay")
     videos_every: int = Field(25, ge=0, description="steps between videos of fixed prompts in TensorBoard; 0: never")
     video_prompts: int = Field(6, ge=1, le=64, description="how many fixed prompts are sampled for TensorBoard")
     archive_every: int = Field(1, ge=0, description="steps between archived training samples; 0: none")
+
+    @field_validator("storage")
+    @classmethod
+    def _is_a_folder(cls, value: str) -> str:
+        if "://" in value:
+            raise ValueError("must be a folder, such as one of a file system that all nodes mount; URIs are not read")
+        return value
 
 
 class RunConfig(Section):
@@ -263,6 +270,8 @@ def _override(data: dict[str, Any], text: str) -> None:
     here = data
     for parent in parents:
         inner = here.get(parent, {})
+        if not isinstance(inner, dict | str | None):
+            raise ValueError(f"override {text!r}: {parent} is a value and has no keys of its own")
         here[parent] = {"name": inner} if isinstance(inner, str) else dict(inner or {})
         here = here[parent]
     try:

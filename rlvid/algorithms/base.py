@@ -12,13 +12,13 @@ supervised methods first roll out without gradient and then yield many. The loop
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlvid.config import RunConfig
 from rlvid.models.base import VideoModel
@@ -62,7 +62,8 @@ class Batch:
 class Samples:
     """Generated videos with their scores, for the archive: everything detached and on the CPU.
 
-    ``frames_BSCHW`` in [0, 1] holds the decoded frames, ``frames_BS`` says which they are.
+    ``frames_BSCHW`` in [0, 1] holds the decoded frames, ``frames_BS`` says which they are; ``held_out_B`` is the
+    reward of the same frames under the reward that is not trained on, if there is one.
     """
 
     serials: list[int]
@@ -71,6 +72,7 @@ class Samples:
     frames_BS: Tensor
     scores_BS: Tensor
     reward_B: Tensor
+    held_out_B: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -138,10 +140,6 @@ class Algorithm(ABC):
     def updates(self, batch: Batch) -> Iterator[Update]:
         """The losses of one batch, in order; the last one of each optimiser step has ``step`` set."""
 
-    def extra_modules(self) -> dict[str, nn.Module]:
-        """Networks besides the denoiser that the method trains by itself; none by default."""
-        return {}
-
     def state_dict(self) -> dict[str, Any]:
         """State to be saved; empty by default."""
         return {}
@@ -155,6 +153,3 @@ class Algorithm(ABC):
 def totals(**values: Tensor) -> dict[str, tuple[float, float]]:
     """(sum, count) of each tensor, as metrics are passed on."""
     return {name: (float(v.detach().float().sum()), float(v.numel())) for name, v in values.items()}
-
-
-AlgorithmFactory = Callable[[Context], Algorithm]

@@ -67,14 +67,19 @@ class InstructVideo(Algorithm):
                 "frames/saturated_share": saturated_share(frames_BSCHW),
             }
         )
+        held_out_B = None
         if context.held_out is not None:
             with context.stopwatch.stage("held-out"), torch.no_grad():
                 held_out_BS = context.held_out(frames_BSCHW, batch.prompts)
             metrics |= totals(**{"reward/held_out": held_out_BS})
+            held_out_B = plan.reward(held_out_BS).float().cpu()
         for place in range(plan.frames_BS.shape[1]):
             metrics |= totals(**{f"frames/weight_{place}": plan.weights_BS[:, place]})
         return Update(
-            (1 - reward_B).mean(), True, metrics, self._samples(batch, frames_BSCHW, plan, scores_BS, reward_B)
+            (1 - reward_B).mean(),
+            True,
+            metrics,
+            self._samples(batch, frames_BSCHW, plan, scores_BS, reward_B, held_out_B),
         )
 
     def noise(self, batch: Batch) -> Tensor:
@@ -104,7 +109,9 @@ class InstructVideo(Algorithm):
         return randomness.normal(shape, self.context.config.seed, purpose, positions).to(batch.latents_BCFhw)
 
     @staticmethod
-    def _samples(batch: Batch, frames: Tensor, plan: FramePlan, scores: Tensor, reward: Tensor) -> Samples:
+    def _samples(
+        batch: Batch, frames: Tensor, plan: FramePlan, scores: Tensor, reward: Tensor, held_out_B: Tensor | None
+    ) -> Samples:
         return Samples(
             batch.serials,
             batch.prompts,
@@ -112,4 +119,5 @@ class InstructVideo(Algorithm):
             plan.frames_BS.cpu(),
             scores.detach().float().cpu(),
             reward.detach().float().cpu(),
+            held_out_B,
         )

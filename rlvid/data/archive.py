@@ -111,6 +111,15 @@ class ArchiveWriter:
         path = self.folder / f"step-{step:06d}-rank-{rank:03d}.parquet"
         self._pending.append(self._thread.submit(_write_part, path, rows))
 
+    def flush(self) -> None:
+        """Waits until what was handed over is on disk.
+
+        Raises:
+            OSError: a part could not be written, and no ``write`` has said so yet.
+        """
+        while self._pending:
+            self._pending.popleft().result()
+
     def close(self) -> None:
         """Waits until everything is on disk; a second call does nothing.
 
@@ -121,8 +130,7 @@ class ArchiveWriter:
             return
         self._thread.shutdown(wait=True)
         self._thread = None
-        while self._pending:
-            self._pending.popleft().result()
+        self.flush()
 
     def __enter__(self) -> "ArchiveWriter":
         return self

@@ -86,6 +86,7 @@ def evaluate_run(
             guidance=config.sampling.guidance,
             final=config.sampling.final,
             seed=seed,
+            use_oracle=config.model.path == "builtin",
             progress=None if progress is None else lambda done, total, name=name: progress(name, done, total),
         )
     return rows
@@ -93,11 +94,9 @@ def evaluate_run(
 
 def picture_before_after(tuned: TunedModel, prompts: list[str], path: Path, seed: int = 0) -> None:
     """Writes a strip of the prompts' videos from the base and from the tuned model, with the trained reward below."""
-    config, reward = tuned.config, load_reward(tuned.config.reward.name)
-    videos = [
-        generate(tuned.use(scale), prompts, seed=seed, steps=config.sampling.steps, guidance=config.sampling.guidance)
-        for scale in (0.0, 1.0)
-    ]
+    sampling, reward = tuned.config.sampling, load_reward(tuned.config.reward.name)
+    how = {"seed": seed, "steps": sampling.steps, "guidance": sampling.guidance, "final": sampling.final}
+    videos = [generate(tuned.use(scale), prompts, **how) for scale in (0.0, 1.0)]
     scores = [reward(frames, prompts).mean(1) for frames in videos]
     before_after(path, prompts, *videos, *scores)
 

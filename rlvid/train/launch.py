@@ -75,7 +75,8 @@ def prepare(config: RunConfig) -> Path:
     known = folder / "config.yaml"
     if known.is_file():
         before = parse_config(yaml.safe_load(known.read_text(encoding="utf-8")))
-        if before.fingerprint != config.fingerprint:
+        begun = (folder / "archive").is_dir()  # workers make it once they are ready; a failed start is no run yet
+        if begun and before.fingerprint != config.fingerprint:
             raise ValueError(
                 f"run {config.name!r} exists in {folder} with another config ({differences(before, config)}); "
                 "choose another name=..., or delete the folder to start anew"
@@ -220,6 +221,7 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Fi
     from rlvid.train.progress import Board, ProgressLine
 
     board = Board.remote()
+    model = config.model.path if config.model.path == "builtin" else str(Path(config.model.path).resolve())
     cpus = config.train.cpus_per_worker
     environment = {"OMP_NUM_THREADS": str(max(1, int(cpus)))}
     if not use_gpu:
@@ -227,7 +229,8 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Fi
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={
-            "config": config.model_dump(), "clips": str(clips), "run": str(folder), "use_gpu": use_gpu, "board": board
+            "config": config.model_dump(), "clips": str(clips), "run": str(folder), "use_gpu": use_gpu, "board": board,
+            "model": model,
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.train.workers,

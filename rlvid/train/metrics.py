@@ -24,9 +24,9 @@ class TensorBoard:
     def __init__(self, folder: Path, first_step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._writer = EventFileWriter(str(folder))
-        if first_step > 0:
-            start = SessionLog(status=SessionLog.START)
-            self._writer.add_event(Event(wall_time=time.time(), step=first_step, session_log=start))
+        # At step 0 too: a run that was lost before its first checkpoint starts there again.
+        start = SessionLog(status=SessionLog.START)
+        self._writer.add_event(Event(wall_time=time.time(), step=first_step, session_log=start))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Writes finite and non-finite values alike, under their names."""

@@ -36,7 +36,9 @@ class Worker:
 
     Args:
         config: the run's.
-        job: ``clips`` (folder of encoded clips), ``run`` (the run's folder), ``use_gpu``, ``board`` (progress).
+        job: ``clips`` (folder of encoded clips), ``run`` (the run's folder), ``use_gpu``, ``board`` (progress), and
+            ``model`` (absolute path of the model, since Ray Train moves its workers to another folder; default: the
+            config's).
     """
 
     def __init__(self, config: RunConfig, job: dict[str, Any]) -> None:
@@ -47,7 +49,8 @@ class Worker:
         device = torch.device("cuda", torch.cuda.current_device()) if job["use_gpu"] else torch.device("cpu")
 
         spec = config.model
-        self.model = load_model(spec.path, frames=spec.frames, size=spec.size, precision=spec.precision, device=device)
+        path = job.get("model", spec.path)
+        self.model = load_model(path, frames=spec.frames, size=spec.size, precision=spec.precision, device=device)
         self.network = self.model.denoiser
         inject_lora(self.network, spec.lora.rank, spec.lora.targets, config.seed)
         self.engine = DeepSpeedEngine(self.network, config.optimizer, config.train, config.micro_batch)
@@ -66,8 +69,9 @@ class Worker:
         self.board_writer = TensorBoard(self.run / "tensorboard", self.first_step) if self.rank == 0 else None
 
     def __enter__(self) -> "Worker":
-        if self.config.output.videos_every and self.first_step == 0:
-            self._show_videos(0)
+        every = self.config.output.videos_every
+        if every and self.first_step % every == 0:  # those of a resumed run's first step were purged with its scalars
+            self._show_videos(self.first_step)
         return self
 
     def __exit__(
@@ -111,7 +115,7 @@ class Worker:
         values["optimiser/skipped_steps"] = float(self._skipped)
         every = self.config.output.archive_every
         if every and step % every == 0 and (samples := _joined([u.samples for u in updates if u.samples])):
-            self.archive.write(step, self.rank, samples)
+            self.archive.write(step, self.rank, samples, samples.held_out_B)
         if self.board_writer is not None:
             self.board_writer.scalars(step, values)
             self._tell(step, values)
@@ -125,6 +129,10 @@ class Worker:
 
     def save(self, step: int) -> None:
         """A checkpoint after ``step`` steps, kept by Ray Train; every worker takes part."""
+        # First what a run that resumes here will not write again: a kill after the report must not lose it.
+        self.archive.flush()
+        if self.board_writer is not None:
+            self.board_writer.flush()
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             save_checkpoint(folder, self.rank, step, self.config, self.engine, self.algorithm, self.network, self.world)
@@ -133,8 +141,6 @@ class Worker:
                 checkpoint=ray.train.Checkpoint.from_directory(name),
                 checkpoint_dir_name=checkpoint_name(step),
             )
-        if self.board_writer is not None:
-            self.board_writer.flush()
 
     def checkpoint_due(self, step: int) -> bool:
         """Whether a checkpoint follows ``step``."""
@@ -198,6 +204,7 @@ def _joined(parts: list[Samples]) -> Samples | None:
         torch.cat([part.frames_BS for part in parts]),
         torch.cat([part.scores_BS for part in parts]),
         torch.cat([part.reward_B for part in parts]),
+        None if parts[0].held_out_B is None else torch.cat([p.held_out_B for p in parts if p.held_out_B is not None]),
     )
 
 

@@ -65,7 +65,9 @@ def main() -> None:
         unet.save_pretrained(out / "model" / "unet")
         encoder.save_pretrained(out / "model" / "text_encoder")
         # Last, so that every stage before has seen one and the same latent space and autoencoder.
-        refine_decoder(vae, options.seed + 400, steps(1600)).save_pretrained(folder)
+        refined = refine_decoder(vae, options.seed + 400, steps(1600))
+        refined.register_to_config(_name_or_path="rlvid/toy/weights/model/vae")  # not the folder it was loaded from
+        refined.save_pretrained(folder)
     figures["autoencoder"] = {"L1 on clean frames in [-1, 1]": clean_error(vae)}
     figures["model"] = quality_of_model(out)
     for name, values in figures.items():
