@@ -27,6 +27,7 @@ def measure(job: dict[str, Any]) -> None:
 
     from rlvid.algorithms.base import Stopwatch
     from rlvid.train.engine import TorchEngine
+    from rlvid.train.loop import run_step
     from rlvid.train.worker import ALGORITHMS, Worker
 
     config = RunConfig.model_validate(job["config"])
@@ -58,14 +59,7 @@ def measure(job: dict[str, Any]) -> None:
             worker.stopwatch.read()
 
             began = time.perf_counter()
-            updates, outcomes = [], []
-            for update in worker.algorithm.updates(worker.fetch(step)):
-                with worker.stopwatch.stage("backward"):
-                    worker.engine.backward(update.loss, update.step)
-                updates.append(update)
-                if update.step:
-                    with worker.stopwatch.stage("sync"):
-                        outcomes.append(worker.engine.step(step))
+            updates, outcomes = run_step(worker, step)
             seen = worker.stopwatch.read()
             recorded = time.perf_counter()
             worker.record(step, updates, outcomes, recorded - began)

@@ -3,7 +3,9 @@
 import time
 from typing import Any
 
+from rlvid.algorithms.base import Update
 from rlvid.config import RunConfig
+from rlvid.train.engine import StepOutcome
 from rlvid.train.worker import Worker
 
 
@@ -20,17 +22,23 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
     with Worker(config, job) as worker:
         for step in range(worker.first_step, config.train.steps):
             started = time.perf_counter()
-            updates, outcomes = [], []
-            for update in worker.algorithm.updates(worker.fetch(step)):
-                with worker.stopwatch.stage("backward"):
-                    worker.engine.backward(update.loss, update.step)
-                updates.append(update)
-                if update.step:
-                    with worker.stopwatch.stage("sync"):
-                        outcomes.append(worker.engine.step(step))
+            updates, outcomes = run_step(worker, step)
             worker.record(step, updates, outcomes, time.perf_counter() - started)
             if worker.problem:
                 break
             if worker.checkpoint_due(step):
                 worker.save(step + 1)
         return worker.summary()
+
+
+def run_step(worker: Worker, step: int) -> tuple[list[Update], list[StepOutcome]]:
+    """One batch: every loss that the method yields for it, and what each optimiser step did."""
+    updates, outcomes = [], []
+    for update in worker.algorithm.updates(worker.fetch(step)):
+        with worker.stopwatch.stage("backward"):
+            worker.engine.backward(update.loss, update.step)
+        updates.append(update)
+        if update.step:
+            with worker.stopwatch.stage("sync"):
+                outcomes.append(worker.engine.step(step))
+    return updates, outcomes

@@ -109,6 +109,7 @@ def _batch(run: RunConfig, shape: tuple[int, ...], data: EncodedClips, step: int
 
 def trajectories(job: dict[str, Any]) -> None:
     """Runs the product's worker loop once for each ZeRO stage, in the same processes; worker 0 writes the adapters."""
+    from rlvid.train.loop import run_step
     from rlvid.train.worker import Worker
 
     for stage in job["stages"]:
@@ -116,12 +117,7 @@ def trajectories(job: dict[str, Any]) -> None:
         norms = []
         with Worker(run, job | {"run": f"{job['run']}-{stage}"}) as worker:
             for step in range(run.train.steps):
-                updates, outcomes = [], []
-                for update in worker.algorithm.updates(worker.fetch(step)):
-                    worker.engine.backward(update.loss, update.step)
-                    updates.append(update)
-                    if update.step:
-                        outcomes.append(worker.engine.step(step))
+                updates, outcomes = run_step(worker, step)
                 worker.record(step, updates, outcomes, 0.0)
                 norms += [outcome.gradient_norm for outcome in outcomes]
             with worker.engine.gathered():
