@@ -92,8 +92,10 @@ def generate(
     run: Annotated[str, typer.Argument(help="A run's folder or name; 'builtin' is the base model.")],
     prompt: Annotated[list[str], typer.Argument(help="Prompts, one video each; or one file of prompts.")],
     out: Annotated[Path, typer.Option(help="Folder for the videos.")] = Path("videos"),
-    steps: Annotated[int, typer.Option(min=1, max=500, help="DDIM steps D.")] = 20,
-    guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance g.")] = 3.0,
+    steps: Annotated[int | None, typer.Option(min=1, max=500, help="DDIM steps D; default: the run's.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=0, help="Classifier-free guidance g; default: the run's.")
+    ] = None,
     lora_scale: Annotated[
         float, typer.Option(help="How much of the adapter: 0 is the base model, 1 the tuned one.")
     ] = 1.0,
@@ -103,18 +105,31 @@ def generate(
 
     [bold]rlvid generate toy "a red star moving left on a navy background"[/bold]
     """
+    from rlvid.config import SamplingConfig
     from rlvid.data.prompts import check_prompt, read_prompts
     from rlvid.data.videos import gif_bytes, write_mp4
     from rlvid.evaluate import generate as make
     from rlvid.evaluate import write_whole
-    from rlvid.evaluate.run import load_run
+    from rlvid.evaluate.run import device, load_run
     from rlvid.models.unet3d import load_model
 
     is_file = len(prompt) == 1 and Path(prompt[0]).suffix in {".txt", ".jsonl", ".csv", ".parquet"}
     prompts = read_prompts(prompt[0]) if is_file else [check_prompt(p, f"prompt {i + 1}") for i, p in enumerate(prompt)]
-    model = load_model("builtin") if run == "builtin" else load_run(run).use(lora_scale)
+    if run == "builtin":
+        model, sampling = load_model("builtin", device=device()), SamplingConfig()
+    else:
+        tuned = load_run(run)
+        model, sampling = tuned.use(lora_scale), tuned.config.sampling
     out.mkdir(parents=True, exist_ok=True)
-    videos = make.generate(model, prompts, seed=seed, steps=steps, guidance=guidance, progress=_counter("videos"))
+    videos = make.generate(
+        model,
+        prompts,
+        seed=seed,
+        steps=sampling.steps if steps is None else steps,
+        guidance=sampling.guidance if guidance is None else guidance,
+        final=sampling.final,
+        progress=_counter("videos"),
+    )
     for index, (text, frames) in enumerate(zip(prompts, videos, strict=True)):
         words = re.sub(r"[^a-z0-9]+", "-", text.lower())[:60].strip("-")
         stem = out / (f"{index:03d}-{words}" if words else f"{index:03d}")
@@ -202,6 +217,8 @@ def _evaluate(run: str, steps: list[int], sets: list[str], videos: int, checkpoi
     prompts = {
         Path(name).stem: resolve_prompts(name, videos if name in PROMPT_SETS else None)[:videos] for name in sets
     }
+    if len(prompts) < len(sets):
+        raise ValueError(f"--sets {','.join(sets)}: two sets have one name; rename a file, results are kept by it")
     tuned = load_run(run, checkpoint)
     rows = evaluate_run(tuned, prompts, steps_list=steps, seed=seed, progress=_counter("videos"))
     folder = tuned.checkpoint.folder.parent
@@ -258,10 +275,16 @@ def main() -> None:
         sys.exit(_complain(error, 2))
     except RuntimeError as error:
         sys.exit(_complain(error, 1))
+    except Exception as error:
+        if not type(error).__module__.startswith("ray."):  # Ray's own errors; importing it here would slow --help down
+            raise
+        sys.exit(_complain(error, 1))
 
 
 def _complain(error: Exception, code: int) -> int:
-    Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False, highlight=False)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    text = lines[-1] if "Traceback" in str(error) else " ".join(lines)  # an error from a Ray task ends with its cause
+    Console(stderr=True, soft_wrap=True).print(f"error: {text}", markup=False, highlight=False)
     return code
 
 

@@ -64,7 +64,12 @@ class SamplingConfig(Section):
 
     steps: int = Field(20, ge=1, le=500, description="D, steps of the whole DDIM chain")
     guidance: float = Field(3.0, ge=0, description="classifier-free guidance g; 1 is without guidance, in one branch")
-    eta: float = Field(0.0, ge=0, le=1, description="DDIM's eta: 0 is deterministic, 1 is ancestral sampling")
+    eta: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="DDIM's eta in training: 0 is deterministic, 1 ancestral; evaluation samples with 0",
+    )
     final: Literal["exact", "paper"] = Field(
         "exact", description="where the last step ends: at alpha-bar = 1, or at alpha-bar_0 as the paper's code does"
     )
@@ -177,7 +182,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "RunConfig":
-        start = int(round(self.method.tau * self.sampling.steps, 6))
+        start = kept_steps(self.sampling.steps, self.method.tau)
         if start < 1:
             raise ValueError(
                 f"method.tau = {self.method.tau} leaves no step of sampling.steps = {self.sampling.steps}; "
@@ -252,6 +257,11 @@ def load_config(source: str | Path, overrides: list[str] | None = None) -> RunCo
     for override in overrides or []:
         _override(data, override)
     return parse_config(data)
+
+
+def kept_steps(steps: int, tau: float) -> int:
+    """int(tau * D), the steps that run when editing starts at noise level tau; 0.55 x 20 makes 11."""
+    return int(round(tau * steps, 6))
 
 
 def parse_config(data: dict[str, Any]) -> RunConfig:

@@ -43,7 +43,7 @@ SCHEMA = pa.schema(
         ("fps", pa.float32()),  # of the whole video; scored frames lie further apart
         ("seed", pa.int64()),
         ("config_hash", pa.string()),
-        ("model", pa.string()),  # what made the video: model and adapter, null if not said
+        ("model", pa.string()),  # the base model; the adapter is the run's at this step
     ]
 )
 _PART = re.compile(r"step-(\d+)-rank-(\d+)\.parquet")
@@ -61,7 +61,7 @@ class ArchiveWriter:
         config_hash: fingerprint of the run's settings.
         seed: of the run.
         fps: frames a second of a whole video.
-        model: what made the videos, such as ``builtin+runs/a/step_000100``.
+        model: path of the base model; the adapter is the run's at the row's step.
 
     Raises:
         ValueError: the folder cannot be made.

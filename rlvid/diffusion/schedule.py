@@ -1,5 +1,7 @@
 """Which timesteps a chain visits, and where a partial chain starts."""
 
+from rlvid.config import kept_steps
+
 
 def timesteps(steps: int, *, train_steps: int = 1000, offset: int = 1) -> list[int]:
     """DDIM's timesteps, from noisy to clean, in leading spacing: 951, 901, ..., 51, 1 for 20 steps.
@@ -19,7 +21,7 @@ def partial(grid: list[int], tau: float) -> list[int]:
     Raises:
         ValueError: no step is left, or tau is over 1.
     """
-    count = int(round(tau * len(grid), 6))
+    count = kept_steps(len(grid), tau)
     if not 1 <= count <= len(grid):
         raise ValueError(f"tau = {tau} keeps {count} of {len(grid)} steps; allowed: 1 to {len(grid)}")
     return grid[len(grid) - count :]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -57,10 +58,15 @@ def load_run(run: str | Path, step: int | None = None) -> TunedModel:
         steps = ", ".join(str(c.step) for c in found) or "none"
         raise ValueError(f"run {folder}: no checkpoint{'' if step is None else f' of step {step}'}; it has: {steps}")
     spec = config.model
-    model = load_model(spec.path, frames=spec.frames, size=spec.size, precision=spec.precision)
+    model = load_model(spec.path, frames=spec.frames, size=spec.size, precision=spec.precision, device=device())
     inject_lora(model.denoiser, spec.lora.rank, spec.lora.targets, config.seed)
     load_lora(model.denoiser, chosen[-1].folder / "adapter")
     return TunedModel(config, chosen[-1], model)
+
+
+def device() -> torch.device:
+    """Where evaluation runs: the GPU, if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def evaluate_run(
@@ -73,7 +79,8 @@ def evaluate_run(
 ) -> list[Row]:
     """Scores base and tuned model on the same prompts from the same noise; ``progress(model, done, of)``."""
     config = tuned.config
-    reward, held_out = load_reward(config.reward.name), load_reward(config.reward.held_out or "builtin-heldout")
+    reward = load_reward(config.reward.name, device())
+    held_out = load_reward(config.reward.held_out or "builtin-heldout", device())
     rows: list[Row] = []
     for name, scale in (("base", 0.0), (config.method.name, 1.0)):
         rows += evaluate_model(
@@ -94,7 +101,7 @@ def evaluate_run(
 
 def picture_before_after(tuned: TunedModel, prompts: list[str], path: Path, seed: int = 0) -> None:
     """Writes a strip of the prompts' videos from the base and from the tuned model, with the trained reward below."""
-    sampling, reward = tuned.config.sampling, load_reward(tuned.config.reward.name)
+    sampling, reward = tuned.config.sampling, load_reward(tuned.config.reward.name, device())
     how = {"seed": seed, "steps": sampling.steps, "guidance": sampling.guidance, "final": sampling.final}
     videos = [generate(tuned.use(scale), prompts, **how) for scale in (0.0, 1.0)]
     scores = [reward(frames, prompts).mean(1) for frames in videos]

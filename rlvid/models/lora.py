@@ -13,6 +13,17 @@ _PREFIX = "base_model.model."
 """What PEFT's own wrapper puts before a parameter's name in the files it writes and reads."""
 
 
+def check_targets(denoiser: nn.Module, targets: list[str]) -> None:
+    """Raises ValueError when a target is the name of no linear layer."""
+    linears = [name for name, module in denoiser.named_modules() if isinstance(module, nn.Linear)]
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in linears):
+            raise ValueError(
+                f"model.lora.targets: no linear layer of the denoiser is called {target!r}; the attentions have "
+                "to_q, to_k, to_v and to_out.0"
+            )
+
+
 def inject_lora(denoiser: nn.Module, rank: int, targets: list[str], seed: int) -> list[nn.Parameter]:
     """Freezes ``denoiser`` and adds adapters of scale 1 to the named linear layers, in place.
 
@@ -24,13 +35,7 @@ def inject_lora(denoiser: nn.Module, rank: int, targets: list[str], seed: int) -
     Raises:
         ValueError: no layer has such a name.
     """
-    linears = [name for name, module in denoiser.named_modules() if isinstance(module, nn.Linear)]
-    for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in linears):
-            raise ValueError(
-                f"model.lora.targets: no linear layer of the denoiser is called {target!r}; the attentions have "
-                "to_q, to_k, to_v and to_out.0"
-            )
+    check_targets(denoiser, targets)
     denoiser.requires_grad_(False)
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights="gaussian")
     inject_adapter_in_model(config, denoiser)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -190,6 +191,17 @@ def resolved_shape(path: str, frames: int | None = None, size: int | None = None
     return frames or (8 if path == "builtin" else 16), size
 
 
+def denoiser_outline(path: str) -> UNet3DConditionModel:
+    """The denoiser without weights, on the meta device: its layers and shapes, in a second or two at full size.
+
+    Raises:
+        ValueError: as ``model_folder``.
+    """
+    config = UNet3DConditionModel.load_config(model_folder(path) / "unet", local_files_only=True)
+    with torch.device("meta"):
+        return UNet3DConditionModel.from_config(config)
+
+
 def load_model(
     path: str,
     *,
@@ -201,16 +213,21 @@ def load_model(
     """Loads a model from a folder in diffusers' layout, safetensors only; ``builtin`` is the one in the package.
 
     Raises:
-        ValueError: the folder or one of its parts is missing, or it holds another class of model.
+        ValueError: the folder or one of its parts is missing or damaged, or it holds another class of model.
     """
     folder = model_folder(path)
     frames, size = resolved_shape(path, frames, size)
     options = {"torch_dtype": _DTYPES[precision], "use_safetensors": True, "local_files_only": True}
-    vae = AutoencoderKL.from_pretrained(folder / "vae", **options).to(device)
-    unet = UNet3DConditionModel.from_pretrained(folder / "unet", **options).to(device)
-    encoder = CLIPTextModel.from_pretrained(
-        folder / "text_encoder", dtype=_DTYPES[precision], use_safetensors=True, local_files_only=True
-    ).to(device)
+    try:
+        vae = AutoencoderKL.from_pretrained(folder / "vae", **options).to(device)
+        unet = UNet3DConditionModel.from_pretrained(folder / "unet", **options).to(device)
+        encoder = CLIPTextModel.from_pretrained(
+            folder / "text_encoder", dtype=_DTYPES[precision], use_safetensors=True, local_files_only=True
+        ).to(device)
+    except SafetensorError as error:
+        raise ValueError(
+            f"model.path = {path!r}: weights under {folder} are damaged ({error}); copy them anew"
+        ) from None
     return UNet3DModel(
         unet,
         vae,

@@ -41,14 +41,16 @@ def checkpoint_name(step: int) -> str:
 def save_checkpoint(
     folder: Path,
     rank: int,
-    step: int,
+    counts: dict[str, int],
     config: RunConfig,
     engine: Engine,
     algorithm: Algorithm,
     denoiser: nn.Module,
-    workers: int,
 ) -> None:
-    """Writes this worker's part of a checkpoint; every worker must call it, each with a folder of its own."""
+    """Writes this worker's part of a checkpoint; every worker must call it, each with a folder of its own.
+
+    ``counts``: finished ``step``s, ``workers``, and steps ``skipped`` as non-finite.
+    """
     (folder / "engine").mkdir(parents=True)
     engine.save(folder / "engine")
     with engine.gathered():
@@ -60,8 +62,7 @@ def save_checkpoint(
         torch.save(own, folder / "algorithm.pt")
     packages = {name: version(name) for name in ("torch", "ray", "deepspeed", "diffusers", "peft")}
     description = {
-        "step": step,
-        "workers": workers,
+        **counts,
         "seed": config.seed,
         "fingerprint": config.fingerprint,
         "config": config.model_dump(mode="json"),
@@ -70,8 +71,10 @@ def save_checkpoint(
     (folder / "state.json").write_text(json.dumps(description, indent=2), encoding="utf-8")
 
 
-def load_checkpoint(folder: Path, config: RunConfig, engine: Engine, algorithm: Algorithm, workers: int) -> int:
-    """Restores a run; returns the number of finished steps.
+def load_checkpoint(
+    folder: Path, config: RunConfig, engine: Engine, algorithm: Algorithm, workers: int
+) -> dict[str, int]:
+    """Restores a run; returns the counts that ``save_checkpoint`` was given.
 
     Raises:
         ValueError: the checkpoint is of another config or another number of workers.
@@ -87,7 +90,7 @@ def load_checkpoint(folder: Path, config: RunConfig, engine: Engine, algorithm: 
     engine.load(folder / "engine")
     if (folder / "algorithm.pt").is_file():
         algorithm.load_state_dict(torch.load(folder / "algorithm.pt", weights_only=True))
-    return int(state["step"])
+    return {name: int(state[name]) for name in ("step", "workers", "skipped")}
 
 
 def find_checkpoints(run: Path) -> list[Found]:

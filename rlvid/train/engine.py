@@ -24,11 +24,19 @@ class StepOutcome:
     skipped: bool
 
 
+LOSS_SCALE = {"float32": 1.0, "bfloat16": 1.0, "float16": 2.0**14}
+"""What losses are multiplied with before the backward pass, and the adapter's gradients divided by after it.
+
+Under frozen float16 weights, gradients below 6e-8 would vanish on their way; powers of two round nothing.
+"""
+
+
 class Engine(ABC):
     """Back-propagates accumulated losses and steps AdamW over the trainable parameters of ``module``."""
 
     module: nn.Module
     config: OptimizerConfig
+    loss_scale: float
 
     @abstractmethod
     def backward(self, loss: Tensor, last: bool) -> None:
@@ -59,17 +67,24 @@ def _adamw(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.opt
     return torch.optim.AdamW(parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
 
 
+def _unscale(parameters: list[nn.Parameter], loss_scale: float) -> None:
+    if loss_scale != 1:
+        for parameter in parameters:
+            parameter.register_hook(lambda gradient: gradient / loss_scale)
+
+
 class TorchEngine(Engine):
     """One process without DeepSpeed: the reference that the distributed engine is held to."""
 
-    def __init__(self, module: nn.Module, config: OptimizerConfig) -> None:
-        self.module, self.config = module, config
+    def __init__(self, module: nn.Module, config: OptimizerConfig, precision: str = "float32") -> None:
+        self.module, self.config, self.loss_scale = module, config, LOSS_SCALE[precision]
         self.parameters = [p for p in module.parameters() if p.requires_grad]
+        _unscale(self.parameters, self.loss_scale)
         self.optimizer = _adamw(self.parameters, config)
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """See ``Engine.backward``."""
-        loss.backward()
+        (loss * self.loss_scale).backward()
 
     def step(self, index: int) -> StepOutcome:
         """See ``Engine.step``."""
@@ -97,17 +112,25 @@ class TorchEngine(Engine):
 class DeepSpeedEngine(Engine):
     """ZeRO stage 0 to 3 over the process group that Ray Train has set up.
 
-    Parameters keep the precision they come in (frozen ones may be bf16, trainable ones are float32), so the
-    engine runs in its float32 mode and no loss scale is needed.
+    Parameters keep the precision they come in (frozen ones may be of half precision, trainable ones are float32), so
+    the engine runs in its float32 mode, and the loss scale of float16 is our own.
     """
 
-    def __init__(self, module: nn.Module, config: OptimizerConfig, train: TrainConfig, micro_batch: int) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        config: OptimizerConfig,
+        train: TrainConfig,
+        micro_batch: int,
+        precision: str = "float32",
+    ) -> None:
         import deepspeed
 
         # Its shared-memory all-reduce serves inference only; building it takes a C++ compiler and 40 s at first.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        self.config = config
+        self.config, self.loss_scale = config, LOSS_SCALE[precision]
         parameters = [p for p in module.parameters() if p.requires_grad]
+        _unscale(parameters, self.loss_scale)
         self._stage = train.zero_stage
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=module,
@@ -126,7 +149,7 @@ class DeepSpeedEngine(Engine):
     def backward(self, loss: Tensor, last: bool) -> None:
         """See ``Engine.backward``; gradients are averaged over workers at the last part."""
         self._engine.set_gradient_accumulation_boundary(last)
-        self._engine.backward(loss)
+        self._engine.backward(loss * self.loss_scale)
         if not last:
             self._engine.step()
 

@@ -9,6 +9,7 @@ A run's folder, ``{storage}/{name}``::
     logs/             one full log a worker
 """
 
+import fcntl
 import logging
 import os
 import shutil
@@ -26,7 +27,8 @@ from rich.console import Console
 from rlvid.config import RunConfig, parse_config
 from rlvid.data.clips import EncodedClips
 from rlvid.data.encode import encode_builtin, model_fingerprint
-from rlvid.models.unet3d import resolved_shape
+from rlvid.models.lora import check_targets
+from rlvid.models.unet3d import denoiser_outline, resolved_shape
 from rlvid.train.checkpoint import find_checkpoints
 
 log = logging.getLogger("rlvid.train")
@@ -54,13 +56,15 @@ def check(config: RunConfig) -> None:
     """What can be known to be wrong before a folder is made or Ray starts.
 
     Raises:
-        ValueError: the model's folder is not one, segments do not fit its frames, or the clips are not there.
+        ValueError: the model's folder is not one, segments do not fit its frames, no layer has the name of an adapter's
+            target, or the clips are not there.
     """
     frames, _ = resolved_shape(config.model.path, config.model.frames, config.model.size)
     if config.reward.segments > frames:
         raise ValueError(
             f"reward.segments = {config.reward.segments} exceeds the {frames} frames of a video; allowed: 1 to {frames}"
         )
+    check_targets(denoiser_outline(config.model.path), config.model.lora.targets)
     if config.data.source != "builtin":
         EncodedClips.open(Path(config.data.source).expanduser(), model_fingerprint(config.model))
 
@@ -210,6 +214,25 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Fi
     """
     check(config)
     folder = prepare(config)
+    with _alone(folder):
+        return _fit(config, folder, console, address)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Holds the run's folder for this process; the hold ends with it, however it ends."""
+    with open(folder / ".lock", "w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"run {folder.name!r} in {folder} is being trained by another process; wait for its end, or choose "
+                "another name=..."
+            ) from None
+        yield
+
+
+def _fit(config: RunConfig, folder: Path, console: Console, address: str | None) -> Finished:
     start_ray(address)
     use_gpu = check_resources(config)
     clips = encoded_clips(config, console)

@@ -16,7 +16,7 @@ from rlvid import randomness
 from rlvid.algorithms.base import Algorithm, Batch, Context, Samples, Stopwatch, Update, totals
 from rlvid.algorithms.instructvideo import InstructVideo
 from rlvid.config import RunConfig
-from rlvid.data.archive import ArchiveWriter
+from rlvid.data.archive import ArchiveWriter, trim
 from rlvid.data.clips import EncodedClips, clip_index
 from rlvid.evaluate.generate import generate
 from rlvid.models.lora import inject_lora
@@ -53,7 +53,7 @@ class Worker:
         self.model = load_model(path, frames=spec.frames, size=spec.size, precision=spec.precision, device=device)
         self.network = self.model.denoiser
         inject_lora(self.network, spec.lora.rank, spec.lora.targets, config.seed)
-        self.engine = DeepSpeedEngine(self.network, config.optimizer, config.train, config.micro_batch)
+        self.engine = DeepSpeedEngine(self.network, config.optimizer, config.train, config.micro_batch, spec.precision)
         self.model.denoiser = self.engine.module
         self.stopwatch = Stopwatch(device)
         held_out = load_reward(config.reward.held_out, device) if config.reward.held_out else None
@@ -62,10 +62,16 @@ class Worker:
         )
         self.clips = EncodedClips.open(job["clips"])
         self.problem: str | None = None
-        self.first_step, self._in_a_row, self._skipped, self._began = self._restore(), 0, 0, time.perf_counter()
+        self._in_a_row, self._skipped = 0, 0
+        self.first_step, self._began = self._restore(), time.perf_counter()
+        if self.rank == 0:
+            trim(self.run / "archive", self.first_step)
+        distributed.barrier()  # nobody writes to the archive before it is tidy
 
-        name, fingerprint = config.method.name, config.fingerprint
-        self.archive = ArchiveWriter(self.run / "archive", config.name, name, fingerprint, config.seed, self.model.fps)
+        name, fingerprint, seed = config.method.name, config.fingerprint, config.seed
+        self.archive = ArchiveWriter(
+            self.run / "archive", config.name, name, fingerprint, seed, self.model.fps, spec.path
+        )
         self.board_writer = TensorBoard(self.run / "tensorboard", self.first_step) if self.rank == 0 else None
 
     def __enter__(self) -> "Worker":
@@ -135,7 +141,8 @@ class Worker:
             self.board_writer.flush()
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            save_checkpoint(folder, self.rank, step, self.config, self.engine, self.algorithm, self.network, self.world)
+            counts = {"step": step, "workers": self.world, "skipped": self._skipped}
+            save_checkpoint(folder, self.rank, counts, self.config, self.engine, self.algorithm, self.network)
             ray.train.report(
                 {"step": step},
                 checkpoint=ray.train.Checkpoint.from_directory(name),
@@ -156,8 +163,9 @@ class Worker:
         if checkpoint is None:
             return 0
         with checkpoint.as_directory() as folder:
-            step = load_checkpoint(Path(folder), self.config, self.engine, self.algorithm, self.world)
+            counts = load_checkpoint(Path(folder), self.config, self.engine, self.algorithm, self.world)
             distributed.barrier()  # nobody leaves while another still reads
+        step, self._skipped = counts["step"], counts["skipped"]
         log.info("continues after step %d", step)
         return step
 

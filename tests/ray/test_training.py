@@ -251,6 +251,26 @@ def test_name_of_another_run_is_refused(folder: Path, uninterrupted: dict[str, t
         train(config(folder, "whole", *LONG, "optimizer.lr=0.1"), QUIET)
 
 
+def test_run_that_another_process_trains_is_refused(folder: Path) -> None:
+    run = folder / "runs" / "busy"
+    run.mkdir(parents=True)
+    hold = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(1, flush=True); "
+    command = [sys.executable, "-c", hold + "time.sleep(60)", str(run / ".lock")]
+    (run / "config.yaml").write_text(yaml.safe_dump(config(folder, "busy").model_dump(mode="json")), encoding="utf-8")
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(ValueError, match=r"'busy' in .* is being trained by another process"):
+            train(config(folder, "busy"), QUIET)
+        other.kill()
+
+
+def test_targets_that_are_no_layer_are_refused_before_a_folder_is_made(folder: Path) -> None:
+    with pytest.raises(ValueError, match="no linear layer of the denoiser is called 'to_x'"):
+        train(config(folder, "astray", "model.lora.targets=[to_q,to_x]"), QUIET)
+    assert not (folder / "runs" / "astray").exists()
+
+
 @pytest.mark.usefixtures("ray_cluster")
 def test_more_workers_than_cores_are_refused_before_anything_starts(folder: Path) -> None:
     with pytest.raises(ValueError, match="needs 64 CPU cores; the cluster has 8"):

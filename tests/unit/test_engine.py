@@ -72,6 +72,30 @@ def test_a_gradient_that_is_not_finite_skips_the_step(bad: float) -> None:
     assert torch.equal(module.weight, reference.weight), "the skipped step left something behind"
 
 
+def test_gradients_that_float16_would_lose_arrive() -> None:
+    class Frozen16(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.adapter = nn.Linear(4, 4)
+            self.frozen = nn.Linear(4, 1).half().requires_grad_(False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.frozen(self.adapter(x).half()).float().sum() * 1e-8
+
+    x, config = torch.randn(3, 4, generator=torch.Generator().manual_seed(1)), OptimizerConfig(lr=0.1, clip_norm=0)
+    exact = Frozen16()
+    want = torch.autograd.grad((exact.adapter(x) @ exact.frozen.weight.float().T).sum() * 1e-8, exact.adapter.weight)[0]
+    seen = {}
+    for precision in ("float32", "float16"):
+        module = Frozen16()
+        engine = TorchEngine(module, config, precision)
+        engine.backward(module(x), last=True)
+        seen[precision] = module.adapter.weight.grad.clone()
+    assert not seen["float32"].any(), "the case is too easy: nothing is lost without the scale"
+    torch.testing.assert_close(seen["float16"], want, rtol=0.01, atol=0)
+
+
 def test_an_interrupted_engine_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
     config = OptimizerConfig(lr=0.1, warmup=3, weight_decay=0.1)
 

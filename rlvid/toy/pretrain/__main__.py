@@ -12,9 +12,9 @@ from open_clip.model import CLIP
 from safetensors.torch import save_file
 from transformers import CLIPTokenizer
 
-from rlvid.toy.pretrain.autoencoder import clean_error, fit_autoencoder, refine_decoder
+from rlvid.toy.pretrain.autoencoder import clean_error, fit_autoencoder
 from rlvid.toy.pretrain.common import log
-from rlvid.toy.pretrain.denoiser import build_scheduler, fit_denoiser
+from rlvid.toy.pretrain.denoiser import Phase, build_scheduler, fit_denoiser
 from rlvid.toy.pretrain.preference import ARCHITECTURE, fit_reward, preference_accuracy
 from rlvid.toy.pretrain.quality import quality_of_model, write_card
 from rlvid.toy.pretrain.text import build_tokenizer
@@ -51,7 +51,8 @@ def main() -> None:
 
     folder = out / "model" / "vae"
     if not folder.is_dir():
-        fit_autoencoder(options.seed, steps(3000), device).save_pretrained(folder)
+        parts = (steps(3000), steps(1600), steps(3000))
+        fit_autoencoder(options.seed, parts, device).save_pretrained(folder)
     vae = AutoencoderKL.from_pretrained(folder).to(device).eval().requires_grad_(False)
 
     figures = {}
@@ -61,13 +62,10 @@ def main() -> None:
         figures[name] = preference_accuracy(load_reward_weights(out / name, device), vae, tokenizer)
 
     if not (out / "model" / "unet").is_dir():
-        unet, encoder = fit_denoiser(options.seed + 300, (steps(2600),), 16, vae, tokenizer)
+        phases = [Phase(1, 128, steps(900)), Phase(8, 16, steps(5200))]
+        unet, encoder = fit_denoiser(options.seed + 300, phases, vae, tokenizer)
         unet.save_pretrained(out / "model" / "unet")
         encoder.save_pretrained(out / "model" / "text_encoder")
-        # Last, so that every stage before has seen one and the same latent space and autoencoder.
-        refined = refine_decoder(vae, options.seed + 400, steps(1600))
-        refined.register_to_config(_name_or_path="rlvid/toy/weights/model/vae")  # not the folder it was loaded from
-        refined.save_pretrained(folder)
     figures["autoencoder"] = {"L1 on clean frames in [-1, 1]": clean_error(vae)}
     figures["model"] = quality_of_model(out)
     for name, values in figures.items():

@@ -1,7 +1,5 @@
 """Stage 1: the per-frame autoencoder, diffusers' ``AutoencoderKL`` with 8 x 8 x 4 latents for 32 x 32 frames."""
 
-from collections.abc import Callable
-
 import torch
 from diffusers import AutoencoderKL
 
@@ -27,58 +25,47 @@ def build_autoencoder() -> AutoencoderKL:
     return vae
 
 
-def fit_autoencoder(
-    seed: int, steps: int, device: torch.device, each: Callable[[AutoencoderKL, int], None] | None = None
-) -> AutoencoderKL:
-    """Trains on L1 in [-1, 1] with a small KL term, then sets ``scaling_factor`` so that latents have unit variance."""
+def fit_autoencoder(seed: int, steps: tuple[int, int, int], device: torch.device) -> AutoencoderKL:
+    """Trains on L1 in [-1, 1] with a small KL term, then sets ``scaling_factor`` so that latents have unit variance.
+
+    Three phases, each with a learning rate that warms up and decays: everything, on many degraded frames; the decoder
+    alone, on latents with a trace of noise; everything again, on frames of which a quarter is degraded. ``steps`` holds
+    the steps of each.
+    """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed + 1)
     vae = build_autoencoder().to(device).train()
 
-    def loss_of_step(step: int) -> torch.Tensor:
-        footage = draw_footage(16, generator, degraded=0.4)
-        pick_B2 = torch.randint(8, (16, 2), generator=generator)
-        frames = footage.frames_BFCHW[torch.arange(16)[:, None], pick_B2].flatten(0, 1).to(device) * 2 - 1
-        with torch.autocast(device.type, torch.bfloat16):
-            posterior = vae.encode(frames).latent_dist
-            decoded = vae.decode(posterior.sample()).sample
-        return (decoded.float() - frames).abs().mean() + 1e-4 * posterior.kl().mean() / posterior.mean[0].numel()
+    def frames(degraded: float) -> torch.Tensor:
+        footage = draw_footage(32, generator, degraded)
+        pick_B = torch.randint(8, (32,), generator=generator)
+        return footage.frames_BFCHW[torch.arange(32), pick_B].to(device) * 2 - 1
 
-    fit(
-        [vae],
-        loss_of_step,
-        steps=steps,
-        peak=2e-3,
-        decay=0.995,
-        name="autoencoder",
-        each=each and (lambda step: each(vae, step)),
-    )
+    def whole(degraded: float) -> torch.Tensor:
+        pixels = frames(degraded)
+        with torch.autocast(device.type, torch.bfloat16):
+            posterior = vae.encode(pixels).latent_dist
+            decoded = vae.decode(posterior.sample()).sample
+        return (decoded.float() - pixels).abs().mean() + 1e-4 * posterior.kl().mean() / posterior.mean[0].numel()
+
+    def decoder() -> torch.Tensor:
+        pixels = frames(0.25)
+        with torch.no_grad():
+            latents = vae.encode(pixels).latent_dist.mean
+            noise = torch.randn(latents.shape, generator=generator).to(latents)
+            latents = latents + 0.03 * latents.std() * noise
+        with torch.autocast(device.type, torch.bfloat16):
+            decoded = vae.decode(latents).sample
+        return (decoded.float() - pixels).abs().mean()
+
+    fit([vae], lambda step: whole(0.4), steps=steps[0], peak=2e-3, decay=0.995, name="autoencoder")
+    fit([vae.decoder], lambda step: decoder(), steps=steps[1], peak=1.5e-3, decay=0.995, name="decoder")
+    fit([vae], lambda step: whole(0.25), steps=steps[2], peak=1.2e-3, decay=0.995, name="autoencoder")
     vae.eval().requires_grad_(False)
     footage = draw_footage(256, generator)
     latents = vae.encode(footage.frames_BFCHW[:, ::4].flatten(0, 1).to(device) * 2 - 1).latent_dist.mean
     vae.register_to_config(scaling_factor=round(1.0 / latents.std().item(), 4))
     return vae
-
-
-def refine_decoder(vae: AutoencoderKL, seed: int, steps: int) -> AutoencoderKL:
-    """Trains the decoder further on latents that stay as they are, with a little noise on them as samples have."""
-    generator = torch.Generator().manual_seed(seed)
-    vae.decoder.requires_grad_(True).train()
-
-    def loss_of_step(step: int) -> torch.Tensor:
-        footage = draw_footage(16, generator, degraded=0.25)
-        frames = footage.frames_BFCHW[:, int(torch.randint(4, (), generator=generator)) :: 4].flatten(0, 1)
-        frames = frames.to(vae.device) * 2 - 1
-        with torch.no_grad():
-            latents = vae.encode(frames).latent_dist.mean
-            noise = torch.randn(latents.shape, generator=generator).to(latents)
-            latents = latents + 0.03 / vae.config.scaling_factor * noise
-        with torch.autocast(vae.device.type, torch.bfloat16):
-            decoded = vae.decode(latents).sample
-        return (decoded.float() - frames).abs().mean()
-
-    fit([vae.decoder], loss_of_step, steps=steps, peak=1.5e-3, decay=0.995, name="decoder")
-    return vae.eval().requires_grad_(False)
 
 
 @torch.no_grad()

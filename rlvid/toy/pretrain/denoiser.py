@@ -1,9 +1,10 @@
-"""Stage 3: the text-to-video model itself, on clips of varied quality.
+"""Stage 3: the text-to-video model itself, on clips of varied quality: ``UNet3DConditionModel`` and its text encoder.
 
-``UNet3DConditionModel`` and its text encoder.
+First on single frames, then on clips, as ModelScopeT2V came from an image model: what a caption says about colours and
+shapes is learned from many times more captions for the same work.
 """
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
@@ -11,22 +12,40 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from rlvid.diffusion.chain import offset_noise
 from rlvid.toy.captions import write_captions
 from rlvid.toy.pretrain.common import draw_footage, fit
 from rlvid.toy.pretrain.text import CONTEXT_LENGTH, build_text_encoder
 from rlvid.toy.render import SUBJECTS, sample_clips
 
-DEGRADED_SHARE = 0.55
+DEGRADED_SHARE = 0.5
 """Share of degraded clips that the base model learns from: the room that reward fine-tuning has."""
+
+OFFSET_NOISE = 0.2
+"""Strength of noise that is constant over a clip (per channel), added in training.
+
+The mean of a clip shows through even at the last timestep, for it averages the noise of 512 places. A model that has
+learned to read the background there, and not from the caption, paints gray at sampling, which starts from pure noise.
+With this noise the mean tells nothing.
+"""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """So many steps on batches of clips of ``frames`` frames: 1, or all 8."""
+
+    frames: int
+    batch: int
+    steps: int
 
 
 def build_denoiser(text_width: int = 64) -> UNet3DConditionModel:
-    """Two levels of 32 and 64 channels, spatial, cross- and temporal attention in the inner one; no dropout."""
+    """Two levels of 32 and 64 channels, spatial, cross- and temporal attention in both, 1.9 M parameters; no dropout."""
     denoiser = UNet3DConditionModel(
         sample_size=8,
         block_out_channels=(32, 64),
-        down_block_types=("DownBlock3D", "CrossAttnDownBlock3D"),
-        up_block_types=("CrossAttnUpBlock3D", "UpBlock3D"),
+        down_block_types=("CrossAttnDownBlock3D",) * 2,
+        up_block_types=("CrossAttnUpBlock3D",) * 2,
         layers_per_block=1,
         norm_num_groups=8,
         cross_attention_dim=text_width,
@@ -94,45 +113,39 @@ def tokens_of(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
 
 def fit_denoiser(
     seed: int,
-    phases: tuple[int, ...],
-    batch: int,
+    phases: list[Phase],
     vae: AutoencoderKL,
     tokenizer: CLIPTokenizer,
-    bank: int = 8192,
+    bank: int = 12288,
     text_steps: int = 400,
-    each: Callable[[UNet3DConditionModel, CLIPTextModel, int], None] | None = None,
 ) -> tuple[UNet3DConditionModel, CLIPTextModel]:
     """Trains the text encoder on labels, then denoiser and text encoder together on the noise prediction.
 
-    Every phase has so many steps, clips of its own and a learning rate that warms up and decays again.
+    All phases draw from one ``bank`` of so many encoded clips; in each, the learning rate warms up and decays again.
     """
     torch.manual_seed(seed)
     encoder = build_text_encoder(tokenizer).to(vae.device).train()
     fit_text_encoder(encoder, tokenizer, torch.Generator().manual_seed(seed), steps=text_steps)
     denoiser = build_denoiser().to(vae.device).train()
-    for phase, steps in enumerate(phases):
-        fit_phase(denoiser, encoder, seed + phase, steps, batch, vae, tokenizer, bank, each)
+    generator = torch.Generator().manual_seed(seed + 1)
+    latents_N, captions = encode_bank(vae, bank, generator)
+    tokens_N, empty = tokens_of(tokenizer, captions), tokens_of(tokenizer, [""])
+    for phase in phases:
+        fit_phase(denoiser, encoder, phase, latents_N, tokens_N, empty, generator)
     return denoiser.eval().requires_grad_(False), encoder.eval().requires_grad_(False)
 
 
 def fit_phase(
     denoiser: UNet3DConditionModel,
     encoder: CLIPTextModel,
-    seed: int,
-    steps: int,
-    batch: int,
-    vae: AutoencoderKL,
-    tokenizer: CLIPTokenizer,
-    bank: int,
-    each: Callable[[UNet3DConditionModel, CLIPTextModel, int], None] | None,
+    phase: Phase,
+    latents_N: Tensor,
+    tokens_N: Tensor,
+    empty: Tensor,
+    generator: torch.Generator,
 ) -> None:
-    """One phase of training on noise prediction; one caption in ten is empty.
-
-    The weight of a timestep is min(SNR, 5) / SNR (Hang et al. 2023), which spends little on the last traces of noise.
-    """
-    generator, device = torch.Generator().manual_seed(seed), vae.device
-    latents_N, captions = encode_bank(vae, bank, generator)
-    tokens_N, empty = tokens_of(tokenizer, captions), tokens_of(tokenizer, [""])
+    """One phase of training on noise prediction; one caption in ten is ``empty``, the tokens of no words."""
+    device, batch = denoiser.device, phase.batch
     abar = build_scheduler().alphas_cumprod.to(device)
 
     def loss_of_step(step: int) -> Tensor:
@@ -142,22 +155,26 @@ def fit_phase(
         # Stratified over the batch: the same distribution of timesteps with a steadier loss.
         strata = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
         timestep_B = (strata * 1000).long().clamp_max(999).to(device)
-        x0 = latents_N[rows].to(device)
-        noise = torch.randn(x0.shape, generator=generator).to(device)
+        x0 = latents_N[rows]
+        if phase.frames == 1:
+            x0 = x0[torch.arange(batch), :, torch.randint(x0.shape[2], (batch,), generator=generator), None]
+        offset = torch.randn(*x0.shape[:2], 1, generator=generator)
+        noise = offset_noise(torch.randn(x0.shape, generator=generator), offset, OFFSET_NOISE).to(device)
         abar_B = abar[timestep_B][:, None, None, None, None]
-        noisy = abar_B.sqrt() * x0 + (1 - abar_B).sqrt() * noise
+        noisy = abar_B.sqrt() * x0.to(device) + (1 - abar_B).sqrt() * noise
         with torch.autocast(device.type, torch.bfloat16):
             text = encoder(tokens).last_hidden_state
             predicted = denoiser(noisy, timestep_B, encoder_hidden_states=text).sample
-        snr_B = abar[timestep_B] / (1 - abar[timestep_B])
-        weight_B = snr_B.clamp_max(5.0) / snr_B
-        return (weight_B * (predicted.float() - noise).square().flatten(1).mean(1)).mean()
+        weight_B = weights_of_timesteps(abar[timestep_B])
+        return (weight_B * (predicted.float() - noise).square().flatten(1).mean(1)).sum() / weight_B.sum()
 
-    fit(
-        [denoiser, encoder],
-        loss_of_step,
-        steps=steps,
-        peak=1.5e-3,
-        name="denoiser",
-        each=each and (lambda step: each(denoiser, encoder, step)),
-    )
+    fit([denoiser, encoder], loss_of_step, steps=phase.steps, peak=1.5e-3, name=f"denoiser, {phase.frames} frames")
+
+
+def weights_of_timesteps(abar_B: Tensor) -> Tensor:
+    """min(SNR, 5) / SNR (Hang et al. 2023), which spends little on the last traces of noise, times min(SNR, 1)^-0.3.
+
+    The second factor is for the first steps of sampling, where an error of the noise is many times larger in the clip.
+    """
+    snr_B = abar_B / (1 - abar_B)
+    return snr_B.clamp_max(5.0) / snr_B * snr_B.clamp_max(1.0) ** -0.3
