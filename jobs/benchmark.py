@@ -26,9 +26,10 @@ def measure(job: dict[str, Any]) -> None:
     import torch
 
     from rlvid.algorithms.base import Stopwatch
+    from rlvid.algorithms.catalogue import ALGORITHMS
     from rlvid.train.engine import TorchEngine
     from rlvid.train.loop import run_step
-    from rlvid.train.worker import ALGORITHMS, Worker
+    from rlvid.train.worker import Worker
 
     config = RunConfig.model_validate(job["config"])
     with Worker(config, job) as worker:
@@ -126,18 +127,19 @@ def show(found: dict[str, Any], config: RunConfig, console: Console) -> None:
     table.add_row("the same step, bare torch", f"{bare:.3f}")
     table.add_row("overhead", f"{100 * (whole / bare - 1):.1f} %")
     console.print(table)
+    console.print(
+        f"frames decoded a video: {found['calls']['decoder']:g}; denoiser evaluations: {found['calls']['denoiser']:g}"
+    )
+    if config.method.name != "instructvideo":
+        return
     from rlvid.diffusion.schedule import partial, timesteps
 
     steps = len(partial(timesteps(config.sampling.steps), config.method.tau))
     branches = 1 if config.sampling.guidance == 1.0 else 2
     window = config.method.gradient_steps if config.train.checkpoint_activations else 0
     console.print(
-        f"denoiser evaluations a video: {found['calls']['denoiser']:g} = {steps} steps x {branches} branches"
-        f" + {window * branches} recomputed in the backward pass; "
-        f"fewest possible without recomputing: {steps * branches}"
-    )
-    console.print(
-        f"frames decoded a video: {found['calls']['decoder']:g}; fewest possible: {config.reward.segments} (SegVR)"
+        f"expected: {config.reward.segments} frames (SegVR); {steps} steps x {branches} branches"
+        f" + {window * branches} evaluations recomputed in the backward pass"
     )
 
 

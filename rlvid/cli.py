@@ -190,8 +190,8 @@ def _train(config, address):  # type: ignore[no-untyped-def]  # RunConfig is imp
         f"{config.train.batch_size} videos, {config.train.workers} workers, ZeRO stage {config.train.zero_stage}"
     )
     done = train(config, console, address)
-    if done.first_step == config.train.steps:
-        _say(f"run {config.name} was finished already; set train.steps higher to go on")
+    if done.first_step == done.last_step:
+        _say(f"run {config.name} was finished already; set train.steps (or train.max_seconds) higher to go on")
     clips = EncodedClips.open(encoded_clips(config, console))
     tuned, folder = load_run(done.folder), run_folder(config)
     picture_before_after(tuned, list(dict.fromkeys(clips.captions))[:6], folder / "before-after.png", config.seed)

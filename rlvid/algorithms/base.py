@@ -12,7 +12,7 @@ supervised methods first roll out without gradient and then yield many. The loop
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlvid import randomness
 from rlvid.config import RunConfig
 from rlvid.models.base import VideoModel
 from rlvid.reward.video import ImageReward
@@ -47,15 +48,19 @@ class Batch:
     def split(self, size: int) -> Iterator["Batch"]:
         """Consecutive parts of at most ``size`` videos."""
         for start in range(0, len(self), size):
-            part = slice(start, start + size)
-            yield Batch(
-                self.step,
-                self.serials[part],
-                self.prompts[part],
-                self.text_BLD[part],
-                self.latents_BCFhw[part],
-                self.global_size,
-            )
+            yield self.take(range(start, min(start + size, len(self))))
+
+    def take(self, rows: Sequence[int]) -> "Batch":
+        """The videos at these places."""
+        index = torch.as_tensor(list(rows), device=self.text_BLD.device)
+        return Batch(
+            self.step,
+            [self.serials[row] for row in rows],
+            [self.prompts[row] for row in rows],
+            self.text_BLD[index],
+            self.latents_BCFhw[index],
+            self.global_size,
+        )
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,20 @@ class Samples:
     scores_BS: Tensor
     reward_B: Tensor
     held_out_B: Tensor | None = None
+
+    @staticmethod
+    def join(parts: "list[Samples]") -> "Samples":
+        """Several parts as one; at least one part."""
+        held_out = [part.held_out_B for part in parts if part.held_out_B is not None]
+        return Samples(
+            [serial for part in parts for serial in part.serials],
+            [prompt for part in parts for prompt in part.prompts],
+            torch.cat([part.frames_BSCHW for part in parts]),
+            torch.cat([part.frames_BS for part in parts]),
+            torch.cat([part.scores_BS for part in parts]),
+            torch.cat([part.reward_B for part in parts]),
+            torch.cat(held_out) if held_out else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -119,6 +138,24 @@ class Stopwatch:
         return time.perf_counter()
 
 
+class Team:
+    """The workers that compute together; by default one alone.
+
+    What a method computes from several videos (statistics, a ranking) it computes from the global batch, or its result
+    would depend on the number of workers.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    def gather(self, items: list[Any]) -> list[Any]:
+        """The items of all workers, in the global order of the samples: worker r holds every W-th one from r on."""
+        return items
+
+    def mean_(self, tensors: list[Tensor]) -> None:
+        """Replaces each tensor by its mean over the workers."""
+
+
 @dataclass
 class Context:
     """What every method works with: the model, the reward trained on, an optional held-out one, the run's settings."""
@@ -128,13 +165,22 @@ class Context:
     reward: ImageReward
     held_out: ImageReward | None
     stopwatch: Stopwatch
+    team: Team = field(default_factory=Team)
+
+    def normal(self, purpose: str, batch: Batch, index: int = 0) -> Tensor:
+        """Standard normal latents (B, C, F, h, w), a function of (seed, purpose, sample, index) alone."""
+        positions = [(serial, index) for serial in batch.serials]
+        draw = randomness.normal(self.model.latent_shape, self.config.seed, purpose, positions)
+        return draw.to(self.model.device)
 
 
 class Algorithm(ABC):
-    """A method. Its own state (statistics, value networks, rollouts) goes into checkpoints."""
+    """A method. Its own state (statistics, value networks) goes into checkpoints; ``method`` holds its settings."""
+
+    method: Any
 
     def __init__(self, context: Context) -> None:
-        self.context = context
+        self.context, self.method = context, context.config.method
 
     @abstractmethod
     def updates(self, batch: Batch) -> Iterator[Update]:
@@ -148,6 +194,16 @@ class Algorithm(ABC):
         """Restores what ``state_dict`` gave."""
         if state:
             raise ValueError(f"{type(self).__name__} keeps no state, but the checkpoint holds {sorted(state)[:3]}")
+
+
+def summed(parts: list[dict[str, tuple[float, float]]]) -> dict[str, tuple[float, float]]:
+    """Sums and counts added up, name by name."""
+    result: dict[str, tuple[float, float]] = {}
+    for part in parts:
+        for name, (total, count) in part.items():
+            before = result.get(name, (0.0, 0.0))
+            result[name] = (before[0] + total, before[1] + count)
+    return result
 
 
 def totals(**values: Tensor) -> dict[str, tuple[float, float]]:

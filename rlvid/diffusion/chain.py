@@ -1,6 +1,7 @@
 """The denoising chain with a window of gradient: a prefix without a graph, then the last K steps, checkpointed."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,6 +9,19 @@ from torch.utils.checkpoint import checkpoint
 
 from rlvid.diffusion.ddim import sigma, step_mean
 from rlvid.models.base import Prediction, VideoModel
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of the chain as it was taken: ``before`` at ``timestep``, then ``after`` ~ N(mean, spread^2)."""
+
+    index: int
+    timestep: int
+    before: Tensor
+    prediction: Prediction
+    mean: Tensor
+    spread: Tensor
+    after: Tensor
 
 
 def offset_noise(noise_BCFhw: Tensor, offset_BCF: Tensor, strength: float) -> Tensor:
@@ -28,7 +42,7 @@ def denoise(
     final: str = "exact",
     recompute: bool = True,
     unconditional_gradient: bool = True,
-    progress: Callable[[int], None] | None = None,
+    observe: Callable[[Step], None] | None = None,
 ) -> Tensor:
     """Runs a DDIM chain from noisy to clean latents.
 
@@ -45,7 +59,7 @@ def denoise(
         recompute: recompute the denoiser's activations in the backward pass (never the reentrant variant, which
             gives wrong gradients under ZeRO).
         unconditional_gradient: whether the unconditional branch of guidance carries gradient.
-        progress: called with the index of each finished step.
+        observe: called with each step as it was taken.
 
     Returns:
         Clean latents_BCFhw, float32.
@@ -79,10 +93,11 @@ def denoise(
             else:
                 abar_prev = model.abar_at(grid[index + 1], x)
             spread = sigma(abar, abar_prev, 0.0 if last else eta)  # the result carries no fresh noise
-            x = step_mean(prediction, abar_prev, spread)
+            before, x = x, step_mean(prediction, abar_prev, spread)
+            mean = x
             if eta > 0 and not last:
                 assert noise is not None
                 x = x + spread * noise(index).to(x)
-        if progress is not None:
-            progress(index)
+        if observe is not None:
+            observe(Step(index, t, before, prediction, mean, spread, x))
     return x

@@ -1,6 +1,6 @@
 """Which timesteps a chain visits, and where a partial chain starts."""
 
-from rlvid.config import kept_steps
+from rlvid.config.methods import kept_steps
 
 
 def timesteps(steps: int, *, train_steps: int = 1000, offset: int = 1) -> list[int]:

@@ -11,7 +11,7 @@ from rlvid.evaluate import metrics
 from rlvid.evaluate.generate import generate
 from rlvid.models.base import VideoModel
 from rlvid.reward.clip import ClipReward
-from rlvid.reward.video import ImageReward
+from rlvid.reward.video import ImageReward, mean_of_frames
 from rlvid.toy import oracle
 
 ORACLE = ("subject", "colour", "background", "motion", "sharpness", "fidelity", "score")
@@ -111,7 +111,7 @@ def score_videos(
     asked = [prompt for prompt, finite in zip(prompts, finite_B.tolist(), strict=True) if finite]
     image_BFD = clip.image_features(frames)
     found = {
-        "reward": reward(frames, asked).mean(1),
+        "reward": mean_of_frames(reward(frames, asked)),
         "clipsim": metrics.similarity(image_BFD, clip.text_features(asked)),
         "consistency": metrics.consistency(image_BFD),
         "motion": metrics.motion(frames),

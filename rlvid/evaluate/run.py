@@ -16,6 +16,7 @@ from rlvid.evaluate.pictures import before_after, reward_curve
 from rlvid.models.lora import inject_lora, load_lora, lora_scale
 from rlvid.models.unet3d import UNet3DModel, load_model
 from rlvid.reward.clip import load_reward
+from rlvid.reward.video import mean_of_frames
 from rlvid.train.checkpoint import Found, find_checkpoints
 
 _CURVES = {"reward/trained": "trained reward", "reward/held_out": "held-out reward"}
@@ -104,7 +105,7 @@ def picture_before_after(tuned: TunedModel, prompts: list[str], path: Path, seed
     sampling, reward = tuned.config.sampling, load_reward(tuned.config.reward.name, device())
     how = {"seed": seed, "steps": sampling.steps, "guidance": sampling.guidance, "final": sampling.final}
     videos = [generate(tuned.use(scale), prompts, **how) for scale in (0.0, 1.0)]
-    scores = [reward(frames, prompts).mean(1) for frames in videos]
+    scores = [mean_of_frames(reward(frames, prompts)) for frames in videos]
     before_after(path, prompts, *videos, *scores)
 
 

@@ -12,10 +12,14 @@ code           meaning
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from rlvid.models.lora import lora_scale
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,15 @@ class VideoModel(ABC):
         With both branches needed, they run in one batched call; without ``unconditional_gradient`` the
         unconditional branch runs on its own under ``no_grad``.
         """
+
+    @contextmanager
+    def base(self) -> Iterator[None]:
+        """Within it the denoiser is the base model: adapters add nothing."""
+        lora_scale(self.denoiser, 0.0)
+        try:
+            yield
+        finally:
+            lora_scale(self.denoiser, 1.0)
 
     def add_noise(self, latents_BCFhw: Tensor, noise_BCFhw: Tensor, timestep: int | Tensor) -> Tensor:
         """sqrt(abar_t) x0 + sqrt(1 - abar_t) noise."""

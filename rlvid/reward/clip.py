@@ -63,14 +63,18 @@ class ClipReward(nn.Module):
 BUILTIN = {"builtin": "reward", "builtin-heldout": "heldout"}
 
 
-def load_reward(name: str, device: str | torch.device = "cpu") -> ClipReward:
-    """A reward of the built-in world: ``builtin`` to train on, ``builtin-heldout`` to be judged by.
+def load_reward(name: str, device: str | torch.device = "cpu") -> nn.Module:
+    """A reward of the built-in world: ``builtin`` to train on, ``builtin-heldout`` to be judged by, or the ``oracle``.
 
     Raises:
         ValueError: no such reward.
     """
+    if name == "oracle":
+        from rlvid.toy.oracle import OracleReward
+
+        return OracleReward()
     if name not in BUILTIN:
-        raise ValueError(f"reward {name!r} does not exist; allowed: {', '.join(BUILTIN)}")
+        raise ValueError(f"reward {name!r} does not exist; allowed: {', '.join(BUILTIN)}, oracle")
     weights = Path(str(resources.files("rlvid"))) / "toy" / "weights"
     return load_clip_folder(weights / BUILTIN[name], weights / "model" / "tokenizer", device)
 

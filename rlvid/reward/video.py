@@ -14,6 +14,16 @@ ImageReward = Callable[[Tensor, list[str]], Tensor]
 """``(frames_BSCHW, prompts) -> scores_BS``: differentiable in the frames, which are pixels in [0, 1]."""
 
 
+def whole_video(reward: ImageReward) -> bool:
+    """Whether a reward looks at all frames of a video at once and gives one score a video."""
+    return bool(getattr(reward, "whole_video", False))
+
+
+def mean_of_frames(scores: Tensor) -> Tensor:
+    """The mean score of each video (B,), of scores (B, S), or (B,) from a reward of whole videos."""
+    return scores if scores.dim() == 1 else scores.mean(1)
+
+
 @dataclass(frozen=True)
 class FramePlan:
     """Frames to decode and score: ``frames_BS`` (int64) and ``weights_BS`` (float32), the weights ready to sum."""

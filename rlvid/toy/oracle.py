@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlvid.toy import render as world
@@ -219,8 +219,9 @@ def _sharpness(frames_BFCHW: Tensor, coverage_BFP: Tensor, ink_B3: Tensor, groun
     seen_BFHW = torch.einsum("bfchw,bc->bfhw", frames_BFCHW, axis_B3)
     fitted_BFHW = coverage_BFP.view_as(seen_BFHW)
     slopes = [(fitted_BFHW.diff(dim=d).flatten(1), seen_BFHW.diff(dim=d).flatten(1)) for d in (2, 3)]
-    along_B = sum((fitted * seen).sum(1) for fitted, seen in slopes)
-    return (along_B / sum(fitted.square().sum(1) for fitted, _ in slopes).clamp(min=1e-8)).clamp(0, 1)
+    along_B = torch.stack([(fitted * seen).sum(1) for fitted, seen in slopes]).sum(0)
+    whole_B = torch.stack([fitted.square().sum(1) for fitted, _ in slopes]).sum(0)
+    return (along_B / whole_B.clamp(min=1e-8)).clamp(0, 1)
 
 
 def _prepare(frames_BFCHW: Tensor) -> Tensor:
@@ -269,6 +270,19 @@ def read(frames_BFCHW: Tensor) -> Reading:
     halves = [(error_BFP * w).sum((1, 2)) / w.sum((1, 2)).clamp(min=1e-3) for w in (coverage_BFP, 1 - coverage_BFP)]
     sharpness_B = _sharpness(frames_BFCHW, coverage_BFP, _INK[colour_B], _GROUND[background_B])
     return Reading(labels_of(clips), sharpness_B, 1 / (1 + (halves[0] + halves[1]) / 2 / _FAULT**2))
+
+
+class OracleReward(nn.Module):
+    """``grade``'s score as a reward of whole videos: (B, F, 3, H, W) in [0, 1] to (B,), without gradient.
+
+    NaN, which leaves a video out, where the oracle cannot read the prompt.
+    """
+
+    whole_video = True
+
+    def forward(self, frames_BFCHW: Tensor, prompts: list[str]) -> Tensor:
+        """score_B on the device of the frames."""
+        return grade(frames_BFCHW.clamp(0, 1), prompts)["score"].to(frames_BFCHW.device)
 
 
 def grade(frames_BFCHW: Tensor, prompts: list[str]) -> dict[str, Tensor]:

@@ -41,7 +41,7 @@ def checkpoint_name(step: int) -> str:
 def save_checkpoint(
     folder: Path,
     rank: int,
-    counts: dict[str, int],
+    standing: dict[str, float],
     config: RunConfig,
     engine: Engine,
     algorithm: Algorithm,
@@ -49,7 +49,8 @@ def save_checkpoint(
 ) -> None:
     """Writes this worker's part of a checkpoint; every worker must call it, each with a folder of its own.
 
-    ``counts``: finished ``step``s, ``workers``, and steps ``skipped`` as non-finite.
+    ``standing``: finished ``step``s, ``workers``, steps ``skipped`` as non-finite, ``seconds`` of training and
+    ``videos`` rewarded.
     """
     (folder / "engine").mkdir(parents=True)
     engine.save(folder / "engine")
@@ -62,7 +63,7 @@ def save_checkpoint(
         torch.save(own, folder / "algorithm.pt")
     packages = {name: version(name) for name in ("torch", "ray", "deepspeed", "diffusers", "peft")}
     description = {
-        **counts,
+        **standing,
         "seed": config.seed,
         "fingerprint": config.fingerprint,
         "config": config.model_dump(mode="json"),
@@ -73,8 +74,8 @@ def save_checkpoint(
 
 def load_checkpoint(
     folder: Path, config: RunConfig, engine: Engine, algorithm: Algorithm, workers: int
-) -> dict[str, int]:
-    """Restores a run; returns the counts that ``save_checkpoint`` was given.
+) -> dict[str, float]:
+    """Restores a run; returns the standing that ``save_checkpoint`` was given.
 
     Raises:
         ValueError: the checkpoint is of another config or another number of workers.
@@ -90,7 +91,7 @@ def load_checkpoint(
     engine.load(folder / "engine")
     if (folder / "algorithm.pt").is_file():
         algorithm.load_state_dict(torch.load(folder / "algorithm.pt", weights_only=True))
-    return {name: int(state[name]) for name in ("step", "workers", "skipped")}
+    return {name: state[name] for name in ("step", "workers", "skipped", "seconds", "videos")}
 
 
 def find_checkpoints(run: Path) -> list[Found]:

@@ -38,11 +38,12 @@ _MIN_FREE_BYTES = 200 * 2**20
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished run: its folder, the last checkpoint, the step it started from, and what was skipped."""
+    """A finished run: its folder, the last checkpoint, its first and last step this time, and what was skipped."""
 
     folder: Path
     checkpoint: Path
     first_step: int
+    last_step: int
     skipped: int
     seconds: float
 
@@ -277,7 +278,7 @@ def _fit(config: RunConfig, folder: Path, console: Console, address: str | None)
     if done["problem"]:
         raise RuntimeError(f"training stopped: {done['problem']}")
     last = find_checkpoints(folder)[-1]
-    return Finished(folder, last.folder, done["first_step"], done["skipped"], done["seconds"])
+    return Finished(folder, last.folder, done["first_step"], last.step, done["skipped"], done["seconds"])
 
 
 def _reason(error: Exception, folder: Path) -> str:

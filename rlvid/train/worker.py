@@ -1,6 +1,7 @@
 """A worker's belongings: model, method, engine, clips, and where it writes what it sees."""
 
 import logging
+import math
 import tempfile
 import time
 from pathlib import Path
@@ -13,8 +14,8 @@ import torch
 from torch import distributed
 
 from rlvid import randomness
-from rlvid.algorithms.base import Algorithm, Batch, Context, Samples, Stopwatch, Update, totals
-from rlvid.algorithms.instructvideo import InstructVideo
+from rlvid.algorithms.base import Batch, Context, Samples, Stopwatch, Team, Update, summed
+from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.config import RunConfig
 from rlvid.data.archive import ArchiveWriter, trim
 from rlvid.data.clips import EncodedClips, clip_index
@@ -28,7 +29,24 @@ from rlvid.train.metrics import TensorBoard, average
 
 log = logging.getLogger("rlvid.train")
 
-ALGORITHMS: dict[str, type[Algorithm]] = {"instructvideo": InstructVideo}
+
+class TorchTeam(Team):
+    """Workers joined by a torch process group."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+
+    def gather(self, items: list[Any]) -> list[Any]:
+        """See ``Team.gather``."""
+        everyone: list[Any] = [None] * self.size
+        distributed.all_gather_object(everyone, items)
+        return [item for row in zip(*everyone, strict=True) for item in row]
+
+    def mean_(self, tensors: list[torch.Tensor]) -> None:
+        """See ``Team.mean_``."""
+        for tensor in tensors:
+            distributed.all_reduce(tensor)
+            tensor /= self.size
 
 
 class Worker:
@@ -58,11 +76,18 @@ class Worker:
         self.stopwatch = Stopwatch(device)
         held_out = load_reward(config.reward.held_out, device) if config.reward.held_out else None
         self.algorithm = ALGORITHMS[config.method.name](
-            Context(config, self.model, load_reward(config.reward.name, device), held_out, self.stopwatch)
+            Context(
+                config,
+                self.model,
+                load_reward(config.reward.name, device),
+                held_out,
+                self.stopwatch,
+                TorchTeam(self.rank, self.world),
+            )
         )
         self.clips = EncodedClips.open(job["clips"])
         self.problem: str | None = None
-        self._in_a_row, self._skipped = 0, 0
+        self._in_a_row, self._skipped, self._seconds, self._videos = 0, 0, 0.0, 0
         self.first_step, self._began = self._restore(), time.perf_counter()
         if self.rank == 0:
             trim(self.run / "archive", self.first_step)
@@ -92,7 +117,8 @@ class Worker:
         with self.stopwatch.stage("data"):
             size, seed = self.config.train.batch_size, self.config.seed
             serials = list(range(step * size + self.rank, (step + 1) * size, self.world))
-            clips = [clip_index(serial, len(self.clips), seed) for serial in serials]
+            group = self.config.train.group_size
+            clips = [clip_index(serial // group, len(self.clips), seed) for serial in serials]
             prompts, text_BLD, posterior = self.clips.fetch(clips)
             noise = randomness.normal(self.model.latent_shape, seed, "posterior", [(serial,) for serial in serials])
             latents = posterior.sample(noise).to(self.model.device)
@@ -103,24 +129,26 @@ class Worker:
 
         Sets ``problem`` on all workers alike when too many steps in a row were skipped as non-finite.
         """
-        skipped = sum(outcome.skipped for outcome in outcomes)
-        self._skipped += skipped
-        self._in_a_row = self._in_a_row + 1 if skipped else 0
         sums: dict[str, tuple[float, float]] = {"seconds/step": (seconds, 1.0)}
         for name, value in self.stopwatch.read().items():
             sums[f"seconds/{name}"] = (value, 1.0)
-        for update in updates:
-            for name, (total, count) in (
-                update.metrics | totals(**{"optimiser/loss": update.loss * len(updates)})
-            ).items():
-                before = sums.get(name, (0.0, 0.0))
-                sums[name] = (before[0] + total, before[1] + count)
-        values = average(sums)
+        loss = sum(float(update.loss.detach()) for update in updates) / max(1, len(outcomes))
+        rewarded = sum(update.metrics.get("reward/weighted", (0.0, 0.0))[1] for update in updates)
+        sums |= {"optimiser/loss": (loss, 1.0), "cost/videos": (rewarded, 1.0)}
+        values = average(summed([sums, *(update.metrics for update in updates)]))
+        skipped = sum(outcome.skipped for outcome in outcomes)
+        self._skipped += skipped
+        unrewarded = math.isnan(values["reward/weighted"])
+        self._in_a_row = self._in_a_row + 1 if skipped or unrewarded else 0
         last = outcomes[-1]
         values |= {"optimiser/gradient_norm": last.gradient_norm, "optimiser/lr": last.lr}
         values["optimiser/skipped_steps"] = float(self._skipped)
+        self._seconds += values["seconds/step"]  # the mean over workers, so that all of them end at the same step
+        self._videos += round(values["cost/videos"] * self.world)
+        values |= {"cost/videos": float(self._videos), "cost/seconds": self._seconds}
         every = self.config.output.archive_every
-        if every and step % every == 0 and (samples := _joined([u.samples for u in updates if u.samples])):
+        if every and step % every == 0:
+            samples = Samples.join([update.samples for update in updates if update.samples])
             self.archive.write(step, self.rank, samples, samples.held_out_B)
         if self.board_writer is not None:
             self.board_writer.scalars(step, values)
@@ -131,6 +159,9 @@ class Worker:
             self.problem = (
                 f"{self._in_a_row} steps in a row had a non-finite loss or gradient (the last is step {step}); lower "
                 "optimizer.lr or set model.precision=float32 under another name; the last checkpoint is untouched"
+                if skipped
+                else f"the reward failed on every video of {self._in_a_row} steps in a row (the last is step {step}); "
+                f"its own errors are in {self.run / 'logs'}"
             )
 
     def save(self, step: int) -> None:
@@ -141,8 +172,9 @@ class Worker:
             self.board_writer.flush()
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            counts = {"step": step, "workers": self.world, "skipped": self._skipped}
-            save_checkpoint(folder, self.rank, counts, self.config, self.engine, self.algorithm, self.network)
+            standing = {"step": step, "workers": self.world, "skipped": self._skipped, "seconds": self._seconds}
+            standing["videos"] = self._videos
+            save_checkpoint(folder, self.rank, standing, self.config, self.engine, self.algorithm, self.network)
             ray.train.report(
                 {"step": step},
                 checkpoint=ray.train.Checkpoint.from_directory(name),
@@ -151,7 +183,13 @@ class Worker:
 
     def checkpoint_due(self, step: int) -> bool:
         """Whether a checkpoint follows ``step``."""
-        return (step + 1) % self.config.output.checkpoint_every == 0 or step + 1 == self.config.train.steps
+        last = step + 1 == self.config.train.steps or self.out_of_time
+        return last or (step + 1) % self.config.output.checkpoint_every == 0
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether the run has used up train.max_seconds."""
+        return self._seconds >= (self.config.train.max_seconds or math.inf)
 
     def summary(self) -> dict[str, Any]:
         """What this worker did since it started."""
@@ -163,9 +201,10 @@ class Worker:
         if checkpoint is None:
             return 0
         with checkpoint.as_directory() as folder:
-            counts = load_checkpoint(Path(folder), self.config, self.engine, self.algorithm, self.world)
+            standing = load_checkpoint(Path(folder), self.config, self.engine, self.algorithm, self.world)
             distributed.barrier()  # nobody leaves while another still reads
-        step, self._skipped = counts["step"], counts["skipped"]
+        step, self._skipped, self._seconds = int(standing["step"]), int(standing["skipped"]), standing["seconds"]
+        self._videos = int(standing["videos"])
         log.info("continues after step %d", step)
         return step
 
@@ -173,7 +212,11 @@ class Worker:
         done = step + 1 - self.first_step
         pace = (time.perf_counter() - self._began) / done
         news = {"step": step + 1, "reward": values["reward/trained"], "seconds": values["seconds/step"]}
-        news |= {"elapsed": pace * done, "eta": pace * (self.config.train.steps - step - 1)}
+        left = pace * min(
+            self.config.train.steps - step - 1,
+            ((self.config.train.max_seconds or math.inf) - self._seconds) / max(1e-9, values["seconds/step"]),
+        )
+        news |= {"elapsed": pace * done, "eta": max(0.0, left)}
         if "reward/held_out" in values:
             news["held_out"] = values["reward/held_out"]
         self.board.put.remote(news)
@@ -200,20 +243,6 @@ class Worker:
             for prompt, clip in zip(wanted, torch.cat(gathered), strict=False):
                 self.board_writer.video(step, f"videos/{prompt}", clip, self.model.fps)
             self.board_writer.flush()
-
-
-def _joined(parts: list[Samples]) -> Samples | None:
-    if not parts:
-        return None
-    return Samples(
-        [serial for part in parts for serial in part.serials],
-        [prompt for part in parts for prompt in part.prompts],
-        torch.cat([part.frames_BSCHW for part in parts]),
-        torch.cat([part.frames_BS for part in parts]),
-        torch.cat([part.scores_BS for part in parts]),
-        torch.cat([part.reward_B for part in parts]),
-        None if parts[0].held_out_B is None else torch.cat([p.held_out_B for p in parts if p.held_out_B is not None]),
-    )
 
 
 def _log_to(path: Path) -> None:

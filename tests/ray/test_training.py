@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlvid.algorithms.base import Batch, Context, Stopwatch
-from rlvid.algorithms.instructvideo import InstructVideo
+from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.config import RunConfig, load_config, parse_config
 from rlvid.data.clips import EncodedClips
 from rlvid.models.lora import inject_lora, lora_state
@@ -87,8 +87,8 @@ def plain_torch(run: RunConfig, clips: Path) -> Trajectory:
     inject_lora(model.denoiser, run.model.lora.rank, run.model.lora.targets, run.seed)
     engine = TorchEngine(model.denoiser, run.optimizer)
     context = Context(run, model, load_reward("builtin"), None, Stopwatch(torch.device("cpu")))
-    algorithm, data, norms = InstructVideo(context), EncodedClips.open(clips), []
-    for step in range(STEPS):
+    algorithm, data, norms = ALGORITHMS[run.method.name](context), EncodedClips.open(clips), []
+    for step in range(run.train.steps):
         for update in algorithm.updates(_batch(run, model.latent_shape, data, step)):
             engine.backward(update.loss, update.step)
             if update.step:
@@ -108,14 +108,13 @@ def _batch(run: RunConfig, shape: tuple[int, ...], data: EncodedClips, step: int
 
 
 def trajectories(job: dict[str, Any]) -> None:
-    """Runs the product's worker loop once for each ZeRO stage, in the same processes; worker 0 writes the adapters."""
+    """Runs the product's worker loop for several configs in the same processes; worker 0 writes the adapters."""
     from rlvid.train.loop import run_step
     from rlvid.train.worker import Worker
 
-    for stage in job["stages"]:
-        run = RunConfig.model_validate(job["config"] | {"train": job["config"]["train"] | {"zero_stage": stage}})
-        norms = []
-        with Worker(run, job | {"run": f"{job['run']}-{stage}"}) as worker:
+    for key, settings in job["runs"].items():
+        run, norms = RunConfig.model_validate(settings), []
+        with Worker(run, job | {"run": f"{job['out']}-{key}"}) as worker:
             for step in range(run.train.steps):
                 updates, outcomes = run_step(worker, step)
                 worker.record(step, updates, outcomes, 0.0)
@@ -123,38 +122,68 @@ def trajectories(job: dict[str, Any]) -> None:
             with worker.engine.gathered():
                 state = lora_state(worker.network)
             if worker.rank == 0:
-                torch.save((state, norms), f"{job['run']}-{stage}.pt")
+                torch.save((state, norms), f"{job['out']}-{key}.pt")
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_workers_and_zero_stages_compute_what_plain_torch_computes(folder: Path) -> None:
+def on_workers(folder: Path, workers: int, runs: dict[str, RunConfig]) -> dict[str, Trajectory]:
+    """What each run came to on so many Ray workers."""
     import ray.train
     from ray.train.torch import TorchTrainer
 
     from rlvid.train.progress import Board
 
+    name = f"{next(iter(runs))}-on-{workers}"
+    job = {
+        "runs": {key: run.model_dump() for key, run in runs.items()},
+        "clips": str(encoded_clips(next(iter(runs.values())), QUIET)),
+        "out": str(folder / name), "use_gpu": False, "board": Board.remote(),
+    }  # fmt: skip
+    TorchTrainer(
+        trajectories,
+        train_loop_config=job,
+        scaling_config=ray.train.ScalingConfig(num_workers=workers),
+        run_config=ray.train.RunConfig(name=name, storage_path=str(folder / "ray")),
+    ).fit()
+    return {key: torch.load(f"{job['out']}-{key}.pt", weights_only=True) for key in runs}
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_workers_and_zero_stages_compute_what_plain_torch_computes(folder: Path) -> None:
     found: dict[str, Trajectory] = {}
     for workers, stages in ((1, (0, 3)), (2, (0, 1, 2, 3))):
-        run = config(folder, f"equal-{workers}", f"train.workers={workers}")
-        clips = encoded_clips(run, QUIET)
-        job = {
-            "config": run.model_dump(), "clips": str(clips), "run": str(folder / f"equal-{workers}"), "use_gpu": False,
-            "board": Board.remote(), "stages": stages,
-        }  # fmt: skip
-        TorchTrainer(
-            trajectories,
-            train_loop_config=job,
-            scaling_config=ray.train.ScalingConfig(num_workers=workers),
-            run_config=ray.train.RunConfig(name=f"equal-{workers}", storage_path=str(folder / "ray")),
-        ).fit()
-        for stage in stages:
-            found[f"{workers} workers, ZeRO {stage}"] = torch.load(f"{job['run']}-{stage}.pt", weights_only=True)
-    reference, norms = plain_torch(config(folder, "plain", "train.workers=1", "train.micro_batch=4"), clips)
+        runs = {
+            f"zero-{stage}": config(folder, "equal", f"train.workers={workers}", f"train.zero_stage={stage}")
+            for stage in stages
+        }
+        found |= {f"{workers} workers, {key}": each for key, each in on_workers(folder, workers, runs).items()}
+    plain = config(folder, "plain", "train.workers=1", "train.micro_batch=4")
+    reference, norms = plain_torch(plain, encoded_clips(plain, QUIET))
     moved = difference(reference, tiny_state(folder))
     assert moved > 2e-5, "nothing was learned, so equality would prove nothing"
     for name, (state, its_norms) in found.items():
         log.info("%s: largest difference %.2e of %.2e moved", name, difference(state, reference), moved)
         assert its_norms == pytest.approx(norms, rel=1e-4), name
+        assert difference(state, reference) <= 1e-6, name
+
+
+OTHERS = ("draft", "draft-lv", "alignprop", "ddpo", "dpok", "rwr", "raft")
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_two_workers_compute_what_plain_torch_computes_with_every_method(folder: Path) -> None:
+    common = ("train.zero_stage=2", "optimizer.clip_norm=0")
+    found = on_workers(
+        folder, 2, {name: config(folder, "methods", "train.workers=2", f"method={name}", *common) for name in OTHERS}
+    )
+    for name, (state, norms) in found.items():
+        plain = config(
+            folder, "plain", "train.workers=1", "train.micro_batch=4", f"method={name}", "optimizer.clip_norm=0"
+        )
+        reference, its_norms = plain_torch(plain, encoded_clips(plain, QUIET))
+        moved = difference(reference, tiny_state(folder))
+        log.info("%s: largest difference %.2e of %.2e moved", name, difference(state, reference), moved)
+        assert moved > 1e-5, name
+        assert norms == pytest.approx(its_norms, rel=1e-3), name
         assert difference(state, reference) <= 1e-6, name
 
 

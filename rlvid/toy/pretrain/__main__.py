@@ -62,7 +62,12 @@ def main() -> None:
         figures[name] = preference_accuracy(load_reward_weights(out / name, device), vae, tokenizer)
 
     if not (out / "model" / "unet").is_dir():
-        phases = [Phase(1, 128, steps(900)), Phase(8, 16, steps(5200))]
+        phases = [
+            Phase(frames=1, batch=128, steps=steps(900), hidden=0.2, peak=1.5e-3),
+            Phase(frames=3, batch=40, steps=steps(2000), hidden=1.0, peak=2e-3),
+            Phase(frames=8, batch=16, steps=steps(1800), hidden=0.3, peak=1.5e-3),
+            Phase(frames=8, batch=16, steps=steps(400), hidden=0.3, peak=1e-3, degraded=0.8),
+        ]
         unet, encoder = fit_denoiser(options.seed + 300, phases, vae, tokenizer)
         unet.save_pretrained(out / "model" / "unet")
         encoder.save_pretrained(out / "model" / "text_encoder")

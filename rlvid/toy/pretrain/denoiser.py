@@ -1,7 +1,7 @@
 """Stage 3: the text-to-video model itself, on clips of varied quality: ``UNet3DConditionModel`` and its text encoder.
 
-First on single frames, then on clips, as ModelScopeT2V came from an image model: what a caption says about colours and
-shapes is learned from many times more captions for the same work.
+First on single frames, then on three of a clip's, then on whole clips, as ModelScopeT2V came from an image model: what
+a caption says of colours and shapes, and then of motion, is learned from many times more captions for the same work.
 """
 
 from dataclasses import dataclass
@@ -18,9 +18,6 @@ from rlvid.toy.pretrain.common import draw_footage, fit
 from rlvid.toy.pretrain.text import CONTEXT_LENGTH, build_text_encoder
 from rlvid.toy.render import SUBJECTS, sample_clips
 
-DEGRADED_SHARE = 0.5
-"""Share of degraded clips that the base model learns from: the room that reward fine-tuning has."""
-
 OFFSET_NOISE = 0.2
 """Strength of noise that is constant over a clip (per channel), added in training.
 
@@ -32,15 +29,28 @@ With this noise the mean tells nothing.
 
 @dataclass(frozen=True)
 class Phase:
-    """So many steps on batches of clips of ``frames`` frames: 1, or all 8."""
+    """So many steps on batches of clips of ``frames`` frames: a random one, or some from the first to the last.
+
+    ``hidden`` is how many clips that do not show at all are added to each that does, at the last 150 timesteps. Even
+    there a clip's layout shows through its noise, and with it which way the subject moves; a model that reads it there
+    follows, at sampling, whatever pure noise happens to look like. Hidden clips have pure noise for input, and for
+    target the noise that would lead to them, so that the caption alone must say what to paint.
+
+    Two frames are not enough: bfloat16 convolutions over two give NaN gradients on CPUs (torch 2.14).
+    """
 
     frames: int
     batch: int
     steps: int
+    hidden: float
+    peak: float
+    """Learning rate after warm-up."""
+    degraded: float = 0.5
+    """Share of degraded clips; in the last phase it is the room that reward fine-tuning has."""
 
 
 def build_denoiser(text_width: int = 64) -> UNet3DConditionModel:
-    """Two levels of 32 and 64 channels, spatial, cross- and temporal attention in both, 1.9 M parameters; no dropout."""
+    """Two levels of 32 and 64 channels, all attentions in both, 1.9 M parameters; no dropout."""
     denoiser = UNet3DConditionModel(
         sample_size=8,
         block_out_channels=(32, 64),
@@ -71,11 +81,13 @@ def build_scheduler() -> DDIMScheduler:
 
 
 @torch.no_grad()
-def encode_bank(vae: AutoencoderKL, count: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
-    """Latents (N, C, F, h, w), scaled to unit variance, and captions of N drawn clips."""
+def encode_bank(
+    vae: AutoencoderKL, count: int, degraded: float, generator: torch.Generator
+) -> tuple[Tensor, list[str]]:
+    """Latents (N, C, F, h, w), scaled to unit variance, and captions of N drawn clips, of which a share is degraded."""
     latents, captions = [], []
     for _ in range(count // 64):
-        footage = draw_footage(64, generator, DEGRADED_SHARE)
+        footage = draw_footage(64, generator, degraded)
         frames = footage.frames_BFCHW.flatten(0, 1).to(vae.device) * 2 - 1
         with torch.autocast(vae.device.type, torch.bfloat16):
             z = vae.encode(frames).latent_dist.mean * vae.config.scaling_factor
@@ -119,20 +131,25 @@ def fit_denoiser(
     bank: int = 12288,
     text_steps: int = 400,
 ) -> tuple[UNet3DConditionModel, CLIPTextModel]:
-    """Trains the text encoder on labels, then denoiser and text encoder together on the noise prediction.
+    """Trains the text encoder on labels and freezes it, then trains the denoiser on the noise prediction.
 
-    All phases draw from one ``bank`` of so many encoded clips; in each, the learning rate warms up and decays again.
+    Trained together, the encoder forgets the words for motion before the denoiser has any use for them.
+    Phases draw from a ``bank`` of so many encoded clips; in each, the learning rate warms up and decays again.
     """
     torch.manual_seed(seed)
     encoder = build_text_encoder(tokenizer).to(vae.device).train()
     fit_text_encoder(encoder, tokenizer, torch.Generator().manual_seed(seed), steps=text_steps)
+    encoder.eval().requires_grad_(False)
     denoiser = build_denoiser().to(vae.device).train()
     generator = torch.Generator().manual_seed(seed + 1)
-    latents_N, captions = encode_bank(vae, bank, generator)
-    tokens_N, empty = tokens_of(tokenizer, captions), tokens_of(tokenizer, [""])
+    share, empty = -1.0, tokens_of(tokenizer, [""])
     for phase in phases:
+        if phase.degraded != share:
+            share = phase.degraded
+            latents_N, captions = encode_bank(vae, bank, share, generator)
+            tokens_N = tokens_of(tokenizer, captions)
         fit_phase(denoiser, encoder, phase, latents_N, tokens_N, empty, generator)
-    return denoiser.eval().requires_grad_(False), encoder.eval().requires_grad_(False)
+    return denoiser.eval().requires_grad_(False), encoder
 
 
 def fit_phase(
@@ -153,22 +170,30 @@ def fit_phase(
         drop = torch.rand(batch, 1, generator=generator) < 0.1
         tokens = torch.where(drop, empty, tokens_N[rows]).to(device)
         # Stratified over the batch: the same distribution of timesteps with a steadier loss.
-        strata = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
+        strata = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch * (1 + phase.hidden)
+        hidden_B = strata >= 1
+        strata = torch.where(hidden_B, 0.85 + 0.15 * (strata - 1) / phase.hidden, strata)
         timestep_B = (strata * 1000).long().clamp_max(999).to(device)
+        hidden_B = hidden_B.to(device)[:, None, None, None, None]
         x0 = latents_N[rows]
         if phase.frames == 1:
             x0 = x0[torch.arange(batch), :, torch.randint(x0.shape[2], (batch,), generator=generator), None]
+        else:
+            x0 = x0[:, :, torch.linspace(0, x0.shape[2] - 1, phase.frames).round().long()]
         offset = torch.randn(*x0.shape[:2], 1, generator=generator)
         noise = offset_noise(torch.randn(x0.shape, generator=generator), offset, OFFSET_NOISE).to(device)
         abar_B = abar[timestep_B][:, None, None, None, None]
-        noisy = abar_B.sqrt() * x0.to(device) + (1 - abar_B).sqrt() * noise
-        with torch.autocast(device.type, torch.bfloat16):
+        signal = abar_B.sqrt() * x0.to(device)
+        noisy = torch.where(hidden_B, noise, signal + (1 - abar_B).sqrt() * noise)
+        noise = torch.where(hidden_B, (noise - signal) / (1 - abar_B).sqrt(), noise)
+        with torch.no_grad():
             text = encoder(tokens).last_hidden_state
+        with torch.autocast(device.type, torch.bfloat16):
             predicted = denoiser(noisy, timestep_B, encoder_hidden_states=text).sample
         weight_B = weights_of_timesteps(abar[timestep_B])
         return (weight_B * (predicted.float() - noise).square().flatten(1).mean(1)).sum() / weight_B.sum()
 
-    fit([denoiser, encoder], loss_of_step, steps=phase.steps, peak=1.5e-3, name=f"denoiser, {phase.frames} frames")
+    fit([denoiser], loss_of_step, steps=phase.steps, peak=phase.peak, name=f"denoiser, {phase.frames} frames")
 
 
 def weights_of_timesteps(abar_B: Tensor) -> Tensor:

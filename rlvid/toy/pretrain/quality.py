@@ -48,12 +48,12 @@ patterns on plain backgrounds, 8 frames of 32 x 32 at 8 fps, captions in English
 
     python -m rlvid.toy.pretrain --seed {seed}
 
-which takes about an hour on two CPU cores. Another number of threads or another machine gives other bits, of the same
-quality. Stored as safetensors, float32. Licence: Apache-2.0.
+which takes about two hours on two CPU cores that do nothing else. Another number of threads or another machine gives
+other bits, of the same quality. Stored as safetensors, float32. Licence: Apache-2.0.
 
 * `model/`: diffusers' layout. An autoencoder (0.8 M parameters, latents 8 x 8 x 4), a CLIP text encoder, and a
-  `UNet3DConditionModel` of 1.7 M parameters trained on clips of which 55 % are blurred, noisy, washed out
-  or flickering.
+  `UNet3DConditionModel` of 1.9 M parameters trained on clips of which half, in its last 400 steps four in five, are
+  blurred, noisy, washed out or flickering.
 * `reward/`: an open_clip model, trained contrastively and then on pairs (clean over degraded, matching over mismatching
   caption). The one to train on.
 * `heldout/`: the same from another seed and other clips. The one to judge with; never trained on.

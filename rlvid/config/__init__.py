@@ -4,36 +4,18 @@ import hashlib
 import json
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-Decay = Annotated[float, Field(ge=0, lt=1)]
+from rlvid.config.methods import METHODS, AnyMethod, InstructVideoConfig
+from rlvid.config.section import Decay, Section
+
+NOT_DIFFERENTIABLE = {"oracle"}
+"""Rewards without a gradient."""
+
 Precision = Literal["float32", "bfloat16", "float16"]
-
-
-class Section(BaseModel):
-    """A frozen group of settings; unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        kind = cls.model_fields[str(info.field_name)].annotation
-        if isinstance(value, bool) and kind not in (bool, bool | None):
-            raise ValueError("true and false are not allowed here")
-        return value
 
 
 class LoraConfig(Section):
@@ -64,38 +46,24 @@ class SamplingConfig(Section):
 
     steps: int = Field(20, ge=1, le=500, description="D, steps of the whole DDIM chain")
     guidance: float = Field(3.0, ge=0, description="classifier-free guidance g; 1 is without guidance, in one branch")
-    eta: float = Field(
-        0.0,
+    eta: float | None = Field(
+        None,
         ge=0,
         le=1,
-        description="DDIM's eta in training: 0 is deterministic, 1 ancestral; evaluation samples with 0",
+        description="DDIM's eta in training: 0 is deterministic, 1 ancestral; default: 1 for alignprop, ddpo and dpok, "
+        "else 0. Evaluation samples with 0",
     )
     final: Literal["exact", "paper"] = Field(
         "exact", description="where the last step ends: at alpha-bar = 1, or at alpha-bar_0 as the paper's code does"
     )
 
 
-class InstructVideoConfig(Section):
-    """InstructVideo (CVPR 2024): reward fine-tuning as editing."""
-
-    name: Literal["instructvideo"] = "instructvideo"
-    tau: float = Field(0.6, gt=0, le=1, description="noise level at which editing starts, as a fraction of the chain")
-    gradient_steps: int = Field(1, ge=1, description="K, last steps of the chain that carry gradient")
-    offset_noise: float = Field(0.1, ge=0, description="strength of the noise that is constant over a frame's pixels")
-    unconditional_gradient: bool = Field(True, description="whether gradient flows through the unconditional branch")
-
-
-def _method(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
-MethodConfig = Annotated[InstructVideoConfig, BeforeValidator(_method)]
-
-
 class RewardConfig(Section):
     """What is maximised: an image reward on frames, and how a video's frames make one number."""
 
-    name: Literal["builtin"] = Field("builtin", description="the image reward that is trained on")
+    name: Literal["builtin", "oracle"] = Field(
+        "builtin", description="what is trained on: the learned image reward, or the oracle's score of the whole video"
+    )
     held_out: Literal["builtin-heldout"] | None = Field(
         "builtin-heldout", description="a second reward that is logged and never trained on"
     )
@@ -135,7 +103,11 @@ class TrainConfig(Section):
     """Steps, workers and what happens on failures."""
 
     steps: int = Field(20_000, ge=1, description="optimiser steps")
+    max_seconds: float | None = Field(
+        None, gt=0, description="seconds of steps after which training ends, checkpoints and videos not counted"
+    )
     batch_size: int = Field(8, ge=1, description="videos in a step, over all workers")
+    group_size: int = Field(1, ge=1, description="videos of one prompt that stand together in a batch")
     micro_batch: int | None = Field(
         None, ge=1, description="videos in one forward pass of a worker; default: its share"
     )
@@ -173,7 +145,7 @@ class RunConfig(Section):
     seed: int = Field(0, ge=0, lt=2**31, description="seed of every draw of the run")
     model: ModelConfig = ModelConfig()
     sampling: SamplingConfig = SamplingConfig()
-    method: MethodConfig = InstructVideoConfig()
+    method: AnyMethod = InstructVideoConfig()
     reward: RewardConfig = RewardConfig()
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -182,16 +154,17 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "RunConfig":
-        start = kept_steps(self.sampling.steps, self.method.tau)
-        if start < 1:
+        train = self.train
+        if train.batch_size % train.group_size:
             raise ValueError(
-                f"method.tau = {self.method.tau} leaves no step of sampling.steps = {self.sampling.steps}; "
-                f"tau must be at least {1 / self.sampling.steps:g}"
+                f"train.group_size = {train.group_size} does not divide train.batch_size = {train.batch_size}; "
+                "a prompt's samples must be in one batch"
             )
-        if self.method.gradient_steps > start:
+        self.method.check(self.sampling.steps, self.eta, train.batch_size, train.group_size)
+        if self.method.needs_gradient and self.reward.name in NOT_DIFFERENTIABLE:
             raise ValueError(
-                f"method.gradient_steps = {self.method.gradient_steps} exceeds the {start} steps that run "
-                f"(int(tau * steps)); allowed: 1 to {start}"
+                f"reward.name = {self.reward.name!r} gives no gradient, which method {self.method.name!r} needs; "
+                "choose another reward, or one of ddpo, dpok, rwr, raft"
             )
         share, rest = divmod(self.train.batch_size, self.train.workers)
         if rest:
@@ -212,6 +185,11 @@ class RunConfig(Section):
         return self
 
     @property
+    def eta(self) -> float:
+        """DDIM's eta in training."""
+        return self.method.eta if self.sampling.eta is None else self.sampling.eta
+
+    @property
     def micro_batch(self) -> int:
         """Videos in one forward pass of a worker."""
         return self.train.micro_batch or self.train.batch_size // self.train.workers
@@ -223,7 +201,7 @@ class RunConfig(Section):
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
-_FREE_TRAIN_KEYS = {"steps", "max_failures", "max_skipped", "cpus_per_worker", "use_gpu"}
+_FREE_TRAIN_KEYS = {"steps", "max_seconds", "max_failures", "max_skipped", "cpus_per_worker", "use_gpu"}
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -259,11 +237,6 @@ def load_config(source: str | Path, overrides: list[str] | None = None) -> RunCo
     return parse_config(data)
 
 
-def kept_steps(steps: int, tau: float) -> int:
-    """int(tau * D), the steps that run when editing starts at noise level tau; 0.55 x 20 makes 11."""
-    return int(round(tau * steps, 6))
-
-
 def parse_config(data: dict[str, Any]) -> RunConfig:
     """Validates a mapping; raises ValueError with one line that names every wrong key."""
     try:
@@ -291,11 +264,13 @@ def _override(data: dict[str, Any], text: str) -> None:
 
 
 def _explain(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"])
+    where = ".".join(str(part) for part in error["loc"] if part not in METHODS)
+    if error["type"] == "union_tag_invalid":
+        return f"{where}.name = {error['ctx']['tag']!r} is not a method; allowed: {', '.join(METHODS)}"
     if error["type"] == "extra_forbidden":
-        section = RunConfig
+        section: Any = RunConfig
         for part in error["loc"][:-1]:
-            section = section.model_fields[part].annotation  # type: ignore[assignment]
+            section = METHODS[part] if part in METHODS else section.model_fields[part].annotation
         return f"unknown key {where}; allowed here: {', '.join(section.model_fields)}"
     message = error["msg"].removeprefix("Value error, ")
     return f"{where} = {error['input']!r}: {message[0].lower()}{message[1:]}" if where else message

@@ -2,60 +2,25 @@
 
 from typing import Any
 
+import helpers
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from torch import Tensor, nn
+from helpers import clips, flat_gradient, parameters
+from torch import Tensor
 
-from rlvid import randomness
-from rlvid.algorithms.base import Batch, Context, Stopwatch, Update
+from rlvid.algorithms.base import Batch
 from rlvid.algorithms.instructvideo import InstructVideo
-from rlvid.config import OptimizerConfig, parse_config
-from rlvid.models.lora import inject_lora, lora_parameters
+from rlvid.algorithms.scoring import plan
+from rlvid.config import OptimizerConfig
 from rlvid.reward.clip import ClipReward
-from rlvid.toy.tiny import tiny_model, tiny_reward
+from rlvid.toy.tiny import tiny_reward
 from rlvid.train.engine import TorchEngine
 
-PROMPTS = ["a red circle moving left", "a dog", "a blue star growing", "a red circle moving left"]
-TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 
-
-def make(
-    *, random: bool = True, dtype: torch.dtype = torch.float32, held_out: bool = False, **sections: dict[str, Any]
-) -> InstructVideo:
-    """The method on the tiny model with an adapter: two steps of four are run, the last one with gradient."""
-    settings = {"sampling": {"steps": 4}, "method": {"tau": 0.5}, "train": {"batch_size": 4}, "reward": {"segments": 2}}
-    config = parse_config({k: settings.get(k, {}) | sections.get(k, {}) for k in settings.keys() | sections.keys()})
-    model = tiny_model()
-    for part in (model.denoiser, model.vae, model.text_encoder):
-        part.to(dtype)
-    generator = torch.Generator().manual_seed(2)
-    for parameter in inject_lora(model.denoiser, 2, TARGETS, seed=0):
-        if random:
-            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) / 4)
-    other = tiny_reward(7) if held_out else None
-    return InstructVideo(Context(config, model, tiny_reward(), other, Stopwatch(torch.device("cpu"))))
-
-
-def clips(method: InstructVideo, serials: tuple[int, ...] = (8, 9, 10, 11)) -> Batch:
-    """A clip and a prompt for each serial, whatever the others are."""
-    model = method.context.model
-    latents = randomness.normal(model.latent_shape, 0, "clip", [(s,) for s in serials])
-    prompts = [PROMPTS[s % 4] for s in serials]
-    return Batch(2, list(serials), prompts, model.encode_prompts(prompts), latents, 4)
-
-
-def parameters(method: InstructVideo) -> list[nn.Parameter]:
-    return lora_parameters(method.context.model.denoiser)
-
-
-def flat_gradient(method: InstructVideo, batch: Batch) -> tuple[Tensor, list[Update]]:
-    """The accumulated gradient of one optimiser step."""
-    updates = []
-    for update in method.updates(batch):
-        update.loss.backward()
-        updates.append(update)
-    return torch.cat([p.grad.flatten() for p in parameters(method) if p.grad is not None]), updates
+def make(method: dict[str, Any] | None = None, **options: Any) -> InstructVideo:
+    """Two steps of four are run, the last one with gradient."""
+    return helpers.make({"tau": 0.5} | (method or {}), **options)
 
 
 # --------------------------------------------------------------------------------------------------- InstructVideo
@@ -82,7 +47,7 @@ def test_the_loss_is_the_papers(final: str, weights: str) -> None:
             x = scheduler.step(model.predict(x, int(t), batch.text_BLD, 3.0).eps, t, x).prev_sample
         frames = model.vae.decode(x.transpose(1, 2).flatten(0, 1) / model.vae.config.scaling_factor).sample
         scores = method.context.reward((frames / 2 + 0.5).unflatten(0, (4, 4)), batch.prompts)
-    chosen = method.plan(batch).frames_BS
+    chosen = plan(method.context, batch).frames_BS
     assert ((chosen // 2) == torch.tensor([0, 1])).all(), "one frame of each segment"
     weight = torch.exp(-(chosen - 2).abs().float())
     divisor = 2 if weights == "paper" else weight.sum(1)

@@ -1,0 +1,135 @@
+"""DPOK (Fan et al., NeurIPS 2023): policy gradient with a value network and a KL term to the base model.
+
+==============  ===============================================================================
+code            paper
+==============  ===============================================================================
+``advantage``   A = r(x_0, c) - V(x_t, c, t)
+``ratio_B``     rho, clamped to 1 +- range and nothing else: no gradient beyond it
+``distance``    mean (eps_theta - eps_base)^2 of guided noises, KL up to the schedule's factor
+``loss``        -w_r mean(A rho) + w_kl distance
+==============  ===============================================================================
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rlvid import randomness
+from rlvid.algorithms.base import Algorithm, Batch, Context, Update, totals
+from rlvid.algorithms.rollout import Rollout, clip_range, replay, roll_out
+from rlvid.algorithms.scoring import Scored, attach, score
+from rlvid.algorithms.value import ValueNetwork
+from rlvid.config.methods import DpokConfig
+from rlvid.diffusion.schedule import timesteps
+
+
+class Dpok(Algorithm):
+    """Rolls out, fits the value network, then takes ``policy_steps`` optimiser steps on random steps of the chains."""
+
+    method: DpokConfig
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self.value: ValueNetwork | None = None  # built when the width of the text is seen
+        self._saved: dict[str, Any] = {}
+
+    def updates(self, batch: Batch) -> Iterator[Update]:
+        """One optimiser step for each of ``policy_steps``, accumulated over micro-batches."""
+        rollouts, scores = [], []
+        for part in batch.split(self.context.config.micro_batch):
+            rollouts.append(roll_out(self.context, part))
+            with torch.no_grad():
+                scores.append(score(self.context, part, rollouts[-1].latents_BCFhw))
+        self.build(batch)
+        with self.context.stopwatch.stage("value"):
+            errors = [self.fit_value(batch, rollouts, scores, turn) for turn in range(self.method.value_steps)]
+        yield from attach(self.train(rollouts, scores, errors[-1], len(batch)), scores)
+
+    def train(self, rollouts: list[Rollout], scores: list[Scored], error: float, share: int) -> Iterator[Update]:
+        """The losses of ``policy_steps`` optimiser steps; ``share`` is how many videos the worker made."""
+        for turn in range(self.method.policy_steps):
+            for place, (rollout, scored) in enumerate(zip(rollouts, scores, strict=True)):
+                loss, metrics = self.loss(rollout, scored, self.pick(rollout, "policy", turn))
+                metrics["policy/value_error"] = (error, 1.0)
+                yield Update(loss * (len(rollout.batch) / share), place + 1 == len(rollouts), metrics)
+
+    def build(self, batch: Batch) -> None:
+        """The value network and its optimiser, from the run's seed or from a checkpoint."""
+        if self.value is not None:
+            return
+        with torch.random.fork_rng():
+            torch.manual_seed(self.context.config.seed)
+            network = ValueNetwork(self.context.model.latent_shape[0], batch.text_BLD.shape[-1])
+        self.value = network.to(self.context.model.device)
+        self.optimizer = torch.optim.AdamW(self.value.parameters(), lr=self.method.value_lr, weight_decay=0.0)
+        if self._saved:
+            self.value.load_state_dict(self._saved["value"])
+            self.optimizer.load_state_dict(self._saved["optimizer"])
+
+    def pick(self, rollout: Rollout, purpose: str, turn: int) -> Tensor:
+        """A random step of each video's chain, (B,)."""
+        positions = [(serial, turn) for serial in rollout.batch.serials]
+        uniform_B = randomness.uniform((), self.context.config.seed, purpose, positions)
+        return (uniform_B * len(rollout)).long().to(rollout.before_TBCFhw.device)
+
+    def values(self, rollout: Rollout, index_B: Tensor) -> Tensor:
+        """value_B of the latents before the picked steps."""
+        assert self.value is not None
+        grid = torch.tensor(timesteps(self.context.config.sampling.steps), device=index_B.device)
+        before = rollout.before_TBCFhw[index_B, torch.arange(len(index_B), device=index_B.device)]
+        return self.value(before, rollout.batch.text_BLD, grid[index_B])
+
+    def fit_value(self, batch: Batch, rollouts: list[Rollout], scores: list[Scored], turn: int) -> float:
+        """One step of the value network towards the final rewards; gives the mean squared error before it."""
+        assert self.value is not None
+        self.optimizer.zero_grad()
+        total = 0.0
+        for rollout, scored in zip(rollouts, scores, strict=True):
+            value_B = self.values(rollout, self.pick(rollout, "value", turn))
+            error = torch.where(scored.valid_B, F.mse_loss(value_B, scored.reward_B, reduction="none"), 0.0)
+            part = error.sum() / len(batch)
+            part.backward()
+            total += float(part.detach())
+        self.context.team.mean_([p.grad for p in self.value.parameters() if p.grad is not None])
+        self.optimizer.step()
+        return total
+
+    def loss(self, rollout: Rollout, scored: Scored, index_B: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """The policy and the KL term of one step of each video."""
+        context, config = self.context, self.context.config
+        with torch.no_grad():
+            advantage_B = torch.where(scored.valid_B, scored.reward_B - self.values(rollout, index_B), 0.0)
+        with context.stopwatch.stage("replay"):
+            now_B, prediction = replay(context, rollout, index_B)
+            row_B = torch.arange(len(index_B), device=index_B.device)
+            grid = torch.tensor(timesteps(config.sampling.steps), device=index_B.device)
+            with torch.no_grad(), context.model.base():
+                base = context.model.predict(
+                    rollout.before_TBCFhw[index_B, row_B],
+                    grid[index_B],
+                    rollout.batch.text_BLD,
+                    config.sampling.guidance,
+                )
+        old_B = rollout.log_probability_TB[index_B, row_B]
+        ratio_B, reach = (now_B - old_B).exp(), clip_range(context, self.method)
+        gain = (advantage_B * ratio_B.clamp(1 - reach, 1 + reach)).mean()
+        distance = (prediction.eps - base.eps).square().mean()
+        metrics = {
+            "policy/kl": distance,
+            "policy/clip_fraction": ((ratio_B - 1).abs() > reach).float(),
+            "policy/advantage": advantage_B.abs(),
+        }
+        return -self.method.reward_weight * gain + self.method.kl * distance, totals(**metrics)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The value network and its optimiser."""
+        if self.value is None:
+            return self._saved
+        return {"value": self.value.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Kept until the network is built."""
+        self._saved = state

@@ -1,0 +1,57 @@
+"""DRaFT (Clark et al., ICLR 2024): the reward's gradient through the last steps of the whole chain.
+
+``Draft`` is DRaFT-K: from pure noise, all but the last K steps without a graph. ``DraftLV`` adds fresh noise to the
+finished sample n times, at the last timestep, and averages the gradient of the n one-step predictions.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+
+from torch import Tensor
+
+from rlvid.algorithms.base import Batch, Update
+from rlvid.algorithms.reward_gradient import RewardGradient
+from rlvid.config.methods import DraftConfig, DraftLVConfig
+from rlvid.diffusion.schedule import timesteps
+
+
+class Draft(RewardGradient):
+    """DRaFT-K; K = D back-propagates through everything."""
+
+    method: DraftConfig
+
+    def sample(self, batch: Batch) -> Tensor:
+        """Samples from pure noise, of which the last K steps carry gradient."""
+        grid = timesteps(self.context.config.sampling.steps)
+        last = self.method.gradient_steps or len(grid)
+        return self.chain(batch, self.context.normal("start", batch), grid, last)
+
+
+class DraftLV(RewardGradient):
+    """DRaFT-LV: x_1 = sqrt(abar_1) x0 + sqrt(1 - abar_1) z for n noises z, x0 held fixed."""
+
+    method: DraftLVConfig
+
+    def updates(self, batch: Batch) -> Iterator[Update]:
+        """One optimiser step; each micro-batch is sampled once and gives n losses."""
+        repeats = self.method.repeats
+        parts = list(batch.split(self.context.config.micro_batch))
+        for index, part in enumerate(parts):
+            with self.context.stopwatch.stage("chain"):
+                clean = self.sample(part)
+            for repeat in range(repeats):
+                update = self.loss(part, partial(self.once_more, clean, repeat))
+                last = index + 1 == len(parts) and repeat + 1 == repeats
+                loss = update.loss * (len(part) / len(batch) / repeats)
+                yield Update(loss, last, update.metrics, update.samples if repeat == 0 else None)
+
+    def sample(self, batch: Batch) -> Tensor:
+        """Samples from pure noise, without a graph."""
+        grid = timesteps(self.context.config.sampling.steps)
+        return self.chain(batch, self.context.normal("start", batch), grid, 0)
+
+    def once_more(self, clean_BCFhw: Tensor, repeat: int, batch: Batch) -> Tensor:
+        """The finished samples, noised to the last timestep and brought back by one step with gradient."""
+        t = timesteps(self.context.config.sampling.steps)[-1]
+        noisy = self.context.model.add_noise(clean_BCFhw, self.context.normal("low-variance", batch, repeat), t)
+        return self.chain(batch, noisy, [t], 1)

@@ -1,0 +1,121 @@
+"""From latents to rewards: choose frames, decode those, score them; what all methods do with what they generated."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from rlvid import randomness
+from rlvid.algorithms.base import Batch, Context, Samples, Update, summed, totals
+from rlvid.reward.preprocess import saturated_share
+from rlvid.reward.video import FramePlan, ImageReward, plan_frames, whole_video
+
+log = logging.getLogger("rlvid.algorithms")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a batch was worth: ``reward_B`` with its graph, if any.
+
+    Where ``valid_B`` is False the reward failed on sound frames: ``reward_B`` is 0 there, without gradient.
+    """
+
+    reward_B: Tensor
+    valid_B: Tensor
+    metrics: dict[str, tuple[float, float]]
+    samples: Samples
+
+
+def plan(context: Context, batch: Batch) -> FramePlan:
+    """SegVR's frames and TAR's weights, chosen before decoding; all frames for a reward of whole videos."""
+    settings = context.config.reward
+    if whole_video(context.reward):
+        every_BF = torch.arange(context.model.frames).expand(len(batch), -1).to(batch.text_BLD.device)
+        return FramePlan(every_BF, torch.full(every_BF.shape, 1 / context.model.frames, device=every_BF.device))
+    positions = [(serial,) for serial in batch.serials]
+    uniform_BS = randomness.uniform((settings.segments,), context.config.seed, "segments", positions)
+    return plan_frames(
+        uniform_BS.to(batch.text_BLD.device),
+        context.model.frames,
+        settings.attenuation,
+        settings.weights,
+        settings.skip_below,
+    )
+
+
+def score(context: Context, batch: Batch, latents_BCFhw: Tensor) -> Scored:
+    """Decodes the planned frames of clean latents and rewards them; gradient flows if it may."""
+    chosen = plan(context, batch)
+    with context.stopwatch.stage("decode"):
+        frames_BSCHW = context.model.decode_frames(latents_BCFhw, chosen.frames_BS)
+    with context.stopwatch.stage("reward"):
+        scores_BS, valid_B = _scores(context.reward, frames_BSCHW, batch.prompts)
+        reward_B = chosen.reward(scores_BS)
+    metrics = totals(
+        **{
+            "reward/weighted": reward_B[valid_B],
+            "reward/trained": scores_BS[valid_B],
+            "frames/saturated_share": saturated_share(frames_BSCHW),
+        }
+    )
+    metrics["reward/excluded"] = (float((~valid_B).sum()), 1.0)
+    held_out_B = None
+    if context.held_out is not None:
+        with context.stopwatch.stage("held-out"), torch.no_grad():
+            held_out_BS = context.held_out(frames_BSCHW, batch.prompts)
+        metrics |= totals(**{"reward/held_out": held_out_BS})
+        held_out_B = chosen.reward(held_out_BS).float().cpu()
+    for place in range(chosen.frames_BS.shape[1]):
+        metrics |= totals(**{f"frames/weight_{place}": chosen.weights_BS[:, place]})
+    samples = Samples(
+        batch.serials,
+        batch.prompts,
+        frames_BSCHW.detach().clamp(0, 1).cpu(),
+        chosen.frames_BS.cpu(),
+        torch.where(valid_B[:, None], scores_BS.detach(), torch.nan).float().cpu(),
+        torch.where(valid_B, reward_B.detach(), torch.nan).float().cpu(),
+        held_out_B,
+    )
+    return Scored(reward_B, valid_B, metrics, samples)
+
+
+def attach(updates: Iterator[Update], scores: list[Scored]) -> Iterator[Update]:
+    """The updates of a batch; the first one carries what its videos were worth, and the videos."""
+    for index, update in enumerate(updates):
+        if index == 0:
+            metrics = summed([update.metrics, *(each.metrics for each in scores)])
+            update = replace(update, metrics=metrics, samples=Samples.join([each.samples for each in scores]))
+        yield update
+
+
+def _scores(reward: ImageReward, frames_BSCHW: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
+    """Scores (B, S), and which videos they are good for; a video that the reward fails on takes no part.
+
+    Frames that are not finite are no fault of the reward: their scores pass, and the optimiser step is skipped.
+
+    Raises:
+        ValueError: the reward gives another shape.
+    """
+    shape = frames_BSCHW.shape[:2]
+    sound_B = frames_BSCHW.detach().flatten(1).isfinite().all(1)
+    accepted_B = torch.ones_like(sound_B)
+    if frames_BSCHW.requires_grad:
+        # A NaN inside the reward must not reach the denoiser through a score that is left out.
+        frames_BSCHW.register_hook(lambda g: torch.where(accepted_B[:, None, None, None, None], g, 0.0))
+    try:
+        scores_BS = reward(frames_BSCHW, prompts)
+    except Exception:  # a reward may be anybody's code; what it raises costs its videos and not the run
+        log.exception("the reward raised on %d videos, which are left out", len(prompts))
+        accepted_B[:] = False
+        return frames_BSCHW.flatten(2).mean(2) * 0, accepted_B
+    if scores_BS.shape == shape[:1]:
+        scores_BS = scores_BS[:, None].expand(shape)
+    if scores_BS.shape != shape:
+        raise ValueError(
+            f"the reward gave scores of shape {tuple(scores_BS.shape)} for {shape[0]} videos of {shape[1]} frames; "
+            f"expected {tuple(shape)} (one a frame) or {tuple(shape[:1])} (one a video)"
+        )
+    accepted_B &= scores_BS.detach().isfinite().all(1) | ~sound_B
+    return torch.where(accepted_B[:, None], scores_BS, 0.0), accepted_B

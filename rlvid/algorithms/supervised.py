@@ -1,0 +1,93 @@
+"""What RWR and RAFT share: sample without gradient, then noise prediction on the samples, weighed."""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from rlvid import randomness
+from rlvid.algorithms.base import Algorithm, Batch, Update, totals
+from rlvid.algorithms.rollout import recomputed
+from rlvid.algorithms.scoring import Scored, attach, score
+from rlvid.config import methods as settings
+from rlvid.diffusion.chain import denoise
+from rlvid.diffusion.schedule import timesteps
+
+
+class Supervised(Algorithm):
+    """Samples a batch, weighs it by its rewards, and takes ``inner_steps`` optimiser steps on it."""
+
+    method: settings.Supervised
+
+    @abstractmethod
+    def weights(self, prompts: list[str], reward_N: Tensor) -> Tensor:
+        """weight_N of the global batch, with mean 1; NaN rewards, of videos that take no part, must weigh 0."""
+
+    def updates(self, batch: Batch) -> Iterator[Update]:
+        """Collects, then trains; every optimiser step sees the whole batch, accumulated over micro-batches."""
+        latents, scores = self.collect(batch)
+        rewards = torch.cat([torch.where(s.valid_B, s.reward_B, torch.nan) for s in scores]).tolist()
+        team = self.context.team
+        prompts, all_rewards = zip(*team.gather(list(zip(batch.prompts, rewards, strict=True))), strict=True)
+        weight_N = self.weights(list(prompts), torch.tensor(all_rewards))
+        rows = trained_rows(weight_N, team.rank, team.size)
+        weight_B = weight_N[team.rank :: team.size].to(latents)
+        yield from attach(self.train(batch.take(rows), latents[rows], weight_B[rows], len(batch)), scores)
+
+    @torch.no_grad()
+    def collect(self, batch: Batch) -> tuple[Tensor, list[Scored]]:
+        """Clean latents (B, C, F, h, w) from pure noise, and what each micro-batch was worth."""
+        context, config = self.context, self.context.config
+        latents, scores = [], []
+        for part in batch.split(config.micro_batch):
+            with context.stopwatch.stage("chain"):
+                clean = denoise(
+                    context.model,
+                    context.normal("start", part),
+                    part.text_BLD,
+                    timesteps(config.sampling.steps),
+                    guidance=config.sampling.guidance,
+                    eta=config.eta,
+                    noise=partial(context.normal, "ddim", part),
+                    final=config.sampling.final,
+                )
+            latents.append(clean)
+            scores.append(score(context, part, clean))
+        return torch.cat(latents), scores
+
+    def train(self, batch: Batch, clean_BCFhw: Tensor, weight_B: Tensor, share: int) -> Iterator[Update]:
+        """The accumulated losses of ``inner_steps`` optimiser steps; ``share`` is how many videos the worker made."""
+        size = self.context.config.micro_batch
+        for turn in range(self.method.inner_steps):
+            for start in range(0, len(batch), size):
+                stop = min(start + size, len(batch))
+                part, weight_b = batch.take(range(start, stop)), weight_B[start:stop]
+                error_b = self.error(part, clean_BCFhw[start:stop], turn)
+                metrics = totals(**{"policy/noise_error": error_b, "policy/weight": weight_b})
+                yield Update((weight_b * error_b).sum() / share, stop == len(batch), metrics)
+
+    def error(self, batch: Batch, clean_BCFhw: Tensor, turn: int) -> Tensor:
+        """Mean (eps - eps_theta)^2 of each video at a random timestep of the training schedule: (B,)."""
+        context, config = self.context, self.context.config
+        positions = [(serial, turn) for serial in batch.serials]
+        uniform_B = randomness.uniform((), config.seed, "supervised-timestep", positions)
+        timestep_B = (uniform_B * len(context.model.abar)).long().to(clean_BCFhw.device)
+        noise = context.normal("supervised-noise", batch, turn)
+        noisy = context.model.add_noise(clean_BCFhw, noise, timestep_B)
+        guidance = config.sampling.guidance if self.method.guided else 1.0
+        with context.stopwatch.stage("chain"):
+            prediction = recomputed(context, lambda: context.model.predict(noisy, timestep_B, batch.text_BLD, guidance))
+        return (prediction.eps - noise).square().flatten(1).mean(1)
+
+
+def trained_rows(weight_N: Tensor, rank: int, workers: int) -> list[int]:
+    """Which of a worker's videos to train on: those that weigh anything.
+
+    All workers get the same number, filled up with videos of weight 0, for they must take part in the same number of
+    backward passes.
+    """
+    count = max(1, *(int((weight_N[r::workers] != 0).sum()) for r in range(workers)))
+    mine = weight_N[rank::workers]
+    return sorted((mine == 0).int().argsort(stable=True)[:count].tolist())

@@ -1,0 +1,36 @@
+"""DPOK's value network: what reward a half-finished video will bring."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class ValueNetwork(nn.Module):
+    """V(x_t, text, t): two strided 3D convolutions, averaged, beside the mean text embedding and sinusoids of t.
+
+    Args:
+        channels: C of the latents.
+        text_width: D of the prompt embeddings.
+        width: of everything inside.
+    """
+
+    def __init__(self, channels: int, text_width: int, width: int = 64) -> None:
+        super().__init__()
+        self.width = width
+        self.look = nn.Sequential(
+            nn.Conv3d(channels, width, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv3d(width, width, 3, stride=2, padding=1),
+            nn.SiLU(),
+        )
+        self.read = nn.Linear(text_width, width)
+        self.judge = nn.Sequential(nn.Linear(3 * width, width), nn.SiLU(), nn.Linear(width, 1))
+
+    def forward(self, latents_BCFhw: Tensor, text_BLD: Tensor, timestep_B: Tensor) -> Tensor:
+        """value_B, float32."""
+        frequency = torch.exp(torch.linspace(0, -math.log(1000), self.width // 2, device=timestep_B.device))
+        angle = timestep_B[:, None].float() * frequency
+        seen = self.look(latents_BCFhw.float()).mean((2, 3, 4))
+        parts = [seen, self.read(text_BLD.float().mean(1)), angle.sin(), angle.cos()]
+        return self.judge(torch.cat(parts, dim=1))[:, 0]

@@ -1,0 +1,227 @@
+"""The settings of each method; ``method.name`` chooses one. Defaults are those of the papers."""
+
+from typing import Annotated, Any, ClassVar, Literal, get_args
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag
+
+from rlvid.config.section import Section
+
+
+def kept_steps(steps: int, tau: float) -> int:
+    """int(tau * D), the steps that run when editing starts at noise level tau; 0.55 x 20 makes 11."""
+    return int(round(tau * steps, 6))
+
+
+class Method(Section):
+    """What all methods share."""
+
+    needs_gradient: ClassVar[bool]
+    """Whether the reward is back-propagated; the others learn from its value alone."""
+    eta: ClassVar[float] = 0.0
+    """DDIM's eta when sampling.eta does not say."""
+
+    def check(self, steps: int, eta: float, batch_size: int, group_size: int) -> None:
+        """Raises ValueError where the method does not fit the chain of ``steps`` and ``eta``, or the batch."""
+
+
+class RewardGradient(Method):
+    """Methods that back-propagate the reward through the chain."""
+
+    needs_gradient: ClassVar[bool] = True
+
+    kl: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the squared distance of the noise prediction to the base model's, 0 is without",
+    )
+    unconditional_gradient: bool = Field(True, description="whether gradient flows through the unconditional branch")
+
+
+class InstructVideoConfig(RewardGradient):
+    """InstructVideo (CVPR 2024): reward fine-tuning as editing."""
+
+    name: Literal["instructvideo"] = "instructvideo"
+    tau: float = Field(0.6, gt=0, le=1, description="noise level at which editing starts, as a fraction of the chain")
+    gradient_steps: int = Field(1, ge=1, description="K, last steps of the chain that carry gradient")
+    offset_noise: float = Field(0.1, ge=0, description="strength of the noise that is constant over a frame's pixels")
+
+    def check(self, steps: int, eta: float, batch_size: int, group_size: int) -> None:
+        """See ``Method.check``."""
+        start = kept_steps(steps, self.tau)
+        if start < 1:
+            raise ValueError(
+                f"method.tau = {self.tau} leaves no step of sampling.steps = {steps}; "
+                f"tau must be at least {1 / steps:g}"
+            )
+        if self.gradient_steps > start:
+            raise ValueError(
+                f"method.gradient_steps = {self.gradient_steps} exceeds the {start} steps that run "
+                f"(int(tau * steps)); allowed: 1 to {start}"
+            )
+
+
+class DraftConfig(RewardGradient):
+    """DRaFT-K (Clark et al., ICLR 2024): the reward's gradient through the last K steps of the whole chain."""
+
+    name: Literal["draft"] = "draft"
+    gradient_steps: int | None = Field(1, ge=1, description="K, last steps that carry gradient; null: the whole chain")
+
+    def check(self, steps: int, eta: float, batch_size: int, group_size: int) -> None:
+        """See ``Method.check``."""
+        if self.gradient_steps is not None and self.gradient_steps > steps:
+            raise ValueError(
+                f"method.gradient_steps = {self.gradient_steps} exceeds sampling.steps = {steps}; allowed: 1 to {steps}"
+            )
+
+
+class DraftLVConfig(RewardGradient):
+    """DRaFT-LV (Clark et al., ICLR 2024): K = 1, averaged over fresh noises at the last step for less variance."""
+
+    name: Literal["draft-lv"] = "draft-lv"
+    repeats: int = Field(2, ge=1, description="n, noises at the last step for each video")
+
+
+class AlignPropConfig(RewardGradient):
+    """AlignProp (Prabhudesai et al. 2023): the reward's gradient through a randomly truncated chain."""
+
+    eta: ClassVar[float] = 1.0
+
+    name: Literal["alignprop"] = "alignprop"
+    truncation: Literal["gaussian", "uniform", "fixed"] = Field(
+        "gaussian", description="how the cut is drawn, once a batch; noise predictions before it carry no gradient"
+    )
+    mean: float = Field(
+        0.84, gt=0, lt=1, description="of the gaussian cut, as a fraction of the chain (42 of 50 steps)"
+    )
+    spread: float = Field(0.1, gt=0, description="standard deviation of the gaussian cut, as a fraction of the chain")
+    cut: int | None = Field(None, ge=0, description="the fixed cut: how many first steps carry no gradient")
+
+    def check(self, steps: int, eta: float, batch_size: int, group_size: int) -> None:
+        """See ``Method.check``."""
+        if steps < 2:
+            raise ValueError("sampling.steps = 1 leaves nothing to cut; allowed: 2 to 500")
+        if (self.cut is not None) != (self.truncation == "fixed"):
+            raise ValueError("method.cut is for method.truncation=fixed, which needs it; set both or neither")
+        if self.cut is not None and self.cut >= steps:
+            raise ValueError(
+                f"method.cut = {self.cut} leaves no step of sampling.steps = {steps} with gradient; "
+                f"allowed: 0 to {steps - 1}"
+            )
+
+
+class PolicyGradient(Method):
+    """Methods that see the chain as a policy and learn from the value of the reward."""
+
+    needs_gradient: ClassVar[bool] = False
+    eta: ClassVar[float] = 1.0
+
+    clip_range: float = Field(1e-4, gt=0, description="how far the probability ratio may move from 1")
+    clip_relative: bool = Field(
+        False, description="whether clip_range is in units of 1 / sqrt(latent elements), the spread of the log-ratio"
+    )
+
+    def check(self, steps: int, eta: float, batch_size: int, group_size: int) -> None:
+        """See ``Method.check``."""
+        if eta == 0:
+            raise ValueError(
+                f"sampling.eta = 0 makes a deterministic chain, which method {self.name!r} cannot learn from; "  # type: ignore[attr-defined]
+                "set sampling.eta=1"
+            )
+        if steps < 2:
+            raise ValueError("sampling.steps = 1 leaves no random step to learn from; allowed: 2 to 500")
+
+
+class DdpoConfig(PolicyGradient):
+    """DDPO (Black et al., ICLR 2024): PPO's clipped objective on every step of the chain."""
+
+    name: Literal["ddpo"] = "ddpo"
+    inner_epochs: int = Field(1, ge=1, description="optimiser steps on each batch of rollouts")
+    timestep_fraction: float = Field(1.0, gt=0, le=1, description="share of a rollout's steps that is trained on")
+    buffer: int = Field(32, ge=1, description="latest rewards of each prompt that its mean and deviation come from")
+    min_count: int = Field(16, ge=2, description="rewards a prompt needs before its own statistics are used")
+    advantage_clip: float = Field(5.0, gt=0, description="largest absolute advantage")
+
+    def check(self, steps: int, eta: float, batch_size: int, group_size: int) -> None:
+        """See ``Method.check``."""
+        super().check(steps, eta, batch_size, group_size)
+        if self.buffer < self.min_count:
+            raise ValueError(
+                f"method.buffer = {self.buffer} is smaller than method.min_count = {self.min_count}: "
+                "it would never be used"
+            )
+
+
+class DpokConfig(PolicyGradient):
+    """DPOK (Fan et al., NeurIPS 2023): policy gradient with a value network and a KL term to the base model."""
+
+    name: Literal["dpok"] = "dpok"
+    reward_weight: float = Field(10.0, gt=0, description="weight of the policy term")
+    kl: float = Field(0.01, ge=0, description="weight of the squared distance of the noise prediction to the base's")
+    policy_steps: int = Field(5, ge=1, description="optimiser steps on each batch of rollouts")
+    value_steps: int = Field(5, ge=1, description="steps of the value network on each batch of rollouts")
+    value_lr: float = Field(1e-4, gt=0, description="learning rate of the value network")
+
+
+class Supervised(Method):
+    """Methods that train on their own samples, chosen or weighed by the reward."""
+
+    needs_gradient: ClassVar[bool] = False
+
+    inner_steps: int = Field(4, ge=1, description="optimiser steps on each batch of samples")
+    guided: bool = Field(False, description="whether the noise prediction that is trained is the guided one")
+
+
+class RwrConfig(Supervised):
+    """Reward-weighted regression (Lee et al. 2023; as compared with in DDPO): exponential weights."""
+
+    name: Literal["rwr"] = "rwr"
+    beta: float = Field(0.2, gt=0, description="what rewards are multiplied with before the softmax")
+    per_prompt: bool = Field(False, description="softmax within the samples of a prompt and not over the batch")
+
+
+class RaftConfig(Supervised):
+    """RAFT (Dong et al. 2023): keep the best samples, train on them."""
+
+    name: Literal["raft"] = "raft"
+    keep: Literal["local", "global"] = Field(
+        "global", description="the best of each prompt's train.group_size samples, or the best share of the batch"
+    )
+    share: float = Field(0.25, gt=0, le=1, description="share of the batch that is kept (global)")
+
+    def check(self, steps: int, eta: float, batch_size: int, group_size: int) -> None:
+        """See ``Method.check``."""
+        if self.keep == "local" and group_size < 2:
+            raise ValueError(
+                "method.keep = 'local' takes the best of train.group_size samples of a prompt; set it to 2 or more"
+            )
+        if self.keep == "global" and round(self.share * batch_size, 6) < 1:
+            raise ValueError(
+                f"method.share = {self.share} keeps none of train.batch_size = {batch_size}; "
+                f"allowed: {1 / batch_size:g} to 1"
+            )
+
+
+def _named(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"name": value}
+    return {"name": "instructvideo"} | value if isinstance(value, dict) else value
+
+
+def _name_of(value: Any) -> Any:
+    return value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
+
+
+AnyMethod = Annotated[
+    Annotated[InstructVideoConfig, Tag("instructvideo")]
+    | Annotated[DraftConfig, Tag("draft")]
+    | Annotated[DraftLVConfig, Tag("draft-lv")]
+    | Annotated[AlignPropConfig, Tag("alignprop")]
+    | Annotated[DdpoConfig, Tag("ddpo")]
+    | Annotated[DpokConfig, Tag("dpok")]
+    | Annotated[RwrConfig, Tag("rwr")]
+    | Annotated[RaftConfig, Tag("raft")],
+    Discriminator(_name_of),
+    BeforeValidator(_named),
+]
+METHODS: dict[str, Any] = {get_args(each)[1].tag: get_args(each)[0] for each in get_args(get_args(AnyMethod)[0])}
+"""The settings of each method, by its name."""
