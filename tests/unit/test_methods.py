@@ -316,19 +316,15 @@ def test_the_ratio_is_one_before_the_first_step() -> None:
     assert updates[0].metrics["policy/first_ratio_error"][0] < 1e-5
 
 
-class TwoParameters(nn.Module):
+class TwoParameters:
     """A model whose clean latents and noise are two numbers everywhere."""
 
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.a, self.b = nn.Parameter(torch.tensor(0.3)), nn.Parameter(torch.tensor(-0.2))
-        self.inner = model
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.a, self.b = (torch.tensor(value, requires_grad=True) for value in (0.3, -0.2))
 
     def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.__dict__["inner"], name)
+        return getattr(self.inner, name)
 
     def predict(self, x: Tensor, t: Any, text: Tensor, guidance: float, **_: Any) -> Prediction:
         return Prediction(self.a.expand_as(x), self.b.expand_as(x))
