@@ -251,14 +251,18 @@ def _numbers(text: str, option: str) -> list[int]:
 
 def _counter(unit: str):  # type: ignore[no-untyped-def]
     """A callback that shows how far something is and when it will be done, at most every ten seconds."""
-    began, shown = time.perf_counter(), [time.perf_counter()]
+    start = time.perf_counter()
+    began, shown, last = [start], [start], [0]
 
     def show(*news: str | int) -> None:
         *what, done, total = news
         now = time.perf_counter()
+        if int(done) < last[0]:  # another count begins
+            began[0] = shown[0]
+        last[0] = int(done)
         if now - shown[0] > 10:
             shown[0] = now
-            left = (now - began) / max(1, int(done)) * (int(total) - int(done))
+            left = (now - began[0]) / max(1, int(done)) * (int(total) - int(done))
             _say(f"{' '.join(map(str, what))} {done}/{total} {unit}, {left:.0f} s to go".strip())
 
     return show

@@ -172,7 +172,7 @@ def test_metrics_and_samples_of_an_update() -> None:
     assert samples is not None
     assert {name: count for name, (_, count) in metrics.items()} == {
         "reward/weighted": 4, "reward/trained": 8, "reward/held_out": 8, "frames/saturated_share": 1,
-        "frames/weight_0": 4, "frames/weight_1": 4,
+        "frames/weight_0": 4, "frames/weight_1": 4, "reward/excluded": 1,
     }  # fmt: skip
     assert metrics["reward/weighted"][0] == pytest.approx(float(samples.reward_B.sum()), abs=1e-5)
     assert metrics["reward/held_out"][0] != pytest.approx(metrics["reward/trained"][0], abs=1e-3)
