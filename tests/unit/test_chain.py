@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
-from rlvid.diffusion.chain import denoise
+from rlvid.diffusion.chain import Step, denoise
 from rlvid.diffusion.schedule import partial, timesteps
 from rlvid.models.lora import inject_lora, lora_parameters
 from rlvid.models.unet3d import UNet3DModel
@@ -162,12 +162,14 @@ def test_the_chain_is_the_one_of_diffusers(
     latents, text = inputs
     noise = torch.randn(steps, *latents.shape)
     draw = noise.__getitem__ if eta else None
-    done: list[int] = []
+    taken: list[Step] = []
     got = denoise(
-        base, latents, text, timesteps(steps), guidance=1.0, eta=eta, noise=draw, final=final, progress=done.append
+        base, latents, text, timesteps(steps), guidance=1.0, eta=eta, noise=draw, final=final, observe=taken.append
     )
     expected = reference_chain(base, latents, text, steps, eta=eta, noise=draw, final=final)
-    assert done == list(range(steps))
+    assert [step.timestep for step in taken] == timesteps(steps)
+    assert all(torch.equal(step.after, after.before) for step, after in zip(taken, taken[1:], strict=False))
+    assert torch.equal(taken[-1].after, got)
     assert expected.std() > 0.1
     torch.testing.assert_close(got, expected, atol=5e-5, rtol=1e-5)
 

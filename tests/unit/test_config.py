@@ -13,9 +13,9 @@ from rlvid.config import RunConfig, load_config, parse_config, shipped_configs
 # (what is written, what the message must say: the key, the value, what is allowed)
 WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"trian": {}}, ["unknown key trian;", "allowed here: name, seed, model"]),
-    ({"train": {"stepz": 1}}, ["unknown key train.stepz;", "allowed here: steps, batch_size"]),
+    ({"train": {"stepz": 1}}, ["unknown key train.stepz;", "allowed here: steps, max_seconds"]),
     ({"model": {"lora": {"alpha": 1}}}, ["unknown key model.lora.alpha;", "allowed here: rank, targets"]),
-    ({"method": {"K": 1}}, ["unknown key method.K;", "allowed here: name, tau, gradient_steps"]),
+    ({"method": {"K": 1}}, ["unknown key method.K;", "allowed here: kl, unconditional_gradient, name, tau"]),
     ({"train": {"steps": "many"}}, ["train.steps = 'many'", "valid integer"]),
     ({"train": {"batch_size": 2.5}}, ["train.batch_size = 2.5", "valid integer"]),
     ({"train": 3}, ["train = 3", "dictionary"]),
