@@ -1,6 +1,7 @@
 """Guidance and the chain, held to diffusers' scheduler and to autograd."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -168,7 +169,7 @@ def test_the_chain_is_the_one_of_diffusers(
     )
     expected = reference_chain(base, latents, text, steps, eta=eta, noise=draw, final=final)
     assert [step.timestep for step in taken] == timesteps(steps)
-    assert all(torch.equal(step.after, after.before) for step, after in zip(taken, taken[1:], strict=False))
+    assert all(torch.equal(step.after, after.before) for step, after in pairwise(taken))
     assert torch.equal(taken[-1].after, got)
     assert expected.std() > 0.1
     torch.testing.assert_close(got, expected, atol=5e-5, rtol=1e-5)
