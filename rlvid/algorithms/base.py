@@ -32,7 +32,6 @@ class Batch:
 
     ``serials`` are the samples' places in the run's global order (step x batch size + place in the batch): the
     position that randomness is drawn at. ``latents_BCFhw`` are source latents (posterior samples).
-    ``global_size`` is the number of videos over all workers.
     """
 
     step: int
@@ -40,7 +39,6 @@ class Batch:
     prompts: list[str]
     text_BLD: Tensor
     latents_BCFhw: Tensor
-    global_size: int
 
     def __len__(self) -> int:
         return len(self.serials)
@@ -59,7 +57,6 @@ class Batch:
             [self.prompts[row] for row in rows],
             self.text_BLD[index],
             self.latents_BCFhw[index],
-            self.global_size,
         )
 
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from rlvid import randomness
 from rlvid.algorithms.advantages import PromptStatistics
 from rlvid.algorithms.base import Algorithm, Batch, Context, Update, totals
-from rlvid.algorithms.rollout import Rollout, clip_range, replay, roll_out
-from rlvid.algorithms.scoring import Scored, attach, score
+from rlvid.algorithms.rollout import Rollout, clip_range, replay, roll_out_and_score
+from rlvid.algorithms.scoring import Scored, attach
 from rlvid.config.methods import DdpoConfig
 
 
@@ -33,11 +33,7 @@ class Ddpo(Algorithm):
 
     def updates(self, batch: Batch) -> Iterator[Update]:
         """Accumulates over timesteps and micro-batches; one optimiser step an inner epoch."""
-        rollouts, scores = [], []
-        for part in batch.split(self.context.config.micro_batch):
-            rollouts.append(roll_out(self.context, part))
-            with torch.no_grad():
-                scores.append(score(self.context, part, rollouts[-1].latents_BCFhw))
+        rollouts, scores = roll_out_and_score(self.context, batch)
         advantages = self.advantages(batch, scores).split([len(r.batch) for r in rollouts])
         yield from attach(self.train(rollouts, advantages, len(batch)), scores)
 
@@ -72,14 +68,14 @@ class Ddpo(Algorithm):
 
     def loss(self, rollout: Rollout, advantage_B: Tensor, index_B: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """The clipped objective of one step of each video."""
+        taken = rollout.at(index_B)
         with self.context.stopwatch.stage("replay"):
-            now_B, _ = replay(self.context, rollout, index_B)
-        old_B = rollout.log_probability_TB[index_B, torch.arange(len(index_B), device=index_B.device)]
-        ratio_B, reach = (now_B - old_B).exp(), clip_range(self.context, self.method)
+            now_B, _ = replay(self.context, taken)
+        ratio_B, reach = (now_B - taken.log_probability_B).exp(), clip_range(self.context, self.method)
         clipped_B = ratio_B.clamp(1 - reach, 1 + reach)
         loss = torch.maximum(-advantage_B * ratio_B, -advantage_B * clipped_B).mean()
         metrics = {
-            "policy/approx_kl": 0.5 * (now_B - old_B).square(),
+            "policy/approx_kl": 0.5 * (now_B - taken.log_probability_B).square(),
             "policy/clip_fraction": ((ratio_B - 1).abs() > reach).float(),
             "policy/ratio_error": (ratio_B - 1).abs(),
             "policy/advantage": advantage_B.abs(),

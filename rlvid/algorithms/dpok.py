@@ -19,11 +19,10 @@ from torch.nn import functional as F
 
 from rlvid import randomness
 from rlvid.algorithms.base import Algorithm, Batch, Context, Update, totals
-from rlvid.algorithms.rollout import Rollout, clip_range, replay, roll_out
-from rlvid.algorithms.scoring import Scored, attach, score
+from rlvid.algorithms.rollout import Rollout, Transition, clip_range, replay, roll_out_and_score
+from rlvid.algorithms.scoring import Scored, attach
 from rlvid.algorithms.value import ValueNetwork
 from rlvid.config.methods import DpokConfig
-from rlvid.diffusion.schedule import timesteps
 
 
 class Dpok(Algorithm):
@@ -38,11 +37,7 @@ class Dpok(Algorithm):
 
     def updates(self, batch: Batch) -> Iterator[Update]:
         """One optimiser step for each of ``policy_steps``, accumulated over micro-batches."""
-        rollouts, scores = [], []
-        for part in batch.split(self.context.config.micro_batch):
-            rollouts.append(roll_out(self.context, part))
-            with torch.no_grad():
-                scores.append(score(self.context, part, rollouts[-1].latents_BCFhw))
+        rollouts, scores = roll_out_and_score(self.context, batch)
         self.build(batch)
         with self.context.stopwatch.stage("value"):
             errors = [self.fit_value(batch, rollouts, scores, turn) for turn in range(self.method.value_steps)]
@@ -52,7 +47,7 @@ class Dpok(Algorithm):
         """The losses of ``policy_steps`` optimiser steps; ``share`` is how many videos the worker made."""
         for turn in range(self.method.policy_steps):
             for place, (rollout, scored) in enumerate(zip(rollouts, scores, strict=True)):
-                loss, metrics = self.loss(rollout, scored, self.pick(rollout, "policy", turn))
+                loss, metrics = self.loss(scored, self.pick(rollout, "policy", turn))
                 metrics["policy/value_error"] = (error, 1.0)
                 yield Update(loss * (len(rollout.batch) / share), place + 1 == len(rollouts), metrics)
 
@@ -69,18 +64,16 @@ class Dpok(Algorithm):
             self.value.load_state_dict(self._saved["value"])
             self.optimizer.load_state_dict(self._saved["optimizer"])
 
-    def pick(self, rollout: Rollout, purpose: str, turn: int) -> Tensor:
-        """A random step of each video's chain, (B,)."""
+    def pick(self, rollout: Rollout, purpose: str, turn: int) -> Transition:
+        """A random step of each video's chain."""
         positions = [(serial, turn) for serial in rollout.batch.serials]
         uniform_B = randomness.uniform((), self.context.config.seed, purpose, positions)
-        return (uniform_B * len(rollout)).long().to(rollout.before_TBCFhw.device)
+        return rollout.at((uniform_B * len(rollout)).long().to(rollout.timestep_D.device))
 
-    def values(self, rollout: Rollout, index_B: Tensor) -> Tensor:
+    def values(self, taken: Transition) -> Tensor:
         """value_B of the latents before the picked steps."""
         assert self.value is not None
-        grid = torch.tensor(timesteps(self.context.config.sampling.steps), device=index_B.device)
-        before = rollout.before_TBCFhw[index_B, torch.arange(len(index_B), device=index_B.device)]
-        return self.value(before, rollout.batch.text_BLD, grid[index_B])
+        return self.value(taken.before_BCFhw, taken.text_BLD, taken.timestep_B)
 
     def fit_value(self, batch: Batch, rollouts: list[Rollout], scores: list[Scored], turn: int) -> float:
         """One step of the value network towards the final rewards; gives the mean squared error before it."""
@@ -88,7 +81,7 @@ class Dpok(Algorithm):
         self.optimizer.zero_grad()
         total = 0.0
         for rollout, scored in zip(rollouts, scores, strict=True):
-            value_B = self.values(rollout, self.pick(rollout, "value", turn))
+            value_B = self.values(self.pick(rollout, "value", turn))
             error = torch.where(scored.valid_B, F.mse_loss(value_B, scored.reward_B, reduction="none"), 0.0)
             part = error.sum() / len(batch)
             part.backward()
@@ -97,24 +90,16 @@ class Dpok(Algorithm):
         self.optimizer.step()
         return total
 
-    def loss(self, rollout: Rollout, scored: Scored, index_B: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    def loss(self, scored: Scored, taken: Transition) -> tuple[Tensor, dict[str, Any]]:
         """The policy and the KL term of one step of each video."""
-        context, config = self.context, self.context.config
+        context, guidance = self.context, self.context.config.sampling.guidance
         with torch.no_grad():
-            advantage_B = torch.where(scored.valid_B, scored.reward_B - self.values(rollout, index_B), 0.0)
+            advantage_B = torch.where(scored.valid_B, scored.reward_B - self.values(taken), 0.0)
         with context.stopwatch.stage("replay"):
-            now_B, prediction = replay(context, rollout, index_B)
-            row_B = torch.arange(len(index_B), device=index_B.device)
-            grid = torch.tensor(timesteps(config.sampling.steps), device=index_B.device)
+            now_B, prediction = replay(context, taken)
             with torch.no_grad(), context.model.base():
-                base = context.model.predict(
-                    rollout.before_TBCFhw[index_B, row_B],
-                    grid[index_B],
-                    rollout.batch.text_BLD,
-                    config.sampling.guidance,
-                )
-        old_B = rollout.log_probability_TB[index_B, row_B]
-        ratio_B, reach = (now_B - old_B).exp(), clip_range(context, self.method)
+                base = context.model.predict(taken.before_BCFhw, taken.timestep_B, taken.text_BLD, guidance)
+        ratio_B, reach = (now_B - taken.log_probability_B).exp(), clip_range(context, self.method)
         gain = (advantage_B * ratio_B.clamp(1 - reach, 1 + reach)).mean()
         distance = (prediction.eps - base.eps).square().mean()
         metrics = {

@@ -3,12 +3,14 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from rlvid.algorithms.base import Batch, Context
+from rlvid.algorithms.scoring import Scored, score
 from rlvid.config.methods import PolicyGradient
 from rlvid.diffusion.chain import Step, denoise
 from rlvid.diffusion.ddim import log_probability, sigma, step_mean
@@ -17,14 +19,27 @@ from rlvid.models.base import Prediction
 
 
 @dataclass(frozen=True)
+class Transition:
+    """One random step of each video: the latents before and after it, where it lies, how probable it was."""
+
+    text_BLD: Tensor
+    before_BCFhw: Tensor
+    after_BCFhw: Tensor
+    timestep_B: Tensor
+    next_timestep_B: Tensor
+    log_probability_B: Tensor
+
+
+@dataclass(frozen=True)
 class Rollout:
     """The T = D - 1 random steps of a micro-batch (the last step of a chain adds no noise), and where they led.
 
     ``before_TBCFhw`` and ``after_TBCFhw`` are the latents of each step, ``log_probability_TB`` is the mean over their
-    elements, ``latents_BCFhw`` the clean ones at the end.
+    elements, ``latents_BCFhw`` the clean ones at the end; ``timestep_D`` is the whole chain's.
     """
 
     batch: Batch
+    timestep_D: Tensor
     before_TBCFhw: Tensor
     after_TBCFhw: Tensor
     log_probability_TB: Tensor
@@ -33,55 +48,68 @@ class Rollout:
     def __len__(self) -> int:
         return len(self.before_TBCFhw)
 
+    def at(self, index_B: Tensor) -> Transition:
+        """The ``index_B``-th step (int64, 0 to T - 1) of each video."""
+        row_B = torch.arange(len(index_B), device=index_B.device)
+        return Transition(
+            self.batch.text_BLD,
+            self.before_TBCFhw[index_B, row_B],
+            self.after_TBCFhw[index_B, row_B],
+            self.timestep_D[index_B],
+            self.timestep_D[index_B + 1],
+            self.log_probability_TB[index_B, row_B],
+        )
 
-@torch.no_grad()
-def roll_out(context: Context, batch: Batch) -> Rollout:
-    """Samples from pure noise with the run's eta, and keeps every random step."""
-    config, taken = context.config, []
 
-    def keep(step: Step) -> None:
-        if step.index + 1 < config.sampling.steps:
-            taken.append((step.before, step.after, log_probability(step.after, step.mean, step.spread)))
-
+def sample(context: Context, batch: Batch, observe: Callable[[Step], None] | None = None) -> Tensor:
+    """Clean latents (B, C, F, h, w) of the run's whole chain, from pure noise."""
+    config = context.config
     with context.stopwatch.stage("chain"):
-        latents = denoise(
+        return denoise(
             context.model,
             context.normal("start", batch),
             batch.text_BLD,
             timesteps(config.sampling.steps),
             guidance=config.sampling.guidance,
             eta=config.eta,
-            noise=lambda index: context.normal("ddim", batch, index),
+            noise=partial(context.normal, "ddim", batch),
             final=config.sampling.final,
-            observe=keep,
+            observe=observe,
         )
+
+
+@torch.no_grad()
+def roll_out(context: Context, batch: Batch) -> Rollout:
+    """Samples with the run's eta, and keeps every random step."""
+    grid, taken = timesteps(context.config.sampling.steps), []
+
+    def keep(step: Step) -> None:
+        if step.index + 1 < len(grid):
+            taken.append((step.before, step.after, log_probability(step.after, step.mean, step.spread)))
+
+    latents = sample(context, batch, keep)
     before, after, probability = (torch.stack(each) for each in zip(*taken, strict=True))
-    return Rollout(batch, before, after, probability, latents)
+    return Rollout(batch, torch.tensor(grid, device=latents.device), before, after, probability, latents)
 
 
-def replay(context: Context, rollout: Rollout, index_B: Tensor) -> tuple[Tensor, Prediction]:
-    """How probable one step of each video is under the present weights, with gradient.
+@torch.no_grad()
+def roll_out_and_score(context: Context, batch: Batch) -> tuple[list[Rollout], list[Scored]]:
+    """Rollouts of the batch's micro-batches, and what each was worth."""
+    rollouts = [roll_out(context, part) for part in batch.split(context.config.micro_batch)]
+    return rollouts, [score(context, rollout.batch, rollout.latents_BCFhw) for rollout in rollouts]
 
-    Args:
-        context: of the method.
-        rollout: of a micro-batch.
-        index_B: int64, which of its T steps to take for each video.
+
+def replay(context: Context, taken: Transition) -> tuple[Tensor, Prediction]:
+    """How probable a step of each video is under the present weights, with gradient.
 
     Returns:
         log_probability_B, and the guided prediction that it comes from.
     """
-    config, model = context.config, context.model
-    grid = torch.tensor(timesteps(config.sampling.steps), device=index_B.device)
-    row_B = torch.arange(len(index_B), device=index_B.device)
-    before, after = rollout.before_TBCFhw[index_B, row_B], rollout.after_TBCFhw[index_B, row_B]
-
-    def predict() -> Prediction:
-        return model.predict(before, grid[index_B], rollout.batch.text_BLD, config.sampling.guidance)
-
-    prediction = recomputed(context, predict)
-    abar, abar_prev = model.abar_at(grid[index_B], before), model.abar_at(grid[index_B + 1], before)
-    spread = sigma(abar, abar_prev, config.eta)
-    return log_probability(after, step_mean(prediction, abar_prev, spread), spread), prediction
+    model, before, guidance = context.model, taken.before_BCFhw, context.config.sampling.guidance
+    prediction = recomputed(context, lambda: model.predict(before, taken.timestep_B, taken.text_BLD, guidance))
+    abar, abar_prev = model.abar_at(taken.timestep_B, before), model.abar_at(taken.next_timestep_B, before)
+    spread = sigma(abar, abar_prev, context.config.eta)
+    return log_probability(taken.after_BCFhw, step_mean(prediction, abar_prev, spread), spread), prediction
 
 
 def recomputed(context: Context, predict: Callable[[], Prediction]) -> Prediction:

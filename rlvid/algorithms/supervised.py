@@ -2,18 +2,15 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from rlvid import randomness
 from rlvid.algorithms.base import Algorithm, Batch, Update, totals
-from rlvid.algorithms.rollout import recomputed
+from rlvid.algorithms.rollout import recomputed, sample
 from rlvid.algorithms.scoring import Scored, attach, score
 from rlvid.config import methods as settings
-from rlvid.diffusion.chain import denoise
-from rlvid.diffusion.schedule import timesteps
 
 
 class Supervised(Algorithm):
@@ -39,22 +36,9 @@ class Supervised(Algorithm):
     @torch.no_grad()
     def collect(self, batch: Batch) -> tuple[Tensor, list[Scored]]:
         """Clean latents (B, C, F, h, w) from pure noise, and what each micro-batch was worth."""
-        context, config = self.context, self.context.config
-        latents, scores = [], []
-        for part in batch.split(config.micro_batch):
-            with context.stopwatch.stage("chain"):
-                clean = denoise(
-                    context.model,
-                    context.normal("start", part),
-                    part.text_BLD,
-                    timesteps(config.sampling.steps),
-                    guidance=config.sampling.guidance,
-                    eta=config.eta,
-                    noise=partial(context.normal, "ddim", part),
-                    final=config.sampling.final,
-                )
-            latents.append(clean)
-            scores.append(score(context, part, clean))
+        parts = list(batch.split(self.context.config.micro_batch))
+        latents = [sample(self.context, part) for part in parts]
+        scores = [score(self.context, part, clean) for part, clean in zip(parts, latents, strict=True)]
         return torch.cat(latents), scores
 
     def train(self, batch: Batch, clean_BCFhw: Tensor, weight_B: Tensor, share: int) -> Iterator[Update]:

@@ -6,6 +6,7 @@ coverage = clamp(1/2 - distance in pixels, 0, 1).
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import torch
@@ -229,9 +230,15 @@ def degrade(frames_BFCHW: Tensor, kind_B: Tensor, strength_B: Tensor, generator:
     return out.clamp(0, 1)
 
 
-def sample_degradation(count: int, generator: torch.Generator, share: float = 0.5) -> tuple[Tensor, Tensor]:
-    """Draws ``(kind_B, strength_B)`` with a ``share`` of degraded clips, kinds and strengths uniform."""
-    kind_B = torch.randint(1, len(DEGRADATIONS), (count,), generator=generator)
-    spoilt_B = torch.rand(count, generator=generator) < share
-    strength_B = torch.rand(count, generator=generator)
-    return torch.where(spoilt_B, kind_B, torch.zeros_like(kind_B)), strength_B
+def sample_degradation(
+    count: int, generator: torch.Generator, share: float | Mapping[str, float] = 0.5
+) -> tuple[Tensor, Tensor]:
+    """Draws ``(kind_B, strength_B)`` with a ``share`` of degraded clips, strengths uniform.
+
+    Kinds are uniform too, unless ``share`` gives one for each kind, as in ``{"washed-out": 0.5, "blurred": 0.2}``.
+    """
+    names = DEGRADATIONS[1:]
+    shares = share if isinstance(share, Mapping) else dict.fromkeys(names, share / len(names))
+    edges = torch.tensor([shares.get(name, 0.0) for name in names]).cumsum(0)
+    kind_B = torch.bucketize(torch.rand(count, generator=generator), edges, right=True) + 1
+    return torch.where(kind_B > len(names), 0, kind_B), torch.rand(count, generator=generator)

@@ -1,7 +1,7 @@
 """Untrained miniatures of the real classes, for tests and dry runs: a model and a reward in well under a second."""
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
+from diffusers import AutoencoderKL, UNet3DConditionModel
 from diffusers.models.resnet import TemporalConvLayer
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch import Tensor
 from rlvid.models.unet3d import UNet3DModel
 from rlvid.reward.clip import ClipReward
 from rlvid.reward.preprocess import Preprocess
+from rlvid.toy.pretrain.denoiser import build_scheduler
 from rlvid.toy.pretrain.text import CONTEXT_LENGTH, build_text_encoder, build_tokenizer
 
 
@@ -38,11 +39,9 @@ def tiny_model(seed: int = 0, *, frames: int = 4, size: int = 16) -> UNet3DModel
         sample_size=size,
     )
     tokenizer = build_tokenizer()
-    scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
-        steps_offset=1,
-    )  # fmt: skip
-    return UNet3DModel(unet, vae, build_text_encoder(tokenizer, 16), tokenizer, scheduler, frames=frames, size=size)
+    return UNet3DModel(
+        unet, vae, build_text_encoder(tokenizer, 16), tokenizer, build_scheduler(), frames=frames, size=size
+    )
 
 
 def tiny_reward(seed: int = 0, size: int = 16) -> ClipReward:

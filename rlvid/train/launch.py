@@ -71,7 +71,7 @@ def check(config: RunConfig) -> None:
 
 
 def prepare(config: RunConfig) -> Path:
-    """Makes the run's folder, or checks that an existing one is of the same run.
+    """Makes the run's folder, or checks that an existing one is of the same run; writes nothing into it.
 
     Raises:
         ValueError: the folder cannot be written, the disk is full, or the name belongs to another config.
@@ -86,7 +86,7 @@ def prepare(config: RunConfig) -> Path:
                 f"run {config.name!r} exists in {folder} with another config ({differences(before, config)}); "
                 "choose another name=..., or delete the folder to start anew"
             )
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif folder.is_dir() and any(entry.name != ".lock" for entry in folder.iterdir()):
         raise ValueError(f"{folder} exists and is not a run of rlvid; choose another name=... or output.storage=...")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -102,11 +102,13 @@ def prepare(config: RunConfig) -> Path:
             f"output.storage = {config.output.storage!r}: {free >> 20} MiB are free and a run needs at least "
             f"{_MIN_FREE_BYTES >> 20}; free some space or choose another folder"
         )
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    temporary = folder / "config.yaml.tmp"
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, known)
     return folder
+
+
+def _write_config(config: RunConfig, folder: Path) -> None:
+    temporary = folder / "config.yaml.tmp"
+    temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    os.replace(temporary, folder / "config.yaml")
 
 
 def differences(before: RunConfig, now: RunConfig) -> str:
@@ -216,6 +218,7 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Fi
     check(config)
     folder = prepare(config)
     with _alone(folder):
+        _write_config(config, folder)
         return _fit(config, folder, console, address)
 
 

@@ -122,7 +122,7 @@ class Worker:
             prompts, text_BLD, posterior = self.clips.fetch(clips)
             noise = randomness.normal(self.model.latent_shape, seed, "posterior", [(serial,) for serial in serials])
             latents = posterior.sample(noise).to(self.model.device)
-            return Batch(step, serials, prompts, text_BLD.to(self.model.device), latents, size)
+            return Batch(step, serials, prompts, text_BLD.to(self.model.device), latents)
 
     def record(self, step: int, updates: list[Update], outcomes: list[StepOutcome], seconds: float) -> None:
         """Averages the step's numbers over workers, writes and tells them, and archives its samples.

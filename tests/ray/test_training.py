@@ -104,7 +104,7 @@ def _batch(run: RunConfig, shape: tuple[int, ...], data: EncodedClips, step: int
     serials = list(range(step * size, (step + 1) * size))
     prompts, text, posterior = data.fetch([clip_index(s, len(data), run.seed) for s in serials])
     noise = randomness.normal(shape, run.seed, "posterior", [(s,) for s in serials])
-    return Batch(step, serials, prompts, text, posterior.sample(noise), size)
+    return Batch(step, serials, prompts, text, posterior.sample(noise))
 
 
 def trajectories(job: dict[str, Any]) -> None:

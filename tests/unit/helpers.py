@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from rlvid import randomness
@@ -14,6 +15,20 @@ from rlvid.toy.tiny import tiny_model, tiny_reward
 
 PROMPTS = ["a red circle moving left", "a dog", "a blue star growing", "a red circle moving left"]
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
+
+
+def scheduler(steps: int = 20, final: str = "paper") -> DDIMScheduler:
+    """ModelScopeT2V's, of diffusers."""
+    made = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=final == "exact",
+        steps_offset=1,
+    )
+    made.set_timesteps(steps)
+    return made
 
 
 def make(
@@ -46,7 +61,7 @@ def clips(method: Algorithm, serials: tuple[int, ...] = (8, 9, 10, 11)) -> Batch
     model = method.context.model
     latents = randomness.normal(model.latent_shape, 0, "clip", [(s,) for s in serials])
     prompts = [PROMPTS[s % 4] for s in serials]
-    return Batch(2, list(serials), prompts, model.encode_prompts(prompts), latents, 4)
+    return Batch(2, list(serials), prompts, model.encode_prompts(prompts), latents)
 
 
 def parameters(method: Algorithm) -> list[nn.Parameter]:
@@ -61,3 +76,12 @@ def flat_gradient(method: Algorithm, batch: Batch) -> tuple[Tensor, list[Update]
         update.loss.backward()
         updates.append(update)
     return torch.cat([p.grad.flatten() for p in parameters(method) if p.grad is not None]), updates
+
+
+def one_gradient(method: Any, loss: Tensor) -> Tensor:
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters(method))])
+
+
+def close(got: Tensor, expected: Tensor, bound: float = 1e-4) -> None:
+    assert expected.norm() > 0
+    assert (got - expected).norm() < bound * expected.norm()

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from helpers import scheduler
 from torch import Tensor, nn
 
 from rlvid.diffusion.chain import Step, denoise
@@ -16,20 +16,6 @@ from rlvid.toy.tiny import tiny_model
 
 PROMPTS = ["a red circle moving left", "a dog"]
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
-
-
-def scheduler(steps: int = 20, final: str = "paper") -> DDIMScheduler:
-    """ModelScopeT2V's, of diffusers."""
-    made = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=final == "exact",
-        steps_offset=1,
-    )
-    made.set_timesteps(steps)
-    return made
 
 
 @pytest.fixture(scope="module")

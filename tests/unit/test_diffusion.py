@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from helpers import scheduler
 from torch import Tensor
 from torch.distributions import Normal
 
@@ -12,20 +12,6 @@ from rlvid.diffusion.schedule import partial, timesteps
 from rlvid.models.base import Prediction
 from rlvid.models.unet3d import UNet3DModel
 from rlvid.toy.tiny import tiny_model
-
-
-def scheduler(steps: int = 20, final: str = "paper") -> DDIMScheduler:
-    """ModelScopeT2V's, of diffusers."""
-    made = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=final == "exact",
-        steps_offset=1,
-    )
-    made.set_timesteps(steps)
-    return made
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,8 @@ def test_the_engine_is_adamw_with_warm_up_and_clipping(clip_norm: float) -> None
     engine = TorchEngine(
         module, OptimizerConfig(lr=0.1, betas=(0.8, 0.9), weight_decay=0.3, warmup=4, clip_norm=clip_norm)
     )
+    norms = []  # of what reaches AdamW, whose steps do not show a constant factor
+    engine.optimizer.register_step_pre_hook(lambda *_: norms.append(float(module.weight.grad.norm())))
     optimizer = torch.optim.AdamW([reference.weight], betas=(0.8, 0.9), weight_decay=0.3)
     for index in range(6):
         engine.backward(loss_of(module, index), last=False)
@@ -47,6 +49,7 @@ def test_the_engine_is_adamw_with_warm_up_and_clipping(clip_norm: float) -> None
         optimizer.step()
         optimizer.zero_grad()
         assert outcome.gradient_norm == pytest.approx(norm, rel=1e-4)
+        assert norms[index] == pytest.approx(min(norm, clip_norm or math.inf), rel=1e-4)
         assert outcome.lr == pytest.approx(optimizer.param_groups[0]["lr"])
         assert not outcome.skipped
         torch.testing.assert_close(module.weight, reference.weight, atol=1e-5, rtol=0)

@@ -12,7 +12,7 @@ import duckdb
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from helpers import scheduler
 from rich.console import Console
 from torch import Tensor
 
@@ -63,17 +63,13 @@ def test_generation_with_noise_on_the_way_belongs_to_the_sample_too() -> None:
 
 def test_generation_is_diffusers_ddim_from_the_samples_noise() -> None:
     model = tiny_model()
-    scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=True,
-        steps_offset=1,
-    )  # fmt: skip
-    scheduler.set_timesteps(4)
+    ddim = scheduler(4, "exact")
     latents = randomness.normal(model.latent_shape, 5, "generate", [(0,)])
     text = model.encode_prompts(["", PROMPTS[0]])
     with torch.no_grad():
-        for t in scheduler.timesteps:
+        for t in ddim.timesteps:
             uncond, cond = model.denoiser(latents.repeat(2, 1, 1, 1, 1), t, encoder_hidden_states=text).sample.chunk(2)
-            latents = scheduler.step(uncond + 2.0 * (cond - uncond), t, latents).prev_sample
+            latents = ddim.step(uncond + 2.0 * (cond - uncond), t, latents).prev_sample
         scale = model.vae.config.scaling_factor
         frames = [model.vae.decode(latents[:, :, f] / scale).sample / 2 + 0.5 for f in range(4)]
     made = generate(model, PROMPTS[:1], seed=5, steps=4, guidance=2.0)

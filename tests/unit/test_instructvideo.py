@@ -5,8 +5,7 @@ from typing import Any
 import helpers
 import pytest
 import torch
-from diffusers import DDIMScheduler
-from helpers import clips, flat_gradient, parameters
+from helpers import clips, flat_gradient, parameters, scheduler
 from torch import Tensor
 
 from rlvid.algorithms.base import Batch
@@ -31,20 +30,12 @@ def test_the_loss_is_the_papers(final: str, weights: str) -> None:
     """Noise, diffusers' chain, all frames decoded, a frame of each segment weighed by hand."""
     method = make(sampling={"steps": 4, "final": final}, reward={"segments": 2, "weights": weights})
     batch, model = clips(method), method.context.model
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=final == "exact",
-        steps_offset=1,
-    )
-    scheduler.set_timesteps(4)
-    assert scheduler.timesteps[2:].tolist() == [251, 1]
+    ddim = scheduler(4, final)
+    assert ddim.timesteps[2:].tolist() == [251, 1]
     with torch.no_grad():
-        x = scheduler.add_noise(batch.latents_BCFhw, method.noise(batch), torch.full((4,), 251))
-        for t in scheduler.timesteps[2:]:
-            x = scheduler.step(model.predict(x, int(t), batch.text_BLD, 3.0).eps, t, x).prev_sample
+        x = ddim.add_noise(batch.latents_BCFhw, method.noise(batch), torch.full((4,), 251))
+        for t in ddim.timesteps[2:]:
+            x = ddim.step(model.predict(x, int(t), batch.text_BLD, 3.0).eps, t, x).prev_sample
         frames = model.vae.decode(x.transpose(1, 2).flatten(0, 1) / model.vae.config.scaling_factor).sample
         scores = method.context.reward((frames / 2 + 0.5).unflatten(0, (4, 4)), batch.prompts)
     chosen = plan(method.context, batch).frames_BS
@@ -66,7 +57,7 @@ def test_the_gradient_of_the_whole_loss_is_that_of_finite_differences() -> None:
         part.double()
     context.reward = ClipReward(reward.clip, reward.tokenise, torch.sigmoid)  # type: ignore[arg-type]
     batch = clips(method, (8, 9))
-    batch = Batch(2, batch.serials, batch.prompts, batch.text_BLD, batch.latents_BCFhw.double(), 2)
+    batch = Batch(2, batch.serials, batch.prompts, batch.text_BLD, batch.latents_BCFhw.double())
     loss = method.loss(batch).loss
     assert loss.dtype == torch.float64
     gradient = torch.autograd.grad(loss, parameters(method))

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, UNet3DConditionModel
+from diffusers import UNet3DConditionModel
+from helpers import scheduler
 from peft import LoraConfig, PeftModel, inject_adapter_in_model
 from peft.utils import set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -229,10 +230,7 @@ def test_a_target_that_no_layer_has_is_refused(targets: list[str]) -> None:
 def stored(base: UNet3DModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model in diffusers' layout."""
     folder = tmp_path_factory.mktemp("stored")
-    scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", set_alpha_to_one=False, steps_offset=1
-    )
-    parts = {"unet": base.denoiser, "scheduler": scheduler}
+    parts = {"unet": base.denoiser, "scheduler": scheduler()}
     parts |= {name: getattr(base, name) for name in ("vae", "text_encoder", "tokenizer")}
     for name, part in parts.items():
         part.save_pretrained(folder / name)

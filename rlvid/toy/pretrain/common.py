@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -25,8 +25,8 @@ class Footage:
     frames_BFCHW: Tensor
 
 
-def draw_footage(count: int, generator: torch.Generator, degraded: float = 0.5) -> Footage:
-    """Draws B clips, of which a share is degraded; ``clean_BFCHW`` holds the same clips before that."""
+def draw_footage(count: int, generator: torch.Generator, degraded: float | Mapping[str, float] = 0.5) -> Footage:
+    """Draws B clips, a share of them ``degraded`` (see ``sample_degradation``); ``clean_BFCHW`` is before that."""
     clips = sample_clips(count, generator)
     clean = render(clips)
     kind_B, strength_B = sample_degradation(count, generator, degraded)

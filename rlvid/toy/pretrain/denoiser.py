@@ -4,6 +4,7 @@ First on single frames, then on three of a clip's, then on whole clips, as Model
 a caption says of colours and shapes, and then of motion, is learned from many times more captions for the same work.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -45,8 +46,8 @@ class Phase:
     hidden: float
     peak: float
     """Learning rate after warm-up."""
-    degraded: float = 0.5
-    """Share of degraded clips; in the last phase it is the room that reward fine-tuning has."""
+    degraded: float | Mapping[str, float] = 0.5
+    """Share of degraded clips, of all kinds or of each; in the last phase it is the room for reward fine-tuning."""
 
 
 def build_denoiser(text_width: int = 64) -> UNet3DConditionModel:
@@ -82,7 +83,7 @@ def build_scheduler() -> DDIMScheduler:
 
 @torch.no_grad()
 def encode_bank(
-    vae: AutoencoderKL, count: int, degraded: float, generator: torch.Generator
+    vae: AutoencoderKL, count: int, degraded: float | Mapping[str, float], generator: torch.Generator
 ) -> tuple[Tensor, list[str]]:
     """Latents (N, C, F, h, w), scaled to unit variance, and captions of N drawn clips, of which a share is degraded."""
     latents, captions = [], []
@@ -142,7 +143,7 @@ def fit_denoiser(
     encoder.eval().requires_grad_(False)
     denoiser = build_denoiser().to(vae.device).train()
     generator = torch.Generator().manual_seed(seed + 1)
-    share, empty = -1.0, tokens_of(tokenizer, [""])
+    share, empty = None, tokens_of(tokenizer, [""])
     for phase in phases:
         if phase.degraded != share:
             share = phase.degraded

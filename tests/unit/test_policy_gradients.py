@@ -1,0 +1,172 @@
+"""DDPO and DPOK, each held to an independent calculation."""
+
+import copy
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from helpers import clips, flat_gradient, make, parameters
+from torch import Tensor
+
+from rlvid.algorithms.advantages import PromptStatistics
+from rlvid.algorithms.base import Batch
+from rlvid.algorithms.rollout import clip_range, replay, roll_out
+from rlvid.algorithms.scoring import score
+from rlvid.diffusion.chain import denoise
+from rlvid.diffusion.schedule import timesteps
+from rlvid.models.base import Prediction
+
+
+def test_a_rollout_is_the_chain_and_its_probability_that_of_a_normal() -> None:
+    method = make({"name": "ddpo"})
+    batch, context = clips(method), method.context
+    rollout = roll_out(context, batch)
+    assert len(rollout) == 3, "the last step of four adds no noise"
+    with torch.no_grad():
+        latents = denoise(
+            context.model, context.normal("start", batch), batch.text_BLD, timesteps(4), guidance=3.0, eta=1.0,
+            noise=lambda index: context.normal("ddim", batch, index),
+        )  # fmt: skip
+    assert torch.equal(rollout.latents_BCFhw, latents)
+    grid, abar = timesteps(4), context.model.abar.double()
+    for place in range(3):
+        now, then = abar[grid[place]], abar[grid[place + 1]]
+        spread = ((1 - then) / (1 - now) * (1 - now / then)).sqrt()
+        with torch.no_grad():
+            prediction = context.model.predict(rollout.before_TBCFhw[place], grid[place], batch.text_BLD, 3.0)
+        mean = then.sqrt() * prediction.x0.double() + (1 - then - spread**2).sqrt() * prediction.eps.double()
+        after = rollout.after_TBCFhw[place].double()
+        expected = torch.distributions.Normal(mean, spread).log_prob(after).flatten(1).mean(1)
+        torch.testing.assert_close(rollout.log_probability_TB[place].double(), expected, atol=2e-5, rtol=0)
+
+
+def test_the_ratio_is_one_before_the_first_step() -> None:
+    method = make({"name": "ddpo"})
+    rollout = roll_out(method.context, clips(method))
+    for index_B in method.order(rollout.batch, 3, 0):
+        taken = rollout.at(index_B)
+        now_B, _ = replay(method.context, taken)
+        assert torch.equal(taken.log_probability_B, rollout.log_probability_TB[index_B, torch.arange(4)])
+        assert ((now_B - taken.log_probability_B).exp() - 1).abs().max() < 2e-6
+    _, updates = flat_gradient(method, clips(method))
+    assert updates[0].metrics["policy/first_ratio_error"][0] < 1e-5
+
+
+class TwoParameters:
+    """A model whose clean latents and noise are two numbers everywhere."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.a, self.b = (torch.tensor(value, requires_grad=True) for value in (0.3, -0.2))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def predict(self, x: Tensor, t: Any, text: Tensor, guidance: float, **_: Any) -> Prediction:
+        return Prediction(self.a.expand_as(x), self.b.expand_as(x))
+
+
+def test_the_policy_gradient_of_two_parameters_is_the_analytic_one() -> None:
+    method = make({"name": "ddpo", "timestep_fraction": 1.0}, train={"batch_size": 4, "checkpoint_activations": False})
+    policy = method.context.model = TwoParameters(method.context.model)
+    batch = clips(method)
+    rollout, advantage_B = roll_out(method.context, batch), torch.tensor([1.0, -2.0, 0.5, 3.0])
+    grid, abar = timesteps(4), policy.inner.abar.double()
+    for place in range(3):
+        loss, _ = method.loss(rollout, advantage_B, torch.full((4,), place))
+        got = torch.autograd.grad(loss, [policy.a, policy.b])
+        now, then = abar[grid[place]], abar[grid[place + 1]]
+        variance = (1 - then) / (1 - now) * (1 - now / then)
+        along_a, along_b = then.sqrt(), (1 - then - variance).sqrt()
+        away_B = (rollout.after_TBCFhw[place].double() - 0.3 * along_a + 0.2 * along_b).flatten(1).mean(1) / variance
+        for value, along in zip(got, (along_a, along_b), strict=True):
+            assert float(value) == pytest.approx(float(-(advantage_B * away_B * along).mean()), rel=1e-3)
+
+
+def test_the_clipped_objective_has_no_gradient_beyond_the_range() -> None:
+    method = make({"name": "ddpo", "clip_range": 0.1})
+    rollout = roll_out(method.context, clips(method))
+    index_B, advantage_B = torch.zeros(4, dtype=torch.int64), torch.tensor([1.0, 1.0, -1.0, -1.0])
+    # Pretend that the old policy was this much less, or more, likely to go where it went.
+    moved = rollout.log_probability_TB.clone()
+    moved[0] -= torch.tensor([0.2, -0.2, 0.2, -0.2])
+    loss, metrics = method.loss(replace(rollout, log_probability_TB=moved), advantage_B, index_B)
+    up, down = math.exp(0.2), math.exp(-0.2)
+    assert float(loss.detach()) == pytest.approx((-1.1 - down + up + 0.9) / 4, abs=1e-4)
+    assert metrics["policy/clip_fraction"] == (4.0, 4.0)
+    assert metrics["policy/approx_kl"][0] == pytest.approx(4 * 0.02, rel=1e-3)
+
+
+def test_a_relative_clip_range_is_in_units_of_the_spread() -> None:
+    absolute, relative = (
+        make({"name": "ddpo", "clip_range": 0.5}),
+        make({"name": "dpok", "clip_range": 0.5, "clip_relative": True}),
+    )
+    assert clip_range(absolute.context, absolute.method) == 0.5
+    elements = math.prod(relative.context.model.latent_shape)
+    assert clip_range(relative.context, relative.method) == pytest.approx(0.5 / math.sqrt(elements))
+
+
+def test_advantages_use_a_prompts_own_statistics_once_there_are_enough() -> None:
+    statistics = PromptStatistics(buffer=3, min_count=2)
+    first = statistics.advantages(["a", "b", "b"], [1.0, 2.0, 6.0], 5.0)
+    mean, deviation = 3.0, math.sqrt(14 / 3)
+    assert first.tolist() == pytest.approx([(1 - mean) / deviation, -1, 1], rel=1e-4)
+    again = PromptStatistics(buffer=3, min_count=2)
+    again.load_state_dict(statistics.state_dict())
+    for each in (statistics, again):
+        result = each.advantages(["b", "b", "a", "a"], [10.0, math.nan, 1.0, 1.0], 0.7)
+        assert result.tolist() == pytest.approx([0.7, 0.0, 0.0, 0.0])  # b: mean of 2, 6, 10; clipped to the limit
+        assert each.state_dict() == {"a": [1.0, 1.0, 1.0], "b": [2.0, 6.0, 10.0]}
+        each.advantages(["b"], [4.0], 5.0)
+        assert each.state_dict()["b"] == [6.0, 10.0, 4.0], "the oldest of three went"
+
+
+def test_dpoks_distance_is_nothing_at_the_start_and_has_the_gradient_of_finite_differences() -> None:
+    start = make({"name": "dpok"}, random=False)
+    _, updates = flat_gradient(start, clips(start))
+    assert updates[0].metrics["policy/kl"][0] == 0
+
+    method = make({"name": "dpok", "kl": 1.0, "reward_weight": 1e-12})
+    model = method.context.model
+    for part in (model.denoiser, model.vae, model.text_encoder):
+        part.double()
+    batch = clips(method)
+    batch = Batch(2, batch.serials, batch.prompts, batch.text_BLD.double(), batch.latents_BCFhw.double())
+    rollout = roll_out(method.context, batch)
+    scored = score(method.context, batch, rollout.latents_BCFhw.float().double())
+    method.build(batch)
+    taken = rollout.at(torch.tensor([0, 1, 2, 0]))
+    gradient = torch.autograd.grad(method.loss(scored, taken)[0], parameters(method))
+    generator, h = torch.Generator().manual_seed(0), 1e-4
+    ways = [torch.randn(p.shape, generator=generator) for p in parameters(method)]
+    values = {}
+    for sign in (1, -1):
+        with torch.no_grad():
+            for p, way in zip(parameters(method), ways, strict=True):
+                p += sign * h * way
+            values[sign] = float(method.loss(scored, taken)[0])
+            for p, way in zip(parameters(method), ways, strict=True):
+                p -= sign * h * way
+    slope = (values[1] - values[-1]) / (2 * h)
+    assert slope == pytest.approx(float(sum((g * w).sum() for g, w in zip(gradient, ways, strict=True))), rel=1e-3)
+
+
+def test_dpoks_value_network_learns_the_reward_and_survives_a_checkpoint() -> None:
+    method = make({"name": "dpok", "value_steps": 60, "value_lr": 1e-2})
+    batch = clips(method)
+    list(method.updates(batch))
+    rollout = roll_out(method.context, batch)
+    scored = score(method.context, batch, rollout.latents_BCFhw)
+    taken = rollout.at(torch.tensor([0, 1, 2, 0]))
+    value_B = method.values(taken)
+    assert (value_B - scored.reward_B).abs().max() < 0.5 * scored.reward_B.abs().max()
+    other = make({"name": "dpok", "value_steps": 60, "value_lr": 1e-2})
+    other.load_state_dict(copy.deepcopy(method.state_dict()))
+    other.build(batch)
+    assert torch.equal(other.values(taken), value_B)
+    errors = [each.fit_value(batch, [rollout], [scored], 7) for each in (method, other)]
+    assert errors[0] == errors[1]
+    assert torch.equal(other.values(taken), method.values(taken)), "the optimiser's state differs"
