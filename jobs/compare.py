@@ -1,19 +1,24 @@
 """Methods side by side at equal budgets on the built-in world: a table, and curves against seconds and videos.
 
-    python jobs/compare.py --seconds 150                             # every method, three seeds; about 100 minutes
+    python jobs/compare.py --seconds 180 --jobs 2 train.workers=1    # every method, three seeds, two runs at a time
     python jobs/compare.py --methods instructvideo,ddpo --seeds 0 --videos 400
-    python jobs/compare.py --methods a=instructvideo,b=instructvideo:reward.attenuation=0
+    python jobs/compare.py --methods a=instructvideo,b=instructvideo:reward.attenuation=0 --seconds 180
 
 The budget of a run is seconds of its own steps, or videos shown to the reward. A method may be given a label and
-settings of its own (label=method:key=value:...), so ablations are compared in the same way. Whatever is finished is
-kept: start the same command again to go on.
+settings of its own (label=method:key=value:...), so ablations and searches are compared in the same way. Each method
+starts from its shipped description (rlvid/configs/toy-METHOD.yaml, else toy.yaml). Whatever is finished is kept: start
+the same command again to go on.
 """
 
 import argparse
 import json
 import math
+import os
 import statistics
+import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,74 +29,135 @@ STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228
 ALL = "instructvideo,draft,draft-lv,alignprop,ddpo,dpok,rwr,raft"
 SHOWN = {
     "reward": "Reward", "held_out": "Held-out reward", "clipsim": "CLIPSIM", "consistency": "Temporal consistency",
-    "motion": "Motion", "oracle_score": "Oracle score",
+    "motion": "Motion", "diversity": "Diversity", "oracle_score": "Oracle score",
 }  # fmt: skip
-
-
-def parse_entry(text: str) -> tuple[str, str, list[str]]:
-    """(label, method, settings) of ``[label=]method[:key=value]...``.
-
-    Raises:
-        ValueError: no such method.
-    """
-    from rlvid.config.methods import METHODS
-
-    head, *settings = text.split(":")
-    label, _, method = head.rpartition("=")
-    if method not in METHODS:
-        raise ValueError(f"--methods {text!r}: {method!r} is not a method; allowed: {', '.join(METHODS)}")
-    return label or method, method, settings
-
-
-def run_settings(label: str, method: str, seed: int, out: Path, options: argparse.Namespace) -> list[str]:
-    """The overrides of one run."""
-    budget = [f"train.max_seconds={options.seconds}"] if options.seconds else []
-    return [
-        f"name={label}-seed{seed}", f"seed={seed}", f"method={method}", f"output.storage={out}",
-        "output.videos_every=0", "output.archive_every=0", "output.keep_checkpoints=1000", *budget,
-    ]  # fmt: skip
-
-
-def steps_of(config: Any, options: argparse.Namespace) -> int:
-    """Steps of a run: as many as show the reward so many videos, or more than any number of seconds takes."""
-    if not options.videos:
-        return 100_000
-    shown = config.train.batch_size * getattr(config.method, "repeats", 1)
-    return max(1, options.videos // shown)
-
+COPIES = 2
+"""Videos of each prompt, for the diversity."""
 
 Point = dict[str, Any]
 """A checkpoint's step, its cost so far, and the mean and deviation of every metric."""
 
 
-def evaluate_checkpoints(folder: Path, prompts: dict[str, list[str]], points: int, console: Console) -> list[Point]:
-    """Scores of the base and of ``points`` checkpoints of a run, spread to the last; each is kept beside the run."""
+@dataclass(frozen=True)
+class Entry:
+    """A line of the comparison: ``[label=]method[:key=value]...``."""
+
+    label: str
+    method: str
+    settings: tuple[str, ...]
+
+    @staticmethod
+    def parse(text: str) -> "Entry":
+        """Reads one.
+
+        Raises:
+            ValueError: no such method, or a setting without a value.
+        """
+        from rlvid.config.methods import METHODS
+
+        head, *settings = text.split(":")
+        label, _, method = head.rpartition("=")
+        if method not in METHODS:
+            raise ValueError(f"--methods {text!r}: {method!r} is not a method; allowed: {', '.join(METHODS)}")
+        if bare := [each for each in settings if "=" not in each]:
+            raise ValueError(f"--methods {text!r}: {bare[0]!r} is not a setting; write it as key=value")
+        return Entry(label or method, method, tuple(settings))
+
+
+def configure(entry: Entry, seed: int, options: argparse.Namespace) -> Any:
+    """The settings of one run.
+
+    Raises:
+        ValueError: a setting is wrong.
+    """
+    from rlvid.config import load_config, shipped_configs
+
+    start, chosen = f"toy-{entry.method}", []
+    if start not in shipped_configs():
+        start, chosen = "toy", [f"method={entry.method}"]
+    overrides = [
+        f"name={entry.label}-seed{seed}", f"seed={seed}", *chosen,
+        f"output.storage={options.out.resolve()}", "output.videos_every=0", "output.archive_every=0",
+        "output.keep_checkpoints=1000", *options.overrides, *entry.settings,
+    ]  # fmt: skip
+    if options.seconds:
+        return load_config(start, [*overrides, f"train.max_seconds={options.seconds}", "train.steps=100000"])
+    config = load_config(start, overrides)
+    shown = config.train.batch_size * getattr(config.method, "repeats", 1)
+    return load_config(start, [*overrides, f"train.steps={max(1, options.videos // shown)}"])
+
+
+def evaluate_checkpoints(folder: Path, options: argparse.Namespace, console: Console) -> list[Point]:
+    """Scores of the base and of ``options.points`` checkpoints of a run, spread to the last; kept beside the run."""
     from rlvid.evaluate.evaluate import evaluate_model, summarise
     from rlvid.evaluate.run import device, load_run
     from rlvid.reward.clip import load_reward
+    from rlvid.toy.captions import prompt_set
     from rlvid.train.checkpoint import find_checkpoints
 
+    prompts = [prompt for prompt in prompt_set("in_domain", options.prompts) for _ in range(COPIES)]
     found = find_checkpoints(folder)
-    chosen = {found[math.ceil((i + 1) * len(found) / points) - 1].step for i in range(points)} if found else set()
-    results = []
+    chosen = {found[math.ceil((i + 1) * len(found) / options.points) - 1].step for i in range(options.points)}
+    points = []
     for step in [0, *sorted(chosen)]:
-        path = folder / f"scores-{step:06d}.json"
+        tuned = load_run(folder, step or None)
+        sampling = tuned.config.sampling
+        shared = f"base-D{sampling.steps}-g{sampling.guidance:g}-{sampling.final}-{options.prompts}.json"
+        path = folder / f"scores-{step:06d}.json" if step else folder.parent / shared
         if not path.is_file():
-            tuned = load_run(folder, step or None)
-            model = tuned.use(1.0 if step else 0.0)
             rows = evaluate_model(
-                model, prompts, name=folder.name, reward=load_reward("builtin", device()),
-                held_out=load_reward("builtin-heldout", device()), steps_list=[tuned.config.sampling.steps],
-                guidance=tuned.config.sampling.guidance, final=tuned.config.sampling.final,
+                tuned.use(1.0 if step else 0.0), {"in_domain": prompts}, name=folder.name,
+                reward=load_reward("builtin", device()), held_out=load_reward("builtin-heldout", device()),
+                steps_list=[sampling.steps], guidance=sampling.guidance, final=sampling.final,
             )  # fmt: skip
-            state = json.loads((tuned.checkpoint.folder / "state.json").read_text(encoding="utf-8"))
             (summary,) = summarise(rows)
+            state = json.loads((tuned.checkpoint.folder / "state.json").read_text(encoding="utf-8"))
             cost = {"seconds": state["seconds"], "videos": state["videos"]} if step else {"seconds": 0.0, "videos": 0}
-            scores = {"step": step, **cost, "mean": summary.mean, "std": summary.std}
-            path.write_text(json.dumps(scores), encoding="utf-8")
-            console.print(f"{folder.name} step {step}: reward {summary.mean['reward']:.3f}", highlight=False)
-        results.append(json.loads(path.read_text(encoding="utf-8")))
-    return results
+            temporary = path.with_suffix(f".{os.getpid()}")
+            temporary.write_text(json.dumps({"step": step, **cost, "mean": summary.mean, "std": summary.std}), "utf-8")
+            temporary.replace(path)
+        points.append(json.loads(path.read_text(encoding="utf-8")))
+        console.print(f"{folder.name} step {step}: reward {points[-1]['mean']['reward']:.3f}", highlight=False)
+    return points
+
+
+def run_one(entry: Entry, seed: int, options: argparse.Namespace, console: Console) -> None:
+    """Trains and scores one run, unless its scores are there; leaves them in the run's folder."""
+    from rlvid.train.launch import train
+
+    done = train(configure(entry, seed, options), console)
+    points = evaluate_checkpoints(done.folder, options, console)
+    (done.folder / "points.json").write_text(json.dumps(points), encoding="utf-8")
+
+
+def run_all(entries: list[tuple[str, Entry]], seeds: list[int], options: argparse.Namespace, console: Console) -> None:
+    """Every run in a process of its own, ``options.jobs`` at a time; seed after seed, so that a stop leaves whole ones.
+
+    Raises:
+        RuntimeError: some runs failed; the others are finished.
+    """
+    shared = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // options.jobs))}
+    budget = ["--seconds", options.seconds] if options.seconds else ["--videos", options.videos]
+
+    def one(text: str, entry: Entry, seed: int) -> str | None:
+        folder = options.out / f"{entry.label}-seed{seed}"
+        if (folder / "points.json").is_file():
+            return None
+        command = [
+            sys.executable, __file__, "--one", text, "--seeds", seed, *budget, "--points", options.points,
+            "--prompts", options.prompts, "--out", options.out, *options.overrides,
+        ]  # fmt: skip
+        console.print(f"{folder.name}: training", highlight=False)
+        with open(options.out / f"{folder.name}.log", "w", encoding="utf-8") as log:
+            code = subprocess.call(list(map(str, command)), stdout=log, stderr=log, env=os.environ | shared)
+        console.print(f"{folder.name}: {'done' if code == 0 else 'failed, see ' + log.name}", highlight=False)
+        return folder.name if code else None
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        waiting = [pool.submit(one, text, entry, seed) for seed in seeds for text, entry in entries]
+        failed = [name for name in (each.result() for each in waiting) if name]
+    if failed:
+        raise RuntimeError(f"{len(failed)} runs failed ({', '.join(failed)}); their logs are in {options.out}")
 
 
 def interval(values: list[float]) -> tuple[float, float]:
@@ -107,7 +173,7 @@ def table(results: dict[str, list[list[Point]]]) -> str:
     """Markdown: the base, then every method at its end; mean over seeds and its interval."""
     lines = ["| Method | Seconds | Videos | " + " | ".join(SHOWN.values()) + " |", "|---|" + "---:|" * (len(SHOWN) + 2)]
     runs = next(iter(results.values()))
-    groups = {"base": [run[0] for run in runs]} | {name: [run[-1] for run in each] for name, each in results.items()}
+    groups = {"base": [runs[0][0]]} | {name: [run[-1] for run in each] for name, each in results.items()}
     for name, ends in groups.items():
         cells = [f"{statistics.mean(end['seconds'] for end in ends):.0f}"]
         cells.append(f"{statistics.mean(end['videos'] for end in ends):.0f}")
@@ -119,68 +185,93 @@ def table(results: dict[str, list[list[Point]]]) -> str:
 
 
 def draw(results: dict[str, list[list[Point]]], path: Path) -> None:
-    """Reward against seconds and against videos, and oracle against reward; a line a method, a thin one a seed."""
+    """Reward against seconds and against videos, and oracle against reward; a thin line a seed, dots its scores."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 3)
-    styles = ["-", "--", "-.", ":"]
+    labels = (("seconds of training", "reward"), ("videos rewarded", "reward"), ("trained reward", "oracle score"))
     for index, (name, runs) in enumerate(results.items()):
-        look = {"color": f"C{index}", "linestyle": styles[index % 4]}
+        look = {"color": f"C{index}", "linestyle": ["-", "--", "-.", ":"][index % 4], "marker": "os^vDPX*"[index % 8]}
         for place, (across, up) in enumerate((("seconds", "reward"), ("videos", "reward"), ("reward", "oracle_score"))):
             for number, run in enumerate(runs):
-                x = [point["mean"][across] if across in point["mean"] else point[across] for point in run]
+                x = [point[across] if across in point else point["mean"][across] for point in run]
                 y = [point["mean"][up] for point in run]
-                panels[place].plot(x, y, linewidth=1.2, marker=".", label=name if number == 0 else None, **look)
-    labels = (("seconds of training", "reward"), ("videos rewarded", "reward"), ("trained reward", "oracle score"))
+                panels[place].plot(
+                    x, y, linewidth=1, markersize=4, alpha=0.8, label=name if number == 0 else None, **look
+                )
     for panel, (across, up) in zip(panels, labels, strict=True):
         panel.set_xlabel(across)
         panel.set_ylabel(up)
         panel.grid(alpha=0.3)
+    panels[1].set_xscale("symlog", linthresh=50)
     panels[0].legend(fontsize=8)
     figure.savefig(path, dpi=110)
 
 
+def write_board(results: dict[str, list[list[Point]]], seeds: list[int], folder: Path) -> None:
+    """The same curves for TensorBoard, a run a method and seed."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    for name, runs in results.items():
+        for seed, run in zip(seeds, runs, strict=False):
+            target = folder / f"{name}-seed{seed}"
+            for old in target.glob("events.*"):
+                old.unlink()
+            with SummaryWriter(str(target)) as board:
+                for point in run:
+                    for metric in SHOWN:
+                        value = point["mean"][metric]
+                        board.add_scalar(f"against steps/{metric}", value, point["step"])
+                        board.add_scalar(f"against videos/{metric}", value, point["videos"])
+                        board.add_scalar(f"against seconds/{metric}", value, round(point["seconds"]))
+
+
 def main() -> None:
-    """Trains and evaluates one run after another, then writes the table and the curves."""
+    """Trains and scores the runs that are missing, then writes the table and the curves of all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", default=ALL, help="comma-separated: [label=]method[:key=value]...")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--seconds", type=float, help="of training a run")
     parser.add_argument("--videos", type=int, help="shown to the reward in a run, instead of seconds")
-    parser.add_argument("--points", type=int, default=4, help="checkpoints of a run that are evaluated")
-    parser.add_argument("--prompts", type=int, default=24, help="in-domain prompts of an evaluation")
+    parser.add_argument("--points", type=int, default=3, help="checkpoints of a run that are scored")
+    parser.add_argument("--prompts", type=int, default=16, help=f"in-domain prompts, of {COPIES} videos each")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"))
+    parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", help="settings of all runs, as for rlvid train")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     console = Console()
-    from rlvid.config import load_config
-    from rlvid.toy.captions import prompt_set
-    from rlvid.train.launch import train
-
     if bool(options.seconds) == bool(options.videos):
         raise ValueError("give a budget: either --seconds or --videos")
-    prompts = {"in_domain": prompt_set("in_domain", options.prompts)}
-    results: dict[str, list[list[Point]]] = {}
-    for label, method, settings in map(parse_entry, options.methods.split(",")):
-        for seed in map(int, options.seeds.split(",")):
-            overrides = [*run_settings(label, method, seed, options.out, options), *options.overrides, *settings]
-            config = load_config("toy", overrides)
-            config = load_config("toy", [*overrides, f"train.steps={steps_of(config, options)}"])
-            console.print(f"{config.name}: training", highlight=False)
-            done = train(config, console)
-            points = evaluate_checkpoints(done.folder, prompts, options.points, console)
-            results.setdefault(label, []).append(points)
-            (options.out / "comparison.md").write_text(table(results), encoding="utf-8")
-            draw(results, options.out / "comparison.png")
+    if min(options.points, options.prompts, options.jobs) < 1:
+        raise ValueError("--points, --prompts and --jobs must be 1 or more")
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    if options.one:
+        return run_one(Entry.parse(options.one), seeds[0], options, console)
+    entries = [(text, Entry.parse(text)) for text in options.methods.split(",")]
+    for _, entry in entries:
+        configure(entry, seeds[0], options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    run_all(entries, seeds, options, console)
+    results = {
+        entry.label: [
+            json.loads((options.out / f"{entry.label}-seed{seed}" / "points.json").read_text("utf-8")) for seed in seeds
+        ]
+        for _, entry in entries
+    }
+    (options.out / "comparison.md").write_text(table(results), encoding="utf-8")
+    draw(results, options.out / "comparison.png")
+    write_board(results, seeds, options.out / "tensorboard")
     console.print((options.out / "comparison.md").read_text(encoding="utf-8"), markup=False, highlight=False)
-    console.print(f"in {options.out}: comparison.md, comparison.png", highlight=False)
+    console.print(f"in {options.out}: comparison.md, comparison.png, tensorboard/", highlight=False)
+    return None
 
 
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         sys.exit(f"error: {error}")

@@ -15,7 +15,15 @@ from rlvid.reward.video import ImageReward, mean_of_frames
 from rlvid.toy import oracle
 
 ORACLE = ("subject", "colour", "background", "motion", "sharpness", "fidelity", "score")
-METRICS = ("reward", "held_out", "clipsim", "consistency", "motion", *(f"oracle_{name}" for name in ORACLE))
+METRICS = (
+    "reward",
+    "held_out",
+    "clipsim",
+    "consistency",
+    "motion",
+    "diversity",
+    *(f"oracle_{name}" for name in ORACLE),
+)
 """Every metric of a ``Row``, by the name of its field."""
 
 _SHOWN = 4  # frames of a video that are kept for pictures
@@ -26,7 +34,8 @@ class Row:
     """One video and its scores; NaN where a metric does not apply or the video is not finite.
 
     ``reward`` is the mean over all frames of the image reward that was trained on, ``held_out`` that of the one that
-    was not; ``consistency`` is of consecutive frames. ``oracle_*`` are ``rlvid.toy.oracle.grade``'s. ``frames`` holds
+    was not; ``consistency`` is of consecutive frames; ``diversity`` compares the videos that a
+    prompt has in one batch, where there are several. ``oracle_*`` are ``rlvid.toy.oracle.grade``'s. ``frames`` holds
     four frames (S, C, H, W), uint8, spread over the video, of those videos that were asked to be pictured.
     """
 
@@ -40,6 +49,7 @@ class Row:
     clipsim: float
     consistency: float
     motion: float
+    diversity: float
     oracle_subject: float
     oracle_colour: float
     oracle_background: float
@@ -115,6 +125,7 @@ def score_videos(
         "clipsim": metrics.similarity(image_BFD, clip.text_features(asked)),
         "consistency": metrics.consistency(image_BFD),
         "motion": metrics.motion(frames),
+        "diversity": metrics.diversity(clip, frames, asked),
     }
     if held_out is not None:
         found["held_out"] = held_out(frames, asked).mean(1)

@@ -161,6 +161,18 @@ def test_evaluation_scores_every_video_of_every_set() -> None:
         evaluate_model(model, sets, name="base", reward=lambda frames, prompts: frames.mean((2, 3, 4)))
 
 
+def test_diversity_is_of_the_videos_of_a_prompt() -> None:
+    model, reward = tiny_model(), tiny_reward(1)
+    rows = evaluate_model(
+        model, {"twice": [*PROMPTS[:1] * 2, PROMPTS[1]]}, name="base", reward=reward, steps_list=[2], use_oracle=False
+    )
+    frames = generate(model, [*PROMPTS[:1] * 2, PROMPTS[1]], seed=0, steps=2, final="exact")
+    with torch.no_grad():
+        a, b = torch.nn.functional.normalize(reward.image_features(frames[:2]).mean(1), dim=1)
+    assert [r.diversity for r in rows[:2]] == pytest.approx([1 - float(a @ b)] * 2, abs=1e-5)
+    assert math.isnan(rows[2].diversity)
+
+
 def test_a_video_that_is_not_finite_has_no_scores_and_does_not_touch_its_neighbours() -> None:
     frames, prompts = clips_and_captions(3)
     settings = {"reward": tiny_reward(1), "held_out": None, "clip": tiny_reward(2), "use_oracle": True}

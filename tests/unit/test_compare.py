@@ -1,0 +1,69 @@
+"""The comparison's lines, budgets, intervals and table."""
+
+import argparse
+import importlib.util
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def compare() -> ModuleType:
+    """``jobs/compare.py``, which is a script."""
+    spec = importlib.util.spec_from_file_location("compare", ROOT / "jobs" / "compare.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules["compare"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def budget(tmp_path: Path, **given: float) -> argparse.Namespace:
+    return argparse.Namespace(
+        **({"seconds": None, "videos": None} | given), overrides=["train.workers=1"], out=tmp_path
+    )
+
+
+def test_an_entry_has_a_label_a_method_and_settings(compare: ModuleType) -> None:
+    assert compare.Entry.parse("ddpo") == compare.Entry("ddpo", "ddpo", ())
+    parsed = compare.Entry.parse("fast=rwr:method.beta=5:optimizer.lr=1e-3")
+    assert parsed == compare.Entry("fast", "rwr", ("method.beta=5", "optimizer.lr=1e-3"))
+    with pytest.raises(ValueError, match="'ppo' is not a method; allowed: instructvideo"):
+        compare.Entry.parse("ppo")
+    with pytest.raises(ValueError, match="'tau' is not a setting"):
+        compare.Entry.parse("instructvideo:tau")
+
+
+def test_runs_get_the_same_budget_whatever_their_batch(compare: ModuleType, tmp_path: Path) -> None:
+    entry = compare.Entry.parse("a=draft-lv:method.repeats=4:train.batch_size=4")
+    config = compare.configure(entry, 3, budget(tmp_path, videos=160))
+    assert (config.name, config.seed, config.method.name) == ("a-seed3", 3, "draft-lv")
+    assert config.train.steps * config.train.batch_size * config.method.repeats == 160
+    assert config.train.workers == 1
+    config = compare.configure(compare.Entry.parse("rwr"), 0, budget(tmp_path, seconds=7.0))
+    assert config.train.max_seconds == 7
+    assert config.train.steps > 10_000
+    with pytest.raises(ValueError, match="tau"):
+        compare.configure(compare.Entry.parse("instructvideo:method.tau=2"), 0, budget(tmp_path, seconds=7.0))
+
+
+def test_intervals_are_students(compare: ModuleType) -> None:
+    mean, half = compare.interval([1.0, 2.0, 3.0])
+    assert (mean, half) == (2.0, pytest.approx(4.303 / math.sqrt(3), rel=1e-4))
+    assert math.isnan(compare.interval([1.0])[1])
+
+
+def test_the_table_has_the_base_once_and_each_method_at_its_end(compare: ModuleType) -> None:
+    def point(step: int, value: float) -> dict:
+        return {"step": step, "seconds": 2.0 * step, "videos": 8 * step, "mean": dict.fromkeys(compare.SHOWN, value)}
+
+    runs = [[point(0, 0.5), point(5, 0.6), point(10, last)] for last in (0.7, 0.9)]
+    lines = compare.table({"ddpo": runs}).splitlines()
+    assert lines[2].startswith("| base | 0 | 0 | 0.500 | 0.500 |")
+    assert lines[3].startswith("| ddpo | 20 | 80 | 0.800 ± 1.271 |")
+    assert len(lines) == 4
