@@ -77,7 +77,7 @@ def fit(
         weight = min(decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - weight)
         shown = loss.item() if step == 0 else 0.98 * shown + 0.02 * loss.item()
-        if (step + 1) % 50 == 0:
+        if (step + 1) % 50 == 0 or step + 1 == steps:
             rate = (time.perf_counter() - start) / (step + 1)
             log.info(
                 "%s %d/%d loss %.4f, %.2f s a step, %.0f s to go",

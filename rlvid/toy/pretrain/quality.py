@@ -13,13 +13,13 @@ from rlvid.toy.oracle import grade
 
 
 @torch.no_grad()
-def quality_of_model(weights: Path, videos: int = 256, batch: int = 16) -> dict[str, float]:
-    """Oracle accuracy of generated videos (D = 20, g = 3): ``videos`` in-domain prompts, 96 of each other set."""
+def quality_of_model(weights: Path, videos: int = 256, others: int = 96, batch: int = 16) -> dict[str, float]:
+    """Oracle accuracy of generated videos (D = 20, g = 3): ``videos`` in domain, ``others`` of each other set."""
     model = load_model(str(weights / "model"), frames=8)
     every = torch.arange(model.frames)[None]
     figures: dict[str, float] = {}
     for name in PROMPT_SETS:
-        prompts = prompt_set(name, videos if name == "in_domain" else 96)
+        prompts = prompt_set(name, videos if name == "in_domain" else others)
         grades = []
         for start in range(0, len(prompts), batch):
             part = prompts[start : start + batch]
@@ -49,11 +49,11 @@ patterns on plain backgrounds, 8 frames of 32 x 32 at 8 fps, captions in English
     python -m rlvid.toy.pretrain --seed {seed}
 
 which takes about two hours on two CPU cores that do nothing else. Another number of threads or another machine gives
-other bits, of the same quality. Stored as safetensors, float32. Licence: Apache-2.0.
+other bits. Stored as safetensors, float32. Licence: Apache-2.0.
 
 * `model/`: diffusers' layout. An autoencoder (0.8 M parameters, latents 8 x 8 x 4), a CLIP text encoder, and a
-  `UNet3DConditionModel` of 1.9 M parameters trained on clips of which half, in its last 400 steps four in five, are
-  blurred, noisy, washed out or flickering.
+  `UNet3DConditionModel` of 1.9 M parameters trained on clips of which half are blurred, noisy, washed out or
+  flickering, and in its last 400 steps nearly all of low quality, most of them washed out.
 * `reward/`: an open_clip model, trained contrastively and then on pairs (clean over degraded, matching over mismatching
   caption). The one to train on.
 * `heldout/`: the same from another seed and other clips. The one to judge with; never trained on.

@@ -1,0 +1,34 @@
+"""The command that makes the weights, at a scale of seconds."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from rlvid.evaluate.generate import generate
+from rlvid.models.unet3d import load_model
+from rlvid.reward.clip import load_clip_folder
+
+
+def pretrain(out: Path) -> str:
+    command = [sys.executable, "-m", "rlvid.toy.pretrain", "--scale", "0.0005", "--device", "cpu", "--out", out]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def test_the_command_makes_every_part_and_trains_none_twice(tmp_path: Path) -> None:
+    said = pretrain(tmp_path)
+    assert [said.count(f"denoiser, {frames} frames 2/2") for frames in (1, 3, 8)] == [1, 1, 2]
+    assert "in_domain motion" in (tmp_path / "README.md").read_text()
+    model = load_model(str(tmp_path / "model"))
+    frames = generate(model, ["a red circle moving left"], seed=0, steps=2)
+    assert frames.shape == (1, 8, 3, 32, 32)
+    assert frames.isfinite().all()
+    tokenizer = tmp_path / "model" / "tokenizer"
+    rewards = [load_clip_folder(tmp_path / name, tokenizer) for name in ("reward", "heldout")]
+    scores = [reward(frames, ["a red circle moving left"]) for reward in rewards]
+    assert all(score.isfinite().all() for score in scores)
+    assert not torch.equal(*scores), "two seeds gave one reward"
+    assert "2/2" not in pretrain(tmp_path), "a stage whose folder is there was trained again"
