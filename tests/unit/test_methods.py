@@ -12,7 +12,7 @@ from helpers import clips, close, flat_gradient, make, one_gradient
 from torch import Tensor, nn
 
 from rlvid.algorithms.catalogue import ALGORITHMS
-from rlvid.config import OptimizerConfig, parse_config
+from rlvid.config import OptimizerConfig, load_config, parse_config, shipped_configs
 from rlvid.config.methods import METHODS
 from rlvid.models.lora import lora_state
 from rlvid.reward.clip import load_reward
@@ -25,6 +25,8 @@ ALL = ["instructvideo", "draft", "draft-lv", "alignprop", "ddpo", "dpok", "rwr",
 
 def test_every_method_has_settings_and_code() -> None:
     assert list(METHODS) == list(ALGORITHMS) == ALL
+    shipped = {load_config(name).method.name for name in shipped_configs() if name.startswith("toy")}
+    assert shipped == set(ALL)
 
 
 @pytest.mark.parametrize("name", ALL)
