@@ -5,12 +5,14 @@
     python jobs/compare.py --methods a=instructvideo,b=instructvideo:reward.attenuation=0 --seconds 180
 
 The budget of a run is seconds of its own steps, or videos shown to the reward. A method may be given a label and
-settings of its own (label=method:key=value:...), so ablations and searches are compared in the same way. Each method
-starts from its shipped description (rlvid/configs/toy-METHOD.yaml, else toy.yaml). Whatever is finished is kept: start
-the same command again to go on.
+settings of its own (label=method:key=value:..., without commas or colons in values), so ablations and searches are
+compared in the same way. Each method starts from its shipped description (rlvid/configs/toy-METHOD.yaml, else
+toy.yaml). Whatever is finished is kept: start the same command again to go on.
 """
 
 import argparse
+import fcntl
+import hashlib
 import json
 import math
 import os
@@ -22,7 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
+from torch import nn
 
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 """97.5 % quantile of Student's t for 1, 2, ... degrees of freedom."""
@@ -33,6 +37,9 @@ SHOWN = {
 }  # fmt: skip
 COPIES = 2
 """Videos of each prompt, for the diversity."""
+
+PER_RUN = ("name=", "seed=", "method=", "method.name=", "output.storage=")
+"""Settings that the comparison gives to each run."""
 
 Point = dict[str, Any]
 """A checkpoint's step, its cost so far, and the mean and deviation of every metric."""
@@ -81,10 +88,29 @@ def configure(entry: Entry, seed: int, options: argparse.Namespace) -> Any:
         "output.keep_checkpoints=1000", *options.overrides, *entry.settings,
     ]  # fmt: skip
     if options.seconds:
-        return load_config(start, [*overrides, f"train.max_seconds={options.seconds}", "train.steps=100000"])
-    config = load_config(start, overrides)
-    shown = config.train.batch_size * getattr(config.method, "repeats", 1)
-    return load_config(start, [*overrides, f"train.steps={max(1, options.videos // shown)}"])
+        budget = [f"train.max_seconds={options.seconds}", "train.steps=100000", "output.checkpoint_every=2"]
+    else:
+        config = load_config(start, overrides)
+        steps = max(1, options.videos // (config.train.batch_size * getattr(config.method, "repeats", 1)))
+        budget = [f"train.steps={steps}", f"output.checkpoint_every={max(1, steps // options.points)}"]
+    return load_config(start, [*overrides, *budget])
+
+
+def digest(data: Any) -> str:
+    """Ten characters that tell settings apart."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()[:10]
+
+
+def identity(config: Any, options: argparse.Namespace) -> str:
+    """What must be the same for a finished run to be used again."""
+    train = config.train
+    return digest([config.fingerprint, train.steps, train.max_seconds, options.points, options.prompts])
+
+
+def at_cost(states: dict[int, dict[str, float]], points: int) -> list[int]:
+    """The steps, of checkpoints, that first reach 1 / points, 2 / points, ... of the last one's seconds."""
+    last = states[max(states)]["seconds"]
+    return sorted({min(s for s in states if states[s]["seconds"] >= last * (i + 1) / points) for i in range(points)})
 
 
 def evaluate_checkpoints(folder: Path, options: argparse.Namespace, console: Console) -> list[Point]:
@@ -96,68 +122,103 @@ def evaluate_checkpoints(folder: Path, options: argparse.Namespace, console: Con
     from rlvid.train.checkpoint import find_checkpoints
 
     prompts = [prompt for prompt in prompt_set("in_domain", options.prompts) for _ in range(COPIES)]
-    found = find_checkpoints(folder)
-    chosen = {found[math.ceil((i + 1) * len(found) / options.points) - 1].step for i in range(options.points)}
+    states = {
+        found.step: json.loads((found.folder / "state.json").read_text(encoding="utf-8"))
+        for found in find_checkpoints(folder)
+    }
     points = []
-    for step in [0, *sorted(chosen)]:
+    for step in [0, *at_cost(states, options.points)]:
         tuned = load_run(folder, step or None)
-        sampling = tuned.config.sampling
-        shared = f"base-D{sampling.steps}-g{sampling.guidance:g}-{sampling.final}-{options.prompts}.json"
-        path = folder / f"scores-{step:06d}.json" if step else folder.parent / shared
+        model, sampling = tuned.use(1.0 if step else 0.0), tuned.config.sampling
+        how = [sampling.steps, sampling.guidance, sampling.final, options.prompts]
+        path = folder / f"scores-{step:06d}-{options.prompts}.json"
+        if not step:  # one base for all runs that have the same
+            path = folder.parent / f"base-{digest([weights_of(model.denoiser), *how])}.json"
         if not path.is_file():
             rows = evaluate_model(
-                tuned.use(1.0 if step else 0.0), {"in_domain": prompts}, name=folder.name,
-                reward=load_reward("builtin", device()), held_out=load_reward("builtin-heldout", device()),
-                steps_list=[sampling.steps], guidance=sampling.guidance, final=sampling.final,
+                model, {"in_domain": prompts}, name=folder.name, reward=load_reward("builtin", device()),
+                held_out=load_reward("builtin-heldout", device()), steps_list=[sampling.steps],
+                guidance=sampling.guidance, final=sampling.final,
             )  # fmt: skip
             (summary,) = summarise(rows)
-            state = json.loads((tuned.checkpoint.folder / "state.json").read_text(encoding="utf-8"))
-            cost = {"seconds": state["seconds"], "videos": state["videos"]} if step else {"seconds": 0.0, "videos": 0}
-            temporary = path.with_suffix(f".{os.getpid()}")
-            temporary.write_text(json.dumps({"step": step, **cost, "mean": summary.mean, "std": summary.std}), "utf-8")
-            temporary.replace(path)
+            cost = {key: states[step][key] if step else 0 for key in ("seconds", "videos")}
+            write_json(path, {"step": step, **cost, "mean": summary.mean, "std": summary.std})
         points.append(json.loads(path.read_text(encoding="utf-8")))
         console.print(f"{folder.name} step {step}: reward {points[-1]['mean']['reward']:.3f}", highlight=False)
     return points
 
 
+def weights_of(module: nn.Module) -> str:
+    """A digest of a denoiser's own weights, without the adapter's."""
+    found = hashlib.sha256()
+    for name, parameter in module.named_parameters():
+        if "lora" not in name:
+            found.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_suffix(f".{os.getpid()}")
+    temporary.write_text(json.dumps(data), encoding="utf-8")
+    temporary.replace(path)
+
+
 def run_one(entry: Entry, seed: int, options: argparse.Namespace, console: Console) -> None:
-    """Trains and scores one run, unless its scores are there; leaves them in the run's folder."""
+    """Trains and scores one run; leaves its points in the run's folder."""
     from rlvid.train.launch import train
 
-    done = train(configure(entry, seed, options), console)
-    points = evaluate_checkpoints(done.folder, options, console)
-    (done.folder / "points.json").write_text(json.dumps(points), encoding="utf-8")
+    config = configure(entry, seed, options)
+    folder = train(config, console).folder
+    points = evaluate_checkpoints(folder, options, console)
+    write_json(folder / "points.json", {"identity": identity(config, options), "points": points})
 
 
-def run_all(entries: list[tuple[str, Entry]], seeds: list[int], options: argparse.Namespace, console: Console) -> None:
-    """Every run in a process of its own, ``options.jobs`` at a time; seed after seed, so that a stop leaves whole ones.
+def finished(entry: Entry, seed: int, options: argparse.Namespace) -> list[Point] | None:
+    """The points of a run, if it has ended.
 
     Raises:
-        RuntimeError: some runs failed; the others are finished.
+        ValueError: it ended under another budget or with other settings.
     """
+    path = options.out / f"{entry.label}-seed{seed}" / "points.json"
+    if not path.is_file():
+        return None
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    if kept["identity"] != identity(configure(entry, seed, options), options):
+        raise ValueError(
+            f"{path.parent} holds a run of another budget or other settings; delete it, or choose another --out"
+        )
+    return list(kept["points"])
+
+
+def run_all(missing: list[tuple[str, Entry, int]], options: argparse.Namespace, console: Console) -> list[str]:
+    """Every run in a process of its own, ``options.jobs`` at a time; the names of those that failed."""
     shared = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // options.jobs))}
     budget = ["--seconds", options.seconds] if options.seconds else ["--videos", options.videos]
+    running: set[subprocess.Popen[bytes]] = set()
 
     def one(text: str, entry: Entry, seed: int) -> str | None:
-        folder = options.out / f"{entry.label}-seed{seed}"
-        if (folder / "points.json").is_file():
-            return None
+        name = f"{entry.label}-seed{seed}"
         command = [
             sys.executable, __file__, "--one", text, "--seeds", seed, *budget, "--points", options.points,
             "--prompts", options.prompts, "--out", options.out, *options.overrides,
         ]  # fmt: skip
-        console.print(f"{folder.name}: training", highlight=False)
-        with open(options.out / f"{folder.name}.log", "w", encoding="utf-8") as log:
-            code = subprocess.call(list(map(str, command)), stdout=log, stderr=log, env=os.environ | shared)
-        console.print(f"{folder.name}: {'done' if code == 0 else 'failed, see ' + log.name}", highlight=False)
-        return folder.name if code else None
+        console.print(f"{name}: training", highlight=False)
+        with open(options.out / f"{name}.log", "a", encoding="utf-8") as log:
+            process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, env=os.environ | shared)
+            running.add(process)
+            code = process.wait()
+        running.discard(process)
+        console.print(f"{name}: {'done' if code == 0 else 'failed, see ' + log.name}", highlight=False)
+        return name if code else None
 
-    with ThreadPoolExecutor(options.jobs) as pool:
-        waiting = [pool.submit(one, text, entry, seed) for seed in seeds for text, entry in entries]
-        failed = [name for name in (each.result() for each in waiting) if name]
-    if failed:
-        raise RuntimeError(f"{len(failed)} runs failed ({', '.join(failed)}); their logs are in {options.out}")
+    pool = ThreadPoolExecutor(options.jobs)
+    try:
+        return [name for name in (each.result() for each in [pool.submit(one, *run) for run in missing]) if name]
+    finally:  # an interrupt ends what runs and starts nothing more
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in list(running):
+            process.terminate()
 
 
 def interval(values: list[float]) -> tuple[float, float]:
@@ -211,12 +272,12 @@ def draw(results: dict[str, list[list[Point]]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def write_board(results: dict[str, list[list[Point]]], seeds: list[int], folder: Path) -> None:
+def write_board(ended: dict[str, list[tuple[int, list[Point]]]], folder: Path) -> None:
     """The same curves for TensorBoard, a run a method and seed."""
     from torch.utils.tensorboard import SummaryWriter
 
-    for name, runs in results.items():
-        for seed, run in zip(seeds, runs, strict=False):
+    for name, runs in ended.items():
+        for seed, run in runs:
             target = folder / f"{name}-seed{seed}"
             for old in target.glob("events.*"):
                 old.unlink()
@@ -244,34 +305,73 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="settings of all runs, as for rlvid train")
     options = parser.parse_intermixed_args()
     console = Console()
+    seeds = check(options)
+    if options.one:
+        return run_one(Entry.parse(options.one), seeds[0], options, console)
+    entries = [(text, Entry.parse(text)) for text in options.methods.split(",")]
+    labels = [entry.label for _, entry in entries]
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"--methods: labels must differ, and these do not: {', '.join(labels)}; give label=method:...")
+    cores = os.cpu_count() or 1
+    for _, entry in entries:
+        train = configure(entry, seeds[0], options).train
+        if options.jobs > 1 and "RAY_ADDRESS" not in os.environ and options.jobs * train.workers > cores:
+            raise ValueError(
+                f"--jobs {options.jobs} of train.workers = {train.workers} share {cores} cores, which makes seconds "
+                "mean nothing; add train.workers=1, or lower --jobs"
+            )
+    options.out.mkdir(parents=True, exist_ok=True)
+    with open(options.out / ".lock", "w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another comparison runs in {options.out}; wait for its end, or choose another --out"
+            ) from None
+        runs = [(text, entry, seed) for seed in seeds for text, entry in entries]
+        failed = run_all([run for run in runs if finished(run[1], run[2], options) is None], options, console)
+        ended: dict[str, list[tuple[int, list[Point]]]] = {label: [] for label in labels}
+        for _, entry, seed in runs:
+            if points := finished(entry, seed, options):
+                ended[entry.label].append((seed, points))
+        report({label: found for label, found in ended.items() if found}, options.out, console)
+    if failed:
+        raise RuntimeError(f"{len(failed)} runs failed ({', '.join(failed)}); their logs are in {options.out}")
+    return None
+
+
+def check(options: argparse.Namespace) -> list[int]:
+    """The seeds, once all options make sense.
+
+    Raises:
+        ValueError: an option does not.
+    """
     if bool(options.seconds) == bool(options.videos):
         raise ValueError("give a budget: either --seconds or --videos")
     if min(options.points, options.prompts, options.jobs) < 1:
         raise ValueError("--points, --prompts and --jobs must be 1 or more")
-    seeds = [int(seed) for seed in options.seeds.split(",")]
-    if options.one:
-        return run_one(Entry.parse(options.one), seeds[0], options, console)
-    entries = [(text, Entry.parse(text)) for text in options.methods.split(",")]
-    for _, entry in entries:
-        configure(entry, seeds[0], options)
-    options.out.mkdir(parents=True, exist_ok=True)
-    run_all(entries, seeds, options, console)
-    results = {
-        entry.label: [
-            json.loads((options.out / f"{entry.label}-seed{seed}" / "points.json").read_text("utf-8")) for seed in seeds
-        ]
-        for _, entry in entries
-    }
-    (options.out / "comparison.md").write_text(table(results), encoding="utf-8")
-    draw(results, options.out / "comparison.png")
-    write_board(results, seeds, options.out / "tensorboard")
-    console.print((options.out / "comparison.md").read_text(encoding="utf-8"), markup=False, highlight=False)
-    console.print(f"in {options.out}: comparison.md, comparison.png, tensorboard/", highlight=False)
-    return None
+    if taken := [each for each in options.overrides if each.startswith(PER_RUN)]:
+        raise ValueError(f"{taken[0]!r}: the comparison sets this for each run; use --methods, --seeds or --out")
+    seeds = options.seeds.split(",")
+    if len(set(seeds)) < len(seeds) or not all(seed.strip().isdigit() for seed in seeds):
+        raise ValueError(f"--seeds {options.seeds!r}: give different whole numbers, such as 0,1,2")
+    return [int(seed) for seed in seeds]
+
+
+def report(ended: dict[str, list[tuple[int, list[Point]]]], out: Path, console: Console) -> None:
+    """Writes the table and the curves of the runs that have ended."""
+    if not ended:
+        return
+    results = {label: [points for _, points in found] for label, found in ended.items()}
+    (out / "comparison.md").write_text(table(results), encoding="utf-8")
+    draw(results, out / "comparison.png")
+    write_board(ended, out / "tensorboard")
+    console.print((out / "comparison.md").read_text(encoding="utf-8"), markup=False, highlight=False)
+    console.print(f"in {out}: comparison.md, comparison.png, tensorboard/", highlight=False)
 
 
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"error: {error}")

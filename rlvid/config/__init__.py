@@ -102,7 +102,7 @@ class OptimizerConfig(Section):
 class TrainConfig(Section):
     """Steps, workers and what happens on failures."""
 
-    steps: int = Field(20_000, ge=1, description="optimiser steps")
+    steps: int = Field(20_000, ge=1, description="batches; most methods take one optimiser step on each")
     max_seconds: float | None = Field(
         None, gt=0, description="seconds of steps after which training ends, checkpoints and videos not counted"
     )

@@ -178,6 +178,13 @@ class RwrConfig(Supervised):
     beta: float = Field(0.2, gt=0, description="what rewards are multiplied with before the softmax")
     per_prompt: bool = Field(False, description="softmax within the samples of a prompt and not over the batch")
 
+    def check(self, steps: int, eta: float, batch_size: int, group_size: int) -> None:
+        """See ``Method.check``."""
+        if self.per_prompt and group_size < 2:
+            raise ValueError(
+                "method.per_prompt weighs train.group_size samples of a prompt against each other; set it to 2 or more"
+            )
+
 
 class RaftConfig(Supervised):
     """RAFT (Dong et al. 2023): keep the best samples, train on them."""

@@ -268,7 +268,7 @@ def _make_temporary(out: Path) -> Path:
         for old in out.parent.iterdir():
             process = old.name.removeprefix(mine)
             if old.name.startswith(mine) and not Path("/proc", process).exists():
-                shutil.rmtree(old)
+                shutil.rmtree(old, ignore_errors=True)
         part = out.parent / f"{mine}{os.getpid()}"
         part.mkdir()
     except OSError as error:

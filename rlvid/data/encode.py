@@ -30,7 +30,7 @@ from rlvid.models.base import VideoModel
 from rlvid.models.unet3d import load_model, model_folder, resolved_shape
 from rlvid.randomness import generator
 from rlvid.toy.captions import PROMPT_SETS, write_captions
-from rlvid.toy.render import degrade, render, sample_clips, sample_degradation
+from rlvid.toy.render import RENDERER, degrade, render, sample_clips, sample_degradation
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def encode_builtin(
         raise ValueError(f"data.clips = {count}: at least one clip is needed")
     items = [{"index": i, "source": f"built-in clip {seed}/{i}", "caption": ""} for i in range(count)]
     return _encode(
-        items, partial(read_rendered, seed), {"count": count, "seed": seed}, [], model, Path(out),
+        items, partial(read_rendered, seed), {"count": count, "seed": seed, "renderer": RENDERER}, [], model, Path(out),
         workers=workers, batch_size=batch_size, use_gpu=use_gpu, on_progress=on_progress,
     )  # fmt: skip
 

@@ -125,7 +125,7 @@ def score_videos(
         "clipsim": metrics.similarity(image_BFD, clip.text_features(asked)),
         "consistency": metrics.consistency(image_BFD),
         "motion": metrics.motion(frames),
-        "diversity": metrics.diversity(clip, frames, asked),
+        "diversity": metrics.diversity(image_BFD, asked),
     }
     if held_out is not None:
         found["held_out"] = held_out(frames, asked).mean(1)

@@ -71,13 +71,13 @@ def motion(frames_BFCHW: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def diversity(clip: ClipReward, frames_BFCHW: Tensor, prompts: list[str]) -> Tensor:
+def diversity(image_BFD: Tensor, prompts: list[str]) -> Tensor:
     """Mean CLIP distance of each clip to the other clips of its prompt: (B,), float32 in [0, 2].
 
     NaN where a prompt has one clip only. With equally many clips a prompt, the mean over clips is the mean pairwise
     distance.
     """
-    clip_BD = F.normalize(clip.image_features(frames_BFCHW).mean(1), dim=1)
+    clip_BD = F.normalize(image_BFD.mean(1), dim=1)
     number = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
     prompt_B = torch.tensor([number[p] for p in prompts], device=clip_BD.device)
     fellow_BB = (prompt_B[:, None] == prompt_B[None, :]).fill_diagonal_(False)

@@ -36,6 +36,9 @@ BACKGROUNDS = {
 MOTIONS = ("left", "right", "up", "down", "still", "growing")
 DEGRADATIONS = ("clean", "blurred", "noisy", "washed-out", "flickering")
 
+RENDERER = 2
+"""Raised when the same seed draws other clips, so that encoded ones are not taken for them."""
+
 TRAVEL = 0.40
 """Distance a moving subject covers during a clip, in fractions of the frame's width."""
 
@@ -236,8 +239,13 @@ def sample_degradation(
     """Draws ``(kind_B, strength_B)`` with a ``share`` of degraded clips, strengths uniform.
 
     Kinds are uniform too, unless ``share`` gives one for each kind, as in ``{"washed-out": 0.5, "blurred": 0.2}``.
+
+    Raises:
+        ValueError: shares of unknown kinds, or of more than 1 in all.
     """
     names = DEGRADATIONS[1:]
+    if isinstance(share, Mapping) and (set(share) - set(names) or sum(share.values()) > 1 + 1e-6):
+        raise ValueError(f"shares {dict(share)}: of {', '.join(names)}, and at most 1 together")
     shares = share if isinstance(share, Mapping) else dict.fromkeys(names, share / len(names))
     edges = torch.tensor([shares.get(name, 0.0) for name in names]).cumsum(0)
     kind_B = torch.bucketize(torch.rand(count, generator=generator), edges, right=True) + 1

@@ -27,14 +27,14 @@ _NAME = re.compile(r"step-(\d{6,})$")
 
 @dataclass(frozen=True)
 class Found:
-    """A checkpoint on disk: its folder and the number of optimiser steps behind it."""
+    """A checkpoint on disk: its folder and the number of batches behind it."""
 
     folder: Path
     step: int
 
 
 def checkpoint_name(step: int) -> str:
-    """Folder name of the checkpoint after ``step`` optimiser steps."""
+    """Folder name of the checkpoint after ``step`` batches."""
     return f"step-{step:06d}"
 
 

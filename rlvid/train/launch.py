@@ -201,7 +201,10 @@ def encoded_clips(config: RunConfig, console: Console) -> Path:
         return Path(config.data.source).expanduser().resolve()
     name = f"builtin-{config.data.clips}-seed{config.seed}-{model_fingerprint(config.model)[:8]}"
     out = Path(config.output.storage).expanduser().resolve() / "clips" / name
-    report = encode_builtin(config.data.clips, config.seed, config.model, out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with open(out.parent / f".{name}.lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # runs that start together encode once
+        report = encode_builtin(config.data.clips, config.seed, config.model, out)
     if report.encoded:
         console.print(f"{report.clips} clips encoded in {_shown(out)}, {report.seconds:.0f} s", highlight=False)
     return out

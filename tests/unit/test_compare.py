@@ -6,6 +6,7 @@ import math
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -23,10 +24,9 @@ def compare() -> ModuleType:
     return module
 
 
-def budget(tmp_path: Path, **given: float) -> argparse.Namespace:
-    return argparse.Namespace(
-        **({"seconds": None, "videos": None} | given), overrides=["train.workers=1"], out=tmp_path
-    )
+def budget(tmp_path: Path, **given: Any) -> argparse.Namespace:
+    limits = {"seconds": None, "videos": None, "seeds": "0,1", "points": 2, "prompts": 4, "jobs": 1} | given
+    return argparse.Namespace(**limits, overrides=["train.workers=1"], out=tmp_path)
 
 
 def test_an_entry_has_a_label_a_method_and_settings(compare: ModuleType) -> None:
@@ -50,6 +50,46 @@ def test_runs_get_the_same_budget_whatever_their_batch(compare: ModuleType, tmp_
     assert config.train.steps > 10_000
     with pytest.raises(ValueError, match="tau"):
         compare.configure(compare.Entry.parse("instructvideo:method.tau=2"), 0, budget(tmp_path, seconds=7.0))
+
+
+def test_a_finished_run_of_another_budget_is_not_taken_for_this_one(compare: ModuleType, tmp_path: Path) -> None:
+    entry, options = compare.Entry.parse("rwr"), budget(tmp_path, videos=64)
+    assert compare.finished(entry, 0, options) is None
+    kept = {"identity": compare.identity(compare.configure(entry, 0, options), options), "points": [{"step": 0}]}
+    (tmp_path / "rwr-seed0").mkdir()
+    compare.write_json(tmp_path / "rwr-seed0" / "points.json", kept)
+    assert compare.finished(entry, 0, options) == [{"step": 0}]
+    for other in ({"videos": 128}, {"videos": 64, "prompts": 8}, {"videos": None, "seconds": 9.0}):
+        with pytest.raises(ValueError, match="another budget"):
+            compare.finished(entry, 0, budget(tmp_path, **other))
+
+
+@pytest.mark.parametrize(
+    ("given", "overrides", "message"),
+    [
+        ({}, [], "--seconds or --videos"),
+        ({"seconds": 1.0, "videos": 8}, [], "--seconds or --videos"),
+        ({"videos": 8, "jobs": 0}, [], "--jobs must be 1"),
+        ({"videos": 8, "seeds": "0,0"}, [], "--seeds '0,0'"),
+        ({"videos": 8, "seeds": "a"}, [], "--seeds 'a'"),
+        ({"videos": 8}, ["seed=7"], "'seed=7'"),
+        ({"videos": 8}, ["method=ddpo"], "'method=ddpo'"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(
+    compare: ModuleType, tmp_path: Path, given: dict[str, Any], overrides: list[str], message: str
+) -> None:
+    options = budget(tmp_path, **given)
+    options.overrides = overrides
+    with pytest.raises(ValueError, match=message):
+        compare.check(options)
+
+
+def test_points_are_spread_over_the_cost(compare: ModuleType) -> None:
+    states = {step: {"seconds": 3.0 * step} for step in (2, 4, 6, 8, 9)}
+    assert compare.at_cost(states, 1) == [9]
+    assert compare.at_cost(states, 3) == [4, 6, 9]
+    assert compare.at_cost(states, 50) == [2, 4, 6, 8, 9]
 
 
 def test_intervals_are_students(compare: ModuleType) -> None:

@@ -114,7 +114,7 @@ def test_metrics_equal_a_computation_by_hand() -> None:
         moved = np.mean([np.abs(pixels[f + 1] - pixels[f]).mean() for f in range(count - 1)])
         assert metrics.motion(frames)[b].item() == pytest.approx(moved, abs=1e-6)
         fellows = [a for a in range(4) if a != b and prompts[a] == prompts[b]]
-        apart = metrics.diversity(clip, frames, prompts)[b].item()
+        apart = metrics.diversity(clip.image_features(frames), prompts)[b].item()
         if fellows:
             assert apart == pytest.approx(np.mean([1 - mean_feature[a] @ mean_feature[b] for a in fellows]), abs=1e-5)
         else:

@@ -22,7 +22,7 @@ def test_the_command_makes_every_part_and_trains_none_twice(tmp_path: Path) -> N
     said = pretrain(tmp_path)
     assert [said.count(f"denoiser, {frames} frames 2/2") for frames in (1, 3, 8)] == [1, 1, 2]
     assert "in_domain motion" in (tmp_path / "README.md").read_text()
-    model = load_model(str(tmp_path / "model"))
+    model = load_model(str(tmp_path / "model"), frames=8)
     frames = generate(model, ["a red circle moving left"], seed=0, steps=2)
     assert frames.shape == (1, 8, 3, 32, 32)
     assert frames.isfinite().all()

@@ -33,7 +33,7 @@ LOW_QUALITY = {"washed-out": 0.85, "blurred": 0.12}
 def main() -> None:
     """Runs the stages in order; a stage whose folder is there already is loaded instead of trained."""
     parser = argparse.ArgumentParser(prog="python -m rlvid.toy.pretrain", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "weights", help="folder of the weights")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the weights; rlvid's own: rlvid/toy/weights")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0, help="share of all steps and counts, for a quick trial")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -72,8 +72,8 @@ def main() -> None:
         ]
         bank = max(64, steps(12288))
         unet, encoder = fit_denoiser(options.seed + 300, phases, vae, tokenizer, bank, text_steps=steps(400))
-        unet.save_pretrained(out / "model" / "unet")
         encoder.save_pretrained(out / "model" / "text_encoder")
+        unet.save_pretrained(out / "model" / "unet")  # last: this folder says that the stage is done
     figures["autoencoder"] = {"L1 on clean frames in [-1, 1]": clean_error(vae)}
     figures["model"] = quality_of_model(out, max(4, steps(256)), max(4, steps(96)))
     for name, values in figures.items():

@@ -50,21 +50,12 @@ def fit(
     peak: float,
     name: str,
     decay: float = 0.998,
-    weight_decay: float = 0.0,
-    each: Callable[[int], None] | None = None,
 ) -> None:
-    """Minimises ``loss_of_step(step)`` with AdamW and leaves the exponential moving average of the weights behind.
-
-    ``each(step)`` is called every 500 steps with the averaged weights in place.
-    """
+    """Minimises ``loss_of_step(step)`` with AdamW and leaves the exponential moving average of the weights behind."""
     parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.99), weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.99), weight_decay=0.0)
     average = [p.detach().clone() for p in parameters]
     start, shown = time.perf_counter(), 0.0
-
-    def swap() -> None:
-        for p, a in zip(parameters, average, strict=True):
-            p.data, a.data = a.data, p.data
 
     for step in range(steps):
         for group in optimizer.param_groups:
@@ -88,8 +79,5 @@ def fit(
                 rate,
                 rate * (steps - step - 1),
             )
-        if each is not None and (step + 1) % 500 == 0 and step + 1 < steps:
-            swap()
-            each(step + 1)
-            swap()
-    swap()
+    for p, a in zip(parameters, average, strict=True):
+        p.data = a

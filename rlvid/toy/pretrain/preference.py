@@ -59,7 +59,7 @@ class PreferencePairs:
         return batch["input_ids"].to(self.vae.device)
 
     def _frame(self, clips: Clips) -> Tensor:
-        # One frame a clip: two rendered frames are the ends of the motion, and a random one of them is kept.
+        # One frame a clip: a random one of four, from the first to the last.
         frames_BFCHW = render(clips, frames=4)
         pick_B = torch.randint(4, (len(clips),), generator=self.generator)
         return frames_BFCHW[torch.arange(len(clips)), pick_B]

@@ -46,7 +46,7 @@ def write_card(weights: Path, figures: dict[str, dict[str, float]], seed: int) -
 Trained from scratch on clips that `rlvid/toy/render.py` draws: no outside data, no outside weights. Coloured shapes and
 patterns on plain backgrounds, 8 frames of 32 x 32 at 8 fps, captions in English. To rebuild them:
 
-    python -m rlvid.toy.pretrain --seed {seed}
+    python -m rlvid.toy.pretrain --seed {seed} --out FOLDER
 
 which takes about two hours on two CPU cores that do nothing else. Another number of threads or another machine gives
 other bits. Stored as safetensors, float32. Licence: Apache-2.0.
