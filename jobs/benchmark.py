@@ -144,4 +144,7 @@ def show(found: dict[str, Any], config: RunConfig, console: Console) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except ValueError as error:
+        sys.exit(f"error: {error}")

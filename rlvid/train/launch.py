@@ -29,6 +29,7 @@ from rlvid.data.clips import EncodedClips
 from rlvid.data.encode import encode_builtin, model_fingerprint
 from rlvid.models.lora import check_targets
 from rlvid.models.unet3d import denoiser_outline, resolved_shape
+from rlvid.toy.render import RENDERER
 from rlvid.train.checkpoint import find_checkpoints
 
 log = logging.getLogger("rlvid.train")
@@ -199,7 +200,7 @@ def encoded_clips(config: RunConfig, console: Console) -> Path:
     """
     if config.data.source != "builtin":
         return Path(config.data.source).expanduser().resolve()
-    name = f"builtin-{config.data.clips}-seed{config.seed}-{model_fingerprint(config.model)[:8]}"
+    name = f"builtin{RENDERER}-{config.data.clips}-seed{config.seed}-{model_fingerprint(config.model)[:8]}"
     out = Path(config.output.storage).expanduser().resolve() / "clips" / name
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(out.parent / f".{name}.lock", "w", encoding="utf-8") as lock:
