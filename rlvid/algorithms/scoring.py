@@ -40,7 +40,7 @@ def plan(context: Context, batch: Batch) -> FramePlan:
         uniform_BS.to(batch.text_BLD.device),
         context.model.frames,
         settings.attenuation,
-        settings.weights,
+        context.config.frame_weights,
         settings.skip_below,
     )
 

@@ -71,8 +71,10 @@ class RewardConfig(Section):
     attenuation: float = Field(
         1.0, ge=0, allow_inf_nan=True, description="lambda of TAR: 0 weighs frames alike, inf the central one alone"
     )
-    weights: Literal["paper", "normalised"] = Field(
-        "paper", description="'paper' divides by S as the paper does, 'normalised' makes the weights sum to one"
+    weights: Literal["paper", "normalised"] | None = Field(
+        None,
+        description="'paper' divides TAR's weights by S, so that their sum varies with the frames drawn; 'normalised' "
+        "makes it one; by default 'normalised' for methods that compare videos by their rewards, else 'paper'",
     )
     skip_below: float = Field(
         0.0,
@@ -188,6 +190,11 @@ class RunConfig(Section):
     def eta(self) -> float:
         """DDIM's eta in training."""
         return self.method.eta if self.sampling.eta is None else self.sampling.eta
+
+    @property
+    def frame_weights(self) -> Literal["paper", "normalised"]:
+        """How TAR's weights add up; a sum that varies would be noise where videos are compared."""
+        return self.reward.weights or ("paper" if self.method.needs_gradient else "normalised")
 
     @property
     def micro_batch(self) -> int:

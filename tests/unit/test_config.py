@@ -162,7 +162,7 @@ def test_the_papers_settings_are_the_defaults() -> None:
     config = RunConfig()
     assert (config.sampling.steps, config.sampling.guidance, config.eta) == (20, 3.0, 0.0)
     assert (config.method.tau, config.method.gradient_steps, config.method.offset_noise) == (0.6, 1, 0.1)
-    assert (config.reward.segments, config.reward.attenuation, config.reward.weights) == (4, 1.0, "paper")
+    assert (config.reward.segments, config.reward.attenuation, config.frame_weights) == (4, 1.0, "paper")
     assert (config.optimizer.lr, config.optimizer.betas, config.optimizer.weight_decay) == (1e-5, (0.9, 0.999), 0.0)
     assert (config.optimizer.warmup, config.train.batch_size, config.train.steps) == (10, 8, 20_000)
     assert (config.model.lora.rank, config.model.lora.targets) == (4, ["to_q", "to_k", "to_v", "to_out.0"])

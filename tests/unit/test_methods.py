@@ -12,6 +12,7 @@ from helpers import clips, close, flat_gradient, make, one_gradient
 from torch import Tensor, nn
 
 from rlvid.algorithms.catalogue import ALGORITHMS
+from rlvid.algorithms.scoring import plan
 from rlvid.config import OptimizerConfig, load_config, parse_config, shipped_configs
 from rlvid.config.methods import METHODS
 from rlvid.models.lora import lora_state
@@ -27,6 +28,17 @@ def test_every_method_has_settings_and_code() -> None:
     assert list(METHODS) == list(ALGORITHMS) == ALL
     shipped = {load_config(name).method.name for name in shipped_configs() if name.startswith("toy")}
     assert shipped == set(ALL)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_frames_drawn_do_not_rank_videos(name: str) -> None:
+    """The paper's weights add up to another sum for every draw, which a method that compares videos would learn."""
+    method = make({"name": name})
+    sum_B = plan(method.context, clips(method, tuple(range(64)))).weights_BS.sum(1)
+    assert ((sum_B - 1).abs().max() < 1e-6) == (not method.method.needs_gradient)
+    assert sum_B.std() > 0.02 or not method.method.needs_gradient
+    told = make({"name": name}, reward={"segments": 2, "weights": "paper"})
+    assert plan(told.context, clips(told, tuple(range(64)))).weights_BS.sum(1).std() > 0.02
 
 
 @pytest.mark.parametrize("name", ALL)
