@@ -30,7 +30,8 @@ from torch import nn
 
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 """97.5 % quantile of Student's t for 1, 2, ... degrees of freedom."""
-ALL = "instructvideo,draft,draft-lv,alignprop,ddpo,dpok,rwr,raft"
+ALL = "instructvideo:optimizer.lr=4e-3,draft,draft-lv,alignprop,ddpo,dpok,rwr,raft"
+"""Each at the better of two learning rates; toy.yaml's own is for a run of the demo's length."""
 SHOWN = {
     "reward": "Reward", "held_out": "Held-out reward", "clipsim": "CLIPSIM", "consistency": "Temporal consistency",
     "motion": "Motion", "diversity": "Diversity", "oracle_score": "Oracle score",
