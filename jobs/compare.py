@@ -367,7 +367,7 @@ def report(ended: dict[str, list[tuple[int, list[Point]]]], out: Path, console: 
     (out / "comparison.md").write_text(table(results), encoding="utf-8")
     draw(results, out / "comparison.png")
     write_board(ended, out / "tensorboard")
-    console.print((out / "comparison.md").read_text(encoding="utf-8"), markup=False, highlight=False)
+    console.print((out / "comparison.md").read_text("utf-8"), markup=False, highlight=False, soft_wrap=True)
     console.print(f"in {out}: comparison.md, comparison.png, tensorboard/", highlight=False)
 
 
