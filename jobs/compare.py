@@ -14,9 +14,7 @@ import argparse
 import fcntl
 import hashlib
 import json
-import math
 import os
-import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -28,22 +26,15 @@ import torch
 from rich.console import Console
 from torch import nn
 
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-"""97.5 % quantile of Student's t for 1, 2, ... degrees of freedom."""
+from rlvid.evaluate.comparison import Point
+
 ALL = "instructvideo:optimizer.lr=4e-3,draft,draft-lv,alignprop,ddpo,dpok,rwr,raft"
 """Each at the better of two learning rates; toy.yaml's own is for a run of the demo's length."""
-SHOWN = {
-    "reward": "Reward", "held_out": "Held-out reward", "clipsim": "CLIPSIM", "consistency": "Temporal consistency",
-    "motion": "Motion", "diversity": "Diversity", "oracle_score": "Oracle score",
-}  # fmt: skip
 COPIES = 2
 """Videos of each prompt, for the diversity."""
 
 PER_RUN = ("name=", "seed=", "method=", "method.name=", "output.storage=")
 """Settings that the comparison gives to each run."""
-
-Point = dict[str, Any]
-"""A checkpoint's step, its cost so far, and the mean and deviation of every metric."""
 
 
 @dataclass(frozen=True)
@@ -222,75 +213,6 @@ def run_all(missing: list[tuple[str, Entry, int]], options: argparse.Namespace, 
             process.terminate()
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean, and half the 95 % interval of Student's t over seeds (NaN for one seed)."""
-    if len(values) < 2:
-        return values[0], math.nan
-    quantile = STUDENT[min(len(values) - 2, len(STUDENT) - 1)]
-    half = quantile * statistics.stdev(values) / math.sqrt(len(values))
-    return statistics.mean(values), half
-
-
-def table(results: dict[str, list[list[Point]]]) -> str:
-    """Markdown: the base, then every method at its end; mean over seeds and its interval."""
-    lines = ["| Method | Seconds | Videos | " + " | ".join(SHOWN.values()) + " |", "|---|" + "---:|" * (len(SHOWN) + 2)]
-    runs = next(iter(results.values()))
-    groups = {"base": [runs[0][0]]} | {name: [run[-1] for run in each] for name, each in results.items()}
-    for name, ends in groups.items():
-        cells = [f"{statistics.mean(end['seconds'] for end in ends):.0f}"]
-        cells.append(f"{statistics.mean(end['videos'] for end in ends):.0f}")
-        for metric in SHOWN:
-            mean, half = interval([end["mean"][metric] for end in ends])
-            cells.append(f"{mean:.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}"))
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def draw(results: dict[str, list[list[Point]]], path: Path) -> None:
-    """Reward against seconds and against videos, and oracle against reward; a thin line a seed, dots its scores."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(15, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, 3)
-    labels = (("seconds of training", "reward"), ("videos rewarded", "reward"), ("trained reward", "oracle score"))
-    for index, (name, runs) in enumerate(results.items()):
-        look = {"color": f"C{index}", "linestyle": ["-", "--", "-.", ":"][index % 4], "marker": "os^vDPX*"[index % 8]}
-        for place, (across, up) in enumerate((("seconds", "reward"), ("videos", "reward"), ("reward", "oracle_score"))):
-            for number, run in enumerate(runs):
-                x = [point[across] if across in point else point["mean"][across] for point in run]
-                y = [point["mean"][up] for point in run]
-                panels[place].plot(
-                    x, y, linewidth=1, markersize=4, alpha=0.8, label=name if number == 0 else None, **look
-                )
-    for panel, (across, up) in zip(panels, labels, strict=True):
-        panel.set_xlabel(across)
-        panel.set_ylabel(up)
-        panel.grid(alpha=0.3)
-    panels[1].set_xscale("symlog", linthresh=50)
-    panels[0].legend(fontsize=8)
-    figure.savefig(path, dpi=110)
-
-
-def write_board(ended: dict[str, list[tuple[int, list[Point]]]], folder: Path) -> None:
-    """The same curves for TensorBoard, a run a method and seed."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    for name, runs in ended.items():
-        for seed, run in runs:
-            target = folder / f"{name}-seed{seed}"
-            for old in target.glob("events.*"):
-                old.unlink()
-            with SummaryWriter(str(target)) as board:
-                for point in run:
-                    for metric in SHOWN:
-                        value = point["mean"][metric]
-                        board.add_scalar(f"against steps/{metric}", value, point["step"])
-                        board.add_scalar(f"against videos/{metric}", value, point["videos"])
-                        board.add_scalar(f"against seconds/{metric}", value, round(point["seconds"]))
-
-
 def main() -> None:
     """Trains and scores the runs that are missing, then writes the table and the curves of all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -363,6 +285,8 @@ def report(ended: dict[str, list[tuple[int, list[Point]]]], out: Path, console: 
     """Writes the table and the curves of the runs that have ended."""
     if not ended:
         return
+    from rlvid.evaluate.comparison import draw, table, write_board
+
     results = {label: [points for _, points in found] for label, found in ended.items()}
     (out / "comparison.md").write_text(table(results), encoding="utf-8")
     draw(results, out / "comparison.png")

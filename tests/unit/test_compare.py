@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from rlvid.evaluate.comparison import SHOWN, interval, table
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -93,17 +95,19 @@ def test_points_are_spread_over_the_cost(compare: ModuleType) -> None:
 
 
 def test_intervals_are_students(compare: ModuleType) -> None:
-    mean, half = compare.interval([1.0, 2.0, 3.0])
+    mean, half = interval([1.0, 2.0, 3.0])
     assert (mean, half) == (2.0, pytest.approx(4.303 / math.sqrt(3), rel=1e-4))
-    assert math.isnan(compare.interval([1.0])[1])
+    assert math.isnan(interval([1.0])[1])
 
 
 def test_the_table_has_the_base_once_and_each_method_at_its_end(compare: ModuleType) -> None:
     def point(step: int, value: float) -> dict:
-        return {"step": step, "seconds": 2.0 * step, "videos": 8 * step, "mean": dict.fromkeys(compare.SHOWN, value)}
+        return {"step": step, "seconds": 2.0 * step, "videos": 8 * step, "mean": dict.fromkeys(SHOWN, value)}
 
     runs = [[point(0, 0.5), point(5, 0.6), point(10, last)] for last in (0.7, 0.9)]
-    lines = compare.table({"ddpo": runs}).splitlines()
+    lines = table({"ddpo": runs}).splitlines()
     assert lines[2].startswith("| base | 0 | 0 | 0.500 | 0.500 |")
     assert lines[3].startswith("| ddpo | 20 | 80 | 0.800 ± 1.271 |")
     assert len(lines) == 4
+    sure = table({"rwr": [[point(0, 0.5), point(10, last)] for last in (0.79, 0.80, 0.81)]}).splitlines()
+    assert sure[3].startswith("| rwr | 20 | 80 | **0.800 ± 0.025** |")
