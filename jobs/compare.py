@@ -29,7 +29,7 @@ from torch import nn
 from rlvid.evaluate.comparison import Point
 
 ALL = "instructvideo:optimizer.lr=4e-3,draft,draft-lv,alignprop,ddpo,dpok,rwr,raft"
-"""Each at the better of two learning rates; toy.yaml's own is for a run of the demo's length."""
+"""At the learning rate of a search; toy.yaml's own is for a run of the demo's length."""
 COPIES = 2
 """Videos of each prompt, for the diversity."""
 
