@@ -68,7 +68,6 @@ def draw(results: dict[str, list[list[Point]]], path: Path) -> None:
         panel.set_xlabel(across)
         panel.set_ylabel(up)
         panel.grid(alpha=0.3)
-    panels[1].set_xscale("symlog", linthresh=50)
     panels[0].legend(fontsize=8)
     figure.savefig(path, dpi=110)
 
