@@ -26,7 +26,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from rlvid.evaluate.comparison import Point
+from rlvid.evaluate.comparison import Point, draw, table, write_board
 
 ALL = "instructvideo:optimizer.lr=4e-3,draft,draft-lv,alignprop,ddpo,dpok,rwr,raft"
 """At the learning rate of a search; toy.yaml's own is for a run of the demo's length."""
@@ -285,8 +285,6 @@ def report(ended: dict[str, list[tuple[int, list[Point]]]], out: Path, console: 
     """Writes the table and the curves of the runs that have ended."""
     if not ended:
         return
-    from rlvid.evaluate.comparison import draw, table, write_board
-
     results = {label: [points for _, points in found] for label, found in ended.items()}
     (out / "comparison.md").write_text(table(results), encoding="utf-8")
     draw(results, out / "comparison.png")

@@ -1,5 +1,7 @@
 """Untrained miniatures of the real classes, for tests and dry runs: a model and a reward in well under a second."""
 
+from pathlib import Path
+
 import torch
 from diffusers import AutoencoderKL, UNet3DConditionModel
 from diffusers.models.resnet import TemporalConvLayer
@@ -42,6 +44,14 @@ def tiny_model(seed: int = 0, *, frames: int = 4, size: int = 16) -> UNet3DModel
     return UNet3DModel(
         unet, vae, build_text_encoder(tokenizer, 16), tokenizer, build_scheduler(), frames=frames, size=size
     )
+
+
+def save_tiny_model(folder: Path) -> None:
+    """Writes ``tiny_model()`` as a folder in diffusers' layout, for ``model.path``."""
+    model = tiny_model()
+    parts = {"unet": model.denoiser, "vae": model.vae, "text_encoder": model.text_encoder}
+    for name, part in (parts | {"tokenizer": model.tokenizer, "scheduler": build_scheduler()}).items():
+        part.save_pretrained(folder / name)
 
 
 def tiny_reward(seed: int = 0, size: int = 16) -> ClipReward:

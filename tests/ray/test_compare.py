@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rlvid.toy.pretrain.denoiser import build_scheduler
-from rlvid.toy.tiny import tiny_model
+from rlvid.toy.tiny import save_tiny_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -16,11 +15,7 @@ ROOT = Path(__file__).parents[2]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model in diffusers' layout."""
     home = tmp_path_factory.mktemp("compare")
-    model = tiny_model()
-    parts = {"unet": model.denoiser, "scheduler": build_scheduler()}
-    parts |= {name: getattr(model, name) for name in ("vae", "text_encoder", "tokenizer")}
-    for name, part in parts.items():
-        part.save_pretrained(home / name)
+    save_tiny_model(home)
     return home
 
 

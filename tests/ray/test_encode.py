@@ -21,24 +21,14 @@ from rlvid.data.encode import (
 )
 from rlvid.data.videos import write_mp4
 from rlvid.models.unet3d import load_model
-from rlvid.toy.tiny import tiny_model
+from rlvid.toy.tiny import save_tiny_model
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
-    folder, tiny = tmp_path_factory.mktemp("model"), tiny_model()
-    parts = {"unet": tiny.denoiser, "vae": tiny.vae, "text_encoder": tiny.text_encoder, "tokenizer": tiny.tokenizer}
-    for name, part in parts.items():
-        part.save_pretrained(folder / name)
-    (folder / "scheduler").mkdir()
-    tiny_scheduler().save_pretrained(folder / "scheduler")
+    folder = tmp_path_factory.mktemp("model")
+    save_tiny_model(folder)
     return ModelConfig(path=str(folder), frames=4, size=16)
-
-
-def tiny_scheduler() -> Any:
-    from diffusers import DDIMScheduler
-
-    return DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False)
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from rlvid.data.clips import EncodedClips
 from rlvid.models.lora import inject_lora, lora_state
 from rlvid.models.unet3d import load_model
 from rlvid.reward.clip import load_reward
-from rlvid.toy.tiny import tiny_model
+from rlvid.toy.tiny import save_tiny_model
 from rlvid.train.engine import TorchEngine
 from rlvid.train.launch import encoded_clips, train
 
@@ -40,13 +40,7 @@ QUIET = Console(file=io.StringIO())
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model in diffusers' layout, and the storage of the runs of this module."""
     home = tmp_path_factory.mktemp("training")
-    model = tiny_model()
-    parts = {"unet": model.denoiser} | {name: getattr(model, name) for name in ("vae", "text_encoder", "tokenizer")}
-    for name, part in parts.items():
-        part.save_pretrained(home / "tiny" / name)
-    from rlvid.toy.pretrain.denoiser import build_scheduler
-
-    build_scheduler().save_pretrained(home / "tiny" / "scheduler")
+    save_tiny_model(home / "tiny")
     return home
 
 

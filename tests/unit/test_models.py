@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet3DConditionModel
-from helpers import scheduler
 from peft import LoraConfig, PeftModel, inject_adapter_in_model
 from peft.utils import set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -18,7 +17,7 @@ from torch import Tensor
 from rlvid.models.lora import inject_lora, load_lora, lora_parameters, lora_scale, lora_state, save_lora
 from rlvid.models.unet3d import UNet3DModel, load_model
 from rlvid.reward.video import plan_frames
-from rlvid.toy.tiny import tiny_model, tiny_reward
+from rlvid.toy.tiny import save_tiny_model, tiny_model, tiny_reward
 
 PROMPTS = ["a red circle moving left", "a dog"]
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -227,13 +226,10 @@ def test_a_target_that_no_layer_has_is_refused(targets: list[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def stored(base: UNet3DModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model in diffusers' layout."""
     folder = tmp_path_factory.mktemp("stored")
-    parts = {"unet": base.denoiser, "scheduler": scheduler()}
-    parts |= {name: getattr(base, name) for name in ("vae", "text_encoder", "tokenizer")}
-    for name, part in parts.items():
-        part.save_pretrained(folder / name)
+    save_tiny_model(folder)
     return folder
 
 
