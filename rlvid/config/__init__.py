@@ -106,7 +106,7 @@ class TrainConfig(Section):
 
     steps: int = Field(20_000, ge=1, description="batches; most methods take one optimiser step on each")
     max_seconds: float | None = Field(
-        None, gt=0, description="seconds of steps after which training ends, checkpoints and videos not counted"
+        None, gt=0, description="seconds of steps, without checkpoints and videos; training ends at the nearest step"
     )
     batch_size: int = Field(8, ge=1, description="videos in a step, over all workers")
     group_size: int = Field(1, ge=1, description="videos of one prompt that stand together in a batch")

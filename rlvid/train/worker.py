@@ -88,7 +88,8 @@ class Worker:
         self.clips = EncodedClips.open(job["clips"])
         self.problem: str | None = None
         self._in_a_row, self._skipped, self._seconds, self._videos = 0, 0, 0.0, 0
-        self.first_step, self._began = self._restore(), time.perf_counter()
+        self.first_step = self._done = self._restore()
+        self._began = time.perf_counter()
         if self.rank == 0:
             trim(self.run / "archive", self.first_step)
         distributed.barrier()  # nobody writes to the archive before it is tidy
@@ -143,6 +144,7 @@ class Worker:
         last = outcomes[-1]
         values |= {"optimiser/gradient_norm": last.gradient_norm, "optimiser/lr": last.lr}
         values["optimiser/skipped_steps"] = float(self._skipped)
+        self._done = step + 1
         self._seconds += values["seconds/step"]  # the mean over workers, so that all of them end at the same step
         self._videos += round(values["cost/videos"] * self.world)
         values |= {"cost/videos": float(self._videos), "cost/seconds": self._seconds}
@@ -188,8 +190,9 @@ class Worker:
 
     @property
     def out_of_time(self) -> bool:
-        """Whether the run has used up train.max_seconds."""
-        return self._seconds >= (self.config.train.max_seconds or math.inf)
+        """Whether train.max_seconds is used up."""
+        budget = self.config.train.max_seconds
+        return budget is not None and used_up(self._seconds, self._done, budget)
 
     def summary(self) -> dict[str, Any]:
         """What this worker did since it started."""
@@ -252,3 +255,8 @@ def _log_to(path: Path) -> None:
     root = logging.getLogger()
     root.addHandler(handler)
     logging.getLogger("rlvid").setLevel(logging.INFO)
+
+
+def used_up(seconds: float, steps: int, budget: float) -> bool:
+    """Whether ``steps`` that took ``seconds`` are nearer to ``budget`` than with one more of their mean length."""
+    return steps > 0 and seconds + seconds / steps / 2 >= budget

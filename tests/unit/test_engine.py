@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rlvid import randomness
 from rlvid.config import OptimizerConfig
 from rlvid.train.engine import TorchEngine
+from rlvid.train.worker import used_up
 
 # ----------------------------------------------------------------------------------------------------------- engine
 
@@ -158,3 +159,12 @@ def test_a_permutation_is_one() -> None:
     assert torch.equal(order, randomness.permutation(100, 0, "order", 1))
     assert not torch.equal(order, randomness.permutation(100, 0, "order", 2))
     assert not torch.equal(order, torch.arange(100))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "steps", "ends"),
+    [(0.0, 0, False), (94.0, 10, False), (96.0, 10, True), (95.3, 1, True), (66.0, 1, False), (67.0, 1, True)],
+)
+def test_a_budget_of_seconds_ends_at_the_nearest_step(seconds: float, steps: int, ends: bool) -> None:
+    """By hand: of steps of 9.4 s the 11th ends at 103.4, nearer to 100 than 94; of 9.6 s at 105.6, further than 96."""
+    assert used_up(seconds, steps, 100.0) is ends
