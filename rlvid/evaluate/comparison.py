@@ -17,6 +17,14 @@ SHOWN = {
 }  # fmt: skip
 """Metrics of the table, in its order."""
 
+PANELS = (
+    ("seconds", "reward"), ("videos", "reward"), ("seconds", "oracle_score"), ("reward", "oracle_score"),
+)  # fmt: skip
+PANEL_NAMES = {
+    "seconds": "seconds of training", "videos": "videos rewarded", "reward": "trained reward",
+    "oracle_score": "oracle score",
+}  # fmt: skip
+
 Point = dict[str, Any]
 """A checkpoint's step, its cost so far, and the mean and deviation of every metric."""
 
@@ -33,9 +41,10 @@ def interval(values: list[float]) -> tuple[float, float]:
 def table(results: dict[str, list[list[Point]]]) -> str:
     """Markdown: the base, then every method at its end; mean over seeds and its interval.
 
-    Bold where a mean is above the base's by more than its interval.
+    Bold where a mean is above the base's by more than its interval. The last column is over the videos of a seed.
     """
-    lines = ["| Method | Seconds | Videos | " + " | ".join(SHOWN.values()) + " |", "|---|" + "---:|" * (len(SHOWN) + 2)]
+    heads = ["Method", "Seconds", "Videos", *SHOWN.values(), "Std of rewards"]
+    lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
     base = next(iter(results.values()))[0][0]
     groups = {"base": [base]} | {name: [run[-1] for run in each] for name, each in results.items()}
     for name, ends in groups.items():
@@ -45,31 +54,39 @@ def table(results: dict[str, list[list[Point]]]) -> str:
             mean, half = interval([end["mean"][metric] for end in ends])
             text = f"{mean:.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")
             cells.append(f"**{text}**" if mean - half > base["mean"][metric] else text)
+        cells.append(f"{statistics.mean(end['std']['reward'] for end in ends):.3f}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def draw(results: dict[str, list[list[Point]]], path: Path) -> None:
-    """Reward against seconds and against videos, and oracle against reward; a thin line a seed, dots its scores."""
-    figure = Figure(figsize=(15, 4.6), layout="constrained")
+    """Four panels: reward against seconds and videos, oracle score against seconds and reward.
+
+    The strong line of a method is the mean over seeds, the faint ones are the seeds.
+    """
+    figure = Figure(figsize=(13, 9), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, 3)
-    labels = (("seconds of training", "reward"), ("videos rewarded", "reward"), ("trained reward", "oracle score"))
-    for index, (name, runs) in enumerate(results.items()):
-        look = {"color": f"C{index}", "linestyle": ["-", "--", "-.", ":"][index % 4], "marker": "os^vDPX*"[index % 8]}
-        for place, (across, up) in enumerate((("seconds", "reward"), ("videos", "reward"), ("reward", "oracle_score"))):
-            for number, run in enumerate(runs):
-                x = [point[across] if across in point else point["mean"][across] for point in run]
-                y = [point["mean"][up] for point in run]
-                panels[place].plot(
-                    x, y, linewidth=1, markersize=4, alpha=0.8, label=name if number == 0 else None, **look
-                )
-    for panel, (across, up) in zip(panels, labels, strict=True):
-        panel.set_xlabel(across)
-        panel.set_ylabel(up)
+    panels = figure.subplots(2, 2).flatten()
+    for panel, (across, up) in zip(panels, PANELS, strict=True):
+        for index, (name, runs) in enumerate(results.items()):
+            curves = [([_value(p, across) for p in run], [_value(p, up) for p in run]) for run in runs]
+            colour = f"C{index}" if index < 7 else ("black", "tab:cyan", "tab:olive")[(index - 7) % 3]
+            look = {"color": colour, "linestyle": ["-", "--", "-.", ":"][index % 4]}
+            if len(curves) > 1:
+                for x, y in curves:
+                    panel.plot(x, y, linewidth=0.8, alpha=0.3, **look)
+            length = min(len(x) for x, _ in curves)
+            x, y = ([statistics.mean(curve[axis][i] for curve in curves) for i in range(length)] for axis in (0, 1))
+            panel.plot(x, y, linewidth=1.8, marker="os^vDPX*"[index % 8], markersize=5, label=name, **look)
+        panel.set_xlabel(PANEL_NAMES[across])
+        panel.set_ylabel(PANEL_NAMES[up])
         panel.grid(alpha=0.3)
-    panels[0].legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=9)
+    figure.savefig(path, dpi=100)
+
+
+def _value(point: Point, name: str) -> float:
+    return float(point[name] if name in point else point["mean"][name])
 
 
 def write_board(ended: dict[str, list[tuple[int, list[Point]]]], folder: Path) -> None:

@@ -102,12 +102,14 @@ def test_intervals_are_students(compare: ModuleType) -> None:
 
 def test_the_table_has_the_base_once_and_each_method_at_its_end(compare: ModuleType) -> None:
     def point(step: int, value: float) -> dict:
-        return {"step": step, "seconds": 2.0 * step, "videos": 8 * step, "mean": dict.fromkeys(SHOWN, value)}
+        cost = {"step": step, "seconds": 2.0 * step, "videos": 8 * step}
+        return cost | {"mean": dict.fromkeys(SHOWN, value), "std": {"reward": value / 10}}
 
     runs = [[point(0, 0.5), point(5, 0.6), point(10, last)] for last in (0.7, 0.9)]
     lines = table({"ddpo": runs}).splitlines()
     assert lines[2].startswith("| base | 0 | 0 | 0.500 | 0.500 |")
     assert lines[3].startswith("| ddpo | 20 | 80 | 0.800 ± 1.271 |")
+    assert lines[3].endswith("| 0.080 |")
     assert len(lines) == 4
     sure = table({"rwr": [[point(0, 0.5), point(10, last)] for last in (0.79, 0.80, 0.81)]}).splitlines()
     assert sure[3].startswith("| rwr | 20 | 80 | **0.800 ± 0.025** |")
