@@ -28,7 +28,7 @@ from torch import nn
 
 from rlvid.evaluate.comparison import Point, draw, table, write_board
 
-ALL = "instructvideo:optimizer.lr=4e-3,draft,draft-lv,alignprop,ddpo,dpok,rwr,raft"
+ALL = "instructvideo:optimizer.lr=8e-3,draft,draft-lv,alignprop,ddpo,dpok,rwr,raft"
 """At the learning rate of a search; toy.yaml's own is for a run of the demo's length."""
 COPIES = 2
 """Videos of each prompt, for the diversity."""
