@@ -4,18 +4,14 @@ import hashlib
 import json
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from rlvid.config.methods import METHODS, AnyMethod, InstructVideoConfig
+from rlvid.config.reward import Precision, RewardConfig
 from rlvid.config.section import Decay, Section
-
-NOT_DIFFERENTIABLE = {"oracle"}
-"""Rewards without a gradient."""
-
-Precision = Literal["float32", "bfloat16", "float16"]
 
 
 class LoraConfig(Section):
@@ -55,32 +51,6 @@ class SamplingConfig(Section):
     )
     final: Literal["exact", "paper"] = Field(
         "exact", description="where the last step ends: at alpha-bar = 1, or at alpha-bar_0 as the paper's code does"
-    )
-
-
-class RewardConfig(Section):
-    """What is maximised: an image reward on frames, and how a video's frames make one number."""
-
-    name: Literal["builtin", "oracle"] = Field(
-        "builtin", description="what is trained on: the learned image reward, or the oracle's score of the whole video"
-    )
-    held_out: Literal["builtin-heldout"] | None = Field(
-        "builtin-heldout", description="a second reward that is logged and never trained on"
-    )
-    segments: int = Field(4, ge=1, description="S of SegVR: segments of a video, one random frame scored in each")
-    attenuation: float = Field(
-        1.0, ge=0, allow_inf_nan=True, description="lambda of TAR: 0 weighs frames alike, inf the central one alone"
-    )
-    weights: Literal["paper", "normalised"] | None = Field(
-        None,
-        description="'paper' divides TAR's weights by S, so that their sum varies with the frames drawn; 'normalised' "
-        "makes it one; by default 'normalised' for methods that compare videos by their rewards, else 'paper'",
-    )
-    skip_below: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="frames whose share of the summed weight is smaller are not decoded (0.02 halves it)",
     )
 
 
@@ -163,10 +133,10 @@ class RunConfig(Section):
                 "a prompt's samples must be in one batch"
             )
         self.method.check(self.sampling.steps, self.eta, train.batch_size, train.group_size)
-        if self.method.needs_gradient and self.reward.name in NOT_DIFFERENTIABLE:
+        if self.method.needs_gradient and self.reward.without_gradient:
             raise ValueError(
-                f"reward.name = {self.reward.name!r} gives no gradient, which method {self.method.name!r} needs; "
-                "choose another reward, or one of ddpo, dpok, rwr, raft"
+                f"reward.name = {self.reward.without_gradient!r} gives no gradient, which method {self.method.name!r} "
+                "needs; choose another reward, or one of ddpo, dpok, rwr, raft"
             )
         share, rest = divmod(self.train.batch_size, self.train.workers)
         if rest:
@@ -205,8 +175,21 @@ class RunConfig(Section):
     def fingerprint(self) -> str:
         """Twelve hex digits over everything that the bits of the result depend on: not its place, nor its length."""
         kept = self.model_dump(mode="json", exclude={"output": True, "name": True, "train": _FREE_TRAIN_KEYS})
+        for section, keys in _LATER_KEYS.items():
+            defaults = getattr(RunConfig(), section).model_dump(mode="json")
+            for key in keys:
+                if kept[section][key] == defaults[key]:
+                    del kept[section][key]
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
+
+_LATER_KEYS = {
+    "reward": (
+        "path", "held_out_path", "mixture", "preprocess", "precision", "chunk", "checkpoint_activations",
+        "differentiable",
+    ),
+}  # fmt: skip
+"""Keys that came after the first runs: left out of a fingerprint at their defaults, so that it stays what it was."""
 
 _FREE_TRAIN_KEYS = {"steps", "max_seconds", "max_failures", "max_skipped", "cpus_per_worker", "use_gpu"}
 
@@ -277,7 +260,14 @@ def _explain(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         section: Any = RunConfig
         for part in error["loc"][:-1]:
-            section = METHODS[part] if part in METHODS else section.model_fields[part].annotation
+            section = METHODS[part] if part in METHODS else _inner(section, part)
         return f"unknown key {where}; allowed here: {', '.join(section.model_fields)}"
     message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error" and isinstance(error["input"], dict) and where:
+        return f"{where}: {message}"
     return f"{where} = {error['input']!r}: {message[0].lower()}{message[1:]}" if where else message
+
+
+def _inner(section: Any, part: str | int) -> Any:
+    """The section that a key, or a place in a list of sections, leads to."""
+    return get_args(section)[0] if isinstance(part, int) else section.model_fields[part].annotation

@@ -128,7 +128,7 @@ def score_videos(
         "diversity": metrics.diversity(image_BFD, asked),
     }
     if held_out is not None:
-        found["held_out"] = held_out(frames, asked).mean(1)
+        found["held_out"] = mean_of_frames(held_out(frames, asked))
     if use_oracle:
         found |= {f"oracle_{name}": value for name, value in oracle.grade(frames, asked).items()}
     for name, value in found.items():

@@ -15,7 +15,7 @@ from rlvid.evaluate.generate import generate
 from rlvid.evaluate.pictures import before_after, reward_curve
 from rlvid.models.lora import inject_lora, load_lora, lora_scale
 from rlvid.models.unet3d import UNet3DModel, load_model
-from rlvid.reward.clip import load_reward
+from rlvid.reward.load import held_out_reward, load_reward, trained_reward
 from rlvid.reward.video import mean_of_frames
 from rlvid.train.checkpoint import Found, find_checkpoints
 
@@ -80,8 +80,8 @@ def evaluate_run(
 ) -> list[Row]:
     """Scores base and tuned model on the same prompts from the same noise; ``progress(model, done, of)``."""
     config = tuned.config
-    reward = load_reward(config.reward.name, device())
-    held_out = load_reward(config.reward.held_out or "builtin-heldout", device())
+    reward = trained_reward(config.reward, device())
+    held_out = held_out_reward(config.reward, device()) or load_reward("builtin-heldout", device())
     rows: list[Row] = []
     for name, scale in (("base", 0.0), (config.method.name, 1.0)):
         rows += evaluate_model(
@@ -102,7 +102,7 @@ def evaluate_run(
 
 def picture_before_after(tuned: TunedModel, prompts: list[str], path: Path, seed: int = 0) -> None:
     """Writes a strip of the prompts' videos from the base and from the tuned model, with the trained reward below."""
-    sampling, reward = tuned.config.sampling, load_reward(tuned.config.reward.name, device())
+    sampling, reward = tuned.config.sampling, trained_reward(tuned.config.reward, device())
     how = {"seed": seed, "steps": sampling.steps, "guidance": sampling.guidance, "final": sampling.final}
     videos = [generate(tuned.use(scale), prompts, **how) for scale in (0.0, 1.0)]
     scores = [mean_of_frames(reward(frames, prompts)) for frames in videos]

@@ -29,6 +29,7 @@ from rlvid.data.clips import EncodedClips
 from rlvid.data.encode import encode_builtin, model_fingerprint
 from rlvid.models.lora import check_targets
 from rlvid.models.unet3d import denoiser_outline, resolved_shape
+from rlvid.reward.load import check_reward
 from rlvid.toy.render import RENDERER
 from rlvid.train.checkpoint import find_checkpoints
 
@@ -59,13 +60,14 @@ def check(config: RunConfig) -> None:
 
     Raises:
         ValueError: the model's folder is not one, segments do not fit its frames, no layer has the name of an adapter's
-            target, or the clips are not there.
+            target, a reward's file or function is not what it should be, or the clips are not there.
     """
     frames, _ = resolved_shape(config.model.path, config.model.frames, config.model.size)
     if config.reward.segments > frames:
         raise ValueError(
             f"reward.segments = {config.reward.segments} exceeds the {frames} frames of a video; allowed: 1 to {frames}"
         )
+    check_reward(config.reward, config.method.needs_gradient)
     check_targets(denoiser_outline(config.model.path), config.model.lora.targets)
     if config.data.source != "builtin":
         EncodedClips.open(Path(config.data.source).expanduser(), model_fingerprint(config.model))
@@ -261,7 +263,7 @@ def _fit(config: RunConfig, folder: Path, console: Console, address: str | None)
         train_worker,
         train_loop_config={
             "config": config.model_dump(), "clips": str(clips), "run": str(folder), "use_gpu": use_gpu, "board": board,
-            "model": model,
+            "model": model, "reward": config.reward.resolved().model_dump(),
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.train.workers,

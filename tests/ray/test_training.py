@@ -26,7 +26,7 @@ from rlvid.config import RunConfig, load_config, parse_config
 from rlvid.data.clips import EncodedClips
 from rlvid.models.lora import inject_lora, lora_state
 from rlvid.models.unet3d import load_model
-from rlvid.reward.clip import load_reward
+from rlvid.reward.load import load_reward
 from rlvid.toy.tiny import save_tiny_model
 from rlvid.train.engine import TorchEngine
 from rlvid.train.launch import encoded_clips, train
