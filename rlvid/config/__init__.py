@@ -31,13 +31,18 @@ class ModelConfig(Section):
     """The text-to-video model."""
 
     path: str = Field(
-        "builtin", description="'builtin', or a folder in diffusers' layout (unet, vae, text_encoder, ...)"
+        "builtin",
+        description="'builtin', a folder in diffusers' layout (unet, vae, text_encoder, ...), a hub id that is in the "
+        "Hugging Face cache, or 'random': ModelScopeT2V's structure with random weights, for dry runs",
     )
     frames: int | None = Field(
         None, ge=2, description="frames F of a video; default: 8 for the built-in model, else 16"
     )
     size: int | None = Field(None, ge=8, description="height and width in pixels; default: what the model was made for")
     precision: Precision = Field("float32", description="of the frozen weights; the adapter is always float32")
+    decode_chunk: int = Field(
+        64, ge=1, description="most frames that go through the autoencoder at once; fewer need less memory"
+    )
     lora: LoraConfig = Field(LoraConfig(), description="the adapter")
 
 
@@ -61,12 +66,16 @@ class SamplingConfig(Section):
 class RewardConfig(Section):
     """What is maximised: an image reward on frames, and how a video's frames make one number."""
 
-    name: Literal["builtin", "oracle"] = Field(
-        "builtin", description="what is trained on: the learned image reward, or the oracle's score of the whole video"
+    name: Literal["builtin", "oracle", "hpsv2", "hpsv2.1", "imagereward"] = Field(
+        "builtin",
+        description="what is trained on: the learned image reward, the oracle's score of the whole video, or a "
+        "published image reward",
     )
-    held_out: Literal["builtin-heldout"] | None = Field(
+    path: str | None = Field(None, description="checkpoint file of a published reward; 'random' for random weights")
+    held_out: Literal["builtin-heldout", "hpsv2", "hpsv2.1", "imagereward"] | None = Field(
         "builtin-heldout", description="a second reward that is logged and never trained on"
     )
+    held_out_path: str | None = Field(None, description="checkpoint file of a published held-out reward")
     segments: int = Field(4, ge=1, description="S of SegVR: segments of a video, one random frame scored in each")
     attenuation: float = Field(
         1.0, ge=0, allow_inf_nan=True, description="lambda of TAR: 0 weighs frames alike, inf the central one alone"
@@ -113,7 +122,9 @@ class TrainConfig(Section):
     micro_batch: int | None = Field(
         None, ge=1, description="videos in one forward pass of a worker; default: its share"
     )
-    checkpoint_activations: bool = Field(True, description="recompute the denoiser in the backward pass to save memory")
+    checkpoint_activations: bool = Field(
+        True, description="recompute the denoiser and the decoder in the backward pass to save memory"
+    )
     workers: int = Field(1, ge=1, description="Ray Train workers")
     cpus_per_worker: float = Field(1, gt=0, description="CPU cores reserved for a worker")
     use_gpu: bool | None = Field(None, description="one GPU a worker; default: when the cluster has enough of them")
