@@ -55,7 +55,8 @@ def score(context: Context, batch: Batch, latents_BCFhw: Tensor) -> Scored:
     """Decodes the planned frames of clean latents and rewards them; gradient flows if it may."""
     chosen = plan(context, batch)
     with context.stopwatch.stage("decode"):
-        frames_BSCHW = context.model.decode_frames(latents_BCFhw, chosen.frames_BS)
+        recompute = context.config.train.checkpoint_activations
+        frames_BSCHW = context.model.decode_frames(latents_BCFhw, chosen.frames_BS, recompute=recompute)
     with context.stopwatch.stage("reward"):
         scores_BS, valid_B = _scores(context.reward, frames_BSCHW, batch.prompts)
         reward_B = chosen.reward(scores_BS)

@@ -27,13 +27,18 @@ class ModelConfig(Section):
     """The text-to-video model."""
 
     path: str = Field(
-        "builtin", description="'builtin', or a folder in diffusers' layout (unet, vae, text_encoder, ...)"
+        "builtin",
+        description="'builtin', a folder in diffusers' layout (unet, vae, text_encoder, ...), a hub id that is in the "
+        "Hugging Face cache, or 'random': ModelScopeT2V's structure with random weights, for dry runs",
     )
     frames: int | None = Field(
         None, ge=2, description="frames F of a video; default: 8 for the built-in model, else 16"
     )
     size: int | None = Field(None, ge=8, description="height and width in pixels; default: what the model was made for")
     precision: Precision = Field("float32", description="of the frozen weights; the adapter is always float32")
+    decode_chunk: int = Field(
+        64, ge=1, description="most frames that go through the autoencoder at once; fewer need less memory"
+    )
     lora: LoraConfig = Field(LoraConfig(), description="the adapter")
 
 
@@ -83,7 +88,9 @@ class TrainConfig(Section):
     micro_batch: int | None = Field(
         None, ge=1, description="videos in one forward pass of a worker; default: its share"
     )
-    checkpoint_activations: bool = Field(True, description="recompute the denoiser in the backward pass to save memory")
+    checkpoint_activations: bool = Field(
+        True, description="recompute the denoiser and the decoder in the backward pass to save memory"
+    )
     workers: int = Field(1, ge=1, description="Ray Train workers")
     cpus_per_worker: float = Field(1, gt=0, description="CPU cores reserved for a worker")
     use_gpu: bool | None = Field(None, description="one GPU a worker; default: when the cluster has enough of them")
@@ -184,6 +191,7 @@ class RunConfig(Section):
 
 
 _LATER_KEYS = {
+    "model": ("decode_chunk",),
     "reward": (
         "path", "held_out_path", "mixture", "preprocess", "precision", "chunk", "checkpoint_activations",
         "differentiable",

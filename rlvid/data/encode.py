@@ -27,7 +27,8 @@ from rlvid.config import ModelConfig
 from rlvid.data.clips import ROWS, digest, is_reusable, read_report, write_folder
 from rlvid.data.videos import Skipped, VideoError, find_clips, read_video
 from rlvid.models.base import VideoModel
-from rlvid.models.unet3d import load_model, model_folder, resolved_shape
+from rlvid.models.folders import model_folder, movable, resolved_shape
+from rlvid.models.unet3d import load_model
 from rlvid.randomness import generator
 from rlvid.toy.captions import PROMPT_SETS, write_captions
 from rlvid.toy.render import RENDERER, degrade, render, sample_clips, sample_degradation
@@ -176,7 +177,7 @@ class ClipEncoder:
         self._read = read
         self._threads = max(1, min(8, (os.cpu_count() or 1) // workers))
         torch.set_num_threads(self._threads)  # Ray says 1 to actors that reserve less than a core
-        shape = {"frames": config.frames, "size": config.size}
+        shape = {"frames": config.frames, "size": config.size, "decode_chunk": config.decode_chunk}
         self._model = load_model(config.path, **shape, precision=config.precision, device=device)
         self._model.denoiser = torch.nn.Identity()  # not needed, and by far the largest part
         assert self._model.fps == _FPS, f"the model runs at {self._model.fps} frames a second"
@@ -211,8 +212,8 @@ def _encode(
     else:
         fingerprints = {"fingerprint": digest(made_with), "model_fingerprint": digest(from_model)}
         meta = {**fingerprints, "made_with": made_with, "model_path": model.path}
-        path = model.path if model.path == "builtin" else str(Path(model.path).resolve())  # actors run elsewhere
-        exact = model.model_copy(update={"path": path, "frames": from_model["frames"], "size": from_model["size"]})
+        shape = {"frames": from_model["frames"], "size": from_model["size"]}
+        exact = model.model_copy(update=shape | {"path": movable(model.path)})  # actors run elsewhere
         encoded = write_folder(out, _pipeline(items, read, exact, **how), meta, skipped)
     clips, skipped = read_report(out)
     for each in skipped:
@@ -263,7 +264,7 @@ def _made_with(model: ModelConfig) -> dict[str, Any]:
     weights = hashlib.sha256()
     for part in ("vae", "text_encoder", "tokenizer"):
         for path in sorted((folder / part).rglob("*")):
-            if path.suffix in (".safetensors", ".json", ".txt"):
+            if path.suffix in (".safetensors", ".bin", ".json", ".txt"):
                 weights.update(f"{path.relative_to(folder).as_posix()}\n".encode())
                 with open(path, "rb") as file:
                     weights.update(hashlib.file_digest(file, "sha256").digest())

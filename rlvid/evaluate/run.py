@@ -59,7 +59,8 @@ def load_run(run: str | Path, step: int | None = None) -> TunedModel:
         steps = ", ".join(str(c.step) for c in found) or "none"
         raise ValueError(f"run {folder}: no checkpoint{'' if step is None else f' of step {step}'}; it has: {steps}")
     spec = config.model
-    model = load_model(spec.path, frames=spec.frames, size=spec.size, precision=spec.precision, device=device())
+    shape = {"frames": spec.frames, "size": spec.size, "decode_chunk": spec.decode_chunk}
+    model = load_model(spec.path, **shape, precision=spec.precision, device=device())
     inject_lora(model.denoiser, spec.lora.rank, spec.lora.targets, config.seed)
     load_lora(model.denoiser, chosen[-1].folder / "adapter")
     return TunedModel(config, chosen[-1], model)

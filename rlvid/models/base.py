@@ -78,8 +78,11 @@ class VideoModel(ABC):
         """Posterior over the latents of frames in [0, 1]; no gradient."""
 
     @abstractmethod
-    def decode_frames(self, latents_BCFhw: Tensor, frames_BS: Tensor) -> Tensor:
-        """Decodes the chosen frames only: frames_BSCHW, float32, about [0, 1] but not clamped; differentiable."""
+    def decode_frames(self, latents_BCFhw: Tensor, frames_BS: Tensor, *, recompute: bool = False) -> Tensor:
+        """Decodes the chosen frames only: frames_BSCHW, float32, about [0, 1] but not clamped; differentiable.
+
+        With ``recompute`` the decoder's activations are computed again in the backward pass and not kept.
+        """
 
     @abstractmethod
     def predict(

@@ -27,8 +27,9 @@ from rich.console import Console
 from rlvid.config import RunConfig, parse_config
 from rlvid.data.clips import EncodedClips
 from rlvid.data.encode import encode_builtin, model_fingerprint
+from rlvid.models.folders import model_folder, movable, resolved_shape
 from rlvid.models.lora import check_targets
-from rlvid.models.unet3d import denoiser_outline, resolved_shape
+from rlvid.models.unet3d import denoiser_outline
 from rlvid.reward.load import check_reward
 from rlvid.toy.render import RENDERER
 from rlvid.train.checkpoint import find_checkpoints
@@ -62,6 +63,7 @@ def check(config: RunConfig) -> None:
         ValueError: the model's folder is not one, segments do not fit its frames, no layer has the name of an adapter's
             target, a reward's file or function is not what it should be, or the clips are not there.
     """
+    model_folder(config.model.path)
     frames, _ = resolved_shape(config.model.path, config.model.frames, config.model.size)
     if config.reward.segments > frames:
         raise ValueError(
@@ -254,7 +256,6 @@ def _fit(config: RunConfig, folder: Path, console: Console, address: str | None)
     from rlvid.train.progress import Board, ProgressLine
 
     board = Board.remote()
-    model = config.model.path if config.model.path == "builtin" else str(Path(config.model.path).resolve())
     cpus = config.train.cpus_per_worker
     environment = {"OMP_NUM_THREADS": str(max(1, int(cpus)))}
     if not use_gpu:
@@ -263,7 +264,7 @@ def _fit(config: RunConfig, folder: Path, console: Console, address: str | None)
         train_worker,
         train_loop_config={
             "config": config.model_dump(), "clips": str(clips), "run": str(folder), "use_gpu": use_gpu, "board": board,
-            "model": model, "reward": config.reward.resolved().model_dump(),
+            "model": movable(config.model.path), "reward": config.reward.resolved().model_dump(),
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.train.workers,

@@ -69,7 +69,8 @@ class Worker:
 
         spec = config.model
         path = job.get("model", spec.path)
-        self.model = load_model(path, frames=spec.frames, size=spec.size, precision=spec.precision, device=device)
+        shape = {"frames": spec.frames, "size": spec.size, "decode_chunk": spec.decode_chunk}
+        self.model = load_model(path, **shape, precision=spec.precision, device=device)
         self.network = self.model.denoiser
         inject_lora(self.network, spec.lora.rank, spec.lora.targets, config.seed)
         self.engine = DeepSpeedEngine(self.network, config.optimizer, config.train, config.micro_batch, spec.precision)
