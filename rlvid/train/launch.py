@@ -66,7 +66,8 @@ def check(config: RunConfig) -> None:
         raise ValueError(
             f"reward.segments = {config.reward.segments} exceeds the {frames} frames of a video; allowed: 1 to {frames}"
         )
-    check_targets(denoiser_outline(config.model.path), config.model.lora.targets)
+    if config.model.train == "lora":
+        check_targets(denoiser_outline(config.model.path), config.model.lora.targets)
     if config.data.source != "builtin":
         EncodedClips.open(Path(config.data.source).expanduser(), model_fingerprint(config.model))
 

@@ -20,8 +20,7 @@ from rlvid.config import RunConfig
 from rlvid.data.archive import ArchiveWriter, trim
 from rlvid.data.clips import EncodedClips, clip_index
 from rlvid.evaluate.generate import generate
-from rlvid.models.lora import inject_lora
-from rlvid.models.unet3d import load_model
+from rlvid.models.trained import load_trainable
 from rlvid.reward.clip import load_reward
 from rlvid.train.checkpoint import checkpoint_name, load_checkpoint, save_checkpoint
 from rlvid.train.engine import DeepSpeedEngine, StepOutcome
@@ -67,10 +66,8 @@ class Worker:
         device = torch.device("cuda", torch.cuda.current_device()) if job["use_gpu"] else torch.device("cpu")
 
         spec = config.model
-        path = job.get("model", spec.path)
-        self.model = load_model(path, frames=spec.frames, size=spec.size, precision=spec.precision, device=device)
+        self.model = load_trainable(spec, config.seed, job.get("model", spec.path), device)
         self.network = self.model.denoiser
-        inject_lora(self.network, spec.lora.rank, spec.lora.targets, config.seed)
         self.engine = DeepSpeedEngine(self.network, config.optimizer, config.train, config.micro_batch, spec.precision)
         self.model.denoiser = self.engine.module
         self.stopwatch = Stopwatch(device)
