@@ -48,7 +48,7 @@ def train_whole(denoiser: nn.Module, precision: str, device_type: str) -> None:
         # Inside the module, for DeepSpeed switches an autocast around it off; no cache, for it would hold every weight
         # a second time, and each is used once.
         autocast = torch.autocast(device_type, DTYPES[precision], cache_enabled=False)
-        denoiser.forward = autocast(denoiser.forward)  # type: ignore[method-assign]
+        denoiser.forward = autocast(denoiser.forward)
 
 
 def trained_state(denoiser: nn.Module, spec: ModelConfig) -> dict[str, Tensor]:

@@ -157,7 +157,8 @@ def test_a_fingerprint_overlooks_what_the_result_does_not_depend_on(data: dict[s
     "data",
     [{"seed": 1}, {"optimizer": {"lr": 2e-5}}, {"reward": {"attenuation": math.inf}}, {"method": {"tau": 0.7}},
      {"model": {"lora": {"rank": 8}}}, {"model": {"train": "full"}}, {"sampling": {"final": "paper"}},
-     {"train": {"batch_size": 4}}, {"train": {"workers": 2}}, {"train": {"zero_stage": 2}}, {"train": {"micro_batch": 4}}],
+     {"train": {"batch_size": 4}}, {"train": {"workers": 2}}, {"train": {"zero_stage": 2}},
+     {"train": {"micro_batch": 4}}],
 )  # fmt: skip
 def test_a_fingerprint_sees_what_the_result_depends_on(data: dict[str, Any]) -> None:
     fingerprint = parse_config(data).fingerprint
