@@ -78,13 +78,42 @@ def evaluate(
         str, typer.Option(help="Built-in prompt sets, or files (.txt, .jsonl, .csv, .parquet), separated by commas.")
     ] = "in_domain,new_shapes,scenes",
     checkpoint: Annotated[int | None, typer.Option(help="Step of the checkpoint; default: the latest.")] = None,
+    clip: Annotated[
+        str | None,
+        typer.Option(
+            help="What measures CLIPSIM and consistency: a folder or hub id of a Hugging Face CLIP, or "
+            "ARCHITECTURE:FILE of open_clip; default: the built-in held-out reward."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise, the same for base and tuned model.")] = 0,
 ) -> None:
     """Compares a run's model with its base: rewards, CLIPSIM, temporal consistency, motion, the oracle.
 
     Writes evaluation.md, .csv, .json and .parquet into the run's folder.
     """
-    _evaluate(run, _numbers(steps, "--steps"), sets.split(","), videos, checkpoint, seed)
+    _evaluate(run, _numbers(steps, "--steps"), sets.split(","), videos, checkpoint, seed, clip)
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="A run's folder, or its name under runs/.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model; must not exist yet.")],
+    checkpoint: Annotated[int | None, typer.Option(help="Step of the checkpoint; default: the latest.")] = None,
+    lora_scale: Annotated[
+        float, typer.Option(help="How much of what was learned: 0 is the base model, 1 the tuned one.")
+    ] = 1.0,
+) -> None:
+    """Writes a run's model for others: merged in diffusers' layout, the adapter in PEFT's, and a model card.
+
+    [bold]rlvid export toy --out my-model[/bold]; evaluate first, and the card holds the table.
+    """
+    from rlvid.export import export_run
+
+    folder = export_run(run, out, checkpoint, lora_scale)
+    _say(f"model        {folder} (diffusers: TextToVideoSDPipeline.from_pretrained; rlvid: model.path={folder})")
+    if (folder / "adapter").is_dir():
+        _say(f"adapter      {folder / 'adapter'} (PEFT)")
+    _say(f"model card   {folder / 'README.md'}; its licence is yours to fill in")
 
 
 @app.command()
@@ -175,7 +204,7 @@ def demo(overrides: Overrides = None) -> None:
     began = time.perf_counter()
     folder = _train(config, None)
     trained = time.perf_counter()
-    _evaluate(str(folder), [config.sampling.steps], ["in_domain", "new_shapes", "scenes"], 32, None, 0)
+    _evaluate(str(folder), [config.sampling.steps], ["in_domain", "new_shapes", "scenes"], 32, None, 0, None)
     ended = time.perf_counter()
     _say(f"training took {trained - began:.0f} s, evaluation {ended - trained:.0f} s")
 
@@ -199,18 +228,22 @@ def _train(config, address):  # type: ignore[no-untyped-def]  # RunConfig is imp
     shown = os.path.relpath(folder)
     if done.skipped:
         _say(f"{done.skipped} steps were skipped because their loss or gradient was not finite")
-    _say(f"adapter      {os.path.relpath(done.checkpoint)}/adapter")
+    kind = "adapter" if config.model.train == "lora" else "unet"
+    _say(f"{kind:<13}{os.path.relpath(done.checkpoint)}/{kind}")
     _say(f"pictures     {shown}/before-after.png, {shown}/reward.png")
     _say(f"samples      {shown}/archive (Parquet: select * from '{shown}/archive/*.parquet')")
     _say(f"TensorBoard  tensorboard --logdir {os.path.relpath(folder.parent)}")
-    _say(f"next         rlvid evaluate {shown}")
+    _say(f"next         rlvid evaluate {shown}; rlvid export {shown} --out FOLDER")
     return folder
 
 
-def _evaluate(run: str, steps: list[int], sets: list[str], videos: int, checkpoint: int | None, seed: int) -> None:
+def _evaluate(
+    run: str, steps: list[int], sets: list[str], videos: int, checkpoint: int | None, seed: int, clip: str | None
+) -> None:
     from rlvid.data.prompts import resolve_prompts
+    from rlvid.evaluate.clip import load_clip
     from rlvid.evaluate.evaluate import summarise
-    from rlvid.evaluate.run import evaluate_run, load_run
+    from rlvid.evaluate.run import device, evaluate_run, load_run
     from rlvid.evaluate.tables import compare_all, render_table, write_results
     from rlvid.toy.captions import PROMPT_SETS
 
@@ -220,13 +253,15 @@ def _evaluate(run: str, steps: list[int], sets: list[str], videos: int, checkpoi
     if len(prompts) < len(sets):
         raise ValueError(f"--sets {','.join(sets)}: two sets have one name; rename a file, results are kept by it")
     tuned = load_run(run, checkpoint)
-    rows = evaluate_run(tuned, prompts, steps_list=steps, seed=seed, progress=_counter("videos"))
+    measure = load_clip(clip, device()) if clip else None
+    rows = evaluate_run(tuned, prompts, steps_list=steps, seed=seed, clip=measure, progress=_counter("videos"))
     folder = tuned.checkpoint.folder.parent
     facts = {
         "run": tuned.config.name,
         "step": tuned.checkpoint.step,
         "seed": seed,
         "guidance": tuned.config.sampling.guidance,
+        "CLIPSIM and consistency by": clip or tuned.config.reward.held_out or "builtin-heldout",
     }
     write_results(folder, rows, base="base", facts=facts)
     for each in steps:

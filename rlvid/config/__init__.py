@@ -19,8 +19,16 @@ class LoraConfig(Section):
 
     rank: int = Field(4, ge=1, le=1024, description="rank r of the adapter; its scale alpha / r is 1")
     targets: list[str] = Field(
-        ["to_q", "to_k", "to_v", "to_out.0"], min_length=1, description="names of the linear layers that get an adapter"
+        ["to_q", "to_k", "to_v", "to_out.0"],
+        min_length=1,
+        description="which linear layers get an adapter: ends of their names, or the sets 'attention' (those four), "
+        "'attention+ff' (and the feed-forward layers) and 'temporal' (attention between frames alone)",
     )
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
 
 class ModelConfig(Section):
@@ -35,11 +43,14 @@ class ModelConfig(Section):
         None, ge=2, description="frames F of a video; default: 8 for the built-in model, else 16"
     )
     size: int | None = Field(None, ge=8, description="height and width in pixels; default: what the model was made for")
-    precision: Precision = Field("float32", description="of the frozen weights; the adapter is always float32")
+    precision: Precision = Field(
+        "float32", description="of the frozen weights and of the computation; what is trained is always kept in float32"
+    )
     decode_chunk: int = Field(
         64, ge=1, description="most frames that go through the autoencoder at once; fewer need less memory"
     )
-    lora: LoraConfig = Field(LoraConfig(), description="the adapter")
+    train: Literal["lora", "full"] = Field("lora", description="what learns: an adapter, or the whole denoiser")
+    lora: LoraConfig = Field(LoraConfig(), description="the adapter (train: lora)")
 
 
 class SamplingConfig(Section):
@@ -145,6 +156,12 @@ class RunConfig(Section):
                 f"reward.name = {self.reward.without_gradient!r} gives no gradient, which method {self.method.name!r} "
                 "needs; choose another reward, or one of ddpo, dpok, rwr, raft"
             )
+        if self.model.train == "full" and self.method.needs_base:
+            raise ValueError(
+                "model.train = 'full' keeps no copy of the base model, which "
+                f"{'method.kl' if self.method.needs_gradient else f'method {self.method.name!r}'} compares with; "
+                f"set model.train=lora{' or method.kl=0' if self.method.needs_gradient else ''}"
+            )
         share, rest = divmod(self.train.batch_size, self.train.workers)
         if rest:
             raise ValueError(
@@ -191,7 +208,7 @@ class RunConfig(Section):
 
 
 _LATER_KEYS = {
-    "model": ("decode_chunk",),
+    "model": ("decode_chunk", "train"),
     "reward": (
         "path", "held_out_path", "mixture", "preprocess", "precision", "chunk", "checkpoint_activations",
         "differentiable",

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rlvid.models.lora import lora_scale
+from rlvid.models.lora import lora_parameters, lora_scale
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,8 @@ class VideoModel(ABC):
 
     @contextmanager
     def base(self) -> Iterator[None]:
-        """Within it the denoiser is the base model: adapters add nothing."""
+        """Within it the denoiser is the base model: adapters add nothing. Needs an adapter in the denoiser."""
+        assert lora_parameters(self.denoiser), "without an adapter, the base model's weights are gone"
         lora_scale(self.denoiser, 0.0)
         try:
             yield

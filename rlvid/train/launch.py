@@ -70,7 +70,8 @@ def check(config: RunConfig) -> None:
             f"reward.segments = {config.reward.segments} exceeds the {frames} frames of a video; allowed: 1 to {frames}"
         )
     check_reward(config.reward, config.method.needs_gradient)
-    check_targets(denoiser_outline(config.model.path), config.model.lora.targets)
+    if config.model.train == "lora":
+        check_targets(denoiser_outline(config.model.path), config.model.lora.targets)
     if config.data.source != "builtin":
         EncodedClips.open(Path(config.data.source).expanduser(), model_fingerprint(config.model))
 

@@ -21,8 +21,7 @@ from rlvid.config.reward import RewardConfig
 from rlvid.data.archive import ArchiveWriter, trim
 from rlvid.data.clips import EncodedClips, clip_index
 from rlvid.evaluate.generate import generate
-from rlvid.models.lora import inject_lora
-from rlvid.models.unet3d import load_model
+from rlvid.models.trained import load_trainable
 from rlvid.reward.load import held_out_reward, trained_reward
 from rlvid.train.checkpoint import checkpoint_name, load_checkpoint, save_checkpoint
 from rlvid.train.engine import DeepSpeedEngine, StepOutcome
@@ -68,11 +67,8 @@ class Worker:
         device = torch.device("cuda", torch.cuda.current_device()) if job["use_gpu"] else torch.device("cpu")
 
         spec = config.model
-        path = job.get("model", spec.path)
-        shape = {"frames": spec.frames, "size": spec.size, "decode_chunk": spec.decode_chunk}
-        self.model = load_model(path, **shape, precision=spec.precision, device=device)
+        self.model = load_trainable(spec, config.seed, job.get("model", spec.path), device)
         self.network = self.model.denoiser
-        inject_lora(self.network, spec.lora.rank, spec.lora.targets, config.seed)
         self.engine = DeepSpeedEngine(self.network, config.optimizer, config.train, config.micro_batch, spec.precision)
         self.model.denoiser = self.engine.module
         self.stopwatch = Stopwatch(device)

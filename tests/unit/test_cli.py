@@ -22,10 +22,10 @@ def test_help_is_quick_and_names_every_verb() -> None:
     done = rlvid("--help")
     assert done.returncode == 0
     assert time.process_time() - began < 1
-    assert all(verb in done.stdout for verb in ("train", "evaluate", "generate", "encode", "demo"))
+    assert all(verb in done.stdout for verb in ("train", "evaluate", "export", "generate", "encode", "demo"))
 
 
-@pytest.mark.parametrize("verb", ["train", "evaluate", "generate", "encode", "demo"])
+@pytest.mark.parametrize("verb", ["train", "evaluate", "export", "generate", "encode", "demo"])
 def test_every_verb_has_help(verb: str) -> None:
     assert "Usage" in rlvid(verb, "--help").stdout
 
@@ -53,6 +53,8 @@ def test_version() -> None:
         (["evaluate", "nowhere"], ["run 'nowhere': no such folder"]),
         (["evaluate", "nowhere", "--steps", "ten"], ["--steps 'ten'", "whole numbers from 1 to 500"]),
         (["evaluate", "nowhere", "--sets", "animals"], ["animals"]),
+        (["export", "nowhere", "--out", "model"], ["run 'nowhere': no such folder"]),
+        (["train", "toy", "model.train=full", "method.kl=1"], ["keeps no copy of the base", "method.kl=0"]),
         (["generate", "builtin", ""], ["prompt 1", "empty"]),
         (["generate", "builtin", "x" * 10_000], ["prompt 1", "10,000 characters; allowed: up to 1,000"]),
         (["generate", "builtin", "missing.txt"], ["missing.txt"]),

@@ -20,7 +20,10 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"train": {"batch_size": 2.5}}, ["train.batch_size = 2.5", "valid integer"]),
     ({"train": 3}, ["train = 3", "dictionary"]),
     ({"train": None}, ["train = None", "dictionary"]),
-    ({"model": {"lora": {"targets": "to_q"}}}, ["model.lora.targets = 'to_q'", "valid list"]),
+    ({"model": {"lora": {"targets": 3}}}, ["model.lora.targets = 3", "valid list"]),
+    ({"model": {"train": "half"}}, ["model.train = 'half'", "'lora' or 'full'"]),
+    ({"model": {"train": "full"}, "method": "dpok"}, ["keeps no copy of the base", "'dpok'", "set model.train=lora"]),
+    ({"model": {"train": "full"}, "method": {"kl": 0.1}}, ["'full'", "method.kl compares", "lora or method.kl=0"]),
     ({"train": {"steps": 0}}, ["train.steps = 0", "greater than or equal to 1"]),
     ({"train": {"zero_stage": 4}}, ["train.zero_stage = 4", "0, 1, 2 or 3"]),
     ({"sampling": {"final": "last"}}, ["sampling.final = 'last'", "'exact' or 'paper'"]),
@@ -128,6 +131,10 @@ def test_the_ends_of_what_is_allowed_are_allowed(data: dict[str, Any]) -> None:
     assert parse_config(data) != RunConfig()
 
 
+def test_one_target_or_set_of_an_adapter_needs_no_list() -> None:
+    assert parse_config({"model": {"lora": {"targets": "temporal"}}}).model.lora.targets == ["temporal"]
+
+
 def test_infinity_survives_the_round_trip() -> None:
     config = parse_config({"reward": {"attenuation": "inf"}, "optimizer": {"betas": [0.8, 0.9]}})
     again = parse_config(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json"))))
@@ -149,8 +156,9 @@ def test_a_fingerprint_overlooks_what_the_result_does_not_depend_on(data: dict[s
 @pytest.mark.parametrize(
     "data",
     [{"seed": 1}, {"optimizer": {"lr": 2e-5}}, {"reward": {"attenuation": math.inf}}, {"method": {"tau": 0.7}},
-     {"model": {"lora": {"rank": 8}}}, {"sampling": {"final": "paper"}}, {"train": {"batch_size": 4}},
-     {"train": {"workers": 2}}, {"train": {"zero_stage": 2}}, {"train": {"micro_batch": 4}}],
+     {"model": {"lora": {"rank": 8}}}, {"model": {"train": "full"}}, {"sampling": {"final": "paper"}},
+     {"train": {"batch_size": 4}}, {"train": {"workers": 2}}, {"train": {"zero_stage": 2}},
+     {"train": {"micro_batch": 4}}],
 )  # fmt: skip
 def test_a_fingerprint_sees_what_the_result_depends_on(data: dict[str, Any]) -> None:
     fingerprint = parse_config(data).fingerprint

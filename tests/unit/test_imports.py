@@ -28,10 +28,11 @@ MAY_IMPORT = {
     "train": _PACKAGE,
     "evaluate": _PACKAGE,
     "data": _PACKAGE,
-    "cli": _PACKAGE,
+    "export": _PACKAGE,
+    "cli": _PACKAGE | {"export"},
     "__main__": {"cli"},
-    "jobs": _PACKAGE | {"cli", "tuning"},
-    "tuning": _PACKAGE | {"jobs"},
+    "jobs": _PACKAGE | {"cli", "export", "tuning"},
+    "tuning": _PACKAGE | {"export", "jobs"},
 }
 PURE = _CORE
 NOT_IN_PURE = {"ray", "deepspeed", "pyarrow", "tensorboard", "tensorboardX", "torch.utils.tensorboard"}
