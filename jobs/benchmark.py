@@ -90,7 +90,8 @@ def main() -> None:
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    from rlvid.train.launch import check_resources, encoded_clips, run_folder, start_ray
+    from rlvid.data.sources import encoded_clips
+    from rlvid.train.launch import check_resources, run_folder, start_ray
     from rlvid.train.progress import Board
 
     start_ray()

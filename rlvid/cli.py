@@ -178,7 +178,8 @@ def encode(
     """Encodes video clips once, for training: frames to latents, captions to embeddings.
 
     Reads mp4, webm, avi, mov, mkv and gif. A manifest (.csv, .jsonl, .parquet) has the columns video and caption.
-    What cannot be read is skipped and named. Then: [bold]rlvid train toy data.source=OUT[/bold]
+    What cannot be read is skipped and named. Start the same command again after an interruption: it goes on from there.
+    Then: [bold]rlvid train toy data.source=OUT[/bold]
     """
     from rlvid.config import load_config
     from rlvid.data.encode import encode_folder
@@ -191,7 +192,9 @@ def encode(
     report = encode_folder(source, description.model, out, workers=workers, on_progress=_counter("clips"))
     for skipped in report.skipped:
         _say(f"skipped {skipped.path}: {skipped.reason}")
-    _say(f"{report.clips} clips encoded in {out}, {len(report.skipped)} skipped (named in {out / 'report.txt'})")
+    before = f" ({report.clips - report.encoded} of them before)" if report.encoded < report.clips else ""
+    skips = f"{len(report.skipped)} skipped (named in {out / 'report.txt'})"
+    _say(f"{report.clips} clips encoded{before} in {out}, {skips}")
     _say(f"next: rlvid train {config} name=mine data.source={out}")
 
 
@@ -211,8 +214,9 @@ def demo(overrides: Overrides = None) -> None:
 
 def _train(config, address):  # type: ignore[no-untyped-def]  # RunConfig is imported late
     from rlvid.data.clips import EncodedClips
+    from rlvid.data.sources import encoded_clips
     from rlvid.evaluate.run import load_run, picture_before_after, picture_reward_curve
-    from rlvid.train.launch import encoded_clips, run_folder, train
+    from rlvid.train.launch import run_folder, train
 
     _say(
         f"run {config.name}: {config.method.name} on the reward {config.reward.name!r}, {config.train.steps} steps of "

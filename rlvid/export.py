@@ -20,9 +20,10 @@ from diffusers import DDIMScheduler
 from rlvid.config import RunConfig
 from rlvid.evaluate.card import model_card
 from rlvid.evaluate.run import find_run
+from rlvid.models.folders import model_folder
 from rlvid.models.lora import merge_lora, read_lora, save_lora
 from rlvid.models.trained import blend
-from rlvid.models.unet3d import UNet3DModel, load_model, model_folder
+from rlvid.models.unet3d import UNet3DModel, load_model
 from rlvid.train.checkpoint import Found
 
 

@@ -73,8 +73,17 @@ class SamplingConfig(Section):
 class DataConfig(Section):
     """Where clips and prompts come from."""
 
-    source: str = Field("builtin", description="'builtin', or a folder of encoded clips made by `rlvid encode`")
-    clips: int = Field(512, ge=1, description="clips of the built-in renderer to encode (built-in source only)")
+    source: str = Field(
+        "builtin",
+        description="'builtin' (rendered clips), 'samples' (the base model's own, made once), or a folder of encoded "
+        "clips made by `rlvid encode`",
+    )
+    clips: int = Field(512, ge=1, description="how many clips to render or to sample; a folder has its own number")
+    prompts: str | None = Field(
+        None,
+        description="what to sample (samples only): a file of prompts, used round and round, or a built-in set; "
+        "default: in_domain",
+    )
 
 
 class OptimizerConfig(Section):
@@ -162,6 +171,11 @@ class RunConfig(Section):
                 f"{'method.kl' if self.method.needs_gradient else f'method {self.method.name!r}'} compares with; "
                 f"set model.train=lora{' or method.kl=0' if self.method.needs_gradient else ''}"
             )
+        if self.data.prompts is not None and self.data.source != "samples":
+            raise ValueError(
+                f"data.prompts = {self.data.prompts!r} is for data.source=samples; data.source = {self.data.source!r} "
+                "has captions of its own: set data.source=samples or leave data.prompts out"
+            )
         share, rest = divmod(self.train.batch_size, self.train.workers)
         if rest:
             raise ValueError(
@@ -208,6 +222,7 @@ class RunConfig(Section):
 
 
 _LATER_KEYS = {
+    "data": ("prompts",),
     "model": ("decode_chunk", "train"),
     "reward": (
         "path", "held_out_path", "mixture", "preprocess", "precision", "chunk", "checkpoint_activations",

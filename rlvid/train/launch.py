@@ -26,12 +26,12 @@ from rich.console import Console
 
 from rlvid.config import RunConfig, parse_config
 from rlvid.data.clips import EncodedClips
-from rlvid.data.encode import encode_builtin, model_fingerprint
+from rlvid.data.encode import model_fingerprint
+from rlvid.data.sources import encoded_clips, sample_prompts
 from rlvid.models.folders import model_folder, movable, resolved_shape
 from rlvid.models.lora import check_targets
 from rlvid.models.unet3d import denoiser_outline
 from rlvid.reward.load import check_reward
-from rlvid.toy.render import RENDERER
 from rlvid.train.checkpoint import find_checkpoints
 
 log = logging.getLogger("rlvid.train")
@@ -61,7 +61,7 @@ def check(config: RunConfig) -> None:
 
     Raises:
         ValueError: the model's folder is not one, segments do not fit its frames, no layer has the name of an adapter's
-            target, a reward's file or function is not what it should be, or the clips are not there.
+            target, a reward's file or function is not what it should be, or the clips or prompts are not there.
     """
     model_folder(config.model.path)
     frames, _ = resolved_shape(config.model.path, config.model.frames, config.model.size)
@@ -72,7 +72,9 @@ def check(config: RunConfig) -> None:
     check_reward(config.reward, config.method.needs_gradient)
     if config.model.train == "lora":
         check_targets(denoiser_outline(config.model.path), config.model.lora.targets)
-    if config.data.source != "builtin":
+    if config.data.source == "samples":
+        sample_prompts(config)
+    elif config.data.source != "builtin":
         EncodedClips.open(Path(config.data.source).expanduser(), model_fingerprint(config.model))
 
 
@@ -195,25 +197,6 @@ def check_resources(config: RunConfig) -> bool:
             f"set train.workers to at most {int(cpus // train.cpus_per_worker)}"
         )
     return use_gpu
-
-
-def encoded_clips(config: RunConfig, console: Console) -> Path:
-    """The folder of encoded clips: the one the config names, or the built-in clips, encoded once and kept.
-
-    Raises:
-        ValueError: the built-in clips cannot be written.
-    """
-    if config.data.source != "builtin":
-        return Path(config.data.source).expanduser().resolve()
-    name = f"builtin{RENDERER}-{config.data.clips}-seed{config.seed}-{model_fingerprint(config.model)[:8]}"
-    out = Path(config.output.storage).expanduser().resolve() / "clips" / name
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with open(out.parent / f".{name}.lock", "w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # runs that start together encode once
-        report = encode_builtin(config.data.clips, config.seed, config.model, out)
-    if report.encoded:
-        console.print(f"{report.clips} clips encoded in {_shown(out)}, {report.seconds:.0f} s", highlight=False)
-    return out
 
 
 def train(config: RunConfig, console: Console, address: str | None = None) -> Finished:

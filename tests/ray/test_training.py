@@ -24,12 +24,13 @@ from rlvid.algorithms.base import Batch, Context, Stopwatch
 from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.config import RunConfig, load_config, parse_config
 from rlvid.data.clips import EncodedClips
+from rlvid.data.sources import encoded_clips
 from rlvid.models.lora import inject_lora, lora_state
 from rlvid.models.unet3d import load_model
 from rlvid.reward.load import load_reward
 from rlvid.toy.tiny import save_tiny_model
 from rlvid.train.engine import TorchEngine
-from rlvid.train.launch import encoded_clips, train
+from rlvid.train.launch import train
 
 log = logging.getLogger(__name__)
 STEPS = 3

@@ -48,6 +48,7 @@ def test_version() -> None:
         (["train", "toy", "steps"], ["'steps' must have the form section.key=value"]),
         (["train", "toy", "model.path=/nowhere"], ["model.path = '/nowhere'", "unet"]),
         (["train", "toy", "data.source=/nowhere"], ["/nowhere: no such folder of encoded clips", "rlvid encode"]),
+        (["train", "toy", "data.source=samples", "data.prompts=no.txt"], ["data.prompts = 'no.txt'", "in_domain"]),
         (["train", "toy", "output.storage=/proc/nowhere"], ["output.storage = '/proc/nowhere'", "cannot be written"]),
         (["train", "toy", "name=../up"], ["name = '../up'"]),
         (["evaluate", "nowhere"], ["run 'nowhere': no such folder"]),

@@ -36,6 +36,7 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"reward": {"attenuation": -1}}, ["reward.attenuation = -1", "greater than or equal to 0"]),
     ({"optimizer": {"lr": math.nan}}, ["optimizer.lr = nan", "finite number"]),
     ({"name": "../run"}, ["name = '../run'", "pattern"]),
+    ({"data": {"prompts": "p.txt"}}, ["data.prompts = 'p.txt' is for data.source=samples", "data.source = 'builtin'"]),
     ({"seed": -1}, ["seed = -1", "greater than or equal to 0"]),
     ({"method": {"tau": 0.04}}, ["method.tau = 0.04", "sampling.steps = 20", "at least 0.05"]),
     ({"method": {"gradient_steps": 13}}, ["method.gradient_steps = 13", "12 steps", "allowed: 1 to 12"]),
