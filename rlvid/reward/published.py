@@ -60,7 +60,7 @@ def load_clip_reward(
     """
     source = check_files(name, path, where)
     clip, tokenise = _random(name) if source is None else _published(name, source, where)
-    scale = float(clip.logit_scale.float().exp()) if name == "pickscore" else 1.0
+    scale = float(clip.logit_scale.detach().float().exp()) if name == "pickscore" else 1.0
     clip = clip.to(device, getattr(torch, precision))
     size = clip.visual.image_size
     default = "hpsv2" if name.startswith("hpsv2") else "pickscore" if name == "pickscore" else "clip"

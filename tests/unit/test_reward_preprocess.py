@@ -79,7 +79,7 @@ def test_presets_clamp_before_they_resize_and_not_after(name: str) -> None:
     steps = torch.zeros(1, 3, 24, 24)
     steps[..., 12:] = 1
     bicubic = name != "instructvideo"
-    assert (preset(name, 17)(steps).max() > 1) == bicubic, "bicubic overshoot passes"
+    assert (preset(name, 17)(steps).max() > 1.01) == bicubic, "bicubic overshoot passes"
 
 
 def test_without_clamp_saturated_pixels_pass() -> None:
