@@ -227,6 +227,8 @@ def _evaluate(run: str, steps: list[int], sets: list[str], videos: int, checkpoi
         "step": tuned.checkpoint.step,
         "seed": seed,
         "guidance": tuned.config.sampling.guidance,
+        "reward": tuned.config.reward.name,
+        "held-out reward": tuned.config.reward.held_out or "builtin-heldout",
     }
     write_results(folder, rows, base="base", facts=facts)
     for each in steps:

@@ -125,6 +125,8 @@ def _published(name: str, source: Path, where: str) -> tuple[CLIP, Tokenise]:
             config = open_clip_config(CLIPConfig.from_pretrained(source, local_files_only=True), where)
     elif (source / "open_clip_config.json").is_file():
         config = json.loads((source / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
+        if config.get("custom_text") or "timm_model_name" in config["vision_cfg"]:
+            raise ValueError(f"{where}: its open_clip_config.json is of another class than CLIP, and is not supported")
     with torch.device("meta"):
         clip = build_clip(config)
     fill(clip, weights, where)

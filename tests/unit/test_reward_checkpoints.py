@@ -244,6 +244,27 @@ def test_the_full_structures_have_the_published_sizes() -> None:
     assert sum(each.numel() for each in blip.parameters()) + unused == 446_665_953
 
 
+@pytest.mark.parametrize(
+    ("name", "path", "words"),
+    [
+        ("brightness", "x.pt", "reward.path = 'x.pt': the reward 'brightness' takes no path"),
+        ("builtin-heldout", "x.pt", "'builtin-heldout' takes no path"),
+        ("clip", "x.py:score", "'clip' takes a checkpoint"),
+    ],
+)
+def test_a_path_that_is_not_for_the_reward_is_told(name: str, path: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        load_reward(name, path=path)
+
+
+def test_another_class_of_open_clip_is_told(tmp_path: Path) -> None:
+    config = SMALL | {"vision_cfg": SMALL["vision_cfg"] | {"timm_model_name": "vit_base_patch16_siglip_224"}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    save_file(weights(), tmp_path / "open_clip_model.safetensors")
+    with pytest.raises(ValueError, match=r"open_clip_config.json is of another class than CLIP"):
+        load_reward("clip", path=str(tmp_path))
+
+
 def test_an_activation_that_open_clip_lacks_is_told(tmp_path: Path) -> None:
     config = CLIPConfig(text_config={"hidden_act": "relu"}, vision_config={"hidden_act": "gelu"})
     with pytest.raises(ValueError, match="activations 'gelu' and 'relu'; supported"):
