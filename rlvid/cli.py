@@ -265,6 +265,8 @@ def _evaluate(
         "step": tuned.checkpoint.step,
         "seed": seed,
         "guidance": tuned.config.sampling.guidance,
+        "reward": tuned.config.reward.name,
+        "held-out reward": tuned.config.reward.held_out or "builtin-heldout",
         "CLIPSIM and consistency by": clip or tuned.config.reward.held_out or "builtin-heldout",
     }
     write_results(folder, rows, base="base", facts=facts)

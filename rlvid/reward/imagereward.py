@@ -96,10 +96,9 @@ def build_blip(vision: BlipVisionConfig, text: BlipTextConfig) -> tuple[BlipVisi
     return BlipVisionModel(vision), BlipTextModel(text, add_pooling_layer=False), mlp
 
 
-def configs(**sizes: dict[str, Any]) -> tuple[BlipVisionConfig, BlipTextConfig]:
-    """ImageReward's configurations; tests change some sizes of ``vision`` and ``text``."""
-    vision, text = VISION | sizes.get("vision", {}), TEXT | sizes.get("text", {})
-    return BlipVisionConfig(**vision), BlipTextConfig(**text, is_decoder=True)
+def configs() -> tuple[BlipVisionConfig, BlipTextConfig]:
+    """ImageReward's configurations."""
+    return BlipVisionConfig(**VISION), BlipTextConfig(**TEXT, is_decoder=True)
 
 
 _RENAMED = (

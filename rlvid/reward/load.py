@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlvid.config.reward import FROM_A_FILE, RewardConfig
+from rlvid.config.reward import FROM_A_FILE, RewardConfig, check_path
 from rlvid.reward.custom import CustomReward, load_function
 
 BUILTIN = {"builtin": "reward", "builtin-heldout": "heldout"}
@@ -45,8 +45,7 @@ def load_reward(
     Raises:
         ValueError: no such reward, or its weights or function cannot be loaded.
     """
-    check_one(name, path, key)
-    where = f"{key} = {path!r}"
+    where = _given(name, path, key)
     if name == "oracle":
         from rlvid.toy.oracle import OracleReward
 
@@ -76,20 +75,26 @@ def load_reward(
     return load_clip_reward(name, path, device, where=where, **settings)
 
 
+def _given(name: str, path: str | None, key: str) -> str:
+    """The setting, as errors begin; raises ValueError for an unknown reward, or a path that is not for it."""
+    if name not in NAMES:
+        raise ValueError(f"reward {name!r} does not exist; allowed: {', '.join(NAMES)}")
+    if path is None and (name == "custom" or name in FROM_A_FILE):
+        form = "FILE.py:FUNCTION" if name == "custom" else "a local file or folder, or the word random for a dry run"
+        raise ValueError(f"{key} is not set, and the reward {name!r} needs it: {form} (docs/rewards.md)")
+    check_path(name, path, key)
+    return f"{key} = {path!r}"
+
+
 def check_one(name: str, path: str | None, key: str = "reward.path") -> None:
-    """Whether a reward's path is given and holds what it should, without reading weights.
+    """Whether a reward's path is given and holds what it should; no weights are read, but a function is imported.
 
     Raises:
         ValueError: it does not, in one line.
     """
-    if name not in NAMES:
-        raise ValueError(f"reward {name!r} does not exist; allowed: {', '.join(NAMES)}")
-    if name != "custom" and name not in FROM_A_FILE:
-        return
+    where = _given(name, path, key)
     if path is None:
-        form = "FILE.py:FUNCTION" if name == "custom" else "a local file or folder, or the word random for a dry run"
-        raise ValueError(f"{key} is not set, and the reward {name!r} needs it: {form} (docs/rewards.md)")
-    where = f"{key} = {path!r}"
+        return
     if name == "custom":
         load_function(path, where)
     elif name == "imagereward":
@@ -155,13 +160,14 @@ def check_reward(config: RewardConfig, needs_gradient: bool) -> None:
     trained = [("reward.path", config.name, config.path)] if config.name != "mixture" else []
     trained += [(f"reward.mixture.{place}.path", part.name, part.path) for place, part in enumerate(config.mixture)]
     for key, name, path in trained:
-        check_one(name, path, key)
-        if name == "custom" and path is not None and needs_gradient:
-            made = CustomReward(load_function(path, key), config.differentiable)
-            if not made.differentiable:
-                raise ValueError(
-                    f"{key} = {path!r}: the function says that it is not differentiable, and the method needs its "
-                    "gradient; choose one of ddpo, dpok, rwr, raft"
-                )
+        if name != "custom":
+            check_one(name, path, key)
+            continue
+        function = load_function(str(path), where := _given(name, path, key))
+        if needs_gradient and not CustomReward(function, config.differentiable).differentiable:
+            raise ValueError(
+                f"{where}: the function says that it is not differentiable, and the method needs its gradient; choose "
+                "one of ddpo, dpok, rwr, raft"
+            )
     if config.held_out is not None:
         check_one(config.held_out, config.held_out_path, "reward.held_out_path")

@@ -60,7 +60,7 @@ def load_clip_reward(
     """
     source = check_files(name, path, where)
     clip, tokenise = _random(name) if source is None else _published(name, source, where)
-    scale = float(clip.logit_scale.float().exp()) if name == "pickscore" else 1.0
+    scale = float(clip.logit_scale.detach().float().exp()) if name == "pickscore" else 1.0
     clip = clip.to(device, getattr(torch, precision))
     size = clip.visual.image_size
     default = "hpsv2" if name.startswith("hpsv2") else "pickscore" if name == "pickscore" else "clip"
@@ -125,6 +125,8 @@ def _published(name: str, source: Path, where: str) -> tuple[CLIP, Tokenise]:
             config = open_clip_config(CLIPConfig.from_pretrained(source, local_files_only=True), where)
     elif (source / "open_clip_config.json").is_file():
         config = json.loads((source / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
+        if config.get("custom_text") or "timm_model_name" in config["vision_cfg"]:
+            raise ValueError(f"{where}: its open_clip_config.json is of another class than CLIP, and is not supported")
     with torch.device("meta"):
         clip = build_clip(config)
     fill(clip, weights, where)

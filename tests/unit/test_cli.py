@@ -47,6 +47,16 @@ def test_version() -> None:
         (["train", "nowhere.yaml"], ["'nowhere.yaml' is neither a file nor a shipped description", "toy"]),
         (["train", "toy", "steps"], ["'steps' must have the form section.key=value"]),
         (["train", "toy", "model.path=/nowhere"], ["model.path = '/nowhere'", "unet"]),
+        (["train", "toy", "reward.name=hpsv2"], ["reward.path is not set", "'hpsv2'", "docs/rewards.md"]),
+        (["train", "toy", "reward.name=clip", "reward.path=/nowhere"], ["reward.path = '/nowhere'", "no such file"]),
+        (
+            ["train", "toy", "reward.held_out=clip", "reward.held_out_path=/no"],
+            ["reward.held_out_path = '/no'", "no such file"],
+        ),
+        (
+            ["train", "toy", "reward.name=custom", "reward.path=no.py:score"],
+            ["reward.path = 'no.py:score'", "there is no file no.py"],
+        ),
         (["train", "toy", "data.source=/nowhere"], ["/nowhere: no such folder of encoded clips", "rlvid encode"]),
         (["train", "toy", "data.source=samples", "data.prompts=no.txt"], ["data.prompts = 'no.txt'", "in_domain"]),
         (["train", "toy", "output.storage=/proc/nowhere"], ["output.storage = '/proc/nowhere'", "cannot be written"]),

@@ -50,6 +50,24 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"train": {"steps": True}}, ["train.steps = True", "true and false are not allowed here"]),
     ({"optimizer": {"lr": True}}, ["optimizer.lr = True", "true and false are not allowed here"]),
     ({"model": {"frames": False}}, ["model.frames = False", "true and false are not allowed here"]),
+    ({"reward": {"name": "hpsv3"}}, ["reward.name = 'hpsv3'", "'hpsv2', 'hpsv2.1', 'pickscore'"]),
+    ({"reward": {"name": "oracle"}}, ["reward.name = 'oracle' gives no gradient", "ddpo, dpok, rwr, raft"]),
+    ({"reward": {"path": "a.py:f", "differentiable": False}}, ["reward.name = 'custom' gives no gradient"]),
+    ({"reward": {"mixture": [{"name": "oracle"}]}}, ["reward.name = 'oracle' gives no gradient"]),
+    ({"reward": {"path": "a.pt"}}, ["reward: path = 'a.pt'", "'builtin' takes no path"]),
+    ({"reward": {"name": "custom", "path": "a.pt"}}, ["reward: path = 'a.pt'", "FILE.py:FUNCTION"]),
+    ({"reward": {"name": "hpsv2", "path": "a.py:f"}}, ["reward: path = 'a.py:f'", "'hpsv2' takes a checkpoint"]),
+    ({"reward": {"held_out_path": "a.pt"}}, ["reward: held_out_path = 'a.pt'", "'builtin-heldout' takes no path"]),
+    ({"reward": {"name": "mixture"}}, ["reward: name = 'mixture', but mixture has 0 parts"]),
+    ({"reward": {"name": "clip", "mixture": [{"name": "clip"}]}}, ["name = 'clip', but mixture has 1 parts"]),
+    ({"reward": {"mixture": [{"name": "clip"}, {"name": "clip"}]}}, ["two parts are called 'clip'"]),
+    ({"reward": {"mixture": [{"name": "hps"}]}}, ["reward.mixture.0.name = 'hps'", "'hpsv2.1'"]),
+    ({"reward": {"mixture": [{"name": "clip", "wait": 1}]}}, ["unknown key reward.mixture.0.wait;", "name, path"]),
+    ({"reward": {"mixture": [{"name": "brightness", "path": "x"}]}}, ["reward.mixture.0: path = 'x'", "no path"]),
+    ({"reward": {"preprocess": "clip"}}, ["reward: preprocess = 'clip' is for hpsv2,", "not for 'builtin'"]),
+    ({"reward": {"differentiable": True}}, ["reward: differentiable is for a reward of your own"]),
+    ({"reward": {"precision": "int8"}}, ["reward.precision = 'int8'", "'bfloat16'"]),
+    ({"reward": {"chunk": 0}}, ["reward.chunk = 0", "greater than or equal to 1"]),
     ({"seed": -1, "train": {"steps": 0}}, ["seed = -1", "; train.steps = 0"]),
 ]  # fmt: skip
 
@@ -165,6 +183,32 @@ def test_a_fingerprint_sees_what_the_result_depends_on(data: dict[str, Any]) -> 
     fingerprint = parse_config(data).fingerprint
     assert len(fingerprint) == 12
     assert fingerprint != RunConfig().fingerprint
+
+
+def test_a_fingerprint_is_what_it_was_before_rewards_had_paths() -> None:
+    assert load_config("toy").fingerprint == "f298f76f269b"
+    assert load_config("toy", ["reward.precision=float32"]).fingerprint == "f298f76f269b"
+    assert load_config("toy", ["reward.precision=bfloat16"]).fingerprint != "f298f76f269b"
+
+
+def test_a_rewards_name_follows_from_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    function = parse_config({"reward": {"path": "my.py:score", "held_out_path": "my.py:other"}}).reward
+    assert (function.name, function.held_out) == ("custom", "custom")
+    assert function.resolved().path == f"{tmp_path}/my.py:score"
+    assert function.resolved().held_out_path == f"{tmp_path}/my.py:other"
+    parts = [
+        {"name": "hpsv2.1", "path": "hps.pt"},
+        {"path": "~/my.py:score", "weight": -1},
+        {"name": "clip", "path": "random"},
+    ]
+    mixture = parse_config({"reward": {"mixture": parts}}).reward
+    assert mixture.name == "mixture"
+    assert [part.label for part in mixture.mixture] == ["hpsv2.1", "score", "clip"]
+    home = str(Path.home())
+    assert [part.path for part in mixture.resolved().mixture] == [f"{tmp_path}/hps.pt", f"{home}/my.py:score", "random"]
+    again = parse_config(yaml.safe_load(yaml.safe_dump({"reward": mixture.model_dump(mode="json")}))).reward
+    assert again == mixture
 
 
 def test_the_papers_settings_are_the_defaults() -> None:
