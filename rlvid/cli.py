@@ -167,6 +167,33 @@ def encode(
 
 
 @app.command()
+def plan(
+    config: Annotated[str, typer.Argument(help="A shipped description (modelscope-hpsv2) or a YAML file.")],
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Says what a run will cost before anything starts: parameters, work, memory, disk. Needs no weights.
+
+    [bold]rlvid plan modelscope-hpsv2 train.micro_batch=1[/bold]
+    """
+    import json
+
+    from rlvid.config import load_config
+    from rlvid.plan.plan import make_plan
+    from rlvid.plan.show import render
+
+    made = make_plan(load_config(config, overrides))
+    if as_json:
+        _say(json.dumps(made.as_dict(), indent=2))
+        return
+    for each in render(made):
+        if isinstance(each, str):
+            _say(each)
+        else:
+            console.print(each)
+
+
+@app.command()
 def demo(overrides: Overrides = None) -> None:
     """Fine-tunes the built-in model with InstructVideo, evaluates it and says where to look; no GPU needed."""
     from rlvid.config import load_config

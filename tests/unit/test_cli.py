@@ -22,10 +22,10 @@ def test_help_is_quick_and_names_every_verb() -> None:
     done = rlvid("--help")
     assert done.returncode == 0
     assert time.process_time() - began < 1
-    assert all(verb in done.stdout for verb in ("train", "evaluate", "generate", "encode", "demo"))
+    assert all(verb in done.stdout for verb in ("train", "evaluate", "generate", "encode", "plan", "demo"))
 
 
-@pytest.mark.parametrize("verb", ["train", "evaluate", "generate", "encode", "demo"])
+@pytest.mark.parametrize("verb", ["train", "evaluate", "generate", "encode", "plan", "demo"])
 def test_every_verb_has_help(verb: str) -> None:
     assert "Usage" in rlvid(verb, "--help").stdout
 
