@@ -183,14 +183,8 @@ def plan(
     from rlvid.plan.show import render
 
     made = make_plan(load_config(config, overrides))
-    if as_json:
-        _say(json.dumps(made.as_dict(), indent=2))
-        return
-    for each in render(made):
-        if isinstance(each, str):
-            _say(each)
-        else:
-            console.print(each)
+    for each in [json.dumps(made.as_dict(), indent=2)] if as_json else render(made):
+        console.print(each, soft_wrap=isinstance(each, str), markup=False, highlight=False)
 
 
 @app.command()

@@ -62,23 +62,24 @@ class _Meter:
     def __init__(self) -> None:
         self.calls, self.held, self.backward_pass = Calls(), 0, False
 
-    def note(self, rows: int, output: Tensor | None = None) -> None:
+    def begun(self, rows: int) -> None:
+        """A call begins; one that recomputes is cut short, once it has all that the backward pass needs."""
+        self.calls.again += rows * self.backward_pass
+
+    def done(self, rows: int, output: Tensor) -> None:
+        """A call has given its output."""
         calls = self.calls
         if self.backward_pass:
-            calls.again += rows
-        elif not torch.is_grad_enabled():
+            return
+        if not output.requires_grad:
             calls.plain += rows
             calls.plain_rows = max(calls.plain_rows, rows)
-        elif output is None or output.requires_grad:
-            calls.graph += rows
-            calls.graph_rows = max(calls.graph_rows, rows)
-            self.held += rows
-            calls.held_rows = max(calls.held_rows, self.held)
-            if output is not None:
-                output.register_hook(lambda gradient: self._back(rows, gradient))
-        else:
-            calls.plain += rows
-            calls.plain_rows = max(calls.plain_rows, rows)
+            return
+        calls.graph += rows
+        calls.graph_rows = max(calls.graph_rows, rows)
+        self.held += rows
+        calls.held_rows = max(calls.held_rows, self.held)
+        output.register_hook(lambda gradient: self._back(rows, gradient))
 
     def _back(self, rows: int, gradient: Tensor) -> Tensor:
         self.calls.backward += rows
@@ -93,8 +94,9 @@ class _Denoiser(nn.Module):
         self.part, self._meter = nn.Parameter(torch.tensor(0.5)), meter
 
     def forward(self, latents: Tensor, timestep: Tensor, **options: Any) -> tuple[Tensor]:
+        self._meter.begun(len(latents))
         output = latents * self.part
-        self._meter.note(len(latents), output)
+        self._meter.done(len(latents), output)
         return (output,)
 
 
@@ -106,7 +108,7 @@ class _Reward:
 
     def __call__(self, frames_BSCHW: Tensor, prompts: list[str]) -> Tensor:
         scores_BS = frames_BSCHW.flatten(2).mean(2)
-        self._meter.note(scores_BS.numel(), scores_BS)
+        self._meter.done(scores_BS.numel(), scores_BS)
         return scores_BS.mean(1) if self.whole_video else scores_BS
 
 
@@ -147,16 +149,12 @@ def _counting_model(frames: int, decode_chunk: int, meters: dict[str, _Meter]) -
     meter = meters["decoder"]
 
     def counted(latents: Tensor) -> Any:
+        meter.begun(len(latents))
         output = decode(latents)
-        meter.note(len(latents), output.sample)
+        meter.done(len(latents), output.sample)
         return output
 
-    def again(module: nn.Module, inputs: tuple[Tensor]) -> None:
-        if meter.backward_pass:  # a recomputation stops inside the decoder, once it has all that it needs
-            meter.note(len(inputs[0]))
-
     model.vae.decode = counted
-    model.vae.decoder.register_forward_pre_hook(again)
     return model
 
 

@@ -19,8 +19,8 @@ def resident(parts: Parts, config: RunConfig) -> dict[str, int]:
     trained, stage, workers = parts.denoiser.trainable, config.train.zero_stage, config.train.workers
     denoiser = parts.denoiser.weights
     if stage == 3:
-        width = denoiser / (parts.denoiser.parameters + (trained if parts.adapted_layers else 0))
-        denoiser = denoiser // workers + (min(denoiser, int(_LIVE * width)) if workers > 1 else 0)
+        live = min(1.0, _LIVE / parts.denoiser.parameters)
+        denoiser = denoiser // workers + (int(live * denoiser) if workers > 1 else 0)
     frozen = (parts.autoencoder, parts.text_encoder, parts.reward, parts.held_out)
     return {
         "denoiser": denoiser,

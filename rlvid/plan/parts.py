@@ -1,7 +1,8 @@
 """A run's networks on the meta device, and what a row of each costs."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
@@ -40,6 +41,9 @@ class Network:
     cost: Cost
 
 
+_NONE = Network(0, 0, 0, FREE)
+
+
 @dataclass(frozen=True)
 class Parts:
     """A run's networks, and the shapes that they work on: latents (C, F, h, w), text (L, D), pixels."""
@@ -61,40 +65,60 @@ def outline_parts(config: RunConfig) -> Parts:
     Raises:
         ValueError: the model's configuration is missing, its size does not fit, or no layer has a target's name.
     """
-    spec, dtype, gradient = config.model, DTYPES[config.model.precision], config.method.needs_gradient
+    spec, gradient = config.model, config.method.needs_gradient
     frames, size = resolved_shape(spec.path, spec.frames, spec.size)
-    unet, vae, encoder = (
-        nn.Module.to(part, dtype).requires_grad_(False) for part in outline(structure_folder(spec.path))
+    parts = _model(
+        structure_folder(spec.path), spec.precision, frames, size, spec.lora.rank, tuple(spec.lora.targets), gradient
     )
-    check_targets(unet, spec.lora.targets)
+    return replace(
+        parts,
+        reward=_reward(config.reward.name, spec.precision, size, gradient),
+        held_out=_reward(config.reward.held_out, spec.precision, size, False),
+    )
+
+
+@lru_cache(maxsize=8)  # the full-size denoiser takes seconds, and plans are compared
+def _model(
+    folder: Path, precision: str, frames: int, size: int, rank: int, targets: tuple[str, ...], gradient: bool
+) -> Parts:
+    unet, vae, encoder = (nn.Module.to(p, DTYPES[precision]).requires_grad_(False) for p in outline(folder))
+    check_targets(unet, list(targets))
     base = sum(p.numel() for p in unet.parameters())
-    adapter = inject_lora(unet, spec.lora.rank, spec.lora.targets, config.seed)
+    adapter = inject_lora(unet, rank, list(targets), seed=0)
     side = size // 2 ** (len(vae.config.block_out_channels) - 1)
+    latent_shape = (unet.config.in_channels, frames, side, side)
     text_shape = (encoder.config.max_position_embeddings, encoder.config.hidden_size)
-    with torch.device("meta"):
-        latents_BCFhw = torch.empty(1, unet.config.in_channels, frames, side, side, dtype=dtype)
-        text_BLD = torch.empty(1, *text_shape, dtype=dtype)
-        timestep_B = torch.empty(1, dtype=torch.int64)
-        latents_NChw = torch.empty(1, vae.config.latent_channels, side, side, dtype=dtype, requires_grad=gradient)
-        images_NCHW = torch.empty(1, 3, size, size, requires_grad=gradient)
-    denoise = measure(
-        unet,
-        lambda: unet(latents_BCFhw, timestep_B, encoder_hidden_states=text_BLD, return_dict=False)[0],
-        backward=True,
-        known=(latents_BCFhw, text_BLD, timestep_B),
-    )
-    decode = measure(vae, lambda: vae.decode(latents_NChw).sample, backward=gradient, known=(latents_NChw,))
     return Parts(
-        denoiser=_network(unet, denoise, base),
-        autoencoder=_network(vae, decode),
+        denoiser=_network(unet, _denoise(unet, latent_shape, text_shape), base),
+        autoencoder=_network(vae, _decode(vae, side, gradient)),
         text_encoder=_network(encoder, FREE),
-        reward=_reward(config.reward.name, config, images_NCHW, gradient),
-        held_out=_reward(config.reward.held_out, config, images_NCHW.detach(), False),
+        reward=_NONE,
+        held_out=_NONE,
         adapted_layers=len(adapter) // 2,
-        latent_shape=(unet.config.in_channels, frames, side, side),
+        latent_shape=latent_shape,
         text_shape=text_shape,
         size=size,
     )
+
+
+def _denoise(unet: Any, latent_shape: tuple[int, ...], text_shape: tuple[int, int]) -> Cost:
+    with torch.device("meta"):
+        latents_BCFhw = torch.empty(1, *latent_shape, dtype=unet.dtype)
+        text_BLD = torch.empty(1, *text_shape, dtype=unet.dtype)
+        timestep_B = torch.empty(1, dtype=torch.int64)
+
+    def run() -> Tensor:
+        output: Tensor = unet(latents_BCFhw, timestep_B, encoder_hidden_states=text_BLD, return_dict=False)[0]
+        return output
+
+    return measure(unet, run, backward=True, known=(latents_BCFhw, text_BLD, timestep_B))
+
+
+def _decode(vae: Any, side: int, backward: bool) -> Cost:
+    latents_NChw = torch.empty(
+        1, vae.config.latent_channels, side, side, dtype=vae.dtype, device="meta", requires_grad=backward
+    )
+    return measure(vae, lambda: vae.decode(latents_NChw).sample, backward=backward, known=(latents_NChw,))
 
 
 def _network(module: nn.Module, cost: Cost, base: int | None = None) -> Network:
@@ -107,13 +131,13 @@ def _network(module: nn.Module, cost: Cost, base: int | None = None) -> Network:
     )
 
 
-def _reward(name: str | None, config: RunConfig, images_NCHW: Tensor, backward: bool) -> Network:
+def _reward(name: str | None, precision: str, size: int, backward: bool) -> Network:
     if name is None or name == "oracle":  # the oracle is arithmetic on pixels
-        return Network(0, 0, 0, FREE)
+        return _NONE
     with torch.device("meta"):
+        images_NCHW = torch.empty(1, 3, size, size, requires_grad=backward)
         judge = _BlipJudge() if name == "imagereward" else _ClipJudge(_clip_config(name))
-    precision = "float32" if name in BUILTIN else config.model.precision
-    judge.eval().requires_grad_(False).to(DTYPES[precision])
+    judge.eval().requires_grad_(False).to(DTYPES["float32" if name in BUILTIN else precision])
     return _network(judge, measure(judge, lambda: judge(images_NCHW), backward=backward, known=(images_NCHW,)))
 
 

@@ -26,8 +26,8 @@ def render(plan: Plan) -> Iterator[RenderableType]:
     )
     yield (
         f"a sample: {frames} frames of {parts.size} x {parts.size} pixels, latents {channels} x {frames} x {height} x "
-        f"{width}; {_number(_forward(counts.denoiser))} U-Net evaluations and {_number(counts.denoiser.again)} again in "
-        f"the backward pass, {_number(_forward(counts.decoder))} decodes, {_number(_forward(counts.reward))} images "
+        f"{width}; {_number(_forward(counts.denoiser))} U-Net evaluations and {_number(counts.denoiser.again)} again "
+        f"in the backward pass, {_number(_forward(counts.decoder))} decodes, {_number(_forward(counts.reward))} images "
         f"rewarded, {_number(_forward(counts.held_out))} by the held-out reward; "
         f"{_number(counts.optimiser_steps)} optimiser step(s) a batch"
     )
@@ -70,11 +70,9 @@ def _hints(plan: Plan) -> Iterator[str]:
         yield f"  {setting} lowers it to {gib(peak)}"
     if plan.config.model.precision == "float32":
         yield "  model.precision=bfloat16 halves the weights and most of the rest, where the device has it"
-    if 4 * sum(plan.resident.values()) > plan.peak and plan.config.train.zero_stage < 3 < plan.config.train.workers:
-        yield "  train.zero_stage=3 spreads the denoiser's weights over the workers"
     yield (
-        f"a step of {plan.config.train.batch_size} videos: {plan.flops_per_step / 1e12:,.1f} TFLOPs over all workers; the "
-        f"run: {plan.flops_per_step * plan.config.train.steps / 1e18:,.3g} EFLOPs"
+        f"a step of {plan.config.train.batch_size} videos: {plan.flops_per_step / 1e12:,.1f} TFLOPs over all workers; "
+        f"the run: {plan.flops_per_step * plan.config.train.steps / 1e18:,.3g} EFLOPs"
     )
 
 
