@@ -154,10 +154,12 @@ def encode(
     from rlvid.config import load_config
     from rlvid.data.encode import encode_folder
     from rlvid.data.videos import find_clips
+    from rlvid.models.folders import model_folder
     from rlvid.train.launch import start_ray
 
     description = load_config(config)
     find_clips(source)  # says at once what is wrong with the source
+    model_folder(description.model.path)
     start_ray(address)
     report = encode_folder(source, description.model, out, workers=workers, on_progress=_counter("clips"))
     for skipped in report.skipped:

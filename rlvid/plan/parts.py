@@ -187,9 +187,8 @@ class _BlipJudge(nn.Module):
         weight = self.head[0].weight
         seen = self.vision(_resize(images_NCHW, 224).to(weight.dtype)).last_hidden_state
         tokens_NL = torch.zeros(len(images_NCHW), 35, dtype=torch.int64, device=weight.device)
-        read = self.text(
-            tokens_NL, attention_mask=torch.ones_like(tokens_NL), encoder_hidden_states=seen, is_decoder=False
-        ).last_hidden_state
+        # The padding's mask is left out: transformers would look at its values, and it only adds to the logits.
+        read = self.text(tokens_NL, encoder_hidden_states=seen, is_decoder=False).last_hidden_state
         return self.head(read[:, 0]).float()
 
 

@@ -20,6 +20,7 @@ class Plan:
         resident: bytes that stay through a step.
         stages: bytes that each stage needs beside them.
         advice: settings that lower the peak, and the peak with each.
+        checkpointing: the peak with activations ``recomputed`` and with all of them ``kept``.
         disk: bytes of what is written.
     """
 
@@ -30,6 +31,7 @@ class Plan:
     resident: dict[str, int]
     stages: dict[str, int]
     advice: dict[str, int]
+    checkpointing: dict[str, int]
     disk: dict[str, int]
 
     @property
@@ -64,6 +66,7 @@ class Plan:
             "stage_bytes": self.stages,
             "peak_bytes": self.peak,
             "peak_bytes_with": self.advice,
+            "peak_bytes_with_activations": self.checkpointing,
             "disk_bytes": self.disk,
         }
 
@@ -84,7 +87,11 @@ def make_plan(config: RunConfig) -> Plan:
         raise ValueError(
             f"reward.segments = {config.reward.segments} exceeds the {frames} frames of a video; allowed: 1 to {frames}"
         )
-    counts = count(config, frames)
+    counts, fixed = count(config, frames), sum(resident(parts, config).values())
+    either = {
+        name: fixed + max(stages(parts, counts, config, recompute=recompute).values())
+        for name, recompute in (("recomputed", True), ("kept", False))
+    }
     return Plan(
         config=config,
         parts=parts,
@@ -93,6 +100,7 @@ def make_plan(config: RunConfig) -> Plan:
         resident=resident(parts, config),
         stages=stages(parts, counts, config),
         advice=advice(parts, counts, config),
+        checkpointing=either,
         disk=disk(parts, counts, config),
     )
 

@@ -66,6 +66,10 @@ def _memory(plan: Plan) -> Table:
 def _hints(plan: Plan) -> Iterator[str]:
     stage = max(plan.stages, key=plan.stages.__getitem__)
     yield f"peak: {gib(plan.peak)} on each worker, in {stage}; a GPU's own workspace and fragmentation come on top"
+    yield (
+        f"  with activations recomputed in the backward pass {gib(plan.checkpointing['recomputed'])}, with all of them "
+        f"kept {gib(plan.checkpointing['kept'])}"
+    )
     for setting, peak in plan.advice.items():
         yield f"  {setting} lowers it to {gib(peak)}"
     if plan.config.model.precision == "float32":

@@ -166,6 +166,8 @@ def test_advice_keeps_its_word(stored: Path) -> None:
         changed[section][key] = json.loads(value)
         assert make_plan(parse_config(changed)).peak == pytest.approx(promised, rel=1e-6)
         assert promised <= 0.95 * plan.peak
+    assert plan.peak == plan.checkpointing["kept"] > plan.checkpointing["recomputed"]
+    assert plan.advice["train.checkpoint_activations=true"] == plan.checkpointing["recomputed"]
     assert not make_plan(described(stored, train={"batch_size": 1})).advice
 
 
