@@ -184,10 +184,12 @@ def encode(
     from rlvid.config import load_config
     from rlvid.data.encode import encode_folder
     from rlvid.data.videos import find_clips
+    from rlvid.models.folders import model_folder
     from rlvid.train.launch import start_ray
 
     description = load_config(config)
     find_clips(source)  # says at once what is wrong with the source
+    model_folder(description.model.path)
     start_ray(address)
     report = encode_folder(source, description.model, out, workers=workers, on_progress=_counter("clips"))
     for skipped in report.skipped:
@@ -196,6 +198,27 @@ def encode(
     skips = f"{len(report.skipped)} skipped (named in {out / 'report.txt'})"
     _say(f"{report.clips} clips encoded{before} in {out}, {skips}")
     _say(f"next: rlvid train {config} name=mine data.source={out}")
+
+
+@app.command()
+def plan(
+    config: Annotated[str, typer.Argument(help="A shipped description (modelscope-hpsv2) or a YAML file.")],
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Says what a run will cost before anything starts: parameters, work, memory, disk. Needs no weights.
+
+    [bold]rlvid plan modelscope-hpsv2 train.micro_batch=1[/bold]
+    """
+    import json
+
+    from rlvid.config import load_config
+    from rlvid.plan.plan import make_plan
+    from rlvid.plan.show import render
+
+    made = make_plan(load_config(config, overrides))
+    for each in [json.dumps(made.as_dict(), indent=2)] if as_json else render(made):
+        console.print(each, soft_wrap=isinstance(each, str), markup=False, highlight=False)
 
 
 @app.command()

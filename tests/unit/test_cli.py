@@ -10,6 +10,7 @@ import pytest
 from rlvid.cli import main
 
 RLVID = [sys.executable, "-m", "rlvid.cli"]
+VERBS = ["train", "evaluate", "export", "generate", "encode", "plan", "demo"]
 
 
 def rlvid(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -22,10 +23,10 @@ def test_help_is_quick_and_names_every_verb() -> None:
     done = rlvid("--help")
     assert done.returncode == 0
     assert time.process_time() - began < 1
-    assert all(verb in done.stdout for verb in ("train", "evaluate", "export", "generate", "encode", "demo"))
+    assert all(verb in done.stdout for verb in VERBS)
 
 
-@pytest.mark.parametrize("verb", ["train", "evaluate", "export", "generate", "encode", "demo"])
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help(verb: str) -> None:
     assert "Usage" in rlvid(verb, "--help").stdout
 
@@ -57,6 +58,9 @@ def test_version() -> None:
             ["train", "toy", "reward.name=custom", "reward.path=no.py:score"],
             ["reward.path = 'no.py:score'", "there is no file no.py"],
         ),
+        (["train", "toy", "model.path=some/thing"], ["model.path = 'some/thing'", "hf download some/thing --include"]),
+        (["plan", "toy", "model.path=some/thing"], ["model.path = 'some/thing'", "hf download some/thing --include"]),
+        (["plan", "toy", "reward.segments=9"], ["reward.segments = 9", "allowed: 1 to 8"]),
         (["train", "toy", "data.source=/nowhere"], ["/nowhere: no such folder of encoded clips", "rlvid encode"]),
         (["train", "toy", "data.source=samples", "data.prompts=no.txt"], ["data.prompts = 'no.txt'", "in_domain"]),
         (["train", "toy", "output.storage=/proc/nowhere"], ["output.storage = '/proc/nowhere'", "cannot be written"]),
