@@ -150,9 +150,14 @@ class RewardConfig(Section):
         return self
 
     @property
+    def parts(self) -> list[tuple[str, str | None]]:
+        """Name and path of what is trained on: one reward, or those of a mixture."""
+        return [(part.name, part.path) for part in self.mixture] or [(self.name, self.path)]
+
+    @property
     def without_gradient(self) -> str | None:
         """The reward, or the part of the mixture, that is known to give no gradient."""
-        for name in [self.name, *(part.name for part in self.mixture)]:
+        for name, _ in self.parts:
             if name in NOT_DIFFERENTIABLE:
                 return name
         return self.name if self.differentiable is False else None

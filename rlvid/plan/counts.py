@@ -16,6 +16,7 @@ from rlvid.algorithms.base import Batch, Context, Stopwatch
 from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.config import RunConfig
 from rlvid.models.unet3d import UNet3DModel
+from rlvid.reward.load import scores_whole_videos
 from rlvid.toy.tiny import tiny_model
 
 _BATCHES = 8
@@ -122,7 +123,7 @@ def count(config: RunConfig, frames: int) -> Counts:
     alone = config.model_copy(update={"train": train})  # of all workers' videos, since some methods compare them
     meters = {name: _Meter() for name in ("denoiser", "decoder", "reward", "held_out")}
     model = _counting_model(frames, config.model.decode_chunk, meters)
-    whole = config.reward.name == "oracle"
+    whole = scores_whole_videos(config.reward)
     held_out = _Reward(meters["held_out"], False) if config.reward.held_out else None
     context = Context(alone, model, _Reward(meters["reward"], whole), held_out, Stopwatch(torch.device("cpu")))
     algorithm, steps = ALGORITHMS[config.method.name](context), 0

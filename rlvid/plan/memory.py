@@ -55,21 +55,26 @@ def stages(
     chain_held = 0 if again else share * videos.held_rows * unet.kept
     decode_held = 0 if again else decoded * vae.kept
     judged = share * max(images.held_rows, images.plain_rows)
+    in_judge, in_other = min(judged, parts.reward.chunk), min(judged, parts.held_out.chunk)
+    judging, judge_held, judge_back = judged * judge.kept, judged * judge.kept, judged * judge.peak
+    if parts.reward.recompute:  # a chunk's input stays, and its activations come and go
+        judge_held = judged * 3 * parts.size**2 * 4
+        judging, judge_back = judge_held + in_judge * judge.plain_peak, judge_held + in_judge * judge.peak
     found = {"chain without gradient": share * videos.plain_rows * unet.plain_peak}
     if config.method.needs_gradient:
         held = chain_held + decode_held + 2 * pixels  # the frames and their gradient
         found["chain with gradient"] = share * videos.graph_rows * unet.plain_peak + chain_held
         found["decode"] = chain_held + decode_held + in_chunk * vae.plain_peak + pixels
-        found["reward"] = held + judged * judge.kept
-        found["held-out reward"] = held + judged * (judge.kept + other.plain_peak) if parts.held_out.weights else 0
-        found["backward through the reward"] = held + judged * judge.peak
+        found["reward"] = held + judging
+        found["held-out reward"] = held + judge_held + in_other * other.plain_peak if parts.held_out.weights else 0
+        found["backward through the reward"] = held + judge_back
         found["backward through the decoder"] = held + in_chunk * (vae.peak if again else vae.peak - vae.kept)
         one_call = share * videos.graph_rows * (unet.peak if again else unet.peak - unet.kept)
         found["backward through the denoiser"] = chain_held + one_call
     else:
         found["decode"] = in_chunk * vae.plain_peak + pixels
-        found["reward"] = judged * judge.plain_peak + pixels
-        found["held-out reward"] = judged * other.plain_peak + pixels if parts.held_out.weights else 0
+        found["reward"] = in_judge * judge.plain_peak + pixels
+        found["held-out reward"] = in_other * other.plain_peak + pixels if parts.held_out.weights else 0
         found["backward through the denoiser"] = share * videos.graph_rows * unet.peak
     return {name: int(size) for name, size in found.items() if size}
 

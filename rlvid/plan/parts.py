@@ -1,27 +1,31 @@
 """A run's networks on the meta device, and what a row of each costs."""
 
 import json
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, replace
+from functools import lru_cache, partial
 from importlib import resources
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from open_clip import get_model_config
-from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
+from transformers import CLIPConfig
 
 from rlvid.config import RunConfig
+from rlvid.config.reward import RewardConfig
 from rlvid.models.folders import resolved_shape, structure_folder
 from rlvid.models.lora import check_targets, inject_lora
 from rlvid.models.unet3d import DTYPES
 from rlvid.models.untrained import outline
 from rlvid.plan.measure import FREE, Cost, measure
-from rlvid.reward.clip import BUILTIN
+from rlvid.reward.clip import build_clip
+from rlvid.reward.huggingface import open_clip_config
+from rlvid.reward.imagereward import LENGTH, VISION, build_blip, configs
+from rlvid.reward.load import BUILTIN
+from rlvid.reward.published import STRUCTURES
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,16 @@ class Network:
         trainable: of these, the ones that are trained.
         weights: bytes of the parameters.
         cost: of one row.
+        chunk: most rows at once (of rewards).
+        recompute: whether chunks are computed again in the backward pass (of rewards).
     """
 
     parameters: int
     trainable: int
     weights: int
     cost: Cost
+    chunk: int = 1
+    recompute: bool = False
 
 
 _NONE = Network(0, 0, 0, FREE)
@@ -72,8 +80,8 @@ def outline_parts(config: RunConfig) -> Parts:
     )
     return replace(
         parts,
-        reward=_reward(config.reward.name, spec.precision, size, gradient),
-        held_out=_reward(config.reward.held_out, spec.precision, size, False),
+        reward=_reward(config.reward.parts, config.reward, size, gradient),
+        held_out=_reward([(config.reward.held_out, config.reward.held_out_path)], config.reward, size, False),
     )
 
 
@@ -131,21 +139,49 @@ def _network(module: nn.Module, cost: Cost, base: int | None = None) -> Network:
     )
 
 
-def _reward(name: str | None, precision: str, size: int, backward: bool) -> Network:
-    if name is None or name == "oracle":  # the oracle is arithmetic on pixels
+def _reward(names: Sequence[tuple[str | None, str | None]], config: RewardConfig, size: int, backward: bool) -> Network:
+    """The networks of one reward, or of all parts of a mixture: their sums, as all of them see every image."""
+    judges = [judge for name, path in names if (judge := _judge(name, path))]
+    if not judges:
         return _NONE
+    learned = [name not in BUILTIN for name, _ in names]
+    images_NCHW = torch.empty(1, 3, size, size, requires_grad=backward, device="meta")
+    found = []
+    for judge in judges:
+        judge.eval().requires_grad_(False).to(DTYPES[config.precision])
+        run = partial(judge, images_NCHW)
+        found.append(_network(judge, measure(judge, run, backward=backward, known=(images_NCHW,))))
+    costs = [astuple(network.cost) for network in found]
+    return Network(
+        parameters=sum(network.parameters for network in found),
+        trainable=0,
+        weights=sum(network.weights for network in found),
+        cost=Cost(*(sum(values) for values in zip(*costs, strict=True))),
+        chunk=config.chunk or (8 if any(learned) else 64),
+        recompute=any(learned) if config.checkpoint_activations is None else config.checkpoint_activations,
+    )
+
+
+def _judge(name: str | None, path: str | None) -> nn.Module | None:
+    """What is computed for each image, on the meta device; None where that is no network, or one that is not known."""
     with torch.device("meta"):
-        images_NCHW = torch.empty(1, 3, size, size, requires_grad=backward)
-        judge = _BlipJudge() if name == "imagereward" else _ClipJudge(_clip_config(name))
-    judge.eval().requires_grad_(False).to(DTYPES["float32" if name in BUILTIN else precision])
-    return _network(judge, measure(judge, lambda: judge(images_NCHW), backward=backward, known=(images_NCHW,)))
+        if name == "imagereward":
+            return _BlipJudge()
+        if name in BUILTIN or name in STRUCTURES:
+            return _ClipJudge(_clip_config(name, path))
+    return None
 
 
-def _clip_config(name: str) -> dict[str, Any]:
+def _clip_config(name: str, path: str | None) -> dict[str, Any]:
     if name in BUILTIN:
-        path = Path(str(resources.files("rlvid"))) / "toy" / "weights" / BUILTIN[name] / "config.json"
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    return dict(get_model_config("ViT-H-14"))  # HPSv2 and HPSv2.1
+        file = Path(str(resources.files("rlvid"))) / "toy" / "weights" / BUILTIN[name] / "config.json"
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    folder = Path(path).expanduser() if path else Path()
+    if path and (folder / "open_clip_config.json").is_file():
+        return dict(json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"])
+    if path and (folder / "config.json").is_file():
+        return open_clip_config(CLIPConfig.from_pretrained(folder, local_files_only=True), f"{path!r}")
+    return dict(get_model_config(STRUCTURES[name]))
 
 
 class _ClipJudge(nn.Module):
@@ -153,9 +189,8 @@ class _ClipJudge(nn.Module):
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
-        vision = CLIPVisionCfg(**config["vision_cfg"])
-        self.clip = CLIP(config["embed_dim"], vision, CLIPTextCfg(**config["text_cfg"]))
-        self.size = vision.image_size
+        self.clip = build_clip(config)
+        self.size = config["vision_cfg"]["image_size"]
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         return self.clip.encode_image(_resize(images_NCHW, self.size).to(self.clip.logit_scale.dtype)).float()
@@ -166,30 +201,16 @@ class _BlipJudge(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.vision = BlipVisionModel(
-            BlipVisionConfig(
-                hidden_size=1024,
-                intermediate_size=4096,
-                num_hidden_layers=24,
-                num_attention_heads=16,
-                image_size=224,
-                patch_size=16,
-            )
-        )
-        text = BlipTextConfig(
-            vocab_size=30524, encoder_hidden_size=1024, num_attention_heads=12, max_position_embeddings=512
-        )
-        self.text = BlipTextModel(text, add_pooling_layer=False)
-        widths = (768, 1024, 128, 64, 16, 1)
-        self.head = nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise(widths)))
+        self.vision, self.text, self.head = build_blip(*configs())
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
-        weight = self.head[0].weight
-        seen = self.vision(_resize(images_NCHW, 224).to(weight.dtype)).last_hidden_state
-        tokens_NL = torch.zeros(len(images_NCHW), 35, dtype=torch.int64, device=weight.device)
+        dtype = self.vision.dtype
+        seen = self.vision(_resize(images_NCHW, VISION["image_size"]).to(dtype)).last_hidden_state
+        tokens_NL = torch.zeros(len(images_NCHW), LENGTH, dtype=torch.int64, device=images_NCHW.device)
         # The padding's mask is left out: transformers would look at its values, and it only adds to the logits.
         read = self.text(tokens_NL, encoder_hidden_states=seen, is_decoder=False).last_hidden_state
-        return self.head(read[:, 0]).float()
+        score: Tensor = self.head(read[:, 0])
+        return score.float()
 
 
 def _resize(images_NCHW: Tensor, size: int) -> Tensor:

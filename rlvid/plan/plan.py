@@ -1,6 +1,6 @@
 """The plan of a run: what it counts, what it costs, what it needs."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rlvid.config import RunConfig
@@ -107,10 +107,11 @@ def make_plan(config: RunConfig) -> Plan:
 
 def flops_by_stage(parts: Parts, counts: Counts) -> dict[str, float]:
     """FLOPs of one sample; text is encoded once and for all, and costs a step nothing."""
+    judged = replace(counts.reward, again=counts.reward.graph) if parts.reward.recompute else counts.reward
     pairs = {
         "denoiser": (counts.denoiser, parts.denoiser.cost),
         "decoder": (counts.decoder, parts.autoencoder.cost),
-        "reward": (counts.reward, parts.reward.cost),
+        "reward": (judged, parts.reward.cost),
     }
     return {
         "chain without gradient": counts.denoiser.plain * parts.denoiser.cost.flops,

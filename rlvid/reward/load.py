@@ -171,3 +171,16 @@ def check_reward(config: RewardConfig, needs_gradient: bool) -> None:
             )
     if config.held_out is not None:
         check_one(config.held_out, config.held_out_path, "reward.held_out_path")
+
+
+def scores_whole_videos(config: RewardConfig) -> bool:
+    """Whether the trained reward looks at all frames of a video; functions of the user's are imported to see.
+
+    Raises:
+        ValueError: there is no such function.
+    """
+    return any(
+        name == "oracle"
+        or (name == "custom" and CustomReward(load_function(str(path), _given(name, path, "reward.path"))).whole_video)
+        for name, path in config.parts
+    )
