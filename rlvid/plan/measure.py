@@ -133,7 +133,7 @@ def _memory_efficient_attention() -> Iterator[None]:
         )[0]
         return output
 
-    F.scaled_dot_product_attention = attention
+    F.scaled_dot_product_attention = attention  # type: ignore[assignment]
     try:
         yield
     finally:

@@ -184,7 +184,7 @@ class _BlipJudge(nn.Module):
         self.head = nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise(widths)))
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
-        weight = self.head[0].weight
+        weight = next(self.head.parameters())
         seen = self.vision(_resize(images_NCHW, 224).to(weight.dtype)).last_hidden_state
         tokens_NL = torch.zeros(len(images_NCHW), 35, dtype=torch.int64, device=weight.device)
         # The padding's mask is left out: transformers would look at its values, and it only adds to the logits.
