@@ -48,7 +48,8 @@ def export_run(run: str | Path, out: Path, step: int | None = None, scale: float
         if config.model.train == "lora":
             lora = config.model.lora
             save_lora(read_lora(found.folder / "adapter"), lora.rank, lora.targets, folder / "adapter", scale)
-        card = model_card(config, found, found.folder.parent, out.resolve().name, scale)
+        name, run_folder = out.resolve().name, found.folder.parent
+        card = model_card(config, found, run_folder, name, scale, model.frames, model.size)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return out
 
