@@ -8,6 +8,7 @@ The folder, whole or not there at all::
 """
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,8 +40,10 @@ def export_run(run: str | Path, out: Path, step: int | None = None, scale: float
         ``out``.
 
     Raises:
-        ValueError: no such run or checkpoint, or ``out`` is taken.
+        ValueError: no such run or checkpoint, ``out`` is taken, or ``scale`` is no finite number.
     """
+    if not math.isfinite(scale):
+        raise ValueError(f"--lora-scale {scale}: expected a finite number, such as 1")
     config, found = find_run(run, step)
     with _whole(out) as folder:
         model = merged_model(config, found, scale)

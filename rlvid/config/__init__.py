@@ -222,8 +222,16 @@ class RunConfig(Section):
     def fingerprint(self) -> str:
         """Twelve hex digits over everything that the bits of the result depend on: not its place, nor its length."""
         kept = self.model_dump(mode="json", exclude={"output": True, "name": True, "train": _FREE_TRAIN_KEYS})
+        for section, keys in _LATER_KEYS.items():
+            defaults = getattr(RunConfig(), section).model_dump(mode="json")
+            for key in keys:
+                if kept[section][key] == defaults[key]:
+                    del kept[section][key]
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
+
+_LATER_KEYS = {"model": ("train",)}
+"""Keys that came after the first runs: left out of a fingerprint at their defaults, so that it stays what it was."""
 
 _FREE_TRAIN_KEYS = {"steps", "max_seconds", "max_failures", "max_skipped", "cpus_per_worker", "use_gpu"}
 

@@ -25,19 +25,14 @@ def load_trainable(spec: ModelConfig, seed: int, path: str, device: str | torch.
     Raises:
         ValueError: see ``rlvid.models.unet3d.load_model`` and ``rlvid.models.lora.inject_lora``.
     """
-    masters = "float32" if spec.train == "full" else None
-    model = load_model(
-        path,
-        frames=spec.frames,
-        size=spec.size,
-        precision=spec.precision,
-        denoiser_precision=masters,
-        device=device,
-    )
+    precision = spec.precision if spec.train == "lora" else "float32"
+    model = load_model(path, frames=spec.frames, size=spec.size, precision=precision, device=device)
     if spec.train == "lora":
         inject_lora(model.denoiser, spec.lora.rank, spec.lora.targets, seed)
-    else:
-        train_whole(model.denoiser, spec.precision, model.device.type)
+        return model
+    for frozen in (model.vae, model.text_encoder):
+        frozen.to(DTYPES[spec.precision])
+    train_whole(model.denoiser, spec.precision, model.device.type)
     return model
 
 

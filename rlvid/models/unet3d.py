@@ -208,12 +208,9 @@ def load_model(
     frames: int | None = None,
     size: int | None = None,
     precision: str = "float32",
-    denoiser_precision: str | None = None,
     device: str | torch.device = "cpu",
 ) -> UNet3DModel:
     """Loads a model from a folder in diffusers' layout, safetensors only; ``builtin`` is the one in the package.
-
-    ``denoiser_precision`` is that of the denoiser's weights, where it is not the other parts' ``precision``.
 
     Raises:
         ValueError: the folder or one of its parts is missing or damaged, or it holds another class of model.
@@ -221,10 +218,9 @@ def load_model(
     folder = model_folder(path)
     frames, size = resolved_shape(path, frames, size)
     options = {"torch_dtype": DTYPES[precision], "use_safetensors": True, "local_files_only": True}
-    denoiser_options = options | {"torch_dtype": DTYPES[denoiser_precision or precision]}
     try:
         vae = AutoencoderKL.from_pretrained(folder / "vae", **options).to(device)
-        unet = UNet3DConditionModel.from_pretrained(folder / "unet", **denoiser_options).to(device)
+        unet = UNet3DConditionModel.from_pretrained(folder / "unet", **options).to(device)
         encoder = CLIPTextModel.from_pretrained(
             folder / "text_encoder", dtype=DTYPES[precision], use_safetensors=True, local_files_only=True
         ).to(device)

@@ -170,6 +170,8 @@ def test_an_export_is_whole_or_not_at_all(tmp_path: Path) -> None:
     (taken / "mine.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"--out .*taken exists already"):
         export_run(run, taken)
+    with pytest.raises(ValueError, match=r"--lora-scale nan: expected a finite number"):
+        export_run(run, tmp_path / "out", scale=math.nan)
     with pytest.raises(ValueError, match=r"no checkpoint of step 7; it has: 3"):
         export_run(run, tmp_path / "out", step=7)
     path = run / "step-000003" / "adapter" / "adapter_model.safetensors"
