@@ -126,7 +126,7 @@ def generate(
         float | None, typer.Option(min=0, help="Classifier-free guidance g; default: the run's.")
     ] = None,
     lora_scale: Annotated[
-        float, typer.Option(help="How much of the adapter: 0 is the base model, 1 the tuned one.")
+        float, typer.Option(help="How much of what was learned: 0 is the base model, 1 the tuned one.")
     ] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
 ) -> None:

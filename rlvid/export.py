@@ -8,6 +8,7 @@ The folder, whole or not there at all::
 """
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,8 +41,10 @@ def export_run(run: str | Path, out: Path, step: int | None = None, scale: float
         ``out``.
 
     Raises:
-        ValueError: no such run or checkpoint, or ``out`` is taken.
+        ValueError: no such run or checkpoint, ``out`` is taken, or ``scale`` is no finite number.
     """
+    if not math.isfinite(scale):
+        raise ValueError(f"--lora-scale {scale}: expected a finite number, such as 1")
     config, found = find_run(run, step)
     with _whole(out) as folder:
         model = merged_model(config, found, scale)
@@ -49,7 +52,8 @@ def export_run(run: str | Path, out: Path, step: int | None = None, scale: float
         if config.model.train == "lora":
             lora = config.model.lora
             save_lora(read_lora(found.folder / "adapter"), lora.rank, lora.targets, folder / "adapter", scale)
-        card = model_card(config, found, found.folder.parent, out.resolve().name, scale)
+        name, run_folder = out.resolve().name, found.folder.parent
+        card = model_card(config, found, run_folder, name, scale, model.frames, model.size)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return out
 

@@ -21,7 +21,7 @@ _METHODS = {
 }  # fmt: skip
 
 
-def model_card(config: RunConfig, checkpoint: Found, run: Path, name: str, scale: float) -> str:
+def model_card(config: RunConfig, checkpoint: Found, run: Path, name: str, scale: float, frames: int, size: int) -> str:
     """The README.md of an exported model, in the form that the Hugging Face hub reads.
 
     Args:
@@ -30,16 +30,28 @@ def model_card(config: RunConfig, checkpoint: Found, run: Path, name: str, scale
         run: the run's folder; its ``evaluation.json`` becomes the evaluation, if there is one.
         name: title of the card.
         scale: how much of what was learned is in the merged model.
+        frames: of a video.
+        size: height and width in pixels.
     """
     state = json.loads((checkpoint.folder / "state.json").read_text(encoding="utf-8"))
-    parts = [_front_matter(config), f"# {name}", _summary(config, checkpoint, scale), _usage(config)]
-    parts += [_training(config, state), _evaluation(run, checkpoint.step), _LIMITS, _settings(config)]
+    parts = [_front_matter(config), f"# {name}", _summary(config, checkpoint, scale)]
+    parts += [
+        _usage(config, frames, size),
+        _training(config, state),
+        _evaluation(run, checkpoint.step),
+        _LIMITS,
+        _settings(config),
+    ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
 def is_hub_id(path: str) -> bool:
     """Whether ``model.path`` names a repository of the hub, and no folder here."""
     return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", path)) and not Path(path).exists()
+
+
+def _method(config: RunConfig) -> str:
+    return _METHODS.get(config.method.name, config.method.name)
 
 
 def _front_matter(config: RunConfig) -> str:
@@ -69,13 +81,13 @@ def _summary(config: RunConfig, checkpoint: Found, scale: float) -> str:
     scaled = "" if scale == 1 else f" The merged weights hold {scale:g} of what was learned."
     adapter = " The adapter alone is in `adapter/`." if config.model.train == "lora" else ""
     return (
-        f"A text-to-video model: {_base(config)}, fine-tuned on a reward with {_METHODS[config.method.name]} by "
+        f"A text-to-video model: {_base(config)}, fine-tuned on a reward with {_method(config)} by "
         f"rlvid {__version__}. Trained: {how}; {checkpoint.step} steps.{scaled} "
         f"This folder is the whole model in diffusers' layout.{adapter}"
     )
 
 
-def _usage(config: RunConfig) -> str:
+def _usage(config: RunConfig, frames: int, size: int) -> str:
     sampling = config.sampling
     adapter = """
 The adapter on top of the base's denoiser:
@@ -89,11 +101,13 @@ unet = PeftModel.from_pretrained(unet, "FOLDER/adapter")  # unet: the base's UNe
     return f"""## Use
 
 ```python
-import torch
 from diffusers import TextToVideoSDPipeline
 
 pipeline = TextToVideoSDPipeline.from_pretrained("FOLDER")
-frames = pipeline("a prompt", num_inference_steps={sampling.steps}, guidance_scale={sampling.guidance:g}).frames[0]
+frames = pipeline(
+    "a prompt", num_frames={frames}, height={size}, width={size},
+    num_inference_steps={sampling.steps}, guidance_scale={sampling.guidance:g},
+).frames[0]
 ```
 {adapter if config.model.train == "lora" else ""}"""
 
@@ -105,7 +119,7 @@ def _training(config: RunConfig, state: dict[str, Any]) -> str:
     workers = int(state["workers"])
     rows = {
         "Base": _base(config),
-        "Method": f"{_METHODS[config.method.name]}, D = {config.sampling.steps}, g = {config.sampling.guidance:g}",
+        "Method": f"{_method(config)}, D = {config.sampling.steps}, g = {config.sampling.guidance:g}",
         "Trained on the reward": f"`{reward.name}`",
         "Held-out reward": held_out,
         "Data": f"{clips}, as sources and prompts",
@@ -161,13 +175,19 @@ their consent.
 **Over-optimisation.** A reward that is maximised stops being a measure. The trained reward can rise while videos get
 worse: colours over-saturated, detail invented, motion frozen, samples of a prompt all alike. So read the trained reward
 only beside the held-out one, motion and diversity; prefer an earlier checkpoint where those fall; and export with a
-smaller `--lora-scale` for less of the effect. Frames are scored one by one: nothing was learned about motion.
+smaller `--lora-scale` for less of the effect. A reward on single frames teaches nothing about motion.
 """
 
 
 def _settings(config: RunConfig) -> str:
-    settings = config.model_dump(mode="json", exclude={"output": True})
-    for section, key in (("model", "path"), ("data", "source")):  # folders are nobody's business
-        value = settings[section][key]
-        settings[section][key] = value if value == "builtin" or is_hub_id(value) else Path(value).name
+    settings = _without_folders(config.model_dump(mode="json", exclude={"output": True}))
     return f"## Settings\n\n```yaml\n{yaml.safe_dump(settings, sort_keys=False)}```"
+
+
+def _without_folders(value: Any) -> Any:
+    """Settings with paths cut to their last part: where things lie is nobody's business."""
+    if isinstance(value, dict):
+        return {key: _without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(inner) for inner in value]
+    return Path(value).name if isinstance(value, str) and "/" in value and not is_hub_id(value) else value

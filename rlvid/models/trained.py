@@ -7,6 +7,7 @@ On disk, inside a checkpoint's folder: ``adapter/`` in PEFT's layout, or ``unet/
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,20 +26,15 @@ def load_trainable(spec: ModelConfig, seed: int, path: str, device: str | torch.
     Raises:
         ValueError: see ``rlvid.models.unet3d.load_model`` and ``rlvid.models.lora.inject_lora``.
     """
-    masters = "float32" if spec.train == "full" else None
-    model = load_model(
-        path,
-        frames=spec.frames,
-        size=spec.size,
-        precision=spec.precision,
-        decode_chunk=spec.decode_chunk,
-        denoiser_precision=masters,
-        device=device,
-    )
+    shape: dict[str, Any] = {"frames": spec.frames, "size": spec.size, "decode_chunk": spec.decode_chunk}
+    precision = spec.precision if spec.train == "lora" else "float32"
+    model = load_model(path, **shape, precision=precision, device=device)
     if spec.train == "lora":
         inject_lora(model.denoiser, spec.lora.rank, spec.lora.targets, seed)
-    else:
-        train_whole(model.denoiser, spec.precision, model.device.type)
+        return model
+    for frozen in (model.vae, model.text_encoder):
+        frozen.to(DTYPES[spec.precision])
+    train_whole(model.denoiser, spec.precision, model.device.type)
     return model
 
 

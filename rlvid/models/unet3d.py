@@ -175,37 +175,32 @@ def load_model(
     size: int | None = None,
     precision: str = "float32",
     decode_chunk: int = 64,
-    denoiser_precision: str | None = None,
     device: str | torch.device = "cpu",
 ) -> UNet3DModel:
     """Loads ``builtin``, a folder in diffusers' layout, a hub id that is in the Hugging Face cache, or ``random``.
 
     ``random`` is ModelScopeT2V's structure with random weights, always the same.
 
-    ``denoiser_precision`` is that of the denoiser's weights, where it is not the other parts' ``precision``.
-
     Raises:
         ValueError: the folder or one of its parts is missing or damaged, or it holds another class of model.
     """
     folder = model_folder(path)
     frames, size = resolved_shape(path, frames, size)
-    dtype, unet_dtype = DTYPES[precision], DTYPES[denoiser_precision or precision]
     if path == RANDOM:
         from rlvid.models.untrained import random_parts
 
-        parts = random_parts(folder, dtype, device)
-        parts["unet"].to(unet_dtype)
+        parts = random_parts(folder, DTYPES[precision], device)
     else:
-        parts = _stored_parts(path, dtype, unet_dtype, device)
+        parts = _stored_parts(path, DTYPES[precision], device)
     return UNet3DModel(**parts, frames=frames, size=size, decode_chunk=decode_chunk)
 
 
-def _stored_parts(path: str, dtype: torch.dtype, unet_dtype: torch.dtype, device: str | torch.device) -> dict[str, Any]:
+def _stored_parts(path: str, dtype: torch.dtype, device: str | torch.device) -> dict[str, Any]:
     folder = model_folder(path)
     unet, vae, encoder = (weight_options(folder / part) for part in ("unet", "vae", "text_encoder"))
     try:
         return {
-            "unet": UNet3DConditionModel.from_pretrained(folder / "unet", torch_dtype=unet_dtype, **unet).to(device),
+            "unet": UNet3DConditionModel.from_pretrained(folder / "unet", torch_dtype=dtype, **unet).to(device),
             "vae": AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=dtype, **vae).to(device),
             "text_encoder": CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=dtype, **encoder).to(device),
             "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),

@@ -12,7 +12,7 @@ from torchvision.transforms.functional import to_pil_image
 from rlvid.evaluate.clip import load_clip
 from rlvid.evaluate.evaluate import evaluate_model
 from rlvid.evaluate.generate import generate
-from rlvid.evaluate.metrics import clipsim, temporal_consistency
+from rlvid.evaluate.metrics import clipsim, flickering, temporal_consistency
 from rlvid.reward.clip import ClipReward
 from rlvid.toy.tiny import save_tiny_clip, tiny_model, tiny_reward
 
@@ -46,7 +46,9 @@ def test_an_evaluation_measures_with_the_clip_that_was_named(tmp_path: Path) -> 
     )  # fmt: skip
     frames = generate(model, PROMPTS, seed=0, steps=2)
     assert [r.clipsim for r in rows] == pytest.approx(clipsim(clip, frames, PROMPTS).tolist(), abs=1e-6)
-    for field, name in (("consistency", "consecutive"), ("consistency_vbench", "vbench")):
+    assert [r.flickering for r in rows] == pytest.approx(flickering(frames).tolist(), abs=1e-6)
+    names = ("consecutive", "all_pairs", "vbench")
+    for field, name in zip(("consistency", "consistency_all_pairs", "consistency_vbench"), names, strict=True):
         expected = temporal_consistency(clip, frames, name).tolist()
         assert [getattr(r, field) for r in rows] == pytest.approx(expected, abs=1e-6)
     assert abs(rows[0].clipsim - rows[0].held_out) > 1e-3
