@@ -1,4 +1,7 @@
-"""The same networks driven as InstructVideo's published code (VGen) drives them, for comparison in one run.
+"""The same networks driven as InstructVideo's published code drives them, for comparison in one run.
+
+That is ali-vilab/VGen on GitHub: its t2v_instructvideo training entrance, DiffRewardModel, diffusion_ddim and the
+settings of its 20-step InstructVideo description (use_checkpoint, grad_checkpointing, chunk_size 1, decoder_bs 1).
 
 =====================  =====================================  ==================================================
 stage                  published                              rlvid

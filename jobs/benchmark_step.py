@@ -29,13 +29,9 @@ from rlvid.models.unet3d import UNet3DModel
 
 PRESETS: dict[str, dict[str, int]] = {
     "full": {"frames": 16, "size": 256, "segments": 4, "sampling_steps": 20},
-    "reduced": {
-        "frames": 8,
-        "size": 64,
-        "segments": 2,
-        "sampling_steps": 20,
-    },  # full-size networks, a small video
-    "tiny": {"frames": 4, "size": 16, "segments": 1, "sampling_steps": 5},  # miniatures of all networks
+    # The full-size networks on a small video.
+    "reduced": {"frames": 8, "size": 64, "segments": 2, "sampling_steps": 20},
+    "tiny": {"frames": 4, "size": 16, "segments": 1, "sampling_steps": 5},  # miniatures of the networks
 }
 
 
