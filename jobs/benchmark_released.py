@@ -1,7 +1,7 @@
 """The same networks driven as InstructVideo's published code drives them, for comparison in one run.
 
-That is ali-vilab/VGen on GitHub: its t2v_instructvideo training entrance, DiffRewardModel, diffusion_ddim and the
-settings of its 20-step InstructVideo description (use_checkpoint, grad_checkpointing, chunk_size 1, decoder_bs 1).
+That is ali-vilab/VGen on GitHub, as its training entrance (t2v_instructvideo), its DiffRewardModel, its DDIM and the
+switches of its 20-step description say (chunk_size 1, decoder_bs 1, use_checkpoint and grad_checkpointing both on).
 
 =====================  =====================================  ==================================================
 stage                  published                              rlvid
