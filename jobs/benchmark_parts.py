@@ -32,7 +32,7 @@ class Meter(Stopwatch):
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
-        self.device, self.peaks, self.flops = device, {}, {}
+        self.device, self.peaks, self.flops, self.current = device, {}, {}, ""
         self._counter: FlopCounterMode | None = None
 
     @contextmanager
@@ -44,6 +44,7 @@ class Meter(Stopwatch):
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         reset_peak(self.device)
+        self.current = name
         before = self._counter.get_total_flops() if self._counter else 0
         with super().stage(name):
             yield

@@ -13,12 +13,13 @@ machine with nothing else to do.
 import argparse
 import json
 import statistics
+from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark_parts import DTYPES, Bench, matrix_rate, peak, prepare, reset_peak
+from benchmark_parts import DTYPES, Bench, Meter, matrix_rate, peak, prepare, reset_peak
 from benchmark_variants import EXPLAINED, VARIANTS
 from rich.console import Console
 from rich.table import Column, Table
@@ -45,10 +46,10 @@ def gradient(bench: Bench) -> Tensor:
 
 def measure(bench: Bench, sides: list[str], steps: int, count: bool = True) -> dict[str, dict[str, Any]]:
     """Medians of each side's stages over ``steps``, taken in turns after a step that counts and warms up."""
-    meter, calls = bench.meter, Calls(bench.model)
+    meter, calls = bench.meter, Calls(bench.model, bench.meter)
     found: dict[str, dict[str, Any]] = {side: {"seen": []} for side in sides}
     for side in sides:
-        meter.peaks, meter.flops, calls.made = {}, {}, dict.fromkeys(calls.made, 0)
+        meter.peaks, meter.flops, calls.made = {}, {}, Counter()
         with meter.counting() if count else nullcontext():
             bench.step(side, 0, update=False)
         meter.read()
@@ -68,15 +69,19 @@ def measure(bench: Bench, sides: list[str], steps: int, count: bool = True) -> d
 
 
 class Calls:
-    """How many videos went through the denoiser, and frames through the decoder, recomputed ones included."""
+    """Videos that go through the denoiser and frames through the decoder, and those once more in the backward pass."""
 
-    def __init__(self, model: UNet3DModel) -> None:
-        self.made = {"denoiser evaluations": 0, "frames decoded": 0}
-        parts = zip(self.made, (model.denoiser, model.vae.decoder), strict=True)
-        self._hooks = [part.register_forward_pre_hook(self._counter(name)) for name, part in parts]
+    def __init__(self, model: UNet3DModel, meter: Meter) -> None:
+        self.made, self._meter = Counter[str](), meter
+        parts = {"denoiser evaluations": model.denoiser, "frames decoded": model.vae.decoder}
+        self._hooks = [part.register_forward_pre_hook(self._counter(name)) for name, part in parts.items()]
 
     def _counter(self, name: str) -> Any:
-        return lambda module, inputs: self.made.update({name: self.made[name] + len(inputs[0])})
+        def count(module: Any, inputs: tuple[Tensor, ...]) -> None:
+            again = " again" if self._meter.current == "backward" else ""
+            self.made[name + again] += len(inputs[0])
+
+        return count
 
     def remove(self) -> None:
         for hook in self._hooks:
@@ -152,7 +157,7 @@ def show(found: dict[str, Any], console: Console) -> None:
         total = sum(each["flops"].values())
         table.add_row("step", *cells(each["step"], total, found["rate"], max(each["peaks"].values())))
         console.print(table)
-        console.print(", ".join(f"{name} a video: {number:g}" for name, number in each["calls"].items()))
+        console.print("a video: " + ", ".join(f"{number:g} {name}" for name, number in each["calls"].items()))
     console.print(ratios(found), highlight=False)
     for name, seconds in found["variants"].items():
         console.print(f"{EXPLAINED[name]}: {seconds:.2f} s, {seconds / sides['rlvid']['step']:.2f} x", highlight=False)
