@@ -190,7 +190,8 @@ def encode(
     description = load_config(config)
     find_clips(source)  # says at once what is wrong with the source
     model_folder(description.model.path)
-    start_ray(address)
+    if address is not None:  # else Ray starts when there is something to encode
+        start_ray(address)
     report = encode_folder(source, description.model, out, workers=workers, on_progress=_counter("clips"))
     for skipped in report.skipped:
         _say(f"skipped {skipped.path}: {skipped.reason}")

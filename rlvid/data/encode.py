@@ -237,8 +237,9 @@ def _pipeline(
         return
     import ray  # only here: everything else in this module works without it
 
-    if not ray.is_initialized():
-        ray.init()
+    from rlvid.train.launch import start_ray
+
+    start_ray()
     if use_gpu is None:
         use_gpu = ray.cluster_resources().get("GPU", 0) >= workers
     dataset = ray.data.from_items(items, override_num_blocks=min(10_000, -(-len(items) // batch_size)))

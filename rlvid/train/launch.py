@@ -3,6 +3,7 @@
 A run's folder, ``{storage}/{name}``::
 
     config.yaml       the settings, as validated
+    clips.txt         fingerprint of the clips
     step-000050/ ...  checkpoints
     tensorboard/      scalars and videos
     archive/          generated samples with their rewards, Parquet
@@ -111,6 +112,21 @@ def prepare(config: RunConfig) -> Path:
             f"{_MIN_FREE_BYTES >> 20}; free some space or choose another folder"
         )
     return folder
+
+
+def keep_clips(folder: Path, clips: Path) -> None:
+    """Notes which clips a run trains on.
+
+    Raises:
+        ValueError: the run has begun with others, such as of prompts that were edited since.
+    """
+    note, now = folder / "clips.txt", EncodedClips.open(clips).meta["fingerprint"]
+    if (folder / "archive").is_dir() and note.is_file() and note.read_text(encoding="utf-8") != now:
+        raise ValueError(
+            f"run {folder.name!r} began with other clips than those in {clips} now are; bring them (or the prompts "
+            "they were sampled from) back, or choose another name=..."
+        )
+    note.write_text(now, encoding="utf-8")
 
 
 def _write_config(config: RunConfig, folder: Path) -> None:
@@ -232,6 +248,7 @@ def _fit(config: RunConfig, folder: Path, console: Console, address: str | None)
     start_ray(address)
     use_gpu = check_resources(config)
     clips = encoded_clips(config, console)
+    keep_clips(folder, clips)
 
     import ray.train
     from ray.train.torch import TorchTrainer

@@ -36,6 +36,7 @@ from rlvid.models.base import VideoModel
 from rlvid.randomness import normal
 from rlvid.toy.captions import PROMPT_SETS, read_caption
 from rlvid.toy.tiny import tiny_model
+from rlvid.train.launch import keep_clips
 
 FPS = 8.0
 
@@ -594,6 +595,19 @@ def test_prompts_of_samples_go_round(tmp_path: Path) -> None:
         samples_made_with(drawn, 0, SamplingConfig(guidance=1), config.model),
     ):
         assert digest(changed) != digest(kept)
+
+
+def test_a_run_goes_on_with_its_own_clips_only(encoded: tuple[Path, dict, pa.Table], tmp_path: Path) -> None:
+    clips, made_with, table = encoded
+    run, others = tmp_path / "run", tmp_path / "others"
+    write_folder(others, [table.slice(0, 3)], {**made_with, "prompts": "edited"})
+    run.mkdir()
+    keep_clips(run, others)
+    keep_clips(run, clips)  # nothing has been trained yet
+    (run / "archive").mkdir()
+    keep_clips(run, clips)
+    with pytest.raises(ValueError, match=r"run 'run' began with other clips than those in .*others now are"):
+        keep_clips(run, others)
 
 
 def break_meta(folder: Path) -> None:
