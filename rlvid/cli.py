@@ -82,7 +82,7 @@ def evaluate(
         str | None,
         typer.Option(
             help="What measures CLIPSIM and consistency: a folder or hub id of a Hugging Face CLIP, or "
-            "ARCHITECTURE:FILE of open_clip; default: the built-in held-out reward."
+            "ARCHITECTURE:FILE of open_clip; default: builtin-heldout."
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise, the same for base and tuned model.")] = 0,
@@ -281,7 +281,7 @@ def _evaluate(
     if len(prompts) < len(sets):
         raise ValueError(f"--sets {','.join(sets)}: two sets have one name; rename a file, results are kept by it")
     tuned = load_run(run, checkpoint)
-    measure = load_clip(clip, device()) if clip else None
+    measure = load_clip(clip or "builtin-heldout", device())
     rows = evaluate_run(tuned, prompts, steps_list=steps, seed=seed, clip=measure, progress=_counter("videos"))
     folder = tuned.checkpoint.folder.parent
     facts = {
@@ -291,7 +291,7 @@ def _evaluate(
         "guidance": tuned.config.sampling.guidance,
         "reward": tuned.config.reward.name,
         "held-out reward": tuned.config.reward.held_out or "builtin-heldout",
-        "CLIPSIM and consistency by": clip or tuned.config.reward.held_out or "builtin-heldout",
+        "CLIPSIM and consistency by": clip or "builtin-heldout",
     }
     write_results(folder, rows, base="base", facts=facts)
     for each in steps:

@@ -1,7 +1,7 @@
 """What of a denoiser is trained: an adapter (``model.train: lora``) or all of it (``full``).
 
-Trained weights are float32 whatever ``model.precision`` says. An adapter is of that precision by itself; a whole
-denoiser of float32 weights computes in half precision under autocast, which casts each weight where it is used.
+Trained weights are float32 whatever ``model.precision`` says. An adapter sits on frozen weights of that precision; a
+whole denoiser computes in it under autocast, which casts each weight where it is used.
 
 On disk, inside a checkpoint's folder: ``adapter/`` in PEFT's layout, or ``unet/`` in diffusers'.
 """
