@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rlvid.reward.clip import BUILTIN, load_reward
+from rlvid.reward.load import BUILTIN, load_reward
 
 
 class FrameTextModel(Protocol):

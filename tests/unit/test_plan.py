@@ -23,7 +23,7 @@ from rlvid.plan.measure import measure
 from rlvid.plan.memory import resident, stages
 from rlvid.plan.parts import outline_parts
 from rlvid.plan.plan import Plan, make_plan
-from rlvid.reward.clip import load_reward
+from rlvid.reward.load import load_reward
 from rlvid.toy.tiny import save_tiny_model, tiny_model
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
