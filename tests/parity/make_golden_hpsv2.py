@@ -52,7 +52,7 @@ def main() -> None:
     config = open_clip.get_model_config("ViT-H-14") if options.full else recipe.HPS
     model = open_clip.CLIP(**config, output_dict=True).eval().requires_grad_(False)
     shapes = recipe.named(model)
-    model.load_state_dict(recipe.weights(shapes, seed=1))
+    model.load_state_dict(recipe.weights(shapes, seed=1), assign=True)
 
     size = config["vision_cfg"]["image_size"]
     prepare = open_clip.image_transform(size, is_train=False, resize_longest_max=True)

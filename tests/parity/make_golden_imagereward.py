@@ -77,7 +77,7 @@ def main() -> None:
     model.mlp = package.MLP(text["hidden_size"])
     model.eval().requires_grad_(False)
     shapes = recipe.named(model)
-    model.load_state_dict(recipe.weights(shapes, seed=2))
+    model.load_state_dict(recipe.weights(shapes, seed=2), assign=True)
     # As the package's training script prepares decoded tensors: the same steps, without the conversion from PIL.
     prepare = [step for step in package._transform(vision["image_size"]).transforms if not callable_on_pictures(step)]
     frames, prompts = (recipe.FULL, recipe.PROMPTS[:2]) if options.full else (recipe.SIZES, recipe.PROMPTS)
