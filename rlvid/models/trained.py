@@ -32,8 +32,9 @@ def load_trainable(spec: ModelConfig, seed: int, path: str, device: str | torch.
     if spec.train == "lora":
         inject_lora(model.denoiser, spec.lora.rank, spec.lora.targets, seed)
         return model
-    for frozen in (model.vae, model.text_encoder):
-        frozen.to(DTYPES[spec.precision])
+    if spec.precision != "float32":
+        for frozen in (model.vae, model.text_encoder):
+            nn.Module.to(frozen, DTYPES[spec.precision])  # diffusers' own warns of nothing
     train_whole(model.denoiser, spec.precision, model.device.type)
     return model
 
