@@ -48,6 +48,7 @@ def main() -> None:
         prepared = normalise(reward.preprocess(frames[0]))[0]
         score = reward(frames, prompts[:1])[0, 0]
         (gradient,) = torch.autograd.grad(score, frames)
+        score, prepared = score.detach(), prepared.detach()
         expected = golden[f"gradient_{height}x{width}"]
         differences = {
             "image": (prepared - golden["images"][place]).abs().max(),
