@@ -17,7 +17,7 @@ from transformers import CLIPConfig
 from rlvid.config import RunConfig
 from rlvid.config.reward import RewardConfig
 from rlvid.models.folders import resolved_shape, structure_folder
-from rlvid.models.lora import check_targets, inject_lora
+from rlvid.models.lora import inject_lora
 from rlvid.models.unet3d import DTYPES
 from rlvid.models.untrained import outline
 from rlvid.plan.measure import FREE, Cost, measure
@@ -76,8 +76,9 @@ def outline_parts(config: RunConfig) -> Parts:
     spec, gradient = config.model, config.method.needs_gradient
     frames, size = resolved_shape(spec.path, spec.frames, spec.size)
     parts = _model(
-        structure_folder(spec.path), spec.precision, frames, size, spec.lora.rank, tuple(spec.lora.targets), gradient
-    )
+        structure_folder(spec.path), spec.precision, frames, size, gradient,
+        (spec.lora.rank, tuple(spec.lora.targets)) if spec.train == "lora" else None,
+    )  # fmt: skip
     return replace(
         parts,
         reward=_reward(config.reward.parts, config.reward, size, gradient),
@@ -87,17 +88,19 @@ def outline_parts(config: RunConfig) -> Parts:
 
 @lru_cache(maxsize=8)  # the full-size denoiser takes seconds, and plans are compared
 def _model(
-    folder: Path, precision: str, frames: int, size: int, rank: int, targets: tuple[str, ...], gradient: bool
+    folder: Path, precision: str, frames: int, size: int, gradient: bool, lora: tuple[int, tuple[str, ...]] | None
 ) -> Parts:
     unet, vae, encoder = (nn.Module.to(p, DTYPES[precision]).requires_grad_(False) for p in outline(folder))
-    check_targets(unet, list(targets))
     base = sum(p.numel() for p in unet.parameters())
-    adapter = inject_lora(unet, rank, list(targets), seed=0)
+    adapter = inject_lora(unet, lora[0], list(lora[1]), seed=0) if lora else []
+    if not lora:
+        unet.requires_grad_(True)
     side = size // 2 ** (len(vae.config.block_out_channels) - 1)
     latent_shape = (unet.config.in_channels, frames, side, side)
     text_shape = (encoder.config.max_position_embeddings, encoder.config.hidden_size)
+    denoiser = _network(unet, _denoise(unet, latent_shape, text_shape), base)
     return Parts(
-        denoiser=_network(unet, _denoise(unet, latent_shape, text_shape), base),
+        denoiser=denoiser if lora else replace(denoiser, weights=4 * base),  # trained weights are float32
         autoencoder=_network(vae, _decode(vae, side, gradient)),
         text_encoder=_network(encoder, FREE),
         reward=_NONE,

@@ -19,8 +19,8 @@ def render(plan: Plan) -> Iterator[RenderableType]:
         f"each, ZeRO stage {config.train.zero_stage}, {config.model.precision}"
     )
     yield (
-        f"parameters: {parts.denoiser.parameters:,} base, {parts.denoiser.trainable:,} trainable in "
-        f"{parts.adapted_layers} layers; autoencoder {parts.autoencoder.parameters:,}, text encoder "
+        f"parameters: {parts.denoiser.parameters:,} base, {parts.denoiser.trainable:,} trainable"
+        f"{f' in {parts.adapted_layers} layers' if parts.adapted_layers else ''}; autoencoder {parts.autoencoder.parameters:,}, text encoder "
         f"{parts.text_encoder.parameters:,}, reward {parts.reward.parameters:,}, held-out reward "
         f"{parts.held_out.parameters:,}"
     )
