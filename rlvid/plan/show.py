@@ -18,11 +18,11 @@ def render(plan: Plan) -> Iterator[RenderableType]:
         f"{config.train.batch_size} videos, {config.train.workers} worker(s), {config.micro_batch} video(s) at once on "
         f"each, ZeRO stage {config.train.zero_stage}, {config.model.precision}"
     )
+    adapted = f" in {parts.adapted_layers} layers" if parts.adapted_layers else ""
     yield (
-        f"parameters: {parts.denoiser.parameters:,} base, {parts.denoiser.trainable:,} trainable"
-        f"{f' in {parts.adapted_layers} layers' if parts.adapted_layers else ''}; autoencoder {parts.autoencoder.parameters:,}, text encoder "
-        f"{parts.text_encoder.parameters:,}, reward {parts.reward.parameters:,}, held-out reward "
-        f"{parts.held_out.parameters:,}"
+        f"parameters: {parts.denoiser.parameters:,} base, {parts.denoiser.trainable:,} trainable{adapted}; autoencoder "
+        f"{parts.autoencoder.parameters:,}, text encoder {parts.text_encoder.parameters:,}, reward "
+        f"{parts.reward.parameters:,}, held-out reward {parts.held_out.parameters:,}"
     )
     yield (
         f"a sample: {frames} frames of {parts.size} x {parts.size} pixels, latents {channels} x {frames} x {height} x "
