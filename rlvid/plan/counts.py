@@ -5,6 +5,7 @@ be done, for every method alike.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -146,6 +147,7 @@ def _counting_model(frames: int, decode_chunk: int, meters: dict[str, _Meter]) -
     model = tiny_model(frames=frames)
     model.decode_chunk = decode_chunk
     model.denoiser = _Denoiser(meters["denoiser"])
+    model.base = nullcontext  # type: ignore[method-assign, assignment]  # there is no adapter to switch off
     decode: Callable[..., Any] = model.vae.decode
     meter = meters["decoder"]
 
