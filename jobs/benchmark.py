@@ -2,6 +2,7 @@
 
     python jobs/benchmark.py                       # the built-in model, one worker
     python jobs/benchmark.py --steps 10 train.batch_size=4
+    python jobs/benchmark.py step --help           # full-size networks in bare torch, against released code's way
 
 Both sides run in one worker process in turns, on the same batches, so that they share every disturbance.
 """
@@ -90,7 +91,8 @@ def main() -> None:
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    from rlvid.train.launch import check_resources, encoded_clips, run_folder, start_ray
+    from rlvid.data.sources import encoded_clips
+    from rlvid.train.launch import check_resources, run_folder, start_ray
     from rlvid.train.progress import Board
 
     start_ray()
@@ -145,6 +147,11 @@ def show(found: dict[str, Any], config: RunConfig, console: Console) -> None:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        if sys.argv[1:2] == ["step"]:
+            import benchmark_step
+
+            benchmark_step.main(sys.argv[2:])
+        else:
+            main()
     except ValueError as error:
         sys.exit(f"error: {error}")

@@ -109,7 +109,7 @@ def evaluate_checkpoints(folder: Path, options: argparse.Namespace, console: Con
     """Scores of the base and of ``options.points`` checkpoints of a run, spread to the last; kept beside the run."""
     from rlvid.evaluate.evaluate import evaluate_model, summarise
     from rlvid.evaluate.run import device, load_run
-    from rlvid.reward.clip import load_reward
+    from rlvid.reward.load import load_reward
     from rlvid.toy.captions import prompt_set
     from rlvid.train.checkpoint import find_checkpoints
 

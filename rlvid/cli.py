@@ -78,13 +78,42 @@ def evaluate(
         str, typer.Option(help="Built-in prompt sets, or files (.txt, .jsonl, .csv, .parquet), separated by commas.")
     ] = "in_domain,new_shapes,scenes",
     checkpoint: Annotated[int | None, typer.Option(help="Step of the checkpoint; default: the latest.")] = None,
+    clip: Annotated[
+        str | None,
+        typer.Option(
+            help="What measures CLIPSIM and consistency: a folder or hub id of a Hugging Face CLIP, or "
+            "ARCHITECTURE:FILE of open_clip; default: builtin-heldout."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise, the same for base and tuned model.")] = 0,
 ) -> None:
     """Compares a run's model with its base: rewards, CLIPSIM, temporal consistency, motion, the oracle.
 
     Writes evaluation.md, .csv, .json and .parquet into the run's folder.
     """
-    _evaluate(run, _numbers(steps, "--steps"), sets.split(","), videos, checkpoint, seed)
+    _evaluate(run, _numbers(steps, "--steps"), sets.split(","), videos, checkpoint, seed, clip)
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="A run's folder, or its name under runs/.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model; must not exist yet.")],
+    checkpoint: Annotated[int | None, typer.Option(help="Step of the checkpoint; default: the latest.")] = None,
+    lora_scale: Annotated[
+        float, typer.Option(help="How much of what was learned: 0 is the base model, 1 the tuned one.")
+    ] = 1.0,
+) -> None:
+    """Writes a run's model for others: merged in diffusers' layout, the adapter in PEFT's, and a model card.
+
+    [bold]rlvid export toy --out my-model[/bold]; evaluate first, and the card holds the table.
+    """
+    from rlvid.export import export_run
+
+    folder = export_run(run, out, checkpoint, lora_scale)
+    _say(f"model        {folder} (diffusers: TextToVideoSDPipeline.from_pretrained; rlvid: model.path={folder})")
+    if (folder / "adapter").is_dir():
+        _say(f"adapter      {folder / 'adapter'} (PEFT)")
+    _say(f"model card   {folder / 'README.md'}; its licence is yours to fill in")
 
 
 @app.command()
@@ -97,7 +126,7 @@ def generate(
         float | None, typer.Option(min=0, help="Classifier-free guidance g; default: the run's.")
     ] = None,
     lora_scale: Annotated[
-        float, typer.Option(help="How much of the adapter: 0 is the base model, 1 the tuned one.")
+        float, typer.Option(help="How much of what was learned: 0 is the base model, 1 the tuned one.")
     ] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
 ) -> None:
@@ -149,21 +178,48 @@ def encode(
     """Encodes video clips once, for training: frames to latents, captions to embeddings.
 
     Reads mp4, webm, avi, mov, mkv and gif. A manifest (.csv, .jsonl, .parquet) has the columns video and caption.
-    What cannot be read is skipped and named. Then: [bold]rlvid train toy data.source=OUT[/bold]
+    What cannot be read is skipped and named. Start the same command again after an interruption: it goes on from there.
+    Then: [bold]rlvid train toy data.source=OUT[/bold]
     """
     from rlvid.config import load_config
     from rlvid.data.encode import encode_folder
     from rlvid.data.videos import find_clips
+    from rlvid.models.folders import model_folder
     from rlvid.train.launch import start_ray
 
     description = load_config(config)
     find_clips(source)  # says at once what is wrong with the source
-    start_ray(address)
+    model_folder(description.model.path)
+    if address is not None:  # else Ray starts when there is something to encode
+        start_ray(address)
     report = encode_folder(source, description.model, out, workers=workers, on_progress=_counter("clips"))
     for skipped in report.skipped:
         _say(f"skipped {skipped.path}: {skipped.reason}")
-    _say(f"{report.clips} clips encoded in {out}, {len(report.skipped)} skipped (named in {out / 'report.txt'})")
+    before = f" ({report.clips - report.encoded} of them before)" if report.encoded < report.clips else ""
+    skips = f"{len(report.skipped)} skipped (named in {out / 'report.txt'})"
+    _say(f"{report.clips} clips encoded{before} in {out}, {skips}")
     _say(f"next: rlvid train {config} name=mine data.source={out}")
+
+
+@app.command()
+def plan(
+    config: Annotated[str, typer.Argument(help="A shipped description (modelscope-hpsv2) or a YAML file.")],
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Says what a run will cost before anything starts: parameters, work, memory, disk. Needs no weights.
+
+    [bold]rlvid plan modelscope-hpsv2 train.micro_batch=1[/bold]
+    """
+    import json
+
+    from rlvid.config import load_config
+    from rlvid.plan.plan import make_plan
+    from rlvid.plan.show import render
+
+    made = make_plan(load_config(config, overrides))
+    for each in [json.dumps(made.as_dict(), indent=2)] if as_json else render(made):
+        console.print(each, soft_wrap=isinstance(each, str), markup=False, highlight=False)
 
 
 @app.command()
@@ -175,15 +231,16 @@ def demo(overrides: Overrides = None) -> None:
     began = time.perf_counter()
     folder = _train(config, None)
     trained = time.perf_counter()
-    _evaluate(str(folder), [config.sampling.steps], ["in_domain", "new_shapes", "scenes"], 32, None, 0)
+    _evaluate(str(folder), [config.sampling.steps], ["in_domain", "new_shapes", "scenes"], 32, None, 0, None)
     ended = time.perf_counter()
     _say(f"training took {trained - began:.0f} s, evaluation {ended - trained:.0f} s")
 
 
 def _train(config, address):  # type: ignore[no-untyped-def]  # RunConfig is imported late
     from rlvid.data.clips import EncodedClips
+    from rlvid.data.sources import encoded_clips
     from rlvid.evaluate.run import load_run, picture_before_after, picture_reward_curve
-    from rlvid.train.launch import encoded_clips, run_folder, train
+    from rlvid.train.launch import run_folder, train
 
     _say(
         f"run {config.name}: {config.method.name} on the reward {config.reward.name!r}, {config.train.steps} steps of "
@@ -199,18 +256,22 @@ def _train(config, address):  # type: ignore[no-untyped-def]  # RunConfig is imp
     shown = os.path.relpath(folder)
     if done.skipped:
         _say(f"{done.skipped} steps were skipped because their loss or gradient was not finite")
-    _say(f"adapter      {os.path.relpath(done.checkpoint)}/adapter")
+    kind = "adapter" if config.model.train == "lora" else "unet"
+    _say(f"{kind:<13}{os.path.relpath(done.checkpoint)}/{kind}")
     _say(f"pictures     {shown}/before-after.png, {shown}/reward.png")
     _say(f"samples      {shown}/archive (Parquet: select * from '{shown}/archive/*.parquet')")
     _say(f"TensorBoard  tensorboard --logdir {os.path.relpath(folder.parent)}")
-    _say(f"next         rlvid evaluate {shown}")
+    _say(f"next         rlvid evaluate {shown}; rlvid export {shown} --out FOLDER")
     return folder
 
 
-def _evaluate(run: str, steps: list[int], sets: list[str], videos: int, checkpoint: int | None, seed: int) -> None:
+def _evaluate(
+    run: str, steps: list[int], sets: list[str], videos: int, checkpoint: int | None, seed: int, clip: str | None
+) -> None:
     from rlvid.data.prompts import resolve_prompts
+    from rlvid.evaluate.clip import load_clip
     from rlvid.evaluate.evaluate import summarise
-    from rlvid.evaluate.run import evaluate_run, load_run
+    from rlvid.evaluate.run import device, evaluate_run, load_run
     from rlvid.evaluate.tables import compare_all, render_table, write_results
     from rlvid.toy.captions import PROMPT_SETS
 
@@ -220,13 +281,17 @@ def _evaluate(run: str, steps: list[int], sets: list[str], videos: int, checkpoi
     if len(prompts) < len(sets):
         raise ValueError(f"--sets {','.join(sets)}: two sets have one name; rename a file, results are kept by it")
     tuned = load_run(run, checkpoint)
-    rows = evaluate_run(tuned, prompts, steps_list=steps, seed=seed, progress=_counter("videos"))
+    measure = load_clip(clip or "builtin-heldout", device())
+    rows = evaluate_run(tuned, prompts, steps_list=steps, seed=seed, clip=measure, progress=_counter("videos"))
     folder = tuned.checkpoint.folder.parent
     facts = {
         "run": tuned.config.name,
         "step": tuned.checkpoint.step,
         "seed": seed,
         "guidance": tuned.config.sampling.guidance,
+        "reward": tuned.config.reward.name,
+        "held-out reward": tuned.config.reward.held_out or "builtin-heldout",
+        "CLIPSIM and consistency by": clip or "builtin-heldout",
     }
     write_results(folder, rows, base="base", facts=facts)
     for each in steps:

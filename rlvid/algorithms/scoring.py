@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rlvid import randomness
 from rlvid.algorithms.base import Batch, Context, Samples, Update, summed, totals
+from rlvid.reward.mixture import MixtureReward
 from rlvid.reward.preprocess import saturated_share
 from rlvid.reward.video import FramePlan, ImageReward, plan_frames, whole_video
 
@@ -32,8 +33,7 @@ def plan(context: Context, batch: Batch) -> FramePlan:
     """SegVR's frames and TAR's weights, chosen before decoding; all frames for a reward of whole videos."""
     settings = context.config.reward
     if whole_video(context.reward):
-        every_BF = torch.arange(context.model.frames).expand(len(batch), -1).to(batch.text_BLD.device)
-        return FramePlan(every_BF, torch.full(every_BF.shape, 1 / context.model.frames, device=every_BF.device))
+        return every_frame(context, batch)
     positions = [(serial,) for serial in batch.serials]
     uniform_BS = randomness.uniform((settings.segments,), context.config.seed, "segments", positions)
     return plan_frames(
@@ -45,11 +45,18 @@ def plan(context: Context, batch: Batch) -> FramePlan:
     )
 
 
+def every_frame(context: Context, batch: Batch) -> FramePlan:
+    """All frames, weighed alike."""
+    every_BF = torch.arange(context.model.frames).expand(len(batch), -1).to(batch.text_BLD.device)
+    return FramePlan(every_BF, torch.full(every_BF.shape, 1 / context.model.frames, device=every_BF.device))
+
+
 def score(context: Context, batch: Batch, latents_BCFhw: Tensor) -> Scored:
     """Decodes the planned frames of clean latents and rewards them; gradient flows if it may."""
     chosen = plan(context, batch)
     with context.stopwatch.stage("decode"):
-        frames_BSCHW = context.model.decode_frames(latents_BCFhw, chosen.frames_BS)
+        recompute = context.config.train.checkpoint_activations
+        frames_BSCHW = context.model.decode_frames(latents_BCFhw, chosen.frames_BS, recompute=recompute)
     with context.stopwatch.stage("reward"):
         scores_BS, valid_B = _scores(context.reward, frames_BSCHW, batch.prompts)
         reward_B = chosen.reward(scores_BS)
@@ -61,12 +68,12 @@ def score(context: Context, batch: Batch, latents_BCFhw: Tensor) -> Scored:
         }
     )
     metrics["reward/excluded"] = (float((~valid_B).sum()), 1.0)
+    metrics |= _parts(context.reward, valid_B)
     held_out_B = None
     if context.held_out is not None:
         with context.stopwatch.stage("held-out"), torch.no_grad():
-            held_out_BS = context.held_out(frames_BSCHW, batch.prompts)
-        metrics |= totals(**{"reward/held_out": held_out_BS})
-        held_out_B = chosen.reward(held_out_BS).float().cpu()
+            held_out_B, told = _held_out(context, batch, latents_BCFhw, chosen, frames_BSCHW.detach())
+        metrics |= told
     for place in range(chosen.frames_BS.shape[1]):
         metrics |= totals(**{f"frames/weight_{place}": chosen.weights_BS[:, place]})
     samples = Samples(
@@ -90,13 +97,35 @@ def attach(updates: Iterator[Update], scores: list[Scored]) -> Iterator[Update]:
         yield update
 
 
+def _held_out(
+    context: Context, batch: Batch, latents_BCFhw: Tensor, chosen: FramePlan, frames_BSCHW: Tensor
+) -> tuple[Tensor, dict[str, tuple[float, float]]]:
+    """The held-out reward of each video, NaN where it failed, and its metric; from all frames if it needs them."""
+    assert context.held_out is not None
+    if whole_video(context.held_out) and not whole_video(context.reward):
+        chosen = every_frame(context, batch)
+        frames_BSCHW = context.model.decode_frames(latents_BCFhw, chosen.frames_BS)
+    scores_BS, valid_B = _scores(context.held_out, frames_BSCHW, batch.prompts)
+    reward_B = torch.where(valid_B, chosen.reward(scores_BS), torch.nan)
+    return reward_B.float().cpu(), totals(**{"reward/held_out": scores_BS[valid_B]})
+
+
+def _parts(reward: ImageReward, valid_B: Tensor) -> dict[str, tuple[float, float]]:
+    """``reward/part_NAME`` of every part of a mixture, also where it failed: all workers have the same names."""
+    if not isinstance(reward, MixtureReward):
+        return {}
+    nothing = torch.zeros_like(valid_B, dtype=torch.float32)
+    scores = {label: reward.latest.get(label, nothing)[valid_B] for label in reward.labels}
+    return totals(**{f"reward/part_{label}": values for label, values in scores.items()})
+
+
 def _scores(reward: ImageReward, frames_BSCHW: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
     """Scores (B, S), and which videos they are good for; a video that the reward fails on takes no part.
 
     Frames that are not finite are no fault of the reward: their scores pass, and the optimiser step is skipped.
 
     Raises:
-        ValueError: the reward gives another shape.
+        ValueError: the reward gives another shape, or no gradient where the frames carry one.
     """
     shape = frames_BSCHW.shape[:2]
     sound_B = frames_BSCHW.detach().flatten(1).isfinite().all(1)
@@ -116,6 +145,11 @@ def _scores(reward: ImageReward, frames_BSCHW: Tensor, prompts: list[str]) -> tu
         raise ValueError(
             f"the reward gave scores of shape {tuple(scores_BS.shape)} for {shape[0]} videos of {shape[1]} frames; "
             f"expected {tuple(shape)} (one a frame) or {tuple(shape[:1])} (one a video)"
+        )
+    if frames_BSCHW.requires_grad and torch.is_grad_enabled() and not scores_BS.requires_grad:
+        raise ValueError(
+            "the reward gave scores without a gradient, which this method back-propagates; compute them from the "
+            "frames in torch, or choose one of ddpo, dpok, rwr, raft"
         )
     accepted_B &= scores_BS.detach().isfinite().all(1) | ~sound_B
     return torch.where(accepted_B[:, None], scores_BS, 0.0), accepted_B

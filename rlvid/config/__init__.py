@@ -4,18 +4,14 @@ import hashlib
 import json
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from rlvid.config.methods import METHODS, AnyMethod, InstructVideoConfig
+from rlvid.config.reward import Precision, RewardConfig
 from rlvid.config.section import Decay, Section
-
-NOT_DIFFERENTIABLE = {"oracle"}
-"""Rewards without a gradient."""
-
-Precision = Literal["float32", "bfloat16", "float16"]
 
 
 class LoraConfig(Section):
@@ -23,22 +19,38 @@ class LoraConfig(Section):
 
     rank: int = Field(4, ge=1, le=1024, description="rank r of the adapter; its scale alpha / r is 1")
     targets: list[str] = Field(
-        ["to_q", "to_k", "to_v", "to_out.0"], min_length=1, description="names of the linear layers that get an adapter"
+        ["to_q", "to_k", "to_v", "to_out.0"],
+        min_length=1,
+        description="which linear layers get an adapter: ends of their names, or the sets 'attention' (those four), "
+        "'attention+ff' (and the feed-forward layers) and 'temporal' (attention between frames alone)",
     )
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
 
 class ModelConfig(Section):
     """The text-to-video model."""
 
     path: str = Field(
-        "builtin", description="'builtin', or a folder in diffusers' layout (unet, vae, text_encoder, ...)"
+        "builtin",
+        description="'builtin', a folder in diffusers' layout (unet, vae, text_encoder, ...), a hub id that is in the "
+        "Hugging Face cache, or 'random': ModelScopeT2V's structure with random weights, for dry runs",
     )
     frames: int | None = Field(
         None, ge=2, description="frames F of a video; default: 8 for the built-in model, else 16"
     )
     size: int | None = Field(None, ge=8, description="height and width in pixels; default: what the model was made for")
-    precision: Precision = Field("float32", description="of the frozen weights; the adapter is always float32")
-    lora: LoraConfig = Field(LoraConfig(), description="the adapter")
+    precision: Precision = Field(
+        "float32", description="of the frozen weights and of the computation; what is trained is always kept in float32"
+    )
+    decode_chunk: int = Field(
+        64, ge=1, description="most frames that go through the autoencoder at once; fewer need less memory"
+    )
+    train: Literal["lora", "full"] = Field("lora", description="what learns: an adapter, or the whole denoiser")
+    lora: LoraConfig = Field(LoraConfig(), description="the adapter (train: lora)")
 
 
 class SamplingConfig(Section):
@@ -58,37 +70,20 @@ class SamplingConfig(Section):
     )
 
 
-class RewardConfig(Section):
-    """What is maximised: an image reward on frames, and how a video's frames make one number."""
-
-    name: Literal["builtin", "oracle"] = Field(
-        "builtin", description="what is trained on: the learned image reward, or the oracle's score of the whole video"
-    )
-    held_out: Literal["builtin-heldout"] | None = Field(
-        "builtin-heldout", description="a second reward that is logged and never trained on"
-    )
-    segments: int = Field(4, ge=1, description="S of SegVR: segments of a video, one random frame scored in each")
-    attenuation: float = Field(
-        1.0, ge=0, allow_inf_nan=True, description="lambda of TAR: 0 weighs frames alike, inf the central one alone"
-    )
-    weights: Literal["paper", "normalised"] | None = Field(
-        None,
-        description="'paper' divides TAR's weights by S, so that their sum varies with the frames drawn; 'normalised' "
-        "makes it one; by default 'normalised' for methods that compare videos by their rewards, else 'paper'",
-    )
-    skip_below: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="frames whose share of the summed weight is smaller are not decoded (0.02 halves it)",
-    )
-
-
 class DataConfig(Section):
     """Where clips and prompts come from."""
 
-    source: str = Field("builtin", description="'builtin', or a folder of encoded clips made by `rlvid encode`")
-    clips: int = Field(512, ge=1, description="clips of the built-in renderer to encode (built-in source only)")
+    source: str = Field(
+        "builtin",
+        description="'builtin' (rendered clips), 'samples' (the base model's own, made once), or a folder of encoded "
+        "clips made by `rlvid encode`",
+    )
+    clips: int = Field(512, ge=1, description="how many clips to render or to sample; a folder has its own number")
+    prompts: str | None = Field(
+        None,
+        description="what to sample (samples only): a file of prompts, used round and round, or a built-in set; "
+        "default: in_domain",
+    )
 
 
 class OptimizerConfig(Section):
@@ -113,7 +108,9 @@ class TrainConfig(Section):
     micro_batch: int | None = Field(
         None, ge=1, description="videos in one forward pass of a worker; default: its share"
     )
-    checkpoint_activations: bool = Field(True, description="recompute the denoiser in the backward pass to save memory")
+    checkpoint_activations: bool = Field(
+        True, description="recompute the denoiser and the decoder in the backward pass to save memory"
+    )
     workers: int = Field(1, ge=1, description="Ray Train workers")
     cpus_per_worker: float = Field(1, gt=0, description="CPU cores reserved for a worker")
     use_gpu: bool | None = Field(None, description="one GPU a worker; default: when the cluster has enough of them")
@@ -163,10 +160,21 @@ class RunConfig(Section):
                 "a prompt's samples must be in one batch"
             )
         self.method.check(self.sampling.steps, self.eta, train.batch_size, train.group_size)
-        if self.method.needs_gradient and self.reward.name in NOT_DIFFERENTIABLE:
+        if self.method.needs_gradient and self.reward.without_gradient:
             raise ValueError(
-                f"reward.name = {self.reward.name!r} gives no gradient, which method {self.method.name!r} needs; "
-                "choose another reward, or one of ddpo, dpok, rwr, raft"
+                f"reward.name = {self.reward.without_gradient!r} gives no gradient, which method {self.method.name!r} "
+                "needs; choose another reward, or one of ddpo, dpok, rwr, raft"
+            )
+        if self.model.train == "full" and self.method.needs_base:
+            raise ValueError(
+                "model.train = 'full' keeps no copy of the base model, which "
+                f"{'method.kl' if self.method.needs_gradient else f'method {self.method.name!r}'} compares with; "
+                f"set model.train=lora{' or method.kl=0' if self.method.needs_gradient else ''}"
+            )
+        if self.data.prompts is not None and self.data.source != "samples":
+            raise ValueError(
+                f"data.prompts = {self.data.prompts!r} is for data.source=samples; data.source = {self.data.source!r} "
+                "has captions of its own: set data.source=samples or leave data.prompts out"
             )
         share, rest = divmod(self.train.batch_size, self.train.workers)
         if rest:
@@ -205,8 +213,23 @@ class RunConfig(Section):
     def fingerprint(self) -> str:
         """Twelve hex digits over everything that the bits of the result depend on: not its place, nor its length."""
         kept = self.model_dump(mode="json", exclude={"output": True, "name": True, "train": _FREE_TRAIN_KEYS})
+        for section, keys in _LATER_KEYS.items():
+            defaults = getattr(RunConfig(), section).model_dump(mode="json")
+            for key in keys:
+                if kept[section][key] == defaults[key]:
+                    del kept[section][key]
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
+
+_LATER_KEYS = {
+    "data": ("prompts",),
+    "model": ("decode_chunk", "train"),
+    "reward": (
+        "path", "held_out_path", "mixture", "preprocess", "precision", "chunk", "checkpoint_activations",
+        "differentiable",
+    ),
+}  # fmt: skip
+"""Keys that came after the first runs: left out of a fingerprint at their defaults, so that it stays what it was."""
 
 _FREE_TRAIN_KEYS = {"steps", "max_seconds", "max_failures", "max_skipped", "cpus_per_worker", "use_gpu"}
 
@@ -277,7 +300,14 @@ def _explain(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         section: Any = RunConfig
         for part in error["loc"][:-1]:
-            section = METHODS[part] if part in METHODS else section.model_fields[part].annotation
+            section = METHODS[part] if part in METHODS else _inner(section, part)
         return f"unknown key {where}; allowed here: {', '.join(section.model_fields)}"
     message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error" and isinstance(error["input"], dict) and where:
+        return f"{where}: {message}"
     return f"{where} = {error['input']!r}: {message[0].lower()}{message[1:]}" if where else message
+
+
+def _inner(section: Any, part: str | int) -> Any:
+    """The section that a key, or a place in a list of sections, leads to."""
+    return get_args(section)[0] if isinstance(part, int) else section.model_fields[part].annotation

@@ -20,6 +20,11 @@ class Method(Section):
     eta: ClassVar[float] = 0.0
     """DDIM's eta when sampling.eta does not say."""
 
+    @property
+    def needs_base(self) -> bool:
+        """Whether predictions of the base model are compared with during training."""
+        return False
+
     def check(self, steps: int, eta: float, batch_size: int, group_size: int) -> None:
         """Raises ValueError where the method does not fit the chain of ``steps`` and ``eta``, or the batch."""
 
@@ -35,6 +40,11 @@ class RewardGradient(Method):
         description="weight of the squared distance of the noise prediction to the base model's, 0 is without",
     )
     unconditional_gradient: bool = Field(True, description="whether gradient flows through the unconditional branch")
+
+    @property
+    def needs_base(self) -> bool:
+        """See ``Method.needs_base``."""
+        return self.kl > 0
 
 
 class InstructVideoConfig(RewardGradient):
@@ -160,6 +170,11 @@ class DpokConfig(PolicyGradient):
     policy_steps: int = Field(5, ge=1, description="optimiser steps on each batch of rollouts")
     value_steps: int = Field(5, ge=1, description="steps of the value network on each batch of rollouts")
     value_lr: float = Field(1e-4, gt=0, description="learning rate of the value network")
+
+    @property
+    def needs_base(self) -> bool:
+        """See ``Method.needs_base``."""
+        return True
 
 
 class Supervised(Method):

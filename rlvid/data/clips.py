@@ -16,10 +16,6 @@ in ``latent_shape`` (C, F, h, w) and ``text_shape`` (L, D):
 
 import hashlib
 import json
-import os
-import shutil
-import socket
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -30,7 +26,6 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from rlvid.data.videos import Skipped
 from rlvid.models.base import Posterior
 from rlvid.randomness import permutation
 
@@ -48,9 +43,6 @@ SCHEMA = pa.schema(
 )
 ROWS = SCHEMA.append(pa.field("error", pa.string()))
 """What the encoder makes: a row of the folder, or one with an ``error`` and nothing encoded."""
-_ROWS_IN_PART = 256
-_LAYOUT = {"row_group_size": 4, "compression": "none", "use_dictionary": False, "write_statistics": ["index"]}
-# Few rows in a group, since a group is read whole and clips are fetched one here, one there.
 
 
 def clip_index(serial: int, count: int, seed: int) -> int:
@@ -194,106 +186,3 @@ def _tensor(data: pa.BinaryScalar, shape: pa.ListScalar) -> Tensor:
 def digest(made_with: dict[str, Any]) -> str:
     """Sixteen hex digits over what clips are made with."""
     return hashlib.sha256(json.dumps(made_with, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def is_reusable(out: Path, made_with: dict[str, Any]) -> bool:
-    """Whether ``out`` holds just these clips already; False when they can be written there.
-
-    Raises:
-        ValueError: ``out`` holds other clips, or something that is not rlvid's to delete.
-    """
-    meta = read_meta(out)
-    if meta is not None:
-        if meta["fingerprint"] == digest(made_with):
-            return True
-        there = meta.get("made_with", {})
-        names = [name for name in sorted({*there, *made_with}) if there.get(name) != made_with.get(name)]
-        changes = ", ".join(f"{name} {there.get(name)} there, {made_with.get(name)} now" for name in names)
-        raise ValueError(f"{out}: holds clips encoded otherwise ({changes}); delete it or name another folder")
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out}: is a file; name a folder to be made")
-    foreign = [path.name for path in out.glob("*") if not path.match("part-*.parquet") and path.stem != "report"]
-    if foreign:
-        raise ValueError(f"{out}: is no folder of encoded clips (it has {foreign[0]}); name a new or an empty one")
-    return False
-
-
-def write_folder(out: Path, tables: Iterator[pa.Table], meta: dict[str, Any], skipped: list[Skipped]) -> int:
-    """Writes rows of schema ``ROWS``, in order of ``index``, as a folder of clips, whole or not at all.
-
-    Args:
-        out: the folder; one that ``is_reusable`` found to be incomplete is replaced.
-        tables: the rows; taken only once the place has proved to be writable.
-        meta: goes into ``meta.json`` beside shapes and the number of clips; has ``fingerprint`` and ``made_with``.
-        skipped: goes into the report, with the rows that have an error.
-
-    Returns:
-        How many clips were written.
-
-    Raises:
-        ValueError: the place cannot be written to, or no row is without error.
-    """
-    part = _make_temporary(out)
-    try:
-        count, shapes, failed = _write_parts(part, tables)
-        if not count:
-            why = "; ".join(each.reason for each in failed[:3])
-            raise ValueError(f"{out}: not written, for none of the {len(failed)} clips can be read: {why}")
-        skipped = skipped + failed
-        report = {"clips": count, "skipped": [{"path": str(s.path), "reason": s.reason} for s in skipped]}
-        (part / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        lines = [f"{count} clips encoded, {len(skipped)} files skipped", *(f"{s.path}: {s.reason}" for s in skipped)]
-        (part / "report.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        (part / "meta.json").write_text(json.dumps(meta | shapes | {"clips": count}, indent=2) + "\n", encoding="utf-8")
-        if not is_reusable(out, meta["made_with"]):  # else another process was faster
-            if out.is_dir():
-                shutil.rmtree(out)  # empty or incomplete, as is_reusable has seen
-            os.rename(part, out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return count
-
-
-def read_report(folder: Path) -> tuple[int, list[Skipped]]:
-    """Number of clips, and the files that were skipped."""
-    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    return report["clips"], [Skipped(Path(each["path"]), each["reason"]) for each in report["skipped"]]
-
-
-def _make_temporary(out: Path) -> Path:
-    """A new folder beside ``out``; removes those that killed processes of this host left behind."""
-    mine = f"{out.name}.tmp-{socket.gethostname()}-"
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        for old in out.parent.iterdir():
-            process = old.name.removeprefix(mine)
-            if old.name.startswith(mine) and not Path("/proc", process).exists():
-                shutil.rmtree(old, ignore_errors=True)
-        part = out.parent / f"{mine}{os.getpid()}"
-        part.mkdir()
-    except OSError as error:
-        raise ValueError(f"{out}: cannot be written ({error.strerror}: {error.filename}); name another one") from error
-    return part
-
-
-def _write_parts(folder: Path, tables: Iterator[pa.Table]) -> tuple[int, dict[str, list[int]], list[Skipped]]:
-    """Splits rows into part files and errors; returns (clips, shapes of one clip, errors)."""
-    shapes: dict[str, list[int]] = {}
-    count, failed, waiting = 0, [], SCHEMA.empty_table()
-
-    def write(rows: pa.Table) -> None:
-        path = folder / f"part-{count // _ROWS_IN_PART:05d}.parquet"
-        pq.write_table(rows, path, **_LAYOUT)
-
-    for table in tables:
-        bad = table.filter(table["error"].is_valid())
-        failed += [Skipped(Path(row["source"]), row["error"]) for row in bad.select(["source", "error"]).to_pylist()]
-        waiting = pa.concat_tables([waiting, table.filter(table["error"].is_null()).select(SCHEMA.names).cast(SCHEMA)])
-        if waiting.num_rows and not shapes:
-            shapes = {name: waiting[name][0].as_py() for name in ("latent_shape", "text_shape")}
-        while waiting.num_rows >= _ROWS_IN_PART:
-            write(waiting.slice(0, _ROWS_IN_PART))
-            waiting, count = waiting.slice(_ROWS_IN_PART), count + _ROWS_IN_PART
-    if waiting.num_rows:
-        write(waiting)
-    return count + waiting.num_rows, shapes, failed

@@ -3,7 +3,8 @@
     items (path, caption) -> actors that hold the model: read, encode -> rows, in order -> part files
 
 Every clip goes through the model by itself, so that the result depends neither on the batch nor on the number of
-workers. The folder appears whole or not at all, and is reused as long as the same would come out.
+workers. The folder appears whole or not at all, and is reused as long as the same would come out. What was encoded when
+the process is killed is kept, and the next call goes on from there (see ``rlvid.data.writing``).
 """
 
 import hashlib
@@ -14,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +24,19 @@ from torch import Tensor
 
 from rlvid import __version__
 from rlvid.config import ModelConfig
-from rlvid.data.clips import ROWS, digest, is_reusable, read_report, write_folder
+from rlvid.data.clips import ROWS, digest
 from rlvid.data.videos import Skipped, VideoError, find_clips, read_video
-from rlvid.models.base import VideoModel
-from rlvid.models.unet3d import load_model, model_folder, resolved_shape
-from rlvid.randomness import generator
-from rlvid.toy.captions import PROMPT_SETS, write_captions
-from rlvid.toy.render import RENDERER, degrade, render, sample_clips, sample_degradation
+from rlvid.data.writing import ClipWriter, is_reusable, read_report, unfinished
+from rlvid.models.base import Posterior, VideoModel
+from rlvid.models.folders import model_folder, movable, resolved_shape
+from rlvid.models.unet3d import load_model
 
 log = logging.getLogger(__name__)
 
 _FPS = 8  # of every model that `load_model` gives; the actors assert it
 
 Item = dict[str, Any]  # index, source (the path of a video, or a name), caption
-Reader = Callable[[Item, VideoModel], tuple[str, Tensor]]
+Reader = Callable[[Item, VideoModel], tuple[str, Tensor | Posterior]]  # caption, and pixels or latents
 Progress = Callable[[int, int], None]
 
 
@@ -47,7 +46,7 @@ class EncodeReport:
 
     folder: Path
     clips: int  # in the folder
-    encoded: int  # by this call; 0 when the folder was there already
+    encoded: int  # by this call; the others were there already
     skipped: list[Skipped]  # files that are not in it, and why
     fingerprint: str  # of everything that the content depends on
     seconds: float  # that the call took
@@ -79,51 +78,17 @@ def encode_folder(
             cannot be loaded.
     """
     clips, skipped = find_clips(Path(source).resolve())
+    skipped = [each for each in skipped if not each.path.is_relative_to(unfinished(Path(out).resolve()))]
     if not clips:
         why = "; ".join(f"{s.path.name}: {s.reason}" for s in skipped[:3]) or "the folder is empty"
         raise ValueError(
             f"{source}: no clips to encode ({why}); a clip is a video with its caption in a .txt beside it"
         )
     items = [{"index": i, "source": str(clip.path), "caption": clip.caption} for i, clip in enumerate(clips)]
-    return _encode(
+    return encode_clips(
         items, read_item, {"videos": _hash_files(items)}, skipped, model, Path(out),
         workers=workers, batch_size=batch_size, use_gpu=use_gpu, on_progress=on_progress,
     )  # fmt: skip
-
-
-def encode_builtin(
-    count: int,
-    seed: int,
-    model: ModelConfig,
-    out: str | Path,
-    *,
-    workers: int = 1,
-    batch_size: int = 8,
-    use_gpu: bool | None = None,
-    on_progress: Progress | None = None,
-) -> EncodeReport:
-    """Encodes ``count`` clips of the built-in renderer, see ``rendered_clip``; otherwise like ``encode_folder``."""
-    if count < 1:
-        raise ValueError(f"data.clips = {count}: at least one clip is needed")
-    items = [{"index": i, "source": f"built-in clip {seed}/{i}", "caption": ""} for i in range(count)]
-    return _encode(
-        items, partial(read_rendered, seed), {"count": count, "seed": seed, "renderer": RENDERER}, [], model, Path(out),
-        workers=workers, batch_size=batch_size, use_gpu=use_gpu, on_progress=on_progress,
-    )  # fmt: skip
-
-
-def rendered_clip(seed: int, index: int, frames: int, size: int) -> tuple[str, Tensor]:
-    """Caption and frames_FCHW of one built-in clip: an in-domain subject, every second clip degraded on average."""
-    draw = generator(seed, "clip", index)
-    clips = sample_clips(1, draw, PROMPT_SETS["in_domain"])
-    (caption,) = write_captions(clips, draw)
-    kind_B, strength_B = sample_degradation(1, draw, share=0.5)
-    return caption, degrade(render(clips, frames, size), kind_B, strength_B, draw)[0]
-
-
-def read_rendered(seed: int, item: Item, model: VideoModel) -> tuple[str, Tensor]:
-    """Caption and frames_FCHW of a built-in clip, as the model needs them."""
-    return rendered_clip(seed, item["index"], model.frames, model.size)
 
 
 def read_item(item: Item, model: VideoModel) -> tuple[str, Tensor]:
@@ -137,14 +102,15 @@ def encode_items(model: VideoModel, items: list[Item], read: Reader = read_item,
     Args:
         model: encodes frames and prompts.
         items: rows with ``index``, ``source`` and ``caption``.
-        read: gives caption and frames of an item, or raises ``VideoError``.
+        read: gives caption and frames_FCHW of an item, or the posterior of its latents (1, C, F, h, w); or raises
+            ``VideoError``.
         threads: that read videos side by side.
 
     Returns:
         A table of schema ``ROWS``, one row an item, in their order; a clip that cannot be read has an ``error``.
     """
 
-    def attempt(item: Item) -> tuple[str, Tensor] | VideoError:
+    def attempt(item: Item) -> tuple[str, Tensor | Posterior] | VideoError:
         try:
             return read(item, model)
         except VideoError as error:
@@ -158,8 +124,8 @@ def encode_items(model: VideoModel, items: list[Item], read: Reader = read_item,
         if isinstance(clip, VideoError):
             rows.append({**row, "error": str(clip)})
             continue
-        caption, frames_FCHW = clip
-        posterior = model.encode_frames(frames_FCHW[None])
+        caption, seen = clip
+        posterior = seen if isinstance(seen, Posterior) else model.encode_frames(seen[None])
         text_LD = model.encode_prompts([caption])[0]
         rows.append(
             row
@@ -170,20 +136,30 @@ def encode_items(model: VideoModel, items: list[Item], read: Reader = read_item,
 
 
 class ClipEncoder:
-    """The Ray actor: loads the model once, then encodes batch after batch."""
+    """The Ray actor: loads the model once, then encodes batch after batch.
 
-    def __init__(self, config: ModelConfig, read: Reader, device: str, workers: int) -> None:
+    Args:
+        config: of the model.
+        read: see ``encode_items``.
+        device: where the model runs.
+        workers: actors in all; those of one machine share its cores.
+        denoiser: whether ``read`` needs the model's denoiser, by far its largest part.
+    """
+
+    def __init__(self, config: ModelConfig, read: Reader, device: str, workers: int, denoiser: bool = False) -> None:
         self._read = read
-        self._threads = max(1, min(8, (os.cpu_count() or 1) // workers))
-        torch.set_num_threads(self._threads)  # Ray says 1 to actors that reserve less than a core
-        shape = {"frames": config.frames, "size": config.size}
+        threads = max(1, min(8, (os.cpu_count() or 1) // workers))
+        torch.set_num_threads(threads)  # Ray says 1 to actors that reserve less than a core
+        self._readers = 1 if denoiser else threads
+        shape = {"frames": config.frames, "size": config.size, "decode_chunk": config.decode_chunk}
         self._model = load_model(config.path, **shape, precision=config.precision, device=device)
-        self._model.denoiser = torch.nn.Identity()  # not needed, and by far the largest part
+        if not denoiser:
+            self._model.denoiser = torch.nn.Identity()
         assert self._model.fps == _FPS, f"the model runs at {self._model.fps} frames a second"
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Encodes a batch of items."""
-        return encode_items(self._model, batch.to_pylist(), self._read, self._threads)
+        return encode_items(self._model, batch.to_pylist(), self._read, self._readers)
 
 
 def model_fingerprint(model: ModelConfig) -> str:
@@ -191,29 +167,56 @@ def model_fingerprint(model: ModelConfig) -> str:
     return digest(_made_with(model))
 
 
-def _encode(
+def encode_clips(
     items: list[Item],
     read: Reader,
     source: dict[str, Any],
     skipped: list[Skipped],
     model: ModelConfig,
     out: Path,
-    **how: Any,
+    *,
+    workers: int = 1,
+    batch_size: int = 8,
+    use_gpu: bool | None = None,
+    on_progress: Progress | None = None,
+    denoiser: bool = False,
 ) -> EncodeReport:
-    """From checks to the finished folder; ``source`` is what the clips themselves are identified by."""
-    if how["workers"] < 1 or how["batch_size"] < 1:
-        raise ValueError(f"workers = {how['workers']} and batch_size = {how['batch_size']}: both must be at least 1")
+    """From checks to the finished folder.
+
+    Args:
+        items: what to encode, ``index`` counting from 0.
+        read: see ``encode_items``.
+        source: what the clips themselves are identified by.
+        skipped: what is left out already; goes into the report.
+        model: encodes them.
+        out: folder to be made.
+        workers: as for ``encode_folder``.
+        batch_size: likewise.
+        use_gpu: likewise.
+        on_progress: likewise.
+        denoiser: see ``ClipEncoder``.
+
+    Raises:
+        ValueError: see ``encode_folder``.
+    """
+    if workers < 1 or batch_size < 1:
+        raise ValueError(f"workers = {workers} and batch_size = {batch_size}: both must be at least 1")
     start, encoded, out = time.perf_counter(), 0, out.absolute()
     from_model = _made_with(model)
     made_with = from_model | source | {"rlvid": __version__}
     if is_reusable(out, made_with):
         log.info("%s holds these clips already; nothing is encoded", out)
     else:
-        fingerprints = {"fingerprint": digest(made_with), "model_fingerprint": digest(from_model)}
-        meta = {**fingerprints, "made_with": made_with, "model_path": model.path}
-        path = model.path if model.path == "builtin" else str(Path(model.path).resolve())  # actors run elsewhere
-        exact = model.model_copy(update={"path": path, "frames": from_model["frames"], "size": from_model["size"]})
-        encoded = write_folder(out, _pipeline(items, read, exact, **how), meta, skipped)
+        shape = {"frames": from_model["frames"], "size": from_model["size"]}
+        exact = model.model_copy(update=shape | {"path": movable(model.path)})  # actors run elsewhere
+        with ClipWriter(out, made_with) as writer:
+            left = [item for item in items if item["index"] not in writer.done]
+            for table in _pipeline(left, read, exact, workers, batch_size, use_gpu, denoiser):
+                encoded += writer.add(table)
+                if on_progress is not None:
+                    on_progress(len(writer.done), len(items))
+            fingerprints = {"fingerprint": digest(made_with), "model_fingerprint": digest(from_model)}
+            writer.finish({**fingerprints, "model_path": model.path}, skipped)
     clips, skipped = read_report(out)
     for each in skipped:
         log.warning("skipped %s: %s", each.path, each.reason)
@@ -224,52 +227,53 @@ def _pipeline(
     items: list[Item],
     read: Reader,
     model: ModelConfig,
-    *,
     workers: int,
     batch_size: int,
     use_gpu: bool | None,
-    on_progress: Progress | None,
+    denoiser: bool,
 ) -> Iterator[pa.Table]:
-    """Encoded rows in order of ``index``."""
+    """Encoded rows, in the order in which they are ready."""
+    if not items:
+        return
     import ray  # only here: everything else in this module works without it
 
-    if not ray.is_initialized():
-        ray.init()
+    from rlvid.train.launch import start_ray
+
+    start_ray()
     if use_gpu is None:
         use_gpu = ray.cluster_resources().get("GPU", 0) >= workers
-    dataset = ray.data.from_items(items, override_num_blocks=min(2000, -(-len(items) // batch_size)))
+    dataset = ray.data.from_items(items, override_num_blocks=min(10_000, -(-len(items) // batch_size)))
     dataset.context.enable_progress_bars = False
-    dataset.context.execution_options.preserve_order = True
     encoded = dataset.map_batches(
         ClipEncoder,
-        fn_constructor_args=(model, read, "cuda" if use_gpu else "cpu", workers),
+        fn_constructor_args=(model, read, "cuda" if use_gpu else "cpu", workers, denoiser),
         compute=ray.data.ActorPoolStrategy(size=workers),
         batch_size=batch_size,
         batch_format="pyarrow",
         num_cpus=0.5,  # little, so that a pool fits beside other work even on two cores
         num_gpus=1 if use_gpu else 0,
     )
-    done = 0
-    for table in encoded.iter_batches(batch_size=None, batch_format="pyarrow"):
-        yield table
-        done += table.num_rows
-        if on_progress is not None:
-            on_progress(done, len(items))
+    yield from encoded.iter_batches(batch_size=None, batch_format="pyarrow")
 
 
 def _made_with(model: ModelConfig) -> dict[str, Any]:
     """Everything about the model that encoded clips depend on."""
-    folder = model_folder(model.path)
-    weights = hashlib.sha256()
-    for part in ("vae", "text_encoder", "tokenizer"):
-        for path in sorted((folder / part).rglob("*")):
-            if path.suffix in (".safetensors", ".json", ".txt"):
-                weights.update(f"{path.relative_to(folder).as_posix()}\n".encode())
-                with open(path, "rb") as file:
-                    weights.update(hashlib.file_digest(file, "sha256").digest())
     frames, size = resolved_shape(model.path, model.frames, model.size)
     shape = {"frames": frames, "size": size, "fps": _FPS}
-    return {"weights": weights.hexdigest()[:16], "precision": model.precision, **shape}
+    weights = hash_weights(model.path, ("vae", "text_encoder", "tokenizer"))
+    return {"weights": weights, "precision": model.precision, **shape}
+
+
+def hash_weights(path: str, parts: tuple[str, ...]) -> str:
+    """Sixteen hex digits over weights and settings of a model's parts."""
+    folder, total = model_folder(path), hashlib.sha256()
+    for part in parts:
+        for file_path in sorted((folder / part).rglob("*")):
+            if file_path.suffix in (".safetensors", ".bin", ".json", ".txt"):
+                total.update(f"{file_path.relative_to(folder).as_posix()}\n".encode())
+                with open(file_path, "rb") as file:
+                    total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()[:16]
 
 
 def _hash_files(items: list[Item]) -> str:

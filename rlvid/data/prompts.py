@@ -84,15 +84,20 @@ def resolve_prompts(spec: str, count: int | None = None, seed: int = 0) -> list[
     return prompts[:count]
 
 
-def read_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_rows(path: Path, columns: tuple[str, ...], gaps: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows of a table that a user wrote, as ``(where, {column: value})``; a value that is absent is None.
+
+    Args:
+        path: ``.csv``, ``.jsonl`` or ``.parquet``.
+        columns: which to read.
+        gaps: whether an object of a ``.jsonl`` file may lack a column that another one has.
 
     Raises:
         ValueError: the file is missing, not UTF-8 or damaged, or lacks a column; the message names those found.
     """
     suffix = path.suffix.lower()
     if suffix == ".jsonl":
-        yield from _json_rows(path, columns)
+        yield from _json_rows(path, columns, gaps)
     elif suffix == ".csv":
         reader = csv.DictReader(io.StringIO(_read_text(path), newline=""))
         _check_columns(path, list(reader.fieldnames or []), columns)
@@ -112,7 +117,8 @@ def read_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[
         raise ValueError(f"{path}: tables are read from {', '.join(TABLES)}")
 
 
-def _json_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _json_rows(path: Path, columns: tuple[str, ...], gaps: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    rows = []
     for number, line in enumerate(_read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
@@ -122,8 +128,12 @@ def _json_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict
             raise ValueError(f"{path}:{number}: is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise ValueError(f"{path}:{number}: must be a JSON object with {', '.join(columns)}")
-        _check_columns(f"{path}:{number}", list(row), columns)
-        yield f"{path}:{number}", {name: row[name] for name in columns}
+        if not gaps:
+            _check_columns(f"{path}:{number}", list(row), columns)
+        rows.append((f"{path}:{number}", row))
+    if rows:
+        _check_columns(path, list(dict.fromkeys(name for _, row in rows for name in row)), columns)
+    yield from ((where, {name: row.get(name) for name in columns}) for where, row in rows)
 
 
 def _check_columns(where: str | Path, found: list[str], needed: tuple[str, ...]) -> None:

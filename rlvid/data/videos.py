@@ -2,6 +2,7 @@
 
 import io
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -19,6 +20,8 @@ from rlvid.data.prompts import TABLES, check_prompt, read_rows
 EXTENSIONS = (".mp4", ".webm", ".avi", ".mov", ".mkv", ".gif")
 # A file named .mp4 may hold anything; a playlist, say, would make FFmpeg open other files.
 _OPEN = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif", "protocol_whitelist": "file"}
+# FFmpeg's own decoders of these drop the alpha channel, and show what lies under it.
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 
 class VideoError(ValueError):
@@ -81,12 +84,11 @@ def _timestamps(path: Path) -> tuple[np.ndarray, float]:
         if not container.streams.video:
             raise VideoError(f"{path}: has no video stream")
         stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
         tick = float(stream.time_base or 0)
         period = 1 / float(stream.average_rate or stream.guessed_rate or 25)
         pts: list[float] = []
         last = 0.0
-        for frame in container.decode(stream):
+        for frame in _decode(container):
             if frame.is_corrupt:
                 raise VideoError(f"{path}: frame {len(pts)} is damaged")
             pts.append(len(pts) * period if frame.pts is None else frame.pts * tick)
@@ -101,6 +103,19 @@ def _timestamps(path: Path) -> tuple[np.ndarray, float]:
         if announced and end < 0.95 * min(announced) - 0.1:
             raise VideoError(f"{path}: is cut off: {end:.2f} s of {min(announced):.2f} s can be decoded")
     return starts, end
+
+
+def _decode(container: av.container.InputContainer) -> Iterator[av.VideoFrame]:
+    """The frames of the first video stream, with their alpha channel if there is one."""
+    stream = container.streams.video[0]
+    stream.thread_type = "AUTO"
+    name = stream.codec_context.name
+    if stream.metadata.get("alpha_mode") != "1" or name not in _ALPHA_DECODERS:
+        yield from container.decode(stream)
+        return
+    decoder = av.CodecContext.create(_ALPHA_DECODERS[name], "r")
+    for packet in container.demux(stream):
+        yield from decoder.decode(packet if packet.size else None)
 
 
 def _choose(starts: np.ndarray, end: float, path: Path, frames: int, fps: float) -> list[int]:
@@ -121,9 +136,8 @@ def _pick(path: Path, chosen: list[int], size: int) -> Tensor:
     kept: dict[int, Tensor] = {}
     with av.open(path, options=_OPEN) as container:
         stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
         wanted = set(chosen)
-        for index, frame in enumerate(container.decode(stream)):
+        for index, frame in enumerate(_decode(container)):
             if index in wanted:
                 kept[index] = _fit(_pixels(frame), size, float(stream.sample_aspect_ratio or 1))
             if len(kept) == len(wanted):
@@ -216,7 +230,8 @@ def find_clips(source: str | Path) -> tuple[list[ClipFile], list[Skipped]]:
     Args:
         source: a folder, searched with its sub-folders, where ``a.mp4`` has its caption in ``a.txt``; or a folder with
             a manifest (``manifest.csv``, ``.jsonl`` or ``.parquet``); or a manifest. A manifest has the columns
-            ``video`` (path relative to the manifest) and ``caption``, and alone says what is used, in which order.
+            ``video`` (path relative to the manifest) and ``caption``, and alone says what is used, in which order; a
+            row that lacks either, or names no video file, is skipped.
 
     Raises:
         ValueError: no such folder or file, several manifests, or a manifest that is damaged or lacks a column.
@@ -262,7 +277,7 @@ def _from_side_cars(files: list[Path]) -> tuple[list[ClipFile], list[Skipped]]:
 
 def _from_manifest(manifest: Path) -> tuple[list[ClipFile], list[Skipped]]:
     clips, skipped = [], []
-    for where, row in read_rows(manifest, ("video", "caption")):
+    for where, row in read_rows(manifest, ("video", "caption"), gaps=True):
         name = row["video"]
         if not isinstance(name, str) or not name.strip():
             skipped.append(Skipped(manifest, f"{where}: names no video"))
@@ -273,6 +288,8 @@ def _from_manifest(manifest: Path) -> tuple[list[ClipFile], list[Skipped]]:
                 raise ValueError(f"not a video (allowed: {', '.join(EXTENSIONS)})")
             if not path.is_file():
                 raise ValueError("no such file")
+            if row["caption"] is None:
+                raise ValueError(f"{where}: has no caption")
             clips.append(ClipFile(path, check_prompt(row["caption"], where)))
         except ValueError as error:
             skipped.append(Skipped(path, str(error)))

@@ -1,30 +1,19 @@
 """Scores models video by video, sums the scores up, and compares two models sample by sample."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rlvid.evaluate import metrics
+from rlvid.evaluate.clip import FrameTextModel
 from rlvid.evaluate.generate import generate
 from rlvid.models.base import VideoModel
 from rlvid.reward.clip import ClipReward
 from rlvid.reward.video import ImageReward, mean_of_frames
 from rlvid.toy import oracle
-
-ORACLE = ("subject", "colour", "background", "motion", "sharpness", "fidelity", "score")
-METRICS = (
-    "reward",
-    "held_out",
-    "clipsim",
-    "consistency",
-    "motion",
-    "diversity",
-    *(f"oracle_{name}" for name in ORACLE),
-)
-"""Every metric of a ``Row``, by the name of its field."""
 
 _SHOWN = 4  # frames of a video that are kept for pictures
 
@@ -34,9 +23,10 @@ class Row:
     """One video and its scores; NaN where a metric does not apply or the video is not finite.
 
     ``reward`` is the mean over all frames of the image reward that was trained on, ``held_out`` that of the one that
-    was not; ``consistency`` is of consecutive frames; ``diversity`` compares the videos that a
-    prompt has in one batch, where there are several. ``oracle_*`` are ``rlvid.toy.oracle.grade``'s. ``frames`` holds
-    four frames (S, C, H, W), uint8, spread over the video, of those videos that were asked to be pictured.
+    was not; ``consistency`` is of consecutive frames, the paper's, and two other definitions stand beside it (see
+    ``rlvid.evaluate.metrics``); ``diversity`` compares the videos that a prompt has in one batch, where there are
+    several. ``oracle_*`` are ``rlvid.toy.oracle.grade``'s. ``frames`` holds four frames (S, C, H, W), uint8, spread
+    over the video, of those videos that were asked to be pictured.
     """
 
     model: str
@@ -48,7 +38,10 @@ class Row:
     held_out: float
     clipsim: float
     consistency: float
+    consistency_all_pairs: float
+    consistency_vbench: float
     motion: float
+    flickering: float
     diversity: float
     oracle_subject: float
     oracle_colour: float
@@ -58,6 +51,10 @@ class Row:
     oracle_fidelity: float
     oracle_score: float
     frames: Tensor | None = field(default=None, repr=False, compare=False)
+
+
+METRICS = tuple(each.name for each in fields(Row) if each.type is float)
+"""Every metric of a ``Row``, by the name of its field."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +103,7 @@ def score_videos(
     *,
     reward: ImageReward,
     held_out: ImageReward | None,
-    clip: ClipReward,
+    clip: FrameTextModel,
     use_oracle: bool,
 ) -> dict[str, Tensor]:
     """Every metric of B videos in [0, 1] on the rewards' device: name -> (B,), float32 on the CPU.
@@ -124,11 +121,14 @@ def score_videos(
         "reward": mean_of_frames(reward(frames, asked)),
         "clipsim": metrics.similarity(image_BFD, clip.text_features(asked)),
         "consistency": metrics.consistency(image_BFD),
+        "consistency_all_pairs": metrics.consistency(image_BFD, "all_pairs"),
+        "consistency_vbench": metrics.consistency(image_BFD, "vbench"),
         "motion": metrics.motion(frames),
+        "flickering": metrics.flickering(frames),
         "diversity": metrics.diversity(image_BFD, asked),
     }
     if held_out is not None:
-        found["held_out"] = held_out(frames, asked).mean(1)
+        found["held_out"] = mean_of_frames(held_out(frames, asked))
     if use_oracle:
         found |= {f"oracle_{name}": value for name, value in oracle.grade(frames, asked).items()}
     for name, value in found.items():
@@ -143,7 +143,7 @@ def evaluate_model(
     name: str,
     reward: ImageReward,
     held_out: ImageReward | None = None,
-    clip: ClipReward | None = None,
+    clip: FrameTextModel | None = None,
     steps_list: Iterable[int] = (20, 50),
     guidance: float = 3.0,
     final: str = "exact",

@@ -6,8 +6,10 @@ metric              definition, with c_f and t the normalised CLIP features of f
 CLIPSIM             mean over f of c_f . t (Wu et al. 2021)
 ``consecutive``     mean over f of c_f . c_{f+1} (Gen-1, InstructVideo)
 ``all_pairs``       mean over f < g of c_f . c_g (TGVE)
-``vbench``          mean over f > 0 of (max(0, c_f . c_{f-1}) + max(0, c_f . c_0)) / 2 (VBench)
+``vbench``          mean over f > 0 of (max(0, c_f . c_{f-1}) + max(0, c_f . c_0)) / 2 (VBench's background and
+                    subject consistency)
 motion              mean absolute difference of consecutive frames, in pixel values of [0, 1]
+flickering          1 - motion of frames of 8 bits (VBench's temporal flickering): 1 for a frozen clip
 diversity           mean of 1 - v_a . v_b over pairs of clips of a prompt; v is the normalised mean of c_f
 ==================  ======================================================================================
 """
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rlvid.reward.clip import ClipReward
+from rlvid.evaluate.clip import FrameTextModel
 
 Consistency = Literal["consecutive", "all_pairs", "vbench"]
 CONSISTENCIES = ("consecutive", "all_pairs", "vbench")
@@ -49,13 +51,13 @@ def consistency(image_BFD: Tensor, definition: Consistency = "consecutive") -> T
 
 
 @torch.no_grad()
-def clipsim(clip: ClipReward, frames_BFCHW: Tensor, prompts: list[str]) -> Tensor:
+def clipsim(clip: FrameTextModel, frames_BFCHW: Tensor, prompts: list[str]) -> Tensor:
     """CLIPSIM of frames in [0, 1] with their prompts: (B,), float32 in [-1, 1]."""
     return similarity(clip.image_features(frames_BFCHW), clip.text_features(prompts))
 
 
 @torch.no_grad()
-def temporal_consistency(clip: ClipReward, frames_BFCHW: Tensor, definition: Consistency = "consecutive") -> Tensor:
+def temporal_consistency(clip: FrameTextModel, frames_BFCHW: Tensor, definition: Consistency = "consecutive") -> Tensor:
     """Temporal consistency of frames in [0, 1]: (B,), float32; see ``consistency``."""
     return consistency(clip.image_features(frames_BFCHW), definition)
 
@@ -68,6 +70,17 @@ def motion(frames_BFCHW: Tensor) -> Tensor:
     """
     _need_two(frames_BFCHW.shape[1], "motion")
     return frames_BFCHW.diff(dim=1).abs().flatten(1).mean(1)
+
+
+def flickering(frames_BFCHW: Tensor) -> Tensor:
+    """VBench's temporal flickering: (255 - mean absolute difference of consecutive 8-bit frames) / 255, (B,) in [0, 1].
+
+    More is steadier. VBench reads it for scenes that ought to stand still.
+
+    Raises:
+        ValueError: fewer than two frames.
+    """
+    return 1 - motion((frames_BFCHW.clamp(0, 1) * 255).round()) / 255
 
 
 @torch.no_grad()

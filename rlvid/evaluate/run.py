@@ -8,14 +8,17 @@ from pathlib import Path
 import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
 
 from rlvid.config import RunConfig, parse_config
+from rlvid.evaluate.clip import FrameTextModel
 from rlvid.evaluate.evaluate import Row, evaluate_model
 from rlvid.evaluate.generate import generate
 from rlvid.evaluate.pictures import before_after, reward_curve
-from rlvid.models.lora import inject_lora, load_lora, lora_scale
-from rlvid.models.unet3d import UNet3DModel, load_model
-from rlvid.reward.clip import load_reward
+from rlvid.models.lora import lora_scale
+from rlvid.models.trained import blend, load_trainable, load_trained
+from rlvid.models.unet3d import UNet3DModel
+from rlvid.reward.load import held_out_reward, load_reward, trained_reward
 from rlvid.reward.video import mean_of_frames
 from rlvid.train.checkpoint import Found, find_checkpoints
 
@@ -24,20 +27,27 @@ _CURVES = {"reward/trained": "trained reward", "reward/held_out": "held-out rewa
 
 @dataclass
 class TunedModel:
-    """A run's model with its adapter inside; the scale of the adapter makes it the base or the tuned model."""
+    """A run's model that can be the base and the tuned model in turn.
+
+    ``base`` holds the denoiser's first weights, on the CPU, where all of them were trained.
+    """
 
     config: RunConfig
     checkpoint: Found
     model: UNet3DModel
+    base: dict[str, Tensor] | None = None
 
     def use(self, scale: float) -> UNet3DModel:
-        """The model with the adapter at a scale: 0 is the base, 1 the fine-tuned model."""
-        lora_scale(self.model.denoiser, scale)
+        """The model at a scale: 0 is the base, 1 the fine-tuned model; between them part of what was learned."""
+        if self.base is None:
+            lora_scale(self.model.denoiser, scale)
+        else:
+            blend(self.model.denoiser, self.base, self.checkpoint.folder, scale)
         return self.model
 
 
-def load_run(run: str | Path, step: int | None = None) -> TunedModel:
-    """Loads a run's settings and the adapter of a checkpoint, the latest by default.
+def find_run(run: str | Path, step: int | None = None) -> tuple[RunConfig, Found]:
+    """A run's settings and one of its checkpoints, the latest by default.
 
     Args:
         run: the run's folder, or the name of one under ``runs``.
@@ -58,11 +68,22 @@ def load_run(run: str | Path, step: int | None = None) -> TunedModel:
     if not chosen:
         steps = ", ".join(str(c.step) for c in found) or "none"
         raise ValueError(f"run {folder}: no checkpoint{'' if step is None else f' of step {step}'}; it has: {steps}")
-    spec = config.model
-    model = load_model(spec.path, frames=spec.frames, size=spec.size, precision=spec.precision, device=device())
-    inject_lora(model.denoiser, spec.lora.rank, spec.lora.targets, config.seed)
-    load_lora(model.denoiser, chosen[-1].folder / "adapter")
-    return TunedModel(config, chosen[-1], model)
+    return config, chosen[-1]
+
+
+def load_run(run: str | Path, step: int | None = None) -> TunedModel:
+    """Loads a run's model with what was trained of it; see ``find_run``.
+
+    Raises:
+        ValueError: no such run, or no such checkpoint in it; or what it holds does not fit the model.
+    """
+    config, found = find_run(run, step)
+    model = load_trainable(config.model, config.seed, config.model.path, device())
+    base = None
+    if config.model.train == "full":
+        base = {name: tensor.cpu().clone() for name, tensor in model.denoiser.state_dict().items()}
+    load_trained(model.denoiser, config.model, found.folder)
+    return TunedModel(config, found, model, base)
 
 
 def device() -> torch.device:
@@ -76,12 +97,16 @@ def evaluate_run(
     *,
     steps_list: list[int],
     seed: int = 0,
+    clip: FrameTextModel | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Row]:
-    """Scores base and tuned model on the same prompts from the same noise; ``progress(model, done, of)``."""
+    """Scores base and tuned model on the same prompts from the same noise; ``progress(model, done, of)``.
+
+    ``clip`` measures CLIPSIM, consistency and diversity; default: the held-out reward.
+    """
     config = tuned.config
-    reward = load_reward(config.reward.name, device())
-    held_out = load_reward(config.reward.held_out or "builtin-heldout", device())
+    reward = trained_reward(config.reward, device())
+    held_out = held_out_reward(config.reward, device()) or load_reward("builtin-heldout", device())
     rows: list[Row] = []
     for name, scale in (("base", 0.0), (config.method.name, 1.0)):
         rows += evaluate_model(
@@ -90,6 +115,7 @@ def evaluate_run(
             name=name,
             reward=reward,
             held_out=held_out,
+            clip=clip,
             steps_list=steps_list,
             guidance=config.sampling.guidance,
             final=config.sampling.final,
@@ -102,7 +128,7 @@ def evaluate_run(
 
 def picture_before_after(tuned: TunedModel, prompts: list[str], path: Path, seed: int = 0) -> None:
     """Writes a strip of the prompts' videos from the base and from the tuned model, with the trained reward below."""
-    sampling, reward = tuned.config.sampling, load_reward(tuned.config.reward.name, device())
+    sampling, reward = tuned.config.sampling, trained_reward(tuned.config.reward, device())
     how = {"seed": seed, "steps": sampling.steps, "guidance": sampling.guidance, "final": sampling.final}
     videos = [generate(tuned.use(scale), prompts, **how) for scale in (0.0, 1.0)]
     scores = [mean_of_frames(reward(frames, prompts)) for frames in videos]

@@ -20,7 +20,10 @@ from rlvid.evaluate.evaluate import METRICS, Comparison, Row, Summary, compare, 
 
 @dataclass(frozen=True)
 class Column:
-    """How a metric is shown: headings (long, short), with ± std or not, in percent or not; whether more is better."""
+    """How a metric is shown: headings (long, short), with ± std or not, in percent or not; whether more is better.
+
+    Without a short heading, the console does not show it.
+    """
 
     metric: str
     title: str
@@ -35,6 +38,9 @@ COLUMNS = (
     Column("held_out", "Held-out reward", "held-out", spread=True),
     Column("clipsim", "CLIPSIM", "CLIPSIM"),
     Column("consistency", "Temporal consistency", "cons."),
+    Column("consistency_all_pairs", "… of all pairs", ""),
+    Column("consistency_vbench", "… of VBench", ""),
+    Column("flickering", "Flickering", "", ranked=False),
     Column("motion", "Motion", "motion", ranked=False),
     Column("oracle_subject", "Subject", "subj.", percent=True),
     Column("oracle_colour", "Colour", "colour", percent=True),
@@ -48,8 +54,10 @@ _GAINS = {"reward": "reward", "held_out": "held-out reward", "oracle_score": "or
 _LEGEND = """\
 Reward and held-out reward: mean ± standard deviation over videos of the mean score of all frames; only the first was
 trained on. CLIPSIM: mean over frames of the cosine of image and prompt. Temporal consistency: mean cosine of
-consecutive frames. Motion: mean absolute difference of consecutive frames in pixel values of [0, 1]; a frozen video
-has a consistency of 1 and a motion of 0, so read the two together."""
+consecutive frames; of all pairs of frames (TGVE); as VBench has it, half with the frame before and half with the first,
+negative ones as 0. Flickering: VBench's, 1 less the mean absolute difference of consecutive 8-bit frames. Motion: mean
+absolute difference of consecutive frames in pixel values of [0, 1]; a frozen video has a consistency and a flickering
+of 1 and a motion of 0, so read them together."""
 _ORACLE_LEGEND = """\
 Subject, colour, background and motion direction: share of videos that show what the prompt asks for, as the oracle
 reads it from the pixels. Sharpness: 1 for a clean rendering. Oracle score: those four hits times the closeness to a
@@ -62,6 +70,8 @@ def markdown(
     summaries: list[Summary],
     comparisons: list[Comparison] | None = None,
     facts: Mapping[str, object] | None = None,
+    *,
+    level: int = 1,
 ) -> str:
     """The evaluation as a Markdown page: one table for each number of steps, gains below it, a legend at the end.
 
@@ -70,15 +80,16 @@ def markdown(
         summaries: of ``rows``.
         comparisons: of each tuned model with the base.
         facts: what the reader must know of the run (seed, guidance, hardware, ...), shown at the top.
+        level: of the page's heading.
     """
     columns = shown_columns(summaries)
-    lines = ["# Evaluation", ""]
+    lines = [f"{'#' * level} Evaluation", ""]
     if facts:
         lines += [*(f"- {_cell(key)}: {_cell(value)}" for key, value in facts.items()), ""]
     for steps in dict.fromkeys(s.steps for s in summaries):
         here = [s for s in summaries if s.steps == steps]
         best = _best(here, columns)
-        lines += [f"## {steps} DDIM steps", ""]
+        lines += [f"{'#' * level}# {steps} DDIM steps", ""]
         lines.append("| " + " | ".join(["Prompts", "Model", "Videos", *(c.title for c in columns)]) + " |")
         lines.append("| " + " | ".join(["---", "---", *["---:"] * (1 + len(columns))]) + " |")
         for summary in _by_set(here):
@@ -102,7 +113,7 @@ def render_table(summaries: list[Summary], comparisons: list[Comparison] | None 
     if not here:
         evaluated = ", ".join(str(s) for s in dict.fromkeys(s.steps for s in summaries)) or "none"
         raise ValueError(f"render_table: no summary has steps = {steps}; there are: {evaluated}")
-    columns = [replace(c, spread=c.metric == "reward") for c in shown_columns(here)]  # to fit 120 columns
+    columns = [replace(c, spread=c.metric == "reward") for c in shown_columns(here) if c.short]  # to fit 120 columns
     notes = [*gain_lines(comparisons or [], steps), *_broken_lines(here)]
     table = Table(
         title=f"Evaluation, {steps} DDIM steps", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD,
@@ -127,16 +138,8 @@ def csv_text(summaries: list[Summary]) -> str:
     """One line for each (model, set, steps), with mean, std and count of every metric; empty where there is none."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        [
-            "model",
-            "set",
-            "steps",
-            "videos",
-            "broken",
-            *(f"{m}_{part}" for m in METRICS for part in ("mean", "std", "used")),
-        ]
-    )
+    names = [f"{m}_{part}" for m in METRICS for part in ("mean", "std", "used")]
+    writer.writerow(["model", "set", "steps", "videos", "broken", *names])
     for s in summaries:
         numbers = [n for m in METRICS for n in (_empty(s.mean[m]), _empty(s.std[m]), s.used[m])]
         writer.writerow([s.model, s.set, s.steps, s.count, s.broken, *numbers])

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rlvid.models.lora import lora_scale
+from rlvid.models.lora import lora_parameters, lora_scale
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,11 @@ class VideoModel(ABC):
         """Posterior over the latents of frames in [0, 1]; no gradient."""
 
     @abstractmethod
-    def decode_frames(self, latents_BCFhw: Tensor, frames_BS: Tensor) -> Tensor:
-        """Decodes the chosen frames only: frames_BSCHW, float32, about [0, 1] but not clamped; differentiable."""
+    def decode_frames(self, latents_BCFhw: Tensor, frames_BS: Tensor, *, recompute: bool = False) -> Tensor:
+        """Decodes the chosen frames only: frames_BSCHW, float32, about [0, 1] but not clamped; differentiable.
+
+        With ``recompute`` the decoder's activations are computed again in the backward pass and not kept.
+        """
 
     @abstractmethod
     def predict(
@@ -99,7 +102,8 @@ class VideoModel(ABC):
 
     @contextmanager
     def base(self) -> Iterator[None]:
-        """Within it the denoiser is the base model: adapters add nothing."""
+        """Within it the denoiser is the base model: adapters add nothing. Needs an adapter in the denoiser."""
+        assert lora_parameters(self.denoiser), "without an adapter, the base model's weights are gone"
         lora_scale(self.denoiser, 0.0)
         try:
             yield

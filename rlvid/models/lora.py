@@ -1,5 +1,6 @@
-"""Low-rank adapters in PEFT's layout, on every attention of a denoiser."""
+"""Low-rank adapters in PEFT's layout, on every attention of a denoiser or on other linear layers."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -12,16 +13,40 @@ from torch import Tensor, nn
 _PREFIX = "base_model.model."
 """What PEFT's own wrapper puts before a parameter's name in the files it writes and reads."""
 
+_ATTENTION = r"to_q|to_k|to_v|to_out\.0"
+TARGET_SETS = {
+    "attention": rf".*\.({_ATTENTION})",
+    "attention+ff": rf".*\.({_ATTENTION}|ff\.net\.0\.proj|ff\.net\.2)",
+    "temporal": rf"(.*\.)?(temp_attentions|transformer_in)\..*\.({_ATTENTION})",
+}
+"""Named sets of targets, as patterns of whole names: 264, 330 and 136 linear layers of ModelScopeT2V."""
+
+
+def _pattern(target: str) -> str:
+    return TARGET_SETS.get(target) or rf"(.*\.)?{re.escape(target)}"
+
+
+def peft_targets(targets: list[str]) -> list[str] | str:
+    """What PEFT is told: ends of names as they are, or one pattern where a named set is among them."""
+    if not TARGET_SETS.keys() & set(targets):
+        return targets
+    return "|".join(_pattern(target) for target in targets)
+
 
 def check_targets(denoiser: nn.Module, targets: list[str]) -> None:
-    """Raises ValueError when a target is the name of no linear layer."""
+    """Raises ValueError when a target is the name of no linear layer, and of no set."""
     linears = [name for name, module in denoiser.named_modules() if isinstance(module, nn.Linear)]
     for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in linears):
+        if not any(re.fullmatch(_pattern(target), name) for name in linears):
             raise ValueError(
                 f"model.lora.targets: no linear layer of the denoiser is called {target!r}; the attentions have "
-                "to_q, to_k, to_v and to_out.0"
+                f"to_q, to_k, to_v and to_out.0, and there are the sets {', '.join(TARGET_SETS)}"
             )
+
+
+def _config(rank: int, targets: list[str], scale: float = 1.0) -> LoraConfig:
+    alpha = rank if scale == 1 else scale * rank
+    return LoraConfig(r=rank, lora_alpha=alpha, target_modules=peft_targets(targets), init_lora_weights="gaussian")
 
 
 def inject_lora(denoiser: nn.Module, rank: int, targets: list[str], seed: int) -> list[nn.Parameter]:
@@ -37,8 +62,7 @@ def inject_lora(denoiser: nn.Module, rank: int, targets: list[str], seed: int) -
     """
     check_targets(denoiser, targets)
     denoiser.requires_grad_(False)
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights="gaussian")
-    inject_adapter_in_model(config, denoiser)
+    inject_adapter_in_model(_config(rank, targets), denoiser)
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in denoiser.named_parameters():
         if "lora_" not in name:
@@ -67,13 +91,26 @@ def lora_state(denoiser: nn.Module) -> dict[str, Tensor]:
     return {name: t.detach().cpu().contiguous() for name, t in get_peft_model_state_dict(denoiser).items()}
 
 
-def save_lora(state: dict[str, Tensor], rank: int, targets: list[str], folder: Path) -> None:
-    """Writes ``adapter_model.safetensors`` and ``adapter_config.json``, which PEFT loads as they are."""
+def save_lora(state: dict[str, Tensor], rank: int, targets: list[str], folder: Path, scale: float = 1.0) -> None:
+    """Writes ``adapter_model.safetensors`` and ``adapter_config.json``, which PEFT loads as they are.
+
+    ``scale`` is PEFT's alpha / r: what it multiplies the adapter's share with.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     save_file({_PREFIX + name: tensor for name, tensor in state.items()}, folder / "adapter_model.safetensors")
-    LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights="gaussian").save_pretrained(
-        str(folder)
-    )
+    _config(rank, targets, scale).save_pretrained(str(folder))
+
+
+def read_lora(folder: Path) -> dict[str, Tensor]:
+    """The tensors that ``save_lora`` wrote.
+
+    Raises:
+        ValueError: the folder holds no adapter.
+    """
+    path = folder / "adapter_model.safetensors"
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no adapter (adapter_model.safetensors)")
+    return {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(path).items()}
 
 
 def load_lora(denoiser: nn.Module, folder: Path) -> None:
@@ -82,11 +119,13 @@ def load_lora(denoiser: nn.Module, folder: Path) -> None:
     Raises:
         ValueError: the folder holds no adapter, or one of another layout; the first few names are given.
     """
-    path = folder / "adapter_model.safetensors"
-    if not path.is_file():
-        raise ValueError(f"{folder} holds no adapter (adapter_model.safetensors)")
-    state = {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(path).items()}
-    expected = lora_state(denoiser)
+    state = read_lora(folder)
+    check_fit(folder / "adapter_model.safetensors", state, lora_state(denoiser))
+    set_peft_model_state_dict(denoiser, state)
+
+
+def check_fit(path: Path, state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Raises ValueError when tensors read from ``path`` have other names or shapes; the first few are given."""
     foreign, missing = sorted(state.keys() - expected.keys()), sorted(expected.keys() - state.keys())
     wrong = [n for n in sorted(state.keys() & expected.keys()) if state[n].shape != expected[n].shape]
     if foreign or missing or wrong:
@@ -94,4 +133,23 @@ def load_lora(denoiser: nn.Module, folder: Path) -> None:
             f"{path} does not fit the model: foreign keys {foreign[:3]}, missing keys {missing[:3]}, "
             f"other shapes {wrong[:3]}"
         )
-    set_peft_model_state_dict(denoiser, state)
+
+
+@torch.no_grad()
+def merge_lora(denoiser: nn.Module, state: dict[str, Tensor], scale: float = 1.0) -> None:
+    """Adds an adapter to the weights of a denoiser that has none: W + scale B A, rounded once to W's precision.
+
+    Raises:
+        ValueError: the adapter is of another model: a layer or a shape is missing.
+    """
+    layers = {name: module for name, module in denoiser.named_modules() if isinstance(module, nn.Linear)}
+    for key, down_rI in state.items():
+        if ".lora_A." not in key:
+            continue
+        name, up_Or = key.partition(".lora_A.")[0], state.get(key.replace(".lora_A.", ".lora_B."))
+        layer = layers.get(name)
+        if layer is None or up_Or is None or layer.weight.shape != (len(up_Or), down_rI.shape[1]):
+            raise ValueError(f"the adapter does not fit the model: there is no linear layer {name} of its shape")
+        weight = layer.weight.to(torch.promote_types(torch.float32, layer.weight.dtype))
+        added_OI = up_Or.to(weight) @ down_rI.to(weight)
+        layer.weight.copy_(weight + scale * added_OI)

@@ -3,24 +3,21 @@
 The built-in model is of the same classes and loads through the same lines.
 """
 
-import json
-from importlib import resources
-from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from rlvid.models.base import Posterior, Prediction, VideoModel
+from rlvid.models.folders import RANDOM, model_folder, read_config, resolved_shape, structure_folder, weight_options
 
-_PARTS = (
-    "unet/config.json", "unet/*.safetensors", "vae/config.json", "vae/*.safetensors",
-    "text_encoder/config.json", "text_encoder/*.safetensors",
-    "tokenizer/tokenizer_config.json", "tokenizer/*[br].json", "scheduler/scheduler_config.json",
-)  # fmt: skip
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""The values of ``model.precision``."""
 
 
 class UNet3DModel(VideoModel):
@@ -101,14 +98,23 @@ class UNet3DModel(VideoModel):
 
         return Posterior(gather([p.mean for p in parts]), gather([p.std for p in parts]))
 
-    def decode_frames(self, latents_BCFhw: Tensor, frames_BS: Tensor) -> Tensor:
-        """frames_BSCHW of the chosen frames; the other latents are never decoded."""
+    def decode_frames(self, latents_BCFhw: Tensor, frames_BS: Tensor, *, recompute: bool = False) -> Tensor:
+        """frames_BSCHW of the chosen frames, ``decode_chunk`` at a time; the other latents are never decoded."""
         rows_B1 = torch.arange(len(latents_BCFhw), device=latents_BCFhw.device)[:, None]
         chosen_BSChw = latents_BCFhw.transpose(1, 2)[rows_B1, frames_BS.to(latents_BCFhw.device)]
         latents_Nchw = (chosen_BSChw.flatten(0, 1) / self.vae.config.scaling_factor).to(self.vae.dtype)
-        pixels = torch.cat([self.vae.decode(chunk).sample for chunk in latents_Nchw.split(self.decode_chunk)])
+        recompute &= latents_Nchw.requires_grad and torch.is_grad_enabled()
+        pixels = torch.cat([self._decode(chunk, recompute) for chunk in latents_Nchw.split(self.decode_chunk)])
         pixels = pixels.to(torch.promote_types(torch.float32, pixels.dtype))
         return (pixels / 2 + 0.5).unflatten(0, tuple(frames_BS.shape))
+
+    def _decode(self, latents_Nchw: Tensor, recompute: bool) -> Tensor:
+        def decode(latents_Nchw: Tensor) -> Tensor:
+            return self.vae.decode(latents_Nchw).sample
+
+        if recompute:
+            return checkpoint(decode, latents_Nchw, use_reentrant=False, preserve_rng_state=False)
+        return decode(latents_Nchw)
 
     def predict(
         self,
@@ -152,54 +158,14 @@ class UNet3DModel(VideoModel):
         return self._negative_1LD.expand(len(text_BLD), -1, -1).to(text_BLD)
 
 
-def builtin_folder() -> Path:
-    """Folder of the built-in model inside the package."""
-    return Path(str(resources.files("rlvid"))) / "toy" / "weights" / "model"
-
-
-def model_folder(path: str) -> Path:
-    """The folder of ``model.path``, checked to be whole and of the right class.
-
-    Raises:
-        ValueError: the folder or one of its parts is missing, or it holds another class of model.
-    """
-    folder = builtin_folder() if path == "builtin" else Path(path)
-    missing = [file for file in _PARTS if not any(folder.glob(file))]
-    if missing:
-        raise ValueError(
-            f"model.path = {path!r}: {folder} lacks {', '.join(missing)}; expected 'builtin' or a folder in diffusers' "
-            f"layout with unet, vae, text_encoder, tokenizer and scheduler"
-        )
-    name = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8")).get("_class_name")
-    if name != "UNet3DConditionModel":
-        raise ValueError(f"model.path = {path!r}: its denoiser is a {name}; supported: UNet3DConditionModel")
-    return folder
-
-
-def resolved_shape(path: str, frames: int | None = None, size: int | None = None) -> tuple[int, int]:
-    """Frames F and size in pixels that ``load_model`` gives, from the configurations alone: no weights are read.
-
-    Raises:
-        ValueError: as ``model_folder``, or a size that the autoencoder cannot halve often enough.
-    """
-    folder = model_folder(path)
-    levels = len(json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))["block_out_channels"])
-    factor = 2 ** (levels - 1)
-    size = size or json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))["sample_size"] * factor
-    if size % factor:
-        raise ValueError(f"model.size = {size} is not a multiple of {factor}, which the autoencoder needs")
-    return frames or (8 if path == "builtin" else 16), size
-
-
 def denoiser_outline(path: str) -> UNet3DConditionModel:
     """The denoiser without weights, on the meta device: its layers and shapes, in a second or two at full size.
 
     Raises:
-        ValueError: as ``model_folder``.
+        ValueError: as ``structure_folder``.
     """
-    config = UNet3DConditionModel.load_config(model_folder(path) / "unet", local_files_only=True)
     with torch.device("meta"):
-        return UNet3DConditionModel.from_config(config)
+        return UNet3DConditionModel.from_config(read_config(structure_folder(path), "unet"))
 
 
 def load_model(
@@ -208,32 +174,40 @@ def load_model(
     frames: int | None = None,
     size: int | None = None,
     precision: str = "float32",
+    decode_chunk: int = 64,
     device: str | torch.device = "cpu",
 ) -> UNet3DModel:
-    """Loads a model from a folder in diffusers' layout, safetensors only; ``builtin`` is the one in the package.
+    """Loads ``builtin``, a folder in diffusers' layout, a hub id that is in the Hugging Face cache, or ``random``.
+
+    ``random`` is ModelScopeT2V's structure with random weights, always the same.
 
     Raises:
         ValueError: the folder or one of its parts is missing or damaged, or it holds another class of model.
     """
     folder = model_folder(path)
     frames, size = resolved_shape(path, frames, size)
-    options = {"torch_dtype": _DTYPES[precision], "use_safetensors": True, "local_files_only": True}
+    if path == RANDOM:
+        from rlvid.models.untrained import random_parts
+
+        parts = random_parts(folder, DTYPES[precision], device)
+    else:
+        parts = _stored_parts(path, DTYPES[precision], device)
+    return UNet3DModel(**parts, frames=frames, size=size, decode_chunk=decode_chunk)
+
+
+def _stored_parts(path: str, dtype: torch.dtype, device: str | torch.device) -> dict[str, Any]:
+    folder = model_folder(path)
+    unet, vae, encoder = (weight_options(folder / part) for part in ("unet", "vae", "text_encoder"))
     try:
-        vae = AutoencoderKL.from_pretrained(folder / "vae", **options).to(device)
-        unet = UNet3DConditionModel.from_pretrained(folder / "unet", **options).to(device)
-        encoder = CLIPTextModel.from_pretrained(
-            folder / "text_encoder", dtype=_DTYPES[precision], use_safetensors=True, local_files_only=True
-        ).to(device)
-    except SafetensorError as error:
+        return {
+            "unet": UNet3DConditionModel.from_pretrained(folder / "unet", torch_dtype=dtype, **unet).to(device),
+            "vae": AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=dtype, **vae).to(device),
+            "text_encoder": CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=dtype, **encoder).to(device),
+            "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+            "scheduler": DDIMScheduler.from_pretrained(folder / "scheduler"),
+        }
+    except (SafetensorError, UnpicklingError, OSError) as error:
         raise ValueError(
-            f"model.path = {path!r}: weights under {folder} are damaged ({error}); copy them anew"
+            f"model.path = {path!r}: weights under {folder} are damaged ({' '.join(str(error).split())}); "
+            "copy them anew"
         ) from None
-    return UNet3DModel(
-        unet,
-        vae,
-        encoder,
-        CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
-        DDIMScheduler.from_pretrained(folder / "scheduler"),
-        frames=frames,
-        size=size,
-    )

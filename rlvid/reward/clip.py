@@ -1,20 +1,67 @@
-"""Rewards on one open_clip backend: cosine of normalised image and text features, as HPSv2 has it."""
+"""Rewards on one open_clip backend: HPSv2, HPSv2.1, PickScore and CLIP score are cosines, the aesthetic one is affine.
+
+=============  =========================================================================================
+reward         score of a frame, with normalised features i of the image and t of the prompt
+=============  =========================================================================================
+HPSv2, v2.1    i . t, in [-1, 1]; the two versions have the same structure and scales that do not compare
+CLIP score     i . t
+PickScore      exp(logit scale) i . t
+aesthetic      w . i + b, about 1 to 10 (LAION's linear head; the prompt plays no part)
+=============  =========================================================================================
+"""
 
 import json
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import CLIPTokenizer
 
 from rlvid.reward.preprocess import Preprocess, normalise
 
+Tokenise = Callable[[list[str]], Tensor]
+"""Prompts -> token ids (B, L), int64."""
 
-class ClipReward(nn.Module):
+
+def in_chunks(compute: Callable[..., Tensor], chunk: int, recompute: bool, *inputs: Tensor) -> Tensor:
+    """``compute`` of at most ``chunk`` rows of the inputs at once.
+
+    With ``recompute``, a chunk keeps its inputs alone and is computed again in the backward pass, so that the
+    activations of one chunk at a time are in memory.
+    """
+    parts = zip(*(each.split(chunk) for each in inputs), strict=True)
+    if recompute and torch.is_grad_enabled():
+        return torch.cat([checkpoint(compute, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
+    return torch.cat([compute(*part) for part in parts])
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """The values in float32, or as they are in float64."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+class ImageFeatures(nn.Module):
+    """What rewards on a CLIP image tower share; ``visual`` is the tower."""
+
+    visual: nn.Module
+    preprocess: Preprocess
+    chunk: int
+    recompute: bool
+
+    def image_features(self, frames_BSCHW: Tensor) -> Tensor:
+        """Normalised embeddings (B, S, D) of frames in [0, 1], float32; differentiable."""
+        images = normalise(self.preprocess(frames_BSCHW.flatten(0, 1)))
+        dtype = next(self.visual.parameters()).dtype
+        features = in_chunks(lambda part: self.visual(part.to(dtype)), self.chunk, self.recompute, images)
+        return nn.functional.normalize(at_least_float32(features), dim=-1).unflatten(0, frames_BSCHW.shape[:2])
+
+
+class ClipReward(ImageFeatures):
     """Scores frames against prompts with a CLIP model; the score is a cosine in [-1, 1], without logit scale.
 
     Args:
@@ -22,27 +69,29 @@ class ClipReward(nn.Module):
         tokenise: prompts -> token ids (B, L).
         preprocess: how frames become the model's input.
         chunk: most images that go through the model at once.
+        recompute: see ``in_chunks``.
+        scale: what cosines are multiplied by; PickScore takes the exponential of the model's logit scale.
     """
 
     def __init__(
-        self, clip: CLIP, tokenise: Callable[[list[str]], Tensor], preprocess: Preprocess, chunk: int = 64
+        self,
+        clip: CLIP,
+        tokenise: Tokenise,
+        preprocess: Preprocess,
+        chunk: int = 64,
+        *,
+        recompute: bool = False,
+        scale: float = 1.0,
     ) -> None:
         super().__init__()
-        self.clip, self.tokenise, self.preprocess, self.chunk = (
-            clip.eval().requires_grad_(False),
-            tokenise,
-            preprocess,
-            chunk,
-        )
+        self.clip, self.tokenise, self.preprocess = clip.eval().requires_grad_(False), tokenise, preprocess
+        self.chunk, self.recompute, self.scale = chunk, recompute, scale
         self._text: dict[str, Tensor] = {}
 
-    def image_features(self, frames_BSCHW: Tensor) -> Tensor:
-        """Normalised embeddings (B, S, D) of frames in [0, 1], float32; differentiable."""
-        images = normalise(self.preprocess(frames_BSCHW.flatten(0, 1)))
-        weight = self.clip.logit_scale
-        features = torch.cat([self.clip.encode_image(part.to(weight)) for part in images.split(self.chunk)])
-        features = features.to(torch.promote_types(features.dtype, torch.float32))
-        return nn.functional.normalize(features, dim=-1).unflatten(0, frames_BSCHW.shape[:2])
+    @property
+    def visual(self) -> nn.Module:  # type: ignore[override]
+        """The image tower."""
+        return self.clip.visual
 
     @torch.no_grad()
     def text_features(self, prompts: list[str]) -> Tensor:
@@ -51,43 +100,35 @@ class ClipReward(nn.Module):
         if new:
             device = self.clip.logit_scale.device
             features = self.clip.encode_text(self.tokenise(new).to(device))
-            features = nn.functional.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
-            self._text.update(zip(new, features, strict=True))
+            self._text.update(zip(new, nn.functional.normalize(at_least_float32(features), dim=-1), strict=True))
         return torch.stack([self._text[p] for p in prompts])
 
     def forward(self, frames_BSCHW: Tensor, prompts: list[str]) -> Tensor:
         """scores_BS, float32."""
-        return torch.einsum("bsd,bd->bs", self.image_features(frames_BSCHW), self.text_features(prompts))
+        cosine_BS = torch.einsum("bsd,bd->bs", self.image_features(frames_BSCHW), self.text_features(prompts))
+        return cosine_BS * self.scale
 
 
-BUILTIN = {"builtin": "reward", "builtin-heldout": "heldout"}
+def build_clip(config: dict[str, Any]) -> CLIP:
+    """An open_clip model of a configuration in open_clip's own form; its weights are open_clip's initial ones."""
+    vision, text = CLIPVisionCfg(**config["vision_cfg"]), CLIPTextCfg(**config["text_cfg"])
+    return CLIP(config["embed_dim"], vision, text, quick_gelu=config.get("quick_gelu", False))
 
 
-def load_reward(name: str, device: str | torch.device = "cpu") -> nn.Module:
-    """A reward of the built-in world: ``builtin`` to train on, ``builtin-heldout`` to be judged by, or the ``oracle``.
-
-    Raises:
-        ValueError: no such reward.
-    """
-    if name == "oracle":
-        from rlvid.toy.oracle import OracleReward
-
-        return OracleReward()
-    if name not in BUILTIN:
-        raise ValueError(f"reward {name!r} does not exist; allowed: {', '.join(BUILTIN)}, oracle")
-    weights = Path(str(resources.files("rlvid"))) / "toy" / "weights"
-    return load_clip_folder(weights / BUILTIN[name], weights / "model" / "tokenizer", device)
-
-
-def load_clip_folder(folder: Path, tokenizer: Path, device: str | torch.device = "cpu") -> ClipReward:
-    """A reward from ``config.json`` (open_clip's own) and ``model.safetensors``, with a CLIP tokenizer's folder."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    clip = CLIP(config["embed_dim"], CLIPVisionCfg(**config["vision_cfg"]), CLIPTextCfg(**config["text_cfg"]))
-    clip.load_state_dict(load_file(folder / "model.safetensors"))
-    words = CLIPTokenizer.from_pretrained(tokenizer, local_files_only=True)
-    length = config["text_cfg"]["context_length"]
+def pad_with(words: CLIPTokenizer, length: int) -> Tokenise:
+    """A transformers tokenizer as a function that pads and cuts to ``length`` tokens."""
 
     def tokenise(prompts: list[str]) -> Tensor:
         return words(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
 
-    return ClipReward(clip.to(device), tokenise, Preprocess(size=config["vision_cfg"]["image_size"]))
+    return tokenise
+
+
+def load_clip_folder(folder: Path, tokenizer: Path, device: str | torch.device = "cpu", **settings: Any) -> ClipReward:
+    """A reward from ``config.json`` (open_clip's own) and ``model.safetensors``, with a CLIP tokenizer's folder."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    clip = build_clip(config)
+    clip.load_state_dict(load_file(folder / "model.safetensors"))
+    words = CLIPTokenizer.from_pretrained(tokenizer, local_files_only=True)
+    tokenise = pad_with(words, config["text_cfg"]["context_length"])
+    return ClipReward(clip.to(device), tokenise, Preprocess(size=config["vision_cfg"]["image_size"]), **settings)

@@ -7,6 +7,7 @@ from diffusers import AutoencoderKL, UNet3DConditionModel
 from diffusers.models.resnet import TemporalConvLayer
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from torch import Tensor
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from rlvid.models.unet3d import UNet3DModel
 from rlvid.reward.clip import ClipReward
@@ -67,3 +68,19 @@ def tiny_reward(seed: int = 0, size: int = 16) -> ClipReward:
         ).input_ids
 
     return ClipReward(CLIP(16, vision, text), tokenise, Preprocess(size))
+
+
+def save_tiny_clip(folder: Path, seed: int = 0, size: int = 16) -> None:
+    """Writes a random CLIP as a Hugging Face folder: model, tokenizer and image processor."""
+    tokenizer = build_tokenizer()
+    shared = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = shared | {"vocab_size": len(tokenizer), "max_position_embeddings": CONTEXT_LENGTH}
+    text |= {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
+    vision = shared | {"image_size": size, "patch_size": 4}
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16))
+    generator = torch.Generator().manual_seed(seed)
+    for _, parameter in sorted(model.named_parameters()):
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) / 4)
+    processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    for part in (model, tokenizer, processor):
+        part.save_pretrained(folder)

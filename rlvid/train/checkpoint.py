@@ -1,14 +1,16 @@
-"""Checkpoints: the adapter alone, the engine's state, the method's state, and where the run stands.
+"""Checkpoints: what is trained, the engine's state, the method's state, and where the run stands.
 
 Layout of a checkpoint folder, the same for any number of workers::
 
     adapter/adapter_model.safetensors, adapter_config.json    all that evaluation needs; PEFT loads it
+    unet/diffusion_pytorch_model.safetensors, config.json     the same, of full fine-tuning; diffusers loads it
     engine/                                                   DeepSpeed's files, one set a worker
     algorithm.pt                                              the method's own state, when it has any
     state.json                                                step, seed, config, versions
 """
 
 import json
+import platform
 import re
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,7 +21,7 @@ from torch import nn
 
 from rlvid.algorithms.base import Algorithm
 from rlvid.config import RunConfig
-from rlvid.models.lora import lora_state, save_lora
+from rlvid.models.trained import holds_trained, save_trained, trained_state
 from rlvid.train.engine import Engine
 
 _NAME = re.compile(r"step-(\d{6,})$")
@@ -55,21 +57,32 @@ def save_checkpoint(
     (folder / "engine").mkdir(parents=True)
     engine.save(folder / "engine")
     with engine.gathered():
-        state = lora_state(denoiser) if rank == 0 else {}
+        state = trained_state(denoiser, config.model) if rank == 0 else {}
     if rank != 0:
         return
-    save_lora(state, config.model.lora.rank, config.model.lora.targets, folder / "adapter")
+    save_trained(state, denoiser, config.model, folder)
     if own := algorithm.state_dict():
         torch.save(own, folder / "algorithm.pt")
     packages = {name: version(name) for name in ("torch", "ray", "deepspeed", "diffusers", "peft")}
     description = {
         **standing,
+        "hardware": hardware(next(denoiser.parameters()).device),
         "seed": config.seed,
         "fingerprint": config.fingerprint,
         "config": config.model_dump(mode="json"),
         "versions": packages,
     }
     (folder / "state.json").write_text(json.dumps(description, indent=2), encoding="utf-8")
+
+
+def hardware(device: torch.device) -> str:
+    """Name of the processor that a worker computes on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    listed = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:\s*(.+)$", listed.read_text("utf-8"), re.M) if listed.is_file() else None
+    threads = torch.get_num_threads()
+    return f"CPU ({found[1] if found else platform.machine()}, {threads} thread{'s' * (threads > 1)})"
 
 
 def load_checkpoint(
@@ -99,6 +112,6 @@ def find_checkpoints(run: Path) -> list[Found]:
     found = []
     for folder in run.iterdir() if run.is_dir() else []:
         match = _NAME.search(folder.name)
-        if match and (folder / "state.json").is_file() and (folder / "adapter" / "adapter_model.safetensors").is_file():
+        if match and (folder / "state.json").is_file() and holds_trained(folder):
             found.append(Found(folder, int(match[1])))
     return sorted(found, key=lambda each: each.step)

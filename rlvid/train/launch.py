@@ -3,6 +3,7 @@
 A run's folder, ``{storage}/{name}``::
 
     config.yaml       the settings, as validated
+    clips.txt         fingerprint of the clips
     step-000050/ ...  checkpoints
     tensorboard/      scalars and videos
     archive/          generated samples with their rewards, Parquet
@@ -26,10 +27,12 @@ from rich.console import Console
 
 from rlvid.config import RunConfig, parse_config
 from rlvid.data.clips import EncodedClips
-from rlvid.data.encode import encode_builtin, model_fingerprint
+from rlvid.data.encode import model_fingerprint
+from rlvid.data.sources import encoded_clips, sample_prompts
+from rlvid.models.folders import model_folder, movable, resolved_shape
 from rlvid.models.lora import check_targets
-from rlvid.models.unet3d import denoiser_outline, resolved_shape
-from rlvid.toy.render import RENDERER
+from rlvid.models.unet3d import denoiser_outline
+from rlvid.reward.load import check_reward
 from rlvid.train.checkpoint import find_checkpoints
 
 log = logging.getLogger("rlvid.train")
@@ -59,15 +62,20 @@ def check(config: RunConfig) -> None:
 
     Raises:
         ValueError: the model's folder is not one, segments do not fit its frames, no layer has the name of an adapter's
-            target, or the clips are not there.
+            target, a reward's file or function is not what it should be, or the clips or prompts are not there.
     """
+    model_folder(config.model.path)
     frames, _ = resolved_shape(config.model.path, config.model.frames, config.model.size)
     if config.reward.segments > frames:
         raise ValueError(
             f"reward.segments = {config.reward.segments} exceeds the {frames} frames of a video; allowed: 1 to {frames}"
         )
-    check_targets(denoiser_outline(config.model.path), config.model.lora.targets)
-    if config.data.source != "builtin":
+    check_reward(config.reward, config.method.needs_gradient)
+    if config.model.train == "lora":
+        check_targets(denoiser_outline(config.model.path), config.model.lora.targets)
+    if config.data.source == "samples":
+        sample_prompts(config)
+    elif config.data.source != "builtin":
         EncodedClips.open(Path(config.data.source).expanduser(), model_fingerprint(config.model))
 
 
@@ -104,6 +112,21 @@ def prepare(config: RunConfig) -> Path:
             f"{_MIN_FREE_BYTES >> 20}; free some space or choose another folder"
         )
     return folder
+
+
+def keep_clips(folder: Path, clips: Path) -> None:
+    """Notes which clips a run trains on.
+
+    Raises:
+        ValueError: the run has begun with others, such as of prompts that were edited since.
+    """
+    note, now = folder / "clips.txt", EncodedClips.open(clips).meta["fingerprint"]
+    if (folder / "archive").is_dir() and note.is_file() and note.read_text(encoding="utf-8") != now:
+        raise ValueError(
+            f"run {folder.name!r} began with other clips than those in {clips} now are; bring them (or the prompts "
+            "they were sampled from) back, or choose another name=..."
+        )
+    note.write_text(now, encoding="utf-8")
 
 
 def _write_config(config: RunConfig, folder: Path) -> None:
@@ -192,25 +215,6 @@ def check_resources(config: RunConfig) -> bool:
     return use_gpu
 
 
-def encoded_clips(config: RunConfig, console: Console) -> Path:
-    """The folder of encoded clips: the one the config names, or the built-in clips, encoded once and kept.
-
-    Raises:
-        ValueError: the built-in clips cannot be written.
-    """
-    if config.data.source != "builtin":
-        return Path(config.data.source).expanduser().resolve()
-    name = f"builtin{RENDERER}-{config.data.clips}-seed{config.seed}-{model_fingerprint(config.model)[:8]}"
-    out = Path(config.output.storage).expanduser().resolve() / "clips" / name
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with open(out.parent / f".{name}.lock", "w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # runs that start together encode once
-        report = encode_builtin(config.data.clips, config.seed, config.model, out)
-    if report.encoded:
-        console.print(f"{report.clips} clips encoded in {_shown(out)}, {report.seconds:.0f} s", highlight=False)
-    return out
-
-
 def train(config: RunConfig, console: Console, address: str | None = None) -> Finished:
     """Runs or resumes a run to its last step.
 
@@ -244,6 +248,7 @@ def _fit(config: RunConfig, folder: Path, console: Console, address: str | None)
     start_ray(address)
     use_gpu = check_resources(config)
     clips = encoded_clips(config, console)
+    keep_clips(folder, clips)
 
     import ray.train
     from ray.train.torch import TorchTrainer
@@ -252,7 +257,6 @@ def _fit(config: RunConfig, folder: Path, console: Console, address: str | None)
     from rlvid.train.progress import Board, ProgressLine
 
     board = Board.remote()
-    model = config.model.path if config.model.path == "builtin" else str(Path(config.model.path).resolve())
     cpus = config.train.cpus_per_worker
     environment = {"OMP_NUM_THREADS": str(max(1, int(cpus)))}
     if not use_gpu:
@@ -261,7 +265,7 @@ def _fit(config: RunConfig, folder: Path, console: Console, address: str | None)
         train_worker,
         train_loop_config={
             "config": config.model_dump(), "clips": str(clips), "run": str(folder), "use_gpu": use_gpu, "board": board,
-            "model": model,
+            "model": movable(config.model.path), "reward": config.reward.resolved().model_dump(),
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.train.workers,

@@ -17,12 +17,12 @@ from rlvid import randomness
 from rlvid.algorithms.base import Batch, Context, Samples, Stopwatch, Team, Update, summed
 from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.config import RunConfig
+from rlvid.config.reward import RewardConfig
 from rlvid.data.archive import ArchiveWriter, trim
 from rlvid.data.clips import EncodedClips, clip_index
 from rlvid.evaluate.generate import generate
-from rlvid.models.lora import inject_lora
-from rlvid.models.unet3d import load_model
-from rlvid.reward.clip import load_reward
+from rlvid.models.trained import load_trainable
+from rlvid.reward.load import held_out_reward, trained_reward
 from rlvid.train.checkpoint import checkpoint_name, load_checkpoint, save_checkpoint
 from rlvid.train.engine import DeepSpeedEngine, StepOutcome
 from rlvid.train.metrics import TensorBoard, average
@@ -55,8 +55,8 @@ class Worker:
     Args:
         config: the run's.
         job: ``clips`` (folder of encoded clips), ``run`` (the run's folder), ``use_gpu``, ``board`` (progress), and
-            ``model`` (absolute path of the model, since Ray Train moves its workers to another folder; default: the
-            config's).
+            ``model`` and ``reward`` (the model's path and the reward's settings with absolute paths, since Ray Train
+            moves its workers to another folder; default: the config's).
     """
 
     def __init__(self, config: RunConfig, job: dict[str, Any]) -> None:
@@ -67,20 +67,18 @@ class Worker:
         device = torch.device("cuda", torch.cuda.current_device()) if job["use_gpu"] else torch.device("cpu")
 
         spec = config.model
-        path = job.get("model", spec.path)
-        self.model = load_model(path, frames=spec.frames, size=spec.size, precision=spec.precision, device=device)
+        self.model = load_trainable(spec, config.seed, job.get("model", spec.path), device)
         self.network = self.model.denoiser
-        inject_lora(self.network, spec.lora.rank, spec.lora.targets, config.seed)
         self.engine = DeepSpeedEngine(self.network, config.optimizer, config.train, config.micro_batch, spec.precision)
         self.model.denoiser = self.engine.module
         self.stopwatch = Stopwatch(device)
-        held_out = load_reward(config.reward.held_out, device) if config.reward.held_out else None
+        rewards = RewardConfig.model_validate(job["reward"]) if "reward" in job else config.reward
         self.algorithm = ALGORITHMS[config.method.name](
             Context(
                 config,
                 self.model,
-                load_reward(config.reward.name, device),
-                held_out,
+                trained_reward(rewards, device),
+                held_out_reward(rewards, device),
                 self.stopwatch,
                 TorchTeam(self.rank, self.world),
             )

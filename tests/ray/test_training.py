@@ -24,12 +24,14 @@ from rlvid.algorithms.base import Batch, Context, Stopwatch
 from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.config import RunConfig, load_config, parse_config
 from rlvid.data.clips import EncodedClips
-from rlvid.models.lora import inject_lora, lora_state
-from rlvid.models.unet3d import load_model
-from rlvid.reward.clip import load_reward
+from rlvid.data.sources import encoded_clips
+from rlvid.evaluate.run import evaluate_run, load_run
+from rlvid.export import export_run
+from rlvid.models.trained import load_trainable, trained_state
+from rlvid.reward.load import load_reward
 from rlvid.toy.tiny import save_tiny_model
 from rlvid.train.engine import TorchEngine
-from rlvid.train.launch import encoded_clips, train
+from rlvid.train.launch import train
 
 log = logging.getLogger(__name__)
 STEPS = 3
@@ -77,8 +79,7 @@ Trajectory = tuple[dict[str, torch.Tensor], list[float]]
 def plain_torch(run: RunConfig, clips: Path) -> Trajectory:
     """The same three steps without Ray and DeepSpeed, on the whole batch at once."""
     run = parse_config(yaml.safe_load(yaml.safe_dump(run.model_dump(mode="json"))) | {"name": "plain"})
-    model = load_model(run.model.path, frames=4, size=16)
-    inject_lora(model.denoiser, run.model.lora.rank, run.model.lora.targets, run.seed)
+    model = load_trainable(run.model, run.seed, run.model.path)
     engine = TorchEngine(model.denoiser, run.optimizer)
     context = Context(run, model, load_reward("builtin"), None, Stopwatch(torch.device("cpu")))
     algorithm, data, norms = ALGORITHMS[run.method.name](context), EncodedClips.open(clips), []
@@ -87,7 +88,7 @@ def plain_torch(run: RunConfig, clips: Path) -> Trajectory:
             engine.backward(update.loss, update.step)
             if update.step:
                 norms.append(engine.step(step).gradient_norm)
-    return lora_state(model.denoiser), norms
+    return trained_state(model.denoiser, run.model), norms
 
 
 def _batch(run: RunConfig, shape: tuple[int, ...], data: EncodedClips, step: int) -> Batch:
@@ -114,7 +115,7 @@ def trajectories(job: dict[str, Any]) -> None:
                 worker.record(step, updates, outcomes, 0.0)
                 norms += [outcome.gradient_norm for outcome in outcomes]
             with worker.engine.gathered():
-                state = lora_state(worker.network)
+                state = trained_state(worker.network, run.model)
             if worker.rank == 0:
                 torch.save((state, norms), f"{job['out']}-{key}.pt")
 
@@ -160,6 +161,53 @@ def test_workers_and_zero_stages_compute_what_plain_torch_computes(folder: Path)
         assert difference(state, reference) <= 1e-6, name
 
 
+@pytest.mark.usefixtures("ray_cluster")
+def test_full_fine_tuning_under_zero_computes_what_plain_torch_computes(folder: Path) -> None:
+    whole = "model.train=full"
+    found = on_workers(
+        folder,
+        2,
+        {
+            f"full-zero-{stage}": config(folder, "full", whole, "train.workers=2", f"train.zero_stage={stage}")
+            for stage in (0, 1, 2, 3)
+        },
+    )
+    plain = config(folder, "plain", whole, "train.workers=1", "train.micro_batch=4")
+    reference, norms = plain_torch(plain, encoded_clips(plain, QUIET))
+    start = tiny_state(folder, whole)
+    assert all((reference[name] - start[name]).abs().max() > 0 for name in start), "a tensor did not move"
+    moved = difference(reference, start)
+    assert moved > 2e-5
+    for name, (state, its_norms) in found.items():
+        log.info("%s: largest difference %.2e of %.2e moved", name, difference(state, reference), moved)
+        assert its_norms == pytest.approx(norms, rel=1e-4), name
+        assert difference(state, reference) <= 1e-6, name
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_run_of_all_weights_resumes_to_the_same_weights_and_is_evaluated_and_exported(
+    folder: Path, stage: int
+) -> None:
+    """The first run ends after step 2, is continued to 4, and ends where one of 4 steps does."""
+    common = ("model.train=full", "train.workers=2", f"train.zero_stage={stage}")
+    straight = train(config(folder, f"all-{stage}", *common, "train.steps=4"), QUIET)
+    train(config(folder, f"halves-{stage}", *common, "train.steps=2"), QUIET)
+    halves = train(config(folder, f"halves-{stage}", *common, "train.steps=4"), QUIET)
+    assert halves.first_step == 2
+    file = "unet/diffusion_pytorch_model.safetensors"
+    expected, found = (load_file(done.checkpoint / file) for done in (straight, halves))
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    start = tiny_state(folder, "model.train=full")
+    assert difference(expected, start) > 2e-5
+    tuned = load_run(straight.folder)
+    rows = evaluate_run(tuned, {"own": ["a red circle", "a dog"]}, steps_list=[2])
+    assert len(rows) == 4
+    out = export_run(straight.folder, folder / f"exported-{stage}")
+    assert difference(load_file(out / file), expected) == 0
+    assert "all weights of its denoiser; 4 steps" in (out / "README.md").read_text(encoding="utf-8")
+
+
 OTHERS = ("draft", "draft-lv", "alignprop", "ddpo", "dpok", "rwr", "raft")
 
 
@@ -181,12 +229,10 @@ def test_two_workers_compute_what_plain_torch_computes_with_every_method(folder:
         assert difference(state, reference) <= 1e-6, name
 
 
-def tiny_state(folder: Path) -> dict[str, torch.Tensor]:
-    """The adapter before the first step."""
-    run = config(folder, "start")
-    model = load_model(run.model.path, frames=4, size=16)
-    inject_lora(model.denoiser, run.model.lora.rank, run.model.lora.targets, run.seed)
-    return lora_state(model.denoiser)
+def tiny_state(folder: Path, *overrides: str) -> dict[str, torch.Tensor]:
+    """What is trained, before the first step."""
+    run = config(folder, "start", *overrides)
+    return trained_state(load_trainable(run.model, run.seed, run.model.path).denoiser, run.model)
 
 
 LONG = ("train.steps=8", "output.checkpoint_every=3", "train.zero_stage=2")

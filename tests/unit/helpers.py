@@ -1,17 +1,22 @@
 """The tiny model, reward and batch that the tests of the methods share."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from rlvid import randomness
 from rlvid.algorithms.base import Algorithm, Batch, Context, Stopwatch, Update
 from rlvid.algorithms.catalogue import ALGORITHMS
-from rlvid.config import parse_config
+from rlvid.config import RunConfig, parse_config
 from rlvid.models.lora import inject_lora, lora_parameters
-from rlvid.toy.tiny import tiny_model, tiny_reward
+from rlvid.models.trained import load_trainable
+from rlvid.toy.tiny import save_tiny_model, tiny_model, tiny_reward
+from rlvid.train.checkpoint import checkpoint_name, save_checkpoint
+from rlvid.train.engine import TorchEngine
 
 PROMPTS = ["a red circle moving left", "a dog", "a blue star growing", "a red circle moving left"]
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -85,3 +90,32 @@ def one_gradient(method: Any, loss: Tensor) -> Tensor:
 def close(got: Tensor, expected: Tensor, bound: float = 1e-4) -> None:
     assert expected.norm() > 0
     assert (got - expected).norm() < bound * expected.norm()
+
+
+def save_run(home: Path, step: int = 3, **model: Any) -> tuple[Path, RunConfig]:
+    """A run's folder ``home/run`` with a checkpoint whose trained weights are random, and its settings."""
+    if not (home / "tiny").is_dir():
+        save_tiny_model(home / "tiny")
+    config = parse_config(
+        {
+            "name": "run",
+            "model": {"path": str(home / "tiny"), "frames": 4, "size": 16, "train": "lora"} | model,
+            "sampling": {"steps": 4, "guidance": 2.0},
+            "reward": {"segments": 2},
+        }
+    )
+    made = load_trainable(config.model, config.seed, config.model.path)
+    generator = torch.Generator().manual_seed(step)
+    for parameter in made.denoiser.parameters():
+        if parameter.requires_grad:
+            parameter.data += torch.randn(parameter.shape, generator=generator) / (
+                8 if config.model.train == "lora" else 50
+            )
+    context = Context(config, made, tiny_reward(), None, Stopwatch(torch.device("cpu")))
+    standing = {"step": step, "workers": 2, "skipped": 1, "seconds": 75.5, "videos": 24}
+    save_checkpoint(
+        home / "run" / checkpoint_name(step), 0, standing, config, TorchEngine(made.denoiser, config.optimizer),
+        ALGORITHMS[config.method.name](context), made.denoiser,
+    )  # fmt: skip
+    (home / "run" / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
+    return home / "run", config

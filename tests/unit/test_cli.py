@@ -10,6 +10,7 @@ import pytest
 from rlvid.cli import main
 
 RLVID = [sys.executable, "-m", "rlvid.cli"]
+VERBS = ["train", "evaluate", "export", "generate", "encode", "plan", "demo"]
 
 
 def rlvid(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -22,10 +23,10 @@ def test_help_is_quick_and_names_every_verb() -> None:
     done = rlvid("--help")
     assert done.returncode == 0
     assert time.process_time() - began < 1
-    assert all(verb in done.stdout for verb in ("train", "evaluate", "generate", "encode", "demo"))
+    assert all(verb in done.stdout for verb in VERBS)
 
 
-@pytest.mark.parametrize("verb", ["train", "evaluate", "generate", "encode", "demo"])
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help(verb: str) -> None:
     assert "Usage" in rlvid(verb, "--help").stdout
 
@@ -47,12 +48,28 @@ def test_version() -> None:
         (["train", "nowhere.yaml"], ["'nowhere.yaml' is neither a file nor a shipped description", "toy"]),
         (["train", "toy", "steps"], ["'steps' must have the form section.key=value"]),
         (["train", "toy", "model.path=/nowhere"], ["model.path = '/nowhere'", "unet"]),
+        (["train", "toy", "reward.name=hpsv2"], ["reward.path is not set", "'hpsv2'", "docs/rewards.md"]),
+        (["train", "toy", "reward.name=clip", "reward.path=/nowhere"], ["reward.path = '/nowhere'", "no such file"]),
+        (
+            ["train", "toy", "reward.held_out=clip", "reward.held_out_path=/no"],
+            ["reward.held_out_path = '/no'", "no such file"],
+        ),
+        (
+            ["train", "toy", "reward.name=custom", "reward.path=no.py:score"],
+            ["reward.path = 'no.py:score'", "there is no file no.py"],
+        ),
+        (["train", "toy", "model.path=some/thing"], ["model.path = 'some/thing'", "hf download some/thing --include"]),
+        (["plan", "toy", "model.path=some/thing"], ["model.path = 'some/thing'", "hf download some/thing --include"]),
+        (["plan", "toy", "reward.segments=9"], ["reward.segments = 9", "allowed: 1 to 8"]),
         (["train", "toy", "data.source=/nowhere"], ["/nowhere: no such folder of encoded clips", "rlvid encode"]),
+        (["train", "toy", "data.source=samples", "data.prompts=no.txt"], ["data.prompts = 'no.txt'", "in_domain"]),
         (["train", "toy", "output.storage=/proc/nowhere"], ["output.storage = '/proc/nowhere'", "cannot be written"]),
         (["train", "toy", "name=../up"], ["name = '../up'"]),
         (["evaluate", "nowhere"], ["run 'nowhere': no such folder"]),
         (["evaluate", "nowhere", "--steps", "ten"], ["--steps 'ten'", "whole numbers from 1 to 500"]),
         (["evaluate", "nowhere", "--sets", "animals"], ["animals"]),
+        (["export", "nowhere", "--out", "model"], ["run 'nowhere': no such folder"]),
+        (["train", "toy", "model.train=full", "method.kl=1"], ["keeps no copy of the base", "method.kl=0"]),
         (["generate", "builtin", ""], ["prompt 1", "empty"]),
         (["generate", "builtin", "x" * 10_000], ["prompt 1", "10,000 characters; allowed: up to 1,000"]),
         (["generate", "builtin", "missing.txt"], ["missing.txt"]),

@@ -20,7 +20,10 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"train": {"batch_size": 2.5}}, ["train.batch_size = 2.5", "valid integer"]),
     ({"train": 3}, ["train = 3", "dictionary"]),
     ({"train": None}, ["train = None", "dictionary"]),
-    ({"model": {"lora": {"targets": "to_q"}}}, ["model.lora.targets = 'to_q'", "valid list"]),
+    ({"model": {"lora": {"targets": 3}}}, ["model.lora.targets = 3", "valid list"]),
+    ({"model": {"train": "half"}}, ["model.train = 'half'", "'lora' or 'full'"]),
+    ({"model": {"train": "full"}, "method": "dpok"}, ["keeps no copy of the base", "'dpok'", "set model.train=lora"]),
+    ({"model": {"train": "full"}, "method": {"kl": 0.1}}, ["'full'", "method.kl compares", "lora or method.kl=0"]),
     ({"train": {"steps": 0}}, ["train.steps = 0", "greater than or equal to 1"]),
     ({"train": {"zero_stage": 4}}, ["train.zero_stage = 4", "0, 1, 2 or 3"]),
     ({"sampling": {"final": "last"}}, ["sampling.final = 'last'", "'exact' or 'paper'"]),
@@ -33,6 +36,7 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"reward": {"attenuation": -1}}, ["reward.attenuation = -1", "greater than or equal to 0"]),
     ({"optimizer": {"lr": math.nan}}, ["optimizer.lr = nan", "finite number"]),
     ({"name": "../run"}, ["name = '../run'", "pattern"]),
+    ({"data": {"prompts": "p.txt"}}, ["data.prompts = 'p.txt' is for data.source=samples", "data.source = 'builtin'"]),
     ({"seed": -1}, ["seed = -1", "greater than or equal to 0"]),
     ({"method": {"tau": 0.04}}, ["method.tau = 0.04", "sampling.steps = 20", "at least 0.05"]),
     ({"method": {"gradient_steps": 13}}, ["method.gradient_steps = 13", "12 steps", "allowed: 1 to 12"]),
@@ -46,6 +50,24 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"train": {"steps": True}}, ["train.steps = True", "true and false are not allowed here"]),
     ({"optimizer": {"lr": True}}, ["optimizer.lr = True", "true and false are not allowed here"]),
     ({"model": {"frames": False}}, ["model.frames = False", "true and false are not allowed here"]),
+    ({"reward": {"name": "hpsv3"}}, ["reward.name = 'hpsv3'", "'hpsv2', 'hpsv2.1', 'pickscore'"]),
+    ({"reward": {"name": "oracle"}}, ["reward.name = 'oracle' gives no gradient", "ddpo, dpok, rwr, raft"]),
+    ({"reward": {"path": "a.py:f", "differentiable": False}}, ["reward.name = 'custom' gives no gradient"]),
+    ({"reward": {"mixture": [{"name": "oracle"}]}}, ["reward.name = 'oracle' gives no gradient"]),
+    ({"reward": {"path": "a.pt"}}, ["reward: path = 'a.pt'", "'builtin' takes no path"]),
+    ({"reward": {"name": "custom", "path": "a.pt"}}, ["reward: path = 'a.pt'", "FILE.py:FUNCTION"]),
+    ({"reward": {"name": "hpsv2", "path": "a.py:f"}}, ["reward: path = 'a.py:f'", "'hpsv2' takes a checkpoint"]),
+    ({"reward": {"held_out_path": "a.pt"}}, ["reward: held_out_path = 'a.pt'", "'builtin-heldout' takes no path"]),
+    ({"reward": {"name": "mixture"}}, ["reward: name = 'mixture', but mixture has 0 parts"]),
+    ({"reward": {"name": "clip", "mixture": [{"name": "clip"}]}}, ["name = 'clip', but mixture has 1 parts"]),
+    ({"reward": {"mixture": [{"name": "clip"}, {"name": "clip"}]}}, ["two parts are called 'clip'"]),
+    ({"reward": {"mixture": [{"name": "hps"}]}}, ["reward.mixture.0.name = 'hps'", "'hpsv2.1'"]),
+    ({"reward": {"mixture": [{"name": "clip", "wait": 1}]}}, ["unknown key reward.mixture.0.wait;", "name, path"]),
+    ({"reward": {"mixture": [{"name": "brightness", "path": "x"}]}}, ["reward.mixture.0: path = 'x'", "no path"]),
+    ({"reward": {"preprocess": "clip"}}, ["reward: preprocess = 'clip' is for hpsv2,", "not for 'builtin'"]),
+    ({"reward": {"differentiable": True}}, ["reward: differentiable is for a reward of your own"]),
+    ({"reward": {"precision": "int8"}}, ["reward.precision = 'int8'", "'bfloat16'"]),
+    ({"reward": {"chunk": 0}}, ["reward.chunk = 0", "greater than or equal to 1"]),
     ({"seed": -1, "train": {"steps": 0}}, ["seed = -1", "; train.steps = 0"]),
 ]  # fmt: skip
 
@@ -128,6 +150,10 @@ def test_the_ends_of_what_is_allowed_are_allowed(data: dict[str, Any]) -> None:
     assert parse_config(data) != RunConfig()
 
 
+def test_one_target_or_set_of_an_adapter_needs_no_list() -> None:
+    assert parse_config({"model": {"lora": {"targets": "temporal"}}}).model.lora.targets == ["temporal"]
+
+
 def test_infinity_survives_the_round_trip() -> None:
     config = parse_config({"reward": {"attenuation": "inf"}, "optimizer": {"betas": [0.8, 0.9]}})
     again = parse_config(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json"))))
@@ -149,13 +175,40 @@ def test_a_fingerprint_overlooks_what_the_result_does_not_depend_on(data: dict[s
 @pytest.mark.parametrize(
     "data",
     [{"seed": 1}, {"optimizer": {"lr": 2e-5}}, {"reward": {"attenuation": math.inf}}, {"method": {"tau": 0.7}},
-     {"model": {"lora": {"rank": 8}}}, {"sampling": {"final": "paper"}}, {"train": {"batch_size": 4}},
-     {"train": {"workers": 2}}, {"train": {"zero_stage": 2}}, {"train": {"micro_batch": 4}}],
+     {"model": {"lora": {"rank": 8}}}, {"model": {"train": "full"}}, {"sampling": {"final": "paper"}},
+     {"train": {"batch_size": 4}}, {"train": {"workers": 2}}, {"train": {"zero_stage": 2}},
+     {"train": {"micro_batch": 4}}],
 )  # fmt: skip
 def test_a_fingerprint_sees_what_the_result_depends_on(data: dict[str, Any]) -> None:
     fingerprint = parse_config(data).fingerprint
     assert len(fingerprint) == 12
     assert fingerprint != RunConfig().fingerprint
+
+
+def test_a_fingerprint_is_what_it_was_before_rewards_had_paths() -> None:
+    assert load_config("toy").fingerprint == "f298f76f269b"
+    assert load_config("toy", ["reward.precision=float32"]).fingerprint == "f298f76f269b"
+    assert load_config("toy", ["reward.precision=bfloat16"]).fingerprint != "f298f76f269b"
+
+
+def test_a_rewards_name_follows_from_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    function = parse_config({"reward": {"path": "my.py:score", "held_out_path": "my.py:other"}}).reward
+    assert (function.name, function.held_out) == ("custom", "custom")
+    assert function.resolved().path == f"{tmp_path}/my.py:score"
+    assert function.resolved().held_out_path == f"{tmp_path}/my.py:other"
+    parts = [
+        {"name": "hpsv2.1", "path": "hps.pt"},
+        {"path": "~/my.py:score", "weight": -1},
+        {"name": "clip", "path": "random"},
+    ]
+    mixture = parse_config({"reward": {"mixture": parts}}).reward
+    assert mixture.name == "mixture"
+    assert [part.label for part in mixture.mixture] == ["hpsv2.1", "score", "clip"]
+    home = str(Path.home())
+    assert [part.path for part in mixture.resolved().mixture] == [f"{tmp_path}/hps.pt", f"{home}/my.py:score", "random"]
+    again = parse_config(yaml.safe_load(yaml.safe_dump({"reward": mixture.model_dump(mode="json")}))).reward
+    assert again == mixture
 
 
 def test_the_papers_settings_are_the_defaults() -> None:

@@ -2,10 +2,10 @@
 
 import io
 import json
+import os
 import resource
 import shutil
-import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import wait
 from fractions import Fraction
 from pathlib import Path
@@ -21,14 +21,22 @@ import torch
 from PIL import Image
 
 from rlvid.algorithms.base import Samples
+from rlvid.config import SamplingConfig, parse_config
+from rlvid.data import writing
 from rlvid.data.archive import SCHEMA, ArchiveWriter, read_archive, trim
-from rlvid.data.clips import EncodedClips, clip_index, digest, is_reusable, write_folder
-from rlvid.data.encode import encode_items, read_rendered, rendered_clip
+from rlvid.data.clips import EncodedClips, clip_index, digest
+from rlvid.data.encode import encode_items
 from rlvid.data.prompts import read_prompts, resolve_prompts
-from rlvid.data.videos import VideoError, find_clips, gif_bytes, read_video, write_mp4
+from rlvid.data.sources import BaseSampler, read_rendered, rendered_clip, sample_prompts, samples_made_with
+from rlvid.data.videos import Skipped, VideoError, find_clips, gif_bytes, read_video, write_mp4
+from rlvid.data.writing import ClipWriter, is_reusable
+from rlvid.diffusion.chain import denoise
+from rlvid.diffusion.schedule import timesteps
 from rlvid.models.base import VideoModel
+from rlvid.randomness import normal
 from rlvid.toy.captions import PROMPT_SETS, read_caption
 from rlvid.toy.tiny import tiny_model
+from rlvid.train.launch import keep_clips
 
 FPS = 8.0
 
@@ -50,14 +58,17 @@ def write_video(
     format: str = "yuv444p",
     rotation: int = 0,
     times_ms: list[int] | None = None,
+    options: dict[str, str] | None = None,
 ) -> None:
+    """Three channels, or four with an alpha channel."""
     with av.open(path, "w") as container:
-        stream = container.add_stream(codec, rate=8)
+        stream = container.add_stream(codec, rate=8, options=options or {})
         stream.height, stream.width, stream.pix_fmt = frames_FCHW.shape[2], frames_FCHW.shape[3], format
         if rotation:
             stream.set_display_rotation(rotation)
         for i, pixels in enumerate((frames_FCHW * 255).round().byte().permute(0, 2, 3, 1).numpy()):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            kind = "rgba" if pixels.shape[2] == 4 else "rgb24"
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format=kind)
             frame.time_base = Fraction(1, 1000)
             frame.pts = times_ms[i] if times_ms else i * 125
             container.mux(stream.encode(frame))
@@ -194,6 +205,26 @@ def test_rotation_flags_and_transparency_are_honoured(tmp_path: Path) -> None:
     assert got_FCHW[0].amin() < 0.1  # transparent white is black
 
 
+@pytest.mark.parametrize(("codec", "options"), [("libvpx-vp9", {}), ("libvpx", {"auto-alt-ref": "0"})])
+def test_the_transparency_of_webm_is_honoured(tmp_path: Path, codec: str, options: dict[str, str]) -> None:
+    frames_FCHW = torch.ones(8, 4, 32, 32)
+    frames_FCHW[:4, 3, :, :16] = 0  # white under it; first the left side is transparent, then the right one
+    frames_FCHW[4:, 3, :, 16:] = 0
+    write_video(tmp_path / "a.webm", frames_FCHW, codec=codec, format="yuva420p", options=options)
+    got_FCHW = read_video(tmp_path / "a.webm", frames=8, size=32, fps=FPS)
+    for half, kept in ((got_FCHW[:4], slice(20, 32)), (got_FCHW[4:], slice(0, 12))):
+        assert half[..., kept].amin() > 0.9
+        assert half.mean() < 0.6
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "format"), [("a.webm", "libvpx-vp9", "yuv420p"), ("a.avi", "mpeg4", "yuv420p")]
+)
+def test_webm_and_avi_are_read_by_time(tmp_path: Path, name: str, codec: str, format: str) -> None:
+    write_video(tmp_path / name, ramp(16), codec=codec, format=format)  # 8 a second
+    assert numbers(read_video(tmp_path / name, frames=4, size=16, fps=4), 16) == [5, 7, 9, 11]
+
+
 def test_a_gif_loops_keeps_its_frames_and_is_read_as_a_video(tmp_path: Path) -> None:
     data = gif_bytes(ramp(8, 16, 16), fps=10, scale=2)
     with Image.open(io.BytesIO(data)) as image:
@@ -291,6 +322,29 @@ def test_a_manifest_says_what_is_used(tmp_path: Path, suffix: str, write: Callab
         find_clips(tmp_path)
 
 
+def test_rows_without_video_or_caption_are_skipped_and_named(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    rows = [
+        {"video": "a.mp4"},
+        {"caption": "no video"},
+        {"video": "a.mp4", "caption": "an a"},
+        {"video": 3, "caption": "b"},
+    ]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "m.csv").write_text("caption,video\nonly a caption\nan a,a.mp4\n,a.mp4\n")
+    for name, expected in {
+        "m.jsonl": ["m.jsonl:1: has no caption", "m.jsonl:2: names no video", "m.jsonl:4: names no video"],
+        "m.csv": ["m.csv:2: names no video", "m.csv:4: the prompt is empty"],
+    }.items():
+        clips, skipped = find_clips(tmp_path / name)
+        assert [(clip.path.name, clip.caption) for clip in clips] == [("a.mp4", "an a")]
+        assert len(skipped) == len(expected)
+        assert all(words in each.reason for words, each in zip(expected, skipped, strict=True))
+    (tmp_path / "p.jsonl").write_text('{"text": "a"}\n{"prompt": "b"}\n')
+    with pytest.raises(ValueError, match=r"p\.jsonl:1: lacks 'prompt'"):  # in a file of prompts every row counts
+        read_prompts(tmp_path / "p.jsonl")
+
+
 def test_a_source_must_exist_and_have_one_manifest(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such folder of videos"):
         find_clips(tmp_path / "none")
@@ -327,6 +381,15 @@ def test_built_in_clips_belong_to_their_index() -> None:
     assert len({caption for caption, _ in first}) > 30
 
 
+def write_folder(
+    out: Path, tables: Iterable[pa.Table], made_with: dict, skipped: Iterable[Skipped] = (), **meta: str
+) -> int:
+    with ClipWriter(out, made_with) as writer:
+        for table in tables:
+            writer.add(table)
+        return writer.finish({"fingerprint": digest(made_with), **meta}, list(skipped))
+
+
 @pytest.fixture(scope="module")
 def encoded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, pa.Table]:
     """A folder in two parts: eight clips of a tiny model, over and over; every sixth of eight cannot be read."""
@@ -340,9 +403,8 @@ def encoded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, pa.Ta
     eight = encode_items(model, [{"index": i, "source": f"clip {i}", "caption": ""} for i in range(8)], read)
     table = pa.concat_tables([eight] * 40).set_column(0, "index", pa.array(range(320)))
     made_with = {"size": 8, "weights": "abc"}
-    meta = {"fingerprint": digest(made_with), "model_fingerprint": "m", "made_with": made_with}
     out = tmp_path_factory.mktemp("encoded") / "clips"
-    assert write_folder(out, iter([table.slice(0, 150), table.slice(150)]), meta, []) == 280
+    assert write_folder(out, [table.slice(0, 150), table.slice(150)], made_with, model_fingerprint="m") == 280
     return out, made_with, table
 
 
@@ -389,26 +451,163 @@ def test_a_folder_is_reused_replaced_or_refused(encoded: tuple[Path, dict, pa.Ta
         is_reusable(out, {**made_with, "size": 16})
     (out / "meta.json").unlink()
     assert not is_reusable(out, made_with)
-    stale = tmp_path / write_name(out)
-    stale.mkdir()
-    meta = {"fingerprint": digest(made_with), "made_with": made_with}
-    assert write_folder(out, iter([table.slice(0, 3)]), meta, []) == 3
+    assert write_folder(out, [table.slice(0, 3)], made_with) == 3
     assert len(EncodedClips.open(out)) == 3
-    assert list(tmp_path.iterdir()) == [out]  # the folder of a killed process is gone too
+    assert list(tmp_path.iterdir()) == [out]
     (out / "meta.json").unlink()
     (out / "thesis.doc").touch()
     with pytest.raises(ValueError, match=r"is no folder of encoded clips \(it has thesis.doc\)"):
         is_reusable(out, made_with)
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="cannot be written"):
-        write_folder(tmp_path / "file" / "clips", iter([table]), meta, [])
+        write_folder(tmp_path / "file" / "clips", [table], made_with)
     with pytest.raises(ValueError, match="none of the 1 clips can be read: clip 5: is cut off"):
-        write_folder(tmp_path / "none", iter([table.slice(5, 1)]), meta, [])
-    assert not (tmp_path / "none").exists()
+        write_folder(tmp_path / "none", [table.slice(5, 1)], made_with)
+    assert {path.name for path in tmp_path.iterdir()} == {"clips", "file"}
 
 
-def write_name(out: Path) -> str:
-    return f"{out.name}.tmp-{socket.gethostname()}-{2**22 + 1}"  # no process has such a number
+class Killed(BaseException):
+    """What no code of ours catches."""
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_an_encoding_killed_at_any_write_goes_on_to_the_same_bytes(
+    encoded: tuple[Path, dict, pa.Table], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, made_with, table = encoded
+    monkeypatch.setattr(writing, "_ROWS_IN_PART", 5)
+    batches = [table.slice(start, 3) for start in (0, 6, 3, 15, 12, 9)]  # in the order in which workers finish
+    skipped = [Skipped(Path("notes.txt"), "not a video")]
+    assert write_folder(tmp_path / "whole", [table.slice(0, 18)], made_with, skipped) == 16
+    want = contents(tmp_path / "whole")
+    assert {"part-00000.parquet", "part-00003.parquet", "report.json"} < want.keys()
+
+    replace, writes = os.replace, [0, 0]  # so many are left before the kill; made in all
+
+    def replace_or_die(*paths: Path) -> None:
+        if writes[0] == 0:
+            raise Killed
+        writes[0], writes[1] = writes[0] - 1, writes[1] + 1
+        replace(*paths)
+
+    def run(out: Path) -> int:
+        """Encodes what is left; how many clips that is."""
+        with ClipWriter(out, made_with) as writer:
+            left = [b.filter([i not in writer.done for i in b["index"].to_pylist()]) for b in batches]
+            for batch in left:
+                writer.add(batch)
+            writer.finish({"fingerprint": digest(made_with)}, skipped)
+        return sum(batch.num_rows for batch in left)
+
+    monkeypatch.setattr(writing.os, "replace", replace_or_die)
+    kills = 0
+    while True:
+        out = tmp_path / f"killed-{kills}"
+        writes[:] = [kills, 0]
+        try:
+            run(out)
+            break
+        except Killed:
+            kept = {i for p in (tmp_path / f"{out.name}.unfinished").glob("*-*") for i in indices_in(p)}
+            writes[0] = 10**6
+            assert run(out) == 18 - len(kept)  # nothing twice
+            assert contents(out) == want
+            assert not out.with_name(f"{out.name}.unfinished").exists()
+        kills += 1
+    assert contents(out) == want
+    assert kills > 12  # plan, six batches, two of them with errors, four parts, meta.json
+
+
+def indices_in(path: Path) -> list[int]:
+    if path.suffix == ".tmp":
+        return []
+    rows = json.loads(path.read_text()) if path.suffix == ".json" else pq.ParquetFile(path).read().to_pylist()
+    return [row["index"] for row in rows]
+
+
+def test_an_unfinished_encoding_takes_the_same_clips_only(encoded: tuple[Path, dict, pa.Table], tmp_path: Path) -> None:
+    _, made_with, table = encoded
+    out, work = tmp_path / "clips", tmp_path / "clips.unfinished"
+    with ClipWriter(out, made_with) as writer:
+        writer.add(table.slice(0, 8))
+        with pytest.raises(ValueError, match=r"clips: another process is encoding into it"):
+            ClipWriter(out, made_with)
+    assert not out.exists()
+    with pytest.raises(ValueError, match=r"clips.unfinished: holds an unfinished encoding .*\(size 8 there, 16 now\)"):
+        ClipWriter(out, {**made_with, "size": 16})
+    with ClipWriter(out, made_with) as writer:
+        assert writer.done == set(range(8))
+    rows = work / "rows-000000000.parquet"
+    rows.write_bytes(rows.read_bytes()[:-50])
+    with pytest.raises(ValueError, match=r"rows-000000000.parquet: is damaged .*delete .*clips.unfinished"):
+        ClipWriter(out, made_with)
+    (work / "plan.json").unlink()
+    with pytest.raises(ValueError, match=r"clips\.unfinished: is in the way"):
+        ClipWriter(out, made_with)
+
+
+def test_the_base_models_samples_belong_to_their_index() -> None:
+    model, sampling = tiny_model(), SamplingConfig(steps=3)
+    read = BaseSampler(7, sampling)
+    prompts = ["a dog", "a red star", "a dog"]
+    items = [{"index": i, "source": f"sample {i}", "caption": prompt} for i, prompt in enumerate(prompts)]
+    table = encode_items(model, items, read)
+    assert table["caption"].to_pylist() == prompts
+    assert table["error"].null_count == 3
+    got = torch.stack([torch.frombuffer(bytearray(m), dtype=torch.float32) for m in table["mean"].to_pylist()])
+    noise = normal(model.latent_shape, 7, "base-sample", [(i,) for i in range(3)])
+    text = model.encode_prompts(prompts)
+    want = denoise(model, noise, text, timesteps(3), guidance=sampling.guidance)
+    torch.testing.assert_close(got, want.flatten(1), atol=1e-5, rtol=1e-5)
+    assert (got[0] - got[2]).abs().max() > 0.1  # one prompt, two samples
+    assert not any(std.strip(b"\0") for std in table["std"].to_pylist())
+    alone = encode_items(model, items[2:], read)
+    assert alone["mean"][0] == table["mean"][2]
+
+
+def test_a_sample_that_is_not_finite_is_left_out_and_named() -> None:
+    model = tiny_model()
+    torch.nn.init.constant_(model.denoiser.conv_out.weight, torch.inf)
+    items = [{"index": 0, "source": "sample 0/0", "caption": "a dog"}]
+    table = encode_items(model, items, BaseSampler(0, SamplingConfig(steps=2)))
+    assert "sample 0/0: the model's latents are not finite" in table["error"][0].as_py()
+
+
+def test_prompts_of_samples_go_round(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    path.write_text("a\nb\nc\n")
+    data = {"source": "samples", "clips": 5}
+    assert sample_prompts(parse_config({"data": data | {"prompts": str(path)}})) == ["a", "b", "c", "a", "b"]
+    drawn = sample_prompts(parse_config({"data": data}))
+    assert drawn == resolve_prompts("in_domain", 5, 0)
+    assert drawn != sample_prompts(parse_config({"data": data, "seed": 1}))
+    assert len(set(sample_prompts(parse_config({"data": data | {"prompts": "scenes"}})))) == 5
+    with pytest.raises(ValueError, match="'in_domains' is neither a file of prompts nor a built-in set"):
+        sample_prompts(parse_config({"data": data | {"prompts": "in_domains"}}))
+    config = parse_config({"data": data})
+    kept = samples_made_with(drawn, 0, config.sampling, config.model)
+    for changed in (
+        samples_made_with(drawn[::-1], 0, config.sampling, config.model),
+        samples_made_with(drawn, 1, config.sampling, config.model),
+        samples_made_with(drawn, 0, SamplingConfig(guidance=1), config.model),
+    ):
+        assert digest(changed) != digest(kept)
+
+
+def test_a_run_goes_on_with_its_own_clips_only(encoded: tuple[Path, dict, pa.Table], tmp_path: Path) -> None:
+    clips, made_with, table = encoded
+    run, others = tmp_path / "run", tmp_path / "others"
+    write_folder(others, [table.slice(0, 3)], {**made_with, "prompts": "edited"})
+    run.mkdir()
+    keep_clips(run, others)
+    keep_clips(run, clips)  # nothing has been trained yet
+    (run / "archive").mkdir()
+    keep_clips(run, clips)
+    with pytest.raises(ValueError, match=r"run 'run' began with other clips than those in .*others now are"):
+        keep_clips(run, others)
 
 
 def break_meta(folder: Path) -> None:

@@ -25,15 +25,17 @@ MAY_IMPORT = {
     "reward": _BASE | {"models", "toy"},
     "toy": _BASE | {"models", "diffusion", "reward"},
     "algorithms": _CORE,
+    "plan": _CORE,
     "train": _PACKAGE,
     "evaluate": _PACKAGE,
     "data": _PACKAGE,
-    "cli": _PACKAGE,
+    "export": _PACKAGE,
+    "cli": _PACKAGE | {"export", "plan"},
     "__main__": {"cli"},
-    "jobs": _PACKAGE | {"cli", "tuning"},
-    "tuning": _PACKAGE | {"jobs"},
+    "jobs": _PACKAGE | {"cli", "export", "tuning"},
+    "tuning": _PACKAGE | {"export", "jobs"},
 }
-PURE = _CORE
+PURE = _CORE | {"plan"}
 NOT_IN_PURE = {"ray", "deepspeed", "pyarrow", "tensorboard", "tensorboardX", "torch.utils.tensorboard"}
 DEEPSPEED_HOME = "rlvid/train/engine.py"
 

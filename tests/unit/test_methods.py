@@ -16,7 +16,7 @@ from rlvid.algorithms.scoring import plan
 from rlvid.config import OptimizerConfig, load_config, parse_config, shipped_configs
 from rlvid.config.methods import METHODS
 from rlvid.models.lora import lora_state
-from rlvid.reward.clip import load_reward
+from rlvid.reward.load import load_reward
 from rlvid.toy.captions import labels_of, write_caption
 from rlvid.toy.render import render, sample_clips
 from rlvid.train.engine import TorchEngine

@@ -22,7 +22,10 @@ from rlvid.toy.tiny import save_tiny_model, tiny_model, tiny_reward
 PROMPTS = ["a red circle moving left", "a dog"]
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 PREFIX = "base_model.model."
-EXPECTED = "expected 'builtin' or a folder in diffusers' layout with unet, vae, text_encoder, tokenizer and scheduler"
+EXPECTED = (
+    "expected 'builtin', 'random', a hub id such as 'ali-vilab/text-to-video-ms-1.7b', or a folder in diffusers' "
+    "layout with unet, vae, text_encoder, tokenizer and scheduler"
+)
 LAYOUT = [(part, f"{part}/config.json, {part}/*.safetensors") for part in ("unet", "vae", "text_encoder")]
 LAYOUT += [("tokenizer", "tokenizer/tokenizer_config.json, tokenizer/*[br].json")]
 LAYOUT += [("scheduler", "scheduler/scheduler_config.json")]

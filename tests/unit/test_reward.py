@@ -9,7 +9,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, functional, v2
 
 from rlvid.reward.attenuation import tar_weights
-from rlvid.reward.clip import ClipReward, load_reward
+from rlvid.reward.clip import ClipReward
+from rlvid.reward.load import load_reward
 from rlvid.reward.preprocess import Preprocess, normalise, saturated_share
 from rlvid.reward.segments import choose_frames
 from rlvid.reward.video import expected_shares, plan_frames

@@ -1,0 +1,194 @@
+"""What both sides of the benchmark run on: the networks with random weights, a batch of clips, and a meter."""
+
+import argparse
+import ctypes
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmark_released import FreshText, Released, nested_checkpoints
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from rlvid import randomness
+from rlvid.algorithms.base import Batch, Context, Stopwatch
+from rlvid.algorithms.instructvideo import InstructVideo
+from rlvid.config import RunConfig, parse_config
+from rlvid.models.base import Posterior
+from rlvid.models.lora import inject_lora, lora_parameters
+from rlvid.models.unet3d import UNet3DModel
+from rlvid.reward.clip import ClipReward
+from rlvid.train.engine import TorchEngine
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Meter(Stopwatch):
+    """Seconds and peak memory of named stages, and their floating-point operations while ``counting``."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.device, self.peaks, self.flops, self.current = device, {}, {}, ""
+        self._counter: FlopCounterMode | None = None
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        with FlopCounterMode(display=False) as self._counter:
+            yield
+        self._counter = None
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        reset_peak(self.device)
+        self.current = name
+        before = self._counter.get_total_flops() if self._counter else 0
+        with super().stage(name):
+            yield
+        self.peaks[name] = max(self.peaks.get(name, 0), peak(self.device))
+        if self._counter:
+            self.flops[name] = self.flops.get(name, 0) + self._counter.get_total_flops() - before
+
+
+def reset_peak(device: torch.device) -> None:
+    """The peak starts anew from what is in use now."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak(device: torch.device) -> int:
+    """Bytes, since ``reset_peak``; 0 where neither CUDA nor Linux tells."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "linux":
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
+    return 0
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of the fastest of four products of two square matrices."""
+    side = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    watch = Stopwatch(device)
+    seconds = []
+    for _ in range(5):
+        with watch.stage("product"):
+            a @ b
+        seconds.append(watch.read()["product"])
+    return 2 * side**3 / min(seconds[1:])
+
+
+def build(preset: str, dtype: torch.dtype, device: torch.device) -> tuple[Any, ClipReward]:
+    """Arguments of ``UNet3DModel`` by name, and HPSv2's structure; random weights."""
+    from rlvid.toy.pretrain.denoiser import build_scheduler
+    from rlvid.toy.tiny import tiny_model, tiny_reward
+
+    small, reward = tiny_model(), tiny_reward()
+    parts = {"unet": small.denoiser, "vae": small.vae, "text_encoder": small.text_encoder}
+    if preset != "tiny":
+        small.tokenizer.model_max_length = 77
+        with torch.device(device):
+            parts, reward = full_size_parts()
+    for part in (*parts.values(), reward):
+        nn.Module.to(part, device, dtype)
+    return parts | {"tokenizer": small.tokenizer, "scheduler": build_scheduler()}, reward
+
+
+def full_size_parts() -> tuple[dict[str, nn.Module], ClipReward]:
+    """ModelScopeT2V and open_clip's ViT-H-14 from their configurations alone."""
+    import open_clip
+    from diffusers import AutoencoderKL, UNet3DConditionModel
+    from diffusers.models.resnet import TemporalConvLayer
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from rlvid.reward.preprocess import Preprocess
+
+    unet = UNet3DConditionModel(
+        sample_size=32, block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=1024, attention_head_dim=64
+    )
+    for module in unet.modules():
+        if isinstance(module, TemporalConvLayer):
+            nn.init.normal_(module.conv4[-1].weight, std=1e-3)  # zero at first, and then no gradient passes
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        sample_size=256,
+    )
+    text = CLIPTextConfig(hidden_size=1024, intermediate_size=4096, num_attention_heads=16, num_hidden_layers=23)
+    config = open_clip.get_model_config("ViT-H-14")
+    clip = open_clip.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
+    tokenise = open_clip.get_tokenizer("ViT-H-14")
+    return {"unet": unet, "vae": vae, "text_encoder": CLIPTextModel(text)}, ClipReward(clip, tokenise, Preprocess(224))
+
+
+@dataclass
+class Bench:
+    """Both sides: one network, one adapter and its optimiser, one batch of clips, pixels and what was encoded."""
+
+    config: RunConfig
+    model: UNet3DModel
+    released: Released
+    reward: ClipReward
+    engine: TorchEngine
+    meter: Meter
+    frames_BFCHW: Tensor
+    prompts: list[str]
+    text_BLD: Tensor
+    posterior: Posterior
+
+    def step(self, side: str, index: int, update: bool = True) -> None:
+        """One training step of ``rlvid`` or ``released``; without ``update`` the gradient stays where it is."""
+        meter, ours = self.meter, side == "rlvid"
+        serials = list(range(len(self.prompts)))
+        noise = randomness.normal(self.model.latent_shape, 0, "posterior", [(serial,) for serial in serials])
+        context = Context(self.config, self.model, self.reward, None, meter)
+        with ExitStack() as stack:
+            if ours:
+                with meter.stage("data"):
+                    text, latents = self.text_BLD.to(meter.device), self.posterior.sample(noise).to(meter.device)
+            else:
+                stack.enter_context(nested_checkpoints(self.released.denoiser))
+                context.model, context.reward = self.released, FreshText(self.reward)
+                with meter.stage("encode"):
+                    text = self.released.encode_text(self.prompts)
+                    latents = self.released.encode_frames(self.frames_BFCHW).sample(noise)
+            batch = Batch(index, serials, self.prompts, text, latents)
+            for part in InstructVideo(context).updates(batch):
+                with meter.stage("backward"):
+                    self.engine.backward(part.loss, part.step)
+        if update:
+            with meter.stage("optimiser"):
+                self.engine.step(index)
+
+
+def prepare(options: argparse.Namespace) -> Bench:
+    """Builds the networks, and encodes the clips, as is done once before a training."""
+    torch.manual_seed(0)
+    device = torch.device(options.device)
+    shape = {"frames": options.frames, "size": options.size}
+    config = parse_config(
+        {"model": shape | {"precision": options.precision}, "sampling": {"steps": options.sampling_steps},
+         "reward": {"held_out": None, "segments": options.segments}, "train": {"batch_size": options.batch}}
+    )  # fmt: skip
+    parts, reward = build(options.preset, DTYPES[options.precision], device)
+    model, released = UNet3DModel(**parts, **shape), Released(**parts, **shape, decode_chunk=1)
+    inject_lora(model.denoiser, 4, config.model.lora.targets, seed=0)
+    for parameter in lora_parameters(model.denoiser):
+        nn.init.normal_(parameter, std=0.02)  # an adapter whose B is zero would leave A without gradient
+    model.denoiser.to(device)
+    engine = TorchEngine(model.denoiser, config.optimizer, options.precision)
+    frames_BFCHW = torch.rand(options.batch, options.frames, 3, options.size, options.size)
+    prompts = [f"clip {index}: a dog runs over the grass" for index in range(options.batch)]
+    posterior = model.encode_frames(frames_BFCHW)
+    kept = Posterior(posterior.mean.cpu(), posterior.std.cpu())
+    text_BLD = model.encode_prompts(prompts).float().cpu()
+    return Bench(config, model, released, reward, engine, Meter(device), frames_BFCHW, prompts, text_BLD, kept)

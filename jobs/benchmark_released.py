@@ -1,0 +1,94 @@
+"""The same networks driven as InstructVideo's published code drives them, for comparison in one run.
+
+That is ali-vilab/VGen on GitHub, as its training entrance (t2v_instructvideo), its DiffRewardModel, its DDIM and the
+switches of its 20-step description say (chunk_size 1, decoder_bs 1, use_checkpoint and grad_checkpointing both on).
+
+=====================  =====================================  ==================================================
+stage                  published                              rlvid
+=====================  =====================================  ==================================================
+source clip, prompts   encoded in every step, frame by frame  encoded once, before the training
+guidance               two calls of the denoiser              both branches in one call
+gradient step          checkpointed whole, and its blocks     checkpointed whole
+                       again inside
+decoding               all F frames, one by one, in the       the S frames that the reward looks at
+                       graph
+reward's text tower    in every step                          once for each prompt
+=====================  =====================================  ==================================================
+
+Everything else is shared, down to the noise, so that both sides come to the same gradient: that is checked.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from rlvid.models.base import Prediction
+from rlvid.models.unet3d import UNet3DModel
+from rlvid.reward.clip import ClipReward
+
+
+class Released(UNet3DModel):
+    """The model; ``decode_chunk=1`` makes it encode and decode frame by frame."""
+
+    negative_1LD: Tensor
+
+    def encode_text(self, prompts: list[str]) -> Tensor:
+        """Embeddings of prompts; the negative prompt's are made anew, too."""
+        self.negative_1LD = self.encode_prompts([""])
+        return self.encode_prompts(prompts)
+
+    def predict(
+        self,
+        latents_BCFhw: Tensor,
+        timestep: int | Tensor,
+        text_BLD: Tensor,
+        guidance: float,
+        *,
+        unconditional_gradient: bool = True,
+    ) -> Prediction:
+        """One branch after the other."""
+        cond = super().predict(latents_BCFhw, timestep, text_BLD, 1.0).eps
+        negative_BLD = self.negative_1LD.expand(len(text_BLD), -1, -1)
+        uncond = super().predict(latents_BCFhw, timestep, negative_BLD, 1.0).eps
+        eps = uncond + guidance * (cond - uncond)
+        latents_BCFhw = latents_BCFhw.to(eps.dtype)
+        abar = self.abar_at(timestep, latents_BCFhw)
+        return Prediction((latents_BCFhw - (1 - abar).sqrt() * eps) / abar.sqrt(), eps)
+
+    def decode_frames(self, latents_BCFhw: Tensor, frames_BS: Tensor, **_: Any) -> Tensor:
+        """All frames, of which the chosen ones are returned."""
+        every_BF = torch.arange(self.frames, device=latents_BCFhw.device).expand(len(latents_BCFhw), -1)
+        decoded_BFCHW = super().decode_frames(latents_BCFhw, every_BF)
+        return decoded_BFCHW[torch.arange(len(frames_BS))[:, None], frames_BS]
+
+
+class FreshText:
+    """A reward that runs its text tower every time."""
+
+    def __init__(self, reward: ClipReward) -> None:
+        self._reward = reward
+
+    def __call__(self, frames_BSCHW: Tensor, prompts: list[str]) -> Tensor:
+        clip = self._reward.clip
+        with torch.no_grad():
+            text = clip.encode_text(self._reward.tokenise(prompts).to(clip.logit_scale.device)).float()
+        text_BD = nn.functional.normalize(text, dim=-1)
+        return torch.einsum("bsd,bd->bs", self._reward.image_features(frames_BSCHW), text_BD)
+
+
+@contextmanager
+def nested_checkpoints(unet: nn.Module) -> Iterator[None]:
+    """Every block of the denoiser is checkpointed for itself, inside whatever checkpoints the whole."""
+    blocks = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward  # the class's own shows again

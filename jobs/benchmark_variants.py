@@ -1,0 +1,74 @@
+"""rlvid's own step with one thing changed: whether what it does pays, and whether what it leaves out would."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+
+import torch
+from benchmark_parts import Bench
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from rlvid.models.lora import lora_parameters
+
+EXPLAINED = {
+    "sdpa": "attention without scaled_dot_product_attention's kernels",
+    "guidance": "the two branches of guidance in two calls",
+    "channels-last": "channels-last convolutions",
+    "compile": "torch.compile of the denoiser",
+    "precision": "bfloat16 weights (float32, where the rest is bfloat16)",
+}
+
+
+@contextmanager
+def without_sdpa(bench: Bench) -> Iterator[Bench]:
+    with sdpa_kernel(SDPBackend.MATH):
+        yield bench
+
+
+@contextmanager
+def two_calls(bench: Bench) -> Iterator[Bench]:
+    model = copy.copy(bench.released)
+    model.negative_1LD = model.encode_prompts([""])
+    model.decode_frames = bench.model.decode_frames
+    yield replace(bench, model=model)
+
+
+@contextmanager
+def channels_last(bench: Bench) -> Iterator[Bench]:
+    def lay_out(how: torch.memory_format) -> None:
+        for module in (*bench.model.denoiser.modules(), *bench.model.vae.modules()):
+            if isinstance(module, nn.Conv2d):
+                module.weight.data = module.weight.data.contiguous(memory_format=how)
+
+    lay_out(torch.channels_last)
+    yield bench
+    lay_out(torch.contiguous_format)
+
+
+@contextmanager
+def compiled(bench: Bench) -> Iterator[Bench]:
+    model = copy.copy(bench.model)
+    model.denoiser = torch.compile(bench.model.denoiser)
+    yield replace(bench, model=model)
+
+
+@contextmanager
+def other_precision(bench: Bench) -> Iterator[Bench]:
+    """bfloat16 where it was float32, else float32; not undone."""
+    dtype = torch.bfloat16 if bench.model.vae.dtype == torch.float32 else torch.float32
+    for part in (bench.model.denoiser, bench.model.vae, bench.model.text_encoder, bench.reward):
+        nn.Module.to(part, dtype)
+    for parameter in lora_parameters(bench.model.denoiser):
+        parameter.data = parameter.data.float()
+    yield bench
+
+
+VARIANTS: dict[str, Callable[[Bench], AbstractContextManager[Bench]]] = {
+    "sdpa": without_sdpa,
+    "guidance": two_calls,
+    "channels-last": channels_last,
+    "compile": compiled,
+    "precision": other_precision,
+}

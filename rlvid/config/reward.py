@@ -1,0 +1,185 @@
+"""What is maximised: which reward, where its weights are, and how a video's frames make one number."""
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from rlvid.config.section import Section
+
+SingleReward = Literal[
+    "builtin", "oracle", "hpsv2", "hpsv2.1", "pickscore", "clip", "aesthetic", "imagereward", "brightness",
+    "compression", "custom",
+]  # fmt: skip
+Preset = Literal["hpsv2", "instructvideo", "videox_fun", "imagereward", "clip", "pickscore"]
+Precision = Literal["float32", "bfloat16", "float16"]
+
+FROM_A_FILE = ("hpsv2", "hpsv2.1", "pickscore", "clip", "aesthetic", "imagereward")
+"""Rewards whose weights are a file or folder of the user's."""
+NOT_DIFFERENTIABLE = {"oracle"}
+"""Rewards without a gradient."""
+
+_FUNCTION = re.compile(r".+\.py:[A-Za-z_]\w*")
+_PATH = (
+    "a checkpoint file or folder for the rewards that need one, the word 'random' for random weights of the full "
+    "structure (dry runs), or FILE.py:FUNCTION for a reward of your own"
+)
+
+
+def is_function(path: str | None) -> bool:
+    """Whether a path has the form FILE.py:FUNCTION."""
+    return path is not None and _FUNCTION.fullmatch(path) is not None
+
+
+def absolute(path: str | None) -> str | None:
+    """The path from the root, with its function if it has one; 'random' stays."""
+    if path is None or path == "random":
+        return path
+    file, colon, function = path.rpartition(":") if is_function(path) else (path, "", "")
+    return str(Path(file).expanduser().resolve()) + colon + function
+
+
+class RewardPart(Section):
+    """One of several rewards that are added up."""
+
+    name: SingleReward = Field(description="as reward.name")
+    path: str | None = Field(None, description=_PATH)
+    weight: float = Field(1.0, description="its scores are multiplied by it; negative ones are avoided, not sought")
+    preprocess: Preset | None = Field(None, description="as reward.preprocess")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_follows_from_the_path(cls, data: Any) -> Any:
+        if isinstance(data, dict) and is_function(str(data.get("path"))):
+            return {"name": "custom"} | data
+        return data
+
+    @model_validator(mode="after")
+    def _path_fits(self) -> "RewardPart":
+        check_path(self.name, self.path, "path")
+        if self.preprocess is not None and self.name not in FROM_A_FILE:
+            raise ValueError(f"preprocess is for {', '.join(FROM_A_FILE)}, not for {self.name!r}")
+        return self
+
+    @property
+    def label(self) -> str:
+        """What its metric is called: the reward's name, or that of the user's function."""
+        return self.path.rpartition(":")[2] if self.name == "custom" and self.path else self.name
+
+
+class RewardConfig(Section):
+    """What is maximised: a reward on frames or whole videos, and how a video's frames make one number."""
+
+    name: Literal[SingleReward, "mixture"] = Field(
+        "builtin",
+        description="what is trained on; 'oracle' scores whole videos of the built-in world, without gradient",
+    )
+    path: str | None = Field(None, description=_PATH)
+    held_out: Literal[SingleReward, "builtin-heldout"] | None = Field(
+        "builtin-heldout", description="a second reward that is logged and never trained on"
+    )
+    held_out_path: str | None = Field(None, description="path of the held-out reward, as reward.path")
+    mixture: list[RewardPart] = Field([], description="rewards that are added up: {name, path, weight} each")
+    preprocess: Preset | None = Field(
+        None, description="how frames become the model's input; default: as the reward's own code has it"
+    )
+    precision: Precision = Field("float32", description="of the rewards' frozen weights; scores are float32")
+    chunk: int | None = Field(
+        None, ge=1, description="most frames in a reward model at once; default: 64 for the built-in ones, else 8"
+    )
+    checkpoint_activations: bool | None = Field(
+        None, description="recompute a chunk in the backward pass to save memory; default: all but the built-in rewards"
+    )
+    differentiable: bool | None = Field(
+        None,
+        description="whether a reward of your own has a gradient; default: the function's attribute of that name, "
+        "else true",
+    )
+    segments: int = Field(4, ge=1, description="S of SegVR: segments of a video, one random frame scored in each")
+    attenuation: float = Field(
+        1.0, ge=0, allow_inf_nan=True, description="lambda of TAR: 0 weighs frames alike, inf the central one alone"
+    )
+    weights: Literal["paper", "normalised"] | None = Field(
+        None,
+        description="'paper' divides TAR's weights by S, so that their sum varies with the frames drawn; 'normalised' "
+        "makes it one; by default 'normalised' for methods that compare videos by their rewards, else 'paper'",
+    )
+    skip_below: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="frames whose share of the summed weight is smaller are not decoded (0.02 halves it)",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_follow_from_paths(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        names = {"name": "mixture"} if data.get("mixture") else {}
+        names |= {"name": "custom"} if is_function(str(data.get("path"))) else {}
+        names |= {"held_out": "custom"} if is_function(str(data.get("held_out_path"))) else {}
+        return names | data
+
+    @field_validator("mixture")
+    @classmethod
+    def _parts_have_names_of_their_own(cls, parts: list[RewardPart]) -> list[RewardPart]:
+        labels = [part.label for part in parts]
+        twice = sorted({label for label in labels if labels.count(label) > 1})
+        if twice:
+            raise ValueError(f"two parts are called {twice[0]!r} and could not be told apart in the log; rename one")
+        return parts
+
+    @model_validator(mode="after")
+    def _paths_fit(self) -> "RewardConfig":
+        if (self.name == "mixture") != bool(self.mixture):
+            raise ValueError(
+                f"name = {self.name!r}, but mixture has {len(self.mixture)} parts; a mixture has name=mixture (or no "
+                "name) and a list such as mixture=[{name: brightness, weight: 1}]"
+            )
+        check_path(self.name, self.path, "path")
+        check_path(self.held_out or "none", self.held_out_path, "held_out_path")
+        if self.preprocess is not None and self.name not in FROM_A_FILE:
+            raise ValueError(
+                f"preprocess = {self.preprocess!r} is for {', '.join(FROM_A_FILE)}, not for {self.name!r}; in a "
+                "mixture, give it to a part"
+            )
+        if self.differentiable is not None and self.name != "custom":
+            raise ValueError(f"differentiable is for a reward of your own (name=custom), not for {self.name!r}")
+        return self
+
+    @property
+    def parts(self) -> list[tuple[str, str | None]]:
+        """Name and path of what is trained on: one reward, or those of a mixture."""
+        return [(part.name, part.path) for part in self.mixture] or [(self.name, self.path)]
+
+    @property
+    def without_gradient(self) -> str | None:
+        """The reward, or the part of the mixture, that is known to give no gradient."""
+        for name, _ in self.parts:
+            if name in NOT_DIFFERENTIABLE:
+                return name
+        return self.name if self.differentiable is False else None
+
+    def resolved(self) -> "RewardConfig":
+        """The same with absolute paths, for a process that works in another folder."""
+        parts = [part.model_copy(update={"path": absolute(part.path)}) for part in self.mixture]
+        paths = {"path": absolute(self.path), "held_out_path": absolute(self.held_out_path)}
+        return self.model_copy(update=paths | {"mixture": parts})
+
+
+def check_path(name: str, path: str | None, key: str) -> None:
+    """Raises ValueError where a path is given to a reward that takes none, or one of the wrong form."""
+    if path is None:
+        return
+    if name == "custom" and not is_function(path):
+        raise ValueError(f"{key} = {path!r}: a reward of your own is given as FILE.py:FUNCTION")
+    if name not in FROM_A_FILE and name != "custom":
+        raise ValueError(
+            f"{key} = {path!r}: the reward {name!r} takes no path; for one of your own, set its name=custom"
+        )
+    if name in FROM_A_FILE and is_function(path):
+        raise ValueError(
+            f"{key} = {path!r}: {name!r} takes a checkpoint; for a function of your own, set its name=custom"
+        )

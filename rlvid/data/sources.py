@@ -1,0 +1,146 @@
+"""Clips that nobody has to bring: those of the built-in renderer, and the base model's own samples.
+
+A run's ``data.source`` is one of these, or a folder that ``rlvid encode`` made. They are encoded once and kept under
+``{storage}/clips``, for all runs that ask for the same.
+"""
+
+import fcntl
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from rlvid import randomness
+from rlvid.config import ModelConfig, RunConfig, SamplingConfig
+from rlvid.data.clips import digest
+from rlvid.data.encode import EncodeReport, Item, encode_clips, hash_weights, model_fingerprint
+from rlvid.data.prompts import read_prompts, resolve_prompts
+from rlvid.data.videos import VideoError
+from rlvid.diffusion.chain import denoise
+from rlvid.diffusion.schedule import timesteps
+from rlvid.models.base import Posterior, VideoModel
+from rlvid.toy.captions import PROMPT_SETS, write_captions
+from rlvid.toy.render import RENDERER, degrade, render, sample_clips, sample_degradation
+
+
+def rendered_clip(seed: int, index: int, frames: int, size: int) -> tuple[str, Tensor]:
+    """Caption and frames_FCHW of one built-in clip: an in-domain subject, every second clip degraded on average."""
+    draw = randomness.generator(seed, "clip", index)
+    clips = sample_clips(1, draw, PROMPT_SETS["in_domain"])
+    (caption,) = write_captions(clips, draw)
+    kind_B, strength_B = sample_degradation(1, draw, share=0.5)
+    return caption, degrade(render(clips, frames, size), kind_B, strength_B, draw)[0]
+
+
+def read_rendered(seed: int, item: Item, model: VideoModel) -> tuple[str, Tensor]:
+    """Caption and frames_FCHW of a built-in clip, as the model needs them."""
+    return rendered_clip(seed, item["index"], model.frames, model.size)
+
+
+def encode_builtin(count: int, seed: int, model: ModelConfig, out: str | Path, **how: Any) -> EncodeReport:
+    """Encodes ``count`` clips of the built-in renderer, see ``rendered_clip``; ``how`` as for ``encode_folder``."""
+    if count < 1:
+        raise ValueError(f"data.clips = {count}: at least one clip is needed")
+    items = [{"index": i, "source": f"built-in clip {seed}/{i}", "caption": ""} for i in range(count)]
+    source = {"count": count, "seed": seed, "renderer": RENDERER}
+    return encode_clips(items, partial(read_rendered, seed), source, [], model, Path(out), **how)
+
+
+@dataclass(frozen=True)
+class BaseSampler:
+    """Makes a clip of an item's caption: the model's own sample, from noise that belongs to (seed, index) alone.
+
+    Its latents are kept as they leave the chain, as a posterior without spread: nothing is decoded and encoded again.
+    """
+
+    seed: int
+    sampling: SamplingConfig
+
+    @torch.no_grad()
+    def __call__(self, item: Item, model: VideoModel) -> tuple[str, Posterior]:
+        """Caption and latents (1, C, F, h, w); raises ``VideoError`` where these are not finite."""
+        index, caption = item["index"], item["caption"]
+        noise = randomness.normal(model.latent_shape, self.seed, "base-sample", [(index,)])
+        latents = denoise(
+            model,
+            noise.to(model.device),
+            model.encode_prompts([caption]),
+            timesteps(self.sampling.steps),
+            guidance=self.sampling.guidance,
+            final=self.sampling.final,
+        )
+        if not latents.isfinite().all():
+            raise VideoError(f"{item['source']}: the model's latents are not finite; try model.precision=float32")
+        return caption, Posterior(latents, torch.zeros_like(latents))
+
+
+def sample_prompts(config: RunConfig) -> list[str]:
+    """The prompts of ``data.source=samples``, data.clips of them: a file's go round as often as it takes.
+
+    Raises:
+        ValueError: data.prompts is neither a built-in set with so many prompts nor a file that can be read.
+    """
+    spec, count = config.data.prompts or "in_domain", config.data.clips
+    if spec in PROMPT_SETS:
+        return resolve_prompts(spec, count, config.seed)
+    if not Path(spec).expanduser().is_file():
+        raise ValueError(
+            f"data.prompts = {spec!r} is neither a file of prompts nor a built-in set; allowed: a .txt, .csv, .jsonl "
+            f"or .parquet file, or one of {', '.join(PROMPT_SETS)}"
+        )
+    prompts = read_prompts(Path(spec).expanduser())
+    return [prompts[index % len(prompts)] for index in range(count)]
+
+
+def encode_samples(
+    prompts: list[str], seed: int, sampling: SamplingConfig, model: ModelConfig, out: str | Path, **how: Any
+) -> EncodeReport:
+    """Keeps the base model's sample for each prompt, see ``BaseSampler``; ``how`` as for ``encode_folder``."""
+    items = [{"index": i, "source": f"sample {seed}/{i}", "caption": prompt} for i, prompt in enumerate(prompts)]
+    source = samples_made_with(prompts, seed, sampling, model)
+    return encode_clips(items, BaseSampler(seed, sampling), source, [], model, Path(out), denoiser=True, **how)
+
+
+def samples_made_with(prompts: list[str], seed: int, sampling: SamplingConfig, model: ModelConfig) -> dict[str, Any]:
+    """What samples depend on beside the parts of the model that encode."""
+    chain = {"steps": sampling.steps, "guidance": sampling.guidance, "final": sampling.final}
+    denoiser = hash_weights(model.path, ("unet", "scheduler"))
+    return {"prompts": digest({"prompts": prompts}), "count": len(prompts), "seed": seed, "denoiser": denoiser, **chain}
+
+
+def encoded_clips(config: RunConfig, console: Console) -> Path:
+    """The folder of encoded clips: the one the config names, or clips that are made once and kept.
+
+    Raises:
+        ValueError: they cannot be written, or data.prompts cannot be read.
+    """
+    make: Callable[[Path], EncodeReport]
+    count, seed, model = config.data.clips, config.seed, config.model
+    if config.data.source == "builtin":
+        name = f"builtin{RENDERER}-{count}-seed{seed}-{model_fingerprint(model)[:8]}"
+        make = partial(encode_builtin, count, seed, model)
+    elif config.data.source == "samples":
+        prompts = sample_prompts(config)
+        made_with = samples_made_with(prompts, seed, config.sampling, model) | {"model": model_fingerprint(model)}
+        name = f"samples-{count}-seed{seed}-{digest(made_with)[:8]}"
+        workers = {"workers": config.train.workers, "use_gpu": config.train.use_gpu, "batch_size": 1}
+        make = partial(encode_samples, prompts, seed, config.sampling, model, **workers)
+    else:
+        return Path(config.data.source).expanduser().resolve()
+    out = Path(config.output.storage).expanduser().resolve() / "clips" / name
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with open(out.parent / f".{name}.lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # runs that start together encode once
+        report = make(out)
+    if report.encoded:
+        shown = os.path.relpath(out) if out.is_relative_to(Path.cwd()) else out
+        console.print(f"{report.clips} clips encoded in {shown}, {report.seconds:.0f} s", highlight=False)
+        for skipped in report.skipped:
+            console.print(f"skipped {skipped.reason}", highlight=False, markup=False)
+    return out

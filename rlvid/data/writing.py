@@ -1,0 +1,245 @@
+"""Writing a folder of encoded clips: it appears whole or not at all, and an interrupted encoding goes on where it was.
+
+Until it is complete, everything lies beside it, in ``FOLDER.unfinished``:
+
+=========================  =========================================================================
+file                       content
+=========================  =========================================================================
+``plan.json``              what the clips are made with: only the same clips may be added
+``rows-000000012.parquet`` encoded clips, of which the first has index 12, that are in no part yet
+``skipped-000000012.json`` clips that could not be read, and why
+``part-00000.parquet``     the first 256 clips, as they will stay; and so on
+``lock``                   held by the process that writes
+=========================  =========================================================================
+
+Every file is written whole or not at all, so whatever is there may be relied on.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rlvid.data.clips import SCHEMA, digest, read_meta
+from rlvid.data.videos import Skipped
+
+_ROWS_IN_PART = 256
+_LAYOUT = {"row_group_size": 4, "compression": "none", "use_dictionary": False, "write_statistics": ["index"]}
+# Few rows in a group, since a group is read whole and clips are fetched one here, one there.
+
+
+def is_reusable(out: Path, made_with: dict[str, Any]) -> bool:
+    """Whether ``out`` holds just these clips already; False when they can be written there.
+
+    Raises:
+        ValueError: ``out`` holds other clips, or something that is not rlvid's to delete.
+    """
+    meta = read_meta(out)
+    if meta is not None:
+        if meta["fingerprint"] == digest(made_with):
+            return True
+        changes = _changes(meta.get("made_with", {}), made_with)
+        raise ValueError(f"{out}: holds clips encoded otherwise ({changes}); delete it or name another folder")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out}: is a file; name a folder to be made")
+    foreign = [path.name for path in out.glob("*") if not path.match("part-*.parquet") and path.stem != "report"]
+    if foreign:
+        raise ValueError(f"{out}: is no folder of encoded clips (it has {foreign[0]}); name a new or an empty one")
+    return False
+
+
+def unfinished(out: Path) -> Path:
+    """Where clips stay until ``out`` is complete."""
+    return out.with_name(f"{out.name}.unfinished")
+
+
+class ClipWriter:
+    """Takes encoded clips in any order; those that ``add`` has returned from survive the process.
+
+    Args:
+        out: the folder to be made; one that ``is_reusable`` found to be incomplete is replaced.
+        made_with: what the clips are made with. An unfinished encoding of the same clips is gone on with.
+
+    Attributes:
+        done: indices of the clips that need not be encoded any more, the unreadable ones among them.
+
+    Raises:
+        ValueError: the place cannot be written to, holds an unfinished encoding of other clips or anything else, or
+            another process is writing.
+    """
+
+    def __init__(self, out: Path, made_with: dict[str, Any]) -> None:
+        self.out, self.work, self._made_with = out, unfinished(out), made_with
+        with ExitStack() as held:
+            try:
+                self.work.mkdir(parents=True, exist_ok=True)
+                lock = held.enter_context(open(self.work / "lock", "w", encoding="utf-8"))
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"{out}: another process is encoding into it; wait for it or name another") from None
+            except OSError as error:
+                raise ValueError(
+                    f"{out}: cannot be written ({error.strerror}: {error.filename}); name another one"
+                ) from error
+            self._check_plan()
+            self._read()
+            self._held = held.pop_all()
+
+    def __enter__(self) -> "ClipWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._held.close()
+
+    def add(self, table: pa.Table) -> int:
+        """Keeps rows of schema ``ROWS``; returns how many of them are clips, and not errors."""
+        good = table.filter(table["error"].is_null()).select(SCHEMA.names).cast(SCHEMA)
+        bad = table.filter(table["error"].is_valid()).select(["index", "source", "error"]).to_pylist()
+        if bad:
+            path = self.work / f"skipped-{bad[0]['index']:09d}.json"
+            _write(path, lambda part: part.write_text(json.dumps(bad), encoding="utf-8"))
+            self._note_skipped(bad)
+        if good.num_rows:
+            path = self.work / f"rows-{good['index'][0].as_py():09d}.parquet"
+            _write(path, lambda part: pq.write_table(good, part, **_LAYOUT))
+            self._note_rows(path, good["index"].to_pylist())
+        self._make_parts(last=False)
+        return good.num_rows
+
+    def finish(self, meta: dict[str, Any], skipped: list[Skipped]) -> int:
+        """Makes the folder, out of all that was added.
+
+        Args:
+            meta: goes into ``meta.json`` beside shapes and the number of clips; has ``fingerprint``.
+            skipped: goes into the report, before the clips that could not be read.
+
+        Returns:
+            How many clips the folder holds.
+
+        Raises:
+            ValueError: none of the clips can be read.
+        """
+        self._make_parts(last=True)
+        failed = [self._failed[index] for index in sorted(self._failed)]
+        if not self._parts:
+            shutil.rmtree(self.work)
+            why = "; ".join(each.reason for each in failed[:3])
+            raise ValueError(f"{self.out}: not written, for none of the {len(failed)} clips can be read: {why}")
+        count = sum(pq.read_metadata(path).num_rows for path in self._parts)
+        first = pq.ParquetFile(self._parts[0]).read_row_group(0, columns=["latent_shape", "text_shape"])
+        _write_report(self.work, count, skipped + failed)
+        meta = meta | {"made_with": self._made_with} | first.to_pylist()[0] | {"clips": count}
+        _write(self.work / "meta.json", lambda part: part.write_text(json.dumps(meta, indent=2) + "\n", "utf-8"))
+        if is_reusable(self.out, self._made_with):  # another process has made it meanwhile
+            shutil.rmtree(self.work)
+            return count
+        if self.out.is_dir():
+            shutil.rmtree(self.out)  # empty or incomplete, as is_reusable has seen
+        os.rename(self.work, self.out)
+        for path in [*self.out.glob("skipped-*.json"), self.out / "plan.json", self.out / "lock"]:
+            path.unlink()
+        return count
+
+    def _check_plan(self) -> None:
+        plan = self.work / "plan.json"
+        if plan.is_file():
+            there = json.loads(plan.read_text(encoding="utf-8"))
+            if digest(there) != digest(self._made_with):
+                raise ValueError(
+                    f"{self.work}: holds an unfinished encoding of other clips ({_changes(there, self._made_with)}); "
+                    f"finish it with the settings it was begun with, delete it, or name another folder"
+                )
+        foreign = [p.name for p in self.work.glob("*") if not (plan.is_file() or p.name in ("lock", "plan.json.tmp"))]
+        if foreign:
+            raise ValueError(f"{self.work}: is in the way (it has {foreign[0]}); move it or name another folder")
+        for path in self.work.glob("*.tmp"):
+            path.unlink()
+        _write(plan, lambda part: part.write_text(json.dumps(self._made_with), encoding="utf-8"))
+
+    def _read(self) -> None:
+        self.done: set[int] = set()
+        self._failed: dict[int, Skipped] = {}
+        self._waiting: dict[int, Path] = {}  # clips that are in no part yet, and where they are
+        self._parts = sorted(self.work.glob("part-*.parquet"))
+        self._border = 0  # all clips below it are done
+        for path in self._parts:
+            self.done.update(_indices(path))
+        for path in sorted(self.work.glob("skipped-*.json")):
+            self._note_skipped(json.loads(path.read_text(encoding="utf-8")))
+        for path in sorted(self.work.glob("rows-*.parquet")):
+            left = [index for index in _indices(path) if index not in self.done]
+            self._note_rows(path, left)
+            if not left:
+                path.unlink()
+
+    def _note_skipped(self, rows: list[dict[str, Any]]) -> None:
+        self._failed |= {row["index"]: Skipped(Path(row["source"]), row["error"]) for row in rows}
+        self.done.update(row["index"] for row in rows)
+
+    def _note_rows(self, path: Path, indices: list[int]) -> None:
+        self._waiting |= dict.fromkeys(indices, path)
+        self.done.update(indices)
+
+    def _make_parts(self, last: bool) -> None:
+        """Moves clips into parts, in order; short of the last part, only where no clip before them is missing."""
+        while self._border in self.done:
+            self._border += 1
+        ready = sorted(index for index in self._waiting if last or index < self._border)
+        while len(ready) >= _ROWS_IN_PART or (last and ready):
+            self._make_part(ready[:_ROWS_IN_PART])
+            ready = ready[_ROWS_IN_PART:]
+
+    def _make_part(self, indices: list[int]) -> None:
+        files = sorted({self._waiting[index] for index in indices})
+        table = pa.concat_tables([pq.ParquetFile(path).read() for path in files])
+        table = table.filter(pc.is_in(table["index"], value_set=pa.array(indices))).sort_by("index").combine_chunks()
+        path = self.work / f"part-{len(self._parts):05d}.parquet"
+        _write(path, lambda part: pq.write_table(table, part, **_LAYOUT))
+        self._parts.append(path)
+        for index in indices:
+            del self._waiting[index]
+        for file in set(files) - set(self._waiting.values()):
+            file.unlink()
+
+
+def read_report(folder: Path) -> tuple[int, list[Skipped]]:
+    """Number of clips, and the files that were skipped."""
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    return report["clips"], [Skipped(Path(each["path"]), each["reason"]) for each in report["skipped"]]
+
+
+def _write_report(folder: Path, count: int, skipped: list[Skipped]) -> None:
+    report = {"clips": count, "skipped": [{"path": str(s.path), "reason": s.reason} for s in skipped]}
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    lines = [f"{count} clips encoded, {len(skipped)} files skipped", *(f"{s.path}: {s.reason}" for s in skipped)]
+    (folder / "report.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> None:
+    part = path.with_name(f"{path.name}.tmp")
+    write(part)
+    os.replace(part, path)
+
+
+def _indices(path: Path) -> list[int]:
+    try:
+        return pq.ParquetFile(path).read(columns=["index"])["index"].to_pylist()
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: is damaged ({reason}); delete {path.parent} and encode again") from error
+
+
+def _changes(there: dict[str, Any], now: dict[str, Any]) -> str:
+    names = [name for name in sorted({*there, *now}) if there.get(name) != now.get(name)]
+    return ", ".join(f"{name} {there.get(name)} there, {now.get(name)} now" for name in names)

@@ -1,0 +1,193 @@
+"""The model card: what a fine-tuned model is, how it came about, what it cost, what it scores, what it is not for."""
+
+import json
+import math
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlvid import __version__
+from rlvid.config import RunConfig
+from rlvid.evaluate.evaluate import METRICS, Comparison, Summary
+from rlvid.evaluate.tables import markdown
+from rlvid.train.checkpoint import Found
+
+_METHODS = {
+    "instructvideo": "InstructVideo", "draft": "DRaFT", "draft-lv": "DRaFT-LV", "alignprop": "AlignProp",
+    "ddpo": "DDPO", "dpok": "DPOK", "rwr": "RWR", "raft": "RAFT",
+}  # fmt: skip
+
+
+def model_card(config: RunConfig, checkpoint: Found, run: Path, name: str, scale: float, frames: int, size: int) -> str:
+    """The README.md of an exported model, in the form that the Hugging Face hub reads.
+
+    Args:
+        config: the run's.
+        checkpoint: what was exported.
+        run: the run's folder; its ``evaluation.json`` becomes the evaluation, if there is one.
+        name: title of the card.
+        scale: how much of what was learned is in the merged model.
+        frames: of a video.
+        size: height and width in pixels.
+    """
+    state = json.loads((checkpoint.folder / "state.json").read_text(encoding="utf-8"))
+    parts = [_front_matter(config), f"# {name}", _summary(config, checkpoint, scale)]
+    parts += [
+        _usage(config, frames, size),
+        _training(config, state),
+        _evaluation(run, checkpoint.step),
+        _LIMITS,
+        _settings(config),
+    ]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether ``model.path`` names a repository of the hub, and no folder here."""
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", path)) and not Path(path).exists()
+
+
+def _method(config: RunConfig) -> str:
+    return _METHODS.get(config.method.name, config.method.name)
+
+
+def _front_matter(config: RunConfig) -> str:
+    known: dict[str, Any] = {"base_model": config.model.path} if is_hub_id(config.model.path) else {}
+    kind = "lora" if config.model.train == "lora" else "full-fine-tuning"
+    known |= {
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-video",
+        "tags": ["text-to-video", "reward-fine-tuning", "rlvid", config.method.name, kind],
+    }
+    lines = ["---", yaml.safe_dump(known, sort_keys=False).strip()]
+    if "base_model" not in known:
+        lines.append("# base_model: owner/name of the base on the hub")
+    lines += ["# license: yours to fill in; the base model's and the rewards' licences bind you too", "---"]
+    return "\n".join(lines)
+
+
+def _base(config: RunConfig) -> str:
+    path = config.model.path
+    return "the built-in model of rlvid" if path == "builtin" else f"`{path if is_hub_id(path) else Path(path).name}`"
+
+
+def _summary(config: RunConfig, checkpoint: Found, scale: float) -> str:
+    lora = config.model.lora
+    what = f"an adapter of rank {lora.rank} on {', '.join(f'`{each}`' for each in lora.targets)}"
+    how = what if config.model.train == "lora" else "all weights of its denoiser"
+    scaled = "" if scale == 1 else f" The merged weights hold {scale:g} of what was learned."
+    adapter = " The adapter alone is in `adapter/`." if config.model.train == "lora" else ""
+    return (
+        f"A text-to-video model: {_base(config)}, fine-tuned on a reward with {_method(config)} by "
+        f"rlvid {__version__}. Trained: {how}; {checkpoint.step} steps.{scaled} "
+        f"This folder is the whole model in diffusers' layout.{adapter}"
+    )
+
+
+def _usage(config: RunConfig, frames: int, size: int) -> str:
+    sampling = config.sampling
+    adapter = """
+The adapter on top of the base's denoiser:
+
+```python
+from peft import PeftModel
+
+unet = PeftModel.from_pretrained(unet, "FOLDER/adapter")  # unet: the base's UNet3DConditionModel
+```
+"""
+    return f"""## Use
+
+```python
+from diffusers import TextToVideoSDPipeline
+
+pipeline = TextToVideoSDPipeline.from_pretrained("FOLDER")
+frames = pipeline(
+    "a prompt", num_frames={frames}, height={size}, width={size},
+    num_inference_steps={sampling.steps}, guidance_scale={sampling.guidance:g},
+).frames[0]
+```
+{adapter if config.model.train == "lora" else ""}"""
+
+
+def _training(config: RunConfig, state: dict[str, Any]) -> str:
+    reward, source = config.reward, config.data.source
+    held_out = f"`{reward.held_out}` was measured and never trained on" if reward.held_out else "none was measured"
+    clips = f"{config.data.clips} clips of the built-in renderer" if source == "builtin" else f"`{Path(source).name}`"
+    workers = int(state["workers"])
+    rows = {
+        "Base": _base(config),
+        "Method": f"{_method(config)}, D = {config.sampling.steps}, g = {config.sampling.guidance:g}",
+        "Trained on the reward": f"`{reward.name}`",
+        "Held-out reward": held_out,
+        "Data": f"{clips}, as sources and prompts",
+        "Steps": f"{state['step']} of {config.train.batch_size} videos, of which {int(state['skipped'])} were skipped",
+        "Videos shown to the reward": f"{int(state['videos']):,}",
+        "Seconds of training": f"{state['seconds']:,.0f}",
+        "Hardware": f"{workers} worker{'s' * (workers > 1)}, each on {state.get('hardware', 'hardware not recorded')}",
+        "Precision": f"{config.model.precision}, trained weights float32; ZeRO stage {config.train.zero_stage}",
+        "Versions": ", ".join(f"{package} {number}" for package, number in state["versions"].items()),
+    }
+    return "\n".join(["## Training", "", "| | |", "|---|---|", *(f"| {key} | {text} |" for key, text in rows.items())])
+
+
+def _evaluation(run: Path, step: int) -> str:
+    path = run / "evaluation.json"
+    if not path.is_file():
+        return (
+            "## Evaluation\n\nNone was made. `rlvid evaluate` compares the model with its base on rewards that were "
+            "and were not trained on, and exporting again puts the table here."
+        )
+    summaries, comparisons, facts = read_results(path)
+    page = markdown([], summaries, comparisons, facts, level=2)
+    if str(step) != facts.get("step"):
+        page += f"\nThis is of step {facts.get('step')}, and not of the exported step {step}."
+    return page
+
+
+def read_results(path: Path) -> tuple[list[Summary], list[Comparison], dict[str, str]]:
+    """What ``rlvid.evaluate.tables.json_text`` wrote: NaN where it wrote null, or where a metric is newer than it."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    summaries = []
+    for each in content["summaries"]:
+        for part, absent in (("mean", math.nan), ("std", math.nan), ("used", 0)):
+            found = {name: absent if value is None else value for name, value in each[part].items()}
+            each[part] = dict.fromkeys(METRICS, absent) | found
+        summaries.append(Summary(**each))
+    numbers = {each.name for each in fields(Comparison) if each.type is float}
+    comparisons = [
+        Comparison(**{k: math.nan if k in numbers and v is None else v for k, v in each.items()})
+        for each in content["comparisons"]
+    ]
+    return summaries, comparisons, content["facts"]
+
+
+_LIMITS = """
+## Intended use and limits
+
+For research on reward fine-tuning, and for making short clips of the kind that the base makes. It knows what its base
+knows, with the base's biases, and was pushed towards what one reward model likes: that is a preference learned from
+other people's data, and no measure of truth, safety or taste. Do not use it to deceive, or to depict people without
+their consent.
+
+**Over-optimisation.** A reward that is maximised stops being a measure. The trained reward can rise while videos get
+worse: colours over-saturated, detail invented, motion frozen, samples of a prompt all alike. So read the trained reward
+only beside the held-out one, motion and diversity; prefer an earlier checkpoint where those fall; and export with a
+smaller `--lora-scale` for less of the effect. A reward on single frames teaches nothing about motion.
+"""
+
+
+def _settings(config: RunConfig) -> str:
+    settings = _without_folders(config.model_dump(mode="json", exclude={"output": True}))
+    return f"## Settings\n\n```yaml\n{yaml.safe_dump(settings, sort_keys=False)}```"
+
+
+def _without_folders(value: Any) -> Any:
+    """Settings with paths cut to their last part: where things lie is nobody's business."""
+    if isinstance(value, dict):
+        return {key: _without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(inner) for inner in value]
+    return Path(value).name if isinstance(value, str) and "/" in value and not is_hub_id(value) else value

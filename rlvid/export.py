@@ -1,0 +1,113 @@
+"""A run's model for others: the whole model in diffusers' layout, the adapter in PEFT's, and a model card.
+
+The folder, whole or not there at all::
+
+    README.md                             the model card
+    model_index.json, unet/, vae/, text_encoder/, tokenizer/, scheduler/     the merged model
+    adapter/                              the adapter alone, where one was trained
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import diffusers
+from diffusers import DDIMScheduler
+
+from rlvid.config import RunConfig
+from rlvid.evaluate.card import model_card
+from rlvid.evaluate.run import find_run
+from rlvid.models.folders import model_folder
+from rlvid.models.lora import merge_lora, read_lora, save_lora
+from rlvid.models.trained import blend
+from rlvid.models.unet3d import UNet3DModel, load_model
+from rlvid.train.checkpoint import Found
+
+
+def export_run(run: str | Path, out: Path, step: int | None = None, scale: float = 1.0) -> Path:
+    """Writes a run's model to a new folder; the run's own files stay as they are.
+
+    Args:
+        run: the run's folder, or the name of one under ``runs``.
+        out: a folder that does not exist yet, or is empty.
+        step: of the checkpoint; default: the latest.
+        scale: how much of what was learned: 0 is the base, 1 the tuned model.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        ValueError: no such run or checkpoint, ``out`` is taken, or ``scale`` is no finite number.
+    """
+    if not math.isfinite(scale):
+        raise ValueError(f"--lora-scale {scale}: expected a finite number, such as 1")
+    config, found = find_run(run, step)
+    with _whole(out) as folder:
+        model = merged_model(config, found, scale)
+        save_model(model, config, folder)
+        if config.model.train == "lora":
+            lora = config.model.lora
+            save_lora(read_lora(found.folder / "adapter"), lora.rank, lora.targets, folder / "adapter", scale)
+        name, run_folder = out.resolve().name, found.folder.parent
+        card = model_card(config, found, run_folder, name, scale, model.frames, model.size)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    return out
+
+
+def merged_model(config: RunConfig, found: Found, scale: float) -> UNet3DModel:
+    """A run's model in float32 on the CPU, with ``scale`` of what was learned added to the denoiser's own weights."""
+    model = load_model(config.model.path, frames=config.model.frames, size=config.model.size)
+    if config.model.train == "lora":
+        merge_lora(model.denoiser, read_lora(found.folder / "adapter"), scale)
+    else:
+        base = {name: tensor.clone() for name, tensor in model.denoiser.state_dict().items()}
+        blend(model.denoiser, base, found.folder, scale)
+    return model
+
+
+def save_model(model: UNet3DModel, config: RunConfig, folder: Path) -> None:
+    """Writes a model in diffusers' layout, with a scheduler that walks the chain of rlvid's own sampler."""
+    parts = {
+        "scheduler": sampler(config),
+        "text_encoder": model.text_encoder,
+        "tokenizer": model.tokenizer,
+        "unet": model.denoiser,
+        "vae": model.vae,
+    }
+    index: dict[str, object] = {"_class_name": "TextToVideoSDPipeline", "_diffusers_version": diffusers.__version__}
+    for name, part in parts.items():
+        part.save_pretrained(folder / name)
+        index[name] = [type(part).__module__.split(".")[0], type(part).__name__]
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def sampler(config: RunConfig) -> DDIMScheduler:
+    """The base's noise schedule on the timesteps of ``rlvid.diffusion``, ending where the run's chains end."""
+    base = DDIMScheduler.from_pretrained(model_folder(config.model.path) / "scheduler").config
+    kept = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
+    return DDIMScheduler(
+        **{name: base[name] for name in (*kept, "rescale_betas_zero_snr")},
+        clip_sample=False,
+        set_alpha_to_one=config.sampling.final == "exact",
+        steps_offset=1,
+        timestep_spacing="leading",
+    )
+
+
+@contextmanager
+def _whole(out: Path) -> Iterator[Path]:
+    """A folder to write into, that becomes ``out`` when all went well, and else is gone."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"--out {out} exists already; choose a folder that does not, or delete it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{uuid4().hex[:8]}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        temporary.replace(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

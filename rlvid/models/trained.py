@@ -1,0 +1,101 @@
+"""What of a denoiser is trained: an adapter (``model.train: lora``) or all of it (``full``).
+
+Trained weights are float32 whatever ``model.precision`` says. An adapter sits on frozen weights of that precision; a
+whole denoiser computes in it under autocast, which casts each weight where it is used.
+
+On disk, inside a checkpoint's folder: ``adapter/`` in PEFT's layout, or ``unet/`` in diffusers'.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rlvid.config import ModelConfig
+from rlvid.models.lora import check_fit, inject_lora, load_lora, lora_state, save_lora
+from rlvid.models.unet3d import DTYPES, UNet3DModel, load_model
+
+_FILES = {"lora": "adapter/adapter_model.safetensors", "full": "unet/diffusion_pytorch_model.safetensors"}
+
+
+def load_trainable(spec: ModelConfig, seed: int, path: str, device: str | torch.device = "cpu") -> UNet3DModel:
+    """The model of a run as training begins with it, from ``path`` (``model.path``, made absolute where need be).
+
+    Raises:
+        ValueError: see ``rlvid.models.unet3d.load_model`` and ``rlvid.models.lora.inject_lora``.
+    """
+    shape: dict[str, Any] = {"frames": spec.frames, "size": spec.size, "decode_chunk": spec.decode_chunk}
+    precision = spec.precision if spec.train == "lora" else "float32"
+    model = load_model(path, **shape, precision=precision, device=device)
+    if spec.train == "lora":
+        inject_lora(model.denoiser, spec.lora.rank, spec.lora.targets, seed)
+        return model
+    if spec.precision != "float32":
+        for frozen in (model.vae, model.text_encoder):
+            nn.Module.to(frozen, DTYPES[spec.precision])  # diffusers' own warns of nothing
+    train_whole(model.denoiser, spec.precision, model.device.type)
+    return model
+
+
+def train_whole(denoiser: nn.Module, precision: str, device_type: str) -> None:
+    """Makes all parameters trainable, and a float32 denoiser compute in ``precision``."""
+    denoiser.requires_grad_(True)
+    if precision != "float32":
+        # Inside the module, for DeepSpeed switches an autocast around it off; no cache, for it would hold every weight
+        # a second time, and each is used once.
+        autocast = torch.autocast(device_type, DTYPES[precision], cache_enabled=False)
+        denoiser.forward = autocast(denoiser.forward)
+
+
+def trained_state(denoiser: nn.Module, spec: ModelConfig) -> dict[str, Tensor]:
+    """What was trained, on the CPU: the adapter under PEFT's names, or all weights under the module's own."""
+    if spec.train == "lora":
+        return lora_state(denoiser)
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in denoiser.state_dict().items()}
+
+
+def save_trained(state: dict[str, Tensor], denoiser: nn.Module, spec: ModelConfig, folder: Path) -> None:
+    """Writes ``trained_state`` into a checkpoint's folder."""
+    if spec.train == "lora":
+        save_lora(state, spec.lora.rank, spec.lora.targets, folder / "adapter")
+        return
+    path = folder / _FILES["full"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(state, path, metadata={"format": "pt"})
+    denoiser.save_config(path.parent)  # type: ignore[operator]  # a method of diffusers' models
+
+
+def holds_trained(folder: Path) -> bool:
+    """Whether a checkpoint's folder holds what was trained."""
+    return any((folder / file).is_file() for file in _FILES.values())
+
+
+def load_trained(denoiser: nn.Module, spec: ModelConfig, folder: Path) -> None:
+    """Loads what ``save_trained`` wrote into a denoiser as ``load_trainable`` makes it.
+
+    Raises:
+        ValueError: it is missing, or of another layout; the first few names are given.
+    """
+    if spec.train == "lora":
+        load_lora(denoiser, folder / "adapter")
+    else:
+        blend(denoiser, None, folder, 1.0)
+
+
+@torch.no_grad()
+def blend(denoiser: nn.Module, base: dict[str, Tensor] | None, folder: Path, scale: float) -> None:
+    """Weights between those of the ``base`` (scale 0) and a checkpoint of full fine-tuning (scale 1), in place.
+
+    Raises:
+        ValueError: the checkpoint holds no whole denoiser, or one of another layout.
+    """
+    path = folder / _FILES["full"]
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no weights of a denoiser ({_FILES['full']})")
+    tuned, here = load_file(path), denoiser.state_dict()
+    check_fit(path, tuned, here)
+    for name, tensor in here.items():
+        end = tuned[name].to(tensor)
+        tensor.copy_(end if base is None else torch.lerp(base[name].to(tensor), end, scale))

@@ -1,0 +1,104 @@
+"""The memory that a worker needs in each stage, put together from what a row of each network needs."""
+
+from rlvid.config import RunConfig
+from rlvid.plan.counts import Counts
+from rlvid.plan.parts import Parts
+
+_BUCKET = 4 * 500_000_000
+"""Bytes of the buffer that DeepSpeed gathers float32 gradients in, from stage 1 on (``reduce_bucket_size``)."""
+_LIVE = 1_000_000_000
+"""Parameters that ZeRO-3 keeps gathered at most (``stage3_max_live_parameters``)."""
+
+
+def resident(parts: Parts, config: RunConfig) -> dict[str, int]:
+    """Bytes on each worker that stay through a step, by what they are.
+
+    AdamW keeps two float32 numbers for each trained parameter, and under ZeRO a float32 copy beside them. Stage 1
+    spreads these over the workers, stage 2 the gradients too, stage 3 the denoiser's own weights.
+    """
+    trained, stage, workers = parts.denoiser.trainable, config.train.zero_stage, config.train.workers
+    denoiser = parts.denoiser.weights
+    if stage == 3:
+        live = min(1.0, _LIVE / parts.denoiser.parameters)
+        denoiser = denoiser // workers + (int(live * denoiser) if workers > 1 else 0)
+    frozen = (parts.autoencoder, parts.text_encoder, parts.reward, parts.held_out)
+    return {
+        "denoiser": denoiser,
+        "other weights": sum(part.weights for part in frozen),
+        "gradients": 4 * trained // (workers if stage >= 2 else 1),
+        "optimiser": 8 * trained if stage == 0 else 12 * trained // workers,
+        "DeepSpeed's buffer": _BUCKET if stage else 0,
+    }
+
+
+def stages(
+    parts: Parts,
+    counts: Counts,
+    config: RunConfig,
+    *,
+    micro_batch: int | None = None,
+    decode_chunk: int | None = None,
+    recompute: bool | None = None,
+) -> dict[str, int]:
+    """Bytes that each stage of a step needs at its peak, beside what is ``resident``.
+
+    The last three arguments stand in for the run's settings of the same meaning, to see what they would change.
+    """
+    share = (micro_batch or config.micro_batch) / config.micro_batch
+    chunk = decode_chunk or config.model.decode_chunk
+    again = config.train.checkpoint_activations if recompute is None else recompute
+    unet, vae, judge, other = (p.cost for p in (parts.denoiser, parts.autoencoder, parts.reward, parts.held_out))
+    videos, frames, images = counts.denoiser, counts.decoder, counts.reward
+    decoded = share * (frames.held_rows or config.micro_batch * _frames_of_a_video(counts))
+    pixels = decoded * 3 * parts.size**2 * 4
+    in_chunk = min(chunk, decoded)
+    chain_held = 0 if again else share * videos.held_rows * unet.kept
+    decode_held = 0 if again else decoded * vae.kept
+    judged = share * max(images.held_rows, images.plain_rows)
+    in_judge, in_other = min(judged, parts.reward.chunk), min(judged, parts.held_out.chunk)
+    judging, judge_held, judge_back = judged * judge.kept, judged * judge.kept, judged * judge.peak
+    if parts.reward.recompute:  # a chunk's input stays, and its activations come and go
+        judge_held = judged * 3 * parts.size**2 * 4
+        judging, judge_back = judge_held + in_judge * judge.plain_peak, judge_held + in_judge * judge.peak
+    found = {"chain without gradient": share * videos.plain_rows * unet.plain_peak}
+    if config.method.needs_gradient:
+        held = chain_held + decode_held + 2 * pixels  # the frames and their gradient
+        found["chain with gradient"] = share * videos.graph_rows * unet.plain_peak + chain_held
+        found["decode"] = chain_held + decode_held + in_chunk * vae.plain_peak + pixels
+        found["reward"] = held + judging
+        found["held-out reward"] = held + judge_held + in_other * other.plain_peak if parts.held_out.weights else 0
+        found["backward through the reward"] = held + judge_back
+        found["backward through the decoder"] = held + in_chunk * (vae.peak if again else vae.peak - vae.kept)
+        one_call = share * videos.graph_rows * (unet.peak if again else unet.peak - unet.kept)
+        found["backward through the denoiser"] = chain_held + one_call
+    else:
+        found["decode"] = in_chunk * vae.plain_peak + pixels
+        found["reward"] = in_judge * judge.plain_peak + pixels
+        found["held-out reward"] = in_other * other.plain_peak + pixels if parts.held_out.weights else 0
+        found["backward through the denoiser"] = share * videos.graph_rows * unet.peak
+    return {name: int(size) for name, size in found.items() if size}
+
+
+def advice(parts: Parts, counts: Counts, config: RunConfig) -> dict[str, int]:
+    """Settings that lower the peak by a twentieth or more, each alone, and the peak with each."""
+    fixed = sum(resident(parts, config).values())
+    now = fixed + max(stages(parts, counts, config).values())
+    tried: dict[str, int] = {}
+
+    def offer(setting: str, **changes: int | bool) -> None:
+        tried[setting] = fixed + max(stages(parts, counts, config, **changes).values())  # type: ignore[arg-type]
+
+    if not config.train.checkpoint_activations:
+        offer("train.checkpoint_activations=true", recompute=True)
+    share = config.train.batch_size // config.train.workers
+    for smaller in sorted({config.micro_batch // 2, 1}, reverse=True):
+        if 0 < smaller < config.micro_batch and share % smaller == 0:
+            offer(f"train.micro_batch={smaller}", micro_batch=smaller)
+    for chunk in sorted({config.model.decode_chunk // 4, 1}, reverse=True):
+        if 0 < chunk < config.model.decode_chunk:
+            offer(f"model.decode_chunk={chunk}", decode_chunk=chunk)
+    return {setting: peak for setting, peak in tried.items() if peak <= 0.95 * now}
+
+
+def _frames_of_a_video(counts: Counts) -> float:
+    return counts.decoder.plain + counts.decoder.graph

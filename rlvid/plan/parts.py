@@ -1,0 +1,220 @@
+"""A run's networks on the meta device, and what a row of each costs."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, replace
+from functools import lru_cache, partial
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from open_clip import get_model_config
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPConfig
+
+from rlvid.config import RunConfig
+from rlvid.config.reward import RewardConfig
+from rlvid.models.folders import resolved_shape, structure_folder
+from rlvid.models.lora import inject_lora
+from rlvid.models.unet3d import DTYPES
+from rlvid.models.untrained import outline
+from rlvid.plan.measure import FREE, Cost, measure
+from rlvid.reward.clip import build_clip
+from rlvid.reward.huggingface import open_clip_config
+from rlvid.reward.imagereward import LENGTH, VISION, build_blip, configs
+from rlvid.reward.load import BUILTIN
+from rlvid.reward.published import STRUCTURES
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network's size and the cost of a row.
+
+    Attributes:
+        parameters: in all.
+        trainable: of these, the ones that are trained.
+        weights: bytes of the parameters.
+        cost: of one row.
+        chunk: most rows at once (of rewards).
+        recompute: whether chunks are computed again in the backward pass (of rewards).
+    """
+
+    parameters: int
+    trainable: int
+    weights: int
+    cost: Cost
+    chunk: int = 1
+    recompute: bool = False
+
+
+_NONE = Network(0, 0, 0, FREE)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A run's networks, and the shapes that they work on: latents (C, F, h, w), text (L, D), pixels."""
+
+    denoiser: Network
+    autoencoder: Network
+    text_encoder: Network
+    reward: Network
+    held_out: Network
+    adapted_layers: int
+    latent_shape: tuple[int, int, int, int]
+    text_shape: tuple[int, int]
+    size: int
+
+
+def outline_parts(config: RunConfig) -> Parts:
+    """Builds and measures what ``config`` asks for; no weights are read.
+
+    Raises:
+        ValueError: the model's configuration is missing, its size does not fit, or no layer has a target's name.
+    """
+    spec, gradient = config.model, config.method.needs_gradient
+    frames, size = resolved_shape(spec.path, spec.frames, spec.size)
+    parts = _model(
+        structure_folder(spec.path), spec.precision, frames, size, gradient,
+        (spec.lora.rank, tuple(spec.lora.targets)) if spec.train == "lora" else None,
+    )  # fmt: skip
+    return replace(
+        parts,
+        reward=_reward(config.reward.parts, config.reward, size, gradient),
+        held_out=_reward([(config.reward.held_out, config.reward.held_out_path)], config.reward, size, False),
+    )
+
+
+@lru_cache(maxsize=8)  # the full-size denoiser takes seconds, and plans are compared
+def _model(
+    folder: Path, precision: str, frames: int, size: int, gradient: bool, lora: tuple[int, tuple[str, ...]] | None
+) -> Parts:
+    unet, vae, encoder = (nn.Module.to(p, DTYPES[precision]).requires_grad_(False) for p in outline(folder))
+    base = sum(p.numel() for p in unet.parameters())
+    adapter = inject_lora(unet, lora[0], list(lora[1]), seed=0) if lora else []
+    if not lora:
+        unet.requires_grad_(True)
+    side = size // 2 ** (len(vae.config.block_out_channels) - 1)
+    latent_shape = (unet.config.in_channels, frames, side, side)
+    text_shape = (encoder.config.max_position_embeddings, encoder.config.hidden_size)
+    denoiser = _network(unet, _denoise(unet, latent_shape, text_shape), base)
+    return Parts(
+        denoiser=denoiser if lora else replace(denoiser, weights=4 * base),  # trained weights are float32
+        autoencoder=_network(vae, _decode(vae, side, gradient)),
+        text_encoder=_network(encoder, FREE),
+        reward=_NONE,
+        held_out=_NONE,
+        adapted_layers=len(adapter) // 2,
+        latent_shape=latent_shape,
+        text_shape=text_shape,
+        size=size,
+    )
+
+
+def _denoise(unet: Any, latent_shape: tuple[int, ...], text_shape: tuple[int, int]) -> Cost:
+    with torch.device("meta"):
+        latents_BCFhw = torch.empty(1, *latent_shape, dtype=unet.dtype)
+        text_BLD = torch.empty(1, *text_shape, dtype=unet.dtype)
+        timestep_B = torch.empty(1, dtype=torch.int64)
+
+    def run() -> Tensor:
+        output: Tensor = unet(latents_BCFhw, timestep_B, encoder_hidden_states=text_BLD, return_dict=False)[0]
+        return output
+
+    return measure(unet, run, backward=True, known=(latents_BCFhw, text_BLD, timestep_B))
+
+
+def _decode(vae: Any, side: int, backward: bool) -> Cost:
+    latents_NChw = torch.empty(
+        1, vae.config.latent_channels, side, side, dtype=vae.dtype, device="meta", requires_grad=backward
+    )
+    return measure(vae, lambda: vae.decode(latents_NChw).sample, backward=backward, known=(latents_NChw,))
+
+
+def _network(module: nn.Module, cost: Cost, base: int | None = None) -> Network:
+    parameters = list(module.parameters())
+    return Network(
+        parameters=sum(p.numel() for p in parameters) if base is None else base,
+        trainable=sum(p.numel() for p in parameters if p.requires_grad),
+        weights=sum(p.numel() * p.element_size() for p in parameters),
+        cost=cost,
+    )
+
+
+def _reward(names: Sequence[tuple[str | None, str | None]], config: RewardConfig, size: int, backward: bool) -> Network:
+    """The networks of one reward, or of all parts of a mixture: their sums, as all of them see every image."""
+    judges = [judge for name, path in names if (judge := _judge(name, path))]
+    if not judges:
+        return _NONE
+    learned = [name not in BUILTIN for name, _ in names]
+    images_NCHW = torch.empty(1, 3, size, size, requires_grad=backward, device="meta")
+    found = []
+    for judge in judges:
+        judge.eval().requires_grad_(False).to(DTYPES[config.precision])
+        run = partial(judge, images_NCHW)
+        found.append(_network(judge, measure(judge, run, backward=backward, known=(images_NCHW,))))
+    costs = [astuple(network.cost) for network in found]
+    return Network(
+        parameters=sum(network.parameters for network in found),
+        trainable=0,
+        weights=sum(network.weights for network in found),
+        cost=Cost(*(sum(values) for values in zip(*costs, strict=True))),
+        chunk=config.chunk or (8 if any(learned) else 64),
+        recompute=any(learned) if config.checkpoint_activations is None else config.checkpoint_activations,
+    )
+
+
+def _judge(name: str | None, path: str | None) -> nn.Module | None:
+    """What is computed for each image, on the meta device; None where that is no network, or one that is not known."""
+    with torch.device("meta"):
+        if name == "imagereward":
+            return _BlipJudge()
+        if name in BUILTIN or name in STRUCTURES:
+            return _ClipJudge(_clip_config(name, path))
+    return None
+
+
+def _clip_config(name: str, path: str | None) -> dict[str, Any]:
+    if name in BUILTIN:
+        file = Path(str(resources.files("rlvid"))) / "toy" / "weights" / BUILTIN[name] / "config.json"
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    folder = Path(path).expanduser() if path else Path()
+    if path and (folder / "open_clip_config.json").is_file():
+        return dict(json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"])
+    if path and (folder / "config.json").is_file():
+        return open_clip_config(CLIPConfig.from_pretrained(folder, local_files_only=True), f"{path!r}")
+    return dict(get_model_config(STRUCTURES[name]))
+
+
+class _ClipJudge(nn.Module):
+    """An open_clip reward: what is computed for each image; text features are computed once for each prompt."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.clip = build_clip(config)
+        self.size = config["vision_cfg"]["image_size"]
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        return self.clip.encode_image(_resize(images_NCHW, self.size).to(self.clip.logit_scale.dtype)).float()
+
+
+class _BlipJudge(nn.Module):
+    """ImageReward: ViT-L/16, BERT-base that looks at the image in every layer, and five linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vision, self.text, self.head = build_blip(*configs())
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        dtype = self.vision.dtype
+        seen = self.vision(_resize(images_NCHW, VISION["image_size"]).to(dtype)).last_hidden_state
+        tokens_NL = torch.zeros(len(images_NCHW), LENGTH, dtype=torch.int64, device=images_NCHW.device)
+        # The padding's mask is left out: transformers would look at its values, and it only adds to the logits.
+        read = self.text(tokens_NL, encoder_hidden_states=seen, is_decoder=False).last_hidden_state
+        score: Tensor = self.head(read[:, 0])
+        return score.float()
+
+
+def _resize(images_NCHW: Tensor, size: int) -> Tensor:
+    return F.interpolate(images_NCHW, (size, size), mode="bicubic", antialias=True, align_corners=False)

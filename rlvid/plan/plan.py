@@ -1,0 +1,149 @@
+"""The plan of a run: what it counts, what it costs, what it needs."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from rlvid.config import RunConfig
+from rlvid.plan.counts import Counts, count
+from rlvid.plan.memory import advice, resident, stages
+from rlvid.plan.parts import Parts, outline_parts
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do and need; bytes are those of one worker, FLOPs those of one sample.
+
+    Attributes:
+        parts: the networks.
+        counts: calls for each sample.
+        flops: of each stage, for one sample.
+        resident: bytes that stay through a step.
+        stages: bytes that each stage needs beside them.
+        advice: settings that lower the peak, and the peak with each.
+        checkpointing: the peak with activations ``recomputed`` and with all of them ``kept``.
+        disk: bytes of what is written.
+    """
+
+    config: RunConfig
+    parts: Parts
+    counts: Counts
+    flops: dict[str, float]
+    resident: dict[str, int]
+    stages: dict[str, int]
+    advice: dict[str, int]
+    checkpointing: dict[str, int]
+    disk: dict[str, int]
+
+    @property
+    def peak(self) -> int:
+        """Bytes that a worker needs at the most."""
+        return sum(self.resident.values()) + max(self.stages.values())
+
+    @property
+    def flops_per_step(self) -> float:
+        """FLOPs of a batch over all workers."""
+        return sum(self.flops.values()) * self.config.train.batch_size
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        parts = asdict(self.parts)
+        return {
+            "run": self.config.name,
+            "method": self.config.method.name,
+            "parameters": {name: parts[name]["parameters"] for name in NETWORKS},
+            "trainable_parameters": self.parts.denoiser.trainable,
+            "adapted_layers": self.parts.adapted_layers,
+            "latent_shape": list(self.parts.latent_shape),
+            "calls_per_sample": {name: _calls(getattr(self.counts, name)) for name in CALLED},
+            "optimiser_steps_per_batch": self.counts.optimiser_steps,
+            "flops_per_row": {
+                name: {"forward": parts[name]["cost"]["flops"], "backward": parts[name]["cost"]["backward_flops"]}
+                for name in NETWORKS
+            },
+            "flops_per_sample": self.flops,
+            "flops_per_step": self.flops_per_step,
+            "resident_bytes": self.resident,
+            "stage_bytes": self.stages,
+            "peak_bytes": self.peak,
+            "peak_bytes_with": self.advice,
+            "peak_bytes_with_activations": self.checkpointing,
+            "disk_bytes": self.disk,
+        }
+
+
+NETWORKS = ("denoiser", "autoencoder", "text_encoder", "reward", "held_out")
+CALLED = ("denoiser", "decoder", "reward", "held_out")
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """Counts everything that ``config`` asks for; no weights are needed, and nothing is written.
+
+    Raises:
+        ValueError: the model's configuration is missing, or its settings do not fit together.
+    """
+    parts = outline_parts(config)
+    frames = parts.latent_shape[1]
+    if config.reward.segments > frames:
+        raise ValueError(
+            f"reward.segments = {config.reward.segments} exceeds the {frames} frames of a video; allowed: 1 to {frames}"
+        )
+    counts, fixed = count(config, frames), sum(resident(parts, config).values())
+    either = {
+        name: fixed + max(stages(parts, counts, config, recompute=recompute).values())
+        for name, recompute in (("recomputed", True), ("kept", False))
+    }
+    return Plan(
+        config=config,
+        parts=parts,
+        counts=counts,
+        flops=flops_by_stage(parts, counts),
+        resident=resident(parts, config),
+        stages=stages(parts, counts, config),
+        advice=advice(parts, counts, config),
+        checkpointing=either,
+        disk=disk(parts, counts, config),
+    )
+
+
+def flops_by_stage(parts: Parts, counts: Counts) -> dict[str, float]:
+    """FLOPs of one sample; text is encoded once and for all, and costs a step nothing."""
+    judged = replace(counts.reward, again=counts.reward.graph) if parts.reward.recompute else counts.reward
+    pairs = {
+        "denoiser": (counts.denoiser, parts.denoiser.cost),
+        "decoder": (counts.decoder, parts.autoencoder.cost),
+        "reward": (judged, parts.reward.cost),
+    }
+    return {
+        "chain without gradient": counts.denoiser.plain * parts.denoiser.cost.flops,
+        "chain with gradient": counts.denoiser.graph * parts.denoiser.cost.flops,
+        "decode": (counts.decoder.plain + counts.decoder.graph) * parts.autoencoder.cost.flops,
+        "reward": (counts.reward.plain + counts.reward.graph) * parts.reward.cost.flops,
+        "held-out reward": counts.held_out.plain * parts.held_out.cost.flops,
+        **{
+            f"backward through the {name}": calls.again * cost.flops + calls.backward * cost.backward_flops
+            for name, (calls, cost) in pairs.items()
+        },
+    }
+
+
+def disk(parts: Parts, counts: Counts, config: RunConfig) -> dict[str, int]:
+    """Bytes of files: float32 numbers, and archived frames as PNG, which are never larger than their pixels."""
+    trained, channels = parts.denoiser.trainable, parts.latent_shape
+    latents = channels[0] * channels[1] * channels[2] * channels[3]
+    frames = (counts.decoder.plain + counts.decoder.graph) * config.train.batch_size
+    every, train = config.output.archive_every, config.train
+    archived = -(-train.steps // every) if every else 0
+    checkpoint = 4 * trained + (12 if train.zero_stage == 0 else 16) * trained
+    return {
+        "adapter": 4 * trained,
+        "checkpoint": checkpoint,
+        "checkpoints kept": checkpoint
+        * min(config.output.keep_checkpoints, -(-train.steps // config.output.checkpoint_every)),
+        "archive of a step, at most": int(frames * 3 * parts.size**2) if every else 0,
+        "archive, at most": int(archived * frames * 3 * parts.size**2),
+        "an encoded clip": 4 * (2 * latents + parts.text_shape[0] * parts.text_shape[1]),
+    }
+
+
+def _calls(calls: Any) -> dict[str, float]:
+    return {name: getattr(calls, name) for name in ("plain", "graph", "again", "backward")}

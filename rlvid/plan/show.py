@@ -1,0 +1,106 @@
+"""The plan in plain words and three tables."""
+
+from collections.abc import Iterator
+
+from rich.console import RenderableType
+from rich.table import Table
+
+from rlvid.plan.counts import Calls
+from rlvid.plan.plan import Plan
+
+
+def render(plan: Plan) -> Iterator[RenderableType]:
+    """What to print, one thing after another."""
+    config, parts, counts = plan.config, plan.parts, plan.counts
+    channels, frames, height, width = parts.latent_shape
+    yield (
+        f"{config.name}: {config.method.name} on the reward {config.reward.name}, {config.train.steps:,} steps of "
+        f"{config.train.batch_size} videos, {config.train.workers} worker(s), {config.micro_batch} video(s) at once on "
+        f"each, ZeRO stage {config.train.zero_stage}, {config.model.precision}"
+    )
+    adapted = f" in {parts.adapted_layers} layers" if parts.adapted_layers else ""
+    yield (
+        f"parameters: {parts.denoiser.parameters:,} base, {parts.denoiser.trainable:,} trainable{adapted}; autoencoder "
+        f"{parts.autoencoder.parameters:,}, text encoder {parts.text_encoder.parameters:,}, reward "
+        f"{parts.reward.parameters:,}, held-out reward {parts.held_out.parameters:,}"
+    )
+    yield (
+        f"a sample: {frames} frames of {parts.size} x {parts.size} pixels, latents {channels} x {frames} x {height} x "
+        f"{width}; {_number(_forward(counts.denoiser))} U-Net evaluations and {_number(counts.denoiser.again)} again "
+        f"in the backward pass, {_number(_forward(counts.decoder))} decodes, {_number(_forward(counts.reward))} images "
+        f"rewarded, {_number(_forward(counts.held_out))} by the held-out reward; "
+        f"{_number(counts.optimiser_steps)} optimiser step(s) a batch"
+    )
+    yield _work(plan)
+    yield _memory(plan)
+    yield from _hints(plan)
+    yield _disk(plan)
+
+
+def _work(plan: Plan) -> Table:
+    table = Table(
+        "Stage", "TFLOPs a sample", "Share", "Peak memory", title="Work and memory of a worker", title_justify="left"
+    )
+    for column in table.columns[1:]:
+        column.justify = "right"
+    total, fixed = sum(plan.flops.values()), sum(plan.resident.values())
+    for name in dict.fromkeys([*plan.flops, *plan.stages]):
+        flops, size = plan.flops.get(name, 0.0), plan.stages.get(name, 0)
+        if flops or size:
+            peak = f"{gib(fixed + size)}" if size else ""
+            table.add_row(name, f"{flops / 1e12:,.2f}", f"{100 * flops / total:.1f} %", peak)
+    table.add_section()
+    table.add_row("all", f"{total / 1e12:,.2f}", "100 %", gib(plan.peak))
+    return table
+
+
+def _memory(plan: Plan) -> Table:
+    table = Table("Stays through a step", "Memory", title="Of the peak memory", title_justify="left")
+    table.columns[1].justify = "right"
+    for name, size in plan.resident.items():
+        if size:
+            table.add_row(name, gib(size))
+    return table
+
+
+def _hints(plan: Plan) -> Iterator[str]:
+    stage = max(plan.stages, key=plan.stages.__getitem__)
+    yield f"peak: {gib(plan.peak)} on each worker, in {stage}; a GPU's own workspace and fragmentation come on top"
+    yield (
+        f"  with activations recomputed in the backward pass {gib(plan.checkpointing['recomputed'])}, with all of them "
+        f"kept {gib(plan.checkpointing['kept'])}"
+    )
+    for setting, peak in plan.advice.items():
+        yield f"  {setting} lowers it to {gib(peak)}"
+    if plan.config.model.precision == "float32":
+        yield "  model.precision=bfloat16 halves the weights and most of the rest, where the device has it"
+    yield (
+        f"a step of {plan.config.train.batch_size} videos: {plan.flops_per_step / 1e12:,.1f} TFLOPs over all workers; "
+        f"the run: {plan.flops_per_step * plan.config.train.steps / 1e18:,.3g} EFLOPs"
+    )
+
+
+def _disk(plan: Plan) -> Table:
+    table = Table("On disk", "Size", title_justify="left")
+    table.columns[1].justify = "right"
+    for name, size in plan.disk.items():
+        if size:
+            table.add_row(name, gib(size))
+    return table
+
+
+def gib(size: float) -> str:
+    """Bytes as a number with a unit."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:,.1f} GiB"
+
+
+def _forward(calls: Calls) -> float:
+    return calls.plain + calls.graph
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value == round(value) else f"{value:,.1f}"

@@ -1,0 +1,82 @@
+"""A reward of the user's own: one function in a Python file, named as FILE.py:FUNCTION."""
+
+import hashlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class CustomReward(nn.Module):
+    """Calls ``function(frames_BSCHW, prompts)``, whose scores are one a frame (B, S) or one a video (B,).
+
+    The function's attributes say what it is: ``differentiable`` (default true) and ``whole_video`` (default false). One
+    that is not differentiable gets detached frames without autograd, and may answer with numbers, lists or arrays.
+
+    Args:
+        function: the user's.
+        differentiable: overrides the attribute.
+    """
+
+    def __init__(self, function: Callable[[Tensor, list[str]], Any], differentiable: bool | None = None) -> None:
+        super().__init__()
+        self.function = function
+        declared = bool(getattr(function, "differentiable", True))
+        self.differentiable = declared if differentiable is None else differentiable
+        self.whole_video = bool(getattr(function, "whole_video", False))
+
+    def forward(self, frames_BSCHW: Tensor, prompts: list[str]) -> Tensor:
+        """scores_BS or scores_B, float32, on the device of the frames."""
+        if self.differentiable:
+            scores = self.function(frames_BSCHW, prompts)
+        else:
+            with torch.no_grad():
+                scores = self.function(frames_BSCHW.detach(), prompts)
+        return torch.as_tensor(scores).to(frames_BSCHW.device, torch.float32)
+
+
+def load_function(path: str, where: str) -> Callable[[Tensor, list[str]], Any]:
+    """The function of FILE.py:FUNCTION; the file is run, as importing it would.
+
+    Args:
+        path: the file, a colon and a name in it.
+        where: what errors begin with.
+
+    Raises:
+        ValueError: no such file or function, the file cannot be imported, or the function takes other arguments.
+    """
+    file, _, name = path.rpartition(":")
+    source = Path(file).expanduser()
+    if not source.is_file():
+        raise ValueError(f"{where}: there is no file {file}; expected FILE.py:FUNCTION")
+    function = getattr(_module(source.resolve(), where), name, None)
+    if not callable(function):
+        raise ValueError(f"{where}: {source.name} has no function {name!r}")
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError as error:
+        raise ValueError(
+            f"{where}: {name} must take (frames, prompts), where frames are (B, S, 3, H, W) in [0, 1] ({error})"
+        ) from None
+    return function
+
+
+def _module(source: Path, where: str) -> ModuleType:
+    name = f"rlvid_reward_{hashlib.sha256(str(source).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, source)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickle look modules up here
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # anybody's code may raise anything; the user is to learn what and where
+        del sys.modules[name]
+        raise ValueError(f"{where}: {source.name} cannot be imported ({type(error).__name__}: {error})") from error
+    return module

@@ -1,0 +1,145 @@
+"""Published CLIP models from local files: their structures, the names of their weights, and which file is which."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.model import CLIP
+from open_clip.tokenizer import SimpleTokenizer
+from transformers import CLIPConfig, CLIPTokenizer
+
+from rlvid.reward.aesthetic import HEAD_FILE, AestheticReward, head
+from rlvid.reward.checkpoints import fill, md5, read_weights
+from rlvid.reward.clip import ClipReward, Tokenise, build_clip, pad_with
+from rlvid.reward.huggingface import open_clip_config, open_clip_names
+from rlvid.reward.preprocess import preset
+
+STRUCTURES = {
+    "hpsv2": "ViT-H-14",
+    "hpsv2.1": "ViT-H-14",
+    "pickscore": "ViT-H-14",
+    "clip": "ViT-L-14-quickgelu",
+    "aesthetic": "ViT-L-14-quickgelu",
+}
+"""open_clip's name of each reward's structure; another one may come with a folder for ``clip``."""
+
+HPS_FILES = {
+    "hpsv2": ("HPS_v2_compressed.pt", "fd9180de357abf01fdb4eaad64631db4"),
+    "hpsv2.1": ("HPS_v2.1_compressed.pt", "4067542e34ba2553a738c5ac6c1d75c0"),
+}
+"""Name and MD5 digest of the public files; the weights' structure does not tell the versions apart."""
+
+
+def load_clip_reward(
+    name: str,
+    path: str,
+    device: str | torch.device = "cpu",
+    *,
+    where: str,
+    precision: str = "float32",
+    preprocess: str | None = None,
+    chunk: int = 8,
+    recompute: bool = True,
+) -> ClipReward | AestheticReward:
+    """One of ``STRUCTURES`` from its published weights.
+
+    Args:
+        name: which reward.
+        path: see ``check_files``; ``random`` gives the full structure with open_clip's initial weights.
+        device: where it computes.
+        where: what errors begin with.
+        precision: of the weights.
+        preprocess: name of a preset; default: the reward's own.
+        chunk: most images at once.
+        recompute: see ``rlvid.reward.clip.in_chunks``.
+
+    Raises:
+        ValueError: weights of another model, or what ``check_files`` raises.
+    """
+    source = check_files(name, path, where)
+    clip, tokenise = _random(name) if source is None else _published(name, source, where)
+    scale = float(clip.logit_scale.detach().float().exp()) if name == "pickscore" else 1.0
+    clip = clip.to(device, getattr(torch, precision))
+    size = clip.visual.image_size
+    default = "hpsv2" if name.startswith("hpsv2") else "pickscore" if name == "pickscore" else "clip"
+    prepare = preset(preprocess or default, size[0] if isinstance(size, tuple) else size)
+    if name == "aesthetic":
+        weight_D, bias = head(source and source / HEAD_FILE, clip.visual.output_dim, where)
+        return AestheticReward(clip.visual, weight_D.to(device), bias.to(device), prepare, chunk, recompute=recompute)
+    return ClipReward(clip, tokenise, prepare, chunk, recompute=recompute, scale=scale)
+
+
+def check_files(name: str, path: str, where: str) -> Path | None:
+    """What can be known to be wrong before weights are read; the path, or None for ``random``.
+
+    HPSv2, HPSv2.1 and PickScore may be one file, whose structure is known. A folder is one of transformers
+    (``config.json`` of a ``CLIPModel``) or of open_clip (``open_clip_config.json``); the aesthetic one also holds
+    LAION's head, ``sac+logos+ava1-l14-linearMSE.pth``.
+
+    Raises:
+        ValueError: nothing is there, it lacks a part, or it is the other version of HPS.
+    """
+    if path == "random":
+        return None
+    source = Path(path).expanduser()
+    if not source.exists():
+        raise ValueError(f"{where}: no such file or folder; docs/rewards.md says where the public one is")
+    if source.is_dir():
+        if not any((source / each).is_file() for each in ("config.json", "open_clip_config.json")):
+            raise ValueError(f"{where}: the folder has neither config.json (transformers) nor open_clip_config.json")
+    elif name in ("clip", "aesthetic"):
+        raise ValueError(
+            f"{where}: is a file, which does not say the model's structure; give the folder with its config.json"
+        )
+    if name == "aesthetic" and not (source / HEAD_FILE).is_file():
+        raise ValueError(f"{where}: the folder lacks LAION's head, {HEAD_FILE}")
+    if name in HPS_FILES and source.is_file():
+        _check_version(name, source, where)
+    return source
+
+
+def _check_version(name: str, file: Path, where: str) -> None:
+    """Raises ValueError for the other version's public file; a file of the right name is taken at its word."""
+    public = {entry[0]: version for version, entry in HPS_FILES.items()}
+    version = public.get(file.name)
+    if version is None:
+        digest = md5(file)
+        version = next((each for each, entry in HPS_FILES.items() if entry[1] == digest), name)
+    if version != name:
+        raise ValueError(f"{where}: is the public file of {version}, not of {name}; set the reward's name to {version}")
+
+
+def _random(name: str) -> tuple[CLIP, Tokenise]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build_clip(open_clip.get_model_config(STRUCTURES[name])), SimpleTokenizer()
+
+
+def _published(name: str, source: Path, where: str) -> tuple[CLIP, Tokenise]:
+    weights, config = read_weights(source, where), open_clip.get_model_config(STRUCTURES[name])
+    if any(key.startswith("vision_model.") for key in weights):
+        weights = open_clip_names(weights)
+        if (source / "config.json").is_file():
+            config = open_clip_config(CLIPConfig.from_pretrained(source, local_files_only=True), where)
+    elif (source / "open_clip_config.json").is_file():
+        config = json.loads((source / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
+        if config.get("custom_text") or "timm_model_name" in config["vision_cfg"]:
+            raise ValueError(f"{where}: its open_clip_config.json is of another class than CLIP, and is not supported")
+    with torch.device("meta"):
+        clip = build_clip(config)
+    fill(clip, weights, where)
+    length = clip.context_length
+    clip.register_buffer("attn_mask", torch.full((length, length), -torch.inf).triu(1), persistent=False)  # was on meta
+    return clip, _tokeniser(source, config, where)
+
+
+def _tokeniser(source: Path, config: dict[str, Any], where: str) -> Tokenise:
+    """The folder's own tokenizer, or else open_clip's, which is OpenAI's."""
+    length = config["text_cfg"].get("context_length", 77)
+    if (source / "tokenizer.json").is_file() or (source / "vocab.json").is_file():
+        return pad_with(CLIPTokenizer.from_pretrained(source, local_files_only=True), length)
+    if config["text_cfg"].get("vocab_size", 49408) != 49408:
+        raise ValueError(f"{where}: the model has a vocabulary of its own and the folder no tokenizer.json for it")
+    return SimpleTokenizer(context_length=length)

@@ -1,0 +1,247 @@
+"""What is exported loads where others load it, and is the model that was trained."""
+
+import hashlib
+import json
+import logging
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, TextToVideoSDPipeline, UNet3DConditionModel
+from helpers import save_run
+from huggingface_hub import ModelCard
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rlvid import randomness
+from rlvid.config import parse_config
+from rlvid.diffusion.chain import denoise
+from rlvid.diffusion.schedule import timesteps
+from rlvid.evaluate import tables
+from rlvid.evaluate.card import read_results
+from rlvid.evaluate.evaluate import METRICS, Row, compare, summarise
+from rlvid.evaluate.run import load_run
+from rlvid.export import export_run, sampler
+from rlvid.models.lora import merge_lora, read_lora
+from rlvid.models.unet3d import UNet3DModel, load_model
+from rlvid.toy.tiny import tiny_model
+
+log = logging.getLogger(__name__)
+PROMPT = "a red circle moving left"
+PARTS = ["scheduler", "text_encoder", "tokenizer", "unet", "vae"]
+
+
+def latents_of(model: UNet3DModel, start: Tensor, final: str = "exact") -> Tensor:
+    """rlvid's own sampler."""
+    with torch.no_grad():
+        return denoise(
+            model, start, model.encode_prompts([PROMPT]), timesteps(4), guidance=2.0, gradient_steps=0, final=final
+        )
+
+
+def piped(folder: Path, start: Tensor) -> Tensor:
+    """diffusers' sampler, with everything loaded from the folder."""
+    pipeline = TextToVideoSDPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline(
+        PROMPT, num_frames=4, height=16, width=16, num_inference_steps=4, guidance_scale=2.0, latents=start,
+        output_type="latent",
+    ).frames  # fmt: skip
+
+
+def apart(found: Tensor, expected: Tensor) -> float:
+    """Largest difference, in units of the largest latent."""
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def start_of(model: UNet3DModel) -> Tensor:
+    return randomness.normal(model.latent_shape, 1, "start", [(0,)])
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_diffusers_samples_from_an_exported_model_what_rlvid_does(tmp_path: Path, train: str) -> None:
+    run, _ = save_run(tmp_path, train=train)
+    before = digests(tmp_path)
+    out = export_run(run, tmp_path / "out")
+    assert {path: digests(tmp_path)[path] for path in before} == before
+    assert sorted(p.name for p in out.iterdir()) == sorted(
+        [*PARTS, "README.md", "model_index.json", *["adapter"] * (train == "lora")]
+    )
+    weights = {p.suffix for p in out.rglob("*") if p.is_file()}
+    assert weights <= {".safetensors", ".json", ".txt", ".md"}
+    tuned = load_run(run)
+    start = start_of(tuned.model)
+    expected = latents_of(tuned.model, start)
+    assert (latents_of(tuned.use(0.0), start) - expected).abs().max() > 1e-2
+    for name, found in (("diffusers", piped(out, start)), ("rlvid", latents_of(load_model(str(out), frames=4), start))):
+        log.info("%s, folder in %s: %.1e", train, name, apart(found, expected))
+        assert apart(found, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_less_of_what_was_learned_can_be_exported(tmp_path: Path, train: str) -> None:
+    run, _ = save_run(tmp_path, train=train)
+    tuned = load_run(run)
+    start = start_of(tuned.model)
+    half = latents_of(tuned.use(0.5), start)
+    out = export_run(run, tmp_path / "half", scale=0.5)
+    assert apart(latents_of(load_model(str(out), frames=4), start), half) <= 1e-5
+    assert "0.5 of what was learned" in (out / "README.md").read_text(encoding="utf-8")
+    nothing = export_run(run, tmp_path / "nothing", scale=0.0)
+    base = load_file(tmp_path / "tiny" / "unet" / "diffusion_pytorch_model.safetensors")
+    same = load_file(nothing / "unet" / "diffusion_pytorch_model.safetensors")
+    assert base.keys() == same.keys()
+    assert all(torch.equal(base[name], same[name]) for name in base)
+
+
+@pytest.mark.parametrize(
+    ("targets", "scale"), [(["to_q", "to_k", "to_v", "to_out.0"], 1.0), (["temporal", "ff.net.2"], 0.5)]
+)
+def test_the_adapter_loads_into_peft_and_the_merge_is_w_plus_ba(
+    tmp_path: Path, targets: list[str], scale: float
+) -> None:
+    run, _ = save_run(tmp_path, lora={"rank": 3, "targets": targets})
+    out = export_run(run, tmp_path / "out", scale=scale)
+    base = load_file(tmp_path / "tiny" / "unet" / "diffusion_pytorch_model.safetensors")
+    merged = load_file(out / "unet" / "diffusion_pytorch_model.safetensors")
+    adapter = {
+        n.removeprefix("base_model.model."): t for n, t in load_file(out / "adapter/adapter_model.safetensors").items()
+    }
+    adapted = {name.partition(".lora_")[0] + ".weight" for name in adapter}
+    assert len(adapted) == len(adapter) / 2 > 10
+    assert merged.keys() == base.keys()
+    for name, tensor in merged.items():
+        expected = base[name].double()
+        if name in adapted:
+            up, down = (adapter[name.replace(".weight", f".lora_{side}.weight")].double() for side in "BA")
+            added = sum(torch.outer(up[:, r], down[r]) for r in range(3))
+            assert added.abs().max() > 1e-2
+            expected = expected + scale * added
+        assert (tensor - expected).abs().max() <= 1e-6, name
+    unet = PeftModel.from_pretrained(UNet3DConditionModel.from_pretrained(tmp_path / "tiny" / "unet"), out / "adapter")
+    whole = UNet3DConditionModel.from_pretrained(out / "unet")
+    inputs = (torch.randn(1, 4, 4, 8, 8), 301, tiny_model().encode_prompts([PROMPT]))
+    with torch.no_grad():
+        torch.testing.assert_close(unet.eval()(*inputs).sample, whole.eval()(*inputs).sample, atol=1e-5, rtol=0)
+
+
+def test_a_merge_is_rounded_once_to_the_weights_precision() -> None:
+    layer = torch.nn.Sequential(torch.nn.Linear(6, 5, bias=False)).bfloat16()
+    before = layer[0].weight.detach().clone()
+    state = {"0.lora_A.weight": torch.randn(2, 6), "0.lora_B.weight": torch.randn(5, 2) * 0.01}
+    merge_lora(layer, state)
+    exact = before.float() + state["0.lora_B.weight"] @ state["0.lora_A.weight"]
+    assert torch.equal(layer[0].weight, exact.bfloat16())
+
+
+def test_an_adapter_of_another_model_is_not_merged() -> None:
+    state = {"1.lora_A.weight": torch.randn(2, 6), "1.lora_B.weight": torch.randn(5, 2)}
+    with pytest.raises(ValueError, match=r"there is no linear layer 1 of its shape"):
+        merge_lora(torch.nn.Sequential(torch.nn.Linear(6, 5)), state)
+    with pytest.raises(ValueError, match=r"there is no linear layer 0 of its shape"):
+        merge_lora(torch.nn.Sequential(torch.nn.Linear(7, 5)), {n.replace("1.", "0.", 1): t for n, t in state.items()})
+
+
+@pytest.mark.parametrize("final", ["exact", "paper"])
+def test_the_exported_scheduler_ends_where_the_runs_chains_end(tmp_path: Path, final: str) -> None:
+    _, config = save_run(tmp_path)
+    config = parse_config(config.model_dump() | {"sampling": {"steps": 4, "guidance": 2.0, "final": final}})
+    model = load_model(config.model.path, frames=4)
+    ddim, latents = DDIMScheduler.from_config(sampler(config).config), start_of(model)
+    expected, text = latents_of(model, latents, final), model.encode_prompts(["", PROMPT])
+    ddim.set_timesteps(4)
+    with torch.no_grad():
+        for t in ddim.timesteps:
+            uncond, cond = model.denoiser(latents.repeat(2, 1, 1, 1, 1), t, encoder_hidden_states=text).sample.chunk(2)
+            latents = ddim.step(uncond + 2.0 * (cond - uncond), t, latents).prev_sample
+    assert apart(latents, expected) <= 1e-5
+
+
+def test_an_export_is_whole_or_not_at_all(tmp_path: Path) -> None:
+    run, _ = save_run(tmp_path)
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"--out .*taken exists already"):
+        export_run(run, taken)
+    with pytest.raises(ValueError, match=r"--lora-scale nan: expected a finite number"):
+        export_run(run, tmp_path / "out", scale=math.nan)
+    with pytest.raises(ValueError, match=r"no checkpoint of step 7; it has: 3"):
+        export_run(run, tmp_path / "out", step=7)
+    path = run / "step-000003" / "adapter" / "adapter_model.safetensors"
+    spoilt = {name.replace("to_q", "to_x"): tensor for name, tensor in load_file(path).items()}
+    save_file(spoilt, path)
+    with pytest.raises(ValueError, match=r"no linear layer .*to_x of its shape"):
+        export_run(run, tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "taken", "tiny"]
+    assert [p.name for p in taken.iterdir()] == ["mine.txt"]
+
+
+def rows(model: str, reward: float) -> list[Row]:
+    values = dict.fromkeys(METRICS, math.nan) | {"reward": reward, "motion": 0.125}
+    return [Row(model, "in_domain", 20, i, "p", **values | {"reward": reward + i / 10}) for i in range(3)]
+
+
+def test_the_card_tells_what_the_hub_and_a_reader_need(tmp_path: Path) -> None:
+    run, _ = save_run(tmp_path)
+    text = (export_run(run, tmp_path / "bare") / "README.md").read_text(encoding="utf-8")
+    assert "None was made." in text
+    tables.write_results(run, rows("base", 0.2) + rows("instructvideo", 0.4), base="base", facts={"step": 2})
+    text = (export_run(run, tmp_path / "mine") / "README.md").read_text(encoding="utf-8")
+    data = ModelCard(text).data
+    assert (data.library_name, data.pipeline_tag, data.license) == ("diffusers", "text-to-video", None)
+    assert {"rlvid", "instructvideo", "lora"} <= set(data.tags)
+    assert data.base_model is None  # a folder of this machine is no repository of the hub
+    assert str(tmp_path) not in text
+    for words in (
+        "# mine\n", "# license:", "| Base | `tiny` |", "InstructVideo, D = 4, g = 2", "rank 4 on `to_q`",
+        "| `builtin` |", "`builtin-heldout` was measured and never trained on", "512 clips of the built-in renderer",
+        "| 3 of 8 videos, of which 1 were skipped |", "| 24 |", "| 76 |", "2 workers, each on CPU (", "torch 2.",
+        "num_frames=4, height=16, width=16,\n    num_inference_steps=4, guidance_scale=2,",
+        "## Evaluation", "### 20 DDIM steps",
+        "| in domain | base | 3 | 0.300 ± 0.100 | 0.125 |", "| **0.500 ± 0.100** | 0.125 |",
+        "instructvideo over base: reward +0.200", "This is of step 2, and not of the exported step 3.",
+        "## Intended use and limits", "**Over-optimisation.**", "gradient_steps: 1",
+    ):  # fmt: skip
+        assert words in text, words
+
+
+def test_a_hub_id_is_the_cards_base_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rlvid.evaluate.card import model_card
+    from rlvid.evaluate.run import find_run
+
+    monkeypatch.chdir(tmp_path)
+    run, config = save_run(tmp_path)
+    config = parse_config(config.model_dump() | {"model": {"path": "damo-vilab/text-to-video-ms-1.7b"}})
+    card = model_card(config, find_run(run)[1], run, "mine", 1.0, 16, 256)
+    assert ModelCard(card).data.base_model == "damo-vilab/text-to-video-ms-1.7b"
+    assert "| Base | `damo-vilab/text-to-video-ms-1.7b` |" in card
+
+
+def test_results_survive_the_disk_and_older_ones_lack_what_is_newer(tmp_path: Path) -> None:
+    base, tuned = rows("base", 0.2), rows("tuned", 0.4)
+    tables.write_results(tmp_path, base + tuned, facts={"step": 2})
+    summaries, comparisons, facts = read_results(tmp_path / "evaluation.json")
+    assert repr(summaries) == repr(summarise(base + tuned))  # NaN is not equal to itself
+    assert repr(comparisons) == repr(compare(base, tuned))
+    assert facts == {"step": "2"}
+    content = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))
+    del content["summaries"][0]["mean"]["flickering"], content["summaries"][0]["used"]["flickering"]
+    (tmp_path / "evaluation.json").write_text(json.dumps(content), encoding="utf-8")
+    older = read_results(tmp_path / "evaluation.json")[0][0]
+    assert math.isnan(older.mean["flickering"])
+    assert older.used["flickering"] == 0
+
+
+def test_an_adapter_is_read_as_it_was_written(tmp_path: Path) -> None:
+    run, _ = save_run(tmp_path)
+    out = export_run(run, tmp_path / "out")
+    before, after = read_lora(run / "step-000003" / "adapter"), read_lora(out / "adapter")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
