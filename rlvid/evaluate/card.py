@@ -11,6 +11,7 @@ import yaml
 
 from rlvid import __version__
 from rlvid.config import RunConfig
+from rlvid.config.reward import RewardConfig
 from rlvid.evaluate.evaluate import METRICS, Comparison, Summary
 from rlvid.evaluate.tables import markdown
 from rlvid.train.checkpoint import Found
@@ -113,14 +114,17 @@ frames = pipeline(
 
 
 def _training(config: RunConfig, state: dict[str, Any]) -> str:
-    reward, source = config.reward, config.data.source
+    reward, data = config.reward, config.data
     held_out = f"`{reward.held_out}` was measured and never trained on" if reward.held_out else "none was measured"
-    clips = f"{config.data.clips} clips of the built-in renderer" if source == "builtin" else f"`{Path(source).name}`"
+    clips = {
+        "builtin": f"{data.clips} clips of the built-in renderer",
+        "samples": f"{data.clips} samples of the base model",
+    }.get(data.source, f"`{Path(data.source).name}`")
     workers = int(state["workers"])
     rows = {
         "Base": _base(config),
         "Method": f"{_method(config)}, D = {config.sampling.steps}, g = {config.sampling.guidance:g}",
-        "Trained on the reward": f"`{reward.name}`",
+        "Trained on the reward": _rewards(reward),
         "Held-out reward": held_out,
         "Data": f"{clips}, as sources and prompts",
         "Steps": f"{state['step']} of {config.train.batch_size} videos, of which {int(state['skipped'])} were skipped",
@@ -131,6 +135,15 @@ def _training(config: RunConfig, state: dict[str, Any]) -> str:
         "Versions": ", ".join(f"{package} {number}" for package, number in state["versions"].items()),
     }
     return "\n".join(["## Training", "", "| | |", "|---|---|", *(f"| {key} | {text} |" for key, text in rows.items())])
+
+
+def _rewards(reward: RewardConfig) -> str:
+    """What was trained on; a mixture part by part."""
+    if reward.mixture:
+        return " + ".join(f"{part.weight:g} x `{part.label}`" for part in reward.mixture)
+    if reward.name == "custom" and reward.path:
+        return f"a function of the author's own, `{Path(reward.path).name}`"
+    return f"`{reward.name}`" + (" with random weights" if reward.path == "random" else "")
 
 
 def _evaluation(run: Path, step: int) -> str:

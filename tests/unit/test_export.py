@@ -5,6 +5,7 @@ import json
 import logging
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -222,6 +223,27 @@ def test_a_hub_id_is_the_cards_base_model(tmp_path: Path, monkeypatch: pytest.Mo
     card = model_card(config, find_run(run)[1], run, "mine", 1.0, 16, 256)
     assert ModelCard(card).data.base_model == "damo-vilab/text-to-video-ms-1.7b"
     assert "| Base | `damo-vilab/text-to-video-ms-1.7b` |" in card
+
+
+@pytest.mark.parametrize(
+    ("reward", "told"),
+    [
+        (
+            {"mixture": [{"name": "brightness", "weight": 0.5}, {"path": "/a/b.py:warm"}]},
+            "0.5 x `brightness` + 1 x `warm`",
+        ),
+        ({"path": "/home/me/my.py:score"}, "a function of the author's own, `my.py:score`"),
+        ({"name": "hpsv2.1", "path": "random"}, "`hpsv2.1` with random weights"),
+    ],
+)
+def test_the_card_names_what_was_trained_on(tmp_path: Path, reward: dict[str, Any], told: str) -> None:
+    from rlvid.evaluate.card import model_card
+    from rlvid.evaluate.run import find_run
+
+    run, config = save_run(tmp_path)
+    config = parse_config(config.model_dump() | {"reward": reward})
+    card = model_card(config, find_run(run)[1], run, "mine", 1.0, 16, 256)
+    assert f"| Trained on the reward | {told} |" in card
 
 
 def test_results_survive_the_disk_and_older_ones_lack_what_is_newer(tmp_path: Path) -> None:
