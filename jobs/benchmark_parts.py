@@ -20,11 +20,9 @@ from rlvid.algorithms.instructvideo import InstructVideo
 from rlvid.config import RunConfig, parse_config
 from rlvid.models.base import Posterior
 from rlvid.models.lora import inject_lora, lora_parameters
-from rlvid.models.unet3d import UNet3DModel
+from rlvid.models.unet3d import DTYPES, UNet3DModel
 from rlvid.reward.clip import ClipReward
 from rlvid.train.engine import TorchEngine
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Meter(Stopwatch):
@@ -85,49 +83,26 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * side**3 / min(seconds[1:])
 
 
-def build(preset: str, dtype: torch.dtype, device: torch.device) -> tuple[Any, ClipReward]:
-    """Arguments of ``UNet3DModel`` by name, and HPSv2's structure; random weights."""
+def build(preset: str, precision: str, device: torch.device) -> tuple[dict[str, Any], ClipReward]:
+    """Arguments of ``UNet3DModel`` by name, and HPSv2 (a small CLIP for ``tiny``); random weights."""
+    from rlvid.models.folders import modelscope_folder
+    from rlvid.models.untrained import random_parts
+    from rlvid.reward.load import load_reward
     from rlvid.toy.pretrain.denoiser import build_scheduler
     from rlvid.toy.tiny import tiny_model, tiny_reward
 
+    dtype = DTYPES[precision]
+    if preset != "tiny":
+        # Both sides keep the reward's activations, so that they differ in what is measured alone.
+        reward = load_reward(
+            "hpsv2", device, path="random", precision=precision, chunk=64, checkpoint_activations=False
+        )
+        return random_parts(modelscope_folder(), dtype, device), reward
     small, reward = tiny_model(), tiny_reward()
     parts = {"unet": small.denoiser, "vae": small.vae, "text_encoder": small.text_encoder}
-    if preset != "tiny":
-        small.tokenizer.model_max_length = 77
-        with torch.device(device):
-            parts, reward = full_size_parts()
     for part in (*parts.values(), reward):
         nn.Module.to(part, device, dtype)
     return parts | {"tokenizer": small.tokenizer, "scheduler": build_scheduler()}, reward
-
-
-def full_size_parts() -> tuple[dict[str, nn.Module], ClipReward]:
-    """ModelScopeT2V and open_clip's ViT-H-14 from their configurations alone."""
-    import open_clip
-    from diffusers import AutoencoderKL, UNet3DConditionModel
-    from diffusers.models.resnet import TemporalConvLayer
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    from rlvid.reward.preprocess import Preprocess
-
-    unet = UNet3DConditionModel(
-        sample_size=32, block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=1024, attention_head_dim=64
-    )
-    for module in unet.modules():
-        if isinstance(module, TemporalConvLayer):
-            nn.init.normal_(module.conv4[-1].weight, std=1e-3)  # zero at first, and then no gradient passes
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(128, 256, 512, 512),
-        layers_per_block=2,
-        sample_size=256,
-    )
-    text = CLIPTextConfig(hidden_size=1024, intermediate_size=4096, num_attention_heads=16, num_hidden_layers=23)
-    config = open_clip.get_model_config("ViT-H-14")
-    clip = open_clip.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
-    tokenise = open_clip.get_tokenizer("ViT-H-14")
-    return {"unet": unet, "vae": vae, "text_encoder": CLIPTextModel(text)}, ClipReward(clip, tokenise, Preprocess(224))
 
 
 @dataclass
@@ -179,7 +154,7 @@ def prepare(options: argparse.Namespace) -> Bench:
         {"model": shape | {"precision": options.precision}, "sampling": {"steps": options.sampling_steps},
          "reward": {"held_out": None, "segments": options.segments}, "train": {"batch_size": options.batch}}
     )  # fmt: skip
-    parts, reward = build(options.preset, DTYPES[options.precision], device)
+    parts, reward = build(options.preset, options.precision, device)
     model, released = UNet3DModel(**parts, **shape), Released(**parts, **shape, decode_chunk=1)
     inject_lora(model.denoiser, 4, config.model.lora.targets, seed=0)
     for parameter in lora_parameters(model.denoiser):
