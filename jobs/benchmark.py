@@ -138,11 +138,9 @@ def show(found: dict[str, Any], config: RunConfig, console: Console) -> None:
 
     steps = len(partial(timesteps(config.sampling.steps), config.method.tau))
     branches = 1 if config.sampling.guidance == 1.0 else 2
-    window = config.method.gradient_steps if config.train.checkpoint_activations else 0
-    console.print(
-        f"expected: {config.reward.segments} frames (SegVR); {steps} steps x {branches} branches"
-        f" + {window * branches} evaluations recomputed in the backward pass"
-    )
+    console.print(f"expected: {config.reward.segments} frames (SegVR); {steps} steps x {branches} branches")
+    if config.train.checkpoint_activations:
+        console.print(f"beside them, the layers of {config.method.gradient_steps * branches} once more, backward")
 
 
 if __name__ == "__main__":

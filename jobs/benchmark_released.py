@@ -8,7 +8,7 @@ stage                  published                              rlvid
 =====================  =====================================  ==================================================
 source clip, prompts   encoded in every step, frame by frame  encoded once, before the training
 guidance               two calls of the denoiser              both branches in one call
-gradient step          checkpointed whole, and its blocks     checkpointed whole
+gradient step          checkpointed whole, and its blocks     each layer checkpointed by itself
                        again inside
 decoding               all F frames, one by one, in the       the S frames that the reward looks at
                        graph
@@ -50,8 +50,12 @@ class Released(UNet3DModel):
         guidance: float,
         *,
         unconditional_gradient: bool = True,
+        recompute: bool = False,
     ) -> Prediction:
-        """One branch after the other."""
+        """One branch after the other; ``recompute`` checkpoints the whole."""
+        if recompute and torch.is_grad_enabled():
+            whole = partial(self.predict, timestep=timestep, text_BLD=text_BLD, guidance=guidance)
+            return checkpoint(whole, latents_BCFhw, use_reentrant=False)  # type: ignore[no-any-return]
         cond = super().predict(latents_BCFhw, timestep, text_BLD, 1.0).eps
         negative_BLD = self.negative_1LD.expand(len(text_BLD), -1, -1)
         uncond = super().predict(latents_BCFhw, timestep, negative_BLD, 1.0).eps

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from rlvid import __version__
+from rlvid.actions import evaluate_and_show, train_and_show
+from rlvid.terminal import complain, console, counter, numbers, say
 
 app = typer.Typer(
     name="rlvid",
@@ -27,7 +28,6 @@ changed.
 Then [bold]rlvid train toy method.tau=0.8[/bold] to try settings, and a YAML file of your own instead of \
 [bold]toy[/bold].""",
 )
-console = Console(width=None if sys.stdout.isatty() else 120)
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as train.steps=50 seed=1."),
@@ -39,7 +39,7 @@ Address = Annotated[
 
 def _version(asked: bool) -> None:
     if asked:
-        _say(f"rlvid {__version__}")
+        say(f"rlvid {__version__}")
         raise typer.Exit
 
 
@@ -66,7 +66,7 @@ def train(
     """
     from rlvid.config import load_config
 
-    _train(load_config(config, overrides), address)
+    train_and_show(load_config(config, overrides), address)
 
 
 @app.command()
@@ -91,7 +91,7 @@ def evaluate(
 
     Writes evaluation.md, .csv, .json and .parquet into the run's folder.
     """
-    _evaluate(run, _numbers(steps, "--steps"), sets.split(","), videos, checkpoint, seed, clip)
+    evaluate_and_show(run, numbers(steps, "--steps"), sets.split(","), videos, checkpoint, seed, clip)
 
 
 @app.command()
@@ -110,10 +110,10 @@ def export(
     from rlvid.export import export_run
 
     folder = export_run(run, out, checkpoint, lora_scale)
-    _say(f"model        {folder} (diffusers: TextToVideoSDPipeline.from_pretrained; rlvid: model.path={folder})")
+    say(f"model        {folder} (diffusers: TextToVideoSDPipeline.from_pretrained; rlvid: model.path={folder})")
     if (folder / "adapter").is_dir():
-        _say(f"adapter      {folder / 'adapter'} (PEFT)")
-    _say(f"model card   {folder / 'README.md'}; its licence is yours to fill in")
+        say(f"adapter      {folder / 'adapter'} (PEFT)")
+    say(f"model card   {folder / 'README.md'}; its licence is yours to fill in")
 
 
 @app.command()
@@ -157,14 +157,14 @@ def generate(
         steps=sampling.steps if steps is None else steps,
         guidance=sampling.guidance if guidance is None else guidance,
         final=sampling.final,
-        progress=_counter("videos"),
+        progress=counter("videos"),
     )
     for index, (text, frames) in enumerate(zip(prompts, videos, strict=True)):
         words = re.sub(r"[^a-z0-9]+", "-", text.lower())[:60].strip("-")
         stem = out / (f"{index:03d}-{words}" if words else f"{index:03d}")
         write_mp4(stem.with_suffix(".mp4"), frames, model.fps)
         write_whole(stem.with_suffix(".gif"), gif_bytes(frames, model.fps, max(1, 256 // model.size)))
-    _say(f"{len(prompts)} videos (mp4 and gif) in {out}")
+    say(f"{len(prompts)} videos (mp4 and gif) in {out}")
 
 
 @app.command()
@@ -192,13 +192,13 @@ def encode(
     model_folder(description.model.path)
     if address is not None:  # else Ray starts when there is something to encode
         start_ray(address)
-    report = encode_folder(source, description.model, out, workers=workers, on_progress=_counter("clips"))
+    report = encode_folder(source, description.model, out, workers=workers, on_progress=counter("clips"))
     for skipped in report.skipped:
-        _say(f"skipped {skipped.path}: {skipped.reason}")
+        say(f"skipped {skipped.path}: {skipped.reason}")
     before = f" ({report.clips - report.encoded} of them before)" if report.encoded < report.clips else ""
     skips = f"{len(report.skipped)} skipped (named in {out / 'report.txt'})"
-    _say(f"{report.clips} clips encoded{before} in {out}, {skips}")
-    _say(f"next: rlvid train {config} name=mine data.source={out}")
+    say(f"{report.clips} clips encoded{before} in {out}, {skips}")
+    say(f"next: rlvid train {config} name=mine data.source={out}")
 
 
 @app.command()
@@ -228,109 +228,12 @@ def demo(overrides: Overrides = None) -> None:
     from rlvid.config import load_config
 
     config = load_config("toy", ["name=demo", *(overrides or [])])
-    began = time.perf_counter()
-    folder = _train(config, None)
-    trained = time.perf_counter()
-    _evaluate(str(folder), [config.sampling.steps], ["in_domain", "new_shapes", "scenes"], 32, None, 0, None)
-    ended = time.perf_counter()
-    _say(f"training took {trained - began:.0f} s, evaluation {ended - trained:.0f} s")
-
-
-def _train(config, address):  # type: ignore[no-untyped-def]  # RunConfig is imported late
-    from rlvid.data.clips import EncodedClips
-    from rlvid.data.sources import encoded_clips
-    from rlvid.evaluate.run import load_run, picture_before_after, picture_reward_curve
-    from rlvid.train.launch import run_folder, train
-
-    _say(
-        f"run {config.name}: {config.method.name} on the reward {config.reward.name!r}, {config.train.steps} steps of "
-        f"{config.train.batch_size} videos, {config.train.workers} workers, ZeRO stage {config.train.zero_stage}"
-    )
-    done = train(config, console, address)
-    if done.first_step == done.last_step:
-        _say(f"run {config.name} was finished already; set train.steps (or train.max_seconds) higher to go on")
-    clips = EncodedClips.open(encoded_clips(config, console))
-    tuned, folder = load_run(done.folder), run_folder(config)
-    picture_before_after(tuned, list(dict.fromkeys(clips.captions))[:6], folder / "before-after.png", config.seed)
-    picture_reward_curve(folder, folder / "reward.png")
-    shown = os.path.relpath(folder)
-    if done.skipped:
-        _say(f"{done.skipped} steps were skipped because their loss or gradient was not finite")
-    kind = "adapter" if config.model.train == "lora" else "unet"
-    _say(f"{kind:<13}{os.path.relpath(done.checkpoint)}/{kind}")
-    _say(f"pictures     {shown}/before-after.png, {shown}/reward.png")
-    _say(f"samples      {shown}/archive (Parquet: select * from '{shown}/archive/*.parquet')")
-    _say(f"TensorBoard  tensorboard --logdir {os.path.relpath(folder.parent)}")
-    _say(f"next         rlvid evaluate {shown}; rlvid export {shown} --out FOLDER")
-    return folder
-
-
-def _evaluate(
-    run: str, steps: list[int], sets: list[str], videos: int, checkpoint: int | None, seed: int, clip: str | None
-) -> None:
-    from rlvid.data.prompts import resolve_prompts
-    from rlvid.evaluate.clip import load_clip
-    from rlvid.evaluate.evaluate import summarise
-    from rlvid.evaluate.run import device, evaluate_run, load_run
-    from rlvid.evaluate.tables import compare_all, render_table, write_results
-    from rlvid.toy.captions import PROMPT_SETS
-
-    prompts = {
-        Path(name).stem: resolve_prompts(name, videos if name in PROMPT_SETS else None)[:videos] for name in sets
-    }
-    if len(prompts) < len(sets):
-        raise ValueError(f"--sets {','.join(sets)}: two sets have one name; rename a file, results are kept by it")
-    tuned = load_run(run, checkpoint)
-    measure = load_clip(clip or "builtin-heldout", device())
-    rows = evaluate_run(tuned, prompts, steps_list=steps, seed=seed, clip=measure, progress=_counter("videos"))
-    folder = tuned.checkpoint.folder.parent
-    facts = {
-        "run": tuned.config.name,
-        "step": tuned.checkpoint.step,
-        "seed": seed,
-        "guidance": tuned.config.sampling.guidance,
-        "reward": tuned.config.reward.name,
-        "held-out reward": tuned.config.reward.held_out or "builtin-heldout",
-        "CLIPSIM and consistency by": clip or "builtin-heldout",
-    }
-    write_results(folder, rows, base="base", facts=facts)
-    for each in steps:
-        console.print(render_table(summarise(rows), compare_all(rows, "base"), steps=each))
-    _say(f"tables       {os.path.relpath(folder)}/evaluation.md (.csv, .json, .parquet)")
-
-
-def _say(text: str) -> None:
-    """One line, as it is: neither wrapped nor coloured."""
-    console.print(text, soft_wrap=True, markup=False, highlight=False)
-
-
-def _numbers(text: str, option: str) -> list[int]:
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if not numbers or not all(1 <= n <= 500 for n in numbers):
-        raise ValueError(f"{option} {text!r}: expected whole numbers from 1 to 500, separated by commas, such as 20,50")
-    return list(dict.fromkeys(numbers))
-
-
-def _counter(unit: str):  # type: ignore[no-untyped-def]
-    """A callback that shows how far something is and when it will be done, at most every ten seconds."""
-    start = time.perf_counter()
-    began, shown, last = [start], [start], [0]
-
-    def show(*news: str | int) -> None:
-        *what, done, total = news
-        now = time.perf_counter()
-        if int(done) < last[0]:  # another count begins
-            began[0] = shown[0]
-        last[0] = int(done)
-        if now - shown[0] > 10:
-            shown[0] = now
-            left = (now - began[0]) / max(1, int(done)) * (int(total) - int(done))
-            _say(f"{' '.join(map(str, what))} {done}/{total} {unit}, {left:.0f} s to go".strip())
-
-    return show
+    began = time.perfcounter()
+    folder = train_and_show(config, None)
+    trained = time.perfcounter()
+    evaluate_and_show(str(folder), [config.sampling.steps], ["in_domain", "new_shapes", "scenes"], 32, None, 0, None)
+    ended = time.perfcounter()
+    say(f"training took {trained - began:.0f} s, evaluation {ended - trained:.0f} s")
 
 
 def main() -> None:
@@ -341,20 +244,13 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError) as error:
-        sys.exit(_complain(error, 2))
+        sys.exit(complain(error, 2))
     except RuntimeError as error:
-        sys.exit(_complain(error, 1))
+        sys.exit(complain(error, 1))
     except Exception as error:
         if not type(error).__module__.startswith("ray."):  # Ray's own errors; importing it here would slow --help down
             raise
-        sys.exit(_complain(error, 1))
-
-
-def _complain(error: Exception, code: int) -> int:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    text = lines[-1] if "Traceback" in str(error) else " ".join(lines)  # an error from a Ray task ends with its cause
-    Console(stderr=True, soft_wrap=True).print(f"error: {text}", markup=False, highlight=False)
-    return code
+        sys.exit(complain(error, 1))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from rlvid.algorithms.base import Batch, Context
 from rlvid.algorithms.scoring import Scored, score
@@ -106,17 +105,11 @@ def replay(context: Context, taken: Transition) -> tuple[Tensor, Prediction]:
         log_probability_B, and the guided prediction that it comes from.
     """
     model, before, guidance = context.model, taken.before_BCFhw, context.config.sampling.guidance
-    prediction = recomputed(context, lambda: model.predict(before, taken.timestep_B, taken.text_BLD, guidance))
+    recompute = context.config.train.checkpoint_activations
+    prediction = model.predict(before, taken.timestep_B, taken.text_BLD, guidance, recompute=recompute)
     abar, abar_prev = model.abar_at(taken.timestep_B, before), model.abar_at(taken.next_timestep_B, before)
     spread = sigma(abar, abar_prev, context.config.eta)
     return log_probability(taken.after_BCFhw, step_mean(prediction, abar_prev, spread), spread), prediction
-
-
-def recomputed(context: Context, predict: Callable[[], Prediction]) -> Prediction:
-    """``predict()``, under activation checkpointing where the run asks for it."""
-    if context.config.train.checkpoint_activations:
-        return checkpoint(predict, use_reentrant=False, preserve_rng_state=False)
-    return predict()
 
 
 def clip_range(context: Context, method: PolicyGradient) -> float:

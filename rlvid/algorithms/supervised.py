@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rlvid import randomness
 from rlvid.algorithms.base import Algorithm, Batch, Update, totals
-from rlvid.algorithms.rollout import recomputed, sample
+from rlvid.algorithms.rollout import sample
 from rlvid.algorithms.scoring import Scored, attach, score
 from rlvid.config import methods as settings
 
@@ -62,7 +62,9 @@ class Supervised(Algorithm):
         noisy = context.model.add_noise(clean_BCFhw, noise, timestep_B)
         guidance = config.sampling.guidance if self.method.guided else 1.0
         with context.stopwatch.stage("chain"):
-            prediction = recomputed(context, lambda: context.model.predict(noisy, timestep_B, batch.text_BLD, guidance))
+            prediction = context.model.predict(
+                noisy, timestep_B, batch.text_BLD, guidance, recompute=config.train.checkpoint_activations
+            )
         return (prediction.eps - noise).square().flatten(1).mean(1)
 
 

@@ -1,11 +1,10 @@
-"""The denoising chain with a window of gradient: a prefix without a graph, then the last K steps, checkpointed."""
+"""The denoising chain with a window of gradient: a prefix without a graph, then the last K steps with one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from rlvid.diffusion.ddim import sigma, step_mean
 from rlvid.models.base import Prediction, VideoModel
@@ -56,8 +55,7 @@ def denoise(
         gradient_steps: K, last steps that carry gradient; 0 runs all under ``no_grad``.
         noise: needed when eta > 0.
         final: ``exact`` ends at alpha-bar = 1 (the prediction x0 itself), ``paper`` at alpha-bar of timestep 0.
-        recompute: recompute the denoiser's activations in the backward pass (never the reentrant variant, which
-            gives wrong gradients under ZeRO).
+        recompute: recompute the activations of the denoiser's layers in the backward pass.
         unconditional_gradient: whether the unconditional branch of guidance carries gradient.
         observe: called with each step as it was taken.
 
@@ -74,19 +72,15 @@ def denoise(
     if eta > 0 and noise is None:
         raise ValueError(f"eta = {eta} needs a source of noise")
 
-    def predict(x: Tensor, t: int) -> Prediction:
-        return model.predict(x, t, text_BLD, guidance, unconditional_gradient=unconditional_gradient)
-
     x = latents_BCFhw.to(torch.promote_types(torch.float32, latents_BCFhw.dtype))
     one = torch.ones((), dtype=x.dtype, device=x.device)
     for index, t in enumerate(grid):
         with_gradient = index >= len(grid) - gradient_steps
         last = index + 1 == len(grid)
         with torch.set_grad_enabled(with_gradient and torch.is_grad_enabled()):
-            if with_gradient and recompute:
-                prediction = checkpoint(predict, x, t, use_reentrant=False, preserve_rng_state=False)
-            else:
-                prediction = predict(x, t)
+            prediction = model.predict(
+                x, t, text_BLD, guidance, unconditional_gradient=unconditional_gradient, recompute=recompute
+            )
             abar = model.abar_at(t, x)
             if last:
                 abar_prev = one if final == "exact" else model.abar_at(0, x)

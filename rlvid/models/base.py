@@ -93,11 +93,13 @@ class VideoModel(ABC):
         guidance: float,
         *,
         unconditional_gradient: bool = True,
+        recompute: bool = False,
     ) -> Prediction:
         """The guided prediction at one timestep (int) or at one for each video (int64, (B,)).
 
         With both branches needed, they run in one batched call; without ``unconditional_gradient`` the
-        unconditional branch runs on its own under ``no_grad``.
+        unconditional branch runs on its own under ``no_grad``. With ``recompute`` the activations of the denoiser's
+        layers are computed again in the backward pass and not kept.
         """
 
     @contextmanager

@@ -7,7 +7,9 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, Transformer2DModel, UNet3DConditionModel
+from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
+from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -15,9 +17,13 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from rlvid.models.base import Posterior, Prediction, VideoModel
 from rlvid.models.folders import RANDOM, model_folder, read_config, resolved_shape, structure_folder, weight_options
+from rlvid.models.recompute import prepare, recomputing
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """The values of ``model.precision``."""
+
+LAYERS = (ResnetBlock2D, TemporalConvLayer, Transformer2DModel, TransformerTemporalModel)
+"""What the denoiser's blocks are made of; each is recomputed by itself."""
 
 
 class UNet3DModel(VideoModel):
@@ -56,6 +62,7 @@ class UNet3DModel(VideoModel):
         self.vae, self.text_encoder, self.tokenizer = vae, text_encoder, tokenizer
         for part in (unet, vae, text_encoder):
             part.eval().requires_grad_(False)
+        prepare(unet, LAYERS)
         self.abar = scheduler.alphas_cumprod.float()
         self.frames, self.fps, self.decode_chunk = frames, fps, decode_chunk
         self._factor = 2 ** (len(vae.config.block_out_channels) - 1)
@@ -124,27 +131,32 @@ class UNet3DModel(VideoModel):
         guidance: float,
         *,
         unconditional_gradient: bool = True,
+        recompute: bool = False,
     ) -> Prediction:
         """Guided noise and clean latents, float32; see ``VideoModel.predict``."""
-        batch = len(latents_BCFhw)
-        timestep_B = torch.as_tensor(timestep, device=latents_BCFhw.device).expand(batch)
-        if guidance == 1.0:
-            eps = self._eps(latents_BCFhw, timestep_B, text_BLD)
-        else:
-            negative_BLD = self._negative(text_BLD)
-            if unconditional_gradient:
-                both = self._eps(
-                    latents_BCFhw.repeat(2, 1, 1, 1, 1), timestep_B.repeat(2), torch.cat([negative_BLD, text_BLD])
-                )
-                uncond, cond = both.chunk(2)
-            else:
-                with torch.no_grad():
-                    uncond = self._eps(latents_BCFhw, timestep_B, negative_BLD)
-                cond = self._eps(latents_BCFhw, timestep_B, text_BLD)
-            eps = uncond + guidance * (cond - uncond)
+        timestep_B = torch.as_tensor(timestep, device=latents_BCFhw.device).expand(len(latents_BCFhw))
+        with recomputing(recompute):
+            eps = self._guided(latents_BCFhw, timestep_B, text_BLD, guidance, unconditional_gradient)
         latents_BCFhw = latents_BCFhw.to(eps.dtype)
         abar = self.abar_at(timestep_B, latents_BCFhw)
         return Prediction((latents_BCFhw - (1 - abar).sqrt() * eps) / abar.sqrt(), eps)
+
+    def _guided(
+        self, latents_BCFhw: Tensor, timestep_B: Tensor, text_BLD: Tensor, guidance: float, unconditional_gradient: bool
+    ) -> Tensor:
+        if guidance == 1.0:
+            return self._eps(latents_BCFhw, timestep_B, text_BLD)
+        negative_BLD = self._negative(text_BLD)
+        if unconditional_gradient:
+            both = self._eps(
+                latents_BCFhw.repeat(2, 1, 1, 1, 1), timestep_B.repeat(2), torch.cat([negative_BLD, text_BLD])
+            )
+            uncond, cond = both.chunk(2)
+        else:
+            with torch.no_grad():
+                uncond = self._eps(latents_BCFhw, timestep_B, negative_BLD)
+            cond = self._eps(latents_BCFhw, timestep_B, text_BLD)
+        return uncond + guidance * (cond - uncond)
 
     def _eps(self, latents_BCFhw: Tensor, timestep_B: Tensor, text_BLD: Tensor) -> Tensor:
         dtype = self.vae.dtype

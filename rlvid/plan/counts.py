@@ -31,7 +31,7 @@ class Calls:
     Attributes:
         plain: rows without a graph.
         graph: rows with a graph.
-        again: rows that are computed again in the backward pass.
+        again: rows that are computed again in the backward pass (the denoiser's layer by layer).
         backward: rows that are back-propagated.
         plain_rows: most rows of one call without a graph.
         graph_rows: most rows of one call with a graph, or computed again.
@@ -96,7 +96,6 @@ class _Denoiser(nn.Module):
         self.part, self._meter = nn.Parameter(torch.tensor(0.5)), meter
 
     def forward(self, latents: Tensor, timestep: Tensor, **options: Any) -> tuple[Tensor]:
-        self._meter.begun(len(latents))
         output = latents * self.part
         self._meter.done(len(latents), output)
         return (output,)
@@ -136,6 +135,8 @@ def count(config: RunConfig, frames: int) -> Counts:
             for meter in meters.values():
                 meter.backward_pass, meter.held = False, 0
             steps += update.step
+    if alone.train.checkpoint_activations:
+        meters["denoiser"].calls.again = meters["denoiser"].calls.graph
     samples = _BATCHES * alone.train.batch_size
     for meter in meters.values():
         for name in ("plain", "graph", "again", "backward"):

@@ -47,12 +47,13 @@ def stages(
     share = (micro_batch or config.micro_batch) / config.micro_batch
     chunk = decode_chunk or config.model.decode_chunk
     again = config.train.checkpoint_activations if recompute is None else recompute
-    unet, vae, judge, other = (p.cost for p in (parts.denoiser, parts.autoencoder, parts.reward, parts.held_out))
+    unet = parts.denoiser.cost_recomputed if again else parts.denoiser.cost
+    vae, judge, other = (part.cost for part in (parts.autoencoder, parts.reward, parts.held_out))
     videos, frames, images = counts.denoiser, counts.decoder, counts.reward
     decoded = share * (frames.held_rows or config.micro_batch * _frames_of_a_video(counts))
     pixels = decoded * 3 * parts.size**2 * 4
     in_chunk = min(chunk, decoded)
-    chain_held = 0 if again else share * videos.held_rows * unet.kept
+    chain_held = share * videos.held_rows * unet.kept
     decode_held = 0 if again else decoded * vae.kept
     judged = share * max(images.held_rows, images.plain_rows)
     in_judge, in_other = min(judged, parts.reward.chunk), min(judged, parts.held_out.chunk)
@@ -69,8 +70,7 @@ def stages(
         found["held-out reward"] = held + judge_held + in_other * other.plain_peak if parts.held_out.weights else 0
         found["backward through the reward"] = held + judge_back
         found["backward through the decoder"] = held + in_chunk * (vae.peak if again else vae.peak - vae.kept)
-        one_call = share * videos.graph_rows * (unet.peak if again else unet.peak - unet.kept)
-        found["backward through the denoiser"] = chain_held + one_call
+        found["backward through the denoiser"] = chain_held + share * videos.graph_rows * (unet.peak - unet.kept)
     else:
         found["decode"] = in_chunk * vae.plain_peak + pixels
         found["reward"] = in_judge * judge.plain_peak + pixels

@@ -18,7 +18,8 @@ from rlvid.config import RunConfig
 from rlvid.config.reward import RewardConfig
 from rlvid.models.folders import resolved_shape, structure_folder
 from rlvid.models.lora import inject_lora
-from rlvid.models.unet3d import DTYPES
+from rlvid.models.recompute import prepare, recomputing
+from rlvid.models.unet3d import DTYPES, LAYERS
 from rlvid.models.untrained import outline
 from rlvid.plan.measure import FREE, Cost, measure
 from rlvid.reward.clip import build_clip
@@ -37,6 +38,7 @@ class Network:
         trainable: of these, the ones that are trained.
         weights: bytes of the parameters.
         cost: of one row.
+        cost_recomputed: of one row, with the layers' activations computed again (of the denoiser).
         chunk: most rows at once (of rewards).
         recompute: whether chunks are computed again in the backward pass (of rewards).
     """
@@ -45,6 +47,7 @@ class Network:
     trainable: int
     weights: int
     cost: Cost
+    cost_recomputed: Cost = FREE
     chunk: int = 1
     recompute: bool = False
 
@@ -98,7 +101,11 @@ def _model(
     side = size // 2 ** (len(vae.config.block_out_channels) - 1)
     latent_shape = (unet.config.in_channels, frames, side, side)
     text_shape = (encoder.config.max_position_embeddings, encoder.config.hidden_size)
-    denoiser = _network(unet, _denoise(unet, latent_shape, text_shape), base)
+    cost = _denoise(unet, latent_shape, text_shape)
+    prepare(unet, LAYERS)
+    with recomputing(True):
+        again = _denoise(unet, latent_shape, text_shape)
+    denoiser = replace(_network(unet, cost, base), cost_recomputed=again)
     return Parts(
         denoiser=denoiser if lora else replace(denoiser, weights=4 * base),  # trained weights are float32
         autoencoder=_network(vae, _decode(vae, side, gradient)),

@@ -96,7 +96,7 @@ def make_plan(config: RunConfig) -> Plan:
         config=config,
         parts=parts,
         counts=counts,
-        flops=flops_by_stage(parts, counts),
+        flops=flops_by_stage(parts, counts, config),
         resident=resident(parts, config),
         stages=stages(parts, counts, config),
         advice=advice(parts, counts, config),
@@ -105,11 +105,11 @@ def make_plan(config: RunConfig) -> Plan:
     )
 
 
-def flops_by_stage(parts: Parts, counts: Counts) -> dict[str, float]:
+def flops_by_stage(parts: Parts, counts: Counts, config: RunConfig) -> dict[str, float]:
     """FLOPs of one sample; text is encoded once and for all, and costs a step nothing."""
     judged = replace(counts.reward, again=counts.reward.graph) if parts.reward.recompute else counts.reward
+    denoiser = parts.denoiser.cost_recomputed if config.train.checkpoint_activations else parts.denoiser.cost
     pairs = {
-        "denoiser": (counts.denoiser, parts.denoiser.cost),
         "decoder": (counts.decoder, parts.autoencoder.cost),
         "reward": (judged, parts.reward.cost),
     }
@@ -119,6 +119,7 @@ def flops_by_stage(parts: Parts, counts: Counts) -> dict[str, float]:
         "decode": (counts.decoder.plain + counts.decoder.graph) * parts.autoencoder.cost.flops,
         "reward": (counts.reward.plain + counts.reward.graph) * parts.reward.cost.flops,
         "held-out reward": counts.held_out.plain * parts.held_out.cost.flops,
+        "backward through the denoiser": counts.denoiser.backward * denoiser.backward_flops,
         **{
             f"backward through the {name}": calls.again * cost.flops + calls.backward * cost.backward_flops
             for name, (calls, cost) in pairs.items()

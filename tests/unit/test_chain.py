@@ -1,7 +1,9 @@
 """Guidance and the chain, held to diffusers' scheduler and to autograd."""
 
+from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from rlvid.diffusion.chain import Step, denoise
 from rlvid.diffusion.schedule import partial, timesteps
 from rlvid.models.lora import inject_lora, lora_parameters
-from rlvid.models.unet3d import UNet3DModel
+from rlvid.models.unet3d import LAYERS, UNet3DModel
 from rlvid.toy.tiny import tiny_model
 
 PROMPTS = ["a red circle moving left", "a dog"]
@@ -199,6 +201,43 @@ def test_recomputing_activations_changes_nothing(
     assert torch.equal(kept, recomputed)
     for a, b in zip(gradients(adapted, kept), gradients(adapted, recomputed), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_layer_is_recomputed_once_and_keeps_its_inputs_alone(
+    adapted: UNet3DModel, inputs: tuple[Tensor, Tensor]
+) -> None:
+    latents, text = inputs
+    inner = [
+        module
+        for layer in adapted.denoiser.modules()
+        if isinstance(layer, LAYERS)
+        for module in layer.modules()
+        if not list(module.children()) and any(True for _ in module.parameters())
+    ]
+    ran: Counter[Any] = Counter()
+    hooks = [module.register_forward_pre_hook(lambda module, _: ran.update([module])) for module in inner]
+
+    def run(recompute: bool) -> tuple[int, set[int]]:
+        ran.clear()
+        kept: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            result = denoise(adapted, latents, text, [1], guidance=3.0, gradient_steps=1, recompute=recompute)
+        gradients(adapted, result)
+        return sum(kept.values()), set(ran.values())
+
+    (kept, once), (less, twice) = run(False), run(True)
+    for hook in hooks:
+        hook.remove()
+    assert len(inner) > 50
+    assert once == {1}
+    assert twice <= {1, 2}, "some layers are computed more than twice"  # a layer's end need not be computed again
+    assert 2 in twice
+    assert less < kept / 4
 
 
 def test_no_graph_is_built_that_is_not_used(adapted: UNet3DModel, inputs: tuple[Tensor, Tensor]) -> None:

@@ -30,10 +30,13 @@ MAY_IMPORT = {
     "evaluate": _PACKAGE,
     "data": _PACKAGE,
     "export": _PACKAGE,
-    "cli": _PACKAGE | {"export", "plan"},
+    "terminal": set(),
+    "actions": _PACKAGE | {"terminal"},
+    "doctor": _PACKAGE | {"terminal"},
+    "cli": _PACKAGE | {"actions", "doctor", "export", "plan", "terminal"},
     "__main__": {"cli"},
-    "jobs": _PACKAGE | {"cli", "export", "tuning"},
-    "tuning": _PACKAGE | {"export", "jobs"},
+    "jobs": _PACKAGE | {"actions", "cli", "doctor", "export", "plan", "terminal", "tuning"},
+    "tuning": _PACKAGE | {"actions", "export", "jobs", "terminal"},
 }
 PURE = _CORE | {"plan"}
 NOT_IN_PURE = {"ray", "deepspeed", "pyarrow", "tensorboard", "tensorboardX", "torch.utils.tensorboard"}

@@ -1,0 +1,75 @@
+"""What `rlvid train` and `rlvid evaluate` do and say; everything heavy is imported inside the functions."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlvid.terminal import console, counter, say
+
+if TYPE_CHECKING:
+    from rlvid.config import RunConfig
+
+
+def train_and_show(config: "RunConfig", address: str | None) -> Path:
+    """Trains or resumes a run, draws its pictures, says where everything is; returns the run's folder."""
+    from rlvid.data.clips import EncodedClips
+    from rlvid.data.sources import encoded_clips
+    from rlvid.evaluate.run import load_run, picture_before_after, picture_reward_curve
+    from rlvid.train.launch import run_folder, train
+
+    say(
+        f"run {config.name}: {config.method.name} on the reward {config.reward.name!r}, {config.train.steps} steps of "
+        f"{config.train.batch_size} videos, {config.train.workers} workers, ZeRO stage {config.train.zero_stage}"
+    )
+    done = train(config, console, address)
+    if done.first_step == done.last_step:
+        say(f"run {config.name} was finished already; set train.steps (or train.max_seconds) higher to go on")
+    clips = EncodedClips.open(encoded_clips(config, console))
+    tuned, folder = load_run(done.folder), run_folder(config)
+    picture_before_after(tuned, list(dict.fromkeys(clips.captions))[:6], folder / "before-after.png", config.seed)
+    picture_reward_curve(folder, folder / "reward.png")
+    shown = os.path.relpath(folder)
+    if done.skipped:
+        say(f"{done.skipped} steps were skipped because their loss or gradient was not finite")
+    kind = "adapter" if config.model.train == "lora" else "unet"
+    say(f"{kind:<13}{os.path.relpath(done.checkpoint)}/{kind}")
+    say(f"pictures     {shown}/before-after.png, {shown}/reward.png")
+    say(f"samples      {shown}/archive (Parquet: select * from '{shown}/archive/*.parquet')")
+    say(f"TensorBoard  tensorboard --logdir {os.path.relpath(folder.parent)}")
+    say(f"next         rlvid evaluate {shown}; rlvid export {shown} --out FOLDER")
+    return folder
+
+
+def evaluate_and_show(
+    run: str, steps: list[int], sets: list[str], videos: int, checkpoint: int | None, seed: int, clip: str | None
+) -> None:
+    """Compares a run's model with its base, writes the tables into the run's folder and prints them."""
+    from rlvid.data.prompts import resolve_prompts
+    from rlvid.evaluate.clip import load_clip
+    from rlvid.evaluate.evaluate import summarise
+    from rlvid.evaluate.run import device, evaluate_run, load_run
+    from rlvid.evaluate.tables import compare_all, render_table, write_results
+    from rlvid.toy.captions import PROMPT_SETS
+
+    prompts = {
+        Path(name).stem: resolve_prompts(name, videos if name in PROMPT_SETS else None)[:videos] for name in sets
+    }
+    if len(prompts) < len(sets):
+        raise ValueError(f"--sets {','.join(sets)}: two sets have one name; rename a file, results are kept by it")
+    tuned = load_run(run, checkpoint)
+    measure = load_clip(clip or "builtin-heldout", device())
+    rows = evaluate_run(tuned, prompts, steps_list=steps, seed=seed, clip=measure, progress=counter("videos"))
+    folder = tuned.checkpoint.folder.parent
+    facts = {
+        "run": tuned.config.name,
+        "step": tuned.checkpoint.step,
+        "seed": seed,
+        "guidance": tuned.config.sampling.guidance,
+        "reward": tuned.config.reward.name,
+        "held-out reward": tuned.config.reward.held_out or "builtin-heldout",
+        "CLIPSIM and consistency by": clip or "builtin-heldout",
+    }
+    write_results(folder, rows, base="base", facts=facts)
+    for each in steps:
+        console.print(render_table(summarise(rows), compare_all(rows, "base"), steps=each))
+    say(f"tables       {os.path.relpath(folder)}/evaluation.md (.csv, .json, .parquet)")

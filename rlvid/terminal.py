@@ -1,0 +1,52 @@
+"""What commands print: lines as they are, progress, errors."""
+
+import sys
+import time
+from collections.abc import Callable
+
+from rich.console import Console
+
+console = Console(width=None if sys.stdout.isatty() else 120)
+
+
+def say(text: str) -> None:
+    """One line, as it is: neither wrapped nor coloured."""
+    console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+def numbers(text: str, option: str) -> list[int]:
+    """The whole numbers of ``20,50``, from 1 to 500 and each once; raises ValueError that names the option."""
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(1 <= n <= 500 for n in found):
+        raise ValueError(f"{option} {text!r}: expected whole numbers from 1 to 500, separated by commas, such as 20,50")
+    return list(dict.fromkeys(found))
+
+
+def counter(unit: str) -> Callable[..., None]:
+    """A callback that shows how far something is and when it will be done, at most every ten seconds."""
+    start = time.perf_counter()
+    began, shown, last = [start], [start], [0]
+
+    def show(*news: str | int) -> None:
+        *what, done, total = news
+        now = time.perf_counter()
+        if int(done) < last[0]:  # another count begins
+            began[0] = shown[0]
+        last[0] = int(done)
+        if now - shown[0] > 10:
+            shown[0] = now
+            left = (now - began[0]) / max(1, int(done)) * (int(total) - int(done))
+            say(f"{' '.join(map(str, what))} {done}/{total} {unit}, {left:.0f} s to go".strip())
+
+    return show
+
+
+def complain(error: Exception, code: int) -> int:
+    """Prints an error as one line and gives its exit code back."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    text = lines[-1] if "Traceback" in str(error) else " ".join(lines)  # an error from a Ray task ends with its cause
+    Console(stderr=True, soft_wrap=True).print(f"error: {text}", markup=False, highlight=False)
+    return code
