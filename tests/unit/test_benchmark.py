@@ -30,8 +30,8 @@ def test_the_tiny_preset_finds_one_gradient_and_what_is_done_in_vain(
     assert found["gradient difference"] < 1e-4
     for side, frames in ((ours, 1), (theirs, 4)):  # three steps of two branches; the reward looks at one frame of four
         assert side["calls"]["denoiser evaluations"] == 6
-        assert side["calls"]["denoiser evaluations again"] == 2
         assert side["calls"]["frames decoded"] == frames
+    assert theirs["calls"]["denoiser evaluations again"] == 2  # ours come back layer by layer
     assert {"chain", "decode", "reward", "backward", "optimiser"} < ours["seconds"].keys()
     assert theirs["seconds"].keys() - ours["seconds"].keys() == {"encode"}
     assert theirs["flops"]["chain"] == pytest.approx(ours["flops"]["chain"], rel=0.05)
