@@ -228,11 +228,11 @@ def demo(overrides: Overrides = None) -> None:
     from rlvid.config import load_config
 
     config = load_config("toy", ["name=demo", *(overrides or [])])
-    began = time.perfcounter()
+    began = time.perf_counter()
     folder = train_and_show(config, None)
-    trained = time.perfcounter()
+    trained = time.perf_counter()
     evaluate_and_show(str(folder), [config.sampling.steps], ["in_domain", "new_shapes", "scenes"], 32, None, 0, None)
-    ended = time.perfcounter()
+    ended = time.perf_counter()
     say(f"training took {trained - began:.0f} s, evaluation {ended - trained:.0f} s")
 
 
