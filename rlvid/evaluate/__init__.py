@@ -1,4 +1,4 @@
-"""Evaluation: videos from fixed noise, metrics of each, tables with intervals, and pictures. No Ray in here."""
+"""Evaluation: videos from fixed noise, metrics of each, tables with intervals, and pictures. Ray only in ``portions``, if asked."""
 
 import os
 from pathlib import Path
