@@ -10,6 +10,7 @@ Then, for each seed, the same run again, in which one thing dies without warning
     worker   a process that trains
     raylet   Ray's daemon on the node where the workers are, and with it all of the node; another node joins
     driver   `rlvid train` itself; the same command is given again
+    spot     only if asked for: as raylet, but announced ten seconds before, so that workers can save in time
 
 Each must end with the adapter (or the weights) of the first run, bit for bit, each sample once in the archive and each
 step once in TensorBoard. Exit code 1 if one does not; its folder is kept.
@@ -35,6 +36,8 @@ from rich.console import Console
 from rich.table import Table
 
 VICTIMS = ("worker", "raylet", "driver")
+SPOT = "spot"
+_NOTICE = 10  # seconds between a spot node's announcement and its end
 SMALL = (
     "train.steps=6", "output.checkpoint_every=2", "train.batch_size=2", "train.workers=2", "sampling.steps=3",
     "data.clips=4", "output.videos_every=0", "optimizer.lr=1e-4", "optimizer.warmup=0",
@@ -135,8 +138,8 @@ class Chaos:
             return False
         chosen = draw.choice(workers)
         try:
-            if victim == "raylet":
-                self._cluster.kill_raylet_of(chosen)
+            if victim in ("raylet", SPOT):
+                self._cluster.kill_raylet_of(chosen, _NOTICE if victim == SPOT else None)
             else:
                 os.kill(chosen, signal.SIGKILL)
         except ProcessLookupError:
@@ -218,15 +221,15 @@ def show(outcomes: list[Outcome], chaos: Chaos, console: Console) -> None:
 def parse(arguments: list[str]) -> Any:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, help="how many (default: 20)")
-    parser.add_argument("--victims", default=",".join(VICTIMS), help=f"of {', '.join(VICTIMS)}, in turn (default: all)")
+    parser.add_argument("--victims", default=",".join(VICTIMS), help=f"in turn (default: {','.join(VICTIMS)})")
     parser.add_argument("--seed", type=int, default=0, help="the first one; each kill has one of its own")
     parser.add_argument("--config", default="toy", help="a shipped description or a YAML file (default: toy)")
     parser.add_argument("--out", type=Path, help="file for the outcomes, JSON")
     parser.add_argument("overrides", nargs="*", help="settings to change, as for rlvid train")
     options = parser.parse_intermixed_args(arguments)
     options.victims = options.victims.split(",")
-    if unknown := set(options.victims) - set(VICTIMS):
-        raise ValueError(f"--victims {sorted(unknown)[0]!r}: allowed: {', '.join(VICTIMS)}")
+    if unknown := set(options.victims) - {*VICTIMS, SPOT}:
+        raise ValueError(f"--victims {sorted(unknown)[0]!r}: allowed: {', '.join(VICTIMS)}, {SPOT}")
     if options.kills < 1:
         raise ValueError(f"--kills {options.kills}: allowed: 1 or more")
     return options
@@ -236,7 +239,8 @@ def main() -> int:
     """Kills, checks, shows; returns 1 if a run did not end as it should."""
     options, console = parse(sys.argv[1:]), Console(width=None if sys.stdout.isatty() else 120)
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # the cluster listens on this machine alone
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # no node is announced to leave here
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", str(int(SPOT in options.victims)))
+    os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
     os.environ.pop("RAY_ADDRESS", None)
     overrides = [*SMALL, *options.overrides]
     if not any(each.startswith("output.storage=") for each in overrides):

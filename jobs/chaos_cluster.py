@@ -3,7 +3,10 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 
 
@@ -31,17 +34,32 @@ class LocalCluster:
     def add_node(self) -> None:
         self._cluster.add_node(num_cpus=self._cpus, temp_dir=f"{self._folder}/ray")
 
-    def kill_raylet_of(self, worker: int) -> None:
-        """Kills the raylet that a worker process belongs to, cleans up behind it, and adds a node."""
+    def kill_raylet_of(self, worker: int, notice_s: int | None = None) -> None:
+        """Kills the raylet that a worker process belongs to, cleans up behind it, and adds a node.
+
+        With ``notice_s`` that many seconds go by between an announcement, as of a spot node, and the end.
+        """
         ancestry = set(ancestors(worker))
         for node in list(self._cluster.worker_nodes):
             pid = node.all_processes["raylet"][0].process.pid
             if pid in ancestry:
+                if notice_s is not None:
+                    self._announce(node.node_id, notice_s)
+                    self.add_node()  # as an autoscaler would
+                    time.sleep(notice_s)
                 os.kill(pid, signal.SIGKILL)
                 self._cluster.remove_node(node, allow_graceful=False)
-                self.add_node()
+                if notice_s is None:
+                    self.add_node()
                 return
         raise ProcessLookupError(worker)
+
+    def _announce(self, node: str, notice_s: int) -> None:
+        command = [Path(sys.executable).with_name("ray"), "drain-node", "--address", self.address, "--node-id", node]
+        command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "chaos"]
+        subprocess.run(
+            [*command, "--deadline-remaining-seconds", str(notice_s)], check=True, capture_output=True, text=True
+        )
 
 
 def ancestors(pid: int) -> list[int]:

@@ -63,10 +63,10 @@ def evaluate_and_show(
         raise ValueError(f"--sets {','.join(sets)}: two sets have one name; rename a file, results are kept by it")
     tuned = load_run(run, checkpoint)
     measure = clip or "builtin-heldout"
-    load_clip(measure)  # says at once what is wrong with it
     evaluation = Evaluation.of(tuned, prompts, steps_list=steps, seed=seed, clip=measure)
-    if address is not None:
-        workers = workers or 1
+    workers = workers or (1 if address else None)
+    if workers:
+        load_clip(measure)  # says what is wrong with it before Ray starts
     rows = run_evaluation(evaluation, tuned, workers=workers, address=address, progress=counter("videos"))
     folder = tuned.checkpoint.folder.parent
     facts = {

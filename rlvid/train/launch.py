@@ -256,7 +256,7 @@ def _fit(config: RunConfig, folder: Path, console: Console, address: str | None)
         train_loop_config={
             "config": config.model_dump(), "clips": str(clips), "run": str(folder), "use_gpu": use_gpu, "board": board,
             "model": movable(config.model.path), "reward": config.reward.resolved().model_dump(),
-            "watched": os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") == "1",
+            "watched": os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "").lower() in ("1", "true"),
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.train.workers,
