@@ -3,6 +3,7 @@
     python jobs/benchmark.py                       # the built-in model, one worker
     python jobs/benchmark.py --steps 10 train.batch_size=4
     python jobs/benchmark.py step --help           # full-size networks in bare torch, against released code's way
+    python jobs/benchmark.py scaling --help        # more workers, and what starting up takes
 
 Both sides run in one worker process in turns, on the same batches, so that they share every disturbance.
 """
@@ -149,6 +150,10 @@ if __name__ == "__main__":
             import benchmark_step
 
             benchmark_step.main(sys.argv[2:])
+        elif sys.argv[1:2] == ["scaling"]:
+            import benchmark_scaling
+
+            benchmark_scaling.main(sys.argv[2:])
         else:
             main()
     except ValueError as error:

@@ -41,13 +41,18 @@ def train_and_show(config: "RunConfig", address: str | None) -> Path:
 
 
 def evaluate_and_show(
-    run: str, steps: list[int], sets: list[str], videos: int, checkpoint: int | None, seed: int, clip: str | None
-) -> None:
-    """Compares a run's model with its base, writes the tables into the run's folder and prints them."""
+    run: str, steps: list[int], sets: list[str], videos: int, checkpoint: int | None, seed: int, clip: str | None,
+    workers: int | None = None, address: str | None = None,
+) -> None:  # fmt: skip
+    """Compares a run's model with its base, writes the tables into the run's folder and prints them.
+
+    With ``workers``, so many Ray actors share the work. What was finished before an interruption is not made again.
+    """
     from rlvid.data.prompts import resolve_prompts
     from rlvid.evaluate.clip import load_clip
     from rlvid.evaluate.evaluate import summarise
-    from rlvid.evaluate.run import device, evaluate_run, load_run
+    from rlvid.evaluate.portions import Evaluation, run_evaluation
+    from rlvid.evaluate.run import load_run
     from rlvid.evaluate.tables import compare_all, render_table, write_results
     from rlvid.toy.captions import PROMPT_SETS
 
@@ -57,8 +62,12 @@ def evaluate_and_show(
     if len(prompts) < len(sets):
         raise ValueError(f"--sets {','.join(sets)}: two sets have one name; rename a file, results are kept by it")
     tuned = load_run(run, checkpoint)
-    measure = load_clip(clip or "builtin-heldout", device())
-    rows = evaluate_run(tuned, prompts, steps_list=steps, seed=seed, clip=measure, progress=counter("videos"))
+    measure = clip or "builtin-heldout"
+    evaluation = Evaluation.of(tuned, prompts, steps_list=steps, seed=seed, clip=measure)
+    workers = workers or (1 if address else None)
+    if workers:
+        load_clip(measure)  # says what is wrong with it before Ray starts
+    rows = run_evaluation(evaluation, tuned, workers=workers, address=address, progress=counter("videos"))
     folder = tuned.checkpoint.folder.parent
     facts = {
         "run": tuned.config.name,
@@ -70,6 +79,7 @@ def evaluate_and_show(
         "CLIPSIM and consistency by": clip or "builtin-heldout",
     }
     write_results(folder, rows, base="base", facts=facts)
+    evaluation.forget()
     for each in steps:
         console.print(render_table(summarise(rows), compare_all(rows, "base"), steps=each))
     say(f"tables       {os.path.relpath(folder)}/evaluation.md (.csv, .json, .parquet)")

@@ -86,12 +86,18 @@ def evaluate(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise, the same for base and tuned model.")] = 0,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Ray actors, each with a model of its own; default: this process, without Ray."),
+    ] = None,
+    address: Address = None,
 ) -> None:
     """Compares a run's model with its base: rewards, CLIPSIM, temporal consistency, motion, the oracle.
 
-    Writes evaluation.md, .csv, .json and .parquet into the run's folder.
+    Writes evaluation.md, .csv, .json and .parquet into the run's folder. Start the same command again after an
+    interruption: what was finished is not made again.
     """
-    evaluate_and_show(run, numbers(steps, "--steps"), sets.split(","), videos, checkpoint, seed, clip)
+    evaluate_and_show(run, numbers(steps, "--steps"), sets.split(","), videos, checkpoint, seed, clip, workers, address)
 
 
 @app.command()

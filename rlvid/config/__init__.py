@@ -116,6 +116,11 @@ class TrainConfig(Section):
     use_gpu: bool | None = Field(None, description="one GPU a worker; default: when the cluster has enough of them")
     zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage")
     max_failures: int = Field(2, ge=0, description="times that lost workers are started again")
+    resume: Literal["all", "weights"] = Field(
+        "all",
+        description="what a resumed run must find: 'all', or 'weights' to go on without the optimiser's state where "
+        "that is of another number of workers (ZeRO 1 to 3) or another ZeRO stage",
+    )
     max_skipped: int = Field(5, ge=1, description="non-finite steps in a row after which the run stops")
 
 
@@ -231,7 +236,7 @@ _LATER_KEYS = {
 }  # fmt: skip
 """Keys that came after the first runs: left out of a fingerprint at their defaults, so that it stays what it was."""
 
-_FREE_TRAIN_KEYS = {"steps", "max_seconds", "max_failures", "max_skipped", "cpus_per_worker", "use_gpu"}
+_FREE_TRAIN_KEYS = {"steps", "max_seconds", "max_failures", "max_skipped", "cpus_per_worker", "use_gpu", "resume"}
 
 
 def shipped_configs() -> dict[str, Path]:

@@ -9,6 +9,7 @@ and leaves no duplicates. A part is written whole or not at all. DuckDB, pandas 
 """
 
 import io
+import logging
 import os
 import re
 from collections import deque
@@ -26,6 +27,8 @@ from torch import Tensor
 
 from rlvid.algorithms.base import Samples
 from rlvid.data.videos import to_bytes
+
+log = logging.getLogger(__name__)
 
 SCHEMA = pa.schema(
     [
@@ -47,8 +50,8 @@ SCHEMA = pa.schema(
     ]
 )
 _PART = re.compile(r"step-(\d+)-rank-(\d+)\.parquet")
-_WAITING = 2
-"""Parts that may be waiting or under way before ``write`` waits too."""
+_WAITING_BYTES = 256 * 2**20
+"""Pixels that may be waiting or under way before ``write`` waits too; a part alone may be larger."""
 
 
 class ArchiveWriter:
@@ -87,11 +90,12 @@ class ArchiveWriter:
         self._common = {
             "run": run, "algorithm": algorithm, "config_hash": config_hash, "seed": seed, "fps": fps, "model": model
         }  # fmt: skip
+        self._held_up = False
         self._thread: ThreadPoolExecutor | None = ThreadPoolExecutor(1, thread_name_prefix="archive")
-        self._pending: deque[Future[None]] = deque()
+        self._pending: deque[tuple[Future[None], int]] = deque()  # with the bytes of pixels that each holds
 
     def write(self, step: int, rank: int, samples: Samples, held_out_B: Tensor | None = None) -> None:
-        """Hands samples over; waits only when the disk is behind by two parts.
+        """Hands samples over; waits only when the disk is so far behind that pixels would fill the memory.
 
         Args:
             step: of the run, from 0.
@@ -105,11 +109,15 @@ class ArchiveWriter:
         """
         if self._thread is None:
             raise ValueError(f"archive {self.folder}: the writer is closed")
-        while self._pending and (self._pending[0].done() or len(self._pending) >= _WAITING):
-            self._pending.popleft().result()
         rows = [self._common | row for row in _rows(step, rank, samples, held_out_B)]
+        size = sum(pixels.nbytes for row in rows for pixels in row["frames"])
+        while self._pending and (self._pending[0][0].done() or self._waiting() + size > _WAITING_BYTES):
+            if not self._pending[0][0].done() and not self._held_up:
+                self._held_up = True
+                log.warning("archive %s: storage is slower than training, whose steps wait for it", self.folder)
+            self._pending.popleft()[0].result()
         path = self.folder / f"step-{step:06d}-rank-{rank:03d}.parquet"
-        self._pending.append(self._thread.submit(_write_part, path, rows))
+        self._pending.append((self._thread.submit(_write_part, path, rows), size))
 
     def flush(self) -> None:
         """Waits until what was handed over is on disk.
@@ -118,7 +126,10 @@ class ArchiveWriter:
             OSError: a part could not be written, and no ``write`` has said so yet.
         """
         while self._pending:
-            self._pending.popleft().result()
+            self._pending.popleft()[0].result()
+
+    def _waiting(self) -> int:
+        return sum(size for _, size in self._pending)
 
     def close(self) -> None:
         """Waits until everything is on disk; a second call does nothing.

@@ -1,4 +1,4 @@
-"""Evaluation: videos from fixed noise, metrics of each, tables with intervals, and pictures. No Ray in here."""
+"""Evaluation: videos from fixed noise, metrics of each, tables with intervals, pictures; Ray if it is asked for."""
 
 import os
 from pathlib import Path

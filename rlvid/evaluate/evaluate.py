@@ -151,6 +151,7 @@ def evaluate_model(
     use_oracle: bool = True,
     batch: int = 16,
     pictured: int = 8,
+    first_index: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Row]:
     """Generates a video for every prompt and number of steps, and scores it.
@@ -169,6 +170,7 @@ def evaluate_model(
         use_oracle: grade videos of the built-in world by the oracle too.
         batch: most videos that are made and scored at once.
         pictured: videos of each set and number of steps that keep frames for pictures.
+        first_index: index of the first prompt of each set, where a set is evaluated in parts.
         progress: called with (videos done, all videos).
 
     Raises:
@@ -186,13 +188,13 @@ def evaluate_model(
     for steps in steps_list:
         for set_name, prompts in prompts_by_set.items():
             for start in range(0, len(prompts), batch):
-                part = prompts[start : start + batch]
+                part, index = prompts[start : start + batch], first_index + start
                 settings = {"seed": seed, "steps": steps, "guidance": guidance, "final": final}
-                frames = generate(model, part, batch=batch, first_index=start, **settings)
+                frames = generate(model, part, batch=batch, first_index=index, **settings)
                 scores = score_videos(
                     frames.to(model.device), part, reward=reward, held_out=held_out, clip=clip, use_oracle=use_oracle
                 )
-                rows += _rows(name, set_name, steps, start, part, scores, frames[: max(0, pictured - start)])
+                rows += _rows(name, set_name, steps, index, part, scores, frames[: max(0, pictured - index)])
                 if progress is not None:
                     progress(len(rows), total)
     return rows

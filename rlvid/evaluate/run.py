@@ -71,13 +71,14 @@ def find_run(run: str | Path, step: int | None = None) -> tuple[RunConfig, Found
     return config, chosen[-1]
 
 
-def load_run(run: str | Path, step: int | None = None) -> TunedModel:
-    """Loads a run's model with what was trained of it; see ``find_run``.
+def load_run(run: str | Path, step: int | None = None, config: RunConfig | None = None) -> TunedModel:
+    """Loads a run's model with what was trained of it; see ``find_run``. ``config``: in the place of the run's own.
 
     Raises:
         ValueError: no such run, or no such checkpoint in it; or what it holds does not fit the model.
     """
-    config, found = find_run(run, step)
+    own, found = find_run(run, step)
+    config = config or own
     model = load_trainable(config.model, config.seed, config.model.path, device())
     base = None
     if config.model.train == "full":

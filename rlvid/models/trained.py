@@ -67,6 +67,11 @@ def save_trained(state: dict[str, Tensor], denoiser: nn.Module, spec: ModelConfi
     denoiser.save_config(path.parent)  # type: ignore[operator]  # a method of diffusers' models
 
 
+def trained_file(spec: ModelConfig) -> str:
+    """Where in a checkpoint's folder the trained weights are."""
+    return _FILES[spec.train]
+
+
 def holds_trained(folder: Path) -> bool:
     """Whether a checkpoint's folder holds what was trained."""
     return any((folder / file).is_file() for file in _FILES.values())

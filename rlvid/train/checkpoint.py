@@ -6,24 +6,34 @@ Layout of a checkpoint folder, the same for any number of workers::
     unet/diffusion_pytorch_model.safetensors, config.json     the same, of full fine-tuning; diffusers loads it
     engine/                                                   DeepSpeed's files, one set a worker
     algorithm.pt                                              the method's own state, when it has any
-    state.json                                                step, seed, config, versions
+    state.json                                                step, seed, config, versions, sizes of worker 0's files
+
+A folder is copied file by file, so a kill or a full disk may leave a part of one: ``is_whole`` tells.
 """
 
 import json
 import platform
 import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from rlvid.algorithms.base import Algorithm
-from rlvid.config import RunConfig
+from rlvid.config import RunConfig, parse_config
 from rlvid.models.trained import holds_trained, save_trained, trained_state
 from rlvid.train.engine import Engine
+from rlvid.train.resume import carries_over
 
+_SIGNS_OF_TORCH = ("inline_container", "PytorchStreamWriter", "iostream error")
+"""In what torch.save says, as a RuntimeError, when a file cannot be written."""
 _NAME = re.compile(r"step-(\d{6,})$")
 
 
@@ -71,6 +81,7 @@ def save_checkpoint(
         "fingerprint": config.fingerprint,
         "config": config.model_dump(mode="json"),
         "versions": packages,
+        "files": {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()},
     }
     (folder / "state.json").write_text(json.dumps(description, indent=2), encoding="utf-8")
 
@@ -85,33 +96,61 @@ def hardware(device: torch.device) -> str:
     return f"CPU ({found[1] if found else platform.machine()}, {threads} thread{'s' * (threads > 1)})"
 
 
-def load_checkpoint(
-    folder: Path, config: RunConfig, engine: Engine, algorithm: Algorithm, workers: int
-) -> dict[str, float]:
-    """Restores a run; returns the standing that ``save_checkpoint`` was given.
+@contextmanager
+def told_if_unwritable(step: int, run: Path) -> Iterator[None]:
+    """Around the writing of a checkpoint after ``step``.
 
     Raises:
-        ValueError: the checkpoint is of another config or another number of workers.
+        OSError: it could not be written, whichever library says so, for torch and safetensors have their own errors.
     """
-    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    if state["fingerprint"] != config.fingerprint:
-        raise ValueError(f"checkpoint {folder} belongs to another config; give this run a name of its own (name=...)")
-    if state["workers"] != workers:
-        raise ValueError(
-            f"checkpoint {folder} is of {state['workers']} workers and the run has {workers}; "
-            f"set train.workers={state['workers']} or give the run a name of its own"
-        )
-    engine.load(folder / "engine")
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in _SIGNS_OF_TORCH):
+            raise
+        raise OSError(
+            getattr(error, "errno", None), f"checkpoint after step {step} could not be written "
+            f"({' '.join(str(error).split())[:200]}); make room in {run} and {tempfile.gettempdir()}, earlier "
+            "checkpoints are whole"
+        ) from error  # fmt: skip
+
+
+def load_checkpoint(folder: Path, config: RunConfig, engine: Engine, algorithm: Algorithm) -> dict[str, float]:
+    """Restores a run; returns the standing that ``save_checkpoint`` was given.
+
+    Where only the weights carry over (see ``rlvid.train.resume.carries_over``), they must have been loaded before the
+    engine was made, and the optimiser's state stays behind.
+
+    Raises:
+        ValueError: the checkpoint is of another config, or of a split of the work that cannot be carried over.
+    """
+    state = read_state(folder)
+    if carries_over(parse_config(state["config"]), config) == "all":
+        engine.load(folder / "engine")
     if (folder / "algorithm.pt").is_file():
         algorithm.load_state_dict(torch.load(folder / "algorithm.pt", weights_only=True))
     return {name: state[name] for name in ("step", "workers", "skipped", "seconds", "videos")}
 
 
+def read_state(folder: Path) -> dict[str, Any]:
+    """``state.json`` of a checkpoint."""
+    return json.loads((folder / "state.json").read_text(encoding="utf-8"))
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether all of a checkpoint is there that worker 0 wrote."""
+    try:
+        files = read_state(folder).get("files", {})  # none in a checkpoint of an earlier version
+        return holds_trained(folder) and all((folder / name).stat().st_size == size for name, size in files.items())
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+        return False
+
+
 def find_checkpoints(run: Path) -> list[Found]:
-    """The complete checkpoints of a run's folder, oldest first."""
+    """The whole checkpoints of a run's folder, oldest first."""
     found = []
     for folder in run.iterdir() if run.is_dir() else []:
         match = _NAME.search(folder.name)
-        if match and (folder / "state.json").is_file() and holds_trained(folder):
+        if match and is_whole(folder):
             found.append(Found(folder, int(match[1])))
     return sorted(found, key=lambda each: each.step)

@@ -34,6 +34,8 @@ from rlvid.models.lora import check_targets
 from rlvid.models.unet3d import denoiser_outline
 from rlvid.reward.load import check_reward
 from rlvid.train.checkpoint import find_checkpoints
+from rlvid.train.record import check_resume, latest_checkpoint, mend_record
+from rlvid.train.resume import notice
 
 log = logging.getLogger("rlvid.train")
 
@@ -90,11 +92,8 @@ def prepare(config: RunConfig) -> Path:
     if known.is_file():
         before = parse_config(yaml.safe_load(known.read_text(encoding="utf-8")))
         begun = (folder / "archive").is_dir()  # workers make it once they are ready; a failed start is no run yet
-        if begun and before.fingerprint != config.fingerprint:
-            raise ValueError(
-                f"run {config.name!r} exists in {folder} with another config ({differences(before, config)}); "
-                "choose another name=..., or delete the folder to start anew"
-            )
+        if begun:
+            check_resume(folder, before, config)
     elif folder.is_dir() and any(entry.name != ".lock" for entry in folder.iterdir()):
         raise ValueError(f"{folder} exists and is not a run of rlvid; choose another name=... or output.storage=...")
     try:
@@ -135,20 +134,6 @@ def _write_config(config: RunConfig, folder: Path) -> None:
     os.replace(temporary, folder / "config.yaml")
 
 
-def differences(before: RunConfig, now: RunConfig) -> str:
-    """The settings that differ, as ``key: old -> new``, a few of them."""
-    old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
-    changed = [f"{key}: {old.get(key)} -> {new.get(key)}" for key in sorted(old | new) if old.get(key) != new.get(key)]
-    return ", ".join(changed[:4]) + (", ..." if len(changed) > 4 else "")
-
-
-def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in data.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return found
-
-
 def start_ray(address: str | None = None) -> None:
     """Connects to the cluster of ``address`` or RAY_ADDRESS, else starts Ray on this machine; quietly.
 
@@ -160,12 +145,13 @@ def start_ray(address: str | None = None) -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     target = address or os.environ.get("RAY_ADDRESS") or "local"
+    # Its watcher is a process more for each start of the workers; a machine that is the whole cluster tells nothing.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0" if target == "local" else "1")
     try:
         local: dict[str, Any] = {"include_dashboard": False} if target == "local" else {}
         with _silent_stderr():
@@ -226,6 +212,10 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Fi
     check(config)
     folder = prepare(config)
     with _alone(folder):
+        mend_record(folder)
+        latest = latest_checkpoint(folder)
+        if latest and (text := notice(latest[0], config, latest[1])):
+            console.print(text, style="bold" if text.startswith("WARNING") else None, markup=False, soft_wrap=True)
         _write_config(config, folder)
         return _fit(config, folder, console, address)
 
@@ -266,6 +256,7 @@ def _fit(config: RunConfig, folder: Path, console: Console, address: str | None)
         train_loop_config={
             "config": config.model_dump(), "clips": str(clips), "run": str(folder), "use_gpu": use_gpu, "board": board,
             "model": movable(config.model.path), "reward": config.reward.resolved().model_dump(),
+            "watched": os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "").lower() in ("1", "true"),
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.train.workers,

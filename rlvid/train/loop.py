@@ -28,7 +28,8 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
             worker.record(step, updates, outcomes, time.perf_counter() - started)
             if worker.problem:
                 break
-            if worker.checkpoint_due(step):
+            leaving = worker.told_to_leave()
+            if worker.checkpoint_due(step) or leaving:
                 worker.save(step + 1)
         return worker.summary()
 

@@ -2,6 +2,8 @@
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -19,19 +21,24 @@ class TensorBoard:
     Args:
         folder: where event files go; made when missing.
         first_step: what earlier writers of a resumed run wrote from this step on is purged by readers.
+
+    Raises:
+        OSError: from any method: events could not be written (the disk is full, say).
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._writer = EventFileWriter(str(folder))
+        self._folder = folder
+        with self._naming():
+            folder.mkdir(parents=True, exist_ok=True)
+            self._writer = EventFileWriter(str(folder))
         # At step 0 too: a run that was lost before its first checkpoint starts there again.
         start = SessionLog(status=SessionLog.START)
-        self._writer.add_event(Event(wall_time=time.time(), step=first_step, session_log=start))
+        self._add(Event(wall_time=time.time(), step=first_step, session_log=start))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Writes finite and non-finite values alike, under their names."""
         summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
-        self._writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
+        self._add(Event(wall_time=time.time(), step=step, summary=summary))
 
     def video(self, step: int, name: str, frames_FCHW: Tensor, fps: int) -> None:
         """Writes a clip in [0, 1] as a looping GIF, which the images page plays."""
@@ -41,15 +48,32 @@ class TensorBoard:
             height=height, width=width, colorspace=3, encoded_image_string=gif_bytes(frames_FCHW, fps, scale)
         )
         summary = Summary(value=[Summary.Value(tag=name, image=image)])
-        self._writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
+        self._add(Event(wall_time=time.time(), step=step, summary=summary))
 
     def flush(self) -> None:
         """Pushes what was written to the file."""
-        self._writer.flush()
+        with self._naming():
+            self._writer.flush()
 
     def close(self) -> None:
         """Flushes and ends."""
-        self._writer.close()
+        with self._naming():
+            self._writer.close()
+
+    def _add(self, event: Event) -> None:
+        with self._naming():
+            self._writer.add_event(event)
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        """Says what could not be written: the events go to disk on a thread, whose errors come up later."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                error.errno, f"TensorBoard events in {self._folder} could not be written "
+                f"({error.strerror or error}); make room or mend the folder"
+            ) from error  # fmt: skip
 
 
 def average(sums: dict[str, tuple[float, float]]) -> dict[str, float]:

@@ -16,16 +16,17 @@ from torch import distributed
 from rlvid import randomness
 from rlvid.algorithms.base import Batch, Context, Samples, Stopwatch, Team, Update, peak_memory, summed
 from rlvid.algorithms.catalogue import ALGORITHMS
-from rlvid.config import RunConfig
+from rlvid.config import RunConfig, parse_config
 from rlvid.config.reward import RewardConfig
 from rlvid.data.archive import ArchiveWriter, trim
 from rlvid.data.clips import EncodedClips, clip_index
 from rlvid.evaluate.generate import generate
-from rlvid.models.trained import load_trainable
+from rlvid.models.trained import load_trainable, load_trained
 from rlvid.reward.load import held_out_reward, trained_reward
-from rlvid.train.checkpoint import checkpoint_name, load_checkpoint, save_checkpoint
+from rlvid.train.checkpoint import checkpoint_name, load_checkpoint, read_state, save_checkpoint, told_if_unwritable
 from rlvid.train.engine import DeepSpeedEngine, StepOutcome
 from rlvid.train.metrics import TensorBoard, average
+from rlvid.train.resume import carries_over
 
 log = logging.getLogger("rlvid.train")
 
@@ -56,7 +57,8 @@ class Worker:
         config: the run's.
         job: ``clips`` (folder of encoded clips), ``run`` (the run's folder), ``use_gpu``, ``board`` (progress), and
             ``model`` and ``reward`` (the model's path and the reward's settings with absolute paths, since Ray Train
-            moves its workers to another folder; default: the config's).
+            moves its workers to another folder; default: the config's). ``watched``: whether Ray Train tells when a
+            node is about to be taken away.
     """
 
     def __init__(self, config: RunConfig, job: dict[str, Any]) -> None:
@@ -69,6 +71,7 @@ class Worker:
         spec = config.model
         self.model = load_trainable(spec, config.seed, job.get("model", spec.path), device)
         self.network = self.model.denoiser
+        self._load_weights_alone()
         self.engine = DeepSpeedEngine(self.network, config.optimizer, config.train, config.micro_batch, spec.precision)
         self.model.denoiser = self.engine.module
         self.stopwatch = Stopwatch(device)
@@ -85,6 +88,7 @@ class Worker:
         )
         self.clips = EncodedClips.open(job["clips"])
         self.problem: str | None = None
+        self._watched, self._leaving = bool(job.get("watched")), set[str]()
         self._in_a_row, self._skipped, self._seconds, self._videos = 0, 0, 0.0, 0
         self.first_step = self._done = self._restore()
         self._began = time.perf_counter()
@@ -148,11 +152,15 @@ class Worker:
         values |= {"cost/videos": float(self._videos), "cost/seconds": self._seconds}
         values["cost/peak_memory_gib"] = peak_memory(self.model.device) / 2**30
         every = self.config.output.archive_every
-        if every and step % every == 0:
-            samples = Samples.join([update.samples for update in updates if update.samples])
-            self.archive.write(step, self.rank, samples, samples.held_out_B)
+        # Both hand over to threads; TensorBoard shows what that took with the numbers of the next step.
+        with self.stopwatch.stage("archive"):
+            if every and step % every == 0:
+                samples = Samples.join([update.samples for update in updates if update.samples])
+                self.archive.write(step, self.rank, samples, samples.held_out_B)
+        with self.stopwatch.stage("tensorboard"):
+            if self.board_writer is not None:
+                self.board_writer.scalars(step, values)
         if self.board_writer is not None:
-            self.board_writer.scalars(step, values)
             self._tell(step, values)
         if self.config.output.videos_every and (step + 1) % self.config.output.videos_every == 0:
             self._show_videos(step + 1)
@@ -171,11 +179,10 @@ class Worker:
         self.archive.flush()
         if self.board_writer is not None:
             self.board_writer.flush()
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            standing = {"step": step, "workers": self.world, "skipped": self._skipped, "seconds": self._seconds}
-            standing["videos"] = self._videos
-            save_checkpoint(folder, self.rank, standing, self.config, self.engine, self.algorithm, self.network)
+        standing = {"step": step, "workers": self.world, "skipped": self._skipped, "seconds": self._seconds}
+        standing["videos"] = self._videos
+        with told_if_unwritable(step, self.run), tempfile.TemporaryDirectory() as name:
+            save_checkpoint(Path(name), self.rank, standing, self.config, self.engine, self.algorithm, self.network)
             ray.train.report(
                 {"step": step},
                 checkpoint=ray.train.Checkpoint.from_directory(name),
@@ -186,6 +193,17 @@ class Worker:
         """Whether a checkpoint follows ``step``."""
         last = step + 1 == self.config.train.steps or self.out_of_time
         return last or (step + 1) % self.config.output.checkpoint_every == 0
+
+    def told_to_leave(self) -> bool:
+        """Whether a worker's node has newly been announced to be taken away; every worker must ask after each step."""
+        if not self._watched:
+            return False
+        told = ray.train.get_preemption_info()
+        leaving = set(told.preempted_node_ids) - self._leaving if told else set()
+        self._leaving |= leaving
+        if leaving:
+            log.warning("a node is about to be taken away (%s): saves a checkpoint now", ", ".join(sorted(leaving)))
+        return bool(leaving)
 
     @property
     def out_of_time(self) -> bool:
@@ -198,12 +216,25 @@ class Worker:
         seconds = time.perf_counter() - self._began
         return {"first_step": self.first_step, "skipped": self._skipped, "seconds": seconds, "problem": self.problem}
 
+    def _load_weights_alone(self) -> None:
+        """Where the optimiser's state does not carry over: before the engine takes its own copy of the weights."""
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return
+        with checkpoint.as_directory() as name:
+            folder = Path(name)
+            before = parse_config(read_state(folder)["config"])
+            if carries_over(before, self.config) == "weights":
+                load_trained(self.network, self.config.model, folder)
+                log.warning("the optimiser's moments start anew (train.resume=weights)")
+            distributed.barrier()  # nobody leaves while another still reads
+
     def _restore(self) -> int:
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             return 0
         with checkpoint.as_directory() as folder:
-            standing = load_checkpoint(Path(folder), self.config, self.engine, self.algorithm, self.world)
+            standing = load_checkpoint(Path(folder), self.config, self.engine, self.algorithm)
             distributed.barrier()  # nobody leaves while another still reads
         step, self._skipped, self._seconds = int(standing["step"]), int(standing["skipped"]), standing["seconds"]
         self._videos = int(standing["videos"])

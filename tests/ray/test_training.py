@@ -1,105 +1,25 @@
-"""The trust in training: workers, ZeRO stages and interruptions change nothing; real processes are killed for it."""
+"""The trust in training: workers and ZeRO stages change nothing; a continued run ends as one that is not."""
 
-import io
-import json
 import logging
-import os
-import signal
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
-import pyarrow.dataset as pads
 import pytest
 import torch
 import yaml
-from rich.console import Console
+from runs import QUIET, Trajectory, config, difference, plain_torch, tiny_state
 from safetensors.torch import load_file
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rlvid.algorithms.base import Batch, Context, Stopwatch
-from rlvid.algorithms.catalogue import ALGORITHMS
-from rlvid.config import RunConfig, load_config, parse_config
-from rlvid.data.clips import EncodedClips
+from rlvid.config import RunConfig
 from rlvid.data.sources import encoded_clips
 from rlvid.evaluate.run import evaluate_run, load_run
 from rlvid.export import export_run
-from rlvid.models.trained import load_trainable, trained_state
-from rlvid.reward.load import load_reward
-from rlvid.toy.tiny import save_tiny_model
-from rlvid.train.engine import TorchEngine
+from rlvid.models.trained import trained_state
 from rlvid.train.launch import train
 
 log = logging.getLogger(__name__)
-STEPS = 3
-QUIET = Console(file=io.StringIO())
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model in diffusers' layout, and the storage of the runs of this module."""
-    home = tmp_path_factory.mktemp("training")
-    save_tiny_model(home / "tiny")
-    return home
-
-
-def settings(folder: Path, name: str, *overrides: str) -> list[str]:
-    """Overrides of the toy description for a run of seconds."""
-    return [
-        f"name={name}", f"model.path={folder / 'tiny'}", "model.frames=4", "model.size=16", "data.clips=6",
-        f"output.storage={folder / 'runs'}", "sampling.steps=5", "reward.segments=2", "train.batch_size=4",
-        "optimizer.lr=1e-5", "optimizer.warmup=0", f"train.steps={STEPS}", "output.checkpoint_every=2",
-        "output.videos_every=0", "train.micro_batch=1", *overrides,
-    ]  # fmt: skip
-
-
-def config(folder: Path, name: str, *overrides: str) -> RunConfig:
-    """A run of seconds."""
-    return load_config("toy", settings(folder, name, *overrides))
-
-
-def adapter(run: Path, step: int) -> dict[str, torch.Tensor]:
-    """The adapter of a checkpoint."""
-    return load_file(run / f"step-{step:06d}" / "adapter" / "adapter_model.safetensors")
-
-
-def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
-    """Largest absolute difference of two adapters."""
-    assert a.keys() == b.keys()
-    return max((a[name] - b[name]).abs().max().item() for name in a)
-
-
-Trajectory = tuple[dict[str, torch.Tensor], list[float]]
-"""The adapter after the steps, and the gradient's norm in each: AdamW would hide a wrong scale, the norm shows it."""
-
-
-def plain_torch(run: RunConfig, clips: Path) -> Trajectory:
-    """The same three steps without Ray and DeepSpeed, on the whole batch at once."""
-    run = parse_config(yaml.safe_load(yaml.safe_dump(run.model_dump(mode="json"))) | {"name": "plain"})
-    model = load_trainable(run.model, run.seed, run.model.path)
-    engine = TorchEngine(model.denoiser, run.optimizer)
-    context = Context(run, model, load_reward("builtin"), None, Stopwatch(torch.device("cpu")))
-    algorithm, data, norms = ALGORITHMS[run.method.name](context), EncodedClips.open(clips), []
-    for step in range(run.train.steps):
-        for update in algorithm.updates(_batch(run, model.latent_shape, data, step)):
-            engine.backward(update.loss, update.step)
-            if update.step:
-                norms.append(engine.step(step).gradient_norm)
-    return trained_state(model.denoiser, run.model), norms
-
-
-def _batch(run: RunConfig, shape: tuple[int, ...], data: EncodedClips, step: int) -> Batch:
-    from rlvid import randomness
-    from rlvid.data.clips import clip_index
-
-    size = run.train.batch_size
-    serials = list(range(step * size, (step + 1) * size))
-    prompts, text, posterior = data.fetch([clip_index(s, len(data), run.seed) for s in serials])
-    noise = randomness.normal(shape, run.seed, "posterior", [(s,) for s in serials])
-    return Batch(step, serials, prompts, text, posterior.sample(noise))
 
 
 def trajectories(job: dict[str, Any]) -> None:
@@ -227,97 +147,6 @@ def test_two_workers_compute_what_plain_torch_computes_with_every_method(folder:
         assert moved > 1e-5, name
         assert norms == pytest.approx(its_norms, rel=1e-3), name
         assert difference(state, reference) <= 1e-6, name
-
-
-def tiny_state(folder: Path, *overrides: str) -> dict[str, torch.Tensor]:
-    """What is trained, before the first step."""
-    run = config(folder, "start", *overrides)
-    return trained_state(load_trainable(run.model, run.seed, run.model.path).denoiser, run.model)
-
-
-LONG = ("train.steps=8", "output.checkpoint_every=3", "train.zero_stage=2")
-
-
-def check_traces(run: Path, steps: int, batch: int) -> None:
-    """The archive has every sample once; TensorBoard has every step once and in order."""
-    rows = pads.dataset(run / "archive", format="parquet").to_table(columns=["step", "serial"]).to_pylist()
-    assert sorted((row["step"], row["serial"]) for row in rows) == [
-        (step, step * batch + place) for step in range(steps) for place in range(batch)
-    ]
-    events = EventAccumulator(str(run / "tensorboard"), purge_orphaned_data=True)
-    events.Reload()
-    assert [event.step for event in events.Scalars("reward/trained")] == list(range(steps))
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(folder: Path, ray_cluster: Any) -> dict[str, torch.Tensor]:
-    """The adapter of a run that nothing befell."""
-    done = train(config(folder, "whole", *LONG), QUIET)
-    check_traces(done.folder, 8, 4)
-    return adapter(done.folder, 8)
-
-
-def _pids_of_workers() -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                title = (entry / "cmdline").read_bytes()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if b"RayTrainWorker" in title:
-                found.append(int(entry.name))
-    return found
-
-
-def _wait_for_part(run: Path, step: int, seconds: float = 180) -> None:
-    deadline = time.monotonic() + seconds
-    while not list((run / "archive").glob(f"step-{step:06d}-*.parquet")):
-        assert time.monotonic() < deadline, f"{run} did not reach step {step}"
-        time.sleep(0.05)
-
-
-def test_killed_worker_ends_with_the_same_adapter(folder: Path, uninterrupted: dict[str, torch.Tensor]) -> None:
-    run, killed = folder / "runs" / "worker-killed", []
-
-    def kill() -> None:
-        _wait_for_part(run, 4)
-        killed.append(_pids_of_workers()[-1])
-        os.kill(killed[0], signal.SIGKILL)
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    done = train(config(folder, "worker-killed", *LONG), QUIET)
-    killer.join()
-    assert killed
-    assert done.first_step == 3, "the run was not interrupted after its first checkpoint"
-    assert all(torch.equal(adapter(run, 8)[name], tensor) for name, tensor in uninterrupted.items())
-    check_traces(run, 8, 4)
-
-
-def test_killed_driver_resumes_to_the_same_adapter(folder: Path, uninterrupted: dict[str, torch.Tensor]) -> None:
-    run = folder / "runs" / "driver-killed"
-    command = [sys.executable, "-m", "rlvid.cli", "train", "toy", *settings(folder, "driver-killed", *LONG)]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_API")}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _wait_for_part(run, 4)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (run / "step-000008").exists()
-    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert again.returncode == 0, again.stderr
-    assert all(torch.equal(adapter(run, 8)[name], tensor) for name, tensor in uninterrupted.items())
-    check_traces(run, 8, 4)
-    assert (run / "before-after.png").is_file()
-    assert "rlvid evaluate" in again.stdout
-    state = json.loads((run / "step-000008" / "state.json").read_text())
-    assert state["step"] == 8
-    assert state["workers"] == 2
-
-
-def test_name_of_another_run_is_refused(folder: Path, uninterrupted: dict[str, torch.Tensor]) -> None:
-    with pytest.raises(ValueError, match=r"run 'whole' exists .* another config \(optimizer.lr: 1e-05 -> 0.1\)"):
-        train(config(folder, "whole", *LONG, "optimizer.lr=0.1"), QUIET)
 
 
 def test_run_that_another_process_trains_is_refused(folder: Path) -> None:

@@ -49,3 +49,11 @@ def test_the_tiny_preset_finds_one_gradient_and_what_is_done_in_vain(
 def test_options_that_cannot_be_are_refused(benchmark: ModuleType, arguments: list[str]) -> None:
     with pytest.raises(ValueError, match="compare takes sdpa, guidance, channels-last, compile, precision"):
         benchmark.main(["--preset", "tiny", *arguments])
+
+
+@pytest.mark.parametrize("arguments", [["--workers", "two"], ["--workers", "0,1"], ["--steps", "0"]])
+def test_numbers_of_workers_that_cannot_be_are_refused(benchmark: ModuleType, arguments: list[str]) -> None:
+    import benchmark_scaling
+
+    with pytest.raises(ValueError, match="--workers takes whole numbers such as 1,2"):
+        benchmark_scaling.main(arguments)

@@ -729,11 +729,11 @@ def test_a_full_disk_is_told_once_and_loses_nothing_else(tmp_path: Path) -> None
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     writer = open_writer(tmp_path)
     writer.write(0, 0, make_samples(0))
-    writer._pending[0].result()  # on disk, before the disk is full
+    writer._pending[0][0].result()  # on disk, before the disk is full
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # a real write error, at 20 kB a file
     try:
         writer.write(1, 0, make_samples(2, size=128))
-        wait(writer._pending)
+        wait([part for part, _ in writer._pending])
         with pytest.raises(OSError, match=r"step-000001-rank-000\.parquet could not be written \(File too large\)"):
             writer.write(2, 0, make_samples(4))
     finally:

@@ -1,0 +1,147 @@
+"""Weak scaling: W workers with one thread each on W times the videos, and what starting up takes.
+
+    python jobs/benchmark.py scaling                       # one worker, then two
+    python jobs/benchmark.py scaling --workers 1,4 --steps 5 train.batch_size=8 --address auto
+
+``train.batch_size`` is that of one worker. A step that took as long with W workers as with one would be an efficiency
+of 100 %. "Share" is of the mean step, as the training loop itself measures it: what the archive and TensorBoard keep a
+step waiting, not what their threads do beside it.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rlvid.config import RunConfig, load_config
+
+
+def measure(job: dict[str, Any]) -> None:
+    """Runs in each Ray Train worker; worker 0 writes what it found to ``job['result']``."""
+    began = time.time()
+    import torch
+
+    from rlvid.train.loop import run_step
+    from rlvid.train.worker import Worker
+
+    imported = time.time()
+    config = RunConfig.model_validate(job["config"])
+    with Worker(config, job) as worker:
+        ready = time.time()
+        steps: list[float] = []
+        stages: list[dict[str, float]] = []
+        for step in range(job["steps"] + 1):
+            at = time.perf_counter()
+            updates, outcomes = run_step(worker, step)
+            worker.record(step, updates, outcomes, time.perf_counter() - at)
+            steps.append(time.perf_counter() - at)
+            stages.append(dict(worker.stopwatch.read()))  # of what is handed over after the step was measured
+        if worker.rank:
+            return
+        found = {
+            "start": {
+                "Ray": job["connected"] - job["asked"],
+                "worker group": began - job["fitted"],
+                "imports": imported - began,
+                "model, reward, engine": ready - imported,
+            },
+            "step": statistics.median(steps[1:]),
+            "stages": {name: statistics.mean(s[name] for s in stages[1:]) for name in ("archive", "tensorboard")},
+            "threads": torch.get_num_threads(),
+        }
+        Path(job["result"]).write_text(json.dumps(found), encoding="utf-8")
+
+
+def run(config: RunConfig, steps: int, address: str | None) -> dict[str, Any]:
+    """One number of workers, in a Ray of its own unless there is a cluster."""
+    import ray
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    from rlvid.data.sources import encoded_clips
+    from rlvid.train.launch import check_resources, run_folder, start_ray
+    from rlvid.train.progress import Board
+
+    asked = time.time()
+    start_ray(address)
+    connected = time.time()
+    use_gpu = check_resources(config)
+    folder = run_folder(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {"OMP_NUM_THREADS": str(max(1, int(config.train.cpus_per_worker)))}
+    job = {
+        "config": config.model_dump(), "clips": str(encoded_clips(config, Console())), "run": str(folder),
+        "use_gpu": use_gpu, "board": Board.remote(), "steps": steps, "result": str(folder / "scaling.json"),
+        "asked": asked, "connected": connected, "fitted": time.time(),
+    }  # fmt: skip
+    TorchTrainer(
+        measure,
+        train_loop_config=job,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.train.workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": config.train.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"scaling-{time.time_ns()}",
+            storage_path=str(folder),
+            worker_runtime_env={"env_vars": environment | ({} if use_gpu else {"DS_ACCELERATOR": "cpu"})},
+        ),
+    ).fit()
+    ray.shutdown()
+    return json.loads(Path(job["result"]).read_text(encoding="utf-8"))
+
+
+def show(found: dict[int, dict[str, Any]], batch: int, console: Console) -> None:
+    """Prints a column for each number of workers."""
+    threads = next(iter(found.values()))["threads"]
+    load = os.getloadavg()[0]
+    table = Table(title=f"{batch} videos a worker, {threads} threads each, {os.cpu_count()} cores, load {load:.1f}")
+    table.add_column("")
+    for workers in found:
+        table.add_column(f"{workers} worker{'s' * (workers > 1)}", justify="right")
+
+    def row(name: str, values: list[str]) -> None:
+        table.add_row(name, *values)
+
+    each = list(found.values())
+    first = each[0]["step"]
+    row("step, s (median)", [f"{one['step']:.3f}" for one in each])
+    row("videos a second", [f"{workers * batch / one['step']:.3f}" for workers, one in found.items()])
+    row("efficiency", [f"{100 * first / one['step']:.0f} %" for one in each])
+    for name in ("archive", "tensorboard"):
+        row(f"share of the {name}", [f"{100 * one['stages'][name] / one['step']:.2f} %" for one in each])
+    table.add_section()
+    for name in each[0]["start"]:
+        row(f"start-up: {name}, s", [f"{one['start'][name]:.1f}" for one in each])
+    row("start-up, s", [f"{sum(one['start'].values()):.1f}" for one in each])
+    console.print(table)
+
+
+def main(arguments: list[str]) -> None:
+    """Measures one number of workers after the other, and prints them side by side."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", default="1,2", help="numbers of workers, separated by commas (default: 1,2)")
+    parser.add_argument("--steps", type=int, default=4, help="measured steps, after one to warm up (default: 4)")
+    parser.add_argument("--address", help="Ray cluster; default: Ray on this machine, started anew each time")
+    parser.add_argument("overrides", nargs="*", help="settings to change, as for rlvid train")
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        numbers = [int(number) for number in options.workers.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1 or options.steps < 1:
+        raise ValueError("--workers takes whole numbers such as 1,2, and --steps a whole number, each 1 or more")
+    own = ["data.clips=16", "output.videos_every=0", "train.batch_size=4", *options.overrides]
+    batch = load_config("toy", [*own, "train.workers=1"]).train.batch_size
+    found = {}
+    for workers in numbers:
+        split = [f"train.workers={workers}", f"train.batch_size={workers * batch}", f"name=scaling-{workers}"]
+        found[workers] = run(load_config("toy", [*own, *split]), options.steps, options.address)
+    show(found, batch, Console(width=120))

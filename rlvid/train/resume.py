@@ -1,0 +1,74 @@
+"""What of a checkpoint a resumed run can use: all of it, or with another split of the work the weights alone.
+
+======================================================  ==========================================================
+between the checkpoint and now                          what carries over
+======================================================  ==========================================================
+nothing changed                                         all, bit for bit
+other workers or micro-batches, ZeRO 0 before and now   all: every draw belongs to a sample, the sums round otherwise
+other workers under ZeRO 1 to 3, or another stage       the weights and the method's state, if train.resume=weights
+any other key of the run                                nothing: it is another run
+======================================================  ==========================================================
+"""
+
+from typing import Any, Literal
+
+from rlvid.config import RunConfig
+
+_SPLIT = ("workers", "micro_batch", "zero_stage")
+"""Keys of ``train`` that say how the work is split, and not what is computed."""
+
+
+def carries_over(before: RunConfig, now: RunConfig, *, begun: bool = True) -> Literal["all", "weights"]:
+    """What a run that goes on under ``now`` can use of a checkpoint made under ``before``.
+
+    Args:
+        before: settings of the checkpoint, or of the run's folder while there is no checkpoint.
+        now: settings of the run that resumes.
+        begun: whether there is a checkpoint; else every split starts at step 0 alike.
+
+    Raises:
+        ValueError: the settings are of another run, or the optimiser's state is of another split of the work.
+    """
+    split = {key: getattr(before.train, key) for key in _SPLIT}
+    if now.model_copy(update={"train": now.train.model_copy(update=split)}).fingerprint != before.fingerprint:
+        raise ValueError(f"another config ({differences(before, now)})")
+    stages, workers = {before.train.zero_stage, now.train.zero_stage}, {before.train.workers, now.train.workers}
+    if not begun or stages == {0} or (len(stages) == 1 and len(workers) == 1):
+        return "all"
+    if now.train.resume == "weights":
+        return "weights"
+    raise ValueError(
+        f"a checkpoint of {before.train.workers} workers under ZeRO stage {before.train.zero_stage}, whose optimiser "
+        f"state does not fit {now.train.workers} under stage {now.train.zero_stage}; set "
+        f"train.workers={before.train.workers} train.zero_stage={before.train.zero_stage}, or train.resume=weights to "
+        "go on from the weights alone"
+    )
+
+
+def notice(before: RunConfig, now: RunConfig, step: int) -> str | None:
+    """What a user must know who resumes with another split of the work; None where nothing is lost."""
+    if carries_over(before, now) == "weights":
+        return (
+            f"WARNING: goes on after step {step} from the weights alone (train.resume=weights): the optimiser's "
+            "moments start anew, so the result is not that of an uninterrupted run"
+        )
+    if before.train.workers != now.train.workers:
+        return (
+            f"goes on after step {step} with {now.train.workers} workers instead of {before.train.workers}: the same "
+            "result up to rounding, no longer bit for bit"
+        )
+    return None
+
+
+def differences(before: RunConfig, now: RunConfig) -> str:
+    """The settings that differ, as ``key: old -> new``, a few of them."""
+    old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
+    changed = [f"{key}: {old.get(key)} -> {new.get(key)}" for key in sorted(old | new) if old.get(key) != new.get(key)]
+    return ", ".join(changed[:4]) + (", ..." if len(changed) > 4 else "")
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in data.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found

@@ -1,0 +1,74 @@
+"""Evaluation in portions: the rows of the whole, kept as they come, and nothing made twice."""
+
+from pathlib import Path
+
+import pytest
+from helpers import save_run
+
+from rlvid.evaluate import portions
+from rlvid.evaluate.evaluate import METRICS, Row
+from rlvid.evaluate.portions import Evaluation, Scorer, read_rows, run_evaluation
+from rlvid.evaluate.run import evaluate_run, load_run
+
+SETS = {"own": ["a red circle", "a dog", "a blue star"], "other": ["a cat"]}
+
+
+def numbers(rows: list[Row]) -> list[list[object]]:
+    """Everything of rows, comparable: NaN is None."""
+    values = [[getattr(row, name) for name in ("model", "set", "steps", "index", "prompt", *METRICS)] for row in rows]
+    return [[None if value != value else value for value in each] for each in values]
+
+
+def test_portions_give_the_rows_of_the_whole_and_survive_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = save_run(tmp_path)
+    tuned = load_run(run)
+    whole = evaluate_run(tuned, SETS, steps_list=[2, 3])
+    evaluation = Evaluation.of(tuned, SETS, steps_list=[2, 3])
+    assert [len(portion.prompts) for portion in evaluation.portions] == [3, 1] * 4
+    scored: list[int] = []
+    score = Scorer.score
+
+    def dies_in_the_fourth(self: Scorer, index: int) -> int:
+        if len(scored) == 3:
+            raise KeyboardInterrupt
+        scored.append(index)
+        return score(self, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Scorer, "score", dies_in_the_fourth)
+        with pytest.raises(KeyboardInterrupt):
+            run_evaluation(evaluation, tuned)
+    assert evaluation.missing() == [3, 4, 5, 6, 7]
+    told: list[tuple[int, int]] = []
+    rows = run_evaluation(Evaluation.of(tuned, SETS, steps_list=[2, 3]), tuned, progress=lambda *p: told.append(p))
+    assert told[0] == (8, 16)  # 7 videos were there
+    assert told[-1] == (16, 16)
+    assert numbers(rows) == numbers(whole)
+    assert all((a.frames == b.frames).all() for a, b in zip(rows, whole, strict=True))
+    evaluation.forget()
+    assert not list(run.glob(".evaluation-*"))
+
+
+def test_another_evaluation_is_kept_apart_and_the_same_one_runs_once_at_a_time(tmp_path: Path) -> None:
+    run, _ = save_run(tmp_path)
+    tuned = load_run(run)
+    made = [
+        Evaluation.of(tuned, SETS, steps_list=[2], seed=seed, scales=scales)
+        for seed, scales in ((0, None), (1, None), (0, {"base": 0.0, "half": 0.5}))
+    ]
+    assert len({each.folder for each in made}) == 3
+    with (
+        portions._alone(made[0]),
+        pytest.raises(ValueError, match="another process makes the same evaluation"),
+    ):
+        run_evaluation(made[0], tuned)
+
+
+def test_rows_come_back_from_disk(tmp_path: Path) -> None:
+    values = dict.fromkeys(METRICS, float("nan")) | {"reward": 0.1 + 0.2}
+    rows = [Row("base", "own", 20, 7, "a dog", **values)]
+    portions.write_rows(tmp_path / "a.parquet", rows)
+    assert numbers(read_rows(tmp_path / "a.parquet")) == numbers(rows)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.parquet"]
