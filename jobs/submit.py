@@ -87,7 +87,7 @@ def job_name(command: str, arguments: list[str], given: str | None = None) -> st
         config = load_config(arguments[0], [each for each in arguments[1:] if not each.startswith("-")])
         shared(config.output.storage, "output.storage")
         file = Path(arguments[0])
-        if file.is_file() and not (ROOT / file).is_file():
+        if file.is_file() and (file.is_absolute() or not (ROOT / file).is_file()):
             raise ValueError(f"config {arguments[0]!r} is not in {ROOT}, which is all that travels; copy it there")
         name = given or config.name
     elif command in ("generate", "evaluate", "export"):

@@ -81,6 +81,7 @@ def ask(address: str, path: str, headers: dict[str, str]) -> dict[str, Any]:
         with urllib.request.urlopen(request, timeout=_SECONDS) as answer:
             found = json.load(answer)
     except urllib.error.HTTPError as error:
+        error.close()
         if error.code in (401, 403):
             raise PermissionError(error.code) from None
         if error.code == 404 and path != "/api/version":
