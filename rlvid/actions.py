@@ -14,7 +14,7 @@ def train_and_show(config: "RunConfig", address: str | None) -> Path:
     """Trains or resumes a run, draws its pictures, says where everything is; returns the run's folder."""
     from rlvid.data.clips import EncodedClips
     from rlvid.data.sources import encoded_clips
-    from rlvid.data.storage import Mirror, is_uri
+    from rlvid.data.storage import Mirror, is_uri, run_uri
     from rlvid.evaluate.run import load_run, picture_before_after, picture_reward_curve
     from rlvid.train.launch import run_folder, train
 
@@ -30,7 +30,8 @@ def train_and_show(config: "RunConfig", address: str | None) -> Path:
     picture_before_after(tuned, list(dict.fromkeys(clips.captions))[:6], folder / "before-after.png", config.seed)
     picture_reward_curve(folder, folder / "reward.png")
     Mirror(config.output.storage, config.name).send("*.png")
-    shown = f"{config.output.storage}/{config.name}" if is_uri(config.output.storage) else os.path.relpath(folder)
+    storage = config.output.storage
+    shown = run_uri(storage, config.name) if is_uri(storage) else os.path.relpath(folder)
     if done.skipped:
         say(f"{done.skipped} steps were skipped because their loss or gradient was not finite")
     kind = "adapter" if config.model.train == "lora" else "unet"

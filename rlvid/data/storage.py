@@ -39,9 +39,16 @@ def is_uri(storage: str | Path) -> bool:
 
 
 def split_uri(run: str | Path) -> tuple[str, str]:
-    """The storage and the name of a run's URI."""
-    storage, _, name = str(run).rstrip("/").rpartition("/")
-    return storage, name
+    """The storage and the name of a run's URI; options (``?endpoint_override=...``) stay with the storage."""
+    place, mark, options = str(run).partition("?")
+    storage, _, name = place.rstrip("/").rpartition("/")
+    return storage + mark + options, name
+
+
+def run_uri(storage: str, name: str) -> str:
+    """The URI of a run."""
+    place, mark, options = storage.partition("?")
+    return f"{place.rstrip('/')}/{name}{mark}{options}"
 
 
 def home(storage: str) -> Path:
@@ -125,7 +132,7 @@ class Mirror:
         ``move`` is a folder below whose files are deleted here once they have arrived.
 
         Raises:
-            OSError: the store cannot be written.
+            ValueError: the store cannot be written.
         """
         if self._store is None:
             return
@@ -175,8 +182,11 @@ class Mirror:
         target = f"{self._root}/{name}"
         if self._store.type_name == "local":  # a store of objects has no folders to make
             self._store.create_dir(target.rpartition("/")[0])
-        with open(self.folder / name, "rb") as source, self._store.open_output_stream(target) as sink:
-            shutil.copyfileobj(source, sink, _CHUNK)
+        try:
+            with open(self.folder / name, "rb") as source, self._store.open_output_stream(target) as sink:
+                shutil.copyfileobj(source, sink, _CHUNK)
+        except (pa.ArrowException, OSError) as error:
+            raise _complaint(self._name, error) from error
 
     def _download(self, name: str, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -209,8 +219,8 @@ def worker_mirror(storage: str | None, name: str, folder: Path) -> Mirror:
 
 
 def clips_here(clips: Path, storage: str | None) -> Path:
-    """The folder of encoded clips on this machine, fetched when it is not there; processes wait for each other."""
-    if storage is None or clips.parent.name != "clips":
+    """The folder of encoded clips on this machine; those of a store are fetched, while other processes wait."""
+    if storage is None:
         return clips
     folder = home(storage) / "clips" / clips.name
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -89,6 +89,11 @@ def prepare(config: RunConfig) -> Path:
         ValueError: the folder cannot be written, the disk is full, or the name belongs to another config.
     """
     folder = run_folder(config)
+    if "working_dir_files" in folder.parts:  # where Ray puts the copy of the working directory that a job runs in
+        raise ValueError(
+            f"output.storage = {config.output.storage!r} lies in the job's own folder, which the cluster deletes; give "
+            "an absolute path that all nodes share, or s3://BUCKET/FOLDER or gs://BUCKET/FOLDER"
+        )
     known = folder / "config.yaml"
     if known.is_file():
         before = parse_config(yaml.safe_load(known.read_text(encoding="utf-8")))
@@ -251,6 +256,7 @@ def _fit(config: RunConfig, mirror: Mirror, console: Console, address: str | Non
             "config": config.model_dump(), "clips": str(clips), "run": str(folder), "use_gpu": use_gpu, "board": board,
             "model": movable(config.model.path), "reward": config.reward.resolved().model_dump(),
             "storage": config.output.storage if stored else None,
+            "clips_storage": config.output.storage if stored and config.data.source in ("builtin", "samples") else None,
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.train.workers,

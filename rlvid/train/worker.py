@@ -57,8 +57,8 @@ class Worker:
         config: the run's.
         job: ``clips`` (folder of encoded clips), ``run`` (the run's folder), ``use_gpu``, ``board`` (progress), and
             ``model`` and ``reward`` (the model's path and the reward's settings with absolute paths, since Ray Train
-            moves its workers to another folder; default: the config's). ``storage`` is the URI of an object store,
-            if the run is kept in one.
+            moves its workers to another folder; default: the config's). ``storage`` and ``clips_storage`` are the URI
+            of an object store, if the run and its clips are kept in one.
     """
 
     def __init__(self, config: RunConfig, job: dict[str, Any]) -> None:
@@ -88,7 +88,7 @@ class Worker:
                 TorchTeam(self.rank, self.world),
             )
         )
-        self.clips = EncodedClips.open(clips_here(Path(job["clips"]), job.get("storage")))
+        self.clips = EncodedClips.open(clips_here(Path(job["clips"]), job.get("clips_storage")))
         self.problem: str | None = None
         self._in_a_row, self._skipped, self._seconds, self._videos = 0, 0, 0.0, 0
         self.first_step = self._done = self._restore()

@@ -6,7 +6,8 @@ import pytest
 from pyarrow import fs
 
 from rlvid.config import load_config
-from rlvid.data.storage import Mirror, home, run_mirror, split_uri, worker_mirror
+from rlvid.data.storage import Mirror, home, run_mirror, run_uri, split_uri, worker_mirror
+from rlvid.train.launch import prepare
 from rlvid.train.nodes import visit, workers_that_fit
 
 
@@ -108,6 +109,8 @@ def test_stores_that_nobody_reads_are_refused(storage: str) -> None:
 def test_a_uri_has_a_home_of_its_own(store: Path) -> None:
     assert home("s3://bucket/runs") != home("s3://bucket/other")
     assert home("s3://bucket/runs/") == home("s3://bucket/runs")
+    for storage in ("s3://bucket/runs", "s3://bucket/runs?scheme=http&endpoint_override=localhost:9000"):
+        assert split_uri(run_uri(storage, "mine")) == (storage, "mine")
     assert split_uri("s3://bucket/runs/mine/") == ("s3://bucket/runs", "mine")
 
 
@@ -125,3 +128,10 @@ def test_a_worker_lies_on_one_node() -> None:
     assert workers_that_fit(nodes, {"CPU": 2.0, "GPU": 1.0}) == 1
     assert workers_that_fit(nodes, {"CPU": 9.0}) == 0
     assert workers_that_fit([({"CPU": 0.3}, 1.0)], {"CPU": 0.1}) == 3
+
+
+def test_the_folder_of_a_job_is_no_storage(tmp_path: Path) -> None:
+    storage = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1" / "runs"
+    with pytest.raises(ValueError, match="lies in the job's own folder, which the cluster deletes"):
+        prepare(load_config("toy", [f"output.storage={storage}"]))
+    assert not storage.exists()
