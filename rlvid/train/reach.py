@@ -4,6 +4,7 @@ Jobs go through the dashboard (``http://HOST:8265``), drivers that run here to t
 """
 
 import json
+import logging
 import os
 import re
 import socket
@@ -102,6 +103,8 @@ def connect(address: str, headers: dict[str, str]) -> Any:
     """Ray's client of the Jobs API."""
     from ray.job_submission import JobSubmissionClient
 
+    for handler in logging.getLogger("ray").handlers:  # what it leaves out of the package, and that a log has ended
+        handler.setLevel(logging.ERROR)
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray prefers what stands there to what it is told
     return JobSubmissionClient(address, headers=headers)
 

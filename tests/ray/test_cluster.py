@@ -61,7 +61,7 @@ class Cluster:
     def start(self, *command: str, **environment: str) -> subprocess.Popen[str]:
         """Starts a command as a user of the cluster would."""
         return subprocess.Popen(
-            command, env=self.environment | environment, cwd=ROOT, text=True, stdin=subprocess.DEVNULL,
+            command, env=self.environment | {"PYTHONPATH": str(ROOT)} | environment, cwd=ROOT, text=True, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
@@ -130,7 +130,7 @@ def cluster() -> Iterator[Cluster]:
         node(
             0, 1, "--head", f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
             f"--temp-dir={home}/ray", "--node-ip-address=127.0.0.1", "--include-dashboard=true",
-            "--dashboard-agent-listen-port=0", "--ray-client-server-port=0",
+            "--dashboard-agent-listen-port=0", f"--ray-client-server-port={free_port()}",
         )  # fmt: skip
         _wait(lambda: _listens(port), 60, "the head")
         for number in (1, 2):
@@ -138,12 +138,16 @@ def cluster() -> Iterator[Cluster]:
                 number, 2, f"--address=127.0.0.1:{port}", "--node-ip-address=127.0.0.1",
                 "--dashboard-agent-listen-port=0",
             )  # fmt: skip
+        for number in range(3):
+            log = home / f"node-{number}.log"
+            _wait(lambda log=log: "Ray runtime started" in log.read_text("utf-8"), 90, f"node {number}")
         _wait(lambda: _listens(dashboard), 60, "the dashboard")
         yield made
     finally:
+        print(*(f"{log}\n{log.read_text()[-2000:]}" for log in sorted(home.glob("node-*.log"))), sep="\n")  # noqa: T201
         for process in nodes:
             process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 8
         while (left := pids_that_name(str(home))) and time.monotonic() < deadline:
             time.sleep(0.2)
         for pid in left:
