@@ -14,6 +14,7 @@ def train_and_show(config: "RunConfig", address: str | None) -> Path:
     """Trains or resumes a run, draws its pictures, says where everything is; returns the run's folder."""
     from rlvid.data.clips import EncodedClips
     from rlvid.data.sources import encoded_clips
+    from rlvid.data.storage import Mirror, is_uri, run_uri
     from rlvid.evaluate.run import load_run, picture_before_after, picture_reward_curve
     from rlvid.train.launch import run_folder, train
 
@@ -28,11 +29,13 @@ def train_and_show(config: "RunConfig", address: str | None) -> Path:
     tuned, folder = load_run(done.folder), run_folder(config)
     picture_before_after(tuned, list(dict.fromkeys(clips.captions))[:6], folder / "before-after.png", config.seed)
     picture_reward_curve(folder, folder / "reward.png")
-    shown = os.path.relpath(folder)
+    Mirror(config.output.storage, config.name).send("*.png")
+    storage = config.output.storage
+    shown = run_uri(storage, config.name) if is_uri(storage) else os.path.relpath(folder)
     if done.skipped:
         say(f"{done.skipped} steps were skipped because their loss or gradient was not finite")
     kind = "adapter" if config.model.train == "lora" else "unet"
-    say(f"{kind:<13}{os.path.relpath(done.checkpoint)}/{kind}")
+    say(f"{kind:<13}{shown}/{done.checkpoint.name}/{kind}")
     say(f"pictures     {shown}/before-after.png, {shown}/reward.png")
     say(f"samples      {shown}/archive (Parquet: select * from '{shown}/archive/*.parquet')")
     say(f"TensorBoard  tensorboard --logdir {os.path.relpath(folder.parent)}")
@@ -49,6 +52,7 @@ def evaluate_and_show(
     With ``workers``, so many Ray actors share the work. What was finished before an interruption is not made again.
     """
     from rlvid.data.prompts import resolve_prompts
+    from rlvid.data.storage import Mirror, is_uri, split_uri
     from rlvid.evaluate.clip import load_clip
     from rlvid.evaluate.evaluate import summarise
     from rlvid.evaluate.portions import Evaluation, run_evaluation
@@ -80,6 +84,8 @@ def evaluate_and_show(
     }
     write_results(folder, rows, base="base", facts=facts)
     evaluation.forget()
+    if is_uri(run):
+        Mirror(*split_uri(run)).send("evaluation.*")
     for each in steps:
         console.print(render_table(summarise(rows), compare_all(rows, "base"), steps=each))
     say(f"tables       {os.path.relpath(folder)}/evaluation.md (.csv, .json, .parquet)")

@@ -127,7 +127,11 @@ class TrainConfig(Section):
 class OutputConfig(Section):
     """Checkpoints, logs and samples."""
 
-    storage: str = Field("runs", description="folder that holds run folders; on a cluster, one that all nodes share")
+    storage: str = Field(
+        "runs",
+        description="folder that holds run folders; on a cluster, one that all nodes share, or s3://BUCKET/FOLDER or "
+        "gs://BUCKET/FOLDER",
+    )
     checkpoint_every: int = Field(50, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(3, ge=1, description="how many of the latest checkpoints stay")
     videos_every: int = Field(25, ge=0, description="steps between videos of fixed prompts in TensorBoard; 0: never")
@@ -136,10 +140,13 @@ class OutputConfig(Section):
 
     @field_validator("storage")
     @classmethod
-    def _is_a_folder(cls, value: str) -> str:
-        if "://" in value:
-            raise ValueError("must be a folder, such as one of a file system that all nodes mount; URIs are not read")
-        return value
+    def _is_known(cls, value: str) -> str:
+        scheme, there, place = value.partition("://")
+        if there and (scheme not in ("s3", "gs", "file") or not place.strip("/")):
+            raise ValueError(
+                "must be a folder, such as one that all nodes mount, or s3://BUCKET/... or gs://BUCKET/..."
+            )
+        return value.rstrip("/") or value
 
 
 class RunConfig(Section):

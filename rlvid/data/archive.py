@@ -184,6 +184,12 @@ def read_archive(folder: str | Path, columns: list[str] | None = None) -> pa.Tab
     return pa.concat_tables(tables)
 
 
+def part_step(name: str) -> int | None:
+    """The step of a part's file name; None of any other."""
+    match = _PART.fullmatch(name)
+    return int(match[1]) if match else None
+
+
 def _field(name: str) -> pa.Field:
     if name not in SCHEMA.names:
         raise ValueError(f"archive: no column {name!r}; allowed: {', '.join(SCHEMA.names)}")

@@ -33,6 +33,8 @@ from rlvid.models.unet3d import load_model
 
 log = logging.getLogger(__name__)
 
+_CPUS = 0.5
+"""Of an actor: little, so that a pool fits beside other work even on two cores."""
 _FPS = 8  # of every model that `load_model` gives; the actors assert it
 
 Item = dict[str, Any]  # index, source (the path of a video, or a name), caption
@@ -238,10 +240,14 @@ def _pipeline(
     import ray  # only here: everything else in this module works without it
 
     from rlvid.train.launch import start_ray
+    from rlvid.train.nodes import nodes_possible, workers_that_fit
 
     start_ray()
     if use_gpu is None:
         use_gpu = ray.cluster_resources().get("GPU", 0) >= workers
+    fit = workers_that_fit(nodes_possible(), {"CPU": _CPUS} | ({"GPU": 1.0} if use_gpu else {}))
+    if fit < workers:
+        raise ValueError(f"workers = {workers}: the cluster has room for {fit:g} that encode; give that many at most")
     dataset = ray.data.from_items(items, override_num_blocks=min(10_000, -(-len(items) // batch_size)))
     dataset.context.enable_progress_bars = False
     encoded = dataset.map_batches(
@@ -250,7 +256,7 @@ def _pipeline(
         compute=ray.data.ActorPoolStrategy(size=workers),
         batch_size=batch_size,
         batch_format="pyarrow",
-        num_cpus=0.5,  # little, so that a pool fits beside other work even on two cores
+        num_cpus=_CPUS,
         num_gpus=1 if use_gpu else 0,
     )
     yield from encoded.iter_batches(batch_size=None, batch_format="pyarrow")

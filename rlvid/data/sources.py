@@ -21,6 +21,7 @@ from rlvid.config import ModelConfig, RunConfig, SamplingConfig
 from rlvid.data.clips import digest
 from rlvid.data.encode import EncodeReport, Item, encode_clips, hash_weights, model_fingerprint
 from rlvid.data.prompts import read_prompts, resolve_prompts
+from rlvid.data.storage import Mirror
 from rlvid.data.videos import VideoError
 from rlvid.diffusion.chain import denoise
 from rlvid.diffusion.schedule import timesteps
@@ -133,11 +134,16 @@ def encoded_clips(config: RunConfig, console: Console) -> Path:
         make = partial(encode_samples, prompts, seed, config.sampling, model, **workers)
     else:
         return Path(config.data.source).expanduser().resolve()
-    out = Path(config.output.storage).expanduser().resolve() / "clips" / name
+    mirror = Mirror(config.output.storage, f"clips/{name}")
+    out = mirror.folder
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(out.parent / f".{name}.lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # runs that start together encode once
+        if mirror.has(""):
+            mirror.pull()
         report = make(out)
+        if report.encoded or not mirror.has(""):
+            mirror.push()
     if report.encoded:
         shown = os.path.relpath(out) if out.is_relative_to(Path.cwd()) else out
         console.print(f"{report.clips} clips encoded in {shown}, {report.seconds:.0f} s", highlight=False)

@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from rlvid.config import RunConfig, parse_config
+from rlvid.data.storage import is_uri, run_mirror, split_uri
 from rlvid.evaluate.clip import FrameTextModel
 from rlvid.evaluate.evaluate import Row, evaluate_model
 from rlvid.evaluate.generate import generate
@@ -50,12 +51,15 @@ def find_run(run: str | Path, step: int | None = None) -> tuple[RunConfig, Found
     """A run's settings and one of its checkpoints, the latest by default.
 
     Args:
-        run: the run's folder, or the name of one under ``runs``.
+        run: the run's folder, or the name of one under ``runs``, or the run's URI; what it holds of the model is
+            fetched then.
         step: of the checkpoint.
 
     Raises:
-        ValueError: no such run, or no such checkpoint in it.
+        ValueError: no such run, or no such checkpoint in it, or the store cannot be reached.
     """
+    if is_uri(run):
+        run = run_mirror(*split_uri(run)).folder
     folder = next((p for p in (Path(run), Path("runs") / run) if (p / "config.yaml").is_file()), None)
     if folder is None:
         known = sorted(p.parent.name for p in Path("runs").glob("*/config.yaml"))

@@ -29,6 +29,7 @@ from rlvid.config import RunConfig, parse_config
 from rlvid.data.clips import EncodedClips
 from rlvid.data.encode import model_fingerprint
 from rlvid.data.sources import encoded_clips, sample_prompts
+from rlvid.data.storage import Mirror, home, is_uri, run_mirror
 from rlvid.models.folders import model_folder, movable, resolved_shape
 from rlvid.models.lora import check_targets
 from rlvid.models.unet3d import denoiser_outline
@@ -36,6 +37,8 @@ from rlvid.reward.load import check_reward
 from rlvid.train.checkpoint import find_checkpoints
 from rlvid.train.record import check_resume, latest_checkpoint, mend_record
 from rlvid.train.resume import notice
+from rlvid.train.nodes import check_nodes, check_resources, fits_now, needed
+from rlvid.train.reach import knock, refusal
 
 log = logging.getLogger("rlvid.train")
 
@@ -55,8 +58,8 @@ class Finished:
 
 
 def run_folder(config: RunConfig) -> Path:
-    """Absolute path of the run's folder."""
-    return Path(config.output.storage).expanduser().resolve() / config.name
+    """Absolute path of the run's folder on this machine."""
+    return home(config.output.storage) / config.name
 
 
 def check(config: RunConfig) -> None:
@@ -88,6 +91,11 @@ def prepare(config: RunConfig) -> Path:
         ValueError: the folder cannot be written, the disk is full, or the name belongs to another config.
     """
     folder = run_folder(config)
+    if "working_dir_files" in folder.parts:  # where Ray puts the copy of the working directory that a job runs in
+        raise ValueError(
+            f"output.storage = {config.output.storage!r} lies in the job's own folder, which the cluster deletes; give "
+            "an absolute path that all nodes share, or s3://BUCKET/FOLDER or gs://BUCKET/FOLDER"
+        )
     known = folder / "config.yaml"
     if known.is_file():
         before = parse_config(yaml.safe_load(known.read_text(encoding="utf-8")))
@@ -138,7 +146,7 @@ def start_ray(address: str | None = None) -> None:
     """Connects to the cluster of ``address`` or RAY_ADDRESS, else starts Ray on this machine; quietly.
 
     Raises:
-        ValueError: no cluster answers at the address.
+        ValueError: no cluster answers at the address, or it does not let us in, or has another Ray or Python.
     """
     import ray
 
@@ -152,14 +160,14 @@ def start_ray(address: str | None = None) -> None:
     target = address or os.environ.get("RAY_ADDRESS") or "local"
     # Its watcher is a process more for each start of the workers; a machine that is the whole cluster tells nothing.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0" if target == "local" else "1")
+    if target != "local":
+        knock(target)
     try:
         local: dict[str, Any] = {"include_dashboard": False} if target == "local" else {}
         with _silent_stderr():
             ray.init(address=target, log_to_driver=False, logging_level="ERROR", **local)
-    except ConnectionError as error:
-        raise ValueError(
-            f"no Ray cluster answers at {target!r}; start one (`ray start --head`) or leave the address out"
-        ) from error
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        raise refusal(target, error) from error
 
 
 @contextmanager
@@ -175,32 +183,6 @@ def _silent_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-def check_resources(config: RunConfig) -> bool:
-    """Whether workers get a GPU each.
-
-    Raises:
-        ValueError: the cluster is too small for the workers.
-    """
-    import ray
-
-    have = ray.cluster_resources()
-    train = config.train
-    gpus, cpus = have.get("GPU", 0), have.get("CPU", 0)
-    use_gpu = gpus >= train.workers if train.use_gpu is None else train.use_gpu
-    if use_gpu and gpus < train.workers:
-        raise ValueError(
-            f"train.workers = {train.workers} with train.use_gpu=true needs {train.workers} GPUs; "
-            f"the cluster has {gpus:g}"
-        )
-    if train.workers * train.cpus_per_worker > cpus:
-        raise ValueError(
-            f"train.workers = {train.workers} at train.cpus_per_worker = {train.cpus_per_worker:g} needs "
-            f"{train.workers * train.cpus_per_worker:g} CPU cores; the cluster has {cpus:g}; "
-            f"set train.workers to at most {int(cpus // train.cpus_per_worker)}"
-        )
-    return use_gpu
-
-
 def train(config: RunConfig, console: Console, address: str | None = None) -> Finished:
     """Runs or resumes a run to its last step.
 
@@ -210,6 +192,7 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Fi
             were not finite.
     """
     check(config)
+    mirror = run_mirror(config.output.storage, config.name)
     folder = prepare(config)
     with _alone(folder):
         mend_record(folder)
@@ -217,7 +200,8 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Fi
         if latest and (text := notice(latest[0], config, latest[1])):
             console.print(text, style="bold" if text.startswith("WARNING") else None, markup=False, soft_wrap=True)
         _write_config(config, folder)
-        return _fit(config, folder, console, address)
+        mirror.push()
+        return _fit(config, mirror, console, address)
 
 
 @contextmanager
@@ -234,11 +218,16 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _fit(config: RunConfig, folder: Path, console: Console, address: str | None) -> Finished:
+def _fit(config: RunConfig, mirror: Mirror, console: Console, address: str | None) -> Finished:
+    folder, stored = mirror.folder, is_uri(config.output.storage)
     start_ray(address)
     use_gpu = check_resources(config)
+    check_nodes(config.output.storage if stored else str(folder.parent), config.name)
+    if not (enough := fits_now(config, use_gpu)):
+        console.print("waiting for nodes that the cluster's autoscaler is to bring", highlight=False)
     clips = encoded_clips(config, console)
     keep_clips(folder, clips)
+    mirror.push()
 
     import ray.train
     from ray.train.torch import TorchTrainer
@@ -257,16 +246,20 @@ def _fit(config: RunConfig, folder: Path, console: Console, address: str | None)
             "config": config.model_dump(), "clips": str(clips), "run": str(folder), "use_gpu": use_gpu, "board": board,
             "model": movable(config.model.path), "reward": config.reward.resolved().model_dump(),
             "watched": os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "").lower() in ("1", "true"),
+            "storage": config.output.storage if stored else None,
+            "clips_storage": config.output.storage if stored and config.data.source in ("builtin", "samples") else None,
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.train.workers,
             use_gpu=use_gpu,
-            resources_per_worker={"CPU": cpus} | ({"GPU": 1} if use_gpu else {}),
+            resources_per_worker=needed(config, use_gpu),
         ),
         run_config=ray.train.RunConfig(
             name=config.name,
-            storage_path=str(folder.parent),
-            failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures, controller_failure_limit=3),
+            storage_path=config.output.storage if stored else str(folder.parent),
+            failure_config=ray.train.FailureConfig(
+                max_failures=config.train.max_failures, controller_failure_limit=3 if enough else -1
+            ),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.output.keep_checkpoints),
             worker_runtime_env={"env_vars": environment},
         ),
@@ -279,6 +272,7 @@ def _fit(config: RunConfig, folder: Path, console: Console, address: str | None)
     done = result.return_value
     if done["problem"]:
         raise RuntimeError(f"training stopped: {done['problem']}")
+    run_mirror(config.output.storage, config.name)
     last = find_checkpoints(folder)[-1]
     return Finished(folder, last.folder, done["first_step"], last.step, done["skipped"], done["seconds"])
 

@@ -20,6 +20,7 @@ from rlvid.config import RunConfig, parse_config
 from rlvid.config.reward import RewardConfig
 from rlvid.data.archive import ArchiveWriter, trim
 from rlvid.data.clips import EncodedClips, clip_index
+from rlvid.data.storage import clips_here, worker_mirror
 from rlvid.evaluate.generate import generate
 from rlvid.models.trained import load_trainable, load_trained
 from rlvid.reward.load import held_out_reward, trained_reward
@@ -58,14 +59,18 @@ class Worker:
         job: ``clips`` (folder of encoded clips), ``run`` (the run's folder), ``use_gpu``, ``board`` (progress), and
             ``model`` and ``reward`` (the model's path and the reward's settings with absolute paths, since Ray Train
             moves its workers to another folder; default: the config's). ``watched``: whether Ray Train tells when a
-            node is about to be taken away.
+            node is about to be taken away. ``storage`` and ``clips_storage``: the URI of an object store, if the run
+            and its clips are kept in one.
     """
 
     def __init__(self, config: RunConfig, job: dict[str, Any]) -> None:
         context = ray.train.get_context()
-        self.config, self.run, self.board = config, Path(job["run"]), job["board"]
+        self.mirror = worker_mirror(job.get("storage"), config.name, Path(job["run"]))
+        self.config, self.run, self.board = config, self.mirror.folder, job["board"]
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
-        _log_to(self.run / "logs" / f"worker-{self.rank:02d}.log")
+        own_log = f"logs/worker-{self.rank:02d}.log"
+        self.mirror.fetch(own_log)
+        _log_to(self.run / own_log)
         device = torch.device("cuda", torch.cuda.current_device()) if job["use_gpu"] else torch.device("cpu")
 
         spec = config.model
@@ -86,7 +91,7 @@ class Worker:
                 TorchTeam(self.rank, self.world),
             )
         )
-        self.clips = EncodedClips.open(job["clips"])
+        self.clips = EncodedClips.open(clips_here(Path(job["clips"]), job.get("clips_storage")))
         self.problem: str | None = None
         self._watched, self._leaving = bool(job.get("watched")), set[str]()
         self._in_a_row, self._skipped, self._seconds, self._videos = 0, 0, 0.0, 0
@@ -94,6 +99,7 @@ class Worker:
         self._began = time.perf_counter()
         if self.rank == 0:
             trim(self.run / "archive", self.first_step)
+            self.mirror.trim_archive(self.first_step)
         distributed.barrier()  # nobody writes to the archive before it is tidy
 
         name, fingerprint, seed = config.method.name, config.fingerprint, config.seed
@@ -114,6 +120,8 @@ class Worker:
         self.archive.close()
         if self.board_writer is not None:
             self.board_writer.close()
+        self.mirror.push(move="archive")
+        self.mirror.discard()
 
     def fetch(self, step: int) -> Batch:
         """This worker's share of the batch of ``step``: every W-th sample of it."""
@@ -179,6 +187,7 @@ class Worker:
         self.archive.flush()
         if self.board_writer is not None:
             self.board_writer.flush()
+        self.mirror.push(move="archive")
         standing = {"step": step, "workers": self.world, "skipped": self._skipped, "seconds": self._seconds}
         standing["videos"] = self._videos
         with told_if_unwritable(step, self.run), tempfile.TemporaryDirectory() as name:

@@ -1,0 +1,251 @@
+"""Sends a command to a Ray cluster as a job, follows its log and ends with its exit code.
+
+    python jobs/submit.py --address http://127.0.0.1:8265 train toy name=mine output.storage=/mnt/shared/runs
+    python jobs/submit.py evaluate /mnt/shared/runs/mine
+    python jobs/submit.py --detach compare --seconds 180 --out /mnt/shared/compare
+
+The repository travels with the job (without what .gitignore and .rayignore name). A job has the name of its run; the
+same command again follows the job while it runs, and afterwards submits it anew, as mine-2, mine-3, ..., which resumes
+the run. Ctrl-C asks whether to leave the job alone or to stop it. Paths are the cluster's, so they are absolute.
+"""
+
+import argparse
+import asyncio
+import os
+import re
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from rlvid.config import load_config
+from rlvid.terminal import complain
+from rlvid.train.reach import check_cluster, connect
+
+ROOT = Path(__file__).resolve().parents[1]
+RLVID = "python -m rlvid.cli"
+ENTRYPOINTS = {
+    **{verb: f"{RLVID} {verb}" for verb in ("train", "encode", "generate", "evaluate", "export")},
+    "compare": "python jobs/compare.py",
+    "sweep": "python tuning/sweep.py",
+}
+_SECONDS_TO_START = 30.0
+"""How long a cluster that has only just started may say that nobody is there to start the job."""
+
+
+def main() -> int:
+    """Submits or follows; returns the exit code of the job, 0 when it was left alone."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--address", help="of the dashboard; default: RAY_API_SERVER_ADDRESS, else port 8265 here")
+    parser.add_argument("--name", help="of the job; default: the run's name")
+    parser.add_argument("--detach", action="store_true", help="submit, and do not follow")
+    parser.add_argument("command", choices=ENTRYPOINTS, help="what runs: a command of rlvid, compare or sweep")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the command, as at home")
+    options = parser.parse_args()
+    name = job_name(options.command, options.arguments, options.name)
+    address = (options.address or os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265").rstrip("/")
+    headers = check_cluster(address)
+    client = connect(address, headers)
+    entrypoint = " ".join([ENTRYPOINTS[options.command], shlex.join(options.arguments)]).strip()
+    job = running_job(client, name, entrypoint)
+    if job is None:
+        job = submit(client, name, entrypoint)
+        say(f"job {job} submitted to {address}")
+    else:
+        say(f"job {job} is running already; this follows it")
+    if options.detach:
+        say(f"follow it: the same command without --detach; stop it: {stop_command(address, job)}")
+        return 0
+    return follow(client, job, address)
+
+
+def stop_command(address: str, job: str) -> str:
+    """What stops a job from a shell."""
+    return f"ray job stop --address {address} {job}"
+
+
+def say(text: str) -> None:
+    """One line of our own between those of the job."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+# ------------------------------------------------------------------------------------------- what is asked for
+
+
+def job_name(command: str, arguments: list[str], given: str | None = None) -> str:
+    """The job's name, once everything that can be known here to be wrong has been looked for.
+
+    Raises:
+        ValueError: a setting is wrong, a path is not one of the cluster's, or the name cannot be a job's.
+    """
+    name = given or command
+    if command == "train":
+        if not arguments or arguments[0].startswith("-"):
+            raise ValueError("train: name a description first, such as: train toy name=mine output.storage=/mnt/runs")
+        config = load_config(arguments[0], [each for each in arguments[1:] if not each.startswith("-")])
+        shared(config.output.storage, "output.storage")
+        file = Path(arguments[0])
+        if file.is_file() and (file.is_absolute() or not (ROOT / file).is_file()):
+            raise ValueError(f"config {arguments[0]!r} is not in {ROOT}, which is all that travels; copy it there")
+        name = given or config.name
+    elif command in ("generate", "evaluate", "export"):
+        run = arguments[0] if arguments else "--help"
+        if run.startswith("-"):
+            raise ValueError(f"{command}: name the run first, such as: {command} /mnt/shared/runs/mine")
+        if run != "builtin":
+            shared(run, f"{command}: the run")
+        name = given or f"{command}-{PurePosixPath(run).name}"
+    elif command == "encode":
+        for each, what in zip(arguments[:2], ("source", "folder for the clips"), strict=False):
+            shared(each, f"encode: the {what}")
+        name = given or f"encode-{PurePosixPath(arguments[1] if len(arguments) > 1 else 'clips').name}"
+    if command in ("generate", "export", "compare"):
+        shared(option(arguments, "--out") or "", f"{command}: --out")
+    for each in arguments:
+        if each.startswith("output.storage="):
+            shared(each.partition("=")[2], "output.storage")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise ValueError(f"--name {name!r}: give up to 100 letters, digits, dots, dashes and underscores")
+    return name
+
+
+def option(arguments: list[str], name: str) -> str | None:
+    """The value of ``--name VALUE`` or ``--name=VALUE``."""
+    for index, each in enumerate(arguments):
+        if each == name and index + 1 < len(arguments):
+            return arguments[index + 1]
+        if each.startswith(f"{name}="):
+            return each.partition("=")[2]
+    return None
+
+
+def shared(path: str, what: str) -> None:
+    """Raises ValueError unless a path can mean the same on every node."""
+    if not ("://" in path or PurePosixPath(path).is_absolute()):
+        raise ValueError(
+            f"{what} = {path!r} would lie in the job's own folder, which the cluster deletes; give an absolute path "
+            "that all nodes share, such as /mnt/shared/runs, or s3://bucket/runs for a run"
+        )
+
+
+# --------------------------------------------------------------------------------------------------- the job
+
+
+def known_jobs(client: Any, name: str) -> dict[str, Any]:
+    """Jobs of this name, by id: ours, and one that `ray job submit` was given the id for."""
+    jobs = {job.submission_id: job for job in client.list_jobs() if job.submission_id}
+    return {each: job for each, job in jobs.items() if each == name or (job.metadata or {}).get("rlvid") == name}
+
+
+def running_job(client: Any, name: str, entrypoint: str) -> str | None:
+    """The job of this name that has not ended, if there is one.
+
+    Raises:
+        ValueError: it does something else than the entrypoint.
+    """
+    for each, job in known_jobs(client, name).items():
+        if not job.status.is_terminal():
+            if job.entrypoint != entrypoint:
+                raise ValueError(
+                    f"job {each} has this name, is running, and does something else ({job.entrypoint}); wait for its "
+                    f"end, stop it (ray job stop {each}), or choose another name"
+                )
+            return each
+    return None
+
+
+def submit(client: Any, name: str, entrypoint: str) -> str:
+    """Submits and returns the id: the name, or name-2, name-3, ... where it is taken, as ids are never free again."""
+    taken = {job.submission_id for job in client.list_jobs()}
+    job = next(each for each in (name, *(f"{name}-{n}" for n in range(2, 10_000))) if each not in taken)
+    until = time.monotonic() + _SECONDS_TO_START
+    while True:
+        try:
+            return client.submit_job(
+                entrypoint=entrypoint,
+                submission_id=job,
+                runtime_env={"working_dir": str(ROOT)},
+                metadata={"rlvid": name},
+            )
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > until:
+                lines = [line for line in str(error).splitlines() if line.strip()]
+                raise RuntimeError(f"the cluster did not take the job: {lines[-1].strip()}") from None
+            time.sleep(1)  # the cluster has only just started
+
+
+def follow(client: Any, job: str, address: str) -> int:
+    """Prints the job's log until it ends; returns its exit code, or 0 when the job was left alone."""
+    printed, lost = [0], 0
+    while True:
+        before = printed[0]
+        try:
+            asyncio.run(_tail(client, job, printed))
+            if client.get_job_status(job).is_terminal():
+                return outcome(client, job)
+            time.sleep(0.5)
+        except KeyboardInterrupt:
+            answer = interrupted(job)
+            if answer == "stop":
+                client.stop_job(job)
+                say(f"job {job} is being stopped")
+            elif answer == "detach":
+                say(f"job {job} goes on. Follow it: the same command again. Stop it: {stop_command(address, job)}")
+                return 0
+        except (RuntimeError, OSError) as error:  # the connection broke; the job did not
+            lost = 1 if printed[0] > before else lost + 1
+            if lost > 5:
+                why = " ".join(str(error).split())
+                raise RuntimeError(
+                    f"lost sight of job {job} ({why}); it may go on; the same command follows it"
+                ) from None
+            time.sleep(2)
+
+
+async def _tail(client: Any, job: str, printed: list[int]) -> None:
+    """Prints the log from where printing ended before; ``printed`` counts characters."""
+    seen = 0
+    async for text in client.tail_job_logs(job):
+        fresh = text[max(0, printed[0] - seen) :]
+        seen += len(text)
+        if fresh:
+            sys.stdout.write(fresh)
+            sys.stdout.flush()
+            printed[0] += len(fresh)
+
+
+def interrupted(job: str, read: Callable[[str], str] = input) -> str:
+    """What to do after Ctrl-C: detach, stop or continue; nobody there to be asked means detach."""
+    if not sys.stdin.isatty():
+        return "detach"
+    try:
+        answer = read(f"\njob {job} is running on the cluster. [d]etach (it goes on), [s]top it, or [c]ontinue? [d] ")
+    except (EOFError, KeyboardInterrupt):
+        return "detach"
+    return {"s": "stop", "c": "continue"}.get(answer.strip().lower()[:1], "detach")
+
+
+def outcome(client: Any, job: str) -> int:
+    """The exit code of a job that has ended; says why where its log does not."""
+    info = client.get_job_info(job)
+    status = str(info.status.value).lower()
+    if status == "succeeded":
+        return 0
+    if status == "stopped":
+        say(f"job {job} was stopped; the same command again resumes the run")
+        return 1
+    if info.driver_exit_code is None:
+        lines = [line for line in str(info.message).splitlines() if line.strip()]
+        say(f"job {job} failed before its command ran or ended: {lines[-1].strip() if lines else 'no reason given'}")
+        return 1
+    say(f"job {job} failed with exit code {info.driver_exit_code}")
+    return int(info.driver_exit_code)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (ValueError, RuntimeError, OSError) as error:
+        sys.exit(complain(error, 2 if isinstance(error, ValueError) else 1))

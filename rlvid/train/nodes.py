@@ -1,0 +1,179 @@
+"""What the nodes of a cluster must have before a run starts on them: room for its workers, its storage, this rlvid.
+
+All of it is looked at in seconds, so that nothing waits for what can never come.
+"""
+
+import math
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pyarrow import fs
+
+from rlvid import __version__
+from rlvid.config import RunConfig
+from rlvid.data.storage import locate
+
+Shape = dict[str, float]
+BOOTSTRAP = Path.home() / "ray_bootstrap_config.yaml"
+"""Where ``ray up`` puts the description of the cluster on its head."""
+_SECONDS = 60.0
+"""How long a node may take to start a process and look."""
+
+
+def workers_that_fit(nodes: list[tuple[Shape, float]], need: Shape) -> float:
+    """How many workers fit on nodes, none of them across two: ``nodes`` are (resources, how many of that shape)."""
+    return sum(
+        count * min(math.floor(have.get(name, 0) / amount + 1e-9) for name, amount in need.items())
+        for have, count in nodes
+        if all(have.get(name, 0) >= amount for name, amount in need.items())
+    )
+
+
+def nodes_now() -> list[tuple[Shape, float]]:
+    """The nodes that are there."""
+    import ray
+
+    return [(node["Resources"], 1.0) for node in ray.nodes() if node["Alive"]]
+
+
+def nodes_possible(described: Path = BOOTSTRAP) -> list[tuple[Shape, float]]:
+    """The nodes that the autoscaler may bring the cluster to; without one, those that are there.
+
+    What the autoscaler may do stands in a file on the head, where the drivers of jobs run. A driver elsewhere, and one
+    under KubeRay, which keeps no such file, goes by the nodes that are there.
+    """
+    if not described.is_file():
+        return nodes_now()
+    cluster = yaml.safe_load(described.read_text(encoding="utf-8"))
+    head, most = cluster["head_node_type"], cluster.get("max_workers", math.inf)
+    nodes = []
+    for name, kind in cluster["available_node_types"].items():
+        count = 1 if name == head else min(most, kind.get("max_workers", most))
+        nodes.append((kind.get("resources", {}), float(count)))
+    return nodes
+
+
+def needed(config: RunConfig, use_gpu: bool) -> Shape:
+    """What one worker reserves."""
+    return {"CPU": config.train.cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {})
+
+
+def fits_now(config: RunConfig, use_gpu: bool) -> bool:
+    """Whether the nodes that are there, were they free, hold all workers."""
+    return workers_that_fit(nodes_now(), needed(config, use_gpu)) >= config.train.workers
+
+
+def check_resources(config: RunConfig) -> bool:
+    """Whether workers get a GPU each.
+
+    Raises:
+        ValueError: the cluster is too small for the workers, even with all nodes that its autoscaler may bring.
+    """
+    nodes, train = nodes_possible(), config.train
+    cpus, gpus = (sum(shape.get(name, 0) * count for shape, count in nodes) for name in ("CPU", "GPU"))
+    use_gpu = gpus >= train.workers if train.use_gpu is None else train.use_gpu
+    if use_gpu and gpus < train.workers:
+        raise ValueError(
+            f"train.workers = {train.workers} with train.use_gpu=true needs {train.workers} GPUs; "
+            f"the cluster has {gpus:g}"
+        )
+    if train.workers * train.cpus_per_worker > cpus:
+        raise ValueError(
+            f"train.workers = {train.workers} at train.cpus_per_worker = {train.cpus_per_worker:g} needs "
+            f"{train.workers * train.cpus_per_worker:g} CPU cores; the cluster has {cpus:g}; "
+            f"set train.workers to at most {int(cpus // train.cpus_per_worker)}"
+        )
+    fit = workers_that_fit(nodes, needed(config, use_gpu))
+    if fit < train.workers:
+        each = ", ".join(f"{count:g} x ({_shape(shape)})" for shape, count in nodes)
+        raise ValueError(
+            f"train.workers = {train.workers} at {_shape(needed(config, use_gpu))} each: only {fit:g} fit, as a worker "
+            f"lies on one node, and the nodes are {each}; lower train.cpus_per_worker or train.workers"
+        )
+    return use_gpu
+
+
+def _shape(shape: Shape) -> str:
+    return ", ".join(f"{shape[name]:g} {name}" for name in ("CPU", "GPU") if shape.get(name))
+
+
+def check_nodes(storage: str, run: str) -> None:
+    """Every node that may get a worker sees what the driver writes to the storage, can write there, and has this rlvid.
+
+    Args:
+        storage: absolute folder, or URI, that holds runs.
+        run: the run's name; its place is there already.
+
+    Raises:
+        ValueError: one does not, or does not answer.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    own = ray.get_runtime_context().get_node_id()
+    nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU") and n["NodeID"] != own]
+    if not nodes:
+        return
+    store, root = locate(storage, run)
+    marker = f".seen-{uuid.uuid4().hex[:12]}"
+    _write(store, f"{root}/{marker}")
+    try:
+        visits = {
+            ray.remote(visit)
+            .options(
+                num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(n["NodeID"], soft=False)
+            )
+            .remote(storage, run, marker): n["NodeManagerAddress"]
+            for n in nodes
+        }
+        ready, late = ray.wait(list(visits), num_returns=len(visits), timeout=_SECONDS)
+        if late:
+            raise ValueError(f"node {visits[late[0]]} of the cluster does not answer within {_SECONDS:g} s; look at it")
+        for each in ready:
+            _judge(each, visits[each], storage)
+    finally:
+        store.delete_file(f"{root}/{marker}")
+
+
+def visit(storage: str, run: str, marker: str, patience: float = 5.0) -> tuple[str, str | None]:
+    """What a node says: the version of rlvid there, and what is wrong with the storage, if anything is."""
+    until = time.monotonic() + patience  # a network file system may tell others of a new file a little later
+    try:
+        store, root = locate(storage, run)
+        while store.get_file_info(f"{root}/{marker}").type != fs.FileType.File:
+            if time.monotonic() > until:
+                return __version__, "does not see what the driver writes there"
+            time.sleep(0.2)
+        own = f"{root}/{marker}-{uuid.uuid4().hex[:12]}"
+        _write(store, own)
+        store.delete_file(own)
+    except (OSError, ValueError) as error:
+        return __version__, f"cannot use it ({' '.join(str(error).split())})"
+    return __version__, None
+
+
+def _write(store: fs.FileSystem, name: str) -> None:
+    with store.open_output_stream(name) as file:
+        file.write(b"rlvid")
+
+
+def _judge(answer: Any, address: str, storage: str) -> None:
+    import ray
+
+    try:
+        version, problem = ray.get(answer)
+    except ray.exceptions.RayError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ValueError(
+            f"node {address} of the cluster cannot run rlvid ({lines[-1]}); install it there with its dependencies"
+        ) from None
+    if version != __version__:
+        raise ValueError(f"node {address} of the cluster has rlvid {version} and the driver {__version__}; use one")
+    if problem:
+        raise ValueError(
+            f"output.storage: node {address} of the cluster {problem}: {storage}; choose a folder that all nodes mount "
+            "(NFS, EFS, FSx), or s3://BUCKET/FOLDER or gs://BUCKET/FOLDER"
+        )

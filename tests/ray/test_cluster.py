@@ -1,0 +1,271 @@
+"""Jobs on a cluster of three nodes, each a raylet of its own, with a token: what a user of a real cluster does.
+
+Runs are kept in a store behind a URI, and each node has a cache of its own, so that nothing but the store is shared.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.dataset as pads
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from rlvid.evaluate.run import load_run
+from rlvid.toy.tiny import save_tiny_model
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+TOKEN = "a-token-of-the-tests-0123456789abcdef"
+STEPS, EVERY, BATCH = 24, 3, 2
+CAN_HIDE = subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode == 0
+"""Whether this user may make mount namespaces; in a container that forbids it one case is left out."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A head with one CPU and two nodes with two; ``hidden`` is a folder that the last node does not see."""
+
+    home: Path
+    address: str
+    environment: dict[str, str]
+
+    @property
+    def store(self) -> Path:
+        return self.home / "store"
+
+    @property
+    def hidden(self) -> Path:
+        return self.home / "hidden"
+
+    def settings(self, name: str, *overrides: str) -> list[str]:
+        """A run of seconds whose two workers must lie on two nodes."""
+        return [
+            "train", "toy", f"name={name}", f"model.path={self.home / 'tiny'}", "model.frames=4", "model.size=16",
+            "data.clips=4", f"output.storage=file://{self.store}", "sampling.steps=4", "reward.segments=2",
+            f"train.batch_size={BATCH}", "train.workers=2", "train.cpus_per_worker=2", "train.zero_stage=2",
+            "optimizer.warmup=0", f"train.steps={STEPS}", f"output.checkpoint_every={EVERY}", "output.videos_every=0",
+            *overrides,
+        ]  # fmt: skip
+
+    def start(self, *command: str, **environment: str) -> subprocess.Popen[str]:
+        """Starts a command as a user of the cluster would."""
+        return subprocess.Popen(
+            command, env=self.environment | {"PYTHONPATH": str(ROOT)} | environment, cwd=ROOT, text=True, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    def submit(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        """Starts jobs/submit.py."""
+        return self.start(sys.executable, "jobs/submit.py", "--address", self.address, *arguments, **environment)
+
+    def ray_job(self, verb: str, *arguments: str) -> str:
+        """Runs `ray job` to its end."""
+        process = self.start(
+            str(BIN / "ray"), "job", verb, "--address", self.address, *arguments, RAY_AUTH_MODE="token"
+        )
+        out, error = process.communicate(timeout=120)
+        assert process.returncode == 0, out + error
+        return out
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def pids_that_name(text: str) -> list[int]:
+    """Processes with a text in their command line or environment."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                if text.encode() in (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes():
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    home = Path(tempfile.mkdtemp(prefix="rlvid-", dir="/tmp"))  # short: Unix socket paths end at 107 bytes
+    port, dashboard = free_port(), free_port()
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_") and name != "PYTHONPATH"}
+    environment = kept | {
+        "HOME": str(home), "PATH": f"{BIN}{os.pathsep}{kept['PATH']}", "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_TOKEN": TOKEN, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "NO_PROXY": "127.0.0.1,localhost",
+    }  # fmt: skip
+    made = Cluster(home, f"http://127.0.0.1:{dashboard}", environment)
+    made.store.mkdir()
+    made.hidden.mkdir()
+    save_tiny_model(home / "tiny")
+    nodes: list[subprocess.Popen[bytes]] = []
+
+    def node(number: int, cpus: int, *options: str) -> None:
+        command = [
+            str(BIN / "ray"), "start", "--block", f"--num-cpus={cpus}", "--num-gpus=0",
+            f"--object-store-memory={100 * 2**20}", "--disable-usage-stats", *options,
+        ]  # fmt: skip
+        if number == 2 and CAN_HIDE:  # a mount namespace in which something else lies over the hidden folder
+            command = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(made.hidden), *command]
+        with open(home / f"node-{number}.log", "wb") as log:
+            own = {"RAY_AUTH_MODE": "token", "RLVID_CACHE": str(home / f"cache-{number}")}
+            nodes.append(
+                subprocess.Popen(command, env=environment | own, stdout=log, stderr=log, start_new_session=True)
+            )
+
+    try:
+        node(
+            0, 1, "--head", f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+            f"--temp-dir={home}/ray", "--node-ip-address=127.0.0.1", "--include-dashboard=true",
+            "--dashboard-agent-listen-port=0", f"--ray-client-server-port={free_port()}",
+        )  # fmt: skip
+        _wait(lambda: _listens(port), 60, "the head")
+        for number in (1, 2):
+            node(
+                number, 2, f"--address=127.0.0.1:{port}", "--node-ip-address=127.0.0.1",
+                "--dashboard-agent-listen-port=0",
+            )  # fmt: skip
+        for number in range(3):
+            log = home / f"node-{number}.log"
+            _wait(lambda log=log: "Ray runtime started" in log.read_text("utf-8"), 90, f"node {number}")
+        _wait(lambda: _listens(dashboard), 60, "the dashboard")
+        yield made
+    finally:
+        print(*(f"{log}\n{log.read_text()[-2000:]}" for log in sorted(home.glob("node-*.log"))), sep="\n")  # noqa: T201
+        for process in nodes:
+            process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 8
+        while (left := pids_that_name(str(home))) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        for process in nodes:
+            process.wait()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _wait(done: Callable[[], bool], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline, f"{what} was not there within {seconds:g} s"
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def whole(cluster: Cluster) -> dict[str, torch.Tensor]:
+    """The adapter of a run in a folder that all nodes see, and that nothing befell."""
+    storage = cluster.home / "shared"
+    process = cluster.submit(*cluster.settings("whole", f"output.storage={storage}"))
+    out, error = process.communicate(timeout=240)
+    assert process.returncode == 0, out + error
+    assert "job whole submitted" in error
+    assert f"step {STEPS}/{STEPS}" in out
+    check_traces(storage / "whole")
+    return adapter(storage / "whole")
+
+
+def adapter(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / f"step-{STEPS:06d}" / "adapter" / "adapter_model.safetensors")
+
+
+def check_traces(run: Path) -> None:
+    """The archive has every sample once, from both workers; TensorBoard has every step once and in order."""
+    rows = pads.dataset(run / "archive", format="parquet").to_table(columns=["step", "serial", "rank"]).to_pylist()
+    assert sorted((row["step"], row["serial"]) for row in rows) == [
+        (step, step * BATCH + place) for step in range(STEPS) for place in range(BATCH)
+    ]
+    assert {row["rank"] for row in rows} == {0, 1}
+    events = EventAccumulator(str(run / "tensorboard"), purge_orphaned_data=True)
+    events.Reload()
+    assert [event.step for event in events.Scalars("reward/trained")] == list(range(STEPS))
+
+
+def test_a_stopped_job_resumes_on_machines_that_have_nothing_to_the_same_adapter(
+    cluster: Cluster, whole: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, settings = cluster.store / "mine", cluster.settings("mine")
+    cluster.ray_job(
+        "submit", "--submission-id", "mine", "--no-wait", "--working-dir", str(ROOT), "--",
+        "python", "-m", "rlvid.cli", *settings,
+    )  # fmt: skip
+    follower = cluster.submit(*settings)
+    _wait((run / f"step-{2 * EVERY:06d}").is_dir, 120, "the second checkpoint")
+    cluster.ray_job("stop", "mine")
+    out, error = follower.communicate(timeout=60)
+    assert "job mine is running already; this follows it" in error
+    assert "job mine was stopped" in error
+    assert f"step 1/{STEPS}" in out
+    assert follower.returncode == 1
+    assert not (run / f"step-{STEPS:06d}").exists(), "the job was stopped too late to prove anything"
+    caches = [cluster.home / f"cache-{number}" for number in range(3)]
+    assert all((cache / "storage").is_dir() for cache in caches), "a node had no cache of its own"
+    for cache in caches:
+        shutil.rmtree(cache)
+
+    again = cluster.submit(*settings)
+    out, error = again.communicate(timeout=240)
+    assert again.returncode == 0, out + error
+    assert "job mine-2 submitted" in error
+    log = (run / "logs" / "worker-00.log").read_text(encoding="utf-8")
+    assert "continues after step" in log
+    assert "continues after step 0" not in log
+    found = adapter(run)
+    assert found.keys() == whole.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in whole.items())
+    check_traces(run)
+    monkeypatch.setenv("RLVID_CACHE", str(cluster.home / "cache-of-the-user"))
+    assert load_run(f"file://{cluster.store}/mine").checkpoint.step == STEPS
+    assert {path.name for path in run.iterdir()} >= {"config.yaml", "clips.txt", "before-after.png", "reward.png"}
+
+
+def test_what_can_never_run_is_said_in_seconds_and_its_exit_code_passed_on(cluster: Cluster) -> None:
+    started = time.monotonic()
+    asked = {
+        "wide": (["train.workers=64", "train.batch_size=64"], "needs 128 CPU cores; the cluster has 5"),
+        "thick": (["train.cpus_per_worker=2.5"], "only 0 fit, as a worker lies on one node"),
+        "hidden": ([f"output.storage={cluster.hidden}"], "does not see what the driver writes there"),
+    }
+    if not CAN_HIDE:
+        del asked["hidden"]
+    jobs = {name: cluster.submit(*cluster.settings(name, *more)) for name, (more, _) in asked.items()}
+    for name, job in jobs.items():
+        out, error = job.communicate(timeout=120)
+        assert asked[name][1] in " ".join(out.split()), out + error
+        assert "Traceback" not in out
+        assert f"job {name} failed with exit code 2" in error
+        assert job.returncode == 2
+    assert time.monotonic() - started < 90
+
+
+def test_a_wrong_token_and_an_address_where_nobody_is_are_one_line(cluster: Cluster) -> None:
+    settings = cluster.settings("never")
+    wrong = cluster.submit(*settings, RAY_AUTH_TOKEN="wrong")
+    none = cluster.submit(*settings, RAY_AUTH_TOKEN="")
+    nobody = cluster.start(sys.executable, "jobs/submit.py", "--address", f"http://127.0.0.1:{free_port()}", *settings)
+    for process, expected in (
+        (wrong, "refuses the token of this machine"),
+        (none, "asks for a token and there is none here"),
+        (nobody, "no Ray cluster answers at"),
+    ):
+        out, error = process.communicate(timeout=60)
+        assert process.returncode == 2
+        assert expected in error
+        assert len((out + error).strip().splitlines()) == 1

@@ -1,0 +1,188 @@
+"""jobs/submit.py before anything travels: names, paths, and a cluster that does not answer, let in, or fit."""
+
+import json
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from jobs import submit
+from rlvid.train.reach import check_cluster, knock, refusal
+
+PYTHON = ".".join(map(str, sys.version_info[:3]))
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "name"),
+    [
+        ("train", "toy name=mine output.storage=/mnt/runs", "mine"),
+        ("train", "toy output.storage=s3://bucket/runs", "toy"),
+        ("evaluate", "/mnt/runs/mine --steps 20", "evaluate-mine"),
+        ("evaluate", "s3://bucket/runs/mine", "evaluate-mine"),
+        ("export", "/mnt/runs/mine --out /mnt/model", "export-mine"),
+        ("generate", "builtin prompt --out=/mnt/videos", "generate-builtin"),
+        ("encode", "/mnt/videos /mnt/clips --workers 4", "encode-clips"),
+        ("compare", "--seconds 60 --out /mnt/compare", "compare"),
+        ("sweep", "configs/lambda.yaml output.storage=/mnt/sweeps", "sweep"),
+    ],
+)
+def test_a_job_is_named_after_its_run(command: str, arguments: str, name: str) -> None:
+    assert submit.job_name(command, arguments.split()) == name
+    assert submit.job_name(command, arguments.split(), "other") == "other"
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "complaint"),
+    [
+        ("train", "toy name=mine", "output.storage = 'runs' would lie in the job's own folder"),
+        ("train", "toy name=mine output.storage=../runs", "output.storage = '../runs' would lie"),
+        ("train", "", "train: name a description first"),
+        ("train", "toy trian.steps=3", "unknown key trian"),
+        ("train", "toy output.storage=ftp://host/runs", "must be a folder"),
+        ("evaluate", "mine", "evaluate: the run = 'mine' would lie"),
+        ("evaluate", "--steps 20 /mnt/runs/mine", "evaluate: name the run first"),
+        ("export", "/mnt/runs/mine --out model", "export: --out = 'model' would lie"),
+        ("generate", "builtin prompt", "generate: --out = '' would lie"),
+        ("encode", "videos /mnt/clips", "encode: the source = 'videos' would lie"),
+        ("compare", "--seconds 60", "compare: --out = '' would lie"),
+        ("sweep", "x.yaml output.storage=sweeps", "output.storage = 'sweeps' would lie"),
+    ],
+)
+def test_what_cannot_work_on_a_cluster_is_refused_here(command: str, arguments: str, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint) as caught:
+        submit.job_name(command, arguments.split())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_that_no_job_can_have_is_refused() -> None:
+    with pytest.raises(ValueError, match="--name 'a b'"):
+        submit.job_name("compare", ["--out", "/mnt/x"], "a b")
+
+
+def test_a_description_that_does_not_travel_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("output: {storage: /mnt/runs}\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"own.yaml' is not in .*, which is all that travels"):
+        submit.job_name("train", [str(path)])
+
+
+@contextmanager
+def dashboard(ray: str, python: str, token: str | None = None) -> Iterator[str]:
+    """An HTTP server that answers as Ray's dashboard does to the questions that come before a job."""
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            given = self.headers.get("Authorization")
+            known = {
+                "/api/version": {"ray_version": ray},
+                "/api/v0/cluster_metadata": {"data": {"pythonVersion": python}},
+            }
+            code = 200 if self.path in known else 404
+            if token is not None and given != f"Bearer {token}":
+                code = 403 if given else 401
+            self.send_response(code)
+            self.end_headers()
+            self.wfile.write(json.dumps(known.get(self.path) if code == 200 else None).encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Answers)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def _no_token_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+
+
+def test_the_same_versions_are_let_pass() -> None:
+    major_minor = PYTHON.rpartition(".")[0]
+    with dashboard(version("ray"), f"{major_minor}.99") as address:
+        assert check_cluster(address) == {}
+
+
+@pytest.mark.parametrize(
+    ("ray", "python", "complaint"),
+    [
+        ("2.58.0", PYTHON, "runs Ray 2.58.0 and this machine Ray"),
+        (version("ray"), "3.9.1", "runs Python 3.9.1 and this machine Python"),
+    ],
+)
+def test_other_versions_are_one_line(ray: str, python: str, complaint: str) -> None:
+    with dashboard(ray, python) as address, pytest.raises(ValueError, match=complaint):
+        check_cluster(address)
+
+
+def test_a_token_is_asked_for_shown_and_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with dashboard(version("ray"), PYTHON, token="right") as address:
+        with pytest.raises(ValueError, match="asks for a token and there is none here"):
+            check_cluster(address)
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").write_text("wrong\n", encoding="utf-8")
+        with pytest.raises(ValueError, match="refuses the token of this machine") as caught:
+            check_cluster(address)
+        assert "wrong" not in str(caught.value)
+        monkeypatch.setenv("RAY_AUTH_TOKEN", "right")
+        assert check_cluster(address) == {"Authorization": "Bearer right"}
+
+
+@pytest.fixture
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_nobody_there_is_one_line(closed_port: int) -> None:
+    with pytest.raises(ValueError, match=r"no Ray cluster answers at .*\(Connection refused\)"):
+        check_cluster(f"http://127.0.0.1:{closed_port}")
+    with pytest.raises(ValueError, match=r"no Ray cluster answers at '127.0.0.1:\d+' \(Connection refused\)"):
+        knock(f"127.0.0.1:{closed_port}")
+
+
+@pytest.mark.parametrize(
+    ("ask", "address", "complaint"),
+    [
+        (check_cluster, "127.0.0.1:8265", "give the dashboard's address"),
+        (knock, "http://127.0.0.1:8265", "is a dashboard, which takes jobs"),
+        (knock, "no-such-host.invalid:6379", "no Ray cluster answers"),
+    ],
+)
+def test_the_wrong_kind_of_address_is_one_line(ask: Callable[[str], object], address: str, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        ask(address)
+
+
+def test_rays_own_words_become_one_line() -> None:
+    from ray._private.utils import check_version_info
+
+    with pytest.raises(RuntimeError) as caught:
+        check_version_info({"ray_version": "2.50.0", "python_version": PYTHON}, "process")
+    assert str(refusal("head:6379", caught.value)).startswith("the cluster at head:6379 runs Ray 2.50.0 and this")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("s", "stop"), ("Stop", "stop"), ("", "detach"), ("d", "detach"), ("c", "continue")]
+)
+def test_ctrl_c_asks(monkeypatch: pytest.MonkeyPatch, typed: str, meant: str) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    assert submit.interrupted("mine", lambda _: typed) == meant
+
+
+def test_ctrl_c_with_nobody_to_ask_leaves_the_job_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
+    assert submit.interrupted("mine", lambda _: pytest.fail("asked")) == "detach"
