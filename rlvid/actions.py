@@ -1,6 +1,7 @@
 """What `rlvid train` and `rlvid evaluate` do and say; everything heavy is imported inside the functions."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,14 +42,22 @@ def train_and_show(config: "RunConfig", address: str | None) -> Path:
 
 
 def evaluate_and_show(
-    run: str, steps: list[int], sets: list[str], videos: int, checkpoint: int | None, seed: int, clip: str | None
+    run: str,
+    steps: list[int],
+    sets: list[str],
+    videos: int,
+    checkpoint: int | None,
+    seed: int,
+    clip: str | None,
+    scales: Sequence[float] = (1.0,),
 ) -> None:
     """Compares a run's model with its base, writes the tables into the run's folder and prints them."""
     from rlvid.data.prompts import resolve_prompts
     from rlvid.evaluate.clip import load_clip
     from rlvid.evaluate.evaluate import summarise
-    from rlvid.evaluate.run import device, evaluate_run, load_run
+    from rlvid.evaluate.run import device, evaluate_run, load_run, scale_name
     from rlvid.evaluate.tables import compare_all, render_table, write_results
+    from rlvid.evaluate.tradeoff import draw_tradeoff
     from rlvid.toy.captions import PROMPT_SETS
 
     prompts = {
@@ -58,7 +67,9 @@ def evaluate_and_show(
         raise ValueError(f"--sets {','.join(sets)}: two sets have one name; rename a file, results are kept by it")
     tuned = load_run(run, checkpoint)
     measure = load_clip(clip or "builtin-heldout", device())
-    rows = evaluate_run(tuned, prompts, steps_list=steps, seed=seed, clip=measure, progress=counter("videos"))
+    rows = evaluate_run(
+        tuned, prompts, steps_list=steps, seed=seed, clip=measure, scales=scales, progress=counter("videos")
+    )
     folder = tuned.checkpoint.folder.parent
     facts = {
         "run": tuned.config.name,
@@ -72,4 +83,9 @@ def evaluate_and_show(
     write_results(folder, rows, base="base", facts=facts)
     for each in steps:
         console.print(render_table(summarise(rows), compare_all(rows, "base"), steps=each))
+    if len(scales) > 1:
+        draw_tradeoff(
+            folder / "tradeoff.png", summarise(rows), {scale_name(tuned.config.method.name, s): s for s in scales}
+        )
+        say(f"trade-off    {os.path.relpath(folder)}/tradeoff.png (rewards and motion for each --lora-scale)")
     say(f"tables       {os.path.relpath(folder)}/evaluation.md (.csv, .json, .parquet)")

@@ -13,7 +13,7 @@ import typer
 
 from rlvid import __version__
 from rlvid.actions import evaluate_and_show, train_and_show
-from rlvid.terminal import complain, console, counter, numbers, say
+from rlvid.terminal import complain, console, counter, fractions, numbers, say
 
 app = typer.Typer(
     name="rlvid",
@@ -86,12 +86,16 @@ def evaluate(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise, the same for base and tuned model.")] = 0,
+    lora_scale: Annotated[
+        str, typer.Option(help="How much of what was learned, a model each, separated by commas: 0.25,0.5,0.75,1.")
+    ] = "1",
 ) -> None:
     """Compares a run's model with its base: rewards, CLIPSIM, temporal consistency, motion, the oracle.
 
-    Writes evaluation.md, .csv, .json and .parquet into the run's folder.
+    Writes evaluation.md, .csv, .json and .parquet into the run's folder, and with several --lora-scale tradeoff.png.
     """
-    evaluate_and_show(run, numbers(steps, "--steps"), sets.split(","), videos, checkpoint, seed, clip)
+    scales = fractions(lora_scale, "--lora-scale")
+    evaluate_and_show(run, numbers(steps, "--steps"), sets.split(","), videos, checkpoint, seed, clip, scales)
 
 
 @app.command()
