@@ -227,6 +227,25 @@ def plan(
 
 
 @app.command()
+def doctor(
+    run: Annotated[str | None, typer.Option(help="Look at this run's folder (or name under runs/) instead.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Leave Ray out: seconds instead of a minute.")] = False,
+    storage: Annotated[Path, typer.Option(help="Folder that runs will be written to (output.storage).")] = Path("runs"),
+    address: Address = None,
+) -> None:
+    """Says whether machine and cluster are in order, each line ok, warning or error, with the way out.
+
+    Versions, devices, memory, disk; the sums of training on a miniature; on the cluster: resources, versions and
+    storage of every node, and whether two workers compute what one does. Exit code 1 when there is an error.
+    [bold]rlvid doctor --run toy[/bold] reads a run's checkpoints, archive and TensorBoard.
+    """
+    from rlvid.doctor.examination import examination, show
+
+    if show(examination(storage, address, run, quick)):
+        raise typer.Exit(1)
+
+
+@app.command()
 def demo(overrides: Overrides = None) -> None:
     """Fine-tunes the built-in model with InstructVideo, evaluates it and says where to look; no GPU needed."""
     from rlvid.config import load_config

@@ -56,8 +56,9 @@ class Worker:
     Args:
         config: the run's.
         job: ``clips`` (folder of encoded clips), ``run`` (the run's folder), ``use_gpu``, ``board`` (progress),
-            ``stop`` (whether the guard ended the run before), and ``model`` and ``reward`` (the model's path and the reward's
-            settings with absolute paths, since Ray Train moves its workers to another folder; default: the config's).
+            ``stop`` (whether the guard ended the run before), and ``model`` and ``reward`` (the model's path and the
+            reward's settings with absolute paths, since Ray Train moves its workers to another folder; default: the
+            config's).
     """
 
     def __init__(self, config: RunConfig, job: dict[str, Any]) -> None:
