@@ -181,6 +181,8 @@ class Watch:
         log.addHandler(handler)
         log.propagate = False
         log.setLevel(logging.INFO)
+        if self.stopping:
+            self._say("it warned before, so training does not go on; guard.stop=false lets it")
         self._thread.start()
         return self
 

@@ -84,7 +84,8 @@ def test_a_warning_ends_all_workers_at_the_same_step_and_for_good(
     assert "guard: over-optimised at step 0" in said.getvalue()
     assert "training ends (guard.stop)" in said.getvalue()
     assert "over-optimised" in (stopped.folder / "logs" / "guard.log").read_text()
-    again = train(asked, Console(file=io.StringIO()))
+    again = train(asked, Console(file=said, width=400))
+    assert "it warned before, so training does not go on" in said.getvalue()
     assert (again.first_step, again.last_step) == (stopped.last_step, stopped.last_step)
 
 
