@@ -190,7 +190,8 @@ def reward_curve(
         for place, (label, step) in enumerate((marks or {}).items()):
             axes.axvline(step, color=SOFT, linewidth=1, linestyle=(0, (2, 2)))
             where = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points", "va": "bottom"}
-            axes.annotate(label, (step, 0), (4, 4 + 14 * place), color=SOFT, fontsize=9, **where)
+            side, shift = ("right", -4) if step > (steps[0] + steps[-1]) / 2 else ("left", 4)
+            axes.annotate(label, (step, 0), (shift, 4 + 14 * place), color=SOFT, fontsize=9, ha=side, **where)
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="y", color=RULE, linewidth=0.6)

@@ -65,4 +65,6 @@ def _line(axes, points: list[tuple[float, float, float]], label: str, look: tupl
     across, up = [p[0] for p in finite], [p[1] for p in finite]
     axes.plot(across, up, color=colour, linestyle=dashes, marker=marker, markersize=5, linewidth=1.6, label=label)
     for x, y, scale in finite:
-        axes.annotate(f"{scale:g}" if scale else "base", (x, y), (5, 5), textcoords="offset points", fontsize=8)
+        axes.annotate(
+            f"{scale:g}" if scale else "base", (x, y), (5, 5), textcoords="offset points", fontsize=8, color=colour
+        )
