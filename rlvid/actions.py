@@ -1,6 +1,7 @@
 """What `rlvid train` and `rlvid evaluate` do and say; everything heavy is imported inside the functions."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,20 +45,30 @@ def train_and_show(config: "RunConfig", address: str | None) -> Path:
 
 
 def evaluate_and_show(
-    run: str, steps: list[int], sets: list[str], videos: int, checkpoint: int | None, seed: int, clip: str | None,
-    workers: int | None = None, address: str | None = None,
-) -> None:  # fmt: skip
+    run: str,
+    steps: list[int],
+    sets: list[str],
+    videos: int,
+    checkpoint: int | None,
+    seed: int,
+    clip: str | None,
+    scales: Sequence[float] = (1.0,),
+    workers: int | None = None,
+    address: str | None = None,
+) -> None:
     """Compares a run's model with its base, writes the tables into the run's folder and prints them.
 
-    With ``workers``, so many Ray actors share the work. What was finished before an interruption is not made again.
+    ``scales`` says how much of what was learned each tuned model has. With ``workers``, so many Ray actors share the
+    work. What was finished before an interruption is not made again.
     """
     from rlvid.data.prompts import resolve_prompts
     from rlvid.data.storage import Mirror, is_uri, split_uri
     from rlvid.evaluate.clip import load_clip
     from rlvid.evaluate.evaluate import summarise
     from rlvid.evaluate.portions import Evaluation, run_evaluation
-    from rlvid.evaluate.run import load_run
+    from rlvid.evaluate.run import load_run, scale_name
     from rlvid.evaluate.tables import compare_all, render_table, write_results
+    from rlvid.evaluate.tradeoff import draw_tradeoff
     from rlvid.toy.captions import PROMPT_SETS
 
     prompts = {
@@ -66,8 +77,9 @@ def evaluate_and_show(
     if len(prompts) < len(sets):
         raise ValueError(f"--sets {','.join(sets)}: two sets have one name; rename a file, results are kept by it")
     tuned = load_run(run, checkpoint)
-    measure = clip or "builtin-heldout"
-    evaluation = Evaluation.of(tuned, prompts, steps_list=steps, seed=seed, clip=measure)
+    measure, method = clip or "builtin-heldout", tuned.config.method.name
+    named = {scale_name(method, scale): scale for scale in scales}
+    evaluation = Evaluation.of(tuned, prompts, steps_list=steps, scales={"base": 0.0} | named, seed=seed, clip=measure)
     workers = workers or (1 if address else None)
     if workers:
         load_clip(measure)  # says what is wrong with it before Ray starts
@@ -88,4 +100,7 @@ def evaluate_and_show(
         Mirror(*split_uri(run)).send("evaluation.*")
     for each in steps:
         console.print(render_table(summarise(rows), compare_all(rows, "base"), steps=each))
+    if len(scales) > 1:
+        draw_tradeoff(folder / "tradeoff.png", summarise(rows), named)
+        say(f"trade-off    {os.path.relpath(folder)}/tradeoff.png (rewards and motion for each --lora-scale)")
     say(f"tables       {os.path.relpath(folder)}/evaluation.md (.csv, .json, .parquet)")

@@ -13,7 +13,7 @@ import typer
 
 from rlvid import __version__
 from rlvid.actions import evaluate_and_show, train_and_show
-from rlvid.terminal import complain, console, counter, numbers, say
+from rlvid.terminal import complain, console, counter, fractions, numbers, say
 
 app = typer.Typer(
     name="rlvid",
@@ -86,6 +86,9 @@ def evaluate(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise, the same for base and tuned model.")] = 0,
+    lora_scale: Annotated[
+        str, typer.Option(help="How much of what was learned, a model each, separated by commas: 0.25,0.5,0.75,1.")
+    ] = "1",
     workers: Annotated[
         int | None,
         typer.Option(min=1, help="Ray actors, each with a model of its own; default: this process, without Ray."),
@@ -94,10 +97,13 @@ def evaluate(
 ) -> None:
     """Compares a run's model with its base: rewards, CLIPSIM, temporal consistency, motion, the oracle.
 
-    Writes evaluation.md, .csv, .json and .parquet into the run's folder. Start the same command again after an
-    interruption: what was finished is not made again.
+    Writes evaluation.md, .csv, .json and .parquet into the run's folder, and with several --lora-scale tradeoff.png.
+    Start the same command again after an interruption: what was finished is not made again.
     """
-    evaluate_and_show(run, numbers(steps, "--steps"), sets.split(","), videos, checkpoint, seed, clip, workers, address)
+    evaluate_and_show(
+        run, numbers(steps, "--steps"), sets.split(","), videos, checkpoint, seed, clip,
+        fractions(lora_scale, "--lora-scale"), workers, address,
+    )  # fmt: skip
 
 
 @app.command()
@@ -226,6 +232,25 @@ def plan(
     made = make_plan(load_config(config, overrides))
     for each in [json.dumps(made.as_dict(), indent=2)] if as_json else render(made):
         console.print(each, soft_wrap=isinstance(each, str), markup=False, highlight=False)
+
+
+@app.command()
+def doctor(
+    run: Annotated[str | None, typer.Option(help="Look at this run's folder (or name under runs/) instead.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Leave Ray out: seconds instead of a minute.")] = False,
+    storage: Annotated[Path, typer.Option(help="Folder that runs will be written to (output.storage).")] = Path("runs"),
+    address: Address = None,
+) -> None:
+    """Says whether machine and cluster are in order, each line ok, warning or error, with the way out.
+
+    Versions, devices, memory, disk; the sums of training on a miniature; on the cluster: resources, versions and
+    storage of every node, and whether two workers compute what one does. Exit code 1 when there is an error.
+    [bold]rlvid doctor --run toy[/bold] reads a run's checkpoints, archive and TensorBoard.
+    """
+    from rlvid.doctor.examination import examination, show
+
+    if show(examination(storage, address, run, quick)):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -25,6 +25,20 @@ def numbers(text: str, option: str) -> list[int]:
     return list(dict.fromkeys(found))
 
 
+def fractions(text: str, option: str) -> list[float]:
+    """The numbers of ``0.25,0.5,1``, above 0 and at most 4, ascending; raises ValueError that names the option."""
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(0 < n <= 4 for n in found):
+        raise ValueError(
+            f"{option} {text!r}: expected numbers above 0 and at most 4, separated by commas, such as 0.25,0.5,1; the "
+            "base model (0) is always there"
+        )
+    return sorted(set(found))
+
+
 def counter(unit: str) -> Callable[..., None]:
     """A callback that shows how far something is and when it will be done, at most every ten seconds."""
     start = time.perf_counter()

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from rlvid.config.guard import GuardConfig
 from rlvid.config.methods import METHODS, AnyMethod, InstructVideoConfig
 from rlvid.config.reward import Precision, RewardConfig
 from rlvid.config.section import Decay, Section
@@ -162,6 +163,7 @@ class RunConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     output: OutputConfig = OutputConfig()
+    guard: GuardConfig = GuardConfig()
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "RunConfig":
@@ -172,6 +174,7 @@ class RunConfig(Section):
                 "a prompt's samples must be in one batch"
             )
         self.method.check(self.sampling.steps, self.eta, train.batch_size, train.group_size)
+        self._guard_fits()
         if self.method.needs_gradient and self.reward.without_gradient:
             raise ValueError(
                 f"reward.name = {self.reward.without_gradient!r} gives no gradient, which method {self.method.name!r} "
@@ -206,6 +209,19 @@ class RunConfig(Section):
             )
         return self
 
+    def _guard_fits(self) -> None:
+        every, often = self.guard.every, self.output.checkpoint_every
+        if every % often:
+            raise ValueError(
+                f"guard.every = {every} is not a multiple of output.checkpoint_every = {often}, and the guard looks at "
+                f"checkpoints; set output.checkpoint_every={every}, or guard.every={-(-every // often) * often}"
+            )
+        if every and self.reward.held_out is None:
+            raise ValueError(
+                f"guard.every = {every} needs a reward to hold the trained one against; set reward.held_out, or "
+                "guard.every=0"
+            )
+
     @property
     def eta(self) -> float:
         """DDIM's eta in training."""
@@ -224,7 +240,9 @@ class RunConfig(Section):
     @property
     def fingerprint(self) -> str:
         """Twelve hex digits over everything that the bits of the result depend on: not its place, nor its length."""
-        kept = self.model_dump(mode="json", exclude={"output": True, "name": True, "train": _FREE_TRAIN_KEYS})
+        kept = self.model_dump(
+            mode="json", exclude={"output": True, "guard": True, "name": True, "train": _FREE_TRAIN_KEYS}
+        )
         for section, keys in _LATER_KEYS.items():
             defaults = getattr(RunConfig(), section).model_dump(mode="json")
             for key in keys:

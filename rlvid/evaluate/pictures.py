@@ -155,6 +155,7 @@ def reward_curve(
     x_label: str = "optimiser step",
     y_label: str = "reward (cosine similarity)",
     title: str | None = None,
+    marks: Mapping[str, float] | None = None,
 ) -> None:
     """Writes a PNG with each series against the training step: raw and light, and smoothed on top.
 
@@ -166,6 +167,7 @@ def reward_curve(
         x_label: of the horizontal axis.
         y_label: of the vertical axis, with its unit.
         title: above the curve, if any.
+        marks: label -> step that gets a vertical line.
 
     Raises:
         ValueError: no values, more than four series, or lengths that do not fit.
@@ -185,6 +187,11 @@ def reward_curve(
         axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
         for (label, values), (colour, dashes) in zip(series.items(), _LINES, strict=False):
             _curve(axes, np.asarray(steps), np.asarray(values, dtype=np.float64), reach, label, colour, dashes)
+        for place, (label, step) in enumerate((marks or {}).items()):
+            axes.axvline(step, color=SOFT, linewidth=1, linestyle=(0, (2, 2)))
+            where = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points", "va": "bottom"}
+            side, shift = ("right", -4) if step > (steps[0] + steps[-1]) / 2 else ("left", 4)
+            axes.annotate(label, (step, 0), (shift, 4 + 14 * place), color=SOFT, fontsize=9, ha=side, **where)
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="y", color=RULE, linewidth=0.6)

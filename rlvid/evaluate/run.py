@@ -1,7 +1,7 @@
 """Evaluating a run's folder: base against fine-tuned, as tables and as pictures beside the run."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from rlvid.models.unet3d import UNet3DModel
 from rlvid.reward.load import held_out_reward, load_reward, trained_reward
 from rlvid.reward.video import mean_of_frames
 from rlvid.train.checkpoint import Found, find_checkpoints
+from rlvid.train.looks import find_best
 
 _CURVES = {"reward/trained": "trained reward", "reward/held_out": "held-out reward"}
 
@@ -67,7 +68,8 @@ def find_run(run: str | Path, step: int | None = None) -> tuple[RunConfig, Found
             f"run {str(run)!r}: no such folder, and no such run under runs (there: {', '.join(known) or 'none'})"
         )
     config = parse_config(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
-    found = find_checkpoints(folder)
+    kept, best = find_checkpoints(folder), find_best(folder)
+    found = sorted([*kept, *([best] if best and best.step not in {c.step for c in kept} else [])], key=lambda c: c.step)
     chosen = [c for c in found if step is None or c.step == step]
     if not chosen:
         steps = ", ".join(str(c.step) for c in found) or "none"
@@ -103,17 +105,19 @@ def evaluate_run(
     steps_list: list[int],
     seed: int = 0,
     clip: FrameTextModel | None = None,
+    scales: Sequence[float] = (1.0,),
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Row]:
     """Scores base and tuned model on the same prompts from the same noise; ``progress(model, done, of)``.
 
+    ``scales`` says how much of what was learned the tuned model has, for each tuned model (see ``scale_name``).
     ``clip`` measures CLIPSIM, consistency and diversity; default: the held-out reward.
     """
     config = tuned.config
     reward = trained_reward(config.reward, device())
     held_out = held_out_reward(config.reward, device()) or load_reward("builtin-heldout", device())
     rows: list[Row] = []
-    for name, scale in (("base", 0.0), (config.method.name, 1.0)):
+    for name, scale in [("base", 0.0), *((scale_name(config.method.name, each), each) for each in scales)]:
         rows += evaluate_model(
             tuned.use(scale),
             prompts_by_set,
@@ -129,6 +133,11 @@ def evaluate_run(
             progress=None if progress is None else lambda done, total, name=name: progress(name, done, total),
         )
     return rows
+
+
+def scale_name(method: str, scale: float) -> str:
+    """How tables call a model that has ``scale`` of what was learned."""
+    return method if scale == 1 else f"{method} × {scale:g}"
 
 
 def picture_before_after(tuned: TunedModel, prompts: list[str], path: Path, seed: int = 0) -> None:

@@ -77,6 +77,11 @@ def holds_trained(folder: Path) -> bool:
     return any((folder / file).is_file() for file in _FILES.values())
 
 
+def trained_file(folder: Path) -> Path:
+    """The file of a checkpoint's folder that holds what was trained, there or not yet."""
+    return next((folder / file for file in _FILES.values() if (folder / file).is_file()), folder / _FILES["lora"])
+
+
 def load_trained(denoiser: nn.Module, spec: ModelConfig, folder: Path) -> None:
     """Loads what ``save_trained`` wrote into a denoiser as ``load_trainable`` makes it.
 

@@ -8,6 +8,7 @@ A run's folder, ``{storage}/{name}``::
     tensorboard/      scalars and videos
     archive/          generated samples with their rewards, Parquet
     logs/             one full log a worker
+    guard.jsonl, best/, ...   where a guard looked on, see rlvid.train.looks
 """
 
 import fcntl
@@ -35,10 +36,11 @@ from rlvid.models.lora import check_targets
 from rlvid.models.unet3d import denoiser_outline
 from rlvid.reward.load import check_reward
 from rlvid.train.checkpoint import find_checkpoints
-from rlvid.train.record import check_resume, latest_checkpoint, mend_record
-from rlvid.train.resume import notice
+from rlvid.train.looks import guard_prompts
 from rlvid.train.nodes import check_nodes, check_resources, fits_now, needed
 from rlvid.train.reach import knock, refusal
+from rlvid.train.record import check_resume, latest_checkpoint, mend_record
+from rlvid.train.resume import notice
 
 log = logging.getLogger("rlvid.train")
 
@@ -82,6 +84,8 @@ def check(config: RunConfig) -> None:
         sample_prompts(config)
     elif config.data.source != "builtin":
         EncodedClips.open(Path(config.data.source).expanduser(), model_fingerprint(config.model))
+    if config.guard.every and config.guard.prompts is not None:
+        guard_prompts(config, [])
 
 
 def prepare(config: RunConfig) -> Path:
@@ -232,23 +236,26 @@ def _fit(config: RunConfig, mirror: Mirror, console: Console, address: str | Non
     import ray.train
     from ray.train.torch import TorchTrainer
 
+    from rlvid.train.guard import check_room, watching
     from rlvid.train.loop import train_worker
     from rlvid.train.progress import Board, ProgressLine
 
+    check_room(config, use_gpu, ray.cluster_resources())
     board = Board.remote()
     cpus = config.train.cpus_per_worker
     environment = {"OMP_NUM_THREADS": str(max(1, int(cpus)))}
     if not use_gpu:
         environment["DS_ACCELERATOR"] = "cpu"
+    job = {
+        "config": config.model_dump(), "clips": str(clips), "run": str(folder), "use_gpu": use_gpu, "board": board,
+        "model": movable(config.model.path), "reward": config.reward.resolved().model_dump(),
+        "watched": os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "").lower() in ("1", "true"),
+        "storage": config.output.storage if stored else None,
+        "clips_storage": config.output.storage if stored and config.data.source in ("builtin", "samples") else None,
+    }  # fmt: skip
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={
-            "config": config.model_dump(), "clips": str(clips), "run": str(folder), "use_gpu": use_gpu, "board": board,
-            "model": movable(config.model.path), "reward": config.reward.resolved().model_dump(),
-            "watched": os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "").lower() in ("1", "true"),
-            "storage": config.output.storage if stored else None,
-            "clips_storage": config.output.storage if stored and config.data.source in ("builtin", "samples") else None,
-        },
+        train_loop_config=job,
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.train.workers,
             use_gpu=use_gpu,
@@ -263,9 +270,10 @@ def _fit(config: RunConfig, mirror: Mirror, console: Console, address: str | Non
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.output.keep_checkpoints),
             worker_runtime_env={"env_vars": environment},
         ),
-    )  # fmt: skip
+    )
+    guard = watching(config, folder, clips, job["model"], use_gpu, console)
     try:
-        with ProgressLine(board, config.train.steps, console):
+        with guard as job["stop"], ProgressLine(board, config.train.steps, console):
             result = trainer.fit()
     except (ray.train.WorkerGroupError, ray.train.ControllerError) as error:
         raise RuntimeError(_reason(error, folder)) from error

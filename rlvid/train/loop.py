@@ -21,7 +21,7 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
     config = RunConfig.model_validate(job["config"])
     with Worker(config, job) as worker:
         for step in range(worker.first_step, config.train.steps):
-            if worker.out_of_time:
+            if worker.out_of_time or worker.stopped:
                 break
             started = time.perf_counter()
             updates, outcomes = run_step(worker, step)

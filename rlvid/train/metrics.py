@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from torch import Tensor
 
@@ -49,6 +50,10 @@ class TensorBoard:
         )
         summary = Summary(value=[Summary.Value(tag=name, image=image)])
         self._add(Event(wall_time=time.time(), step=step, summary=summary))
+
+    def text(self, step: int, name: str, words: str) -> None:
+        """Writes a text (Markdown)."""
+        self._writer.add_event(Event(wall_time=time.time(), step=step, summary=text_pb(name, words)))
 
     def flush(self) -> None:
         """Pushes what was written to the file."""

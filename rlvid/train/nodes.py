@@ -56,9 +56,22 @@ def nodes_possible(described: Path = BOOTSTRAP) -> list[tuple[Shape, float]]:
     return nodes
 
 
+def guard_gpus(config: RunConfig, use_gpu: bool) -> float:
+    """GPUs that the guard reserves: ``guard.gpus``, by default one where workers have GPUs."""
+    if not config.guard.every:
+        return 0.0
+    return float(use_gpu) if config.guard.gpus is None else config.guard.gpus
+
+
+def worker_gpus(config: RunConfig) -> float:
+    """GPUs that a worker reserves: one, less the part that the guard may share."""
+    share = guard_gpus(config, True)
+    return 1 - share if 0 < share < 1 else 1
+
+
 def needed(config: RunConfig, use_gpu: bool) -> Shape:
     """What one worker reserves."""
-    return {"CPU": config.train.cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {})
+    return {"CPU": config.train.cpus_per_worker} | ({"GPU": worker_gpus(config)} if use_gpu else {})
 
 
 def fits_now(config: RunConfig, use_gpu: bool) -> bool:

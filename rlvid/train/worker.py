@@ -26,6 +26,7 @@ from rlvid.models.trained import load_trainable, load_trained
 from rlvid.reward.load import held_out_reward, trained_reward
 from rlvid.train.checkpoint import checkpoint_name, load_checkpoint, read_state, save_checkpoint, told_if_unwritable
 from rlvid.train.engine import DeepSpeedEngine, StepOutcome
+from rlvid.train.looks import stop_flag
 from rlvid.train.metrics import TensorBoard, average
 from rlvid.train.resume import carries_over
 
@@ -56,11 +57,11 @@ class Worker:
 
     Args:
         config: the run's.
-        job: ``clips`` (folder of encoded clips), ``run`` (the run's folder), ``use_gpu``, ``board`` (progress), and
-            ``model`` and ``reward`` (the model's path and the reward's settings with absolute paths, since Ray Train
-            moves its workers to another folder; default: the config's). ``watched``: whether Ray Train tells when a
-            node is about to be taken away. ``storage`` and ``clips_storage``: the URI of an object store, if the run
-            and its clips are kept in one.
+        job: ``clips`` (folder of encoded clips), ``run`` (the run's folder), ``use_gpu``, ``board`` (progress),
+            ``stop`` (whether the guard ended the run before), and ``model`` and ``reward`` (the model's path and the
+            reward's settings with absolute paths, since Ray Train moves its workers to another folder; default: the
+            config's). ``watched``: whether Ray Train tells when a node is about to be taken away. ``storage`` and
+            ``clips_storage``: the URI of an object store, if the run and its clips are kept in one.
     """
 
     def __init__(self, config: RunConfig, job: dict[str, Any]) -> None:
@@ -94,6 +95,7 @@ class Worker:
         self.clips = EncodedClips.open(clips_here(Path(job["clips"]), job.get("clips_storage")))
         self.problem: str | None = None
         self._watched, self._leaving = bool(job.get("watched")), set[str]()
+        self.stopped = bool(job.get("stop"))
         self._in_a_row, self._skipped, self._seconds, self._videos = 0, 0, 0.0, 0
         self.first_step = self._done = self._restore()
         self._began = time.perf_counter()
@@ -146,7 +148,10 @@ class Worker:
         loss = sum(float(update.loss.detach()) for update in updates) / max(1, len(outcomes))
         rewarded = sum(update.metrics.get("reward/weighted", (0.0, 0.0))[1] for update in updates)
         sums |= {"optimiser/loss": (loss, 1.0), "cost/videos": (rewarded, 1.0)}
+        asked_to_stop = self.rank == 0 and self.config.guard.stop and stop_flag(self.run).is_file()
+        sums["stop"] = (float(asked_to_stop), 1.0)  # summed with the rest, so that all workers stop at the same step
         values = average(summed([sums, *(update.metrics for update in updates)]))
+        self.stopped = values.pop("stop") > 0
         skipped = sum(outcome.skipped for outcome in outcomes)
         self._skipped += skipped
         unrewarded = math.isnan(values["reward/weighted"])
@@ -200,7 +205,7 @@ class Worker:
 
     def checkpoint_due(self, step: int) -> bool:
         """Whether a checkpoint follows ``step``."""
-        last = step + 1 == self.config.train.steps or self.out_of_time
+        last = step + 1 == self.config.train.steps or self.out_of_time or self.stopped
         return last or (step + 1) % self.config.output.checkpoint_every == 0
 
     def told_to_leave(self) -> bool:

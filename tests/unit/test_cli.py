@@ -10,7 +10,7 @@ import pytest
 from rlvid.cli import main
 
 RLVID = [sys.executable, "-m", "rlvid.cli"]
-VERBS = ["train", "evaluate", "export", "generate", "encode", "plan", "demo"]
+VERBS = ["train", "evaluate", "export", "generate", "encode", "plan", "doctor", "demo"]
 
 
 def rlvid(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -68,6 +68,9 @@ def test_version() -> None:
         (["evaluate", "nowhere"], ["run 'nowhere': no such folder"]),
         (["evaluate", "nowhere", "--steps", "ten"], ["--steps 'ten'", "whole numbers from 1 to 500"]),
         (["evaluate", "nowhere", "--sets", "animals"], ["animals"]),
+        (["evaluate", "nowhere", "--lora-scale", "0"], ["--lora-scale '0'", "above 0 and at most 4"]),
+        (["train", "toy", "guard.every=7"], ["guard.every = 7", "output.checkpoint_every = 20", "guard.every=20"]),
+        (["train", "toy", "guard.every=20", "guard.prompts=no.txt"], ["'no.txt'", "neither a built-in set"]),
         (["export", "nowhere", "--out", "model"], ["run 'nowhere': no such folder"]),
         (["train", "toy", "model.train=full", "method.kl=1"], ["keeps no copy of the base", "method.kl=0"]),
         (["generate", "builtin", ""], ["prompt 1", "empty"]),

@@ -141,3 +141,12 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="0 series"):
         reward_curve(path, [0, 1], {})
     assert not list(tmp_path.iterdir())
+
+
+def test_marks_are_lines_in_a_curve(tmp_path: Path) -> None:
+    series = {"a": [0.1, 0.2, 0.3]}
+    reward_curve(tmp_path / "plain.png", [0, 10, 20], series, window=1)
+    reward_curve(tmp_path / "marked.png", [0, 10, 20], series, window=1, marks={"best: step 0": 0, "warning": 20})
+    soft = tuple(int(pictures.SOFT[i : i + 2], 16) for i in (1, 3, 5))
+    counts = [(pixels(tmp_path / f"{name}.png") == soft).all(2).sum() for name in ("plain", "marked")]
+    assert counts[1] > counts[0] + 200

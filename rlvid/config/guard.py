@@ -1,0 +1,27 @@
+"""Looks at checkpoints beside training: does the trained reward rise while what it stands for falls?"""
+
+from pydantic import Field
+
+from rlvid.config.section import Section
+
+
+class GuardConfig(Section):
+    """Fixed prompts from fixed noise, scored beside training; nothing of it enters the run's result."""
+
+    every: int = Field(
+        0, ge=0, description="steps between looks, a multiple of output.checkpoint_every; 0: none (docs/guard.md)"
+    )
+    prompts: str | None = Field(
+        None, description="a built-in set or a file of prompts; default: the first captions of the run's own clips"
+    )
+    count: int = Field(16, ge=4, le=1000, description="how many prompts; noise is judged over them")
+    copies: int = Field(2, ge=1, le=16, description="videos of a prompt; diversity needs two")
+    steps: int | None = Field(None, ge=1, le=500, description="DDIM steps of a video; default: sampling.steps")
+    stop: bool = Field(False, description="end training once it warns of the held-out reward; else it only warns")
+    cpus: float = Field(0, ge=0, description="CPU cores reserved for it; by default none: it takes what is left over")
+    gpus: float | None = Field(
+        None,
+        ge=0,
+        description="GPUs reserved for it; a part of one may be a worker's, which then reserves so much less; default: "
+        "one when the workers have GPUs, else none",
+    )

@@ -1,0 +1,217 @@
+"""The cluster: does Ray start, what does it have, are its nodes alike, do workers share storage and compute as one?"""
+
+import os
+import platform
+import shutil
+import socket
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+
+from rlvid.doctor.finding import Finding, examine, judged
+from rlvid.doctor.sums import alone, belongings, miniature, one_step, share
+from rlvid.models.trained import trained_state
+
+_ALIKE = ("ray", "torch", "deepspeed", "diffusers", "peft")
+_PATIENCE = 60.0
+"""Seconds that a node may take to answer."""
+_WORKERS = 2
+_MIB = 2**20
+
+
+def check_cluster(address: str | None, storage: Path) -> Iterator[Finding]:
+    """Starts Ray, or connects to a cluster, and looks at all of it."""
+    import ray
+
+    from rlvid.train.launch import start_ray
+
+    try:
+        start_ray(address)
+    except (ValueError, RuntimeError, OSError, TimeoutError) as error:
+        found = " ".join(str(error).split())[:300]
+        way = "check the address, that the cluster runs the same Ray and Python, and its token (ray get-auth-token)"
+        yield Finding("ray", "error", found, way)
+        return
+    where = address or os.environ.get("RAY_ADDRESS") or "started on this machine"
+    yield Finding("ray", "ok", f"{ray.__version__}, {where}")
+    checks = {
+        "resources": (check_resources, "ray status says what the cluster is doing"),
+        "nodes": (lambda: check_nodes(storage), "ray list nodes says what became of them"),
+        "workers": (lambda: check_workers(storage), f"the logs are in {storage}; rlvid doctor --quick leaves Ray out"),
+    }
+    for name, (check, way) in checks.items():
+        yield from examine(name, check, way)
+
+
+def check_resources() -> Iterator[Finding]:
+    """What the cluster has, and what of it is free."""
+    import ray
+
+    have, free = ray.cluster_resources(), ray.available_resources()
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    store = have.get("object_store_memory", 0) / _MIB
+    found = (
+        f"{nodes} node{'s' * (nodes > 1)}, {have.get('CPU', 0):g} CPU cores ({free.get('CPU', 0):g} free), "
+        f"{have.get('GPU', 0):g} GPUs ({free.get('GPU', 0):g} free), object store {store:,.0f} MiB"
+    )
+    ways = []
+    if have.get("CPU", 0) < 2:
+        ways.append("training and the encoding of clips need a core each: ray start --num-cpus=2")
+    if free.get("CPU", 0) < 1:
+        ways.append("all cores are reserved: another run holds them (ray status), and a new one would wait")
+    if store < 75:
+        ways.append("give Ray an object store of 150 MiB or more: ray start --object-store-memory=...")
+    yield judged("resources", not ways, found, "; ".join(ways), "warning")
+
+
+def probe(folder: str, name: str) -> dict[str, Any]:
+    """What a node sees of the storage, and what it runs; called on the node."""
+    seen = (Path(folder) / "driver").is_file()
+    trouble = ""
+    try:
+        (Path(folder) / name).write_text(name, encoding="utf-8")
+    except OSError as error:
+        trouble = error.strerror or type(error).__name__
+    versions = {package: metadata.version(package) for package in _ALIKE} | {"python": platform.python_version()}
+    free = shutil.disk_usage(folder).free if Path(folder).is_dir() else 0
+    return {"host": socket.gethostname(), "seen": seen, "trouble": trouble, "versions": versions, "free": free}
+
+
+def check_nodes(storage: Path) -> Iterator[Finding]:
+    """Every node runs the same versions, and reads and writes the same storage."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    folder = storage.expanduser().resolve() / f".doctor-{uuid4().hex[:8]}"
+    folder.mkdir(parents=True)
+    (folder / "driver").write_text("", encoding="utf-8")
+    try:
+        alive = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+        task = ray.remote(probe)
+        asked = {}
+        for node in alive:
+            pinned = NodeAffinitySchedulingStrategy(node, soft=False)
+            asked[task.options(num_cpus=0, max_retries=0, scheduling_strategy=pinned).remote(str(folder), node)] = node
+        done, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_PATIENCE)
+        answers, lost = {}, [asked[each][:8] for each in silent]
+        for each in done:
+            try:
+                answers[asked[each]] = ray.get(each)
+            except ray.exceptions.RayError as error:
+                lost.append(f"{asked[each][:8]} ({str(error).strip().splitlines()[-1]})")
+        arrived = {path.name for path in folder.iterdir()}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if lost:
+        way = "look at that node's logs; it must have rlvid and its packages (a job's working_dir brings rlvid alone)"
+        yield Finding("nodes", "error", f"no answer from node {', '.join(lost)}", way)
+    yield from versions_alike(answers)
+    yield from storage_shared(answers, arrived, storage)
+
+
+def versions_alike(answers: dict[str, dict[str, Any]]) -> Iterator[Finding]:
+    """Whether all nodes have the packages of the driver."""
+    here = {package: metadata.version(package) for package in _ALIKE} | {"python": platform.python_version()}
+    other = [
+        f"{answer['host']}: {package} {answer['versions'][package]}, here {version}"
+        for answer in answers.values()
+        for package, version in here.items()
+        if answer["versions"][package] != version
+    ]
+    if other:
+        way = "give all nodes the same image or environment (cluster.yaml: docker.image, setup_commands)"
+        yield Finding("nodes", "error", "; ".join(other), way)
+    elif answers:
+        named = ", ".join(f"{package} {here[package]}" for package in ("python", "ray", "torch"))
+        yield Finding("nodes", "ok", f"{len(answers)} of {len(answers)} run {named}")
+
+
+def storage_shared(answers: dict[str, dict[str, Any]], arrived: set[str], storage: Path) -> Iterator[Finding]:
+    """Whether all nodes read what the driver wrote, and the driver what they wrote."""
+    bad = []
+    for node, answer in answers.items():
+        if answer["trouble"]:
+            bad.append(f"{answer['host']} cannot write ({answer['trouble']})")
+        elif not answer["seen"] or node not in arrived:
+            bad.append(f"{answer['host']} has another folder of that name")
+    if bad:
+        way = "choose a folder that all nodes mount (NFS, EFS, a bucket's mount): output.storage=..., here --storage"
+        yield Finding("shared storage", "error", f"{storage}: {'; '.join(bad)}", way)
+    elif answers:
+        free = min(answer["free"] for answer in answers.values()) / 2**30
+        nodes = f"{len(answers)} node{'s' * (len(answers) > 1)}"
+        yield Finding("shared storage", "ok", f"{nodes} read and write {storage}, {free:.1f} GiB free")
+
+
+def worker_step(job: dict[str, Any]) -> dict[str, Any]:
+    """A step of the miniature on one of several workers, through the engine of real training; those of all workers."""
+    import ray.train
+    from torch import distributed
+
+    from rlvid.train.engine import DeepSpeedEngine
+    from rlvid.train.worker import TorchTeam
+
+    torch.set_num_threads(1)
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    config = miniature(job["method"], world)
+    method = belongings(config, TorchTeam(rank, world))
+    network = method.context.model.denoiser
+    engine = DeepSpeedEngine(network, config.optimizer, config.train, config.micro_batch)
+    method.context.model.denoiser = engine.module
+    done = one_step(method, engine, share(method, rank, world))
+    everyone: list[Any] = [None] * world
+    state = {name: tensor.tolist() for name, tensor in trained_state(network, config.model).items()}
+    distributed.all_gather_object(everyone, done | {"state": state})
+    return {"workers": everyone}
+
+
+def check_workers(storage: Path) -> Iterator[Finding]:
+    """Two workers compute the step of one: the same gradient, the same weights, the same noise for each sample."""
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    folder = storage.expanduser().resolve() / f".doctor-{uuid4().hex[:8]}"
+    try:
+        result = TorchTrainer(
+            worker_step,
+            train_loop_config={"method": "instructvideo"},
+            scaling_config=ray.train.ScalingConfig(num_workers=_WORKERS, resources_per_worker={"CPU": 0.5}),
+            run_config=ray.train.RunConfig(
+                name="workers",
+                storage_path=str(folder),
+                failure_config=ray.train.FailureConfig(controller_failure_limit=1),
+                worker_runtime_env={"env_vars": {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}},
+            ),
+        ).fit()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    yield from compared(result.return_value["workers"])
+
+
+def compared(workers: list[dict[str, Any]]) -> Iterator[Finding]:
+    """What workers came to, beside one process that made the whole batch in plain torch."""
+    one, start, reference = alone("instructvideo")
+    way = "do not train on this cluster before this is mended: compare versions (packages, nodes), then report it"
+    norms = [worker["norm"] / one["norm"] - 1 for worker in workers]
+    moved = max((reference[name] - tensor).abs().max().item() for name, tensor in start.items())
+    apart = max(
+        (torch.tensor(worker["state"][name]) - tensor).abs().max().item()
+        for worker in workers
+        for name, tensor in reference.items()
+    )
+    fine = max(map(abs, norms)) < 1e-4 and apart < 0.1 * moved
+    found = (
+        f"{len(workers)} workers against plain torch: norm differs by {max(map(abs, norms)):.1e}, weights by "
+        f"{apart:.1e} of {moved:.1e} moved"
+    )
+    yield judged("gradient of workers", fine, found, way)
+    noise = {serial: digest for worker in workers for serial, digest in worker["noise"].items()}
+    fine = noise == one["noise"] and len(set(noise.values())) == len(noise)
+    found = f"{len(set(noise.values()))} of {len(noise)} samples of workers differ, "
+    found += "each as in one process" if noise == one["noise"] else "and NOT as in one process"
+    yield judged("samples of workers", fine, found, way)

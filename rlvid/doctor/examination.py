@@ -1,0 +1,64 @@
+"""What the doctor looks at, in which order, and how it is shown."""
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from rich.markup import escape
+
+from rlvid.doctor.finding import Finding, examine
+from rlvid.terminal import console
+
+_STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
+
+
+def examination(storage: Path, address: str | None, run: str | None, quick: bool) -> Iterator[Finding]:
+    """All findings: of a run alone where one is named, else of the machine, and without ``quick`` of the cluster."""
+    if run is not None:
+        from rlvid.doctor.run import check_run
+
+        yield from examine("run", partial(check_run, run), "name another folder")
+        return
+    from rlvid.doctor import machine
+
+    broken = "install the packages again: make venv"
+    yield from examine("python", machine.check_python, broken)
+    packages = list(examine("packages", machine.check_packages, broken))
+    yield from packages
+    yield from examine("accelerator", machine.check_accelerator, broken)
+    yield from examine("memory", machine.check_memory, "")
+    yield from examine("storage", partial(machine.check_storage, storage), "choose another folder: --storage")
+
+    def sums() -> Iterator[Finding]:
+        from rlvid.doctor.sums import check_first_ratio, check_gradient_step, check_samples
+
+        for name, check in {
+            "gradient": check_gradient_step, "first-step ratio": check_first_ratio, "samples": check_samples,
+        }.items():  # fmt: skip
+            yield from examine(name, check, "first mend what is said above")
+
+    yield from examine("sums", sums, broken)
+    if not quick:
+
+        def cluster() -> Iterator[Finding]:
+            from rlvid.doctor.cluster import check_cluster
+
+            yield from check_cluster(address, storage)
+
+        yield from examine("cluster", cluster, "first mend what is said above, or leave Ray out: --quick")
+
+
+def show(findings: Iterator[Finding]) -> int:
+    """Prints findings as they come, a line each and a line for the way out; how many of them are errors."""
+    began, counts = time.perf_counter(), dict.fromkeys(_STYLES, 0)
+    for each in findings:
+        counts[each.status] += 1
+        line = f"[{_STYLES[each.status]}]{each.status:<8}[/] {each.name:<20} {escape(each.found)}"
+        console.print(line, soft_wrap=True, highlight=False)
+        if each.way_out:
+            console.print(f"{'':<8} {'way out:':>20} {escape(each.way_out)}", soft_wrap=True, highlight=False)
+    seconds = time.perf_counter() - began
+    told = f"{counts['ok']} ok, {counts['warning']} warnings, {counts['error']} errors; {seconds:.0f} s"
+    console.print(told, soft_wrap=True, highlight=False)
+    return counts["error"]

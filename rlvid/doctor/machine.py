@@ -1,0 +1,132 @@
+"""The machine: Python, packages, accelerator, memory, disk, and whether runs can be written."""
+
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+import rlvid
+from rlvid.doctor.finding import Finding, judged
+
+_ROOT = Path(rlvid.__file__).resolve().parents[1]
+_GIB = 2**30
+_REINSTALL = "make venv, or: pip install -c constraints.txt -e ."
+
+
+def wanted(root: Path = _ROOT) -> tuple[str, list[Requirement]]:
+    """The allowed Pythons and the requirements of rlvid: of the clone that it runs from, else of the package."""
+    project = root / "pyproject.toml"
+    if project.is_file():
+        table = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
+        return table["requires-python"], [Requirement(text) for text in table["dependencies"]]
+    about = metadata.metadata("rlvid")
+    needed = [Requirement(text) for text in metadata.requires("rlvid") or []]
+    return about["Requires-Python"], [each for each in needed if not (each.marker and "extra" in str(each.marker))]
+
+
+def check_python() -> Iterator[Finding]:
+    """The interpreter is one that rlvid supports."""
+    allowed, here = wanted()[0], platform.python_version()
+    fits = SpecifierSet(allowed).contains(here)
+    way = "make a new environment with another Python: make venv PYTHON=python3.11"
+    yield judged("python", fits, f"{here} (allowed {allowed}), {sys.executable}", way)
+
+
+def check_packages() -> Iterator[Finding]:
+    """Every package is there and within bounds; those of the tested set are the tested ones."""
+    wrong, other, needed = [], [], wanted()[1]
+    tested = pins()
+    for each in needed:
+        try:
+            here = Version(metadata.version(each.name))
+        except metadata.PackageNotFoundError:
+            wrong.append(f"{each.name} is missing (needs {each.specifier})")
+            continue
+        pin = tested.get(_plain(each.name))
+        if not each.specifier.contains(here, prereleases=True):
+            wrong.append(f"{each.name} {here} (needs {each.specifier})")
+        elif pin is not None and Version(pin).public != here.public:
+            other.append(f"{each.name} {here} (tested {pin})")
+    if wrong:
+        yield Finding("packages", "error", ", ".join(wrong), _REINSTALL)
+    if other:
+        yield Finding("packages", "warning", f"not the tested versions: {', '.join(other)}", _REINSTALL)
+    if not wrong and not other:
+        yield Finding("packages", "ok", f"rlvid {rlvid.__version__}, {len(needed)} packages within bounds")
+
+
+def pins(root: Path = _ROOT) -> dict[str, str]:
+    """The pins of constraints.txt where rlvid runs from a clone; else none."""
+    file = root / "constraints.txt"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return {_plain(name): pin for name, _, pin in (line.partition("==") for line in lines) if pin}
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def check_accelerator() -> Iterator[Finding]:
+    """Which devices torch can use; a GPU that torch does not see is told."""
+    import torch
+
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            free, total = (number / _GIB for number in torch.cuda.mem_get_info(index))
+            found = (
+                f"{torch.cuda.get_device_name(index)}, {free:.1f} of {total:.1f} GiB free, CUDA {torch.version.cuda}"
+            )
+            way = "another process holds its memory (nvidia-smi), or it is small: rlvid plan CONFIG"
+            yield judged("accelerator", free >= 8, found, way, "warning")
+    elif Path("/proc/driver/nvidia/version").is_file() or shutil.which("nvidia-smi"):
+        found = f"there is an NVIDIA driver, and torch {torch.__version__} sees no GPU"
+        way = "install a torch for this driver's CUDA (nvidia-smi shows it), or unset CUDA_VISIBLE_DEVICES"
+        yield Finding("accelerator", "warning", found, way)
+    else:
+        yield Finding("accelerator", "ok", f"no GPU; {os.cpu_count()} CPU cores, which do for the built-in model")
+
+
+def check_memory() -> Iterator[Finding]:
+    """Free memory, and the shared memory that Ray keeps objects in."""
+    listed = Path("/proc/meminfo")
+    found = dict(re.findall(r"^(\w+):\s+(\d+) kB", listed.read_text("utf-8"), re.M)) if listed.is_file() else {}
+    if "MemAvailable" in found:
+        free, total = (int(found[key]) * 1024 / _GIB for key in ("MemAvailable", "MemTotal"))
+        way = "end other processes; a worker of the built-in model needs 1.5 GiB (rlvid plan CONFIG)"
+        yield judged(
+            "memory", free >= 4, f"{free:.1f} of {total:.1f} GiB free", way, "error" if free < 2 else "warning"
+        )
+    if Path("/dev/shm").is_dir():
+        shared = shutil.disk_usage("/dev/shm").total / _GIB
+        way = "start the container with --shm-size=8g: Ray's object store falls back to disk"
+        yield judged("shared memory", shared >= 1, f"/dev/shm of {shared:.1f} GiB", way, "warning")
+
+
+def check_storage(storage: Path) -> Iterator[Finding]:
+    """Runs can be written where they belong, and there is room for them."""
+    folder = storage.expanduser().resolve()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-") as file:
+            file.write(b"x" * 2**20)
+            file.flush()
+            os.fsync(file.fileno())
+        free = shutil.disk_usage(folder).free / _GIB
+    except OSError as error:
+        way = "choose a folder that you may write to: output.storage=..., here --storage"
+        yield Finding("storage", "error", f"{folder} cannot be written ({error.strerror})", way)
+        return
+    way = "free some space, or choose another folder: output.storage=... (rlvid plan CONFIG says how much)"
+    yield judged(
+        "storage", free >= 5, f"{folder} can be written, {free:.1f} GiB free", way, "error" if free < 0.2 else "warning"
+    )

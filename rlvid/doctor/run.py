@@ -1,0 +1,135 @@
+"""A run's folder: settings, checkpoints, archive, TensorBoard and guard, read as their readers read them."""
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from PIL import Image, UnidentifiedImageError
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from rlvid.config import RunConfig, parse_config
+from rlvid.doctor.finding import Finding, examine, judged
+from rlvid.train.checkpoint import checkpoint_name
+from rlvid.train.looks import find_best, is_whole, read_means, summary
+
+_PICTURES = 50
+"""Parts of the archive whose pictures are opened too, spread over all."""
+
+
+def check_run(run: str | Path) -> Iterator[Finding]:
+    """Everything in a run's folder, or in that of a name under ``runs``."""
+    folder = next((p for p in (Path(run), Path("runs") / run) if (p / "config.yaml").is_file()), None)
+    if folder is None:
+        yield Finding(
+            "run", "error", f"{run} is no run: it has no config.yaml", "name a run's folder, or one under runs/"
+        )
+        return
+    try:
+        config = parse_config(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+    except (ValueError, yaml.YAMLError) as error:
+        yield Finding(
+            "run", "error", f"{folder / 'config.yaml'}: {' '.join(str(error).split())}", "bring the file back"
+        )
+        return
+    yield Finding(
+        "run", "ok", f"{folder}: {config.method.name} on {config.reward.name!r}, fingerprint {config.fingerprint}"
+    )
+    parts = {
+        "checkpoints": (check_checkpoints, "delete the damaged one: the run resumes from the one before"),
+        "archive": (check_archive, "delete the damaged part; training goes on without it"),
+        "tensorboard": (check_tensorboard, "delete the damaged event file; the numbers are in logs/ too"),
+        "guard": (check_guard, "delete guard.jsonl, and the guard begins anew"),
+    }
+    for name, (check, way) in parts.items():
+        yield from examine(name, lambda check=check: check(folder, config), way)
+
+
+def check_checkpoints(folder: Path, config: RunConfig) -> Iterator[Finding]:
+    """Each checkpoint is whole, and of this run."""
+    found = sorted(path for path in folder.glob("step-*") if path.is_dir())
+    bad = [path.name for path in found if not is_whole(path)]
+    foreign = [
+        path.name
+        for path in found
+        if path.name not in bad
+        and json.loads((path / "state.json").read_text(encoding="utf-8"))["fingerprint"] != config.fingerprint
+    ]
+    if bad or foreign:
+        named = [f"{name} is damaged or not whole" for name in bad] + [f"{name} is of another run" for name in foreign]
+        way = "delete it: the run resumes from the one before (or the run is writing it at this moment)"
+        yield Finding("checkpoints", "error", "; ".join(named), way)
+    elif not found:
+        yield Finding("checkpoints", "warning", "none yet", "one comes every output.checkpoint_every steps")
+    else:
+        yield Finding("checkpoints", "ok", f"{len(found)} whole ({', '.join(path.name for path in found)})")
+
+
+def check_archive(folder: Path, config: RunConfig) -> Iterator[Finding]:
+    """Each part can be read, pictures included; no sample is there twice, and no step is missing."""
+    paths = sorted((folder / "archive").glob("step-*-rank-*.parquet"))
+    if not paths:
+        way = "it comes with the first step; output.archive_every=0 would switch it off"
+        yield judged("archive", config.output.archive_every == 0, "no samples", way, "warning")
+        return
+    keys: list[tuple[int, int]] = []
+    bad = []
+    opened = set(paths[:: max(1, len(paths) // _PICTURES)])
+    for path in paths:
+        try:
+            rows = pq.read_table(path, columns=["step", "serial", "frames"], partitioning=None)
+            keys += zip(rows["step"].to_pylist(), rows["serial"].to_pylist(), strict=True)
+            if path in opened:
+                Image.open(io.BytesIO(rows["frames"][0].as_py()[0])).load()
+        except (pa.ArrowException, OSError, ValueError, KeyError, IndexError, UnidentifiedImageError) as error:
+            bad.append(f"{path.name} ({' '.join(str(error).split())[:80]})")
+    if bad:
+        way = "delete these files; other parts are whole, and a resumed run writes again what it makes again"
+        yield Finding("archive", "error", f"cannot be read: {', '.join(bad[:3])}{' ...' * (len(bad) > 3)}", way)
+    twice, steps = len(keys) - len(set(keys)), sorted({step for step, _ in keys})
+    gaps = (
+        sorted(set(range(0, (steps or [0])[-1] + 1, config.output.archive_every or 1)) - set(steps)) if not bad else []
+    )
+    if twice or gaps:
+        found = f"{twice} samples twice, {len(gaps)} steps missing{f' (the first: {gaps[0]})' if gaps else ''}"
+        way = "two processes wrote into one run, or files were deleted or copied by hand; averages by step suffer"
+        yield Finding("archive", "warning", found, way)
+    elif not bad:
+        yield Finding("archive", "ok", f"{len(keys):,} samples of {len(steps)} steps in {len(paths)} parts")
+
+
+def check_tensorboard(folder: Path, config: RunConfig) -> Iterator[Finding]:
+    """The scalars can be read, every step is there once and in order, and DDPO's first ratio is 1."""
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0}, purge_orphaned_data=True)
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    if "reward/trained" not in tags:
+        begun = any(folder.glob("step-*")) or any((folder / "archive").glob("*.parquet"))
+        way = "the event files in tensorboard/ are damaged or gone" if begun else "they come with the first step"
+        yield Finding("tensorboard", "error" if begun else "warning", "no scalars can be read", way)
+        return
+    steps = [event.step for event in events.Scalars("reward/trained")]
+    fine = steps == list(range(len(steps)))
+    way = "event files were deleted, damaged or copied; the numbers are in logs/ too"
+    found = f"{len(tags)} scalars of {len(steps)} steps{'' if fine else ', with gaps or repetitions'}"
+    yield judged("tensorboard", fine, found, way, "warning")
+    if "policy/first_ratio_error" in tags:
+        worst = max(event.value for event in events.Scalars("policy/first_ratio_error"))
+        way = "rollout and replay disagree: set model.precision=float32"
+        yield judged("first-step ratio", worst < 1e-2, f"at most {worst:.1e} from 1 in the run", way, "warning")
+
+
+def check_guard(folder: Path, config: RunConfig) -> Iterator[Finding]:
+    """The guard's looks can be read, and its best checkpoint is there."""
+    steps, _ = read_means(folder)
+    if not steps:
+        if config.guard.every:
+            yield Finding("guard", "warning", "no looks yet", f"the first comes beside step {config.guard.every}")
+        return
+    best = summary(folder).get("step")
+    fine = best == 0 or ((found := find_best(folder)) is not None and found.step == best)
+    way = f"start training again: it is brought back while {checkpoint_name(best or 0)} exists"
+    yield judged("guard", fine, f"{len(steps)} looks, best: step {best}", way, "warning")

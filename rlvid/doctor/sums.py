@@ -1,0 +1,105 @@
+"""The sums of training on a miniature model: what a worker computes, in one process or as one of several."""
+
+import hashlib
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlvid import randomness
+from rlvid.algorithms.base import Algorithm, Batch, Context, Stopwatch, Team
+from rlvid.algorithms.catalogue import ALGORITHMS
+from rlvid.config import RunConfig, parse_config
+from rlvid.doctor.finding import Finding, judged
+from rlvid.models.lora import inject_lora
+from rlvid.models.trained import trained_state
+from rlvid.toy.tiny import tiny_model, tiny_reward
+from rlvid.train.engine import Engine, TorchEngine
+
+_PROMPTS = ("a red circle moving left", "a dog", "a blue star growing", "a green square on a white background")
+_BUG = "please report it with this output: trained weights cannot be trusted"
+
+
+def miniature(method: str, workers: int = 1) -> RunConfig:
+    """A run of a tiny model on four videos a step."""
+    return parse_config(
+        {
+            "name": "doctor",
+            "method": method,
+            "sampling": {"steps": 4},
+            "reward": {"segments": 2},
+            "train": {"batch_size": 4, "workers": workers},
+            "optimizer": {"lr": 1e-5, "warmup": 0, "clip_norm": 0},
+        }
+    )
+
+
+def belongings(config: RunConfig, team: Team | None = None) -> Algorithm:
+    """A method on the tiny model, whose adapter is drawn so that it does something."""
+    model = tiny_model()
+    drawn = torch.Generator().manual_seed(2)
+    for parameter in inject_lora(model.denoiser, 2, config.model.lora.targets, seed=0):
+        parameter.data.copy_(torch.randn(parameter.shape, generator=drawn) / 4)
+    stopwatch = Stopwatch(torch.device("cpu"))
+    return ALGORITHMS[config.method.name](Context(config, model, tiny_reward(), None, stopwatch, team or Team()))
+
+
+def share(method: Algorithm, rank: int, world: int) -> Batch:
+    """This worker's share of the first batch, as training gives it out: every W-th sample."""
+    serials = list(range(rank, method.context.config.train.batch_size, world))
+    model, prompts = method.context.model, [_PROMPTS[serial] for serial in serials]
+    latents = randomness.normal(model.latent_shape, 0, "doctor", [(serial,) for serial in serials])
+    return Batch(0, serials, prompts, model.encode_prompts(prompts), latents)
+
+
+def one_step(method: Algorithm, engine: Engine, batch: Batch) -> dict[str, Any]:
+    """One optimiser step: the gradient's norm, the adapter after it, and what noise each sample had."""
+    norm, noise = 0.0, method.context.normal("start", batch)
+    for update in method.updates(batch):
+        engine.backward(update.loss, update.step)
+        if update.step:
+            norm = engine.step(0).gradient_norm
+    return {"norm": norm, "noise": {s: _digest(row) for s, row in zip(batch.serials, noise, strict=True)}}
+
+
+@cache
+def alone(method: str) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+    """The step in one process, in plain torch, and the adapter before and after it."""
+    config = miniature(method)
+    made = belongings(config)
+    start = {n: t.clone() for n, t in trained_state(made.context.model.denoiser, config.model).items()}
+    done = one_step(made, TorchEngine(made.context.model.denoiser, config.optimizer), share(made, 0, 1))
+    return done, start, trained_state(made.context.model.denoiser, config.model)
+
+
+def check_gradient_step() -> Iterator[Finding]:
+    """A step of InstructVideo in plain torch moves the adapter by a finite gradient."""
+    done, _, _ = alone("instructvideo")
+    fine = 0 < done["norm"] < float("inf")
+    yield judged("gradient", fine, f"norm {done['norm']:.3g} on a miniature model", _BUG)
+
+
+def check_first_ratio() -> Iterator[Finding]:
+    """DDPO's probability ratio is 1 before the first optimiser step: rollout and replay agree."""
+    made = belongings(miniature("ddpo"))
+    (total, count) = next(iter(made.updates(share(made, 0, 1)))).metrics["policy/first_ratio_error"]
+    error = total / count
+    yield judged("first-step ratio", error < 1e-4, f"mean |ratio - 1| = {error:.1e} (DDPO)", _BUG)
+
+
+def check_samples() -> Iterator[Finding]:
+    """Different samples have different noise, and the same sample has the same noise whoever makes it."""
+    shape, serials = (4, 4, 8, 8), list(range(64))
+    whole = randomness.normal(shape, 0, "start", [(serial,) for serial in serials])
+    halves = {r: randomness.normal(shape, 0, "start", [(s,) for s in serials[r::2]]) for r in (0, 1)}
+    distinct = len({_digest(row) for row in whole})
+    same = all(torch.equal(whole[r::2], half) for r, half in halves.items())
+    fine = distinct == len(serials) and same
+    found = f"{distinct} of {len(serials)} samples differ; split in two they are {'the same' if same else 'OTHERS'}"
+    yield judged("samples", fine, found, _BUG)
+
+
+def _digest(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()[:16]

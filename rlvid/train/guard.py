@@ -1,0 +1,315 @@
+"""The guard: checkpoints are looked at beside training, by an actor of its own, and training never waits for it.
+
+The driver's thread watches the run's folder. A checkpoint that is due is copied (or it might be deleted before its
+turn), handed to an actor that makes and scores the fixed videos, noted in ``guard.jsonl``, and judged with all looks
+before it (``rlvid.train.verdict``). A killed run goes on with the looks that are missing. What it leaves is listed in
+``rlvid.train.looks``.
+"""
+
+import logging
+import math
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import ray
+import torch
+from rich.console import Console
+from safetensors import SafetensorError
+
+from rlvid.config import RunConfig
+from rlvid.config.reward import RewardConfig
+from rlvid.data.clips import EncodedClips
+from rlvid.evaluate.evaluate import METRICS, evaluate_model
+from rlvid.evaluate.pictures import reward_curve
+from rlvid.models.trained import load_trainable, load_trained
+from rlvid.reward.clip import ClipReward
+from rlvid.reward.load import held_out_reward, load_reward, trained_reward
+from rlvid.train.checkpoint import checkpoint_name
+from rlvid.train.looks import Looked, Looks, guard_prompts, read_means, summary
+from rlvid.train.metrics import TensorBoard
+from rlvid.train.nodes import guard_gpus, worker_gpus
+from rlvid.train.verdict import HELD_OUT, TOLERANCE, TRAINED, Verdict
+
+log = logging.getLogger("rlvid.guard")
+
+SHOWN = (TRAINED, *TOLERANCE, "oracle_score")
+_PAUSE = 1.0
+"""Seconds between two glances at the run's folder."""
+_START = 180.0
+"""Seconds that the actor may take to start once training has ended and left the cluster to it."""
+
+
+def check_room(config: RunConfig, use_gpu: bool, have: dict[str, float]) -> None:
+    """Whether the cluster has room for the guard beside the workers, or it would wait for ever.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if not config.guard.every:
+        return
+    gpus, cpus = guard_gpus(config, use_gpu), config.guard.cpus
+    free = have.get("GPU", 0) - (config.train.workers * worker_gpus(config) if use_gpu else 0)
+    if gpus > free:
+        raise ValueError(
+            f"guard.gpus = {gpus:g}: the cluster has {have.get('GPU', 0):g} GPUs, and the workers leave "
+            f"{max(0, free):g}; set guard.gpus=0.3 to share a worker's, guard.gpus=0 for the CPU, or guard.every=0"
+        )
+    left = have.get("CPU", 0) - config.train.workers * config.train.cpus_per_worker
+    if cpus > left:
+        raise ValueError(
+            f"guard.cpus = {cpus:g}: the cluster has {have.get('CPU', 0):g} CPU cores, and the workers leave {left:g}; "
+            "set guard.cpus=0 to take what is left over, or guard.every=0"
+        )
+
+
+class Looker:
+    """Makes the fixed videos of a checkpoint and scores them; a Ray actor, or used as it is.
+
+    Args:
+        config: the run's.
+        model: path of the model, absolute where need be.
+        reward: the rewards' settings with absolute paths.
+        prompts: distinct prompts; ``guard.copies`` videos of each.
+        use_gpu: whether it has one.
+        aside: lower the process's priority, so that training comes first.
+    """
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        model: str,
+        reward: dict[str, Any],
+        prompts: list[str],
+        use_gpu: bool,
+        aside: bool = False,
+    ) -> None:
+        if aside:
+            os.nice(10)
+        self.config = RunConfig.model_validate(config)
+        device = torch.device("cuda" if use_gpu else "cpu")
+        if not use_gpu:
+            torch.set_num_threads(max(1, int(self.config.guard.cpus)))
+        self.model = load_trainable(self.config.model, self.config.seed, model, device)
+        rewards = RewardConfig.model_validate(reward)
+        self.trained, self.held_out = trained_reward(rewards, device), held_out_reward(rewards, device)
+        clips = [each for each in (self.held_out, self.trained) if isinstance(each, ClipReward)]
+        self.clip = clips[0] if clips else load_reward("builtin-heldout", device)
+        self.prompts, self.fresh = prompts, True
+
+    def look(self, folder: str | None) -> dict[str, list[float]]:
+        """Metric -> one value a prompt, the mean over its videos; ``folder`` holds a checkpoint, None is the base."""
+        if folder is None:
+            assert self.fresh, "the base model is looked at first"
+        else:
+            load_trained(self.model.denoiser, self.config.model, Path(folder))
+        self.fresh = False
+        copies, sampling = self.config.guard.copies, self.config.sampling
+        rows = evaluate_model(
+            self.model,
+            {"guard": [prompt for prompt in self.prompts for _ in range(copies)]},
+            name="guard",
+            reward=self.trained,
+            held_out=self.held_out,
+            clip=self.clip,
+            steps_list=[self.config.guard.steps or sampling.steps],
+            guidance=sampling.guidance,
+            final=sampling.final,
+            seed=self.config.seed,
+            use_oracle=self.config.model.path == "builtin",
+            batch=copies * max(1, 8 // copies),  # a prompt's videos stay together, for the diversity
+            pictured=0,
+        )
+        groups = [rows[start : start + copies] for start in range(0, len(rows), copies)]
+        return {metric: [_mean([getattr(row, metric) for row in group]) for group in groups] for metric in METRICS}
+
+
+def _mean(values: list[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan
+
+
+class Watch:
+    """Looks at a run's checkpoints while its block runs, and at those that are left when it ends.
+
+    Args:
+        config: the run's; ``guard.every`` above 0.
+        folder: the run's.
+        clips: folder of its encoded clips.
+        model: path of the model for the actor.
+        use_gpu: whether the workers have GPUs.
+        console: where warnings are printed.
+
+    Raises:
+        ValueError: see ``guard_prompts`` and ``Looks``.
+    """
+
+    def __init__(self, config: RunConfig, folder: Path, clips: Path, model: str, use_gpu: bool, console: Console):
+        self.config, self.folder, self.console = config, folder, console
+        prompts = guard_prompts(config, EncodedClips.open(clips).captions)
+        self.looks = Looks(folder, prompts, config)
+        self.verdict = self.looks.verdict() if self.looks.all else Verdict(0)
+        self.stopping = self.looks.flag(self.verdict)
+        self._told = set(self.verdict.warnings)
+        self._job = (config.model_dump(), model, config.reward.resolved().model_dump(), prompts)
+        self._gpus = guard_gpus(config, use_gpu)
+        self._board: TensorBoard | None = None
+        self._actor: Any = None
+        self._ended, self._given_up = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="guard", daemon=True)
+
+    def __enter__(self) -> "Watch":
+        (self.folder / "logs").mkdir(exist_ok=True)
+        handler = logging.FileHandler(self.folder / "logs" / "guard.log")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(handler)
+        log.propagate = False
+        log.setLevel(logging.INFO)
+        if self.stopping:
+            self._say("it warned before, so training does not go on; guard.stop=false lets it")
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._given_up.set()
+        self._ended.set()
+        try:
+            self._thread.join(timeout=5)
+            if self._thread.is_alive() and error is None:
+                self._say("training has ended, its last checkpoints are looked at")
+            self._thread.join()  # an interrupt ends it
+        finally:
+            self._given_up.set()
+            if self._actor is not None:
+                ray.kill(self._actor)
+            for handler in list(log.handlers):
+                log.removeHandler(handler)
+                handler.close()
+        if error is None and self.looks.all:
+            draw(self.folder, self.verdict, self.looks)
+            self._say(self._summary())
+
+    def _run(self) -> None:
+        try:
+            self._watch()
+        except (ray.exceptions.RayError, OSError, ValueError, SafetensorError) as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+            log.exception("no more looks")
+            self._say(f"no more looks in this start, training goes on: {lines[-1]}")
+        finally:
+            if self._board is not None:
+                self._board.close()
+
+    def _watch(self) -> None:
+        if not self.looks.all:
+            self._look(0)
+        while not self._given_up.is_set():
+            ended = self._ended.is_set()  # asked before the folder is read: what came before the end is seen
+            waiting = self.looks.stage(last=ended)
+            if waiting:
+                self._look(waiting[0])
+            elif ended:
+                return
+            else:
+                self._ended.wait(_PAUSE)
+
+    def _look(self, step: int) -> None:
+        """One look from beginning to end; noted before anything follows from it, so that it is never made twice."""
+        actor = self._actor = self._actor or self._start()
+        values = self._wait_for(actor.look.remote(str(self.looks.pending / checkpoint_name(step)) if step else None))
+        if values is None:
+            return
+        self.looks.add(Looked(step, values))
+        self.verdict = verdict = self.looks.verdict()
+        self.looks.settle(verdict)
+        self._tell(step, verdict)
+        self.stopping = self.looks.flag(verdict)
+
+    def _start(self) -> Any:
+        guard = self.config.guard
+        threads = {"env_vars": {"OMP_NUM_THREADS": str(max(1, int(guard.cpus)))}}
+        options = {"num_cpus": guard.cpus, "num_gpus": self._gpus, "max_restarts": 1, "max_task_retries": 1}
+        # DEFAULT: not in the placement group of a trial, which has no room for it.
+        made = ray.remote(Looker).options(**options, scheduling_strategy="DEFAULT", runtime_env=threads)
+        return made.remote(*self._job, self._gpus > 0, aside=not guard.cpus and not self._gpus)
+
+    def _wait_for(self, reference: Any) -> Any:
+        """The result of a look; copies checkpoints meanwhile. None when the guard is given up."""
+        ready, waited, begun = self._actor.__ray_ready__.remote(), 0.0, False
+        while not self._given_up.is_set():
+            done, _ = ray.wait([reference], timeout=_PAUSE)
+            if done:
+                return ray.get(reference)
+            self.looks.stage(last=False)
+            begun = begun or bool(ray.wait([ready], timeout=0)[0])
+            waited += _PAUSE if self._ended.is_set() and not begun else 0
+            if waited > _START:
+                raise ValueError(f"its actor found no room in the cluster for {_START:.0f} s after training")
+        return None
+
+    def _tell(self, step: int, verdict: Verdict) -> None:
+        """To TensorBoard, to the log, and what is new also to the console."""
+        look = self.looks.all[-1]
+        if self._board is None:
+            self._board = TensorBoard(self.folder / "tensorboard" / "guard", step)
+        values = {f"guard/{metric}": look.mean(metric) for metric in SHOWN if math.isfinite(look.mean(metric))}
+        values |= {"guard/over_optimised": float(verdict.over_optimised)}
+        values |= {"guard/best_step": float(self.looks.all[verdict.best].step)}
+        self._board.scalars(step, values)
+        log.info("step %d %s", step, " ".join(f"{name}={value:.6g}" for name, value in values.items()))
+        for metric, loss in verdict.warnings.items():
+            if metric not in self._told:
+                self._told.add(metric)
+                line = self.looks.describe(loss)
+                if metric == HELD_OUT:
+                    best = self.looks.all[verdict.best].step
+                    line += f"; best checkpoint: step {best}, kept in {_shown(self.folder / 'best')}"
+                    line += "; training ends (guard.stop)" if self.config.guard.stop else ""
+                self._board.text(step, f"guard/{metric}", line)
+                log.warning(line)
+                self._say(line)
+        self._board.flush()
+
+    def _summary(self) -> str:
+        best, shown = self.looks.all[self.verdict.best], _shown(self.folder)
+        what = f"step {best.step}, in {shown}/best" if best.step else "the base model"
+        steps = ", ".join(str(step) for step in self.looks.steps)
+        return f"best of steps {steps} by held-out reward: {what}; {shown}/guard.png, {shown}/guard.jsonl"
+
+    def _say(self, line: str) -> None:
+        self.console.print(f"guard: {line}", soft_wrap=True, markup=False, highlight=False)
+
+
+@contextmanager
+def watching(
+    config: RunConfig, folder: Path, clips: Path, model: str, use_gpu: bool, console: Console
+) -> Iterator[bool]:
+    """Guards the block's training, if the config asks for it; yields whether the run is to end before it begins."""
+    if not config.guard.every:
+        yield False
+        return
+    with Watch(config, folder, clips, model, use_gpu, console) as watch:
+        yield watch.stopping
+
+
+def draw(folder: Path, verdict: Verdict, looks: Looks) -> None:
+    """Writes ``guard.png``: rewards over the looks, with the best checkpoint and the warning marked."""
+    steps, means = read_means(folder)
+    names = {TRAINED: "trained reward", HELD_OUT: "held-out reward", "oracle_score": "oracle (never asked)"}
+    series = {label: means[m] for m, label in names.items() if any(map(math.isfinite, means[m]))}
+    marks = {f"best: step {summary(folder)['step']}": float(summary(folder)["step"])} if summary(folder) else {}
+    if verdict.over_optimised:
+        step = looks.all[verdict.warnings[HELD_OUT].at].step
+        marks[f"warning: step {step}"] = float(step)
+    reward_curve(folder / "guard.png", steps, series, window=1, y_label="mean over the guard's videos", marks=marks)
+
+
+def _shown(path: Path) -> str:
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,242 @@
+"""What the guard leaves in a run's folder: its looks, the best checkpoint, and the flag that ends training.
+
+======================  ==========================================================================================
+``guard.jsonl``         a line a look: step, time, the mean of every metric, and one value a prompt
+``guard.png``           trained and held-out reward over the looks
+``guard/step-000040/``  copies of checkpoints that wait for their look, so that none is deleted before it
+``guard/stop``          there once training is to end
+``best/``               a copy of the best checkpoint's adapter (or unet), its state.json, and best.json
+``tensorboard/guard/``  the same numbers as scalars, the warnings as text
+``logs/guard.log``      warnings and errors
+======================  ==========================================================================================
+"""
+
+import hashlib
+import json
+import math
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from rlvid.config import RunConfig
+from rlvid.data.prompts import resolve_prompts
+from rlvid.evaluate import write_whole
+from rlvid.models.trained import holds_trained, trained_file
+from rlvid.toy.captions import PROMPT_SETS
+from rlvid.train.checkpoint import Found, checkpoint_name, find_checkpoints
+from rlvid.train.verdict import HELD_OUT, TRAINED, Loss, Verdict, judge
+
+NAMES = {
+    HELD_OUT: "held-out reward", "consistency": "temporal consistency", "motion": "motion", "diversity": "diversity",
+}  # fmt: skip
+
+
+def guard_prompts(config: RunConfig, captions: list[str]) -> list[str]:
+    """The prompts of a run's looks: ``guard.prompts``, or the first distinct captions of its clips.
+
+    Raises:
+        ValueError: there are fewer than four, or ``guard.prompts`` cannot be read.
+    """
+    spec, count = config.guard.prompts, config.guard.count
+    if spec is None:
+        found = list(dict.fromkeys(captions))[:count]
+    elif spec in PROMPT_SETS:
+        found = resolve_prompts(spec, count, config.seed)
+    else:
+        found = list(dict.fromkeys(resolve_prompts(str(Path(spec).expanduser()))))[:count]
+    if len(found) < 4:
+        raise ValueError(
+            f"guard.prompts = {spec or 'the captions of the clips'!r}: there are {len(found)} different ones, and "
+            "noise is judged over at least 4; name a file with more, or a built-in set such as in_domain"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Looked:
+    """A look: the checkpoint's step (0 is the base model), and metric -> one value a prompt."""
+
+    step: int
+    values: dict[str, list[float]]
+
+    def mean(self, metric: str) -> float:
+        """Over the prompts with a finite value; NaN where there is none."""
+        finite = [value for value in self.values[metric] if math.isfinite(value)]
+        return sum(finite) / len(finite) if finite else math.nan
+
+
+class Looks:
+    """The looks of one run, in the order of their steps.
+
+    Args:
+        run: the run's folder.
+        prompts: of the looks.
+        config: the run's.
+
+    Raises:
+        ValueError: ``guard.jsonl`` is damaged, or of other prompts or numbers of videos or steps.
+    """
+
+    def __init__(self, run: Path, prompts: Sequence[str], config: RunConfig) -> None:
+        self.run, self.config = run, config
+        self.path, self.pending, self.best = run / "guard.jsonl", run / "guard", run / "best"
+        asked = [list(prompts), config.guard.copies, config.guard.steps or config.sampling.steps]
+        self.identity = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]
+        self._lines = _read(self.path)
+        if any(line["of"] != self.identity for line in self._lines):
+            raise ValueError(
+                f"{self.path} holds looks at other prompts, or with other guard.copies or guard.steps, than these; "
+                "bring the settings back, or delete that file to begin anew"
+            )
+        self.all = [Looked(line["step"], _with_nan(line["values"])) for line in self._lines]
+
+    @property
+    def steps(self) -> list[int]:
+        """Of all looks, ascending."""
+        return [look.step for look in self.all]
+
+    def add(self, look: Looked) -> None:
+        """Notes a look; one that is there already is replaced."""
+        mean = {metric: _number(look.mean(metric)) for metric in look.values}
+        values = {metric: [_number(value) for value in each] for metric, each in look.values.items()}
+        line = {"step": look.step, "time": time.time(), "of": self.identity, "mean": mean, "values": values}
+        self._lines = sorted([x for x in self._lines if x["step"] != look.step] + [line], key=lambda x: x["step"])
+        self.all = sorted([x for x in self.all if x.step != look.step] + [look], key=lambda x: x.step)
+        write_whole(self.path, "".join(f"{json.dumps(line, allow_nan=False)}\n" for line in self._lines).encode())
+
+    def verdict(self) -> Verdict:
+        """On all looks."""
+        return judge([look.values for look in self.all])
+
+    def stage(self, last: bool) -> list[int]:
+        """Copies checkpoints that are due for a look; the steps that wait, ascending.
+
+        Args:
+            last: also the latest checkpoint, whatever its step.
+        """
+        every, done = self.config.guard.every, set(self.steps)
+        found = find_checkpoints(self.run)
+        for each in found:
+            due = each.step % every == 0 or (last and each is found[-1])
+            target = self.pending / checkpoint_name(each.step)
+            if due and each.step not in done and not target.is_dir() and is_whole(each.folder):
+                try:
+                    copy_trained(each.folder, target)
+                except FileNotFoundError:  # deleted meanwhile: a later one has come
+                    shutil.rmtree(target.with_name(f".{target.name}"), ignore_errors=True)
+        return sorted(each.step for each in find_checkpoints(self.pending) if each.step not in done)
+
+    def settle(self, verdict: Verdict) -> None:
+        """Brings ``best/`` up to what the looks say, and forgets copies that have had their look."""
+        look, fresh = self.all[verdict.best], self.run / ".best"
+        if not self.best.is_dir() and (fresh / "best.json").is_file():  # killed between the two last steps below
+            fresh.rename(self.best)
+        copied = next((p for p in self._copies(look.step) if look.step == 0 or is_whole(p)), None)
+        if summary(self.run).get("step") != look.step and copied is not None:
+            shutil.rmtree(fresh, ignore_errors=True)
+            fresh.mkdir()
+            if look.step:
+                copy_trained(copied, fresh)
+            about = {"step": look.step, "mean": {m: _number(look.mean(m)) for m in look.values}}
+            (fresh / "best.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+            shutil.rmtree(self.best, ignore_errors=True)
+            fresh.rename(self.best)
+        for found in find_checkpoints(self.pending):
+            if found.step in self.steps:
+                shutil.rmtree(found.folder, ignore_errors=True)
+
+    def _copies(self, step: int) -> list[Path]:
+        return [folder / checkpoint_name(step) for folder in (self.pending, self.run)]
+
+    def flag(self, verdict: Verdict) -> bool:
+        """Whether training is to end (``guard.stop``); leaves or removes ``guard/stop``, which workers look for."""
+        path = stop_flag(self.run)
+        if self.config.guard.stop and verdict.over_optimised:
+            write_whole(path, b"over-optimised\n")
+            return True
+        path.unlink(missing_ok=True)
+        return False
+
+    def describe(self, loss: Loss) -> str:
+        """One line: what was lost, since when, and at what trained reward."""
+        now, then = self.all[loss.at], self.all[loss.best]
+        side = "" if loss.metric == HELD_OUT else "side effect, "
+        what = "over-optimised" if loss.metric == HELD_OUT else f"{NAMES[loss.metric]} falls"
+        return (
+            f"{side}{what} at step {now.step}: since step {then.step} the trained reward went from "
+            f"{then.mean(TRAINED):.3f} to {now.mean(TRAINED):.3f} and {NAMES[loss.metric]} from {loss.before:.3f} to "
+            f"{loss.after:.3f}, at two looks in a row beyond noise (± {loss.half:.3f} over {len(now.values[TRAINED])} "
+            "prompts)"
+        )
+
+
+def stop_flag(run: Path) -> Path:
+    """The file whose presence asks training to end."""
+    return run / "guard" / "stop"
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint's weights and state are written to the end: another process may be at it."""
+    try:
+        json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        with safe_open(trained_file(checkpoint), framework="pt"):
+            return True
+    except (OSError, ValueError, SafetensorError):
+        return False
+
+
+def copy_trained(checkpoint: Path, target: Path) -> None:
+    """Copies what evaluation needs of a checkpoint; ``target`` appears whole or not at all, unless it is there."""
+    assert holds_trained(checkpoint)
+    part = target if target.is_dir() else target.with_name(f".{target.name}")
+    if part != target:
+        shutil.rmtree(part, ignore_errors=True)
+    weights = trained_file(checkpoint).parent
+    shutil.copytree(weights, part / weights.name)
+    shutil.copy2(checkpoint / "state.json", part / "state.json")
+    if part != target:
+        part.rename(target)
+
+
+def find_best(run: Path) -> Found | None:
+    """The guard's best checkpoint, if it has one that is not the base model."""
+    if not is_whole(run / "best"):
+        return None
+    return Found(run / "best", int(json.loads((run / "best" / "state.json").read_text(encoding="utf-8"))["step"]))
+
+
+def summary(run: Path) -> dict[str, Any]:
+    """``best.json`` of a run; empty where there is none."""
+    path = run / "best" / "best.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def read_means(run: Path) -> tuple[list[int], dict[str, list[float]]]:
+    """Steps of a run's looks, and the means of every metric at them; both empty where there are none."""
+    lines = _read(run / "guard.jsonl")
+    names = list(lines[0]["mean"]) if lines else []
+    found = {m: [math.nan if x["mean"][m] is None else float(x["mean"][m]) for x in lines] for m in names}
+    return [line["step"] for line in lines], found
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [{key: line[key] for key in ("step", "time", "of", "mean", "values")} for line in lines]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it, and the guard begins anew") from None
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _with_nan(values: dict[str, list[float | None]]) -> dict[str, list[float]]:
+    return {metric: [math.nan if v is None else float(v) for v in each] for metric, each in values.items()}

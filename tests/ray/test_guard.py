@@ -1,0 +1,98 @@
+"""The guard beside real training: it changes nothing, looks once at each checkpoint, and can end a run cleanly."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from rlvid.config import RunConfig, load_config
+from rlvid.doctor.cluster import check_cluster
+from rlvid.toy.tiny import save_tiny_model
+from rlvid.train import looks
+from rlvid.train.launch import train
+from rlvid.train.verdict import HELD_OUT, Loss, Verdict
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, ray_cluster: Any) -> Path:
+    home = tmp_path_factory.mktemp("guard")
+    save_tiny_model(home / "tiny")
+    return home
+
+
+def config(folder: Path, name: str, *overrides: str) -> RunConfig:
+    """A run of seconds, with one checkpoint kept."""
+    settings = [
+        f"name={name}", f"model.path={folder / 'tiny'}", "model.frames=4", "model.size=16", "data.clips=12",
+        f"output.storage={folder / 'runs'}", "sampling.steps=4", "reward.segments=2", "train.batch_size=4",
+        "optimizer.lr=1e-3", "optimizer.warmup=0", "output.checkpoint_every=2", "output.keep_checkpoints=1",
+        "output.videos_every=0", *overrides,
+    ]  # fmt: skip
+    return load_config("toy", settings)
+
+
+GUARD = ("guard.every=2", "guard.count=4", "guard.steps=2")
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "guard.jsonl").read_text().splitlines()]
+
+
+def test_the_guard_changes_nothing_and_looks_at_each_checkpoint_once(folder: Path) -> None:
+    alone = ("train.workers=1", "train.zero_stage=0")
+    plain = train(config(folder, "plain", "train.steps=4", *alone), Console(file=io.StringIO()))
+    said = io.StringIO()
+    guarded = train(config(folder, "guarded", "train.steps=4", *alone, *GUARD), Console(file=said, width=400))
+    file = "adapter/adapter_model.safetensors"
+    expected, found = load_file(plain.checkpoint / file), load_file(guarded.checkpoint / file)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+    run, before = guarded.folder, lines(guarded.folder)
+    assert [line["step"] for line in before] == [0, 2, 4], "step 2 was deleted by keep_checkpoints and looked at first"
+    assert "guard: best of steps 0, 2, 4 by held-out reward: " in said.getvalue()
+    best = json.loads((run / "best" / "best.json").read_text())["step"]
+    means = {line["step"]: line["mean"][HELD_OUT] for line in before}
+    assert means[best] == max(means.values())
+    assert (run / "best" / "adapter").is_dir() == (best > 0)
+    assert not list((run / "guard").glob("step-*"))
+    assert (run / "guard.png").stat().st_size > 10_000
+
+    train(config(folder, "guarded", "train.steps=6", *alone, *GUARD), Console(file=io.StringIO()))
+    after = lines(run)
+    assert [line["step"] for line in after] == [0, 2, 4, 6]
+    assert after[:3] == before, "a look was made twice"
+    events = EventAccumulator(str(run / "tensorboard" / "guard"), purge_orphaned_data=True)
+    events.Reload()
+    assert [event.step for event in events.Scalars("guard/held_out")] == [0, 2, 4, 6]
+
+
+def test_a_warning_ends_all_workers_at_the_same_step_and_for_good(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss = Loss(HELD_OUT, 0, 0, 0.5, 0.4, 0.01)
+    monkeypatch.setattr(looks, "judge", lambda found: Verdict(0, {HELD_OUT: loss}, (loss,)))
+    asked = config(folder, "stopped", "train.steps=2000", "guard.stop=true", *GUARD)
+    said = io.StringIO()
+    stopped = train(asked, Console(file=said, width=400))
+    assert 0 < stopped.last_step < 2000
+    assert "guard: over-optimised at step 0" in said.getvalue()
+    assert "training ends (guard.stop)" in said.getvalue()
+    assert "over-optimised" in (stopped.folder / "logs" / "guard.log").read_text()
+    again = train(asked, Console(file=said, width=400))
+    assert "it warned before, so training does not go on" in said.getvalue()
+    assert (again.first_step, again.last_step) == (stopped.last_step, stopped.last_step)
+
+
+def test_the_doctor_finds_the_cluster_in_order(folder: Path) -> None:
+    found = list(check_cluster(None, folder / "runs"))
+    assert {each.status for each in found} == {"ok"}, found
+    names = ["ray", "resources", "nodes", "shared storage", "gradient of workers", "samples of workers"]
+    assert [each.name for each in found] == names
+    assert not list((folder / "runs").glob(".doctor-*"))

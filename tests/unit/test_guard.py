@@ -1,0 +1,309 @@
+"""The guard's rule on series that are known, its false alarms counted, and what it leaves behind on disk."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import save_run
+
+from rlvid.config import RunConfig, load_config, parse_config
+from rlvid.evaluate.run import find_run, load_run
+from rlvid.train.guard import Looker, check_room, guard_gpus, worker_gpus
+from rlvid.train.looks import Looked, Looks, find_best, guard_prompts, is_whole, read_means, stop_flag
+from rlvid.train.verdict import HELD_OUT, TOLERANCE, TRAINED, judge, student
+
+PROMPTS = [f"prompt {i}" for i in range(16)]
+
+
+def look(rng: np.random.Generator, mean: dict[str, float], noise: float = 0.05, count: int = 16) -> dict[str, Any]:
+    """One value a prompt: prompts differ by the same amounts in every look, and noise comes on top."""
+    spread = np.random.default_rng(5).normal(0, 0.3, count)
+    base = {TRAINED: 0.5, HELD_OUT: 0.5, "consistency": 0.95, "motion": 0.1, "diversity": 0.1} | mean
+    scale = {"consistency": 0.01, "motion": 0.1, "diversity": 0.1}
+    return {m: (v + scale.get(m, 1.0) * (spread + rng.normal(0, noise, count))).tolist() for m, v in base.items()}
+
+
+def series(trained: list[float], held_out: list[float], **others: list[float]) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(1)
+    columns = {TRAINED: trained, HELD_OUT: held_out, **others}
+    return [look(rng, {m: values[t] for m, values in columns.items()}) for t in range(len(trained))]
+
+
+UP = [0.5 + 0.05 * t for t in range(9)]
+
+
+def test_both_rise_and_nothing_is_said() -> None:
+    verdict = judge(series(UP, [0.5 + 0.04 * t for t in range(9)]))
+    assert not verdict.warnings
+    assert verdict.best == 8
+
+
+def test_proxy_rises_and_held_out_falls_and_the_best_is_where_it_turned() -> None:
+    turned = [0.5, 0.6, 0.7, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3]
+    verdict = judge(series(UP, turned))
+    assert verdict.over_optimised
+    assert verdict.best == 3
+    loss = verdict.warnings[HELD_OUT]
+    assert (loss.at, loss.best) == (5, 3), "the second look in a row warns"
+    assert loss.difference == pytest.approx(-0.2, abs=0.05)
+    assert loss.difference + loss.half < 0
+    assert set(verdict.warnings) == {HELD_OUT}
+
+
+def test_both_fall_and_it_is_no_over_optimisation() -> None:
+    falling = [0.8 - 0.05 * t for t in range(9)]
+    assert not judge(series(falling, falling)).warnings
+
+
+def test_one_bad_look_is_not_enough_and_later_looks_cannot_win_after_a_warning() -> None:
+    dip = [0.5, 0.6, 0.7, 0.4, 0.7, 0.4, 0.7, 0.75, 0.8]
+    verdict = judge(series(UP, dip))
+    assert not verdict.warnings
+    assert verdict.best == 8
+    back = [0.5, 0.8, 0.5, 0.4, 0.5, 0.9, 0.95, 1.0, 1.0]
+    verdict = judge(series(UP, back))
+    assert verdict.over_optimised
+    assert verdict.best == 1
+    assert not verdict.losses, "the last look has lost nothing"
+
+
+@pytest.mark.parametrize(("metric", "from_to"), [("motion", (0.1, 0.05)), ("diversity", (0.1, 0.05))])
+def test_side_effects_have_lines_of_their_own(metric: str, from_to: tuple[float, float]) -> None:
+    falls = np.linspace(*from_to, 9).tolist()
+    verdict = judge(series(UP, UP, **{metric: falls}))
+    assert set(verdict.warnings) == {metric}
+    assert not verdict.over_optimised
+    slight = np.linspace(from_to[0], from_to[0] * (1 - TOLERANCE[metric] / 2), 9).tolist()
+    assert not judge(series(UP, UP, **{metric: slight})).warnings, "within what a metric may lose"
+
+
+def walk(kind: str, rng: np.random.Generator, looks: int, count: int) -> list[dict[str, list[float]]]:
+    """Held-out rewards that do not fall in truth: noise about a level, or a random walk without drift."""
+    base, moved, found = rng.normal(0.5, 0.3, count), np.zeros(count), []
+    for t in range(looks):
+        moved = rng.normal(0, 0.1, count) if kind == "flat" else moved + rng.normal(0, 0.05, count)
+        silent = dict.fromkeys(TOLERANCE, [math.nan] * count)
+        found.append(silent | {HELD_OUT: (base + moved).tolist(), TRAINED: (base + 0.02 * t).tolist()})
+    return found
+
+
+@pytest.mark.parametrize("kind", ["flat", "walk"])
+@pytest.mark.parametrize(("looks", "count"), [(6, 4), (16, 16)])
+def test_false_alarms_are_rare_however_often_it_looks(kind: str, looks: int, count: int) -> None:
+    rng = np.random.default_rng(0)
+    alarms = sum(judge(walk(kind, rng, looks, count)).over_optimised for _ in range(150))
+    assert alarms <= 0.08 * 150, f"{alarms} of 150 runs"
+
+
+def test_a_fall_worth_a_deviation_of_the_noise_is_found() -> None:
+    rng, found = np.random.default_rng(0), 0
+    for _ in range(50):
+        looks = walk("flat", rng, 10, 16)
+        for t in range(5, 10):
+            looks[t][HELD_OUT] = [value - 0.15 for value in looks[t][HELD_OUT]]
+        found += judge(looks).over_optimised
+    assert found >= 45, "power: a fall of 1.5 deviations of a prompt's noise"
+
+
+def test_looks_without_numbers_are_passed_over() -> None:
+    looks = series(UP, UP)
+    for metric in looks[4]:
+        looks[4][metric] = [math.nan] * 16
+    assert judge(looks).best == 8
+    assert judge(looks[:1]).best == 0
+    with pytest.raises(ValueError, match="no looks"):
+        judge([])
+    with pytest.raises(ValueError, match="look 1 has 3 prompts and look 0 has 16"):
+        judge([looks[0], {metric: values[:3] for metric, values in looks[1].items()}])
+
+
+@pytest.mark.parametrize(
+    ("probability", "freedom", "table"),
+    [(0.95, 1, 6.314), (0.99, 2, 6.965), (0.95, 3, 2.353), (0.999, 7, 4.785), (0.95, 15, 1.753), (0.9995, 15, 4.073)],
+)
+def test_quantiles_are_those_of_the_tables(probability: float, freedom: int, table: float) -> None:
+    assert student(probability, freedom) == pytest.approx(table, rel=0.01)
+
+
+# ------------------------------------------------------------------------------------------------------ configuration
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"guard": {"every": 30}, "output": {"checkpoint_every": 20}}, "guard.every=40"),
+        ({"guard": {"every": 50}, "reward": {"held_out": None}}, "set reward.held_out, or guard.every=0"),
+        ({"guard": {"count": 3}}, "guard.count = 3"),
+        ({"guard": {"evry": 3}}, "unknown key guard.evry; allowed here: every, prompts"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(data: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=r".") as error:
+        parse_config(data)
+    assert words in str(error.value)
+
+
+def test_the_guard_is_off_by_default_and_no_part_of_a_fingerprint() -> None:
+    plain = load_config("toy")
+    assert plain.guard.every == 0
+    assert load_config("toy", ["guard.every=20", "guard.stop=true"]).fingerprint == plain.fingerprint
+
+
+def test_room_is_looked_for_before_anything_waits() -> None:
+    run = parse_config({"guard": {"every": 50}, "train": {"workers": 2}})
+    assert (guard_gpus(run, False), guard_gpus(run, True), worker_gpus(run)) == (0, 1, 1)
+    check_room(run, False, {"CPU": 2})
+    check_room(run, True, {"CPU": 2, "GPU": 3})
+    with pytest.raises(ValueError, match=r"has 2 GPUs, and the workers leave 0; set guard.gpus=0.3"):
+        check_room(run, True, {"CPU": 2, "GPU": 2})
+    shared = parse_config({"guard": {"every": 50, "gpus": 0.25}, "train": {"workers": 2}})
+    assert worker_gpus(shared) == 0.75
+    check_room(shared, True, {"CPU": 2, "GPU": 2})
+    greedy = parse_config({"guard": {"every": 50, "cpus": 1}, "train": {"workers": 2}})
+    with pytest.raises(ValueError, match=r"guard\.cpus = 1: the cluster has 2 CPU cores, and the workers leave 0"):
+        check_room(greedy, False, {"CPU": 2})
+
+
+def test_prompts_are_the_first_captions_or_those_asked_for(tmp_path: Path) -> None:
+    run = parse_config({"guard": {"every": 50, "count": 4}})
+    assert guard_prompts(run, ["a", "a", "b", "c", "d", "e"]) == ["a", "b", "c", "d"]
+    with pytest.raises(ValueError, match="there are 2 different ones, and noise is judged over at least 4"):
+        guard_prompts(run, ["a", "b", "a"])
+    asked = parse_config({"guard": {"every": 50, "prompts": "new_shapes"}})
+    assert len(set(guard_prompts(asked, []))) == 16
+    with pytest.raises(ValueError, match="neither a built-in set"):
+        guard_prompts(parse_config({"guard": {"every": 50, "prompts": "no.txt"}}), [])
+
+
+# -------------------------------------------------------------------------------------------------------- on disk
+
+
+def values(held_out: float, trained: float) -> dict[str, list[float]]:
+    return look(np.random.default_rng(0), {HELD_OUT: held_out, TRAINED: trained})
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunConfig]:
+    """A run with checkpoints of steps 2, 4 and 6."""
+    home = tmp_path_factory.mktemp("guarded")
+    for step in (2, 4, 6):
+        folder, config = save_run(home, step)
+    (folder / "logs").mkdir()
+    return folder, config
+
+
+def looks_of(run: Path, config: RunConfig, **guard: Any) -> Looks:
+    return Looks(run, PROMPTS, parse_config(config.model_dump() | {"guard": guard, "output": {"checkpoint_every": 2}}))
+
+
+@pytest.fixture
+def guarded(trained: tuple[Path, RunConfig], tmp_path: Path) -> tuple[Path, RunConfig]:
+    return Path(shutil.copytree(trained[0], tmp_path / "run")), trained[1]
+
+
+def test_every_checkpoint_gets_one_look_and_the_best_survives(guarded: tuple[Path, RunConfig]) -> None:
+    run, config = guarded
+    looks = looks_of(run, config, every=2)
+    assert looks.stage(last=False) == [2, 4, 6]
+    for step in (2, 4, 6):
+        shutil.rmtree(run / f"step-{step:06d}")  # as keep_checkpoints does while looks wait
+    for step, held_out in ((0, 0.4), (2, 0.7), (4, 0.6)):
+        looks.add(Looked(step, values(held_out, 0.4 + step / 10)))
+        looks.settle(looks.verdict())
+    assert json.loads((run / "best" / "best.json").read_text())["step"] == 2
+    assert not (run / "guard" / "step-000002").exists()
+    again = looks_of(run, config, every=2)  # as after a kill
+    assert again.steps == [0, 2, 4]
+    assert again.stage(last=True) == [6]
+    assert again.verdict() == looks.verdict()
+    best = find_best(run)
+    assert best is not None
+    assert best.step == 2
+    _, found = find_run(run, 2)
+    assert found.folder == run / "best"
+    assert load_run(run, 2).checkpoint.step == 2
+    steps, means = read_means(run)
+    assert steps == [0, 2, 4]
+    assert means[HELD_OUT] == pytest.approx([0.4, 0.7, 0.6], abs=0.2)
+
+
+def test_only_the_asked_steps_and_the_last_are_looked_at(guarded: tuple[Path, RunConfig]) -> None:
+    run, config = guarded
+    looks = looks_of(run, config, every=4)
+    assert looks.stage(last=False) == [4]
+    assert looks.stage(last=True) == [4, 6]
+
+
+def test_a_checkpoint_that_is_half_there_is_left_for_later(guarded: tuple[Path, RunConfig]) -> None:
+    run, config = guarded
+    weights = run / "step-000006" / "adapter" / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-10])
+    assert not is_whole(run / "step-000006")
+    looks = looks_of(run, config, every=2)
+    assert looks.stage(last=True) == [2, 4]
+    weights.write_bytes(whole)
+    assert looks.stage(last=True) == [2, 4, 6]
+
+
+def test_a_kill_between_two_bests_loses_neither(guarded: tuple[Path, RunConfig]) -> None:
+    run, config = guarded
+    looks = looks_of(run, config, every=2)
+    looks.add(Looked(0, values(0.4, 0.4)))
+    looks.stage(last=False)
+    looks.add(Looked(2, values(0.7, 0.5)))
+    looks.settle(looks.verdict())
+    (run / "best").rename(run / ".best")  # killed after the old one went and before the new one came
+    shutil.rmtree(run / "step-000002")
+    looks.settle(looks.verdict())
+    best = find_best(run)
+    assert best is not None
+    assert best.step == 2
+
+
+def test_the_flag_is_there_only_when_it_is_asked_for(guarded: tuple[Path, RunConfig]) -> None:
+    run, config = guarded
+    looks = looks_of(run, config, every=2, stop=True)
+    assert not looks.flag(judge([values(0.5, 0.5)]))
+    for step, held_out in ((0, 0.5), (2, 0.8), (4, 0.4), (6, 0.3)):
+        looks.add(Looked(step, values(held_out, 0.5 + step / 10)))
+    assert looks.flag(looks.verdict())
+    assert stop_flag(run).is_file()
+    line = looks.describe(looks.verdict().warnings[HELD_OUT])
+    assert line.startswith("over-optimised at step 6: since step 2 the trained reward went from ")
+    assert "\n" not in line
+    assert not looks_of(run, config, every=2).flag(looks.verdict())
+    assert not stop_flag(run).exists()
+
+
+def test_looks_at_other_prompts_and_damaged_ones_are_refused(guarded: tuple[Path, RunConfig]) -> None:
+    run, config = guarded
+    looks_of(run, config, every=2).add(Looked(0, values(0.5, 0.5)))
+    with pytest.raises(ValueError, match=r"guard\.jsonl holds looks at other prompts"):
+        looks_of(run, config, every=2, copies=3)
+    (run / "guard.jsonl").write_text('{"step": 0\n')
+    with pytest.raises(ValueError, match=r"guard\.jsonl is damaged"):
+        looks_of(run, config, every=2)
+
+
+def test_a_look_is_the_same_whenever_it_is_made(trained: tuple[Path, RunConfig]) -> None:
+    run, config = trained
+    asked = parse_config(
+        config.model_dump() | {"guard": {"every": 2, "copies": 2, "steps": 2}, "output": {"checkpoint_every": 2}}
+    )
+    job = (asked.model_dump(), asked.model.path, asked.reward.model_dump(), ["a red circle", "a dog", "a star", "a b"])
+    looker = Looker(*job, False)
+    base, tuned = looker.look(None), looker.look(str(run / "step-000004"))
+    again = Looker(*job, False).look(str(run / "step-000004"))
+    for metric in tuned:
+        assert tuned[metric] == pytest.approx(again[metric], nan_ok=True), metric
+    assert base[TRAINED] != tuned[TRAINED]
+    for metric in (TRAINED, *TOLERANCE):
+        assert len(tuned[metric]) == 4
+        assert all(map(math.isfinite, tuned[metric])), metric
+    with pytest.raises(AssertionError, match="base model is looked at first"):
+        looker.look(None)

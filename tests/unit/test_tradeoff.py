@@ -1,0 +1,70 @@
+"""Part of what was learned: a model for each --lora-scale, on the same prompts and noise, in table and picture."""
+
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import save_run
+from PIL import Image
+
+from rlvid.cli import main
+from rlvid.evaluate.evaluate import METRICS, Row, summarise
+from rlvid.evaluate.run import evaluate_run, load_run
+from rlvid.evaluate.tables import compare_all
+from rlvid.evaluate.tradeoff import draw_tradeoff
+from rlvid.terminal import fractions
+
+
+def test_each_scale_is_a_model_between_the_base_and_what_was_learned(tmp_path: Path) -> None:
+    run, _ = save_run(tmp_path)
+    tuned, prompts = load_run(run), {"own": ["a red circle", "a dog"]}
+    rows = evaluate_run(tuned, prompts, steps_list=[2], scales=[0.001, 0.5, 1.0])
+    by_model = {s.model: s.mean["reward"] for s in summarise(rows)}
+    assert list(by_model) == ["base", "instructvideo × 0.001", "instructvideo × 0.5", "instructvideo"]
+    assert len({c.tuned for c in compare_all(rows, "base")}) == 3
+    alone = summarise(evaluate_run(tuned, prompts, steps_list=[2]))
+    assert [s.model for s in alone] == ["base", "instructvideo"]
+    assert by_model["instructvideo"] == pytest.approx(alone[1].mean["reward"])
+    base = by_model["base"]
+    assert base == pytest.approx(alone[0].mean["reward"])
+    assert abs(by_model["instructvideo × 0.001"] - base) < 0.1 * abs(by_model["instructvideo"] - base)
+
+
+def test_scales_in_any_order_are_drawn_from_the_base_up(tmp_path: Path) -> None:
+    rows = []
+    for scale, model in enumerate(["base", "a × 0.5", "a"]):
+        for index in range(2):
+            scores = dict.fromkeys(METRICS, math.nan)
+            scores |= {"reward": scale / 2, "held_out": -scale, "consistency": 0.9, "motion": 0.1 * index}
+            rows.append(Row(model, "in_domain", 20, index, "p", **scores))
+    draw_tradeoff(tmp_path / "a.png", summarise(rows), {"a": 1.0, "a × 0.5": 0.5})
+    with Image.open(tmp_path / "a.png") as image:
+        page = np.asarray(image.convert("RGB"))
+    assert (page == 255).mean() > 0.8
+    assert ((page == (0x00, 0x72, 0xB2)).all(2)).sum() > 200, "there is no line"
+    with pytest.raises(ValueError, match="none of b was evaluated; models: "):
+        draw_tradeoff(tmp_path / "b.png", summarise(rows), {"b": 1.0})
+
+
+def test_scales_are_read_once_each_and_ascending() -> None:
+    assert fractions("1,0.25,0.5,1", "--lora-scale") == [0.25, 0.5, 1.0]
+    for wrong in ("0,1", "a", "", "5", "nan", "0.5,,1"):
+        with pytest.raises(ValueError, match=r"--lora-scale .*: expected numbers above 0 and at most 4"):
+            fractions(wrong, "--lora-scale")
+
+
+def test_the_command_writes_the_table_and_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, _ = save_run(tmp_path)
+    arguments = ["evaluate", str(run), "--steps", "2", "--videos", "2", "--sets", "in_domain,scenes"]
+    monkeypatch.setattr(sys, "argv", ["rlvid", *arguments, "--lora-scale", "0.5,1"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    page = (run / "evaluation.md").read_text(encoding="utf-8")
+    assert [page.count(f"| {model} |") for model in ("base", "instructvideo × 0.5", "instructvideo")] == [2, 2, 2]
+    assert (run / "tradeoff.png").stat().st_size > 10_000
+    assert "tradeoff.png" in capsys.readouterr().out
