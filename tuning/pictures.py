@@ -1,7 +1,7 @@
 """Pictures of a sweep: every trial as a line through its settings and scores, and a map of two settings.
 
-White, one face, one scale of colours that stays in order for the colour-blind and in grey (cividis). What ended how is
-told by line style and by words, not by colour.
+White, one face, one scale of colours that stays in order for the colour-blind and in grey (cividis: darker is more).
+What ended how is told by line style and by words, not by colour.
 """
 
 import io
@@ -26,7 +26,7 @@ from tuning.description import COST, Sweep
 from tuning.report import TITLES, Outcome
 from tuning.space import Dimension, label
 
-COLOURS = "cividis"
+COLOURS = "cividis_r"
 _MAP_OF = ("reward.attenuation", "reward.segments")
 _MOST_CELLS = 12  # a side of the map
 
@@ -198,7 +198,7 @@ def _map(panel: Axes, table: np.ndarray, colour: ScalarMappable, up: Dimension, 
         if not math.isfinite(value):
             panel.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, hatch="///", edgecolor=RULE, linewidth=0))
             continue
-        ink, weight = ("white" if value < middle else INK), ("bold" if value == best else "normal")
+        ink, weight = ("white" if value > middle else INK), ("bold" if value == best else "normal")
         panel.annotate(f"{value:.3f}", (j, i), ha="center", va="center", color=ink, fontweight=weight, fontsize=9)
     panel.set_xticks(range(len(across.listed)), [label(value) for value in across.listed])
     panel.set_yticks(range(len(up.listed)), [label(value) for value in up.listed])

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from rlvid.models.folders import resolved_shape
 from tuning.description import Sweep
 from tuning.report import TITLES, Outcome, difference
 from tuning.space import Dimension, label, shown
@@ -74,17 +75,33 @@ def next_steps(sweep: Sweep, order: list[Outcome]) -> list[str]:
     ]
     for dimension in sweep.dimensions:
         value = order[0].trial.settings[dimension.key]
-        numbers = [each for each in dimension.values if isinstance(each, int | float) and not isinstance(each, bool)]
-        if len(numbers) < len(dimension.values) or len(numbers) < 2 or math.isinf(value) or value == 0:
-            continue
-        low, high = min(numbers), max(numbers)
-        if value in (low, high) or (dimension.kind != "choice" and not 1.05 * low < value < 0.95 * high):
-            lines.append(
-                f"- The best {dimension.key} = {label(value)} lies at the end of what was tried: try beyond it."
-            )
+        if _could_go_on(sweep, dimension, order[0].trial.settings):
+            lines.append(f"- The best {dimension.key} = {label(value)} is the end of what was tried: try beyond it.")
     if len(order) > 1:
         lines.append(
             "- To tell the first ones apart, give them seeds (a grid over `seed: [0, 1, 2]` with their settings fixed) "
             "or more videos (`evaluation.videos`)."
         )
     return lines
+
+
+def _could_go_on(sweep: Sweep, dimension: Dimension, settings: dict[str, Any]) -> bool:
+    """Whether the best value is at an end of its range, or within 5 % of it, and a run may have a value beyond."""
+    value = settings[dimension.key]
+    if any(isinstance(each, bool) or not isinstance(each, int | float) for each in dimension.values):
+        return False
+    finite = [each for each in dimension.values if math.isfinite(each)]
+    low, high = min(finite), max(finite)
+    margin = 0.0 if dimension.kind == "choice" else 0.05
+    if value <= low + margin * (high - low):
+        beyond = low - 1 if isinstance(low, int) else low / 2
+    elif math.inf > value >= high - margin * (high - low) and len(finite) == len(dimension.values):
+        beyond = high * 2
+    else:
+        return False
+    try:
+        run = sweep.run(settings | {dimension.key: beyond}, "beyond", sweep.rungs[-1])
+        frames, _ = resolved_shape(run.model.path, run.model.frames, run.model.size)
+    except ValueError:
+        return False
+    return beyond not in dimension.values and run.reward.segments <= frames
