@@ -67,6 +67,8 @@ class Sweep(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> "Sweep":
+        if "://" in self.storage:
+            raise ValueError(f"storage = {self.storage!r}: must be a folder, such as one that all nodes mount")
         rungs = self.rungs
         if not rungs or rungs[0] < 1 or any(b <= a for a, b in pairwise(rungs)):
             raise ValueError(f"rungs = {rungs}; expected ascending numbers of steps from 1, such as [4, 12]")

@@ -57,9 +57,13 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "journal.jsonl"
-        self.entries = list(_lines(self.path))
         if self.path.is_file():
             write_whole(self.path, b"".join(_line(entry) for entry in self.entries))
+
+    @property
+    def entries(self) -> list[dict[str, Any]]:
+        """All lines, read anew: Tune works on copies of what it is given."""
+        return list(_lines(self.path))
 
     def append(self, entry: dict[str, Any]) -> None:
         """Writes a line through to the disk."""
@@ -67,7 +71,6 @@ class Journal:
             file.write(_line(entry))
             file.flush()
             os.fsync(file.fileno())
-        self.entries.append(entry)
 
     @property
     def trials(self) -> list[Trial]:

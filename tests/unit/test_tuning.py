@@ -54,6 +54,7 @@ def test_shipped_sweeps_are_valid(name: str) -> None:
         (["algorithm=random", "trials=21"], "trials = 21 exceeds the 20 different settings"),
         (["algorithm=random", "trials=4", "first=[{reward.segments: 4}]"], "must name each key of space once"),
         (["rungs=[4, 2]"], "rungs = [4, 2]; expected ascending"),
+        (["storage=s3://bucket/sweeps"], "must be a folder"),
         (["rungs=[]"], "rungs = []; expected ascending"),
         (["metric=seconds"], "metric = 'seconds'; allowed: one of objectives"),
         (["objectives=[reward, oracle_score]"], "objective 'oracle_score' is none"),

@@ -24,7 +24,9 @@ def made_up(model: str, step: int, level: float, seconds: float) -> dict[str, An
     """Scores around a level; videos differ, in the same way for all trials, as those of fixed prompts and noise do."""
     rows, generator = [], random.Random(step)
     for index, prompt in enumerate(PROMPTS):
-        values = {metric: level + index / 50 + generator.gauss(0, 0.002) for metric in METRICS} | {"diversity": math.nan}
+        values = {metric: level + index / 50 + generator.gauss(0, 0.002) for metric in METRICS} | {
+            "diversity": math.nan
+        }
         rows.append({"model": model, "set": "in_domain", "steps": 10, "index": index, "prompt": prompt, **values})
     mean = {metric: sum(row[metric] for row in rows) / len(rows) for metric in METRICS}
     return {"step": step, "seconds": seconds, "videos": 4 * step, "mean": mean, "std": mean, "rows": rows}
