@@ -3,17 +3,17 @@
 import csv
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 
 from rlvid.toy.tiny import save_tiny_model
+from tuning.description import load_sweep
 from tuning.journal import Journal
+from tuning.prove import facts, run_killed, written
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,60 +36,40 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def start(folder: Path, *more: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, str(ROOT / "tuning" / "sweep.py"), "sweep.yaml", *more]
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=folder, env=environment, **pipes)
-
-
-def kept(home: Path) -> dict[Path, int]:
-    """When each score and each checkpoint was written; a file's time in nanoseconds."""
-    found = [*home.glob("trial-*/rungs/*.json"), *home.glob("trial-*/step-*/state.json")]
-    return {path: path.stat().st_mtime_ns for path in found}
-
-
 def test_a_killed_sweep_goes_on_and_its_best_settings_train(folder: Path) -> None:
     home = folder / "tiny"
-    first = start(folder)
-    until = time.monotonic() + 300
-    while not list(home.glob("trial-*/rungs/*.json")):
-        assert first.poll() is None, first.communicate()[0]
-        assert time.monotonic() < until, "nothing was measured within five minutes"
-        time.sleep(0.2)
-    first.send_signal(signal.SIGKILL)
-    first.communicate()
-    before = kept(home)
-    assert len(Journal(home).trials) == 4
-    assert any(trial.end is None for trial in Journal(home).trials)
-
-    again = start(folder)
-    text, _ = again.communicate(timeout=500)
-    assert again.returncode == 0, text
-    assert {path: time for path, time in kept(home).items() if path in before} == before
-    trials = Journal(home).trials
-    assert [trial.end in ("finished", "stopped early") for trial in trials] == [True] * 4
-    for trial in trials:
-        assert trial.judged == ([1, 2] if trial.end == "finished" else [1])  # each rung once
+    standing = run_killed(["sweep.yaml"], home, [1], cwd=folder)
+    sweep = load_sweep(str(folder / "sweep.yaml"))
+    found = facts(sweep, standing)
+    assert {name: value for name, (value, right) in found.items() if not right} == {}
+    assert (found["drivers killed"][0], found["trials"][0]) == (1, 4)
+    for trial in Journal(home).trials:
+        assert trial.judged == ([1, 2] if trial.end == "finished" else [1])
         for step in trial.judged:
             state = json.loads((home / trial.name / f"step-{step:06d}" / "state.json").read_text())
-            assert state["step"] == step
             assert state["config"]["reward"]["segments"] == trial.settings["reward.segments"]
     with open(home / "report" / "results.csv", newline="") as file:
         assert [row["trial"] for row in csv.DictReader(file)] == [f"trial-{i:03d}" for i in range(4)]
 
-    done = start(folder)  # nothing is left to do
-    text, _ = done.communicate(timeout=100)
-    assert done.returncode == 0, text
-    assert "; 0 to run" in text
-    changed = start(folder, "space.reward.segments=[1, 4]")
-    text, _ = changed.communicate(timeout=100)
+    before = written(home)  # nothing is left to do, and another space is another sweep
+    done = command(folder, "tuning/sweep.py", "sweep.yaml")
+    assert done.returncode == 0, done.stderr
+    assert "; 0 to run" in done.stdout
+    assert written(home) == before
+    changed = command(folder, "tuning/sweep.py", "sweep.yaml", "space.reward.segments=[1, 4]")
     assert changed.returncode == 2
-    assert "space.reward.segments: [1, 2] -> [1, 4]" in text
+    assert "space.reward.segments: [1, 2] -> [1, 4]" in changed.stderr
 
-    best = [sys.executable, "-m", "rlvid.cli", "train", home / "report" / "best.yaml", "train.steps=1", "name=best"]
-    trained = subprocess.run(
-        [*map(str, best), "output.videos_every=0"], cwd=folder, capture_output=True, text=True, timeout=300
+    best = command(
+        folder, "jobs/train.py", str(home / "report" / "best.yaml"), "train.steps=1", "output.videos_every=0"
     )
-    assert trained.returncode == 0, trained.stdout + trained.stderr
-    assert (folder / "best" / "step-000001" / "adapter" / "adapter_model.safetensors").is_file()
+    assert best.returncode == 0, best.stdout + best.stderr
+    assert (folder / "tiny-best" / "step-000001" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def command(folder: Path, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *arguments],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
