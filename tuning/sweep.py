@@ -2,7 +2,7 @@
 
     python tuning/sweep.py                                       # tuning/toy.yaml: lambda and S on the built-in world
     python tuning/sweep.py toy name=mine trials=12 'space.method.tau={uniform: [0.4, 0.8]}' train.batch_size=8
-    python tuning/sweep.py my-sweep.yaml --address ray://head:10001
+    ray job submit --working-dir . -- python tuning/sweep.py my-sweep.yaml storage=/shared/runs
 
 Start the same command again after an interruption, whatever ended it: finished trials are kept, others go on from their
 last checkpoint. docs/sweeps.md says more.
@@ -143,6 +143,8 @@ def fit(sweep: Sweep, journal: Journal, proposals: Any, address: str | None) -> 
         "TUNE_MAX_PENDING_TRIALS_PG": str(sweep.concurrent),
     }.items():
         os.environ.setdefault(name, value)
+    # For workers of a Ray that starts here; on a cluster, `ray job submit --working-dir .` brings the folder along.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     from ray import tune
 
     from rlvid.data.sources import encoded_clips
