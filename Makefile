@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-unit lint format clean
+.PHONY: help venv demo sweep test test-unit lint format clean
 
 help: ## show this list
 	@echo "rlvid: reward fine-tuning of text-to-video diffusion models, on Ray"
@@ -33,6 +33,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: venv ## fine-tune the built-in model on a reward, evaluate it, and say where to look (CPU, minutes)
 	$(BIN)/rlvid demo
+
+sweep: venv ## search for lambda and S on the built-in world, with early stopping and a report (CPU, minutes)
+	$(BIN)/python tuning/sweep.py toy
 
 test: venv ## run every test that this machine can run (those marked gpu are skipped without one)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -1,0 +1,75 @@
+"""A sweep from end to end on the tiny model: its driver is killed, and nothing is lost or done twice."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rlvid.toy.tiny import save_tiny_model
+from tuning.description import load_sweep
+from tuning.journal import Journal
+from tuning.prove import facts, run_killed, written
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model in diffusers' layout, and a sweep of four trials on it."""
+    home = tmp_path_factory.mktemp("sweep")
+    save_tiny_model(home / "model")
+    settings = {
+        "model.path": str(home / "model"), "model.frames": 4, "model.size": 16, "data.clips": 6, "sampling.steps": 4,
+        "train.batch_size": 4, "train.workers": 1, "train.zero_stage": 0, "optimizer.lr": 1e-3, "optimizer.warmup": 0,
+    }  # fmt: skip
+    sweep = {
+        "name": "tiny", "config": "toy", "storage": str(home), "settings": settings, "algorithm": "grid",
+        "space": {"reward.attenuation": [0, "inf"], "reward.segments": [1, 2]}, "rungs": [1, 2], "reduction": 2,
+        "concurrent": 2, "evaluation": {"videos": 2},
+    }  # fmt: skip
+    (home / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    return home
+
+
+def test_a_killed_sweep_goes_on_and_its_best_settings_train(folder: Path) -> None:
+    home = folder / "tiny"
+    standing = run_killed(["sweep.yaml"], home, [1], cwd=folder)
+    sweep = load_sweep(str(folder / "sweep.yaml"))
+    found = facts(sweep, standing)
+    assert {name: value for name, (value, right) in found.items() if not right} == {}
+    assert (found["drivers killed"][0], found["trials"][0]) == (1, 4)
+    for trial in Journal(home).trials:
+        assert trial.judged == ([1, 2] if trial.end == "finished" else [1])
+        for step in trial.judged:
+            state = json.loads((home / trial.name / f"step-{step:06d}" / "state.json").read_text())
+            assert state["config"]["reward"]["segments"] == trial.settings["reward.segments"]
+    with open(home / "report" / "results.csv", newline="") as file:
+        assert [row["trial"] for row in csv.DictReader(file)] == [f"trial-{i:03d}" for i in range(4)]
+
+    before = written(home)  # nothing is left to do, and another space is another sweep
+    done = command(folder, "tuning/sweep.py", "sweep.yaml")
+    assert done.returncode == 0, done.stderr
+    assert "; 0 to run" in done.stdout
+    assert written(home) == before
+    changed = command(folder, "tuning/sweep.py", "sweep.yaml", "space.reward.segments=[1, 4]")
+    assert changed.returncode == 2
+    assert "space.reward.segments: [1, 2] -> [1, 4]" in changed.stderr
+
+    best = command(
+        folder, "jobs/train.py", str(home / "report" / "best.yaml"), "train.steps=1", "output.videos_every=0"
+    )
+    assert best.returncode == 0, best.stdout + best.stderr
+    assert (folder / "tiny-best" / "step-000001" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def command(folder: Path, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *arguments],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip

@@ -1,0 +1,251 @@
+"""A sweep's description, space, memory and judgement; no Ray cluster."""
+
+import json
+import math
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from rlvid.config import load_config
+from tuning.description import Sweep, load_sweep, shipped_sweeps
+from tuning.journal import Journal, scores_path
+from tuning.search import Judge, Proposals
+from tuning.space import draw, grid, parse_space
+from tuning.sweep import check, keep_description, main
+
+
+def sweep(tmp_path: Path, *overrides: str, source: str = "toy") -> Sweep:
+    return load_sweep(source, [f"storage={tmp_path}", *overrides])
+
+
+@pytest.mark.parametrize("name", sorted(shipped_sweeps()))
+def test_shipped_sweeps_are_valid(name: str) -> None:
+    made = load_sweep(name)
+    planned = made.planned()
+    assert len(planned) == made.count >= 8
+    assert made.scheduler == "asha"
+    lambdas = {settings["reward.attenuation"] for settings in planned}
+    assert lambdas == {0, 0.5, 1, 2, math.inf}
+    assert {settings["reward.segments"] for settings in planned} == {1, 2, 4, 8}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["trials=0"], "trials = 0: input should be greater than or equal to 1"),
+        (["space.reward.atenuation=[0]"], "unknown key reward.atenuation; allowed here: name, path"),
+        (["space.rewards.segments=[1]"], "unknown key rewards; allowed here: name, seed"),
+        (["space={}"], "space is empty; name a setting"),
+        (["space.reward.segments=[]"], "space.reward.segments = []: the range is empty"),
+        (["space.reward.segments=[1, 1.0]"], "1.0 stands in the list twice"),
+        (["space.reward.segments=[0]"], "a trial with reward.attenuation=0 reward.segments=0: reward.segments = 0"),
+        (["space.method.tau={uniform: [0.8, 0.4]}"], "is empty; the lower end must be below"),
+        (["space.method.tau={uniform: [0.4]}"], "expected two finite numbers"),
+        (["space.model.lora.rank={integers: [1, 2.5]}"], "expected two whole numbers"),
+        (["space.optimizer.lr={loguniform: [0, 1]}"], "both ends must be above 0"),
+        (["space.reward={attenuation: [1]}"], "nested keys are written with dots"),
+        (["space.method.tau={uniform: [0.4, 0.8]}"], "a grid needs a list of values"),
+        (["trials=5"], "the grid has 20 combinations (5 x 4), more than trials = 5"),
+        (["space.seed=" + str(list(range(60)))], "the grid has 1200 combinations (5 x 4 x 60), more than 1000"),
+        (["algorithm=random"], "trials is missing"),
+        (["algorithm=random", "trials=21"], "trials = 21 exceeds the 20 different settings"),
+        (["algorithm=random", "trials=4", "first=[{reward.segments: 4}]"], "must name each key of space once"),
+        (["rungs=[4, 2]"], "rungs = [4, 2]; expected ascending"),
+        (["storage=s3://bucket/sweeps"], "must be a folder"),
+        (["rungs=[]"], "rungs = []; expected ascending"),
+        (["metric=seconds"], "metric = 'seconds'; allowed: one of objectives"),
+        (["objectives=[reward, oracle_score]"], "objective 'oracle_score' is none"),
+        (["space.train.steps=[1, 2]"], "train.steps belongs to the sweep"),
+        (["reward.held_out=null"], "objective held_out: the base has reward.held_out = null"),
+        (["trails=3"], "'trails' is a key neither of a sweep nor of a run"),
+        (["evaluation.video=3"], "unknown key evaluation.video; allowed: prompts, videos"),
+        (["evaluation.prompts=nowhere.txt"], "evaluation.prompts = 'nowhere.txt' is neither"),
+        (["train.batch_size=-1"], "train.batch_size = -1"),
+    ],
+)
+def test_mistakes_are_one_clear_line(overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        load_sweep("toy", overrides).planned()
+    assert "\n" not in str(error.value)
+
+
+def test_the_command_answers_mistakes_before_ray_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["nowhere.yaml"]) == 2
+    assert main(["toy", f"storage={tmp_path}", "trials=3"]) == 2
+    assert main(["toy", f"storage={tmp_path}", "space.reward.segments=[1, 9]"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line[:30] for line in lines] == [
+        "error: sweep 'nowhere.yaml' is", "error: the grid has 20 combina", "error: reward.segments = 9 exc",
+    ]  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_method_brings_its_own_settings(tmp_path: Path) -> None:
+    made = sweep(tmp_path, "space={method.name: [instructvideo, draft, rwr], optimizer.lr: [1e-4, 0.001]}")
+    runs = [made.run(settings, "trial", 4) for settings in made.planned()]
+    assert [run.method.name for run in runs] == ["instructvideo"] * 2 + ["draft"] * 2 + ["rwr"] * 2
+    assert runs[0].method.tau == 0.6  # the base's own
+    assert [run.optimizer.lr for run in runs[:2]] == [1e-4, 1e-3]
+    assert runs[0].train.steps == 4
+    assert runs[0].output.storage == str(tmp_path / "toy-sweep")
+
+
+def test_draws_differ_repeat_and_are_extended_by_more_trials() -> None:
+    finite = parse_space({"a": [0, 1, "inf"], "b": {"integers": [1, 4]}})
+    eight = draw(finite, [{"a": math.inf, "b": 4}], 8, seed=3)
+    assert eight[0] == {"a": math.inf, "b": 4}
+    assert len({tuple(one.values()) for one in eight}) == 8
+    assert draw(finite, [{"a": math.inf, "b": 4}], 12, seed=3)[:8] == eight
+    assert draw(finite, [], 8, seed=4) != draw(finite, [], 8, seed=3)
+    assert len(grid(finite, None)) == 12
+    ranges = parse_space({"lr": {"loguniform": [1e-5, 1e-1]}, "tau": {"uniform": [0.4, 0.8]}, "m": ["x", "y"]})
+    many = draw(ranges, [], 200, seed=0)
+    assert all(1e-5 <= one["lr"] <= 1e-1 and 0.4 <= one["tau"] <= 0.8 for one in many)
+    below = sum(one["lr"] < 1e-3 for one in many)
+    assert 75 < below < 125  # half of them, as the logarithm is uniform
+
+
+def test_the_journal_survives_a_torn_line(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.append({"trial": 0, "settings": {"reward.attenuation": math.inf}})
+    journal.append({"trial": 1, "settings": {"reward.attenuation": 0}})
+    journal.append({"trial": 0, "step": 2, "score": 0.5, "decision": "goes on"})
+    journal.append({"trial": 1, "failed": "the disk is full"})
+    with open(journal.path, "ab") as file:
+        file.write(b'{"trial": 0, "step": 6, "sco')
+    again = Journal(tmp_path)
+    first, second = again.trials
+    assert (first.settings, first.judged, first.end) == ({"reward.attenuation": math.inf}, [2], None)
+    assert (second.end, second.reason) == ("failed", "the disk is full")
+    again.append({"trial": 1, "step": 2, "score": 0.4, "decision": "stopped early"})
+    assert [trial.end for trial in Journal(tmp_path).trials] == [None, "stopped early"]
+
+
+def judged(judge: Judge, number: int, step: int, score: float) -> str:
+    result = dict.fromkeys(("reward", "held_out", "consistency", "motion", "seconds"), score) | {"step": step}
+    return judge.on_trial_result(None, SimpleNamespace(config={"trial": number}), result)
+
+
+SCORES = [(0, 4, 0.5), (1, 4, 0.6), (2, 4, 0.4), (1, 12, 0.1), (3, 4, 0.45), (0, 12, 0.9), (4, 4, 0.7), (5, 4, 0.55)]
+
+
+def test_asha_decides_alike_whenever_the_driver_dies(tmp_path: Path) -> None:
+    """Decisions with a new judge before every result, as after a kill, are those of a judge that lived."""
+    made = sweep(tmp_path)
+    decisions = []
+    for case in ("lives", "dies"):
+        (tmp_path / case).mkdir()
+        journal = Journal(tmp_path / case)
+        for number in range(6):
+            journal.append({"trial": number, "settings": {}})
+        judge = Judge(made, journal, lambda text: None)
+        for number, step, score in SCORES:
+            if case == "dies":
+                journal = Journal(tmp_path / case)
+                judge = Judge(made, journal, lambda text: None)
+            judged(judge, number, step, score)
+        decisions.append([entry["decision"] for entry in journal.entries if "score" in entry])
+    assert decisions[0] == decisions[1]
+    assert decisions[0][:4] == ["goes on", "goes on", "stopped early", "finished"]  # the last rung ends, whatever comes
+    assert decisions[0][6:] == ["goes on", "stopped early"]
+
+
+def test_without_a_scheduler_all_go_on_and_a_score_must_be_finite(tmp_path: Path) -> None:
+    made, journal = sweep(tmp_path, "scheduler=none"), Journal(tmp_path)
+    for number in range(2):
+        journal.append({"trial": number, "settings": {}})
+    told: list[str] = []
+    judge = Judge(made, journal, told.append)
+    assert judged(judge, 0, 4, 0.9) == judged(judge, 1, 4, 0.1) == "CONTINUE"
+    assert judged(judge, 1, 12, math.nan) == "STOP"
+    assert journal.trials[1].end == "failed"
+    assert told[-1] == "trial-001 failed: held_out is not finite after step 12"
+
+
+def test_only_what_has_not_ended_is_proposed_again(tmp_path: Path) -> None:
+    made = sweep(tmp_path)
+    planned, journal = made.planned(), Journal(tmp_path)
+    first = Proposals(made, journal, planned)
+    assert (first.left, len(journal.trials)) == (20, 20)
+    assert first.suggest("a")["trial"] == 0
+    journal.append({"trial": 0, "step": 4, "score": 0.5, "decision": "goes on"})
+    journal.append({"trial": 1, "step": 4, "score": 0.5, "decision": "stopped early"})
+    journal.append({"trial": 2, "failed": "lost"})
+    again = Proposals(made, Journal(tmp_path), planned)
+    assert again.left == 19
+    proposals = [again.suggest(str(i)) for i in range(19)]
+    assert [(one["trial"], one["judged"]) for one in proposals[:3]] == [(0, [4]), (2, []), (3, [])]
+    assert proposals[0]["run"]["name"] == "trial-000"
+    assert proposals[0]["run"]["reward"]["attenuation"] == 0
+    assert again.suggest("last") == Proposals.FINISHED
+    assert len(Journal(tmp_path).trials) == 20
+
+
+def test_optuna_is_told_the_past(tmp_path: Path) -> None:
+    pytest.importorskip("optuna", reason="the extra optuna is not installed")
+    made = sweep(tmp_path, "algorithm=optuna", "trials=6", "space.optimizer.lr={loguniform: [1e-4, 1e-2]}")
+    journal = Journal(tmp_path)
+    proposals = Proposals(made, journal, made.planned())
+    for number in range(3):
+        one = proposals.suggest(f"id{number}")
+        assert 1e-4 <= one["run"]["optimizer"]["lr"] <= 1e-2
+        journal.append({"trial": number, "step": 4, "score": number / 10, "decision": "stopped early"})
+        proposals.on_trial_complete(f"id{number}")
+    again = Proposals(made, Journal(tmp_path), made.planned())
+    assert again.left == 3
+    values = [trial.value for trial in again._optuna._ot_study.trials]
+    assert values == [0.0, 0.1, 0.2]
+    assert again.suggest("x")["trial"] == 3
+    kept = Journal(tmp_path).trials
+    assert len({json.dumps(trial.settings) for trial in kept}) == 4
+
+
+def test_a_changed_sweep_is_refused_by_name(tmp_path: Path) -> None:
+    keep_description(sweep(tmp_path))
+    keep_description(sweep(tmp_path, "concurrent=1"))  # may change
+    for change, words in {
+        "space.reward.segments=[1, 2]": r"space.reward.segments: \[1, 2, 4, 8\] -> \[1, 2\]",
+        "rungs=[2, 12]": r"rungs: \[4, 12\] -> \[2, 12\]",
+        "sampling.steps=8": "settings.sampling.steps: 10 -> 8",
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            keep_description(sweep(tmp_path, change))
+    twelve = ("name=r", "algorithm=random")
+    keep_description(sweep(tmp_path, *twelve, "trials=12"))
+    keep_description(sweep(tmp_path, *twelve, "trials=14"))
+    with pytest.raises(ValueError, match="the sweep began with 14"):
+        keep_description(sweep(tmp_path, *twelve, "trials=12"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").touch()
+    with pytest.raises(ValueError, match="exists and is not a sweep"):
+        keep_description(sweep(tmp_path, "name=other"))
+
+
+def test_files_are_looked_for_before_ray_starts(tmp_path: Path) -> None:
+    made = sweep(tmp_path, "data.source=nowhere")
+    with pytest.raises(ValueError, match="nowhere"):
+        check(made, made.planned()[:1])
+
+
+def test_the_base_measures_whatever_varies(tmp_path: Path) -> None:
+    made = sweep(tmp_path, "space={sampling.guidance: [1, 5], reward.attenuation: [0]}", "evaluation.steps=7")
+    assert made.base().sampling.guidance == 3.0
+    assert made.base().reward.attenuation == 1.0
+    assert made.run(made.planned()[1], "t", 4).sampling.guidance == 5.0
+    assert made.measuring.steps == 7
+
+
+def test_the_best_settings_are_a_run_of_the_base_s_length(tmp_path: Path) -> None:
+    made = sweep(tmp_path)
+    best = made.to_train({"reward.attenuation": math.inf, "reward.segments": 2}, "best")
+    (tmp_path / "best.yaml").write_text(yaml.safe_dump(best.model_dump(mode="json")))
+    again = load_config(tmp_path / "best.yaml")
+    assert again == best
+    assert (again.reward.attenuation, again.reward.segments, again.name) == (math.inf, 2, "best")
+    assert again.train.steps == load_config("toy").train.steps
+    assert again.output.videos_every == load_config("toy").output.videos_every
+    assert again.sampling.steps == 10
+    assert scores_path(tmp_path, 7, 4) == tmp_path / "trial-007" / "rungs" / "000004.json"

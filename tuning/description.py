@@ -1,0 +1,273 @@
+"""What a sweep is: YAML plus ``key=value`` overrides, validated whole before anything starts."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from rlvid.config import RunConfig, load_config
+from rlvid.config.reward import absolute
+from rlvid.config.section import Section
+from rlvid.models.folders import movable
+from rlvid.toy.captions import PROMPT_SETS
+from tuning.space import MOST_TRIALS, Dimension, draw, grid, parse_space, shown, size
+
+FOLDER = Path(__file__).parent
+COST = "seconds"
+"""The objective that is not a metric of videos: seconds of training steps."""
+METRICS = (
+    "reward", "held_out", "clipsim", "consistency", "consistency_all_pairs", "consistency_vbench", "motion",
+    "flickering",
+)  # fmt: skip
+"""Metrics of videos that may be objectives (``rlvid.evaluate.metrics``); more is better in each. The oracle of the
+built-in world is none of them: nothing may be chosen by it. Tables show it all the same."""
+
+_RESERVED = {
+    "name": "each trial has a name of its own",
+    "output.storage": "set storage=... of the sweep",
+    "train.steps": "set rungs=[...] of the sweep",
+    "train.max_seconds": "rungs are counted in steps",
+}
+
+
+class Evaluation(Section):
+    """The fixed measurement: the same prompts from the same noise for every trial, all frames weighed alike."""
+
+    prompts: str = Field("in_domain", description="a built-in set, or a file, also one beside the sweep's")
+    videos: int = Field(12, ge=2, le=240, description="how many prompts, one video each")
+    steps: int | None = Field(None, ge=1, le=500, description="DDIM steps D; default: sampling.steps of the base")
+    seed: int = Field(0, ge=0, description="of the noise")
+
+
+class Sweep(Section):
+    """One sweep, whole."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="of the sweep and of its folder in storage"
+    )
+    storage: str = Field("runs", description="folder that holds sweeps; on a cluster, one that all nodes share")
+    config: str = Field("toy", description="the base: a shipped run description or a YAML file")
+    settings: dict[str, Any] = Field({}, description="settings of every trial, by their dotted keys")
+    space: dict[str, Any] = Field({}, description="what varies, by dotted keys; forms: tuning/space.py")
+    first: list[dict[str, Any]] = Field([], description="settings that are tried first (random, optuna)")
+    algorithm: Literal["random", "grid", "optuna"] = Field("random", description="who proposes settings")
+    scheduler: Literal["asha", "none"] = Field("asha", description="who stops trials early")
+    trials: int | None = Field(None, ge=1, le=MOST_TRIALS, description="how many; a grid has its own number")
+    concurrent: int = Field(1, ge=1, description="trials at a time")
+    seed: int = Field(0, ge=0, description="of the drawing of settings; a trial's own seed is its setting `seed`")
+    rungs: list[int] = Field(description="training steps after which a trial is measured; the last one ends it")
+    reduction: float = Field(3.0, gt=1, description="ASHA goes on with the best 1 / reduction of a rung")
+    metric: str = Field("held_out", description="the objective that ASHA, Optuna and the best config go by")
+    objectives: list[str] = Field(
+        ["reward", "held_out", "consistency", "motion", COST], min_length=1, description="of the Pareto table"
+    )
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Sweep":
+        if "://" in self.storage:
+            raise ValueError(f"storage = {self.storage!r}: must be a folder, such as one that all nodes mount")
+        rungs = self.rungs
+        if not rungs or rungs[0] < 1 or any(b <= a for a, b in pairwise(rungs)):
+            raise ValueError(f"rungs = {rungs}; expected ascending numbers of steps from 1, such as [4, 12]")
+        for one in [*self.objectives, self.metric]:
+            if one not in (*METRICS, COST):
+                raise ValueError(f"objective {one!r} is none; allowed: {', '.join((*METRICS, COST))}")
+        if self.metric == COST or self.metric not in self.objectives:
+            raise ValueError(f"metric = {self.metric!r}; allowed: one of objectives, and not {COST}")
+        if self.trials is None and self.algorithm != "grid":
+            raise ValueError(f"trials is missing; algorithm = {self.algorithm!r} needs to know how many")
+        if self.first and self.algorithm == "grid":
+            raise ValueError("first is for random and optuna; a grid tries everything")
+        for key in [*self.settings, *self.space]:
+            if key in _RESERVED:
+                raise ValueError(f"{key} belongs to the sweep: {_RESERVED[key]}")
+        if both := sorted(self.settings.keys() & self.space.keys()):
+            raise ValueError(f"{both[0]} is both in settings and in space; leave it out of one")
+        for one in self.first:
+            if one.keys() != self.space.keys():
+                raise ValueError(f"first: {one} must name each key of space once ({', '.join(self.space)})")
+        if self.evaluation.prompts not in PROMPT_SETS and not Path(self.evaluation.prompts).expanduser().is_file():
+            raise ValueError(
+                f"evaluation.prompts = {self.evaluation.prompts!r} is neither a file nor one of "
+                f"{', '.join(PROMPT_SETS)}"
+            )
+        return self
+
+    @property
+    def measuring(self) -> Evaluation:
+        """The evaluation with an absolute path, for a process that works in another folder."""
+        prompts = self.evaluation.prompts
+        return self.evaluation.model_copy(update={"prompts": prompts if prompts in PROMPT_SETS else absolute(prompts)})
+
+    @property
+    def folder(self) -> Path:
+        """Absolute path of the sweep's folder."""
+        return Path(self.storage).expanduser().resolve() / self.name
+
+    @property
+    def dimensions(self) -> list[Dimension]:
+        """What varies."""
+        return parse_space(self.space)
+
+    def base(self) -> RunConfig:
+        """The run that trials vary, with absolute paths, and the one whose reward and sampling measure them all."""
+        return self.run({}, "base", self.rungs[-1])
+
+    def run(self, settings: dict[str, Any], name: str, steps: int) -> RunConfig:
+        """The description of a run of ``steps`` steps in the sweep's folder with these settings.
+
+        Raises:
+            ValueError: they are not those of a run; names them.
+        """
+        made = self._load(settings, [f"name={name}", f"output.storage={self.folder}", f"train.steps={steps}"])
+        source, prompts = made.data.source, made.data.prompts
+        data = made.data.model_copy(
+            update={
+                "source": source if source in ("builtin", "samples") else absolute(source),
+                "prompts": prompts if prompts in PROMPT_SETS else absolute(prompts),
+            }
+        )
+        model = made.model.model_copy(update={"path": movable(made.model.path)})
+        return made.model_copy(update={"reward": made.reward.resolved(), "model": model, "data": data})
+
+    def to_train(self, settings: dict[str, Any], name: str) -> RunConfig:
+        """The same for `rlvid train`: of the base's own length, and in the storage of the sweep."""
+        original = load_config(self.config)
+        budget = f"train.max_seconds={'null' if original.train.max_seconds is None else original.train.max_seconds}"
+        fixed = [f"name={name}", f"output.storage={self.storage}", f"train.steps={original.train.steps}", budget]
+        return self._load(settings, [*fixed, *_output_of(original, self.settings)])
+
+    def _load(self, settings: dict[str, Any], fixed: list[str]) -> RunConfig:
+        given = self.settings | settings
+        quiet = ["output.videos_every=0", "output.archive_every=0"]
+        pairs = [f"{key}={_yaml(value)}" for key, value in given.items() if key not in ("method", "method.name")]
+        try:
+            return load_config(self.config, [*quiet, "train.max_seconds=null", *self._method(given), *pairs, *fixed])
+        except ValueError as error:
+            raise ValueError(f"{f'space: a trial with {shown(settings)}: ' if settings else ''}{error}") from None
+
+    def _method(self, given: dict[str, Any]) -> list[str]:
+        """Another method than the base's has keys of its own, so the base's section goes."""
+        name = given.get("method.name", given.get("method"))
+        if name is None or name == load_config(self.config).method.name:
+            return []
+        return [f"method={_yaml(name)}"]
+
+    def planned(self) -> list[dict[str, Any]]:
+        """The settings of all trials, each of them a valid run; Optuna's are not known but for ``first``.
+
+        Raises:
+            ValueError: a key is unknown, a value is not allowed, or the space is empty or does not fit ``trials``.
+        """
+        dimensions, trials = self.dimensions, self.trials or 0
+        base = self.base()
+        if "held_out" in self.objectives and base.reward.held_out is None:
+            raise ValueError(
+                "objective held_out: the base has reward.held_out = null; set reward.held_out=... (and its path), or "
+                "leave it out of objectives and metric"
+            )
+        if self.algorithm == "grid":
+            made = grid(dimensions, self.trials)
+        else:
+            drawn = trials if self.algorithm == "random" else min(len(self.first), trials)
+            made = draw(dimensions, self.first, drawn, self.seed)
+        alone = [] if made else [{d.key: value} for d in dimensions for value in d.values]  # all that is known of them
+        for settings in [*made, *alone]:
+            self.run(settings, "trial", self.rungs[0])
+        return made
+
+    @property
+    def count(self) -> int:
+        """How many trials there are in all."""
+        return (size(self.dimensions) or 0) if self.algorithm == "grid" else (self.trials or 0)
+
+
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...")
+
+
+def _output_of(original: RunConfig, settings: dict[str, Any]) -> list[str]:
+    """What a trial does without and a run of its own need not: videos and the archive."""
+    keys = ("videos_every", "archive_every")
+    return [f"output.{key}={getattr(original.output, key)}" for key in keys if f"output.{key}" not in settings]
+
+
+def shipped_sweeps() -> dict[str, Path]:
+    """Sweeps beside this file, by name."""
+    return {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+
+
+def load_sweep(source: str, overrides: list[str] | None = None) -> Sweep:
+    """Reads a sweep's description.
+
+    Args:
+        source: name of a shipped sweep, or path of a YAML file.
+        overrides: ``key=value`` strings: keys of the sweep (``trials=12``, ``space.method.tau=[0.4, 0.6]``), or of
+            the run (``train.batch_size=4``, the same as ``settings.train.batch_size=4``).
+
+    Raises:
+        ValueError: in one line: the file or key, the value, what is allowed.
+    """
+    path = shipped_sweeps().get(source, Path(source))
+    if not path.is_file():
+        raise ValueError(
+            f"sweep {source!r} is neither a file nor a shipped one; shipped: {', '.join(shipped_sweeps())}"
+        )
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"sweep {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"sweep {path} must be a mapping with name, config, space, rungs, ...")
+    evaluation = data.get("evaluation")
+    if isinstance(evaluation, dict) and (beside := path.parent / str(evaluation.get("prompts"))).is_file():
+        data["evaluation"] = evaluation | {"prompts": str(beside)}
+    for override in overrides or []:
+        _override(data, override)
+    try:
+        return Sweep.model_validate(data)
+    except ValidationError as error:
+        raise ValueError(f"sweep {source}: " + "; ".join(_explain(each) for each in error.errors())) from None
+
+
+def _override(data: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ValueError(f"override {text!r} must have the form key=value, such as trials=12 or train.batch_size=4")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"override {text!r}: the value is not valid YAML") from error
+    section, _, rest = key.partition(".")
+    if section in RunConfig.model_fields and key not in Sweep.model_fields:
+        section, rest = "settings", key
+    if section in ("space", "settings", "evaluation") and rest:
+        data[section] = {**(data.get(section) or {}), rest: parsed}
+        _fix_or_vary(data, section, [rest])
+    elif key in Sweep.model_fields:
+        data[key] = parsed
+        _fix_or_vary(data, key, list(parsed) if isinstance(parsed, dict) else [])
+    else:
+        allowed = ", ".join((*Sweep.model_fields, *(k for k in RunConfig.model_fields if k not in Sweep.model_fields)))
+        raise ValueError(f"override {text!r}: {section!r} is a key neither of a sweep nor of a run; allowed: {allowed}")
+
+
+def _fix_or_vary(data: dict[str, Any], section: str, keys: list[str]) -> None:
+    """What is said last wins: a setting is fixed or it varies."""
+    other = {"space": "settings", "settings": "space"}.get(section, "")
+    if isinstance(data.get(other), dict):
+        data[other] = {key: value for key, value in data[other].items() if key not in keys}
+
+
+def _explain(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        section = Evaluation if len(error["loc"]) > 1 else Sweep
+        return f"unknown key {where}; allowed: {', '.join(section.model_fields)}"
+    if error["type"] == "missing":
+        return f"{where} is missing: {Sweep.model_fields[where].description}"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{where} = {error['input']!r}: {message[0].lower()}{message[1:]}" if where else message

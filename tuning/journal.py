@@ -1,0 +1,114 @@
+"""What a sweep has done, on disk, so that it goes on from there whenever its driver dies.
+
+A sweep's folder, ``{storage}/{name}``::
+
+    sweep.yaml                 the description, as validated, and the base run's settings
+    journal.jsonl              what was proposed, measured and decided, a line each, in order
+    base.json                  the base model's scores
+    trial-000/                 a run's folder, as of any run
+    trial-000/rungs/000004.json    the scores after 4 steps
+    logs/trial-000.log         what its training printed
+    hparams/                   TensorBoard: scores of each trial against its settings
+    report/                    tables, pictures, best.yaml, report.md
+
+Scores are written by the trial before they are reported, and a decision by the driver before it is acted on. So
+whatever is in neither was not finished, and its run resumes from its own checkpoint.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlvid.evaluate import write_whole
+
+GOES_ON, STOPPED, FINISHED = "goes on", "stopped early", "finished"
+
+
+@dataclass
+class Trial:
+    """What the journal knows of a trial: the rungs that were judged, and how it ended, if it has."""
+
+    number: int
+    settings: dict[str, Any]
+    judged: list[int] = field(default_factory=list)
+    end: str | None = None
+    reason: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the trial and its run."""
+        return trial_name(self.number)
+
+
+def trial_name(number: int) -> str:
+    """``trial-007``."""
+    return f"trial-{number:03d}"
+
+
+class Journal:
+    """Appends lines that survive the process, and reads them back.
+
+    A line that a kill has cut short is dropped: what it told is done again. A failed trial is open again, so that
+    starting the sweep once more gives it another chance.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "journal.jsonl"
+        if self.path.is_file():
+            write_whole(self.path, b"".join(_line(entry) for entry in self.entries))
+
+    @property
+    def entries(self) -> list[dict[str, Any]]:
+        """All lines, read anew: Tune works on copies of what it is given."""
+        return list(_lines(self.path))
+
+    def append(self, entry: dict[str, Any]) -> None:
+        """Writes a line through to the disk."""
+        with open(self.path, "ab") as file:
+            file.write(_line(entry))
+            file.flush()
+            os.fsync(file.fileno())
+
+    @property
+    def trials(self) -> list[Trial]:
+        """All trials that were proposed, by number."""
+        found: dict[int, Trial] = {}
+        for entry in self.entries:
+            number = entry["trial"]
+            if "settings" in entry:
+                found[number] = Trial(number, entry["settings"])
+            elif "failed" in entry:
+                found[number].end, found[number].reason = "failed", entry["failed"]
+            else:
+                trial = found[number]
+                trial.judged.append(entry["step"])
+                trial.end, trial.reason = None if entry["decision"] == GOES_ON else entry["decision"], None
+        return [found[number] for number in sorted(found)]
+
+
+def _line(entry: dict[str, Any]) -> bytes:
+    return json.dumps(entry).encode() + b"\n"
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else []:
+        if line.endswith(b"\n"):
+            yield json.loads(line)
+
+
+def scores_path(folder: Path, number: int, step: int) -> Path:
+    """Where a trial keeps its scores after ``step`` steps."""
+    return folder / trial_name(number) / "rungs" / f"{step:06d}.json"
+
+
+def read_scores(path: Path) -> dict[str, Any] | None:
+    """Scores as ``tuning.measure`` makes them; None where there are none yet."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def write_scores(path: Path, scores: dict[str, Any]) -> None:
+    """Keeps scores, whole or not at all."""
+    write_whole(path, json.dumps(scores).encode())

@@ -1,0 +1,65 @@
+"""The fixed measurement that all trials are compared by.
+
+It generates the same prompts from the same noise with the trial's model, in the sampling of the *base* description, and
+scores all frames alike with the base's rewards. So lambda, S, the trial's own reward or its guidance in training change
+what the model has learned, and never the scale that it is measured on.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rlvid.config import RunConfig
+from rlvid.data.prompts import resolve_prompts
+from rlvid.evaluate.evaluate import Row, evaluate_model, summarise
+from rlvid.evaluate.run import device, load_run
+from rlvid.models.trained import load_trainable
+from rlvid.reward.load import held_out_reward, load_reward, trained_reward
+from tuning.description import COST, Evaluation
+
+
+def measure(base: dict[str, Any], evaluation: dict[str, Any], run: str | None, step: int) -> dict[str, Any]:
+    """Scores of a trial after ``step`` steps, or of the base model (``run`` None).
+
+    Args:
+        base: the dumped RunConfig whose rewards and sampling measure.
+        evaluation: the dumped Evaluation.
+        run: the trial's folder.
+        step: of the checkpoint.
+
+    Returns:
+        ``step``, ``seconds`` of training steps and ``videos`` rewarded until then, ``mean`` and ``std`` over videos of
+        every metric, and the ``rows`` (``rlvid.evaluate.evaluate.Row``) that they are of.
+    """
+    config, how = RunConfig.model_validate(base), Evaluation.model_validate(evaluation)
+    cost: dict[str, float] = {COST: 0.0, "videos": 0}
+    if run is None:
+        model: Any = load_trainable(config.model, config.seed, config.model.path, device())
+    else:
+        tuned = load_run(run, step)
+        model = tuned.use(1.0)
+        state = json.loads((tuned.checkpoint.folder / "state.json").read_text(encoding="utf-8"))
+        cost = {key: state[key] for key in cost}
+    sampling = config.sampling
+    rows = evaluate_model(
+        model,
+        {Path(how.prompts).stem: resolve_prompts(how.prompts, how.videos)},
+        name="base" if run is None else Path(run).name,
+        reward=trained_reward(config.reward, device()),
+        held_out=held_out_reward(config.reward, device()) or load_reward("builtin-heldout", device()),
+        steps_list=[how.steps or sampling.steps],
+        guidance=sampling.guidance,
+        final=sampling.final,
+        seed=how.seed,
+        use_oracle=config.model.path == "builtin",
+        pictured=0,
+    )
+    (summary,) = summarise(rows)
+    kept = [{key: value for key, value in asdict(row).items() if key != "frames"} for row in rows]
+    return {"step": step, **cost, "mean": summary.mean, "std": summary.std, "rows": kept}
+
+
+def rows_of(scores: dict[str, Any]) -> list[Row]:
+    """The rows that scores were made of."""
+    return [Row(**row) for row in scores["rows"]]

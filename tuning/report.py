@@ -1,0 +1,195 @@
+"""The report of a sweep: all trials in a table, Pareto front, pictures, the best settings as a run, plain words."""
+
+import csv
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlvid.evaluate import write_whole
+from rlvid.evaluate.evaluate import METRICS as ALL_METRICS
+from rlvid.evaluate.evaluate import Comparison, compare
+from tuning.description import COST, Sweep
+from tuning.journal import Journal, Trial, read_scores, scores_path
+from tuning.measure import rows_of
+from tuning.space import label, shown
+
+TITLES = {
+    "reward": "Reward", "held_out": "Held-out reward", "clipsim": "CLIPSIM", "consistency": "Temporal consistency",
+    "consistency_all_pairs": "Consistency, all pairs", "consistency_vbench": "Consistency, VBench", "motion": "Motion",
+    "flickering": "Steadiness", COST: "Seconds", "oracle_score": "Oracle score",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A trial and its scores by steps; ``step`` is the last one measured, None where none is."""
+
+    trial: Trial
+    scores: dict[int, dict[str, Any]]
+
+    @property
+    def step(self) -> int | None:
+        """The last rung that was measured."""
+        return max(self.scores, default=None)
+
+    def value(self, objective: str, step: int | None = None) -> float:
+        """An objective at a step, by default the last; NaN where it was not measured."""
+        scores = self.scores.get(step if step is not None else self.step or -1)
+        if scores is None:
+            return math.nan
+        return float(scores[COST] if objective == COST else scores["mean"][objective])
+
+
+def collect(sweep: Sweep, journal: Journal) -> list[Outcome]:
+    """All trials with what was measured of them."""
+    found = []
+    for trial in journal.trials:
+        scores = {step: read_scores(scores_path(sweep.folder, trial.number, step)) for step in sweep.rungs}
+        found.append(Outcome(trial, {step: each for step, each in scores.items() if each is not None}))
+    return found
+
+
+def pareto(outcomes: list[Outcome], objectives: list[str]) -> list[Outcome]:
+    """Those that no other one beats: as good in every objective and better in one. Seconds count downwards."""
+
+    def points(one: Outcome) -> list[float]:
+        return [-one.value(name) if name == COST else one.value(name) for name in objectives]
+
+    def beats(a: list[float], b: list[float]) -> bool:
+        return all(x >= y for x, y in zip(a, b, strict=True)) and a != b
+
+    known = [one for one in outcomes if one.step is not None and all(map(math.isfinite, points(one)))]
+    return [one for one in known if not any(beats(points(other), points(one)) for other in known)]
+
+
+def ranked(sweep: Sweep, outcomes: list[Outcome]) -> list[Outcome]:
+    """The trials that came furthest, the best by the sweep's metric first; those that were stopped cannot be best."""
+    known = [one for one in outcomes if one.step is not None and math.isfinite(one.value(sweep.metric))]
+    furthest = max((one.step or 0 for one in known), default=0)
+    last = [one for one in known if one.step == furthest]
+    return sorted(last, key=lambda one: one.value(sweep.metric), reverse=True)
+
+
+def write_report(sweep: Sweep, journal: Journal) -> Path | None:
+    """Writes everything into ``report/`` and the HParams beside it; None where nothing was measured yet."""
+    from tuning.board import write_hparams
+    from tuning.pictures import heat_map, parallel_coordinates
+
+    outcomes, folder = collect(sweep, journal), sweep.folder / "report"
+    order = ranked(sweep, outcomes)
+    if not order:
+        return None
+    base = read_scores(sweep.folder / "base.json")
+    pictures = {"parallel.png": parallel_coordinates(folder / "parallel.png", sweep, outcomes, order[0])}
+    pictures["heatmap.png"] = heat_map(folder / "heatmap.png", sweep, outcomes, base)
+    best = sweep.to_train(order[0].trial.settings, f"{sweep.name}-best")
+    head = (
+        f"# The best of {len(outcomes)} trials of the sweep {sweep.name} by {sweep.metric}: {order[0].trial.name}, "
+        f"{shown(order[0].trial.settings)}\n# Measured after {order[0].step} steps; this run has as many as the base.\n"
+    )
+    dumped = yaml.safe_dump(best.model_dump(mode="json"), sort_keys=False)
+    write_whole(folder / "best.yaml", (head + dumped).encode())
+    write_whole(folder / "results.csv", results_csv(sweep, outcomes).encode())
+    write_whole(folder / "results.md", ("\n".join(results_table(sweep, outcomes, base)) + "\n").encode())
+    drawn = [name for name, made in pictures.items() if made]
+    write_whole(folder / "report.md", page(sweep, outcomes, order, base, drawn).encode())
+    write_hparams(sweep, outcomes)
+    return folder
+
+
+def results_csv(sweep: Sweep, outcomes: list[Outcome]) -> str:
+    """A line a trial: its settings, how far it came and how it ended, and every metric there."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["trial", *sweep.space, "step", "end", "pareto", "seconds", "videos", *ALL_METRICS])
+    front = {one.trial.number for one in pareto(outcomes, sweep.objectives)}
+    for one in outcomes:
+        scores = one.scores.get(one.step or -1, {})
+        measured = [scores.get("mean", {}).get(metric, "") for metric in ALL_METRICS]
+        table.writerow([
+            one.trial.name, *one.trial.settings.values(), one.step or 0, one.trial.end or "open",
+            int(one.trial.number in front), scores.get(COST, ""), scores.get("videos", ""), *measured,
+        ])  # fmt: skip
+    return text.getvalue()
+
+
+def results_table(sweep: Sweep, outcomes: list[Outcome], base: dict[str, Any] | None) -> list[str]:
+    """The same in Markdown, with the objectives alone; furthest first, then by the metric."""
+    names = columns(sweep, outcomes)
+    lines = _head(["Trial", *sweep.space, "Steps", "End", *(TITLES[name] for name in names)], 3 + len(sweep.space))
+    if base is not None:
+        values = _cells([0.0 if name == COST else base["mean"][name] for name in names], names)
+        lines.append("| " + " | ".join(["base", *["" for _ in sweep.space], "0", "", *values]) + " |")
+
+    def key(one: Outcome) -> tuple[int, float]:
+        value = one.value(sweep.metric)
+        return -(one.step or 0), -value if math.isfinite(value) else math.inf
+
+    for one in sorted(outcomes, key=key):
+        lines.append(_row(one, names))
+    return lines
+
+
+def columns(sweep: Sweep, outcomes: list[Outcome]) -> list[str]:
+    """The objectives, and the oracle's score where there is one, though nothing was chosen by it."""
+    seen = any(one.step is not None and math.isfinite(one.value("oracle_score")) for one in outcomes)
+    return [*sweep.objectives, *(["oracle_score"] if seen else [])]
+
+
+def _head(titles: list[str], words: int) -> list[str]:
+    return ["| " + " | ".join(titles) + " |", "|" + "---|" * words + "---:|" * (len(titles) - words)]
+
+
+def _row(one: Outcome, names: list[str]) -> str:
+    settings = [label(value) for value in one.trial.settings.values()]
+    end = one.trial.end or "open"
+    values = _cells([one.value(name) for name in names], names)
+    return "| " + " | ".join([one.trial.name, *settings, str(one.step or 0), end, *values]) + " |"
+
+
+def _cells(values: list[float], names: list[str]) -> list[str]:
+    return [
+        "–" if not math.isfinite(value) else f"{value:.0f}" if name == COST else f"{value:.3f}"
+        for value, name in zip(values, names, strict=True)
+    ]
+
+
+def page(
+    sweep: Sweep, outcomes: list[Outcome], order: list[Outcome], base: dict[str, Any] | None, pictures: list[str]
+) -> str:
+    """The whole report in Markdown."""
+    from tuning.words import found, next_steps
+
+    front = pareto(outcomes, sweep.objectives)
+    names = columns(sweep, outcomes)
+    how = sweep.measuring
+    lines = [f"# Sweep {sweep.name}", "", "## What was found", "", *found(sweep, outcomes, order, base), ""]
+    lines += ["## What next", "", *next_steps(sweep, order), ""]
+    lines += [
+        "## All trials", "",
+        f"Each was measured by the same {how.videos} prompts ({Path(how.prompts).stem}) from the same noise (seed "
+        f"{how.seed}), all frames alike, with the base description's rewards, sampling and guidance: the settings that "
+        "vary do not touch the scale. Trials of different steps are not to be compared with each other; seconds are "
+        "those of training steps, and trials that ran side by side slowed each other down.", "",
+        *results_table(sweep, outcomes, base), "",
+        "## Pareto front", "",
+        f"No other trial is at least as good in all of {', '.join(TITLES[n].lower() for n in sweep.objectives)} and "
+        f"better in one (seconds: the fewer the better): {len(front)} of {len(outcomes)}. The more objectives, the "
+        "more trials are on the front; consistency is to be read beside motion, for a frozen clip has all of it.", "",
+        *_head(["Trial", *sweep.space, "Steps", "End", *(TITLES[n] for n in names)], 3 + len(sweep.space)),
+        *(_row(one, names) for one in front), "",
+    ]  # fmt: skip
+    lines += [line for name in pictures for line in (f"![{name.removesuffix('.png')}]({name})", "")]
+    return "\n".join(lines)
+
+
+def difference(one: Outcome, other: dict[str, Any] | None, metric: str) -> Comparison | None:
+    """A trial's gain in a metric over other scores, video by video, with its 95 % bootstrap interval."""
+    if other is None or one.step is None:
+        return None
+    pairs = compare(rows_of(other), rows_of(one.scores[one.step]))
+    return next(each for each in pairs if each.metric == metric)

@@ -1,0 +1,186 @@
+"""Who proposes settings and who stops trials: Ray Tune's parts, with the journal as their memory.
+
+Tune's own restore keeps neither what ASHA has seen nor trials that began after its last snapshot, and unpickles. Here a
+start reads the journal instead: finished trials are not run, the others come first with what was proposed for them, and
+ASHA and Optuna are told the past in its order.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from tuning.description import COST, Sweep
+from tuning.journal import FINISHED, GOES_ON, STOPPED, Journal, Trial, trial_name
+from tuning.space import shown
+
+
+class Proposals(Searcher):
+    """Proposes the trials that have not ended: those of the journal, those planned, then Optuna's.
+
+    Args:
+        sweep: the sweep.
+        journal: what was done before; gets a line for each new trial.
+        planned: settings of all trials that are known from the start.
+    """
+
+    def __init__(self, sweep: Sweep, journal: Journal, planned: list[dict[str, Any]]) -> None:
+        super().__init__()
+        self._sweep, self._journal, self._optuna = sweep, journal, None
+        known = journal.trials
+        for number in range(len(known), len(planned)):
+            journal.append({"trial": number, "settings": planned[number]})
+        self._open = [trial for trial in journal.trials if trial.end in (None, "failed")]
+        self._next = len(journal.trials)
+        self._running: dict[str, int] = {}
+        if sweep.algorithm == "optuna":
+            past = [_outcome(journal, trial) for trial in known if trial.end in ENDS]
+            self._optuna = _optuna(sweep, past, sweep.seed + len(known))
+
+    @property
+    def left(self) -> int:
+        """Trials that have not ended, those that are not proposed yet included."""
+        return len(self._open) + self._sweep.count - self._next
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
+        """The space is the sweep's: nothing to set."""
+        return True
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next trial's number, run, and rungs that were judged before; Tune hands them to ``run_trial``."""
+        if self._open:
+            trial = self._open.pop(0)
+        elif self._optuna is not None and self._next < self._sweep.count:
+            trial = Trial(self._next, _plain(self._optuna.suggest(trial_name(self._next))))
+            self._journal.append({"trial": trial.number, "settings": trial.settings})
+            self._next += 1
+        else:
+            return Searcher.FINISHED
+        self._running[trial_id] = trial.number
+        run = self._sweep.run(trial.settings, trial.name, self._sweep.rungs[0])
+        return {"trial": trial.number, "run": run.model_dump(), "judged": trial.judged}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tells Optuna how a trial ended."""
+        number = self._running.pop(trial_id, None)
+        if self._optuna is None or number is None:
+            return
+        trial = self._journal.trials[number]
+        if trial.end in ENDS:
+            self._optuna.add_evaluated_point(*_outcome(self._journal, trial))
+
+    def save(self, checkpoint_path: str) -> None:
+        """For Tune, which keeps snapshots: the numbers that are left. Nothing is restored from it."""
+        Path(checkpoint_path).write_text(json.dumps([trial.number for trial in self._open]), encoding="utf-8")
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Never: a sweep is restored from its journal.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError("a sweep is restored from its journal: start the same command again")
+
+
+ENDS = (STOPPED, FINISHED)
+
+
+def _outcome(journal: Journal, trial: Trial) -> tuple[dict[str, Any], float]:
+    """A trial's settings and its last score, the larger the better."""
+    scores = [entry["score"] for entry in journal.entries if entry["trial"] == trial.number and "score" in entry]
+    return trial.settings, scores[-1]
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value.item() if hasattr(value, "item") else value for key, value in settings.items()}
+
+
+def _optuna(sweep: Sweep, past: list[tuple[dict[str, Any], float]], seed: int) -> Any:
+    """Tune's OptunaSearch (TPE) that knows the past; its first proposals are random, so a restart needs another seed.
+
+    Raises:
+        ValueError: optuna is not installed.
+    """
+    try:
+        import optuna
+    except ImportError:
+        raise ValueError(
+            "algorithm = 'optuna' needs the package optuna: pip install 'rlvid[optuna]'; or set algorithm=random"
+        ) from None
+    from ray.tune.search.optuna import OptunaSearch
+
+    kinds = optuna.distributions
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    space = {}
+    for one in sweep.dimensions:
+        if one.kind == "choice":
+            space[one.key] = kinds.CategoricalDistribution(one.values)
+        elif one.kind == "integers":
+            space[one.key] = kinds.IntDistribution(*one.values)
+        else:
+            space[one.key] = kinds.FloatDistribution(*one.values, log=one.kind == "loguniform")
+    found = OptunaSearch(space, metric="score", mode="max", seed=seed)
+    for settings, score in past:
+        found.add_evaluated_point(settings, score)
+    return found
+
+
+class Judge(FIFOScheduler):
+    """Decides after each rung whether a trial goes on: ASHA (Li et al. 2018), or all of them do.
+
+    A rung counts as the time reduction^k, so that ASHA's rungs are the sweep's, whatever their steps. The last one ends
+    a trial and is no occasion to stop it.
+
+    Args:
+        sweep: the sweep.
+        journal: what was decided before; gets a line for each decision.
+        tell: gets a line of text for each.
+    """
+
+    def __init__(self, sweep: Sweep, journal: Journal, tell: Callable[[str], None]) -> None:
+        super().__init__()
+        self._sweep, self._journal, self._tell, self._asha = sweep, journal, tell, None
+        self._seen: set[int] = set()
+        if sweep.scheduler == "asha":
+            self._asha = ASHAScheduler(
+                time_attr="time", metric="score", mode="max", grace_period=1, stop_last_trials=False,
+                reduction_factor=sweep.reduction, max_t=sweep.reduction ** len(sweep.rungs),
+            )  # fmt: skip
+            for entry in journal.entries:
+                if "score" in entry:
+                    self._ask(entry["trial"], entry["step"], entry["score"])
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Tune's question after each report; the answer is in the journal before Tune has it."""
+        number = int(trial.config["trial"])
+        if "failed" not in result and not math.isfinite(result[self._sweep.metric]):
+            result = {"failed": f"{self._sweep.metric} is not finite after step {result['step']}"}
+        if "failed" in result:
+            self._journal.append({"trial": number, "failed": result["failed"]})
+            self._tell(f"{trial_name(number)} failed: {result['failed']}")
+            return TrialScheduler.STOP
+        step, score = int(result["step"]), float(result[self._sweep.metric])
+        stop = self._ask(number, step, score)
+        decision = FINISHED if step == self._sweep.rungs[-1] else STOPPED if stop else GOES_ON
+        self._journal.append({"trial": number, "step": step, "score": score, "decision": decision})
+        settings = next(each.settings for each in self._journal.trials if each.number == number)
+        values = ", ".join(f"{name} {result[name]:.3f}" for name in self._sweep.objectives if name != COST)
+        self._tell(f"{trial_name(number)} ({shown(settings)}) step {step}: {values}; {decision}")
+        return TrialScheduler.STOP if decision == STOPPED else TrialScheduler.CONTINUE
+
+    def _ask(self, number: int, step: int, score: float) -> bool:
+        """Whether ASHA would stop the trial here; it keeps the score either way."""
+        rung = self._sweep.rungs.index(step)
+        if self._asha is None or rung + 1 == len(self._sweep.rungs):
+            return False
+        named = SimpleNamespace(trial_id=str(number))  # Tune's own ids change with each start
+        if number not in self._seen:
+            self._seen.add(number)
+            self._asha.on_trial_add(None, named)
+        time = self._sweep.reduction**rung
+        return self._asha.on_trial_result(None, named, {"time": time, "score": score}) == TrialScheduler.STOP

@@ -1,0 +1,228 @@
+"""Searches for settings: many short runs, of which the unpromising ones are stopped early, then a report.
+
+    python tuning/sweep.py                                       # tuning/toy.yaml: lambda and S on the built-in world
+    python tuning/sweep.py toy name=mine trials=12 'space.method.tau={uniform: [0.4, 0.8]}' train.batch_size=8
+    ray job submit --working-dir . -- python tuning/sweep.py my-sweep.yaml storage=/shared/runs
+
+Start the same command again after an interruption, whatever ended it: finished trials are kept, others go on from their
+last checkpoint. docs/sweeps.md says more.
+"""
+
+import argparse
+import fcntl
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+if sys.path and Path(sys.path[0] or ".").resolve() == ROOT / "tuning":
+    sys.path[0] = str(ROOT)  # started as a script: modules are found as tuning.*, and none by its bare name
+
+from rlvid.terminal import complain, console, say  # noqa: E402
+from tuning.description import Sweep, load_sweep  # noqa: E402
+from tuning.journal import Journal, read_scores, write_scores  # noqa: E402
+
+_FREE = {"concurrent", "trials", "storage"}
+"""Keys that may differ when a sweep is started again; ``trials`` may grow."""
+
+
+def check(sweep: Sweep, planned: list[dict[str, Any]]) -> None:
+    """What can be known to be wrong before Ray starts, beside what the description says.
+
+    Raises:
+        ValueError: a trial's files are not there, or settings do not fit its model.
+    """
+    from rlvid.train.launch import check as check_run
+
+    seen = set()
+    for settings in planned or [{}]:
+        run = sweep.run(settings, "trial", sweep.rungs[-1])
+        reward = run.reward.model_dump_json(exclude={"attenuation"})
+        about = (reward, run.model.model_dump_json(), run.data.model_dump_json(), run.method.name)
+        if about not in seen:
+            check_run(run)
+        seen.add(about)
+
+
+def keep_description(sweep: Sweep) -> None:
+    """Makes the sweep's folder and notes what it is.
+
+    Raises:
+        ValueError: the folder holds another sweep (names what has changed), or something else.
+    """
+    from rlvid.config import parse_config
+    from rlvid.evaluate import write_whole
+    from rlvid.train.launch import differences
+
+    note, base = sweep.folder / "sweep.yaml", sweep.base()
+    if note.is_file():
+        kept = yaml.safe_load(note.read_text(encoding="utf-8"))
+        before, base_before = Sweep.model_validate(kept["sweep"]), parse_config(kept["base"])
+        free = {key: getattr(before, key) for key in _FREE}
+        output = {"output": base_before.output}
+        changed = differences(before, sweep.model_copy(update=free))
+        changed = changed or differences(base_before, base.model_copy(update=output))
+        if changed:
+            raise ValueError(
+                f"sweep {sweep.name!r} exists in {sweep.folder} with another description ({changed}); "
+                "choose another name=..., or delete the folder to start anew"
+            )
+        if before.trials and (sweep.trials or 0) < before.trials:
+            raise ValueError(f"trials = {sweep.trials}: the sweep began with {before.trials}, and cannot have fewer")
+    elif sweep.folder.is_dir() and any(entry.name != ".lock" for entry in sweep.folder.iterdir()):
+        raise ValueError(f"{sweep.folder} exists and is not a sweep; choose another name=... or storage=...")
+    now = {"sweep": sweep.model_dump(mode="json"), "base": base.model_dump(mode="json")}
+    write_whole(note, yaml.safe_dump(now, sort_keys=False).encode())
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Holds the sweep's folder for this process; the hold ends with it, however it ends.
+
+    Raises:
+        ValueError: another process holds it, or it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise ValueError(
+            f"storage: {folder} cannot be written ({error.strerror}); choose another storage=..."
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"sweep {folder} is being run by another process; wait for its end") from None
+        yield
+
+
+def run(sweep: Sweep, address: str | None = None) -> None:
+    """Runs the trials that are left and writes the report.
+
+    Raises:
+        ValueError: bad input, before Ray starts where that can be known.
+        RuntimeError: trials failed or were left over; the report is of the others.
+    """
+    planned = sweep.planned()
+    check(sweep, planned)
+    with alone(sweep.folder):
+        keep_description(sweep)
+        journal = Journal(sweep.folder)
+        from tuning.search import Proposals
+
+        proposals = Proposals(sweep, journal, planned)
+        say(
+            f"sweep {sweep.name}: {sweep.count} trials over {', '.join(sweep.space)} ({sweep.algorithm}, "
+            f"{sweep.scheduler}), measured after {', '.join(map(str, sweep.rungs))} steps by {sweep.metric}; "
+            f"{proposals.left} to run"
+        )
+        if proposals.left:
+            fit(sweep, journal, proposals, address)
+        from tuning.report import write_report
+
+        write_report(sweep, journal)
+    say_where(sweep)
+    open_trials = [trial for trial in journal.trials if trial.end not in ("finished", "stopped early")]
+    if open_trials or len(journal.trials) < sweep.count:
+        failed = ", ".join(f"{trial.name} ({trial.reason or 'interrupted'})" for trial in open_trials)
+        raise RuntimeError(f"not all trials have ended: {failed or 'some never began'}; start the same command again")
+
+
+def fit(sweep: Sweep, journal: Journal, proposals: Any, address: str | None) -> None:
+    """Lets Tune run what is left."""
+    for name, value in {
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # TensorBoard has the runs' own events
+        "TUNE_MAX_PENDING_TRIALS_PG": str(sweep.concurrent),
+    }.items():
+        os.environ.setdefault(name, value)
+    # For workers of a Ray that starts here; on a cluster, `ray job submit --working-dir .` brings the folder along.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    from ray import tune
+
+    from rlvid.data.sources import encoded_clips
+    from rlvid.train.launch import check_resources, start_ray
+    from tuning.search import Judge
+    from tuning.trial import measured, trainable
+
+    base = sweep.base()
+    start_ray(address)
+    use_gpu = check_resources(base)
+    check_room(sweep, use_gpu)
+    encoded_clips(base, console)  # once for all trials
+    known = sweep.folder / "base.json"
+    scores = read_scores(known)
+    if scores is None:
+        scores = measured(base, sweep.measuring.model_dump(), use_gpu, None, 0)
+        write_scores(known, scores)
+    values = ", ".join(f"{name} {scores['mean'][name]:.3f}" for name in sweep.objectives if name in scores["mean"])
+    say(f"base model: {values}")
+    tuner = tune.Tuner(
+        trainable(sweep, base, use_gpu),
+        tune_config=tune.TuneConfig(
+            search_alg=proposals,
+            scheduler=Judge(sweep, journal, say),
+            num_samples=proposals.left,
+            max_concurrent_trials=sweep.concurrent,
+            trial_name_creator=lambda trial: f"trial-{trial.config['trial']:03d}",
+            trial_dirname_creator=lambda trial: f"trial-{trial.config['trial']:03d}-{trial.trial_id}",
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(sweep.folder / ".tune"),
+            failure_config=tune.FailureConfig(max_failures=base.train.max_failures),
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+
+
+def check_room(sweep: Sweep, use_gpu: bool) -> None:
+    """Raises ValueError where so many trials at a time do not fit into the cluster: they would wait for each other."""
+    import ray
+
+    have, train = ray.cluster_resources(), sweep.base().train
+    needs = {"CPU": train.workers * train.cpus_per_worker} | ({"GPU": train.workers} if use_gpu else {})
+    for kind, each in needs.items():
+        if sweep.concurrent * each > have.get(kind, 0):
+            raise ValueError(
+                f"concurrent = {sweep.concurrent} trials of {each:g} {kind} each do not fit into the cluster's "
+                f"{have.get(kind, 0):g}; allowed: 1 to {max(1, int(have.get(kind, 0) // each))}"
+            )
+
+
+def say_where(sweep: Sweep) -> None:
+    """Says where to look."""
+    shown = os.path.relpath(sweep.folder)
+    say(f"report       {shown}/report/report.md (results.csv, parallel.png, heatmap.png)")
+    say(f"TensorBoard  tensorboard --logdir {shown}")
+    say(f"next         rlvid train {shown}/report/best.yaml")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; a user's mistake is one line and exit code 2, trials that failed give 1."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sweep", nargs="?", default="toy", help="a shipped sweep (toy, modelscope) or a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="keys of the sweep or of the run")
+    parser.add_argument("--address", help="Ray cluster to use; default: RAY_ADDRESS, else Ray on this machine")
+    options = parser.parse_intermixed_args(arguments)
+    given = [options.sweep, *options.overrides]
+    source = "toy" if "=" in given[0] else given.pop(0)
+    try:
+        run(load_sweep(source, given), options.address)
+    except (ValueError, OSError) as error:
+        return complain(error, 2)
+    except RuntimeError as error:
+        return complain(error, 1)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

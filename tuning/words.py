@@ -1,0 +1,107 @@
+"""What a sweep found, in sentences, with no more certainty than its videos give."""
+
+import math
+from typing import Any
+
+from rlvid.models.folders import resolved_shape
+from tuning.description import Sweep
+from tuning.report import TITLES, Outcome, difference
+from tuning.space import Dimension, label, shown
+
+
+def found(sweep: Sweep, outcomes: list[Outcome], order: list[Outcome], base: dict[str, Any] | None) -> list[str]:
+    """Sentences, as a list in Markdown: the best, whether it is told apart, and what each setting did."""
+    best, metric = order[0], TITLES[sweep.metric].lower()
+    ends = [one.trial.end for one in outcomes]
+    lines = [
+        f"- {len(outcomes)} trials: {ends.count('finished')} ran to the last of {', '.join(map(str, sweep.rungs))} "
+        f"steps, {ends.count('stopped early')} were stopped early, {ends.count('failed')} failed, "
+        f"{ends.count(None)} are open.",
+        f"- **Best by {metric}: {best.trial.name}, {shown(best.trial.settings)}**, with {best.value(sweep.metric):.3f} "
+        f"after {best.step} steps.",
+    ]
+    if gain := difference(best, base, sweep.metric):
+        lines.append(
+            f"- The base has {base['mean'][sweep.metric]:.3f}: a gain of {_interval(gain)} (paired over {gain.pairs} "
+            f"videos, 95 % bootstrap interval){'' if gain.low > 0 else ', which may be chance'}."
+        )
+    if len(order) > 1 and best.step is not None:
+        second = order[1]
+        gain = difference(best, second.scores[best.step], sweep.metric)
+        lines.append(
+            f"- The next one, {second.trial.name} ({shown(second.trial.settings)}), has "
+            f"{second.value(sweep.metric):.3f}: a difference of {_interval(gain)}, "
+            + ("which these videos tell apart." if gain.low > 0 else "which these videos do not tell apart.")
+        )
+    lines += [line for dimension in sweep.dimensions if (line := _effect(sweep, dimension, outcomes))]
+    lines.append("- Each trial is one seed; what another seed would have given is not in these numbers.")
+    return lines
+
+
+def _interval(gain: Any) -> str:
+    return f"{gain.difference:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
+
+
+def _effect(sweep: Sweep, dimension: Dimension, outcomes: list[Outcome]) -> str | None:
+    """Means over the trials of each value, at the first rung, where all of them have had the same number of steps."""
+    step, groups = sweep.rungs[0], _groups(dimension, outcomes)
+    means = []
+    for name, members in groups.items():
+        values = [v for v in (one.value(sweep.metric, step) for one in members) if math.isfinite(v)]
+        if values:
+            means.append(f"{name}: {sum(values) / len(values):.3f} ({len(values)})")
+    if len(means) < 2:
+        return None
+    return f"- `{dimension.key}` after {step} steps, mean {TITLES[sweep.metric].lower()} (trials): {', '.join(means)}."
+
+
+def _groups(dimension: Dimension, outcomes: list[Outcome]) -> dict[str, list[Outcome]]:
+    """Trials by the value of a setting; of a range, by its lower and upper half."""
+    if dimension.kind == "choice":
+        return {
+            label(value): [one for one in outcomes if one.trial.settings[dimension.key] == value]
+            for value in dimension.values
+        }
+    low, high = dimension.values
+    middle = math.sqrt(low * high) if dimension.kind == "loguniform" else (low + high) / 2
+    below = [one for one in outcomes if one.trial.settings[dimension.key] <= middle]
+    return {f"up to {middle:.4g}": below, "above": [one for one in outcomes if one not in below]}
+
+
+def next_steps(sweep: Sweep, order: list[Outcome]) -> list[str]:
+    """What to do with it, as a list in Markdown."""
+    lines = [
+        "- `rlvid train best.yaml` trains the best settings for the base's own number of steps, `best.yaml` is here."
+    ]
+    for dimension in sweep.dimensions:
+        value = order[0].trial.settings[dimension.key]
+        if _could_go_on(sweep, dimension, order[0].trial.settings):
+            lines.append(f"- The best {dimension.key} = {label(value)} is the end of what was tried: try beyond it.")
+    if len(order) > 1:
+        lines.append(
+            "- To tell the first ones apart, give them seeds (a grid over `seed: [0, 1, 2]` with their settings fixed) "
+            "or more videos (`evaluation.videos`)."
+        )
+    return lines
+
+
+def _could_go_on(sweep: Sweep, dimension: Dimension, settings: dict[str, Any]) -> bool:
+    """Whether the best value is at an end of its range, or within 5 % of it, and a run may have a value beyond."""
+    value = settings[dimension.key]
+    if any(isinstance(each, bool) or not isinstance(each, int | float) for each in dimension.values):
+        return False
+    finite = [each for each in dimension.values if math.isfinite(each)]
+    low, high = min(finite), max(finite)
+    margin = 0.0 if dimension.kind == "choice" else 0.05
+    if value <= low + margin * (high - low):
+        beyond = low - 1 if isinstance(low, int) else low / 2
+    elif math.inf > value >= high - margin * (high - low) and len(finite) == len(dimension.values):
+        beyond = high * 2
+    else:
+        return False
+    try:
+        run = sweep.run(settings | {dimension.key: beyond}, "beyond", sweep.rungs[-1])
+        frames, _ = resolved_shape(run.model.path, run.model.frames, run.model.size)
+    except ValueError:
+        return False
+    return beyond not in dimension.values and run.reward.segments <= frames
