@@ -67,7 +67,7 @@ def save_trained(state: dict[str, Tensor], denoiser: nn.Module, spec: ModelConfi
     denoiser.save_config(path.parent)  # type: ignore[operator]  # a method of diffusers' models
 
 
-def trained_file(spec: ModelConfig) -> str:
+def trained_path(spec: ModelConfig) -> str:
     """Where in a checkpoint's folder the trained weights are."""
     return _FILES[spec.train]
 

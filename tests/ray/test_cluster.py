@@ -61,8 +61,8 @@ class Cluster:
     def start(self, *command: str, **environment: str) -> subprocess.Popen[str]:
         """Starts a command as a user of the cluster would."""
         return subprocess.Popen(
-            command, env=self.environment | {"PYTHONPATH": str(ROOT)} | environment, cwd=ROOT, text=True, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            command, env=self.environment | {"PYTHONPATH": str(ROOT)} | environment, cwd=ROOT, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
     def submit(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
