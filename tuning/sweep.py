@@ -57,7 +57,7 @@ def keep_description(sweep: Sweep) -> None:
     """
     from rlvid.config import parse_config
     from rlvid.evaluate import write_whole
-    from rlvid.train.launch import differences
+    from rlvid.train.resume import differences
 
     note, base = sweep.folder / "sweep.yaml", sweep.base()
     if note.is_file():

@@ -13,8 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rlvid.config import RunConfig, parse_config
 from rlvid.doctor.finding import Finding, examine, judged
-from rlvid.train.checkpoint import checkpoint_name
-from rlvid.train.looks import find_best, is_whole, read_means, summary
+from rlvid.train.checkpoint import checkpoint_name, is_whole
+from rlvid.train.looks import find_best, read_means, summary
 
 _PICTURES = 50
 """Parts of the archive whose pictures are opened too, spread over all."""

@@ -21,14 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from rlvid.config import RunConfig
 from rlvid.data.prompts import resolve_prompts
 from rlvid.evaluate import write_whole
 from rlvid.models.trained import holds_trained, trained_file
 from rlvid.toy.captions import PROMPT_SETS
-from rlvid.train.checkpoint import Found, checkpoint_name, find_checkpoints
+from rlvid.train.checkpoint import Found, checkpoint_name, find_checkpoints, is_whole, read_state
 from rlvid.train.verdict import HELD_OUT, TRAINED, Loss, Verdict, judge
 
 NAMES = {
@@ -180,16 +178,6 @@ def stop_flag(run: Path) -> Path:
     return run / "guard" / "stop"
 
 
-def is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint's weights and state are written to the end: another process may be at it."""
-    try:
-        json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-        with safe_open(trained_file(checkpoint), framework="pt"):
-            return True
-    except (OSError, ValueError, SafetensorError):
-        return False
-
-
 def copy_trained(checkpoint: Path, target: Path) -> None:
     """Copies what evaluation needs of a checkpoint; ``target`` appears whole or not at all, unless it is there."""
     assert holds_trained(checkpoint)
@@ -198,7 +186,9 @@ def copy_trained(checkpoint: Path, target: Path) -> None:
         shutil.rmtree(part, ignore_errors=True)
     weights = trained_file(checkpoint).parent
     shutil.copytree(weights, part / weights.name)
-    shutil.copy2(checkpoint / "state.json", part / "state.json")
+    state = read_state(checkpoint)
+    state["files"] = {name: size for name, size in state.get("files", {}).items() if (part / name).is_file()}
+    (part / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
     if part != target:
         part.rename(target)
 
