@@ -68,7 +68,7 @@ def find_run(run: str | Path, step: int | None = None) -> tuple[RunConfig, Found
             f"run {str(run)!r}: no such folder, and no such run under runs (there: {', '.join(known) or 'none'})"
         )
     config = parse_config(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
-    kept, best = find_checkpoints(folder), find_best(folder)
+    kept, best = find_checkpoints(folder, resumable=False), find_best(folder)
     found = sorted([*kept, *([best] if best and best.step not in {c.step for c in kept} else [])], key=lambda c: c.step)
     chosen = [c for c in found if step is None or c.step == step]
     if not chosen:

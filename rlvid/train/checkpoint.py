@@ -34,6 +34,8 @@ from rlvid.train.resume import carries_over
 
 _SIGNS_OF_TORCH = ("inline_container", "PytorchStreamWriter", "iostream error")
 """In what torch.save says, as a RuntimeError, when a file cannot be written."""
+_TO_RESUME = re.compile(r"engine/|algorithm\.pt$")
+"""Files that only a resumed run needs."""
 _NAME = re.compile(r"step-(\d{6,})$")
 
 
@@ -137,20 +139,22 @@ def read_state(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "state.json").read_text(encoding="utf-8"))
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether all of a checkpoint is there that worker 0 wrote."""
+def is_whole(folder: Path, resumable: bool = True) -> bool:
+    """Whether all of a checkpoint is there that worker 0 wrote, or without ``resumable`` all that evaluation needs."""
     try:
         files = read_state(folder).get("files", {})  # none in a checkpoint of an earlier version
+        if not resumable:
+            files = {name: size for name, size in files.items() if not _TO_RESUME.match(name)}
         return holds_trained(folder) and all((folder / name).stat().st_size == size for name, size in files.items())
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
         return False
 
 
-def find_checkpoints(run: Path) -> list[Found]:
-    """The whole checkpoints of a run's folder, oldest first."""
+def find_checkpoints(run: Path, resumable: bool = True) -> list[Found]:
+    """The whole checkpoints of a run's folder, oldest first; see ``is_whole``."""
     found = []
     for folder in run.iterdir() if run.is_dir() else []:
         match = _NAME.search(folder.name)
-        if match and is_whole(folder):
+        if match and is_whole(folder, resumable):
             found.append(Found(folder, int(match[1])))
     return sorted(found, key=lambda each: each.step)

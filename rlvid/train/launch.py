@@ -84,6 +84,11 @@ def check(config: RunConfig) -> None:
         sample_prompts(config)
     elif config.data.source != "builtin":
         EncodedClips.open(Path(config.data.source).expanduser(), model_fingerprint(config.model))
+    if config.guard.every and is_uri(config.output.storage):
+        raise ValueError(
+            f"guard.every = {config.guard.every}: the guard looks at checkpoints in a folder, and output.storage = "
+            f"{config.output.storage!r} is a store of objects; set guard.every=0, or a folder that all nodes mount"
+        )
     if config.guard.every and config.guard.prompts is not None:
         guard_prompts(config, [])
 
@@ -105,7 +110,7 @@ def prepare(config: RunConfig) -> Path:
         before = parse_config(yaml.safe_load(known.read_text(encoding="utf-8")))
         begun = (folder / "archive").is_dir()  # workers make it once they are ready; a failed start is no run yet
         if begun:
-            check_resume(folder, before, config)
+            check_resume(folder, before, config, resumable=not is_uri(config.output.storage))
     elif folder.is_dir() and any(entry.name != ".lock" for entry in folder.iterdir()):
         raise ValueError(f"{folder} exists and is not a run of rlvid; choose another name=... or output.storage=...")
     try:
@@ -199,8 +204,9 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Fi
     mirror = run_mirror(config.output.storage, config.name)
     folder = prepare(config)
     with _alone(folder):
-        mend_record(folder)
-        latest = latest_checkpoint(folder)
+        here = not is_uri(config.output.storage)
+        mend_record(folder, here)
+        latest = latest_checkpoint(folder, here)
         if latest and (text := notice(latest[0], config, latest[1])):
             console.print(text, style="bold" if text.startswith("WARNING") else None, markup=False, soft_wrap=True)
         _write_config(config, folder)
@@ -281,7 +287,7 @@ def _fit(config: RunConfig, mirror: Mirror, console: Console, address: str | Non
     if done["problem"]:
         raise RuntimeError(f"training stopped: {done['problem']}")
     run_mirror(config.output.storage, config.name)
-    last = find_checkpoints(folder)[-1]
+    last = find_checkpoints(folder, resumable=not stored)[-1]
     return Finished(folder, last.folder, done["first_step"], last.step, done["skipped"], done["seconds"])
 
 

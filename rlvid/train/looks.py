@@ -26,7 +26,7 @@ from rlvid.data.prompts import resolve_prompts
 from rlvid.evaluate import write_whole
 from rlvid.models.trained import holds_trained, trained_file
 from rlvid.toy.captions import PROMPT_SETS
-from rlvid.train.checkpoint import Found, checkpoint_name, find_checkpoints, is_whole, read_state
+from rlvid.train.checkpoint import Found, checkpoint_name, find_checkpoints, is_whole
 from rlvid.train.verdict import HELD_OUT, TRAINED, Loss, Verdict, judge
 
 NAMES = {
@@ -118,23 +118,23 @@ class Looks:
             last: also the latest checkpoint, whatever its step.
         """
         every, done = self.config.guard.every, set(self.steps)
-        found = find_checkpoints(self.run)
+        found = find_checkpoints(self.run, resumable=False)
         for each in found:
             due = each.step % every == 0 or (last and each is found[-1])
             target = self.pending / checkpoint_name(each.step)
-            if due and each.step not in done and not target.is_dir() and is_whole(each.folder):
+            if due and each.step not in done and not target.is_dir():
                 try:
                     copy_trained(each.folder, target)
                 except FileNotFoundError:  # deleted meanwhile: a later one has come
                     shutil.rmtree(target.with_name(f".{target.name}"), ignore_errors=True)
-        return sorted(each.step for each in find_checkpoints(self.pending) if each.step not in done)
+        return sorted(each.step for each in find_checkpoints(self.pending, resumable=False) if each.step not in done)
 
     def settle(self, verdict: Verdict) -> None:
         """Brings ``best/`` up to what the looks say, and forgets copies that have had their look."""
         look, fresh = self.all[verdict.best], self.run / ".best"
         if not self.best.is_dir() and (fresh / "best.json").is_file():  # killed between the two last steps below
             fresh.rename(self.best)
-        copied = next((p for p in self._copies(look.step) if look.step == 0 or is_whole(p)), None)
+        copied = next((p for p in self._copies(look.step) if look.step == 0 or is_whole(p, resumable=False)), None)
         if summary(self.run).get("step") != look.step and copied is not None:
             shutil.rmtree(fresh, ignore_errors=True)
             fresh.mkdir()
@@ -144,7 +144,7 @@ class Looks:
             (fresh / "best.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
             shutil.rmtree(self.best, ignore_errors=True)
             fresh.rename(self.best)
-        for found in find_checkpoints(self.pending):
+        for found in find_checkpoints(self.pending, resumable=False):
             if found.step in self.steps:
                 shutil.rmtree(found.folder, ignore_errors=True)
 
@@ -186,16 +186,14 @@ def copy_trained(checkpoint: Path, target: Path) -> None:
         shutil.rmtree(part, ignore_errors=True)
     weights = trained_file(checkpoint).parent
     shutil.copytree(weights, part / weights.name)
-    state = read_state(checkpoint)
-    state["files"] = {name: size for name, size in state.get("files", {}).items() if (part / name).is_file()}
-    (part / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
+    shutil.copy2(checkpoint / "state.json", part / "state.json")
     if part != target:
         part.rename(target)
 
 
 def find_best(run: Path) -> Found | None:
     """The guard's best checkpoint, if it has one that is not the base model."""
-    if not is_whole(run / "best"):
+    if not is_whole(run / "best", resumable=False):
         return None
     return Found(run / "best", int(json.loads((run / "best" / "state.json").read_text(encoding="utf-8"))["step"]))
 

@@ -20,19 +20,22 @@ log = logging.getLogger("rlvid.train")
 RECORD = "checkpoint_manager_snapshot.json"
 
 
-def latest_checkpoint(run: Path) -> tuple[RunConfig, int] | None:
-    """Settings and step of a run's latest whole checkpoint, if it has one."""
-    found = find_checkpoints(run)
+def latest_checkpoint(run: Path, resumable: bool = True) -> tuple[RunConfig, int] | None:
+    """Settings and step of a run's latest whole checkpoint, if it has one.
+
+    Here and below, without ``resumable`` the folder mirrors an object store and lacks what only workers need.
+    """
+    found = find_checkpoints(run, resumable)
     return (parse_config(read_state(found[-1].folder)["config"]), found[-1].step) if found else None
 
 
-def check_resume(run: Path, before: RunConfig, now: RunConfig) -> None:
+def check_resume(run: Path, before: RunConfig, now: RunConfig, resumable: bool = True) -> None:
     """Checks that a run that has begun may go on under ``now``; ``before`` are the settings in its folder.
 
     Raises:
         ValueError: it may not; see ``rlvid.train.resume.carries_over``.
     """
-    latest = latest_checkpoint(run)
+    latest = latest_checkpoint(run, resumable)
     try:
         carries_over(latest[0] if latest else before, now, begun=latest is not None)
     except ValueError as error:
@@ -42,7 +45,7 @@ def check_resume(run: Path, before: RunConfig, now: RunConfig) -> None:
         ) from None
 
 
-def mend_record(run: Path) -> bool:
+def mend_record(run: Path, resumable: bool = True) -> bool:
     """Makes Ray Train's record anew if it is cut off, from the whole checkpoints; returns whether it did.
 
     All workers have written the checkpoints that are there when Ray Train writes the record.
@@ -51,7 +54,8 @@ def mend_record(run: Path) -> bool:
     if not path.is_file() or _is_readable(path):
         return False
     part = path.with_name(f"{RECORD}.tmp")
-    part.write_text(json.dumps(_record([found.step for found in find_checkpoints(run)])), encoding="utf-8")
+    steps = [found.step for found in find_checkpoints(run, resumable)]
+    part.write_text(json.dumps(_record(steps)), encoding="utf-8")
     os.replace(part, path)
     log.warning("%s was cut off and has been made anew", path)
     return True

@@ -113,7 +113,12 @@ def test_a_cut_off_checkpoint_is_none(tmp_path: Path) -> None:
     adapter.write_bytes(whole[:-1])
     assert not is_whole(run / "step-000004")
     assert [found.step for found in find_checkpoints(run)] == [2]
+    assert not is_whole(run / "step-000004", resumable=False)
     adapter.write_bytes(whole)
+    engine = next(p for p in (run / "step-000004" / "engine").rglob("*") if p.is_file())
+    engine.unlink()
+    assert [found.step for found in find_checkpoints(run)] == [2]
+    assert [found.step for found in find_checkpoints(run, resumable=False)] == [2, 4], "evaluation needs weights alone"
     state = run / "step-000004" / "state.json"
     state.write_text(state.read_text()[:50])
     assert latest_checkpoint(run) == (config, 2)

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 
-from rlvid.config import load_config
+from rlvid.config import load_config, parse_config
 from rlvid.data.storage import Mirror, home, run_mirror, run_uri, split_uri, worker_mirror
-from rlvid.train.launch import prepare
+from rlvid.train.launch import check, prepare
 from rlvid.train.nodes import visit, workers_that_fit
 
 
@@ -120,6 +120,12 @@ def test_a_node_says_what_is_wrong_with_the_storage(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "mine").iterdir()] == [".seen-1"]
     assert visit(str(tmp_path), "other", ".seen-1", patience=0)[1] == "does not see what the driver writes there"
     assert visit(f"file://{tmp_path}", "mine", ".seen-1")[1] is None
+
+
+def test_a_guard_needs_a_folder(store: Path) -> None:
+    config = parse_config({"guard": {"every": 50}, "output": {"storage": f"file://{store}"}})
+    with pytest.raises(ValueError, match=r"guard\.every = 50: the guard looks at checkpoints in a folder"):
+        check(config)
 
 
 def test_a_worker_lies_on_one_node() -> None:
