@@ -34,7 +34,7 @@ def uninterrupted(folder: Path, ray_cluster: Any) -> dict[str, torch.Tensor]:
     return adapter(done.folder, 8)
 
 
-def _wait_for_part(run: Path, step: int, seconds: float = 180) -> None:
+def _wait_for_part(run: Path, step: int, seconds: float = 400) -> None:
     deadline = time.monotonic() + seconds
     while not list((run / "archive").glob(f"step-{step:06d}-*.parquet")):
         assert time.monotonic() < deadline, f"{run} did not reach step {step}"

@@ -37,8 +37,9 @@ def config(folder: Path, name: str, *overrides: str) -> RunConfig:
 
 
 def adapter(run: Path, step: int) -> dict[str, torch.Tensor]:
-    """The adapter of a checkpoint."""
-    return load_file(run / f"step-{step:06d}" / "adapter" / "adapter_model.safetensors")
+    """The adapter of a checkpoint, under the names that ``trained_state`` gives it."""
+    found = load_file(run / f"step-{step:06d}" / "adapter" / "adapter_model.safetensors")
+    return {name.removeprefix("base_model.model."): tensor for name, tensor in found.items()}
 
 
 def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
