@@ -61,8 +61,8 @@ class Cluster:
     def start(self, *command: str, **environment: str) -> subprocess.Popen[str]:
         """Starts a command as a user of the cluster would."""
         return subprocess.Popen(
-            command, env=self.environment | {"PYTHONPATH": str(ROOT)} | environment, cwd=ROOT, text=True, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            command, env=self.environment | {"PYTHONPATH": str(ROOT)} | environment, cwd=ROOT, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
     def submit(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
@@ -114,9 +114,10 @@ def cluster() -> Iterator[Cluster]:
     nodes: list[subprocess.Popen[bytes]] = []
 
     def node(number: int, cpus: int, *options: str) -> None:
-        command = [
+        command = [  # with a folder and an address of its own, as the machine that it stands for has
             str(BIN / "ray"), "start", "--block", f"--num-cpus={cpus}", "--num-gpus=0",
-            f"--object-store-memory={100 * 2**20}", "--disable-usage-stats", *options,
+            f"--object-store-memory={100 * 2**20}", "--disable-usage-stats", f"--temp-dir={home}/{number}",
+            f"--node-ip-address=127.0.0.{number + 1}", "--dashboard-agent-listen-port=0", *options,
         ]  # fmt: skip
         if number == 2 and CAN_HIDE:  # a mount namespace in which something else lies over the hidden folder
             command = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(made.hidden), *command]
@@ -129,15 +130,11 @@ def cluster() -> Iterator[Cluster]:
     try:
         node(
             0, 1, "--head", f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
-            f"--temp-dir={home}/ray", "--node-ip-address=127.0.0.1", "--include-dashboard=true",
-            "--dashboard-agent-listen-port=0", f"--ray-client-server-port={free_port()}",
+            "--include-dashboard=true", f"--ray-client-server-port={free_port()}",
         )  # fmt: skip
         _wait(lambda: _listens(port), 60, "the head")
         for number in (1, 2):
-            node(
-                number, 2, f"--address=127.0.0.1:{port}", "--node-ip-address=127.0.0.1",
-                "--dashboard-agent-listen-port=0",
-            )  # fmt: skip
+            node(number, 2, f"--address=127.0.0.1:{port}")
         for number in range(3):
             log = home / f"node-{number}.log"
             _wait(lambda log=log: "Ray runtime started" in log.read_text("utf-8"), 90, f"node {number}")
