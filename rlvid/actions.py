@@ -1,11 +1,10 @@
 """What `rlvid train` and `rlvid evaluate` do and say; everything heavy is imported inside the functions."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlvid.terminal import console, counter, say
+from rlvid.terminal import console, counter, say, short
 
 if TYPE_CHECKING:
     from rlvid.config import RunConfig
@@ -32,14 +31,14 @@ def train_and_show(config: "RunConfig", address: str | None) -> Path:
     picture_reward_curve(folder, folder / "reward.png")
     Mirror(config.output.storage, config.name).send("*.png")
     storage = config.output.storage
-    shown = run_uri(storage, config.name) if is_uri(storage) else os.path.relpath(folder)
+    shown = run_uri(storage, config.name) if is_uri(storage) else short(folder)
     if done.skipped:
         say(f"{done.skipped} steps were skipped because their loss or gradient was not finite")
     kind = "adapter" if config.model.train == "lora" else "unet"
     say(f"{kind:<13}{shown}/{done.checkpoint.name}/{kind}")
     say(f"pictures     {shown}/before-after.png, {shown}/reward.png")
     say(f"samples      {shown}/archive (Parquet: select * from '{shown}/archive/*.parquet')")
-    say(f"TensorBoard  tensorboard --logdir {os.path.relpath(folder.parent)}")
+    say(f"TensorBoard  tensorboard --logdir {short(folder.parent)}")
     say(f"next         rlvid evaluate {shown}; rlvid export {shown} --out FOLDER")
     return folder
 
@@ -102,5 +101,5 @@ def evaluate_and_show(
         console.print(render_table(summarise(rows), compare_all(rows, "base"), steps=each))
     if len(scales) > 1:
         draw_tradeoff(folder / "tradeoff.png", summarise(rows), named)
-        say(f"trade-off    {os.path.relpath(folder)}/tradeoff.png (rewards and motion for each --lora-scale)")
-    say(f"tables       {os.path.relpath(folder)}/evaluation.md (.csv, .json, .parquet)")
+        say(f"trade-off    {short(folder)}/tradeoff.png (rewards and motion for each --lora-scale)")
+    say(f"tables       {run if is_uri(run) else short(folder)}/evaluation.md (.csv, .json, .parquet)")

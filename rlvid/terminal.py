@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from rich.console import Console
 
@@ -12,6 +13,11 @@ console = Console(width=None if sys.stdout.isatty() else 120)
 def say(text: str) -> None:
     """One line, as it is: neither wrapped nor coloured."""
     console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+def short(path: Path) -> str:
+    """A path as one would type it here: relative where it lies below."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def numbers(text: str, option: str) -> list[int]:

@@ -26,8 +26,6 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 from pyarrow import fs
 
-from rlvid.data.archive import part_step
-
 _CHUNK = 8 * 2**20
 _LEFT_OUT = re.compile(r"archive/|step-\d+/(engine/|algorithm\.pt)|\.|.*\.tmp$")
 """Of a run, what only workers need, or nobody."""
@@ -156,6 +154,8 @@ class Mirror:
 
     def trim_archive(self, from_step: int) -> None:
         """Removes archive parts of ``from_step`` and later from the store, see ``rlvid.data.archive.trim``."""
+        from rlvid.data.archive import part_step  # brings torch, which a node that only looks at its storage can spare
+
         for name in self._there() if self._store is not None else []:
             step = part_step(PurePosixPath(name).name) if name.startswith("archive/") else None
             if step is not None and step >= from_step:

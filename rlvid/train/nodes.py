@@ -19,7 +19,7 @@ from rlvid.data.storage import locate
 Shape = dict[str, float]
 BOOTSTRAP = Path.home() / "ray_bootstrap_config.yaml"
 """Where ``ray up`` puts the description of the cluster on its head."""
-_SECONDS = 60.0
+_SECONDS = 120.0
 """How long a node may take to start a process and look."""
 
 
