@@ -10,8 +10,10 @@ last checkpoint. docs/sweeps.md says more.
 
 import argparse
 import fcntl
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,6 +116,7 @@ def run(sweep: Sweep, address: str | None = None) -> None:
     with alone(sweep.folder):
         keep_description(sweep)
         journal = Journal(sweep.folder)
+        os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")  # is read when ray is imported
         from tuning.search import Proposals
 
         proposals = Proposals(sweep, journal, planned)
@@ -145,15 +148,17 @@ def fit(sweep: Sweep, journal: Journal, proposals: Any, address: str | None) -> 
         os.environ.setdefault(name, value)
     # For workers of a Ray that starts here; on a cluster, `ray job submit --working-dir .` brings the folder along.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    from ray import tune
-
-    from rlvid.data.sources import encoded_clips
     from rlvid.train.launch import check_resources, start_ray
-    from tuning.search import Judge
-    from tuning.trial import measured, trainable
 
     base = sweep.base()
     start_ray(address)
+
+    from ray import tune
+
+    from rlvid.data.sources import encoded_clips
+    from tuning.search import Judge
+    from tuning.trial import measured, trainable
+
     use_gpu = check_resources(base)
     check_room(sweep, use_gpu)
     encoded_clips(base, console)  # once for all trials
@@ -213,6 +218,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="keys of the sweep or of the run")
     parser.add_argument("--address", help="Ray cluster to use; default: RAY_ADDRESS, else Ray on this machine")
     options = parser.parse_intermixed_args(arguments)
+    warnings.filterwarnings("ignore")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    logging.basicConfig(level=logging.ERROR)
     given = [options.sweep, *options.overrides]
     source = "toy" if "=" in given[0] else given.pop(0)
     try:

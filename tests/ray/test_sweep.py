@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_tiny_model(home / "model")
     settings = {
         "model.path": str(home / "model"), "model.frames": 4, "model.size": 16, "data.clips": 6, "sampling.steps": 4,
-        "train.batch_size": 4, "train.workers": 1, "train.zero_stage": 0, "optimizer.lr": 1e-3, "optimizer.warmup": 0,
+        "train.batch_size": 4, "train.workers": 1, "train.zero_stage": 0, "optimizer.lr": 0.1, "optimizer.warmup": 0,
     }  # fmt: skip
     sweep = {
         "name": "tiny", "config": "toy", "storage": str(home), "settings": settings, "algorithm": "grid",
