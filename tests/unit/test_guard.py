@@ -12,7 +12,8 @@ from helpers import save_run
 
 from rlvid.config import RunConfig, load_config, parse_config
 from rlvid.evaluate.run import find_run, load_run
-from rlvid.train.guard import Looker, check_room, guard_gpus, worker_gpus
+from rlvid.train.guard import check_room, guard_gpus, worker_gpus
+from rlvid.train.looker import Looker
 from rlvid.train.looks import Looked, Looks, find_best, guard_prompts, is_whole, read_means, stop_flag
 from rlvid.train.verdict import HELD_OUT, TOLERANCE, TRAINED, judge, student
 
