@@ -17,19 +17,14 @@ from types import TracebackType
 from typing import Any
 
 import ray
-import torch
 from rich.console import Console
 from safetensors import SafetensorError
 
 from rlvid.config import RunConfig
-from rlvid.config.reward import RewardConfig
 from rlvid.data.clips import EncodedClips
-from rlvid.evaluate.evaluate import METRICS, evaluate_model
 from rlvid.evaluate.pictures import reward_curve
-from rlvid.models.trained import load_trainable, load_trained
-from rlvid.reward.clip import ClipReward
-from rlvid.reward.load import held_out_reward, load_reward, trained_reward
 from rlvid.train.checkpoint import checkpoint_name
+from rlvid.train.looker import Looker
 from rlvid.train.looks import Looked, Looks, guard_prompts, read_means, summary
 from rlvid.train.metrics import TensorBoard
 from rlvid.train.nodes import guard_gpus, worker_gpus
@@ -65,72 +60,6 @@ def check_room(config: RunConfig, use_gpu: bool, have: dict[str, float]) -> None
             f"guard.cpus = {cpus:g}: the cluster has {have.get('CPU', 0):g} CPU cores, and the workers leave {left:g}; "
             "set guard.cpus=0 to take what is left over, or guard.every=0"
         )
-
-
-class Looker:
-    """Makes the fixed videos of a checkpoint and scores them; a Ray actor, or used as it is.
-
-    Args:
-        config: the run's.
-        model: path of the model, absolute where need be.
-        reward: the rewards' settings with absolute paths.
-        prompts: distinct prompts; ``guard.copies`` videos of each.
-        use_gpu: whether it has one.
-        aside: lower the process's priority, so that training comes first.
-    """
-
-    def __init__(
-        self,
-        config: dict[str, Any],
-        model: str,
-        reward: dict[str, Any],
-        prompts: list[str],
-        use_gpu: bool,
-        aside: bool = False,
-    ) -> None:
-        if aside:
-            os.nice(10)
-        self.config = RunConfig.model_validate(config)
-        device = torch.device("cuda" if use_gpu else "cpu")
-        if not use_gpu:
-            torch.set_num_threads(max(1, int(self.config.guard.cpus)))
-        self.model = load_trainable(self.config.model, self.config.seed, model, device)
-        rewards = RewardConfig.model_validate(reward)
-        self.trained, self.held_out = trained_reward(rewards, device), held_out_reward(rewards, device)
-        clips = [each for each in (self.held_out, self.trained) if isinstance(each, ClipReward)]
-        self.clip = clips[0] if clips else load_reward("builtin-heldout", device)
-        self.prompts, self.fresh = prompts, True
-
-    def look(self, folder: str | None) -> dict[str, list[float]]:
-        """Metric -> one value a prompt, the mean over its videos; ``folder`` holds a checkpoint, None is the base."""
-        if folder is None:
-            assert self.fresh, "the base model is looked at first"
-        else:
-            load_trained(self.model.denoiser, self.config.model, Path(folder))
-        self.fresh = False
-        copies, sampling = self.config.guard.copies, self.config.sampling
-        rows = evaluate_model(
-            self.model,
-            {"guard": [prompt for prompt in self.prompts for _ in range(copies)]},
-            name="guard",
-            reward=self.trained,
-            held_out=self.held_out,
-            clip=self.clip,
-            steps_list=[self.config.guard.steps or sampling.steps],
-            guidance=sampling.guidance,
-            final=sampling.final,
-            seed=self.config.seed,
-            use_oracle=self.config.model.path == "builtin",
-            batch=copies * max(1, 8 // copies),  # a prompt's videos stay together, for the diversity
-            pictured=0,
-        )
-        groups = [rows[start : start + copies] for start in range(0, len(rows), copies)]
-        return {metric: [_mean([getattr(row, metric) for row in group]) for group in groups] for metric in METRICS}
-
-
-def _mean(values: list[float]) -> float:
-    finite = [value for value in values if math.isfinite(value)]
-    return sum(finite) / len(finite) if finite else math.nan
 
 
 class Watch:

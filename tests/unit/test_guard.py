@@ -13,8 +13,10 @@ from helpers import save_run
 from rlvid.config import RunConfig, load_config, parse_config
 from rlvid.evaluate.run import find_run, load_run
 from rlvid.train.checkpoint import is_whole
-from rlvid.train.guard import Looker, check_room, guard_gpus, worker_gpus
+from rlvid.train.guard import check_room
+from rlvid.train.looker import Looker
 from rlvid.train.looks import Looked, Looks, find_best, guard_prompts, read_means, stop_flag
+from rlvid.train.nodes import guard_gpus, worker_gpus
 from rlvid.train.verdict import HELD_OUT, TOLERANCE, TRAINED, judge, student
 
 PROMPTS = [f"prompt {i}" for i in range(16)]
