@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from rlvid import randomness
-from rlvid.algorithms.base import Batch, Context, Stopwatch
+from rlvid.algorithms.base import Batch, Context, Stopwatch, peak_memory
 from rlvid.algorithms.instructvideo import InstructVideo
 from rlvid.config import RunConfig, parse_config
 from rlvid.models.base import Posterior
@@ -46,7 +46,7 @@ class Meter(Stopwatch):
         before = self._counter.get_total_flops() if self._counter else 0
         with super().stage(name):
             yield
-        self.peaks[name] = max(self.peaks.get(name, 0), peak(self.device))
+        self.peaks[name] = max(self.peaks.get(name, 0), peak_memory(self.device))
         if self._counter:
             self.flops[name] = self.flops.get(name, 0) + self._counter.get_total_flops() - before
 
@@ -58,16 +58,6 @@ def reset_peak(device: torch.device) -> None:
     elif sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def peak(device: torch.device) -> int:
-    """Bytes, since ``reset_peak``; 0 where neither CUDA nor Linux tells."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "linux":
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-        return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
-    return 0
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:

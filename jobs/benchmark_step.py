@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark_parts import DTYPES, Bench, Meter, matrix_rate, peak, prepare, reset_peak
+from benchmark_parts import DTYPES, Bench, Meter, matrix_rate, prepare, reset_peak
 from benchmark_variants import EXPLAINED, VARIANTS
 from rich.console import Console
 from rich.table import Column, Table
 from torch import Tensor
 
+from rlvid.algorithms.base import peak_memory
 from rlvid.models.lora import lora_parameters
 from rlvid.models.unet3d import UNet3DModel
 
@@ -94,7 +95,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
     bench = prepare(options)
     rate = matrix_rate(bench.meter.device, DTYPES[options.precision])
     reset_peak(bench.meter.device)
-    before = peak(bench.meter.device)
+    before = peak_memory(bench.meter.device)
     sides = measure(bench, ["rlvid", "released"], options.steps)
     ours, theirs = (sides[side].pop("gradient") for side in ("rlvid", "released"))
     found: dict[str, Any] = {"settings": vars(options), "threads": torch.get_num_threads(), "rate": rate}

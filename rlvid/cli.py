@@ -202,7 +202,7 @@ def encode(
     for skipped in report.skipped:
         say(f"skipped {skipped.path}: {skipped.reason}")
     before = f" ({report.clips - report.encoded} of them before)" if report.encoded < report.clips else ""
-    skips = f"{len(report.skipped)} skipped (named in {out / 'report.txt'})"
+    skips = f"{len(report.skipped)} skipped" + (f" (named in {out / 'report.txt'})" if report.skipped else "")
     say(f"{report.clips} clips encoded{before} in {out}, {skips}")
     say(f"next: rlvid train {config} name=mine data.source={out}")
 

@@ -9,6 +9,7 @@ The folder, whole or not there at all::
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import diffusers
+import torch
 from diffusers import DDIMScheduler
 
 from rlvid.config import RunConfig
@@ -78,6 +80,8 @@ def save_model(model: UNet3DModel, config: RunConfig, folder: Path) -> None:
         "unet": model.denoiser,
         "vae": model.vae,
     }
+    if not torch.cuda.is_available():  # saving looks whether DeepSpeed is there, which then warns of the missing GPU
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     index: dict[str, object] = {"_class_name": "TextToVideoSDPipeline", "_diffusers_version": diffusers.__version__}
     for name, part in parts.items():
         part.save_pretrained(folder / name)

@@ -4,8 +4,8 @@ from rlvid.config import RunConfig
 from rlvid.plan.counts import Counts
 from rlvid.plan.parts import Parts
 
-_BUCKET = 4 * 500_000_000
-"""Bytes of the buffer that DeepSpeed gathers float32 gradients in, from stage 1 on (``reduce_bucket_size``)."""
+_BUCKET = 500_000_000
+"""Most float32 gradients in the buffer that DeepSpeed gathers them in, from stage 1 on (``reduce_bucket_size``)."""
 _LIVE = 1_000_000_000
 """Parameters that ZeRO-3 keeps gathered at most (``stage3_max_live_parameters``)."""
 
@@ -27,7 +27,7 @@ def resident(parts: Parts, config: RunConfig) -> dict[str, int]:
         "other weights": sum(part.weights for part in frozen),
         "gradients": 4 * trained // (workers if stage >= 2 else 1),
         "optimiser": 8 * trained if stage == 0 else 12 * trained // workers,
-        "DeepSpeed's buffer": _BUCKET if stage else 0,
+        "DeepSpeed's buffer": 4 * min(trained, _BUCKET) if stage else 0,
     }
 
 

@@ -14,6 +14,9 @@ from rlvid.config import OptimizerConfig, TrainConfig
 
 TAG = "engine"
 
+BUCKET = 500_000_000
+"""Most gradients that ZeRO reduces at once."""
+
 
 @dataclass(frozen=True)
 class StepOutcome:
@@ -131,7 +134,7 @@ class DeepSpeedEngine(Engine):
         self.config, self.loss_scale = config, LOSS_SCALE[precision]
         parameters = [p for p in module.parameters() if p.requires_grad]
         _unscale(parameters, self.loss_scale)
-        self._stage = train.zero_stage
+        self._stage, count = train.zero_stage, sum(p.numel() for p in parameters)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=module,
             optimizer=_adamw(parameters, config),
@@ -139,7 +142,8 @@ class DeepSpeedEngine(Engine):
                 "train_micro_batch_size_per_gpu": micro_batch,
                 "gradient_accumulation_steps": 1,
                 "gradient_clipping": config.clip_norm,
-                "zero_optimization": {"stage": train.zero_stage},
+                # A buffer of this many elements is set aside from stage 1 on, 2 GB by default.
+                "zero_optimization": {"stage": train.zero_stage, "reduce_bucket_size": min(count, BUCKET)},
                 "zero_allow_untested_optimizer": True,
                 "steps_per_print": None,
             },

@@ -14,7 +14,7 @@ import torch
 from torch import distributed
 
 from rlvid import randomness
-from rlvid.algorithms.base import Batch, Context, Samples, Stopwatch, Team, Update, summed
+from rlvid.algorithms.base import Batch, Context, Samples, Stopwatch, Team, Update, peak_memory, summed
 from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.config import RunConfig, parse_config
 from rlvid.config.reward import RewardConfig
@@ -150,6 +150,7 @@ class Worker:
         self._seconds += values["seconds/step"]  # the mean over workers, so that all of them end at the same step
         self._videos += round(values["cost/videos"] * self.world)
         values |= {"cost/videos": float(self._videos), "cost/seconds": self._seconds}
+        values["cost/peak_memory_gib"] = peak_memory(self.model.device) / 2**30
         every = self.config.output.archive_every
         # Both hand over to threads; TensorBoard shows what that took with the numbers of the next step.
         with self.stopwatch.stage("archive"):

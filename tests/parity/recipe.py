@@ -76,13 +76,14 @@ def _drawn(name: str, shape: list[int], seed: int) -> Tensor:
 def pixels(height: int, width: int, seed: int = 0) -> Tensor:
     """A smooth picture with some noise: (3, H, W), multiples of 1/255 inside (0, 1).
 
-    No pixel is saturated: rlvid clamps frames, which has no gradient there, and the packages do not.
+    No pixel is saturated: rlvid clamps frames, which has no gradient there, and the packages do not. In float64, for
+    float32's last bit depends on the number of threads, and rounding would make a whole level of it.
     """
     generator = torch.Generator().manual_seed(seed * 7919 + height * 1009 + width)
-    coarse = torch.rand(1, 3, 5, 6, generator=generator)
+    coarse = torch.rand(1, 3, 5, 6, generator=generator).double()
     smooth = nn.functional.interpolate(coarse, (height, width), mode="bilinear", align_corners=True)[0]
-    noise = torch.rand(3, height, width, generator=generator)
-    return (1.4 * (0.8 * smooth + 0.2 * noise) - 0.2).clamp(0.02, 0.98).mul(255).round().div(255)
+    noise = torch.rand(3, height, width, generator=generator).double()
+    return (1.4 * (0.8 * smooth + 0.2 * noise) - 0.2).clamp(0.02, 0.98).mul(255).round().float().div(255)
 
 
 def vocabulary() -> list[str]:
