@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 PYTEST_ARGS ?=
-# Ray's tests mostly wait for processes to start: two files at a time take half the time.
+# Test files that run at a time; Ray's tests wait for processes to start.
 TESTS_AT_ONCE ?= 2
 PYTEST := -m pytest -n $(TESTS_AT_ONCE) --dist loadfile --no-loadscope-reorder
 
@@ -46,7 +46,7 @@ test: venv ## run every test that this machine can run (those marked gpu are ski
 test-unit: venv ## run the tests that need no Ray cluster
 	$(BIN)/python $(PYTEST) -m unit $(PYTEST_ARGS)
 
-lint: venv ## check style (ruff) and the types of the pure core (mypy)
+lint: venv ## check style (ruff) and the types of the pure core and the command (mypy)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
