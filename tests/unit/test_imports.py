@@ -32,9 +32,10 @@ MAY_IMPORT = {
     "export": _PACKAGE,
     "terminal": set(),
     "actions": _PACKAGE | {"terminal"},
-    "cli": _PACKAGE | {"actions", "export", "plan", "terminal"},
+    "doctor": _PACKAGE | {"terminal"},
+    "cli": _PACKAGE | {"actions", "doctor", "export", "plan", "terminal"},
     "__main__": {"cli"},
-    "jobs": _PACKAGE | {"actions", "cli", "export", "plan", "terminal", "tuning"},
+    "jobs": _PACKAGE | {"actions", "cli", "doctor", "export", "plan", "terminal", "tuning"},
     "tuning": _PACKAGE | {"actions", "export", "jobs", "terminal"},
 }
 PURE = _CORE | {"plan"}
