@@ -17,7 +17,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -280,7 +280,7 @@ def _fit(config: RunConfig, mirror: Mirror, console: Console, address: str | Non
     guard = watching(config, folder, clips, job["model"], use_gpu, console)
     try:
         with guard as job["stop"], ProgressLine(board, config.train.steps, console):
-            result = trainer.fit()
+            result = fit_again(trainer.fit, config.train.max_failures)
     except (ray.train.WorkerGroupError, ray.train.ControllerError) as error:
         raise RuntimeError(_reason(error, folder)) from error
     done = result.return_value
@@ -289,6 +289,24 @@ def _fit(config: RunConfig, mirror: Mirror, console: Console, address: str | Non
     run_mirror(config.output.storage, config.name)
     last = find_checkpoints(folder, resumable=not stored)[-1]
     return Finished(folder, last.folder, done["first_step"], last.step, done["skipped"], done["seconds"])
+
+
+def fit_again(fit: Callable[[], Any], failures: int) -> Any:
+    """Calls ``fit``, again up to ``failures`` times where a node was lost at a moment that Ray Train does not outlive.
+
+    Ray Train 2.60 starts lost workers again, but gives the run up if their node dies between their start and that of
+    the training function. A further ``fit`` goes on from the last checkpoint.
+    """
+    import ray.train
+
+    while True:
+        try:
+            return fit()
+        except ray.train.ControllerError as error:
+            if failures == 0 or not isinstance(error.controller_failure, ray.exceptions.RayActorError):
+                raise
+            failures -= 1
+            log.warning("a node was lost while workers started; they are started again (%s)", error)
 
 
 def _reason(error: Exception, folder: Path) -> str:

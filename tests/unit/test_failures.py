@@ -1,6 +1,7 @@
 """Full and slow disks, cut-off files, and what another split of the work may go on from; no Ray."""
 
 import json
+import pickle
 import resource
 import time
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 from helpers import save_run
+from ray.exceptions import ActorUnavailableError
+from ray.train import ControllerError
 
 from rlvid.algorithms.base import Samples
 from rlvid.config import load_config
@@ -19,6 +22,7 @@ from rlvid.data.archive import ArchiveWriter, read_archive
 from rlvid.train import worker as worker_module
 from rlvid.train.audit import archive_faults, starts, tensorboard_faults
 from rlvid.train.checkpoint import find_checkpoints, is_whole, told_if_unwritable
+from rlvid.train.launch import fit_again
 from rlvid.train.metrics import TensorBoard
 from rlvid.train.record import RECORD, check_resume, latest_checkpoint, mend_record
 from rlvid.train.resume import carries_over, notice
@@ -221,3 +225,24 @@ def test_a_node_that_is_announced_to_leave_brings_one_checkpoint(monkeypatch: py
     assert [worker.told_to_leave() for _ in range(5)] == [False, True, False, True, False]
     worker._watched = False
     assert not worker.told_to_leave()  # and Ray Train is not asked, for that is a barrier
+
+
+def test_a_node_lost_while_workers_start_is_outlived_as_often_as_lost_workers_are() -> None:
+    lost = ControllerError(ActorUnavailableError("Socket closed", b"0" * 16))
+    lost = pickle.loads(pickle.dumps(lost))  # as it comes from Ray Train's controller
+    ends: list[Any] = [lost, lost, "result"]
+
+    def fit() -> Any:
+        end = ends.pop(0)
+        if isinstance(end, Exception):
+            raise end
+        return end
+
+    assert fit_again(fit, 2) == "result"
+    ends = [lost, lost, "result"]
+    with pytest.raises(ControllerError, match="Socket closed"):
+        fit_again(fit, 1)
+    ends = [ControllerError(ValueError("a fault of the program")), "result"]
+    with pytest.raises(ControllerError, match="a fault of the program"):
+        fit_again(fit, 2)
+    assert ends == ["result"]
