@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rlvid.config import RunConfig, load_config
+from rlvid.terminal import complain
 
 
 def measure(job: dict[str, Any]) -> None:
@@ -157,4 +158,4 @@ if __name__ == "__main__":
         else:
             main()
     except ValueError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(complain(error, 2))

@@ -35,6 +35,8 @@ from chaos_cluster import LocalCluster, train_workers
 from rich.console import Console
 from rich.table import Table
 
+from rlvid.terminal import complain
+
 VICTIMS = ("worker", "raylet", "driver")
 SPOT = "spot"
 _NOTICE = 10  # seconds between a spot node's announcement and its end
@@ -85,6 +87,8 @@ class Chaos:
 
     def run_whole(self) -> None:
         """The run that nothing befalls; its clips are encoded first, so that it takes as long as the others."""
+        for name in ("first", "whole"):  # of an earlier chaos in the same storage
+            shutil.rmtree(self._folder / name, ignore_errors=True)
         self._finish(self._start("first", "train.steps=1"), "first")
         began = time.monotonic()
         driver = self._start("whole")
@@ -113,7 +117,9 @@ class Chaos:
         self._until(lambda: time.monotonic() >= due, driver)
         after = last_step(self._folder / name)
         if not self._kill(victim, driver, draw):
-            self._finish(driver, name)
+            code, printed = self._finish(driver, name)
+            if code:
+                raise RuntimeError(f"seed {seed}: a run ended by itself with exit code {code}: {printed}")
             return None
         if victim == "driver":
             driver.wait()
@@ -264,9 +270,8 @@ def run() -> NoReturn:
     """A user's mistake is one line and exit code 2."""
     try:
         sys.exit(main())
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(2)
+    except (ValueError, RuntimeError, OSError) as error:
+        sys.exit(complain(error, 2 if isinstance(error, ValueError) else 1))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from rich.console import Console
 from torch import nn
 
 from rlvid.evaluate.comparison import Point, draw, table, write_board
+from rlvid.terminal import complain
 
 ALL = "instructvideo:optimizer.lr=8e-3,draft,draft-lv,alignprop,ddpo,dpok,rwr,raft"
 """At the learning rate of a search; toy.yaml's own is for a run of the demo's length."""
@@ -297,4 +298,4 @@ if __name__ == "__main__":
     try:
         main()
     except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(complain(error, 2 if isinstance(error, ValueError) else 1))

@@ -20,11 +20,15 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from rlvid.config import load_config
-from rlvid.terminal import complain
-from rlvid.train.reach import check_cluster, connect
-
 ROOT = Path(__file__).resolve().parents[1]
+if sys.path and Path(sys.path[0] or ".").resolve() == ROOT / "jobs":
+    sys.path[0] = str(ROOT)  # started as a script: tuning is beside jobs
+
+from rlvid.config import load_config  # noqa: E402
+from rlvid.data.storage import split_uri  # noqa: E402
+from rlvid.terminal import complain  # noqa: E402
+from rlvid.train.reach import check_cluster, connect  # noqa: E402
+
 RLVID = "python -m rlvid.cli"
 ENTRYPOINTS = {
     **{verb: f"{RLVID} {verb}" for verb in ("train", "encode", "generate", "evaluate", "export")},
@@ -80,35 +84,56 @@ def job_name(command: str, arguments: list[str], given: str | None = None) -> st
     Raises:
         ValueError: a setting is wrong, a path is not one of the cluster's, or the name cannot be a job's.
     """
-    name = given or command
+    name, own = given or command, positional(arguments)
     if command == "train":
-        if not arguments or arguments[0].startswith("-"):
+        if not own or arguments[0].startswith("-"):
             raise ValueError("train: name a description first, such as: train toy name=mine output.storage=/mnt/runs")
-        config = load_config(arguments[0], [each for each in arguments[1:] if not each.startswith("-")])
+        config = load_config(own[0], own[1:])
         shared(config.output.storage, "output.storage")
-        file = Path(arguments[0])
-        if file.is_file() and (file.is_absolute() or not (ROOT / file).is_file()):
-            raise ValueError(f"config {arguments[0]!r} is not in {ROOT}, which is all that travels; copy it there")
+        travels(own[0], "config")
         name = given or config.name
+    elif command == "sweep":
+        from tuning.description import load_sweep
+
+        source = "toy" if not own or "=" in own[0] else own.pop(0)
+        sweep = load_sweep(source, own)
+        sweep.planned()  # reads each setting
+        shared(sweep.storage, "sweep: storage")
+        travels(source, "sweep")
+        name = given or sweep.name
     elif command in ("generate", "evaluate", "export"):
         run = arguments[0] if arguments else "--help"
         if run.startswith("-"):
             raise ValueError(f"{command}: name the run first, such as: {command} /mnt/shared/runs/mine")
         if run != "builtin":
             shared(run, f"{command}: the run")
-        name = given or f"{command}-{PurePosixPath(run).name}"
+        name = given or f"{command}-{split_uri(run)[1]}"
     elif command == "encode":
-        for each, what in zip(arguments[:2], ("source", "folder for the clips"), strict=False):
+        for each, what in zip(own[:2], ("source", "folder for the clips"), strict=False):
             shared(each, f"encode: the {what}")
-        name = given or f"encode-{PurePosixPath(arguments[1] if len(arguments) > 1 else 'clips').name}"
+        name = given or f"encode-{PurePosixPath(own[1] if len(own) > 1 else 'clips').name}"
     if command in ("generate", "export", "compare"):
         shared(option(arguments, "--out") or "", f"{command}: --out")
-    for each in arguments:
-        if each.startswith("output.storage="):
-            shared(each.partition("=")[2], "output.storage")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         raise ValueError(f"--name {name!r}: give up to 100 letters, digits, dots, dashes and underscores")
     return name
+
+
+def positional(arguments: list[str]) -> list[str]:
+    """What is neither an option nor its value; no command here has an option without one."""
+    before = ["", *arguments]
+    return [
+        each
+        for each, last in zip(arguments, before, strict=False)
+        if not each.startswith("--") and not (last.startswith("--") and "=" not in last)
+    ]
+
+
+def travels(file: str, what: str) -> None:
+    """Raises ValueError where a description is a file outside the folder that goes with the job."""
+    path = Path(file)
+    if path.is_file() and (path.is_absolute() or not (ROOT / path).is_file()):
+        raise ValueError(f"{what} {file!r} is not in {ROOT}, which is all that travels; copy it there")
 
 
 def option(arguments: list[str], name: str) -> str | None:
@@ -178,10 +203,14 @@ def submit(client: Any, name: str, entrypoint: str) -> str:
 
 def follow(client: Any, job: str, address: str) -> int:
     """Prints the job's log until it ends; returns its exit code, or 0 when the job was left alone."""
+    from aiohttp import ClientError  # what Ray's client reads logs with
+
     printed, lost = [0], 0
     while True:
         before = printed[0]
         try:
+            if lost:
+                time.sleep(2)
             asyncio.run(_tail(client, job, printed))
             if client.get_job_status(job).is_terminal():
                 return outcome(client, job)
@@ -194,14 +223,13 @@ def follow(client: Any, job: str, address: str) -> int:
             elif answer == "detach":
                 say(f"job {job} goes on. Follow it: the same command again. Stop it: {stop_command(address, job)}")
                 return 0
-        except (RuntimeError, OSError) as error:  # the connection broke; the job did not
+        except (RuntimeError, OSError, ClientError) as error:  # the job did not break
             lost = 1 if printed[0] > before else lost + 1
             if lost > 5:
                 why = " ".join(str(error).split())
                 raise RuntimeError(
                     f"lost sight of job {job} ({why}); it may go on; the same command follows it"
                 ) from None
-            time.sleep(2)
 
 
 async def _tail(client: Any, job: str, printed: list[int]) -> None:
@@ -249,3 +277,5 @@ if __name__ == "__main__":
         sys.exit(main())
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(complain(error, 2 if isinstance(error, ValueError) else 1))
+    except KeyboardInterrupt:  # before there was a job to ask about
+        sys.exit(130)

@@ -1,6 +1,6 @@
 """Looks at checkpoints beside training: does the trained reward rise while what it stands for falls?"""
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from rlvid.config.section import Section
 
@@ -25,3 +25,10 @@ class GuardConfig(Section):
         description="GPUs reserved for it; a part of one may be a worker's, which then reserves so much less; default: "
         "one when the workers have GPUs, else none",
     )
+
+    @field_validator("gpus")
+    @classmethod
+    def _one_worker_a_gpu(cls, value: float | None) -> float | None:
+        if value is not None and value >= 0.5 and value != int(value):
+            raise ValueError("must be a whole number, or below 0.5: else two workers could share a GPU")
+        return value

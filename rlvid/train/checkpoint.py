@@ -36,7 +36,7 @@ _SIGNS_OF_TORCH = ("inline_container", "PytorchStreamWriter", "iostream error")
 """In what torch.save says, as a RuntimeError, when a file cannot be written."""
 _TO_RESUME = re.compile(r"engine/|algorithm\.pt$")
 """Files that only a resumed run needs."""
-_NAME = re.compile(r"step-(\d{6,})$")
+_NAME = re.compile(r"step-(\d{6,})")
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def find_checkpoints(run: Path, resumable: bool = True) -> list[Found]:
     """The whole checkpoints of a run's folder, oldest first; see ``is_whole``."""
     found = []
     for folder in run.iterdir() if run.is_dir() else []:
-        match = _NAME.search(folder.name)
+        match = _NAME.fullmatch(folder.name)
         if match and is_whole(folder, resumable):
             found.append(Found(folder, int(match[1])))
     return sorted(found, key=lambda each: each.step)

@@ -27,7 +27,7 @@ from rlvid.train.checkpoint import checkpoint_name
 from rlvid.train.looker import Looker
 from rlvid.train.looks import Looked, Looks, guard_prompts, read_means, summary
 from rlvid.train.metrics import TensorBoard
-from rlvid.train.nodes import guard_gpus, worker_gpus
+from rlvid.train.nodes import Shape, guard_gpus, worker_gpus
 from rlvid.train.verdict import HELD_OUT, TOLERANCE, TRAINED, Verdict
 
 log = logging.getLogger("rlvid.guard")
@@ -39,25 +39,31 @@ _START = 180.0
 """Seconds that the actor may take to start once training has ended and left the cluster to it."""
 
 
-def check_room(config: RunConfig, use_gpu: bool, have: dict[str, float]) -> None:
+def check_room(config: RunConfig, use_gpu: bool, nodes: list[tuple[Shape, float]]) -> None:
     """Whether the cluster has room for the guard beside the workers, or it would wait for ever.
+
+    Args:
+        config: the run's.
+        use_gpu: whether workers have GPUs.
+        nodes: (resources, how many of that shape), as of ``rlvid.train.nodes.nodes_possible``.
 
     Raises:
         ValueError: it has not.
     """
     if not config.guard.every:
         return
+    have = {kind: sum(shape.get(kind, 0) * count for shape, count in nodes) for kind in ("CPU", "GPU")}
     gpus, cpus = guard_gpus(config, use_gpu), config.guard.cpus
-    free = have.get("GPU", 0) - (config.train.workers * worker_gpus(config) if use_gpu else 0)
-    if gpus > free:
+    free = have["GPU"] - (config.train.workers * worker_gpus(config) if use_gpu else 0)
+    if gpus > free + 1e-9:
         raise ValueError(
-            f"guard.gpus = {gpus:g}: the cluster has {have.get('GPU', 0):g} GPUs, and the workers leave "
+            f"guard.gpus = {gpus:g}: the cluster has {have['GPU']:g} GPUs, and the workers leave "
             f"{max(0, free):g}; set guard.gpus=0.3 to share a worker's, guard.gpus=0 for the CPU, or guard.every=0"
         )
-    left = have.get("CPU", 0) - config.train.workers * config.train.cpus_per_worker
-    if cpus > left:
+    left = have["CPU"] - config.train.workers * config.train.cpus_per_worker
+    if cpus > left + 1e-9:
         raise ValueError(
-            f"guard.cpus = {cpus:g}: the cluster has {have.get('CPU', 0):g} CPU cores, and the workers leave {left:g}; "
+            f"guard.cpus = {cpus:g}: the cluster has {have['CPU']:g} CPU cores, and the workers leave {left:g}; "
             "set guard.cpus=0 to take what is left over, or guard.every=0"
         )
 
@@ -83,7 +89,7 @@ class Watch:
         self.looks = Looks(folder, prompts, config)
         self.verdict = self.looks.verdict() if self.looks.all else Verdict(0)
         self.stopping = self.looks.flag(self.verdict)
-        self._told = set(self.verdict.warnings)
+        self._told = set[str]()
         self._job = (config.model_dump(), model, config.reward.resolved().model_dump(), prompts)
         self._gpus = guard_gpus(config, use_gpu)
         self._board: TensorBoard | None = None
@@ -137,7 +143,9 @@ class Watch:
                 self._board.close()
 
     def _watch(self) -> None:
-        if not self.looks.all:
+        if self.looks.all:  # what an earlier start was killed before it could tell or keep
+            self._follow(self.looks.all[-1].step)
+        else:
             self._look(0)
         while not self._given_up.is_set():
             ended = self._ended.is_set()  # asked before the folder is read: what came before the end is seen
@@ -156,6 +164,10 @@ class Watch:
         if values is None:
             return
         self.looks.add(Looked(step, values))
+        self._follow(step)
+
+    def _follow(self, step: int) -> None:
+        """What follows from the looks, the last of them at ``step``."""
         self.verdict = verdict = self.looks.verdict()
         self.looks.settle(verdict)
         self._tell(step, verdict)
@@ -164,7 +176,8 @@ class Watch:
     def _start(self) -> Any:
         guard = self.config.guard
         threads = {"env_vars": {"OMP_NUM_THREADS": str(max(1, int(guard.cpus)))}}
-        options = {"num_cpus": guard.cpus, "num_gpus": self._gpus, "max_restarts": 1, "max_task_retries": 1}
+        again = self.config.train.max_failures
+        options = {"num_cpus": guard.cpus, "num_gpus": self._gpus, "max_restarts": again, "max_task_retries": again}
         # DEFAULT: not in the placement group of a trial, which has no room for it.
         made = ray.remote(Looker).options(**options, scheduling_strategy="DEFAULT", runtime_env=threads)
         return made.remote(*self._job, self._gpus > 0, aside=not guard.cpus and not self._gpus)

@@ -15,8 +15,10 @@ import fcntl
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,7 +39,7 @@ from rlvid.models.unet3d import denoiser_outline
 from rlvid.reward.load import check_reward
 from rlvid.train.checkpoint import find_checkpoints
 from rlvid.train.looks import guard_prompts
-from rlvid.train.nodes import check_nodes, check_resources, fits_now, needed
+from rlvid.train.nodes import BOOTSTRAP, check_nodes, check_resources, fits_now, needed, nodes_possible
 from rlvid.train.reach import knock, refusal
 from rlvid.train.record import check_resume, latest_checkpoint, mend_record
 from rlvid.train.resume import notice
@@ -231,8 +233,11 @@ def _alone(folder: Path) -> Iterator[None]:
 def _fit(config: RunConfig, mirror: Mirror, console: Console, address: str | None) -> Finished:
     folder, stored = mirror.folder, is_uri(config.output.storage)
     start_ray(address)
+    from rlvid.train.guard import check_room, watching
+
     use_gpu = check_resources(config)
     check_nodes(config.output.storage if stored else str(folder.parent), config.name)
+    check_room(config, use_gpu, nodes_possible())
     if not (enough := fits_now(config, use_gpu)):
         console.print("waiting for nodes that the cluster's autoscaler is to bring", highlight=False)
     clips = encoded_clips(config, console)
@@ -242,11 +247,9 @@ def _fit(config: RunConfig, mirror: Mirror, console: Console, address: str | Non
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    from rlvid.train.guard import check_room, watching
     from rlvid.train.loop import train_worker
     from rlvid.train.progress import Board, ProgressLine
 
-    check_room(config, use_gpu, ray.cluster_resources())
     board = Board.remote()
     cpus = config.train.cpus_per_worker
     environment = {"OMP_NUM_THREADS": str(max(1, int(cpus)))}
@@ -271,7 +274,9 @@ def _fit(config: RunConfig, mirror: Mirror, console: Console, address: str | Non
             name=config.name,
             storage_path=config.output.storage if stored else str(folder.parent),
             failure_config=ray.train.FailureConfig(
-                max_failures=config.train.max_failures, controller_failure_limit=3 if enough else -1
+                max_failures=config.train.max_failures,
+                # Minutes that workers may wait for room: for ever where an autoscaler is to bring nodes.
+                controller_failure_limit=-1 if BOOTSTRAP.is_file() or not enough else max(3, config.train.max_failures),
             ),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.output.keep_checkpoints),
             worker_runtime_env={"env_vars": environment},
@@ -299,14 +304,19 @@ def fit_again(fit: Callable[[], Any], failures: int) -> Any:
     """
     import ray.train
 
-    while True:
-        try:
-            return fit()
-        except ray.train.ControllerError as error:
-            if failures == 0 or not isinstance(error.controller_failure, ray.exceptions.RayActorError):
-                raise
-            failures -= 1
-            log.warning("a node was lost while workers started; they are started again (%s)", error)
+    interrupt = signal.getsignal(signal.SIGINT)  # Ray Train puts its own there and leaves it
+    try:
+        while True:
+            try:
+                return fit()
+            except ray.train.ControllerError as error:
+                if failures == 0 or not isinstance(error.controller_failure, ray.exceptions.RayActorError):
+                    raise
+                failures -= 1
+                log.warning("a node was lost while workers started; they are started again (%s)", error)
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, interrupt)
 
 
 def _reason(error: Exception, folder: Path) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 from rlvid.config import RunConfig
 from rlvid.data.prompts import resolve_prompts
 from rlvid.evaluate import write_whole
-from rlvid.models.trained import holds_trained, trained_file
+from rlvid.models.trained import trained_file
 from rlvid.toy.captions import PROMPT_SETS
 from rlvid.train.checkpoint import Found, checkpoint_name, find_checkpoints, is_whole
 from rlvid.train.verdict import HELD_OUT, TRAINED, Loss, Verdict, judge
@@ -125,8 +125,10 @@ class Looks:
             if due and each.step not in done and not target.is_dir():
                 try:
                     copy_trained(each.folder, target)
-                except FileNotFoundError:  # deleted meanwhile: a later one has come
+                except OSError:
                     shutil.rmtree(target.with_name(f".{target.name}"), ignore_errors=True)
+                    if is_whole(each.folder, resumable=False):
+                        raise  # else it was deleted meanwhile: a later one has come
         return sorted(each.step for each in find_checkpoints(self.pending, resumable=False) if each.step not in done)
 
     def settle(self, verdict: Verdict) -> None:
@@ -180,7 +182,6 @@ def stop_flag(run: Path) -> Path:
 
 def copy_trained(checkpoint: Path, target: Path) -> None:
     """Copies what evaluation needs of a checkpoint; ``target`` appears whole or not at all, unless it is there."""
-    assert holds_trained(checkpoint)
     part = target if target.is_dir() else target.with_name(f".{target.name}")
     if part != target:
         shutil.rmtree(part, ignore_errors=True)

@@ -53,7 +53,7 @@ class TensorBoard:
 
     def text(self, step: int, name: str, words: str) -> None:
         """Writes a text (Markdown)."""
-        self._writer.add_event(Event(wall_time=time.time(), step=step, summary=text_pb(name, words)))
+        self._add(Event(wall_time=time.time(), step=step, summary=text_pb(name, words)))
 
     def flush(self) -> None:
         """Pushes what was written to the file."""

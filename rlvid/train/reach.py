@@ -3,6 +3,7 @@
 Jobs go through the dashboard (``http://HOST:8265``), drivers that run here to the cluster itself (``HOST:6379``).
 """
 
+import http.client
 import json
 import logging
 import os
@@ -88,7 +89,7 @@ def ask(address: str, path: str, headers: dict[str, str]) -> dict[str, Any]:
         if error.code == 404 and path != "/api/version":
             return {}
         raise ValueError(f"{address} answers {error.code} and is no Ray dashboard; give that one") from None
-    except (OSError, ValueError) as error:  # URLError and timeouts are OSErrors, bad JSON is a ValueError
+    except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError, bad JSON a ValueError
         if isinstance(error, OSError):
             reason = getattr(error, "reason", None) or error
             raise ValueError(

@@ -148,7 +148,8 @@ class Worker:
         loss = sum(float(update.loss.detach()) for update in updates) / max(1, len(outcomes))
         rewarded = sum(update.metrics.get("reward/weighted", (0.0, 0.0))[1] for update in updates)
         sums |= {"optimiser/loss": (loss, 1.0), "cost/videos": (rewarded, 1.0)}
-        asked_to_stop = self.rank == 0 and self.config.guard.stop and stop_flag(self.run).is_file()
+        guarded = self.config.guard.every > 0 and self.config.guard.stop
+        asked_to_stop = self.rank == 0 and guarded and stop_flag(self.run).is_file()
         sums["stop"] = (float(asked_to_stop), 1.0)  # summed with the rest, so that all workers stop at the same step
         values = average(summed([sums, *(update.metrics for update in updates)]))
         self.stopped = values.pop("stop") > 0

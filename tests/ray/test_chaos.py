@@ -24,5 +24,5 @@ def test_kills_change_nothing(tmp_path: Path) -> None:
     outcomes = json.loads((tmp_path / "outcomes.json").read_text())
     assert [each["victim"] for each in outcomes] == ["worker", "raylet", "driver"]
     assert all(each["faults"] == [] for each in outcomes)
-    assert all(each["starts"] >= 1 for each in outcomes)
+    assert max(each["after_step"] for each in outcomes) > 0, "nothing was killed in the middle of its work"
     assert "equal, bit for bit" in done.stdout

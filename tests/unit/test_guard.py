@@ -159,16 +159,21 @@ def test_the_guard_is_off_by_default_and_no_part_of_a_fingerprint() -> None:
 def test_room_is_looked_for_before_anything_waits() -> None:
     run = parse_config({"guard": {"every": 50}, "train": {"workers": 2}})
     assert (guard_gpus(run, False), guard_gpus(run, True), worker_gpus(run)) == (0, 1, 1)
-    check_room(run, False, {"CPU": 2})
-    check_room(run, True, {"CPU": 2, "GPU": 3})
+    check_room(run, False, [({"CPU": 2}, 1)])
+    check_room(run, True, [({"CPU": 1}, 2), ({"GPU": 1}, 3)])
     with pytest.raises(ValueError, match=r"has 2 GPUs, and the workers leave 0; set guard.gpus=0.3"):
-        check_room(run, True, {"CPU": 2, "GPU": 2})
+        check_room(run, True, [({"CPU": 2, "GPU": 2}, 1)])
     shared = parse_config({"guard": {"every": 50, "gpus": 0.25}, "train": {"workers": 2}})
     assert worker_gpus(shared) == 0.75
-    check_room(shared, True, {"CPU": 2, "GPU": 2})
+    check_room(shared, True, [({"CPU": 2, "GPU": 2}, 1)])
+    alone = parse_config({"guard": {"every": 50, "gpus": 0.1}, "train": {"workers": 1}})
+    check_room(alone, True, [({"CPU": 2, "GPU": 1}, 1)])
+    for gpus in (0.5, 0.7, 1.5):
+        with pytest.raises(ValueError, match=r"must be a whole number, or below 0\.5"):
+            parse_config({"guard": {"every": 50, "gpus": gpus}})
     greedy = parse_config({"guard": {"every": 50, "cpus": 1}, "train": {"workers": 2}})
     with pytest.raises(ValueError, match=r"guard\.cpus = 1: the cluster has 2 CPU cores, and the workers leave 0"):
-        check_room(greedy, False, {"CPU": 2})
+        check_room(greedy, False, [({"CPU": 2}, 1)])
 
 
 def test_prompts_are_the_first_captions_or_those_asked_for(tmp_path: Path) -> None:
@@ -251,6 +256,29 @@ def test_a_checkpoint_that_is_half_there_is_left_for_later(guarded: tuple[Path, 
     assert looks.stage(last=True) == [2, 4]
     weights.write_bytes(whole)
     assert looks.stage(last=True) == [2, 4, 6]
+
+
+def test_a_checkpoint_that_is_deleted_while_it_is_copied_is_passed_over(
+    guarded: tuple[Path, RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, config = guarded
+    looks, copy = looks_of(run, config, every=2), shutil.copytree
+
+    def deleted_meanwhile(source: Path, target: Path) -> Any:
+        if source.parent.name == "step-000002":
+            shutil.rmtree(source.parent)
+        return copy(source, target)
+
+    monkeypatch.setattr(shutil, "copytree", deleted_meanwhile)
+    assert looks.stage(last=False) == [4, 6]
+
+    def full(source: Path, target: Path) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copytree", full)
+    shutil.rmtree(run / "guard")
+    with pytest.raises(OSError, match="No space left"):
+        looks.stage(last=False)
 
 
 def test_a_kill_between_two_bests_loses_neither(guarded: tuple[Path, RunConfig]) -> None:

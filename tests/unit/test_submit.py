@@ -4,13 +4,16 @@ import json
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from aiohttp import ServerDisconnectedError
 
 from jobs import submit
 from rlvid.train.reach import check_cluster, knock, refusal
@@ -29,7 +32,11 @@ PYTHON = ".".join(map(str, sys.version_info[:3]))
         ("generate", "builtin prompt --out=/mnt/videos", "generate-builtin"),
         ("encode", "/mnt/videos /mnt/clips --workers 4", "encode-clips"),
         ("compare", "--seconds 60 --out /mnt/compare", "compare"),
-        ("sweep", "configs/lambda.yaml output.storage=/mnt/sweeps", "sweep"),
+        ("evaluate", "s3://bucket/runs/mine?endpoint_override=host:9000", "evaluate-mine"),
+        ("train", "toy name=mine --address auto output.storage=/mnt/runs", "mine"),
+        ("encode", "--workers 4 /mnt/videos /mnt/clips --config=toy", "encode-clips"),
+        ("sweep", "toy storage=/mnt/sweeps name=lambda", "lambda"),
+        ("sweep", "storage=/mnt/sweeps", "toy-sweep"),
     ],
 )
 def test_a_job_is_named_after_its_run(command: str, arguments: str, name: str) -> None:
@@ -51,7 +58,8 @@ def test_a_job_is_named_after_its_run(command: str, arguments: str, name: str) -
         ("generate", "builtin prompt", "generate: --out = '' would lie"),
         ("encode", "videos /mnt/clips", "encode: the source = 'videos' would lie"),
         ("compare", "--seconds 60", "compare: --out = '' would lie"),
-        ("sweep", "x.yaml output.storage=sweeps", "output.storage = 'sweeps' would lie"),
+        ("sweep", "toy", "sweep: storage = 'runs' would lie"),
+        ("sweep", "toy storage=/mnt/sweeps space.reward.segmints=[1]", "segmints"),
     ],
 )
 def test_what_cannot_work_on_a_cluster_is_refused_here(command: str, arguments: str, complaint: str) -> None:
@@ -158,6 +166,8 @@ def test_nobody_there_is_one_line(closed_port: int) -> None:
     ("ask", "address", "complaint"),
     [
         (check_cluster, "127.0.0.1:8265", "give the dashboard's address"),
+        (check_cluster, "http://127.0.0.1:abc", "is no Ray dashboard"),
+        (check_cluster, "http://bad host:8265", "is no Ray dashboard"),
         (knock, "http://127.0.0.1:8265", "is a dashboard, which takes jobs"),
         (knock, "no-such-host.invalid:6379", "no Ray cluster answers"),
     ],
@@ -186,3 +196,36 @@ def test_ctrl_c_asks(monkeypatch: pytest.MonkeyPatch, typed: str, meant: str) ->
 def test_ctrl_c_with_nobody_to_ask_leaves_the_job_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
     assert submit.interrupted("mine", lambda _: pytest.fail("asked")) == "detach"
+
+
+class Client:
+    """A jobs client whose connection breaks: each list of texts is what one connection brings before it does."""
+
+    def __init__(self, connections: list[list[str]], statuses: list[str]) -> None:
+        self._connections, self._statuses = connections, statuses
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        for text in self._connections.pop(0):
+            yield text
+        if self._connections:
+            raise ServerDisconnectedError
+
+    def get_job_status(self, job: str) -> Any:
+        return SimpleNamespace(is_terminal=lambda: True)
+
+    def get_job_info(self, job: str) -> Any:
+        return SimpleNamespace(status=SimpleNamespace(value=self._statuses[0]), driver_exit_code=3)
+
+
+def test_a_broken_connection_goes_on_where_it_ended_and_the_exit_code_is_the_job_s(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(submit.time, "sleep", lambda seconds: None)
+    client = Client([["one\n", "tw"], [], ["one\ntwo\n", "three\n"]], ["FAILED"])
+    assert submit.follow(client, "mine", "http://head:8265") == 3
+    told = capsys.readouterr()
+    assert told.out == "one\ntwo\nthree\n"
+    assert "job mine failed with exit code 3" in told.err
+    gone = Client([[] for _ in range(9)], ["RUNNING"])
+    with pytest.raises(RuntimeError, match=r"lost sight of job mine .* the same command follows it"):
+        submit.follow(gone, "mine", "http://head:8265")
