@@ -23,17 +23,16 @@ SETS = {"own": [f"a {colour} {shape}" for colour in ("red", "blue", "green") for
 def test_two_actors_give_the_numbers_of_one_process(tmp_path: Path, ray_cluster: Any) -> None:
     run, _ = save_run(tmp_path)
     tuned, rows = load_run(run), {}
-    for workers in (None, 1, 2):
+    for workers in (None, 2):
         evaluation = Evaluation.of(tuned, SETS, steps_list=[2])
         rows[workers] = run_evaluation(evaluation, tuned, workers=workers)
         evaluation.forget()
-    for workers in (1, 2):
-        for expected, found in zip(rows[None], rows[workers], strict=True):
-            assert (found.model, found.set, found.steps, found.index, found.prompt) == (
-                expected.model, expected.set, expected.steps, expected.index, expected.prompt
-            )  # fmt: skip
-            for metric in METRICS:
-                assert getattr(found, metric) == pytest.approx(getattr(expected, metric), abs=1e-6, nan_ok=True), metric
+    for expected, found in zip(rows[None], rows[2], strict=True):
+        assert (found.model, found.set, found.steps, found.index, found.prompt) == (
+            expected.model, expected.set, expected.steps, expected.index, expected.prompt
+        )  # fmt: skip
+        for metric in METRICS:
+            assert getattr(found, metric) == pytest.approx(getattr(expected, metric), abs=1e-6, nan_ok=True), metric
     with pytest.raises(ValueError, match=r"--workers 99 needs 49.5 CPU cores; the cluster has 8; .* at most 16"):
         run_evaluation(Evaluation.of(tuned, SETS, steps_list=[3]), tuned, workers=99)
 
@@ -42,23 +41,23 @@ def test_what_a_killed_evaluation_had_finished_is_not_made_again(tmp_path: Path)
     run, _ = save_run(tmp_path)
     (tmp_path / "prompts.txt").write_text("\n".join(SETS["own"]))
     command = [
-        sys.executable, "-m", "rlvid.cli", "evaluate", run, "--sets", tmp_path / "prompts.txt", "--steps", "60,61",
-        "--workers", "1",
+        sys.executable, "-m", "rlvid.cli", "evaluate", run, "--sets", tmp_path / "prompts.txt", "--steps", "40",
     ]  # fmt: skip
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_API")}
-    first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    in_pool = [*command, "--workers", "1"]
+    first = subprocess.Popen(in_pool, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list(run.glob(".evaluation-*/portion-*.parquet")) and time.monotonic() < deadline:
         time.sleep(0.02)
     first.send_signal(signal.SIGKILL)
     first.wait()
     parts = list(run.glob(".evaluation-*/portion-*.parquet"))
-    assert 0 < len(parts) < 12, "the evaluation was not interrupted"
+    assert 0 < len(parts) < 6, "the evaluation was not interrupted"
     marked = [dataclasses.replace(row, reward=123.0) for row in read_rows(parts[0])]
     write_rows(parts[0], marked)
     again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
     assert again.returncode == 0, again.stderr
     rewards = pq.read_table(run / "evaluation.parquet")["reward"].to_pylist()
-    assert len(rewards) == 2 * 2 * len(SETS["own"])
-    assert rewards.count(123.0) == len(marked)  # taken as it was found
+    assert len(rewards) == 2 * len(SETS["own"])
+    assert rewards.count(123.0) == len(marked)  # taken as it was found, though by a process without Ray
     assert not list(run.glob(".evaluation-*"))

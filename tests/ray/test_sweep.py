@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rlvid.config import load_config
 from rlvid.toy.tiny import save_tiny_model
+from rlvid.train.launch import check
 from tuning.description import load_sweep
 from tuning.journal import Journal
 from tuning.prove import facts, run_killed, written
@@ -36,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def test_a_killed_sweep_goes_on_and_its_best_settings_train(folder: Path) -> None:
+def test_a_killed_sweep_goes_on_and_its_best_settings_are_a_run(folder: Path) -> None:
     home = folder / "tiny"
     standing = run_killed(["sweep.yaml"], home, [1], cwd=folder)
     sweep = load_sweep(str(folder / "sweep.yaml"))
@@ -60,11 +62,12 @@ def test_a_killed_sweep_goes_on_and_its_best_settings_train(folder: Path) -> Non
     assert changed.returncode == 2
     assert "space.reward.segments: [1, 2] -> [1, 4]" in changed.stderr
 
-    best = command(
-        folder, "jobs/train.py", str(home / "report" / "best.yaml"), "train.steps=1", "output.videos_every=0"
-    )
-    assert best.returncode == 0, best.stdout + best.stderr
-    assert (folder / "tiny-best" / "step-000001" / "adapter" / "adapter_model.safetensors").is_file()
+    best = load_config(str(home / "report" / "best.yaml"), [])
+    chosen = json.loads((home / "trial-000" / "step-000001" / "state.json").read_text())["config"]
+    assert best.name == "tiny-best"
+    assert best.model.path == str(folder / "model")
+    assert best.optimizer.model_dump(mode="json") == chosen["optimizer"]
+    check(best)
 
 
 def command(folder: Path, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
