@@ -87,9 +87,15 @@ class Chaos:
 
     def run_whole(self) -> None:
         """The run that nothing befalls; its clips are encoded first, so that it takes as long as the others."""
-        for name in ("first", "whole"):  # of an earlier chaos in the same storage
-            shutil.rmtree(self._folder / name, ignore_errors=True)
-        self._finish(self._start("first", "train.steps=1"), "first")
+        import ray
+
+        from rlvid.data.sources import encoded_clips
+        from rlvid.train.launch import start_ray
+
+        shutil.rmtree(self._folder / "whole", ignore_errors=True)  # of an earlier chaos in the same storage
+        start_ray(self._cluster.address)
+        encoded_clips(self.config, Console(quiet=True))
+        ray.shutdown()
         began = time.monotonic()
         driver = self._start("whole")
         self._until(lambda: bool(train_workers()), driver)
@@ -152,8 +158,8 @@ class Chaos:
             return False
         return True
 
-    def _start(self, name: str, *more: str) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-m", "rlvid.cli", "train", self._source, *self._overrides, *more, f"name={name}"]
+    def _start(self, name: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "rlvid.cli", "train", self._source, *self._overrides, f"name={name}"]
         command += ["--address", self._cluster.address]
         with open(self._folder / f"{name}.out", "a", encoding="utf-8") as out:
             return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, text=True)

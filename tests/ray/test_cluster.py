@@ -221,6 +221,7 @@ def test_a_stopped_job_resumes_on_machines_that_have_nothing_to_the_same_adapter
     out, error = again.communicate(timeout=400)
     assert again.returncode == 0, out + error
     assert "job mine-2 submitted" in error
+    assert "rlvid evaluate" in out
     log = (run / "logs" / "worker-00.log").read_text(encoding="utf-8")
     assert "continues after step" in log
     assert "continues after step 0" not in log

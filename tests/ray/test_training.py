@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from rlvid.config import RunConfig
 from rlvid.data.sources import encoded_clips
-from rlvid.evaluate.run import evaluate_run, load_run
+from rlvid.evaluate.portions import Evaluation, run_evaluation
+from rlvid.evaluate.run import load_run
 from rlvid.export import export_run
 from rlvid.models.trained import trained_state
 from rlvid.train.launch import train
@@ -81,51 +82,49 @@ def test_workers_and_zero_stages_compute_what_plain_torch_computes(folder: Path)
         assert difference(state, reference) <= 1e-6, name
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_full_fine_tuning_under_zero_computes_what_plain_torch_computes(folder: Path) -> None:
-    whole = "model.train=full"
-    found = on_workers(
-        folder,
-        2,
-        {
-            f"full-zero-{stage}": config(folder, "full", whole, "train.workers=2", f"train.zero_stage={stage}")
-            for stage in (0, 1, 2, 3)
-        },
-    )
-    plain = config(folder, "plain", whole, "train.workers=1", "train.micro_batch=4")
+WHOLE = "model.train=full"
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path, ray_cluster: Any) -> dict[str, Trajectory]:
+    """Three steps of all weights by two workers under each ZeRO stage, without an interruption."""
+    stages = {f"full-zero-{stage}": ("train.workers=2", f"train.zero_stage={stage}") for stage in (0, 1, 2, 3)}
+    return on_workers(folder, 2, {name: config(folder, "full", WHOLE, *more) for name, more in stages.items()})
+
+
+def test_full_fine_tuning_under_zero_computes_what_plain_torch_computes(
+    folder: Path, whole: dict[str, Trajectory]
+) -> None:
+    plain = config(folder, "plain", WHOLE, "train.workers=1", "train.micro_batch=4")
     reference, norms = plain_torch(plain, encoded_clips(plain, QUIET))
-    start = tiny_state(folder, whole)
+    start = tiny_state(folder, WHOLE)
     assert all((reference[name] - start[name]).abs().max() > 0 for name in start), "a tensor did not move"
     moved = difference(reference, start)
     assert moved > 2e-5
-    for name, (state, its_norms) in found.items():
+    for name, (state, its_norms) in whole.items():
         log.info("%s: largest difference %.2e of %.2e moved", name, difference(state, reference), moved)
         assert its_norms == pytest.approx(norms, rel=1e-4), name
         assert difference(state, reference) <= 1e-6, name
 
 
-@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("stage", [2, 3])
 def test_a_run_of_all_weights_resumes_to_the_same_weights_and_is_evaluated_and_exported(
-    folder: Path, stage: int
+    folder: Path, whole: dict[str, Trajectory], stage: int
 ) -> None:
-    """The first run ends after step 2, is continued to 4, and ends where one of 4 steps does."""
-    common = ("model.train=full", "train.workers=2", f"train.zero_stage={stage}")
-    straight = train(config(folder, f"all-{stage}", *common, "train.steps=4"), QUIET)
+    """The run ends after step 2, is continued to 3, and ends where one of 3 steps does."""
+    common = (WHOLE, "train.workers=2", f"train.zero_stage={stage}")
     train(config(folder, f"halves-{stage}", *common, "train.steps=2"), QUIET)
-    halves = train(config(folder, f"halves-{stage}", *common, "train.steps=4"), QUIET)
+    halves = train(config(folder, f"halves-{stage}", *common), QUIET)
     assert halves.first_step == 2
     file = "unet/diffusion_pytorch_model.safetensors"
-    expected, found = (load_file(done.checkpoint / file) for done in (straight, halves))
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
-    start = tiny_state(folder, "model.train=full")
-    assert difference(expected, start) > 2e-5
-    tuned = load_run(straight.folder)
-    rows = evaluate_run(tuned, {"own": ["a red circle", "a dog"]}, steps_list=[2])
-    assert len(rows) == 4
-    out = export_run(straight.folder, folder / f"exported-{stage}")
+    found, (expected, _) = load_file(halves.checkpoint / file), whole[f"full-zero-{stage}"]
+    assert difference(found, expected) == 0
+    assert difference(found, tiny_state(folder, WHOLE)) > 2e-5
+    evaluation = Evaluation.of(load_run(halves.folder), {"own": ["a red circle", "a dog"]}, steps_list=[2])
+    assert len(run_evaluation(evaluation, load_run(halves.folder))) == 4
+    out = export_run(halves.folder, folder / f"exported-{stage}")
     assert difference(load_file(out / file), expected) == 0
-    assert "all weights of its denoiser; 4 steps" in (out / "README.md").read_text(encoding="utf-8")
+    assert "all weights of its denoiser; 3 steps" in (out / "README.md").read_text(encoding="utf-8")
 
 
 OTHERS = ("draft", "draft-lv", "alignprop", "ddpo", "dpok", "rwr", "raft")
