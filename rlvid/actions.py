@@ -65,7 +65,7 @@ def evaluate_and_show(
     from rlvid.evaluate.clip import load_clip
     from rlvid.evaluate.evaluate import summarise
     from rlvid.evaluate.portions import Evaluation, run_evaluation
-    from rlvid.evaluate.run import load_run, scale_name
+    from rlvid.evaluate.run import find_run, scale_name
     from rlvid.evaluate.tables import compare_all, render_table, write_results
     from rlvid.evaluate.tradeoff import draw_tradeoff
     from rlvid.toy.captions import PROMPT_SETS
@@ -75,22 +75,23 @@ def evaluate_and_show(
     }
     if len(prompts) < len(sets):
         raise ValueError(f"--sets {','.join(sets)}: two sets have one name; rename a file, results are kept by it")
-    tuned = load_run(run, checkpoint)
-    measure, method = clip or "builtin-heldout", tuned.config.method.name
+    config, found = find_run(run, checkpoint)
+    measure, method = clip or "builtin-heldout", config.method.name
     named = {scale_name(method, scale): scale for scale in scales}
-    evaluation = Evaluation.of(tuned, prompts, steps_list=steps, scales={"base": 0.0} | named, seed=seed, clip=measure)
+    everything = {"base": 0.0} | named
+    evaluation = Evaluation.of(config, found, prompts, steps_list=steps, scales=everything, seed=seed, clip=measure)
     workers = workers or (1 if address else None)
     if workers:
         load_clip(measure)  # says what is wrong with it before Ray starts
-    rows = run_evaluation(evaluation, tuned, workers=workers, address=address, progress=counter("videos"))
-    folder = tuned.checkpoint.folder.parent
+    rows = run_evaluation(evaluation, workers=workers, address=address, progress=counter("videos"))
+    folder = evaluation.run
     facts = {
-        "run": tuned.config.name,
-        "step": tuned.checkpoint.step,
+        "run": config.name,
+        "step": found.step,
         "seed": seed,
-        "guidance": tuned.config.sampling.guidance,
-        "reward": tuned.config.reward.name,
-        "held-out reward": tuned.config.reward.held_out or "builtin-heldout",
+        "guidance": config.sampling.guidance,
+        "reward": config.reward.name,
+        "held-out reward": config.reward.held_out or "builtin-heldout",
         "CLIPSIM and consistency by": clip or "builtin-heldout",
     }
     write_results(folder, rows, base="base", facts=facts)

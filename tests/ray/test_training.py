@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from rlvid.config import RunConfig
 from rlvid.data.sources import encoded_clips
-from rlvid.evaluate.run import evaluate_run, load_run
+from rlvid.evaluate.portions import Evaluation, run_evaluation
+from rlvid.evaluate.run import find_run
 from rlvid.export import export_run
 from rlvid.models.trained import trained_state
 from rlvid.train.launch import train
@@ -120,8 +121,8 @@ def test_a_run_of_all_weights_resumes_to_the_same_weights_and_is_evaluated_and_e
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     start = tiny_state(folder, "model.train=full")
     assert difference(expected, start) > 2e-5
-    tuned = load_run(straight.folder)
-    rows = evaluate_run(tuned, {"own": ["a red circle", "a dog"]}, steps_list=[2])
+    prompts = {"own": ["a red circle", "a dog"]}
+    rows = run_evaluation(Evaluation.of(*find_run(straight.folder), prompts, steps_list=[2]))
     assert len(rows) == 4
     out = export_run(straight.folder, folder / f"exported-{stage}")
     assert difference(load_file(out / file), expected) == 0

@@ -11,7 +11,8 @@ from PIL import Image
 
 from rlvid.cli import main
 from rlvid.evaluate.evaluate import METRICS, Row, summarise
-from rlvid.evaluate.run import evaluate_run, load_run
+from rlvid.evaluate.portions import Evaluation, run_evaluation
+from rlvid.evaluate.run import find_run, scale_name
 from rlvid.evaluate.tables import compare_all
 from rlvid.evaluate.tradeoff import draw_tradeoff
 from rlvid.terminal import fractions
@@ -19,12 +20,13 @@ from rlvid.terminal import fractions
 
 def test_each_scale_is_a_model_between_the_base_and_what_was_learned(tmp_path: Path) -> None:
     run, _ = save_run(tmp_path)
-    tuned, prompts = load_run(run), {"own": ["a red circle", "a dog"]}
-    rows = evaluate_run(tuned, prompts, steps_list=[2], scales=[0.001, 0.5, 1.0])
+    prompts = {"own": ["a red circle", "a dog"]}
+    scales = {"base": 0.0} | {scale_name("instructvideo", scale): scale for scale in (0.001, 0.5, 1.0)}
+    rows = run_evaluation(Evaluation.of(*find_run(run), prompts, steps_list=[2], scales=scales))
     by_model = {s.model: s.mean["reward"] for s in summarise(rows)}
     assert list(by_model) == ["base", "instructvideo × 0.001", "instructvideo × 0.5", "instructvideo"]
     assert len({c.tuned for c in compare_all(rows, "base")}) == 3
-    alone = summarise(evaluate_run(tuned, prompts, steps_list=[2]))
+    alone = summarise(run_evaluation(Evaluation.of(*find_run(run), prompts, steps_list=[2])))
     assert [s.model for s in alone] == ["base", "instructvideo"]
     assert by_model["instructvideo"] == pytest.approx(alone[1].mean["reward"])
     base = by_model["base"]
