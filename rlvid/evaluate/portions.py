@@ -207,8 +207,10 @@ def _in_pool(evaluation: Evaluation, missing: list[int], workers: int, address: 
     import ray
 
     from rlvid.train.launch import start_ray
+    from rlvid.train.nodes import check_nodes
 
     start_ray(address)
+    check_nodes(str(evaluation.run.parent), evaluation.run.name)
     have = ray.cluster_resources()
     gpus = int(have.get("GPU", 0))
     if 0 < gpus < workers:
