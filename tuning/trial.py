@@ -65,7 +65,7 @@ def _wait_for(lock: Path) -> None:
     """Returns once no process of a killed driver holds the run any more, or after a while."""
     until = time.monotonic() + _PATIENCE_S
     while lock.is_file() and time.monotonic() < until:
-        with open(lock, encoding="utf-8") as file:
+        with open(lock, "r+", encoding="utf-8") as file:  # NFS gives exclusive locks to those alone who may write
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return

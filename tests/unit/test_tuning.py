@@ -1,15 +1,19 @@
 """A sweep's description, space, memory and judgement; no Ray cluster."""
 
+import errno
 import json
 import math
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
 
 from rlvid.config import load_config
+from tuning import trial
 from tuning.description import Sweep, load_sweep, shipped_sweeps
 from tuning.journal import Journal, scores_path
 from tuning.search import Judge, Proposals
@@ -106,6 +110,28 @@ def test_draws_differ_repeat_and_are_extended_by_more_trials() -> None:
     assert all(1e-5 <= one["lr"] <= 1e-1 and 0.4 <= one["tau"] <= 0.8 for one in many)
     below = sum(one["lr"] < 1e-3 for one in many)
     assert 75 < below < 125  # half of them, as the logarithm is uniform
+    for kind in ("uniform", "loguniform"):  # narrow ones too
+        narrow = draw(parse_space({"lr": {kind: [1.0, 1.0001]}}), [], 100, seed=0)
+        assert len({one["lr"] for one in narrow}) == 100
+        assert all(1.0 <= one["lr"] <= 1.0001 for one in narrow)
+    with pytest.raises(ValueError, match="trials = 50: the ranges of space have fewer different values than that"):
+        draw(parse_space({"lr": {"uniform": [1.0, 1.0 + 1e-15]}}), [], 50, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("first", "message"),
+    [
+        ([{"a": 3, "b": 4, "c": 0.1}], "first: a = 3 is not in the space; allowed: [0, 1, inf]"),
+        ([{"a": 1, "b": 5, "c": 0.1}], "first: b = 5 is not in the space; allowed: {'integers': [1, 4]}"),
+        ([{"a": 1, "b": 2.5, "c": 0.1}], "first: b = 2.5 is not in the space"),
+        ([{"a": 1, "b": 2, "c": "x"}], "first: c = 'x' is not in the space; allowed: {'uniform': [0, 0.5]}"),
+        ([{"a": 1, "b": 2, "c": 0.1}, {"a": 1.0, "b": 2, "c": "1e-1"}], "first: a=1 b=2 c=0.1 stands there twice"),
+    ],
+)
+def test_what_is_tried_first_is_in_the_space_and_there_once(first: list[dict[str, Any]], message: str) -> None:
+    space = parse_space({"a": [0, 1, "inf"], "b": {"integers": [1, 4]}, "c": {"uniform": [0, 0.5]}})
+    with pytest.raises(ValueError, match=re.escape(message)):
+        draw(space, first, 1, seed=0)
 
 
 def test_the_journal_survives_a_torn_line(tmp_path: Path) -> None:
@@ -222,6 +248,19 @@ def test_a_changed_sweep_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "other" / "thesis.txt").touch()
     with pytest.raises(ValueError, match="exists and is not a sweep"):
         keep_description(sweep(tmp_path, "name=other"))
+
+
+def test_a_run_s_lock_is_held_as_network_file_systems_want_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def as_nfs_does(file: Any, how: int) -> None:
+        if not file.writable():
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        taken.append(how)
+
+    taken: list[int] = []
+    monkeypatch.setattr(trial.fcntl, "flock", as_nfs_does)
+    (tmp_path / ".lock").touch()
+    trial._wait_for(tmp_path / ".lock")
+    assert len(taken) == 1
 
 
 def test_files_are_looked_for_before_ray_starts(tmp_path: Path) -> None:
