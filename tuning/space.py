@@ -21,6 +21,7 @@ MOST_TRIALS = 1000
 """More than this is no sweep but a typing error."""
 
 _ENUMERATED = 100_000  # spaces up to this size are shuffled; in larger ones, draws that meet are drawn again
+_BETWEEN = 0.381966  # of a range, where no whole number lies by chance
 _MISSES = 1000  # that often in a row, before a space is said to have no more
 
 
@@ -50,6 +51,14 @@ class Dimension:
         """All values of a range that is not continuous, in order."""
         low, high = self.values[0], self.values[-1]
         return list(self.values) if self.kind == "choice" else list(range(low, high + 1))
+
+    @property
+    def probes(self) -> list[Any]:
+        """Values that show whether a run may have it: all of a choice, of a range both ends and one between them."""
+        if self.count is not None:
+            return list(self.values)
+        low, high = self.values
+        return [low, high, low + (high - low) * _BETWEEN]
 
     def draw(self, generator: random.Random) -> Any:
         """One value; continuous ones are rounded to four digits, of a narrow range's width, as tables show them."""
@@ -184,7 +193,7 @@ def draw(dimensions: list[Dimension], first: list[dict[str, Any]], trials: int, 
     generator, keys = random.Random(seed), [dimension.key for dimension in dimensions]
     found = [{dimension.key: dimension.own(one[dimension.key]) for dimension in dimensions} for one in first]
     if twice := [one for place, one in enumerate(found) if one in found[:place]]:
-        raise ValueError(f"first: {shown(twice[0])} stands there twice; give each settings once")
+        raise ValueError(f"first: {shown(twice[0])} stands there twice; give each once")
     found = found[:trials]
     if total is not None and total <= _ENUMERATED:
         rows = [dict(zip(keys, row, strict=True)) for row in _product(dimensions)]

@@ -5,20 +5,24 @@ import json
 import math
 import os
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from helpers import save_run
 
-from rlvid.config import load_config
-from tuning import trial
+from rlvid.config import load_config, shipped_configs
+from tuning import prove, trial
+from tuning import sweep as tuning_sweep
 from tuning.description import Sweep, load_sweep, shipped_sweeps
-from tuning.journal import Journal, scores_path
+from tuning.journal import INVALID, Journal, scores_path
+from tuning.measure import job_of, measure
 from tuning.search import Judge, Proposals
 from tuning.space import draw, grid, parse_space
-from tuning.sweep import check, keep_description, main
+from tuning.sweep import check, check_room, keep_description, main
 
 
 def sweep(tmp_path: Path, *overrides: str, source: str = "toy") -> Sweep:
@@ -68,6 +72,22 @@ def test_shipped_sweeps_are_valid(name: str) -> None:
         (["evaluation.video=3"], "unknown key evaluation.video; allowed: prompts, videos"),
         (["evaluation.prompts=nowhere.txt"], "evaluation.prompts = 'nowhere.txt' is neither"),
         (["train.batch_size=-1"], "train.batch_size = -1"),
+        (["space=[1]", "space.seed=[0, 1]"], "'space.seed=[0, 1]': space = [1] has no keys; write it as a mapping"),
+        (["evaluation=in_domain", "evaluation.videos=3"], "evaluation = 'in_domain' has no keys"),
+        (["name=" + "a" * 96], "string should match pattern"),
+        (
+            ["algorithm=optuna", "trials=3", "space={reward.segments: {uniform: [1, 4]}}"],
+            "reward.segments = 2.145898: input should be a valid integer",
+        ),
+        (
+            [
+                "algorithm=optuna",
+                "trials=3",
+                "space={reward.skip_below: {uniform: [0, 2]}}",
+                "first=[{reward.skip_below: 0.1}]",
+            ],
+            "reward.skip_below = 2",
+        ),
     ],
 )
 def test_mistakes_are_one_clear_line(overrides: list[str], message: str) -> None:
@@ -80,11 +100,29 @@ def test_the_command_answers_mistakes_before_ray_starts(tmp_path: Path, capsys: 
     assert main(["nowhere.yaml"]) == 2
     assert main(["toy", f"storage={tmp_path}", "trials=3"]) == 2
     assert main(["toy", f"storage={tmp_path}", "space.reward.segments=[1, 9]"]) == 2
+    assert main(["toy", f"storage={tmp_path}/working_dir_files/_ray_pkg_1/runs"]) == 2
+    (tmp_path / "few.txt").write_text("a dog\na cat\n")
+    assert main(["toy", f"storage={tmp_path}", f"evaluation.prompts={tmp_path}/few.txt", "evaluation.videos=3"]) == 2
+    ranges = "space={reward.segments: {integers: [1, 9]}}"
+    assert main(["toy", f"storage={tmp_path}", "algorithm=optuna", "trials=2", ranges]) == 2
+    assert prove.main(["--kills", "a", "toy"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert [line[:30] for line in lines] == [
         "error: sweep 'nowhere.yaml' is", "error: the grid has 20 combina", "error: reward.segments = 9 exc",
+        f"error: storage = '{tmp_path}"[:30], "error: evaluation.prompts with", "error: reward.segments = 9 exc",
+        "error: --kills 'a': expected w",
     ]  # fmt: skip
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["few.txt"]
+
+
+def test_tune_s_own_errors_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.tune import TuneError
+
+    def broken(*_: Any) -> None:
+        raise TuneError("a trial could not be placed")
+
+    monkeypatch.setattr(tuning_sweep, "run", broken)
+    assert main(["toy", f"storage={tmp_path}"]) == 1
 
 
 def test_another_method_brings_its_own_settings(tmp_path: Path) -> None:
@@ -211,7 +249,6 @@ def test_only_what_has_not_ended_is_proposed_again(tmp_path: Path) -> None:
 
 
 def test_optuna_is_told_the_past(tmp_path: Path) -> None:
-    pytest.importorskip("optuna", reason="the extra optuna is not installed")
     made = sweep(tmp_path, "algorithm=optuna", "trials=6", "space.optimizer.lr={loguniform: [1e-4, 1e-2]}")
     journal = Journal(tmp_path)
     proposals = Proposals(made, journal, made.planned())
@@ -229,6 +266,26 @@ def test_optuna_is_told_the_past(tmp_path: Path) -> None:
     assert len({json.dumps(trial.settings) for trial in kept}) == 4
 
 
+def test_a_proposal_that_is_no_valid_run_ends_there_and_the_next_one_comes(tmp_path: Path) -> None:
+    """Each setting is fine, and a group of two does not fit a batch of one."""
+    made = sweep(
+        tmp_path, "algorithm=optuna", "trials=8",
+        "space={train.batch_size: {integers: [1, 4]}, train.group_size: {integers: [1, 2]}}",
+    )  # fmt: skip
+    journal = Journal(tmp_path)
+    journal.append({"trial": 0, "settings": {"train.batch_size": 1, "train.group_size": 2}})  # open, as after a kill
+    proposals = Proposals(made, journal, [])
+    valid = 0
+    while proposals.suggest(str(valid)) != Proposals.FINISHED:
+        valid += 1
+    trials = Journal(tmp_path).trials
+    assert len(trials) == 8
+    assert trials[0].end == INVALID
+    assert "train.group_size = 2 does not divide train.batch_size = 1" in str(trials[0].reason)
+    assert 0 < valid == [each.end for each in trials].count(None) < 7
+    assert Proposals(made, Journal(tmp_path), []).left == valid  # the others would be no run the next time either
+
+
 def test_a_changed_sweep_is_refused_by_name(tmp_path: Path) -> None:
     keep_description(sweep(tmp_path))
     keep_description(sweep(tmp_path, "concurrent=1"))  # may change
@@ -239,6 +296,9 @@ def test_a_changed_sweep_is_refused_by_name(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(ValueError, match=words):
             keep_description(sweep(tmp_path, change))
+    turned = "space={reward.segments: [1, 2, 4, 8], reward.attenuation: [0, .5, 1, 2, inf]}"
+    with pytest.raises(ValueError, match=r"the order of space: reward.attenuation, reward.segments -> reward.se"):
+        keep_description(sweep(tmp_path, turned))
     twelve = ("name=r", "algorithm=random")
     keep_description(sweep(tmp_path, *twelve, "trials=12"))
     keep_description(sweep(tmp_path, *twelve, "trials=14"))
@@ -248,6 +308,89 @@ def test_a_changed_sweep_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "other" / "thesis.txt").touch()
     with pytest.raises(ValueError, match="exists and is not a sweep"):
         keep_description(sweep(tmp_path, "name=other"))
+
+
+def test_a_sweep_goes_on_from_another_copy_of_its_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As each `ray job submit --working-dir .` makes one, and the cluster deletes those of before."""
+
+    def copy(name: str, prompt: str = "a dog") -> Sweep:
+        home = tmp_path / name
+        home.mkdir()
+        monkeypatch.chdir(home)
+        (home / "prompts.txt").write_text(f"a cat\n{prompt}\n")
+        (home / "mine.py").write_text("def red(frames, prompts):\n    return frames[:, :, 0].mean((2, 3))\n")
+        (home / "base.yaml").write_text(toy())
+        changes = {"config": f"{home}/base.yaml", "evaluation": {"prompts": "prompts.txt", "videos": 2}}
+        (home / "sweep.yaml").write_text(yaml.safe_dump(yaml.safe_load(shipped_sweeps()["toy"].read_text()) | changes))
+        return sweep(tmp_path, "reward.name=custom", "reward.path=mine.py:red", source=f"{home}/sweep.yaml")
+
+    first = copy("a")
+    keep_description(first)
+    before = first.run({}, "trial-000", 4)
+    shutil.rmtree(tmp_path / "a")
+    again = copy("b")
+    keep_description(again)
+    assert again.run({}, "trial-000", 4) == before  # so that the trial's own checkpoints are taken
+    assert again.base().reward.path == f"{tmp_path}/b/mine.py:red"
+    assert job_of(again, use_gpu=False)["prompts"] == ["a cat", "a dog"]
+    with pytest.raises(ValueError, match=r"a text of evaluation.prompts: 'a dog' -> 'a cow'"):
+        keep_description(copy("c", "a cow"))
+
+
+def test_who_edits_the_base_meanwhile_changes_no_trial(tmp_path: Path) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text(toy())
+    made = sweep(tmp_path, f"config={base}")
+    made.planned()
+    base.write_text("seed: 7")
+    assert made.run({}, "trial", 4).seed == made.to_train({}, "best").seed == 0
+
+
+def toy() -> str:
+    return shipped_configs()["toy"].read_text(encoding="utf-8")
+
+
+def test_a_guard_that_ends_training_only_warns_in_a_trial(tmp_path: Path) -> None:
+    made = sweep(tmp_path, "guard.stop=true", "guard.every=20")
+    assert not made.run({}, "trial", 4).guard.stop
+    assert made.to_train({}, "best").guard.stop
+
+
+def test_storage_and_names_may_be_what_yaml_would_take_for_something_else(tmp_path: Path) -> None:
+    name = "a" * 95
+    made = load_sweep("toy", [f"storage='{tmp_path}/a: b'", f"name={name}"])
+    assert made.run({}, "trial-000", 4).output.storage == f"{tmp_path}/a: b/{name}"
+    best = made.to_train({}, f"{name}-best")
+    assert (best.output.storage, best.name) == (f"{tmp_path}/a: b", f"{name}-best")
+
+
+def test_trials_that_do_not_fit_side_by_side_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlvid.train.nodes.nodes_possible", lambda: [({"CPU": 3.0}, 2.0)])
+    wide = ("train.cpus_per_worker=2", "space={train.workers: [1, 2]}")  # one a node, though six cores are three
+    made = sweep(tmp_path, *wide, "concurrent=1")
+    assert check_room(made, made.planned()) is False
+    with pytest.raises(ValueError, match=r"concurrent = 2: trials with train.workers = 2 at 2 CPU each .* 1 to 1$"):
+        check_room(sweep(tmp_path, *wide, "concurrent=2"), made.planned())
+    with pytest.raises(ValueError, match=r"train.workers = 4 at train.cpus_per_worker = 2"):
+        check_room(made, [{"train.workers": 4}])
+
+
+def test_a_base_without_a_clip_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, _ = save_run(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    made = sweep(
+        tmp_path, "reward.name=brightness", "reward.held_out=compression", "model.path=tiny", "model.frames=4",
+        "model.size=16", "sampling.steps=2", "evaluation.videos=2",
+    )  # fmt: skip
+    job = job_of(made, use_gpu=False)
+    monkeypatch.chdir("/")
+    scores = measure(job, str(run), 3)
+    assert Path.cwd() == tmp_path  # for what is written from there
+    assert math.isfinite(scores["mean"]["clipsim"])
+    assert scores["seconds"] == 75.5
+    assert [row["prompt"] for row in scores["rows"]] == made.prompts
 
 
 def test_a_run_s_lock_is_held_as_network_file_systems_want_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +417,7 @@ def test_the_base_measures_whatever_varies(tmp_path: Path) -> None:
     assert made.base().sampling.guidance == 3.0
     assert made.base().reward.attenuation == 1.0
     assert made.run(made.planned()[1], "t", 4).sampling.guidance == 5.0
-    assert made.measuring.steps == 7
+    assert job_of(made, use_gpu=False)["evaluation"]["steps"] == 7
 
 
 def test_the_best_settings_are_a_run_of_the_base_s_length(tmp_path: Path) -> None:
