@@ -2,7 +2,7 @@
 
 Tune's own restore keeps neither what ASHA has seen nor trials that began after its last snapshot, and unpickles. Here a
 start reads the journal instead: finished trials are not run, the others come first with what was proposed for them, and
-ASHA and Optuna are told the past in its order.
+ASHA is told the past in its order, Optuna by the number of the trial.
 """
 
 import json

@@ -158,7 +158,9 @@ def run(sweep: Sweep, address: str | None = None) -> None:
         from tuning.report import write_report
 
         report = write_report(sweep, journal)
-    if report is not None:
+    if report is None:
+        say("nothing was measured, so there is no report")
+    else:
         say_where(sweep)
     open_trials = [trial for trial in journal.trials if trial.end not in ENDS]
     if open_trials or len(journal.trials) < sweep.count:

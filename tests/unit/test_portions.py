@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from helpers import save_run
 
+from rlvid.actions import evaluate_and_show
 from rlvid.evaluate import portions
 from rlvid.evaluate.evaluate import METRICS, Row, evaluate_model
 from rlvid.evaluate.portions import Evaluation, Scorer, read_rows, run_evaluation
@@ -82,6 +83,24 @@ def test_the_best_checkpoint_is_evaluated_once_training_has_deleted_the_original
     assert evaluation.missing() == []  # it is the same model
     evaluation.forget()
     assert numbers(run_evaluation(evaluation)) == numbers(before)
+
+
+def test_a_pool_asks_all_nodes_for_the_run_s_folder_and_its_driver_loads_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def blind(storage: str, name: str) -> None:
+        raise ValueError(f"a node does not see {storage} of {name}")
+
+    def loads(*_: object) -> None:
+        raise AssertionError("the driver has loaded a model")
+
+    run, _ = save_run(tmp_path)
+    monkeypatch.setattr("rlvid.train.launch.start_ray", lambda address: None)
+    monkeypatch.setattr("rlvid.train.nodes.check_nodes", blind)
+    monkeypatch.setattr("rlvid.evaluate.run.load_found", loads)
+    monkeypatch.setattr(portions, "load_found", loads)
+    with pytest.raises(ValueError, match=f"a node does not see {tmp_path} of run"):
+        evaluate_and_show(str(run), [2], ["scenes"], 2, None, 0, None, workers=2)
 
 
 def test_rows_come_back_from_disk(tmp_path: Path) -> None:
