@@ -65,7 +65,7 @@ def evaluate_and_show(
     from rlvid.evaluate.clip import load_clip
     from rlvid.evaluate.evaluate import summarise
     from rlvid.evaluate.portions import Evaluation, run_evaluation
-    from rlvid.evaluate.run import load_run, scale_name
+    from rlvid.evaluate.run import find_run, scale_name
     from rlvid.evaluate.tables import compare_all, render_table, write_results
     from rlvid.evaluate.tradeoff import draw_tradeoff
     from rlvid.toy.captions import PROMPT_SETS
@@ -73,33 +73,42 @@ def evaluate_and_show(
     prompts = {
         Path(name).stem: resolve_prompts(name, videos if name in PROMPT_SETS else None)[:videos] for name in sets
     }
+    workers = workers or (1 if address else None)
+    if workers and is_uri(run):
+        raise ValueError(
+            f"--workers: actors share a folder, and {run} is in a store of objects; leave --workers and --address out, "
+            "or keep runs in a folder that all nodes mount"
+        )
     if len(prompts) < len(sets):
         raise ValueError(f"--sets {','.join(sets)}: two sets have one name; rename a file, results are kept by it")
-    tuned = load_run(run, checkpoint)
-    measure, method = clip or "builtin-heldout", tuned.config.method.name
+    config, found = find_run(run, checkpoint)
+    measure, method = clip or "builtin-heldout", config.method.name
     named = {scale_name(method, scale): scale for scale in scales}
-    evaluation = Evaluation.of(tuned, prompts, steps_list=steps, scales={"base": 0.0} | named, seed=seed, clip=measure)
-    workers = workers or (1 if address else None)
+    everything = {"base": 0.0} | named
+    evaluation = Evaluation.of(config, found, prompts, steps_list=steps, scales=everything, seed=seed, clip=measure)
     if workers:
         load_clip(measure)  # says what is wrong with it before Ray starts
-    rows = run_evaluation(evaluation, tuned, workers=workers, address=address, progress=counter("videos"))
-    folder = tuned.checkpoint.folder.parent
+    rows = run_evaluation(evaluation, workers=workers, address=address, progress=counter("videos"))
+    folder = evaluation.run
     facts = {
-        "run": tuned.config.name,
-        "step": tuned.checkpoint.step,
+        "run": config.name,
+        "step": found.step,
         "seed": seed,
-        "guidance": tuned.config.sampling.guidance,
-        "reward": tuned.config.reward.name,
-        "held-out reward": tuned.config.reward.held_out or "builtin-heldout",
+        "guidance": config.sampling.guidance,
+        "reward": config.reward.name,
+        "held-out reward": config.reward.held_out or "builtin-heldout",
         "CLIPSIM and consistency by": clip or "builtin-heldout",
     }
     write_results(folder, rows, base="base", facts=facts)
-    evaluation.forget()
-    if is_uri(run):
-        Mirror(*split_uri(run)).send("evaluation.*")
-    for each in steps:
-        console.print(render_table(summarise(rows), compare_all(rows, "base"), steps=each))
     if len(scales) > 1:
         draw_tradeoff(folder / "tradeoff.png", summarise(rows), named)
-        say(f"trade-off    {short(folder)}/tradeoff.png (rewards and motion for each --lora-scale)")
-    say(f"tables       {run if is_uri(run) else short(folder)}/evaluation.md (.csv, .json, .parquet)")
+    if is_uri(run):
+        for files in ("evaluation.*", "tradeoff.png"):
+            Mirror(*split_uri(run)).send(files)
+    evaluation.forget()  # not before all of it is where it belongs
+    for each in steps:
+        console.print(render_table(summarise(rows), compare_all(rows, "base"), steps=each))
+    shown = run if is_uri(run) else short(folder)
+    if len(scales) > 1:
+        say(f"trade-off    {shown}/tradeoff.png (rewards and motion for each --lora-scale)")
+    say(f"tables       {shown}/evaluation.md (.csv, .json, .parquet)")

@@ -238,7 +238,7 @@ def plan(
 def doctor(
     run: Annotated[str | None, typer.Option(help="Look at this run's folder (or name under runs/) instead.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Leave Ray out: seconds instead of a minute.")] = False,
-    storage: Annotated[Path, typer.Option(help="Folder that runs will be written to (output.storage).")] = Path("runs"),
+    storage: Annotated[str, typer.Option(help="Folder or URI that runs will be written to (output.storage).")] = "runs",
     address: Address = None,
 ) -> None:
     """Says whether machine and cluster are in order, each line ok, warning or error, with the way out.

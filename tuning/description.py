@@ -1,5 +1,6 @@
 """What a sweep is: YAML plus ``key=value`` overrides, validated whole before anything starts."""
 
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -7,9 +8,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from rlvid.config import RunConfig, load_config
+from rlvid.config import RunConfig, load_config, read_description
 from rlvid.config.reward import absolute
 from rlvid.config.section import Section
+from rlvid.data.prompts import resolve_prompts
 from rlvid.models.folders import movable
 from rlvid.toy.captions import PROMPT_SETS
 from tuning.space import MOST_TRIALS, Dimension, draw, grid, parse_space, shown, size
@@ -45,7 +47,8 @@ class Sweep(Section):
     """One sweep, whole."""
 
     name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="of the sweep and of its folder in storage"
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,94}$",  # the best run is called NAME-best
+        description="of the sweep and of its folder in storage",
     )
     storage: str = Field("runs", description="folder that holds sweeps; on a cluster, one that all nodes share")
     config: str = Field("toy", description="the base: a shipped run description or a YAML file")
@@ -96,11 +99,23 @@ class Sweep(Section):
             )
         return self
 
-    @property
-    def measuring(self) -> Evaluation:
-        """The evaluation with an absolute path, for a process that works in another folder."""
-        prompts = self.evaluation.prompts
-        return self.evaluation.model_copy(update={"prompts": prompts if prompts in PROMPT_SETS else absolute(prompts)})
+    @cached_property
+    def prompts(self) -> list[str]:
+        """What all trials are measured by.
+
+        Raises:
+            ValueError: the set or file has fewer than ``evaluation.videos``, or cannot be read.
+        """
+        spec, count = self.evaluation.prompts, self.evaluation.videos
+        try:
+            return resolve_prompts(spec if spec in PROMPT_SETS else str(Path(spec).expanduser()), count)
+        except ValueError as error:
+            raise ValueError(f"evaluation.prompts with evaluation.videos = {count}: {error}") from None
+
+    @cached_property
+    def original(self) -> dict[str, Any]:
+        """The base as it is written, read once: who edits the file meanwhile changes no trial."""
+        return read_description(self.config)
 
     @property
     def folder(self) -> Path:
@@ -114,15 +129,7 @@ class Sweep(Section):
 
     def base(self) -> RunConfig:
         """The run that trials vary, with absolute paths, and the one whose reward and sampling measure them all."""
-        return self.run({}, "base", self.rungs[-1])
-
-    def run(self, settings: dict[str, Any], name: str, steps: int) -> RunConfig:
-        """The description of a run of ``steps`` steps in the sweep's folder with these settings.
-
-        Raises:
-            ValueError: they are not those of a run; names them.
-        """
-        made = self._load(settings, [f"name={name}", f"output.storage={self.folder}", f"train.steps={steps}"])
+        made = self.run({}, "base", self.rungs[-1])
         source, prompts = made.data.source, made.data.prompts
         data = made.data.model_copy(
             update={
@@ -133,11 +140,24 @@ class Sweep(Section):
         model = made.model.model_copy(update={"path": movable(made.model.path)})
         return made.model_copy(update={"reward": made.reward.resolved(), "model": model, "data": data})
 
+    def run(self, settings: dict[str, Any], name: str, steps: int) -> RunConfig:
+        """The description of a run of ``steps`` steps in the sweep's folder with these settings.
+
+        Its paths are as they are written, so that a trial goes on where the sweep is started from another copy of its
+        working folder. A guard only warns: a trial that it ended would never reach its rung.
+
+        Raises:
+            ValueError: they are not those of a run; names them.
+        """
+        place = [f"name={name}", f"output.storage={_yaml(str(self.folder))}"]
+        return self._load(settings, [*place, f"train.steps={steps}", "guard.stop=false"])
+
     def to_train(self, settings: dict[str, Any], name: str) -> RunConfig:
         """The same for `rlvid train`: of the base's own length, and in the storage of the sweep."""
-        original = load_config(self.config)
+        original = load_config(self.original)
         budget = f"train.max_seconds={'null' if original.train.max_seconds is None else original.train.max_seconds}"
-        fixed = [f"name={name}", f"output.storage={self.storage}", f"train.steps={original.train.steps}", budget]
+        place = [f"name={name}", f"output.storage={_yaml(self.storage)}"]
+        fixed = [*place, f"train.steps={original.train.steps}", budget]
         return self._load(settings, [*fixed, *_output_of(original, self.settings)])
 
     def _load(self, settings: dict[str, Any], fixed: list[str]) -> RunConfig:
@@ -145,19 +165,21 @@ class Sweep(Section):
         quiet = ["output.videos_every=0", "output.archive_every=0"]
         pairs = [f"{key}={_yaml(value)}" for key, value in given.items() if key not in ("method", "method.name")]
         try:
-            return load_config(self.config, [*quiet, "train.max_seconds=null", *self._method(given), *pairs, *fixed])
+            return load_config(self.original, [*quiet, "train.max_seconds=null", *self._method(given), *pairs, *fixed])
         except ValueError as error:
             raise ValueError(f"{f'space: a trial with {shown(settings)}: ' if settings else ''}{error}") from None
 
     def _method(self, given: dict[str, Any]) -> list[str]:
         """Another method than the base's has keys of its own, so the base's section goes."""
         name = given.get("method.name", given.get("method"))
-        if name is None or name == load_config(self.config).method.name:
+        if name is None or name == load_config(self.original).method.name:
             return []
         return [f"method={_yaml(name)}"]
 
     def planned(self) -> list[dict[str, Any]]:
-        """The settings of all trials, each of them a valid run; Optuna's are not known but for ``first``.
+        """The settings of all trials, each of them a valid run, as are ``probes``.
+
+        Optuna's are not known but for ``first``.
 
         Raises:
             ValueError: a key is unknown, a value is not allowed, or the space is empty or does not fit ``trials``.
@@ -174,10 +196,16 @@ class Sweep(Section):
         else:
             drawn = trials if self.algorithm == "random" else min(len(self.first), trials)
             made = draw(dimensions, self.first, drawn, self.seed)
-        alone = [] if made else [{d.key: value} for d in dimensions for value in d.values]  # all that is known of them
-        for settings in [*made, *alone]:
+        for settings in [*made, *self.probes]:
             self.run(settings, "trial", self.rungs[0])
         return made
+
+    @property
+    def probes(self) -> list[dict[str, Any]]:
+        """One setting each: all that can be looked at before Optuna proposes whole trials."""
+        if self.algorithm != "optuna":
+            return []
+        return [{dimension.key: value} for dimension in self.dimensions for value in dimension.probes]
 
     @property
     def count(self) -> int:
@@ -245,6 +273,11 @@ def _override(data: dict[str, Any], text: str) -> None:
     if section in RunConfig.model_fields and key not in Sweep.model_fields:
         section, rest = "settings", key
     if section in ("space", "settings", "evaluation") and rest:
+        if not isinstance(data.get(section), dict | None):
+            raise ValueError(
+                f"override {text!r}: {section} = {data[section]!r} has no keys; write it as a mapping, such as "
+                f"{section}: {{{rest}: {value}}}"
+            )
         data[section] = {**(data.get(section) or {}), rest: parsed}
         _fix_or_vary(data, section, [rest])
     elif key in Sweep.model_fields:

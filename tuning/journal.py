@@ -25,6 +25,9 @@ from typing import Any
 from rlvid.evaluate import write_whole
 
 GOES_ON, STOPPED, FINISHED = "goes on", "stopped early", "finished"
+INVALID = "no valid run"
+ENDS = (STOPPED, FINISHED, INVALID)
+"""How a trial may end for good; one that failed is tried again."""
 
 
 @dataclass
@@ -82,6 +85,8 @@ class Journal:
                 found[number] = Trial(number, entry["settings"])
             elif "failed" in entry:
                 found[number].end, found[number].reason = "failed", entry["failed"]
+            elif "invalid" in entry:
+                found[number].end, found[number].reason = INVALID, entry["invalid"]
             else:
                 trial = found[number]
                 trial.judged.append(entry["step"])

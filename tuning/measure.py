@@ -6,25 +6,41 @@ what the model has learned, and never the scale that it is measured on.
 """
 
 import json
+import os
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rlvid.config import RunConfig
-from rlvid.data.prompts import resolve_prompts
+from rlvid.evaluate.clip import load_clip
 from rlvid.evaluate.evaluate import Row, evaluate_model, summarise
 from rlvid.evaluate.run import device, load_run
 from rlvid.models.trained import load_trainable
+from rlvid.reward.clip import ClipReward
 from rlvid.reward.load import held_out_reward, load_reward, trained_reward
-from tuning.description import COST, Evaluation
+from tuning.description import COST, Evaluation, Sweep
 
 
-def measure(base: dict[str, Any], evaluation: dict[str, Any], run: str | None, step: int) -> dict[str, Any]:
+def job_of(sweep: Sweep, use_gpu: bool) -> dict[str, Any]:
+    """What the driver knows and every process of the sweep needs: plain values, read once."""
+    return {
+        "rungs": sweep.rungs, "evaluation": sweep.evaluation.model_dump(), "prompts": sweep.prompts,
+        "base": sweep.base().model_dump(), "use_gpu": use_gpu, "here": os.getcwd(),
+    }  # fmt: skip
+
+
+def work_here(job: dict[str, Any]) -> None:
+    """Makes the driver's folder this process's, for paths that are written from there; a node may do without it."""
+    with suppress(FileNotFoundError):
+        os.chdir(job["here"])
+
+
+def measure(job: dict[str, Any], run: str | None, step: int) -> dict[str, Any]:
     """Scores of a trial after ``step`` steps, or of the base model (``run`` None).
 
     Args:
-        base: the dumped RunConfig whose rewards and sampling measure.
-        evaluation: the dumped Evaluation.
+        job: see ``job_of``; the base's rewards and sampling measure.
         run: the trial's folder.
         step: of the checkpoint.
 
@@ -32,7 +48,8 @@ def measure(base: dict[str, Any], evaluation: dict[str, Any], run: str | None, s
         ``step``, ``seconds`` of training steps and ``videos`` rewarded until then, ``mean`` and ``std`` over videos of
         every metric, and the ``rows`` (``rlvid.evaluate.evaluate.Row``) that they are of.
     """
-    config, how = RunConfig.model_validate(base), Evaluation.model_validate(evaluation)
+    work_here(job)
+    config, how = RunConfig.model_validate(job["base"]), Evaluation.model_validate(job["evaluation"])
     cost: dict[str, float] = {COST: 0.0, "videos": 0}
     if run is None:
         model: Any = load_trainable(config.model, config.seed, config.model.path, device())
@@ -41,13 +58,17 @@ def measure(base: dict[str, Any], evaluation: dict[str, Any], run: str | None, s
         model = tuned.use(1.0)
         state = json.loads((tuned.checkpoint.folder / "state.json").read_text(encoding="utf-8"))
         cost = {key: state[key] for key in cost}
+    reward = trained_reward(config.reward, device())
+    held_out = held_out_reward(config.reward, device()) or load_reward("builtin-heldout", device())
+    has_clip = isinstance(held_out, ClipReward) or isinstance(reward, ClipReward)
     sampling = config.sampling
     rows = evaluate_model(
         model,
-        {Path(how.prompts).stem: resolve_prompts(how.prompts, how.videos)},
+        {Path(how.prompts).stem: job["prompts"]},
         name="base" if run is None else Path(run).name,
-        reward=trained_reward(config.reward, device()),
-        held_out=held_out_reward(config.reward, device()) or load_reward("builtin-heldout", device()),
+        reward=reward,
+        held_out=held_out,
+        clip=None if has_clip else load_clip("builtin-heldout", device()),
         steps_list=[how.steps or sampling.steps],
         guidance=sampling.guidance,
         final=sampling.final,

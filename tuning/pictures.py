@@ -107,7 +107,10 @@ def parallel_coordinates(path: Path, sweep: Sweep, outcomes: list[Outcome], best
         axes = figure.add_subplot()
         spread = np.linspace(-0.02, 0.02, len(known)) if len(known) > 1 else [0.0]
         for one, aside in zip(known, spread, strict=True):  # a little apart, where many choose the same
-            values = [*one.trial.settings.values(), *(one.value(name) for name in sweep.objectives)]
+            values = [
+                *(one.trial.settings[key] for key in sweep.space),
+                *(one.value(name) for name in sweep.objectives),
+            ]
             heights = np.array([scale.at(value) for scale, value in zip(scales, values, strict=True)])
             heights[: len(sweep.space)] += aside
             look = {"linewidth": 4.0, "zorder": 3} if one is best else {"linewidth": 1.4}

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if sys.path and Path(sys.path[0] or ".").resolve() == ROOT / "tuning":
     sys.path[0] = str(ROOT)
 
-from rlvid.terminal import complain, say  # noqa: E402
+from rlvid.terminal import complain, numbers, say  # noqa: E402
 from tuning.description import Sweep, load_sweep  # noqa: E402
 from tuning.journal import FINISHED, STOPPED, Journal  # noqa: E402
 
@@ -83,13 +83,13 @@ def facts(sweep: Sweep, standing: list[dict[str, int]]) -> dict[str, tuple[Any, 
     }
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", default="3", help="after how many measurements, such as 3,9")
-    options, given = parser.parse_known_args()
+    options, given = parser.parse_known_args(arguments)
     try:
-        kills = [int(each) for each in options.kills.split(",")]
+        kills = numbers(options.kills, "--kills")
         sweep = load_sweep(*((given[0], given[1:]) if given and "=" not in given[0] else ("toy", given)))
         began = time.monotonic()
         found = facts(sweep, run_killed(given, sweep.folder, kills))

@@ -111,7 +111,7 @@ def results_csv(sweep: Sweep, outcomes: list[Outcome]) -> str:
         scores = one.scores.get(one.step or -1, {})
         measured = [scores.get("mean", {}).get(metric, "") for metric in ALL_METRICS]
         table.writerow([
-            one.trial.name, *one.trial.settings.values(), one.step or 0, one.trial.end or "open",
+            one.trial.name, *(one.trial.settings[key] for key in sweep.space), one.step or 0, one.trial.end or "open",
             int(one.trial.number in front), scores.get(COST, ""), scores.get("videos", ""), *measured,
         ])  # fmt: skip
     return text.getvalue()
@@ -130,7 +130,7 @@ def results_table(sweep: Sweep, outcomes: list[Outcome], base: dict[str, Any] | 
         return -(one.step or 0), -value if math.isfinite(value) else math.inf
 
     for one in sorted(outcomes, key=key):
-        lines.append(_row(one, names))
+        lines.append(_row(sweep, one, names))
     return lines
 
 
@@ -144,8 +144,8 @@ def _head(titles: list[str], words: int) -> list[str]:
     return ["| " + " | ".join(titles) + " |", "|" + "---|" * words + "---:|" * (len(titles) - words)]
 
 
-def _row(one: Outcome, names: list[str]) -> str:
-    settings = [label(value) for value in one.trial.settings.values()]
+def _row(sweep: Sweep, one: Outcome, names: list[str]) -> str:
+    settings = [label(one.trial.settings[key]) for key in sweep.space]
     end = one.trial.end or "open"
     values = _cells([one.value(name) for name in names], names)
     return "| " + " | ".join([one.trial.name, *settings, str(one.step or 0), end, *values]) + " |"
@@ -166,7 +166,7 @@ def page(
 
     front = pareto(outcomes, sweep.objectives)
     names = columns(sweep, outcomes)
-    how = sweep.measuring
+    how = sweep.evaluation
     lines = [f"# Sweep {sweep.name}", "", "## What was found", "", *found(sweep, outcomes, order, base), ""]
     lines += ["## What next", "", *next_steps(sweep, order), ""]
     lines += [
@@ -181,7 +181,7 @@ def page(
         f"better in one (seconds: the fewer the better): {len(front)} of {len(outcomes)}. The more objectives, the "
         "more trials are on the front; consistency is to be read beside motion, for a frozen clip has all of it.", "",
         *_head(["Trial", *sweep.space, "Steps", "End", *(TITLES[n] for n in names)], 3 + len(sweep.space)),
-        *(_row(one, names) for one in front), "",
+        *(_row(sweep, one, names) for one in front), "",
     ]  # fmt: skip
     lines += [line for name in pictures for line in (f"![{name.removesuffix('.png')}]({name})", "")]
     return "\n".join(lines)

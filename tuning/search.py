@@ -2,7 +2,7 @@
 
 Tune's own restore keeps neither what ASHA has seen nor trials that began after its last snapshot, and unpickles. Here a
 start reads the journal instead: finished trials are not run, the others come first with what was proposed for them, and
-ASHA and Optuna are told the past in its order.
+ASHA is told the past in its order, Optuna by the number of the trial.
 """
 
 import json
@@ -15,8 +15,9 @@ from typing import Any
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from rlvid.terminal import say
 from tuning.description import COST, Sweep
-from tuning.journal import FINISHED, GOES_ON, STOPPED, Journal, Trial, trial_name
+from tuning.journal import ENDS, FINISHED, GOES_ON, INVALID, STOPPED, Journal, Trial, trial_name
 from tuning.space import shown
 
 
@@ -35,11 +36,11 @@ class Proposals(Searcher):
         known = journal.trials
         for number in range(len(known), len(planned)):
             journal.append({"trial": number, "settings": planned[number]})
-        self._open = [trial for trial in journal.trials if trial.end in (None, "failed")]
+        self._open = [trial for trial in journal.trials if trial.end not in ENDS]
         self._next = len(journal.trials)
         self._running: dict[str, int] = {}
         if sweep.algorithm == "optuna":
-            past = [_outcome(journal, trial) for trial in known if trial.end in ENDS]
+            past = [_outcome(journal, trial) for trial in known if trial.end in (STOPPED, FINISHED)]
             self._optuna = _optuna(sweep, past, sweep.seed + len(known))
 
     @property
@@ -52,18 +53,30 @@ class Proposals(Searcher):
         return True
 
     def suggest(self, trial_id: str) -> Any:
-        """The next trial's number, run, and rungs that were judged before; Tune hands them to ``run_trial``."""
+        """The next trial's number, run, and rungs that were judged before; Tune hands them to ``run_trial``.
+
+        Optuna knows no more than the ranges: a combination that is no valid run ends there, and the next one comes.
+        """
+        while (trial := self._propose()) is not None:
+            try:
+                run = self._sweep.run(trial.settings, trial.name, self._sweep.rungs[0])
+            except ValueError as error:
+                self._journal.append({"trial": trial.number, "invalid": str(error)})
+                say(f"{trial.name} is {INVALID}: {error}")
+                continue
+            self._running[trial_id] = trial.number
+            return {"trial": trial.number, "run": run.model_dump(), "judged": trial.judged}
+        return Searcher.FINISHED
+
+    def _propose(self) -> Trial | None:
         if self._open:
-            trial = self._open.pop(0)
-        elif self._optuna is not None and self._next < self._sweep.count:
-            trial = Trial(self._next, _plain(self._optuna.suggest(trial_name(self._next))))
-            self._journal.append({"trial": trial.number, "settings": trial.settings})
-            self._next += 1
-        else:
-            return Searcher.FINISHED
-        self._running[trial_id] = trial.number
-        run = self._sweep.run(trial.settings, trial.name, self._sweep.rungs[0])
-        return {"trial": trial.number, "run": run.model_dump(), "judged": trial.judged}
+            return self._open.pop(0)
+        if self._optuna is None or self._next == self._sweep.count:
+            return None
+        trial = Trial(self._next, _plain(self._optuna.suggest(trial_name(self._next))))
+        self._journal.append({"trial": trial.number, "settings": trial.settings})
+        self._next += 1
+        return trial
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tells Optuna how a trial ended."""
@@ -71,7 +84,7 @@ class Proposals(Searcher):
         if self._optuna is None or number is None:
             return
         trial = self._journal.trials[number]
-        if trial.end in ENDS:
+        if trial.end in (STOPPED, FINISHED):
             self._optuna.add_evaluated_point(*_outcome(self._journal, trial))
 
     def save(self, checkpoint_path: str) -> None:
@@ -85,9 +98,6 @@ class Proposals(Searcher):
             RuntimeError: always.
         """
         raise RuntimeError("a sweep is restored from its journal: start the same command again")
-
-
-ENDS = (STOPPED, FINISHED)
 
 
 def _outcome(journal: Journal, trial: Trial) -> tuple[dict[str, Any], float]:

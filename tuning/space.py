@@ -21,6 +21,8 @@ MOST_TRIALS = 1000
 """More than this is no sweep but a typing error."""
 
 _ENUMERATED = 100_000  # spaces up to this size are shuffled; in larger ones, draws that meet are drawn again
+_BETWEEN = 0.381966  # of a range, where no whole number lies by chance
+_MISSES = 1000  # that often in a row, before a space is said to have no more
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,16 @@ class Dimension:
         low, high = self.values[0], self.values[-1]
         return list(self.values) if self.kind == "choice" else list(range(low, high + 1))
 
+    @property
+    def probes(self) -> list[Any]:
+        """Values that show whether a run may have it: all of a choice, of a range both ends and one between them."""
+        if self.count is not None:
+            return list(self.values)
+        low, high = self.values
+        return [low, high, low + (high - low) * _BETWEEN]
+
     def draw(self, generator: random.Random) -> Any:
-        """One value; continuous ones are rounded to four digits, so that tables show what was run."""
+        """One value; continuous ones are rounded to four digits, of a narrow range's width, as tables show them."""
         if self.count is not None:
             return generator.choice(self.listed) if self.kind == "choice" else generator.randint(*self.values)
         low, high = self.values
@@ -59,7 +69,25 @@ class Dimension:
             value = math.exp(generator.uniform(math.log(low), math.log(high)))
         else:
             value = generator.uniform(low, high)
-        return min(high, max(low, float(f"{value:.4g}")))
+        width = min(value, high - low) if self.kind == "loguniform" else high - low
+        return min(high, max(low, round(value, 3 - math.floor(math.log10(width)))))
+
+    def own(self, value: Any) -> Any:
+        """The value as it stands in the space.
+
+        Raises:
+            ValueError: it does not.
+        """
+        value, inside = _number(value), False
+        if self.kind == "choice":
+            same = [each for each in self.values if each == value]
+            value, inside = (same or [value])[0], bool(same)
+        elif _finite(value) and (self.kind != "integers" or isinstance(value, int)):
+            inside = self.values[0] <= value <= self.values[1]
+        if not inside:
+            allowed = list(self.values) if self.kind == "choice" else {self.kind: list(self.values)}
+            raise ValueError(f"first: {self.key} = {value!r} is not in the space; allowed: {allowed}")
+        return value
 
 
 def parse_space(space: dict[str, Any]) -> list[Dimension]:
@@ -153,7 +181,8 @@ def draw(dimensions: list[Dimension], first: list[dict[str, Any]], trials: int, 
     """``trials`` different settings: those of ``first``, then random ones; with more trials the same ones come first.
 
     Raises:
-        ValueError: the space has fewer different settings than that.
+        ValueError: the space has fewer different settings than that, or ``first`` has one that is not in the space, or
+            one twice.
     """
     total = size(dimensions)
     if total is not None and trials > total:
@@ -162,14 +191,24 @@ def draw(dimensions: list[Dimension], first: list[dict[str, Any]], trials: int, 
             "(or algorithm=grid for all of them)"
         )
     generator, keys = random.Random(seed), [dimension.key for dimension in dimensions]
-    found = [{key: _number(one[key]) for key in keys} for one in first][:trials]
+    found = [{dimension.key: dimension.own(one[dimension.key]) for dimension in dimensions} for one in first]
+    if twice := [one for place, one in enumerate(found) if one in found[:place]]:
+        raise ValueError(f"first: {shown(twice[0])} stands there twice; give each once")
+    found = found[:trials]
     if total is not None and total <= _ENUMERATED:
         rows = [dict(zip(keys, row, strict=True)) for row in _product(dimensions)]
         generator.shuffle(rows)
         return [*found, *(row for row in rows if row not in found)][:trials]
+    missed = 0
     while len(found) < trials:
         one = {dimension.key: dimension.draw(generator) for dimension in dimensions}
-        found += [one] if one not in found else []
+        missed = 0 if one not in found else missed + 1
+        if missed > _MISSES:
+            raise ValueError(
+                f"trials = {trials}: the ranges of space have fewer different values than that; widen them, or lower "
+                "trials"
+            )
+        found += [one] if not missed else []
     return found
 
 

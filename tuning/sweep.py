@@ -25,24 +25,34 @@ ROOT = Path(__file__).resolve().parents[1]
 if sys.path and Path(sys.path[0] or ".").resolve() == ROOT / "tuning":
     sys.path[0] = str(ROOT)  # started as a script: modules are found as tuning.*, and none by its bare name
 
+from rlvid.config import RunConfig, parse_config  # noqa: E402
 from rlvid.terminal import complain, console, say  # noqa: E402
+from rlvid.train.resume import differences  # noqa: E402
 from tuning.description import Sweep, load_sweep  # noqa: E402
-from tuning.journal import Journal, read_scores, write_scores  # noqa: E402
+from tuning.journal import ENDS, Journal, read_scores, write_scores  # noqa: E402
 
-_FREE = {"concurrent", "trials", "storage"}
-"""Keys that may differ when a sweep is started again; ``trials`` may grow."""
+_FREE = {"concurrent", "trials", "storage", "config"}
+"""Keys that may differ when a sweep is started again; ``trials`` may grow, and of ``config`` the content counts."""
 
 
 def check(sweep: Sweep, planned: list[dict[str, Any]]) -> None:
     """What can be known to be wrong before Ray starts, beside what the description says.
 
     Raises:
-        ValueError: a trial's files are not there, or settings do not fit its model.
+        ValueError: the storage would be lost, a trial's files or the prompts are not there, or settings do not fit the
+            model.
     """
     from rlvid.train.launch import check as check_run
+    from rlvid.train.launch import in_a_job
 
+    if in_a_job(sweep.folder):
+        raise ValueError(
+            f"storage = {sweep.storage!r} lies in the job's own folder, which the cluster deletes; give an absolute "
+            "path that all nodes share"
+        )
+    _ = sweep.prompts  # are read here, before anything starts
     seen = set()
-    for settings in planned or [{}]:
+    for settings in [*planned, *sweep.probes] or [{}]:
         run = sweep.run(settings, "trial", sweep.rungs[-1])
         reward = run.reward.model_dump_json(exclude={"attenuation"})
         about = (reward, run.model.model_dump_json(), run.data.model_dump_json(), run.method.name)
@@ -57,29 +67,47 @@ def keep_description(sweep: Sweep) -> None:
     Raises:
         ValueError: the folder holds another sweep (names what has changed), or something else.
     """
-    from rlvid.config import parse_config
     from rlvid.evaluate import write_whole
-    from rlvid.train.resume import differences
 
-    note, base = sweep.folder / "sweep.yaml", sweep.base()
+    note, base = sweep.folder / "sweep.yaml", sweep.run({}, "base", sweep.rungs[-1])
     if note.is_file():
         kept = yaml.safe_load(note.read_text(encoding="utf-8"))
-        before, base_before = Sweep.model_validate(kept["sweep"]), parse_config(kept["base"])
-        free = {key: getattr(before, key) for key in _FREE}
-        output = {"output": base_before.output}
-        changed = differences(before, sweep.model_copy(update=free))
-        changed = changed or differences(base_before, base.model_copy(update=output))
-        if changed:
+        if changed := _changes(kept, sweep, base):
             raise ValueError(
                 f"sweep {sweep.name!r} exists in {sweep.folder} with another description ({changed}); "
                 "choose another name=..., or delete the folder to start anew"
             )
-        if before.trials and (sweep.trials or 0) < before.trials:
-            raise ValueError(f"trials = {sweep.trials}: the sweep began with {before.trials}, and cannot have fewer")
+        began = kept["sweep"]["trials"]
+        if began and (sweep.trials or 0) < began:
+            raise ValueError(f"trials = {sweep.trials}: the sweep began with {began}, and cannot have fewer")
     elif sweep.folder.is_dir() and any(entry.name != ".lock" for entry in sweep.folder.iterdir()):
         raise ValueError(f"{sweep.folder} exists and is not a sweep; choose another name=... or storage=...")
-    now = {"sweep": sweep.model_dump(mode="json"), "base": base.model_dump(mode="json")}
+    now = {"sweep": sweep.model_dump(mode="json"), "base": base.model_dump(mode="json"), "prompts": sweep.prompts}
     write_whole(note, yaml.safe_dump(now, sort_keys=False).encode())
+
+
+def _changes(kept: dict[str, Any], sweep: Sweep, base: RunConfig) -> str:
+    """What makes it another sweep than the kept one, if anything.
+
+    Paths are compared as they are written and prompts by their texts: a job's working folder lies elsewhere each time.
+    """
+    told = kept["sweep"]
+    before = Sweep.model_validate(told | {"evaluation": told["evaluation"] | {"prompts": "in_domain"}})
+    free = {key: getattr(before, key) for key in _FREE}
+    old = _by_name(before, told["evaluation"]["prompts"])
+    new = _by_name(sweep.model_copy(update=free), sweep.evaluation.prompts)
+    base_before = parse_config(kept["base"])
+    changed = differences(old, new) or differences(base_before, base.model_copy(update={"output": base_before.output}))
+    if not changed and list(before.space) != list(sweep.space):
+        changed = f"the order of space: {', '.join(before.space)} -> {', '.join(sweep.space)}"
+    if not changed and kept["prompts"] != sweep.prompts:
+        here, there = next((a, b) for a, b in zip(kept["prompts"], sweep.prompts, strict=True) if a != b)
+        changed = f"a text of evaluation.prompts: {here!r} -> {there!r}"
+    return changed
+
+
+def _by_name(sweep: Sweep, prompts: str) -> Sweep:
+    return sweep.model_copy(update={"evaluation": sweep.evaluation.model_copy(update={"prompts": Path(prompts).name})})
 
 
 @contextmanager
@@ -126,18 +154,21 @@ def run(sweep: Sweep, address: str | None = None) -> None:
             f"{proposals.left} to run"
         )
         if proposals.left:
-            fit(sweep, journal, proposals, address)
+            fit(sweep, planned, journal, proposals, address)
         from tuning.report import write_report
 
-        write_report(sweep, journal)
-    say_where(sweep)
-    open_trials = [trial for trial in journal.trials if trial.end not in ("finished", "stopped early")]
+        report = write_report(sweep, journal)
+    if report is None:
+        say("nothing was measured, so there is no report")
+    else:
+        say_where(sweep)
+    open_trials = [trial for trial in journal.trials if trial.end not in ENDS]
     if open_trials or len(journal.trials) < sweep.count:
         failed = ", ".join(f"{trial.name} ({trial.reason or 'interrupted'})" for trial in open_trials)
         raise RuntimeError(f"not all trials have ended: {failed or 'some never began'}; start the same command again")
 
 
-def fit(sweep: Sweep, journal: Journal, proposals: Any, address: str | None) -> None:
+def fit(sweep: Sweep, planned: list[dict[str, Any]], journal: Journal, proposals: Any, address: str | None) -> None:
     """Lets Tune run what is left."""
     for name, value in {
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -148,7 +179,8 @@ def fit(sweep: Sweep, journal: Journal, proposals: Any, address: str | None) -> 
         os.environ.setdefault(name, value)
     # For workers of a Ray that starts here; on a cluster, `ray job submit --working-dir .` brings the folder along.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    from rlvid.train.launch import check_resources, start_ray
+    from rlvid.train.launch import start_ray
+    from rlvid.train.nodes import check_nodes
 
     base = sweep.base()
     start_ray(address)
@@ -156,21 +188,22 @@ def fit(sweep: Sweep, journal: Journal, proposals: Any, address: str | None) -> 
     from ray import tune
 
     from rlvid.data.sources import encoded_clips
+    from tuning.measure import job_of
     from tuning.search import Judge
     from tuning.trial import measured, trainable
 
-    use_gpu = check_resources(base)
-    check_room(sweep, use_gpu)
+    job = job_of(sweep, use_gpu=check_room(sweep, planned))
+    check_nodes(str(sweep.folder.parent), sweep.name)
     encoded_clips(base, console)  # once for all trials
     known = sweep.folder / "base.json"
     scores = read_scores(known)
     if scores is None:
-        scores = measured(base, sweep.measuring.model_dump(), use_gpu, None, 0)
+        scores = measured(job, None, 0)
         write_scores(known, scores)
     values = ", ".join(f"{name} {scores['mean'][name]:.3f}" for name in sweep.objectives if name in scores["mean"])
     say(f"base model: {values}")
     tuner = tune.Tuner(
-        trainable(sweep, base, use_gpu),
+        trainable(job),
         tune_config=tune.TuneConfig(
             search_alg=proposals,
             scheduler=Judge(sweep, journal, say),
@@ -189,18 +222,30 @@ def fit(sweep: Sweep, journal: Journal, proposals: Any, address: str | None) -> 
     tuner.fit()
 
 
-def check_room(sweep: Sweep, use_gpu: bool) -> None:
-    """Raises ValueError where so many trials at a time do not fit into the cluster: they would wait for each other."""
-    import ray
+def check_room(sweep: Sweep, planned: list[dict[str, Any]]) -> bool:
+    """Whether the base's workers, and so measurements, get a GPU each.
 
-    have, train = ray.cluster_resources(), sweep.base().train
-    needs = {"CPU": train.workers * train.cpus_per_worker} | ({"GPU": train.workers} if use_gpu else {})
-    for kind, each in needs.items():
-        if sweep.concurrent * each > have.get(kind, 0):
+    Raises:
+        ValueError: so many trials at a time do not fit into the cluster: they would wait for each other.
+    """
+    from rlvid.train.nodes import check_resources, needed, nodes_possible, workers_that_fit
+
+    seen = set()
+    for settings in [*planned, *sweep.probes]:
+        run = sweep.run(settings, "trial", sweep.rungs[0])
+        about = (run.train.model_dump_json(), run.guard.model_dump_json())
+        if about in seen:
+            continue
+        seen.add(about)
+        need = needed(run, check_resources(run))
+        fit = int(workers_that_fit(nodes_possible(), need) // run.train.workers)
+        if fit < sweep.concurrent:
+            each = ", ".join(f"{amount:g} {kind}" for kind, amount in need.items())
             raise ValueError(
-                f"concurrent = {sweep.concurrent} trials of {each:g} {kind} each do not fit into the cluster's "
-                f"{have.get(kind, 0):g}; allowed: 1 to {max(1, int(have.get(kind, 0) // each))}"
+                f"concurrent = {sweep.concurrent}: trials with train.workers = {run.train.workers} at {each} each do "
+                f"not fit into the cluster so often, as a worker lies on one node; allowed: 1 to {fit}"
             )
+    return check_resources(sweep.base())
 
 
 def say_where(sweep: Sweep) -> None:
@@ -228,6 +273,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         return complain(error, 2)
     except RuntimeError as error:
+        return complain(error, 1)
+    except Exception as error:
+        if not type(error).__module__.startswith("ray."):  # Ray's own errors, Tune's among them
+            raise
         return complain(error, 1)
     return 0
 

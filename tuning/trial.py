@@ -14,33 +14,30 @@ from ray import tune
 from rich.console import Console
 
 from rlvid.config import RunConfig
-from tuning.description import COST, METRICS, Sweep
+from tuning.description import COST, METRICS
 from tuning.journal import read_scores, scores_path, trial_name, write_scores
-from tuning.measure import measure
+from tuning.measure import measure, work_here
 
 _MEMORY = 300 * 2**20  # bytes of logical memory that a trial itself asks for; its CPU is for its workers
 _PATIENCE_S = 60  # how long the processes of a killed driver may take to end
 
 
-def trainable(sweep: Sweep, base: RunConfig, use_gpu: bool) -> Any:
+def trainable(job: dict[str, Any]) -> Any:
     """What Tune runs; a trial's config has its number (``trial``), its ``run``, and the rungs ``judged`` already."""
-    job = {
-        "rungs": sweep.rungs, "evaluation": sweep.measuring.model_dump(), "base": base.model_dump(), "use_gpu": use_gpu,
-    }  # fmt: skip
     return tune.with_resources(tune.with_parameters(run_trial, job=job), {"CPU": 0, "memory": _MEMORY})
 
 
 def run_trial(config: dict[str, Any], job: dict[str, Any]) -> None:
     """Runs a trial to its last rung, or until Tune stops it at a report; reports ``failed`` when it cannot go on."""
-    base, number = RunConfig.model_validate(job["base"]), int(config["trial"])
-    folder = Path(base.output.storage)
+    number, folder = int(config["trial"]), Path(job["base"]["output"]["storage"])
+    work_here(job)
     try:
         for step in job["rungs"]:
             path = scores_path(folder, number, step)
             scores = read_scores(path)
             if scores is None:
                 _train(folder, number, config["run"], step)
-                scores = measured(base, job["evaluation"], job["use_gpu"], folder / trial_name(number), step)
+                scores = measured(job, folder / trial_name(number), step)
                 write_scores(path, scores)
             if step not in config["judged"]:
                 tune.report({"trial": number, "step": step, **objectives(scores)})
@@ -65,7 +62,7 @@ def _wait_for(lock: Path) -> None:
     """Returns once no process of a killed driver holds the run any more, or after a while."""
     until = time.monotonic() + _PATIENCE_S
     while lock.is_file() and time.monotonic() < until:
-        with open(lock, encoding="utf-8") as file:
+        with open(lock, "r+", encoding="utf-8") as file:  # NFS gives exclusive locks to those alone who may write
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
@@ -73,14 +70,14 @@ def _wait_for(lock: Path) -> None:
                 time.sleep(1)
 
 
-def measured(base: RunConfig, evaluation: dict[str, Any], use_gpu: bool, run: Path | None, step: int) -> dict[str, Any]:
+def measured(job: dict[str, Any], run: Path | None, step: int) -> dict[str, Any]:
     """``measure`` as a Ray task on the resources of one worker, which the trial's training does not use meanwhile."""
     task = ray.remote(measure).options(
-        num_cpus=base.train.cpus_per_worker,
-        num_gpus=1 if use_gpu else 0,
+        num_cpus=job["base"]["train"]["cpus_per_worker"],
+        num_gpus=1 if job["use_gpu"] else 0,
         scheduling_strategy="DEFAULT",  # else it would have to fit into the trial's own reservation
     )
-    return ray.get(task.remote(base.model_dump(), evaluation, None if run is None else str(run), step))
+    return ray.get(task.remote(job, None if run is None else str(run), step))
 
 
 def objectives(scores: dict[str, Any]) -> dict[str, float]:

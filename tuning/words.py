@@ -5,6 +5,7 @@ from typing import Any
 
 from rlvid.models.folders import resolved_shape
 from tuning.description import Sweep
+from tuning.journal import INVALID
 from tuning.report import TITLES, Outcome, difference
 from tuning.space import Dimension, label, shown
 
@@ -13,10 +14,11 @@ def found(sweep: Sweep, outcomes: list[Outcome], order: list[Outcome], base: dic
     """Sentences, as a list in Markdown: the best, whether it is told apart, and what each setting did."""
     best, metric = order[0], TITLES[sweep.metric].lower()
     ends = [one.trial.end for one in outcomes]
+    invalid = f"{ends.count(INVALID)} were {INVALID}, " if INVALID in ends else ""
     lines = [
         f"- {len(outcomes)} trials: {ends.count('finished')} ran to the last of {', '.join(map(str, sweep.rungs))} "
         f"steps, {ends.count('stopped early')} were stopped early, {ends.count('failed')} failed, "
-        f"{ends.count(None)} are open.",
+        f"{invalid}{ends.count(None)} are open.",
         f"- **Best by {metric}: {best.trial.name}, {shown(best.trial.settings)}**, with {best.value(sweep.metric):.3f} "
         f"after {best.step} steps.",
     ]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from copy import deepcopy
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -270,16 +271,24 @@ def shipped_configs() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def load_config(source: str | Path, overrides: list[str] | None = None) -> RunConfig:
+def load_config(source: str | Path | dict[str, Any], overrides: list[str] | None = None) -> RunConfig:
     """Reads a run description.
 
     Args:
-        source: name of a shipped description, or path of a YAML file.
+        source: name of a shipped description, path of a YAML file, or what ``read_description`` read.
         overrides: ``section.key=value`` strings, values in YAML; later ones win.
 
     Raises:
         ValueError: in one line: the file or key, the value, what is allowed.
     """
+    data = deepcopy(source) if isinstance(source, dict) else read_description(source)
+    for override in overrides or []:
+        _override(data, override)
+    return parse_config(data)
+
+
+def read_description(source: str | Path) -> dict[str, Any]:
+    """The sections of a description, as they are written: see ``load_config``."""
     path = shipped_configs().get(str(source), Path(source))
     if not path.is_file():
         raise ValueError(
@@ -292,9 +301,7 @@ def load_config(source: str | Path, overrides: list[str] | None = None) -> RunCo
         raise ValueError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise ValueError(f"config {path} must be a mapping of sections (model, sampling, method, ...)")
-    for override in overrides or []:
-        _override(data, override)
-    return parse_config(data)
+    return data
 
 
 def parse_config(data: dict[str, Any]) -> RunConfig:

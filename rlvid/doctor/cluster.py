@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
+import pyarrow as pa
 import torch
+from pyarrow import fs
 
+from rlvid.data.storage import is_uri, locate
 from rlvid.doctor.finding import Finding, examine, judged
+from rlvid.doctor.machine import reason, scratch
 from rlvid.doctor.sums import alone, belongings, miniature, one_step, share
 from rlvid.models.trained import trained_state
 
@@ -23,7 +26,7 @@ _WORKERS = 2
 _MIB = 2**20
 
 
-def check_cluster(address: str | None, storage: Path) -> Iterator[Finding]:
+def check_cluster(address: str | None, storage: str) -> Iterator[Finding]:
     """Starts Ray, or connects to a cluster, and looks at all of it."""
     import ray
 
@@ -68,34 +71,35 @@ def check_resources() -> Iterator[Finding]:
     yield judged("resources", not ways, found, "; ".join(ways), "warning")
 
 
-def probe(folder: str, name: str) -> dict[str, Any]:
-    """What a node sees of the storage, and what it runs; called on the node."""
-    seen = (Path(folder) / "driver").is_file()
-    trouble = ""
+def probe(place: str, name: str) -> dict[str, Any]:
+    """What a node sees of a place in the storage, and what it runs; called on the node."""
+    seen, trouble = False, ""
     try:
-        (Path(folder) / name).write_text(name, encoding="utf-8")
-    except OSError as error:
-        trouble = error.strerror or type(error).__name__
+        store, root = locate(place, ".")
+        seen = store.get_file_info(f"{root}/driver").type == fs.FileType.File
+        with store.open_output_stream(f"{root}/{name}") as file:
+            file.write(name.encode())
+    except (OSError, ValueError, pa.ArrowException) as error:
+        trouble = reason(error)
     versions = {package: metadata.version(package) for package in _ALIKE} | {"python": platform.python_version()}
-    free = shutil.disk_usage(folder).free if Path(folder).is_dir() else 0
+    free = shutil.disk_usage(place).free if Path(place).is_dir() else 0
     return {"host": socket.gethostname(), "seen": seen, "trouble": trouble, "versions": versions, "free": free}
 
 
-def check_nodes(storage: Path) -> Iterator[Finding]:
+def check_nodes(storage: str) -> Iterator[Finding]:
     """Every node runs the same versions, and reads and writes the same storage."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    folder = storage.expanduser().resolve() / f".doctor-{uuid4().hex[:8]}"
-    folder.mkdir(parents=True)
-    (folder / "driver").write_text("", encoding="utf-8")
-    try:
+    with scratch(storage) as (place, store, root):
+        with store.open_output_stream(f"{root}/driver") as file:
+            file.write(b"rlvid")
         alive = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
         task = ray.remote(probe)
         asked = {}
         for node in alive:
             pinned = NodeAffinitySchedulingStrategy(node, soft=False)
-            asked[task.options(num_cpus=0, max_retries=0, scheduling_strategy=pinned).remote(str(folder), node)] = node
+            asked[task.options(num_cpus=0, max_retries=0, scheduling_strategy=pinned).remote(place, node)] = node
         done, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_PATIENCE)
         answers, lost = {}, [asked[each][:8] for each in silent]
         for each in done:
@@ -103,9 +107,7 @@ def check_nodes(storage: Path) -> Iterator[Finding]:
                 answers[asked[each]] = ray.get(each)
             except ray.exceptions.RayError as error:
                 lost.append(f"{asked[each][:8]} ({str(error).strip().splitlines()[-1]})")
-        arrived = {path.name for path in folder.iterdir()}
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        arrived = {each.base_name for each in store.get_file_info(fs.FileSelector(root))}
     if lost:
         way = "look at that node's logs; it must have rlvid and its packages (a job's working_dir brings rlvid alone)"
         yield Finding("nodes", "error", f"no answer from node {', '.join(lost)}", way)
@@ -130,7 +132,7 @@ def versions_alike(answers: dict[str, dict[str, Any]]) -> Iterator[Finding]:
         yield Finding("nodes", "ok", f"{len(answers)} of {len(answers)} run {named}")
 
 
-def storage_shared(answers: dict[str, dict[str, Any]], arrived: set[str], storage: Path) -> Iterator[Finding]:
+def storage_shared(answers: dict[str, dict[str, Any]], arrived: set[str], storage: str) -> Iterator[Finding]:
     """Whether all nodes read what the driver wrote, and the driver what they wrote."""
     bad = []
     for node, answer in answers.items():
@@ -144,7 +146,8 @@ def storage_shared(answers: dict[str, dict[str, Any]], arrived: set[str], storag
     elif answers:
         free = min(answer["free"] for answer in answers.values()) / 2**30
         nodes = f"{len(answers)} node{'s' * (len(answers) > 1)}"
-        yield Finding("shared storage", "ok", f"{nodes} read and write {storage}, {free:.1f} GiB free")
+        room = "" if is_uri(storage) else f", {free:.1f} GiB free"
+        yield Finding("shared storage", "ok", f"{nodes} read and write {storage}{room}")
 
 
 def worker_step(job: dict[str, Any]) -> dict[str, Any]:
@@ -170,26 +173,23 @@ def worker_step(job: dict[str, Any]) -> dict[str, Any]:
     return {"workers": everyone}
 
 
-def check_workers(storage: Path) -> Iterator[Finding]:
+def check_workers(storage: str) -> Iterator[Finding]:
     """Two workers compute the step of one: the same gradient, the same weights, the same noise for each sample."""
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    folder = storage.expanduser().resolve() / f".doctor-{uuid4().hex[:8]}"
-    try:
+    with scratch(storage) as (place, _, _):
         result = TorchTrainer(
             worker_step,
             train_loop_config={"method": "instructvideo"},
             scaling_config=ray.train.ScalingConfig(num_workers=_WORKERS, resources_per_worker={"CPU": 0.5}),
             run_config=ray.train.RunConfig(
                 name="workers",
-                storage_path=str(folder),
+                storage_path=place,
                 failure_config=ray.train.FailureConfig(controller_failure_limit=1),
                 worker_runtime_env={"env_vars": {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}},
             ),
         ).fit()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     yield from compared(result.return_value["workers"])
 
 

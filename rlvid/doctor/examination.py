@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 from rich.markup import escape
 
@@ -13,7 +12,7 @@ from rlvid.terminal import console
 _STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
 
-def examination(storage: Path, address: str | None, run: str | None, quick: bool) -> Iterator[Finding]:
+def examination(storage: str, address: str | None, run: str | None, quick: bool) -> Iterator[Finding]:
     """All findings: of a run alone where one is named, else of the machine, and without ``quick`` of the cluster."""
     if run is not None:
         from rlvid.doctor.run import check_run

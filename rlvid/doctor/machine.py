@@ -5,17 +5,21 @@ import platform
 import re
 import shutil
 import sys
-import tempfile
 import tomllib
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
+from uuid import uuid4
 
+import pyarrow as pa
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
+from pyarrow import fs
 
 import rlvid
+from rlvid.data.storage import home, is_uri, locate, run_uri
 from rlvid.doctor.finding import Finding, judged
 
 _ROOT = Path(rlvid.__file__).resolve().parents[1]
@@ -112,21 +116,46 @@ def check_memory() -> Iterator[Finding]:
         yield judged("shared memory", shared >= 1, f"/dev/shm of {shared:.1f} GiB", way, "warning")
 
 
-def check_storage(storage: Path) -> Iterator[Finding]:
+def check_storage(storage: str) -> Iterator[Finding]:
     """Runs can be written where they belong, and there is room for them."""
-    folder = storage.expanduser().resolve()
+    way = "choose a place that you may write to: output.storage=..., here --storage"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-") as file:
+        with scratch(storage) as (_, store, root), store.open_output_stream(f"{root}/file") as file:
             file.write(b"x" * 2**20)
-            file.flush()
-            os.fsync(file.fileno())
-        free = shutil.disk_usage(folder).free / _GIB
-    except OSError as error:
-        way = "choose a folder that you may write to: output.storage=..., here --storage"
-        yield Finding("storage", "error", f"{folder} cannot be written ({error.strerror})", way)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        yield Finding("storage", "error", f"{storage} cannot be written ({reason(error)})", way)
         return
+    if is_uri(storage):
+        yield Finding("storage", "ok", f"{storage} can be written")
+        return
+    folder = home(storage)
+    free = shutil.disk_usage(folder).free / _GIB
     way = "free some space, or choose another folder: output.storage=... (rlvid plan CONFIG says how much)"
     yield judged(
         "storage", free >= 5, f"{folder} can be written, {free:.1f} GiB free", way, "error" if free < 0.2 else "warning"
     )
+
+
+def reason(error: Exception) -> str:
+    """Why a file system refused, without the address that pyarrow puts before it."""
+    return " ".join(str(error).split()).rpartition("Detail: ")[2] or type(error).__name__
+
+
+@contextmanager
+def scratch(storage: str) -> Iterator[tuple[str, fs.FileSystem, str]]:
+    """A place of its own below a folder or URI, gone afterwards: what to call it, its file system, its path there.
+
+    Raises:
+        ValueError: the URI is not one that can be reached.
+        OSError: it cannot be made.
+    """
+    name = f".doctor-{uuid4().hex[:8]}"
+    place = run_uri(storage, name) if is_uri(storage) else str(home(storage) / name)
+    store, root = locate(place, ".")
+    if store.type_name == "local":  # a store of objects has no folders to make
+        store.create_dir(root)
+    try:
+        yield place, store, root
+    finally:
+        with suppress(OSError, pa.ArrowException):
+            store.delete_dir(root)

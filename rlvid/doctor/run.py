@@ -1,7 +1,6 @@
 """A run's folder: settings, checkpoints, archive, TensorBoard and guard, read as their readers read them."""
 
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +12,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rlvid.config import RunConfig, parse_config
 from rlvid.doctor.finding import Finding, examine, judged
-from rlvid.train.checkpoint import checkpoint_name, is_whole
+from rlvid.train.checkpoint import checkpoint_name, is_whole, read_state
 from rlvid.train.looks import find_best, read_means, summary
+from rlvid.train.resume import carries_over
 
 _PICTURES = 50
 """Parts of the archive whose pictures are opened too, spread over all."""
@@ -49,20 +49,24 @@ def check_run(run: str | Path) -> Iterator[Finding]:
 
 
 def check_checkpoints(folder: Path, config: RunConfig) -> Iterator[Finding]:
-    """Each checkpoint is whole, and of this run."""
+    """Each checkpoint is whole, and of this run, also where its workers or ZeRO stage were others."""
     found = sorted(path for path in folder.glob("step-*") if path.is_dir())
-    bad = [path.name for path in found if not is_whole(path)]
-    foreign = [
-        path.name
-        for path in found
-        if path.name not in bad
-        and json.loads((path / "state.json").read_text(encoding="utf-8"))["fingerprint"] != config.fingerprint
-    ]
-    if bad or foreign:
-        named = [f"{name} is damaged or not whole" for name in bad] + [f"{name} is of another run" for name in foreign]
+    bad, foreign = [path.name for path in found if not is_whole(path)], []
+    for path in found:
+        if path.name not in bad:
+            try:
+                carries_over(parse_config(read_state(path)["config"]), config, begun=False)
+            except ValueError as error:
+                foreign.append(f"{path.name} is of {error}")
+    if bad:
         way = "delete it: the run resumes from the one before (or the run is writing it at this moment)"
-        yield Finding("checkpoints", "error", "; ".join(named), way)
-    elif not found:
+        yield Finding("checkpoints", "error", f"damaged or not whole: {', '.join(bad)}", way)
+    if foreign:
+        way = "bring back the config.yaml that they were made under, or move them to a folder of their own"
+        yield Finding("checkpoints", "error", "; ".join(foreign), way)
+    if bad or foreign:
+        return
+    if not found:
         yield Finding("checkpoints", "warning", "none yet", "one comes every output.checkpoint_every steps")
     else:
         yield Finding("checkpoints", "ok", f"{len(found)} whole ({', '.join(path.name for path in found)})")

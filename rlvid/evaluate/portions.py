@@ -23,10 +23,11 @@ from rlvid.config import RunConfig
 from rlvid.data.clips import digest
 from rlvid.evaluate.clip import load_clip
 from rlvid.evaluate.evaluate import Row, evaluate_model
-from rlvid.evaluate.run import TunedModel, device, load_run
+from rlvid.evaluate.run import device, load_found
 from rlvid.evaluate.tables import rows_table
 from rlvid.models.folders import movable
 from rlvid.reward.load import held_out_reward, load_reward, trained_reward
+from rlvid.train.checkpoint import Found
 
 Progress = Callable[[int, int], None]
 
@@ -52,23 +53,22 @@ class Evaluation:
 
     Attributes:
         config: the run's settings, with paths that hold on every node.
-        run: the run's folder.
-        step: of the checkpoint.
+        checkpoint: what is evaluated, in the run's folder.
         portions: the work, in the order of the rows.
         seed: of the noise.
         clip: what measures CLIPSIM and consistency, see ``rlvid.evaluate.clip.load_clip``.
     """
 
     config: RunConfig
-    run: Path
-    step: int
+    checkpoint: Found
     portions: tuple[Portion, ...]
     seed: int
     clip: str
 
     @staticmethod
     def of(
-        tuned: TunedModel,
+        config: RunConfig,
+        checkpoint: Found,
         prompts_by_set: dict[str, list[str]],
         *,
         steps_list: list[int],
@@ -77,7 +77,6 @@ class Evaluation:
         clip: str = "builtin-heldout",
     ) -> "Evaluation":
         """The base and the tuned model, or the ``scales`` of what was learned by the names that tables show."""
-        config = tuned.config
         places = {"path": movable(config.model.path)}
         everywhere = {"model": config.model.model_copy(update=places), "reward": config.reward.resolved()}
         portions = tuple(
@@ -87,11 +86,13 @@ class Evaluation:
             for set_name, prompts in prompts_by_set.items()
             for start in range(0, len(prompts), _BATCH)
         )
-        folder = tuned.checkpoint.folder
-        return Evaluation(
-            config.model_copy(update=everywhere), folder.parent.resolve(), tuned.checkpoint.step, portions, seed,
-            _everywhere(clip),
-        )  # fmt: skip
+        found = Found(checkpoint.folder.resolve(), checkpoint.step)
+        return Evaluation(config.model_copy(update=everywhere), found, portions, seed, _everywhere(clip))
+
+    @property
+    def run(self) -> Path:
+        """The run's folder."""
+        return self.checkpoint.folder.parent
 
     @property
     def videos(self) -> int:
@@ -101,9 +102,7 @@ class Evaluation:
     @cached_property
     def folder(self) -> Path:
         """Where the rows are kept: named after everything that they depend on."""
-        from rlvid.train.checkpoint import checkpoint_name
-
-        state = (self.run / checkpoint_name(self.step) / "state.json").read_text(encoding="utf-8")
+        state = (self.checkpoint.folder / "state.json").read_text(encoding="utf-8")
         parts = [str(portion) for portion in self.portions]
         return self.run / f".evaluation-{digest([state, self.seed, self.clip, parts])}"
 
@@ -126,7 +125,6 @@ class Evaluation:
 
 def run_evaluation(
     evaluation: Evaluation,
-    tuned: TunedModel,
     *,
     workers: int | None = None,
     address: str | None = None,
@@ -136,7 +134,6 @@ def run_evaluation(
 
     Args:
         evaluation: what to evaluate; ``forget`` it when the rows are where they should be.
-        tuned: the loaded model, for the work that is done in this process.
         workers: Ray actors, each with a model of its own; default: this process, without Ray.
         address: of the Ray cluster, as for training.
         progress: called with (videos done, all videos).
@@ -147,7 +144,7 @@ def run_evaluation(
     with _alone(evaluation):
         missing = evaluation.missing()
         done = evaluation.videos - sum(len(evaluation.portions[index].prompts) for index in missing)
-        for videos in _in_pool(evaluation, missing, workers, address) if workers else _here(evaluation, missing, tuned):
+        for videos in _in_pool(evaluation, missing, workers, address) if workers else _here(evaluation, missing):
             done += videos
             if progress is not None:
                 progress(done, evaluation.videos)
@@ -155,20 +152,17 @@ def run_evaluation(
 
 
 class Scorer:
-    """Scores portions one after the other with one model; as a Ray actor it loads the model by itself.
+    """Scores portions one after the other with one model, which it loads.
 
     Args:
         evaluation: what the portions are of.
-        tuned: the loaded model; default: it is loaded, and the machine's cores are shared with the other actors.
-        workers: actors in all.
+        workers: Ray actors that share the machine's cores; default: this process has them.
     """
 
-    def __init__(self, evaluation: Evaluation, tuned: TunedModel | None = None, workers: int = 1) -> None:
-        if tuned is None:
-            # Ray says 1 to actors that reserve less than a core.
+    def __init__(self, evaluation: Evaluation, workers: int | None = None) -> None:
+        if workers:  # Ray says 1 to actors that reserve less than a core
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
-            tuned = load_run(evaluation.run, evaluation.step, evaluation.config)
-        self._evaluation, self._tuned = evaluation, tuned
+        self._evaluation, self._tuned = evaluation, load_found(evaluation.config, evaluation.checkpoint)
         self._scale: float | None = None  # what the model is at now
         reward = evaluation.config.reward
         self._how: dict[str, Any] = {
@@ -199,8 +193,8 @@ class Scorer:
         return pa.table({"videos": [self.score(index) for index in batch["index"].to_pylist()]})
 
 
-def _here(evaluation: Evaluation, missing: list[int], tuned: TunedModel) -> Iterator[int]:
-    scorer = Scorer(evaluation, tuned) if missing else None
+def _here(evaluation: Evaluation, missing: list[int]) -> Iterator[int]:
+    scorer = Scorer(evaluation) if missing else None
     for index in missing:
         assert scorer is not None
         yield scorer.score(index)
@@ -213,8 +207,10 @@ def _in_pool(evaluation: Evaluation, missing: list[int], workers: int, address: 
     import ray
 
     from rlvid.train.launch import start_ray
+    from rlvid.train.nodes import check_nodes
 
     start_ray(address)
+    check_nodes(str(evaluation.run.parent), evaluation.run.name)
     have = ray.cluster_resources()
     gpus = int(have.get("GPU", 0))
     if 0 < gpus < workers:
@@ -228,7 +224,7 @@ def _in_pool(evaluation: Evaluation, missing: list[int], workers: int, address: 
     dataset.context.enable_progress_bars = False
     scored = dataset.map_batches(
         Scorer,
-        fn_constructor_args=(evaluation, None, workers),
+        fn_constructor_args=(evaluation, workers),
         compute=ray.data.ActorPoolStrategy(size=min(workers, len(missing))),
         batch_size=1,
         batch_format="pyarrow",

@@ -1,7 +1,6 @@
 """Evaluating a run's folder: base against fine-tuned, as tables and as pictures beside the run."""
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,14 +11,12 @@ from torch import Tensor
 
 from rlvid.config import RunConfig, parse_config
 from rlvid.data.storage import is_uri, run_mirror, split_uri
-from rlvid.evaluate.clip import FrameTextModel
-from rlvid.evaluate.evaluate import Row, evaluate_model
 from rlvid.evaluate.generate import generate
 from rlvid.evaluate.pictures import before_after, reward_curve
 from rlvid.models.lora import lora_scale
 from rlvid.models.trained import blend, load_trainable, load_trained
 from rlvid.models.unet3d import UNet3DModel
-from rlvid.reward.load import held_out_reward, load_reward, trained_reward
+from rlvid.reward.load import trained_reward
 from rlvid.reward.video import mean_of_frames
 from rlvid.train.checkpoint import Found, find_checkpoints
 from rlvid.train.looks import find_best
@@ -77,14 +74,21 @@ def find_run(run: str | Path, step: int | None = None) -> tuple[RunConfig, Found
     return config, chosen[-1]
 
 
-def load_run(run: str | Path, step: int | None = None, config: RunConfig | None = None) -> TunedModel:
-    """Loads a run's model with what was trained of it; see ``find_run``. ``config``: in the place of the run's own.
+def load_run(run: str | Path, step: int | None = None) -> TunedModel:
+    """Loads a run's model with what was trained of it; see ``find_run``.
 
     Raises:
         ValueError: no such run, or no such checkpoint in it; or what it holds does not fit the model.
     """
-    own, found = find_run(run, step)
-    config = config or own
+    return load_found(*find_run(run, step))
+
+
+def load_found(config: RunConfig, found: Found) -> TunedModel:
+    """Loads the model of what ``find_run`` found.
+
+    Raises:
+        ValueError: what the checkpoint holds does not fit the model.
+    """
     model = load_trainable(config.model, config.seed, config.model.path, device())
     base = None
     if config.model.train == "full":
@@ -96,43 +100,6 @@ def load_run(run: str | Path, step: int | None = None, config: RunConfig | None 
 def device() -> torch.device:
     """Where evaluation runs: the GPU, if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def evaluate_run(
-    tuned: TunedModel,
-    prompts_by_set: dict[str, list[str]],
-    *,
-    steps_list: list[int],
-    seed: int = 0,
-    clip: FrameTextModel | None = None,
-    scales: Sequence[float] = (1.0,),
-    progress: Callable[[str, int, int], None] | None = None,
-) -> list[Row]:
-    """Scores base and tuned model on the same prompts from the same noise; ``progress(model, done, of)``.
-
-    ``scales`` says how much of what was learned the tuned model has, for each tuned model (see ``scale_name``).
-    ``clip`` measures CLIPSIM, consistency and diversity; default: the held-out reward.
-    """
-    config = tuned.config
-    reward = trained_reward(config.reward, device())
-    held_out = held_out_reward(config.reward, device()) or load_reward("builtin-heldout", device())
-    rows: list[Row] = []
-    for name, scale in [("base", 0.0), *((scale_name(config.method.name, each), each) for each in scales)]:
-        rows += evaluate_model(
-            tuned.use(scale),
-            prompts_by_set,
-            name=name,
-            reward=reward,
-            held_out=held_out,
-            clip=clip,
-            steps_list=steps_list,
-            guidance=config.sampling.guidance,
-            final=config.sampling.final,
-            seed=seed,
-            use_oracle=config.model.path == "builtin",
-            progress=None if progress is None else lambda done, total, name=name: progress(name, done, total),
-        )
-    return rows
 
 
 def scale_name(method: str, scale: float) -> str:

@@ -95,6 +95,11 @@ def check(config: RunConfig) -> None:
         guard_prompts(config, [])
 
 
+def in_a_job(folder: Path) -> bool:
+    """Whether a folder lies where Ray puts the copy of the working directory that a job runs in."""
+    return "working_dir_files" in folder.parts
+
+
 def prepare(config: RunConfig) -> Path:
     """Makes the run's folder, or checks that an existing one is of the same run; writes nothing into it.
 
@@ -102,7 +107,7 @@ def prepare(config: RunConfig) -> Path:
         ValueError: the folder cannot be written, the disk is full, or the name belongs to another config.
     """
     folder = run_folder(config)
-    if "working_dir_files" in folder.parts:  # where Ray puts the copy of the working directory that a job runs in
+    if in_a_job(folder):
         raise ValueError(
             f"output.storage = {config.output.storage!r} lies in the job's own folder, which the cluster deletes; give "
             "an absolute path that all nodes share, or s3://BUCKET/FOLDER or gs://BUCKET/FOLDER"

@@ -15,17 +15,17 @@ from helpers import save_run
 
 from rlvid.evaluate.evaluate import METRICS
 from rlvid.evaluate.portions import Evaluation, read_rows, run_evaluation, write_rows
-from rlvid.evaluate.run import load_run
+from rlvid.evaluate.run import find_run
 
 SETS = {"own": [f"a {colour} {shape}" for colour in ("red", "blue", "green") for shape in ("circle", "star")] * 6}
 
 
 def test_two_actors_give_the_numbers_of_one_process(tmp_path: Path, ray_cluster: Any) -> None:
     run, _ = save_run(tmp_path)
-    tuned, rows = load_run(run), {}
+    rows = {}
     for workers in (None, 2):
-        evaluation = Evaluation.of(tuned, SETS, steps_list=[2])
-        rows[workers] = run_evaluation(evaluation, tuned, workers=workers)
+        evaluation = Evaluation.of(*find_run(run), SETS, steps_list=[2])
+        rows[workers] = run_evaluation(evaluation, workers=workers)
         evaluation.forget()
     for expected, found in zip(rows[None], rows[2], strict=True):
         assert (found.model, found.set, found.steps, found.index, found.prompt) == (
@@ -34,7 +34,7 @@ def test_two_actors_give_the_numbers_of_one_process(tmp_path: Path, ray_cluster:
         for metric in METRICS:
             assert getattr(found, metric) == pytest.approx(getattr(expected, metric), abs=1e-6, nan_ok=True), metric
     with pytest.raises(ValueError, match=r"--workers 99 needs 49.5 CPU cores; the cluster has 8; .* at most 16"):
-        run_evaluation(Evaluation.of(tuned, SETS, steps_list=[3]), tuned, workers=99)
+        run_evaluation(Evaluation.of(*find_run(run), SETS, steps_list=[3]), workers=99)
 
 
 def test_what_a_killed_evaluation_had_finished_is_not_made_again(tmp_path: Path) -> None:

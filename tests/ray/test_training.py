@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from rlvid.config import RunConfig
 from rlvid.data.sources import encoded_clips
 from rlvid.evaluate.portions import Evaluation, run_evaluation
-from rlvid.evaluate.run import load_run
+from rlvid.evaluate.run import find_run
 from rlvid.export import export_run
 from rlvid.models.trained import trained_state
 from rlvid.train.launch import train
@@ -120,8 +120,8 @@ def test_a_run_of_all_weights_resumes_to_the_same_weights_and_is_evaluated_and_e
     found, (expected, _) = load_file(halves.checkpoint / file), whole[f"full-zero-{stage}"]
     assert difference(found, expected) == 0
     assert difference(found, tiny_state(folder, WHOLE)) > 2e-5
-    evaluation = Evaluation.of(load_run(halves.folder), {"own": ["a red circle", "a dog"]}, steps_list=[2])
-    assert len(run_evaluation(evaluation, load_run(halves.folder))) == 4
+    prompts = {"own": ["a red circle", "a dog"]}
+    assert len(run_evaluation(Evaluation.of(*find_run(halves.folder), prompts, steps_list=[2]))) == 4
     out = export_run(halves.folder, folder / f"exported-{stage}")
     assert difference(load_file(out / file), expected) == 0
     assert "all weights of its denoiser; 3 steps" in (out / "README.md").read_text(encoding="utf-8")

@@ -68,6 +68,8 @@ def test_version() -> None:
         (["evaluate", "nowhere"], ["run 'nowhere': no such folder"]),
         (["evaluate", "nowhere", "--steps", "ten"], ["--steps 'ten'", "whole numbers from 1 to 500"]),
         (["evaluate", "nowhere", "--sets", "animals"], ["animals"]),
+        (["evaluate", "s3://b/run", "--workers", "2"], ["--workers: actors share a folder", "leave --workers"]),
+        (["evaluate", "s3://b/run", "--address", "a:1"], ["--workers: actors share a folder", "--address out"]),
         (["evaluate", "nowhere", "--lora-scale", "0"], ["--lora-scale '0'", "above 0 and at most 4"]),
         (["train", "toy", "guard.every=7"], ["guard.every = 7", "output.checkpoint_every = 20", "guard.every=20"]),
         (["train", "toy", "guard.every=20", "guard.prompts=no.txt"], ["'no.txt'", "neither a built-in set"]),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from helpers import save_run
 
 from rlvid import randomness
@@ -29,7 +30,7 @@ def only(findings: Iterator[Finding]) -> Finding:
 
 
 def quick(storage: Path) -> list[Finding]:
-    return list(examination(storage, None, None, quick=True))
+    return list(examination(str(storage), None, None, quick=True))
 
 
 def test_a_healthy_machine_has_no_error_and_nothing_is_left_behind(tmp_path: Path) -> None:
@@ -46,10 +47,34 @@ def test_a_healthy_machine_has_no_error_and_nothing_is_left_behind(tmp_path: Pat
 
 def test_storage_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    found = only(machine.check_storage(tmp_path / "file" / "runs"))
+    found = only(machine.check_storage(f"{tmp_path}/file/runs"))
     assert found.status == "error"
-    assert "cannot be written (Not a directory)" in found.found
+    assert "/file/runs cannot be written ([errno 20] Not a directory)" in found.found
     assert "output.storage" in found.way_out
+
+
+def test_storage_behind_a_uri_is_written_and_not_taken_for_a_folder_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = f"file://{tmp_path}/store"
+    assert only(machine.check_storage(store)).found == f"{store} can be written"
+    assert list((tmp_path / "store").iterdir()) == []
+    found = only(machine.check_storage("nowhere://bucket/runs"))
+    assert found.status == "error"
+    assert "nowhere://bucket/runs cannot be written" in found.found
+    seen: list[object] = []
+    monkeypatch.setattr("rlvid.doctor.examination.examination", lambda *asked: seen.extend(asked) or iter(()))
+    monkeypatch.setattr(sys, "argv", ["rlvid", "doctor", "--storage", "s3://b/x"])
+    with pytest.raises(SystemExit):
+        main()
+    assert seen == ["s3://b/x", None, None, False]
+    with machine.scratch(store) as (place, kept, root):
+        kept.open_output_stream(f"{root}/driver").close()
+        told = cluster.probe(place, "node")
+        assert (told["seen"], told["trouble"]) == (True, "")
+        assert (tmp_path / "store" / Path(root).name / "node").read_text() == "node"
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
 def test_a_wrong_or_missing_package_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +185,7 @@ def answer(**changes: Any) -> dict[str, Any]:
 def test_nodes_with_other_versions_or_storage_of_their_own_are_named(tmp_path: Path) -> None:
     alike, seen = {"n1": answer(host="a")}, {"n1"}
     assert only(cluster.versions_alike(alike)).status == "ok"
-    assert only(cluster.storage_shared(alike, seen, tmp_path)).status == "ok"
+    assert only(cluster.storage_shared(alike, seen, str(tmp_path))).status == "ok"
     other = alike | {"n2": answer(versions=answer()["versions"] | {"torch": "1.0"})}
     found = only(cluster.versions_alike(other))
     assert found.status == "error"
@@ -245,9 +270,19 @@ def test_a_damaged_checkpoint_and_damaged_events_are_errors(run: Path) -> None:
     for file in (run / "tensorboard").iterdir():
         file.write_bytes(b"\0" * 100)
     found = by_name(run)
-    assert found["checkpoints"].found == "step-000003 is damaged or not whole"
+    assert found["checkpoints"].found == "damaged or not whole: step-000003"
     assert found["tensorboard"].status == "error"
     assert all(each.way_out for each in found.values() if each.status == "error")
+
+
+def test_checkpoints_of_other_workers_are_the_run_s_and_those_of_another_run_are_not_to_be_deleted(run: Path) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump(config | {"train": config["train"] | {"workers": 2}}))
+    assert by_name(run)["checkpoints"].status == "ok"
+    (run / "config.yaml").write_text(yaml.safe_dump(config | {"seed": 5}))
+    found = by_name(run)["checkpoints"]
+    assert found.found == "step-000003 is of another config (seed: 0 -> 5)"
+    assert "delete" not in found.way_out
 
 
 def test_a_ratio_off_one_in_a_run_is_a_warning(run: Path) -> None:

@@ -10,8 +10,10 @@ from helpers import save_run
 from PIL import Image
 
 from rlvid.cli import main
+from rlvid.data.storage import Mirror
 from rlvid.evaluate.evaluate import METRICS, Row, summarise
-from rlvid.evaluate.run import evaluate_run, load_run
+from rlvid.evaluate.portions import Evaluation, run_evaluation
+from rlvid.evaluate.run import find_run, scale_name
 from rlvid.evaluate.tables import compare_all
 from rlvid.evaluate.tradeoff import draw_tradeoff
 from rlvid.terminal import fractions
@@ -19,12 +21,13 @@ from rlvid.terminal import fractions
 
 def test_each_scale_is_a_model_between_the_base_and_what_was_learned(tmp_path: Path) -> None:
     run, _ = save_run(tmp_path)
-    tuned, prompts = load_run(run), {"own": ["a red circle", "a dog"]}
-    rows = evaluate_run(tuned, prompts, steps_list=[2], scales=[0.001, 0.5, 1.0])
+    prompts = {"own": ["a red circle", "a dog"]}
+    scales = {"base": 0.0} | {scale_name("instructvideo", scale): scale for scale in (0.001, 0.5, 1.0)}
+    rows = run_evaluation(Evaluation.of(*find_run(run), prompts, steps_list=[2], scales=scales))
     by_model = {s.model: s.mean["reward"] for s in summarise(rows)}
     assert list(by_model) == ["base", "instructvideo × 0.001", "instructvideo × 0.5", "instructvideo"]
     assert len({c.tuned for c in compare_all(rows, "base")}) == 3
-    alone = summarise(evaluate_run(tuned, prompts, steps_list=[2]))
+    alone = summarise(run_evaluation(Evaluation.of(*find_run(run), prompts, steps_list=[2])))
     assert [s.model for s in alone] == ["base", "instructvideo"]
     assert by_model["instructvideo"] == pytest.approx(alone[1].mean["reward"])
     base = by_model["base"]
@@ -37,9 +40,11 @@ def test_scales_in_any_order_are_drawn_from_the_base_up(tmp_path: Path) -> None:
     for scale, model in enumerate(["base", "a × 0.5", "a"]):
         for index in range(2):
             scores = dict.fromkeys(METRICS, math.nan)
-            scores |= {"reward": scale / 2, "held_out": -scale, "consistency": 0.9, "motion": 0.1 * index}
+            scores |= {"reward": scale / 2, "held_out": -(scale**2), "consistency": 0.9, "motion": 0.1 * index}
             rows.append(Row(model, "in_domain", 20, index, "p", **scores))
     draw_tradeoff(tmp_path / "a.png", summarise(rows), {"a": 1.0, "a × 0.5": 0.5})
+    draw_tradeoff(tmp_path / "ascending.png", summarise(rows), {"a × 0.5": 0.5, "a": 1.0})
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "ascending.png").read_bytes()
     with Image.open(tmp_path / "a.png") as image:
         page = np.asarray(image.convert("RGB"))
     assert (page == 255).mean() > 0.8
@@ -55,15 +60,25 @@ def test_scales_are_read_once_each_and_ascending() -> None:
             fractions(wrong, "--lora-scale")
 
 
-def test_the_command_writes_the_table_and_the_picture(
+def test_the_command_brings_the_table_and_the_picture_to_the_store_and_then_forgets_its_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, _ = save_run(tmp_path)
-    arguments = ["evaluate", str(run), "--steps", "2", "--videos", "2", "--sets", "in_domain,scenes"]
+    monkeypatch.setenv("RLVID_CACHE", str(tmp_path / "cache"))
+    arguments = ["evaluate", f"file://{run}", "--steps", "2", "--videos", "2", "--sets", "in_domain,scenes"]
     monkeypatch.setattr(sys, "argv", ["rlvid", *arguments, "--lora-scale", "0.5,1"])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert not ended.value.code
+
+    def unreachable(*_: object) -> None:
+        raise ValueError("the store cannot be reached")
+
+    for fails in (True, False):
+        with monkeypatch.context() as patch:
+            if fails:
+                patch.setattr(Mirror, "send", unreachable)
+            with pytest.raises(SystemExit) as ended:
+                main()
+        assert (ended.value.code or 0) == (2 if fails else 0)
+        assert len(list((tmp_path / "cache").rglob("portion-*.parquet"))) == (6 if fails else 0)
     page = (run / "evaluation.md").read_text(encoding="utf-8")
     assert [page.count(f"| {model} |") for model in ("base", "instructvideo × 0.5", "instructvideo")] == [2, 2, 2]
     assert (run / "tradeoff.png").stat().st_size > 10_000

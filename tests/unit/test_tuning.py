@@ -5,16 +5,17 @@ import math
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
 
 from rlvid.config import load_config
 from tuning.description import Sweep, load_sweep, shipped_sweeps
-from tuning.journal import Journal, scores_path
+from tuning.journal import INVALID, Journal, scores_path
+from tuning.measure import job_of
 from tuning.search import Judge, Proposals
 from tuning.space import draw, grid, parse_space
-from tuning.sweep import check, keep_description, main
 
 
 def sweep(tmp_path: Path, *overrides: str, source: str = "toy") -> Sweep:
@@ -64,23 +65,28 @@ def test_shipped_sweeps_are_valid(name: str) -> None:
         (["evaluation.video=3"], "unknown key evaluation.video; allowed: prompts, videos"),
         (["evaluation.prompts=nowhere.txt"], "evaluation.prompts = 'nowhere.txt' is neither"),
         (["train.batch_size=-1"], "train.batch_size = -1"),
+        (["space=[1]", "space.seed=[0, 1]"], "'space.seed=[0, 1]': space = [1] has no keys; write it as a mapping"),
+        (["evaluation=in_domain", "evaluation.videos=3"], "evaluation = 'in_domain' has no keys"),
+        (["name=" + "a" * 96], "string should match pattern"),
+        (
+            ["algorithm=optuna", "trials=3", "space={reward.segments: {uniform: [1, 4]}}"],
+            "reward.segments = 2.145898: input should be a valid integer",
+        ),
+        (
+            [
+                "algorithm=optuna",
+                "trials=3",
+                "space={reward.skip_below: {uniform: [0, 2]}}",
+                "first=[{reward.skip_below: 0.1}]",
+            ],
+            "reward.skip_below = 2",
+        ),
     ],
 )
 def test_mistakes_are_one_clear_line(overrides: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         load_sweep("toy", overrides).planned()
     assert "\n" not in str(error.value)
-
-
-def test_the_command_answers_mistakes_before_ray_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["nowhere.yaml"]) == 2
-    assert main(["toy", f"storage={tmp_path}", "trials=3"]) == 2
-    assert main(["toy", f"storage={tmp_path}", "space.reward.segments=[1, 9]"]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert [line[:30] for line in lines] == [
-        "error: sweep 'nowhere.yaml' is", "error: the grid has 20 combina", "error: reward.segments = 9 exc",
-    ]  # fmt: skip
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_another_method_brings_its_own_settings(tmp_path: Path) -> None:
@@ -106,6 +112,28 @@ def test_draws_differ_repeat_and_are_extended_by_more_trials() -> None:
     assert all(1e-5 <= one["lr"] <= 1e-1 and 0.4 <= one["tau"] <= 0.8 for one in many)
     below = sum(one["lr"] < 1e-3 for one in many)
     assert 75 < below < 125  # half of them, as the logarithm is uniform
+    for kind in ("uniform", "loguniform"):  # narrow ones too
+        narrow = draw(parse_space({"lr": {kind: [1.0, 1.0001]}}), [], 100, seed=0)
+        assert len({one["lr"] for one in narrow}) == 100
+        assert all(1.0 <= one["lr"] <= 1.0001 for one in narrow)
+    with pytest.raises(ValueError, match="trials = 50: the ranges of space have fewer different values than that"):
+        draw(parse_space({"lr": {"uniform": [1.0, 1.0 + 1e-15]}}), [], 50, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("first", "message"),
+    [
+        ([{"a": 3, "b": 4, "c": 0.1}], "first: a = 3 is not in the space; allowed: [0, 1, inf]"),
+        ([{"a": 1, "b": 5, "c": 0.1}], "first: b = 5 is not in the space; allowed: {'integers': [1, 4]}"),
+        ([{"a": 1, "b": 2.5, "c": 0.1}], "first: b = 2.5 is not in the space"),
+        ([{"a": 1, "b": 2, "c": "x"}], "first: c = 'x' is not in the space; allowed: {'uniform': [0, 0.5]}"),
+        ([{"a": 1, "b": 2, "c": 0.1}, {"a": 1.0, "b": 2, "c": "1e-1"}], "first: a=1 b=2 c=0.1 stands there twice"),
+    ],
+)
+def test_what_is_tried_first_is_in_the_space_and_there_once(first: list[dict[str, Any]], message: str) -> None:
+    space = parse_space({"a": [0, 1, "inf"], "b": {"integers": [1, 4]}, "c": {"uniform": [0, 0.5]}})
+    with pytest.raises(ValueError, match=re.escape(message)):
+        draw(space, first, 1, seed=0)
 
 
 def test_the_journal_survives_a_torn_line(tmp_path: Path) -> None:
@@ -185,7 +213,6 @@ def test_only_what_has_not_ended_is_proposed_again(tmp_path: Path) -> None:
 
 
 def test_optuna_is_told_the_past(tmp_path: Path) -> None:
-    pytest.importorskip("optuna", reason="the extra optuna is not installed")
     made = sweep(tmp_path, "algorithm=optuna", "trials=6", "space.optimizer.lr={loguniform: [1e-4, 1e-2]}")
     journal = Journal(tmp_path)
     proposals = Proposals(made, journal, made.planned())
@@ -203,31 +230,32 @@ def test_optuna_is_told_the_past(tmp_path: Path) -> None:
     assert len({json.dumps(trial.settings) for trial in kept}) == 4
 
 
-def test_a_changed_sweep_is_refused_by_name(tmp_path: Path) -> None:
-    keep_description(sweep(tmp_path))
-    keep_description(sweep(tmp_path, "concurrent=1"))  # may change
-    for change, words in {
-        "space.reward.segments=[1, 2]": r"space.reward.segments: \[1, 2, 4, 8\] -> \[1, 2\]",
-        "rungs=[2, 12]": r"rungs: \[4, 12\] -> \[2, 12\]",
-        "sampling.steps=8": "settings.sampling.steps: 10 -> 8",
-    }.items():
-        with pytest.raises(ValueError, match=words):
-            keep_description(sweep(tmp_path, change))
-    twelve = ("name=r", "algorithm=random")
-    keep_description(sweep(tmp_path, *twelve, "trials=12"))
-    keep_description(sweep(tmp_path, *twelve, "trials=14"))
-    with pytest.raises(ValueError, match="the sweep began with 14"):
-        keep_description(sweep(tmp_path, *twelve, "trials=12"))
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "thesis.txt").touch()
-    with pytest.raises(ValueError, match="exists and is not a sweep"):
-        keep_description(sweep(tmp_path, "name=other"))
+def test_a_proposal_that_is_no_valid_run_ends_there_and_the_next_one_comes(tmp_path: Path) -> None:
+    """Each setting is fine, and a group of two does not fit a batch of one."""
+    made = sweep(
+        tmp_path, "algorithm=optuna", "trials=8",
+        "space={train.batch_size: {integers: [1, 4]}, train.group_size: {integers: [1, 2]}}",
+    )  # fmt: skip
+    journal = Journal(tmp_path)
+    journal.append({"trial": 0, "settings": {"train.batch_size": 1, "train.group_size": 2}})  # open, as after a kill
+    proposals = Proposals(made, journal, [])
+    valid = 0
+    while proposals.suggest(str(valid)) != Proposals.FINISHED:
+        valid += 1
+    trials = Journal(tmp_path).trials
+    assert len(trials) == 8
+    assert trials[0].end == INVALID
+    assert "train.group_size = 2 does not divide train.batch_size = 1" in str(trials[0].reason)
+    assert 0 < valid == [each.end for each in trials].count(None) < 7
+    assert Proposals(made, Journal(tmp_path), []).left == valid  # the others would be no run the next time either
 
 
-def test_files_are_looked_for_before_ray_starts(tmp_path: Path) -> None:
-    made = sweep(tmp_path, "data.source=nowhere")
-    with pytest.raises(ValueError, match="nowhere"):
-        check(made, made.planned()[:1])
+def test_storage_and_names_may_be_what_yaml_would_take_for_something_else(tmp_path: Path) -> None:
+    name = "a" * 95
+    made = load_sweep("toy", [f"storage='{tmp_path}/a: b'", f"name={name}"])
+    assert made.run({}, "trial-000", 4).output.storage == f"{tmp_path}/a: b/{name}"
+    best = made.to_train({}, f"{name}-best")
+    assert (best.output.storage, best.name) == (f"{tmp_path}/a: b", f"{name}-best")
 
 
 def test_the_base_measures_whatever_varies(tmp_path: Path) -> None:
@@ -235,7 +263,7 @@ def test_the_base_measures_whatever_varies(tmp_path: Path) -> None:
     assert made.base().sampling.guidance == 3.0
     assert made.base().reward.attenuation == 1.0
     assert made.run(made.planned()[1], "t", 4).sampling.guidance == 5.0
-    assert made.measuring.steps == 7
+    assert job_of(made, use_gpu=False)["evaluation"]["steps"] == 7
 
 
 def test_the_best_settings_are_a_run_of_the_base_s_length(tmp_path: Path) -> None:
