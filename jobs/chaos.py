@@ -18,6 +18,7 @@ step once in TensorBoard. Exit code 1 if one does not; its folder is kept.
 
 import argparse
 import json
+import logging
 import os
 import random
 import shutil
@@ -254,6 +255,7 @@ def main() -> int:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", str(int(SPOT in options.victims)))
     os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
     os.environ.pop("RAY_ADDRESS", None)
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # warns of restarts, which are the purpose here
     overrides = [*SMALL, *options.overrides]
     if not any(each.startswith("output.storage=") for each in overrides):
         overrides.append(f"output.storage={tempfile.mkdtemp(prefix='rlvid-chaos-')}")
