@@ -106,6 +106,7 @@ def cluster() -> Iterator[Cluster]:
     environment = kept | {
         "HOME": str(home), "PATH": f"{BIN}{os.pathsep}{kept['PATH']}", "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_TOKEN": TOKEN, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "NO_PROXY": "127.0.0.1,localhost",
+        "RAY_worker_niceness": "0",
     }  # fmt: skip
     made = Cluster(home, f"http://127.0.0.1:{dashboard}", environment)
     made.store.mkdir()
