@@ -28,7 +28,7 @@ from rlvid.train.looker import Looker
 from rlvid.train.looks import Looked, Looks, guard_prompts, read_means, summary
 from rlvid.train.metrics import TensorBoard
 from rlvid.train.nodes import Shape, guard_gpus, worker_gpus
-from rlvid.train.verdict import HELD_OUT, TOLERANCE, TRAINED, Verdict
+from rlvid.train.verdict import COLLAPSE, HELD_OUT, TOLERANCE, TRAINED, Verdict
 
 log = logging.getLogger("rlvid.guard")
 
@@ -203,6 +203,7 @@ class Watch:
             self._board = TensorBoard(self.folder / "tensorboard" / "guard", step)
         values = {f"guard/{metric}": look.mean(metric) for metric in SHOWN if math.isfinite(look.mean(metric))}
         values |= {"guard/over_optimised": float(verdict.over_optimised)}
+        values |= {"guard/collapsed": float(COLLAPSE in verdict.warnings)}
         values |= {"guard/best_step": float(self.looks.all[verdict.best].step)}
         self._board.scalars(step, values)
         log.info("step %d %s", step, " ".join(f"{name}={value:.6g}" for name, value in values.items()))
@@ -210,7 +211,7 @@ class Watch:
             if metric not in self._told:
                 self._told.add(metric)
                 line = self.looks.describe(loss)
-                if metric == HELD_OUT:
+                if metric in (HELD_OUT, COLLAPSE):
                     best = self.looks.all[verdict.best].step
                     line += f"; best checkpoint: step {best}, kept in {_shown(self.folder / 'best')}"
                     line += "; training ends (guard.stop)" if self.config.guard.stop else ""
@@ -247,8 +248,8 @@ def draw(folder: Path, verdict: Verdict, looks: Looks) -> None:
     names = {TRAINED: "trained reward", HELD_OUT: "held-out reward", "oracle_score": "oracle (never asked)"}
     series = {label: means[m] for m, label in names.items() if any(map(math.isfinite, means[m]))}
     marks = {f"best: step {summary(folder)['step']}": float(summary(folder)["step"])} if summary(folder) else {}
-    if verdict.over_optimised:
-        step = looks.all[verdict.warnings[HELD_OUT].at].step
+    if verdict.spoilt:
+        step = looks.all[verdict.spoilt.at].step
         marks[f"warning: step {step}"] = float(step)
     reward_curve(folder / "guard.png", steps, series, window=1, y_label="mean over the guard's videos", marks=marks)
 

@@ -27,10 +27,11 @@ from rlvid.evaluate import write_whole
 from rlvid.models.trained import trained_file
 from rlvid.toy.captions import PROMPT_SETS
 from rlvid.train.checkpoint import Found, checkpoint_name, find_checkpoints, is_whole
-from rlvid.train.verdict import HELD_OUT, TRAINED, Loss, Verdict, judge
+from rlvid.train.verdict import COLLAPSE, HELD_OUT, TRAINED, Loss, Verdict, judge
 
 NAMES = {
-    HELD_OUT: "held-out reward", "consistency": "temporal consistency", "motion": "motion", "diversity": "diversity",
+    HELD_OUT: "held-out reward", COLLAPSE: "held-out reward", "consistency": "temporal consistency", "motion": "motion",
+    "diversity": "diversity",
 }  # fmt: skip
 
 
@@ -156,8 +157,8 @@ class Looks:
     def flag(self, verdict: Verdict) -> bool:
         """Whether training is to end (``guard.stop``); leaves or removes ``guard/stop``, which workers look for."""
         path = stop_flag(self.run)
-        if self.config.guard.stop and verdict.over_optimised:
-            write_whole(path, b"over-optimised\n")
+        if self.config.guard.stop and verdict.spoilt:
+            write_whole(path, f"{verdict.spoilt.metric}\n".encode())
             return True
         path.unlink(missing_ok=True)
         return False
@@ -165,8 +166,8 @@ class Looks:
     def describe(self, loss: Loss) -> str:
         """One line: what was lost, since when, and at what trained reward."""
         now, then = self.all[loss.at], self.all[loss.best]
-        side = "" if loss.metric == HELD_OUT else "side effect, "
-        what = "over-optimised" if loss.metric == HELD_OUT else f"{NAMES[loss.metric]} falls"
+        side = "" if loss.metric in (HELD_OUT, COLLAPSE) else "side effect, "
+        what = {HELD_OUT: "over-optimised", COLLAPSE: "collapsed"}.get(loss.metric, f"{NAMES[loss.metric]} falls")
         return (
             f"{side}{what} at step {now.step}: since step {then.step} the trained reward went from "
             f"{then.mean(TRAINED):.3f} to {now.mean(TRAINED):.3f} and {NAMES[loss.metric]} from {loss.before:.3f} to "

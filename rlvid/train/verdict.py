@@ -13,6 +13,7 @@ lost(m, t)      metric m of look t is below (1 - ``TOLERANCE[m]``) of its value 
                 (Bonferroni): the largest of several noisy means looks too good, and what follows it too bad
 rising(t)       the mean trained reward of look t is above the one at the best look
 warning(m)      lost(m) and rising at two looks in a row; once for each metric
+collapse        lost(held-out reward) and lost(trained reward) at two looks in a row: training itself went wrong
 ==============  ====================================================================================================
 
 The warning of the held-out reward says that the run is over-optimised. Those of temporal consistency, motion and
@@ -21,7 +22,7 @@ diversity are side effects, and say so. Where fewer than two prompts have finite
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -30,6 +31,7 @@ Look = Mapping[str, Sequence[float]]
 """Metric -> one value a prompt; NaN where a video was not finite."""
 
 TRAINED, HELD_OUT = "reward", "held_out"
+COLLAPSE = "collapse"
 TOLERANCE = {HELD_OUT: 0.0, "consistency": 0.02, "motion": 0.25, "diversity": 0.25}
 """Share of its best value that a metric may lose: a better video may well move or vary less than a spoilt one."""
 ALPHA = 0.05
@@ -58,7 +60,8 @@ class Verdict:
 
     Attributes:
         best: the look with the largest mean held-out reward up to the warning.
-        warnings: by metric, the loss at the look that raised its warning, in order of looks.
+        warnings: by metric, the loss at the look that raised its warning, in order of looks; ``COLLAPSE`` has that of
+            the held-out reward.
         losses: everything that was lost at the last look, whether or not it is a warning.
         held_out: mean held-out reward of each look.
     """
@@ -72,6 +75,14 @@ class Verdict:
     def over_optimised(self) -> bool:
         """Whether the held-out reward has raised its warning."""
         return HELD_OUT in self.warnings
+
+    @property
+    def spoilt(self) -> Loss | None:
+        """The first warning after which training does harm: over-optimised, or collapsed."""
+        return min(
+            (loss for metric, loss in self.warnings.items() if metric in (HELD_OUT, COLLAPSE)),
+            key=lambda loss: loss.at, default=None,
+        )  # fmt: skip
 
 
 def judge(looks: Sequence[Look], alpha: float = ALPHA) -> Verdict:
@@ -87,8 +98,14 @@ def judge(looks: Sequence[Look], alpha: float = ALPHA) -> Verdict:
     for at in range(1, len(looks)):
         rising = _mean(looks[at][TRAINED]) > _mean(looks[best][TRAINED])
         lost = {m: loss for m in TOLERANCE if (loss := lost_at(looks, m, at, alpha)) and rising}
+        if (loss := lost_at(looks, HELD_OUT, at, alpha)) and lost_at(looks, TRAINED, at, alpha):
+            lost[COLLAPSE] = replace(loss, metric=COLLAPSE)
         warnings |= {m: loss for m, loss in lost.items() if m in before and m not in warnings}
-        if HELD_OUT not in warnings and math.isfinite(held_out[at]) and not held_out[best] >= held_out[at]:
+        if (
+            not {HELD_OUT, COLLAPSE} & warnings.keys()
+            and math.isfinite(held_out[at])
+            and not held_out[best] >= held_out[at]
+        ):
             best = at
         before = lost
     return Verdict(best, warnings, tuple(lost.values()), held_out)
@@ -105,7 +122,7 @@ def lost_at(looks: Sequence[Look], metric: str, at: int, alpha: float = ALPHA) -
         raise ValueError(f"judge: look {at} has {len(after)} prompts and look {best} has {len(before)}; give the same")
     both = np.isfinite(before) & np.isfinite(after)
     before, after = before[both], after[both]
-    left = after - (1 - TOLERANCE[metric]) * before
+    left = after - (1 - TOLERANCE.get(metric, 0.0)) * before
     if len(left) < 2:
         return None
     half = student(1 - alpha / at, len(left) - 1) * float(left.std(ddof=1)) / math.sqrt(len(left))

@@ -17,7 +17,7 @@ from rlvid.train.guard import check_room
 from rlvid.train.looker import Looker
 from rlvid.train.looks import Looked, Looks, find_best, guard_prompts, read_means, stop_flag
 from rlvid.train.nodes import guard_gpus, worker_gpus
-from rlvid.train.verdict import HELD_OUT, TOLERANCE, TRAINED, judge, student
+from rlvid.train.verdict import COLLAPSE, HELD_OUT, TOLERANCE, TRAINED, judge, student
 
 PROMPTS = [f"prompt {i}" for i in range(16)]
 
@@ -57,9 +57,15 @@ def test_proxy_rises_and_held_out_falls_and_the_best_is_where_it_turned() -> Non
     assert set(verdict.warnings) == {HELD_OUT}
 
 
-def test_both_fall_and_it_is_no_over_optimisation() -> None:
-    falling = [0.8 - 0.05 * t for t in range(9)]
-    assert not judge(series(falling, falling)).warnings
+def test_both_fall_and_it_is_a_collapse_and_no_over_optimisation() -> None:
+    turned = [0.5, 0.6, 0.7, 0.4, 0.2, 0.2, 0.2, 0.2, 0.2]
+    verdict = judge(series(turned, turned))
+    assert not verdict.over_optimised
+    assert set(verdict.warnings) == {COLLAPSE}
+    assert verdict.spoilt is verdict.warnings[COLLAPSE]
+    assert (verdict.spoilt.at, verdict.spoilt.best, verdict.best) == (4, 2, 2)
+    level = series([0.5] * 9, [0.5] * 9)
+    assert judge(level).spoilt is None
 
 
 def test_one_bad_look_is_not_enough_and_later_looks_cannot_win_after_a_warning() -> None:
@@ -88,17 +94,18 @@ def walk(kind: str, rng: np.random.Generator, looks: int, count: int) -> list[di
     """Held-out rewards that do not fall in truth: noise about a level, or a random walk without drift."""
     base, moved, found = rng.normal(0.5, 0.3, count), np.zeros(count), []
     for t in range(looks):
-        moved = rng.normal(0, 0.1, count) if kind == "flat" else moved + rng.normal(0, 0.05, count)
+        moved = moved + rng.normal(0, 0.05, count) if kind == "walk" else rng.normal(0, 0.1, count)
         silent = dict.fromkeys(TOLERANCE, [math.nan] * count)
-        found.append(silent | {HELD_OUT: (base + moved).tolist(), TRAINED: (base + 0.02 * t).tolist()})
+        trained = base + (rng.normal(0, 0.1, count) if kind == "flat, both" else 0.02 * t)
+        found.append(silent | {HELD_OUT: (base + moved).tolist(), TRAINED: trained.tolist()})
     return found
 
 
-@pytest.mark.parametrize("kind", ["flat", "walk"])
+@pytest.mark.parametrize("kind", ["flat", "walk", "flat, both"])
 @pytest.mark.parametrize(("looks", "count"), [(6, 4), (16, 16)])
 def test_false_alarms_are_rare_however_often_it_looks(kind: str, looks: int, count: int) -> None:
     rng = np.random.default_rng(0)
-    alarms = sum(judge(walk(kind, rng, looks, count)).over_optimised for _ in range(150))
+    alarms = sum(judge(walk(kind, rng, looks, count)).spoilt is not None for _ in range(150))
     assert alarms <= 0.08 * 150, f"{alarms} of 150 runs"
 
 
