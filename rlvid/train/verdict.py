@@ -101,11 +101,8 @@ def judge(looks: Sequence[Look], alpha: float = ALPHA) -> Verdict:
         if (loss := lost_at(looks, HELD_OUT, at, alpha)) and lost_at(looks, TRAINED, at, alpha):
             lost[COLLAPSE] = replace(loss, metric=COLLAPSE)
         warnings |= {m: loss for m, loss in lost.items() if m in before and m not in warnings}
-        if (
-            not {HELD_OUT, COLLAPSE} & warnings.keys()
-            and math.isfinite(held_out[at])
-            and not held_out[best] >= held_out[at]
-        ):
+        spoilt = bool({HELD_OUT, COLLAPSE} & warnings.keys())
+        if not spoilt and math.isfinite(held_out[at]) and not held_out[best] >= held_out[at]:
             best = at
         before = lost
     return Verdict(best, warnings, tuple(lost.values()), held_out)
