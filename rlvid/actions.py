@@ -103,3 +103,14 @@ def evaluate_and_show(
         draw_tradeoff(folder / "tradeoff.png", summarise(rows), named)
         say(f"trade-off    {short(folder)}/tradeoff.png (rewards and motion for each --lora-scale)")
     say(f"tables       {run if is_uri(run) else short(folder)}/evaluation.md (.csv, .json, .parquet)")
+
+
+def report_and_show(targets: list[str], out: Path | None, moving: int) -> Path:
+    """Writes the report page of evaluations and runs, and says where it is; returns its folder."""
+    from rlvid.report.report import write_report
+
+    made = write_report(targets, out, moving=moving, progress=counter("videos"))
+    for note in made.notes:
+        say(f"note         {note}")
+    say(f"report       {short(made.folder / 'index.html')} ({made.videos} videos, {made.size / 2**20:.1f} MiB)")
+    return made.folder
