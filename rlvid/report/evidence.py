@@ -180,7 +180,7 @@ def join(found: Iterable[Evidence]) -> Evidence:
                 )
         if whole.base.name != other.base.name:
             raise ValueError(
-                f"{whole.folders[0]} and {other.folders[0]} have other bases ({whole.base.name} and {other.base.name}); "
+                f"{whole.folders[0]} and {other.folders[0]} have other bases, {whole.base.name} and {other.base.name}; "
                 "evaluate their models together: rlvid evaluate RUN RUN"
             )
         whole = _joined(whole, other)

@@ -16,7 +16,8 @@ from rlvid.report.choice import Choice
 from rlvid.report.evidence import Case, Evidence
 from rlvid.report.gather import Gathered
 from rlvid.report.runs import Run
-from rlvid.report.words import gain_text, number, percent, shown_set, table, tell, title
+from rlvid.report.words import Told, gain_text, number, percent, shown_set, table, tell, title
+from rlvid.train.looks import warnings_of
 
 _DIGITS = 5
 
@@ -49,7 +50,7 @@ def render(gathered: Gathered, choice: Choice, shown: Shown) -> dict[str, str]:
     page = environment.get_template("index.html.j2").render(
         heading=_heading(evidence), lead=_lead(evidence), evidence=evidence, looks=classes, glyphs=glyphs,
         copies=evidence.copies, width=width, height=height, frames=frames, notes=gathered.notes,
-        told=tell(evidence), tiles=_tiles(evidence), judge_title=title(evidence.judge).lower(),
+        told=_told(gathered), tiles=_tiles(evidence), judge_title=title(evidence.judge).lower(),
         featured=[(why, by_key[case]) for why, case in choice.featured], cases=cases, metrics=evidence.shown(),
         tables=[(steps, table(evidence, steps)) for steps in evidence.steps], curves=shown.curves,
         paretos=shown.paretos, strips=shown.strips, runs=[_run(gathered, run) for run in gathered.runs],
@@ -65,6 +66,17 @@ def _read(environment: Environment, name: str) -> str:
     loader = environment.loader
     assert loader is not None
     return loader.get_source(environment, name)[0]
+
+
+def _told(gathered: Gathered) -> list[Told]:
+    """The summary, with what the guards of the runs saw."""
+    told = tell(gathered.evidence)
+    for run in gathered.runs:
+        models = {model.name for model in gathered.models_of(run)}
+        for each in told:
+            if each.model.name in models:
+                each.cautions += [f"The guard of run {run.name}: {line}." for line in warnings_of(run.folder) or []]
+    return told
 
 
 def _heading(evidence: Evidence) -> str:
@@ -96,7 +108,7 @@ def _tiles(evidence: Evidence) -> dict[str, list[dict[str, str]]]:
             gain = evidence.differences.get((model.name, name, steps, metric))
             if gain is None or not gain.pairs:
                 continue
-            interval = gain_text(gain, metric).partition(" [")[2].rstrip("]")
+            interval = gain_text(gain, metric).partition(" [")[2].rstrip("]").replace(", ", " to ")
             found[model.name].append({
                 "where": f"{title(metric)}, {shown_set(name)}, D = {steps}",
                 "gain": number(gain.difference, metric, signed=True),
@@ -173,8 +185,12 @@ def _own_name(evidence: Evidence, name: str) -> str:
 
 def _markdown(text: str) -> Markup:
     """Markdown as HTML in which nothing is loaded and no tag of the text's own survives."""
-    made = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image").render(text)
-    return Markup(made)  # noqa: S704 (html is off above)
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
+    tokens = markdown.parse(text)
+    for token in tokens:
+        if "style" in token.attrs:  # a cell's alignment, which the page's policy refuses as a style
+            token.attrs = {"class": "n"} if "right" in str(token.attrs["style"]) else {}
+    return Markup(markdown.renderer.render(tokens, markdown.options, {}))
 
 
 def _facts(evidence: Evidence, shown: Shown) -> list[tuple[str, str]]:

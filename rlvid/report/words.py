@@ -110,8 +110,9 @@ def _tell(evidence: Evidence, model: Model) -> Told:
 
         if way(_TRAINED) > 0 and way(_HELD_OUT) < 0:
             told.cautions.append(
-                f"{_where(name, steps)}: the trained reward rose while the held-out reward fell, the mark of over-optimisation."
-            )  # noqa: E501
+                f"{_where(name, steps)}: the trained reward rose while the held-out reward fell, the mark of "
+                "over-optimisation."
+            )
         if way(_MOTION) < 0 and way(_CONSISTENCY) > 0:
             told.cautions.append(
                 f"{_where(name, steps)}: consistency rose while motion fell: look whether videos freeze."
@@ -135,7 +136,7 @@ def _headline(name: str, ways: list[int]) -> str:
         f"{name}: "
         + (", ".join(parts) + f" of {of} comparisons" if parts else f"no change beyond chance in {rest} comparisons")
         + "."
-    )  # noqa: E501
+    )
 
 
 def _change(evidence: Evidence, model: Model, name: str, steps: int, metric: str, found: Difference) -> str:

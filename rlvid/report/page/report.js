@@ -58,9 +58,10 @@
       this.output.textContent = `${frame + 1} / ${data.frames}`;
     }
     values(metric) { // under each video: its value, and the gain over the base
+      this.card.querySelector(".metric").textContent = data.metrics[metric].title;
       for (const each of this.card.querySelectorAll(".value")) {
         const model = Number(each.dataset.model), gain = model ? ` (${text(gainOf(this.case, model, metric), metric, true)})` : "";
-        each.textContent = `${data.metrics[metric].title} ${text(data.cases[this.case][model][metric], metric)}${gain}`;
+        each.textContent = `${text(data.cases[this.case][model][metric], metric)}${gain}`;
       }
     }
     numbers() { // the table of all metrics, made when it is first opened
