@@ -175,12 +175,12 @@ def _whole(out: Path) -> Iterator[Path]:
             out.replace(old)
         part.replace(out)
     except OSError as error:
-        if old.exists() and not out.exists():
-            old.replace(out)
         reason = error.strerror or str(error)
         raise OSError(
             f"report {out} could not be written ({reason}); make room there, or choose another --out"
         ) from error
     finally:
+        if old.exists() and not out.exists():  # ended between the two
+            old.replace(out)
         shutil.rmtree(part, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

@@ -1,8 +1,9 @@
-"""The report page in a real browser, from disk and with the network off: plays, scrubs, filters, sorts, complains not."""
+"""The report page in a real browser, from disk, the network off: plays, scrubs, filters, sorts, complains of nothing."""
 
 import re
 import shutil
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ def test_it_can_be_read_by_keyboard_and_screen_reader(opened: Any) -> None:
     assert unnamed == []
     levels = page.eval_on_selector_all("h1, h2, h3, h4", "heads => heads.map(h => Number(h.tagName[1]))")
     assert levels[0] == 1
-    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after - before <= 1 for before, after in pairwise(levels))
     page.locator(f"{FIRST} .numbers summary").focus()
     page.keyboard.press("Enter")
     page.wait_for_selector(f"{FIRST} .numbers table")
