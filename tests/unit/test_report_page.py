@@ -1,4 +1,4 @@
-"""The report page in a real browser, from disk, the network off: plays, scrubs, filters, sorts, complains of nothing."""
+"""The report page in a real browser, from disk, network off: plays, scrubs, filters, sorts, complains of nothing."""
 
 import re
 import shutil
