@@ -36,20 +36,16 @@ class Choice:
 
 def choose(evidence: Evidence, moving: int) -> Choice:
     """Picks the cases; ``moving`` of them, half from either end, become files."""
-    ranked = sorted(
-        (gain, number, case, model)
-        for number, case in enumerate(evidence.cases)
-        for model in evidence.tuned
-        if math.isfinite(gain := evidence.gain(model.name, case, evidence.judge))
-    )  # fmt: skip
-    lowest = list(dict.fromkeys(case for gain, _, case, _ in ranked if gain < 0))
-    highest = list(dict.fromkeys(case for gain, _, case, _ in reversed(ranked) if gain > 0))
+    pairs = [(evidence.gain(m.name, case, evidence.judge), case, m) for case in evidence.cases for m in evidence.tuned]
+    ranked = sorted((pair for pair in pairs if math.isfinite(pair[0])), key=lambda pair: pair[0])
+    lowest = list(dict.fromkeys(case for gain, case, _ in ranked if gain < 0))
+    highest = list(dict.fromkeys(case for gain, case, _ in reversed(ranked) if gain > 0))
     chosen = list(dict.fromkeys(highest[: (moving + 1) // 2] + lowest[: moving // 2]))
     featured = []
     if highest:
-        featured.append((f"Largest gain: {ranked[-1][3].label}", highest[0]))
+        featured.append((f"Largest gain: {ranked[-1][2].label}", highest[0]))
     if lowest:
-        featured.append((f"Largest loss: {ranked[0][3].label}", lowest[0]))
+        featured.append((f"Largest loss: {ranked[0][2].label}", lowest[0]))
     first = evidence.steps[0]
     fixed = {
         name: [Case(name, first, index, 0) for index in range(min(_FIXED, len(prompts)))]

@@ -345,6 +345,7 @@ def test_what_cannot_be_shown_is_one_line(tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "void").mkdir()
     assert "neither an evaluation (evaluation.yaml) nor a run" in refused(capsys, str(tmp_path / "void"))
     run, _ = save_run(tmp_path / "home")
+    capsys.readouterr()  # how a library counts the files it wrote
     assert "no evaluation there" in refused(capsys, str(run))
     (run / "step-000003" / "state.json").unlink()
     assert "no checkpoint; it has: none" in refused(capsys, str(run))
