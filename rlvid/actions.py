@@ -112,3 +112,14 @@ def evaluate_and_show(
     if len(scales) > 1:
         say(f"trade-off    {shown}/tradeoff.png (rewards and motion for each --lora-scale)")
     say(f"tables       {shown}/evaluation.md (.csv, .json, .parquet)")
+
+
+def report_and_show(targets: list[str], out: Path | None, moving: int) -> Path:
+    """Writes the report page of evaluations and runs, and says where it is; returns its folder."""
+    from rlvid.report.report import write_report
+
+    made = write_report(targets, out, moving=moving, progress=counter("videos"))
+    for note in made.notes:
+        say(f"note         {note}")
+    say(f"report       {short(made.folder / 'index.html')} ({made.videos} videos, {made.size / 2**20:.1f} MiB)")
+    return made.folder

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from rlvid import __version__
-from rlvid.actions import evaluate_and_show, train_and_show
+from rlvid.actions import evaluate_and_show, report_and_show, train_and_show
 from rlvid.terminal import complain, console, counter, fractions, numbers, say
 
 app = typer.Typer(
@@ -126,6 +126,26 @@ def export(
     if (folder / "adapter").is_dir():
         say(f"adapter      {folder / 'adapter'} (PEFT)")
     say(f"model card   {folder / 'README.md'}; its licence is yours to fill in")
+
+
+@app.command()
+def report(
+    targets: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN_OR_EVALUATION...", help="Folders of evaluations, folders or names of runs."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the report; default: report in the evaluation's folder.")
+    ] = None,
+    moving: Annotated[
+        int, typer.Option(min=0, help="Prompts that are also written as mp4, WebP and GIF: best and worst by half.")
+    ] = 6,
+) -> None:
+    """Writes a report that opens from disk: tables, curves, strips, and all videos side by side.
+
+    [bold]rlvid evaluate toy[/bold] first. More runs of the same method and other seeds get one curve with a band.
+    """
+    report_and_show(targets, out, moving)
 
 
 @app.command()

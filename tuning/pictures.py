@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from rlvid.evaluate import write_whole
-from rlvid.evaluate.pictures import INK, RULE, SOFT
+from rlvid.evaluate.style import INK, RULE, SOFT
 from tuning.description import COST, Sweep
 from tuning.report import TITLES, Outcome
 from tuning.space import Dimension, label

@@ -13,6 +13,7 @@ from rlvid import __version__
 from rlvid.config import RunConfig
 from rlvid.config.reward import RewardConfig
 from rlvid.evaluate.evaluate import METRICS, Comparison, Summary
+from rlvid.evaluate.responsible import find_evaluation, over_optimisation, worse_prompts
 from rlvid.evaluate.tables import markdown
 from rlvid.train.checkpoint import Found
 
@@ -41,9 +42,32 @@ def model_card(config: RunConfig, checkpoint: Found, run: Path, name: str, scale
         _training(config, state),
         _evaluation(run, checkpoint.step),
         _LIMITS,
+        *_watched(run),
         _settings(config),
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def report_card(config: RunConfig, checkpoint: Found, run: Path, evaluation: Path, models: list[str]) -> str:
+    """The card of a run as a report shows it: without the hub's heading, usage and settings.
+
+    Args:
+        config: the run's.
+        checkpoint: its latest.
+        run: its folder.
+        evaluation: an ``evaluation.parquet`` with models of the run.
+        models: their names there.
+    """
+    state = json.loads((checkpoint.folder / "state.json").read_text(encoding="utf-8"))
+    parts = [_what(config, checkpoint), _training(config, state), _LIMITS, over_optimisation(run)]
+    parts += [worse_prompts(evaluation, models)] if models else []
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _watched(run: Path) -> list[str]:
+    """What the guard saw, and what an evaluation in the run's folder says of single prompts."""
+    found = find_evaluation(run)
+    return [over_optimisation(run)] + ([] if found is None else [worse_prompts(found)])
 
 
 def is_hub_id(path: str) -> bool:
@@ -75,17 +99,20 @@ def _base(config: RunConfig) -> str:
     return "the built-in model of rlvid" if path == "builtin" else f"`{path if is_hub_id(path) else Path(path).name}`"
 
 
-def _summary(config: RunConfig, checkpoint: Found, scale: float) -> str:
+def _what(config: RunConfig, checkpoint: Found) -> str:
     lora = config.model.lora
     what = f"an adapter of rank {lora.rank} on {', '.join(f'`{each}`' for each in lora.targets)}"
     how = what if config.model.train == "lora" else "all weights of its denoiser"
-    scaled = "" if scale == 1 else f" The merged weights hold {scale:g} of what was learned."
-    adapter = " The adapter alone is in `adapter/`." if config.model.train == "lora" else ""
     return (
         f"A text-to-video model: {_base(config)}, fine-tuned on a reward with {_method(config)} by "
-        f"rlvid {__version__}. Trained: {how}; {checkpoint.step} steps.{scaled} "
-        f"This folder is the whole model in diffusers' layout.{adapter}"
+        f"rlvid {__version__}. Trained: {how}; {checkpoint.step} steps."
     )
+
+
+def _summary(config: RunConfig, checkpoint: Found, scale: float) -> str:
+    scaled = "" if scale == 1 else f" The merged weights hold {scale:g} of what was learned."
+    adapter = " The adapter alone is in `adapter/`." if config.model.train == "lora" else ""
+    return f"{_what(config, checkpoint)}{scaled} This folder is the whole model in diffusers' layout.{adapter}"
 
 
 def _usage(config: RunConfig, frames: int, size: int) -> str:

@@ -6,23 +6,21 @@ What tells things apart is place, label and line style, and colour only on top, 
 import io
 import math
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from rlvid.evaluate import write_whole
+from rlvid.evaluate.drawing import GAP, MARGIN, TILE, font, paste, save, shorten, tile, tiles, wrap, write
+from rlvid.evaluate.style import INK, LOOKS, RULE, SOFT
 
-INK, SOFT, RULE = "#1a1a1a", "#666666", "#c8c8c8"
-_MARGIN, _GAP, _TILE = 36, 6, 160  # pixels; a tile is at most _TILE wide unless a frame's integer multiple says less
-_LINES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#000000", ":"))  # Okabe and Ito's colours
+_LINES = tuple((look.colour, look.dash) for look in LOOKS[:4])
 
 
 def before_after(
@@ -62,41 +60,41 @@ def before_after(
             f"before_after: {count} prompts, {len(base_reward)} and {len(tuned_reward)} rewards, frame sizes "
             f"{sorted(sizes)}, shown = {shown}; expected a reward a prompt, one size, and shown of 1 or more"
         )
-    blocks = [[_tiles(clip, shown) for clip in frames] for frames in (base_frames, tuned_frames)]
+    blocks = [[tiles(clip, shown) for clip in frames] for frames in (base_frames, tuned_frames)]
     tile_width, tile_height = blocks[0][0][0].size
-    block = max(len(clips[0]) for clips in blocks) * (tile_width + _GAP) - _GAP
-    lefts = (_MARGIN, _MARGIN + block + 44)
-    width = lefts[1] + block + _MARGIN
-    heading, text = _font(22, bold=True), _font(18)
-    titles = [_wrap(prompt, text, width - 2 * _MARGIN, 2) for prompt in prompts]
+    block = max(len(clips[0]) for clips in blocks) * (tile_width + GAP) - GAP
+    lefts = (MARGIN, MARGIN + block + 44)
+    width = lefts[1] + block + MARGIN
+    heading, text = font(22, bold=True), font(18)
+    titles = [wrap(prompt, text, width - 2 * MARGIN, 2) for prompt in prompts]
     heights = [26 * len(title) + 8 + tile_height + 36 for title in titles]
-    top = _MARGIN + 54
-    image = Image.new("RGB", (width, top + sum(heights) + 26 * (count - 1) + _MARGIN), "white")
+    top = MARGIN + 54
+    image = Image.new("RGB", (width, top + sum(heights) + 26 * (count - 1) + MARGIN), "white")
     draw = ImageDraw.Draw(image)
     for left, label in zip(lefts, labels, strict=True):
-        draw.text((left, _MARGIN), _shorten(label, heading, block), INK, heading)
-        draw.line((left, _MARGIN + 34, left + block - 1, _MARGIN + 34), INK, 2)
+        draw.text((left, MARGIN), shorten(label, heading, block), INK, heading)
+        draw.line((left, MARGIN + 34, left + block - 1, MARGIN + 34), INK, 2)
     for row, title in enumerate(titles):
-        below = _write(draw, (_MARGIN, top), title, text, 26) + 8
+        below = write(draw, (MARGIN, top), title, text, 26) + 8
         for left, clips in zip(lefts, blocks, strict=True):
-            _paste(image, clips[row], left, below)
+            paste(image, clips[row], left, below)
         under = below + tile_height + 8
         _rewards(draw, lefts, under, block, reward_name, float(base_reward[row]), float(tuned_reward[row]))
         top += heights[row] + 26
         if row + 1 < count:
-            draw.line((_MARGIN, top - 14, width - _MARGIN - 1, top - 14), RULE, 1)
-    _save(image, path)
+            draw.line((MARGIN, top - 14, width - MARGIN - 1, top - 14), RULE, 1)
+    save(image, path)
 
 
 def _rewards(
     draw: ImageDraw.ImageDraw, lefts: tuple[int, int], top: int, block: int, name: str, before: float, after: float
 ) -> None:
     """The line under a row: both rewards, and the gain where both are finite."""
-    draw.text((lefts[0], top), f"{name} {_number(before)}", SOFT, _font(16))
-    draw.text((lefts[1], top), f"{name} {_number(after)}", INK, _font(16, bold=True))
+    draw.text((lefts[0], top), f"{name} {_number(before)}", SOFT, font(16))
+    draw.text((lefts[1], top), f"{name} {_number(after)}", INK, font(16, bold=True))
     if math.isfinite(before) and math.isfinite(after):
         gain = f"{after - before:+.3f}".replace("-", "−")
-        draw.text((lefts[1] + block, top), f"{gain} over base", SOFT, _font(16), anchor="ra")
+        draw.text((lefts[1] + block, top), f"{gain} over base", SOFT, font(16), anchor="ra")
 
 
 def evolution(
@@ -122,28 +120,28 @@ def evolution(
         _check(prompts, frames[step], f"frames of step {step}")
     steps = sorted(frames)
     steps = [steps[round(i)] for i in np.linspace(0, len(steps) - 1, min(columns, len(steps)))]
-    side = 128 if len(steps) > 5 else _TILE
+    side = 128 if len(steps) > 5 else TILE
     grid = [
-        [_tile(frames[step][row][frames[step].shape[1] // 2], side) for step in steps] for row in range(len(prompts))
+        [tile(frames[step][row][frames[step].shape[1] // 2], side) for step in steps] for row in range(len(prompts))
     ]
     tile_width, tile_height = grid[0][0].size
-    heading, text = _font(18, bold=True), _font(18)
+    heading, text = font(18, bold=True), font(18)
     aside, gap = 250, 12
-    left = _MARGIN + aside + 24
-    width = left + len(steps) * (tile_width + gap) - gap + _MARGIN
-    top = _MARGIN + 40
-    image = Image.new("RGB", (width, top + len(prompts) * (tile_height + gap) - gap + _MARGIN), "white")
+    left = MARGIN + aside + 24
+    width = left + len(steps) * (tile_width + gap) - gap + MARGIN
+    top = MARGIN + 40
+    image = Image.new("RGB", (width, top + len(prompts) * (tile_height + gap) - gap + MARGIN), "white")
     draw = ImageDraw.Draw(image)
     for column, step in enumerate(steps):
         label = f"{unit} {step:,}" if column == 0 else f"{step:,}"
-        draw.text((left + column * (tile_width + gap), _MARGIN), label, INK, heading)
-    draw.line((_MARGIN, _MARGIN + 28, width - _MARGIN - 1, _MARGIN + 28), INK, 2)
+        draw.text((left + column * (tile_width + gap), MARGIN), label, INK, heading)
+    draw.line((MARGIN, MARGIN + 28, width - MARGIN - 1, MARGIN + 28), INK, 2)
     for row, prompt in enumerate(prompts):
-        lines = _wrap(prompt, text, aside, max(1, tile_height // 26))
-        _write(draw, (_MARGIN, top + (tile_height - 26 * len(lines)) // 2), lines, text, 26)
-        _paste(image, grid[row], left, top, gap)
+        lines = wrap(prompt, text, aside, max(1, tile_height // 26))
+        write(draw, (MARGIN, top + (tile_height - 26 * len(lines)) // 2), lines, text, 26)
+        paste(image, grid[row], left, top, gap)
         top += tile_height + gap
-    _save(image, path)
+    save(image, path)
 
 
 def reward_curve(
@@ -238,77 +236,5 @@ def _check(prompts: Sequence[str], frames: Tensor, name: str) -> None:
         )
 
 
-def _tiles(frames_FCHW: Tensor, shown: int) -> list[Image.Image]:
-    count = len(frames_FCHW)
-    return [_tile(frames_FCHW[round(i)]) for i in np.linspace(0, count - 1, min(shown, count))]
-
-
-def _tile(frame_CHW: Tensor, side: int = _TILE) -> Image.Image:
-    """A frame, enlarged by an integer so that its pixels stay crisp, or reduced to ``side`` pixels of width."""
-    height, width = frame_CHW.shape[1:]
-    factor = side // width
-    size = (width * factor, height * factor) if factor else (side, max(1, round(height * side / width)))
-    if not torch.isfinite(frame_CHW.float()).all():
-        image = Image.new("RGB", size, "white")
-        cross = ImageDraw.Draw(image)
-        cross.line((0, 0, size[0], size[1]), SOFT, 2)
-        cross.line((0, size[1], size[0], 0), SOFT, 2)
-        return image
-    pixels = frame_CHW if frame_CHW.dtype == torch.uint8 else (frame_CHW.clamp(0, 1) * 255).round().to(torch.uint8)
-    image = Image.fromarray(pixels.permute(1, 2, 0).cpu().contiguous().numpy())
-    return image.resize(size, Image.Resampling.NEAREST if factor else Image.Resampling.LANCZOS)
-
-
-def _paste(image: Image.Image, tiles: list[Image.Image], left: int, top: int, gap: int = _GAP) -> None:
-    """Tiles side by side, each in a hairline, for frames may be as white as the page."""
-    draw = ImageDraw.Draw(image)
-    for tile in tiles:
-        image.paste(tile, (left, top))
-        draw.rectangle((left - 1, top - 1, left + tile.width, top + tile.height), outline=RULE)
-        left += tile.width + gap
-
-
-@cache
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """The sans serif that matplotlib brings, so that all pictures share one face."""
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, size)
-
-
-def _shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The text, or as much of it as fits with an ellipsis."""
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    whole = text.rpartition(" ")[0] or text  # words are cut only where there is but one
-    return whole.rstrip(" ,") + "…"
-
-
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> list[str]:
-    """At most so many lines of at most ``width`` pixels; the last one ends in an ellipsis where text is left over."""
-    words, wrapped = text.split(), []
-    while words and len(wrapped) + 1 < lines:
-        fit = next((n for n in range(len(words), 0, -1) if font.getlength(" ".join(words[:n])) <= width), 1)
-        wrapped.append(_shorten(" ".join(words[:fit]), font, width))
-        words = words[fit:]
-    return [*wrapped, _shorten(" ".join(words), font, width)] if words or not wrapped else wrapped
-
-
-def _write(
-    draw: ImageDraw.ImageDraw, place: tuple[int, int], lines: list[str], font: ImageFont.FreeTypeFont, leading: int
-) -> int:
-    """Writes lines below each other and returns where they end."""
-    for number, line in enumerate(lines):
-        draw.text((place[0], place[1] + number * leading), line, INK, font)
-    return place[1] + leading * len(lines)
-
-
 def _number(value: float) -> str:
     return f"{value:.3f}".replace("-", "−") if math.isfinite(value) else "not finite"
-
-
-def _save(image: Image.Image, path: str | Path) -> None:
-    data = io.BytesIO()
-    image.save(data, format="PNG", optimize=True)
-    write_whole(Path(path), data.getvalue())

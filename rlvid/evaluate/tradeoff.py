@@ -10,10 +10,9 @@ from matplotlib.figure import Figure
 
 from rlvid.evaluate import write_whole
 from rlvid.evaluate.evaluate import Summary
-from rlvid.evaluate.pictures import INK, RULE
+from rlvid.evaluate.style import INK, LOOKS, RULE, Look
 
 UP = {"held_out": "held-out reward", "consistency": "temporal consistency", "motion": "motion"}
-_LOOKS = (("#0072B2", "-", "o"), ("#D55E00", "--", "s"), ("#009E73", "-.", "^"), ("#000000", ":", "D"))
 
 
 def draw_tradeoff(path: str | Path, summaries: Sequence[Summary], scales: Mapping[str, float]) -> None:
@@ -45,7 +44,7 @@ def draw_tradeoff(path: str | Path, summaries: Sequence[Summary], scales: Mappin
                 for place, name in enumerate(dict.fromkeys(s.set for s in here)):
                     by_model = {s.model: s for s in here if s.set == name}
                     points = [(by_model[m].mean["reward"], by_model[m].mean[metric], k) for m, k in placed.items()]
-                    _line(axes, points, name.replace("_", " "), _LOOKS[place % len(_LOOKS)])
+                    _line(axes, points, name.replace("_", " "), LOOKS[place % len(LOOKS)])
                 axes.set(
                     xlabel="trained reward", ylabel=label, title=f"{steps} DDIM steps" if len(all_steps) > 1 else ""
                 )
@@ -59,12 +58,13 @@ def draw_tradeoff(path: str | Path, summaries: Sequence[Summary], scales: Mappin
     write_whole(Path(path), data.getvalue())
 
 
-def _line(axes, points: list[tuple[float, float, float]], label: str, look: tuple[str, str, str]) -> None:
-    colour, dashes, marker = look
+def _line(axes, points: list[tuple[float, float, float]], label: str, look: Look) -> None:
     finite = [p for p in points if math.isfinite(p[0]) and math.isfinite(p[1])]
     across, up = [p[0] for p in finite], [p[1] for p in finite]
-    axes.plot(across, up, color=colour, linestyle=dashes, marker=marker, markersize=5, linewidth=1.6, label=label)
+    axes.plot(
+        across, up, color=look.colour, linestyle=look.dash, marker=look.marker, markersize=5, linewidth=1.6, label=label
+    )
     for x, y, scale in finite:
         axes.annotate(
-            f"{scale:g}" if scale else "base", (x, y), (5, 5), textcoords="offset points", fontsize=8, color=colour
+            f"{scale:g}" if scale else "base", (x, y), (5, 5), textcoords="offset points", fontsize=8, color=look.colour
         )

@@ -165,15 +165,32 @@ class Looks:
 
     def describe(self, loss: Loss) -> str:
         """One line: what was lost, since when, and at what trained reward."""
-        now, then = self.all[loss.at], self.all[loss.best]
-        side = "" if loss.metric in (HELD_OUT, COLLAPSE) else "side effect, "
-        what = {HELD_OUT: "over-optimised", COLLAPSE: "collapsed"}.get(loss.metric, f"{NAMES[loss.metric]} falls")
-        return (
-            f"{side}{what} at step {now.step}: since step {then.step} the trained reward went from "
-            f"{then.mean(TRAINED):.3f} to {now.mean(TRAINED):.3f} and {NAMES[loss.metric]} from {loss.before:.3f} to "
-            f"{loss.after:.3f}, at two looks in a row beyond noise (± {loss.half:.3f} over {len(now.values[TRAINED])} "
-            "prompts)"
-        )
+        return describe(self.all, loss)
+
+
+def describe(looks: Sequence[Looked], loss: Loss) -> str:
+    """What a warning says in one line; ``loss`` gives looks by their place in ``looks``."""
+    now, then = looks[loss.at], looks[loss.best]
+    side = "" if loss.metric in (HELD_OUT, COLLAPSE) else "side effect, "
+    what = {HELD_OUT: "over-optimised", COLLAPSE: "collapsed"}.get(loss.metric, f"{NAMES[loss.metric]} falls")
+    return (
+        f"{side}{what} at step {now.step}: since step {then.step} the trained reward went from "
+        f"{then.mean(TRAINED):.3f} to {now.mean(TRAINED):.3f} and {NAMES[loss.metric]} from {loss.before:.3f} to "
+        f"{loss.after:.3f}, at two looks in a row beyond noise (± {loss.half:.3f} over {len(now.values[TRAINED])} "
+        "prompts)"
+    )
+
+
+def warnings_of(run: Path) -> list[str] | None:
+    """The warnings that a run's looks raised, a line each; None where no guard has looked.
+
+    Raises:
+        ValueError: ``guard.jsonl`` is damaged.
+    """
+    looks = [Looked(line["step"], _with_nan(line["values"])) for line in _read(run / "guard.jsonl")]
+    if not looks:
+        return None
+    return [describe(looks, loss) for loss in judge([look.values for look in looks]).warnings.values()]
 
 
 def stop_flag(run: Path) -> Path:

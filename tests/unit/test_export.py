@@ -209,6 +209,8 @@ def test_the_card_tells_what_the_hub_and_a_reader_need(tmp_path: Path) -> None:
         "| in domain | base | 3 | 0.300 ± 0.100 | 0.125 |", "| **0.500 ± 0.100** | 0.125 |",
         "instructvideo over base: reward +0.200", "This is of step 2, and not of the exported step 3.",
         "## Intended use and limits", "**Over-optimisation.**", "gradient_steps: 1",
+        "## Signs of over-optimisation", "No guard looked on", "## Prompts that got worse",
+        "instructvideo: 0 of 3 prompts have a lower trained reward than with the base",
     ):  # fmt: skip
         assert words in text, words
 

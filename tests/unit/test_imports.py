@@ -30,12 +30,13 @@ MAY_IMPORT = {
     "evaluate": _PACKAGE,
     "data": _PACKAGE,
     "export": _PACKAGE,
+    "report": _PACKAGE,
     "terminal": set(),
-    "actions": _PACKAGE | {"terminal"},
+    "actions": _PACKAGE | {"report", "terminal"},
     "doctor": _PACKAGE | {"terminal"},
-    "cli": _PACKAGE | {"actions", "doctor", "export", "plan", "terminal"},
+    "cli": _PACKAGE | {"actions", "doctor", "export", "plan", "report", "terminal"},
     "__main__": {"cli"},
-    "jobs": _PACKAGE | {"actions", "cli", "doctor", "export", "plan", "terminal", "tuning"},
+    "jobs": _PACKAGE | {"actions", "cli", "doctor", "export", "plan", "report", "terminal", "tuning"},
     "tuning": _PACKAGE | {"actions", "export", "jobs", "terminal"},
 }
 PURE = _CORE | {"plan"}

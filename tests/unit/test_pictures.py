@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rlvid.evaluate import pictures
+from rlvid.evaluate import drawing, pictures
 from rlvid.evaluate.pictures import before_after, evolution, reward_curve
 from rlvid.toy.captions import write_captions
 from rlvid.toy.render import degrade, render, sample_clips
@@ -92,15 +92,15 @@ def test_evolution_shows_the_central_frames_from_the_first_step_to_the_last(tmp_
 
 
 def test_text_is_wrapped_and_ends_in_an_ellipsis_within_its_width() -> None:
-    font = pictures._font(18)
-    lines = pictures._wrap(LONG, font, 300, 3)
+    font = drawing.font(18)
+    lines = drawing.wrap(LONG, font, 300, 3)
     assert len(lines) == 3
     assert lines[-1].endswith("…")
     assert all(font.getlength(line) <= 300 for line in lines)
     assert LONG.startswith(" ".join(lines)[:-1])
-    assert pictures._wrap("a short one", font, 300, 3) == ["a short one"]
-    assert pictures._wrap("", font, 300, 3) == [""]
-    assert font.getlength(pictures._wrap("x" * 500, font, 300, 2)[0]) <= 300
+    assert drawing.wrap("a short one", font, 300, 3) == ["a short one"]
+    assert drawing.wrap("", font, 300, 3) == [""]
+    assert font.getlength(drawing.wrap("x" * 500, font, 300, 2)[0]) <= 300
 
 
 def test_curve_is_drawn_for_whole_sparse_and_single_values(tmp_path: Path) -> None:

@@ -1,0 +1,40 @@
+"""How pictures and pages tell things apart: ink, and looks of a colour, a dash, a marker and its letter each.
+
+Colours are Okabe and Ito's, which the colour-blind tell apart; dash and marker say the same in black and white.
+"""
+
+from dataclasses import dataclass
+
+INK, SOFT, RULE = "#1a1a1a", "#666666", "#c8c8c8"
+
+
+@dataclass(frozen=True)
+class Look:
+    """One thing's look: ``colour`` on white and ``on_dark`` on black; matplotlib's dash and marker, and a text's."""
+
+    colour: str
+    on_dark: str
+    dash: str | tuple[int, tuple[int, ...]]
+    marker: str
+    glyph: str
+
+
+LOOKS = (
+    Look("#0072B2", "#5CB8F0", "-", "o", "●"),
+    Look("#D55E00", "#FF8C42", "--", "s", "■"),
+    Look("#009E73", "#35CFA0", "-.", "^", "▲"),
+    Look("#000000", "#FFFFFF", ":", "D", "◆"),
+    Look("#A8508A", "#E6A3CB", (0, (7, 2)), "v", "▼"),
+    Look("#B37A00", "#F2B632", (0, (3, 1, 1, 1, 1, 1)), "P", "✚"),
+    Look("#2F8FC4", "#A6DBF7", (0, (1, 1)), "X", "✖"),
+)
+"""Told apart in this order; the fourth, ink itself, suits what the others are compared with."""
+REFERENCE = LOOKS[3]
+_OTHERS = tuple(look for look in LOOKS if look is not REFERENCE)
+
+
+def looks_of(names: list[str], reference: str | None = None) -> dict[str, Look]:
+    """A look for each name; ``reference`` gets the one in ink. With more than six others, looks come again."""
+    others = [name for name in names if name != reference]
+    found = {name: _OTHERS[place % len(_OTHERS)] for place, name in enumerate(others)}
+    return {name: REFERENCE if name == reference else found[name] for name in names}

@@ -1,0 +1,191 @@
+"""The report's drawings, as SVG, each for a light and for a dark page: reward curves, and what a gain costs."""
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from rlvid.evaluate.style import INK, RULE, SOFT, Look
+from rlvid.report.evidence import Evidence
+from rlvid.report.runs import REWARDS, Run
+from rlvid.report.words import mean, shown_set, title
+
+
+@dataclass(frozen=True)
+class Theme:
+    """The colours of a page's paper and ink."""
+
+    paper: str
+    ink: str
+    soft: str
+    rule: str
+    dark: bool
+
+    def colour(self, look: Look) -> str:
+        """Of a look on this paper."""
+        return look.on_dark if self.dark else look.colour
+
+
+LIGHT = Theme("#ffffff", INK, SOFT, RULE, False)
+DARK = Theme("#1b1e23", "#e8e8e6", "#a8acb3", "#3c4149", True)
+Drawing = dict[str, bytes]
+"""``light`` and ``dark``: the same drawing as SVG."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in seed alone, drawn as one line; with several, a band from the lowest to the highest."""
+
+    label: str
+    runs: tuple[Run, ...]
+    look: Look
+
+
+def reward_curves(groups: Sequence[Group], across: str) -> Drawing | None:
+    """Trained and held-out reward of every group; None where no run has scalars.
+
+    Args:
+        groups: at least one.
+        across: ``steps``, or ``seconds`` of training.
+    """
+    tags = [tag for tag in REWARDS if any(run.scalars.get(tag) for group in groups for run in group.runs)]
+    if not tags:
+        return None
+
+    def draw(theme: Theme) -> Figure:
+        figure = _figure(theme, 11, 4.1)
+        for axes, tag in zip(figure.subplots(1, len(tags), squeeze=False)[0], tags, strict=True):
+            for group in groups:
+                _curve(axes, group, tag, across, theme)
+            axes.set_title(REWARDS[tag].capitalize(), loc="left", fontweight="bold")
+            axes.set_xlabel("optimiser step" if across == "steps" else "seconds of training")
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+            _plain(axes, theme, axis="y")
+        _legend(figure, len(groups))
+        return figure
+
+    return _both(draw)
+
+
+def _curve(axes: Axes, group: Group, tag: str, across: str, theme: Theme) -> None:
+    lines = []
+    for run in group.runs:
+        place = {s: float(s) for s in run.scalars.get(tag, {})} if across == "steps" else run.clock
+        steps = [s for s, v in sorted(run.scalars.get(tag, {}).items()) if math.isfinite(v) and s in place]
+        if steps:
+            values = np.array([run.scalars[tag][s] for s in steps])
+            lines.append((np.array([place[s] for s in steps]), values, _smooth(values)))
+    if not lines:
+        return
+    colour, look = theme.colour(group.look), group.look
+    for x, raw, _ in lines if len(lines) == 1 else []:
+        axes.plot(x, raw, color=colour, linewidth=0.7, alpha=0.3)
+    low, high = max(x[0] for x, _, _ in lines), min(x[-1] for x, _, _ in lines)
+    grid = np.unique(np.concatenate([x for x, _, _ in lines]))
+    grid = grid[(grid >= low) & (grid <= high)] if high >= low else grid
+    each = np.stack([np.interp(grid, x, smooth) for x, _, smooth in lines])
+    label = group.label + (f" ({len(lines)} seeds)" if len(lines) > 1 else "")
+    if len(lines) > 1:
+        axes.fill_between(grid, each.min(0), each.max(0), color=colour, alpha=0.16, linewidth=0)
+    axes.plot(
+        grid, each.mean(0), color=colour, linestyle=look.dash, linewidth=2, label=label, marker=look.marker,
+        markersize=6, markevery=max(1, len(grid) // 8),
+    )  # fmt: skip
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Triangular means over a twentieth of the run on either side."""
+    reach = len(values) // 20
+    weights = np.bartlett(2 * reach + 3)[1:-1]
+    there = np.convolve(np.ones(len(values)), weights)[reach : reach + len(values)]
+    return np.convolve(values, weights)[reach : reach + len(values)] / there
+
+
+def pareto(evidence: Evidence, looks: dict[str, Look], steps: int) -> Drawing | None:
+    """Temporal consistency and motion against the held-out reward: a panel a prompt set, a point a model.
+
+    Bars are 95 % intervals of the means. The thin line joins models that no other exceeds in both. None where there
+    is nothing to draw.
+    """
+    rows = [metric for metric in ("consistency", "motion") if metric in evidence.shown()]
+    if not rows:
+        return None
+    sets = list(evidence.sets)
+
+    def draw(theme: Theme) -> Figure:
+        figure = _figure(theme, max(5.5, 3.7 * len(sets)), 0.7 + 3.1 * len(rows))
+        grid = figure.subplots(len(rows), len(sets), squeeze=False, sharex="col")
+        for metric, line in zip(rows, grid, strict=True):
+            for name, axes in zip(sets, line, strict=True):
+                _points(axes, evidence, looks, name, steps, metric, theme)
+                axes.set_title(shown_set(name).capitalize() if metric == rows[0] else "", loc="left", fontweight="bold")
+                axes.set_xlabel(title(evidence.judge) if metric == rows[-1] else "")
+                axes.set_ylabel(title(metric) if name == sets[0] else "")
+                _plain(axes, theme, axis="both")
+        _legend(figure, len(evidence.models))
+        return figure
+
+    return _both(draw)
+
+
+def _points(
+    axes: Axes, evidence: Evidence, looks: dict[str, Look], name: str, steps: int, metric: str, theme: Theme
+) -> None:
+    found = []
+    for model in evidence.models:
+        (x, dx, nx), (y, dy, ny) = (mean(evidence, model.name, name, steps, m) for m in (evidence.judge, metric))
+        if not (math.isfinite(x) and math.isfinite(y)):
+            continue
+        found.append((x, y))
+        look = looks[model.name]
+        bars = [1.96 * d / math.sqrt(n) if math.isfinite(d) else 0.0 for d, n in ((dx, nx), (dy, ny))]
+        axes.errorbar(
+            x, y, bars[1], bars[0], color=theme.colour(look), marker=look.marker, markersize=9, linestyle="none",
+            elinewidth=1, alpha=0.95, markeredgecolor=theme.paper, markeredgewidth=0.8, label=model.label,
+        )  # fmt: skip
+    front = sorted(p for p in found if not any(q[0] >= p[0] and q[1] >= p[1] and q != p for q in found))
+    axes.plot(*zip(*front, strict=True), color=theme.soft, linewidth=0.9, zorder=0) if len(front) > 1 else None
+    axes.margins(0.15)
+
+
+def _figure(theme: Theme, width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor=theme.paper)
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
+    return figure
+
+
+def _plain(axes: Axes, theme: Theme, axis: str) -> None:
+    axes.set_facecolor(theme.paper)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis=axis, color=theme.rule, linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _legend(figure: Figure, entries: int) -> None:
+    handles: dict[str, object] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(
+        list(handles.values()), list(handles), loc="outside upper left", ncols=min(4, entries), frameon=False,
+        handlelength=3,
+    )  # fmt: skip
+
+
+def _both(draw: Callable[[Theme], Figure]) -> Drawing:
+    found = {}
+    for name, theme in (("light", LIGHT), ("dark", DARK)):
+        inked = dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), theme.ink)
+        inked |= dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), theme.soft)
+        with matplotlib.rc_context(inked | {"font.family": "DejaVu Sans", "font.size": 10, "svg.hashsalt": "rlvid",
+                                            "text.parse_math": False}):  # fmt: skip
+            data = io.BytesIO()
+            draw(theme).savefig(data, format="svg", metadata={"Date": None, "Creator": "rlvid"})
+        found[name] = data.getvalue()
+    return found

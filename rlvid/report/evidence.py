@@ -1,0 +1,272 @@
+"""What an evaluation's folder says: models, prompts, the score of every video, and differences with intervals."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import yaml
+from pyarrow import parquet
+
+from rlvid.evaluate.tables import COLUMNS
+
+
+class Case(NamedTuple):
+    """What all models made a video of, from the same noise: a prompt's place in its set, the copy, and D."""
+
+    set: str
+    steps: int
+    index: int
+    copy: int
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that was evaluated; ``path`` is its run's folder, where it has one."""
+
+    name: str
+    label: str
+    kind: str
+    path: str | None
+    step: int | None
+    scale: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A metric's mean gain over the base in ``pairs`` pairs of videos, and its 95 % interval (NaN where unknown)."""
+
+    pairs: int
+    difference: float
+    low: float
+    high: float
+
+    @property
+    def way(self) -> int:
+        """1 where the whole interval is above 0, -1 where it is below, else 0: not beyond chance."""
+        return (self.low > 0) - (self.high < 0)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A Parquet file of videos: which models count in it, and how they are called here."""
+
+    path: Path
+    names: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One evaluation, or several joined: ``models[0]`` is the base, ``scores[model, case]`` maps metric to value."""
+
+    folders: tuple[Path, ...]
+    facts: dict[str, Any]
+    models: tuple[Model, ...]
+    sets: dict[str, list[str]]
+    steps: tuple[int, ...]
+    copies: int
+    fps: float
+    metrics: tuple[str, ...]
+    scores: dict[tuple[str, Case], dict[str, float]]
+    differences: dict[tuple[str, str, int, str], Difference]
+    parts: tuple[Part, ...]
+
+    @property
+    def base(self) -> Model:
+        """What the others are compared with."""
+        return self.models[0]
+
+    @property
+    def tuned(self) -> tuple[Model, ...]:
+        """All but the base."""
+        return self.models[1:]
+
+    @property
+    def cases(self) -> list[Case]:
+        """Every case, in the order of sets, D, prompts and copies."""
+        return [
+            Case(name, steps, index, copy)
+            for name, prompts in self.sets.items() for steps in self.steps
+            for index in range(len(prompts)) for copy in range(self.copies)
+        ]  # fmt: skip
+
+    def prompt(self, case: Case) -> str:
+        """What was asked for."""
+        return self.sets[case.set][case.index]
+
+    def gain(self, model: str, case: Case, metric: str) -> float:
+        """Of a model over the base in one case; NaN where either has no number."""
+        return self.scores[model, case][metric] - self.scores[self.base.name, case][metric]
+
+    @property
+    def judge(self) -> str:
+        """The metric that cases are ranked by: the held-out reward, or the trained one where there is none."""
+        return next((m for m in ("held_out", "reward", *self.metrics) if m in self.metrics and self._has(m)), "reward")
+
+    def shown(self) -> list[str]:
+        """Metrics with a number for any video, those that tables know first."""
+        known = [column.metric for column in COLUMNS if column.metric in self.metrics]
+        return [m for m in [*known, *(m for m in self.metrics if m not in known)] if self._has(m)]
+
+    def _has(self, metric: str) -> bool:
+        return any(math.isfinite(values[metric]) for values in self.scores.values())
+
+
+def read_evidence(folder: Path) -> Evidence:
+    """Reads one evaluation.
+
+    Raises:
+        ValueError: it is none, a file of it is missing or damaged, a prompt is empty, or scores are missing.
+    """
+    about = _about(folder / "evaluation.yaml")
+    try:
+        models = tuple(
+            Model(str(m["name"]), str(m.get("label") or m["name"]), str(m["kind"]), m.get("path"), m.get("step"),
+                  float(1 if m.get("scale") is None else m["scale"]))
+            for m in about["models"]
+        )  # fmt: skip
+        sets = {str(name): [str(prompt) for prompt in prompts] for name, prompts in about["sets"].items()}
+        steps, copies = tuple(int(each) for each in about["steps"]), int(about.get("copies", 1))
+        metrics, fps = tuple(map(str, about["metrics"])), float(about["fps"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(folder / "evaluation.yaml", error) from None
+    if not models or not sets or not steps or not metrics or copies < 1 or not fps > 0:
+        raise _damaged(folder / "evaluation.yaml", "no models, sets, steps, metrics, copies or fps")
+    for name, prompts in sets.items():
+        empty = next((place for place, prompt in enumerate(prompts) if not prompt.strip()), None)
+        if empty is not None or not prompts:
+            what = "has no prompts" if not prompts else f"prompt {empty + 1} is empty"
+            raise ValueError(f"{folder}: set {name!r}: {what}; mend the prompts and evaluate again")
+    if len({m.name for m in models}) < len(models):
+        raise ValueError(f"{folder / 'evaluation.yaml'}: two models have one name; give each its own label")
+    evidence = Evidence(
+        (folder,), about, models, sets, steps, copies, fps, metrics, _scores(folder, metrics),
+        _differences(folder) if len(models) > 1 else {}, tuple(_parts(folder, models)),
+    )  # fmt: skip
+    missing = [(m.name, case) for m in models for case in evidence.cases if (m.name, case) not in evidence.scores]
+    if missing:
+        raise ValueError(
+            f"{folder / 'evaluation.parquet'}: {len(missing)} videos have no scores, the first of "
+            f"{describe(*missing[0])}; run `rlvid evaluate` again: it makes only what is missing"
+        )
+    return evidence
+
+
+def describe(model: str, case: Case) -> str:
+    """A video in words, for messages."""
+    return f"model {model!r}, set {case.set!r}, D = {case.steps}, prompt {case.index + 1}, copy {case.copy + 1}"
+
+
+def join(found: Iterable[Evidence]) -> Evidence:
+    """Evaluations of the same prompts, noise and base as one; a name that comes again gets its folder's beside it.
+
+    Raises:
+        ValueError: none are given, or two differ in what must be the same.
+    """
+    found = list(found)
+    if not found:
+        raise ValueError("no evaluation is given, and a report needs one; run `rlvid evaluate RUN` first")
+    whole = found[0]
+    for other in found[1:]:
+        for key in ("frames", "size", "fps", "seed", "sets", "steps", "copies", "clip", "metrics"):
+            one, two = whole.facts.get(key), other.facts.get(key)
+            if one != two:
+                shown = "" if key == "sets" else f" ({one} and {two})"
+                raise ValueError(
+                    f"{whole.folders[0]} and {other.folders[0]} differ in {key}{shown}: models of different shapes, or "
+                    "prompts, are not compared; evaluate them together: rlvid evaluate RUN RUN"
+                )
+        if whole.base.name != other.base.name:
+            raise ValueError(
+                f"{whole.folders[0]} and {other.folders[0]} have other bases, {whole.base.name} and {other.base.name}; "
+                "evaluate their models together: rlvid evaluate RUN RUN"
+            )
+        whole = _joined(whole, other)
+    return whole
+
+
+def _joined(one: Evidence, two: Evidence) -> Evidence:
+    taken, names = {m.name for m in one.models}, {}
+    for model in two.tuned:
+        name = model.name if model.name not in taken else f"{model.name} ({two.folders[0].name})"
+        while name in taken:
+            name += "'"
+        taken.add(name)
+        names[model.name] = name
+    added = [
+        replace(m, name=names[m.name], label=m.label if names[m.name] == m.name else names[m.name]) for m in two.tuned
+    ]
+    return replace(
+        one,
+        folders=one.folders + two.folders,
+        models=(*one.models, *added),
+        scores=one.scores | {(names[m], case): v for (m, case), v in two.scores.items() if m in names},
+        differences=one.differences | {(names[m], *rest): d for (m, *rest), d in two.differences.items() if m in names},
+        parts=one.parts + tuple(Part(part.path, names) for part in two.parts),
+    )
+
+
+def _about(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path.parent}: no evaluation there (no evaluation.yaml); run `rlvid evaluate` first")
+    try:
+        about = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise _damaged(path, error) from None
+    if not isinstance(about, dict):
+        raise _damaged(path, "no mapping")
+    return about
+
+
+def read_table(path: Path, columns: Iterable[str]) -> list[dict[str, Any]]:
+    """The rows of a Parquet file, which has at least these columns.
+
+    Raises:
+        ValueError: it is missing, damaged, or lacks a column.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; run `rlvid evaluate` again: what is there is not made again")
+    try:
+        table = parquet.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _damaged(path, error) from None
+    lacking = [name for name in columns if name not in table.column_names]
+    if lacking:
+        raise _damaged(path, f"no column {lacking[0]}")
+    return table.to_pylist()
+
+
+def _scores(folder: Path, metrics: tuple[str, ...]) -> dict[tuple[str, Case], dict[str, float]]:
+    columns = ("model", "set", "steps", "index", "copy")
+    rows = read_table(folder / "evaluation.parquet", (*columns, *metrics))
+    return {
+        (row["model"], Case(*(row[name] for name in columns[1:]))): {m: _number(row[m]) for m in metrics}
+        for row in rows
+    }
+
+
+def _differences(folder: Path) -> dict[tuple[str, str, int, str], Difference]:
+    columns = ("model", "set", "steps", "metric", "pairs", "difference", "low", "high")
+    rows = read_table(folder / "comparison.parquet", columns)
+    return {
+        (row["model"], row["set"], row["steps"], row["metric"]): Difference(
+            int(row["pairs"] or 0), *(_number(row[name]) for name in ("difference", "low", "high"))
+        )
+        for row in rows
+    }
+
+
+def _parts(folder: Path, models: tuple[Model, ...]) -> Iterable[Part]:
+    names = {model.name: model.name for model in models}
+    for path in sorted((folder / "videos").glob("*.parquet")):
+        yield Part(path, names)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _damaged(path: Path, error: object) -> ValueError:
+    return ValueError(f"{path} is damaged ({' '.join(str(error).split())[:200]}); run `rlvid evaluate` again")

@@ -1,0 +1,85 @@
+"""What a run's folder says: its settings, its scalars over steps and seconds, and what a step cost."""
+
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from rlvid.config import RunConfig
+from rlvid.evaluate.run import find_run
+from rlvid.train.checkpoint import Found
+
+REWARDS = {"reward/trained": "trained reward", "reward/held_out": "held-out reward"}
+_STEP = "seconds/step"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run: ``scalars`` maps a tag to step -> value, of the tags ``reward/*`` and ``seconds/*``."""
+
+    folder: Path
+    config: RunConfig
+    checkpoint: Found
+    scalars: dict[str, dict[int, float]] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """As the run calls itself."""
+        return self.config.name
+
+    @property
+    def kind(self) -> str:
+        """The same for runs that differ in seed alone, which are drawn as one with a band."""
+        kept = self.config.model_dump(mode="json", exclude={"name", "seed", "output", "guard"})
+        return repr(sorted(kept.items()))
+
+    @property
+    def clock(self) -> dict[int, float]:
+        """Seconds of training up to the end of each step."""
+        steps = self.scalars.get(_STEP, {})
+        return dict(zip(sorted(steps), accumulate(steps[s] for s in sorted(steps)), strict=True))
+
+    def costs(self) -> list[tuple[str, float, float]]:
+        """(stage, mean seconds a step, share of the step) of every stage, the dearest first; then what is left."""
+        whole = _mean(self.scalars.get(_STEP, {}))
+        stages = {
+            tag.removeprefix("seconds/").replace("_", " "): _mean(values)
+            for tag, values in self.scalars.items()
+            if tag.startswith("seconds/") and tag != _STEP
+        }
+        if not whole:
+            return []
+        rest = whole - sum(stages.values())
+        ordered = sorted(stages.items(), key=lambda each: -each[1])
+        ordered += [("everything else", rest)] if rest > 0.005 * whole else []
+        return [(name, seconds, seconds / max(whole, sum(stages.values()))) for name, seconds in ordered]
+
+    @property
+    def seconds(self) -> float:
+        """Of a step, on average."""
+        return _mean(self.scalars.get(_STEP, {}))
+
+
+def read_run(folder: str | Path) -> Run:
+    """Reads a run.
+
+    Raises:
+        ValueError: there is no such run, or it has no checkpoint.
+    """
+    config, found = find_run(folder)
+    run = found.folder.parent
+    return Run(run, config, found, _scalars(run / "tensorboard"))
+
+
+def _scalars(folder: Path) -> dict[str, dict[int, float]]:
+    if not folder.is_dir():
+        return {}
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}, purge_orphaned_data=True)
+    events.Reload()
+    wanted = [tag for tag in events.Tags()["scalars"] if tag in REWARDS or tag.startswith("seconds/")]
+    return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in wanted}
+
+
+def _mean(values: dict[int, float]) -> float:
+    return sum(values.values()) / len(values) if values else 0.0

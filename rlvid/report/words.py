@@ -1,0 +1,188 @@
+"""An evaluation in plain words and in tables: what rose, what fell, what is not beyond chance, what to be wary of."""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rlvid.evaluate.tables import COLUMNS
+from rlvid.report.evidence import Difference, Evidence, Model
+
+_KNOWN = {column.metric: column for column in COLUMNS}
+_TITLES = {
+    "consistency_all_pairs": "Temporal consistency (all pairs)",
+    "consistency_vbench": "Temporal consistency (VBench)",
+    "diversity": "Diversity",
+}
+_SPOKEN = ("held_out", "reward", "consistency", "motion", "diversity", "oracle_score")
+_TRAINED, _HELD_OUT, _MOTION, _CONSISTENCY = "reward", "held_out", "motion", "consistency"
+
+
+@dataclass
+class Told:
+    """What is said of one model: a headline, one line a prompt set and D, and what to be wary of."""
+
+    model: Model
+    headline: str
+    lines: list[str] = field(default_factory=list)
+    cautions: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number of a table, and the gain over the base below it; ``way`` is 1 or -1 where that is beyond chance."""
+
+    text: str
+    gain: str = ""
+    way: int = 0
+    best: bool = False
+
+
+def title(metric: str) -> str:
+    """How a metric is called."""
+    known = _KNOWN.get(metric)
+    return _TITLES.get(metric) or (known.title if known else metric.replace("_", " ").capitalize())
+
+
+def percent(metric: str) -> bool:
+    """Whether it is a share, shown in percent."""
+    return metric in _KNOWN and _KNOWN[metric].percent
+
+
+def shown_set(name: str) -> str:
+    """How a prompt set is called."""
+    return name.replace("_", " ")
+
+
+def number(value: float, metric: str = "", signed: bool = False) -> str:
+    """A value of a metric as pages show it, with a true minus; a dash where there is none."""
+    if not math.isfinite(value):
+        return "–"
+    known = _KNOWN.get(metric)
+    text = (
+        f"{100 * value:{'+' if signed else ''}.0f} %"
+        if known and known.percent
+        else f"{value:{'+' if signed else ''}.3f}"
+    )
+    bare = text.lstrip("+-").replace("0", "").strip(".% ")
+    return (text if bare else text.lstrip("+-")).replace("-", "−")
+
+
+def mean(evidence: Evidence, model: str, name: str, steps: int, metric: str) -> tuple[float, float, int]:
+    """Mean, standard deviation over videos, and how many have a number."""
+    values = np.array(
+        [v[metric] for (m, case), v in evidence.scores.items() if (m, case.set, case.steps) == (model, name, steps)]
+    )
+    values = values[np.isfinite(values)]
+    spread = float(values.std(ddof=1)) if len(values) > 1 else math.nan
+    return (float(values.mean()) if len(values) else math.nan), spread, len(values)
+
+
+def tell(evidence: Evidence) -> list[Told]:
+    """The summary: one entry for each tuned model."""
+    return [_tell(evidence, model) for model in evidence.tuned]
+
+
+def _tell(evidence: Evidence, model: Model) -> Told:
+    groups = [(name, steps) for name in evidence.sets for steps in evidence.steps]
+    found = {
+        (name, steps, metric): difference
+        for (m, name, steps, metric), difference in evidence.differences.items() if m == model.name
+    }  # fmt: skip
+    judge = evidence.judge
+    ways = [found[name, steps, judge].way for name, steps in groups if (name, steps, judge) in found]
+    told = Told(model, _headline(title(judge), ways))
+    for name, steps in groups:
+        parts = [
+            _change(evidence, model, name, steps, metric, found[name, steps, metric])
+            for metric in _SPOKEN
+            if metric in evidence.shown() and (name, steps, metric) in found and found[name, steps, metric].pairs
+        ]
+        gains = [evidence.gain(model.name, c, judge) for c in evidence.cases if (c.set, c.steps) == (name, steps)]
+        better, worse = sum(g > 0 for g in gains), sum(g < 0 for g in gains)
+        tally = f"Of {len(gains)} videos {better} are better by the {title(judge).lower()} and {worse} worse."
+        told.lines.append(
+            f"{_where(name, steps)}: {'; '.join(parts)}. {tally}" if parts else f"{_where(name, steps)}: {tally}"
+        )
+
+        def way(metric: str, name: str = name, steps: int = steps) -> int:
+            return found[name, steps, metric].way if (name, steps, metric) in found else 0
+
+        if way(_TRAINED) > 0 and way(_HELD_OUT) < 0:
+            told.cautions.append(
+                f"{_where(name, steps)}: the trained reward rose while the held-out reward fell, the mark of "
+                "over-optimisation."
+            )
+        if way(_MOTION) < 0 and way(_CONSISTENCY) > 0:
+            told.cautions.append(
+                f"{_where(name, steps)}: consistency rose while motion fell: look whether videos freeze."
+            )
+        if way("diversity") < 0:
+            told.cautions.append(f"{_where(name, steps)}: diversity fell: videos of a prompt have become more alike.")
+    return told
+
+
+def _headline(name: str, ways: list[int]) -> str:
+    up, down, of = ways.count(1), ways.count(-1), len(ways)
+    if not of:
+        return f"There is no comparison of the {name.lower()} with the base."
+    if of == 1:
+        return f"{name} {('is not different beyond chance', 'rose', 'fell')[ways[0]]}."
+    if up == of or down == of:
+        return f"{name} {'rose' if up else 'fell'} beyond chance in all {of} comparisons."
+    parts = [f"{word} beyond chance in {many}" for word, many in (("rose", up), ("fell", down)) if many]
+    rest = of - up - down
+    return (
+        f"{name}: "
+        + (", ".join(parts) + f" of {of} comparisons" if parts else f"no change beyond chance in {rest} comparisons")
+        + "."
+    )
+
+
+def _change(evidence: Evidence, model: Model, name: str, steps: int, metric: str, found: Difference) -> str:
+    before, after = (mean(evidence, m, name, steps, metric)[0] for m in (evidence.base.name, model.name))
+    word = ("no change beyond chance", "rose", "fell")[found.way]
+    return (
+        f"{title(metric).lower() if metric != 'clipsim' else 'CLIPSIM'} {number(before, metric)} to "
+        f"{number(after, metric)} ({word}: {gain_text(found, metric)})"
+    )
+
+
+def gain_text(found: Difference, metric: str) -> str:
+    """``+0.123 [+0.100, +0.140]``."""
+    interval = (
+        f" [{number(found.low, metric, True)}, {number(found.high, metric, True)}]" if math.isfinite(found.low) else ""
+    )
+    return number(found.difference, metric, True) + interval
+
+
+def table(evidence: Evidence, steps: int) -> list[tuple[str, Model, int, list[Cell]]]:
+    """The rows of the table of one D: set, model, videos, and a cell for each of ``evidence.shown()``."""
+    metrics, rows = evidence.shown(), []
+    for name in evidence.sets:
+        stats = {(m.name, k): mean(evidence, m.name, name, steps, k) for m in evidence.models for k in metrics}
+        for model in evidence.models:
+            cells = [_cell(evidence, stats, model, name, steps, metric) for metric in metrics]
+            count = sum((case.set, case.steps) == (name, steps) for case in evidence.cases)
+            rows.append((name, model, count, cells))
+    return rows
+
+
+def _cell(evidence: Evidence, stats: dict, model: Model, name: str, steps: int, metric: str) -> Cell:
+    known = _KNOWN.get(metric)
+    value, spread, _ = stats[model.name, metric]
+    text = number(value, metric)
+    if known and known.spread and math.isfinite(spread):
+        text += f" ± {number(spread, metric)}"
+    digits = 2 if known and known.percent else 3
+    all_means = {round(stats[m.name, metric][0], digits) for m in evidence.models if stats[m.name, metric][2]}
+    best = bool(known and known.ranked and len(all_means) > 1 and stats[model.name, metric][2]
+                and round(value, digits) == max(all_means))  # fmt: skip
+    found = evidence.differences.get((model.name, name, steps, metric))
+    if found is None or not found.pairs:
+        return Cell(text, best=best)
+    return Cell(text, gain_text(found, metric), found.way, best)
+
+
+def _where(name: str, steps: int) -> str:
+    return f"{shown_set(name).capitalize()}, D = {steps}"

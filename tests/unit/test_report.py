@@ -1,0 +1,361 @@
+"""A report is whole, shows what the evaluation holds and nothing else, and says in one line what it cannot show."""
+
+import errno
+import io
+import json
+import math
+import os
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import av
+import numpy as np
+import pyarrow as pa
+import pytest
+import yaml
+from evaluations import METRICS, SETS, frames, score, write_evaluation
+from helpers import save_run
+from PIL import Image
+from pyarrow import parquet
+
+from rlvid.cli import main
+from rlvid.evaluate.strips import side_by_side
+from rlvid.report import report as writing
+from rlvid.report.choice import choose
+from rlvid.report.curves import Group, reward_curves
+from rlvid.report.evidence import Case, join, read_evidence
+from rlvid.report.gather import gather
+from rlvid.report.report import write_report
+from rlvid.report.runs import read_run
+from rlvid.report.videos import sprite
+from rlvid.report.words import number, table, tell
+from rlvid.train.metrics import TensorBoard
+
+
+class Page(HTMLParser):
+    """Every tag, every address that a browser would load, and all text of a page."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.loaded: list[str] = []
+        self.text = ""
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        names = ("src", "srcset", "data-src") + (("href",) if tag in ("link", "a") else ())
+        self.loaded += [value for name, value in attrs if name in names and value and not value.startswith("#")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_evaluation(tmp_path_factory.mktemp("evaluated") / "ev")
+
+
+@pytest.fixture(scope="module")
+def made(evaluation: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report([evaluation], tmp_path_factory.mktemp("made") / "report", moving=2).folder
+
+
+def test_everything_that_the_page_names_is_there_and_nothing_is_elsewhere(made: Path) -> None:
+    page = Page(made / "index.html")
+    assert page.loaded
+    assert all(":" not in each and not each.startswith("/") for each in page.loaded)
+    assert [each for each in page.loaded if not (made / each).is_file()] == []
+    assert "http" not in (made / "report.js").read_text() + (made / "report.css").read_text()
+    assert sorted(p.name for p in made.parent.iterdir()) == ["report"]
+
+
+def test_foreign_text_stays_text(made: Path) -> None:
+    page = Page(made / "index.html")
+    assert "b" not in page.tags
+    assert "stripes <b>drifting</b> & turning" in page.text
+
+
+def test_sprites_hold_the_frames_and_the_script_the_scores(evaluation: Path, made: Path) -> None:
+    evidence = read_evidence(evaluation)
+    data = json.loads(re.search(r'<script id="data"[^>]*>(.*?)</script>', (made / "index.html").read_text(), re.S)[1])
+    assert (data["frames"], data["columns"], data["size"], data["fps"]) == (8, 3, [32, 32], 8.0)
+    assert [m["key"] for m in data["metrics"]] == METRICS[:-1], "a metric without a number is not shown"
+    for number_, case in enumerate(evidence.cases):
+        for place in range(2):
+            with Image.open(made / "videos" / f"{number_:05d}-{place:02d}.png") as image:
+                sheet = np.asarray(image)
+            film = frames(1000 * place + number_)
+            for at in range(8):
+                y, x = 32 * (at // 3), 32 * (at % 3)
+                assert (sheet[y : y + 32, x : x + 32] == film[at]).all()
+            expected = [score(place, case.index, m, number_) for m in range(5)]
+            assert data["cases"][number_][place] == pytest.approx(expected, abs=1e-4)
+
+
+def test_large_frames_become_webp_and_stay_close() -> None:
+    film = frames(3, size=160)
+    data, suffix, columns = sprite(film)
+    assert (suffix, columns) == (".webp", 3)
+    with Image.open(io.BytesIO(data)) as image:
+        first = np.asarray(image.convert("RGB"))[:160, :160].astype(int)
+    assert np.abs(first - film[0]).mean() < 4
+
+
+def test_extremes_are_the_extremes(evaluation: Path) -> None:
+    evidence = read_evidence(evaluation)
+    gains = {case: evidence.gain("toy", case, "held_out") for case in evidence.cases}
+    choice = choose(evidence, 4)
+    assert gains[choice.featured[0][1]] == max(gains.values())
+    assert gains[choice.featured[1][1]] == min(gains.values())
+    assert sorted(gains[c] for c in choice.moving) == pytest.approx([-0.05, -0.05, 0.1, 0.1])
+    assert all(gains[case] < 0 for case in choice.worst)
+    assert choice.fixed["scenes"] == [Case("scenes", 20, 0, 0), Case("scenes", 20, 1, 0)]
+
+
+def test_words_and_tables_say_what_the_numbers_say(evaluation: Path) -> None:
+    evidence = read_evidence(evaluation)
+    (told,) = tell(evidence)
+    assert told.headline == "Held-out reward: no change beyond chance in 4 comparisons."
+    assert "reward 0.310 to 0.360 (rose: +0.050" in told.lines[0]
+    assert told.lines[0].endswith("Of 3 videos 2 are better by the held-out reward and 1 worse.")
+    rows = table(evidence, 20)
+    told_rows = [(name, model.name, count) for name, model, count, _ in rows]
+    assert told_rows[:2] == [("in_domain", "base", 3), ("in_domain", "toy", 3)]
+    base, tuned = rows[0][3][0], rows[1][3][0]
+    assert (base.text, base.best, base.gain) == ("0.310 ± 0.010", False, "")
+    assert (tuned.text, tuned.best, tuned.way) == ("0.360 ± 0.010", True, 1)
+    assert not any(cell.best for cell in rows[1][3][4:]), "more motion is not better"
+    assert [number(x, "", True) for x in (0.1, -0.1, -0.0001, math.nan)] == ["+0.100", "−0.100", "0.000", "–"]
+
+
+def test_a_rising_reward_beside_a_falling_held_out_one_is_called_by_its_name(tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path / "ev")
+    rows = parquet.read_table(folder / "comparison.parquet").to_pylist()
+    for row in rows:
+        if row["metric"] == "held_out":
+            row.update(difference=-0.2, low=-0.3, high=-0.1)
+    parquet.write_table(pa.Table.from_pylist(rows), folder / "comparison.parquet")
+    (told,) = tell(read_evidence(folder))
+    assert told.headline == "Held-out reward fell beyond chance in all 4 comparisons."
+    assert len(told.cautions) == 4
+    assert "over-optimisation" in told.cautions[0]
+
+
+def test_moving_files_hold_all_models_side_by_side(made: Path) -> None:
+    files = sorted((made / "moving").iterdir())
+    assert [path.suffix for path in files] == [".gif", ".mp4", ".webp"] * 2
+    for path in files:
+        if path.suffix == ".mp4":
+            with av.open(path) as container:
+                assert sum(1 for _ in container.decode(video=0)) == 8
+        else:
+            with Image.open(path) as image:
+                assert image.n_frames == 8
+
+
+def test_side_by_side_shows_every_pixel_of_every_model() -> None:
+    films = {"base": frames(1), "a model of a very long name": frames(2)}
+    made = side_by_side("a prompt", films)
+    assert len(made) == 8
+    assert not any(side % 2 for side in made.shape[1:3])
+    for place, film in enumerate(films.values()):
+        left = 16 + place * (192 + 16)
+        tops = [
+            y for y in range(made.shape[1] - 191)
+            if all((made[f, y : y + 192, left : left + 192] == film[f].repeat(6, 0).repeat(6, 1)).all() for f in (0, 5))
+        ]  # fmt: skip
+        assert len(tops) == 1
+    with pytest.raises(ValueError, match="expected one shape"):
+        side_by_side("a prompt", {"a": frames(1), "b": frames(2, size=16)})
+
+
+def curves(run: Path, shift: float) -> None:
+    board = TensorBoard(run / "tensorboard", 0)
+    for step in range(40):
+        stages = {"seconds/step": 2.0, "seconds/chain": 1.5, "seconds/decode": 0.1}
+        board.scalars(step, {"reward/trained": shift + step / 40, "reward/held_out": shift + step / 80} | stages)
+    board.close()
+
+
+def test_runs_bring_curves_costs_config_card_and_evolution(tmp_path: Path) -> None:
+    folders = []
+    for name, seed in (("one", 0), ("two", 1)):
+        run, _ = save_run(tmp_path / name, step=40)
+        config = yaml.safe_load((run / "config.yaml").read_text()) | {"name": name, "seed": seed}
+        config["model"]["path"] = "builtin"
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+        curves(run, 0.1 * seed)
+        folders.append(run)
+    looks = [{"step": s, "time": 0.0, "of": "x", "mean": {}, "values": values(s)} for s in (0, 20, 30, 40)]
+    (folders[0] / "guard.jsonl").write_text("".join(json.dumps(look) + "\n" for look in looks))
+    models = [{"name": "base", "label": "base", "kind": "base", "path": None, "step": None, "scale": 0.0}] + [
+        {"name": f"s{s}", "label": f"step {s}", "kind": "checkpoint", "path": str(folders[0]), "step": s, "scale": 1.0}
+        for s in (20, 40)
+    ]
+    folder = write_evaluation(tmp_path / "ev", models)
+    made = write_report([folder, folders[1]], tmp_path / "out", moving=0)
+    assert made.notes == ()
+    page = Page(made.folder / "index.html")
+    for words in (
+        "What a step cost", "everything else", "rank: 4", "Intended use and limits", "over-optimised at step 40",
+        "Prompts that got worse", "a green square moving up",
+    ):  # fmt: skip
+        assert words in page.text, words
+    assert (made.folder / "pictures" / "evolution-1-in-domain.png").is_file()
+    runs = [read_run(folder) for folder in folders]
+    assert runs[0].costs() == [("chain", 1.5, 0.75), ("decode", pytest.approx(0.1), pytest.approx(0.05)),
+                               ("everything else", pytest.approx(0.4), pytest.approx(0.2))]  # fmt: skip
+    assert runs[0].clock[39] == pytest.approx(80)
+    assert runs[0].kind == runs[1].kind
+    (group,) = gather([folder, *folders]).groups()
+    assert {run.name for run in group.runs} == {"one", "two"}
+    drawn = reward_curves([Group("both", group.runs, group.look)], "seconds")
+    assert drawn is not None
+    assert drawn["light"] != drawn["dark"]
+    assert b"<svg" in drawn["light"]
+
+
+def values(step: int) -> dict[str, list[float]]:
+    """Looks whose trained reward rises, and whose held-out reward falls from step 20 on."""
+    held = {0: 0.4, 20: 0.6, 30: 0.3, 40: 0.2}[step]
+    wave = [0.001 * (k % 3) for k in range(8)]
+    return {"reward": [0.4 + step / 100 + w for w in wave], "held_out": [held + w for w in wave],
+            "consistency": [0.9 + w for w in wave], "motion": [0.02 + w for w in wave],
+            "diversity": [0.05 + w for w in wave]}  # fmt: skip
+
+
+def test_evaluations_of_the_same_prompts_are_joined_and_others_refused(tmp_path: Path, evaluation: Path) -> None:
+    other = write_evaluation(tmp_path / "other")
+    joined = join([read_evidence(evaluation), read_evidence(other)])
+    assert [model.name for model in joined.models] == ["base", "toy", "toy (other)"]
+    made = write_report([evaluation, other], tmp_path / "out", moving=0)
+    assert made.videos == 30
+    about = yaml.safe_load((other / "evaluation.yaml").read_text()) | {"size": 64}
+    (other / "evaluation.yaml").write_text(yaml.safe_dump(about))
+    with pytest.raises(ValueError, match=r"differ in size \(32 and 64\)"):
+        gather([evaluation, other])
+
+
+def test_copies_repeated_prompts_and_a_lost_run_are_told(tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path / "ev", sets={"s": ["the same", "the same"]}, steps=(20,), copies=2)
+    made = write_report([folder], moving=0)
+    assert made.folder == folder / "report"
+    assert any("1 of 2 prompts are repeated" in note for note in made.notes)
+    assert any("run's folder (toy) is not there" in note for note in made.notes)
+    text = Page(made.folder / "index.html").text
+    assert "copy 2 of 2" in text
+    assert "prompt 2, repeated" in text
+
+
+def test_a_report_is_replaced_and_nothing_else_is(tmp_path: Path, evaluation: Path) -> None:
+    out = tmp_path / "out"
+    first = write_report([evaluation], out, moving=2)
+    again = write_report([evaluation], out, moving=0)
+    assert again.size < first.size
+    assert not list((out / "moving").iterdir())
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "thesis.tex").write_text("mine")
+    with pytest.raises(ValueError, match="exists and is no report"):
+        write_report([evaluation], taken)
+    assert [p.name for p in taken.iterdir()] == ["thesis.tex"]
+
+
+def test_a_full_disk_leaves_the_old_report_whole(
+    tmp_path: Path, evaluation: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    write_report([evaluation], out, moving=0)
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(writing, "_drawings", full)
+    with pytest.raises(OSError, match="could not be written \\(No space left on device\\)"):
+        write_report([evaluation], out, moving=0)
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def spoil(folder: Path, kind: str) -> None:
+    about = yaml.safe_load((folder / "evaluation.yaml").read_text())
+    if kind == "empty prompt":
+        about["sets"]["scenes"][1] = "  "
+    if kind == "no models":
+        del about["models"]
+    if kind == "same name":
+        about["models"][1]["name"] = "base"
+    (folder / "evaluation.yaml").write_text(": [" if kind == "yaml" else yaml.safe_dump(about))
+    if kind == "no scores":
+        (folder / "evaluation.parquet").unlink()
+    if kind == "cut":
+        (folder / "comparison.parquet").write_bytes((folder / "comparison.parquet").read_bytes()[:100])
+    if kind in ("frame", "prompt"):
+        path = folder / "videos" / "part-00000.parquet"
+        rows = parquet.read_table(path)
+        made = rows.to_pylist()
+        if kind == "frame":
+            made[1]["frames"][2] = made[1]["frames"][2][:60]
+        else:
+            made[0]["prompt"] = "another"
+        parquet.write_table(pa.Table.from_pylist(made, rows.schema), path)
+    if kind == "part":
+        (folder / "videos" / "part-00001.parquet").write_bytes(b"PAR1 nothing")
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("empty prompt", ["set 'scenes': prompt 2 is empty"]),
+        ("no models", ["evaluation.yaml is damaged", "models"]),
+        ("same name", ["two models have one name"]),
+        ("yaml", ["evaluation.yaml is damaged"]),
+        ("no scores", ["evaluation.parquet is missing", "run `rlvid evaluate` again"]),
+        ("cut", ["comparison.parquet is damaged"]),
+        ("frame", ["part-00000.parquet", "prompt 2", "frame 2 is no whole PNG"]),
+        ("prompt", ["was made for 'another'"]),
+        ("part", ["part-00001.parquet is damaged"]),
+    ],
+)
+def test_damage_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, words: list[str]) -> None:
+    folder = write_evaluation(tmp_path / "ev", steps=(20,))
+    spoil(folder, kind)
+    told = refused(capsys, str(folder), "--out", str(tmp_path / "out"))
+    assert all(word in told for word in words), told
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".out*"))
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What `rlvid report` complains of, in its one line."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["rlvid", "report", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+def test_what_cannot_be_shown_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no such folder" in refused(capsys, str(tmp_path / "nowhere"))
+    (tmp_path / "void").mkdir()
+    assert "neither an evaluation (evaluation.yaml) nor a run" in refused(capsys, str(tmp_path / "void"))
+    run, _ = save_run(tmp_path / "home")
+    capsys.readouterr()  # how a library counts the files it wrote
+    assert "no evaluation there" in refused(capsys, str(run))
+    (run / "step-000003" / "state.json").unlink()
+    assert "no checkpoint; it has: none" in refused(capsys, str(run))
+    folder = write_evaluation(tmp_path / "gap", steps=(20,), leave_out=3)
+    told = refused(capsys, str(folder))
+    assert "1 of 10 videos are missing, the first of model 'base', set 'scenes', D = 20, prompt 1" in told
+    folder = write_evaluation(tmp_path / "sizes", steps=(20,), sizes={"toy": 16})
+    assert "models of different shapes: 'base' makes 8 frames of 32 x 32" in refused(capsys, str(folder))
+    (tmp_path / "file").write_text("here")
+    folder = write_evaluation(tmp_path / "good", steps=(20,))
+    assert "is no report" in refused(capsys, str(folder), "--out", str(tmp_path / "file"))
+    assert "could not be written" in refused(capsys, str(folder), "--out", str(tmp_path / "file" / "in"))
+    assert SETS["scenes"][0] in read_evidence(folder).sets["scenes"]

@@ -1,0 +1,180 @@
+"""The report page in a real browser, from disk, network off: plays, scrubs, filters, sorts, complains of nothing."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from evaluations import write_evaluation
+
+from rlvid.report.report import write_report
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[dev]'")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the PATH")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_evaluation(tmp_path_factory.mktemp("browsed") / "ev")
+    return write_report([folder], moving=2).folder / "index.html"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        found = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def opened(browser: Any, report: Path) -> Iterator[Any]:
+    """A function that opens the page; at the end, nothing may have been complained of or asked of the network."""
+    complaints: list[str] = []
+    contexts = []
+
+    def open_page(width: int = 1280, **options: Any) -> Any:
+        context = browser.new_context(offline=True, viewport={"width": width, "height": 900}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(60_000)  # the machine may have other work
+        page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("requestfailed", lambda request: complaints.append(f"failed: {request.url}"))
+        page.on("request", lambda request: request.url.startswith("file:") or complaints.append(request.url))
+        page.goto(report.as_uri())
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def shown(page: Any) -> list[int]:
+    """Numbers of the cases on show, in the order of the page."""
+    return page.eval_on_selector_all("#list .case:not([hidden])", "cards => cards.map(c => Number(c.dataset.case))")
+
+
+def frame(page: Any, card: str) -> int:
+    return int(page.get_attribute(card, "data-frame"))
+
+
+FIRST = '#list .case[data-case="0"]'
+
+
+def test_it_plays_pauses_and_scrubs_all_models_together(opened: Any) -> None:
+    page = opened()
+    page.locator(FIRST).scroll_into_view_if_needed()
+    page.wait_for_function("s => document.querySelector(s).dataset.frame > 1", arg=FIRST)
+    page.click(f"{FIRST} .play")
+    assert page.inner_text(f"{FIRST} .play") == "Play"
+    stopped = frame(page, FIRST)
+    page.wait_for_timeout(400)
+    assert frame(page, FIRST) == stopped
+
+    def pictures() -> list[bytes]:
+        return [page.locator(f"{FIRST} canvas").nth(place).screenshot() for place in range(2)]
+
+    page.locator(f"{FIRST} .scrub").fill("2")
+    assert (frame(page, FIRST), page.inner_text(f"{FIRST} .frame")) == (2, "3 / 8")
+    before = pictures()
+    assert before[0] != before[1], "two models, two videos"
+    page.locator(f"{FIRST} .scrub").press("ArrowRight")
+    assert frame(page, FIRST) == 3
+    assert page.get_attribute(f"{FIRST} .scrub", "aria-valuetext") == "frame 4 of 8"
+    after = pictures()
+    assert before[0] != after[0], "the base's picture has moved"
+    assert before[1] != after[1], "the tuned model's picture has moved"
+    page.locator(f"{FIRST} .play").press("Enter")
+    page.wait_for_function("s => document.querySelector(s).dataset.frame != 3", arg=FIRST)
+    page.click("#all")
+    assert page.inner_text("#all") == "Play all"
+    assert set(page.locator(".play").all_inner_texts()) == {"Play"}
+
+
+def test_it_filters_by_set_steps_and_words_and_says_so(opened: Any) -> None:
+    page = opened()
+    assert shown(page) == list(range(10))
+    page.select_option("[name=set]", "scenes")
+    assert shown(page) == [6, 7, 8, 9]
+    page.select_option("[name=steps]", "50")
+    assert shown(page) == [8, 9]
+    page.fill("[name=text]", "SEA calm")
+    assert shown(page) == [9]
+    assert page.inner_text("#status") == "1 of 10 cases"
+    page.fill("[name=text]", "nothing like it")
+    assert shown(page) == []
+    assert page.is_visible("#none")
+    page.click("[type=reset]")
+    page.wait_for_function("document.querySelectorAll('#list .case:not([hidden])').length === 10")
+    assert page.is_hidden("#none")
+
+
+def test_it_sorts_by_gain_and_loss_of_any_metric(opened: Any) -> None:
+    page = opened()
+    page.select_option("[name=order]", "loss")  # cases of odd number lose 0.05 in the held-out reward, others gain 0.1
+    assert [number % 2 for number in shown(page)] == [1] * 5 + [0] * 5
+    assert page.inner_text("#status").endswith("largest loss in Held-out reward first (InstructVideo over base)")
+    page.select_option("[name=order]", "gain")
+    assert [number % 2 for number in shown(page)] == [0] * 5 + [1] * 5
+    assert page.locator(f"{FIRST} .value").all_inner_texts() == ["0.400", "0.500 (+0.100)"]
+    page.select_option("[name=metric]", label="Motion")
+    assert page.locator(f"{FIRST} .value").all_inner_texts() == ["0.700", "0.750 (+0.050)"]
+    page.select_option("[name=order]", "")
+    assert shown(page) == list(range(10))
+
+
+def test_it_can_be_read_by_keyboard_and_screen_reader(opened: Any) -> None:
+    page = opened()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    unnamed = page.evaluate(
+        """() => [...document.querySelectorAll("button, input, select, canvas, img, meter, [role=region]")].filter(
+             (e) => !(e.getAttribute("aria-label") || e.alt || e.textContent.trim() || (e.labels && e.labels.length)
+           )).map((e) => e.outerHTML)"""
+    )
+    assert unnamed == []
+    levels = page.eval_on_selector_all("h1, h2, h3, h4", "heads => heads.map(h => Number(h.tagName[1]))")
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    page.locator(f"{FIRST} .numbers summary").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector(f"{FIRST} .numbers table")
+    assert "Held-out reward" in page.inner_text(f"{FIRST} .numbers table")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone_and_has_contrast_in_light_and_dark(opened: Any, scheme: str) -> None:
+    page = opened(390, color_scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    variables = ("--paper", "--sheet", "--ink", "--soft", "--link", "--up", "--down")
+    colours = page.evaluate(
+        "names => names.map(n => getComputedStyle(document.documentElement).getPropertyValue(n).trim())",
+        list(variables),
+    )
+    paper, sheet, *inks = (luminance(colour) for colour in colours)
+    for ink in inks:
+        for ground in (paper, sheet):
+            assert (max(ink, ground) + 0.05) / (min(ink, ground) + 0.05) >= 4.5
+
+
+def luminance(colour: str) -> float:
+    """Of WCAG, for #rrggbb."""
+    assert re.fullmatch(r"#[0-9a-fA-F]{6}", colour)
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_someone_who_wants_less_motion_is_not_given_any(opened: Any) -> None:
+    page = opened(reduced_motion="reduce")
+    page.locator(FIRST).scroll_into_view_if_needed()
+    page.wait_for_function("s => document.querySelector(s).dataset.frame === '0'", arg=FIRST)
+    page.wait_for_timeout(500)
+    assert frame(page, FIRST) == 0
+    assert page.inner_text("#all") == "Play all"
