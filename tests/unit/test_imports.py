@@ -33,9 +33,10 @@ MAY_IMPORT = {
     "terminal": set(),
     "actions": _PACKAGE | {"terminal"},
     "doctor": _PACKAGE | {"terminal"},
-    "cli": _PACKAGE | {"actions", "doctor", "export", "plan", "terminal"},
+    "study": {"evaluate", "terminal"},
+    "cli": _PACKAGE | {"actions", "doctor", "export", "plan", "study", "terminal"},
     "__main__": {"cli"},
-    "jobs": _PACKAGE | {"actions", "cli", "doctor", "export", "plan", "terminal", "tuning"},
+    "jobs": _PACKAGE | {"actions", "cli", "doctor", "export", "plan", "study", "terminal", "tuning"},
     "tuning": _PACKAGE | {"actions", "export", "jobs", "terminal"},
 }
 PURE = _CORE | {"plan"}
