@@ -48,7 +48,7 @@ window.addEventListener("pageshow", () => delete form.dataset.sent);
 shortcuts.checked = localStorage.getItem("shortcuts") !== "off";
 shortcuts.addEventListener("change", () => localStorage.setItem("shortcuts", shortcuts.checked ? "on" : "off"));
 
-still.hidden = false;
+still.hidden = shortcuts.parentElement.hidden = false;
 still.addEventListener("click", () => {
   const hold = still.getAttribute("aria-pressed") !== "true";
   still.setAttribute("aria-pressed", String(hold));
