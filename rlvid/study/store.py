@@ -78,11 +78,12 @@ class Store:
         if not path.parent.is_dir():
             raise ValueError(f"--out {path}: there is no folder {path.parent}")
         with _named(path), closing(store._connect()) as database:
-            database.execute("PRAGMA journal_mode=WAL")
-            database.execute("BEGIN IMMEDIATE")
-            if not database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                store._fill(database, evaluation, seed, models, pairs)
-            database.execute("COMMIT")
+            if _is_empty(database):
+                database.execute("PRAGMA journal_mode=WAL")
+                database.execute("BEGIN IMMEDIATE")
+                if _is_empty(database):  # still, now that nobody else can write
+                    store._fill(database, evaluation, seed, models, pairs)
+                database.execute("COMMIT")
         found = store.study()
         if (found.seed, [*found.models], [*found.pairs]) != (seed, [*models], [*pairs]):
             raise ValueError(
@@ -169,6 +170,10 @@ class Store:
         database = sqlite3.connect(self.path, timeout=20, isolation_level=None)
         database.execute("PRAGMA synchronous=FULL")  # an answer is on the disk when COMMIT returns
         return database
+
+
+def _is_empty(database: sqlite3.Connection) -> bool:
+    return not database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
 
 
 @contextmanager
