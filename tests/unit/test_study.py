@@ -199,7 +199,7 @@ def test_a_full_disk_is_said_and_loses_nothing(folder: Path, monkeypatch: pytest
     assert say(0)[0] == 200
     with monkeypatch.context() as full:
         full.setattr(store, "_connect", no_room)
-        said = [say(turn) for turn in range(1, 41)]
+        said = [say(turn) for turn in range(1, 31)]
     codes = [code for code, _ in said]
     assert set(codes) == {200, 507}  # what fits into the last page is still saved
     assert all("was not saved" in text and "full" in text for code, text in said if code == 507)
@@ -247,17 +247,13 @@ def test_names_on_a_list(folder: Path) -> None:
     assert pages.post("/start", data={"annotator": "Carl"}).status_code == 403
 
 
-def test_markup_in_prompts_and_names_is_shown_as_it_is(folder: Path) -> None:
-    pages = client(begin(folder, count=18))
-    for name in ("<script>", "ada"):
-        seen = ""
-        for _ in range(18):
-            page = pages.get("/judge", params={"annotator": name}).text
-            assert "<b>bold" not in page
-            assert "<script>" not in page
-            seen += page
-            pages.post("/answer", data=dict(fields(page), annotator=name, quality="tie", alignment="tie"))
-        assert "a &lt;b&gt;bold&lt;/b&gt; square &amp; a ball" in seen
+def test_markup_in_prompts_and_names_is_shown_as_it_is(tmp_path: Path) -> None:
+    pages = client(begin(make_evaluation(tmp_path, sets={"in_domain": PROMPTS["in_domain"][1:2]})))
+    page = pages.get("/judge", params={"annotator": "<script>"}).text
+    assert "a &lt;b&gt;bold&lt;/b&gt; square &amp; a ball" in page
+    assert "&lt;script&gt;" in page
+    assert "<b>" not in page
+    assert "<script>" not in page
 
 
 def test_elsewhere_every_address_needs_the_token(folder: Path) -> None:
