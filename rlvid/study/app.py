@@ -103,10 +103,10 @@ def create_app(
         name = " ".join(unicodedata.normalize("NFC", given).split())
         if not 1 <= len(name) <= 60 or not name.isprintable():
             raise Refusal(422, "A name is needed", "Give a name of 1 to 60 characters, the same one each time.")
-        names = {each.casefold(): each for each in annotators or store.annotators()}
-        if annotators and name.casefold() not in names:
+        if annotators and name.casefold() not in {each.casefold() for each in annotators}:
             raise Refusal(403, "Not on the list", f"{name} is not among those who were asked to answer.")
-        return names.get(name.casefold(), name)
+        names = {each.casefold(): each for each in [*annotators, *store.annotators()]}
+        return names.get(name.casefold(), name)  # as it was written the first time
 
     def rest(annotator: str) -> list[int]:
         done = store.answered(annotator)
@@ -174,12 +174,20 @@ def create_app(
     def video(annotator: str, pair: int, still: bool = False) -> Response:  # its "study" is for the browser's cache
         if pair not in pairs:
             raise Refusal(404, "No such pair", "There is no such video.")
-        made = picture(pair, second_on_left(study.seed, known(annotator), pair), still)
+        try:
+            made = picture(pair, second_on_left(study.seed, known(annotator), pair), still)
+        except ValueError as error:
+            raise Refusal(500, "No video", f"The video cannot be read ({error}).") from error
         return Response(made, media_type="image/webp", headers={"cache-control": "private, max-age=86400"})
 
     @app.exception_handler(Refusal)
     def refuse(request: Request, error: Refusal) -> Response:
         return page(request, "message.html", dict(error.page), error.status)
+
+    @app.exception_handler(sqlite3.Error)
+    def out_of_order(request: Request, error: sqlite3.Error) -> Response:
+        text = f"The study's file cannot be read ({error}). Tell whoever runs this study; answers are safe."
+        return refuse(request, Refusal(507, "Out of order", text))
 
     @app.exception_handler(RequestValidationError)
     def incomplete(request: Request, error: RequestValidationError) -> Response:

@@ -27,7 +27,7 @@ _CONCORD = (
 )
 _METRICS = (
     "Where people chose a video and the metric prefers one: the share that agrees, with its 95 % Wilson interval "
-    "(counting pairs). 50 % is a coin's; more of a metric is taken as better, which more motion need not be."
+    "(counting pairs). 50 % is a coin's; a higher score counts as better, which for motion need not hold."
 )
 _PEOPLE = "A check is passed when the video without noise is chosen for its quality."
 
@@ -48,7 +48,7 @@ def sections(results: Results) -> Iterator[Section]:
     label = results.models.__getitem__
     yield Section(
         "Wins, ties and losses", _DUELS, 3,
-        ["Axis", "Model", "against", "Wins", "Ties", "Losses", "Pairs", "Preferred"],
+        ["Axis", "Model", "against", "Wins", "Ties", "Losses", "Decided pairs", "Preferred"],
         [
             [AXES[d.axis], label(d.first), label(d.second), *map(str, (d.wins, d.ties, d.losses, d.preferred.pairs)),
              _share(d.preferred)]

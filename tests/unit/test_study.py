@@ -241,10 +241,28 @@ def test_other_pages_other_sites_and_other_hosts(folder: Path) -> None:
 
 
 def test_names_on_a_list(folder: Path) -> None:
-    pages = client(begin(folder), annotators=["Ada", "Ben <b>"])
+    store = begin(folder)
+    store.save(0, "ada", 0, dict.fromkeys(AXES, "left"))
+    pages = client(store, annotators=["Ada", "Ben <b>"])
     assert "Ben &lt;b&gt;</button>" in pages.get("/").text
-    assert "Pair 1" in pages.post("/start", data={"annotator": "ada"}).text
+    page = pages.post("/start", data={"annotator": "Ada"})
+    assert page.url.params["annotator"] == "ada"  # as it is in the file: one person
+    assert "Pair 2" in page.text
     assert pages.post("/start", data={"annotator": "Carl"}).status_code == 403
+
+
+def test_a_video_or_a_file_that_is_gone_is_said_on_a_page(folder: Path) -> None:
+    store = begin(folder)
+    pages = client(store)
+    for part in (folder / "videos").iterdir():
+        part.unlink()
+    gone = pages.get("/video?annotator=ada&pair=1")
+    assert gone.status_code == 500
+    assert "cannot be read" in gone.text
+    store.path.unlink()
+    gone = pages.get("/judge?annotator=ada")
+    assert gone.status_code == 507
+    assert "Out of order" in gone.text
 
 
 def test_markup_in_prompts_and_names_is_shown_as_it_is(tmp_path: Path) -> None:
