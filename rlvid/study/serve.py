@@ -54,6 +54,9 @@ def address_of(listening: socket.socket, token: str | None) -> str:
 
 def run(app: ASGIApp, listening: socket.socket) -> None:
     """Serves until it is interrupted."""
-    config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, ws="none", lifespan="off")
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, server_header=False, ws="none", lifespan="off",
+        timeout_graceful_shutdown=3,
+    )  # fmt: skip
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listening])
