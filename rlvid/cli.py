@@ -13,6 +13,7 @@ import typer
 
 from rlvid import __version__
 from rlvid.actions import evaluate_and_show, report_and_show, train_and_show
+from rlvid.study.command import study
 from rlvid.terminal import complain, console, counter, fractions, numbers, say
 
 app = typer.Typer(
@@ -28,6 +29,7 @@ changed.
 Then [bold]rlvid train toy method.tau=0.8[/bold] to try settings, and a YAML file of your own instead of \
 [bold]toy[/bold].""",
 )
+app.add_typer(study, name="study")
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as train.steps=50 seed=1."),

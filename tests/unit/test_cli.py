@@ -10,7 +10,7 @@ import pytest
 from rlvid.cli import main
 
 RLVID = [sys.executable, "-m", "rlvid.cli"]
-VERBS = ["train", "evaluate", "report", "export", "generate", "encode", "plan", "doctor", "demo"]
+VERBS = ["train", "evaluate", "report", "export", "generate", "encode", "plan", "doctor", "demo", "study"]
 
 
 def rlvid(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

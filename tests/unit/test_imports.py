@@ -34,9 +34,10 @@ MAY_IMPORT = {
     "terminal": set(),
     "actions": _PACKAGE | {"report", "terminal"},
     "doctor": _PACKAGE | {"terminal"},
-    "cli": _PACKAGE | {"actions", "doctor", "export", "plan", "report", "terminal"},
+    "study": {"evaluate", "terminal"},
+    "cli": _PACKAGE | {"actions", "doctor", "export", "plan", "report", "study", "terminal"},
     "__main__": {"cli"},
-    "jobs": _PACKAGE | {"actions", "cli", "doctor", "export", "plan", "report", "terminal", "tuning"},
+    "jobs": _PACKAGE | {"actions", "cli", "doctor", "export", "plan", "report", "study", "terminal", "tuning"},
     "tuning": _PACKAGE | {"actions", "export", "jobs", "terminal"},
 }
 PURE = _CORE | {"plan"}

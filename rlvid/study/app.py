@@ -1,0 +1,201 @@
+"""The web application: a page to begin, a page for each pair, and the moving picture on it."""
+
+import secrets
+import sqlite3
+import unicodedata
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlencode
+
+from fastapi import FastAPI, Form, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import RedirectResponse
+from fastapi.staticfiles import StaticFiles
+from fastapi.templating import Jinja2Templates
+from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from rlvid.study.evaluation import Videos
+from rlvid.study.film import decode, side_by_side, under_noise
+from rlvid.study.pairs import noise_seed, order, second_on_left
+from rlvid.study.store import SIDES, AnsweredOtherwiseError, Side, Store
+
+LOCAL = ["127.0.0.1", "localhost", "[::1]"]
+_HEADERS = {
+    # Nothing is loaded from elsewhere, and no other site may show the pages in a frame or learn their address.
+    b"content-security-policy": b"default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; "
+    b"form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    b"referrer-policy": b"same-origin",
+    b"x-content-type-options": b"nosniff",
+}
+_HERE = Path(__file__).parent
+
+
+class Refusal(Exception):
+    """What somebody did cannot be done: shown as a page, with the way to go on."""
+
+    def __init__(self, status: int, title: str, text: str, onward: str = "./", label: str = "To the first page"):
+        super().__init__(title)
+        self.status = status
+        self.page = {"title": title, "text": text, "onward": onward, "label": label}
+
+
+class Gate:
+    """Lets through only what has the token as the first part of its path, and what this site's own pages send."""
+
+    def __init__(self, app: ASGIApp, token: str | None):
+        self.app, self.token = app, token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Of ASGI."""
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        headers = dict(scope["headers"])
+
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *_HEADERS.items()]
+            await send(message)
+
+        answer: Response | None = None
+        if self.token:
+            given, slash, _ = scope["path"][1:].partition("/")
+            if not secrets.compare_digest(given.encode(), self.token.encode()):
+                answer = Response("This address lacks the study's token; ask for the whole link.\n", 403)
+            elif not slash:
+                answer = RedirectResponse(f"{scope['path']}/", 303)
+            scope = {**scope, "root_path": f"/{self.token}"}
+        origin = headers.get(b"origin", b"null").partition(b"://")[2]
+        if scope["method"] == "POST" and b"origin" in headers and origin != headers.get(b"host"):
+            answer = Response("This was sent by another site.\n", 403)
+        await (answer or self.app)(scope, receive, guarded)
+
+
+def create_app(
+    store: Store, videos: Videos, annotators: Sequence[str] = (), token: str | None = None, local: bool = True
+) -> FastAPI:
+    """The application for one study.
+
+    Args:
+        store: of the study.
+        videos: that it is about.
+        annotators: who may answer; empty: whoever gives a name.
+        token: that each address must begin with, if any.
+        local: whether only this machine's own names are answered to.
+    """
+    study = store.study()
+    pairs = {pair.number: pair for pair in study.pairs}
+    templates = Jinja2Templates(_HERE / "templates")
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    app.mount("/static", StaticFiles(directory=_HERE / "static"))
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOCAL if local else ["*"], www_redirect=False)
+    app.add_middleware(Gate, token=token)
+
+    def page(request: Request, name: str, content: dict[str, object], status: int = 200) -> Response:
+        return templates.TemplateResponse(
+            request, name, content, status, headers={"cache-control": "no-store, must-revalidate"}
+        )
+
+    def known(given: str) -> str:
+        name = " ".join(unicodedata.normalize("NFC", given).split())
+        if not 1 <= len(name) <= 60 or not name.isprintable():
+            raise Refusal(422, "A name is needed", "Give a name of 1 to 60 characters, the same one each time.")
+        if annotators and name.casefold() not in {each.casefold() for each in annotators}:
+            raise Refusal(403, "Not on the list", f"{name} is not among those who were asked to answer.")
+        names = {each.casefold(): each for each in [*annotators, *store.annotators()]}
+        return names.get(name.casefold(), name)  # as it was written the first time
+
+    def rest(annotator: str) -> list[int]:
+        done = store.answered(annotator)
+        return [number for number in order(study.seed, annotator, pairs) if number not in done]
+
+    def to_judge(annotator: str) -> str:
+        return "judge?" + urlencode({"annotator": annotator})
+
+    def film(annotator: str, number: int) -> str:
+        return "video?" + urlencode({"annotator": annotator, "pair": number, "study": study.key})
+
+    @lru_cache(maxsize=32)
+    def picture(number: int, swapped: bool, still: bool) -> bytes:
+        pair = pairs[number]
+        first, second = (decode(videos.frames(model, pair.spot)) for model in (pair.first, pair.second))
+        if pair.check:
+            second = under_noise(first, noise_seed(study.seed, number))
+        left, right = (second, first) if swapped else (first, second)
+        return side_by_side(left, right, videos.fps(pair.first, pair.spot), still)
+
+    @app.get("/")
+    def start(request: Request) -> Response:
+        return page(request, "start.html", {"annotators": annotators, "count": len(pairs)})
+
+    @app.post("/start")
+    def begin(annotator: Annotated[str, Form()] = "") -> Response:
+        return RedirectResponse(to_judge(known(annotator)), 303)
+
+    @app.get("/judge")
+    def judge(request: Request, annotator: str) -> Response:
+        annotator = known(annotator)
+        left = rest(annotator)
+        about = {"annotator": annotator, "count": len(pairs), "done": len(pairs) - len(left)}
+        if not left:
+            return page(request, "done.html", about)
+        films = [film(annotator, number) for number in left[:2]]
+        shown = {"pair": pairs[left[0]], "study": study.key, "film": films[0], "following": films[1:]}
+        return page(request, "judge.html", about | shown)
+
+    @app.post("/answer")
+    def answer(
+        annotator: Annotated[str, Form()], pair: Annotated[int, Form()], key: Annotated[str, Form(alias="study")],
+        quality: Annotated[Side | None, Form()] = None, alignment: Annotated[Side | None, Form()] = None,
+    ) -> Response:  # fmt: skip
+        annotator = known(annotator)
+        onward = {"onward": to_judge(annotator), "label": "Go on with the next open pair"}
+        if key != study.key or pair not in pairs:
+            raise Refusal(409, "Another study", "That page belonged to another study; nothing was saved.", **onward)
+        if quality not in SIDES or alignment not in SIDES:
+            raise Refusal(422, "One answer is missing", "Both questions need an answer; nothing was saved.", **onward)
+        try:
+            store.save(study.seed, annotator, pair, {"quality": quality, "alignment": alignment})
+        except AnsweredOtherwiseError:
+            text = f"{annotator} has answered this pair before, perhaps in another window. That first answer stands."
+            raise Refusal(409, "Already answered", text, **onward) from None
+        except sqlite3.OperationalError as error:
+            text = (
+                f"The answer was not saved ({error}). Tell whoever runs this study; earlier answers are safe. "
+                "When there is room again, answer this pair once more."
+            )
+            raise Refusal(507, "Not saved", text, **onward | {"label": "Try this pair again"}) from error
+        return RedirectResponse(to_judge(annotator), 303)
+
+    @app.get("/video")
+    def video(annotator: str, pair: int, still: bool = False) -> Response:  # its "study" is for the browser's cache
+        if pair not in pairs:
+            raise Refusal(404, "No such pair", "There is no such video.")
+        try:
+            made = picture(pair, second_on_left(study.seed, known(annotator), pair), still)
+        except ValueError as error:
+            raise Refusal(500, "No video", f"The video cannot be read ({error}).") from error
+        return Response(made, media_type="image/webp", headers={"cache-control": "private, max-age=86400"})
+
+    @app.exception_handler(Refusal)
+    def refuse(request: Request, error: Refusal) -> Response:
+        return page(request, "message.html", dict(error.page), error.status)
+
+    @app.exception_handler(sqlite3.Error)
+    def out_of_order(request: Request, error: sqlite3.Error) -> Response:
+        text = f"The study's file cannot be read ({error}). Tell whoever runs this study; answers are safe."
+        return refuse(request, Refusal(507, "Out of order", text))
+
+    @app.exception_handler(RequestValidationError)
+    def incomplete(request: Request, error: RequestValidationError) -> Response:
+        text = "The address or the form is incomplete; nothing was saved."
+        return refuse(request, Refusal(422, "That cannot be read", text))
+
+    @app.exception_handler(HTTPException)
+    def missing(request: Request, error: HTTPException) -> Response:
+        return refuse(request, Refusal(error.status_code, "No such page", str(error.detail)))
+
+    return app

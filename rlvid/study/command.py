@@ -1,0 +1,144 @@
+"""`rlvid study`: serve pairs to people, say what they answered, hand it on; everything heavy is imported inside."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rlvid.terminal import console, say, short
+
+if TYPE_CHECKING:
+    from rlvid.study.store import Answer, Store
+
+study = typer.Typer(
+    no_args_is_help=True,
+    help="""Asks people which video is better, and says what they answered.
+
+[bold]rlvid study serve EVALUATION[/bold] shows pairs of videos in the browser; EVALUATION is what rlvid evaluate wrote.
+[bold]rlvid study results EVALUATION[/bold] counts; [bold]rlvid study export[/bold] writes preference pairs.""",
+)
+File = Annotated[Path, typer.Argument(help="The study's file, or the folder that holds study.sqlite.")]
+Folder = Annotated[
+    Path | None, typer.Option(help="Where the evaluation is now; default: where it was when the study began.")
+]
+Without = Annotated[str | None, typer.Option(help="Annotators to leave out, separated by commas.")]
+
+
+@study.command()
+def serve(
+    evaluation: Annotated[Path, typer.Argument(help="Folder that rlvid evaluate wrote.")],
+    models: Annotated[
+        str | None, typer.Option(help="Two or more of its models, separated by commas; default: all.")
+    ] = None,
+    pairs: Annotated[int, typer.Option(min=1, max=10_000, help="Pairs that each person answers.")] = 40,
+    checks: Annotated[int, typer.Option(min=0, max=100, help="Attention checks: a video and itself in noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the choice of pairs, of their order and sides.")] = 0,
+    annotators: Annotated[
+        str | None, typer.Option(help="Who may answer, names separated by commas; default: whoever gives a name.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="SQLite file for the answers; default: study.sqlite in the evaluation.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen at; any but this machine's own needs a token.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port; 0 takes a free one.")] = 8300,
+) -> None:
+    """Shows pairs of videos for the same prompt and noise, blind and in random order, and keeps the answers.
+
+    An answer is on disk before the next pair appears. Start the same command again after an interruption: everybody
+    goes on where they were. Interrupt it (Ctrl-C) when all have answered.
+    """
+    from rlvid.study.app import create_app
+    from rlvid.study.evaluation import Videos
+    from rlvid.study.pairs import choose_pairs
+    from rlvid.study.serve import address_of, is_local, listen, new_token, run
+    from rlvid.study.store import Store
+
+    videos = Videos(evaluation)
+    asked = choose_pairs(videos, _names(models, "--models"), pairs, checks, seed)
+    named = {name: videos.models[name] for name in _names(models, "--models") or videos.models}
+    people = _names(annotators, "--annotators")
+    listening, token = listen(host, port), new_token(host)
+    path = out or evaluation / "study.sqlite"
+    app = create_app(Store.begin(path, evaluation, seed, named, asked), videos, people, token, is_local(host))
+    say(f"{len(asked)} pairs{f' ({checks} of them checks)' if checks else ''}, answers in {short(path)}")
+    say(f"open         {address_of(listening, token)}")
+    say(f"afterwards   rlvid study results {short(path)}")
+    run(app, listening)
+
+
+@study.command()
+def results(file: File, evaluation: Folder = None, without: Without = None) -> None:
+    """Says what people answered: wins, a ranking, agreement between people and with each metric.
+
+    Prints tables, and writes them beside the study's file as STUDY-results.md and .json.
+    """
+    from rlvid.evaluate import write_whole
+    from rlvid.study.evaluation import Videos, read_scores
+    from rlvid.study.preferences import check_same
+    from rlvid.study.results import summarise
+    from rlvid.study.store import Store
+    from rlvid.study.tables import json_text, markdown, render
+
+    store = Store(_database(file))
+    asked = store.study()
+    answers = _kept(store, without)
+    folder, scores = evaluation or asked.evaluation, {}
+    if evaluation or (folder / "evaluation.parquet").is_file():
+        check_same(asked, Videos(folder))
+        scores = read_scores(folder)
+    found = summarise(asked, answers, scores)
+    for table in render(found):
+        console.print(table)
+    if not scores:
+        say(f"{folder}: no evaluation.parquet there, so nothing on agreement with metrics; see --evaluation")
+    base = store.path.with_suffix("")
+    for suffix, text in ((".md", markdown(found)), (".json", json_text(found))):
+        write_whole(base.with_name(f"{base.name}-results{suffix}"), text.encode())
+    say(f"tables       {short(base.with_name(f'{base.name}-results.md'))} (.json)")
+
+
+@study.command()
+def export(
+    file: File,
+    out: Annotated[Path, typer.Option(help="Parquet file for the preference pairs.")],
+    evaluation: Folder = None,
+    without: Without = None,
+) -> None:
+    """Writes preference pairs: prompt, chosen frames, rejected frames, axis, annotator; ties are left out."""
+    from rlvid.study.evaluation import Videos
+    from rlvid.study.preferences import check_same, write_preferences
+    from rlvid.study.store import Store
+
+    if not out.parent.is_dir():
+        raise ValueError(f"--out {out}: there is no folder {out.parent}")
+    store = Store(_database(file))
+    asked = store.study()
+    answers = _kept(store, without)
+    videos = Videos(evaluation or asked.evaluation)
+    check_same(asked, videos)
+    count = write_preferences(out, asked, answers, videos)
+    say(f"{count} preference pairs in {short(out)}")
+
+
+def _names(text: str | None, option: str) -> list[str]:
+    names = [" ".join(part.split()) for part in text.split(",")] if text is not None else []
+    if not all(names) or len({name.casefold() for name in names}) < len(names):
+        raise ValueError(f"{option} {text!r}: expected names separated by commas, each once")
+    return names
+
+
+def _database(file: Path) -> Path:
+    return file / "study.sqlite" if file.is_dir() else file
+
+
+def _kept(store: "Store", without: str | None) -> list["Answer"]:
+    left_out, people = _names(without, "--without"), store.annotators()
+    for name in left_out:
+        if name not in people:
+            raise ValueError(f"--without {name!r}: nobody of that name has answered; there: {', '.join(people) or '-'}")
+    answers = [answer for answer in store.answers() if answer.annotator not in left_out]
+    if not answers:
+        raise ValueError(f"{store.path}: nobody has answered anything yet")
+    return answers

@@ -1,0 +1,156 @@
+"""The videos and scores of an evaluation's folder, as a study needs them."""
+
+import hashlib
+import io
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import yaml
+from PIL import Image
+from pyarrow import parquet
+
+KEYS = ["model", "set", "steps", "index", "copy"]
+
+
+@dataclass(frozen=True, order=True)
+class Spot:
+    """What two videos of a pair share: the prompt and the noise.
+
+    ``index`` is the prompt's place in its set, ``steps`` the number D of DDIM steps, ``copy`` the number of the noise.
+    """
+
+    set: str
+    steps: int
+    index: int
+    copy: int
+
+    def __str__(self) -> str:
+        return f"set {self.set}, D = {self.steps}, prompt {self.index}, copy {self.copy}"
+
+
+class Videos:
+    """The videos that an evaluation's folder holds; frames are read when they are asked for.
+
+    Args:
+        folder: what `rlvid evaluate` wrote.
+
+    Attributes:
+        folder: the same.
+        models: labels by name, in the evaluation's order.
+        spots: prompts by spot.
+
+    Raises:
+        ValueError: there is no evaluation, it cannot be read, holds a video twice, or has an empty or repeated prompt.
+    """
+
+    def __init__(self, folder: Path):
+        description = folder / "evaluation.yaml"
+        if not description.is_file():
+            raise ValueError(f"{folder}: no evaluation there (no evaluation.yaml); rlvid evaluate writes one")
+        self.folder = folder
+        try:
+            content = yaml.safe_load(description.read_text(encoding="utf-8"))
+            self.models = {str(each["name"]): str(each.get("label") or each["name"]) for each in content["models"]}
+        except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{description}: not what rlvid evaluate writes; its models cannot be read") from error
+        self.spots: dict[Spot, str] = {}
+        self._places: dict[tuple[str, Spot], tuple[Path, int, int, float]] = {}
+        parts = sorted((folder / "videos").glob("part-*.parquet"))
+        if not parts:
+            raise ValueError(f"{folder}: its videos are missing (no videos/part-*.parquet); run rlvid evaluate again")
+        for part in parts:
+            for place, row in _rows(part):
+                self._add(row, (part, *place, float(row["fps"])))
+        self._check_prompts()
+
+    def _add(self, row: dict[str, Any], place: tuple[Path, int, int, float]) -> None:
+        spot = Spot(row["set"], row["steps"], row["index"], row["copy"])
+        if (row["model"], spot) in self._places:
+            raise ValueError(f"{place[0]}: the video of {row['model']!r} for {spot} is there twice")
+        if self.spots.setdefault(spot, row["prompt"] or "") != (row["prompt"] or ""):
+            raise ValueError(f"{place[0]}: models have different prompts for {spot}; such videos are no pair")
+        self._places[row["model"], spot] = place
+
+    def _check_prompts(self) -> None:
+        seen: dict[tuple[str, str], int] = {}
+        for spot, prompt in sorted(self.spots.items()):
+            if not prompt.strip():
+                raise ValueError(f"{self.folder}: prompt {spot.index} of set {spot.set} is empty; nobody can judge it")
+            if seen.setdefault((spot.set, prompt), spot.index) != spot.index:
+                raise ValueError(
+                    f"{self.folder}: prompt {prompt!r} is in set {spot.set} twice, at {seen[spot.set, prompt]} and "
+                    f"{spot.index}; evaluate with each prompt once (and several copies, if you like)"
+                )
+
+    def has(self, model: str, spot: Spot) -> bool:
+        """Whether there is such a video."""
+        return (model, spot) in self._places
+
+    def fps(self, model: str, spot: Spot) -> float:
+        """Frames a second."""
+        return self._places[model, spot][3]
+
+    def frames(self, model: str, spot: Spot) -> list[bytes]:
+        """The frames of a video, PNG each; raises ValueError if they cannot be read."""
+        part, group, row, _ = self._places[model, spot]
+        try:
+            frames = parquet.ParquetFile(part).read_row_group(group, columns=["frames"]).column(0)[row].as_py()
+        except (OSError, pa.ArrowException) as error:
+            raise ValueError(f"{part}: the video of {model!r} for {spot} cannot be read: {error}") from error
+        return list(frames or [])
+
+    def inspect(self, model: str, spot: Spot) -> tuple[str, str]:
+        """What a video looks like ("8 frames of 32 x 32 at 8 a second"), and a digest of its frames.
+
+        Raises ValueError if it has no frames, or a damaged one.
+        """
+        frames, digest, sizes = self.frames(model, spot), hashlib.blake2b(digest_size=16), set()
+        for frame in frames:
+            digest.update(hashlib.blake2b(frame).digest())
+            try:
+                with Image.open(io.BytesIO(frame)) as image:
+                    sizes.add(f"{image.width} x {image.height}")
+                    image.verify()
+            except (OSError, SyntaxError) as error:  # Pillow raises both for a damaged PNG
+                raise ValueError(f"{self.folder}: the video of {model!r} for {spot} has a damaged frame") from error
+        if len(sizes) != 1:
+            what = "frames of several sizes" if sizes else "no frames"
+            raise ValueError(f"{self.folder}: the video of {model!r} for {spot} has {what}; run rlvid evaluate again")
+        return f"{len(frames)} frames of {sizes.pop()} at {self.fps(model, spot):g} a second", digest.hexdigest()
+
+
+def _rows(part: Path) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
+    """(row group, row in it) and the columns of each video, without its frames."""
+    try:
+        with parquet.ParquetFile(part) as file:
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group, columns=[*KEYS, "prompt", "fps"])
+                missing = {*KEYS, "prompt", "fps", "frames"} - set(file.schema_arrow.names)
+                if missing:
+                    raise ValueError(f"{part}: no column {', '.join(sorted(missing))}; rlvid evaluate writes it")
+                yield from (((group, row), values) for row, values in enumerate(table.to_pylist()))
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{part}: damaged, or no Parquet; delete it and run rlvid evaluate again") from error
+
+
+def read_scores(folder: Path) -> dict[str, dict[tuple[str, Spot], float]]:
+    """Each metric of ``evaluation.parquet`` by (model, spot), without what is NaN; nothing where no such file is."""
+    path = folder / "evaluation.parquet"
+    if not path.is_file():
+        return {}
+    try:
+        table = parquet.read_table(path)
+        keys = [(row["model"], Spot(*(row[key] for key in KEYS[1:]))) for row in table.select(KEYS).to_pylist()]
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise ValueError(f"{path}: not what rlvid evaluate writes ({error})") from error
+    metrics = [field.name for field in table.schema if pa.types.is_floating(field.type)]
+    columns = {metric: zip(keys, table.column(metric).to_pylist(), strict=True) for metric in metrics}
+    found = {
+        metric: {key: value for key, value in column if value is not None and math.isfinite(value)}
+        for metric, column in columns.items()
+    }
+    return {metric: values for metric, values in found.items() if values}

@@ -1,0 +1,112 @@
+"""Which pairs a study shows, to whom in which order, and which video is on the left."""
+
+import hashlib
+import json
+import random
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import combinations, zip_longest
+
+from rlvid.study.evaluation import Spot, Videos
+
+AXES = {"quality": "video quality", "alignment": "video-text alignment"}
+"""The two questions."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two videos for one prompt and noise.
+
+    ``first`` and ``second`` name models. In an attention check they are the same one, and the second video is the first
+    under noise. ``digest`` is of the frames of both, so that a pair is known to be what it was.
+    """
+
+    number: int
+    spot: Spot
+    prompt: str
+    first: str
+    second: str
+    check: bool
+    digest: str
+
+
+def choose_pairs(videos: Videos, models: list[str], count: int, checks: int, seed: int) -> list[Pair]:
+    """The pairs of a study, the same ones for the same seed, and attention checks strewn among them.
+
+    Sets, numbers of steps and pairs of models get equal shares as far as they go. Where there are fewer than
+    ``count`` pairs, all are taken. Each video is looked at.
+
+    Raises:
+        ValueError: fewer than two models, an unknown one, a missing video, or videos that cannot stand side by side.
+    """
+    models = _known(videos, models)
+    for model in models:
+        missing = [spot for spot in sorted(videos.spots) if not videos.has(model, spot)]
+        if missing:
+            raise ValueError(
+                f"{videos.folder}: {len(missing)} videos of model {model!r} are missing (the first: {missing[0]}); "
+                "rlvid evaluate makes them"
+            )
+    groups: dict[tuple[object, ...], list[tuple[Spot, str, str]]] = defaultdict(list)
+    for first, second in combinations(models, 2):
+        for spot in sorted(videos.spots):
+            groups[spot.set, spot.steps, first, second].append((spot, first, second))
+    for name, group in groups.items():
+        _generator(seed, "pairs", *name).shuffle(group)
+    rounds = zip_longest(*groups.values())
+    real = [each for turn in rounds for each in turn if each is not None][:count]
+    pick = _generator(seed, "checks")
+    chosen = [(spot, first, second, False) for spot, first, second in real]
+    chosen += [(spot, first, first, True) for spot, first, _ in pick.choices(real, k=checks)]
+    pick.shuffle(chosen)
+    seen: dict[tuple[str, Spot], tuple[str, str]] = {}
+    return [_look(videos, number, *each, seen) for number, each in enumerate(chosen)]
+
+
+def _known(videos: Videos, models: list[str]) -> list[str]:
+    names = list(dict.fromkeys(models or videos.models))
+    for name in names:
+        if name not in videos.models:
+            raise ValueError(f"--models {name!r}: not in {videos.folder}; there: {', '.join(videos.models)}")
+    if len(names) < 2:
+        raise ValueError(f"a study compares two models or more; there: {', '.join(videos.models)}; asked: {len(names)}")
+    return names
+
+
+def _look(
+    videos: Videos, number: int, spot: Spot, first: str, second: str, check: bool,
+    seen: dict[tuple[str, Spot], tuple[str, str]],
+) -> Pair:  # fmt: skip
+    for model in (first, second):
+        if (model, spot) not in seen:
+            seen[model, spot] = videos.inspect(model, spot)
+    (look, digest), (other_look, other_digest) = seen[first, spot], seen[second, spot]
+    if look != other_look:
+        raise ValueError(
+            f"{spot}: {first!r} has {look} and {second!r} {other_look}; only videos of one shape are compared"
+        )
+    return Pair(number, spot, videos.spots[spot], first, second, check, f"{digest}{other_digest}")
+
+
+def order(seed: int, annotator: str, numbers: Iterable[int]) -> list[int]:
+    """The order in which somebody sees the pairs."""
+    shuffled = sorted(numbers)
+    _generator(seed, "order", annotator).shuffle(shuffled)
+    return shuffled
+
+
+def second_on_left(seed: int, annotator: str, number: int) -> bool:
+    """Whether somebody sees a pair's second video on the left."""
+    return _generator(seed, "side", annotator, number).random() < 0.5
+
+
+def noise_seed(seed: int, number: int) -> int:
+    """Of the noise in an attention check."""
+    return _generator(seed, "noise", number).getrandbits(64)
+
+
+def _generator(seed: int, purpose: str, *position: object) -> random.Random:
+    """Belongs to what is drawn, so a draw depends neither on what was drawn before nor on a restart."""
+    text = json.dumps([seed, purpose, *position])
+    return random.Random(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little"))

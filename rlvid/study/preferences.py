@@ -1,0 +1,74 @@
+"""A study's answers as preference pairs: chosen and rejected frames in one Parquet file."""
+
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from uuid import uuid4
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from rlvid.study.evaluation import Videos
+from rlvid.study.pairs import Pair
+from rlvid.study.store import Answer, Study
+
+SCHEMA = pa.schema(
+    [
+        ("prompt", pa.string()), ("chosen", pa.list_(pa.binary())), ("rejected", pa.list_(pa.binary())),
+        ("axis", pa.string()), ("annotator", pa.string()), ("chosen_model", pa.string()),
+        ("rejected_model", pa.string()), ("set", pa.string()), ("steps", pa.int32()), ("index", pa.int32()),
+        ("copy", pa.int32()), ("fps", pa.float32()),
+    ]
+)  # fmt: skip
+"""One row an answer that is no tie; frames are PNG files."""
+
+
+def check_same(study: Study, videos: Videos) -> None:
+    """Raises ValueError unless the videos are still those that people saw."""
+    for pair in study.pairs:
+        models = (pair.first, pair.second)
+        if not all(videos.has(model, pair.spot) for model in models) or pair.digest != "".join(
+            videos.inspect(model, pair.spot)[1] for model in models
+        ):
+            raise ValueError(
+                f"{videos.folder}: the videos for {pair.spot} are missing, or not those that people saw; "
+                "name the evaluation of this study with --evaluation"
+            )
+
+
+def write_preferences(path: Path, study: Study, answers: Sequence[Answer], videos: Videos) -> int:
+    """Writes the file whole or not at all, attention checks and ties left out; returns its number of rows."""
+    decided: dict[Pair, list[Answer]] = defaultdict(list)
+    pairs = {pair.number: pair for pair in study.pairs}
+    for answer in answers:
+        if answer.chosen != "tie" and not pairs[answer.pair].check:
+            decided[pairs[answer.pair]].append(answer)
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
+    try:
+        with parquet.ParquetWriter(temporary, SCHEMA, compression="zstd") as file:
+            for pair, each in decided.items():
+                file.write_table(pa.Table.from_pylist(_rows(pair, each, videos), SCHEMA))
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return sum(map(len, decided.values()))
+
+
+def _rows(pair: Pair, answers: Sequence[Answer], videos: Videos) -> list[dict[str, object]]:
+    models = {"first": pair.first, "second": pair.second}
+    frames = {name: videos.frames(model, pair.spot) for name, model in models.items()}
+    rows = []
+    for answer in answers:
+        chosen, rejected = ("first", "second") if answer.chosen == "first" else ("second", "first")
+        rows.append(
+            {
+                "prompt": pair.prompt, "chosen": frames[chosen], "rejected": frames[rejected], "axis": answer.axis,
+                "annotator": answer.annotator, "chosen_model": models[chosen], "rejected_model": models[rejected],
+                "set": pair.spot.set, "steps": pair.spot.steps, "index": pair.spot.index, "copy": pair.spot.copy,
+                "fps": videos.fps(pair.first, pair.spot),
+            }
+        )  # fmt: skip
+    return rows

@@ -1,0 +1,62 @@
+"""Serves a study: on this machine alone, or elsewhere behind a token."""
+
+import contextlib
+import errno
+import ipaddress
+import secrets
+import socket
+
+import uvicorn
+from starlette.types import ASGIApp
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine can reach what listens there."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def new_token(host: str) -> str | None:
+    """A token that the study's address must hold; None where only this machine can reach it."""
+    return None if is_local(host) else secrets.token_urlsafe(24)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; raises ValueError if the address is taken, unknown or not allowed."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ValueError(f"--host {host}: {error.strerror or error}") from error
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # so that a killed server can start again at once
+    try:
+        listening.bind(address)
+        listening.listen(128)
+    except OSError as error:
+        listening.close()
+        if error.errno == errno.EADDRINUSE:
+            raise ValueError(f"port {port} of {host} is in use; choose another with --port") from error
+        raise ValueError(f"--host {host} --port {port}: {error.strerror}") from error
+    return listening
+
+
+def address_of(listening: socket.socket, token: str | None) -> str:
+    """What to open in a browser."""
+    host, port = listening.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):
+        host = socket.gethostname()
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/{f'{token}/' if token else ''}"
+
+
+def run(app: ASGIApp, listening: socket.socket) -> None:
+    """Serves until it is interrupted."""
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, server_header=False, ws="none", lifespan="off",
+        timeout_graceful_shutdown=3,
+    )  # fmt: skip
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[listening])

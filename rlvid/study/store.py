@@ -1,0 +1,190 @@
+"""A study in one SQLite file: what is asked, and one row an answer, on disk before anybody is told that it is saved."""
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import astuple, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+from uuid import uuid4
+
+from rlvid.study.evaluation import Spot
+from rlvid.study.pairs import AXES, Pair, second_on_left
+
+Side = Literal["left", "right", "tie"]
+SIDES: tuple[Side, ...] = ("left", "tie", "right")
+FORMAT = "1"
+_SCHEMA = """
+CREATE TABLE study (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE pairs (
+    pair INTEGER PRIMARY KEY, "set" TEXT NOT NULL, steps INTEGER NOT NULL, "index" INTEGER NOT NULL,
+    copy INTEGER NOT NULL, prompt TEXT NOT NULL, first TEXT NOT NULL, second TEXT NOT NULL, is_check INTEGER NOT NULL,
+    digest TEXT NOT NULL
+);
+CREATE TABLE answers (
+    annotator TEXT NOT NULL, pair INTEGER NOT NULL REFERENCES pairs, axis TEXT NOT NULL,
+    answer TEXT NOT NULL CHECK (answer IN ('left', 'tie', 'right')),
+    chosen TEXT NOT NULL CHECK (chosen IN ('first', 'tie', 'second')), saved_at TEXT NOT NULL,
+    PRIMARY KEY (annotator, pair, axis)
+) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study asks: ``evaluation`` is the folder its videos are in, ``key`` sets it apart from any other."""
+
+    key: str
+    evaluation: Path
+    seed: int
+    models: Mapping[str, str]
+    pairs: Sequence[Pair]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One saved answer: the side that was clicked, and which of the pair's videos that was."""
+
+    annotator: str
+    pair: int
+    axis: str
+    answer: Side
+    chosen: Literal["first", "tie", "second"]
+    saved_at: str
+
+
+class AnsweredOtherwiseError(Exception):
+    """The pair has another answer of the same annotator already, which stands."""
+
+
+class Store:
+    """The file of a study; each call opens it anew, so it may be used from any thread and by several processes."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @classmethod
+    def begin(
+        cls, path: Path, evaluation: Path, seed: int, models: Mapping[str, str], pairs: Sequence[Pair]
+    ) -> "Store":
+        """Makes the file, or takes up the one that is there.
+
+        Raises ValueError if it is another study's, or no study's at all, or cannot be written.
+        """
+        store = cls(path)
+        if not path.parent.is_dir():
+            raise ValueError(f"--out {path}: there is no folder {path.parent}")
+        with _named(path), closing(store._connect()) as database:
+            if _is_empty(database):
+                database.execute("PRAGMA journal_mode=WAL")
+                database.execute("BEGIN IMMEDIATE")
+                if _is_empty(database):  # still, now that nobody else can write
+                    store._fill(database, evaluation, seed, models, pairs)
+                database.execute("COMMIT")
+        found = store.study()
+        if (found.seed, [*found.models], [*found.pairs]) != (seed, [*models], [*pairs]):
+            raise ValueError(
+                f"{path} belongs to another study ({_outline(found.models, found.pairs, found.seed)}; now "
+                f"{_outline(models, pairs, seed)}, or other videos); name a new file with --out, or ask as before"
+            )
+        return store
+
+    @staticmethod
+    def _fill(
+        database: sqlite3.Connection, evaluation: Path, seed: int, models: Mapping[str, str], pairs: Sequence[Pair]
+    ) -> None:
+        for statement in filter(None, map(str.strip, _SCHEMA.split(";\n"))):
+            database.execute(statement)
+        home = Path(database.execute("PRAGMA database_list").fetchone()[2]).parent
+        facts = {
+            "format": FORMAT, "key": uuid4().hex[:12], "evaluation": os.path.relpath(evaluation.resolve(), home),
+            "seed": str(seed), "models": json.dumps(dict(models)),
+        }  # fmt: skip
+        database.executemany("INSERT INTO study VALUES (?, ?)", facts.items())
+        for pair in pairs:
+            row = (pair.number, *astuple(pair.spot), pair.prompt, pair.first, pair.second, pair.check, pair.digest)
+            database.execute("INSERT INTO pairs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+
+    def study(self) -> Study:
+        """What is asked; raises ValueError if the file is not there, or no study's."""
+        if not self.path.is_file():
+            raise ValueError(f"{self.path}: no such study; rlvid study serve makes one")
+        with _named(self.path), closing(self._connect()) as database:
+            if {"study", "pairs", "answers"} - {name for (name,) in database.execute("SELECT name FROM sqlite_master")}:
+                raise ValueError(f"{self.path} is a database, but not of a study; name another file")
+            facts = dict(database.execute("SELECT key, value FROM study"))
+            rows = database.execute("SELECT * FROM pairs ORDER BY pair").fetchall()
+        if facts.get("format") != FORMAT:
+            raise ValueError(f"{self.path}: a study of format {facts.get('format')}; this rlvid reads {FORMAT}")
+        pairs = [
+            Pair(number, Spot(*spot), prompt, first, second, bool(check), digest)
+            for number, *spot, prompt, first, second, check, digest in rows
+        ]
+        folder = Path(os.path.normpath(self.path.resolve().parent / facts["evaluation"]))
+        return Study(facts["key"], folder, int(facts["seed"]), json.loads(facts["models"]), pairs)
+
+    def save(self, seed: int, annotator: str, pair: int, sides: Mapping[str, Side]) -> None:
+        """Saves somebody's answers about a pair, all or none; the same ones again change nothing.
+
+        Raises:
+            AnsweredOtherwiseError: there are others already, for example from a second window; they stand.
+            sqlite3.OperationalError: they could not be written, for example because the disk is full.
+        """
+        names = ("second", "first") if second_on_left(seed, annotator, pair) else ("first", "second")
+        chosen = dict(zip(("left", "right"), names, strict=True)) | {"tie": "tie"}
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        with closing(self._connect()) as database:
+            database.execute("BEGIN IMMEDIATE")
+            sql = "SELECT axis, answer FROM answers WHERE annotator = ? AND pair = ?"
+            before = dict(database.execute(sql, (annotator, pair)))
+            if before and before != dict(sides):
+                raise AnsweredOtherwiseError
+            if not before:
+                rows = [(annotator, pair, axis, sides[axis], chosen[sides[axis]], now) for axis in AXES]
+                database.executemany("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?)", rows)
+            database.execute("COMMIT")
+
+    def answered(self, annotator: str) -> set[int]:
+        """Numbers of the pairs that somebody has answered."""
+        with closing(self._connect()) as database:
+            sql = "SELECT DISTINCT pair FROM answers WHERE annotator = ?"
+            return {pair for (pair,) in database.execute(sql, (annotator,))}
+
+    def answers(self) -> list[Answer]:
+        """Everything that was answered, in the order in which it was saved."""
+        with _named(self.path), closing(self._connect()) as database:
+            sql = (
+                "SELECT annotator, pair, axis, answer, chosen, saved_at FROM answers ORDER BY saved_at, annotator, pair"
+            )
+            return [Answer(*row) for row in database.execute(sql)]
+
+    def annotators(self) -> list[str]:
+        """Who has answered something."""
+        with closing(self._connect()) as database:
+            return [name for (name,) in database.execute("SELECT DISTINCT annotator FROM answers ORDER BY 1")]
+
+    def _connect(self) -> sqlite3.Connection:
+        database = sqlite3.connect(self.path, timeout=20, isolation_level=None)
+        database.execute("PRAGMA synchronous=FULL")  # an answer is on the disk when COMMIT returns
+        return database
+
+
+def _is_empty(database: sqlite3.Connection) -> bool:
+    return not database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Errors of SQLite as one line that names the file."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        raise ValueError(f"{path}: {error}; name another file") from error
+
+
+def _outline(models: Mapping[str, str], pairs: Sequence[Pair], seed: int) -> str:
+    checks = sum(pair.check for pair in pairs)
+    return f"{len(pairs) - checks} pairs and {checks} checks of {', '.join(models)}, seed {seed}"

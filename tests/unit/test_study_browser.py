@@ -1,0 +1,27 @@
+"""Real browsers answer a whole study with the keyboard; the server is killed on the way."""
+
+from pathlib import Path
+
+import pytest
+from watched import make_evaluation
+
+from jobs.answer_study import answer_study, chromium, saved
+
+pytestmark = pytest.mark.skipif(chromium() is None, reason="no Chromium on PATH")
+
+
+def test_two_people_answer_a_study_through_a_crash(tmp_path: Path) -> None:
+    folder, out = make_evaluation(tmp_path / "evaluation", steps=(20, 50)), tmp_path / "study.sqlite"
+    record = answer_study(folder, out, ["ada", "ben"], pairs=4, checks=1, kill_after=5)
+    assert record.faults == []
+    assert record.pages == 10
+    assert len(record.answers) == 20
+    assert sorted(record.answers) == sorted(saved(out))
+    assert {answer[0] for answer in record.answers} == {"ada", "ben"}
+
+
+def test_the_robot_notices_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, out = make_evaluation(tmp_path / "evaluation"), tmp_path / "study.sqlite"
+    monkeypatch.setattr("jobs.answer_study.KEYS", {"1": "left", "2": "right", "3": "tie"})
+    record = answer_study(folder, out, ["ada"], pairs=3, checks=0, kill_after=-1)
+    assert record.faults == ["the file does not hold what was answered"]
