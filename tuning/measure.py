@@ -53,10 +53,9 @@ def measure(base: dict[str, Any], evaluation: dict[str, Any], run: str | None, s
         final=sampling.final,
         seed=how.seed,
         use_oracle=config.model.path == "builtin",
-        pictured=0,
     )
     (summary,) = summarise(rows)
-    kept = [{key: value for key, value in asdict(row).items() if key != "frames"} for row in rows]
+    kept = [{key: value for key, value in asdict(row).items() if key != "extra"} for row in rows]
     return {"step": step, **cost, "mean": summary.mean, "std": summary.std, "rows": kept}
 
 

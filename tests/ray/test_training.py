@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 from rlvid.config import RunConfig
 from rlvid.data.sources import encoded_clips
-from rlvid.evaluate.portions import Evaluation, run_evaluation
-from rlvid.evaluate.run import find_run
+from rlvid.evaluate.compared import find_compared
+from rlvid.evaluate.plan import Evaluation
+from rlvid.evaluate.portions import run_evaluation
 from rlvid.export import export_run
 from rlvid.models.trained import trained_state
 from rlvid.train.launch import train
@@ -122,7 +123,7 @@ def test_a_run_of_all_weights_resumes_to_the_same_weights_and_is_evaluated_and_e
     start = tiny_state(folder, "model.train=full")
     assert difference(expected, start) > 2e-5
     prompts = {"own": ["a red circle", "a dog"]}
-    rows = run_evaluation(Evaluation.of(*find_run(straight.folder), prompts, steps_list=[2]))
+    rows = run_evaluation(Evaluation.of(find_compared([str(straight.folder)]), prompts, steps_list=[2]))
     assert len(rows) == 4
     out = export_run(straight.folder, folder / f"exported-{stage}")
     assert difference(load_file(out / file), expected) == 0
