@@ -57,8 +57,10 @@ def group_seeds(models: Sequence[Compared]) -> dict[str, list[str]]:
         groups.setdefault(key, []).append(model)
     named: dict[str, list[str]] = {}
     for members in groups.values():
-        if len({model.config.seed for model in members}) < len(members):
-            names = ", ".join(model.name for model in members)
+        seeds = [model.config.seed for model in members]
+        twice = next((seed for seed in seeds if seeds.count(seed) > 1), None)
+        if twice is not None:
+            names = ", ".join(model.name for model in members if model.config.seed == twice)
             raise ValueError(f"--group-seeds: {names} have one seed, and would count as two; leave one out")
         first = members[0]
         method = first.config.method.name + (f" × {first.scale:g}" if first.scale != 1 else "")

@@ -294,7 +294,9 @@ def _gains(comparisons: Iterable[Comparison]) -> dict[str, str]:
 
 
 def gain_text(c: Comparison) -> str:
-    """``+0.123 [0.110, 0.135]``, without the interval where there is none."""
+    """``+0.123 [0.110, 0.135]``, without the interval where there is none; a dash without a difference."""
+    if not c.pairs:
+        return "–"
     interval = f" [{c.low:.3f}, {c.high:.3f}]" if math.isfinite(c.low) else ""
     return f"{c.difference:+.3f}{interval}".replace("-0.000", "+0.000")
 
