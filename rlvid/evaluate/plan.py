@@ -234,7 +234,8 @@ class Evaluation:
 
     def describe(self, *, complete: bool) -> None:
         """Writes ``evaluation.yaml``."""
-        shape = next((found for path in sorted(self.videos.glob("part-*")) if (found := shape_of(path))), None)
+        parts = sorted(self.videos.glob("part-*")) if complete else []  # else they may be of others, or damaged
+        shape = next((found for path in parts if (found := shape_of(path))), None)
         spec = self.models[0].config.model
         fps, frames, size = shape or (float(FPS), *resolved_shape(spec.path, spec.frames, spec.size))
         about = {
