@@ -11,6 +11,7 @@ the run. Ctrl-C asks whether to leave the job alone or to stop it. Paths are the
 
 import argparse
 import asyncio
+import itertools
 import os
 import re
 import shlex
@@ -105,9 +106,16 @@ def job_name(command: str, arguments: list[str], given: str | None = None) -> st
         run = arguments[0] if arguments else "--help"
         if run.startswith("-"):
             raise ValueError(f"{command}: name the run first, such as: {command} /mnt/shared/runs/mine")
-        if run != "builtin":
-            shared(run, f"{command}: the run")
-        name = given or f"{command}-{split_uri(run)[1]}"
+        runs = [run]
+        if command == "evaluate":  # any number, each LABEL=RUN@STEP*SCALE
+            models = list(itertools.takewhile(lambda each: not each.startswith("-"), arguments))
+            runs = [re.sub(r"^[^=/@*?:]+=", "", each) for each in models]
+            if len(runs) > 1:
+                shared(option(arguments, "--out") or "", f"{command}: --out")
+        for each in runs:
+            if each != "builtin":
+                shared(each, f"{command}: the run")
+        name = given or f"{command}-{re.sub(r'[^A-Za-z0-9._-]', '-', split_uri(runs[0])[1])}"
     elif command == "encode":
         for each, what in zip(own[:2], ("source", "folder for the clips"), strict=False):
             shared(each, f"encode: the {what}")

@@ -44,74 +44,79 @@ def train_and_show(config: "RunConfig", address: str | None) -> Path:
 
 
 def evaluate_and_show(
-    run: str,
-    steps: list[int],
-    sets: list[str],
+    models: Sequence[str],
+    *,
+    steps: Sequence[int],
+    sets: Sequence[str],
     videos: int,
-    checkpoint: int | None,
-    seed: int,
-    clip: str | None,
+    copies: int = 1,
+    checkpoint: int | None = None,
+    seed: int = 0,
+    clip: str | None = None,
+    rewards: str = "",
     scales: Sequence[float] = (1.0,),
+    out: Path | None = None,
+    group_seeds: bool = False,
     workers: int | None = None,
     address: str | None = None,
 ) -> None:
-    """Compares a run's model with its base, writes the tables into the run's folder and prints them.
+    """Sets models side by side, writes videos and tables into a folder and prints the tables.
 
-    ``scales`` says how much of what was learned each tuned model has. With ``workers``, so many Ray actors share the
-    work. What was finished before an interruption is not made again.
+    See ``rlvid evaluate --help`` for the arguments. With ``workers``, so many Ray actors share the work. What was
+    finished before an interruption is not made again.
     """
-    from rlvid.data.prompts import resolve_prompts
-    from rlvid.data.storage import Mirror, is_uri, split_uri
+    from rlvid.data.storage import is_uri
     from rlvid.evaluate.clip import load_clip
-    from rlvid.evaluate.evaluate import summarise
-    from rlvid.evaluate.portions import Evaluation, run_evaluation
-    from rlvid.evaluate.run import find_run, scale_name
-    from rlvid.evaluate.tables import compare_all, render_table, write_results
-    from rlvid.evaluate.tradeoff import draw_tradeoff
-    from rlvid.toy.captions import PROMPT_SETS
+    from rlvid.evaluate.compared import find_compared, parse_spec
+    from rlvid.evaluate.measure import DEFAULT_CLIP, Measure, parse_rewards
+    from rlvid.evaluate.plan import Evaluation
+    from rlvid.evaluate.portions import run_evaluation
+    from rlvid.evaluate.results import Store, evaluation_folder, prompts_of, write_all
+    from rlvid.evaluate.rows import summarise
+    from rlvid.evaluate.seeds import group_seeds as groups_of
+    from rlvid.evaluate.tables import compare_all, render_table
+    from rlvid.reward.load import check_reward
 
-    prompts = {
-        Path(name).stem: resolve_prompts(name, videos if name in PROMPT_SETS else None)[:videos] for name in sets
-    }
+    prompts = prompts_of(sets, videos)
     workers = workers or (1 if address else None)
-    if workers and is_uri(run):
+    runs = list(dict.fromkeys(parse_spec(text).run for text in models))
+    stored = next((run for run in runs if is_uri(run)), None)
+    if workers and stored:
         raise ValueError(
-            f"--workers: actors share a folder, and {run} is in a store of objects; leave --workers and --address out, "
-            "or keep runs in a folder that all nodes mount"
+            f"--workers: actors share a folder, and {stored} is in a store of objects; leave --workers and --address "
+            "out, or keep runs in a folder that all nodes mount"
         )
-    if len(prompts) < len(sets):
-        raise ValueError(f"--sets {','.join(sets)}: two sets have one name; rename a file, results are kept by it")
-    config, found = find_run(run, checkpoint)
-    measure, method = clip or "builtin-heldout", config.method.name
-    named = {scale_name(method, scale): scale for scale in scales}
-    everything = {"base": 0.0} | named
-    evaluation = Evaluation.of(config, found, prompts, steps_list=steps, scales=everything, seed=seed, clip=measure)
-    if workers:
-        load_clip(measure)  # says what is wrong with it before Ray starts
-    rows = run_evaluation(evaluation, workers=workers, address=address, progress=counter("videos"))
-    folder = evaluation.run
-    facts = {
-        "run": config.name,
-        "step": found.step,
-        "seed": seed,
-        "guidance": config.sampling.guidance,
-        "reward": config.reward.name,
-        "held-out reward": config.reward.held_out or "builtin-heldout",
-        "CLIPSIM and consistency by": clip or "builtin-heldout",
-    }
-    write_results(folder, rows, base="base", facts=facts)
-    if len(scales) > 1:
-        draw_tradeoff(folder / "tradeoff.png", summarise(rows), named)
-    if is_uri(run):
-        for files in ("evaluation.*", "tradeoff.png"):
-            Mirror(*split_uri(run)).send(files)
-    evaluation.forget()  # not before all of it is where it belongs
+    further = parse_rewards(rewards)
+    compared = find_compared(models, scales=scales, step=checkpoint)
+    config = compared[0].config
+    groups = groups_of(compared) if group_seeds else {}
+    check_reward(config.reward, needs_gradient=False)
+    load_clip(clip or DEFAULT_CLIP)  # says what is wrong with it before anything is made
+    measure = Measure(config.reward, clip or DEFAULT_CLIP, further, config.model.path == "builtin")
+    evaluation = Evaluation.of(
+        compared, prompts, steps_list=steps, folder=evaluation_folder(compared, out), seed=seed, copies=copies,
+        measure=measure,
+    )  # fmt: skip
+    store = Store(stored if out is None and len(runs) == 1 else None, evaluation)
+    say(f"{len(compared)} models ({', '.join(model.name for model in compared)}), {evaluation.count} videos")
+    for line in evaluation.differences():
+        say(line)
+    rows = run_evaluation(evaluation, workers=workers, address=address, progress=counter("videos"), tell=say)
+    written = write_all(evaluation, rows, groups)
+    store.send(written)
+    comparisons, summaries = compare_all(rows, compared[0].name), summarise(rows)
     for each in steps:
-        console.print(render_table(summarise(rows), compare_all(rows, "base"), steps=each))
-    shown = run if is_uri(run) else short(folder)
-    if len(scales) > 1:
+        console.print(render_table(summaries, comparisons, steps=each))
+    shown = stored if store.uri else short(evaluation.folder)
+    names = {path.name for path in written}
+    if "tradeoff.png" in names:
         say(f"trade-off    {shown}/tradeoff.png (rewards and motion for each --lora-scale)")
-    say(f"tables       {shown}/evaluation.md (.csv, .json, .parquet)")
+    if "seeds.md" in names:
+        say(f"over seeds   {shown}/seeds.md (.csv)")
+    say(f"tables       {shown}/evaluation.md (.csv, .json, .tex, .parquet), comparison.parquet")
+    say(f"the paper's  {shown}/table-a1.md and table-a2.md (.csv, .tex)")
+    say(f"videos       {shown}/videos (Parquet: select * from '{shown}/videos/*.parquet')")
+    say(f"next         rlvid report {shown}; rlvid study serve {shown}")
 
 
 def report_and_show(targets: list[str], out: Path | None, moving: int) -> Path:

@@ -73,13 +73,30 @@ def train(
 
 @app.command()
 def evaluate(
-    run: Annotated[str, typer.Argument(help="A run's folder, or its name under runs/.")],
-    videos: Annotated[int, typer.Option(min=2, max=240, help="Prompts of each set; one video a prompt.")] = 48,
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...",
+            help="Each LABEL=RUN@STEP*SCALE, all but RUN optional: a run's folder, its name under runs/, or its URI.",
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for videos and tables; default: the run's own, or runs/evaluation for several runs."),
+    ] = None,
+    videos: Annotated[int, typer.Option(min=2, max=240, help="Most prompts of each set.")] = 48,
+    copies: Annotated[int, typer.Option(min=1, max=16, help="Videos of each prompt, each from noise of its own.")] = 1,
     steps: Annotated[str, typer.Option(help="Numbers of DDIM steps D, separated by commas.")] = "20,50",
     sets: Annotated[
-        str, typer.Option(help="Built-in prompt sets, or files (.txt, .jsonl, .csv, .parquet), separated by commas.")
+        str,
+        typer.Option(
+            help="Prompt sets, separated by commas: in_domain, new_shapes, scenes; animals, new_animals, non_animals; "
+            "files (.txt, .jsonl, .csv, .parquet)."
+        ),
     ] = "in_domain,new_shapes,scenes",
-    checkpoint: Annotated[int | None, typer.Option(help="Step of the checkpoint; default: the latest.")] = None,
+    checkpoint: Annotated[
+        int | None, typer.Option(help="Step of the checkpoint, where MODEL has none; default: the latest.")
+    ] = None,
     clip: Annotated[
         str | None,
         typer.Option(
@@ -87,24 +104,40 @@ def evaluate(
             "ARCHITECTURE:FILE of open_clip; default: builtin-heldout."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise, the same for base and tuned model.")] = 0,
+    rewards: Annotated[
+        str,
+        typer.Option(
+            help="Further rewards, NAME=PATH separated by commas: hpsv2=HPS_v2.pt,imagereward=FOLDER,mine=FILE.py:F."
+        ),
+    ] = "",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise, the same for all models.")] = 0,
     lora_scale: Annotated[
         str, typer.Option(help="How much of what was learned, a model each, separated by commas: 0.25,0.5,0.75,1.")
     ] = "1",
+    group_seeds: Annotated[
+        bool, typer.Option("--group-seeds", help="Also tables over runs that differ in their seed alone.")
+    ] = False,
     workers: Annotated[
         int | None,
         typer.Option(min=1, help="Ray actors, each with a model of its own; default: this process, without Ray."),
     ] = None,
     address: Address = None,
 ) -> None:
-    """Compares a run's model with its base: rewards, CLIPSIM, temporal consistency, motion, the oracle.
+    """Sets models side by side with their base: rewards, CLIPSIM, temporal consistency, motion, the oracle.
 
-    Writes evaluation.md, .csv, .json and .parquet into the run's folder, and with several --lora-scale tradeoff.png.
-    Start the same command again after an interruption: what was finished is not made again.
+    [bold]rlvid evaluate toy[/bold] compares the run with its base, in the run's folder.
+    [bold]rlvid evaluate 'toy@all' --steps 20[/bold] all checkpoints; [bold]'toy@best*0.5'[/bold] half of the guard's \
+best.
+    [bold]rlvid evaluate toy toy-draft 'long=toy-ddpo@300' --out runs/methods[/bold] several runs of one base model.
+    Put a MODEL with * into quotes, or the shell reads it as a pattern.
+
+    All models start from the same noise. Videos are made once and kept; another --clip or --rewards only scores them
+    again. Start the same command again after an interruption: what was finished is not made again.
     """
     evaluate_and_show(
-        run, numbers(steps, "--steps"), sets.split(","), videos, checkpoint, seed, clip,
-        fractions(lora_scale, "--lora-scale"), workers, address,
+        models, steps=numbers(steps, "--steps"), sets=sets.split(","), videos=videos, copies=copies,
+        checkpoint=checkpoint, seed=seed, clip=clip, rewards=rewards, scales=fractions(lora_scale, "--lora-scale"),
+        out=out, group_seeds=group_seeds, workers=workers, address=address,
     )  # fmt: skip
 
 
@@ -284,7 +317,9 @@ def demo(overrides: Overrides = None) -> None:
     began = time.perf_counter()
     folder = train_and_show(config, None)
     trained = time.perf_counter()
-    evaluate_and_show(str(folder), [config.sampling.steps], ["in_domain", "new_shapes", "scenes"], 32, None, 0, None)
+    evaluate_and_show(
+        [str(folder)], steps=[config.sampling.steps], sets=["in_domain", "new_shapes", "scenes"], videos=32
+    )
     ended = time.perf_counter()
     say(f"training took {trained - began:.0f} s, evaluation {ended - trained:.0f} s")
 

@@ -74,10 +74,9 @@ def measure(job: dict[str, Any], run: str | None, step: int) -> dict[str, Any]:
         final=sampling.final,
         seed=how.seed,
         use_oracle=config.model.path == "builtin",
-        pictured=0,
     )
     (summary,) = summarise(rows)
-    kept = [{key: value for key, value in asdict(row).items() if key != "frames"} for row in rows]
+    kept = [{key: value for key, value in asdict(row).items() if key != "extra"} for row in rows]
     return {"step": step, **cost, "mean": summary.mean, "std": summary.std, "rows": kept}
 
 

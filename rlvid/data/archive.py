@@ -221,7 +221,8 @@ def _rows(step: int, rank: int, samples: Samples, held_out_B: Tensor | None) -> 
     return [{"step": step, "rank": rank, **dict(zip(columns, values, strict=True))} for values in each]
 
 
-def _png(pixels_HWC: np.ndarray) -> bytes:
+def png_bytes(pixels_HWC: np.ndarray) -> bytes:
+    """A PNG file of a uint8 image (H, W, 3)."""
     buffer = io.BytesIO()
     Image.fromarray(pixels_HWC).save(buffer, "PNG")
     return buffer.getvalue()
@@ -233,7 +234,7 @@ def _remove(path: Path) -> None:
 
 
 def _write_part(path: Path, rows: list[dict[str, Any]]) -> None:
-    table = pa.Table.from_pylist([{**row, "frames": [_png(p) for p in row["frames"]]} for row in rows], SCHEMA)
+    table = pa.Table.from_pylist([{**row, "frames": [png_bytes(p) for p in row["frames"]]} for row in rows], SCHEMA)
     part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(part, "wb") as file:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from rlvid.toy.captions import PROMPT_SETS, prompt_set
 MAX_CHARACTERS = 1000
 TABLES = (".csv", ".jsonl", ".parquet")
 """Formats of files that hold rows with named columns."""
+ANIMAL_SETS = ("animals", "new_animals", "non_animals")
+"""Shipped prompts for models of the real world: animals to train on, other animals, and no animals at all."""
 
 
 def check_prompt(text: Any, where: str) -> str:
@@ -65,8 +68,9 @@ def resolve_prompts(spec: str, count: int | None = None, seed: int = 0) -> list[
     """Prompts by the name of a built-in set or from a file.
 
     Args:
-        spec: ``in_domain``, ``new_shapes``, ``scenes``, or the path of a file for ``read_prompts``.
-        count: how many prompts; a built-in set needs it, a file gives its first ones, by default all.
+        spec: ``in_domain``, ``new_shapes``, ``scenes``, one of ``ANIMAL_SETS``, or the path of a file for
+            ``read_prompts``.
+        count: how many prompts; the first three sets need it, the others give their first ones, by default all.
         seed: of the draw from a built-in set; a file has an order of its own.
 
     Raises:
@@ -76,9 +80,13 @@ def resolve_prompts(spec: str, count: int | None = None, seed: int = 0) -> list[
         if count is None:
             raise ValueError(f"prompt set {spec!r} is drawn from: say how many prompts it should give")
         return prompt_set(spec, count, seed)
-    if not Path(spec).is_file():
-        raise ValueError(f"prompts {spec!r} are neither a built-in set ({', '.join(PROMPT_SETS)}) nor a file")
-    prompts = read_prompts(spec)
+    if spec in ANIMAL_SETS:
+        prompts = read_prompts(Path(str(resources.files("rlvid"))) / "data" / "prompt_sets" / f"{spec}.txt")
+    elif Path(spec).is_file():
+        prompts = read_prompts(spec)
+    else:
+        sets = ", ".join((*PROMPT_SETS, *ANIMAL_SETS))
+        raise ValueError(f"prompts {spec!r} are neither a built-in set ({sets}) nor a file")
     if count is not None and not 0 < count <= len(prompts):
         raise ValueError(f"{spec}: has {len(prompts)} prompts; asked for {count}")
     return prompts[:count]

@@ -27,8 +27,8 @@ import pyarrow as pa
 from pyarrow import fs
 
 _CHUNK = 8 * 2**20
-_LEFT_OUT = re.compile(r"archive/|step-\d+/(engine/|algorithm\.pt)|\.|.*\.tmp$")
-"""Of a run, what only workers need, or nobody."""
+_LEFT_OUT = re.compile(r"archive/|videos/|step-\d+/(engine/|algorithm\.pt)|\.|.*\.tmp$")
+"""Of a run, what only workers or evaluations need, or nobody."""
 
 
 def is_uri(storage: str | Path) -> bool:
@@ -146,6 +146,29 @@ class Mirror:
         """Sends the files right in the folder that match a pattern, whether they have changed or not."""
         for path in self.folder.glob(pattern) if self._store is not None else []:
             self._upload(path.name)
+
+    def fetch_missing(self, under: str) -> None:
+        """Brings the files right in a folder below that are not here."""
+        for name in self._there() if self._store is not None else []:
+            if name.rpartition("/")[0] == under and not (self.folder / name).is_file():
+                self._download(name, self.folder / name)
+
+    def send_folder(self, under: str, since: float) -> None:
+        """Makes a folder of the store like ours, but for dot files.
+
+        Sends files that it lacks, that have another size there or that came here after ``since`` (seconds since 1970),
+        and deletes what is not here.
+        """
+        if self._store is None:
+            return
+        there = {name: info for name, info in self._there().items() if name.rpartition("/")[0] == under}
+        here = {name for name in self._here() if name.rpartition("/")[0] == under and Path(name).name[0] != "."}
+        for name in sorted(here):
+            state = (self.folder / name).stat()
+            if name not in there or there[name].size != state.st_size or state.st_ctime >= since:
+                self._upload(name)
+        for name in there.keys() - here:
+            self._store.delete_file(f"{self._root}/{name}")
 
     def discard(self) -> None:
         """Deletes a worker's temporary folder."""

@@ -1,6 +1,6 @@
 """Videos from pure noise, the same noise for every model, so that models are compared sample by sample."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ def generate(
     final: str = "exact",
     batch: int = 16,
     first_index: int = 0,
+    noise_of: Sequence[tuple[int, int]] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Generates one video a prompt and decodes all its frames.
@@ -40,6 +41,7 @@ def generate(
         final: ``exact`` or ``paper``, see ``rlvid.diffusion.chain.denoise``.
         batch: most videos that are made at once; bounds the memory.
         first_index: i of the first prompt.
+        noise_of: (seed, i) of every sample, instead of the two above; so a prompt can be given several times.
         progress: called with (videos done, N) after each batch.
 
     Returns:
@@ -53,11 +55,11 @@ def generate(
     if batch < 1:
         raise ValueError(f"generate: batch = {batch}; allowed: 1 or more")
     grid = timesteps(steps)
+    samples = list(noise_of or ((seed, first_index + place) for place in range(len(prompts))))
     parts = []
     for start in range(0, len(prompts), batch):
         part = prompts[start : start + batch]
-        samples = range(first_index + start, first_index + start + len(part))
-        frames_BFCHW = _generate_batch(model, part, samples, grid, seed, guidance, eta, final)
+        frames_BFCHW = _generate_batch(model, part, samples[start : start + batch], grid, guidance, eta, final)
         parts.append(torch.where(frames_BFCHW.isfinite(), frames_BFCHW.clamp(0, 1), torch.nan).cpu())
         if progress is not None:
             progress(start + len(part), len(prompts))
@@ -67,19 +69,18 @@ def generate(
 def _generate_batch(
     model: VideoModel,
     prompts: list[str],
-    samples: range,
+    samples: list[tuple[int, int]],
     grid: list[int],
-    seed: int,
     guidance: float,
     eta: float,
     final: str,
 ) -> Tensor:
     def noise(step: int) -> Tensor:
-        return randomness.normal(model.latent_shape, seed, "generate-step", [(i, step) for i in samples])
+        return _noise(model, "generate-step", samples, step)
 
     latents_BCFhw = denoise(
         model,
-        randomness.normal(model.latent_shape, seed, "generate", [(i,) for i in samples]).to(model.device),
+        _noise(model, "generate", samples).to(model.device),
         model.encode_prompts(prompts),
         grid,
         guidance=guidance,
@@ -90,3 +91,8 @@ def _generate_batch(
     )
     frames_BF = torch.arange(model.frames, device=model.device).expand(len(prompts), -1)
     return model.decode_frames(latents_BCFhw, frames_BF).float()
+
+
+def _noise(model: VideoModel, purpose: str, samples: list[tuple[int, int]], *position: int) -> Tensor:
+    each = [randomness.normal(model.latent_shape, seed, purpose, [(i, *position)]) for seed, i in samples]
+    return torch.cat(each)

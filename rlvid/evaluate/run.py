@@ -49,16 +49,33 @@ def find_run(run: str | Path, step: int | None = None) -> tuple[RunConfig, Found
     """A run's settings and one of its checkpoints, the latest by default.
 
     Args:
-        run: the run's folder, or the name of one under ``runs``, or the run's URI; what it holds of the model is
-            fetched then.
+        run: see ``find_checkpoints_of``.
         step: of the checkpoint.
 
     Raises:
         ValueError: no such run, or no such checkpoint in it, or the store cannot be reached.
     """
+    config, found = find_checkpoints_of(run)
+    chosen = [c for c in found if step is None or c.step == step]
+    if not chosen:
+        steps = ", ".join(str(c.step) for c in found)
+        raise ValueError(f"run {found[0].folder.parent}: no checkpoint of step {step}; it has: {steps}")
+    return config, chosen[-1]
+
+
+def find_checkpoints_of(run: str | Path) -> tuple[RunConfig, list[Found]]:
+    """A run's settings and all of its checkpoints, oldest first, with the guard's best where training deleted it.
+
+    Args:
+        run: the run's folder, or the name of one under ``runs``, or the run's URI; what it holds of the model is
+            fetched then.
+
+    Raises:
+        ValueError: no such run, or no checkpoint in it, or the store cannot be reached.
+    """
     if is_uri(run):
         run = run_mirror(*split_uri(run)).folder
-    folder = next((p for p in (Path(run), Path("runs") / run) if (p / "config.yaml").is_file()), None)
+    folder = run_folder_of(run)
     if folder is None:
         known = sorted(p.parent.name for p in Path("runs").glob("*/config.yaml"))
         raise ValueError(
@@ -67,11 +84,14 @@ def find_run(run: str | Path, step: int | None = None) -> tuple[RunConfig, Found
     config = parse_config(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
     kept, best = find_checkpoints(folder, resumable=False), find_best(folder)
     found = sorted([*kept, *([best] if best and best.step not in {c.step for c in kept} else [])], key=lambda c: c.step)
-    chosen = [c for c in found if step is None or c.step == step]
-    if not chosen:
-        steps = ", ".join(str(c.step) for c in found) or "none"
-        raise ValueError(f"run {folder}: no checkpoint{'' if step is None else f' of step {step}'}; it has: {steps}")
-    return config, chosen[-1]
+    if not found:
+        raise ValueError(f"run {folder}: no checkpoint; it has: none")
+    return config, found
+
+
+def run_folder_of(run: str | Path) -> Path | None:
+    """The folder of a run by its path or by its name under ``runs``; None where there is none."""
+    return next((p for p in (Path(run), Path("runs") / run) if (p / "config.yaml").is_file()), None)
 
 
 def load_run(run: str | Path, step: int | None = None) -> TunedModel:

@@ -1,11 +1,11 @@
-"""Evaluation results as tables: Markdown, CSV, JSON, Parquet, and on the console."""
+"""Evaluation results as tables: Markdown, CSV, JSON, LaTeX, Parquet, and on the console."""
 
 import csv
 import io
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,7 +15,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from rlvid.evaluate import write_whole
-from rlvid.evaluate.evaluate import METRICS, Comparison, Row, Summary, compare, summarise
+from rlvid.evaluate.grid import Cell, Grid, latex_page, markdown_text
+from rlvid.evaluate.rows import EXTRA, METRICS, Comparison, Row, Summary, compare, metrics_of, summarise
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ COLUMNS = (
     Column("consistency_vbench", "… of VBench", ""),
     Column("flickering", "Flickering", "", ranked=False),
     Column("motion", "Motion", "motion", ranked=False),
+    Column("diversity", "Diversity", ""),
     Column("oracle_subject", "Subject", "subj.", percent=True),
     Column("oracle_colour", "Colour", "colour", percent=True),
     Column("oracle_background", "Background", "ground", percent=True),
@@ -58,11 +60,14 @@ consecutive frames; of all pairs of frames (TGVE); as VBench has it, half with t
 negative ones as 0. Flickering: VBench's, 1 less the mean absolute difference of consecutive 8-bit frames. Motion: mean
 absolute difference of consecutive frames in pixel values of [0, 1]; a frozen video has a consistency and a flickering
 of 1 and a motion of 0, so read them together."""
+_DIVERSITY_LEGEND = "Diversity: mean CLIP distance of a video to the other videos of its prompt."
 _ORACLE_LEGEND = """\
 Subject, colour, background and motion direction: share of videos that show what the prompt asks for, as the oracle
 reads it from the pixels. Sharpness: 1 for a clean rendering. Oracle score: those four hits times the closeness to a
 clean rendering; it is never trained on."""
-_GAIN_LEGEND = "Gains are paired by video (same prompt, same noise), with the 95 % interval of a bootstrap over videos."
+_GAIN_LEGEND = (
+    "Gains are paired by video (same prompt, same noise), with the 95 % interval of a bootstrap over prompts."
+)
 
 
 def markdown(
@@ -85,22 +90,54 @@ def markdown(
     columns = shown_columns(summaries)
     lines = [f"{'#' * level} Evaluation", ""]
     if facts:
-        lines += [*(f"- {_cell(key)}: {_cell(value)}" for key, value in facts.items()), ""]
+        lines += [*(f"- {markdown_text(key)}: {markdown_text(value)}" for key, value in facts.items()), ""]
     for steps in dict.fromkeys(s.steps for s in summaries):
         here = [s for s in summaries if s.steps == steps]
-        best = _best(here, columns)
-        lines += [f"{'#' * level}# {steps} DDIM steps", ""]
-        lines.append("| " + " | ".join(["Prompts", "Model", "Videos", *(c.title for c in columns)]) + " |")
-        lines.append("| " + " | ".join(["---", "---", *["---:"] * (1 + len(columns))]) + " |")
-        for summary in _by_set(here):
-            values = [f"**{t}**" if (id(summary), c.metric) in best else t for c, t in _texts(summary, columns)]
-            named = [_cell(_set_title(summary.set)), _cell(summary.model), str(summary.count)]
-            lines.append("| " + " | ".join([*named, *values]) + " |")
-        lines.append("")
+        lines += [f"{'#' * level}# {steps} DDIM steps", "", _grid(here, columns).markdown(), ""]
         notes = [*gain_lines(comparisons or [], steps), *_broken_lines(here)]
-        lines += [*(f"- {_cell(note)}" for note in notes), ""] if notes else []
+        lines += [*(f"- {markdown_text(note)}" for note in notes), ""] if notes else []
     lines += [*_legend(list(rows), columns, bool(comparisons)), ""]
     return "\n".join(lines)
+
+
+def _grid(summaries: list[Summary], columns: list[Column]) -> Grid:
+    """The table of one number of steps."""
+    best = best_of(summaries, columns)
+    rows = [
+        [
+            *(Cell(text) for text in (set_title(s.set), s.model, str(s.count))),
+            *(Cell(text, (id(s), column.metric) in best) for column, text in _texts(s, columns)),
+        ]
+        for s in _by_set(summaries)
+    ]
+    return Grid(["Prompts", "Model", "Videos", *(c.title for c in columns)], rows, words=2)
+
+
+def latex(summaries: list[Summary], comparisons: list[Comparison] | None = None) -> str:
+    """A page of LaTeX tables (booktabs): for each number of steps the scores, and what was gained over the base."""
+    columns, parts = shown_columns(summaries), []
+    for steps in dict.fromkeys(s.steps for s in summaries):
+        here = [s for s in summaries if s.steps == steps]
+        parts.append(
+            _grid(here, columns).latex(f"Scores with {steps} DDIM steps: mean ± standard deviation over videos.")
+        )
+        gains = _gain_grid([c for c in comparisons or [] if c.steps == steps])
+        if gains.rows:
+            caption = f"Difference to the base with {steps} DDIM steps, and its 95 % interval by a paired bootstrap."
+            parts.append(gains.latex(caption))
+    return latex_page(parts)
+
+
+def _gain_grid(comparisons: list[Comparison]) -> Grid:
+    shown = [m for m in _gains(comparisons) if any(c.pairs for c in comparisons if c.metric == m)]
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for c in comparisons:
+        lines.setdefault((c.set, c.tuned), {})[c.metric] = gain_text(c)
+    rows = [
+        [Cell(set_title(s)), Cell(tuned), *(Cell(texts.get(m, "–")) for m in shown)]
+        for (s, tuned), texts in lines.items()
+    ]
+    return Grid(["Prompts", "Model", *(title_of(m) for m in shown)], rows, words=2)
 
 
 def render_table(summaries: list[Summary], comparisons: list[Comparison] | None = None, *, steps: int) -> Table:
@@ -124,12 +161,12 @@ def render_table(summaries: list[Summary], comparisons: list[Comparison] | None 
         table.add_column(heading, no_wrap=True)
     for column in columns:
         table.add_column(column.short, justify="right", no_wrap=True)
-    best, before = _best(here, columns), None
+    best, before = best_of(here, columns), None
     for summary in _by_set(here):
         if before is not None and before != summary.set:
             table.add_section()
         values = [f"[bold]{t}[/bold]" if (id(summary), c.metric) in best else t for c, t in _texts(summary, columns)]
-        table.add_row("" if before == summary.set else _set_title(summary.set), escape(summary.model), *values)
+        table.add_row("" if before == summary.set else set_title(summary.set), escape(summary.model), *values)
         before = summary.set
     return table
 
@@ -138,10 +175,11 @@ def csv_text(summaries: list[Summary]) -> str:
     """One line for each (model, set, steps), with mean, std and count of every metric; empty where there is none."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    names = [f"{m}_{part}" for m in METRICS for part in ("mean", "std", "used")]
+    metrics = list(summaries[0].mean) if summaries else METRICS
+    names = [f"{m}_{part}" for m in metrics for part in ("mean", "std", "used")]
     writer.writerow(["model", "set", "steps", "videos", "broken", *names])
     for s in summaries:
-        numbers = [n for m in METRICS for n in (_empty(s.mean[m]), _empty(s.std[m]), s.used[m])]
+        numbers = [n for m in metrics for n in (_empty(s.mean[m]), _empty(s.std[m]), s.used[m])]
         writer.writerow([s.model, s.set, s.steps, s.count, s.broken, *numbers])
     return out.getvalue()
 
@@ -159,18 +197,35 @@ def json_text(
 
 
 def rows_table(rows: Iterable[Row]) -> pa.Table:
-    """All videos, one a row, without their frames; null where there is no number."""
+    """All videos, one a row, without their frames: float32 scores, NaN where there is none."""
     rows = list(rows)
-    kinds = {str: pa.string(), int: pa.int64(), float: pa.float64()}
-    schema = pa.schema([(f.name, kinds[f.type]) for f in fields(Row) if f.type in kinds])
-    columns = [pa.array([_without_nan(getattr(row, f.name)) for row in rows], f.type) for f in schema]
-    return pa.Table.from_arrays(columns, schema=schema)
+    named: dict[str, pa.DataType] = {"model": pa.string(), "set": pa.string(), "steps": pa.int32(), "index": pa.int32()}
+    named |= {"copy": pa.int32(), "prompt": pa.string()}
+    columns = {name: pa.array([getattr(row, name) for row in rows], kind) for name, kind in named.items()}
+    scores = {m: pa.array([row.score(m) for row in rows], pa.float32()) for m in metrics_of(rows)}
+    return pa.table(columns | scores)
+
+
+def comparisons_table(comparisons: Iterable[Comparison]) -> pa.Table:
+    """All differences, one a row: of a model to its base, in a metric, for a prompt set and number of steps."""
+    comparisons = list(comparisons)
+    named = {"model": "tuned", "base": "base", "set": "set", "steps": "steps", "metric": "metric", "pairs": "pairs"}
+    kinds = {"steps": pa.int32(), "pairs": pa.int32()} | dict.fromkeys(("difference", "low", "high"), pa.float64())
+    named |= {name: name for name in ("difference", "low", "high")}
+    return pa.table(
+        {
+            name: pa.array([getattr(c, field) for c in comparisons], kinds.get(name, pa.string()))
+            for name, field in named.items()
+        }
+    )
 
 
 def write_results(
     folder: str | Path, rows: Iterable[Row], *, base: str | None = None, facts: Mapping[str, object] | None = None
 ) -> list[Path]:
-    """Writes ``evaluation.md``, ``.csv``, ``.json`` and ``.parquet``, each whole or not at all.
+    """Writes ``evaluation.md``, ``.csv``, ``.json``, ``.tex`` and ``.parquet``, and ``comparison.parquet``.
+
+    Each is written whole or not at all.
 
     Args:
         folder: made if it is missing.
@@ -179,28 +234,34 @@ def write_results(
         facts: see ``markdown``.
 
     Returns:
-        The four paths.
+        Their paths.
 
     Raises:
         ValueError: no rows, or no model is called ``base``; see also ``compare``.
     """
     rows = list(rows)
     summaries, comparisons = summarise(rows), compare_all(rows, base)
-    sink = io.BytesIO()
-    parquet.write_table(rows_table(rows), sink)
     contents = {
         "evaluation.md": markdown(rows, summaries, comparisons, facts).encode(),
         "evaluation.csv": csv_text(summaries).encode(),
         "evaluation.json": json_text(summaries, comparisons, facts).encode(),
-        "evaluation.parquet": sink.getvalue(),
+        "evaluation.tex": latex(summaries, comparisons).encode(),
+        "evaluation.parquet": _parquet(rows_table(rows)),
+        "comparison.parquet": _parquet(comparisons_table(comparisons)),
     }
     for name, data in contents.items():
         write_whole(Path(folder) / name, data)
     return [Path(folder) / name for name in contents]
 
 
+def _parquet(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    parquet.write_table(table, sink)
+    return sink.getvalue()
+
+
 def compare_all(rows: Iterable[Row], base: str | None = None) -> list[Comparison]:
-    """Every other model compared with ``base`` (default: the first model); see ``rlvid.evaluate.evaluate.compare``."""
+    """Every other model compared with ``base`` (default: the first model); see ``rlvid.evaluate.rows.compare``."""
     by_model: dict[str, list[Row]] = {}
     for row in rows:
         by_model.setdefault(row.model, []).append(row)
@@ -213,25 +274,48 @@ def compare_all(rows: Iterable[Row], base: str | None = None) -> list[Comparison
 
 
 def shown_columns(summaries: list[Summary]) -> list[Column]:
-    """The columns for which any model has a number."""
-    return [c for c in COLUMNS if any(s.used[c.metric] for s in summaries)]
+    """The columns for which any model has a number; further rewards follow the run's two."""
+    extra = [m for m in dict.fromkeys(m for s in summaries for m in s.mean) if m.startswith(EXTRA)]
+    columns = [*COLUMNS[:2], *(Column(m, title_of(m), "", spread=True) for m in extra), *COLUMNS[2:]]
+    return [c for c in columns if any(s.used.get(c.metric) for s in summaries)]
+
+
+def title_of(metric: str) -> str:
+    """What a metric is called at the head of a column."""
+    if metric.startswith(EXTRA):
+        return f"Reward {metric.removeprefix(EXTRA)}"
+    return next(c.title for c in COLUMNS if c.metric == metric)
+
+
+def _gains(comparisons: Iterable[Comparison]) -> dict[str, str]:
+    """Metrics whose gains are shown, and what sentences call them."""
+    extra = [c.metric for c in comparisons if c.metric.startswith(EXTRA)]
+    return _GAINS | {metric: f"reward {metric.removeprefix(EXTRA)}" for metric in extra}
+
+
+def gain_text(c: Comparison) -> str:
+    """``+0.123 [0.110, 0.135]``, without the interval where there is none; a dash without a difference."""
+    if not c.pairs:
+        return "–"
+    interval = f" [{c.low:.3f}, {c.high:.3f}]" if math.isfinite(c.low) else ""
+    return f"{c.difference:+.3f}{interval}".replace("-0.000", "+0.000")
 
 
 def gain_lines(comparisons: Iterable[Comparison], steps: int) -> list[str]:
     """One line for each tuned model and prompt set: ``in domain: reward +0.123 [0.110, 0.135] (1.3 base std); ...``."""
+    comparisons = list(comparisons)
     lines: dict[tuple[str, str, str], list[str]] = {}
+    named = _gains(comparisons)
     for c in comparisons:
-        if c.steps == steps and c.metric in _GAINS and c.pairs:
-            interval = f" [{c.low:.3f}, {c.high:.3f}]" if math.isfinite(c.low) else ""
-            spread = f" ({c.in_base_std:.1f} base std)" if math.isfinite(c.in_base_std) else ""
-            text = f"{_GAINS[c.metric]} {c.difference:+.3f}{interval}{spread}"
-            lines.setdefault((c.set, c.base, c.tuned), []).append(text.replace("-0.000", "+0.000"))
-    return [f"{_set_title(s)}, {tuned} over {base}: " + "; ".join(t) for (s, base, tuned), t in lines.items()]
+        if c.steps == steps and c.metric in named and c.pairs:
+            spread = f" ({c.in_base_std:.1f} base std)".replace("-0.0 ", "0.0 ") if math.isfinite(c.in_base_std) else ""
+            lines.setdefault((c.set, c.base, c.tuned), []).append(f"{named[c.metric]} {gain_text(c)}{spread}")
+    return [f"{set_title(s)}, {tuned} over {base}: " + "; ".join(t) for (s, base, tuned), t in lines.items()]
 
 
 def _broken_lines(summaries: list[Summary]) -> list[str]:
     return [
-        f"{_set_title(s.set)}, {s.model}: {s.broken} of {s.count} videos have no finite reward and are left out"
+        f"{set_title(s.set)}, {s.model}: {s.broken} of {s.count} videos have no finite reward and are left out"
         for s in summaries
         if s.broken
     ]
@@ -244,6 +328,8 @@ def _legend(rows: list[Row], columns: list[Column], gains: bool) -> list[str]:
         lines.append(
             "CLIPSIM is measured with the held-out reward's own model here: the two columns are one measurement."
         )
+    if any(c.metric == "diversity" for c in columns):
+        lines.append(_DIVERSITY_LEGEND)
     if any(c.metric.startswith("oracle_") for c in columns):
         lines.append(_ORACLE_LEGEND)
     if gains:
@@ -269,7 +355,7 @@ def _text(summary: Summary, column: Column) -> str:
     return f"{mean:.3f} ± {std:.3f}" if column.spread and math.isfinite(std) else f"{mean:.3f}"
 
 
-def _best(summaries: list[Summary], columns: list[Column]) -> set[tuple[int, str]]:
+def best_of(summaries: list[Summary], columns: list[Column]) -> set[tuple[int, str]]:
     """(id of summary, metric) of the cells that are best of their set, as far as the shown digits tell."""
     best = set()
     for name in dict.fromkeys(s.set for s in summaries):
@@ -282,12 +368,9 @@ def _best(summaries: list[Summary], columns: list[Column]) -> set[tuple[int, str
     return best
 
 
-def _set_title(name: str) -> str:
+def set_title(name: str) -> str:
+    """What tables call a prompt set."""
     return name.replace("_", " ")
-
-
-def _cell(value: object) -> str:
-    return " ".join(str(value).replace("|", "\\|").split())
 
 
 def _empty(value: float) -> float | str:

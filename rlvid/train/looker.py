@@ -70,7 +70,6 @@ class Looker:
             seed=self.config.seed,
             use_oracle=self.config.model.path == "builtin",
             batch=copies * max(1, 8 // copies),  # a prompt's videos stay together, for the diversity
-            pictured=0,
         )
         groups = [rows[start : start + copies] for start in range(0, len(rows), copies)]
         return {metric: [_mean([getattr(row, metric) for row in group]) for group in groups] for metric in METRICS}

@@ -1,88 +1,270 @@
-"""Evaluation in portions: the rows of the whole, kept as they come, and nothing made twice."""
+"""Evaluation in portions: videos once, scores from them, kept as they come, and nothing made twice."""
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+import torch
+import yaml
 from helpers import save_run
 
 from rlvid.actions import evaluate_and_show
-from rlvid.evaluate import portions
-from rlvid.evaluate.evaluate import METRICS, Row, evaluate_model
-from rlvid.evaluate.portions import Evaluation, Scorer, read_rows, run_evaluation
-from rlvid.evaluate.run import find_run, load_run
+from rlvid.evaluate.compared import find_compared
+from rlvid.evaluate.evaluate import METRICS, Row, rows_of, score_videos
+from rlvid.evaluate.generate import generate
+from rlvid.evaluate.measure import Measure, parse_rewards
+from rlvid.evaluate.plan import Evaluation, read_rows, write_rows
+from rlvid.evaluate.portions import Maker, Scorer, alone, run_evaluation
+from rlvid.evaluate.run import load_run
+from rlvid.evaluate.videos import copy_part, identity_of, read_part, write_part
+from rlvid.models.unet3d import UNet3DModel
 from rlvid.reward.load import load_reward
 from rlvid.train.looks import copy_trained
 
 SETS = {"own": ["a red circle", "a dog", "a blue star"], "other": ["a cat"]}
 
 
+def planned(run: Path, **how: object) -> Evaluation:
+    return Evaluation.of(find_compared([str(run)]), SETS, **({"steps_list": [2]} | how))
+
+
 def numbers(rows: list[Row]) -> list[list[object]]:
     """Everything of rows, comparable: NaN is None."""
-    values = [[getattr(row, name) for name in ("model", "set", "steps", "index", "prompt", *METRICS)] for row in rows]
+    names = ("model", "set", "steps", "index", "copy", "prompt", *METRICS)
+    values = [[getattr(row, name) for name in names] + list(row.extra.items()) for row in rows]
     return [[None if value != value else value for value in each] for each in values]
 
 
-def test_portions_give_the_rows_of_the_whole_and_survive_an_interruption(
+def test_portions_give_the_numbers_of_the_whole_and_survive_an_interruption(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, _ = save_run(tmp_path)
-    tuned, how = load_run(run), {"reward": load_reward("builtin"), "held_out": load_reward("builtin-heldout")}
-    how |= {"steps_list": [2, 3], "guidance": tuned.config.sampling.guidance, "use_oracle": False}
-    whole = [
-        row for name, scale in (("base", 0.0), ("instructvideo", 1.0))
-        for row in evaluate_model(tuned.use(scale), SETS, name=name, **how)
-    ]  # fmt: skip
-    evaluation = Evaluation.of(*find_run(run), SETS, steps_list=[2, 3])
+    tuned, held_out = load_run(run), load_reward("builtin-heldout")
+    how = {"reward": load_reward("builtin"), "held_out": held_out, "clip": held_out, "use_oracle": False}
+    whole = []
+    for name, scale in (("base", 0.0), ("instructvideo", 1.0)):
+        for steps in (2, 3):
+            for set_name, prompts in SETS.items():
+                frames = generate(tuned.use(scale), prompts, seed=0, steps=steps, guidance=2.0)
+                scores = score_videos((frames * 255).round() / 255, prompts, **how)
+                whole += rows_of(scores, name, set_name, steps, [(i, 0, p) for i, p in enumerate(prompts)])
+    evaluation = planned(run, steps_list=[2, 3])
     assert [len(portion.prompts) for portion in evaluation.portions] == [3, 1] * 4
-    scored: list[int] = []
-    score = Scorer.score
+    done: list[tuple[str, int]] = []
 
-    def dies_in_the_fourth(self: Scorer, index: int) -> int:
-        if len(scored) == 3:
-            raise KeyboardInterrupt
-        scored.append(index)
-        return score(self, index)
+    def dies_in_the_fourth(work: type) -> None:
+        do = work.do
+
+        def dies(self: object, index: int) -> int:
+            if len([each for each in done if each[0] == work.__name__]) == 3:
+                raise KeyboardInterrupt
+            done.append((work.__name__, index))
+            return do(self, index)
+
+        patch.setattr(work, "do", dies)
+
+    for work, missing in ((Maker, (5, 8)), (Scorer, (0, 5))):
+        with monkeypatch.context() as patch:
+            dies_in_the_fourth(work)
+            with pytest.raises(KeyboardInterrupt):
+                run_evaluation(evaluation)
+        assert (len(evaluation.unmade()), len(evaluation.unscored())) == missing
+    assert not yaml.safe_load((run / "evaluation.yaml").read_text())["complete"]
+    told: list[tuple[str, int, int]] = []
+    lines: list[str] = []
+    rows = run_evaluation(planned(run, steps_list=[2, 3]), progress=lambda *each: told.append(each), tell=lines.append)
+    assert lines == ["16 of 16 videos are there already, 0 are to be made"]
+    assert told == [("scored", done, 9) for done in (1, 4, 5, 8, 9)]  # 7 videos had their scores
+    for found, expected in zip(numbers(rows), numbers(whole), strict=True):
+        assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_killed_evaluation_goes_on_with_the_videos_that_are_there(tmp_path: Path) -> None:
+    run, _ = save_run(tmp_path)
+    (tmp_path / "own.txt").write_text("\n".join(f"a {colour} star" for colour in "abcdefghijklmnopqrstuvwx"))
+    command = [sys.executable, "-m", "rlvid.cli", "evaluate", run, "--sets", tmp_path / "own.txt", "--steps", "20,21"]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not list(run.glob("videos/part-*.parquet")) and first.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    parts = sorted(run.glob("videos/part-*.parquet"))
+    assert 0 < len(parts) < 8, "the evaluation was not interrupted"
+    labels = pq.read_table(parts[0]).drop_columns("frames").to_pylist()
+    white = torch.ones(len(labels), 4, 3, 16, 16)
+    write_part(parts[0], labels, white, identity_of(parts[0]))
+    kept = {path: path.read_bytes() for path in parts}
+    again = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    assert again.returncode == 0, again.stderr
+    assert f"{16 * len(parts)} of 96 videos are there already" in again.stdout or len(parts) > 1
+    assert {path: path.read_bytes() for path in parts} == kept
+    motion = pq.read_table(run / "evaluation.parquet")["motion"].to_pylist()
+    assert motion[: len(labels)] == [0.0] * len(labels)  # taken as they were found
+    assert min(motion[len(labels) :]) > 0
+    assert yaml.safe_load((run / "evaluation.yaml").read_text())["complete"]
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of what is done from here on, one a portion."""
+    done: list[str] = []
+    for work in (Maker, Scorer):
+
+        def do(self: object, index: int, do=work.do, name=work.__name__) -> int:
+            done.append(name)
+            return do(self, index)
+
+        monkeypatch.setattr(work, "do", do)
+    return done
+
+
+def test_another_reward_or_model_makes_nothing_again_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, config = save_run(tmp_path)
+    done = counted(monkeypatch)
+    first = run_evaluation(planned(run))
+    assert done == ["Maker"] * 4 + ["Scorer"] * 4
+    assert numbers(run_evaluation(planned(run))) == numbers(first)
+    assert len(done) == 8  # nothing new
+    measure = Measure(config.reward.resolved(), further=parse_rewards("brightness,compression"))
+    rows = run_evaluation(planned(run, measure=measure))
+    assert done[8:] == ["Scorer"] * 4
+    assert list(rows[0].extra) == ["reward_brightness", "reward_compression"]
+    frames = read_part(run / "videos" / "part-00000.parquet")
+    with torch.no_grad():
+        expected = load_reward("brightness")(frames, list(SETS["own"])).mean(1).tolist()
+    assert [row.extra["reward_brightness"] for row in rows[:3]] == pytest.approx(expected)
+    del done[:]
+    half = Evaluation.of(find_compared([str(run)], scales=(0.5, 1.0)), SETS, steps_list=[2], measure=measure)
+    more = run_evaluation(half)
+    assert done == ["Maker"] * 2 + ["Scorer"] * 2
+    assert numbers(more[:4] + more[8:]) == numbers(rows)
+    assert pq.read_table(run / "videos")["model"].to_pylist() == [row.model for row in more]
+    named = Evaluation.of(find_compared([f"mine={run}"]), SETS, steps_list=[2], measure=measure)
+    assert [row.model for row in run_evaluation(named)[4:]] == ["mine"] * 4
+    assert len(done) == 4
+    assert pq.read_table(run / "videos")["model"].to_pylist() == ["base"] * 4 + ["mine"] * 4
+
+
+def test_videos_of_other_settings_lie_aside_and_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, _ = save_run(tmp_path)
+    first = run_evaluation(planned(run))
+    done, lines = counted(monkeypatch), []
+    other = run_evaluation(planned(run, seed=1), tell=lines.append)
+    assert done.count("Maker") == 4
+    assert "4 parts with videos of other models or settings lie aside" in lines[0]
+    assert all(a != b for a, b in zip(numbers(first), numbers(other), strict=True))
+    assert len(list((run / "videos").glob("*.parquet"))) == 4
+    assert numbers(run_evaluation(planned(run))) == numbers(first)
+    assert done.count("Maker") == 4
+    save_run(tmp_path, step=4)  # training went on
+    shutil.rmtree(run / "step-000003")
+    grown = run_evaluation(planned(run))
+    assert done.count("Maker") == 6  # the base's are the same
+    assert numbers(grown[:4]) == numbers(first[:4])
+    assert numbers(grown[4:]) != numbers(first[4:])
+
+
+def test_copies_start_from_noise_of_their_own_which_all_models_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = save_run(tmp_path)
+    evaluation = planned(run, copies=6, seed=5)
+    assert [len(portion.places) for portion in evaluation.portions] == [12, 6, 6] * 2  # of a prompt together
+    rows = run_evaluation(evaluation)
+    assert [(r.index, r.copy) for r in rows[:18]] == [(index, copy) for index in range(3) for copy in range(6)]
+    frames = read_part(evaluation.part(0))[6 * 1 + 2]  # the dog's third
+    alone = generate(load_run(run).use(0.0), ["a dog"], seed=5 + 2, steps=2, guidance=2.0, first_index=1)
+    torch.testing.assert_close(frames, (alone[0] * 255).round() / 255, atol=1.01 / 255, rtol=0)
+    assert all(row.diversity > 0 for row in rows)
+    noise: dict[str, list[torch.Tensor]] = {}
+    predict = UNet3DModel.predict
+
+    def watched(self: UNet3DModel, latents: torch.Tensor, *args: object, **kwargs: object) -> object:
+        noise.setdefault(now[0], []).append(latents.clone())
+        return predict(self, latents, *args, **kwargs)
+
+    monkeypatch.setattr(UNet3DModel, "predict", watched)
+    evaluation.forget()
+    now = [""]
+    do = Maker.do
+
+    def named(self: Maker, index: int) -> int:
+        now[0] = self.evaluation.portions[index].model.name
+        return do(self, index)
+
+    monkeypatch.setattr(Maker, "do", named)
+    run_evaluation(evaluation)
+    first_steps = [torch.cat(noise[name][::2]) for name in ("base", "instructvideo")]
+    assert torch.equal(*first_steps)
+    with pytest.raises(ValueError, match="--copies 17: allowed are 1 to 16"):
+        planned(run, copies=17)
+
+
+def test_the_best_checkpoint_is_the_same_model_as_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, _ = save_run(tmp_path)
+    before = run_evaluation(planned(run))
+    copy_trained(run / "step-000003", run / "best")
+    done = counted(monkeypatch)
+    both = Evaluation.of(find_compared([f"{run}@best", f"{run}@3"]), SETS, steps_list=[2])
+    rows = run_evaluation(both)
+    assert done == []
+    assert [row.model for row in rows[4:]] == ["instructvideo@best"] * 4 + ["instructvideo@3"] * 4
+    assert (
+        [n[1:] for n in numbers(rows[4:8])]
+        == [n[1:] for n in numbers(rows[8:])]
+        == [n[1:] for n in numbers(before[4:])]
+    )
+    shutil.rmtree(run / "step-000003")
+    assert find_compared([str(run)])[1].step == 3  # best/ has it still
+    assert planned(run).identities[2:] == both.identities[2:4]
+
+
+def test_a_folder_is_one_processes_at_a_time(tmp_path: Path) -> None:
+    run, _ = save_run(tmp_path)
+    with alone(planned(run)), pytest.raises(ValueError, match="another process evaluates into this folder"):
+        run_evaluation(planned(run, seed=1))
+
+
+def test_a_video_that_is_not_finite_has_no_frames_and_no_scores(tmp_path: Path) -> None:
+    run, _ = save_run(tmp_path)
+    evaluation = planned(run)
+    run_evaluation(evaluation)
+    path = evaluation.part(0)
+    frames = read_part(path)
+    frames[1, 2, 0, 3, 3] = torch.nan
+    write_part(path, evaluation.portions[0].labels, frames, evaluation.identities[0])
+    evaluation.scores(0).unlink()
+    rows = run_evaluation(evaluation)
+    assert pq.read_table(path)["frames"].to_pylist()[1] == []
+    assert [row.reward == row.reward for row in rows[:3]] == [True, False, True]
+    copy_part(path, path, evaluation.portions[0].labels)
+    assert read_part(path)[1].isnan().all()
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"part-00000.parquet is damaged .* delete it, and it is made anew"):
+        run_evaluation(evaluation)
+
+
+def test_a_part_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, _ = save_run(tmp_path)
+    write_table = pq.write_table
+
+    def full(table: object, file: object, **how: object) -> None:
+        write_table(table, file, **how)
+        raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Scorer, "score", dies_in_the_fourth)
-        with pytest.raises(KeyboardInterrupt):
-            run_evaluation(evaluation)
-    assert evaluation.missing() == [3, 4, 5, 6, 7]
-    told: list[tuple[int, int]] = []
-    rows = run_evaluation(Evaluation.of(*find_run(run), SETS, steps_list=[2, 3]), progress=lambda *p: told.append(p))
-    assert told[0] == (8, 16)  # 7 videos were there
-    assert told[-1] == (16, 16)
-    assert numbers(rows) == numbers(whole)
-    assert all((a.frames == b.frames).all() for a, b in zip(rows, whole, strict=True))
-    evaluation.forget()
-    assert not list(run.glob(".evaluation-*"))
-
-
-def test_another_evaluation_is_kept_apart_and_the_same_one_runs_once_at_a_time(tmp_path: Path) -> None:
-    run, _ = save_run(tmp_path)
-    made = [
-        Evaluation.of(*find_run(run), SETS, steps_list=[2], seed=seed, scales=scales)
-        for seed, scales in ((0, None), (1, None), (0, {"base": 0.0, "half": 0.5}))
-    ]
-    assert len({each.folder for each in made}) == 3
-    with (
-        portions._alone(made[0]),
-        pytest.raises(ValueError, match="another process makes the same evaluation"),
-    ):
-        run_evaluation(made[0])
-
-
-def test_the_best_checkpoint_is_evaluated_once_training_has_deleted_the_original(tmp_path: Path) -> None:
-    run, _ = save_run(tmp_path)
-    sets = {"own": ["a dog"]}
-    before = run_evaluation(Evaluation.of(*find_run(run), sets, steps_list=[2]))
-    copy_trained(run / "step-000003", run / "best")
-    shutil.rmtree(run / "step-000003")
-    evaluation = Evaluation.of(*find_run(run, 3), sets, steps_list=[2])
-    assert evaluation.missing() == []  # it is the same model
-    evaluation.forget()
-    assert numbers(run_evaluation(evaluation)) == numbers(before)
+        patch.setattr(pq, "write_table", full)
+        with pytest.raises(OSError, match="No space left"):
+            run_evaluation(planned(run))
+    assert os.listdir(run / "videos") == [".others"]
 
 
 def test_a_pool_asks_all_nodes_for_the_run_s_folder_and_its_driver_loads_no_model(
@@ -97,15 +279,6 @@ def test_a_pool_asks_all_nodes_for_the_run_s_folder_and_its_driver_loads_no_mode
     run, _ = save_run(tmp_path)
     monkeypatch.setattr("rlvid.train.launch.start_ray", lambda address: None)
     monkeypatch.setattr("rlvid.train.nodes.check_nodes", blind)
-    monkeypatch.setattr("rlvid.evaluate.run.load_found", loads)
-    monkeypatch.setattr(portions, "load_found", loads)
+    monkeypatch.setattr("rlvid.evaluate.compared.load_found", loads)
     with pytest.raises(ValueError, match=f"a node does not see {tmp_path} of run"):
-        evaluate_and_show(str(run), [2], ["scenes"], 2, None, 0, None, workers=2)
-
-
-def test_rows_come_back_from_disk(tmp_path: Path) -> None:
-    values = dict.fromkeys(METRICS, float("nan")) | {"reward": 0.1 + 0.2}
-    rows = [Row("base", "own", 20, 7, "a dog", **values)]
-    portions.write_rows(tmp_path / "a.parquet", rows)
-    assert numbers(read_rows(tmp_path / "a.parquet")) == numbers(rows)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.parquet"]
+        evaluate_and_show([str(run)], steps=[2], sets=["scenes"], videos=2, workers=2)

@@ -11,9 +11,10 @@ from PIL import Image
 
 from rlvid.cli import main
 from rlvid.data.storage import Mirror
+from rlvid.evaluate.compared import find_compared
 from rlvid.evaluate.evaluate import METRICS, Row, summarise
-from rlvid.evaluate.portions import Evaluation, run_evaluation
-from rlvid.evaluate.run import find_run, scale_name
+from rlvid.evaluate.plan import Evaluation
+from rlvid.evaluate.portions import run_evaluation
 from rlvid.evaluate.tables import compare_all
 from rlvid.evaluate.tradeoff import draw_tradeoff
 from rlvid.terminal import fractions
@@ -22,12 +23,12 @@ from rlvid.terminal import fractions
 def test_each_scale_is_a_model_between_the_base_and_what_was_learned(tmp_path: Path) -> None:
     run, _ = save_run(tmp_path)
     prompts = {"own": ["a red circle", "a dog"]}
-    scales = {"base": 0.0} | {scale_name("instructvideo", scale): scale for scale in (0.001, 0.5, 1.0)}
-    rows = run_evaluation(Evaluation.of(*find_run(run), prompts, steps_list=[2], scales=scales))
+    models = find_compared([str(run)], scales=(0.001, 0.5, 1.0))
+    rows = run_evaluation(Evaluation.of(models, prompts, steps_list=[2]))
     by_model = {s.model: s.mean["reward"] for s in summarise(rows)}
     assert list(by_model) == ["base", "instructvideo × 0.001", "instructvideo × 0.5", "instructvideo"]
     assert len({c.tuned for c in compare_all(rows, "base")}) == 3
-    alone = summarise(run_evaluation(Evaluation.of(*find_run(run), prompts, steps_list=[2])))
+    alone = summarise(run_evaluation(Evaluation.of(find_compared([str(run)]), prompts, steps_list=[2])))
     assert [s.model for s in alone] == ["base", "instructvideo"]
     assert by_model["instructvideo"] == pytest.approx(alone[1].mean["reward"])
     base = by_model["base"]
@@ -60,7 +61,7 @@ def test_scales_are_read_once_each_and_ascending() -> None:
             fractions(wrong, "--lora-scale")
 
 
-def test_the_command_brings_the_table_and_the_picture_to_the_store_and_then_forgets_its_rows(
+def test_the_command_brings_videos_table_and_picture_to_the_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, _ = save_run(tmp_path)
@@ -78,7 +79,8 @@ def test_the_command_brings_the_table_and_the_picture_to_the_store_and_then_forg
             with pytest.raises(SystemExit) as ended:
                 main()
         assert (ended.value.code or 0) == (2 if fails else 0)
-        assert len(list((tmp_path / "cache").rglob("portion-*.parquet"))) == (6 if fails else 0)
+        assert len(list((tmp_path / "cache").rglob("videos/part-*.parquet"))) == 6  # made once, in the first attempt
+        assert len(list((run / "videos").glob("part-*"))) == 6
     page = (run / "evaluation.md").read_text(encoding="utf-8")
     assert [page.count(f"| {model} |") for model in ("base", "instructvideo × 0.5", "instructvideo")] == [2, 2, 2]
     assert (run / "tradeoff.png").stat().st_size > 10_000

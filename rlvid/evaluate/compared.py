@@ -1,0 +1,237 @@
+"""Which models an evaluation sets side by side: the base, runs, their checkpoints, parts of what they learned.
+
+[LABEL=]RUN[@STEP|@best|@all][*SCALE]       toy    toy@40    toy@all    toy*0.5    half=toy@best*0.5
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from rlvid import __version__
+from rlvid.config import RunConfig
+from rlvid.data.storage import is_uri
+from rlvid.evaluate.run import TunedModel, find_checkpoints_of, load_found, run_folder_of, scale_name
+from rlvid.models.folders import movable, resolved_shape
+from rlvid.models.trained import load_trained
+from rlvid.models.unet3d import UNet3DModel
+from rlvid.train.checkpoint import Found
+from rlvid.train.looks import find_best, summary
+
+FORM = "[LABEL=]RUN[@STEP|@best|@all][*SCALE]"
+BASE = "base"
+_SUFFIX = re.compile(r"(?P<run>.+?)(@(?P<which>\d+|best|all))?(\*(?P<scale>[^*@/]*))?")
+_LABEL = re.compile(r"(?P<label>[^=/@*?:]+)=(?P<rest>.+)")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a MODEL says: ``which`` is a step, ``best``, ``all`` or, for the latest checkpoint, None."""
+
+    text: str
+    label: str | None
+    run: str
+    which: str | None
+    scale: float | None
+
+
+def parse_spec(text: str) -> Spec:
+    """Reads a MODEL; a run whose name holds ``=``, ``@`` or ``*`` itself is taken at its word.
+
+    Raises:
+        ValueError: it is empty, or has no number where the scale should be.
+    """
+    if not text.strip():
+        raise ValueError(f"MODEL is empty; expected {FORM}")
+    if not is_uri(text) and run_folder_of(text):
+        return Spec(text, None, text, None, None)
+    labelled = _LABEL.fullmatch(text)
+    found = _SUFFIX.fullmatch(labelled["rest"] if labelled else text)
+    assert found is not None  # for the text is not empty
+    scale = None
+    if found["scale"] is not None:
+        scale = _scale(found["scale"], text)
+    return Spec(text, labelled["label"].strip() if labelled else None, found["run"], found["which"], scale)
+
+
+def _scale(written: str, text: str) -> float:
+    try:
+        scale = float(written)
+    except ValueError:
+        scale = 0.0
+    if not 0 < scale <= 4:
+        raise ValueError(
+            f"MODEL {text!r}: expected a number above 0 and at most 4 after *, such as 0.5; the base model (0) is "
+            "always there"
+        )
+    return scale
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One model of an evaluation.
+
+    Attributes:
+        name: what tables and rows call it; no two have the same.
+        kind: ``base``, ``run`` (its latest checkpoint) or ``checkpoint`` (one that was asked for).
+        config: of the run, with paths that hold on every node; for the base, of the first run.
+        checkpoint: for the base, the first run's.
+        scale: how much of what was learned it has; 0 for the base.
+        step: of the checkpoint; None for the base.
+    """
+
+    name: str
+    kind: Literal["base", "run", "checkpoint"]
+    config: RunConfig
+    checkpoint: Found
+    scale: float
+    step: int | None
+
+    @property
+    def run(self) -> Path:
+        """The run's folder."""
+        return self.checkpoint.folder.parent
+
+    @property
+    def path(self) -> str:
+        """The run's folder, or the base model."""
+        return self.config.model.path if self.kind == "base" else str(self.run)
+
+    @cached_property
+    def made_of(self) -> dict[str, Any]:
+        """All that its weights depend on, but for the name and the place of things."""
+        spec = self.config.model
+        made: dict[str, Any] = {"base": stamp(spec.path), "precision": spec.precision, "train": spec.train}
+        made["shape"] = resolved_shape(spec.path, spec.frames, spec.size)
+        if self.scale:
+            made["tuned"] = (self.checkpoint.folder / "state.json").read_text(encoding="utf-8")
+            made["scale"] = self.scale
+        return made
+
+    def describe(self) -> dict[str, Any]:
+        """As ``evaluation.yaml`` has it."""
+        about = {"name": self.name, "label": self.name, "kind": self.kind, "path": self.path}
+        return about | {"step": self.step, "scale": self.scale}
+
+
+def find_compared(
+    texts: Sequence[str], *, scales: Sequence[float] = (1.0,), step: int | None = None
+) -> tuple[Compared, ...]:
+    """The base model of the first run, and then the models that the texts name.
+
+    Args:
+        texts: a MODEL each.
+        scales: a model each, for every MODEL without a scale of its own.
+        step: of the checkpoint, for every MODEL that names none.
+
+    Raises:
+        ValueError: no such run or checkpoint; two models of one name; base models that differ.
+    """
+    specs = [parse_spec(text) for text in texts]
+    if not specs:
+        raise ValueError(f"no MODEL; name at least one: {FORM}")
+    alone, models = len({spec.run for spec in specs}) == 1, list[Compared]()
+    for spec in specs:
+        config, found = _located(spec)
+        config = config.model_copy(
+            update={
+                "model": config.model.model_copy(update={"path": movable(config.model.path)}),
+                "reward": config.reward.resolved(),
+            }
+        )
+        for checkpoint in _chosen(spec, found, step):
+            at = f"@{checkpoint.step if spec.which == 'all' else spec.which}" if spec.which else ""
+            if spec.label is None:
+                name = (config.method.name if alone else config.name) + at
+            else:
+                name = spec.label + (at if spec.which == "all" else "")
+            kind: Literal["run", "checkpoint"] = "checkpoint" if spec.which or step is not None else "run"
+            checkpoint = Found(checkpoint.folder.resolve(), checkpoint.step)
+            each_scale = scales if spec.scale is None else (spec.scale,)
+            for scale in each_scale:
+                # a label says all, unless it is to name several
+                shown = name if spec.label and len(each_scale) == 1 else scale_name(name, scale)
+                models.append(Compared(shown, kind, config, checkpoint, scale, checkpoint.step))
+    first = models[0]
+    models = [Compared(BASE, "base", first.config, first.checkpoint, 0.0, None), *models]
+    _check(models)
+    return tuple(models)
+
+
+def _located(spec: Spec) -> tuple[RunConfig, list[Found]]:
+    try:
+        return find_checkpoints_of(spec.run)
+    except ValueError as error:
+        odd = "@" in spec.run and not is_uri(spec.run)
+        raise ValueError(f"{error}; after @ comes a step, best or all: {FORM}" if odd else str(error)) from None
+
+
+def _chosen(spec: Spec, found: list[Found], step: int | None) -> list[Found]:
+    if spec.which == "all":
+        return found
+    run = found[0].folder.parent
+    if spec.which == "best":
+        best = find_best(run)
+        if best is None:
+            why = "is the base model" if summary(run) else "was never sought; guard.every=N has the guard look for it"
+            raise ValueError(f"{spec.text!r}: the best checkpoint of run {run} {why}")
+        return [best]
+    wanted = int(spec.which) if spec.which else step
+    chosen = [each for each in found if wanted is None or each.step == wanted][-1:]
+    if not chosen:
+        steps = ", ".join(str(each.step) for each in found)
+        raise ValueError(f"run {run}: no checkpoint of step {wanted}; it has: {steps}")
+    return chosen
+
+
+def _check(models: list[Compared]) -> None:
+    names = [model.name for model in models]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        why = "that is what the base model is called" if twice == BASE else "give each a label: LABEL=RUN"
+        raise ValueError(f"two models are called {twice!r}; {why}")
+    shapes = [_shape(model) for model in models]
+    for model, shape in zip(models, shapes, strict=True):
+        if shape != shapes[0]:
+            raise ValueError(
+                f"{model.name!r} cannot stand beside {models[1].name!r}: its base is {shape}, the other's {shapes[0]}; "
+                "evaluate runs of one base model, of one number of frames and size, together"
+            )
+
+
+def _shape(model: Compared) -> str:
+    spec = model.config.model
+    frames, size = resolved_shape(spec.path, spec.frames, spec.size)
+    return f"{spec.path!r} with {frames} frames of {size} x {size} pixels"
+
+
+def stamp(path: str) -> Any:
+    """What tells a changed file or folder from the same one: names, sizes and times of its files, but not its place."""
+    place = Path(path)
+    if path == "builtin" or not place.exists():
+        return [path, __version__]
+    files = sorted(each for each in place.rglob("*") if each.is_file()) if place.is_dir() else [place]
+    states = [(each.relative_to(place).as_posix(), each.stat()) for each in files]
+    return [[name, state.st_size, state.st_mtime_ns] for name, state in states]
+
+
+class Loader:
+    """Has one model at a time; what it shares with the one before is not loaded again."""
+
+    def __init__(self) -> None:
+        self._tuned: TunedModel | None = None
+        self._now: Compared | None = None
+
+    def use(self, model: Compared) -> UNet3DModel:
+        """The model, in place of the one before."""
+        if model != self._now:
+            if self._tuned is None or self._tuned.config.model != model.config.model:
+                self._tuned = None  # before the next is loaded: there may be no room for two
+                self._tuned = load_found(model.config, model.checkpoint)
+            elif self._tuned.checkpoint != model.checkpoint:
+                load_trained(self._tuned.model.denoiser, model.config.model, model.checkpoint.folder)
+                self._tuned = replace(self._tuned, checkpoint=model.checkpoint)
+            self._model, self._now = self._tuned.use(model.scale), model
+        return self._model

@@ -1,0 +1,114 @@
+"""What videos are scored with: the run's two rewards, further ones, a CLIP, and in the built-in world the oracle."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlvid import __version__
+from rlvid.config.reward import RewardConfig, absolute, is_function
+from rlvid.data.clips import digest
+from rlvid.evaluate.clip import load_clip
+from rlvid.evaluate.compared import stamp
+from rlvid.evaluate.rows import EXTRA
+from rlvid.models.folders import movable
+from rlvid.reward.load import NAMES, check_one, held_out_reward, load_reward, trained_reward
+
+DEFAULT_CLIP = "builtin-heldout"
+_COUNTS = ("name", "path", "held_out", "held_out_path", "mixture", "preprocess", "precision", "differentiable")
+"""Of a reward's settings, those that the score of a whole video depends on."""
+
+
+@dataclass(frozen=True)
+class Further:
+    """A further reward: the name of its metric, ``reward_NAME``, and what ``load_reward`` needs."""
+
+    metric: str
+    name: str
+    path: str | None
+
+
+def parse_rewards(text: str) -> tuple[Further, ...]:
+    """Reads ``hpsv2=/path/HPS_v2.pt,brightness,warm=mine.py:warmth``.
+
+    Raises:
+        ValueError: no such reward, its path is missing or wrong, or two have one name; weights are not read.
+    """
+    found: list[Further] = []
+    for part in filter(None, (each.strip() for each in text.split(","))):
+        label, _, place = part.partition("=")
+        path = absolute(place) if place else None
+        own = is_function(path)
+        if not own and label not in NAMES:
+            raise ValueError(
+                f"--rewards {part!r}: there is no reward {label!r}; allowed: {', '.join(NAMES)}, each as NAME or "
+                "NAME=PATH, or one of your own as NAME=FILE.py:FUNCTION"
+            )
+        if own and label == "custom":
+            label = place.rpartition(":")[2]
+        name = "custom" if own else label
+        check_one(name, path, f"--rewards {label}")
+        metric = EXTRA + re.sub(r"\W+", "_", label)
+        if metric in {each.metric for each in found}:
+            raise ValueError(f"--rewards {text!r}: {label!r} is there twice; leave one out, or give it another name")
+        found.append(Further(metric, name, path))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What videos are scored with.
+
+    Attributes:
+        reward: settings of the run's rewards, with absolute paths.
+        clip: what measures CLIPSIM and consistency, see ``rlvid.evaluate.clip.load_clip``.
+        further: more rewards, each with a metric of its own.
+        use_oracle: whether the videos are of the built-in world.
+    """
+
+    reward: RewardConfig
+    clip: str = DEFAULT_CLIP
+    further: tuple[Further, ...] = ()
+    use_oracle: bool = False
+
+    @property
+    def identity(self) -> str:
+        """Sixteen hex digits over all that the scores of a video depend on."""
+        reward = self.reward.model_dump(mode="json", include=set(_COUNTS))
+        paths = [self.reward.path, self.reward.held_out_path, *(part.path for part in self.reward.mixture)]
+        paths += [each.path for each in self.further] + [self.clip.partition(":")[2] or self.clip]
+        stamps = [stamp(path.rpartition(":")[0] if is_function(path) else path) for path in paths if path]
+        further = [[each.metric, each.name, each.path] for each in self.further]
+        made = {"reward": reward, "clip": self.clip, "further": further, "oracle": self.use_oracle, "files": stamps}
+        return digest(made | {"version": __version__})
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics of further rewards."""
+        return [each.metric for each in self.further]
+
+    def movable(self) -> "Measure":
+        """The same with a clip that a process in another working folder understands."""
+        architecture, colon, file = self.clip.partition(":")
+        clip = f"{architecture}:{Path(file).resolve()}" if colon else movable(self.clip)
+        return Measure(self.reward, clip, self.further, self.use_oracle)
+
+    def load(self, device: torch.device) -> dict[str, Any]:
+        """What ``rlvid.evaluate.evaluate.score_videos`` takes.
+
+        Raises:
+            ValueError: a reward or the CLIP cannot be loaded.
+        """
+        how = {"precision": self.reward.precision, "chunk": self.reward.chunk}
+        return {
+            "reward": trained_reward(self.reward, device),
+            "held_out": held_out_reward(self.reward, device) or load_reward("builtin-heldout", device),
+            "clip": load_clip(self.clip, device),
+            "use_oracle": self.use_oracle,
+            "extra": {
+                each.metric: load_reward(each.name, device, path=each.path, key="--rewards", **how)
+                for each in self.further
+            },
+        }

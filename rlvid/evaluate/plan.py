@@ -1,0 +1,308 @@
+"""What an evaluation consists of, and where each piece of it lies.
+
+==========================  ==========================================================================================
+``evaluation.yaml``         what it is: models, prompt sets, steps, seed; ``complete`` once its tables are written
+``videos/part-00000...``    the videos of a portion: up to 16 of one model, set and number of steps
+``videos/.others/``         parts of earlier evaluations in this folder: nothing that was made is thrown away
+``.scores/``                the scores of a portion, named after videos and measure
+==========================  ==========================================================================================
+"""
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import yaml
+
+from rlvid.data.clips import digest
+from rlvid.evaluate import write_whole
+from rlvid.evaluate.compared import Compared
+from rlvid.evaluate.measure import Measure
+from rlvid.evaluate.rows import EXTRA, METRICS, Row
+from rlvid.evaluate.tables import rows_table
+from rlvid.evaluate.videos import copy_part, identity_of, labels_of, shape_of
+from rlvid.models.folders import resolved_shape
+
+BATCH = 16
+"""Most videos of a portion, and of a batch that is made or scored."""
+FPS = 8
+"""Of the models, as ``rlvid.models.unet3d`` makes them."""
+
+
+@dataclass(frozen=True)
+class Portion:
+    """Prompts of one set for one model and number of steps; the first of them is the ``start``-th of the set."""
+
+    model: Compared
+    set: str
+    steps: int
+    start: int
+    prompts: tuple[str, ...]
+    copies: int
+
+    @property
+    def places(self) -> list[tuple[int, int, str]]:
+        """(index, copy, prompt) of each video; those of a prompt stand together."""
+        numbered = enumerate(self.prompts, self.start)
+        return [(index, copy, prompt) for index, prompt in numbered for copy in range(self.copies)]
+
+    @property
+    def labels(self) -> list[dict[str, Any]]:
+        """What stands beside the frames of each video."""
+        common = {"model": self.model.name, "set": self.set, "steps": self.steps, "fps": float(FPS)}
+        return [{**common, "index": index, "copy": copy, "prompt": prompt} for index, copy, prompt in self.places]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is to be evaluated, and where it is kept.
+
+    Attributes:
+        folder: of the evaluation.
+        models: the first one is the base.
+        sets: prompts of each set.
+        steps: numbers of DDIM steps.
+        seed: of the noise; copy k of a prompt starts from that of ``seed`` + k.
+        copies: videos of a prompt.
+        guidance: classifier-free guidance g, of all models.
+        final: see ``rlvid.evaluate.generate.generate``.
+        measure: what videos are scored with.
+        portions: the work, in the order of the rows.
+        identities: sixteen hex digits for each portion, over all that its videos depend on.
+    """
+
+    folder: Path
+    models: tuple[Compared, ...]
+    sets: dict[str, tuple[str, ...]]
+    steps: tuple[int, ...]
+    seed: int
+    copies: int
+    guidance: float
+    final: str
+    measure: Measure
+    portions: tuple[Portion, ...]
+    identities: tuple[str, ...]
+
+    @staticmethod
+    def of(
+        models: Sequence[Compared],
+        prompts_by_set: Mapping[str, Sequence[str]],
+        *,
+        steps_list: Sequence[int],
+        folder: Path | None = None,
+        seed: int = 0,
+        copies: int = 1,
+        measure: Measure | None = None,
+    ) -> "Evaluation":
+        """Plans an evaluation; guidance, final step and, by default, what is measured are of the first run.
+
+        Args:
+            models: as ``rlvid.evaluate.compared.find_compared`` gives them.
+            prompts_by_set: prompts of each set.
+            steps_list: numbers of DDIM steps.
+            folder: default: the first run's.
+            seed: of the noise.
+            copies: videos of a prompt, from 1 to 16.
+            measure: what videos are scored with.
+
+        Raises:
+            ValueError: an empty set, a prompt that a set has twice, or ``copies`` out of range.
+        """
+        if not 1 <= copies <= BATCH:
+            raise ValueError(f"--copies {copies}: allowed are 1 to {BATCH} videos of a prompt")
+        sets = {name: tuple(prompts) for name, prompts in prompts_by_set.items()}
+        for name, prompts in sets.items():
+            check_distinct(name, prompts)
+        config, size = models[0].config, BATCH // copies
+        sampling = config.sampling
+        measure = measure or Measure(config.reward, use_oracle=config.model.path == "builtin")
+        portions = tuple(
+            Portion(model, set_name, steps, start, prompts[start : start + size], copies)
+            for model in models
+            for steps in steps_list
+            for set_name, prompts in sets.items()
+            for start in range(0, len(prompts), size)
+        )
+        how = [seed, sampling.guidance, sampling.final]
+        identities = tuple(digest([p.model.made_of, how, p.steps, p.start, p.prompts, copies]) for p in portions)
+        place = (folder or models[0].run).expanduser().resolve()
+        return Evaluation(
+            place, tuple(models), sets, tuple(steps_list), seed, copies, sampling.guidance, sampling.final,
+            measure.movable(), portions, identities,
+        )  # fmt: skip
+
+    @property
+    def videos(self) -> Path:
+        """The folder of the videos."""
+        return self.folder / "videos"
+
+    @property
+    def others(self) -> Path:
+        """Where parts lie that are not of this evaluation."""
+        return self.videos / ".others"
+
+    @property
+    def count(self) -> int:
+        """How many videos there are in all."""
+        return self.count_of(range(len(self.portions)))
+
+    def count_of(self, indices: Sequence[int]) -> int:
+        """How many videos some portions have."""
+        return sum(len(self.portions[index].places) for index in indices)
+
+    def part(self, index: int) -> Path:
+        """The file of a portion's videos."""
+        return self.videos / f"part-{index:05d}.parquet"
+
+    def scores(self, index: int) -> Path:
+        """The file of a portion's scores."""
+        return self.folder / ".scores" / f"{digest([self.identities[index], self._measured_by])}.parquet"
+
+    @cached_property
+    def _measured_by(self) -> str:
+        return self.measure.identity
+
+    def differences(self) -> list[str]:
+        """A line for each setting in which the runs differ, and in which all of them are evaluated as the first."""
+        runs = [model.config for model in self.models[1:]]
+        found = {
+            "sampling.guidance": [run.sampling.guidance for run in runs],
+            "sampling.final": [run.sampling.final for run in runs],
+            "reward": [run.reward.name if run.reward.path is None else run.reward.path for run in runs],
+        }
+        return [
+            f"the runs differ in {key} ({', '.join(map(str, dict.fromkeys(values)))}); all are evaluated with "
+            f"{values[0]}"
+            for key, values in found.items()
+            if len(set(values)) > 1
+        ]
+
+    def settle(self) -> None:
+        """Puts every part that is of this evaluation to its place, and every other one aside.
+
+        Raises:
+            ValueError: a part is damaged.
+        """
+        self.others.mkdir(parents=True, exist_ok=True)
+        wanted = {self.part(index): identity for index, identity in enumerate(self.identities)}
+        for path in sorted(self.videos.glob("part-*.parquet")):
+            identity = identity_of(path)
+            if wanted.get(path) != identity:
+                os.replace(path, self.others / f"{identity or path.stem}.parquet")
+        for index, identity in enumerate(self.identities):
+            kept, part = self.others / f"{identity}.parquet", self.part(index)
+            if kept.is_file() and not part.is_file():
+                os.replace(kept, part)
+            if part.is_file() and labels_of(part) != self._as_stored(index):
+                copy_part(part, part, self.portions[index].labels)  # the same videos under another name
+
+    def _as_stored(self, index: int) -> list[dict[str, Any]]:
+        order = ("model", "set", "steps", "index", "copy", "prompt", "fps")
+        return [{key: row[key] for key in order} for row in self.portions[index].labels]
+
+    def unmade(self) -> list[int]:
+        """The portions whose videos must be made; of two with the same ones (the best step, its number), the first."""
+        first = {identity: index for index, identity in reversed(list(enumerate(self.identities)))}
+        return sorted(index for index in first.values() if not self.part(index).is_file())
+
+    def share(self) -> None:
+        """Copies videos to the portions that have the same ones as an earlier portion."""
+        for index, identity in enumerate(self.identities):
+            source = self.part(self.identities.index(identity))
+            if not self.part(index).is_file():
+                copy_part(source, self.part(index), self.portions[index].labels)
+
+    def unscored(self) -> list[int]:
+        """The portions whose scores are missing; as ``unmade`` where two have the same."""
+        missing = {self.scores(index): index for index in reversed(range(len(self.portions)))}
+        return sorted(index for path, index in missing.items() if not path.is_file())
+
+    def rows(self) -> list[Row]:
+        """All rows, once no scores are missing."""
+        return [row for index in range(len(self.portions)) for row in self._rows_of(index)]
+
+    def _rows_of(self, index: int) -> list[Row]:
+        portion = self.portions[index]
+        about = {"model": portion.model.name, "set": portion.set, "steps": portion.steps}
+        return [replace(row, **about) for row in read_rows(self.scores(index))]
+
+    def describe(self, *, complete: bool) -> None:
+        """Writes ``evaluation.yaml``."""
+        parts = sorted(self.videos.glob("part-*")) if complete else []  # else they may be of others, or damaged
+        shape = next((found for path in parts if (found := shape_of(path))), None)
+        spec = self.models[0].config.model
+        fps, frames, size = shape or (float(FPS), *resolved_shape(spec.path, spec.frames, spec.size))
+        about = {
+            "name": self.folder.name,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seed": self.seed,
+            "copies": self.copies,
+            "steps": list(self.steps),
+            "clip": self.measure.clip,
+            "models": [model.describe() for model in self.models],
+            "sets": {name: list(prompts) for name, prompts in self.sets.items()},
+            "fps": fps,
+            "frames": frames,
+            "size": size,
+            "guidance": self.guidance,
+            "metrics": [*METRICS, *self.measure.metrics],
+            "complete": complete,
+        }
+        text = yaml.safe_dump(about, sort_keys=False, allow_unicode=True, width=120)
+        write_whole(self.folder / "evaluation.yaml", text.encode())
+
+    def finish(self) -> None:
+        """Says that the tables are written, and forgets scores that are not in them."""
+        used = {self.scores(index) for index in range(len(self.portions))}
+        for path in (self.folder / ".scores").glob("*.parquet"):
+            if path not in used:
+                path.unlink()
+        self.describe(complete=True)
+
+    def forget(self) -> None:
+        """Removes videos and scores."""
+        for folder in (self.videos, self.folder / ".scores"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_distinct(name: str, prompts: Sequence[str]) -> None:
+    """Raises ValueError where a set has no prompts, an empty one, or one of them twice."""
+    if not prompts:
+        raise ValueError(f"prompt set {name!r} has no prompts; give it at least one")
+    places: dict[str, int] = {}
+    for number, prompt in enumerate(prompts, start=1):
+        if not prompt.strip():
+            raise ValueError(f"prompt set {name!r}: prompt {number} is empty; write one or remove it")
+        before = places.setdefault(prompt, number)
+        if before != number:
+            raise ValueError(
+                f"prompt set {name!r} has {prompt[:60]!r} twice, as prompts {before} and {number}; remove one "
+                "(--copies N makes N videos of each prompt)"
+            )
+
+
+def write_rows(path: Path, rows: list[Row]) -> None:
+    """Keeps rows, whole or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        pq.write_table(rows_table(rows), part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """What ``write_rows`` kept."""
+    known = {each.name for each in fields(Row)}
+    rows = []
+    for kept in pq.ParquetFile(path).read().to_pylist():
+        extra = {name: kept.pop(name) for name in list(kept) if name not in known and name.startswith(EXTRA)}
+        rows.append(Row(**kept, extra=extra))
+    return rows

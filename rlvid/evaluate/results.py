@@ -1,0 +1,118 @@
+"""From rows to what an evaluation leaves: tables, layouts, the trade-off, and the way into a store of objects."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rlvid.data.prompts import resolve_prompts
+from rlvid.data.storage import Mirror, split_uri
+from rlvid.evaluate.compared import Compared
+from rlvid.evaluate.layouts import write_layouts
+from rlvid.evaluate.plan import Evaluation, check_distinct
+from rlvid.evaluate.rows import Row, summarise
+from rlvid.evaluate.seeds import seed_results, write_seeds
+from rlvid.evaluate.tables import write_results
+from rlvid.evaluate.tradeoff import draw_tradeoff
+from rlvid.toy.captions import PROMPT_SETS
+
+
+def prompts_of(sets: Sequence[str], videos: int) -> dict[str, list[str]]:
+    """The prompts of each set by its name, at most ``videos`` of each; a file's set has the name of the file.
+
+    Raises:
+        ValueError: no such set or file, two of one name, or an empty or repeated prompt.
+    """
+    found: dict[str, list[str]] = {}
+    for spec in sets:
+        name = Path(spec).stem
+        if name in found:
+            raise ValueError(f"--sets {','.join(sets)}: two sets have one name; rename a file, results are kept by it")
+        prompts = resolve_prompts(spec, videos if spec in PROMPT_SETS else None)
+        check_distinct(spec, prompts)
+        found[name] = prompts[:videos]
+    return found
+
+
+def evaluation_folder(models: Sequence[Compared], out: Path | None) -> Path:
+    """Where an evaluation goes: ``out``, or the folder of the only run, or ``runs/evaluation``.
+
+    Raises:
+        ValueError: the folder holds something else.
+    """
+    runs = {model.run for model in models}
+    folder = out or (models[0].run if len(runs) == 1 else Path("runs") / "evaluation")
+    known = ("evaluation.yaml", ".evaluation.lock", "config.yaml")
+    if folder.is_file():
+        raise ValueError(f"--out {folder}: is a file; name a folder to be made")
+    if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).is_file() for name in known):
+        raise ValueError(f"--out {folder}: holds something that is no evaluation; name a new or an empty folder")
+    return folder
+
+
+def write_all(evaluation: Evaluation, rows: list[Row], groups: Mapping[str, list[str]]) -> list[Path]:
+    """Writes everything that follows from the rows into the evaluation's folder, ``evaluation.yaml`` last.
+
+    Args:
+        evaluation: whose rows they are.
+        rows: of all videos.
+        groups: of ``rlvid.evaluate.seeds.group_seeds``; none for no table over seeds.
+
+    Returns:
+        The paths.
+    """
+    folder, models, summaries = evaluation.folder, evaluation.models, summarise(rows)
+    written = write_results(folder, rows, base=models[0].name, facts=_facts(evaluation))
+    written += write_layouts(folder, summaries)
+    scales = {model.name: model.scale for model in models[1:]}
+    if len(scales) > 1 and len({model.checkpoint for model in models}) == 1:
+        draw_tradeoff(folder / "tradeoff.png", summaries, scales)
+        written.append(folder / "tradeoff.png")
+    if groups:
+        written += write_seeds(folder, seed_results(rows, dict(groups), models[0].name))
+    evaluation.finish()
+    return [*written, folder / "evaluation.yaml"]
+
+
+def _facts(evaluation: Evaluation) -> dict[str, object]:
+    """What a reader of the tables must know."""
+    models, config = evaluation.models, evaluation.models[0].config
+    checkpoints = list(dict.fromkeys((model.config.name, model.step) for model in models[1:]))
+    if len(checkpoints) == 1:
+        facts: dict[str, object] = {"run": config.name, "step": models[1].step}
+    else:
+        facts = {model.name: f"run {model.config.name}, step {model.step}" for model in models[1:]}
+    further = {
+        f"reward {each.metric.removeprefix('reward_')}": each.path or each.name for each in evaluation.measure.further
+    }
+    return facts | {
+        "seed": evaluation.seed,
+        "videos of a prompt": evaluation.copies,
+        "guidance": evaluation.guidance,
+        "reward": config.reward.name,
+        "held-out reward": config.reward.held_out or "builtin-heldout",
+        **further,
+        "CLIPSIM and consistency by": evaluation.measure.clip,
+    }
+
+
+class Store:
+    """An evaluation in the folder of a run that is in a store of objects; does nothing for one that is not.
+
+    Args:
+        uri: of the run, or None.
+        evaluation: whose videos are fetched, as far as the store has them.
+    """
+
+    def __init__(self, uri: str | None, evaluation: Evaluation) -> None:
+        self.uri, self._began = uri, time.time()
+        self._mirror = Mirror(*split_uri(uri)) if uri else None
+        if self._mirror is not None:
+            assert self._mirror.folder == evaluation.folder
+            self._mirror.fetch_missing("videos")
+
+    def send(self, written: Sequence[Path]) -> None:
+        """Brings tables and videos to the store."""
+        if self._mirror is not None:
+            self._mirror.send_folder("videos", self._began)
+            for path in written:
+                self._mirror.send(path.name)

@@ -1,0 +1,211 @@
+"""Scores of videos, what they sum up to, and how two models compare, prompt by prompt."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+
+EXTRA = "reward_"
+"""How the metric of a further reward begins; its name follows."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One video and its scores; NaN where a metric does not apply or the video is not finite.
+
+    ``reward`` is the mean over all frames of the image reward that was trained on, ``held_out`` that of the one that
+    was not; ``consistency`` is of consecutive frames, the paper's, and two other definitions stand beside it (see
+    ``rlvid.evaluate.metrics``); ``diversity`` compares the videos that a prompt has in one batch, where there are
+    several. ``oracle_*`` are ``rlvid.toy.oracle.grade``'s. ``copy`` tells the videos of a prompt apart. ``extra`` holds
+    further rewards under the names of their metrics, ``reward_NAME``.
+    """
+
+    model: str
+    set: str
+    steps: int
+    index: int
+    prompt: str
+    reward: float
+    held_out: float
+    clipsim: float
+    consistency: float
+    consistency_all_pairs: float
+    consistency_vbench: float
+    motion: float
+    flickering: float
+    diversity: float
+    oracle_subject: float
+    oracle_colour: float
+    oracle_background: float
+    oracle_motion: float
+    oracle_sharpness: float
+    oracle_fidelity: float
+    oracle_score: float
+    copy: int = 0
+    extra: dict[str, float] = field(default_factory=dict)
+
+    def score(self, metric: str) -> float:
+        """Of a metric, also of a further reward; NaN where it was not measured."""
+        return self.extra.get(metric, float("nan")) if metric.startswith(EXTRA) else getattr(self, metric)
+
+
+METRICS = tuple(each.name for each in fields(Row) if each.type is float)
+"""Every metric of a ``Row`` but further rewards, by the name of its field."""
+
+
+def metrics_of(rows: Iterable[Row]) -> tuple[str, ...]:
+    """``METRICS``, then the further rewards that any of the rows has."""
+    return (*METRICS, *dict.fromkeys(name for row in rows for name in row.extra))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All videos of one model, prompt set and number of steps.
+
+    ``mean`` and ``std`` (of a sample, over videos) of every metric are over the ``used[metric]`` videos where it is
+    finite, and NaN where there are none (std: fewer than two). ``broken`` videos of ``count`` have no finite reward.
+    """
+
+    model: str
+    set: str
+    steps: int
+    count: int
+    broken: int
+    mean: dict[str, float]
+    std: dict[str, float]
+    used: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What one metric gained from base to tuned, over the ``pairs`` of videos where both are finite.
+
+    ``low`` and ``high`` bound the 95 % interval of ``difference`` (percentiles of a paired bootstrap over prompts; NaN
+    with fewer than two prompts). ``in_base_std`` is the difference in units of the base's standard deviation over
+    videos.
+    """
+
+    base: str
+    tuned: str
+    set: str
+    steps: int
+    metric: str
+    pairs: int
+    excluded: int
+    difference: float
+    low: float
+    high: float
+    in_base_std: float
+
+
+def summarise(rows: Iterable[Row]) -> list[Summary]:
+    """Mean, sample standard deviation and count of every metric for each (model, set, steps), in order of appearance.
+
+    Scores that are not finite are left out and counted.
+    """
+    rows = list(rows)
+    names = metrics_of(rows)
+    groups: dict[tuple[str, str, int], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.model, row.set, row.steps), []).append(row)
+    summaries = []
+    for (model, set_name, steps), group in groups.items():
+        mean, std, used = {}, {}, {}
+        for metric in names:
+            values = np.array([row.score(metric) for row in group], dtype=np.float64)
+            values = values[np.isfinite(values)]
+            used[metric] = len(values)
+            mean[metric] = float(values.mean()) if len(values) else float("nan")
+            std[metric] = float(values.std(ddof=1)) if len(values) > 1 else float("nan")
+        summaries.append(Summary(model, set_name, steps, len(group), len(group) - used["reward"], mean, std, used))
+    return summaries
+
+
+def compare(
+    base_rows: Iterable[Row], tuned_rows: Iterable[Row], *, resamples: int = 2000, seed: int = 0
+) -> list[Comparison]:
+    """Differences tuned minus base of every metric for each (set, steps), paired by (set, steps, index, copy).
+
+    Args:
+        base_rows: rows of one model.
+        tuned_rows: rows of another model, from the same prompts, steps and seed.
+        resamples: of the bootstrap over prompts; the videos of a prompt are drawn together.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: the two do not hold the same videos, or one holds more than one model.
+    """
+    comparisons = []
+    for (set_name, steps), pairs in pair_up(base_rows, tuned_rows).items():
+        for metric in metrics_of(row for pair in pairs for row in pair):
+            before, after = (np.array([pair[i].score(metric) for pair in pairs], dtype=np.float64) for i in (0, 1))
+            both = np.isfinite(before) & np.isfinite(after)
+            prompts = np.array([pair[0].index for pair in pairs])[both]
+            gained = _paired(before[both], after[both], prompts, resamples, np.random.default_rng(seed))
+            counts = (int(both.sum()), int((~both).sum()))
+            comparisons.append(
+                Comparison(pairs[0][0].model, pairs[0][1].model, set_name, steps, metric, *counts, *gained)
+            )
+    return comparisons
+
+
+def pair_up(base_rows: Iterable[Row], tuned_rows: Iterable[Row]) -> dict[tuple[str, int], list[tuple[Row, Row]]]:
+    """(set, steps) -> the videos of both models from the same prompt and noise.
+
+    Raises:
+        ValueError: as ``compare``.
+    """
+    base, tuned = _by_video(base_rows, "base"), _by_video(tuned_rows, "tuned")
+    alone = sorted(base.keys() ^ tuned.keys())
+    if alone:
+        raise ValueError(
+            f"compare: video (set, steps, index, copy) = {alone[0]} has one model's row only; evaluate both alike"
+        )
+    groups: dict[tuple[str, int], list[tuple[Row, Row]]] = {}
+    for key, row in base.items():
+        if row.prompt != tuned[key].prompt:
+            raise ValueError(f"compare: video {key} has two prompts, {row.prompt!r} and {tuned[key].prompt!r}")
+        groups.setdefault(key[:2], []).append((row, tuned[key]))
+    return groups
+
+
+def _by_video(rows: Iterable[Row], side: str) -> dict[tuple[str, int, int, int], Row]:
+    found: dict[tuple[str, int, int, int], Row] = {}
+    for row in rows:
+        key = (row.set, row.steps, row.index, row.copy)
+        if found.setdefault(key, row) is not row:
+            raise ValueError(f"compare: the {side} rows hold video {key} twice")
+    if len(models := {row.model for row in found.values()}) != 1:
+        raise ValueError(f"compare: the {side} rows hold {len(models)} models; give the rows of one")
+    return found
+
+
+def bootstrap_means(
+    values: np.ndarray, clusters: np.ndarray, resamples: int, generator: np.random.Generator
+) -> np.ndarray:
+    """The mean of each resample (R,), where whole clusters are drawn with replacement, as many as there are.
+
+    Args:
+        values: N numbers.
+        clusters: N labels; here a prompt's index, since its videos are not independent of each other.
+        resamples: R.
+        generator: of the draws.
+    """
+    _, place = np.unique(clusters, return_inverse=True)
+    sums, counts = np.bincount(place, values), np.bincount(place)
+    drawn = generator.integers(0, len(sums), (resamples, len(sums)))
+    return sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+
+
+def _paired(
+    before: np.ndarray, after: np.ndarray, prompts: np.ndarray, resamples: int, generator: np.random.Generator
+) -> tuple[float, float, float, float]:
+    """Mean difference, its 95 % interval by the paired bootstrap, and the difference in base standard deviations."""
+    gain = after - before
+    if not len(gain):
+        return (float("nan"),) * 4
+    low = high = float("nan")
+    if len(set(prompts.tolist())) > 1:
+        low, high = np.percentile(bootstrap_means(gain, prompts, resamples, generator), [2.5, 97.5])
+    std = before.std(ddof=1) if len(gain) > 1 else 0.0
+    return float(gain.mean()), float(low), float(high), float(gain.mean() / std) if std > 0 else float("nan")

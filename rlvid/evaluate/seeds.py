@@ -1,0 +1,180 @@
+"""Runs that differ in their seed alone, as one: the mean over seeds, its interval, and what was gained over the base.
+
+``±`` is half the 95 % interval of Student's t over seeds: it holds what a run owes to chance. The interval of a
+difference is a bootstrap over prompts within each seed, and so holds the prompts' chance, for these seeds.
+"""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rlvid.evaluate import write_whole
+from rlvid.evaluate.compared import Compared
+from rlvid.evaluate.comparison import interval
+from rlvid.evaluate.grid import Cell, Grid
+from rlvid.evaluate.rows import Row, bootstrap_means, metrics_of, pair_up
+from rlvid.evaluate.tables import set_title, title_of
+
+_SHOWN = ("reward", "held_out", "clipsim", "consistency", "motion", "diversity", "oracle_score")
+
+
+@dataclass(frozen=True)
+class SeedResult:
+    """One metric of a group of runs, for a prompt set and number of steps.
+
+    ``mean`` and ``half`` are over seeds (``half`` is NaN for one); ``difference``, ``low`` and ``high`` are to the
+    base, and NaN for the base itself.
+    """
+
+    group: str
+    set: str
+    steps: int
+    metric: str
+    seeds: int
+    mean: float
+    half: float
+    difference: float
+    low: float
+    high: float
+
+
+def group_seeds(models: Sequence[Compared]) -> dict[str, list[str]]:
+    """Group -> the names of its models: what differs in seed, name and place alone, at one step and scale.
+
+    Raises:
+        ValueError: no two models differ in their seed alone.
+    """
+    groups: dict[str, list[Compared]] = {}
+    for model in models[1:]:
+        settings = model.config.model_dump(mode="json", exclude={"name": True, "seed": True, "output": True})
+        key = json.dumps([settings, model.step, model.scale], sort_keys=True)
+        groups.setdefault(key, []).append(model)
+    named: dict[str, list[str]] = {}
+    for members in groups.values():
+        seeds = [model.config.seed for model in members]
+        twice = next((seed for seed in seeds if seeds.count(seed) > 1), None)
+        if twice is not None:
+            names = ", ".join(model.name for model in members if model.config.seed == twice)
+            raise ValueError(f"--group-seeds: {names} have one seed, and would count as two; leave one out")
+        first = members[0]
+        method = first.config.method.name + (f" × {first.scale:g}" if first.scale != 1 else "")
+        shown = f"{method} ({len(members)} seed{'s' * (len(members) > 1)})"
+        named[shown if shown not in named else f"{shown}, {first.name}"] = [model.name for model in members]
+    if all(len(members) < 2 for members in named.values()):
+        raise ValueError(
+            "--group-seeds: no two of the runs differ in their seed alone (settings, step and scale are compared); "
+            "name runs of one description with other seeds, or leave it out"
+        )
+    return named
+
+
+def seed_results(
+    rows: Sequence[Row], groups: dict[str, list[str]], base: str, *, resamples: int = 2000
+) -> list[SeedResult]:
+    """Every metric of the base and of every group, for each prompt set and number of steps.
+
+    Args:
+        rows: of all models.
+        groups: as ``group_seeds`` gives them.
+        base: name of the base model.
+        resamples: of the bootstrap.
+    """
+    by_model: dict[str, list[Row]] = {}
+    for row in rows:
+        by_model.setdefault(row.model, []).append(row)
+    results = []
+    for group, names in {base: [base], **groups}.items():
+        paired = [pair_up(by_model[base], by_model[name]) for name in names]
+        for set_name, steps in paired[0]:
+            for metric in metrics_of(rows):
+                seeds = [_values(each[(set_name, steps)], metric) for each in paired]
+                seeds = [each for each in seeds if len(each[0])]
+                if seeds:
+                    mean, half = interval([float(after.mean()) for _, after, _ in seeds])
+                    gained = _gain(seeds, resamples) if group != base else (math.nan,) * 3
+                    results.append(SeedResult(group, set_name, steps, metric, len(seeds), mean, half, *gained))
+    return results
+
+
+def _values(pairs: list[tuple[Row, Row]], metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Before, after and the prompt's index, of the videos where both are finite."""
+    before, after = (np.array([pair[i].score(metric) for pair in pairs], dtype=np.float64) for i in (0, 1))
+    both = np.isfinite(before) & np.isfinite(after)
+    return before[both], after[both], np.array([pair[0].index for pair in pairs])[both]
+
+
+def _gain(seeds: list[tuple[np.ndarray, np.ndarray, np.ndarray]], resamples: int) -> tuple[float, float, float]:
+    """The mean over seeds of the mean difference, and its interval: prompts are drawn anew within each seed."""
+    generator = np.random.default_rng(0)
+    difference = float(np.mean([(after - before).mean() for before, after, _ in seeds]))
+    if any(len(set(prompts.tolist())) < 2 for *_, prompts in seeds):
+        return difference, math.nan, math.nan
+    drawn = [bootstrap_means(after - before, prompts, resamples, generator) for before, after, prompts in seeds]
+    low, high = np.percentile(np.mean(drawn, axis=0), [2.5, 97.5])
+    return difference, float(low), float(high)
+
+
+def seeds_markdown(results: Sequence[SeedResult]) -> str:
+    """A page with a table for each number of steps, differences of the rewards beside the means."""
+    lines = ["# Over seeds", ""]
+    metrics = [m for m in dict.fromkeys(r.metric for r in results) if m in _SHOWN or m.startswith("reward_")]
+    found = {(r.group, r.set, r.steps, r.metric): r for r in results}
+    for steps in dict.fromkeys(r.steps for r in results):
+        places = sorted({(r.set, r.group): None for r in results if r.steps == steps}, key=_order(results))
+        rows = [
+            [
+                Cell(set_title(s)),
+                Cell(group),
+                *(_cell(found.get((group, s, steps, m)), found, results[0].group) for m in metrics),
+                Cell(_difference(found.get((group, s, steps, "reward")))),
+            ]
+            for s, group in places
+        ]
+        heads = ["Prompts", "Runs", *(title_of(m) for m in metrics), "Reward over base"]
+        lines += [f"## {steps} DDIM steps", "", Grid(heads, rows, words=2).markdown(), ""]
+    lines += [
+        "Mean over seeds ± half the 95 % interval of Student's t over seeds. Bold: above the base by more than that. "
+        "The difference to the base has the 95 % interval of a bootstrap over prompts within each seed.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _order(results: Sequence[SeedResult]):
+    sets, groups = (list(dict.fromkeys(getattr(r, key) for r in results)) for key in ("set", "group"))
+    return lambda place: (sets.index(place[0]), groups.index(place[1]))
+
+
+def _cell(result: SeedResult | None, found: dict, base: str) -> Cell:
+    if result is None:
+        return Cell("–")
+    text = f"{result.mean:.3f}" + (f" ± {result.half:.3f}" if math.isfinite(result.half) else "")
+    least = found.get((base, result.set, result.steps, result.metric))
+    return Cell(text, least is not None and result.mean - result.half > least.mean)
+
+
+def _difference(result: SeedResult | None) -> str:
+    if result is None or math.isnan(result.difference):
+        return "–"
+    return f"{result.difference:+.3f}" + (f" [{result.low:.3f}, {result.high:.3f}]" if result.low == result.low else "")
+
+
+def write_seeds(folder: Path, results: Sequence[SeedResult]) -> list[Path]:
+    """Writes ``seeds.md`` and ``seeds.csv`` (a line a group, set, number of steps and metric)."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    names = list(SeedResult.__dataclass_fields__)
+    writer.writerow(names)
+    for result in results:
+        values = [getattr(result, name) for name in names]
+        writer.writerow(["" if isinstance(v, float) and not math.isfinite(v) else v for v in values])
+    paths = [folder / "seeds.md", folder / "seeds.csv"]
+    for path, text in zip(paths, (seeds_markdown(results), out.getvalue()), strict=True):
+        write_whole(path, text.encode())
+    return paths

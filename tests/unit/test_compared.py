@@ -1,0 +1,246 @@
+"""Models side by side: what MODEL means, one base for all, seeds as one, the paper's layouts, tables in LaTeX."""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import shutil
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from helpers import save_run
+
+from rlvid.data.prompts import ANIMAL_SETS, resolve_prompts
+from rlvid.evaluate.compared import find_compared, parse_spec
+from rlvid.evaluate.grid import Cell, Grid, latex_text
+from rlvid.evaluate.layouts import layout, layout_csv, write_layouts
+from rlvid.evaluate.plan import check_distinct
+from rlvid.evaluate.results import evaluation_folder, prompts_of
+from rlvid.evaluate.rows import METRICS, Row, bootstrap_means, compare, summarise
+from rlvid.evaluate.seeds import group_seeds, seed_results, write_seeds
+from rlvid.evaluate.tables import write_results
+
+
+def row(
+    model: str, set_name: str = "in_domain", steps: int = 20, index: int = 0, copy: int = 0, **scores: float
+) -> Row:
+    extra = {name: value for name, value in scores.items() if name not in METRICS}
+    values = dict.fromkeys(METRICS, math.nan) | {m: v for m, v in scores.items() if m in METRICS}
+    return Row(model, set_name, steps, index, f"prompt {index}", **values, copy=copy, extra=extra)
+
+
+@pytest.mark.parametrize(
+    ("text", "label", "run", "which", "scale"),
+    [
+        ("toy", None, "toy", None, None),
+        ("toy@40", None, "toy", "40", None),
+        ("toy@all*0.5", None, "toy", "all", 0.5),
+        ("my label=runs/toy@best*2", "my label", "runs/toy", "best", 2.0),
+        ("runs/lr=1", None, "runs/lr=1", None, None),
+        ("s3://me:key@b/runs/toy?scheme=http&endpoint_override=h:9", None,
+         "s3://me:key@b/runs/toy?scheme=http&endpoint_override=h:9", None, None),
+        ("far=s3://b/toy@40", "far", "s3://b/toy", "40", None),
+    ],
+)  # fmt: skip
+def test_a_model_is_read_part_by_part(
+    text: str, label: str | None, run: str, which: str | None, scale: float | None
+) -> None:
+    spec = parse_spec(text)
+    assert (spec.label, spec.run, spec.which, spec.scale) == (label, run, which, scale)
+
+
+def another(run: Path, name: str, **changes: object) -> Path:
+    """A copy of a run under another name, with other settings in its config."""
+    target = run.with_name(name)
+    shutil.copytree(run, target)
+    config = yaml.safe_load((target / "config.yaml").read_text())
+    (target / "config.yaml").write_text(yaml.safe_dump(config | {"name": name} | changes))
+    return target
+
+
+def test_models_have_names_of_their_own_and_one_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, config = save_run(tmp_path)
+    save_run(tmp_path, step=6)
+    other = another(run, "other")
+    names = [
+        (model.name, model.kind, model.step, model.scale)
+        for model in find_compared([f"{run}@all", f"{other}*0.5", f"mine={other}@3"], scales=(1.0,))
+    ]
+    assert names == [
+        ("base", "base", None, 0.0), ("run@3", "checkpoint", 3, 1.0), ("run@6", "checkpoint", 6, 1.0),
+        ("other × 0.5", "run", 6, 0.5), ("mine", "checkpoint", 3, 1.0),
+    ]  # fmt: skip
+    alone = find_compared([str(run)], scales=(0.5, 1.0), step=3)
+    assert [(model.name, model.step) for model in alone] == [
+        ("base", None), ("instructvideo × 0.5", 3), ("instructvideo", 3)
+    ]  # fmt: skip
+    assert alone[0].describe()["path"] == str(tmp_path / "tiny")
+    assert alone[0].made_of == find_compared([str(other)])[0].made_of
+    for texts, complaint in (
+        ([str(run), str(run)], "two models are called 'instructvideo'; give each a label: LABEL=RUN"),
+        ([f"base={run}"], "two models are called 'base'; that is what the base model is called"),
+        ([f"{run}@5"], "no checkpoint of step 5; it has: 3, 6"),
+        ([f"{run}@best"], r"the best checkpoint of run .* was never sought; guard\.every=N"),
+        ([], "no MODEL; name at least one"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            find_compared(texts)
+    model = config.model.model_dump(mode="json")
+    odd = another(run, "odd", model=model | {"frames": 8})
+    with pytest.raises(ValueError, match=r"'odd' cannot stand beside 'run': .* 8 frames .*, the other's .* 4 frames"):
+        find_compared([str(run), str(odd)])
+    monkeypatch.chdir(tmp_path)
+    assert evaluation_folder(alone, None) == run
+    assert evaluation_folder(find_compared([str(run), str(other)]), None) == Path("runs/evaluation")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letters.txt").write_text("")
+    with pytest.raises(ValueError, match="holds something that is no evaluation"):
+        evaluation_folder(alone, tmp_path / "mine")
+
+
+def test_prompts_are_distinct_and_the_shipped_sets_do_not_overlap(tmp_path: Path) -> None:
+    sets = {name: resolve_prompts(name) for name in ANIMAL_SETS}
+    words = {name: {" ".join(p.split()[:2]) for p in prompts} for name, prompts in sets.items()}
+    assert [len(prompts) for prompts in sets.values()] == [48, 24, 24]
+    assert [len(animals) for animals in words.values()][:2] == [24, 12]
+    assert not words["animals"] & words["new_animals"]
+    known = {phrase.split()[1] for name in ("animals", "new_animals") for phrase in words[name]}
+    assert not known & {word for prompt in sets["non_animals"] for word in prompt.split()}
+    for name, prompts in sets.items():
+        check_distinct(name, prompts)
+    assert list(prompts_of(["animals", "scenes"], 10)) == ["animals", "scenes"]
+    (tmp_path / "own.txt").write_text("a dog\na cat\na dog\n")
+    with pytest.raises(ValueError, match=r"own\.txt' has 'a dog' twice, as prompts 1 and 3; remove one"):
+        prompts_of([str(tmp_path / "own.txt")], 48)
+    with pytest.raises(ValueError, match="prompt 2 is empty"):
+        check_distinct("own", ["a dog", " "])
+
+
+def test_the_bootstrap_draws_prompts_with_all_their_videos() -> None:
+    """Against all resamples of four prompts, of which there are 256, each as likely as the next."""
+    gains = {3: [0.1, 0.3, 0.2], 5: [-0.4], 8: [0.5, 0.6], 9: [0.0, 0.1, 0.1, 0.2]}
+    videos = [(index, copy, gain) for index, each in gains.items() for copy, gain in enumerate(each)]
+    base = [row("base", index=index, copy=copy, reward=1.0) for index, copy, _ in videos]
+    tuned = [row("tuned", index=index, copy=copy, reward=1 + gain) for index, copy, gain in videos]
+    found = next(c for c in compare(base, tuned[::-1], resamples=40_000) if c.metric == "reward")
+    every = [np.concatenate([gains[i] for i in drawn]).mean() for drawn in product(gains, repeat=4)]
+    assert (found.pairs, found.difference) == (10, pytest.approx(0.17))
+    order = np.sort(every)
+    for bound, share in ((found.low, 0.025), (found.high, 0.975)):
+        assert (order < bound - 1e-9).mean() <= share + 0.004
+        assert (order <= bound + 1e-9).mean() >= share - 0.004
+    drawn = bootstrap_means(
+        np.array([gain for *_, gain in videos]), np.array([i for i, *_ in videos]), 40_000, np.random.default_rng(0)
+    )
+    assert np.quantile(drawn, [0.1, 0.5, 0.9]) == pytest.approx(np.quantile(every, [0.1, 0.5, 0.9]), abs=0.01)
+    one = next(c for c in compare(base[:3], tuned[:3]) if c.metric == "reward")
+    assert (one.difference, math.isnan(one.low)) == (pytest.approx(0.2), True)  # three videos of one prompt
+
+
+def models_of_the_paper() -> list[Row]:
+    return [
+        row(model, s, d, i, reward=0.2 + gain + 0.1 * i, clipsim=0.3 - gain, consistency=0.9, reward_own=gain * i)
+        for model, gain in (("base", 0.0), ("Draft_LV & 100 %", 0.1))
+        for s in ("in_domain", "scenes")
+        for d in (20, 50)
+        for i in range(3)
+    ]
+
+
+def test_the_layouts_of_the_paper(tmp_path: Path) -> None:
+    summaries = summarise(models_of_the_paper())
+    assert layout("table-a1", summaries).markdown().splitlines() == [
+        "| Model | in domain, D = 20 | in domain, D = 50 | scenes, D = 20 | scenes, D = 50 |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| base |" + " 0.300 ± 0.100 |" * 4,
+        "| Draft_LV & 100 % |" + " **0.400 ± 0.100** |" * 4,
+    ]
+    lines = layout("table-a2", summaries).markdown().splitlines()
+    assert lines[0].startswith(
+        "| Model | in domain, D = 20, CLIPSIM | in domain, D = 20, Temp. cons. | in domain, D = 50"
+    )
+    assert lines[2] == "| base |" + " **0.300** | 0.900 |" * 4  # equal: neither is best
+    (first, second) = csv.DictReader(io.StringIO(layout_csv("table-a1", summaries)))
+    assert float(second["scenes_d50_reward_mean"]) == pytest.approx(0.4)
+    assert float(first["in_domain_d20_reward_std"]) == pytest.approx(0.1)
+    assert len(write_layouts(tmp_path, summaries)) == 6
+    page = (tmp_path / "table-a2.tex").read_text()
+    assert r" & \multicolumn{2}{c}{in domain, D = 20} & " in page
+    assert r"\cmidrule(lr){2-3}\cmidrule(lr){4-5}" in page
+    assert r"Draft\_LV \& 100 \% & 0.200 & 0.900" in page
+    lacking = [s for s in summaries if (s.model, s.steps, s.set) != ("base", 50, "scenes")]
+    assert layout("table-a1", lacking).rows[0][-1] == Cell("–")
+
+
+def test_results_hold_further_rewards_in_every_form(tmp_path: Path) -> None:
+    paths = write_results(tmp_path, models_of_the_paper(), base="base")
+    assert {path.name for path in paths} == {
+        "evaluation.md", "evaluation.csv", "evaluation.json", "evaluation.tex", "evaluation.parquet",
+        "comparison.parquet",
+    }  # fmt: skip
+    page = (tmp_path / "evaluation.md").read_text()
+    assert "| Prompts | Model | Videos | Reward | Reward own | CLIPSIM | Temporal consistency |" in page
+    assert "reward own +0.100 [0.000, 0.200]" in page
+    table = pq.read_table(tmp_path / "evaluation.parquet")
+    assert table.schema.names == ["model", "set", "steps", "index", "copy", "prompt", *METRICS, "reward_own"]
+    assert {str(table.schema.field(name).type) for name in METRICS} == {"float"}
+    assert str(table.schema.field("copy").type) == "int32"
+    assert math.isnan(table["held_out"][0].as_py())
+    gains = pq.read_table(tmp_path / "comparison.parquet")
+    assert gains.schema.names == ["model", "base", "set", "steps", "metric", "pairs", "difference", "low", "high"]
+    (gain,) = (g for g in gains.to_pylist() if (g["metric"], g["set"], g["steps"]) == ("reward", "scenes", 50))
+    assert (gain["model"], gain["base"], gain["pairs"]) == ("Draft_LV & 100 %", "base", 3)
+    assert gain["difference"] == pytest.approx(0.1)
+    content = json.loads((tmp_path / "evaluation.json").read_text())
+    assert content["summaries"][-1]["mean"]["reward_own"] == pytest.approx(0.1)
+    tex = (tmp_path / "evaluation.tex").read_text()
+    assert r"scenes & Draft\_LV \& 100 \% & +0.100 {[}0.100, 0.100{]} & +0.100 {[}0.000, 0.200{]} \\" in tex
+    assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 4
+    assert tex.count(r"\textbf{0.400 $\pm$ 0.100}") == 4
+
+
+def test_foreign_text_is_text_in_latex_and_markdown() -> None:
+    assert latex_text("\\input{x} 50% a_b #1 ~ ^ $y$\n&") == (
+        r"\textbackslash{}input\{x\} 50\% a\_b \#1 \textasciitilde{} \textasciicircum{} \$y\$ \&"
+    )
+    grid = Grid(["a|b", "n"], [[Cell("<b>x</b>\n| y"), Cell("1", True)]])
+    assert grid.markdown().splitlines()[2] == r"| &lt;b>x&lt;/b> \| y | **1** |"
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_group(tmp_path: Path) -> None:
+    run, _ = save_run(tmp_path)
+    runs = [
+        run,
+        another(run, "run1", seed=1),
+        another(run, "run2", seed=2),
+        another(run, "ddpo", method={"name": "ddpo"}),
+    ]
+    models = find_compared(list(map(str, runs)))
+    groups = group_seeds(models)
+    assert groups == {"instructvideo (3 seeds)": ["run", "run1", "run2"], "ddpo (1 seed)": ["ddpo"]}
+    with pytest.raises(ValueError, match="no two of the runs differ in their seed alone"):
+        group_seeds(models[:2])
+    with pytest.raises(ValueError, match="run, again have one seed"):
+        group_seeds(find_compared([str(run), str(runs[1]), f"again={run}@3"]))
+    levels = {"base": 0.0, "run": 0.1, "run1": 0.2, "run2": 0.3, "ddpo": 0.0}
+    rows = [row(model, index=i, reward=0.5 * i + level * (1 + i)) for model, level in levels.items() for i in range(2)]
+    found = {r.group: r for r in seed_results(rows, groups, "base") if r.metric == "reward"}
+    three = found["instructvideo (3 seeds)"]
+    assert (three.seeds, three.mean, three.difference) == (3, pytest.approx(0.55), pytest.approx(0.3))
+    assert three.half == pytest.approx(4.303 * 0.15 / math.sqrt(3))
+    assert 0.2 <= three.low < 0.3 < three.high <= 0.4  # gains of 1, 2 and 3 tenths at one prompt, and twice that
+    assert math.isnan(found["base"].difference)
+    assert math.isnan(found["ddpo (1 seed)"].half)
+    write_seeds(tmp_path, list(found.values()))
+    page = (tmp_path / "seeds.md").read_text()
+    assert "| in domain | base | 0.250 | – |" in page
+    assert f"| in domain | instructvideo (3 seeds) | 0.550 ± {three.half:.3f} | +0.300 [" in page
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "seeds.csv").read_text())))
+    assert [line["group"] for line in lines] == list(found)
+    assert (lines[0]["difference"], lines[1]["seeds"]) == ("", "3")
+    assert dataclasses.asdict(three)["set"] == "in_domain"
