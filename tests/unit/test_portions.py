@@ -19,7 +19,7 @@ from rlvid.evaluate.compared import find_compared
 from rlvid.evaluate.evaluate import METRICS, Row, rows_of, score_videos
 from rlvid.evaluate.generate import generate
 from rlvid.evaluate.measure import Measure, parse_rewards
-from rlvid.evaluate.plan import Evaluation, read_rows, write_rows
+from rlvid.evaluate.plan import Evaluation
 from rlvid.evaluate.portions import Maker, Scorer, alone, run_evaluation
 from rlvid.evaluate.run import load_run
 from rlvid.evaluate.videos import copy_part, identity_of, read_part, write_part
