@@ -162,8 +162,9 @@ class Chaos:
     def _start(self, name: str) -> "subprocess.Popen[str]":
         command = [sys.executable, "-m", "rlvid.cli", "train", self._source, *self._overrides, f"name={name}"]
         command += ["--address", self._cluster.address]
+        at_once = os.environ | {"PYTHONUNBUFFERED": "1"}  # or a killed driver takes what it said with it
         with open(self._folder / f"{name}.out", "a", encoding="utf-8") as out:
-            return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, text=True)
+            return subprocess.Popen(command, env=at_once, stdout=out, stderr=subprocess.STDOUT, text=True)
 
     def _finish(self, driver: "subprocess.Popen[str]", name: str) -> tuple[int, str]:
         """Exit code, and the last line that it printed."""
