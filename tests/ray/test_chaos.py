@@ -15,7 +15,7 @@ def test_kills_change_nothing(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "tiny")
     command = [
         sys.executable, ROOT / "jobs" / "chaos.py", "--kills", "3", "--out", tmp_path / "outcomes.json",
-        f"model.path={tmp_path / 'tiny'}", "model.frames=4", "model.size=16", "reward.segments=2",
+        f"model.path={tmp_path / 'tiny'}", "train.workers=1", "model.frames=4", "model.size=16", "reward.segments=2",
         f"output.storage={tmp_path / 'runs'}",
     ]  # fmt: skip
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_API")}
