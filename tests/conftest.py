@@ -86,7 +86,8 @@ def ray_cluster() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", temp_dir)  # nothing lands in ~/ray_results or ~/.ray
         patch.setenv("RAY_API_SERVER_ADDRESS", f"http://127.0.0.1:{port}")  # not another instance's on this host
-        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
+        seen = [str(ROOT), str(ROOT / "tests" / "unit"), os.environ.get("PYTHONPATH")]  # by workers, too
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, seen)))
         patch.delenv("RAY_ADDRESS", raising=False)
         context = ray.init(
             address="local",
