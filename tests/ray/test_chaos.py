@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[2]
 def test_kills_change_nothing(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "tiny")
     command = [
-        sys.executable, ROOT / "jobs" / "chaos.py", "--kills", "2", "--victims", "raylet,driver", "--seed", "1", "--out", tmp_path / "outcomes.json",
+        sys.executable, ROOT / "jobs" / "chaos.py", "--kills", "2", "--victims", "raylet,driver", "--seed", "1",
+        "--out", tmp_path / "outcomes.json",
         f"model.path={tmp_path / 'tiny'}", "train.workers=1", "model.frames=4", "model.size=16", "reward.segments=2",
         f"output.storage={tmp_path / 'runs'}",
     ]  # fmt: skip
