@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: venv ## fine-tune the built-in model on a reward, evaluate it, and say where to look (CPU, minutes)
 	$(BIN)/rlvid demo
 
-sweep: venv ## search for lambda and S on the built-in world, with early stopping and a report (CPU, minutes)
+sweep: venv ## search for lambda and S on the built-in world, with early stopping and a report (CPU, half an hour)
 	$(BIN)/python tuning/sweep.py toy
 
 test: venv ## run every test that this machine can run (those marked gpu are skipped without one)

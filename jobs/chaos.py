@@ -5,7 +5,8 @@
     python jobs/chaos.py --config my.yaml output.storage=/mnt/shared/chaos   # your model, your storage
 
 It starts a Ray cluster of its own on this machine, of a head and two nodes, and trains one run that nothing befalls.
-Then, for each seed, the same run again, in which one thing dies without warning (SIGKILL):
+Then, for each seed, the same run again, in which one thing dies without warning (SIGKILL), at a random moment of its
+start or of its steps:
 
     worker   a process that trains
     raylet   Ray's daemon on the node where the workers are, and with it all of the node; another node joins
@@ -46,6 +47,7 @@ SMALL = (
     "data.clips=4", "output.videos_every=0", "optimizer.lr=1e-4", "optimizer.warmup=0",
 )  # fmt: skip
 """What makes a run last seconds; overrides come after it."""
+_STEP = 0.25  # seconds of a step, about
 _GIVE_UP = 600  # seconds
 
 
@@ -84,7 +86,7 @@ class Chaos:
         self.config = load_config(source, [*overrides, "name=whole"])
         self.steps = self.config.train.steps
         self._folder = run_folder(self.config).parent
-        self.seconds, self.first_worker = 0.0, 0.0
+        self.seconds, self.first_worker, self.first_step = 0.0, 0.0, 0.0
 
     def run_whole(self) -> None:
         """The run that nothing befalls; its clips are encoded first, so that it takes as long as the others."""
@@ -101,6 +103,8 @@ class Chaos:
         driver = self._start("whole")
         self._until(lambda: bool(train_workers()), driver)
         self.first_worker = time.monotonic() - began
+        self._until(lambda: last_step(self._folder / "whole") > 0, driver)
+        self.first_step = time.monotonic() - began
         code, printed = self._finish(driver, "whole")
         self.seconds = time.monotonic() - began
         if code:
@@ -109,9 +113,10 @@ class Chaos:
             raise RuntimeError(f"the run that nothing befell: {'; '.join(told)}")
 
     def run_killed(self, seed: int, victim: str, moment: float) -> Outcome | None:
-        """A run whose ``victim`` dies at ``moment``, a fraction of its life; None if it had ended before.
+        """A run whose ``victim`` dies at ``moment``; None if it had ended before.
 
-        A driver lives from the start; workers and their raylets count from the first worker's appearance.
+        Below 0.5 it is a part of the time to the first step (of a driver from the start, of workers and their raylets
+        from the first worker's appearance); above, a part of the steps, the last one left out.
         """
         name, draw = f"seed-{seed:03d}", random.Random(f"{seed}/which")
         shutil.rmtree(self._folder / name, ignore_errors=True)
@@ -119,10 +124,15 @@ class Chaos:
         driver = self._start(name)
         if victim != "driver":
             self._until(lambda: bool(train_workers()), driver)
-        wait = moment * (self.seconds if victim == "driver" else self.seconds - self.first_worker)
-        due = time.monotonic() + wait
-        self._until(lambda: time.monotonic() >= due, driver)
-        after = last_step(self._folder / name)
+        alive = time.monotonic()
+        if moment < 0.5:
+            due = alive + 2 * moment * (self.first_step - (0 if victim == "driver" else self.first_worker))
+            self._until(lambda: time.monotonic() >= due, driver)
+        else:
+            place = (2 * moment - 1) * (self.steps - 1)
+            self._until(lambda: last_step(self._folder / name) >= max(1, int(place)), driver)
+            time.sleep(place % 1 * _STEP)
+        wait, after = time.monotonic() - alive, last_step(self._folder / name)
         if not self._kill(victim, driver, draw):
             code, printed = self._finish(driver, name)
             if code:
@@ -162,8 +172,9 @@ class Chaos:
     def _start(self, name: str) -> "subprocess.Popen[str]":
         command = [sys.executable, "-m", "rlvid.cli", "train", self._source, *self._overrides, f"name={name}"]
         command += ["--address", self._cluster.address]
+        at_once = os.environ | {"PYTHONUNBUFFERED": "1"}  # or a killed driver takes what it said with it
         with open(self._folder / f"{name}.out", "a", encoding="utf-8") as out:
-            return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, text=True)
+            return subprocess.Popen(command, env=at_once, stdout=out, stderr=subprocess.STDOUT, text=True)
 
     def _finish(self, driver: "subprocess.Popen[str]", name: str) -> tuple[int, str]:
         """Exit code, and the last line that it printed."""
@@ -195,7 +206,7 @@ class Chaos:
 
 
 def kill_many(chaos: Chaos, kills: int, victims: list[str], seed: int, console: Console) -> list[Outcome]:
-    """Kills the victims in turn, at uniformly random moments, until ``kills`` have hit."""
+    """Kills the victims in turn, at random moments, until ``kills`` have hit."""
     outcomes: list[Outcome] = []
     while len(outcomes) < kills:
         victim = victims[len(outcomes) % len(victims)]

@@ -24,12 +24,14 @@ for _name, _value in {
     "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the default of 2 s is also the pace of ray.train.report
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",  # by default 60, too little where others start beside them
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",  # by default 15: beside other tests they would starve
     "TOKENIZERS_PARALLELISM": "false",
 }.items():
     os.environ.setdefault(_name, _value)
+if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)) > 1:  # threads that wait for one another would starve
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the programs that tests start, too
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -86,7 +88,8 @@ def ray_cluster() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", temp_dir)  # nothing lands in ~/ray_results or ~/.ray
         patch.setenv("RAY_API_SERVER_ADDRESS", f"http://127.0.0.1:{port}")  # not another instance's on this host
-        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
+        seen = [str(ROOT), str(ROOT / "tests" / "unit"), os.environ.get("PYTHONPATH")]  # by workers, too
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, seen)))
         patch.delenv("RAY_ADDRESS", raising=False)
         context = ray.init(
             address="local",

@@ -94,6 +94,7 @@ class Watch:
         self._gpus = guard_gpus(config, use_gpu)
         self._board: TensorBoard | None = None
         self._actor: Any = None
+        self._there: Any = None
         self._ended, self._given_up = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="guard", daemon=True)
 
@@ -180,17 +181,19 @@ class Watch:
         options = {"num_cpus": guard.cpus, "num_gpus": self._gpus, "max_restarts": again, "max_task_retries": again}
         # DEFAULT: not in the placement group of a trial, which has no room for it.
         made = ray.remote(Looker).options(**options, scheduling_strategy="DEFAULT", runtime_env=threads)
-        return made.remote(*self._job, self._gpus > 0, aside=not guard.cpus and not self._gpus)
+        actor = made.remote(*self._job, self._gpus > 0, aside=not guard.cpus and not self._gpus)
+        self._there = actor.__ray_ready__.remote()  # before any look: an actor does one thing after the other
+        return actor
 
     def _wait_for(self, reference: Any) -> Any:
         """The result of a look; copies checkpoints meanwhile. None when the guard is given up."""
-        ready, waited, begun = self._actor.__ray_ready__.remote(), 0.0, False
+        waited = 0.0
         while not self._given_up.is_set():
             done, _ = ray.wait([reference], timeout=_PAUSE)
             if done:
                 return ray.get(reference)
             self.looks.stage(last=False)
-            begun = begun or bool(ray.wait([ready], timeout=0)[0])
+            begun = bool(ray.wait([self._there], timeout=0)[0])
             waited += _PAUSE if self._ended.is_set() and not begun else 0
             if waited > _START:
                 raise ValueError(f"its actor found no room in the cluster for {_START:.0f} s after training")

@@ -291,7 +291,7 @@ def _fit(config: RunConfig, mirror: Mirror, console: Console, address: str | Non
     try:
         with guard as job["stop"], ProgressLine(board, config.train.steps, console):
             result = fit_again(trainer.fit, config.train.max_failures)
-    except (ray.train.WorkerGroupError, ray.train.ControllerError) as error:
+    except (ray.train.WorkerGroupError, ray.train.ControllerError, ray.exceptions.RayActorError) as error:
         raise RuntimeError(_reason(error, folder)) from error
     done = result.return_value
     if done["problem"]:
@@ -305,7 +305,7 @@ def fit_again(fit: Callable[[], Any], failures: int) -> Any:
     """Calls ``fit``, again up to ``failures`` times where a node was lost at a moment that Ray Train does not outlive.
 
     Ray Train 2.60 starts lost workers again, but gives the run up if their node dies between their start and that of
-    the training function. A further ``fit`` goes on from the last checkpoint.
+    the training function, or if its own controller dies. A further ``fit`` goes on from the last checkpoint.
     """
     import ray.train
 
@@ -314,11 +314,12 @@ def fit_again(fit: Callable[[], Any], failures: int) -> Any:
         while True:
             try:
                 return fit()
-            except ray.train.ControllerError as error:
-                if failures == 0 or not isinstance(error.controller_failure, ray.exceptions.RayActorError):
+            except (ray.train.ControllerError, ray.exceptions.RayActorError) as error:
+                lost = getattr(error, "controller_failure", error)  # by the controller, or the controller itself
+                if failures == 0 or not isinstance(lost, ray.exceptions.RayActorError):
                     raise
                 failures -= 1
-                log.warning("a node was lost while workers started; they are started again (%s)", error)
+                log.warning("a node was lost while workers started; they are started again (%s)", lost)
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, interrupt)

@@ -248,7 +248,6 @@ def check_refused(cluster: Cluster, asked: dict[str, tuple[str, str]]) -> None:
 
 def test_what_can_never_run_is_said_at_once_and_its_exit_code_passed_on(cluster: Cluster) -> None:
     asked = {
-        "wide": ("train.workers=64 train.batch_size=64", "needs 96 CPU cores; the cluster has 5"),
         "thick": ("train.cpus_per_worker=2.5", "only 0 fit, as a worker lies on one node"),
     }
     check_refused(cluster, asked)

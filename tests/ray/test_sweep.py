@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model in diffusers' layout, and a sweep of four trials on it."""
+    """A tiny model in diffusers' layout, and a sweep of two trials on it."""
     home = tmp_path_factory.mktemp("sweep")
     save_tiny_model(home / "model")
     settings = {
@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }  # fmt: skip
     sweep = {
         "name": "tiny", "config": "toy", "storage": str(home), "settings": settings, "algorithm": "grid",
-        "space": {"reward.attenuation": [0, "inf"], "reward.segments": [1, 2]}, "rungs": [1, 2], "reduction": 2,
+        "space": {"reward.attenuation": [0, "inf"], "reward.segments": [2]}, "rungs": [1, 2], "reduction": 2,
         "concurrent": 2, "evaluation": {"videos": 2},
     }  # fmt: skip
     (home / "sweep.yaml").write_text(yaml.safe_dump(sweep))
@@ -44,23 +44,20 @@ def test_a_killed_sweep_goes_on_and_its_best_settings_are_a_run(folder: Path) ->
     sweep = load_sweep(str(folder / "sweep.yaml"))
     found = facts(sweep, standing)
     assert {name: value for name, (value, right) in found.items() if not right} == {}
-    assert (found["drivers killed"][0], found["trials"][0]) == (1, 4)
+    assert (found["drivers killed"][0], found["trials"][0]) == (1, 2)
     for trial in Journal(home).trials:
         assert trial.judged == ([1, 2] if trial.end == "finished" else [1])
         for step in trial.judged:
             state = json.loads((home / trial.name / f"step-{step:06d}" / "state.json").read_text())
             assert state["config"]["reward"]["segments"] == trial.settings["reward.segments"]
     with open(home / "report" / "results.csv", newline="") as file:
-        assert [row["trial"] for row in csv.DictReader(file)] == [f"trial-{i:03d}" for i in range(4)]
+        assert [row["trial"] for row in csv.DictReader(file)] == [f"trial-{i:03d}" for i in range(2)]
 
-    before = written(home)  # nothing is left to do, and another space is another sweep
+    before = written(home)  # nothing is left to do
     done = command(folder, "tuning/sweep.py", "sweep.yaml")
     assert done.returncode == 0, done.stderr
     assert "; 0 to run" in done.stdout
     assert written(home) == before
-    changed = command(folder, "tuning/sweep.py", "sweep.yaml", "space.reward.segments=[1, 4]")
-    assert changed.returncode == 2
-    assert "space.reward.segments: [1, 2] -> [1, 4]" in changed.stderr
 
     best = load_config(str(home / "report" / "best.yaml"), [])
     chosen = json.loads((home / "trial-000" / "step-000001" / "state.json").read_text())["config"]

@@ -239,6 +239,8 @@ def test_a_node_lost_while_workers_start_is_outlived_as_often_as_lost_workers_ar
         return end
 
     assert fit_again(fit, 2) == "result"
+    ends = [ActorUnavailableError("the controller is gone", b"0" * 16), "result"]
+    assert fit_again(fit, 1) == "result"
     ends = [lost, lost, "result"]
     with pytest.raises(ControllerError, match="Socket closed"):
         fit_again(fit, 1)

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from helpers import save_run
 
 from rlvid.config import RunConfig, load_config, parse_config
 from rlvid.evaluate.run import find_run, load_run
+from rlvid.train import guard
 from rlvid.train.checkpoint import is_whole
 from rlvid.train.guard import check_room
 from rlvid.train.looker import Looker
@@ -345,3 +347,29 @@ def test_a_look_is_the_same_whenever_it_is_made(trained: tuple[Path, RunConfig])
         assert all(map(math.isfinite, tuned[metric])), metric
     with pytest.raises(AssertionError, match="base model is looked at first"):
         looker.look(None)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_look_may_take_as_long_as_it_takes_and_room_for_it_may_not(
+    guarded: tuple[Path, RunConfig], monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    run, config = guarded
+    watch = object.__new__(guard.Watch)
+    watch.looks, watch._actor, watch._there = looks_of(run, config, every=2), None, "there"
+    watch._ended, watch._given_up = threading.Event(), threading.Event()
+    watch._ended.set()
+    waits = 0
+
+    def wait(references: list[str], timeout: float) -> tuple[list[str], list[str]]:
+        nonlocal waits
+        waits += references == ["look"]
+        done = there if references == ["there"] else waits > 2 * guard._START
+        return (references, []) if done else ([], references)
+
+    monkeypatch.setattr(guard.ray, "wait", wait)
+    monkeypatch.setattr(guard.ray, "get", lambda reference: f"result of {reference}")
+    if there:
+        assert watch._wait_for("look") == "result of look"
+    else:
+        with pytest.raises(ValueError, match="its actor found no room in the cluster for 180 s after training"):
+            watch._wait_for("look")
