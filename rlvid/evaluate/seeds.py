@@ -1,7 +1,8 @@
 """Runs that differ in their seed alone, as one: the mean over seeds, its interval, and what was gained over the base.
 
 ``±`` is half the 95 % interval of Student's t over seeds: it holds what a run owes to chance. The interval of a
-difference is a bootstrap over prompts within each seed, and so holds the prompts' chance, for these seeds.
+difference is a bootstrap over prompts, each drawn with its videos of all seeds, for they are judged by the same
+prompts; it holds the prompts' chance, for these seeds.
 """
 
 import csv
@@ -15,11 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from rlvid.evaluate import write_whole
+from rlvid.evaluate.columns import set_title, title_of
 from rlvid.evaluate.compared import Compared
 from rlvid.evaluate.comparison import interval
 from rlvid.evaluate.grid import Cell, Grid
 from rlvid.evaluate.rows import Row, bootstrap_means, metrics_of, pair_up
-from rlvid.evaluate.tables import set_title, title_of
 
 _SHOWN = ("reward", "held_out", "clipsim", "consistency", "motion", "diversity", "oracle_score")
 
@@ -110,14 +111,14 @@ def _values(pairs: list[tuple[Row, Row]], metric: str) -> tuple[np.ndarray, np.n
 
 
 def _gain(seeds: list[tuple[np.ndarray, np.ndarray, np.ndarray]], resamples: int) -> tuple[float, float, float]:
-    """The mean over seeds of the mean difference, and its interval: prompts are drawn anew within each seed."""
-    generator = np.random.default_rng(0)
-    difference = float(np.mean([(after - before).mean() for before, after, _ in seeds]))
-    if any(len(set(prompts.tolist())) < 2 for *_, prompts in seeds):
-        return difference, math.nan, math.nan
-    drawn = [bootstrap_means(after - before, prompts, resamples, generator) for before, after, prompts in seeds]
-    low, high = np.percentile(np.mean(drawn, axis=0), [2.5, 97.5])
-    return difference, float(low), float(high)
+    """The mean difference over the videos of all seeds, and its interval: a prompt is drawn with all its videos."""
+    gains = np.concatenate([after - before for before, after, _ in seeds])
+    prompts = np.concatenate([each for *_, each in seeds])
+    low = high = math.nan
+    if len(set(prompts.tolist())) > 1:
+        means = bootstrap_means(gains, prompts, resamples, np.random.default_rng(0))
+        low, high = np.percentile(means, [2.5, 97.5])
+    return float(gains.mean()), float(low), float(high)
 
 
 def seeds_markdown(results: Sequence[SeedResult]) -> str:
@@ -140,7 +141,7 @@ def seeds_markdown(results: Sequence[SeedResult]) -> str:
         lines += [f"## {steps} DDIM steps", "", Grid(heads, rows, words=2).markdown(), ""]
     lines += [
         "Mean over seeds ± half the 95 % interval of Student's t over seeds. Bold: above the base by more than that. "
-        "The difference to the base has the 95 % interval of a bootstrap over prompts within each seed.",
+        "The difference to the base has the 95 % interval of a bootstrap over prompts, each with the videos of all seeds.",
         "",
     ]
     return "\n".join(lines)
