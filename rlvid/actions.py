@@ -67,10 +67,10 @@ def evaluate_and_show(
     """
     from rlvid.data.storage import is_uri
     from rlvid.evaluate.clip import load_clip
-    from rlvid.evaluate.compared import find_compared, parse_spec
+    from rlvid.evaluate.compared import differences, find_compared, parse_spec
     from rlvid.evaluate.measure import DEFAULT_CLIP, Measure, parse_rewards
     from rlvid.evaluate.plan import Evaluation
-    from rlvid.evaluate.portions import run_evaluation
+    from rlvid.evaluate.portions import alone, run_evaluation
     from rlvid.evaluate.results import Store, evaluation_folder, prompts_of, write_all
     from rlvid.evaluate.rows import summarise
     from rlvid.evaluate.seeds import group_seeds as groups_of
@@ -97,13 +97,14 @@ def evaluate_and_show(
         compared, prompts, steps_list=steps, folder=evaluation_folder(compared, out), seed=seed, copies=copies,
         measure=measure,
     )  # fmt: skip
-    store = Store(stored if out is None and len(runs) == 1 else None, evaluation)
     say(f"{len(compared)} models ({', '.join(model.name for model in compared)}), {evaluation.count} videos")
-    for line in evaluation.differences():
+    for line in differences(compared):
         say(line)
-    rows = run_evaluation(evaluation, workers=workers, address=address, progress=counter("videos"), tell=say)
-    written = write_all(evaluation, rows, groups)
-    store.send(written)
+    with alone(evaluation):
+        store = Store(stored if out is None and len(runs) == 1 else None, evaluation)
+        rows = run_evaluation(evaluation, workers=workers, address=address, progress=counter("videos"), tell=say)
+        written = write_all(evaluation, rows, groups)
+        store.send(written)
     comparisons, summaries = compare_all(rows, compared[0].name), summarise(rows)
     for each in steps:
         console.print(render_table(summaries, comparisons, steps=each))

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from rlvid import __version__
 from rlvid.config import RunConfig
+from rlvid.config.reward import RewardConfig
 from rlvid.data.storage import is_uri
 from rlvid.evaluate.run import TunedModel, find_checkpoints_of, load_found, run_folder_of, scale_name
 from rlvid.models.folders import movable, resolved_shape
@@ -207,6 +208,27 @@ def _shape(model: Compared) -> str:
     return f"{spec.path!r} with {frames} frames of {size} x {size} pixels"
 
 
+def differences(models: Sequence[Compared]) -> list[str]:
+    """A line for each setting in which the runs differ, and in which all of them are evaluated as the first."""
+    runs = [model.config for model in models[1:]]
+    found = {
+        "sampling.guidance": [str(run.sampling.guidance) for run in runs],
+        "sampling.final": [run.sampling.final for run in runs],
+        "reward": [_reward_text(run.reward) for run in runs],
+        "reward.held_out": [str(run.reward.held_out_path or run.reward.held_out) for run in runs],
+    }
+    return [
+        f"the runs differ in {key} ({', '.join(dict.fromkeys(values))}); all are evaluated with {values[0]}"
+        for key, values in found.items()
+        if len(set(values)) > 1
+    ]
+
+
+def _reward_text(reward: RewardConfig) -> str:
+    parts = [f"{part.weight:g} x {part.path or part.name}" for part in reward.mixture]
+    return " + ".join(parts) or reward.path or reward.name
+
+
 def stamp(path: str) -> Any:
     """What tells a changed file or folder from the same one: names, sizes and times of its files, but not its place."""
     place = Path(path)
@@ -227,11 +249,14 @@ class Loader:
     def use(self, model: Compared) -> UNet3DModel:
         """The model, in place of the one before."""
         if model != self._now:
+            self._now = None  # until all of this has succeeded
             if self._tuned is None or self._tuned.config.model != model.config.model:
                 self._tuned = None  # before the next is loaded: there may be no room for two
                 self._tuned = load_found(model.config, model.checkpoint)
             elif self._tuned.checkpoint != model.checkpoint:
                 load_trained(self._tuned.model.denoiser, model.config.model, model.checkpoint.folder)
                 self._tuned = replace(self._tuned, checkpoint=model.checkpoint)
-            self._model, self._now = self._tuned.use(model.scale), model
-        return self._model
+            self._tuned.use(model.scale)
+            self._now = model
+        assert self._tuned is not None
+        return self._tuned.model

@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlvid.evaluate import write_whole
+from rlvid.evaluate.columns import set_title
 from rlvid.evaluate.grid import Cell, Grid, latex_page
 from rlvid.evaluate.rows import Summary
-from rlvid.evaluate.tables import set_title
 
 LAYOUTS = {
     "table-a1": ("reward",),

@@ -11,21 +11,20 @@
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import yaml
 
 from rlvid.data.clips import digest
 from rlvid.evaluate import write_whole
 from rlvid.evaluate.compared import Compared
 from rlvid.evaluate.measure import Measure
-from rlvid.evaluate.rows import EXTRA, METRICS, Row
-from rlvid.evaluate.tables import rows_table
+from rlvid.evaluate.rows import METRICS, Row
+from rlvid.evaluate.scores import read_rows
 from rlvid.evaluate.videos import copy_part, identity_of, labels_of, shape_of
 from rlvid.models.folders import resolved_shape
 
@@ -168,21 +167,6 @@ class Evaluation:
     def _measured_by(self) -> str:
         return self.measure.identity
 
-    def differences(self) -> list[str]:
-        """A line for each setting in which the runs differ, and in which all of them are evaluated as the first."""
-        runs = [model.config for model in self.models[1:]]
-        found = {
-            "sampling.guidance": [run.sampling.guidance for run in runs],
-            "sampling.final": [run.sampling.final for run in runs],
-            "reward": [run.reward.name if run.reward.path is None else run.reward.path for run in runs],
-        }
-        return [
-            f"the runs differ in {key} ({', '.join(map(str, dict.fromkeys(values)))}); all are evaluated with "
-            f"{values[0]}"
-            for key, values in found.items()
-            if len(set(values)) > 1
-        ]
-
     def settle(self) -> None:
         """Puts every part that is of this evaluation to its place, and every other one aside.
 
@@ -190,6 +174,8 @@ class Evaluation:
             ValueError: a part is damaged.
         """
         self.others.mkdir(parents=True, exist_ok=True)
+        for path in self.videos.glob(".part-*.tmp"):
+            path.unlink(missing_ok=True)  # of a process that was killed while it wrote
         wanted = {self.part(index): identity for index, identity in enumerate(self.identities)}
         for path in sorted(self.videos.glob("part-*.parquet")):
             identity = identity_of(path)
@@ -209,14 +195,20 @@ class Evaluation:
     def unmade(self) -> list[int]:
         """The portions whose videos must be made; of two with the same ones (the best step, its number), the first."""
         first = {identity: index for index, identity in reversed(list(enumerate(self.identities)))}
-        return sorted(index for index in first.values() if not self.part(index).is_file())
+        made = self._made()
+        return sorted(index for identity, index in first.items() if identity not in made)
+
+    def _made(self) -> dict[str, Path]:
+        """Where the videos of an identity lie, for those that are there."""
+        parts = ((identity, self.part(index)) for index, identity in enumerate(self.identities))
+        return {identity: path for identity, path in parts if path.is_file()}
 
     def share(self) -> None:
-        """Copies videos to the portions that have the same ones as an earlier portion."""
+        """Copies videos to the portions that have the same ones as another portion."""
+        made = self._made()
         for index, identity in enumerate(self.identities):
-            source = self.part(self.identities.index(identity))
             if not self.part(index).is_file():
-                copy_part(source, self.part(index), self.portions[index].labels)
+                copy_part(made[identity], self.part(index), self.portions[index].labels)
 
     def unscored(self) -> list[int]:
         """The portions whose scores are missing; as ``unmade`` where two have the same."""
@@ -285,24 +277,3 @@ def check_distinct(name: str, prompts: Sequence[str]) -> None:
                 f"prompt set {name!r} has {prompt[:60]!r} twice, as prompts {before} and {number}; remove one "
                 "(--copies N makes N videos of each prompt)"
             )
-
-
-def write_rows(path: Path, rows: list[Row]) -> None:
-    """Keeps rows, whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        pq.write_table(rows_table(rows), part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def read_rows(path: Path) -> list[Row]:
-    """What ``write_rows`` kept."""
-    known = {each.name for each in fields(Row)}
-    rows = []
-    for kept in pq.ParquetFile(path).read().to_pylist():
-        extra = {name: kept.pop(name) for name in list(kept) if name not in known and name.startswith(EXTRA)}
-        rows.append(Row(**kept, extra=extra))
-    return rows

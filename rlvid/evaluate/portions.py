@@ -16,10 +16,11 @@ import torch
 from rlvid.evaluate.compared import Loader
 from rlvid.evaluate.evaluate import rows_of, score_videos
 from rlvid.evaluate.generate import generate
-from rlvid.evaluate.plan import BATCH, Evaluation, write_rows
+from rlvid.evaluate.plan import BATCH, Evaluation
 from rlvid.evaluate.rows import Row
 from rlvid.evaluate.run import device
-from rlvid.evaluate.videos import read_part, write_part
+from rlvid.evaluate.scores import write_rows
+from rlvid.evaluate.videos import identity_of, read_part, write_part
 
 Progress = Callable[[str, int, int], None]
 
@@ -36,31 +37,32 @@ def run_evaluation(
 ) -> list[Row]:
     """Makes and scores what is missing, and gives all rows.
 
+    Keep the folder to yourself, with ``alone``, until the rows are where they should be.
+
     Args:
-        evaluation: what to evaluate; ``finish`` it when the rows are where they should be.
+        evaluation: what to evaluate; ``finish`` it then.
         workers: Ray actors, each with a model of its own; default: this process, without Ray.
         address: of the Ray cluster, as for training.
         progress: called with ("made" or "scored", videos done, videos that were missing).
         tell: called with a line on what was there already.
 
     Raises:
-        ValueError: another process evaluates into the folder, a file in it is damaged, or the cluster is too small.
+        ValueError: a file in the folder is damaged, or the cluster is too small.
     """
-    with alone(evaluation):
-        evaluation.describe(complete=False)
-        evaluation.settle()
-        _tell_what_is_there(evaluation, tell)
-        for what, work in (("made", Maker), ("scored", Scorer)):
-            missing = evaluation.unmade() if work is Maker else evaluation.unscored()
-            done, total = 0, evaluation.count_of(missing)
-            for videos in (
-                _in_pool(work, evaluation, missing, workers, address) if workers else _here(work, evaluation, missing)
-            ):
-                done += videos
-                if progress is not None:
-                    progress(what, done, total)
-            evaluation.share()
-        return evaluation.rows()
+    evaluation.describe(complete=False)
+    evaluation.settle()
+    _tell_what_is_there(evaluation, tell)
+    for what, work in (("made", Maker), ("scored", Scorer)):
+        missing = evaluation.unmade() if work is Maker else evaluation.unscored()
+        done, total = 0, evaluation.count_of(missing)
+        for videos in (
+            _in_pool(work, evaluation, missing, workers, address) if workers else _here(work, evaluation, missing)
+        ):
+            done += videos
+            if progress is not None:
+                progress(what, done, total)
+        evaluation.share()
+    return evaluation.rows()
 
 
 def _tell_what_is_there(evaluation: Evaluation, tell: Callable[[str], None]) -> None:
@@ -132,8 +134,13 @@ class Scorer(Work):
 
     def do(self, index: int) -> int:
         """Scores the videos of a portion and keeps the rows."""
-        portion = self.evaluation.portions[index]
-        frames_BFCHW = read_part(self.evaluation.part(index)).to(device())
+        portion, part = self.evaluation.portions[index], self.evaluation.part(index)
+        if identity_of(part) != self.evaluation.identities[index]:
+            raise ValueError(
+                f"{part}: another process has put other videos there meanwhile, such as an actor that outlived an "
+                "evaluation which was killed; start the same command again"
+            )
+        frames_BFCHW = read_part(part).to(device())
         scores = score_videos(frames_BFCHW, [prompt for _, _, prompt in portion.places], **self._how)
         rows = rows_of(scores, portion.model.name, portion.set, portion.steps, portion.places)
         write_rows(self.evaluation.scores(index), rows)
@@ -190,13 +197,14 @@ def alone(evaluation: Evaluation) -> Iterator[None]:
     """While no other process evaluates into the folder.
 
     Raises:
-        ValueError: one does, or the folder cannot be written.
+        ValueError: one does.
+        OSError: the folder cannot be written.
     """
     folder = evaluation.folder
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / ".evaluation.lock", "w", encoding="utf-8") as lock:
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".evaluation.lock", "w", encoding="utf-8") as lock:
+        try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-    except BlockingIOError:
-        raise ValueError(f"{folder}: another process evaluates into this folder; wait for its end") from None
+        except BlockingIOError:
+            raise ValueError(f"{folder}: another process evaluates into this folder; wait for its end") from None
+        yield

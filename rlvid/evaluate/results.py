@@ -40,7 +40,7 @@ def evaluation_folder(models: Sequence[Compared], out: Path | None) -> Path:
         ValueError: the folder holds something else.
     """
     runs = {model.run for model in models}
-    folder = out or (models[0].run if len(runs) == 1 else Path("runs") / "evaluation")
+    folder = out.expanduser() if out else (models[0].run if len(runs) == 1 else Path("runs") / "evaluation")
     known = ("evaluation.yaml", ".evaluation.lock", "config.yaml")
     if folder.is_file():
         raise ValueError(f"--out {folder}: is a file; name a folder to be made")
@@ -69,6 +69,9 @@ def write_all(evaluation: Evaluation, rows: list[Row], groups: Mapping[str, list
         written.append(folder / "tradeoff.png")
     if groups:
         written += write_seeds(folder, seed_results(rows, dict(groups), models[0].name))
+    for name in ("tradeoff.png", "seeds.md", "seeds.csv"):
+        if folder / name not in written:
+            (folder / name).unlink(missing_ok=True)  # of an earlier evaluation in this folder
     evaluation.finish()
     return [*written, folder / "evaluation.yaml"]
 

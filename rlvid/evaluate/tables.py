@@ -5,7 +5,7 @@ import io
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,42 +15,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from rlvid.evaluate import write_whole
+from rlvid.evaluate.columns import Column, best_of, set_title, shown_columns, text_of, title_of
 from rlvid.evaluate.grid import Cell, Grid, latex_page, markdown_text
-from rlvid.evaluate.rows import EXTRA, METRICS, Comparison, Row, Summary, compare, metrics_of, summarise
+from rlvid.evaluate.rows import EXTRA, METRICS, Comparison, Row, Summary, compare, summarise
+from rlvid.evaluate.scores import comparisons_table, rows_table
 
-
-@dataclass(frozen=True)
-class Column:
-    """How a metric is shown: headings (long, short), with ± std or not, in percent or not; whether more is better.
-
-    Without a short heading, the console does not show it.
-    """
-
-    metric: str
-    title: str
-    short: str
-    spread: bool = False
-    percent: bool = False
-    ranked: bool = True
-
-
-COLUMNS = (
-    Column("reward", "Reward", "reward", spread=True),
-    Column("held_out", "Held-out reward", "held-out", spread=True),
-    Column("clipsim", "CLIPSIM", "CLIPSIM"),
-    Column("consistency", "Temporal consistency", "cons."),
-    Column("consistency_all_pairs", "… of all pairs", ""),
-    Column("consistency_vbench", "… of VBench", ""),
-    Column("flickering", "Flickering", "", ranked=False),
-    Column("motion", "Motion", "motion", ranked=False),
-    Column("diversity", "Diversity", ""),
-    Column("oracle_subject", "Subject", "subj.", percent=True),
-    Column("oracle_colour", "Colour", "colour", percent=True),
-    Column("oracle_background", "Background", "ground", percent=True),
-    Column("oracle_motion", "Motion direction", "dir.", percent=True),
-    Column("oracle_sharpness", "Sharpness", "sharp."),
-    Column("oracle_score", "Oracle score", "oracle"),
-)
 _GAINS = {"reward": "reward", "held_out": "held-out reward", "oracle_score": "oracle score"}
 
 _LEGEND = """\
@@ -196,30 +165,6 @@ def json_text(
     return json.dumps(_without_nan(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def rows_table(rows: Iterable[Row]) -> pa.Table:
-    """All videos, one a row, without their frames: float32 scores, NaN where there is none."""
-    rows = list(rows)
-    named: dict[str, pa.DataType] = {"model": pa.string(), "set": pa.string(), "steps": pa.int32(), "index": pa.int32()}
-    named |= {"copy": pa.int32(), "prompt": pa.string()}
-    columns = {name: pa.array([getattr(row, name) for row in rows], kind) for name, kind in named.items()}
-    scores = {m: pa.array([row.score(m) for row in rows], pa.float32()) for m in metrics_of(rows)}
-    return pa.table(columns | scores)
-
-
-def comparisons_table(comparisons: Iterable[Comparison]) -> pa.Table:
-    """All differences, one a row: of a model to its base, in a metric, for a prompt set and number of steps."""
-    comparisons = list(comparisons)
-    named = {"model": "tuned", "base": "base", "set": "set", "steps": "steps", "metric": "metric", "pairs": "pairs"}
-    kinds = {"steps": pa.int32(), "pairs": pa.int32()} | dict.fromkeys(("difference", "low", "high"), pa.float64())
-    named |= {name: name for name in ("difference", "low", "high")}
-    return pa.table(
-        {
-            name: pa.array([getattr(c, field) for c in comparisons], kinds.get(name, pa.string()))
-            for name, field in named.items()
-        }
-    )
-
-
 def write_results(
     folder: str | Path, rows: Iterable[Row], *, base: str | None = None, facts: Mapping[str, object] | None = None
 ) -> list[Path]:
@@ -273,20 +218,6 @@ def compare_all(rows: Iterable[Row], base: str | None = None) -> list[Comparison
     return [c for model, group in by_model.items() if model != base for c in compare(by_model[base], group)]
 
 
-def shown_columns(summaries: list[Summary]) -> list[Column]:
-    """The columns for which any model has a number; further rewards follow the run's two."""
-    extra = [m for m in dict.fromkeys(m for s in summaries for m in s.mean) if m.startswith(EXTRA)]
-    columns = [*COLUMNS[:2], *(Column(m, title_of(m), "", spread=True) for m in extra), *COLUMNS[2:]]
-    return [c for c in columns if any(s.used.get(c.metric) for s in summaries)]
-
-
-def title_of(metric: str) -> str:
-    """What a metric is called at the head of a column."""
-    if metric.startswith(EXTRA):
-        return f"Reward {metric.removeprefix(EXTRA)}"
-    return next(c.title for c in COLUMNS if c.metric == metric)
-
-
 def _gains(comparisons: Iterable[Comparison]) -> dict[str, str]:
     """Metrics whose gains are shown, and what sentences call them."""
     extra = [c.metric for c in comparisons if c.metric.startswith(EXTRA)]
@@ -321,6 +252,15 @@ def _broken_lines(summaries: list[Summary]) -> list[str]:
     ]
 
 
+def _by_set(summaries: list[Summary]) -> list[Summary]:
+    order = list(dict.fromkeys(s.set for s in summaries))
+    return sorted(summaries, key=lambda s: order.index(s.set))
+
+
+def _texts(summary: Summary, columns: list[Column]) -> list[tuple[Column, str]]:
+    return [(c, text_of(summary, c)) for c in columns]
+
+
 def _legend(rows: list[Row], columns: list[Column], gains: bool) -> list[str]:
     lines = [_LEGEND]
     pairs = [(row.clipsim, row.held_out) for row in rows if math.isfinite(row.held_out)]
@@ -335,42 +275,6 @@ def _legend(rows: list[Row], columns: list[Column], gains: bool) -> list[str]:
     if gains:
         lines.append(_GAIN_LEGEND)
     return ["\n\n".join(lines)]
-
-
-def _by_set(summaries: list[Summary]) -> list[Summary]:
-    order = list(dict.fromkeys(s.set for s in summaries))
-    return sorted(summaries, key=lambda s: order.index(s.set))
-
-
-def _texts(summary: Summary, columns: list[Column]) -> list[tuple[Column, str]]:
-    return [(c, _text(summary, c)) for c in columns]
-
-
-def _text(summary: Summary, column: Column) -> str:
-    mean, std = summary.mean[column.metric], summary.std[column.metric]
-    if not math.isfinite(mean):
-        return "–"
-    if column.percent:
-        return f"{100 * mean:.0f} %"
-    return f"{mean:.3f} ± {std:.3f}" if column.spread and math.isfinite(std) else f"{mean:.3f}"
-
-
-def best_of(summaries: list[Summary], columns: list[Column]) -> set[tuple[int, str]]:
-    """(id of summary, metric) of the cells that are best of their set, as far as the shown digits tell."""
-    best = set()
-    for name in dict.fromkeys(s.set for s in summaries):
-        group = [s for s in summaries if s.set == name]
-        for column in columns:
-            digits = 2 if column.percent else 3
-            means = {id(s): round(s.mean[column.metric], digits) for s in group if s.used[column.metric]}
-            if column.ranked and len(set(means.values())) > 1:
-                best |= {(key, column.metric) for key, value in means.items() if value == max(means.values())}
-    return best
-
-
-def set_title(name: str) -> str:
-    """What tables call a prompt set."""
-    return name.replace("_", " ")
 
 
 def _empty(value: float) -> float | str:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rlvid.data.archive import png_bytes
 from rlvid.data.videos import to_bytes
+from rlvid.evaluate.scores import told_if_damaged
 
 SCHEMA = pa.schema(
     [
@@ -74,17 +75,14 @@ def identity_of(path: Path) -> str:
     Raises:
         ValueError: the file is damaged.
     """
-    try:
+    with told_if_damaged(path):
         return ((pq.read_schema(path).metadata or {}).get(_KEY) or b"").decode()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(
-            f"{path} is damaged ({' '.join(str(error).split())}); delete it, and it is made anew"
-        ) from None
 
 
 def copy_part(source: Path, target: Path, rows: Sequence[dict[str, Any]]) -> None:
     """The same videos under other names: what the rows say, whole or not at all."""
-    frames = pq.ParquetFile(source).read()["frames"]
+    with told_if_damaged(source):
+        frames = pq.ParquetFile(source).read(columns=["frames"])["frames"]
     table = pa.Table.from_pylist([dict(row) for row in rows], pa.schema([f for f in SCHEMA if f.name != "frames"]))
     _write(target, table.append_column(SCHEMA.field("frames"), frames), identity_of(source))
 
@@ -92,7 +90,8 @@ def copy_part(source: Path, target: Path, rows: Sequence[dict[str, Any]]) -> Non
 def labels_of(path: Path) -> list[dict[str, Any]]:
     """The rows of a part without their frames."""
     names = [field.name for field in SCHEMA if field.name != "frames"]
-    return pq.ParquetFile(path).read(columns=names).to_pylist()
+    with told_if_damaged(path):
+        return pq.ParquetFile(path).read(columns=names).to_pylist()
 
 
 def read_part(path: Path) -> Tensor:
@@ -101,13 +100,9 @@ def read_part(path: Path) -> Tensor:
     Raises:
         ValueError: the file is damaged.
     """
-    try:
+    with told_if_damaged(path):
         kept = pq.ParquetFile(path).read(columns=["frames"])["frames"].to_pylist()
         videos = [None if not frames else torch.stack([_frame(each) for each in frames]) for frames in kept]
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(
-            f"{path} is damaged ({' '.join(str(error).split())}); delete it, and it is made anew"
-        ) from None
     shape = next((video.shape for video in videos if video is not None), (2, 3, 8, 8))
     broken = torch.full(shape, torch.nan)
     return torch.stack([broken if video is None else video for video in videos])
@@ -120,7 +115,8 @@ def _frame(data: bytes) -> Tensor:
 
 def shape_of(path: Path) -> tuple[float, int, int] | None:
     """fps, frames and size of the first video of a part that has frames; None where none has."""
-    for row in pq.ParquetFile(path).read(columns=["fps", "frames"]).to_pylist():
-        if row["frames"]:
-            return row["fps"], len(row["frames"]), _frame(row["frames"][0]).shape[-1]
+    with told_if_damaged(path):
+        for row in pq.ParquetFile(path).read(columns=["fps", "frames"]).to_pylist():
+            if row["frames"]:
+                return row["fps"], len(row["frames"]), _frame(row["frames"][0]).shape[-1]
     return None

@@ -10,7 +10,7 @@ import pyarrow as pa
 import yaml
 from pyarrow import parquet
 
-from rlvid.evaluate.tables import COLUMNS
+from rlvid.evaluate.columns import COLUMNS
 
 
 class Case(NamedTuple):

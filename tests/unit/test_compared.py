@@ -2,10 +2,12 @@
 
 import csv
 import dataclasses
+import gc
 import io
 import json
 import math
 import shutil
+import weakref
 from itertools import product
 from pathlib import Path
 
@@ -16,12 +18,13 @@ import yaml
 from helpers import save_run
 
 from rlvid.data.prompts import ANIMAL_SETS, resolve_prompts
-from rlvid.evaluate.compared import find_compared, parse_spec
+from rlvid.evaluate.compared import Loader, differences, find_compared, load_found, parse_spec
 from rlvid.evaluate.grid import Cell, Grid, latex_text
 from rlvid.evaluate.layouts import layout, layout_csv, write_layouts
 from rlvid.evaluate.plan import check_distinct
 from rlvid.evaluate.results import evaluation_folder, prompts_of
 from rlvid.evaluate.rows import METRICS, Row, bootstrap_means, compare, summarise
+from rlvid.evaluate.run import TunedModel
 from rlvid.evaluate.seeds import group_seeds, seed_results, write_seeds
 from rlvid.evaluate.tables import write_results
 
@@ -99,8 +102,47 @@ def test_models_have_names_of_their_own_and_one_base(tmp_path: Path, monkeypatch
     assert evaluation_folder(find_compared([str(run), str(other)]), None) == Path("runs/evaluation")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letters.txt").write_text("")
-    with pytest.raises(ValueError, match="holds something that is no evaluation"):
-        evaluation_folder(alone, tmp_path / "mine")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for folder in (tmp_path / "mine", Path("~/mine")):
+        with pytest.raises(ValueError, match="holds something that is no evaluation"):
+            evaluation_folder(alone, folder)
+
+
+def test_what_runs_differ_in_is_said(tmp_path: Path) -> None:
+    run, _ = save_run(tmp_path)
+    mixed = [
+        another(run, f"mixed{weight}", reward={"mixture": [{"name": "brightness", "weight": weight}]})
+        for weight in (1, 2)
+    ]
+    other = another(run, "other", sampling={"guidance": 3.0}, reward={"held_out": "compression"})
+    assert differences(find_compared([str(run), str(another(run, "same"))])) == []
+    assert differences(find_compared(list(map(str, mixed)))) == [
+        "the runs differ in reward (1 x brightness, 2 x brightness); all are evaluated with 1 x brightness"
+    ]
+    assert differences(find_compared([str(run), str(other)])) == [
+        "the runs differ in sampling.guidance (2.0, 3.0); all are evaluated with 2.0",
+        "the runs differ in reward.held_out (builtin-heldout, compression); all are evaluated with builtin-heldout",
+    ]
+
+
+def test_a_model_is_let_go_before_the_next_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, config = save_run(tmp_path)
+    other = another(run, "other", model=config.model.model_dump(mode="json") | {"decode_chunk": 2})
+    loaded: list[weakref.ref[object]] = []
+    alive: list[int] = []
+
+    def watched(*what: object) -> TunedModel:
+        gc.collect()
+        alive.append(sum(each() is not None for each in loaded))
+        made = load_found(*what)
+        loaded.append(weakref.ref(made.model))
+        return made
+
+    monkeypatch.setattr("rlvid.evaluate.compared.load_found", watched)
+    loader = Loader()
+    for model in find_compared([str(run), str(other)]):
+        loader.use(model)
+    assert alive == [0, 0]  # the base and the first run are one
 
 
 def test_prompts_are_distinct_and_the_shipped_sets_do_not_overlap(tmp_path: Path) -> None:
@@ -233,7 +275,8 @@ def test_runs_that_differ_in_their_seed_alone_are_one_group(tmp_path: Path) -> N
     three = found["instructvideo (3 seeds)"]
     assert (three.seeds, three.mean, three.difference) == (3, pytest.approx(0.55), pytest.approx(0.3))
     assert three.half == pytest.approx(4.303 * 0.15 / math.sqrt(3))
-    assert 0.2 <= three.low < 0.3 < three.high <= 0.4  # gains of 1, 2 and 3 tenths at one prompt, and twice that
+    # Gains of 1, 2 and 3 tenths at one prompt, and twice that at the other; a resample has one of them twice or both.
+    assert (three.low, three.high) == (pytest.approx(0.2), pytest.approx(0.4))
     assert math.isnan(found["base"].difference)
     assert math.isnan(found["ddpo (1 seed)"].half)
     write_seeds(tmp_path, list(found.values()))

@@ -292,6 +292,14 @@ def test_the_console_shows_one_number_of_steps_in_120_columns() -> None:
         tables.compare_all(rows, base="other")
 
 
+def test_what_is_shown_alike_is_not_told_apart_by_bold() -> None:
+    rows = [row(index=i, reward=0.5, oracle_subject=float(i == 0)) for i in range(50)]
+    rows += [row("tuned", index=i, reward=0.5, oracle_subject=float(i == 0)) for i in range(40)]
+    page = tables.markdown(rows, summarise(rows))
+    assert "| in domain | base | 50 | 0.500 ± 0.000 | 2 % |" in page
+    assert "| in domain | tuned | 40 | 0.500 ± 0.000 | 2 % |" in page
+
+
 def test_one_model_alone_is_neither_best_nor_compared(tmp_path: Path) -> None:
     tables.write_results(tmp_path, [row(reward=0.5)])
     page = (tmp_path / "evaluation.md").read_text(encoding="utf-8")

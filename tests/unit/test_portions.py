@@ -157,7 +157,10 @@ def test_videos_of_other_settings_lie_aside_and_come_back(tmp_path: Path, monkey
     run, _ = save_run(tmp_path)
     first = run_evaluation(planned(run))
     done, lines = counted(monkeypatch), []
+    torn = run / "videos" / ".part-00001.parquet.99.tmp"
+    torn.write_bytes(b"of a process that was killed while it wrote")
     other = run_evaluation(planned(run, seed=1), tell=lines.append)
+    assert not torn.exists()
     assert done.count("Maker") == 4
     assert "4 parts with videos of other models or settings lie aside" in lines[0]
     assert all(a != b for a, b in zip(numbers(first), numbers(other), strict=True))
@@ -222,15 +225,55 @@ def test_the_best_checkpoint_is_the_same_model_as_its_step(tmp_path: Path, monke
         == [n[1:] for n in numbers(rows[8:])]
         == [n[1:] for n in numbers(before[4:])]
     )
-    shutil.rmtree(run / "step-000003")
+    save_run(tmp_path, step=6)
+    run_evaluation(Evaluation.of(find_compared([f"{run}@6", f"{run}@3"]), SETS, steps_list=[2]))
+    shutil.rmtree(both.others)
+    del done[:]
+    assert numbers(run_evaluation(both)) == numbers(rows)
+    assert done == []  # the videos of @best are those of @3, be they first or last
+    for step in (3, 6):
+        shutil.rmtree(run / f"step-{step:06d}")
     assert find_compared([str(run)])[1].step == 3  # best/ has it still
     assert planned(run).identities[2:] == both.identities[2:4]
 
 
-def test_a_folder_is_one_processes_at_a_time(tmp_path: Path) -> None:
+def test_a_folder_is_one_processes_at_a_time_until_its_tables_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, _ = save_run(tmp_path)
+
+    def comes_between(evaluation: Evaluation, *_: object) -> None:
+        with alone(evaluation):
+            raise AssertionError("another process could have begun")
+
     with alone(planned(run)), pytest.raises(ValueError, match="another process evaluates into this folder"):
-        run_evaluation(planned(run, seed=1))
+        evaluate_and_show([str(run)], steps=[2], sets=["scenes"], videos=2)
+    assert not (run / "videos").exists()
+    monkeypatch.setattr("rlvid.evaluate.results.write_all", comes_between)
+    with pytest.raises(ValueError, match="another process evaluates into this folder"):
+        evaluate_and_show([str(run)], steps=[2], sets=["scenes"], videos=2)
+    assert len(list((run / "videos").glob("part-*"))) == 2
+
+
+def test_videos_of_another_evaluation_are_never_scored(tmp_path: Path) -> None:
+    run, _ = save_run(tmp_path)
+    run_evaluation(planned(run))
+    with pytest.raises(ValueError, match=r"part-00000.parquet: another process has put other videos there"):
+        Scorer(planned(run, seed=1)).do(0)
+
+
+def test_what_is_damaged_is_named_with_the_remedy(tmp_path: Path) -> None:
+    run, _ = save_run(tmp_path)
+    evaluation = planned(run)
+    rows = run_evaluation(evaluation)
+    for path in (evaluation.scores(1), evaluation.part(1)):
+        whole = path.read_bytes()
+        for spoilt in (whole[:100], b"", whole[:4] + b"\xff" * 60 + whole[64:]):  # the last: a page, but not the footer
+            path.write_bytes(spoilt)
+            with pytest.raises(ValueError, match=rf"{path.name} is damaged \(.*; delete it, and it is made anew"):
+                run_evaluation(planned(run))
+        path.unlink()
+        assert numbers(run_evaluation(planned(run))) == numbers(rows)
 
 
 def test_a_video_that_is_not_finite_has_no_frames_and_no_scores(tmp_path: Path) -> None:

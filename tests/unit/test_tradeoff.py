@@ -15,6 +15,7 @@ from rlvid.evaluate.compared import find_compared
 from rlvid.evaluate.evaluate import METRICS, Row, summarise
 from rlvid.evaluate.plan import Evaluation
 from rlvid.evaluate.portions import run_evaluation
+from rlvid.evaluate.results import write_all
 from rlvid.evaluate.tables import compare_all
 from rlvid.evaluate.tradeoff import draw_tradeoff
 from rlvid.terminal import fractions
@@ -24,11 +25,18 @@ def test_each_scale_is_a_model_between_the_base_and_what_was_learned(tmp_path: P
     run, _ = save_run(tmp_path)
     prompts = {"own": ["a red circle", "a dog"]}
     models = find_compared([str(run)], scales=(0.001, 0.5, 1.0))
-    rows = run_evaluation(Evaluation.of(models, prompts, steps_list=[2]))
+    evaluation = Evaluation.of(models, prompts, steps_list=[2])
+    rows = run_evaluation(evaluation)
+    (run / "seeds.md").write_text("of an earlier evaluation")
+    assert run / "tradeoff.png" in write_all(evaluation, rows, {})
     by_model = {s.model: s.mean["reward"] for s in summarise(rows)}
     assert list(by_model) == ["base", "instructvideo × 0.001", "instructvideo × 0.5", "instructvideo"]
     assert len({c.tuned for c in compare_all(rows, "base")}) == 3
-    alone = summarise(run_evaluation(Evaluation.of(find_compared([str(run)]), prompts, steps_list=[2])))
+    evaluation = Evaluation.of(find_compared([str(run)]), prompts, steps_list=[2])
+    rows = run_evaluation(evaluation)
+    write_all(evaluation, rows, {})
+    assert not any((run / name).exists() for name in ("tradeoff.png", "seeds.md"))  # they would be of other models
+    alone = summarise(rows)
     assert [s.model for s in alone] == ["base", "instructvideo"]
     assert by_model["instructvideo"] == pytest.approx(alone[1].mean["reward"])
     base = by_model["base"]
