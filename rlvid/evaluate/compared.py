@@ -215,7 +215,7 @@ def differences(models: Sequence[Compared]) -> list[str]:
         "sampling.guidance": [str(run.sampling.guidance) for run in runs],
         "sampling.final": [run.sampling.final for run in runs],
         "reward": [_reward_text(run.reward) for run in runs],
-        "reward.held_out": [str(run.reward.held_out_path or run.reward.held_out) for run in runs],
+        "reward.held_out": [run.reward.held_out_path or run.reward.held_out or "builtin-heldout" for run in runs],
     }
     return [
         f"the runs differ in {key} ({', '.join(dict.fromkeys(values))}); all are evaluated with {values[0]}"
@@ -247,7 +247,11 @@ class Loader:
         self._now: Compared | None = None
 
     def use(self, model: Compared) -> UNet3DModel:
-        """The model, in place of the one before."""
+        """The model, in place of the one before.
+
+        Raises:
+            ValueError: its checkpoint is no longer the one that was planned with, or does not fit the model.
+        """
         if model != self._now:
             self._now = None  # until all of this has succeeded
             if self._tuned is None or self._tuned.config.model != model.config.model:
@@ -257,6 +261,9 @@ class Loader:
                 load_trained(self._tuned.model.denoiser, model.config.model, model.checkpoint.folder)
                 self._tuned = replace(self._tuned, checkpoint=model.checkpoint)
             self._tuned.use(model.scale)
+            folder = model.checkpoint.folder  # best/ is another one where training went on and found a better one
+            if model.scale and (folder / "state.json").read_text(encoding="utf-8") != model.made_of["tuned"]:
+                raise ValueError(f"{folder} has changed since this evaluation began; start the same command again")
             self._now = model
         assert self._tuned is not None
         return self._tuned.model

@@ -195,17 +195,22 @@ class Evaluation:
     def unmade(self) -> list[int]:
         """The portions whose videos must be made; of two with the same ones (the best step, its number), the first."""
         first = {identity: index for index, identity in reversed(list(enumerate(self.identities)))}
-        made = self._made()
+        made = self._places()
         return sorted(index for identity, index in first.items() if identity not in made)
 
-    def _made(self) -> dict[str, Path]:
+    def made(self) -> list[int]:
+        """The portions whose videos are there, be it under another name."""
+        made = self._places()
+        return [index for index, identity in enumerate(self.identities) if identity in made]
+
+    def _places(self) -> dict[str, Path]:
         """Where the videos of an identity lie, for those that are there."""
         parts = ((identity, self.part(index)) for index, identity in enumerate(self.identities))
         return {identity: path for identity, path in parts if path.is_file()}
 
     def share(self) -> None:
         """Copies videos to the portions that have the same ones as another portion."""
-        made = self._made()
+        made = self._places()
         for index, identity in enumerate(self.identities):
             if not self.part(index).is_file():
                 copy_part(made[identity], self.part(index), self.portions[index].labels)

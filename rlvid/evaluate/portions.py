@@ -66,9 +66,9 @@ def run_evaluation(
 
 
 def _tell_what_is_there(evaluation: Evaluation, tell: Callable[[str], None]) -> None:
-    missing = evaluation.count_of(evaluation.unmade())
-    if missing < evaluation.count:
-        tell(f"{evaluation.count - missing} of {evaluation.count} videos are there already, {missing} are to be made")
+    there, missing = evaluation.count_of(evaluation.made()), evaluation.count_of(evaluation.unmade())
+    if there:
+        tell(f"{there} of {evaluation.count} videos are there already, {missing} are to be made")
     others = list(evaluation.others.glob("*.parquet"))
     if others:
         size = sum(path.stat().st_size for path in others) / 2**20

@@ -229,8 +229,19 @@ def test_the_best_checkpoint_is_the_same_model_as_its_step(tmp_path: Path, monke
     run_evaluation(Evaluation.of(find_compared([f"{run}@6", f"{run}@3"]), SETS, steps_list=[2]))
     shutil.rmtree(both.others)
     del done[:]
-    assert numbers(run_evaluation(both)) == numbers(rows)
+    lines: list[str] = []
+    assert numbers(run_evaluation(both, tell=lines.append)) == numbers(rows)
     assert done == []  # the videos of @best are those of @3, be they first or last
+    assert lines[0] == "12 of 12 videos are there already, 0 are to be made"
+    both.forget()
+    run_evaluation(both, tell=lines.append)
+    assert len(lines) == 2  # two models of one checkpoint do not count as one that is there
+    (run / "best" / "state.json").write_text("{}")  # training went on, and the guard found a better one
+    both.forget()
+    with pytest.raises(ValueError, match=r"best has changed since this evaluation began; start the same command again"):
+        run_evaluation(both)
+    shutil.rmtree(run / "best")
+    copy_trained(run / "step-000003", run / "best")
     for step in (3, 6):
         shutil.rmtree(run / f"step-{step:06d}")
     assert find_compared([str(run)])[1].step == 3  # best/ has it still
