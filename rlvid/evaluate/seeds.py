@@ -141,7 +141,7 @@ def seeds_markdown(results: Sequence[SeedResult]) -> str:
         lines += [f"## {steps} DDIM steps", "", Grid(heads, rows, words=2).markdown(), ""]
     lines += [
         "Mean over seeds ± half the 95 % interval of Student's t over seeds. Bold: above the base by more than that. "
-        "Differences to the base have the 95 % interval of a bootstrap over prompts, each with its videos of every seed.",
+        "Differences to the base have the 95 % interval of a bootstrap over prompts, each drawn for all seeds at once.",
         "",
     ]
     return "\n".join(lines)
