@@ -182,7 +182,7 @@ def _in_pool(
     done = dataset.map_batches(
         work,
         fn_constructor_args=(evaluation, workers),
-        # by default, the first actor to be ready would take two portions, which may be all that there are for the second
+        # one portion at a time: the first actor to be ready would take a second one from those that are not yet
         compute=ray.data.ActorPoolStrategy(size=min(workers, len(missing)), max_tasks_in_flight_per_actor=1),
         batch_size=1,
         batch_format="pyarrow",

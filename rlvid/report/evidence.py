@@ -118,9 +118,15 @@ def read_evidence(folder: Path) -> Evidence:
     """Reads one evaluation.
 
     Raises:
-        ValueError: it is none, a file of it is missing or damaged, a prompt is empty, or scores are missing.
+        ValueError: it is none or not finished, a file of it is missing or damaged, a prompt is empty, or scores are
+            missing.
     """
     about = _about(folder / "evaluation.yaml")
+    if about.get("complete") is False:
+        raise ValueError(
+            f"{folder}: the evaluation is not finished, and tables there may be of an earlier one; run `rlvid evaluate` "
+            "again: it makes only what is missing"
+        )
     try:
         models = tuple(
             Model(str(m["name"]), str(m.get("label") or m["name"]), str(m["kind"]), m.get("path"), m.get("step"),
