@@ -124,8 +124,8 @@ def read_evidence(folder: Path) -> Evidence:
     about = _about(folder / "evaluation.yaml")
     if about.get("complete") is False:
         raise ValueError(
-            f"{folder}: the evaluation is not finished, and tables there may be of an earlier one; run `rlvid evaluate` "
-            "again: it makes only what is missing"
+            f"{folder}: the evaluation is not finished, and tables there may be of an earlier one; run `rlvid "
+            "evaluate` again: it makes only what is missing"
         )
     try:
         models = tuple(
