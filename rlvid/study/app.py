@@ -22,6 +22,7 @@ from rlvid.study.evaluation import Videos
 from rlvid.study.film import decode, side_by_side, under_noise
 from rlvid.study.pairs import noise_seed, order, second_on_left
 from rlvid.study.store import SIDES, AnsweredOtherwiseError, Side, Store
+from rlvid.terminal import complain
 
 LOCAL = ["127.0.0.1", "localhost", "[::1]"]
 _HEADERS = {
@@ -176,8 +177,10 @@ def create_app(
             raise Refusal(404, "No such pair", "There is no such video.")
         try:
             made = picture(pair, second_on_left(study.seed, known(annotator), pair), still)
-        except ValueError as error:
-            raise Refusal(500, "No video", f"The video cannot be read ({error}).") from error
+        except (ValueError, OSError) as error:
+            complain(error, 1)  # it names a model: for whoever runs the study, not for who answers
+            text = "The video cannot be read. Tell whoever runs this study; the terminal says what is wrong."
+            raise Refusal(500, "No video", text) from error
         return Response(made, media_type="image/webp", headers={"cache-control": "private, max-age=86400"})
 
     @app.exception_handler(Refusal)
