@@ -10,10 +10,11 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from rlvid import __version__
+from rlvid.config.reward import RewardConfig
 from rlvid.evaluate.card import report_card
 from rlvid.evaluate.style import LOOKS
 from rlvid.report.choice import Choice
-from rlvid.report.evidence import Case, Evidence
+from rlvid.report.evidence import FEWEST, Case, Evidence
 from rlvid.report.gather import Gathered
 from rlvid.report.runs import Run
 from rlvid.report.words import Told, gain_text, number, percent, shown_set, table, tell, title
@@ -55,7 +56,7 @@ def render(gathered: Gathered, choice: Choice, shown: Shown) -> dict[str, str]:
         tables=[(steps, table(evidence, steps)) for steps in evidence.steps], curves=shown.curves,
         paretos=shown.paretos, strips=shown.strips, runs=[_run(gathered, run) for run in gathered.runs],
         facts=_facts(evidence, shown), version=__version__, data=_data(evidence, shown), title=title,
-        shown_set=shown_set,
+        shown_set=shown_set, fewest=FEWEST,
     )  # fmt: skip
     card = min(48.0, max(18.0, 9.0 * len(evidence.models)))  # rem
     style = environment.get_template("report.css.j2").render(looks=LOOKS, width=width, height=height, card=card)
@@ -71,12 +72,26 @@ def _read(environment: Environment, name: str) -> str:
 def _told(gathered: Gathered) -> list[Told]:
     """The summary, with what the guards of the runs saw."""
     told = tell(gathered.evidence)
+    first = gathered.evidence.tuned[:1]
+    measured = next((r.config.reward for r in gathered.runs if set(first) & set(gathered.models_of(r))), None)
     for run in gathered.runs:
         models = {model.name for model in gathered.models_of(run)}
         for each in told:
             if each.model.name in models:
+                each.cautions += [] if measured is None else _otherwise(measured, run.config.reward)
                 each.cautions += [f"The guard of run {run.name}: {line}." for line in warnings_of(run.folder) or []]
     return told
+
+
+def _otherwise(measured: RewardConfig, own: RewardConfig) -> list[str]:
+    """What to know of a run that was trained on another reward than the one that all models are measured by."""
+    if (own.parts, own.mixture) == (measured.parts, measured.mixture):
+        return []
+    names = " + ".join(name for name, _ in own.parts)
+    found = [f"It was trained on the reward {names}; what is called the reward here is {measured.name}."]
+    if (measured.held_out, measured.held_out_path) in own.parts:
+        found.append(f"The reward {measured.held_out} is held out here, but not for this model: it was trained on it.")
+    return found
 
 
 def _heading(evidence: Evidence) -> str:
