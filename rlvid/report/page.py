@@ -51,7 +51,7 @@ def render(gathered: Gathered, choice: Choice, shown: Shown) -> dict[str, str]:
     page = environment.get_template("index.html.j2").render(
         heading=_heading(evidence), lead=_lead(evidence), evidence=evidence, looks=classes, glyphs=glyphs,
         copies=evidence.copies, width=width, height=height, frames=frames, notes=gathered.notes,
-        told=_told(gathered), tiles=_tiles(evidence), judge_title=title(evidence.judge).lower(),
+        told=told_of(gathered), tiles=_tiles(evidence), judge_title=title(evidence.judge).lower(),
         featured=[(why, by_key[case]) for why, case in choice.featured], cases=cases, metrics=evidence.shown(),
         tables=[(steps, table(evidence, steps)) for steps in evidence.steps], curves=shown.curves,
         paretos=shown.paretos, strips=shown.strips, runs=[_run(gathered, run) for run in gathered.runs],
@@ -69,7 +69,7 @@ def _read(environment: Environment, name: str) -> str:
     return loader.get_source(environment, name)[0]
 
 
-def _told(gathered: Gathered) -> list[Told]:
+def told_of(gathered: Gathered) -> list[Told]:
     """The summary, with what the guards of the runs saw."""
     told = tell(gathered.evidence)
     first = gathered.evidence.tuned[:1]

@@ -27,7 +27,7 @@ from rlvid.report.choice import choose
 from rlvid.report.curves import Group, reward_curves
 from rlvid.report.evidence import Case, join, read_evidence
 from rlvid.report.gather import gather
-from rlvid.report.page import _told as told_of
+from rlvid.report.page import told_of
 from rlvid.report.report import write_report
 from rlvid.report.runs import read_run
 from rlvid.report.videos import sprite
