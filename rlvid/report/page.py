@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from rlvid import __version__
 from rlvid.config.reward import RewardConfig
-from rlvid.evaluate.card import report_card
+from rlvid.evaluate.card import report_card, without_folders
 from rlvid.evaluate.style import LOOKS
 from rlvid.report.choice import Choice
 from rlvid.report.evidence import FEWEST, Case, Evidence
@@ -182,7 +182,7 @@ def _run(gathered: Gathered, run: Run) -> dict[str, Any]:
         "costs": run.costs(),
         "seconds": run.seconds,
         "card": _markdown(card),
-        "config": yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        "config": yaml.safe_dump(without_folders(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True),
     }
 
 
@@ -218,7 +218,7 @@ def _facts(evidence: Evidence, shown: Shown) -> list[tuple[str, str]]:
         ("Denoising steps D", ", ".join(map(str, evidence.steps))),
         ("Videos", f"{frames} frames of {width} x {height} pixels, {evidence.fps:g} a second"),
         ("Seed of the noise", str(facts.get("seed", "–"))),
-        ("CLIPSIM and consistency by", str(facts.get("clip") or "builtin-heldout")),
+        ("CLIPSIM and consistency by", without_folders(str(facts.get("clip") or "builtin-heldout"))),
     ]
     return found
 

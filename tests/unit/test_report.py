@@ -204,6 +204,7 @@ def test_runs_bring_curves_costs_config_card_and_evolution(tmp_path: Path) -> No
         run, _ = save_run(tmp_path / name, step=40)
         config = yaml.safe_load((run / "config.yaml").read_text()) | {"name": name, "seed": seed}
         config["model"]["path"] = "builtin"
+        config["output"]["storage"] = str(tmp_path / "private" / "store")
         (run / "config.yaml").write_text(yaml.safe_dump(config))
         curves(run, 0.1 * seed)
         folders.append(run)
@@ -222,6 +223,8 @@ def test_runs_bring_curves_costs_config_card_and_evolution(tmp_path: Path) -> No
         "Prompts that got worse", "a green square moving up",
     ):  # fmt: skip
         assert words in page.text, words
+    assert str(tmp_path) not in (made.folder / "index.html").read_text(), "where things lie is nobody's business"
+    assert "storage: store" in page.text
     assert (made.folder / "pictures" / "evolution-1-1-in-domain.png").is_file()
     runs = [read_run(folder) for folder in folders]
     assert runs[0].costs() == [("chain", 1.5, 0.75), ("decode", pytest.approx(0.1), pytest.approx(0.05)),
