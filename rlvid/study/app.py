@@ -122,6 +122,8 @@ def create_app(
     @lru_cache(maxsize=32)
     def picture(number: int, swapped: bool, still: bool) -> bytes:
         pair = pairs[number]
+        if "".join(videos.inspect(model, pair.spot)[1] for model in (pair.first, pair.second)) != pair.digest:
+            raise ValueError(f"{videos.folder}: the videos for {pair.spot} are not those that this study began with")
         first, second = (decode(videos.frames(model, pair.spot)) for model in (pair.first, pair.second))
         if pair.check:
             second = under_noise(first, noise_seed(study.seed, number))

@@ -295,6 +295,9 @@ def test_a_video_or_a_file_that_is_gone_is_said_on_a_page(
 ) -> None:
     store = begin(folder)
     pages = client(store)
+    make_evaluation(folder, ("base", "tuned", "best"), steps=(21, 51))  # other videos in their place
+    assert pages.get("/video?annotator=ada&pair=1").status_code == 500
+    assert "are not those that this study began with" in " ".join(capsys.readouterr().err.split())
     for part in (folder / "videos").iterdir():
         part.unlink()
     gone = pages.get("/video?annotator=ada&pair=1")
