@@ -49,10 +49,12 @@ def over_optimisation(run: Path) -> str:
     else:
         looks = len(read_means(run)[0])
         lines.append(
-            f"The guard looked {looks} times while this model was trained (the base included), and raised no warning."
-            if looks >= _FEWEST_LOOKS
-            else f"The guard looked {looks} time{'s' * (looks > 1)} while this model was trained (the base included). A "
-            f"warning takes {_FEWEST_LOOKS} looks or more, so none could be raised: that is not to say that all is well."
+            f"The guard looked {looks} time{'s' * (looks > 1)} while this model was trained, at the base too, and "
+            + (
+                "raised no warning."
+                if looks >= _FEWEST_LOOKS
+                else f"a warning takes {_FEWEST_LOOKS}, so none could be raised: that is not to say that all is well."
+            )
         )
     return "\n".join(lines)
 
