@@ -84,11 +84,11 @@ def told_of(gathered: Gathered) -> list[Told]:
 
 
 def _otherwise(measured: RewardConfig, own: RewardConfig) -> list[str]:
-    """What to know of a run that was trained on another reward than the one that all models are measured by."""
-    if (own.parts, own.mixture) == (measured.parts, measured.mixture):
-        return []
-    names = " + ".join(name for name, _ in own.parts)
-    found = [f"It was trained on the reward {names}; what is called the reward here is {measured.name}."]
+    """What to know of a run that was trained on another reward than all models are measured by, or on the held-out one."""
+    found = []
+    if (own.parts, own.mixture) != (measured.parts, measured.mixture):
+        names = " + ".join(name for name, _ in own.parts)
+        found.append(f"It was trained on the reward {names}; what is called the reward here is {measured.name}.")
     if (measured.held_out, measured.held_out_path) in own.parts:
         found.append(f"The reward {measured.held_out} is held out here, but not for this model: it was trained on it.")
     return found
