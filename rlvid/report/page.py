@@ -84,7 +84,7 @@ def told_of(gathered: Gathered) -> list[Told]:
 
 
 def _otherwise(measured: RewardConfig, own: RewardConfig) -> list[str]:
-    """What to know of a run that was trained on another reward than all models are measured by, or on the held-out one."""
+    """What to know of a run trained on another reward than all models are measured by, or on the held-out one."""
     found = []
     if (own.parts, own.mixture) != (measured.parts, measured.mixture):
         names = " + ".join(name for name, _ in own.parts)
