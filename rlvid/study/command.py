@@ -59,13 +59,13 @@ def serve(
     asked = choose_pairs(videos, _names(models, "--models"), pairs, checks, seed)
     named = {name: videos.models[name] for name in _names(models, "--models") or videos.models}
     people = _names(annotators, "--annotators")
-    listening, token = listen(host, port), new_token(host)
-    path = out or evaluation / "study.sqlite"
-    app = create_app(Store.begin(path, evaluation, seed, named, asked), videos, people, token, is_local(host))
-    say(f"{len(asked)} pairs{f' ({checks} of them checks)' if checks else ''}, answers in {short(path)}")
-    say(f"open         {address_of(listening, token)}")
-    say(f"afterwards   rlvid study results {short(path)}")
-    run(app, listening)
+    path, token = out or evaluation / "study.sqlite", new_token(host)
+    with listen(host, port) as listening:
+        app = create_app(Store.begin(path, evaluation, seed, named, asked), videos, people, token, is_local(host))
+        say(f"{len(asked)} pairs{f' ({checks} of them checks)' if checks else ''}, answers in {short(path)}")
+        say(f"open         {address_of(listening, token)}")
+        say(f"afterwards   rlvid study results {short(path)}")
+        run(app, listening)
 
 
 @study.command()

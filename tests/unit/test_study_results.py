@@ -1,5 +1,6 @@
 """What `rlvid study results` and `export` say, and every mistake as one line."""
 
+import gc
 import json
 import math
 import socket
@@ -282,6 +283,23 @@ def test_a_port_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
         assert rlvid(monkeypatch, "serve", str(folder), "--port", port) == 2
     _one_line(capsys, [f"port {port} of 127.0.0.1 is in use", "--port"])
     assert not (folder / "study.sqlite").exists()
+
+
+def test_a_study_that_cannot_begin_gives_its_port_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_evaluation(tmp_path)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    gc.disable()  # it is given back, and not only found lying about
+    try:
+        assert rlvid(monkeypatch, "serve", str(folder), "--port", str(port), "--out", "/nowhere/study.sqlite") == 2
+        with socket.socket() as again:
+            again.bind(("127.0.0.1", port))
+    finally:
+        gc.enable()
+    _one_line(capsys, ["no folder /nowhere"])
 
 
 def test_mistakes_after_a_study(
