@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo sweep test test-unit lint format clean
+.PHONY: help venv browser demo sweep test test-unit lint format clean
 
 help: ## show this list
 	@echo "rlvid: reward fine-tuning of text-to-video diffusion models, on Ray"
@@ -34,16 +34,21 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
+browser: venv ## have a browser for the tests of pages: the system's Chromium, or else one that Playwright fetches (100 MB)
+	@{ chromium --version || chromium-browser --version || google-chrome --version; } >/dev/null 2>&1 </dev/null || \
+		PLAYWRIGHT_BROWSERS_PATH=0 $(BIN)/playwright install --only-shell chromium || \
+		echo "NO BROWSER: tests of pages are skipped. Install one (apt install chromium), or run make browser with a network."
+
 demo: venv ## fine-tune the built-in model on a reward, evaluate it, and say where to look (CPU, minutes)
 	$(BIN)/rlvid demo
 
 sweep: venv ## search for lambda and S on the built-in world, with early stopping and a report (CPU, half an hour)
 	$(BIN)/python tuning/sweep.py toy
 
-test: venv ## run every test that this machine can run (those marked gpu are skipped without one)
+test: venv browser ## run every test that this machine can run (those marked gpu are skipped without one)
 	$(BIN)/python $(PYTEST) $(PYTEST_ARGS)
 
-test-unit: venv ## run the tests that need no Ray cluster
+test-unit: venv browser ## run the tests that need no Ray cluster
 	$(BIN)/python $(PYTEST) -m unit $(PYTEST_ARGS)
 
 lint: venv ## check style (ruff) and the types of the pure core and the command (mypy)

@@ -4,11 +4,12 @@
 
 Which model is on which side is not asked of the server: the pictures that the browser shows are looked up among the
 evaluation's own frames. The first annotator also answers the first pair in a second window, otherwise, which must be
-refused. Needs a Chromium of the system's.
+refused. Needs a Chromium: the system's, or the one that `make browser` fetches.
 """
 
 import argparse
 import json
+import os
 import random
 import re
 import shutil
@@ -26,21 +27,32 @@ from urllib.parse import urljoin
 
 import numpy as np
 from PIL import Image, ImageSequence
-from playwright.sync_api import Error, Page, sync_playwright
+from playwright.sync_api import Browser, Error, Page, Playwright, sync_playwright
 from pyarrow import parquet
 
 from rlvid.terminal import complain, say
 
+os.environ.setdefault("PLAYWRIGHT_BROWSERS_PATH", "0")  # inside the environment, where `make browser` puts one
 KEYS = {"1": "left", "2": "tie", "3": "right"}
 AXES = ("quality", "alignment")
+_OWN = None  # no path: Playwright's own
 Video = tuple[str, str, int, int, int]
 """model, set, steps, index, copy"""
 
 
-def chromium() -> str | None:
-    """Where the system's Chromium is, if there is one."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    return next(filter(None, map(shutil.which, names)), None)
+def launch(player: Playwright) -> Browser:
+    """A browser: the system's Chromium, or else the one that Playwright has fetched.
+
+    Raises:
+        ValueError: none of them starts.
+    """
+    reason = ""
+    for path in [*filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), _OWN]:
+        try:
+            return player.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        except Error as error:
+            reason = error.message.strip().splitlines()[0]
+    raise ValueError(f"NO BROWSER starts ({reason}); `apt install chromium`, or `make browser` fetches one")
 
 
 class Server:
@@ -210,10 +222,7 @@ def answer_study(
     server = Server(str(evaluation), "--pairs", str(pairs), "--checks", str(checks), "--out", str(out))
     server.start()
     try:
-        with (
-            sync_playwright() as player,
-            player.chromium.launch(executable_path=chromium(), args=["--no-sandbox"]) as browser,
-        ):
+        with sync_playwright() as player, launch(player) as browser:
             people = [Annotator(name, browser.new_page(), server, videos, record, seed) for name in names]
             while open_ones := [each for each in people if not each.done]:
                 for person in open_ones:
@@ -248,14 +257,15 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, help="folder for a screenshot")
     given = parser.parse_args()
     names = given.annotators.split(",")
-    if not chromium():
-        sys.exit(complain(ValueError("no chromium on PATH; install one (apt install chromium)"), 2))
     if given.out.exists():
         sys.exit(complain(ValueError(f"--out {given.out} exists; name a new file"), 2))
     began = time.perf_counter()
-    record = answer_study(
-        given.evaluation, given.out, names, given.pairs, given.checks, given.kill_after, pictures=given.pictures
-    )
+    try:
+        record = answer_study(
+            given.evaluation, given.out, names, given.pairs, given.checks, given.kill_after, pictures=given.pictures
+        )
+    except ValueError as error:
+        sys.exit(complain(error, 2))
     seconds = time.perf_counter() - began
     summary = {"answers": len(record.answers), "pages": record.pages, "seconds": round(seconds, 1)}
     say(json.dumps(summary | {"faults": record.faults}))

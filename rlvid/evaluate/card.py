@@ -220,14 +220,14 @@ smaller `--lora-scale` for less of the effect. A reward on single frames teaches
 
 
 def _settings(config: RunConfig) -> str:
-    settings = _without_folders(config.model_dump(mode="json", exclude={"output": True}))
+    settings = without_folders(config.model_dump(mode="json", exclude={"output": True}))
     return f"## Settings\n\n```yaml\n{yaml.safe_dump(settings, sort_keys=False)}```"
 
 
-def _without_folders(value: Any) -> Any:
+def without_folders(value: Any) -> Any:
     """Settings with paths cut to their last part: where things lie is nobody's business."""
     if isinstance(value, dict):
-        return {key: _without_folders(inner) for key, inner in value.items()}
+        return {key: without_folders(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_without_folders(inner) for inner in value]
+        return [without_folders(inner) for inner in value]
     return Path(value).name if isinstance(value, str) and "/" in value and not is_hub_id(value) else value

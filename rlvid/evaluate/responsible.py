@@ -9,9 +9,10 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from rlvid.train.looks import summary, warnings_of
+from rlvid.train.looks import read_means, summary, warnings_of
 
 _SHOWN = 10
+_FEWEST_LOOKS = 3  # the base's, and two in a row that lost
 _NAMES = {"held_out": "held-out reward", "reward": "trained reward"}
 
 
@@ -46,7 +47,15 @@ def over_optimisation(run: Path) -> str:
             best = "the base model, before any step" if best == 0 else f"that of step {best}"
             lines += ["", f"By the held-out reward the best checkpoint is {best}."]
     else:
-        lines.append("The guard looked at checkpoints while this model was trained, and raised no warning.")
+        looks = len(read_means(run)[0])
+        lines.append(
+            f"The guard looked {looks} time{'s' * (looks > 1)} while this model was trained, at the base too, and "
+            + (
+                "raised no warning."
+                if looks >= _FEWEST_LOOKS
+                else f"a warning takes {_FEWEST_LOOKS}, so none could be raised: that is not to say that all is well."
+            )
+        )
     return "\n".join(lines)
 
 

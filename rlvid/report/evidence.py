@@ -6,11 +6,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import yaml
 from pyarrow import parquet
 
 from rlvid.evaluate.columns import COLUMNS
+
+FEWEST = 6
+"""Prompts from which on a gain can be beyond chance: that 5 all go the same way has a probability of 1/16 by chance."""
 
 
 class Case(NamedTuple):
@@ -36,17 +40,24 @@ class Model:
 
 @dataclass(frozen=True)
 class Difference:
-    """A metric's mean gain over the base in ``pairs`` pairs of videos, and its 95 % interval (NaN where unknown)."""
+    """A metric's mean gain over the base in ``pairs`` pairs of videos, and its 95 % interval (NaN where unknown).
+
+    ``prompts`` is how many prompts the pairs are of.
+    """
 
     pairs: int
     difference: float
     low: float
     high: float
+    prompts: int
 
     @property
     def way(self) -> int:
-        """1 where the whole interval is above 0, -1 where it is below, else 0: not beyond chance."""
-        return (self.low > 0) - (self.high < 0)
+        """1 where the whole interval is above 0, -1 where it is below, else 0: not beyond chance.
+
+        Also 0 with fewer than ``FEWEST`` prompts, for which a bootstrap's interval is too narrow.
+        """
+        return 0 if self.prompts < FEWEST else (self.low > 0) - (self.high < 0)
 
 
 @dataclass(frozen=True)
@@ -118,7 +129,7 @@ def read_evidence(folder: Path) -> Evidence:
     """Reads one evaluation.
 
     Raises:
-        ValueError: it is none or not finished, a file of it is missing or damaged, a prompt is empty, or scores are
+        ValueError: it is none or unfinished, a file of it is missing or damaged, a prompt is empty, or scores are
             missing.
     """
     about = _about(folder / "evaluation.yaml")
@@ -149,7 +160,7 @@ def read_evidence(folder: Path) -> Evidence:
         raise ValueError(f"{folder / 'evaluation.yaml'}: two models have one name; give each its own label")
     evidence = Evidence(
         (folder,), about, models, sets, steps, copies, fps, metrics, _scores(folder, metrics),
-        _differences(folder) if len(models) > 1 else {}, tuple(_parts(folder, models)),
+        _differences(folder, sets) if len(models) > 1 else {}, tuple(_parts(folder, models)),
     )  # fmt: skip
     missing = [(m.name, case) for m in models for case in evidence.cases if (m.name, case) not in evidence.scores]
     if missing:
@@ -169,7 +180,7 @@ def join(found: Iterable[Evidence]) -> Evidence:
     """Evaluations of the same prompts, noise and base as one; a name that comes again gets its folder's beside it.
 
     Raises:
-        ValueError: none are given, or two differ in what must be the same.
+        ValueError: none are given, or two differ in what must be the same, or score the base otherwise.
     """
     found = list(found)
     if not found:
@@ -189,8 +200,21 @@ def join(found: Iterable[Evidence]) -> Evidence:
                 f"{whole.folders[0]} and {other.folders[0]} have other bases, {whole.base.name} and {other.base.name}; "
                 "evaluate their models together: rlvid evaluate RUN RUN"
             )
+        _check_base(whole, other)
         whole = _joined(whole, other)
     return whole
+
+
+def _check_base(one: Evidence, two: Evidence) -> None:
+    """Raises ValueError where the same videos of the base have other scores: by another reward, or they are others."""
+    for metric in one.metrics:
+        pairs = np.array([[each.scores[each.base.name, case][metric] for each in (one, two)] for case in one.cases])
+        pairs = pairs[np.isfinite(pairs).all(1)]
+        if len(pairs) and np.abs(pairs[:, 0] - pairs[:, 1]).mean() > 0.1 * pairs[:, 0].std() + 1e-6:
+            raise ValueError(
+                f"{one.folders[0]} and {two.folders[0]} give the base's videos other scores ({metric}): by another "
+                "reward, or with other guidance; evaluate their models together: rlvid evaluate RUN RUN"
+            )
 
 
 def _joined(one: Evidence, two: Evidence) -> Evidence:
@@ -253,12 +277,14 @@ def _scores(folder: Path, metrics: tuple[str, ...]) -> dict[tuple[str, Case], di
     }
 
 
-def _differences(folder: Path) -> dict[tuple[str, str, int, str], Difference]:
+def _differences(folder: Path, sets: dict[str, list[str]]) -> dict[tuple[str, str, int, str], Difference]:
     columns = ("model", "set", "steps", "metric", "pairs", "difference", "low", "high")
     rows = read_table(folder / "comparison.parquet", columns)
     return {
         (row["model"], row["set"], row["steps"], row["metric"]): Difference(
-            int(row["pairs"] or 0), *(_number(row[name]) for name in ("difference", "low", "high"))
+            int(row["pairs"] or 0),
+            *(_number(row[name]) for name in ("difference", "low", "high")),
+            min(int(row["pairs"] or 0), len(set(sets.get(row["set"], ())))),
         )
         for row in rows
     }

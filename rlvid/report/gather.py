@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlvid.evaluate.style import Look, looks_of
+from rlvid.evaluate.style import LOOKS, Look, looks_of
 from rlvid.report.curves import Group
 from rlvid.report.evidence import Evidence, Model, join, read_evidence
 from rlvid.report.runs import Run, read_run
@@ -35,13 +35,15 @@ class Gathered:
             method if methods.count(method) == 1 else ", ".join(run.name for run in runs)
             for method, runs in zip(methods, by_kind.values(), strict=True)
         ]
-        spare = looks_of(labels)
-        found = []
-        for label, runs in zip(labels, by_kind.values(), strict=True):
-            models = [m for run in runs for m in self.models_of(run)]
-            look = self.looks[models[-1].name] if models else spare[label]
-            taken = {id(group.look) for group in found}
-            found.append(Group(label, tuple(runs), spare[label] if id(look) in taken else look))
+        ends = [[m for run in runs for m in self.models_of(run)][-1:] for runs in by_kind.values()]
+        looks = [self.looks[models[0].name] if models else None for models in ends]
+        spare = [look for look in LOOKS if look not in self.looks.values()]
+        found: list[Group] = []
+        for label, runs, look in zip(labels, by_kind.values(), looks, strict=True):
+            taken = [group.look for group in found]
+            if look is None or look in taken:
+                look = next((each for each in [*spare, *LOOKS] if each not in taken), LOOKS[0])
+            found.append(Group(label, tuple(runs), look))
         return found
 
 

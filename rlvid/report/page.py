@@ -10,10 +10,11 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from rlvid import __version__
-from rlvid.evaluate.card import report_card
+from rlvid.config.reward import RewardConfig
+from rlvid.evaluate.card import report_card, without_folders
 from rlvid.evaluate.style import LOOKS
 from rlvid.report.choice import Choice
-from rlvid.report.evidence import Case, Evidence
+from rlvid.report.evidence import FEWEST, Case, Evidence
 from rlvid.report.gather import Gathered
 from rlvid.report.runs import Run
 from rlvid.report.words import Told, gain_text, number, percent, shown_set, table, tell, title
@@ -50,12 +51,12 @@ def render(gathered: Gathered, choice: Choice, shown: Shown) -> dict[str, str]:
     page = environment.get_template("index.html.j2").render(
         heading=_heading(evidence), lead=_lead(evidence), evidence=evidence, looks=classes, glyphs=glyphs,
         copies=evidence.copies, width=width, height=height, frames=frames, notes=gathered.notes,
-        told=_told(gathered), tiles=_tiles(evidence), judge_title=title(evidence.judge).lower(),
+        told=told_of(gathered), tiles=_tiles(evidence), judge_title=title(evidence.judge).lower(),
         featured=[(why, by_key[case]) for why, case in choice.featured], cases=cases, metrics=evidence.shown(),
         tables=[(steps, table(evidence, steps)) for steps in evidence.steps], curves=shown.curves,
         paretos=shown.paretos, strips=shown.strips, runs=[_run(gathered, run) for run in gathered.runs],
         facts=_facts(evidence, shown), version=__version__, data=_data(evidence, shown), title=title,
-        shown_set=shown_set,
+        shown_set=shown_set, fewest=FEWEST,
     )  # fmt: skip
     card = min(48.0, max(18.0, 9.0 * len(evidence.models)))  # rem
     style = environment.get_template("report.css.j2").render(looks=LOOKS, width=width, height=height, card=card)
@@ -68,15 +69,29 @@ def _read(environment: Environment, name: str) -> str:
     return loader.get_source(environment, name)[0]
 
 
-def _told(gathered: Gathered) -> list[Told]:
+def told_of(gathered: Gathered) -> list[Told]:
     """The summary, with what the guards of the runs saw."""
     told = tell(gathered.evidence)
+    first = gathered.evidence.tuned[:1]
+    measured = next((r.config.reward for r in gathered.runs if set(first) & set(gathered.models_of(r))), None)
     for run in gathered.runs:
         models = {model.name for model in gathered.models_of(run)}
         for each in told:
             if each.model.name in models:
+                each.cautions += [] if measured is None else _otherwise(measured, run.config.reward)
                 each.cautions += [f"The guard of run {run.name}: {line}." for line in warnings_of(run.folder) or []]
     return told
+
+
+def _otherwise(measured: RewardConfig, own: RewardConfig) -> list[str]:
+    """What to know of a run trained on another reward than all models are measured by, or on the held-out one."""
+    found = []
+    if (own.parts, own.mixture) != (measured.parts, measured.mixture):
+        names = " + ".join(name for name, _ in own.parts)
+        found.append(f"It was trained on the reward {names}; what is called the reward here is {measured.name}.")
+    if (measured.held_out, measured.held_out_path) in own.parts:
+        found.append(f"The reward {measured.held_out} is held out here, but not for this model: it was trained on it.")
+    return found
 
 
 def _heading(evidence: Evidence) -> str:
@@ -167,7 +182,7 @@ def _run(gathered: Gathered, run: Run) -> dict[str, Any]:
         "costs": run.costs(),
         "seconds": run.seconds,
         "card": _markdown(card),
-        "config": yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        "config": yaml.safe_dump(without_folders(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True),
     }
 
 
@@ -203,7 +218,7 @@ def _facts(evidence: Evidence, shown: Shown) -> list[tuple[str, str]]:
         ("Denoising steps D", ", ".join(map(str, evidence.steps))),
         ("Videos", f"{frames} frames of {width} x {height} pixels, {evidence.fps:g} a second"),
         ("Seed of the noise", str(facts.get("seed", "–"))),
-        ("CLIPSIM and consistency by", str(facts.get("clip") or "builtin-heldout")),
+        ("CLIPSIM and consistency by", without_folders(str(facts.get("clip") or "builtin-heldout"))),
     ]
     return found
 

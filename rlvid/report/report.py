@@ -20,7 +20,9 @@ from rlvid.report.page import Shown, render
 from rlvid.report.videos import check_archive, read_videos, sprite
 from rlvid.report.words import shown_set, title
 
-MARK = "rlvid report"
+MARK = '<meta name="generator" content="rlvid report">'
+_OURS = {"index.html", "report.css", "report.js", "videos", "pictures", "moving"}
+_OF_NOBODY = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what systems leave in a folder that was looked at
 Frames = dict[tuple[str, Case], np.ndarray]
 
 
@@ -66,7 +68,8 @@ def write_report(
         _strips(gathered, choice, kept, shown, part)
         for number, case in enumerate(choice.moving):
             films = {m.label: kept[m.name, case] for m in evidence.models}
-            stem = part / "moving" / f"{number + 1:02d}-{case.set}-{case.steps}-{case.index + 1:03d}-{case.copy + 1}"
+            name = f"{number + 1:02d}-{_file(case.set)}-{case.steps}-{case.index + 1:03d}-{case.copy + 1}"
+            stem = part / "moving" / name
             made = write_moving(stem, side_by_side(evidence.prompt(case), films), evidence.fps)
             shown.files[case] = [path.name for path in made]
         _drawings(gathered, shown, part)
@@ -108,18 +111,18 @@ def _strips(gathered: Gathered, choice: Choice, kept: Frames, shown: Shown, part
         told = f"Frames of {', '.join(frames)} for the prompts: {'; '.join(prompts)}."
         shown.strips.append((name, heading, told))
 
-    for name, cases in choice.fixed.items():
-        strip(f"comparison-{_file(name)}.png", cases, f"{shown_set(name).capitalize()}: the first prompts")
+    for place, (name, cases) in enumerate(choice.fixed.items(), 1):
+        strip(f"comparison-{place}-{_file(name)}.png", cases, f"{shown_set(name).capitalize()}: the first prompts")
     if choice.worst:
         heading = f"What lost most in {title(judge).lower()}"
         strip("comparison-worst.png", choice.worst, heading)
     for number, line in enumerate(choice.evolutions):
-        for name, cases in choice.fixed.items():
+        for place, (name, cases) in enumerate(choice.fixed.items(), 1):
             prompts = [evidence.prompt(case) for case in cases]
             frames = {
                 step: torch.stack([_tensor(kept[model.name, case]) for case in cases]) for step, model in line.items()
             }
-            file = f"evolution-{number + 1}-{_file(name)}.png"
+            file = f"evolution-{number + 1}-{place}-{_file(name)}.png"
             evolution(part / "pictures" / file, prompts, frames)
             run = Path(next(m.path for m in line.values() if m.path)).name
             heading = f"{shown_set(name).capitalize()}: along the run {run}"
@@ -152,15 +155,19 @@ def _tensor(frames: np.ndarray) -> torch.Tensor:
 
 
 def _file(name: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in name)
+    """A set's name in a file's, where it neither leaves the folder nor means anything in an address; not unique."""
+    return "".join(c if c.isascii() and c.isalnum() else "-" for c in name)
 
 
 def _check_out(out: Path) -> None:
-    """Only a report, or nothing, is replaced."""
+    """Only a report to which nobody has added anything, or nothing, is replaced."""
     page = out / "index.html"
     ours = page.is_file() and MARK in page.read_text(encoding="utf-8", errors="replace")[:1000]
     if out.exists() and not ours and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out {out} exists and is no report; choose another folder, or delete it")
+    added = sorted(path.name for path in out.iterdir() if path.name not in _OURS | _OF_NOBODY) if ours else []
+    if added:
+        raise ValueError(f"--out {out} also holds {added[0]}, which no report wrote; move it away, or choose another")
 
 
 @contextmanager

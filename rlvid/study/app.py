@@ -22,6 +22,7 @@ from rlvid.study.evaluation import Videos
 from rlvid.study.film import decode, side_by_side, under_noise
 from rlvid.study.pairs import noise_seed, order, second_on_left
 from rlvid.study.store import SIDES, AnsweredOtherwiseError, Side, Store
+from rlvid.terminal import complain
 
 LOCAL = ["127.0.0.1", "localhost", "[::1]"]
 _HEADERS = {
@@ -121,6 +122,8 @@ def create_app(
     @lru_cache(maxsize=32)
     def picture(number: int, swapped: bool, still: bool) -> bytes:
         pair = pairs[number]
+        if "".join(videos.inspect(model, pair.spot)[1] for model in (pair.first, pair.second)) != pair.digest:
+            raise ValueError(f"{videos.folder}: the videos for {pair.spot} are not those that this study began with")
         first, second = (decode(videos.frames(model, pair.spot)) for model in (pair.first, pair.second))
         if pair.check:
             second = under_noise(first, noise_seed(study.seed, number))
@@ -176,8 +179,10 @@ def create_app(
             raise Refusal(404, "No such pair", "There is no such video.")
         try:
             made = picture(pair, second_on_left(study.seed, known(annotator), pair), still)
-        except ValueError as error:
-            raise Refusal(500, "No video", f"The video cannot be read ({error}).") from error
+        except (ValueError, OSError) as error:
+            complain(error, 1)  # it names a model: for whoever runs the study, not for who answers
+            text = "The video cannot be read. Tell whoever runs this study; the terminal says what is wrong."
+            raise Refusal(500, "No video", text) from error
         return Response(made, media_type="image/webp", headers={"cache-control": "private, max-age=86400"})
 
     @app.exception_handler(Refusal)

@@ -59,13 +59,13 @@ def serve(
     asked = choose_pairs(videos, _names(models, "--models"), pairs, checks, seed)
     named = {name: videos.models[name] for name in _names(models, "--models") or videos.models}
     people = _names(annotators, "--annotators")
-    listening, token = listen(host, port), new_token(host)
-    path = out or evaluation / "study.sqlite"
-    app = create_app(Store.begin(path, evaluation, seed, named, asked), videos, people, token, is_local(host))
-    say(f"{len(asked)} pairs{f' ({checks} of them checks)' if checks else ''}, answers in {short(path)}")
-    say(f"open         {address_of(listening, token)}")
-    say(f"afterwards   rlvid study results {short(path)}")
-    run(app, listening)
+    path, token = out or evaluation / "study.sqlite", new_token(host)
+    with listen(host, port) as listening:
+        app = create_app(Store.begin(path, evaluation, seed, named, asked), videos, people, token, is_local(host))
+        say(f"{len(asked)} pairs{f' ({checks} of them checks)' if checks else ''}, answers in {short(path)}")
+        say(f"open         {address_of(listening, token)}")
+        say(f"afterwards   rlvid study results {short(path)}")
+        run(app, listening)
 
 
 @study.command()
@@ -84,15 +84,21 @@ def results(file: File, evaluation: Folder = None, without: Without = None) -> N
     store = Store(_database(file))
     asked = store.study()
     answers = _kept(store, without)
-    folder, scores = evaluation or asked.evaluation, {}
-    if evaluation or (folder / "evaluation.parquet").is_file():
-        check_same(asked, Videos(folder))
-        scores = read_scores(folder)
+    folder, scores, lacking = evaluation or asked.evaluation, {}, "no evaluation.parquet there"
+    try:
+        if evaluation or (folder / "evaluation.parquet").is_file():
+            check_same(asked, Videos(folder))
+            scores = read_scores(folder)
+    except ValueError as error:  # what people said does not depend on videos that are gone since
+        if evaluation:
+            raise
+        lacking = str(error)
     found = summarise(asked, answers, scores)
     for table in render(found):
         console.print(table)
     if not scores:
-        say(f"{folder}: no evaluation.parquet there, so nothing on agreement with metrics; see --evaluation")
+        about = "" if str(folder) in lacking else f"{folder}: "
+        say(f"note         nothing on agreement with metrics, see --evaluation. {about}{lacking}")
     base = store.path.with_suffix("")
     for suffix, text in ((".md", markdown(found)), (".json", json_text(found))):
         write_whole(base.with_name(f"{base.name}-results{suffix}"), text.encode())

@@ -99,7 +99,7 @@ class Videos:
         part, group, row, _ = self._places[model, spot]
         try:
             frames = parquet.ParquetFile(part).read_row_group(group, columns=["frames"]).column(0)[row].as_py()
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, IndexError, pa.ArrowException) as error:
             raise ValueError(f"{part}: the video of {model!r} for {spot} cannot be read: {error}") from error
         return list(frames or [])
 

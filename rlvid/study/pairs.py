@@ -41,6 +41,8 @@ def choose_pairs(videos: Videos, models: list[str], count: int, checks: int, see
         ValueError: fewer than two models, an unknown one, a missing video, or videos that cannot stand side by side.
     """
     models = _known(videos, models)
+    if not videos.spots:
+        raise ValueError(f"{videos.folder}: its files of videos are empty; run rlvid evaluate again")
     for model in models:
         missing = [spot for spot in sorted(videos.spots) if not videos.has(model, spot)]
         if missing:
@@ -90,15 +92,15 @@ def _look(
 
 
 def order(seed: int, annotator: str, numbers: Iterable[int]) -> list[int]:
-    """The order in which somebody sees the pairs."""
+    """The order in which somebody sees the pairs; the same one however the name is capitalised."""
     shuffled = sorted(numbers)
-    _generator(seed, "order", annotator).shuffle(shuffled)
+    _generator(seed, "order", annotator.casefold()).shuffle(shuffled)
     return shuffled
 
 
 def second_on_left(seed: int, annotator: str, number: int) -> bool:
-    """Whether somebody sees a pair's second video on the left."""
-    return _generator(seed, "side", annotator, number).random() < 0.5
+    """Whether somebody sees a pair's second video on the left; the same however the name is capitalised."""
+    return _generator(seed, "side", annotator.casefold(), number).random() < 0.5
 
 
 def noise_seed(seed: int, number: int) -> int:

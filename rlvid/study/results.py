@@ -161,7 +161,13 @@ def _standings(axis: str, answers: list[Answer], pairs: Mapping[int, Pair], mode
         Standing(axis, model, float(strength), float(won / count) if count else math.nan)
         for model, strength, won, count in zip(models, strengths, wins_MM.sum(1), played, strict=True)
     ]
-    return sorted(found, key=lambda each: -(each.won if math.isnan(each.strength) else each.strength))
+    return sorted(found, key=_place)
+
+
+def _place(standing: Standing) -> float:
+    """By strength, or by wins where there is none; a model that nobody has compared yet comes last."""
+    value = standing.won if math.isnan(standing.strength) else standing.strength
+    return math.inf if math.isnan(value) else -value
 
 
 def _concord(axis: str, answers: list[Answer]) -> Concord:

@@ -129,6 +129,8 @@ class Store:
     def save(self, seed: int, annotator: str, pair: int, sides: Mapping[str, Side]) -> None:
         """Saves somebody's answers about a pair, all or none; the same ones again change nothing.
 
+        Somebody whose name is there in other capitals is the same person, and keeps the name as it was first written.
+
         Raises:
             AnsweredOtherwiseError: there are others already, for example from a second window; they stand.
             sqlite3.OperationalError: they could not be written, for example because the disk is full.
@@ -138,6 +140,8 @@ class Store:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         with closing(self._connect()) as database:
             database.execute("BEGIN IMMEDIATE")
+            names_there = [name for (name,) in database.execute("SELECT DISTINCT annotator FROM answers")]
+            annotator = next((name for name in names_there if name.casefold() == annotator.casefold()), annotator)
             sql = "SELECT axis, answer FROM answers WHERE annotator = ? AND pair = ?"
             before = dict(database.execute(sql, (annotator, pair)))
             if before and before != dict(sides):

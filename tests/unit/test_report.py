@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from rlvid.report.choice import choose
 from rlvid.report.curves import Group, reward_curves
 from rlvid.report.evidence import Case, join, read_evidence
 from rlvid.report.gather import gather
+from rlvid.report.page import told_of
 from rlvid.report.report import write_report
 from rlvid.report.runs import read_run
 from rlvid.report.videos import sprite
@@ -114,24 +116,41 @@ def test_extremes_are_the_extremes(evaluation: Path) -> None:
     assert choice.fixed["scenes"] == [Case("scenes", 20, 0, 0), Case("scenes", 20, 1, 0)]
 
 
-def test_words_and_tables_say_what_the_numbers_say(evaluation: Path) -> None:
-    evidence = read_evidence(evaluation)
+MANY = {name: [f"prompt {number}" for number in range(7)] for name in ("in_domain", "scenes")}
+
+
+def test_words_and_tables_say_what_the_numbers_say(tmp_path: Path) -> None:
+    evidence = read_evidence(write_evaluation(tmp_path / "ev", sets=MANY))
     (told,) = tell(evidence)
     assert told.headline == "Held-out reward: no change beyond chance in 4 comparisons."
-    assert "reward 0.310 to 0.360 (rose: +0.050" in told.lines[0]
-    assert told.lines[0].endswith("Of 3 videos 2 are better by the held-out reward and 1 worse.")
+    assert "reward 0.330 to 0.380 (rose: +0.050" in told.lines[0]
+    assert told.lines[0].endswith("Of 7 videos 4 are better by the held-out reward and 3 worse.")
     rows = table(evidence, 20)
     told_rows = [(name, model.name, count) for name, model, count, _ in rows]
-    assert told_rows[:2] == [("in_domain", "base", 3), ("in_domain", "toy", 3)]
+    assert told_rows[:2] == [("in_domain", "base", 7), ("in_domain", "toy", 7)]
     base, tuned = rows[0][3][0], rows[1][3][0]
-    assert (base.text, base.best, base.gain) == ("0.310 ± 0.010", False, "")
-    assert (tuned.text, tuned.best, tuned.way) == ("0.360 ± 0.010", True, 1)
+    assert (base.text, base.best, base.gain) == ("0.330 ± 0.022", False, "")
+    assert (tuned.text, tuned.best, tuned.way) == ("0.380 ± 0.022", True, 1)
     assert not any(cell.best for cell in rows[1][3][4:]), "more motion is not better"
     assert [number(x, "", True) for x in (0.1, -0.1, -0.0001, math.nan)] == ["+0.100", "−0.100", "0.000", "–"]
 
 
+def test_few_prompts_are_never_beyond_chance(tmp_path: Path) -> None:
+    sets = {"five": [f"prompt {number}" for number in range(5)], "six": [f"prompt {number}" for number in range(6)]}
+    evidence = read_evidence(write_evaluation(tmp_path / "ev", sets=sets, steps=(20,), copies=2))
+    found = {name: evidence.differences["toy", name, 20, "reward"] for name in sets}
+    assert all(each.low > 0 for each in found.values())
+    assert {name: (each.pairs, each.prompts, each.way) for name, each in found.items()} == {
+        "five": (10, 5, 0), "six": (12, 6, 1),
+    }  # fmt: skip
+    (told,) = tell(evidence)
+    assert "(no change beyond chance: +0.050" in told.lines[0]
+    assert "rose" not in told.lines[0]
+    assert "(rose: +0.050" in told.lines[1]
+
+
 def test_a_rising_reward_beside_a_falling_held_out_one_is_called_by_its_name(tmp_path: Path) -> None:
-    folder = write_evaluation(tmp_path / "ev")
+    folder = write_evaluation(tmp_path / "ev", sets=MANY)
     rows = parquet.read_table(folder / "comparison.parquet").to_pylist()
     for row in rows:
         if row["metric"] == "held_out":
@@ -185,6 +204,7 @@ def test_runs_bring_curves_costs_config_card_and_evolution(tmp_path: Path) -> No
         run, _ = save_run(tmp_path / name, step=40)
         config = yaml.safe_load((run / "config.yaml").read_text()) | {"name": name, "seed": seed}
         config["model"]["path"] = "builtin"
+        config["output"]["storage"] = str(tmp_path / "private" / "store")
         (run / "config.yaml").write_text(yaml.safe_dump(config))
         curves(run, 0.1 * seed)
         folders.append(run)
@@ -203,7 +223,9 @@ def test_runs_bring_curves_costs_config_card_and_evolution(tmp_path: Path) -> No
         "Prompts that got worse", "a green square moving up",
     ):  # fmt: skip
         assert words in page.text, words
-    assert (made.folder / "pictures" / "evolution-1-in-domain.png").is_file()
+    assert str(tmp_path) not in (made.folder / "index.html").read_text(), "where things lie is nobody's business"
+    assert "storage: store" in page.text
+    assert (made.folder / "pictures" / "evolution-1-1-in-domain.png").is_file()
     runs = [read_run(folder) for folder in folders]
     assert runs[0].costs() == [("chain", 1.5, 0.75), ("decode", pytest.approx(0.1), pytest.approx(0.05)),
                                ("everything else", pytest.approx(0.4), pytest.approx(0.2))]  # fmt: skip
@@ -215,6 +237,38 @@ def test_runs_bring_curves_costs_config_card_and_evolution(tmp_path: Path) -> No
     assert drawn is not None
     assert drawn["light"] != drawn["dark"]
     assert b"<svg" in drawn["light"]
+
+
+def test_runs_that_differ_in_more_than_the_seed_have_looks_of_their_own_and_other_rewards_are_told(
+    tmp_path: Path,
+) -> None:
+    first, _ = save_run(tmp_path / "home")
+    runs = [first, *(tmp_path / name for name in ("second", "third"))]
+    for place, run in enumerate(runs):
+        if place:
+            shutil.copytree(first, run)
+        config = yaml.safe_load((first / "config.yaml").read_text()) | {"name": run.name}
+        config["model"]["path"] = "builtin"
+        config["sampling"]["guidance"] = 2.0 + place
+        config["reward"]["held_out"] = "brightness"
+        if place == 2:
+            config["reward"]["name"] = "brightness"
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+    models = [{"name": "base", "label": "base", "kind": "base", "path": None, "step": None, "scale": 0.0}] + [
+        {"name": run.name, "label": run.name, "kind": "run", "path": str(run), "step": 3, "scale": 1.0}
+        for run in (runs[0], runs[2])
+    ]
+    folder = write_evaluation(tmp_path / "ev", models)
+    gathered = gather([runs[2], runs[1], folder])  # the second was not evaluated
+    groups = gathered.groups()
+    assert [group.label for group in groups] == ["third", "second", "run"]
+    assert len({group.look for group in groups}) == 3
+    assert groups[0].look == gathered.looks["third"]
+    assert groups[2].look == gathered.looks["run"]
+    told = {each.model.name: " ".join(each.cautions) for each in told_of(gathered)}
+    assert "trained on" not in told["run"]
+    assert "It was trained on the reward brightness; what is called the reward here is builtin." in told["third"]
+    assert "brightness is held out here, but not for this model" in told["third"]
 
 
 def values(step: int) -> dict[str, list[float]]:
@@ -249,6 +303,32 @@ def test_copies_repeated_prompts_and_a_lost_run_are_told(tmp_path: Path) -> None
     assert "prompt 2, repeated" in text
 
 
+def test_evaluations_by_different_rewards_are_not_joined(tmp_path: Path, evaluation: Path) -> None:
+    other = write_evaluation(tmp_path / "other")
+    table_ = parquet.read_table(other / "evaluation.parquet")
+    place = table_.column_names.index("reward")
+    shifted = pa.array([value + 0.01 for value in table_.column("reward").to_pylist()])
+    parquet.write_table(table_.set_column(place, "reward", shifted), other / "evaluation.parquet")
+    with pytest.raises(ValueError, match=r"give the base's videos other scores \(reward\)"):
+        gather([evaluation, other])
+
+
+def test_sets_whose_names_are_alike_or_mean_something_in_an_address_have_pictures_of_their_own(tmp_path: Path) -> None:
+    sets = {"a b": ["one", "two"], "a-b": ["three"], "../100 %#?": ["four"]}
+    made = write_report([write_evaluation(tmp_path / "ev", sets=sets, steps=(20,))], tmp_path / "out", moving=2)
+    page = Page(made.folder / "index.html")
+    assert [each for each in page.loaded if not (made.folder / each).is_file()] == []
+    assert all(re.fullmatch(r"[\w./-]+", each) for each in page.loaded)
+    assert len(list((made.folder / "pictures").glob("comparison-[123]-*.png"))) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ev", "out"]
+
+
+def test_a_frames_number_is_not_read_aloud_while_it_plays(made: Path) -> None:
+    outputs = re.findall(r"<output[^>]*>", (made / "index.html").read_text())
+    assert len(outputs) == 12
+    assert all('aria-live="off"' in each for each in outputs)
+
+
 def test_a_report_is_replaced_and_nothing_else_is(tmp_path: Path, evaluation: Path) -> None:
     out = tmp_path / "out"
     first = write_report([evaluation], out, moving=2)
@@ -261,6 +341,15 @@ def test_a_report_is_replaced_and_nothing_else_is(tmp_path: Path, evaluation: Pa
     with pytest.raises(ValueError, match="exists and is no report"):
         write_report([evaluation], taken)
     assert [p.name for p in taken.iterdir()] == ["thesis.tex"]
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"also holds notes\.txt"):
+        write_report([evaluation], out, moving=0)
+    assert (out / "notes.txt").read_text() == "mine"
+    (taken / "thesis.tex").rename(taken / "index.html")
+    (taken / "index.html").write_text("<p>How I like rlvid report")
+    with pytest.raises(ValueError, match="exists and is no report"):
+        write_report([evaluation], taken)
+    assert [p.name for p in taken.iterdir()] == ["index.html"]
 
 
 def test_a_full_disk_leaves_the_old_report_whole(
@@ -288,6 +377,8 @@ def spoil(folder: Path, kind: str) -> None:
         del about["models"]
     if kind == "same name":
         about["models"][1]["name"] = "base"
+    if kind == "unfinished":
+        about["complete"] = False
     (folder / "evaluation.yaml").write_text(": [" if kind == "yaml" else yaml.safe_dump(about))
     if kind == "no scores":
         (folder / "evaluation.parquet").unlink()
@@ -311,6 +402,7 @@ def spoil(folder: Path, kind: str) -> None:
     [
         ("empty prompt", ["set 'scenes': prompt 2 is empty"]),
         ("no models", ["evaluation.yaml is damaged", "models"]),
+        ("unfinished", ["was not finished", "run `rlvid evaluate` again"]),
         ("same name", ["two models have one name"]),
         ("yaml", ["evaluation.yaml is damaged"]),
         ("no scores", ["evaluation.parquet is missing", "run `rlvid evaluate` again"]),
@@ -349,9 +441,6 @@ def test_what_cannot_be_shown_is_one_line(tmp_path: Path, capsys: pytest.Capture
     assert "no evaluation there" in refused(capsys, str(run))
     (run / "step-000003" / "state.json").unlink()
     assert "no checkpoint; it has: none" in refused(capsys, str(run))
-    folder = write_evaluation(tmp_path / "begun", steps=(20,))
-    (folder / "evaluation.yaml").write_text((folder / "evaluation.yaml").read_text() + "complete: false\n")
-    assert "begun: the evaluation is not finished" in refused(capsys, str(folder))
     folder = write_evaluation(tmp_path / "gap", steps=(20,), leave_out=3)
     told = refused(capsys, str(folder))
     assert "1 of 10 videos are missing, the first of model 'base', set 'scenes', D = 20, prompt 1" in told

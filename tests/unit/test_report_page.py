@@ -1,7 +1,6 @@
 """The report page in a real browser, from disk, network off: plays, scrubs, filters, sorts, complains of nothing."""
 
 import re
-import shutil
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -9,12 +8,10 @@ from typing import Any
 
 import pytest
 from evaluations import write_evaluation
+from playwright.sync_api import sync_playwright
 
+from jobs.answer_study import launch
 from rlvid.report.report import write_report
-
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[dev]'")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the PATH")
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +22,11 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        found = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with sync_playwright() as player:
+        try:
+            found = launch(player)
+        except ValueError as error:
+            pytest.skip(str(error))
         yield found
         found.close()
 

@@ -4,6 +4,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from urllib.parse import quote
@@ -18,7 +19,8 @@ from rlvid.study.app import create_app
 from rlvid.study.evaluation import Videos
 from rlvid.study.film import decode
 from rlvid.study.pairs import AXES, choose_pairs, order, second_on_left
-from rlvid.study.store import AnsweredOtherwiseError, Store
+from rlvid.study.serve import is_local, new_token
+from rlvid.study.store import SIDES, AnsweredOtherwiseError, Store
 
 
 def begin(folder: Path, count: int = 4, checks: int = 0, seed: int = 0, out: str = "study.sqlite") -> Store:
@@ -93,6 +95,43 @@ def test_answers_are_kept_once_and_the_first_ones_stand(folder: Path) -> None:
         ("ben", "quality"): ("right", right), ("ben", "alignment"): ("right", right),
     }  # fmt: skip
     assert store.answered("ada") == {2}
+
+
+def test_a_name_in_other_capitals_is_the_same_person_with_the_same_sides(folder: Path) -> None:
+    names = ("Ada", "ada", "ADA")
+    for number in range(40):
+        assert len({second_on_left(0, name, number) for name in names}) == 1
+    store = begin(folder)
+    pages = client(store)
+    early = {name: fields(pages.get("/judge", params={"annotator": name}).text) for name in names[:2]}
+    assert early["Ada"]["pair"] == early["ada"]["pair"]
+    said = {"quality": "left", "alignment": "right"}
+    number = int(early["Ada"]["pair"])
+    seen = [pages.get("/video", params={"annotator": name, "pair": number}).content for name in names[:2]]
+    assert seen[0] == seen[1]
+    assert pages.post("/answer", data=early["Ada"] | said).status_code == 200
+    assert pages.post("/answer", data=early["ada"] | said | {"quality": "tie"}).status_code == 409
+    store.save(0, "ADA", (number + 1) % 4, said)  # as two windows do whose names were both new
+    assert store.annotators() == ["Ada"]
+    assert store.answered("Ada") == {number, (number + 1) % 4}
+
+
+def test_of_many_windows_at_once_one_answer_stands_and_none_is_doubled(folder: Path) -> None:
+    store = begin(folder)
+
+    def answer(turn: int) -> bool:
+        try:
+            store.save(0, ("Ada", "ada")[turn % 2], 0, dict.fromkeys(AXES, SIDES[turn % 3]))
+        except AnsweredOtherwiseError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as windows:
+        stood = list(windows.map(answer, range(24)))
+    found = store.answers()
+    assert len(found) == len(AXES)
+    (side,) = {each.answer for each in found}
+    assert stood == [SIDES[turn % 3] == side for turn in range(24)]
 
 
 def test_a_study_is_taken_up_again_and_never_mixed_with_another(folder: Path) -> None:
@@ -251,14 +290,25 @@ def test_names_on_a_list(folder: Path) -> None:
     assert pages.post("/start", data={"annotator": "Carl"}).status_code == 403
 
 
-def test_a_video_or_a_file_that_is_gone_is_said_on_a_page(folder: Path) -> None:
+def test_a_video_or_a_file_that_is_gone_is_said_on_a_page(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = begin(folder)
     pages = client(store)
+    make_evaluation(folder, ("base", "tuned", "best"), steps=(21, 51))  # other videos in their place
+    assert pages.get("/video?annotator=ada&pair=1").status_code == 500
+    assert "are not those that this study began with" in " ".join(capsys.readouterr().err.split())
     for part in (folder / "videos").iterdir():
         part.unlink()
     gone = pages.get("/video?annotator=ada&pair=1")
     assert gone.status_code == 500
     assert "cannot be read" in gone.text
+    assert not any(model in gone.text for model in ("base", "tuned", "best")), "the study is blind"
+    assert "the video of '" in capsys.readouterr().err
+    damaged = [frame[:60] for frame in frames(1, 0, 20)]
+    with monkeypatch.context() as spoilt:
+        spoilt.setattr(Videos, "frames", lambda *_: damaged)
+        assert pages.get("/video?annotator=ada&pair=0").status_code == 500
     store.path.unlink()
     gone = pages.get("/judge?annotator=ada")
     assert gone.status_code == 507
@@ -292,6 +342,20 @@ def test_elsewhere_every_address_needs_the_token(folder: Path) -> None:
     assert "Pair 1" in page.text
     page = pages.post(f"/{token}/answer", data=fields(page.text) | {"quality": "left", "alignment": "tie"})
     assert "Pair 2" in page.text
+
+
+def test_whoever_can_be_reached_from_elsewhere_has_a_token_and_whoever_has_none_answers_to_its_name(
+    folder: Path,
+) -> None:
+    elsewhere = ("0.0.0.0", "::", "192.168.1.4", "machine.test", "127.0.0.2", "localhost.evil.test")
+    assert all(len(new_token(host) or "") >= 32 for host in elsewhere)
+    assert new_token("0.0.0.0") != new_token("0.0.0.0")
+    pages = client(begin(folder))
+    for host in ("127.0.0.1", "localhost", "::1"):
+        assert is_local(host)
+        assert new_token(host) is None
+        shown = f"[{host}]:8300" if ":" in host else f"{host}:8300"
+        assert pages.get("/", headers={"host": shown}).status_code == 200
 
 
 def test_importing_the_command_loads_no_web_framework() -> None:

@@ -3,11 +3,19 @@
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import sync_playwright
 from watched import make_evaluation
 
-from jobs.answer_study import answer_study, chromium, saved
+from jobs.answer_study import answer_study, launch, saved
 
-pytestmark = pytest.mark.skipif(chromium() is None, reason="no Chromium on PATH")
+
+@pytest.fixture(scope="module", autouse=True)
+def _browser() -> None:
+    with sync_playwright() as player:
+        try:
+            launch(player).close()
+        except ValueError as error:
+            pytest.skip(str(error))
 
 
 def test_two_people_answer_a_study_through_a_crash(tmp_path: Path) -> None:
@@ -25,3 +33,14 @@ def test_the_robot_notices_what_is_wrong(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("jobs.answer_study.KEYS", {"1": "left", "2": "right", "3": "tie"})
     record = answer_study(folder, out, ["ada"], pairs=3, checks=0, kill_after=-1)
     assert record.faults == ["the file does not hold what was answered"]
+
+
+def test_without_a_browser_it_is_said_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stub = tmp_path / "chromium"
+    stub.write_text("#!/bin/sh\nexit 1\n")  # as some distributions have it, which ask to install another package
+    stub.chmod(0o755)
+    with sync_playwright() as player:
+        monkeypatch.setenv("PATH", str(tmp_path))
+        monkeypatch.setattr("jobs.answer_study._OWN", str(tmp_path / "nothing"))
+        with pytest.raises(ValueError, match="NO BROWSER starts"):
+            launch(player)

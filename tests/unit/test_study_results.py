@@ -1,15 +1,18 @@
 """What `rlvid study results` and `export` say, and every mistake as one line."""
 
+import gc
 import json
 import math
 import socket
 import sqlite3
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 import yaml
+from markdown_it import MarkdownIt
 from pyarrow import parquet
 from watched import PROMPTS, frames, make_evaluation, write_videos
 
@@ -19,6 +22,7 @@ from rlvid.study.pairs import choose_pairs, second_on_left
 from rlvid.study.results import Results, summarise
 from rlvid.study.statistics import wilson
 from rlvid.study.store import Side, Store
+from rlvid.study.tables import markdown
 
 
 def rlvid(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -128,6 +132,26 @@ def test_the_command_prints_and_writes_results(
     assert written["concord"][0]["alpha"] is None
 
 
+def test_names_stay_text_in_the_tables(store: Store) -> None:
+    name = "<img src=x> ![a](http://x.org/y) | b"
+    store.save(0, name, store.study().pairs[0].number, {"quality": "tie", "alignment": "tie"})
+    page = MarkdownIt("commonmark", {"html": True}).enable("table").render(markdown(results(store)))
+    assert "<img" not in page
+    assert "<a " not in page
+    assert "<td>&lt;img src=x&gt; ![a](http://x.org/y) | b</td>" in page
+
+
+def test_models_that_nobody_has_compared_yet_come_last(store: Store) -> None:
+    study = store.study()
+    checks = {pair.number for pair in study.pairs if pair.check}
+    answer = next(each for each in store.answers() if each.pair not in checks)
+    pairs = [*study.pairs, replace(study.pairs[0], number=99, first="third", second="base")]
+    wider = replace(study, pairs=pairs, models={"third": "Third", **study.models})
+    standings = summarise(wider, [answer], {}).standings
+    assert [each.model for each in standings][2] == "third"
+    assert math.isnan(standings[2].won)
+
+
 def test_results_need_no_evaluation_but_say_what_they_lack(
     store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -162,6 +186,15 @@ def test_other_videos_than_people_saw_are_refused(
         assert rlvid(monkeypatch, *verb, str(store.path), "--evaluation", str(other)) == 2
         assert "not those that people saw" in capsys.readouterr().err
     assert not (tmp_path / "pairs.parquet").exists()
+    for part in (store.study().evaluation / "videos").iterdir():
+        part.unlink()
+    assert rlvid(monkeypatch, "export", str(store.path), "--out", str(tmp_path / "pairs.parquet")) == 2
+    capsys.readouterr()
+    assert rlvid(monkeypatch, "results", str(store.path)) == 0  # what people said is still there
+    told = " ".join(capsys.readouterr().out.split())
+    assert "nothing on agreement with metrics" in told
+    assert "its videos are missing" in told
+    assert json.loads(store.path.with_name("study-results.json").read_text(encoding="utf-8"))["metrics"] == []
     moved = make_evaluation(tmp_path / "moved", steps=(20, 50))  # the same videos elsewhere are fine
     assert rlvid(monkeypatch, "results", str(store.path), "--evaluation", str(moved)) == 0
 
@@ -236,6 +269,9 @@ def test_folders_without_an_evaluation(
     mistake(str(part), "damaged")
     parquet.write_table(pa.table({"model": ["base"]}), part)
     mistake("no column", "frames")
+    (tmp_path / "evaluation.yaml").write_text(yaml.safe_dump({"models": [{"name": "a"}, {"name": "b"}]}))
+    write_videos(part, [])
+    mistake("files of videos are empty")
 
 
 def test_a_port_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -247,6 +283,23 @@ def test_a_port_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
         assert rlvid(monkeypatch, "serve", str(folder), "--port", port) == 2
     _one_line(capsys, [f"port {port} of 127.0.0.1 is in use", "--port"])
     assert not (folder / "study.sqlite").exists()
+
+
+def test_a_study_that_cannot_begin_gives_its_port_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_evaluation(tmp_path)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    gc.disable()  # it is given back, and not only found lying about
+    try:
+        assert rlvid(monkeypatch, "serve", str(folder), "--port", str(port), "--out", "/nowhere/study.sqlite") == 2
+        with socket.socket() as again:
+            again.bind(("127.0.0.1", port))
+    finally:
+        gc.enable()
+    _one_line(capsys, ["no folder /nowhere"])
 
 
 def test_mistakes_after_a_study(

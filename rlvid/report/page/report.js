@@ -125,7 +125,9 @@
     players.forEach((player) => { player.play(on); if (on) player.position %= data.frames; });
     tellAll();
   });
-  $("speed").addEventListener("change", () => { speed = Number($("speed").value); });
+  const setSpeed = () => { speed = Number($("speed").value); };
+  $("speed").addEventListener("change", setSpeed);
+  setSpeed(); // browsers keep a choice over a reload
 
   const form = $("filter"), chosen = (name) => (form.elements[name] ? form.elements[name].value : "");
   function apply() {
