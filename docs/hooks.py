@@ -16,4 +16,4 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def _shown(found: re.Match[str]) -> str:
     kind, _, reason = found[1].partition(": ")
-    return f"*Needs {kind}{f' ({reason})' if reason else ''}:*\n"
+    return f"*{'Takes' if kind == 'minutes' else 'Needs'} {kind}{f' ({reason})' if reason else ''}:*\n"
