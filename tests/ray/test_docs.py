@@ -22,13 +22,12 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("page", FOLLOWED)
 def test_what_a_page_says_works(page: str, reader: Reader) -> None:
-    for block in blocks(page):
-        if block.performed:
-            for command in block.commands():
-                reader.perform(command)
+    reader.follow(page)
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_what_the_first_hour_promises_is_there(reader: Reader) -> None:
+    reader.follow("first-hour")  # nothing is done twice
     run = reader.home / "runs" / "tau8"
     for name in ("before-after.png", "reward.png", "config.yaml", "evaluation.md", "report/index.html"):
         assert (run / name).is_file(), name

@@ -225,7 +225,6 @@ class Reader:
         words = shlex.split(command, comments=True)
         if command in self._done:
             return
-        self._done.add(command)
         with self._inside() as patch:
             if words[0] == "rlvid":
                 patch.setattr(sys, "argv", [*words, *self._smaller(words[1])])
@@ -243,6 +242,14 @@ class Reader:
                     capture_output=True, text=True,
                 )  # fmt: skip
                 assert done.returncode == 0, f"{command}\n{done.stderr}"
+        self._done.add(command)
+
+    def follow(self, page: str) -> None:
+        """Performs all that a page says and that needs nothing special."""
+        for block in blocks(page):
+            if block.performed:
+                for command in block.commands():
+                    self.perform(command)
 
     def _smaller(self, verb: str) -> list[str]:
         return {
