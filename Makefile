@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv browser demo sweep test test-unit lint format clean
+.PHONY: help venv browser demo sweep docs test test-unit lint format clean
 
 help: ## show this list
 	@echo "rlvid: reward fine-tuning of text-to-video diffusion models, on Ray"
@@ -45,6 +45,10 @@ demo: venv ## fine-tune the built-in model on a reward, evaluate it, and say whe
 sweep: venv ## search for lambda and S on the built-in world, with early stopping and a report (CPU, half an hour)
 	$(BIN)/python tuning/sweep.py toy
 
+docs: venv ## build the documentation's site into site/, and fail at a warning
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "open site/index.html, or with search: python -m http.server -d site"
+
 test: venv browser ## run every test that this machine can run (those marked gpu are skipped without one)
 	$(BIN)/python $(PYTEST) $(PYTEST_ARGS)
 
@@ -61,5 +65,5 @@ format: venv ## rewrite the code in the house style
 	$(BIN)/ruff format .
 
 clean: ## remove the environment, caches and build products (runs/ stays)
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist rlvid.egg-info
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist site rlvid.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -402,7 +402,7 @@ def spoil(folder: Path, kind: str) -> None:
     [
         ("empty prompt", ["set 'scenes': prompt 2 is empty"]),
         ("no models", ["evaluation.yaml is damaged", "models"]),
-        ("unfinished", ["was not finished", "run `rlvid evaluate` again"]),
+        ("unfinished", ["is not finished", "run `rlvid evaluate` again"]),
         ("same name", ["two models have one name"]),
         ("yaml", ["evaluation.yaml is damaged"]),
         ("no scores", ["evaluation.parquet is missing", "run `rlvid evaluate` again"]),

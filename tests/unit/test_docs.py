@@ -1,0 +1,179 @@
+"""The documentation: it builds without a warning, holds every key, and every command in it is one that exists.
+
+tests/ray/test_docs.py performs the commands that need nothing special.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from documents import NEEDS, PAGES, ROOT, SMALL, Block, blocks, check, files, leaves, parse_rlvid, parse_script
+
+from rlvid.cli import app
+from rlvid.config import load_config, parse_config
+from rlvid.config.methods import METHODS
+from rlvid.config.reference import reference
+from rlvid.plan.counts import count
+
+SHELL = [block for page in PAGES for block in blocks(page) if block.language == "sh"]
+LINES = [(block, command) for block in SHELL for command in block.commands()]
+OURS = re.compile(r"(rlvid |python (jobs|tuning)/|python -m rlvid|make |ray job submit )")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _folder(tmp_path_factory: pytest.TempPathFactory) -> object:
+    """The files that the pages show, where commands look for them."""
+    home = tmp_path_factory.mktemp("reader")
+    for page in PAGES:
+        for name, text in files(page).items():
+            (home / name).write_text(text, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        yield
+
+
+# -------------------------------------------------------------------------------------------------------- commands
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_code_is_fenced_in_a_known_language_and_markers_are_known(page: str) -> None:
+    for block in blocks(page):
+        assert block.language in ("sh", "yaml", "python", "text"), f"{page}: {block.language}: {block.text[:60]}"
+        assert block.language == "sh" or not OURS.match(block.text), f"{page}: a command outside sh: {block.text[:60]}"
+        assert block.needs is None or block.needs.startswith(NEEDS), f"{page}: needs {block.needs!r}"
+        assert block.needs != "minutes: ", f"{page}: minutes for what? {block.text[:60]}"
+    markers = PAGES[page].read_text(encoding="utf-8").count("<!-- needs: ")
+    assert sum(block.needs is not None for block in blocks(page)) == markers, f"{page}: a marker marks nothing"
+
+
+@pytest.mark.parametrize(("block", "command"), LINES, ids=[f"{b.page}: {' '.join(c.split())[:70]}" for b, c in LINES])
+def test_every_command_is_understood_by_its_own_parser(block: Block, command: str) -> None:
+    assert check(command) == bool(OURS.match(command))
+
+
+def test_the_check_of_commands_finds_mistakes() -> None:
+    for wrong in (
+        "rlvid trian toy",
+        "rlvid train toy train.stepz=3",
+        "rlvid train nothing.yaml",
+        "rlvid evaluate toy --setz in_domain",
+        "rlvid evaluate toy --steps many",
+        "rlvid study serve folder --pears 3",
+        "python jobs/submit.py train toy name=mine",
+        "python jobs/submit.py train toy output.storage=/mnt/runs train.stepz=3",
+        "python jobs/chaos.py --kills many",
+        "python jobs/compare.py --seconds 3 --methods ppo",
+        "python jobs/benchmark.py step --preset huge",
+        "python tuning/sweep.py toy algorithm=guess",
+        "ray job submit -- python -m rlvid.cli train toy train.stepz=3",
+        "make nothing",
+    ):
+        with pytest.raises((Exception, SystemExit)):
+            check(wrong)
+    assert not check("ls runs")
+
+
+def test_commands_in_running_text_name_a_verb_that_exists() -> None:
+    verbs = set(typer.main.get_command(app).commands) | {"--help"}
+    found = 0
+    for path in PAGES.values():
+        for verb in re.findall(r"`rlvid ([a-z-]+)", path.read_text(encoding="utf-8")):
+            assert verb in verbs, f"{path.name}: rlvid {verb}"
+            found += 1
+    assert found > 20
+
+
+def test_most_pages_have_something_performed_and_what_they_show_trains() -> None:
+    performed = [command for block in SHELL if block.performed for command in block.commands()]
+    verbs = {shlex.split(command)[1] for command in performed if command.startswith("rlvid ")}
+    assert verbs >= {"train", "evaluate", "report", "generate", "export", "plan", "doctor"}
+    assert load_config("toy", list(SMALL)).train.steps == 2
+
+
+def test_descriptions_that_pages_show_are_valid() -> None:
+    shown = [name for page in PAGES for name in files(page) if name.endswith(".yaml")]
+    assert len(shown) >= 3
+    assert all(load_config(name).name != "run" for name in shown)
+
+
+# ------------------------------------------------------------------------------------------------------------ site
+
+
+def test_the_site_builds_without_a_warning_and_asks_nothing_of_the_network(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)],
+        cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}, timeout=120, check=False,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    pages = {path.stem: path.read_text(encoding="utf-8") for path in tmp_path.glob("*.html")}
+    assert pages.keys() >= PAGES.keys() - {"README"}
+    for name, text in pages.items():
+        assert not re.findall(r'<(?:script|img|link rel="stylesheet")[^>]*(?:src|href)="(?:https?:)?//', text), name
+        assert "needs: " not in text, f"{name}: a marker was not shown"
+    assert "model.lora.rank" in pages["config"]
+    assert not (tmp_path / "hooks.py").exists()
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    readme = PAGES["README"].read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", readme) if not link.startswith("http")]
+    assert len(links) > 15
+    assert [link for link in links if not (ROOT / link.partition("#")[0]).is_file()] == []
+
+
+# ---------------------------------------------------------------------------------------------------------- config
+
+
+def _row(path: str, page: str) -> list[str]:
+    (found,) = re.findall(rf"^\| `{re.escape(path)}` \|.*$", page, re.MULTILINE)
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", found)[1:-1]]
+
+
+def test_every_key_of_the_config_is_described() -> None:
+    page = reference()
+    keys = dict(leaves())
+    assert len(keys) > 50
+    for path, field in keys.items():
+        _, allowed, default, description = _row(path, page)
+        assert field.description
+        assert description.replace("&lt;", "<").replace("\\*", "*") == field.description, path
+        assert allowed, path
+        assert default, path
+    assert _row("reward.mixture[].weight", page)[2] == "`1.0`"
+    assert _row("train.zero_stage", page)[1] == "`0`, `1`, `2`, `3`"
+    assert _row("model.frames", page)[1:3] == ["whole number ≥ 2, or `null`", "`null`"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_key_of_every_method_is_described(name: str) -> None:
+    section = reference().partition(f"### `method: {name}`\n")[2].partition("\n#")[0]
+    keys = METHODS[name].model_fields.keys() - {"name"}
+    assert keys
+    for key in keys:
+        description = METHODS[name].model_fields[key].description
+        assert description
+        assert _row(f"method.{key}", section)[3] == description.replace("|", "\\|"), key
+    assert section.count("\n| `method.") == len(keys)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_table_of_methods_has_the_numbers_of_the_plan(name: str) -> None:
+    rows, decoded = _row(name, PAGES["methods"].read_text(encoding="utf-8"))[3:5]
+    counts = count(parse_config({"method": name}), frames=8)
+    if name == "alignprop":  # its cut is random
+        assert rows == f"{counts.denoiser.plain + counts.denoiser.graph:g} in all"
+    else:
+        assert rows == f"{counts.denoiser.plain:g} + {counts.denoiser.graph:g}"
+    assert int(decoded) == counts.decoder.plain + counts.decoder.graph
+
+
+def test_the_parsers_that_check_stop_before_anything_is_done() -> None:
+    parse_rlvid(["train", "toy", "name=nothing"])
+    parse_script("jobs/chaos.py", ["--kills", "1"])
+    assert not any(Path.cwd().glob("runs*"))
