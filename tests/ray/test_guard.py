@@ -68,7 +68,8 @@ def test_the_guard_changes_nothing_looks_once_at_each_checkpoint_and_ends_traini
     assert (run / "guard.png").stat().st_size > 10_000
 
     loss = Loss(HELD_OUT, 0, 0, 0.5, 0.4, 0.01)  # the same run goes on, and its next look brings a warning
-    monkeypatch.setattr(looks, "judge", lambda found: Verdict(0, {HELD_OUT: loss}, (loss,)))
+    warning = Verdict(0, {HELD_OUT: loss}, (loss,))
+    monkeypatch.setattr(looks, "judge", lambda found: warning if len(found) > len(before) else Verdict(0))
     two = ("train.workers=2", "train.zero_stage=0")  # which must end at the same step
     asked = config(folder, "guarded", "train.steps=2000", "guard.stop=true", *two, *GUARD)
     stopped = train(asked, Console(file=said, width=400))

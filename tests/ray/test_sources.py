@@ -119,7 +119,7 @@ def test_odd_videos_go_in_and_a_tuned_model_comes_out(home: Path, odd_videos: Pa
 
 
 def test_a_killed_encoding_goes_on_and_ends_with_the_same_bytes(ray_cluster: Any, home: Path, tmp_path: Path) -> None:
-    source, out, count = tmp_path / "in", tmp_path / "clips", 40
+    source, out, count = tmp_path / "in", tmp_path / "clips", 24
     source.mkdir()
     write_mp4(source / "a.mp4", rendered_clip(0, 0, 48, 256)[1], 24)  # takes long enough to be killed in
     with open(source / "manifest.csv", "w", encoding="utf-8") as file:

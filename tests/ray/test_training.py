@@ -64,17 +64,17 @@ def on_workers(folder: Path, workers: int, runs: dict[str, RunConfig]) -> dict[s
 
 
 WHOLE = "model.train=full"
-OTHERS = ("draft", "draft-lv", "alignprop", "ddpo", "dpok", "rwr", "raft")
+OTHERS = ("draft", "ddpo", "dpok", "raft")  # of each family the one with the most of its own
 OF_OTHERS = ("train.zero_stage=2", "optimizer.clip_norm=0")
 
 
 @pytest.fixture(scope="module")
 def together(folder: Path, ray_cluster: Any) -> dict[str, Trajectory]:
-    """Three steps by two workers, without an interruption: each ZeRO stage with an adapter and with all weights, and
-    each method. One start serves them all."""
+    """Three steps by two workers, without an interruption: each ZeRO stage with an adapter, those that share gradients
+    with all weights, and methods. One start serves them all."""
     stages, two = (0, 1, 2, 3), "train.workers=2"
     runs = {f"zero-{stage}": config(folder, "equal", two, f"train.zero_stage={stage}") for stage in stages}
-    runs |= {f"full-zero-{stage}": config(folder, "full", WHOLE, two, f"train.zero_stage={stage}") for stage in stages}
+    runs |= {f"full-zero-{stage}": config(folder, "full", WHOLE, two, f"train.zero_stage={stage}") for stage in (2, 3)}
     runs |= {name: config(folder, "methods", two, f"method={name}", *OF_OTHERS) for name in OTHERS}
     return on_workers(folder, 2, runs)
 
@@ -82,10 +82,7 @@ def together(folder: Path, ray_cluster: Any) -> dict[str, Trajectory]:
 def test_workers_and_zero_stages_compute_what_plain_torch_computes(
     folder: Path, together: dict[str, Trajectory]
 ) -> None:
-    alone = {f"zero-{s}": config(folder, "equal", "train.workers=1", f"train.zero_stage={s}") for s in (0, 3)}
-    found = {f"1 worker, {key}": each for key, each in on_workers(folder, 1, alone).items()}
-    found |= {f"2 workers, {key}": each for key, each in together.items() if key.startswith("zero-")}
-    assert len(found) == 6
+    found = {name: together[name] for name in (f"zero-{stage}" for stage in (0, 1, 2, 3))}
     plain = config(folder, "plain", "train.workers=1", "train.micro_batch=4")
     reference, norms = plain_torch(plain, encoded_clips(plain, QUIET))
     moved = difference(reference, tiny_state(folder))
@@ -105,7 +102,7 @@ def test_full_fine_tuning_under_zero_computes_what_plain_torch_computes(
     assert all((reference[name] - start[name]).abs().max() > 0 for name in start), "a tensor did not move"
     moved = difference(reference, start)
     assert moved > 2e-5
-    for name in (f"full-zero-{stage}" for stage in (0, 1, 2, 3)):
+    for name in ("full-zero-2", "full-zero-3"):
         state, its_norms = together[name]
         log.info("%s: largest difference %.2e of %.2e moved", name, difference(state, reference), moved)
         assert its_norms == pytest.approx(norms, rel=1e-4), name
@@ -131,7 +128,7 @@ def test_a_run_of_all_weights_resumes_to_the_same_weights_and_is_evaluated_and_e
     assert "all weights of its denoiser; 3 steps" in (out / "README.md").read_text(encoding="utf-8")
 
 
-def test_two_workers_compute_what_plain_torch_computes_with_every_method(
+def test_two_workers_compute_what_plain_torch_computes_with_other_methods(
     folder: Path, together: dict[str, Trajectory]
 ) -> None:
     for name in OTHERS:
