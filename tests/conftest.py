@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,29 +75,25 @@ def _seed() -> None:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Any]:
-    """A local Ray cluster with 8 logical CPUs, on however few real ones, and a dashboard.
+    """A local Ray cluster with 8 logical CPUs, on however few real ones, like the one that `rlvid train` starts.
 
-    The dashboard is not a luxury: Tune frees a stopped trial's resources through it, and jobs are submitted to it, at
-    `os.environ["RAY_API_SERVER_ADDRESS"]`. Yields what `ray.init` returns.
+    Yields what `ray.init` returns.
     """
     import ray
 
     temp_dir = tempfile.mkdtemp(prefix="rlvid-", dir="/tmp")  # short: Unix socket paths end at 107 bytes
-    port = _free_port()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", temp_dir)  # nothing lands in ~/ray_results or ~/.ray
-        patch.setenv("RAY_API_SERVER_ADDRESS", f"http://127.0.0.1:{port}")  # not another instance's on this host
         seen = [str(ROOT), str(ROOT / "tests" / "unit"), os.environ.get("PYTHONPATH")]  # by workers, too
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, seen)))
-        patch.delenv("RAY_ADDRESS", raising=False)
+        for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # not another instance's on this host
+            patch.delenv(name, raising=False)
         context = ray.init(
             address="local",
             num_cpus=8,
             num_gpus=0,
             object_store_memory=150 * 1024**2,
-            include_dashboard=True,
-            dashboard_host="127.0.0.1",
-            dashboard_port=port,
+            include_dashboard=False,
             _temp_dir=f"{temp_dir}/ray",
         )
         try:
@@ -106,9 +101,3 @@ def ray_cluster() -> Iterator[Any]:
         finally:
             ray.shutdown()  # never `ray stop`: it would end every instance on the machine
             shutil.rmtree(temp_dir, ignore_errors=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

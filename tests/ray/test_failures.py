@@ -17,7 +17,7 @@ from rlvid.train.audit import faults
 from rlvid.train.launch import train
 from rlvid.train.record import RECORD
 
-LONG = ("train.steps=8", "output.checkpoint_every=3", "train.zero_stage=2")
+LONG = ("train.steps=8", "output.checkpoint_every=3", "train.zero_stage=2", "train.workers=1")
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +60,14 @@ def test_another_number_of_workers_under_zero_2_takes_an_explicit_choice_and_a_c
     run = folder / "runs" / "restarted"
     shutil.copytree(folder / "runs" / "whole", run)
     (run / RECORD).write_text((run / RECORD).read_text()[:100])
-    alone = (*LONG, "train.workers=1", "train.steps=9")
-    with pytest.raises(ValueError, match=r"state does not fit 1 under stage 2; set train.workers=2 .*resume=weights"):
-        train(config(folder, "restarted", *alone), QUIET)
+    two = (*LONG, "train.workers=2", "train.steps=9")
+    with pytest.raises(ValueError, match=r"state does not fit 2 under stage 2; set train.workers=1 .*resume=weights"):
+        train(config(folder, "restarted", *two), QUIET)
     said = Console(file=io.StringIO(), width=500)
-    done = train(config(folder, "restarted", *alone, "train.resume=weights"), said)
+    done = train(config(folder, "restarted", *two, "train.resume=weights"), said)
     assert "WARNING: goes on after step 8 from the weights alone" in said.file.getvalue()
     assert (done.first_step, done.last_step) == (8, 9)
-    plain = config(folder, "plain", *alone, "train.micro_batch=4")
+    plain = config(folder, "plain", *LONG, "train.steps=9", "train.micro_batch=4")
     reference, _ = plain_torch(plain, encoded_clips(plain, QUIET), run / "step-000008", first_step=8)
     assert difference(reference, uninterrupted) > 2e-6
     assert difference(adapter(run, 9), reference) <= 1e-6

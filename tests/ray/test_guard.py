@@ -45,7 +45,9 @@ def lines(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "guard.jsonl").read_text().splitlines()]
 
 
-def test_the_guard_changes_nothing_and_looks_at_each_checkpoint_once(folder: Path) -> None:
+def test_the_guard_changes_nothing_looks_once_at_each_checkpoint_and_ends_training(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     alone = ("train.workers=1", "train.zero_stage=0")
     plain = train(config(folder, "plain", "train.steps=4", *alone), Console(file=io.StringIO()))
     said = io.StringIO()
@@ -65,26 +67,23 @@ def test_the_guard_changes_nothing_and_looks_at_each_checkpoint_once(folder: Pat
     assert not list((run / "guard").glob("step-*"))
     assert (run / "guard.png").stat().st_size > 10_000
 
-    train(config(folder, "guarded", "train.steps=6", *alone, *GUARD), Console(file=io.StringIO()))
+    loss = Loss(HELD_OUT, 0, 0, 0.5, 0.4, 0.01)  # the same run goes on, and its next look brings a warning
+    warning = Verdict(0, {HELD_OUT: loss}, (loss,))
+    monkeypatch.setattr(looks, "judge", lambda found: warning if len(found) > len(before) else Verdict(0))
+    two = ("train.workers=2", "train.zero_stage=0")  # which must end at the same step
+    asked = config(folder, "guarded", "train.steps=2000", "guard.stop=true", *two, *GUARD)
+    stopped = train(asked, Console(file=said, width=400))
+    assert 4 < stopped.last_step < 2000
+    assert "guard: over-optimised at step 0" in said.getvalue()
+    assert "training ends (guard.stop)" in said.getvalue()
+    assert "over-optimised" in (run / "logs" / "guard.log").read_text()
+    assert stop_flag(run).is_file(), "the same command again would go on"
     after = lines(run)
-    assert [line["step"] for line in after] == [0, 2, 4, 6]
+    assert [line["step"] for line in after[:4]] == [0, 2, 4, 6]
     assert after[:3] == before, "a look was made twice"
     events = EventAccumulator(str(run / "tensorboard" / "guard"), purge_orphaned_data=True)
     events.Reload()
-    assert [event.step for event in events.Scalars("guard/held_out")] == [0, 2, 4, 6]
-
-
-def test_a_warning_ends_all_workers_at_the_same_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loss = Loss(HELD_OUT, 0, 0, 0.5, 0.4, 0.01)
-    monkeypatch.setattr(looks, "judge", lambda found: Verdict(0, {HELD_OUT: loss}, (loss,)))
-    asked = config(folder, "stopped", "train.steps=2000", "guard.stop=true", *GUARD)
-    said = io.StringIO()
-    stopped = train(asked, Console(file=said, width=400))
-    assert 0 < stopped.last_step < 2000
-    assert "guard: over-optimised at step 0" in said.getvalue()
-    assert "training ends (guard.stop)" in said.getvalue()
-    assert "over-optimised" in (stopped.folder / "logs" / "guard.log").read_text()
-    assert stop_flag(stopped.folder).is_file(), "the same command again would go on"
+    assert [event.step for event in events.Scalars("guard/held_out")] == [line["step"] for line in after]
 
 
 def test_the_doctor_finds_the_cluster_in_order(folder: Path) -> None:

@@ -32,7 +32,7 @@ def test_a_mixture_with_a_function_from_a_relative_path(tmp_path: Path, monkeypa
     overrides = [
         "name=mine", f"model.path={tmp_path / 'tiny'}", "model.frames=4", "model.size=16", "data.clips=6",
         "output.storage=runs",
-        "sampling.steps=5", "train.batch_size=4", "train.workers=2", "train.steps=2", "output.videos_every=0",
+        "sampling.steps=5", "train.batch_size=4", "train.workers=1", "train.steps=2", "output.videos_every=0",
         "reward.segments=2", "reward.name=mixture", f"reward.mixture={parts}", "reward.held_out=custom",
         "reward.held_out_path=mine.py:moving",
     ]  # fmt: skip
