@@ -22,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def compare(folder: Path, methods: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [
-            sys.executable, ROOT / "jobs" / "compare.py", "--methods", methods, "--seeds", "0", "--videos", "8",
+            sys.executable, ROOT / "jobs" / "compare.py", "--methods", methods, "--seeds", "0", "--videos", "4",
             "--points", "1", "--prompts", "1", "--jobs", "2", "--out", folder / "out", f"model.path={folder}",
             "model.frames=4", "model.size=16", "data.clips=6", "sampling.steps=4", "reward.segments=2",
             "train.batch_size=4", "train.workers=1", "train.zero_stage=0",
@@ -37,7 +37,7 @@ def test_methods_are_trained_scored_and_compared_once(folder: Path) -> None:
     assert done.returncode == 0, done.stderr + logs
     table = (folder / "out" / "comparison.md").read_text()
     assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == ["base", "instructvideo", "few"]
-    assert [line.split("|")[3].strip() for line in table.splitlines()[2:]] == ["0", "8", "8"]
+    assert [line.split("|")[3].strip() for line in table.splitlines()[2:]] == ["0", "4", "4"]
     assert (folder / "out" / "comparison.png").stat().st_size > 10_000
     assert len(list((folder / "out" / "tensorboard").glob("*/events.*"))) == 2
     found = {path: path.stat().st_mtime for path in (folder / "out").glob("*/points.json")}

@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import save_run
+from typer.testing import CliRunner
 
+from rlvid.cli import app
 from rlvid.evaluate.compared import find_compared
 from rlvid.evaluate.evaluate import METRICS
 from rlvid.evaluate.plan import Evaluation
@@ -58,8 +60,8 @@ def test_what_a_killed_evaluation_had_finished_is_not_made_again(tmp_path: Path)
     labels = pq.read_table(parts[0]).drop_columns("frames").to_pylist()
     write_part(parts[0], labels, torch.ones(len(labels), 4, 3, 16, 16), identity_of(parts[0]))
     kept = {path: path.read_bytes() for path in parts}
-    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
-    assert again.returncode == 0, again.stderr
+    again = CliRunner().invoke(app, [str(word) for word in command[3:]])
+    assert again.exit_code == 0, again.output
     assert {path: path.read_bytes() for path in parts} == kept
     motion = pq.read_table(run / "evaluation.parquet")["motion"].to_pylist()
     assert len(motion) == 2 * len(SETS["own"])

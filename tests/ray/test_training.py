@@ -66,7 +66,7 @@ def on_workers(folder: Path, workers: int, runs: dict[str, RunConfig]) -> dict[s
 
 WHOLE = "model.train=full"
 OTHERS = ("draft", "ddpo", "dpok", "raft")  # of each family the one with the most of its own
-OF_OTHERS = ("train.zero_stage=2", "optimizer.clip_norm=0")
+OF_OTHERS = ("train.zero_stage=2", "train.micro_batch=2", "optimizer.clip_norm=0")
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,9 @@ def together(folder: Path, ray_cluster: Any) -> dict[str, Trajectory]:
     stages, two = (0, 1, 2, 3), "train.workers=2"
     runs = {f"zero-{stage}": config(folder, "equal", two, f"train.zero_stage={stage}") for stage in stages}
     runs |= {f"full-zero-{stage}": config(folder, "full", WHOLE, two, f"train.zero_stage={stage}") for stage in (2, 3)}
-    runs |= {name: config(folder, "methods", two, f"method={name}", *OF_OTHERS) for name in OTHERS}
+    runs |= {
+        name: config(folder, "methods", two, "train.micro_batch=2", f"method={name}", *OF_OTHERS) for name in OTHERS
+    }
     return on_workers(folder, 2, runs)
 
 

@@ -88,7 +88,7 @@ def test_a_video_that_the_reward_fails_on_is_left_out_and_counted(name: str) -> 
         close(gradient, sum(one_gradient(clean, loss / 4) for loss in losses))
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", ["instructvideo", "draft-lv", "ddpo", "dpok", "raft"])  # the others differ in no state
 def test_a_resumed_method_ends_where_an_uninterrupted_one_does(name: str, tmp_path: Path) -> None:
     settings = {"name": name} | ({"min_count": 2} if name == "ddpo" else {})
 
