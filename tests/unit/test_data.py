@@ -125,7 +125,7 @@ def test_prompts_resolve_to_a_set_or_a_file(tmp_path: Path) -> None:
     assert resolve_prompts(str(path), 2) == ["a", "b"]
     for spec, count, complaint in [
         (str(path), 4, "has 3 prompts; asked for 4"),
-        ("new_shape", 4, "neither a built-in set .in_domain, new_shapes, scenes. nor a file"),
+        ("new_shape", 4, "neither a built-in set .in_domain, new_shapes, scenes, animals.* nor a file"),
         ("scenes", None, "say how many"),
     ]:
         with pytest.raises(ValueError, match=complaint):
