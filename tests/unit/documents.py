@@ -242,10 +242,6 @@ class Reader:
                 with pytest.raises(SystemExit) as ended:
                     main()
                 assert not ended.value.code, command
-            elif words[0] == "duckdb":
-                import duckdb
-
-                assert duckdb.sql(words[words.index("-c") + 1]).fetchall(), command
             else:
                 path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
                 done = subprocess.run(

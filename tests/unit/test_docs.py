@@ -120,6 +120,8 @@ def test_most_pages_have_something_performed_and_what_they_show_trains() -> None
 def test_descriptions_that_pages_show_are_valid() -> None:
     shown = [name for page in PAGES for name in files(page) if name.endswith(".yaml")]
     assert len(shown) >= 3
+    everything = [name for page in PAGES for name in files(page)]
+    assert len(set(everything)) == len(everything), "two pages show a file of one name"
     assert all(load_config(name).name != "run" for name in shown)
 
 
