@@ -146,10 +146,10 @@ def parse_script(script: str, words: Sequence[str]) -> None:
         load_config("toy", options.overrides)
     elif script == "tuning/sweep.py":
         named = [options.sweep, *options.overrides]
-        load_sweep("toy" if "=" in named[0] else named.pop(0), named)
+        load_sweep("toy" if "=" in named[0] else named.pop(0), named).planned()
     elif script == "tuning/prove.py":
         given = options[1]
-        load_sweep(given[0], given[1:])
+        load_sweep(given[0], given[1:]).planned()
 
 
 def _parsed(script: str, words: Sequence[str]) -> Any:

@@ -3,6 +3,7 @@
 tests/ray/test_docs.py performs the commands that need nothing special.
 """
 
+import ast
 import os
 import re
 import shlex
@@ -85,6 +86,7 @@ def test_the_check_of_commands_finds_mistakes() -> None:
         "python jobs/compare.py --seconds 3 --methods ppo",
         "python jobs/benchmark.py step --preset huge",
         "python tuning/sweep.py toy algorithm=guess",
+        "python tuning/sweep.py toy 'space.method.tau={uniform: [0.4, 0.8]}'",
         "python tuning/prove.py --kills 3 toy algorithm=guess",
         "ray job submit -- python -m rlvid.cli train toy train.stepz=3",
         "make nothing",
@@ -107,6 +109,16 @@ def test_commands_in_running_text_name_a_verb_that_exists() -> None:
 def test_scripts_in_running_text_understand_their_arguments() -> None:
     found = [words for page in PAGES for words in code_in_text(page) if re.match(r"python (jobs|tuning)/\S+ ", words)]
     assert len(found) > 2
+    assert all(map(check, found))
+
+
+def test_scripts_understand_what_their_own_help_shows() -> None:
+    texts = [path.read_text(encoding="utf-8") for path in (*ROOT.glob("jobs/*.py"), *ROOT.glob("tuning/*.py"))]
+    lines = [line for text in texts for line in (ast.get_docstring(ast.parse(text)) or "").splitlines()]
+    shown = [line.strip() for line in lines if re.match(r" +python (jobs|tuning)/", line)]
+    own = re.compile(r"--help|\bmy\b")  # which ends at once, and files that a reader has
+    found = [line for line in shown if not own.search(line)]
+    assert len(found) > 10
     assert all(map(check, found))
 
 
