@@ -120,7 +120,7 @@ def _optuna(sweep: Sweep, past: list[tuple[dict[str, Any], float]], seed: int) -
         import optuna
     except ImportError:
         raise ValueError(
-            "algorithm = 'optuna' needs the package optuna: pip install 'rlvid[optuna]'; or set algorithm=random"
+            "algorithm = 'optuna' needs the package optuna: pip install '.[optuna]'; or set algorithm=random"
         ) from None
     from ray.tune.search.optuna import OptunaSearch
 

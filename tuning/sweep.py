@@ -1,7 +1,7 @@
 """Searches for settings: many short runs, of which the unpromising ones are stopped early, then a report.
 
     python tuning/sweep.py                                       # tuning/toy.yaml: lambda and S on the built-in world
-    python tuning/sweep.py toy name=mine trials=12 'space.method.tau={uniform: [0.4, 0.8]}' train.batch_size=8
+    python tuning/sweep.py toy name=mine trials=12 algorithm=random 'space.method.tau={uniform: [0.4, 0.8]}'
     ray job submit --working-dir . -- python tuning/sweep.py my-sweep.yaml storage=/shared/runs
 
 Start the same command again after an interruption, whatever ended it: finished trials are kept, others go on from their

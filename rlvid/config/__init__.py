@@ -83,8 +83,8 @@ class DataConfig(Section):
     clips: int = Field(512, ge=1, description="how many clips to render or to sample; a folder has its own number")
     prompts: str | None = Field(
         None,
-        description="what to sample (samples only): a file of prompts, used round and round, or a built-in set; "
-        "default: in_domain",
+        description="what to sample (samples only): a file of prompts, used round and round, or 'in_domain', "
+        "'new_shapes' or 'scenes'; default: in_domain",
     )
 
 

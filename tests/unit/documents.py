@@ -24,9 +24,11 @@ from jobs import compare, submit
 from rlvid.cli import app, main
 from rlvid.config import RunConfig, load_config, shipped_configs
 from rlvid.config.reward import FROM_A_FILE, is_function
+from rlvid.data.prompts import ANIMAL_SETS
 from rlvid.evaluate.compared import parse_spec
 from rlvid.evaluate.measure import parse_rewards
 from rlvid.terminal import fractions, numbers
+from rlvid.toy.captions import PROMPT_SETS
 from tuning.description import load_sweep
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,6 +76,13 @@ def blocks(page: str) -> list[Block]:
     return found
 
 
+def code_in_text(page: str) -> list[str]:
+    """Code within the sentences of a page."""
+    tokens = MarkdownIt().parse(PAGES[page].read_text(encoding="utf-8"))
+    inner = [child for token in tokens for child in token.children or []]
+    return [child.content for child in inner if child.type == "code_inline"]
+
+
 def files(page: str) -> dict[str, str]:
     """Files that a page shows whole: blocks that begin with a comment of the file's name."""
     found = {}
@@ -113,6 +122,8 @@ def parse_rlvid(words: Sequence[str]) -> None:
             if is_function(path):
                 parse_rewards(reward)
             assert is_function(path) or name in FROM_A_FILE, reward
+        for name in given["sets"].split(","):
+            assert Path(name).suffix or name in (*PROMPT_SETS, *ANIMAL_SETS), name
         numbers(given["steps"], "--steps")
         fractions(given["lora_scale"], "--lora-scale")
     if verb == "encode":
@@ -135,10 +146,10 @@ def parse_script(script: str, words: Sequence[str]) -> None:
         load_config("toy", options.overrides)
     elif script == "tuning/sweep.py":
         named = [options.sweep, *options.overrides]
-        load_sweep("toy" if "=" in named[0] else named.pop(0), named)
+        load_sweep("toy" if "=" in named[0] else named.pop(0), named).planned()
     elif script == "tuning/prove.py":
         given = options[1]
-        load_sweep(given[0], given[1:])
+        load_sweep(given[0], given[1:]).planned()
 
 
 def _parsed(script: str, words: Sequence[str]) -> Any:
@@ -231,10 +242,6 @@ class Reader:
                 with pytest.raises(SystemExit) as ended:
                     main()
                 assert not ended.value.code, command
-            elif words[0] == "duckdb":
-                import duckdb
-
-                assert duckdb.sql(words[words.index("-c") + 1]).fetchall(), command
             else:
                 path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
                 done = subprocess.run(

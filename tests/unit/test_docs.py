@@ -3,6 +3,7 @@
 tests/ray/test_docs.py performs the commands that need nothing special.
 """
 
+import ast
 import os
 import re
 import shlex
@@ -12,7 +13,20 @@ from pathlib import Path
 
 import pytest
 import typer
-from documents import NEEDS, PAGES, ROOT, SMALL, Block, blocks, check, files, leaves, parse_rlvid, parse_script
+from documents import (
+    NEEDS,
+    PAGES,
+    ROOT,
+    SMALL,
+    Block,
+    blocks,
+    check,
+    code_in_text,
+    files,
+    leaves,
+    parse_rlvid,
+    parse_script,
+)
 
 from rlvid.cli import app
 from rlvid.config import load_config, parse_config
@@ -44,7 +58,8 @@ def _folder(tmp_path_factory: pytest.TempPathFactory) -> object:
 def test_code_is_fenced_in_a_known_language_and_markers_are_known(page: str) -> None:
     for block in blocks(page):
         assert block.language in ("sh", "yaml", "python", "text"), f"{page}: {block.language}: {block.text[:60]}"
-        assert block.language == "sh" or not OURS.match(block.text), f"{page}: a command outside sh: {block.text[:60]}"
+        elsewhere = block.language != "sh" and any(map(OURS.match, block.text.splitlines()))
+        assert not elsewhere, f"{page}: a command outside sh: {block.text[:60]}"
         assert block.needs is None or block.needs.startswith(NEEDS), f"{page}: needs {block.needs!r}"
         assert block.needs != "minutes: ", f"{page}: minutes for what? {block.text[:60]}"
     markers = PAGES[page].read_text(encoding="utf-8").count("<!-- needs: ")
@@ -62,6 +77,7 @@ def test_the_check_of_commands_finds_mistakes() -> None:
         "rlvid train toy train.stepz=3",
         "rlvid train nothing.yaml",
         "rlvid evaluate toy --setz in_domain",
+        "rlvid evaluate toy --sets animal",
         "rlvid evaluate toy --steps many",
         "rlvid study serve folder --pears 3",
         "python jobs/submit.py train toy name=mine",
@@ -70,6 +86,8 @@ def test_the_check_of_commands_finds_mistakes() -> None:
         "python jobs/compare.py --seconds 3 --methods ppo",
         "python jobs/benchmark.py step --preset huge",
         "python tuning/sweep.py toy algorithm=guess",
+        "python tuning/sweep.py toy 'space.method.tau={uniform: [0.4, 0.8]}'",
+        "python tuning/prove.py --kills 3 toy algorithm=guess",
         "ray job submit -- python -m rlvid.cli train toy train.stepz=3",
         "make nothing",
     ):
@@ -88,6 +106,22 @@ def test_commands_in_running_text_name_a_verb_that_exists() -> None:
     assert found > 20
 
 
+def test_scripts_in_running_text_understand_their_arguments() -> None:
+    found = [words for page in PAGES for words in code_in_text(page) if re.match(r"python (jobs|tuning)/\S+ ", words)]
+    assert len(found) > 2
+    assert all(map(check, found))
+
+
+def test_scripts_understand_what_their_own_help_shows() -> None:
+    texts = [path.read_text(encoding="utf-8") for path in (*ROOT.glob("jobs/*.py"), *ROOT.glob("tuning/*.py"))]
+    lines = [line for text in texts for line in (ast.get_docstring(ast.parse(text)) or "").splitlines()]
+    shown = [line.strip() for line in lines if re.match(r" +python (jobs|tuning)/", line)]
+    own = re.compile(r"--help|\bmy\b")  # which ends at once, and files that a reader has
+    found = [line for line in shown if not own.search(line)]
+    assert len(found) > 10
+    assert all(map(check, found))
+
+
 def test_most_pages_have_something_performed_and_what_they_show_trains() -> None:
     performed = [command for block in SHELL if block.performed for command in block.commands()]
     verbs = {shlex.split(command)[1] for command in performed if command.startswith("rlvid ")}
@@ -98,6 +132,8 @@ def test_most_pages_have_something_performed_and_what_they_show_trains() -> None
 def test_descriptions_that_pages_show_are_valid() -> None:
     shown = [name for page in PAGES for name in files(page) if name.endswith(".yaml")]
     assert len(shown) >= 3
+    everything = [name for page in PAGES for name in files(page)]
+    assert len(set(everything)) == len(everything), "two pages show a file of one name"
     assert all(load_config(name).name != "run" for name in shown)
 
 
@@ -124,7 +160,12 @@ def test_links_of_the_readme_lead_somewhere() -> None:
     readme = PAGES["README"].read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)]+)\)", readme) if not link.startswith("http")]
     assert len(links) > 15
-    assert [link for link in links if not (ROOT / link.partition("#")[0]).is_file()] == []
+    for link in links:
+        name, _, anchor = link.partition("#")
+        assert (ROOT / name).is_file(), link
+        headings = re.findall(r"^#+ (.+)$", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE) if anchor else []
+        anchors = [re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings]
+        assert not anchor or anchor in anchors, link
 
 
 # ---------------------------------------------------------------------------------------------------------- config

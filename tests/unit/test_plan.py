@@ -214,7 +214,7 @@ def test_the_papers_run_is_planned_without_weights(paper: Plan) -> None:
     assert parts.latent_shape == (4, 16, 32, 32)
     assert paper.disk["adapter"] == 6_645_760
     assert 4.7e12 < parts.denoiser.cost.flops < 5.0e12
-    # What the README says of the paper's run: 12.4 GiB, and 52 where all activations are kept.
+    # What docs/real-models.md says: 12.4 GiB, and 52 where all activations are kept.
     assert 10 * 2**30 < paper.peak < 13 * 2**30
     assert paper.checkpointing["kept"] > 4 * paper.peak
 
