@@ -31,6 +31,7 @@ def compare(folder: Path, methods: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_methods_are_trained_scored_and_compared_once(folder: Path) -> None:
     done = compare(folder, "instructvideo,few=rwr:method.inner_steps=1")
     logs = "".join(path.read_text() for path in (folder / "out").glob("*.log"))

@@ -19,12 +19,14 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
     return Reader(home, FOLLOWED)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("page", FOLLOWED)
 def test_what_a_page_says_works(page: str, reader: Reader) -> None:
     reader.follow(page)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_what_the_first_hour_promises_is_there(reader: Reader) -> None:
     reader.follow("first-hour")  # nothing is done twice

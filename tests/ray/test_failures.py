@@ -74,6 +74,7 @@ def test_another_number_of_workers_under_zero_2_takes_an_explicit_choice_and_a_c
     assert faults(run, plain, 9) == []
 
 
+@pytest.mark.slow
 def test_storage_that_fails_ends_in_one_line_and_the_run_goes_on_when_it_is_mended(
     folder: Path, uninterrupted: dict[str, torch.Tensor]
 ) -> None:

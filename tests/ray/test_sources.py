@@ -118,6 +118,7 @@ def test_odd_videos_go_in_and_a_tuned_model_comes_out(home: Path, odd_videos: Pa
     assert has_learned(done.folder)
 
 
+@pytest.mark.slow
 def test_a_killed_encoding_goes_on_and_ends_with_the_same_bytes(ray_cluster: Any, home: Path, tmp_path: Path) -> None:
     source, out, count = tmp_path / "in", tmp_path / "clips", 24
     source.mkdir()

@@ -38,6 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_and_its_best_settings_are_a_run(folder: Path) -> None:
     home = folder / "tiny"
     standing = run_killed(["sweep.yaml"], home, [1], cwd=folder)

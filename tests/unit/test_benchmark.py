@@ -18,6 +18,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return benchmark_step
 
 
+@pytest.mark.slow
 def test_the_tiny_preset_finds_one_gradient_and_what_is_done_in_vain(
     benchmark: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -140,6 +140,7 @@ def measured_peak(method: Any, batch: Any, trace: Path) -> int:
     return peak
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "recompute"), [("draft", True), ("ddpo", False)])
 def test_the_peak_of_a_real_step_is_the_one_that_was_planned(
     stored: Path, tmp_path: Path, method: str, recompute: bool

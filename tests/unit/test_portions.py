@@ -85,6 +85,7 @@ def test_portions_give_the_numbers_of_the_whole_and_survive_an_interruption(
         assert found == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_goes_on_with_the_videos_that_are_there(tmp_path: Path) -> None:
     run, _ = save_run(tmp_path)
     (tmp_path / "own.txt").write_text("\n".join(f"a {colour} star" for colour in "abcdefghijklmnopqrstuvwx"))

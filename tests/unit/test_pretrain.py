@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 import rlvid.toy
@@ -22,6 +23,7 @@ def pretrain(out: Path) -> str:
     return done.stderr
 
 
+@pytest.mark.slow
 def test_the_command_makes_every_part_that_is_not_there(tmp_path: Path) -> None:
     shutil.copytree(WEIGHTS / "reward", tmp_path / "reward")
     said = pretrain(tmp_path)
