@@ -17,13 +17,11 @@ from pathlib import Path
 
 import pyarrow.dataset as pads
 import pytest
-from runs import QUIET, adapter, difference, plain_torch
+import torch
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rlvid.config import load_config
-from rlvid.data.sources import encoded_clips
 from rlvid.evaluate.run import load_run
-from rlvid.models.trained import load_trainable, trained_state
 from rlvid.toy.tiny import save_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,8 +54,8 @@ class Cluster:
             "train", "toy", f"name={name}", f"model.path={self.home / 'tiny'}", "model.frames=4", "model.size=16",
             "data.clips=4", f"output.storage=file://{self.store}", "sampling.steps=4", "reward.segments=2",
             f"train.batch_size={BATCH}", "train.workers=2", "train.cpus_per_worker=1.5", "train.zero_stage=2",
-            "optimizer.lr=1e-5", "optimizer.warmup=0", f"train.steps={STEPS}", f"output.checkpoint_every={EVERY}",
-            "output.videos_every=0", *overrides,
+            "optimizer.warmup=0", f"train.steps={STEPS}", f"output.checkpoint_every={EVERY}", "output.videos_every=0",
+            *overrides,
         ]  # fmt: skip
 
     def start(self, *command: str, **environment: str) -> subprocess.Popen[str]:
@@ -169,6 +167,23 @@ def _wait(done: Callable[[], bool], seconds: float, what: str) -> None:
         time.sleep(0.1)
 
 
+@pytest.fixture(scope="module")
+def whole(cluster: Cluster) -> dict[str, torch.Tensor]:
+    """The adapter of a run in a folder that all nodes see, and that nothing befell."""
+    storage = cluster.home / "shared"
+    process = cluster.submit(*cluster.settings("whole", f"output.storage={storage}"))
+    out, error = process.communicate(timeout=400)
+    assert process.returncode == 0, out + error
+    assert "job whole submitted" in error
+    assert f"step {STEPS}/{STEPS}" in out
+    check_traces(storage / "whole")
+    return adapter(storage / "whole")
+
+
+def adapter(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / f"step-{STEPS:06d}" / "adapter" / "adapter_model.safetensors")
+
+
 def check_traces(run: Path) -> None:
     """The archive has every sample once, from both workers; TensorBoard has every step once and in order."""
     rows = pads.dataset(run / "archive", format="parquet").to_table(columns=["step", "serial", "rank"]).to_pylist()
@@ -182,7 +197,7 @@ def check_traces(run: Path) -> None:
 
 
 def test_a_stopped_job_resumes_on_machines_that_have_nothing_to_the_same_adapter(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, whole: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, settings = cluster.store / "mine", cluster.settings("mine")
     cluster.ray_job(
@@ -211,13 +226,11 @@ def test_a_stopped_job_resumes_on_machines_that_have_nothing_to_the_same_adapter
     log = (run / "logs" / "worker-00.log").read_text(encoding="utf-8")
     assert "continues after step" in log
     assert "continues after step 0" not in log
+    found = adapter(run)
+    assert found.keys() == whole.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in whole.items())
     check_traces(run)
     monkeypatch.setenv("RLVID_CACHE", str(cluster.home / "cache-of-the-user"))
-    plain = load_config("toy", [*settings[2:], "train.workers=1", f"train.micro_batch={BATCH}"])
-    start = trained_state(load_trainable(plain.model, plain.seed, plain.model.path).denoiser, plain.model)
-    expected, _ = plain_torch(plain, encoded_clips(plain, QUIET))  # uninterrupted, without Ray and DeepSpeed
-    assert difference(expected, start) > 5e-5
-    assert difference(adapter(run, STEPS), expected) <= 1e-6
     assert load_run(f"file://{cluster.store}/mine").checkpoint.step == STEPS
     assert {path.name for path in run.iterdir()} >= {"config.yaml", "clips.txt", "before-after.png", "reward.png"}
 
