@@ -319,7 +319,7 @@ def fit_again(fit: Callable[[], Any], failures: int) -> Any:
                 if failures == 0 or not isinstance(lost, ray.exceptions.RayActorError):
                     raise
                 failures -= 1
-                log.warning("a node was lost while workers started; they are started again (%s)", lost)
+                log.warning("a node or the controller was lost; workers are started again (%s)", lost)
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, interrupt)
