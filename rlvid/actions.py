@@ -114,6 +114,8 @@ def evaluate_and_show(
         say(f"trade-off    {shown}/tradeoff.png (rewards and motion for each --lora-scale)")
     if "seeds.md" in names:
         say(f"over seeds   {shown}/seeds.md (.csv)")
+    if "versus.md" in names:
+        say(f"every two    {shown}/versus.md (.csv): each model against each, over all prompts")
     say(f"tables       {shown}/evaluation.md (.csv, .json, .tex, .parquet), comparison.parquet")
     say(f"the paper's  {shown}/table-a1.md and table-a2.md (.csv, .tex)")
     say(f"videos       {shown}/videos (Parquet: select * from '{shown}/videos/*.parquet')")

@@ -64,6 +64,14 @@ def text_of(summary: Summary, column: Column) -> str:
     return f"{mean:.3f} ± {std:.3f}" if column.spread and math.isfinite(std) else f"{mean:.3f}"
 
 
+def gain_text(difference: float, low: float, high: float) -> str:
+    """``+0.123 [0.110, 0.135]``, without the interval where there is none; a dash without a difference."""
+    if not math.isfinite(difference):
+        return "–"
+    interval = f" [{low:.3f}, {high:.3f}]" if math.isfinite(low) else ""
+    return f"{difference:+.3f}{interval}".replace("-0.000", "+0.000")
+
+
 def best_of(summaries: list[Summary], columns: list[Column]) -> set[tuple[int, str]]:
     """(id of summary, metric) of the cells that are best of their set, as far as the shown digits tell."""
     best = set()

@@ -1,107 +1,192 @@
-"""The paper's tables: a row a model, a column a prompt set and number of DDIM steps.
+"""The paper's tables: a row a model, or a row a method where runs that differ in their seed alone are one.
 
-========  ==================================================================
-layout    cells
-========  ==================================================================
-table-a1  reward, mean ± standard deviation over videos
-table-a2  CLIPSIM and temporal consistency (consecutive frames), means
-========  ==================================================================
+========  ============================================================================================
+layout    cells, for each number of DDIM steps D
+========  ============================================================================================
+table-a1  reward of each prompt set, mean ± standard deviation over videos
+table-a2  reward, CLIPSIM and temporal consistency (consecutive frames) of all prompts, and motion
+========  ============================================================================================
 
-The best of a column is bold.
+Motion is not in the paper's; it stands beside consistency because a frozen video is perfectly consistent. Below each
+table stands what was gained over the base, with the interval of a paired bootstrap. The best of a column is bold.
 """
 
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rlvid.evaluate import write_whole
-from rlvid.evaluate.columns import set_title
+from rlvid.evaluate.columns import COLUMNS, gain_text, set_title, title_of
 from rlvid.evaluate.grid import Cell, Grid, latex_page
-from rlvid.evaluate.rows import Summary
+from rlvid.evaluate.rows import Row, Summary, summarise
+from rlvid.evaluate.seeds import SeedResult, seed_results
+
+ALL = "all_prompts"
+"""The set of all videos, where there are several sets."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A table of the paper: which metrics, of all prompts at once or of each set; with the deviation or without."""
+
+    metrics: tuple[str, ...]
+    pooled: bool
+    spread: bool
+    caption: str
+
 
 LAYOUTS = {
-    "table-a1": ("reward",),
-    "table-a2": ("clipsim", "consistency"),
-}
-_HEADS = {"reward": "reward", "clipsim": "CLIPSIM", "consistency": "Temp. cons."}
-_CAPTIONS = {
-    "table-a1": "Reward, mean ± standard deviation over videos, for each prompt set and number of DDIM steps D.",
-    "table-a2": "CLIPSIM and temporal consistency for each prompt set and number of DDIM steps D.",
-}
+    "table-a1": Layout(
+        ("reward",), False, True,
+        "Reward, mean ± standard deviation over videos, for each prompt set and number of DDIM steps D.",
+    ),
+    "table-a2": Layout(
+        ("reward", "clipsim", "consistency", "motion"), True, False,
+        "Reward, CLIPSIM, temporal consistency and motion over all prompts, for each number of DDIM steps D.",
+    ),
+}  # fmt: skip
+_GAINED = "Difference to the base and its 95 % interval by a bootstrap over prompts, paired by prompt and noise."
+_RANKED = {column.metric for column in COLUMNS if column.ranked}
+
+Place = tuple[str, int, str]
+"""A prompt set, a number of steps and a metric: a column."""
 
 
-def layout(name: str, summaries: Sequence[Summary]) -> Grid:
-    """The table of a layout.
+def pooled(rows: Sequence[Row]) -> list[Row]:
+    """The rows of all prompt sets as one set, in which every prompt has an index of its own; as they are where one."""
+    sets = list(dict.fromkeys(row.set for row in rows))
+    if len(sets) < 2:
+        return list(rows)
+    longest = 1 + max(row.index for row in rows)
+    return [replace(row, set=ALL, index=sets.index(row.set) * longest + row.index) for row in rows]
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A layout with its numbers: what each row's videos sum up to, and what it gained over the first."""
+
+    layout: Layout
+    rows: tuple[str, ...]
+    places: tuple[Place, ...]
+    summaries: Mapping[tuple[str, str, int], Summary]
+    gains: Mapping[tuple[str, Place], SeedResult]
+
+    def mean(self, row: str, place: Place, digits: int | None = None) -> float:
+        """A cell's mean, rounded to ``digits``; NaN where there is none."""
+        summary = self.summaries.get((row, *place[:2]))
+        if not summary or not summary.used[place[2]]:
+            return math.nan
+        return summary.mean[place[2]] if digits is None else round(summary.mean[place[2]], digits)
+
+    def std(self, row: str, place: Place) -> float:
+        """A cell's standard deviation over videos; NaN where there is none."""
+        summary = self.summaries.get((row, *place[:2]))
+        return summary.std[place[2]] if summary and self.layout.spread else math.nan
+
+    def grid(self) -> Grid:
+        """The table of means."""
+        best = {}
+        for place in self.places:
+            means = [mean for row in self.rows if not math.isnan(mean := self.mean(row, place, 3))]
+            if place[2] in _RANKED and len(set(means)) > 1:
+                best[place] = max(means)
+        lines = [
+            [
+                Cell(row),
+                *(Cell(self._text(row, place), self.mean(row, place, 3) == best.get(place)) for place in self.places),
+            ]
+            for row in self.rows
+        ]
+        return Grid(["Model", *self._heads()], lines, 1, self._groups())
+
+    def gain_grid(self) -> Grid:
+        """The table of differences to the base."""
+        lines = [[Cell(row), *(Cell(self._gain(row, place)) for place in self.places)] for row in self.rows[1:]]
+        return Grid(["Over the base", *self._heads()], lines, 1, self._groups())
+
+    def _text(self, row: str, place: Place) -> str:
+        mean, std = self.mean(row, place), self.std(row, place)
+        if math.isnan(mean):
+            return "–"
+        return f"{mean:.3f}" + (f" ± {std:.3f}" if math.isfinite(std) else "")
+
+    def _gain(self, row: str, place: Place) -> str:
+        gain = self.gains.get((row, place))
+        return gain_text(gain.difference, gain.low, gain.high) if gain else "–"
+
+    def _heads(self) -> list[str]:
+        if len(self.layout.metrics) == 1:
+            return [f"D = {steps}" for _, steps, _ in self.places]
+        return [title_of(metric) for *_, metric in self.places]
+
+    def _groups(self) -> list[tuple[str, int]]:
+        sets, steps = (list(dict.fromkeys(place[i] for place in self.places)) for i in (0, 1))
+        if len(self.layout.metrics) == 1:
+            return [(set_title(str(name)), len(steps)) for name in sets]
+        width = len(self.layout.metrics)
+        return [(f"{set_title(str(name))}, D = {each}", width) for name in sets for each in steps]
+
+    def csv(self) -> str:
+        """The same numbers unrounded: a line a row; empty where there is none."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        parts = ("mean", *(["std"] if self.layout.spread else []), "difference", "low", "high")
+        writer.writerow(["model", *(f"{s}_d{d}_{metric}_{part}" for s, d, metric in self.places for part in parts)])
+        for row in self.rows:
+            values = []
+            for place in self.places:
+                gain = self.gains.get((row, place))
+                values += [self.mean(row, place), *([self.std(row, place)] if self.layout.spread else [])]
+                values += [getattr(gain, part) if gain else math.nan for part in parts[-3:]]
+            writer.writerow([row, *(value if math.isfinite(value) else "" for value in values)])
+        return out.getvalue()
+
+
+def fill(name: str, rows: Sequence[Row], base: str, groups: Mapping[str, Sequence[str]] | None = None) -> Filled:
+    """A layout of the videos' scores.
+
+    Args:
+        name: of the layout.
+        rows: of all models.
+        base: name of the base model, the first row.
+        groups: names of models by the row that they are together; by default each is a row of its own.
 
     Raises:
         KeyError: there is no such layout.
     """
-    metrics, spread = LAYOUTS[name], name == "table-a1"
-    sets, steps = (list(dict.fromkeys(getattr(s, key) for s in summaries)) for key in ("set", "steps"))
-    columns = [(each, d, metric) for each in sets for d in steps for metric in metrics]
-    models = list(dict.fromkeys(s.model for s in summaries))
-    found = {(s.model, s.set, s.steps): s for s in summaries}
-    best = {
-        column: max(means)
-        for column in columns
-        if len(set(means := [m for model in models if not math.isnan(m := _shown(found, model, column))])) > 1
-    }
-    rows = [
-        [Cell(model), *(Cell(_text(found, model, c, spread), _shown(found, model, c) == best.get(c)) for c in columns)]
-        for model in models
-    ]
-    if spread:
-        return Grid(
-            ["Model", *(f"D = {d}" for _, d, _ in columns)], rows, 1, [(set_title(s), len(steps)) for s in sets]
-        )
-    groups = [(f"{set_title(each)}, D = {d}", len(metrics)) for each in sets for d in steps]
-    return Grid(["Model", *(_HEADS[metric] for _, _, metric in columns)], rows, 1, groups)
+    layout = LAYOUTS[name]
+    here = pooled(rows) if layout.pooled else list(rows)
+    models = dict.fromkeys(row.model for row in here)
+    shown = {group: list(names) for group, names in (groups or {m: [m] for m in models if m != base}).items()}
+    called = {base: base} | {model: group for group, names in shown.items() for model in names}
+    summaries = summarise([replace(row, model=called[row.model]) for row in here])
+    sets, steps = (list(dict.fromkeys(getattr(row, key) for row in here)) for key in ("set", "steps"))
+    return Filled(
+        layout,
+        (base, *shown),
+        tuple((s, d, metric) for s in sets for d in steps for metric in layout.metrics),
+        {(s.model, s.set, s.steps): s for s in summaries},
+        {(r.group, (r.set, r.steps, r.metric)): r for r in seed_results(here, shown, base, layout.metrics)},
+    )
 
 
-def _shown(
-    found: dict[tuple[str, str, int], Summary], model: str, column: tuple[str, int, str], digits: int = 3
-) -> float:
-    """A mean as its cell shows it; NaN where there is none."""
-    summary = found.get((model, *column[:2]))
-    return round(summary.mean[column[2]], digits) if summary and summary.used[column[2]] else math.nan
-
-
-def _text(found: dict[tuple[str, str, int], Summary], model: str, column: tuple[str, int, str], spread: bool) -> str:
-    mean = _shown(found, model, column)
-    if math.isnan(mean):
-        return "–"
-    std = found[(model, *column[:2])].std[column[2]]
-    return f"{mean:.3f} ± {std:.3f}" if spread and math.isfinite(std) else f"{mean:.3f}"
-
-
-def layout_csv(name: str, summaries: Sequence[Summary]) -> str:
-    """The same numbers unrounded: a line a model; empty where there is none."""
-    metrics = LAYOUTS[name]
-    parts = ("mean", "std") if name == "table-a1" else ("mean",)
-    places = list(dict.fromkeys((s.set, s.steps) for s in summaries))
-    places.sort(key=lambda place: list(dict.fromkeys(s.set for s in summaries)).index(place[0]))
-    found = {(s.model, s.set, s.steps): s for s in summaries}
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["model", *(f"{s}_d{d}_{m}_{part}" for s, d in places for m in metrics for part in parts)])
-    for model in dict.fromkeys(s.model for s in summaries):
-        summaries_here = [found.get((model, *place)) for place in places]
-        values = [getattr(s, part)[m] if s else math.nan for s in summaries_here for m in metrics for part in parts]
-        writer.writerow([model, *(value if math.isfinite(value) else "" for value in values)])
-    return out.getvalue()
-
-
-def write_layouts(folder: Path, summaries: Sequence[Summary]) -> list[Path]:
-    """Writes ``table-a1`` and ``table-a2`` as ``.md``, ``.csv`` and ``.tex``, each whole or not at all."""
-    paths = []
-    for name in LAYOUTS:
-        grid = layout(name, summaries)
+def write_layouts(
+    folder: Path, rows: Sequence[Row], base: str, groups: Mapping[str, Sequence[str]] | None = None
+) -> list[Path]:
+    """Writes ``table-a1`` and ``table-a2``, as ``.md``, ``.csv`` and ``.tex``, whole or not at all; see ``fill``."""
+    paths, seeds = [], any(len(names) > 1 for names in (groups or {}).values())
+    for name, layout in LAYOUTS.items():
+        filled = fill(name, rows, base, groups)
+        grids = {layout.caption: filled.grid(), _GAINED: filled.gain_grid()}
         contents = {
-            "md": f"{grid.markdown()}\n\n{_CAPTIONS[name]} The best of a column is bold.\n",
-            "csv": layout_csv(name, summaries),
-            "tex": latex_page([grid.latex(_CAPTIONS[name])]),
+            "md": "\n\n".join(f"{grid.markdown()}\n\n{caption}" for caption, grid in grids.items())
+            + "\n\nThe best of a column is bold"
+            + ("; a row has the videos of all seeds.\n" if seeds else ".\n"),
+            "csv": filled.csv(),
+            "tex": latex_page([grid.latex(caption) for caption, grid in grids.items()]),
         }
         for suffix, text in contents.items():
             paths.append(folder / f"{name}.{suffix}")

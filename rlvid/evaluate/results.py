@@ -7,12 +7,13 @@ from pathlib import Path
 from rlvid.data.prompts import resolve_prompts
 from rlvid.data.storage import Mirror, split_uri
 from rlvid.evaluate.compared import Compared
-from rlvid.evaluate.layouts import write_layouts
+from rlvid.evaluate.layouts import pooled, write_layouts
 from rlvid.evaluate.plan import Evaluation, check_distinct
 from rlvid.evaluate.rows import Row, summarise
 from rlvid.evaluate.seeds import seed_results, write_seeds
 from rlvid.evaluate.tables import write_results
 from rlvid.evaluate.tradeoff import draw_tradeoff
+from rlvid.evaluate.versus import MOST, versus, write_versus
 from rlvid.toy.captions import PROMPT_SETS
 
 
@@ -60,16 +61,19 @@ def write_all(evaluation: Evaluation, rows: list[Row], groups: Mapping[str, list
     Returns:
         The paths.
     """
-    folder, models, summaries = evaluation.folder, evaluation.models, summarise(rows)
-    written = write_results(folder, rows, base=models[0].name, facts=_facts(evaluation))
-    written += write_layouts(folder, summaries)
-    scales = {model.name: model.scale for model in models[1:]}
+    folder, models = evaluation.folder, evaluation.models
+    base, scales = models[0].name, {model.name: model.scale for model in models[1:]}
+    shown = groups or {name: [name] for name in scales}
+    written = write_results(folder, rows, base=base, facts=_facts(evaluation))
+    written += write_layouts(folder, rows, base, shown)
     if len(scales) > 1 and len({model.checkpoint for model in models}) == 1:
-        draw_tradeoff(folder / "tradeoff.png", summaries, scales)
+        draw_tradeoff(folder / "tradeoff.png", summarise(rows), scales)
         written.append(folder / "tradeoff.png")
     if groups:
-        written += write_seeds(folder, seed_results(rows, dict(groups), models[0].name))
-    for name in ("tradeoff.png", "seeds.md", "seeds.csv"):
+        written += write_seeds(folder, seed_results(rows, groups, base))
+    if 1 < len(shown) < MOST:
+        written += write_versus(folder, versus(pooled(rows), shown, base), shown)
+    for name in ("tradeoff.png", "seeds.md", "seeds.csv", "versus.md", "versus.csv"):
         if folder / name not in written:
             (folder / name).unlink(missing_ok=True)  # of an earlier evaluation in this folder
     evaluation.finish()

@@ -9,14 +9,14 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from rlvid.evaluate import write_whole
-from rlvid.evaluate.columns import set_title, title_of
+from rlvid.evaluate.columns import gain_text, set_title, title_of
 from rlvid.evaluate.compared import Compared
 from rlvid.evaluate.comparison import interval
 from rlvid.evaluate.grid import Cell, Grid
@@ -76,7 +76,12 @@ def group_seeds(models: Sequence[Compared]) -> dict[str, list[str]]:
 
 
 def seed_results(
-    rows: Sequence[Row], groups: dict[str, list[str]], base: str, *, resamples: int = 2000
+    rows: Sequence[Row],
+    groups: Mapping[str, Sequence[str]],
+    base: str,
+    metrics: Sequence[str] | None = None,
+    *,
+    resamples: int = 2000,
 ) -> list[SeedResult]:
     """Every metric of the base and of every group, for each prompt set and number of steps.
 
@@ -84,6 +89,7 @@ def seed_results(
         rows: of all models.
         groups: as ``group_seeds`` gives them.
         base: name of the base model.
+        metrics: default: all.
         resamples: of the bootstrap.
     """
     by_model: dict[str, list[Row]] = {}
@@ -93,7 +99,7 @@ def seed_results(
     for group, names in {base: [base], **groups}.items():
         paired = [pair_up(by_model[base], by_model[name]) for name in names]
         for set_name, steps in paired[0]:
-            for metric in metrics_of(rows):
+            for metric in metrics or metrics_of(rows):
                 seeds = [_values(each[(set_name, steps)], metric) for each in paired]
                 seeds = [each for each in seeds if len(each[0])]
                 if seeds:
@@ -133,7 +139,7 @@ def seeds_markdown(results: Sequence[SeedResult]) -> str:
                 Cell(set_title(s)),
                 Cell(group),
                 *(_cell(found.get((group, s, steps, m)), found, results[0].group) for m in metrics),
-                Cell(_difference(found.get((group, s, steps, "reward")))),
+                Cell(_over_base(found.get((group, s, steps, "reward")))),
             ]
             for s, group in places
         ]
@@ -160,10 +166,8 @@ def _cell(result: SeedResult | None, found: dict, base: str) -> Cell:
     return Cell(text, least is not None and result.mean - result.half > least.mean)
 
 
-def _difference(result: SeedResult | None) -> str:
-    if result is None or math.isnan(result.difference):
-        return "–"
-    return f"{result.difference:+.3f}" + (f" [{result.low:.3f}, {result.high:.3f}]" if result.low == result.low else "")
+def _over_base(result: SeedResult | None) -> str:
+    return gain_text(result.difference, result.low, result.high) if result else "–"
 
 
 def write_seeds(folder: Path, results: Sequence[SeedResult]) -> list[Path]:

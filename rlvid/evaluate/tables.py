@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rlvid.evaluate import write_whole
-from rlvid.evaluate.columns import Column, best_of, set_title, shown_columns, text_of, title_of
+from rlvid.evaluate.columns import Column, best_of, gain_text, set_title, shown_columns, text_of, title_of
 from rlvid.evaluate.grid import Cell, Grid, latex_page, markdown_text
 from rlvid.evaluate.rows import EXTRA, METRICS, Comparison, Row, Summary, compare, summarise
 from rlvid.evaluate.scores import comparisons_table, rows_table
@@ -101,7 +101,7 @@ def _gain_grid(comparisons: list[Comparison]) -> Grid:
     shown = [m for m in _gains(comparisons) if any(c.pairs for c in comparisons if c.metric == m)]
     lines: dict[tuple[str, str], dict[str, str]] = {}
     for c in comparisons:
-        lines.setdefault((c.set, c.tuned), {})[c.metric] = gain_text(c)
+        lines.setdefault((c.set, c.tuned), {})[c.metric] = gain_text(c.difference, c.low, c.high)
     rows = [
         [Cell(set_title(s)), Cell(tuned), *(Cell(texts.get(m, "–")) for m in shown)]
         for (s, tuned), texts in lines.items()
@@ -224,14 +224,6 @@ def _gains(comparisons: Iterable[Comparison]) -> dict[str, str]:
     return _GAINS | {metric: f"reward {metric.removeprefix(EXTRA)}" for metric in extra}
 
 
-def gain_text(c: Comparison) -> str:
-    """``+0.123 [0.110, 0.135]``, without the interval where there is none; a dash without a difference."""
-    if not c.pairs:
-        return "–"
-    interval = f" [{c.low:.3f}, {c.high:.3f}]" if math.isfinite(c.low) else ""
-    return f"{c.difference:+.3f}{interval}".replace("-0.000", "+0.000")
-
-
 def gain_lines(comparisons: Iterable[Comparison], steps: int) -> list[str]:
     """One line for each tuned model and prompt set: ``in domain: reward +0.123 [0.110, 0.135] (1.3 base std); ...``."""
     comparisons = list(comparisons)
@@ -240,7 +232,9 @@ def gain_lines(comparisons: Iterable[Comparison], steps: int) -> list[str]:
     for c in comparisons:
         if c.steps == steps and c.metric in named and c.pairs:
             spread = f" ({c.in_base_std:.1f} base std)".replace("-0.0 ", "0.0 ") if math.isfinite(c.in_base_std) else ""
-            lines.setdefault((c.set, c.base, c.tuned), []).append(f"{named[c.metric]} {gain_text(c)}{spread}")
+            lines.setdefault((c.set, c.base, c.tuned), []).append(
+                f"{named[c.metric]} {gain_text(c.difference, c.low, c.high)}{spread}"
+            )
     return [f"{set_title(s)}, {tuned} over {base}: " + "; ".join(t) for (s, base, tuned), t in lines.items()]
 
 

@@ -16,25 +16,17 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from helpers import save_run
+from rows import models_of_the_paper, row
 
 from rlvid.data.prompts import ANIMAL_SETS, resolve_prompts
 from rlvid.evaluate.compared import Loader, differences, find_compared, load_found, parse_spec
 from rlvid.evaluate.grid import Cell, Grid, latex_text
-from rlvid.evaluate.layouts import layout, layout_csv, write_layouts
 from rlvid.evaluate.plan import check_distinct
 from rlvid.evaluate.results import evaluation_folder, prompts_of
-from rlvid.evaluate.rows import METRICS, Row, bootstrap_means, compare, summarise
+from rlvid.evaluate.rows import METRICS, bootstrap_means, compare
 from rlvid.evaluate.run import TunedModel
 from rlvid.evaluate.seeds import group_seeds, seed_results, write_seeds
 from rlvid.evaluate.tables import write_results
-
-
-def row(
-    model: str, set_name: str = "in_domain", steps: int = 20, index: int = 0, copy: int = 0, **scores: float
-) -> Row:
-    extra = {name: value for name, value in scores.items() if name not in METRICS}
-    values = dict.fromkeys(METRICS, math.nan) | {m: v for m, v in scores.items() if m in METRICS}
-    return Row(model, set_name, steps, index, f"prompt {index}", **values, copy=copy, extra=extra)
 
 
 @pytest.mark.parametrize(
@@ -182,41 +174,6 @@ def test_the_bootstrap_draws_prompts_with_all_their_videos() -> None:
     assert np.quantile(drawn, [0.1, 0.5, 0.9]) == pytest.approx(np.quantile(every, [0.1, 0.5, 0.9]), abs=0.01)
     one = next(c for c in compare(base[:3], tuned[:3]) if c.metric == "reward")
     assert (one.difference, math.isnan(one.low)) == (pytest.approx(0.2), True)  # three videos of one prompt
-
-
-def models_of_the_paper() -> list[Row]:
-    return [
-        row(model, s, d, i, reward=0.2 + gain + 0.1 * i, clipsim=0.3 - gain, consistency=0.9, reward_own=gain * i)
-        for model, gain in (("base", 0.0), ("Draft_LV & 100 %", 0.1))
-        for s in ("in_domain", "scenes")
-        for d in (20, 50)
-        for i in range(3)
-    ]
-
-
-def test_the_layouts_of_the_paper(tmp_path: Path) -> None:
-    summaries = summarise(models_of_the_paper())
-    assert layout("table-a1", summaries).markdown().splitlines() == [
-        "| Model | in domain, D = 20 | in domain, D = 50 | scenes, D = 20 | scenes, D = 50 |",
-        "| --- | ---: | ---: | ---: | ---: |",
-        "| base |" + " 0.300 ± 0.100 |" * 4,
-        "| Draft_LV & 100 % |" + " **0.400 ± 0.100** |" * 4,
-    ]
-    lines = layout("table-a2", summaries).markdown().splitlines()
-    assert lines[0].startswith(
-        "| Model | in domain, D = 20, CLIPSIM | in domain, D = 20, Temp. cons. | in domain, D = 50"
-    )
-    assert lines[2] == "| base |" + " **0.300** | 0.900 |" * 4  # equal: neither is best
-    (first, second) = csv.DictReader(io.StringIO(layout_csv("table-a1", summaries)))
-    assert float(second["scenes_d50_reward_mean"]) == pytest.approx(0.4)
-    assert float(first["in_domain_d20_reward_std"]) == pytest.approx(0.1)
-    assert len(write_layouts(tmp_path, summaries)) == 6
-    page = (tmp_path / "table-a2.tex").read_text()
-    assert r" & \multicolumn{2}{c}{in domain, D = 20} & " in page
-    assert r"\cmidrule(lr){2-3}\cmidrule(lr){4-5}" in page
-    assert r"Draft\_LV \& 100 \% & 0.200 & 0.900" in page
-    lacking = [s for s in summaries if (s.model, s.steps, s.set) != ("base", 50, "scenes")]
-    assert layout("table-a1", lacking).rows[0][-1] == Cell("–")
 
 
 def test_results_hold_further_rewards_in_every_form(tmp_path: Path) -> None:
