@@ -48,7 +48,8 @@ LAYOUTS = {
         "Reward, CLIPSIM, temporal consistency and motion over all prompts, for each number of DDIM steps D.",
     ),
 }  # fmt: skip
-_GAINED = "Difference to the base and its 95 % interval by a bootstrap over prompts, paired by prompt and noise."
+GAINED = "Difference to the base and its 95 % interval by a bootstrap over prompts, paired by prompt and noise."
+"""What stands below a table of differences."""
 _RANKED = {column.metric for column in COLUMNS if column.ranked}
 
 Place = tuple[str, int, str]
@@ -180,7 +181,7 @@ def write_layouts(
     paths, seeds = [], any(len(names) > 1 for names in (groups or {}).values())
     for name, layout in LAYOUTS.items():
         filled = fill(name, rows, base, groups)
-        grids = {layout.caption: filled.grid(), _GAINED: filled.gain_grid()}
+        grids = {layout.caption: filled.grid(), GAINED: filled.gain_grid()}
         contents = {
             "md": "\n\n".join(f"{grid.markdown()}\n\n{caption}" for caption, grid in grids.items())
             + "\n\nThe best of a column is bold"

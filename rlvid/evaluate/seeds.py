@@ -9,8 +9,10 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os.path import commonprefix
 from pathlib import Path
 
 import numpy as np
@@ -48,31 +50,59 @@ class SeedResult:
 def group_seeds(models: Sequence[Compared]) -> dict[str, list[str]]:
     """Group -> the names of its models: what differs in seed, name and place alone, at one step and scale.
 
+    Runs of a budget in seconds (``train.max_seconds``) end at steps of their own; their ends are one group.
+
     Raises:
         ValueError: no two models differ in their seed alone.
     """
     groups: dict[str, list[Compared]] = {}
     for model in models[1:]:
         settings = model.config.model_dump(mode="json", exclude={"name": True, "seed": True, "output": True})
-        key = json.dumps([settings, model.step, model.scale], sort_keys=True)
-        groups.setdefault(key, []).append(model)
-    named: dict[str, list[str]] = {}
+        at = "end" if model.kind == "run" and model.config.train.max_seconds else model.step
+        groups.setdefault(json.dumps([settings, at, model.scale], sort_keys=True), []).append(model)
     for members in groups.values():
         seeds = [model.config.seed for model in members]
         twice = next((seed for seed in seeds if seeds.count(seed) > 1), None)
         if twice is not None:
             names = ", ".join(model.name for model in members if model.config.seed == twice)
             raise ValueError(f"--group-seeds: {names} have one seed, and would count as two; leave one out")
-        first = members[0]
-        method = first.config.method.name + (f" × {first.scale:g}" if first.scale != 1 else "")
-        shown = f"{method} ({len(members)} seed{'s' * (len(members) > 1)})"
-        named[shown if shown not in named else f"{shown}, {first.name}"] = [model.name for model in members]
-    if all(len(members) < 2 for members in named.values()):
+    if all(len(members) < 2 for members in groups.values()):
         raise ValueError(
             "--group-seeds: no two of the runs differ in their seed alone (settings, step and scale are compared); "
             "name runs of one description with other seeds, or leave it out"
         )
-    return named
+    named = name_groups([(_method(members[0]), [model.name for model in members]) for members in groups.values()])
+    return {
+        f"{name} ({len(members)} seed{'s' * (len(members) > 1)})": [model.name for model in members]
+        for name, members in zip(named, groups.values(), strict=True)
+    }
+
+
+def _method(model: Compared) -> tuple[str, str]:
+    """The method, and which part of the run the model is."""
+    return model.config.method.name, part_of_run(model.step if model.kind == "checkpoint" else None, model.scale)
+
+
+def part_of_run(step: int | None, scale: float) -> str:
+    """``@40 × 0.5``; nothing for all that was learned up to a run's end (step None)."""
+    return (f"@{step}" if step is not None else "") + (f" × {scale:g}" if scale != 1 else "")
+
+
+_COUNTED = re.compile(r"[-_ .]*(seed|run|s)?[-_ .=]*\d*$", re.IGNORECASE)
+
+
+def name_groups(groups: Sequence[tuple[tuple[str, str], Sequence[str]]]) -> list[str]:
+    """What tables call each group of ((method, part of the run), names of its models), all different.
+
+    The method, where no other group has it; else what its models' names begin with, without a trailing ``seed``.
+    """
+    methods, found = [method for method, _ in groups], list[str]()
+    for (method, part), names in groups:
+        begin = _COUNTED.sub("", commonprefix(list(names))) if len(names) > 1 else names[0]  # noqa: RUF071 (no paths)
+        alone = methods.count((method, part)) == 1 or not begin
+        shown = method + part if alone else begin + part * (len(names) > 1)
+        found.append(shown if shown not in found else f"{shown}, {names[0]}")
+    return found
 
 
 def seed_results(

@@ -100,29 +100,41 @@ def welch(*samples: Sequence[float]) -> float:
     return STUDENT[min(int(freedom + 1e-9), len(STUDENT)) - 1] * math.sqrt(total)
 
 
-def versus_markdown(found: Sequence[Versus], groups: Mapping[str, Sequence[str]]) -> str:
-    """A page with a table for each number of steps, a row for every two."""
-    lines = ["# Each against each, over all prompts", ""]
-    metrics = list(dict.fromkeys(each.metric for each in found))
+def versus_grids(found: Sequence[Versus]) -> dict[int, Grid]:
+    """Number of steps -> the table with a row for every two, metrics across."""
+    metrics, grids = list(dict.fromkeys(each.metric for each in found)), {}
     for steps in dict.fromkeys(each.steps for each in found):
-        here = [each for each in found if each.steps == steps]
-        pairs = dict.fromkeys(frozenset((each.one, each.other)) for each in here)
+        pairs: dict[frozenset[str], dict[str, Versus]] = {}
+        for each in found:
+            if each.steps == steps:
+                pairs.setdefault(frozenset((each.one, each.other)), {})[each.metric] = each
         rows = []
-        for pair in pairs:
-            by_metric = {each.metric: each for each in here if {each.one, each.other} == pair}
-            first = next(iter(by_metric.values()))
-            signs = {m: 1 if each.one == first.one else -1 for m, each in by_metric.items()}
+        for by_metric in pairs.values():
+            first = next(iter(by_metric.values()))  # all differences of a row go the way of its first
+            signs = {metric: 1 if each.one == first.one else -1 for metric, each in by_metric.items()}
             cells = [_cell(by_metric[m], signs[m]) if m in by_metric else Cell("–") for m in metrics]
             rows.append([Cell(first.one), Cell(first.other), *cells])
-        lines += [f"## {steps} DDIM steps", "", Grid(["", "less", *map(title_of, metrics)], rows, 2).markdown(), ""]
+        grids[steps] = Grid(["Of", "less", *map(title_of, metrics)], rows, 2)
+    return grids
+
+
+def versus_legend(groups: Mapping[str, Sequence[str]]) -> str:
+    """How to read the tables."""
     seeds = any(len(names) > 1 for names in groups.values())
-    lines.append(
+    return (
         "A row's first model less its second: difference [95 % interval of a bootstrap over prompts, paired by prompt "
         "and noise]"
         + (" ± half of Welch's 95 % interval over seeds. Bold: beyond both." if seeds else ". Bold: beyond chance.")
-        + " Every difference is judged by itself, without a correction for their number.\n"
+        + " Every difference is judged by itself, without a correction for their number."
     )
-    return "\n".join(lines)
+
+
+def versus_markdown(found: Sequence[Versus], groups: Mapping[str, Sequence[str]]) -> str:
+    """A page with a table for each number of steps."""
+    lines = ["# Each against each, over all prompts", ""]
+    for steps, grid in versus_grids(found).items():
+        lines += [f"## {steps} DDIM steps", "", grid.markdown(), ""]
+    return "\n".join([*lines, versus_legend(groups), ""])
 
 
 def _cell(each: Versus, sign: int) -> Cell:

@@ -1,6 +1,7 @@
 """Which cases are pictured: fixed ones, chosen before anyone looked, and the extremes on both sides."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -34,9 +35,10 @@ class Choice:
         return fixed | set(self.worst) | set(self.moving)
 
 
-def choose(evidence: Evidence, moving: int) -> Choice:
-    """Picks the cases; ``moving`` of them, half from either end, become files."""
-    pairs = [(evidence.gain(m.name, case, evidence.judge), case, m) for case in evidence.cases for m in evidence.tuned]
+def choose(evidence: Evidence, moving: int, pictured: Sequence[Model]) -> Choice:
+    """Picks the cases; ``moving`` of them, half from either end, become files. Extremes are those of ``pictured``."""
+    tuned = [model for model in pictured if model != evidence.base]
+    pairs = [(evidence.gain(m.name, case, evidence.judge), case, m) for case in evidence.cases for m in tuned]
     ranked = sorted((pair for pair in pairs if math.isfinite(pair[0])), key=lambda pair: pair[0])
     lowest = list(dict.fromkeys(case for gain, case, _ in ranked if gain < 0))
     highest = list(dict.fromkeys(case for gain, case, _ in reversed(ranked) if gain > 0))
@@ -51,12 +53,12 @@ def choose(evidence: Evidence, moving: int) -> Choice:
         name: [Case(name, first, index, 0) for index in range(min(_FIXED, len(prompts)))]
         for name, prompts in evidence.sets.items()
     }
-    return Choice(fixed, lowest[:_WORST], chosen, featured, _evolutions(evidence))
+    return Choice(fixed, lowest[:_WORST], chosen, featured, _evolutions(evidence.base, tuned))
 
 
-def _evolutions(evidence: Evidence) -> list[dict[int, Model]]:
+def _evolutions(base: Model, tuned: Sequence[Model]) -> list[dict[int, Model]]:
     found: dict[tuple[str, float], dict[int, Model]] = {}
-    for model in evidence.tuned:
+    for model in tuned:
         if model.path and model.step is not None:
-            found.setdefault((model.path, model.scale), {0: evidence.base})[int(model.step)] = model
+            found.setdefault((model.path, model.scale), {0: base})[int(model.step)] = model
     return [line for line in found.values() if len(line) > 2]

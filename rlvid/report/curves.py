@@ -2,8 +2,9 @@
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -35,7 +36,7 @@ class Theme:
 LIGHT = Theme("#ffffff", INK, SOFT, RULE, False)
 DARK = Theme("#1b1e23", "#e8e8e6", "#a8acb3", "#3c4149", True)
 Drawing = dict[str, bytes]
-"""``light`` and ``dark``: the same drawing as SVG."""
+"""``light`` and ``dark``: the same drawing as SVG; ``png``: the light one, to pass on."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,10 @@ def _smooth(values: np.ndarray) -> np.ndarray:
     return np.convolve(values, weights)[reach : reach + len(values)] / there
 
 
-def pareto(evidence: Evidence, looks: dict[str, Look], steps: int) -> Drawing | None:
+def pareto(evidence: Evidence, looks: Mapping[str, Look], called: Mapping[str, str], steps: int) -> Drawing | None:
     """Temporal consistency and motion against the held-out reward: a panel a prompt set, a point a model.
+
+    ``called`` says by a model's name what the legend calls it; several may share an entry, and then a look.
 
     Bars are 95 % intervals of the means. The thin line joins models that no other exceeds in both. None where there
     is nothing to draw.
@@ -123,20 +126,21 @@ def pareto(evidence: Evidence, looks: dict[str, Look], steps: int) -> Drawing | 
         grid = figure.subplots(len(rows), len(sets), squeeze=False, sharex="col")
         for metric, line in zip(rows, grid, strict=True):
             for name, axes in zip(sets, line, strict=True):
-                _points(axes, evidence, looks, name, steps, metric, theme)
+                _points(axes, evidence, looks, called, name, steps, metric, theme)
                 axes.set_title(shown_set(name).capitalize() if metric == rows[0] else "", loc="left", fontweight="bold")
                 axes.set_xlabel(title(evidence.judge) if metric == rows[-1] else "")
                 axes.set_ylabel(title(metric) if name == sets[0] else "")
                 _plain(axes, theme, axis="both")
-        _legend(figure, len(evidence.models))
+        _legend(figure, len(set(called.values())))
         return figure
 
     return _both(draw)
 
 
 def _points(
-    axes: Axes, evidence: Evidence, looks: dict[str, Look], name: str, steps: int, metric: str, theme: Theme
-) -> None:
+    axes: Axes, evidence: Evidence, looks: Mapping[str, Look], called: Mapping[str, str], name: str, steps: int,
+    metric: str, theme: Theme,
+) -> None:  # fmt: skip
     found = []
     for model in evidence.models:
         (x, dx, nx), (y, dy, ny) = (mean(evidence, model.name, name, steps, m) for m in (evidence.judge, metric))
@@ -147,7 +151,7 @@ def _points(
         bars = [1.96 * d / math.sqrt(n) if math.isfinite(d) else 0.0 for d, n in ((dx, nx), (dy, ny))]
         axes.errorbar(
             x, y, bars[1], bars[0], color=theme.colour(look), marker=look.marker, markersize=9, linestyle="none",
-            elinewidth=1, alpha=0.95, markeredgecolor=theme.paper, markeredgewidth=0.8, label=model.label,
+            elinewidth=1, alpha=0.95, markeredgecolor=theme.paper, markeredgewidth=0.8, label=called[model.name],
         )  # fmt: skip
     front = sorted(p for p in found if not any(q[0] >= p[0] and q[1] >= p[1] and q != p for q in found))
     axes.plot(*zip(*front, strict=True), color=theme.soft, linewidth=0.9, zorder=0) if len(front) > 1 else None
@@ -185,7 +189,14 @@ def _both(draw: Callable[[Theme], Figure]) -> Drawing:
         inked |= dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), theme.soft)
         with matplotlib.rc_context(inked | {"font.family": "DejaVu Sans", "font.size": 10, "svg.hashsalt": "rlvid",
                                             "text.parse_math": False}):  # fmt: skip
-            data = io.BytesIO()
-            draw(theme).savefig(data, format="svg", metadata={"Date": None, "Creator": "rlvid"})
-        found[name] = data.getvalue()
+            figure = draw(theme)
+            found[name] = _saved(figure, "svg", metadata={"Date": None, "Creator": "rlvid"})
+            if theme is LIGHT:
+                found["png"] = _saved(figure, "png", dpi=150)
     return found
+
+
+def _saved(figure: Figure, kind: str, **options: Any) -> bytes:
+    data = io.BytesIO()
+    figure.savefig(data, format=kind, **options)
+    return data.getvalue()

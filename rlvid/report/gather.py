@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlvid.evaluate.seeds import name_groups, part_of_run
 from rlvid.evaluate.style import LOOKS, Look, looks_of
 from rlvid.report.curves import Group
 from rlvid.report.evidence import Evidence, Model, join, read_evidence
@@ -14,12 +15,28 @@ _NAME = "evaluation.yaml"
 
 @dataclass(frozen=True)
 class Gathered:
-    """What a report is made from; ``notes`` say what is not there."""
+    """What a report is made from.
+
+    ``seeds`` maps a row of the tables over seeds to its models' names; empty where no two differ in seed alone.
+    ``notes`` say what is not there.
+    """
 
     evidence: Evidence
     runs: tuple[Run, ...]
     looks: dict[str, Look]
+    seeds: dict[str, list[str]]
     notes: tuple[str, ...]
+
+    @property
+    def pictured(self) -> list[Model]:
+        """Those that pictures show: of models that differ in seed alone, the first."""
+        further = {name for names in self.seeds.values() for name in names[1:]}
+        return [model for model in self.evidence.models if model.name not in further]
+
+    def called(self, model: str) -> str:
+        """What a drawing's legend calls a model: its row among those over seeds, or its label."""
+        labels = {model.name: model.label for model in self.evidence.models}
+        return next((label for label, names in self.seeds.items() if model in names), labels[model])
 
     def models_of(self, run: Run) -> list[Model]:
         """The evaluated models of a run."""
@@ -30,11 +47,7 @@ class Gathered:
         by_kind: dict[str, list[Run]] = {}
         for run in self.runs:
             by_kind.setdefault(run.kind, []).append(run)
-        methods = [runs[0].config.method.name for runs in by_kind.values()]
-        labels = [
-            method if methods.count(method) == 1 else ", ".join(run.name for run in runs)
-            for method, runs in zip(methods, by_kind.values(), strict=True)
-        ]
+        labels = name_groups([((r[0].config.method.name, ""), [run.name for run in r]) for r in by_kind.values()])
         ends = [[m for run in runs for m in self.models_of(run)][-1:] for runs in by_kind.values()]
         looks = [self.looks[models[0].name] if models else None for models in ends]
         spare = [look for look in LOOKS if look not in self.looks.values()]
@@ -90,10 +103,40 @@ def gather(targets: Sequence[str | Path]) -> Gathered:
             )
             continue
         runs[place] = read_run(place)
-    looks = looks_of([m.name for m in evidence.models], evidence.base.name)
-    if len(evidence.models) > len(set(looks.values())):
+    groups = _alike(evidence, runs)
+    by_group = looks_of([evidence.base.name, *groups], evidence.base.name)
+    if len(by_group) > len(set(by_group.values())):
         notes.append("There are more models than looks, so some share a marker: tell them apart by name.")
-    return Gathered(evidence, tuple(runs.values()), looks, tuple(dict.fromkeys(notes)))
+    looks = {evidence.base.name: by_group[evidence.base.name]}
+    looks |= {name: by_group[label] for label, names in groups.items() for name in names}
+    seeds = groups if any(len(names) > 1 for names in groups.values()) else {}
+    return Gathered(evidence, tuple(runs.values()), looks, seeds, tuple(dict.fromkeys(notes)))
+
+
+def _alike(evidence: Evidence, runs: dict[Path, Run]) -> dict[str, list[str]]:
+    """Label -> the models that differ in seed alone, at one step and scale."""
+    groups: dict[tuple[object, ...], list[Model]] = {}
+    for model in evidence.tuned:
+        run = runs.get(_place(model.path, evidence)) if model.path else None
+        key: tuple[object, ...] = (model.name,)
+        if run is not None:
+            at = "end" if model.kind == "run" and run.config.train.max_seconds else model.step
+            key = (run.kind, at, model.scale)
+            known = {runs[_place(m.path, evidence)].config.seed for m in groups.get(key, ()) if m.path}
+            key += (model.name,) if run.config.seed in known else ()  # the same run by another name is no other seed
+        groups.setdefault(key, []).append(model)
+    described = []
+    for members in groups.values():
+        first = members[0]
+        run = runs.get(_place(first.path, evidence)) if first.path else None
+        part = part_of_run(first.step if first.kind == "checkpoint" else None, first.scale)
+        method = run.config.method.name + part if run and len(members) > 1 else first.label
+        described.append(((method, ""), [model.label for model in members]))
+    named = name_groups(described)
+    return {
+        name + (f" ({len(members)} seeds)" if len(members) > 1 else ""): [model.name for model in members]
+        for name, members in zip(named, groups.values(), strict=True)
+    }
 
 
 def _place(path: str, evidence: Evidence) -> Path:

@@ -17,6 +17,7 @@ from rlvid.report.choice import Choice
 from rlvid.report.evidence import FEWEST, Case, Evidence
 from rlvid.report.gather import Gathered
 from rlvid.report.runs import Run
+from rlvid.report.seeds import over_seeds
 from rlvid.report.words import Told, gain_text, number, percent, shown_set, table, tell, title
 from rlvid.train.looks import warnings_of
 
@@ -51,14 +52,15 @@ def render(gathered: Gathered, choice: Choice, shown: Shown) -> dict[str, str]:
     page = environment.get_template("index.html.j2").render(
         heading=_heading(evidence), lead=_lead(evidence), evidence=evidence, looks=classes, glyphs=glyphs,
         copies=evidence.copies, width=width, height=height, frames=frames, notes=gathered.notes,
-        told=told_of(gathered), tiles=_tiles(evidence), judge_title=title(evidence.judge).lower(),
+        told=told_of(gathered), pictured={model.name for model in gathered.pictured}, seeds=over_seeds(gathered),
+        rows=gathered.seeds, tiles=_tiles(evidence), judge_title=title(evidence.judge).lower(),
         featured=[(why, by_key[case]) for why, case in choice.featured], cases=cases, metrics=evidence.shown(),
         tables=[(steps, table(evidence, steps)) for steps in evidence.steps], curves=shown.curves,
         paretos=shown.paretos, strips=shown.strips, runs=[_run(gathered, run) for run in gathered.runs],
         facts=_facts(evidence, shown), version=__version__, data=_data(evidence, shown), title=title,
         shown_set=shown_set, fewest=FEWEST,
     )  # fmt: skip
-    card = min(48.0, max(18.0, 9.0 * len(evidence.models)))  # rem
+    card = min(48.0, max(18.0, 9.0 * len(gathered.pictured)))  # rem
     style = environment.get_template("report.css.j2").render(looks=LOOKS, width=width, height=height, card=card)
     return {"index.html": page, "report.css": style, "report.js": _read(environment, "report.js")}
 

@@ -60,14 +60,14 @@ def write_report(
     folder = Path(out) if out is not None else evidence.folders[0] / "report"
     _check_out(folder)
     check_archive(evidence)
-    choice = choose(evidence, moving)
+    choice = choose(evidence, moving, gathered.pictured)
     with _whole(folder) as part:
         for name in ("videos", "pictures", "moving"):
             (part / name).mkdir()
         shown, kept = _sprites(gathered, choice, part, progress)
         _strips(gathered, choice, kept, shown, part)
         for number, case in enumerate(choice.moving):
-            films = {m.label: kept[m.name, case] for m in evidence.models}
+            films = {m.label: kept[m.name, case] for m in gathered.pictured}
             name = f"{number + 1:02d}-{_file(case.set)}-{case.steps}-{case.index + 1:03d}-{case.copy + 1}"
             stem = part / "moving" / name
             made = write_moving(stem, side_by_side(evidence.prompt(case), films), evidence.fps)
@@ -105,8 +105,8 @@ def _strips(gathered: Gathered, choice: Choice, kept: Frames, shown: Shown, part
 
     def strip(name: str, cases: list[Case], heading: str) -> None:
         prompts = [evidence.prompt(case) for case in cases]
-        frames = {m.label: [_tensor(kept[m.name, case]) for case in cases] for m in evidence.models}
-        values = {m.label: [evidence.scores[m.name, case][judge] for case in cases] for m in evidence.models}
+        frames = {m.label: [_tensor(kept[m.name, case]) for case in cases] for m in gathered.pictured}
+        values = {m.label: [evidence.scores[m.name, case][judge] for case in cases] for m in gathered.pictured}
         comparison(part / "pictures" / name, prompts, frames, values, value_name=title(judge).lower())
         told = f"Frames of {', '.join(frames)} for the prompts: {'; '.join(prompts)}."
         shown.strips.append((name, heading, told))
@@ -138,16 +138,18 @@ def _drawings(gathered: Gathered, shown: Shown, part: Path) -> None:
         if made is not None:
             (part / "pictures" / f"{name}.svg").write_bytes(made["light"])
             (part / "pictures" / f"{name}-dark.svg").write_bytes(made["dark"])
+            (part / "pictures" / f"{name}.png").write_bytes(made["png"])
             where.append((name, heading, told))
 
     names = ", ".join(group.label for group in groups)
+    called = {model.name: gathered.called(model.name) for model in evidence.models}
     for across in ("steps", "seconds") if groups else ():
         told = f"Trained and held-out reward of {names} against {across} of training."
         keep(shown.curves, f"rewards-{across}", f"Rewards against {across}", told, reward_curves(groups, across))
     for steps in evidence.steps:
         told = f"Each model's {title(evidence.judge).lower()} against temporal consistency and motion, D = {steps}; the numbers are in the tables."  # noqa: E501
         heading = f"What the gain costs, D = {steps}"
-        keep(shown.paretos, f"pareto-{steps}", heading, told, pareto(evidence, gathered.looks, steps))
+        keep(shown.paretos, f"pareto-{steps}", heading, told, pareto(evidence, gathered.looks, called, steps))
 
 
 def _tensor(frames: np.ndarray) -> torch.Tensor:

@@ -25,7 +25,7 @@ from rlvid.evaluate.plan import check_distinct
 from rlvid.evaluate.results import evaluation_folder, prompts_of
 from rlvid.evaluate.rows import METRICS, bootstrap_means, compare
 from rlvid.evaluate.run import TunedModel
-from rlvid.evaluate.seeds import group_seeds, seed_results, write_seeds
+from rlvid.evaluate.seeds import group_seeds, name_groups, seed_results, write_seeds
 from rlvid.evaluate.tables import write_results
 
 
@@ -211,6 +211,25 @@ def test_foreign_text_is_text_in_latex_and_markdown() -> None:
     assert grid.markdown().splitlines()[2] == r"| &lt;b>x&lt;/b> \| y | **1** |"
 
 
+def test_groups_are_called_by_their_method_or_by_what_their_names_share() -> None:
+    iv, draft = ("instructvideo", ""), ("draft", "@40")
+    assert name_groups([(iv, ["x0", "x1"]), (draft, ["d"])]) == ["instructvideo", "draft@40"]
+    twice = [(iv, ["iv-seed0", "iv-seed1"]), (iv, ["iv-d50-seed0", "iv-d50-seed1"]), (iv, ["lone"])]
+    assert name_groups(twice) == ["iv", "iv-d50", "lone"]
+    assert name_groups([(iv, ["0", "1"]), (iv, ["2", "3"])]) == ["instructvideo", "instructvideo, 2"]
+
+
+def test_ends_of_runs_of_a_budget_in_seconds_are_one_group(tmp_path: Path) -> None:
+    run, _ = save_run(tmp_path)
+    runs = [another(run, name, seed=seed, train={"max_seconds": 9.0}) for seed, name in enumerate(("one", "two"))]
+    (runs[1] / "step-000003").rename(runs[1] / "step-000004")
+    models = find_compared(list(map(str, runs)))
+    assert [model.step for model in models] == [None, 3, 4]
+    assert list(group_seeds(models).values()) == [["one", "two"]]
+    with pytest.raises(ValueError, match="no two of the runs differ in their seed alone"):
+        group_seeds(find_compared([f"a={runs[0]}@3", f"b={runs[1]}@4"]))
+
+
 def test_runs_that_differ_in_their_seed_alone_are_one_group(tmp_path: Path) -> None:
     run, _ = save_run(tmp_path)
     runs = [
@@ -226,6 +245,8 @@ def test_runs_that_differ_in_their_seed_alone_are_one_group(tmp_path: Path) -> N
         group_seeds(models[:2])
     with pytest.raises(ValueError, match="run, again have one seed"):
         group_seeds(find_compared([str(run), str(runs[1]), f"again={run}@3"]))
+    by_step = find_compared([f"a{n}={each}@3" for n, each in enumerate(runs[:2])])
+    assert group_seeds(by_step) == {"instructvideo@3 (2 seeds)": ["a0", "a1"]}
     levels = {"base": 0.0, "run": 0.1, "run1": 0.2, "run2": 0.3, "ddpo": 0.0}
     rows = [row(model, index=i, reward=0.5 * i + level * (1 + i)) for model, level in levels.items() for i in range(2)]
     found = {r.group: r for r in seed_results(rows, groups, "base") if r.metric == "reward"}

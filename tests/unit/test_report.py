@@ -30,6 +30,7 @@ from rlvid.report.gather import gather
 from rlvid.report.page import told_of
 from rlvid.report.report import write_report
 from rlvid.report.runs import read_run
+from rlvid.report.seeds import over_seeds
 from rlvid.report.videos import sprite
 from rlvid.report.words import number, table, tell
 from rlvid.train.metrics import TensorBoard
@@ -108,7 +109,7 @@ def test_large_frames_become_webp_and_stay_close() -> None:
 def test_extremes_are_the_extremes(evaluation: Path) -> None:
     evidence = read_evidence(evaluation)
     gains = {case: evidence.gain("toy", case, "held_out") for case in evidence.cases}
-    choice = choose(evidence, 4)
+    choice = choose(evidence, 4, evidence.models)
     assert gains[choice.featured[0][1]] == max(gains.values())
     assert gains[choice.featured[1][1]] == min(gains.values())
     assert sorted(gains[c] for c in choice.moving) == pytest.approx([-0.05, -0.05, 0.1, 0.1])
@@ -237,6 +238,44 @@ def test_runs_bring_curves_costs_config_card_and_evolution(tmp_path: Path) -> No
     assert drawn is not None
     assert drawn["light"] != drawn["dark"]
     assert b"<svg" in drawn["light"]
+    with Image.open(io.BytesIO(drawn["png"])) as image:
+        assert image.width > 1200
+
+
+def several_seeds(tmp_path: Path) -> Path:
+    """An evaluation of two seeds of one method and of another method."""
+    first, _ = save_run(tmp_path / "home")
+    models = [{"name": "base", "label": "base", "kind": "base", "path": None, "step": None, "scale": 0.0}]
+    for name, changes in (("iv-seed0", {}), ("iv-seed1", {"seed": 1}), ("other", {"method": {"name": "draft"}})):
+        run = tmp_path / name
+        shutil.copytree(first, run)
+        config = yaml.safe_load((first / "config.yaml").read_text()) | {"name": name} | changes
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+        models.append({"name": name, "label": name, "kind": "run", "path": str(run), "step": 3, "scale": 1.0})
+    return write_evaluation(tmp_path / "ev", models)
+
+
+def test_models_that_differ_in_seed_alone_are_a_row_of_tables_and_have_one_look(tmp_path: Path) -> None:
+    folder = several_seeds(tmp_path)
+    gathered = gather([folder])
+    assert gathered.seeds == {"instructvideo (2 seeds)": ["iv-seed0", "iv-seed1"], "other": ["other"]}
+    assert gathered.looks["iv-seed0"] == gathered.looks["iv-seed1"]
+    assert len(set(gathered.looks.values())) == 3
+    assert [model.name for model in gathered.pictured] == ["base", "iv-seed0", "other"]
+    assert gathered.called("iv-seed1") == "instructvideo (2 seeds)"
+    made = write_report([folder], moving=2)
+    page = Page(made.folder / "index.html")
+    for words in ("Each against each, D = 50", "a bootstrap over prompts, paired", "Welch's", "Each of the 3 runs"):
+        assert words in page.text, words
+    first = over_seeds(gathered)[0].grid.rows[1]
+    assert first[0].text == "instructvideo (2 seeds)"
+    gains = [score(model, index, 0, case) for model in (1, 2) for case, index in enumerate(range(3))]
+    assert first[1].text == f"{np.mean(gains):.3f} ± {np.std(gains, ddof=1):.3f}"
+    again = yaml.safe_load((folder / "evaluation.yaml").read_text())
+    again["models"][2]["path"] = again["models"][1]["path"]  # one run under two names: no second seed
+    (folder / "evaluation.yaml").write_text(yaml.safe_dump(again))
+    assert gather([folder]).seeds == {}
+    assert over_seeds(gather([folder])) == []
 
 
 def test_runs_that_differ_in_more_than_the_seed_have_looks_of_their_own_and_other_rewards_are_told(

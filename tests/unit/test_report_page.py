@@ -129,6 +129,27 @@ def test_it_sorts_by_gain_and_loss_of_any_metric(opened: Any) -> None:
     assert shown(page) == list(range(10))
 
 
+def test_boxes_choose_whose_videos_are_on_show(browser: Any, tmp_path: Path) -> None:
+    models = [
+        {"name": name, "label": name, "kind": "run" if place else "base", "path": None, "step": None, "scale": 1.0}
+        for place, name in enumerate(("base", "a", "b", "c"))
+    ]
+    made = write_report([write_evaluation(tmp_path / "ev", models)], moving=0)
+    page = browser.new_page()
+    page.goto((made.folder / "index.html").as_uri())
+    names = f"{FIRST} figcaption .name"
+    assert page.locator(f"{names} >> visible=true").count() == 4
+    page.get_by_role("group", name="Show").get_by_label("b").uncheck()
+    assert [text.split()[-1] for text in page.locator(f"{names} >> visible=true").all_inner_texts()] == [
+        "base",
+        "a",
+        "c",
+    ]
+    page.get_by_role("group", name="Show").get_by_label("b").check()
+    assert page.locator(f"{names} >> visible=true").count() == 4
+    page.close()
+
+
 def test_it_can_be_read_by_keyboard_and_screen_reader(opened: Any) -> None:
     page = opened()
     page.keyboard.press("Tab")

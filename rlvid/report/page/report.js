@@ -152,6 +152,16 @@
     $("status").textContent = `${shown} of ${listed.length} cases${by}`;
     $("none").hidden = shown > 0;
   }
+  const boxes = $("models") ? [...$("models").querySelectorAll("input")] : [];
+  function choose() { // which models' videos are on show
+    const shown = new Set(boxes.filter((box) => box.checked).map((box) => box.value));
+    for (const figure of document.querySelectorAll("figure[data-model]")) figure.hidden = !shown.has(figure.dataset.model);
+  }
+  if (boxes.length) {
+    $("models").hidden = false;
+    $("models").addEventListener("change", choose);
+    choose(); // browsers keep a choice over a reload
+  }
   form.addEventListener("input", apply);
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("reset", () => setTimeout(apply));
