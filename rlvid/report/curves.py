@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from rlvid.evaluate.style import INK, RULE, SOFT, Look
 from rlvid.report.evidence import Evidence
+from rlvid.report.gather import Gathered, Group
 from rlvid.report.runs import REWARDS, Run
 from rlvid.report.words import mean, shown_set, title
 
@@ -39,13 +40,7 @@ Drawing = dict[str, bytes]
 """``light`` and ``dark``: the same drawing as SVG; ``png``: the light one, to pass on."""
 
 
-@dataclass(frozen=True)
-class Group:
-    """Runs that differ in seed alone, drawn as one line; with several, a band from the lowest to the highest."""
-
-    label: str
-    runs: tuple[Run, ...]
-    look: Look
+_ACROSS = {"steps": "optimiser step", "seconds": "seconds of training"}
 
 
 def reward_curves(groups: Sequence[Group], across: str) -> Drawing | None:
@@ -65,7 +60,7 @@ def reward_curves(groups: Sequence[Group], across: str) -> Drawing | None:
             for group in groups:
                 _curve(axes, group, tag, across, theme)
             axes.set_title(REWARDS[tag].capitalize(), loc="left", fontweight="bold")
-            axes.set_xlabel("optimiser step" if across == "steps" else "seconds of training")
+            axes.set_xlabel(_ACROSS[across])
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             _plain(axes, theme, axis="y")
         _legend(figure, len(groups))
@@ -80,17 +75,21 @@ def _curve(axes: Axes, group: Group, tag: str, across: str, theme: Theme) -> Non
         place = {s: float(s) for s in run.scalars.get(tag, {})} if across == "steps" else run.clock
         steps = [s for s, v in sorted(run.scalars.get(tag, {}).items()) if math.isfinite(v) and s in place]
         if steps:
-            values = np.array([run.scalars[tag][s] for s in steps])
-            lines.append((np.array([place[s] for s in steps]), values, _smooth(values)))
+            lines.append((np.array([place[s] for s in steps]), np.array([run.scalars[tag][s] for s in steps])))
+    for x, raw in lines if len(lines) == 1 else []:
+        axes.plot(x, raw, color=theme.colour(group.look), linewidth=0.7, alpha=0.3)
+    _band(axes, [(x, _smooth(values)) for x, values in lines], group, theme)
+
+
+def _band(axes: Axes, lines: Sequence[tuple[np.ndarray, np.ndarray]], group: Group, theme: Theme) -> None:
+    """The mean of the lines where all of them are, and of several a band from the lowest to the highest."""
     if not lines:
         return
     colour, look = theme.colour(group.look), group.look
-    for x, raw, _ in lines if len(lines) == 1 else []:
-        axes.plot(x, raw, color=colour, linewidth=0.7, alpha=0.3)
-    low, high = max(x[0] for x, _, _ in lines), min(x[-1] for x, _, _ in lines)
-    grid = np.unique(np.concatenate([x for x, _, _ in lines]))
+    low, high = max(x[0] for x, _ in lines), min(x[-1] for x, _ in lines)
+    grid = np.unique(np.concatenate([x for x, _ in lines]))
     grid = grid[(grid >= low) & (grid <= high)] if high >= low else grid
-    each = np.stack([np.interp(grid, x, smooth) for x, _, smooth in lines])
+    each = np.stack([np.interp(grid, x, values) for x, values in lines])
     label = group.label + (f" ({len(lines)} seeds)" if len(lines) > 1 else "")
     if len(lines) > 1:
         axes.fill_between(grid, each.min(0), each.max(0), color=colour, alpha=0.16, linewidth=0)
@@ -98,6 +97,49 @@ def _curve(axes: Axes, group: Group, tag: str, across: str, theme: Theme) -> Non
         grid, each.mean(0), color=colour, linestyle=look.dash, linewidth=2, label=label, marker=look.marker,
         markersize=6, markevery=max(1, len(grid) // 8),
     )  # fmt: skip
+
+
+def along_runs(gathered: Gathered, steps: int, across: str) -> Drawing | None:
+    """The evaluation of checkpoints along their runs: rewards of each prompt set; None where no run has two.
+
+    Args:
+        gathered: the models; those with a part of what was learned are left out.
+        steps: D of the evaluation.
+        across: ``steps``, or ``seconds`` of training.
+    """
+    evidence = gathered.evidence
+    groups = [group for group in gathered.groups() if any(len(gathered.line(run)) > 1 for run in group.runs)]
+    metrics = [metric for metric in ("reward", "held_out") if metric in evidence.shown()]
+    if not groups or not metrics:
+        return None
+
+    def line(run: Run, name: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
+        points = [(0.0, mean(evidence, evidence.base.name, name, steps, metric)[0])]
+        for step, model in gathered.line(run).items():
+            x = float(step) if across == "steps" else run.clock.get(step - 1, math.nan)
+            points.append((x, mean(evidence, model.name, name, steps, metric)[0]))
+        kept = [point for point in points if all(map(math.isfinite, point))]
+        return np.array([x for x, _ in kept]), np.array([y for _, y in kept])
+
+    def draw(theme: Theme) -> Figure:
+        sets = list(evidence.sets)
+        figure = _figure(theme, max(5.5, 3.7 * len(sets)), 0.7 + 3.1 * len(metrics))
+        grid = figure.subplots(len(metrics), len(sets), squeeze=False, sharex=True)
+        for metric, row in zip(metrics, grid, strict=True):
+            for name, axes in zip(sets, row, strict=True):
+                for group in groups:
+                    lines = [line(run, name, metric) for run in group.runs if len(gathered.line(run)) > 1]
+                    _band(axes, [each for each in lines if len(each[0])], group, theme)
+                axes.set_title(
+                    shown_set(name).capitalize() if metric == metrics[0] else "", loc="left", fontweight="bold"
+                )  # noqa: E501
+                axes.set_xlabel(_ACROSS[across] if metric == metrics[-1] else "")
+                axes.set_ylabel(title(metric) if name == sets[0] else "")
+                _plain(axes, theme, axis="both")
+        _legend(figure, len(groups))
+        return figure
+
+    return _both(draw)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

@@ -6,11 +6,19 @@ from pathlib import Path
 
 from rlvid.evaluate.seeds import name_groups, part_of_run
 from rlvid.evaluate.style import LOOKS, Look, looks_of
-from rlvid.report.curves import Group
 from rlvid.report.evidence import Evidence, Model, join, read_evidence
 from rlvid.report.runs import Run, read_run
 
 _NAME = "evaluation.yaml"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in seed alone, drawn as one line; with several, a band from the lowest to the highest."""
+
+    label: str
+    runs: tuple[Run, ...]
+    look: Look
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,11 @@ class Gathered:
     def models_of(self, run: Run) -> list[Model]:
         """The evaluated models of a run."""
         return [m for m in self.evidence.tuned if m.path and _place(m.path, self.evidence) == run.folder.resolve()]
+
+    def line(self, run: Run) -> dict[int, Model]:
+        """Step -> the run's model there, of those with all that was learned."""
+        found = {model.step: model for model in self.models_of(run) if model.step is not None and model.scale == 1}
+        return dict(sorted(found.items()))
 
     def groups(self) -> list[Group]:
         """The runs as they are drawn: those that differ in seed alone together, in their models' looks."""

@@ -32,6 +32,7 @@ class Shown:
     files: dict[Case, list[str]] = field(default_factory=dict)
     strips: list[tuple[str, str, str]] = field(default_factory=list)
     curves: list[tuple[str, str, str]] = field(default_factory=list)
+    along: list[tuple[str, str, str]] = field(default_factory=list)
     paretos: list[tuple[str, str, str]] = field(default_factory=list)
     columns: int = 1
     shape: tuple[int, ...] = (1, 1, 1, 3)
@@ -56,7 +57,8 @@ def render(gathered: Gathered, choice: Choice, shown: Shown) -> dict[str, str]:
         rows=gathered.seeds, tiles=_tiles(evidence), judge_title=title(evidence.judge).lower(),
         featured=[(why, by_key[case]) for why, case in choice.featured], cases=cases, metrics=evidence.shown(),
         tables=[(steps, table(evidence, steps)) for steps in evidence.steps], curves=shown.curves,
-        paretos=shown.paretos, strips=shown.strips, runs=[_run(gathered, run) for run in gathered.runs],
+        along=shown.along, paretos=shown.paretos,
+        strips=shown.strips, runs=[_run(gathered, run) for run in gathered.runs],
         facts=_facts(evidence, shown), version=__version__, data=_data(evidence, shown), title=title,
         shown_set=shown_set, fewest=FEWEST,
     )  # fmt: skip

@@ -13,7 +13,7 @@ import torch
 from rlvid.evaluate.pictures import evolution
 from rlvid.evaluate.strips import comparison, side_by_side, write_moving
 from rlvid.report.choice import Choice, choose
-from rlvid.report.curves import Drawing, pareto, reward_curves
+from rlvid.report.curves import Drawing, along_runs, pareto, reward_curves
 from rlvid.report.evidence import Case
 from rlvid.report.gather import Gathered, gather
 from rlvid.report.page import Shown, render
@@ -145,7 +145,13 @@ def _drawings(gathered: Gathered, shown: Shown, part: Path) -> None:
     called = {model.name: gathered.called(model.name) for model in evidence.models}
     for across in ("steps", "seconds") if groups else ():
         told = f"Trained and held-out reward of {names} against {across} of training."
-        keep(shown.curves, f"rewards-{across}", f"Rewards against {across}", told, reward_curves(groups, across))
+        heading = f"Rewards in training against {across}"
+        keep(shown.curves, f"rewards-{across}", heading, told, reward_curves(groups, across))
+    for steps in evidence.steps if groups else ():
+        for across in ("steps", "seconds"):
+            told = f"Rewards of the evaluated checkpoints of {names} against {across} of training; the numbers are in the tables."  # noqa: E501
+            heading = f"Evaluation along the runs against {across}, D = {steps}"
+            keep(shown.along, f"along-{across}-{steps}", heading, told, along_runs(gathered, steps, across))
     for steps in evidence.steps:
         told = f"Each model's {title(evidence.judge).lower()} against temporal consistency and motion, D = {steps}; the numbers are in the tables."  # noqa: E501
         heading = f"What the gain costs, D = {steps}"

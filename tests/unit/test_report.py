@@ -24,9 +24,9 @@ from rlvid.cli import main
 from rlvid.evaluate.strips import side_by_side
 from rlvid.report import report as writing
 from rlvid.report.choice import choose
-from rlvid.report.curves import Group, reward_curves
+from rlvid.report.curves import along_runs, reward_curves
 from rlvid.report.evidence import Case, join, read_evidence
-from rlvid.report.gather import gather
+from rlvid.report.gather import Group, gather
 from rlvid.report.page import told_of
 from rlvid.report.report import write_report
 from rlvid.report.runs import read_run
@@ -216,6 +216,7 @@ def test_runs_bring_curves_costs_config_card_and_evolution(tmp_path: Path) -> No
         for s in (20, 40)
     ]
     folder = write_evaluation(tmp_path / "ev", models)
+    write_evaluation(tmp_path / "alone", models[:2])
     made = write_report([folder, folders[1]], tmp_path / "out", moving=0)
     assert made.notes == ()
     page = Page(made.folder / "index.html")
@@ -232,6 +233,13 @@ def test_runs_bring_curves_costs_config_card_and_evolution(tmp_path: Path) -> No
                                ("everything else", pytest.approx(0.4), pytest.approx(0.2))]  # fmt: skip
     assert runs[0].clock[39] == pytest.approx(80)
     assert runs[0].kind == runs[1].kind
+    assert (made.folder / "pictures" / "along-seconds-50.png").is_file()
+    gathered = gather([folder])
+    assert {step: model.name for step, model in gathered.line(runs[0]).items()} == {20: "s20", 40: "s40"}
+    drawn = along_runs(gathered, 20, "steps")
+    assert drawn is not None
+    assert b"<svg" in drawn["dark"]
+    assert along_runs(gather([tmp_path / "alone"]), 20, "steps") is None  # one checkpoint is no line
     (group,) = gather([folder, *folders]).groups()
     assert {run.name for run in group.runs} == {"one", "two"}
     drawn = reward_curves([Group("both", group.runs, group.look)], "seconds")
