@@ -1,6 +1,7 @@
 """How metrics stand in tables: their headings, which of them are shown, as what text, and which cell is the best."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rlvid.evaluate.rows import EXTRA, Summary
@@ -38,6 +39,15 @@ COLUMNS = (
     Column("oracle_sharpness", "Sharpness", "sharp."),
     Column("oracle_score", "Oracle score", "oracle"),
 )
+
+
+MAIN = ("reward", "held_out", "clipsim", "consistency", "motion", "diversity", "oracle_score")
+"""What tables over seeds and of every two models show, beside further rewards."""
+
+
+def main_metrics(metrics: Iterable[str]) -> list[str]:
+    """Those of ``metrics`` that are in ``MAIN`` or further rewards."""
+    return [metric for metric in metrics if metric in MAIN or metric.startswith(EXTRA)]
 
 
 def shown_columns(summaries: list[Summary]) -> list[Column]:

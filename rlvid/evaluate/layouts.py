@@ -20,7 +20,7 @@ from pathlib import Path
 
 from rlvid.evaluate import write_whole
 from rlvid.evaluate.columns import COLUMNS, gain_text, set_title, title_of
-from rlvid.evaluate.grid import Cell, Grid, latex_page
+from rlvid.evaluate.grid import Cell, Grid, latex_page, markdown_text
 from rlvid.evaluate.rows import Row, Summary, summarise
 from rlvid.evaluate.seeds import SeedResult, seed_results
 
@@ -48,7 +48,10 @@ LAYOUTS = {
         "Reward, CLIPSIM, temporal consistency and motion over all prompts, for each number of DDIM steps D.",
     ),
 }  # fmt: skip
-GAINED = "Difference to the base and its 95 % interval by a bootstrap over prompts, paired by prompt and noise."
+GAINED = (
+    "Difference to the base and its 95 % interval by a bootstrap over prompts, paired by prompt and noise, for these "
+    "seeds."
+)
 """What stands below a table of differences."""
 _RANKED = {column.metric for column in COLUMNS if column.ranked}
 
@@ -119,16 +122,25 @@ class Filled:
         return gain_text(gain.difference, gain.low, gain.high) if gain else "–"
 
     def _heads(self) -> list[str]:
-        if len(self.layout.metrics) == 1:
+        if not self.layout.pooled:
             return [f"D = {steps}" for _, steps, _ in self.places]
         return [title_of(metric) for *_, metric in self.places]
 
     def _groups(self) -> list[tuple[str, int]]:
         sets, steps = (list(dict.fromkeys(place[i] for place in self.places)) for i in (0, 1))
-        if len(self.layout.metrics) == 1:
+        if not self.layout.pooled:
             return [(set_title(str(name)), len(steps)) for name in sets]
-        width = len(self.layout.metrics)
+        width = len(self.places) // max(1, len(sets) * len(steps))
         return [(f"{set_title(str(name))}, D = {each}", width) for name in sets for each in steps]
+
+    def notes(self, groups: Mapping[str, Sequence[str]]) -> list[str]:
+        """What a row of several seeds lacks: seeds without a finite score."""
+        return [
+            f"{row}: {title_of(place[2])}, {set_title(place[0])}, D = {place[1]}: {gain.seeds} of {len(groups[row])} "
+            "seeds have a finite score"
+            for (row, place), gain in self.gains.items()
+            if row in groups and gain.seeds < len(groups[row])
+        ]
 
     def csv(self) -> str:
         """The same numbers unrounded: a line a row; empty where there is none."""
@@ -165,10 +177,11 @@ def fill(name: str, rows: Sequence[Row], base: str, groups: Mapping[str, Sequenc
     called = {base: base} | {model: group for group, names in shown.items() for model in names}
     summaries = summarise([replace(row, model=called[row.model]) for row in here])
     sets, steps = (list(dict.fromkeys(getattr(row, key) for row in here)) for key in ("set", "steps"))
+    metrics = [m for m in layout.metrics if any(s.used[m] for s in summaries)]
     return Filled(
         layout,
         (base, *shown),
-        tuple((s, d, metric) for s in sets for d in steps for metric in layout.metrics),
+        tuple((s, d, metric) for s in sets for d in steps for metric in metrics),
         {(s.model, s.set, s.steps): s for s in summaries},
         {(r.group, (r.set, r.steps, r.metric)): r for r in seed_results(here, shown, base, layout.metrics)},
     )
@@ -182,10 +195,10 @@ def write_layouts(
     for name, layout in LAYOUTS.items():
         filled = fill(name, rows, base, groups)
         grids = {layout.caption: filled.grid(), GAINED: filled.gain_grid()}
+        below = ["The best of a column is bold" + ("; a row has the videos of all seeds." if seeds else ".")]
+        below += [f"- {markdown_text(note)}" for note in filled.notes(groups or {})]
         contents = {
-            "md": "\n\n".join(f"{grid.markdown()}\n\n{caption}" for caption, grid in grids.items())
-            + "\n\nThe best of a column is bold"
-            + ("; a row has the videos of all seeds.\n" if seeds else ".\n"),
+            "md": "\n\n".join([*(f"{grid.markdown()}\n\n{caption}" for caption, grid in grids.items()), *below]) + "\n",
             "csv": filled.csv(),
             "tex": latex_page([grid.latex(caption) for caption, grid in grids.items()]),
         }

@@ -7,6 +7,8 @@ import numpy as np
 
 EXTRA = "reward_"
 """How the metric of a further reward begins; its name follows."""
+FEWEST = 6
+"""Prompts from which on a gain can be beyond chance: that 5 all go the same way has a probability of 1/16 by chance."""
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
+from rlvid.config import RunConfig
 from rlvid.evaluate import write_whole
-from rlvid.evaluate.columns import gain_text, set_title, title_of
+from rlvid.evaluate.columns import gain_text, main_metrics, set_title, title_of
 from rlvid.evaluate.compared import Compared
 from rlvid.evaluate.comparison import interval
 from rlvid.evaluate.grid import Cell, Grid
 from rlvid.evaluate.rows import Row, bootstrap_means, metrics_of, pair_up
-
-_SHOWN = ("reward", "held_out", "clipsim", "consistency", "motion", "diversity", "oracle_score")
 
 
 @dataclass(frozen=True)
@@ -57,9 +56,8 @@ def group_seeds(models: Sequence[Compared]) -> dict[str, list[str]]:
     """
     groups: dict[str, list[Compared]] = {}
     for model in models[1:]:
-        settings = model.config.model_dump(mode="json", exclude={"name": True, "seed": True, "output": True})
-        at = "end" if model.kind == "run" and model.config.train.max_seconds else model.step
-        groups.setdefault(json.dumps([settings, at, model.scale], sort_keys=True), []).append(model)
+        at = end_or_step(model.config, model.kind == "run", model.step)
+        groups.setdefault(repr((but_for_seed(model.config), at, model.scale)), []).append(model)
     for members in groups.values():
         seeds = [model.config.seed for model in members]
         twice = next((seed for seed in seeds if seeds.count(seed) > 1), None)
@@ -71,16 +69,26 @@ def group_seeds(models: Sequence[Compared]) -> dict[str, list[str]]:
             "--group-seeds: no two of the runs differ in their seed alone (settings, step and scale are compared); "
             "name runs of one description with other seeds, or leave it out"
         )
-    named = name_groups([(_method(members[0]), [model.name for model in members]) for members in groups.values()])
-    return {
-        f"{name} ({len(members)} seed{'s' * (len(members) > 1)})": [model.name for model in members]
-        for name, members in zip(named, groups.values(), strict=True)
-    }
+    alike = [
+        Alike(
+            members[0].config.method.name,
+            part_of_run(members[0].step if members[0].kind == "checkpoint" else None, members[0].scale),
+            [model.name for model in members],
+        )
+        for members in groups.values()
+    ]
+    return {name: list(each.names) for name, each in zip(name_groups(alike, models[0].name), alike, strict=True)}
 
 
-def _method(model: Compared) -> tuple[str, str]:
-    """The method, and which part of the run the model is."""
-    return model.config.method.name, part_of_run(model.step if model.kind == "checkpoint" else None, model.scale)
+def but_for_seed(config: RunConfig) -> str:
+    """The same for runs that differ in seed, name, place and guard alone."""
+    kept = config.model_dump(mode="json", exclude={"name": True, "seed": True, "output": True, "guard": True})
+    return json.dumps(kept, sort_keys=True)
+
+
+def end_or_step(config: RunConfig, end: bool, step: int | None) -> str | int | None:
+    """What two models must share: the step, but ends of runs of a budget in seconds have steps of their own."""
+    return "end" if end and config.train.max_seconds else step
 
 
 def part_of_run(step: int | None, scale: float) -> str:
@@ -88,20 +96,35 @@ def part_of_run(step: int | None, scale: float) -> str:
     return (f"@{step}" if step is not None else "") + (f" × {scale:g}" if scale != 1 else "")
 
 
-_COUNTED = re.compile(r"[-_ .]*(seed|run|s)?[-_ .=]*\d*$", re.IGNORECASE)
+@dataclass(frozen=True)
+class Alike:
+    """Models, or runs, that differ in seed alone: their method, which part of the run they are, and their names."""
+
+    method: str
+    part: str
+    names: Sequence[str]
 
 
-def name_groups(groups: Sequence[tuple[tuple[str, str], Sequence[str]]]) -> list[str]:
-    """What tables call each group of ((method, part of the run), names of its models), all different.
+_COUNTED = re.compile(r"[-_ .=]+((seed|run|s)[-_ .=]*\d*)?$|(?<![a-z])(seed|run)$", re.IGNORECASE)
 
-    The method, where no other group has it; else what its models' names begin with, without a trailing ``seed``.
+
+def name_groups(groups: Sequence[Alike], base: str, *, count: bool = True) -> list[str]:
+    """What tables call each group, all different and none like the base.
+
+    One model is called by its name. Several are called by their method, where no other group has it too, else by what
+    their names begin with, without a trailing ``seed``; and how many they are, unless ``count`` is False.
     """
-    methods, found = [method for method, _ in groups], list[str]()
-    for (method, part), names in groups:
-        begin = _COUNTED.sub("", commonprefix(list(names))) if len(names) > 1 else names[0]  # noqa: RUF071 (no paths)
-        alone = methods.count((method, part)) == 1 or not begin
-        shown = method + part if alone else begin + part * (len(names) > 1)
-        found.append(shown if shown not in found else f"{shown}, {names[0]}")
+    methods, found = [(each.method, each.part) for each in groups], list[str]()
+    for each in groups:
+        shown = each.names[0]
+        if len(each.names) > 1:
+            begin = _COUNTED.sub("", commonprefix(list(each.names)))  # noqa: RUF071 (no paths)
+            alone = methods.count((each.method, each.part)) == 1 or not begin
+            shown = (each.method if alone else begin) + each.part
+            shown += f" ({len(each.names)} seeds)" if count else ""
+        while shown in (base, *found):
+            shown += "'"
+        found.append(shown)
     return found
 
 
@@ -160,7 +183,7 @@ def _gain(seeds: list[tuple[np.ndarray, np.ndarray, np.ndarray]], resamples: int
 def seeds_markdown(results: Sequence[SeedResult]) -> str:
     """A page with a table for each number of steps, differences of the rewards beside the means."""
     lines = ["# Over seeds", ""]
-    metrics = [m for m in dict.fromkeys(r.metric for r in results) if m in _SHOWN or m.startswith("reward_")]
+    metrics = main_metrics(dict.fromkeys(r.metric for r in results))
     found = {(r.group, r.set, r.steps, r.metric): r for r in results}
     for steps in dict.fromkeys(r.steps for r in results):
         places = sorted({(r.set, r.group): None for r in results if r.steps == steps}, key=_order(results))

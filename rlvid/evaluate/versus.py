@@ -17,24 +17,28 @@ from pathlib import Path
 import numpy as np
 
 from rlvid.evaluate import write_whole
-from rlvid.evaluate.columns import gain_text, title_of
+from rlvid.evaluate.columns import gain_text, main_metrics, title_of
 from rlvid.evaluate.comparison import STUDENT
 from rlvid.evaluate.grid import Cell, Grid
-from rlvid.evaluate.rows import EXTRA, Row, bootstrap_means, metrics_of
+from rlvid.evaluate.rows import FEWEST, Row, bootstrap_means, metrics_of
 
-_SHOWN = ("reward", "held_out", "clipsim", "consistency", "motion", "diversity", "oracle_score")
 MOST = 10
 """Rows; of more, every two are too many to read."""
 
 
 @dataclass(frozen=True)
 class Versus:
-    """How much higher ``one`` is than ``other``; NaN where there is no bound: one prompt, or one seed."""
+    """How much higher ``one`` is than ``other``; NaN where there is no bound: one prompt, or one seed.
+
+    ``videos`` counts the noises, of ``prompts`` prompts, from which all models of both rows have a finite score.
+    """
 
     one: str
     other: str
     steps: int
     metric: str
+    videos: int
+    prompts: int
     difference: float
     low: float
     high: float
@@ -42,11 +46,9 @@ class Versus:
 
     @property
     def sure(self) -> bool:
-        """Whether the difference is beyond every bound that there is, and there is one."""
-        bounds = [bound for bound in (self.low, self.high, self.half) if math.isfinite(bound)]
-        by_prompts = not math.isfinite(self.low) or self.low > 0 or self.high < 0
+        """Whether the difference is beyond every bound that there is, over enough prompts."""
         by_seeds = not math.isfinite(self.half) or abs(self.difference) > self.half
-        return bool(bounds) and by_prompts and by_seeds
+        return self.prompts >= FEWEST and (self.low > 0 or self.high < 0) and by_seeds
 
 
 def versus(
@@ -54,37 +56,45 @@ def versus(
 ) -> list[Versus]:
     """Every two rows, for each number of steps and metric; the higher one is ``one``.
 
-    A video counts where all models have a finite score of it.
-
     Args:
         rows: of one prompt set, see ``rlvid.evaluate.layouts.pooled``.
         groups: names of models by the row that they are together.
         base: name of the base model, a row of its own.
         resamples: of the bootstrap.
     """
-    scores: dict[tuple[int, str], dict[tuple[int, int], dict[str, float]]] = {}
+    metrics, videos = main_metrics(metrics_of(rows)), dict[int, dict[tuple[int, int], dict[str, Row]]]()
     for row in rows:
-        for metric in (m for m in metrics_of(rows) if m in _SHOWN or m.startswith(EXTRA)):
-            scores.setdefault((row.steps, metric), {}).setdefault((row.index, row.copy), {})[row.model] = row.score(
-                metric
-            )
+        videos.setdefault(row.steps, {}).setdefault((row.index, row.copy), {})[row.model] = row
     members, found = {base: [base], **groups}, []
-    for (steps, metric), videos in scores.items():
-        whole = {video: by for video, by in videos.items() if all(map(math.isfinite, by.values()))}
-        if not whole:
-            continue
-        prompts = np.array([index for index, _ in whole])
-        by_row = {row: np.array([[by[m] for m in names] for by in whole.values()]) for row, names in members.items()}
-        for pair in combinations(members, 2):
-            one, other = sorted(pair, key=lambda row: -by_row[row].mean())
-            gains = by_row[one].mean(1) - by_row[other].mean(1)
-            low = high = math.nan
-            if len(set(prompts.tolist())) > 1:
-                means = bootstrap_means(gains, prompts, resamples, np.random.default_rng(0))
-                low, high = np.percentile(means, [2.5, 97.5])
-            half = welch(*([] if row == base else by_row[row].mean(0).tolist() for row in (one, other)))
-            found.append(Versus(one, other, steps, metric, float(gains.mean()), float(low), float(high), half))
+    for steps, by_video in videos.items():
+        for metric in metrics:
+            for pair in combinations(members, 2):
+                sides = [
+                    np.array([[by[name].score(metric) for name in members[row]] for by in by_video.values()])
+                    for row in pair
+                ]
+                whole = np.isfinite(np.concatenate(sides, 1)).all(1)
+                prompts = np.array([index for index, _ in by_video])[whole]
+                if whole.any():
+                    one, other = (1, 0) if sides[1][whole].mean() > sides[0][whole].mean() else (0, 1)
+                    seeds = [[] if pair[i] == base else sides[i][whole].mean(0).tolist() for i in (one, other)]
+                    gains = sides[one][whole].mean(1) - sides[other][whole].mean(1)
+                    low, high = _bounds(gains, prompts, resamples)
+                    counts = (len(gains), len(set(prompts.tolist())))
+                    found.append(
+                        Versus(
+                            pair[one], pair[other], steps, metric, *counts, float(gains.mean()), low, high,
+                            welch(*seeds),
+                        )
+                    )  # fmt: skip
     return found
+
+
+def _bounds(gains: np.ndarray, prompts: np.ndarray, resamples: int) -> tuple[float, float]:
+    if len(set(prompts.tolist())) < 2:
+        return math.nan, math.nan
+    low, high = np.percentile(bootstrap_means(gains, prompts, resamples, np.random.default_rng(0)), [2.5, 97.5])
+    return float(low), float(high)
 
 
 def welch(*samples: Sequence[float]) -> float:
@@ -122,10 +132,10 @@ def versus_legend(groups: Mapping[str, Sequence[str]]) -> str:
     """How to read the tables."""
     seeds = any(len(names) > 1 for names in groups.values())
     return (
-        "A row's first model less its second: difference [95 % interval of a bootstrap over prompts, paired by prompt "
-        "and noise]"
-        + (" ± half of Welch's 95 % interval over seeds. Bold: beyond both." if seeds else ". Bold: beyond chance.")
-        + " Every difference is judged by itself, without a correction for their number."
+        "The first less the second: difference [95 % interval of a bootstrap over prompts, paired by prompt and noise"
+        + ("] ± half of Welch's 95 % interval over seeds, where both have several or one is the base" if seeds else "]")
+        + f". Bold: beyond every bound that is shown, over {FEWEST} prompts or more. Each difference is judged by "
+        "itself, without a correction for their number."
     )
 
 

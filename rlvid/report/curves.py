@@ -132,7 +132,7 @@ def along_runs(gathered: Gathered, steps: int, across: str) -> Drawing | None:
                     _band(axes, [each for each in lines if len(each[0])], group, theme)
                 axes.set_title(
                     shown_set(name).capitalize() if metric == metrics[0] else "", loc="left", fontweight="bold"
-                )  # noqa: E501
+                )
                 axes.set_xlabel(_ACROSS[across] if metric == metrics[-1] else "")
                 axes.set_ylabel(title(metric) if name == sets[0] else "")
                 _plain(axes, theme, axis="both")

@@ -12,9 +12,7 @@ import yaml
 from pyarrow import parquet
 
 from rlvid.evaluate.columns import COLUMNS
-
-FEWEST = 6
-"""Prompts from which on a gain can be beyond chance: that 5 all go the same way has a probability of 1/16 by chance."""
+from rlvid.evaluate.rows import FEWEST
 
 
 class Case(NamedTuple):

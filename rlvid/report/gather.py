@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlvid.evaluate.seeds import name_groups, part_of_run
+from rlvid.evaluate.seeds import Alike, end_or_step, name_groups, part_of_run
 from rlvid.evaluate.style import LOOKS, Look, looks_of
 from rlvid.report.evidence import Evidence, Model, join, read_evidence
 from rlvid.report.runs import Run, read_run
@@ -50,6 +50,12 @@ class Gathered:
         """The evaluated models of a run."""
         return [m for m in self.evidence.tuned if m.path and _place(m.path, self.evidence) == run.folder.resolve()]
 
+    def _named(self, runs: Sequence[Run]) -> Alike:
+        """Runs by their names; one alone as its model is called, where it has one model."""
+        models = self.models_of(runs[0]) if len(runs) == 1 else []
+        names = [models[0].label] if len(models) == 1 else [run.name for run in runs]
+        return Alike(runs[0].config.method.name, "", names)
+
     def line(self, run: Run) -> dict[int, Model]:
         """Step -> the run's model there, of those with all that was learned."""
         found = {model.step: model for model in self.models_of(run) if model.step is not None and model.scale == 1}
@@ -60,7 +66,7 @@ class Gathered:
         by_kind: dict[str, list[Run]] = {}
         for run in self.runs:
             by_kind.setdefault(run.kind, []).append(run)
-        labels = name_groups([((r[0].config.method.name, ""), [run.name for run in r]) for r in by_kind.values()])
+        labels = name_groups([self._named(runs) for runs in by_kind.values()], self.evidence.base.name, count=False)
         ends = [[m for run in runs for m in self.models_of(run)][-1:] for runs in by_kind.values()]
         looks = [self.looks[models[0].name] if models else None for models in ends]
         spare = [look for look in LOOKS if look not in self.looks.values()]
@@ -129,27 +135,23 @@ def gather(targets: Sequence[str | Path]) -> Gathered:
 def _alike(evidence: Evidence, runs: dict[Path, Run]) -> dict[str, list[str]]:
     """Label -> the models that differ in seed alone, at one step and scale."""
     groups: dict[tuple[object, ...], list[Model]] = {}
+    of = {m.name: runs.get(_place(m.path, evidence)) if m.path else None for m in evidence.tuned}
     for model in evidence.tuned:
-        run = runs.get(_place(model.path, evidence)) if model.path else None
-        key: tuple[object, ...] = (model.name,)
+        run, key = of[model.name], (model.name,)
         if run is not None:
-            at = "end" if model.kind == "run" and run.config.train.max_seconds else model.step
-            key = (run.kind, at, model.scale)
-            known = {runs[_place(m.path, evidence)].config.seed for m in groups.get(key, ()) if m.path}
-            key += (model.name,) if run.config.seed in known else ()  # the same run by another name is no other seed
+            at = end_or_step(run.config, model.kind == "run", model.step)
+            shared = (run.kind, at, model.scale)
+            seeds = {other.config.seed for m in groups.get(shared, ()) if (other := of[m.name])}
+            key = shared if run.config.seed not in seeds else key  # the same run by another name is no other seed
         groups.setdefault(key, []).append(model)
-    described = []
+    alike = []
     for members in groups.values():
-        first = members[0]
-        run = runs.get(_place(first.path, evidence)) if first.path else None
+        first, run = members[0], of[members[0].name]
         part = part_of_run(first.step if first.kind == "checkpoint" else None, first.scale)
-        method = run.config.method.name + part if run and len(members) > 1 else first.label
-        described.append(((method, ""), [model.label for model in members]))
-    named = name_groups(described)
-    return {
-        name + (f" ({len(members)} seeds)" if len(members) > 1 else ""): [model.name for model in members]
-        for name, members in zip(named, groups.values(), strict=True)
-    }
+        method = run.config.method.name if run else first.label
+        alike.append(Alike(method, part, [model.label for model in members]))
+    named = name_groups(alike, evidence.base.name)
+    return {name: [model.name for model in members] for name, members in zip(named, groups.values(), strict=True)}
 
 
 def _place(path: str, evidence: Evidence) -> Path:

@@ -12,9 +12,10 @@ from markupsafe import Markup
 from rlvid import __version__
 from rlvid.config.reward import RewardConfig
 from rlvid.evaluate.card import report_card, without_folders
+from rlvid.evaluate.rows import FEWEST
 from rlvid.evaluate.style import LOOKS
 from rlvid.report.choice import Choice
-from rlvid.report.evidence import FEWEST, Case, Evidence
+from rlvid.report.evidence import Case, Evidence
 from rlvid.report.gather import Gathered
 from rlvid.report.runs import Run
 from rlvid.report.seeds import over_seeds

@@ -8,6 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rlvid.config import RunConfig
 from rlvid.evaluate.run import find_run
+from rlvid.evaluate.seeds import but_for_seed
 from rlvid.train.checkpoint import Found
 
 REWARDS = {"reward/trained": "trained reward", "reward/held_out": "held-out reward"}
@@ -31,8 +32,7 @@ class Run:
     @property
     def kind(self) -> str:
         """The same for runs that differ in seed alone, which are drawn as one with a band."""
-        kept = self.config.model_dump(mode="json", exclude={"name", "seed", "output", "guard"})
-        return repr(sorted(kept.items()))
+        return but_for_seed(self.config)
 
     @property
     def clock(self) -> dict[int, float]:

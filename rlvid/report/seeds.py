@@ -29,7 +29,8 @@ def over_seeds(gathered: Gathered) -> list[Table]:
     for name, layout in LAYOUTS.items():
         filled = fill(name, rows, base, groups)
         what = "Reward of each prompt set" if not layout.pooled else "All prompts"
-        tables.append(Table(what, filled.grid(), layout.caption + " A row has the videos of all seeds."))
+        notes = "".join(f" {note}." for note in filled.notes(groups))
+        tables.append(Table(what, filled.grid(), f"{layout.caption} A row has the videos of all seeds.{notes}"))
         tables.append(Table(f"{what}: over the base", filled.gain_grid(), GAINED))
     if len(groups) < MOST:
         for steps, grid in versus_grids(versus(pooled(rows), groups, base)).items():

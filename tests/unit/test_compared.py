@@ -25,7 +25,7 @@ from rlvid.evaluate.plan import check_distinct
 from rlvid.evaluate.results import evaluation_folder, prompts_of
 from rlvid.evaluate.rows import METRICS, bootstrap_means, compare
 from rlvid.evaluate.run import TunedModel
-from rlvid.evaluate.seeds import group_seeds, name_groups, seed_results, write_seeds
+from rlvid.evaluate.seeds import Alike, group_seeds, name_groups, seed_results, write_seeds
 from rlvid.evaluate.tables import write_results
 
 
@@ -212,11 +212,18 @@ def test_foreign_text_is_text_in_latex_and_markdown() -> None:
 
 
 def test_groups_are_called_by_their_method_or_by_what_their_names_share() -> None:
-    iv, draft = ("instructvideo", ""), ("draft", "@40")
-    assert name_groups([(iv, ["x0", "x1"]), (draft, ["d"])]) == ["instructvideo", "draft@40"]
-    twice = [(iv, ["iv-seed0", "iv-seed1"]), (iv, ["iv-d50-seed0", "iv-d50-seed1"]), (iv, ["lone"])]
-    assert name_groups(twice) == ["iv", "iv-d50", "lone"]
-    assert name_groups([(iv, ["0", "1"]), (iv, ["2", "3"])]) == ["instructvideo", "instructvideo, 2"]
+    def named(*groups: tuple[str, str, list[str]], **options: bool) -> list[str]:
+        return name_groups([Alike(*group) for group in groups], "base", **options)
+
+    assert named(("iv", "", ["x0", "x1"]), ("draft", "@40", ["d"])) == ["iv (2 seeds)", "d"]
+    assert named(("iv", "@40", ["x0", "x1"]), ("iv", "", ["y0", "y1"])) == ["iv@40 (2 seeds)", "iv (2 seeds)"]
+    twice = [["a-seed0", "a-seed1"], ["a-d50-seed0", "a-d50-seed1"], ["focus-0", "focus-1"], ["bias0", "bias1"],
+             ["lr1e-50", "lr1e-51"], ["d50", "d50-seed1"], ["lone"]]  # fmt: skip
+    assert named(*(("iv", " × 0.5", each) for each in twice), count=False) == [
+        "a × 0.5", "a-d50 × 0.5", "focus × 0.5", "bias × 0.5", "lr1e-5 × 0.5", "d50 × 0.5", "lone",
+    ]  # fmt: skip
+    assert named(("iv", "", ["0", "1"]), ("iv", "", ["2", "3"]), count=False) == ["iv", "iv'"]
+    assert named(("iv", "", ["base"]), ("iv", "", ["base"])) == ["base'", "base''"]
 
 
 def test_ends_of_runs_of_a_budget_in_seconds_are_one_group(tmp_path: Path) -> None:
@@ -240,7 +247,7 @@ def test_runs_that_differ_in_their_seed_alone_are_one_group(tmp_path: Path) -> N
     ]
     models = find_compared(list(map(str, runs)))
     groups = group_seeds(models)
-    assert groups == {"instructvideo (3 seeds)": ["run", "run1", "run2"], "ddpo (1 seed)": ["ddpo"]}
+    assert groups == {"instructvideo (3 seeds)": ["run", "run1", "run2"], "ddpo": ["ddpo"]}
     with pytest.raises(ValueError, match="no two of the runs differ in their seed alone"):
         group_seeds(models[:2])
     with pytest.raises(ValueError, match="run, again have one seed"):
@@ -256,7 +263,7 @@ def test_runs_that_differ_in_their_seed_alone_are_one_group(tmp_path: Path) -> N
     # Gains of 1, 2 and 3 tenths at one prompt, and twice that at the other; a resample has one of them twice or both.
     assert (three.low, three.high) == (pytest.approx(0.2), pytest.approx(0.4))
     assert math.isnan(found["base"].difference)
-    assert math.isnan(found["ddpo (1 seed)"].half)
+    assert math.isnan(found["ddpo"].half)
     write_seeds(tmp_path, list(found.values()))
     page = (tmp_path / "seeds.md").read_text()
     assert "| in domain | base | 0.250 | – |" in page

@@ -108,24 +108,39 @@ def test_every_two_rows_are_compared_by_prompts_and_by_seeds(tmp_path: Path) -> 
     assert one.half == pytest.approx(12.706 * np.std([0.5, 1.0], ddof=1) / math.sqrt(2))
     lone = by_pair["C", "base"]
     assert math.isnan(lone.half)
-    assert lone.sure
+    assert not lone.sure  # four prompts are too few
+    assert (lone.videos, lone.prompts) == (4, 4)
     other = next(v for v in found if v.metric == "consistency" and {v.one, v.other} == {"A (2 seeds)", "base"})
     assert (other.one, other.difference) == ("base", pytest.approx(0.3))
     write_versus(tmp_path, found, groups)
     page = (tmp_path / "versus.md").read_text()
     (line,) = (line for line in page.splitlines() if line.startswith("| A (2 seeds) | base |"))
     assert f"| +0.750 [{one.low:.3f}, {one.high:.3f}] ± {one.half:.3f} | -0.300 [-0.300, -0.300] ± " in line
-    assert "beyond both" in page
+    assert "± half of Welch's" in page
     lines = list(csv.DictReader(io.StringIO((tmp_path / "versus.csv").read_text())))
     assert (len(lines), lines[0]["metric"]) == (12, "reward")
 
 
-def test_a_video_counts_where_every_model_has_a_score_of_it() -> None:
+def test_a_video_counts_where_both_rows_have_a_score_of_it() -> None:
+    """And what is broken in a third row is no concern of theirs."""
     rows = [row("base", index=i, reward=0.0) for i in range(3)]
     rows += [row("a", index=i, reward=math.nan if i == 2 else 1.0) for i in range(3)]
     rows += [row("b", index=i, reward=3.0 if i == 2 else 0.5) for i in range(3)]
-    found = {(v.one, v.other): v for v in versus(rows, {"a": ["a"], "b": ["b"]}, "base")}
+    rows += [row("broken", index=i) for i in range(3)]
+    found = {(v.one, v.other): v for v in versus(rows, {name: [name] for name in ("a", "b", "broken")}, "base")}
+    assert set(found) == {("a", "b"), ("a", "base"), ("b", "base")}
     assert found["a", "b"].difference == pytest.approx(0.5)  # b's best video has no counterpart
+    assert found["b", "base"].difference == pytest.approx(4 / 3)
+    assert (found["a", "b"].videos, found["b", "base"].videos) == (2, 3)
+
+
+def test_a_row_says_which_seeds_it_lacks(tmp_path: Path) -> None:
+    rows = [row(name, index=i, reward=1.0 + i) for name in ("base", "a0") for i in range(2)]
+    rows += [row("a1", index=i) for i in range(2)]
+    write_layouts(tmp_path, rows, "base", {"A (2 seeds)": ["a0", "a1"]})
+    page = (tmp_path / "table-a1.md").read_text()
+    assert "- A (2 seeds): Reward, in domain, D = 20: 1 of 2 seeds have a finite score" in page
+    assert (tmp_path / "table-a2.md").read_text().splitlines()[0] == "| Model | in domain, D = 20, Reward |"
 
 
 def test_welchs_interval() -> None:
@@ -148,7 +163,13 @@ def test_welchs_interval_covers_what_it_says() -> None:
     assert 0.94 <= np.mean(inside) <= 0.985
 
 
-def test_a_difference_without_a_bound_is_not_sure() -> None:
-    assert not Versus("a", "b", 20, "reward", 1.0, math.nan, math.nan, math.nan).sure
-    assert not Versus("a", "b", 20, "reward", 1.0, -0.1, 2.0, 0.5).sure
-    assert Versus("a", "b", 20, "reward", -1.0, -2.0, -0.1, 0.5).sure
+def test_a_difference_without_a_bound_or_over_few_prompts_is_not_sure() -> None:
+    def sure(difference: float, low: float, high: float, half: float, prompts: int = 6) -> bool:
+        return Versus("a", "b", 20, "reward", 9, prompts, difference, low, high, half).sure
+
+    assert sure(1.0, 0.5, 1.5, 0.7)
+    assert sure(-1.0, -2.0, -0.1, math.nan)
+    assert not sure(1.0, 0.5, 1.5, 0.7, prompts=5)
+    assert not sure(1.0, 0.5, 1.5, 1.1)
+    assert not sure(1.0, -0.1, 2.0, 0.5)
+    assert not sure(1.0, math.nan, math.nan, math.nan)
