@@ -27,14 +27,21 @@ LOOKS = (
     Look("#A8508A", "#E6A3CB", (0, (7, 2)), "v", "▼"),
     Look("#B37A00", "#F2B632", (0, (3, 1, 1, 1, 1, 1)), "P", "✚"),
     Look("#2F8FC4", "#A6DBF7", (0, (1, 1)), "X", "✖"),
+    Look("#0072B2", "#5CB8F0", (0, (9, 3)), "<", "◀"),
+    Look("#D55E00", "#FF8C42", (0, (4, 1, 1, 1)), ">", "▶"),
+    Look("#009E73", "#35CFA0", (0, (2, 2)), "*", "★"),
+    Look("#A8508A", "#E6A3CB", (0, (8, 2, 2, 2)), "p", "⬟"),
+    Look("#B37A00", "#F2B632", (0, (5, 1)), "h", "⬢"),
+    Look("#2F8FC4", "#A6DBF7", (0, (1, 3)), "d", "♦"),
 )
-"""Told apart in this order; the fourth, ink itself, suits what the others are compared with."""
+"""Told apart in this order; the fourth, ink itself, suits what the others are compared with. From the eighth on
+colours come again, with other dashes and markers."""
 REFERENCE = LOOKS[3]
 _OTHERS = tuple(look for look in LOOKS if look is not REFERENCE)
 
 
 def looks_of(names: list[str], reference: str | None = None) -> dict[str, Look]:
-    """A look for each name; ``reference`` gets the one in ink. With more than six others, looks come again."""
+    """A look for each name; ``reference`` gets the one in ink. With more than twelve others, looks come again."""
     others = [name for name in names if name != reference]
     found = {name: _OTHERS[place % len(_OTHERS)] for place, name in enumerate(others)}
     return {name: REFERENCE if name == reference else found[name] for name in names}

@@ -108,7 +108,11 @@ def along_runs(gathered: Gathered, steps: int, across: str) -> Drawing | None:
         across: ``steps``, or ``seconds`` of training.
     """
     evidence = gathered.evidence
-    groups = [group for group in gathered.groups() if any(len(gathered.line(run)) > 1 for run in group.runs)]
+    groups = [
+        group
+        for group in gathered.groups()
+        if any(len(gathered.line(run)) > 1 and (run.clock or across == "steps") for run in group.runs)
+    ]
     metrics = [metric for metric in ("reward", "held_out") if metric in evidence.shown()]
     if not groups or not metrics:
         return None
@@ -129,7 +133,7 @@ def along_runs(gathered: Gathered, steps: int, across: str) -> Drawing | None:
             for name, axes in zip(sets, row, strict=True):
                 for group in groups:
                     lines = [line(run, name, metric) for run in group.runs if len(gathered.line(run)) > 1]
-                    _band(axes, [each for each in lines if len(each[0])], group, theme)
+                    _band(axes, [each for each in lines if len(each[0]) > 1], group, theme)
                 axes.set_title(
                     shown_set(name).capitalize() if metric == metrics[0] else "", loc="left", fontweight="bold"
                 )
@@ -155,7 +159,8 @@ def pareto(evidence: Evidence, looks: Mapping[str, Look], called: Mapping[str, s
 
     ``called`` says by a model's name what the legend calls it; several may share an entry, and then a look.
 
-    Bars are 95 % intervals of the means. The thin line joins models that no other exceeds in both. None where there
+    Bars are 95 % intervals of the means. The thin line joins models that no other exceeds in
+    held-out reward and consistency. None where there
     is nothing to draw.
     """
     rows = [metric for metric in ("consistency", "motion") if metric in evidence.shown()]
@@ -195,6 +200,9 @@ def _points(
             x, y, bars[1], bars[0], color=theme.colour(look), marker=look.marker, markersize=9, linestyle="none",
             elinewidth=1, alpha=0.95, markeredgecolor=theme.paper, markeredgewidth=0.8, label=called[model.name],
         )  # fmt: skip
+    if metric == "motion":  # more of it is not better
+        axes.margins(0.15)
+        return
     front = sorted(p for p in found if not any(q[0] >= p[0] and q[1] >= p[1] and q != p for q in found))
     axes.plot(*zip(*front, strict=True), color=theme.soft, linewidth=0.9, zorder=0) if len(front) > 1 else None
     axes.margins(0.15)

@@ -121,7 +121,12 @@ def gather(targets: Sequence[str | Path]) -> Gathered:
                 "config and card are left out."
             )
             continue
-        runs[place] = read_run(place)
+        try:
+            runs[place] = read_run(place)
+        except ValueError as error:  # its checkpoints were deleted
+            notes.append(
+                f"{model.label}: its run cannot be read ({error}); its curves, costs, config and card are left out."
+            )
     groups = _alike(evidence, runs)
     by_group = looks_of([evidence.base.name, *groups], evidence.base.name)
     if len(by_group) > len(set(by_group.values())):

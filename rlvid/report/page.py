@@ -14,6 +14,7 @@ from rlvid.config.reward import RewardConfig
 from rlvid.evaluate.card import report_card, without_folders
 from rlvid.evaluate.rows import FEWEST
 from rlvid.evaluate.style import LOOKS
+from rlvid.evaluate.versus import MOST
 from rlvid.report.choice import Choice
 from rlvid.report.evidence import Case, Evidence
 from rlvid.report.gather import Gathered
@@ -25,13 +26,24 @@ from rlvid.train.looks import warnings_of
 _DIGITS = 5
 
 
+@dataclass(frozen=True)
+class Strip:
+    """A still picture: its file, heading and words, and the moving files of its first prompt."""
+
+    name: str
+    heading: str
+    told: str
+    files: list[str]
+
+
 @dataclass
 class Shown:
     """What was written beside the page: file names, and the shape (F, H, W, 3) of all videos."""
 
     sprites: dict[tuple[str, Case], str] = field(default_factory=dict)
     files: dict[Case, list[str]] = field(default_factory=dict)
-    strips: list[tuple[str, str, str]] = field(default_factory=list)
+    strips: list[Strip] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     curves: list[tuple[str, str, str]] = field(default_factory=list)
     along: list[tuple[str, str, str]] = field(default_factory=list)
     paretos: list[tuple[str, str, str]] = field(default_factory=list)
@@ -53,10 +65,11 @@ def render(gathered: Gathered, choice: Choice, shown: Shown) -> dict[str, str]:
     by_key = {case["key"]: case for case in cases}
     page = environment.get_template("index.html.j2").render(
         heading=_heading(evidence), lead=_lead(evidence), evidence=evidence, looks=classes, glyphs=glyphs,
-        copies=evidence.copies, width=width, height=height, frames=frames, notes=gathered.notes,
+        copies=evidence.copies, width=width, height=height, frames=frames, notes=[*gathered.notes, *shown.notes],
         told=told_of(gathered), pictured={model.name for model in gathered.pictured}, seeds=over_seeds(gathered),
-        rows=gathered.seeds, tiles=_tiles(evidence), judge_title=title(evidence.judge).lower(),
-        featured=[(why, by_key[case]) for why, case in choice.featured], cases=cases, metrics=evidence.shown(),
+        rows=gathered.seeds, most=MOST, tiles=_tiles(evidence), judge_title=title(evidence.judge).lower(),
+        featured=[(why, by_key[each.case], (evidence.base, each.model)) for why, each in choice.featured],
+        cases=cases, metrics=evidence.shown(),
         tables=[(steps, table(evidence, steps)) for steps in evidence.steps], curves=shown.curves,
         along=shown.along, paretos=shown.paretos,
         strips=shown.strips, runs=[_run(gathered, run) for run in gathered.runs],
@@ -223,9 +236,17 @@ def _facts(evidence: Evidence, shown: Shown) -> list[tuple[str, str]]:
         ("Denoising steps D", ", ".join(map(str, evidence.steps))),
         ("Videos", f"{frames} frames of {width} x {height} pixels, {evidence.fps:g} a second"),
         ("Seed of the noise", str(facts.get("seed", "–"))),
+        *_rewards(facts),
         ("CLIPSIM and consistency by", without_folders(str(facts.get("clip") or "builtin-heldout"))),
     ]
     return found
+
+
+def _rewards(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """What is called the reward and the held-out reward here; nothing for evaluations that do not say it."""
+    rewards = facts.get("rewards") or {}
+    shown = ((title(metric), without_folders(str(name))) for metric, name in rewards.items() if name)
+    return [(f"{heading} is", name) for heading, name in shown]
 
 
 def _kind(model: Any) -> str:

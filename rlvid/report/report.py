@@ -1,6 +1,7 @@
 """Writes the report's folder: sprites, drawings, strips, moving files and the page, whole or not at all."""
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,10 +15,10 @@ from rlvid.evaluate.pictures import evolution
 from rlvid.evaluate.strips import comparison, side_by_side, write_moving
 from rlvid.report.choice import Choice, choose
 from rlvid.report.curves import Drawing, along_runs, pareto, reward_curves
-from rlvid.report.evidence import Case
+from rlvid.report.evidence import Case, Model
 from rlvid.report.gather import Gathered, gather
-from rlvid.report.page import Shown, render
-from rlvid.report.videos import check_archive, read_videos, sprite
+from rlvid.report.page import Shown, Strip, render
+from rlvid.report.videos import Video, check_archive, crossed_out, read_videos, sprite
 from rlvid.report.words import shown_set, title
 
 MARK = '<meta name="generator" content="rlvid report">'
@@ -48,7 +49,8 @@ def write_report(
     Args:
         targets: evaluations and runs; see ``rlvid.report.gather``.
         out: the folder; an older report there is replaced. Default: ``report`` in the first evaluation.
-        moving: cases that are also written as mp4, WebP and GIF: half those that gained most, half those that lost.
+        moving: cases that are also written as mp4, WebP and GIF beside the first prompt of each set: half those that
+            gained most, half those that lost; 0 for no such files at all.
         progress: called with (videos done, all videos).
 
     Raises:
@@ -65,18 +67,17 @@ def write_report(
         for name in ("videos", "pictures", "moving"):
             (part / name).mkdir()
         shown, kept = _sprites(gathered, choice, part, progress)
+        for number, (case, model) in enumerate(choice.moving, 1):
+            films = {m.label: kept[m.name, case] for m in _with(gathered.pictured, model)}
+            name = f"{number:02d}-{_file(case.set)}-{case.steps}-{case.index + 1:03d}-{case.copy + 1}"
+            shown.files[case] = _moving(part, name, evidence.prompt(case), films, evidence.fps)
         _strips(gathered, choice, kept, shown, part)
-        for number, case in enumerate(choice.moving):
-            films = {m.label: kept[m.name, case] for m in gathered.pictured}
-            name = f"{number + 1:02d}-{_file(case.set)}-{case.steps}-{case.index + 1:03d}-{case.copy + 1}"
-            stem = part / "moving" / name
-            made = write_moving(stem, side_by_side(evidence.prompt(case), films), evidence.fps)
-            shown.files[case] = [path.name for path in made]
+        _evolving(gathered, choice, kept, shown, part, moving=bool(moving))
         _drawings(gathered, shown, part)
         for name, text in render(gathered, choice, shown).items():
             (part / name).write_text(text, encoding="utf-8")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return Report(folder, len(evidence.scores), size, gathered.notes)
+    return Report(folder, len(evidence.scores), size, (*gathered.notes, *shown.notes))
 
 
 def _sprites(
@@ -86,48 +87,92 @@ def _sprites(
     evidence, kept, shown = gathered.evidence, {}, Shown()
     numbers = {case: number for number, case in enumerate(evidence.cases)}
     places = {model.name: place for place, model in enumerate(evidence.models)}
-    for done, video in enumerate(read_videos(evidence), 1):
-        data, suffix, columns = sprite(video.frames)
+
+    def keep(video: Video, frames: np.ndarray) -> None:
+        data, suffix, shown.columns = sprite(frames)
         name = f"{numbers[video.case]:05d}-{places[video.model]:02d}{suffix}"
         (part / "videos" / name).write_bytes(data)
-        shown.sprites[video.model, video.case] = name
-        shown.columns, shown.shape = columns, video.frames.shape
+        shown.sprites[video.model, video.case], shown.shape = name, frames.shape
         if video.case in choice.all:
-            kept[video.model, video.case] = video.frames
+            kept[video.model, video.case] = frames
         if progress is not None:
-            progress(done, len(evidence.scores))
+            progress(len(shown.sprites), len(evidence.scores))
+
+    blank = []
+    for video in read_videos(evidence):
+        if video.frames is None:
+            blank.append(video)
+        else:
+            keep(video, video.frames)
+    if not shown.sprites:
+        raise ValueError(
+            f"{evidence.folders[0]}: no video has a frame whose pixels are numbers; there is nothing to show"
+        )
+    for video in blank:
+        keep(video, crossed_out(shown.shape))
+    for name, many in Counter(video.model for video in blank).items():
+        label = next(m.label for m in evidence.models if m.name == name)
+        shown.notes.append(f"{label}: {many} videos have pixels that are no numbers; they are crossed out.")
     return shown, kept
 
 
-def _strips(gathered: Gathered, choice: Choice, kept: Frames, shown: Shown, part: Path) -> None:
-    evidence = gathered.evidence
-    judge = evidence.judge
+def _with(models: Sequence[Model], further: Model | None) -> list[Model]:
+    return [*models, *([further] if further and further not in models else [])]
 
-    def strip(name: str, cases: list[Case], heading: str) -> None:
-        prompts = [evidence.prompt(case) for case in cases]
-        frames = {m.label: [_tensor(kept[m.name, case]) for case in cases] for m in gathered.pictured}
-        values = {m.label: [evidence.scores[m.name, case][judge] for case in cases] for m in gathered.pictured}
+
+def _moving(part: Path, name: str, prompt: str, films: dict[str, np.ndarray], fps: float) -> list[str]:
+    """Writes videos side by side as mp4, WebP and GIF; returns the files' names."""
+    return [path.name for path in write_moving(part / "moving" / name, side_by_side(prompt, films), fps)]
+
+
+def _strips(gathered: Gathered, choice: Choice, kept: Frames, shown: Shown, part: Path) -> None:
+    evidence, judge = gathered.evidence, gathered.evidence.judge
+
+    def strip(
+        name: str, heading: str, prompts: list[str], columns: dict[str, list[tuple[str, Case]]], files: list[str]
+    ) -> None:
+        frames = {label: [_tensor(kept[key]) for key in keys] for label, keys in columns.items()}
+        values = {label: [evidence.scores[key][judge] for key in keys] for label, keys in columns.items()}
         comparison(part / "pictures" / name, prompts, frames, values, value_name=title(judge).lower())
-        told = f"Frames of {', '.join(frames)} for the prompts: {'; '.join(prompts)}."
-        shown.strips.append((name, heading, told))
+        told = f"Frames of {', '.join(columns)} for the prompts: {'; '.join(prompts)}."
+        shown.strips.append(Strip(name, heading, told, files))
 
     for place, (name, cases) in enumerate(choice.fixed.items(), 1):
-        strip(f"comparison-{place}-{_file(name)}.png", cases, f"{shown_set(name).capitalize()}: the first prompts")
+        columns = {m.label: [(m.name, case) for case in cases] for m in gathered.pictured}
+        heading = f"{shown_set(name).capitalize()}: the first prompts"
+        prompts, files = [evidence.prompt(case) for case in cases], shown.files.get(cases[0], [])
+        strip(f"comparison-{place}-{_file(name)}.png", heading, prompts, columns, files)
     if choice.worst:
-        heading = f"What lost most in {title(judge).lower()}"
-        strip("comparison-worst.png", choice.worst, heading)
-    for number, line in enumerate(choice.evolutions):
+        prompts = [f"{each.model.label}: {evidence.prompt(each.case)}" for each in choice.worst]
+        columns = {
+            evidence.base.label: [(evidence.base.name, each.case) for each in choice.worst],
+            "what lost most": [(each.model.name, each.case) for each in choice.worst],
+        }
+        strip("comparison-worst.png", f"What lost most in {title(judge).lower()}, of all models", prompts, columns, [])
+
+
+def _evolving(
+    gathered: Gathered, choice: Choice, kept: Frames, shown: Shown, part: Path, *, moving: bool
+) -> None:  # fmt: skip
+    """The fixed prompts along each run with several checkpoints; with ``moving``, the first of each set as files."""
+    evidence = gathered.evidence
+    for number, line in enumerate(choice.evolutions, 1):
         for place, (name, cases) in enumerate(choice.fixed.items(), 1):
             prompts = [evidence.prompt(case) for case in cases]
-            frames = {
-                step: torch.stack([_tensor(kept[model.name, case]) for case in cases]) for step, model in line.items()
-            }
-            file = f"evolution-{number + 1}-{place}-{_file(name)}.png"
-            evolution(part / "pictures" / file, prompts, frames)
+            frames = {s: torch.stack([_tensor(kept[m.name, case]) for case in cases]) for s, m in line.items()}
+            stem = f"evolution-{number}-{place}-{_file(name)}"
+            evolution(part / "pictures" / f"{stem}.png", prompts, frames)
             run = Path(next(m.path for m in line.values() if m.path)).name
             heading = f"{shown_set(name).capitalize()}: along the run {run}"
             told = f"The central frame at steps {', '.join(map(str, sorted(line)))} for: {'; '.join(prompts)}."
-            shown.strips.append((file, heading, told))
+            films = {f"step {step}": kept[line[step].name, cases[0]] for step in _spread(sorted(line))}
+            files = _moving(part, stem, prompts[0], films, evidence.fps) if moving else []
+            shown.strips.append(Strip(f"{stem}.png", heading, told, files))
+
+
+def _spread(steps: list[int], most: int = 6) -> list[int]:
+    """At most so many of them, the first and the last among them."""
+    return [steps[round(i)] for i in np.linspace(0, len(steps) - 1, min(most, len(steps)))]
 
 
 def _drawings(gathered: Gathered, shown: Shown, part: Path) -> None:

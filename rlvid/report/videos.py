@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageDraw, UnidentifiedImageError
 from pyarrow import parquet
 
+from rlvid.evaluate.style import SOFT
 from rlvid.report.evidence import Case, Evidence, describe
 
 _KEY = ("model", "set", "steps", "index", "copy")
@@ -20,11 +21,11 @@ _MOST_PIXELS = 64 * 2**20  # of a frame: more is no video but an attack on memor
 
 
 class Video(NamedTuple):
-    """One model's video of one case: frames (F, H, W, 3), uint8."""
+    """One model's video of one case: frames (F, H, W, 3), uint8; None where its pixels were no numbers."""
 
     model: str
     case: Case
-    frames: np.ndarray
+    frames: np.ndarray | None
 
 
 def check_archive(evidence: Evidence) -> None:
@@ -65,6 +66,9 @@ def read_videos(evidence: Evidence) -> Iterator[Video]:
                     f"{part.path}: {describe(name, case)} was made for {row['prompt']!r}, and evaluation.yaml has "
                     f"{evidence.prompt(case)!r} there; evaluate into a new folder"
                 )
+            if row["frames"] == []:  # as an evaluation keeps a video that is not finite
+                yield Video(name, case, None)
+                continue
             frames = _decode(row["frames"], f"{part.path}: {describe(name, case)}")
             first = first or (name, frames.shape)
             if frames.shape != first[1]:
@@ -91,6 +95,16 @@ def sprite(frames: np.ndarray) -> tuple[bytes, str, int]:
         return out.getvalue(), ".png", columns
     image.save(out, "WEBP", quality=88, method=4)
     return out.getvalue(), ".webp", columns
+
+
+def crossed_out(shape: tuple[int, ...]) -> np.ndarray:
+    """A white video of ``shape`` (F, H, W, 3) with a cross over it."""
+    count, height, width, _ = shape
+    image = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(image)
+    draw.line((0, 0, width - 1, height - 1), SOFT, 2)
+    draw.line((0, height - 1, width - 1, 0), SOFT, 2)
+    return np.repeat(np.asarray(image)[None], count, 0)
 
 
 def _decode(pictures: list[bytes], where: str) -> np.ndarray:

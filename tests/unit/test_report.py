@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from pyarrow import parquet
 
 from rlvid.cli import main
 from rlvid.evaluate.strips import side_by_side
+from rlvid.evaluate.style import LOOKS, looks_of
 from rlvid.report import report as writing
 from rlvid.report.choice import choose
 from rlvid.report.curves import along_runs, reward_curves
@@ -110,10 +112,14 @@ def test_extremes_are_the_extremes(evaluation: Path) -> None:
     evidence = read_evidence(evaluation)
     gains = {case: evidence.gain("toy", case, "held_out") for case in evidence.cases}
     choice = choose(evidence, 4, evidence.models)
-    assert gains[choice.featured[0][1]] == max(gains.values())
-    assert gains[choice.featured[1][1]] == min(gains.values())
-    assert sorted(gains[c] for c in choice.moving) == pytest.approx([-0.05, -0.05, 0.1, 0.1])
-    assert all(gains[case] < 0 for case in choice.worst)
+    assert gains[choice.featured[0][1].case] == max(gains.values())
+    assert gains[choice.featured[1][1].case] == min(gains.values())
+    firsts = [case for case, model in choice.moving if model is None]
+    assert firsts == [Case("in_domain", 20, 0, 0), Case("scenes", 20, 0, 0)]
+    ends = [gains[case] for case, model in choice.moving if model is not None]
+    assert sorted(ends) == pytest.approx([-0.05, -0.05, 0.1])  # of the two highest one is the first prompt of its set
+    assert all(gains[case] < 0 for case, _ in choice.worst)
+    assert choose(evidence, 0, evidence.models).moving == []
     assert choice.fixed["scenes"] == [Case("scenes", 20, 0, 0), Case("scenes", 20, 1, 0)]
 
 
@@ -165,7 +171,7 @@ def test_a_rising_reward_beside_a_falling_held_out_one_is_called_by_its_name(tmp
 
 def test_moving_files_hold_all_models_side_by_side(made: Path) -> None:
     files = sorted((made / "moving").iterdir())
-    assert [path.suffix for path in files] == [".gif", ".mp4", ".webp"] * 2
+    assert [path.suffix for path in files] == [".gif", ".mp4", ".webp"] * 4
     for path in files:
         if path.suffix == ".mp4":
             with av.open(path) as container:
@@ -173,6 +179,28 @@ def test_moving_files_hold_all_models_side_by_side(made: Path) -> None:
         else:
             with Image.open(path) as image:
                 assert image.n_frames == 8
+
+
+def test_a_video_that_is_no_number_is_crossed_out_and_told(tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path / "ev", steps=(20,))
+    for part in sorted((folder / "videos").glob("*.parquet")):
+        rows = parquet.read_table(part)
+        kept = [[] if row["model"] == "toy" and row["index"] == 0 else row["frames"] for row in rows.to_pylist()]
+        column = pa.array(kept, pa.list_(pa.binary()))
+        parquet.write_table(rows.set_column(rows.column_names.index("frames"), "frames", column), part)
+    made = write_report([folder], tmp_path / "out", moving=2)
+    assert made.notes[-1] == "InstructVideo: 2 videos have pixels that are no numbers; they are crossed out."
+    assert made.notes[-1] in Page(made.folder / "index.html").text
+    with Image.open(made.folder / "videos" / "00000-01.png") as image:
+        cross = np.asarray(image)[:32, :32]
+    assert (cross[15, 15] == 0x66).all()
+    assert (cross[16, 4] == 255).all()
+    for part in (folder / "videos").glob("*.parquet"):
+        rows = parquet.read_table(part)
+        none = pa.array([[]] * len(rows), pa.list_(pa.binary()))
+        parquet.write_table(rows.set_column(rows.column_names.index("frames"), "frames", none), part)
+    with pytest.raises(ValueError, match="all videos have pixels that are no numbers"):
+        write_report([folder], tmp_path / "out")
 
 
 def test_side_by_side_shows_every_pixel_of_every_model() -> None:
@@ -263,6 +291,32 @@ def several_seeds(tmp_path: Path) -> Path:
     return write_evaluation(tmp_path / "ev", models)
 
 
+def test_a_run_without_checkpoints_is_told_and_its_videos_are_shown(tmp_path: Path) -> None:
+    folder = several_seeds(tmp_path)
+    shutil.rmtree(tmp_path / "other" / "step-000003")
+    gathered = gather([folder])
+    assert [run.name for run in gathered.runs] == ["iv-seed0", "iv-seed1"]
+    assert any(note.startswith("other: its run cannot be read") for note in gathered.notes)
+
+
+def test_extremes_are_those_of_any_seed(tmp_path: Path) -> None:
+    gathered = gather([several_seeds(tmp_path)])
+    choice = choose(gathered.evidence, 2, gathered.pictured)
+    assert choice.featured[1][1].model.name == "other"  # later models lose more, see score()
+    evidence = replace(gathered.evidence, scores=dict(gathered.evidence.scores))
+    lowest = evidence.cases[3]
+    evidence.scores["iv-seed1", lowest] = evidence.scores["iv-seed1", lowest] | {"held_out": -9.0}
+    assert choose(evidence, 2, gathered.pictured).worst[0] == (lowest, evidence.models[2])
+
+
+def test_looks_are_told_apart_without_colour() -> None:
+    assert len({look.marker for look in LOOKS}) == len({look.glyph for look in LOOKS}) == len(LOOKS)
+    assert len({look.dash for look in LOOKS}) == len(LOOKS)
+    assert len({look.colour for look in LOOKS[:7]}) == 7
+    names = [f"model {number}" for number in range(13)]
+    assert len(set(looks_of(names, "model 0").values())) == 13
+
+
 def test_models_that_differ_in_seed_alone_are_a_row_of_tables_and_have_one_look(tmp_path: Path) -> None:
     folder = several_seeds(tmp_path)
     gathered = gather([folder])
@@ -273,7 +327,7 @@ def test_models_that_differ_in_seed_alone_are_a_row_of_tables_and_have_one_look(
     assert gathered.called("iv-seed1") == "instructvideo (2 seeds)"
     made = write_report([folder], moving=2)
     page = Page(made.folder / "index.html")
-    for words in ("Each against each, D = 50", "a bootstrap over prompts, paired", "Welch's", "Each of the 3 runs"):
+    for words in ("Each against each, D = 50", "a bootstrap over prompts, paired", "Welch's", "Each of the 3 models"):
         assert words in page.text, words
     first = over_seeds(gathered)[0].grid.rows[1]
     assert first[0].text == "instructvideo (2 seeds)"

@@ -11,7 +11,7 @@
       this.card = card;
       this.case = Number(card.dataset.case);
       this.canvases = [...card.querySelectorAll("canvas")];
-      this.images = null;
+      this.images = [];
       this.button = card.querySelector(".play");
       this.slider = card.querySelector(".scrub");
       this.output = card.querySelector(".frame");
@@ -23,9 +23,9 @@
       this.slider.addEventListener("input", () => { this.play(false); this.show(Number(this.slider.value)); tellAll(); });
       card.querySelector(".numbers").addEventListener("toggle", () => this.numbers());
     }
-    load() {
-      if (this.images) return;
-      this.images = this.canvases.map((canvas) => {
+    load() { // the videos on show, each once
+      this.images = this.canvases.map((canvas, place) => {
+        if (this.images[place] || canvas.parentElement.hidden) return this.images[place];
         const image = new Image();
         image.onload = () => this.draw();
         image.onerror = () => canvas.setAttribute("aria-label", canvas.getAttribute("aria-label") + " (the video is missing)");
@@ -47,7 +47,7 @@
       const frame = Math.floor(this.position) % data.frames, [width, height] = data.size;
       const x = (frame % data.columns) * width, y = Math.floor(frame / data.columns) * height;
       this.canvases.forEach((canvas, place) => {
-        const image = this.images && this.images[place];
+        const image = this.images[place];
         if (image && image.complete && image.naturalWidth) {
           canvas.getContext("2d").drawImage(image, x, y, width, height, 0, 0, width, height);
         }
@@ -156,6 +156,7 @@
   function choose() { // which models' videos are on show
     const shown = new Set(boxes.filter((box) => box.checked).map((box) => box.value));
     for (const figure of document.querySelectorAll("figure[data-model]")) figure.hidden = !shown.has(figure.dataset.model);
+    for (const player of players) if (player.near) player.load();
   }
   if (boxes.length) {
     $("models").hidden = false;
