@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
+from evaluated_runs import curves, several_seeds
 from evaluations import METRICS, SETS, frames, score, write_evaluation
 from helpers import save_run
 from PIL import Image
@@ -35,7 +36,6 @@ from rlvid.report.runs import read_run
 from rlvid.report.seeds import over_seeds
 from rlvid.report.videos import sprite
 from rlvid.report.words import number, table, tell
-from rlvid.train.metrics import TensorBoard
 
 
 class Page(HTMLParser):
@@ -219,14 +219,6 @@ def test_side_by_side_shows_every_pixel_of_every_model() -> None:
         side_by_side("a prompt", {"a": frames(1), "b": frames(2, size=16)})
 
 
-def curves(run: Path, shift: float) -> None:
-    board = TensorBoard(run / "tensorboard", 0)
-    for step in range(40):
-        stages = {"seconds/step": 2.0, "seconds/chain": 1.5, "seconds/decode": 0.1}
-        board.scalars(step, {"reward/trained": shift + step / 40, "reward/held_out": shift + step / 80} | stages)
-    board.close()
-
-
 def test_runs_bring_curves_costs_config_card_and_evolution(tmp_path: Path) -> None:
     folders = []
     for name, seed in (("one", 0), ("two", 1)):
@@ -276,19 +268,6 @@ def test_runs_bring_curves_costs_config_card_and_evolution(tmp_path: Path) -> No
     assert b"<svg" in drawn["light"]
     with Image.open(io.BytesIO(drawn["png"])) as image:
         assert image.width > 1200
-
-
-def several_seeds(tmp_path: Path) -> Path:
-    """An evaluation of two seeds of one method and of another method."""
-    first, _ = save_run(tmp_path / "home")
-    models = [{"name": "base", "label": "base", "kind": "base", "path": None, "step": None, "scale": 0.0}]
-    for name, changes in (("iv-seed0", {}), ("iv-seed1", {"seed": 1}), ("other", {"method": {"name": "draft"}})):
-        run = tmp_path / name
-        shutil.copytree(first, run)
-        config = yaml.safe_load((first / "config.yaml").read_text()) | {"name": name} | changes
-        (run / "config.yaml").write_text(yaml.safe_dump(config))
-        models.append({"name": name, "label": name, "kind": "run", "path": str(run), "step": 3, "scale": 1.0})
-    return write_evaluation(tmp_path / "ev", models)
 
 
 def test_a_run_without_checkpoints_is_told_and_its_videos_are_shown(tmp_path: Path) -> None:

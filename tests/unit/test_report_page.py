@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from evaluated_runs import several_seeds
 from evaluations import write_evaluation
 from playwright.sync_api import sync_playwright
 
@@ -18,6 +19,12 @@ from rlvid.report.report import write_report
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_evaluation(tmp_path_factory.mktemp("browsed") / "ev")
     return write_report([folder], moving=2).folder / "index.html"
+
+
+@pytest.fixture(scope="module")
+def with_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seeds of one method and another method, with curves, costs and cards."""
+    return write_report([several_seeds(tmp_path_factory.mktemp("runs"))], moving=2).folder / "index.html"
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +44,7 @@ def opened(browser: Any, report: Path) -> Iterator[Any]:
     complaints: list[str] = []
     contexts = []
 
-    def open_page(width: int = 1280, **options: Any) -> Any:
+    def open_page(width: int = 1280, path: Path = report, **options: Any) -> Any:
         context = browser.new_context(offline=True, viewport={"width": width, "height": 900}, **options)
         contexts.append(context)
         page = context.new_page()
@@ -46,7 +53,7 @@ def opened(browser: Any, report: Path) -> Iterator[Any]:
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("requestfailed", lambda request: complaints.append(f"failed: {request.url}"))
         page.on("request", lambda request: request.url.startswith("file:") or complaints.append(request.url))
-        page.goto(report.as_uri())
+        page.goto(path.as_uri())
         return page
 
     yield open_page
@@ -129,25 +136,40 @@ def test_it_sorts_by_gain_and_loss_of_any_metric(opened: Any) -> None:
     assert shown(page) == list(range(10))
 
 
-def test_boxes_choose_whose_videos_are_on_show(browser: Any, tmp_path: Path) -> None:
-    models = [
-        {"name": name, "label": name, "kind": "run" if place else "base", "path": None, "step": None, "scale": 1.0}
-        for place, name in enumerate(("base", "a", "b", "c"))
-    ]
-    made = write_report([write_evaluation(tmp_path / "ev", models)], moving=0)
-    page = browser.new_page()
-    page.goto((made.folder / "index.html").as_uri())
-    names = f"{FIRST} figcaption .name"
-    assert page.locator(f"{names} >> visible=true").count() == 4
-    page.get_by_role("group", name="Show").get_by_label("b").uncheck()
-    assert [text.split()[-1] for text in page.locator(f"{names} >> visible=true").all_inner_texts()] == [
-        "base",
-        "a",
-        "c",
-    ]
-    page.get_by_role("group", name="Show").get_by_label("b").check()
-    assert page.locator(f"{names} >> visible=true").count() == 4
-    page.close()
+def test_a_report_with_runs_and_seeds_shows_all_of_it(opened: Any, with_runs: Path) -> None:
+    page = opened(path=with_runs)
+    for picture in page.locator("img").all():
+        picture.scroll_into_view_if_needed()
+    page.wait_for_function("[...document.images].every((i) => i.complete && i.naturalWidth)")
+    assert page.locator("img.drawing").count() >= 4
+    assert page.locator("meter").count() >= 3
+    page.click("text=Model card: use, limits >> nth=0")
+    assert page.locator(".card .prose").first.is_visible()
+    assert page.get_by_role("region", name="Table: Each against each, D = 20").is_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+
+
+def test_boxes_choose_whose_videos_are_on_show(opened: Any, with_runs: Path) -> None:
+    page = opened(path=with_runs)
+    page.locator(FIRST).scroll_into_view_if_needed()
+
+    def names() -> list[str]:
+        found = page.locator(f"{FIRST} figcaption .name >> visible=true").all_inner_texts()
+        return [text.split()[-1] for text in found]
+
+    assert names() == ["base", "iv-seed0", "other"], "of seeds, the first"
+    boxes = page.get_by_role("group", name="Show")
+    boxes.get_by_label("other").uncheck()
+    boxes.get_by_label("iv-seed1").check()
+    assert names() == ["base", "iv-seed0", "iv-seed1"]
+    page.click(f"{FIRST} .play")
+    late = page.locator(f"{FIRST} canvas >> visible=true").nth(2)
+    page.locator(f"{FIRST} .scrub").fill("1")
+    before = late.screenshot()
+    page.locator(f"{FIRST} .scrub").fill("5")
+    assert late.screenshot() != before, "a video that was chosen later moves with the others"
+    worst = page.locator(".pair .case").last
+    assert len(worst.locator("figure >> visible=true").all()) == 2, "an extreme beside the base, whatever is chosen"
 
 
 def test_it_can_be_read_by_keyboard_and_screen_reader(opened: Any) -> None:
