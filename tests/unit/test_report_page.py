@@ -164,10 +164,15 @@ def test_boxes_choose_whose_videos_are_on_show(opened: Any, with_runs: Path) -> 
     assert names() == ["base", "iv-seed0", "iv-seed1"]
     page.click(f"{FIRST} .play")
     late = page.locator(f"{FIRST} canvas >> visible=true").nth(2)
-    page.locator(f"{FIRST} .scrub").fill("1")
-    before = late.screenshot()
-    page.locator(f"{FIRST} .scrub").fill("5")
-    assert late.screenshot() != before, "a video that was chosen later moves with the others"
+    for _ in range(100):  # it is loaded only now
+        page.locator(f"{FIRST} .scrub").fill("1")
+        before = late.screenshot()
+        page.locator(f"{FIRST} .scrub").fill("5")
+        if late.screenshot() != before:
+            break
+        page.wait_for_timeout(100)
+    else:
+        pytest.fail("a video that was chosen later does not move with the others")
     worst = page.locator(".pair .case").last
     assert len(worst.locator("figure >> visible=true").all()) == 2, "an extreme beside the base, whatever is chosen"
 
