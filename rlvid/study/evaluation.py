@@ -41,6 +41,7 @@ class Videos:
     Attributes:
         folder: the same.
         models: labels by name, in the evaluation's order.
+        rewards: which rewards were the metrics ``reward`` and ``held_out``, as far as the evaluation says so.
         spots: prompts by spot.
 
     Raises:
@@ -55,8 +56,11 @@ class Videos:
         try:
             content = yaml.safe_load(description.read_text(encoding="utf-8"))
             self.models = {str(each["name"]): str(each.get("label") or each["name"]) for each in content["models"]}
+            self.rewards = {metric: str(name) for metric, name in (content.get("rewards") or {}).items() if name}
         except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{description}: not what rlvid evaluate writes; its models cannot be read") from error
+            raise ValueError(
+                f"{description}: not what rlvid evaluate writes; its models or rewards cannot be read"
+            ) from error
         self.spots: dict[Spot, str] = {}
         self._places: dict[tuple[str, Spot], tuple[Path, int, int, float]] = {}
         parts = sorted((folder / "videos").glob("part-*.parquet"))
