@@ -48,21 +48,22 @@ def serve(
     """Shows pairs of videos for the same prompt and noise, blind and in random order, and keeps the answers.
 
     An answer is on disk before the next pair appears. Start the same command again after an interruption: everybody
-    goes on where they were. Interrupt it (Ctrl-C) when all have answered.
+    goes on where they were, by the same link. Interrupt it (Ctrl-C) when all have answered.
     """
     from rlvid.study.app import create_app
     from rlvid.study.evaluation import Videos
     from rlvid.study.pairs import choose_pairs
-    from rlvid.study.serve import address_of, is_local, listen, new_token, run
+    from rlvid.study.serve import address_of, is_local, listen, run
     from rlvid.study.store import Store
 
     videos = Videos(evaluation)
     asked = choose_pairs(videos, _names(models, "--models"), pairs, checks, seed)
     named = {name: videos.models[name] for name in _names(models, "--models") or videos.models}
-    people = _names(annotators, "--annotators")
-    path, token = out or evaluation / "study.sqlite", new_token(host)
+    people, path, local = _names(annotators, "--annotators"), out or evaluation / "study.sqlite", is_local(host)
     with listen(host, port) as listening:
-        app = create_app(Store.begin(path, evaluation, seed, named, asked), videos, people, token, is_local(host))
+        store = Store.begin(path, evaluation, seed, named, asked, private=not local)
+        token = None if local else store.token()
+        app = create_app(store, videos, people, token, local)
         say(f"{len(asked)} pairs{f' ({checks} of them checks)' if checks else ''}, answers in {short(path)}")
         say(f"open         {address_of(listening, token)}")
         say(f"afterwards   rlvid study results {short(path)}")
