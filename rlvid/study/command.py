@@ -52,7 +52,7 @@ def serve(
     """
     from rlvid.study.app import create_app
     from rlvid.study.evaluation import Videos
-    from rlvid.study.pairs import choose_pairs
+    from rlvid.study.pairs import choose_pairs, without_frames
     from rlvid.study.serve import address_of, is_local, listen, run
     from rlvid.study.store import Store
 
@@ -60,6 +60,10 @@ def serve(
     asked = choose_pairs(videos, _names(models, "--models"), pairs, checks, seed)
     named = {name: videos.models[name] for name in _names(models, "--models") or videos.models}
     people, path, local = _names(annotators, "--annotators"), out or evaluation / "study.sqlite", is_local(host)
+    if lacking := without_frames(videos, [*named]):
+        told = ", ".join(f"{name} lacks {len(spots)}" for name, spots in lacking.items())
+        many = f"{len(set().union(*lacking.values()))} of {len(videos.spots)}"
+        say(f"left out     {many} prompts with D and noise, for want of frames, as a pixel was no number: {told}")
     with listen(host, port) as listening:
         store = Store.begin(path, evaluation, seed, named, asked, private=not local)
         token = None if local else store.token()

@@ -45,6 +45,11 @@ class Study:
     models: Mapping[str, str]
     pairs: Sequence[Pair]
 
+    @property
+    def settings(self) -> str:
+        """What its evaluation was made with, as far as the pairs tell."""
+        return _settings(self.models, self.pairs)
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -94,7 +99,8 @@ class Store:
         if (found.seed, [*found.models], [*found.pairs]) != (seed, [*models], [*pairs]):
             raise ValueError(
                 f"{path} belongs to another study ({_outline(found.models, found.pairs, found.seed)}; now "
-                f"{_outline(models, pairs, seed)}, or other videos); name a new file with --out, or ask as before"
+                f"{_outline(models, pairs, seed)}, or other videos); "
+                "name a new file with --out, or evaluate and ask as then"
             )
         return store
 
@@ -210,4 +216,9 @@ def _named(path: Path) -> Iterator[None]:
 
 def _outline(models: Mapping[str, str], pairs: Sequence[Pair], seed: int) -> str:
     checks = sum(pair.check for pair in pairs)
-    return f"{len(pairs) - checks} pairs and {checks} checks of {', '.join(models)}, seed {seed}"
+    return f"{len(pairs) - checks} pairs and {checks} checks, seed {seed}, {_settings(models, pairs)}"
+
+
+def _settings(models: Mapping[str, str], pairs: Sequence[Pair]) -> str:
+    sets, steps = sorted({pair.spot.set for pair in pairs}), sorted({pair.spot.steps for pair in pairs})
+    return f"models {', '.join(models)}; sets {', '.join(sets)}; D = {', '.join(map(str, steps))}"

@@ -274,31 +274,6 @@ def test_names_on_a_list(folder: Path) -> None:
     assert pages.post("/start", data={"annotator": "Carl"}).status_code == 403
 
 
-def test_a_video_or_a_file_that_is_gone_is_said_on_a_page(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = begin(folder)
-    pages = client(store)
-    make_evaluation(folder, ("base", "tuned", "best"), steps=(21, 51))  # other videos in their place
-    assert pages.get("/video?annotator=ada&pair=1").status_code == 500
-    assert "are not those that this study began with" in " ".join(capsys.readouterr().err.split())
-    for part in (folder / "videos").iterdir():
-        part.unlink()
-    gone = pages.get("/video?annotator=ada&pair=1")
-    assert gone.status_code == 500
-    assert "cannot be read" in gone.text
-    assert not any(model in gone.text for model in ("base", "tuned", "best")), "the study is blind"
-    assert "the video of '" in capsys.readouterr().err
-    damaged = [frame[:60] for frame in frames(1, 0, 20)]
-    with monkeypatch.context() as spoilt:
-        spoilt.setattr(Videos, "frames", lambda *_: damaged)
-        assert pages.get("/video?annotator=ada&pair=0").status_code == 500
-    store.path.unlink()
-    gone = pages.get("/judge?annotator=ada")
-    assert gone.status_code == 507
-    assert "Out of order" in gone.text
-
-
 def test_markup_in_prompts_and_names_is_shown_as_it_is(tmp_path: Path) -> None:
     pages = client(begin(make_evaluation(tmp_path, sets={"in_domain": PROMPTS["in_domain"][1:2]})))
     page = pages.get("/judge", params={"annotator": "<script>"}).text
