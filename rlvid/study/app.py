@@ -3,7 +3,8 @@
 import secrets
 import sqlite3
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +21,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rlvid.study.evaluation import Videos
 from rlvid.study.film import decode, side_by_side, under_noise
-from rlvid.study.pairs import noise_seed, order, second_on_left
+from rlvid.study.pairs import Pair, noise_seed, order, second_on_left
+from rlvid.study.preferences import difference
 from rlvid.study.store import SIDES, AnsweredOtherwiseError, Side, Store
 from rlvid.terminal import complain
 
@@ -119,11 +121,26 @@ def create_app(
     def film(annotator: str, number: int) -> str:
         return "video?" + urlencode({"annotator": annotator, "pair": number, "study": study.key})
 
+    def check(pair: Pair) -> None:
+        if reason := difference(pair, videos):
+            raise ValueError(f"{reason}; evaluate with the settings of then ({study.settings}), and serve again")
+
+    @contextmanager
+    def readable(annotator: str) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            complain(error, 1)  # it names a model: for whoever runs the study, not for who answers
+            text = (
+                "The evaluation has changed since this study began, so this pair's videos are not there. Answers so "
+                "far are safe. Tell whoever runs this study; the terminal says how to go on."
+            )
+            raise Refusal(503, "No videos", text, to_judge(annotator), "Try this pair again") from error
+
     @lru_cache(maxsize=32)
     def picture(number: int, swapped: bool, still: bool) -> bytes:
         pair = pairs[number]
-        if "".join(videos.inspect(model, pair.spot)[1] for model in (pair.first, pair.second)) != pair.digest:
-            raise ValueError(f"{videos.folder}: the videos for {pair.spot} are not those that this study began with")
+        check(pair)
         first, second = (decode(videos.frames(model, pair.spot)) for model in (pair.first, pair.second))
         if pair.check:
             second = under_noise(first, noise_seed(study.seed, number))
@@ -145,6 +162,8 @@ def create_app(
         about = {"annotator": annotator, "count": len(pairs), "done": len(pairs) - len(left)}
         if not left:
             return page(request, "done.html", about)
+        with readable(annotator):
+            check(pairs[left[0]])
         films = [film(annotator, number) for number in left[:2]]
         shown = {"pair": pairs[left[0]], "study": study.key, "film": films[0], "following": films[1:]}
         return page(request, "judge.html", about | shown)
@@ -177,12 +196,9 @@ def create_app(
     def video(annotator: str, pair: int, still: bool = False) -> Response:  # its "study" is for the browser's cache
         if pair not in pairs:
             raise Refusal(404, "No such pair", "There is no such video.")
-        try:
-            made = picture(pair, second_on_left(study.seed, known(annotator), pair), still)
-        except (ValueError, OSError) as error:
-            complain(error, 1)  # it names a model: for whoever runs the study, not for who answers
-            text = "The video cannot be read. Tell whoever runs this study; the terminal says what is wrong."
-            raise Refusal(500, "No video", text) from error
+        annotator = known(annotator)
+        with readable(annotator):
+            made = picture(pair, second_on_left(study.seed, annotator, pair), still)
         return Response(made, media_type="image/webp", headers={"cache-control": "private, max-age=86400"})
 
     @app.exception_handler(Refusal)

@@ -8,7 +8,8 @@ import typer
 from rlvid.terminal import console, say, short
 
 if TYPE_CHECKING:
-    from rlvid.study.store import Answer, Store
+    from rlvid.study.results import Scores
+    from rlvid.study.store import Answer, Store, Study
 
 study = typer.Typer(
     no_args_is_help=True,
@@ -47,21 +48,26 @@ def serve(
     """Shows pairs of videos for the same prompt and noise, blind and in random order, and keeps the answers.
 
     An answer is on disk before the next pair appears. Start the same command again after an interruption: everybody
-    goes on where they were. Interrupt it (Ctrl-C) when all have answered.
+    goes on where they were, by the same link. Interrupt it (Ctrl-C) when all have answered.
     """
     from rlvid.study.app import create_app
     from rlvid.study.evaluation import Videos
-    from rlvid.study.pairs import choose_pairs
-    from rlvid.study.serve import address_of, is_local, listen, new_token, run
+    from rlvid.study.pairs import choose_pairs, without_frames
+    from rlvid.study.serve import address_of, is_local, listen, run
     from rlvid.study.store import Store
 
     videos = Videos(evaluation)
     asked = choose_pairs(videos, _names(models, "--models"), pairs, checks, seed)
     named = {name: videos.models[name] for name in _names(models, "--models") or videos.models}
-    people = _names(annotators, "--annotators")
-    path, token = out or evaluation / "study.sqlite", new_token(host)
+    people, path, local = _names(annotators, "--annotators"), out or evaluation / "study.sqlite", is_local(host)
+    if lacking := without_frames(videos, [*named]):
+        told = ", ".join(f"{name} lacks {len(spots)}" for name, spots in lacking.items())
+        many = f"{len(set().union(*lacking.values()))} of {len(videos.spots)}"
+        say(f"left out     {many} prompts with D and noise, for want of frames, as a pixel was no number: {told}")
     with listen(host, port) as listening:
-        app = create_app(Store.begin(path, evaluation, seed, named, asked), videos, people, token, is_local(host))
+        store = Store.begin(path, evaluation, seed, named, asked, private=not local)
+        token = None if local else store.token()
+        app = create_app(store, videos, people, token, local)
         say(f"{len(asked)} pairs{f' ({checks} of them checks)' if checks else ''}, answers in {short(path)}")
         say(f"open         {address_of(listening, token)}")
         say(f"afterwards   rlvid study results {short(path)}")
@@ -75,8 +81,6 @@ def results(file: File, evaluation: Folder = None, without: Without = None) -> N
     Prints tables, and writes them beside the study's file as STUDY-results.md and .json.
     """
     from rlvid.evaluate import write_whole
-    from rlvid.study.evaluation import Videos, read_scores
-    from rlvid.study.preferences import check_same
     from rlvid.study.results import summarise
     from rlvid.study.store import Store
     from rlvid.study.tables import json_text, markdown, render
@@ -84,21 +88,12 @@ def results(file: File, evaluation: Folder = None, without: Without = None) -> N
     store = Store(_database(file))
     asked = store.study()
     answers = _kept(store, without)
-    folder, scores, lacking = evaluation or asked.evaluation, {}, "no evaluation.parquet there"
-    try:
-        if evaluation or (folder / "evaluation.parquet").is_file():
-            check_same(asked, Videos(folder))
-            scores = read_scores(folder)
-    except ValueError as error:  # what people said does not depend on videos that are gone since
-        if evaluation:
-            raise
-        lacking = str(error)
-    found = summarise(asked, answers, scores)
+    scores, rewards, lacking = _measured(asked, evaluation)
+    found = summarise(asked, answers, scores, rewards)
     for table in render(found):
         console.print(table)
     if not scores:
-        about = "" if str(folder) in lacking else f"{folder}: "
-        say(f"note         nothing on agreement with metrics, see --evaluation. {about}{lacking}")
+        say(f"note         nothing on agreement with metrics, see --evaluation. {lacking}")
     base = store.path.with_suffix("")
     for suffix, text in ((".md", markdown(found)), (".json", json_text(found))):
         write_whole(base.with_name(f"{base.name}-results{suffix}"), text.encode())
@@ -133,6 +128,28 @@ def _names(text: str | None, option: str) -> list[str]:
     if not all(names) or len({name.casefold() for name in names}) < len(names):
         raise ValueError(f"{option} {text!r}: expected names separated by commas, each once")
     return names
+
+
+def _measured(asked: "Study", evaluation: Path | None) -> tuple["Scores", dict[str, str], str]:
+    """Scores, the names of the two rewards, and what is lacking where there are no scores.
+
+    Raises ValueError if the evaluation that was named is another one, or damaged.
+    """
+    from rlvid.study.evaluation import Videos, read_scores
+    from rlvid.study.preferences import check_same
+
+    folder = evaluation or asked.evaluation
+    lacking = f"{folder}: no evaluation.parquet there"
+    try:
+        if evaluation or (folder / "evaluation.parquet").is_file():
+            videos = Videos(folder)
+            check_same(asked, videos)
+            return read_scores(folder), videos.rewards, lacking
+    except ValueError as error:  # what people said does not depend on videos that are gone since
+        if evaluation:
+            raise
+        lacking = str(error)
+    return {}, {}, lacking
 
 
 def _database(file: Path) -> Path:

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 from PIL import Image
 from pyarrow import parquet
 
 KEYS = ["model", "set", "steps", "index", "copy"]
+_ANEW = "delete that file and run rlvid evaluate again"
 
 
 @dataclass(frozen=True, order=True)
@@ -32,6 +34,10 @@ class Spot:
         return f"set {self.set}, D = {self.steps}, prompt {self.index}, copy {self.copy}"
 
 
+class UnreadableError(ValueError):
+    """A video that was there when the evaluation was opened cannot be read, perhaps as it has been moved away."""
+
+
 class Videos:
     """The videos that an evaluation's folder holds; frames are read when they are asked for.
 
@@ -41,6 +47,7 @@ class Videos:
     Attributes:
         folder: the same.
         models: labels by name, in the evaluation's order.
+        rewards: which rewards were the metrics ``reward`` and ``held_out``, as far as the evaluation says so.
         spots: prompts by spot.
 
     Raises:
@@ -55,25 +62,31 @@ class Videos:
         try:
             content = yaml.safe_load(description.read_text(encoding="utf-8"))
             self.models = {str(each["name"]): str(each.get("label") or each["name"]) for each in content["models"]}
+            self.rewards = {metric: str(name) for metric, name in (content.get("rewards") or {}).items() if name}
         except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{description}: not what rlvid evaluate writes; its models cannot be read") from error
+            raise ValueError(
+                f"{description}: not what rlvid evaluate writes; its models or rewards cannot be read"
+            ) from error
         self.spots: dict[Spot, str] = {}
         self._places: dict[tuple[str, Spot], tuple[Path, int, int, float]] = {}
+        self._without_frames: set[tuple[str, Spot]] = set()
         parts = sorted((folder / "videos").glob("part-*.parquet"))
         if not parts:
             raise ValueError(f"{folder}: its videos are missing (no videos/part-*.parquet); run rlvid evaluate again")
         for part in parts:
-            for place, row in _rows(part):
-                self._add(row, (part, *place, float(row["fps"])))
+            for place, row, has_frames in _rows(part):
+                self._add(row, (part, *place, float(row["fps"])), has_frames)
         self._check_prompts()
 
-    def _add(self, row: dict[str, Any], place: tuple[Path, int, int, float]) -> None:
+    def _add(self, row: dict[str, Any], place: tuple[Path, int, int, float], has_frames: bool) -> None:
         spot = Spot(row["set"], row["steps"], row["index"], row["copy"])
         if (row["model"], spot) in self._places:
             raise ValueError(f"{place[0]}: the video of {row['model']!r} for {spot} is there twice")
         if self.spots.setdefault(spot, row["prompt"] or "") != (row["prompt"] or ""):
             raise ValueError(f"{place[0]}: models have different prompts for {spot}; such videos are no pair")
         self._places[row["model"], spot] = place
+        if not has_frames:
+            self._without_frames.add((row["model"], spot))
 
     def _check_prompts(self) -> None:
         seen: dict[tuple[str, str], int] = {}
@@ -87,28 +100,35 @@ class Videos:
                 )
 
     def has(self, model: str, spot: Spot) -> bool:
-        """Whether there is such a video."""
+        """Whether there is such a video, be it without frames."""
         return (model, spot) in self._places
+
+    def has_frames(self, model: str, spot: Spot) -> bool:
+        """Whether a video has frames; one of which a pixel was no number is kept without."""
+        return self.has(model, spot) and (model, spot) not in self._without_frames
 
     def fps(self, model: str, spot: Spot) -> float:
         """Frames a second."""
         return self._places[model, spot][3]
 
     def frames(self, model: str, spot: Spot) -> list[bytes]:
-        """The frames of a video, PNG each; raises ValueError if they cannot be read."""
+        """The frames of a video, PNG each; raises UnreadableError if they cannot be read."""
         part, group, row, _ = self._places[model, spot]
         try:
             frames = parquet.ParquetFile(part).read_row_group(group, columns=["frames"]).column(0)[row].as_py()
         except (OSError, IndexError, pa.ArrowException) as error:
-            raise ValueError(f"{part}: the video of {model!r} for {spot} cannot be read: {error}") from error
+            raise UnreadableError(f"{part}: the video of {model!r} for {spot} cannot be read: {error}") from error
         return list(frames or [])
 
     def inspect(self, model: str, spot: Spot) -> tuple[str, str]:
         """What a video looks like ("8 frames of 32 x 32 at 8 a second"), and a digest of its frames.
 
-        Raises ValueError if it has no frames, or a damaged one.
+        Raises:
+            UnreadableError: it cannot be read.
+            ValueError: it has no frames, a damaged one, or some of other sizes.
         """
         frames, digest, sizes = self.frames(model, spot), hashlib.blake2b(digest_size=16), set()
+        named = f"{self._places[model, spot][0]}: the video of {model!r} for {spot}"
         for frame in frames:
             digest.update(hashlib.blake2b(frame).digest())
             try:
@@ -116,15 +136,16 @@ class Videos:
                     sizes.add(f"{image.width} x {image.height}")
                     image.verify()
             except (OSError, SyntaxError) as error:  # Pillow raises both for a damaged PNG
-                raise ValueError(f"{self.folder}: the video of {model!r} for {spot} has a damaged frame") from error
-        if len(sizes) != 1:
-            what = "frames of several sizes" if sizes else "no frames"
-            raise ValueError(f"{self.folder}: the video of {model!r} for {spot} has {what}; run rlvid evaluate again")
+                raise ValueError(f"{named} has a damaged frame; {_ANEW}") from error
+        if not sizes:
+            raise ValueError(f"{named} has no frames, since a pixel was no number; compare others")
+        if len(sizes) > 1:
+            raise ValueError(f"{named} has frames of several sizes; {_ANEW}")
         return f"{len(frames)} frames of {sizes.pop()} at {self.fps(model, spot):g} a second", digest.hexdigest()
 
 
-def _rows(part: Path) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
-    """(row group, row in it) and the columns of each video, without its frames."""
+def _rows(part: Path) -> Iterator[tuple[tuple[int, int], dict[str, Any], bool]]:
+    """(row group, row in it), the columns of each video but its frames, and whether it has any."""
     try:
         with parquet.ParquetFile(part) as file:
             for group in range(file.num_row_groups):
@@ -132,9 +153,21 @@ def _rows(part: Path) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
                 missing = {*KEYS, "prompt", "fps", "frames"} - set(file.schema_arrow.names)
                 if missing:
                     raise ValueError(f"{part}: no column {', '.join(sorted(missing))}; rlvid evaluate writes it")
-                yield from (((group, row), values) for row, values in enumerate(table.to_pylist()))
+                empty = _without_frames(file, group)
+                yield from (((group, row), values, row not in empty) for row, values in enumerate(table.to_pylist()))
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{part}: damaged, or no Parquet; delete it and run rlvid evaluate again") from error
+
+
+def _without_frames(file: parquet.ParquetFile, group: int) -> set[int]:
+    """The rows of a group that have no frames; these are read only where the file's statistics leave it open."""
+    about = file.metadata.row_group(group)
+    columns = (about.column(index) for index in range(about.num_columns))
+    known = next(each.statistics for each in columns if each.path_in_schema.split(".")[0] == "frames")
+    if known is not None and known.has_null_count and not known.null_count:  # an empty list counts as a null
+        return set()
+    lengths = pc.list_value_length(file.read_row_group(group, columns=["frames"]).column(0))
+    return {row for row, length in enumerate(lengths.to_pylist()) if not length}
 
 
 def read_scores(folder: Path) -> dict[str, dict[tuple[str, Spot], float]]:

@@ -35,10 +35,11 @@ def choose_pairs(videos: Videos, models: list[str], count: int, checks: int, see
     """The pairs of a study, the same ones for the same seed, and attention checks strewn among them.
 
     Sets, numbers of steps and pairs of models get equal shares as far as they go. Where there are fewer than
-    ``count`` pairs, all are taken. Each video is looked at.
+    ``count`` pairs, all are taken. Each video is looked at. Spots where a model has no frames are left out.
 
     Raises:
-        ValueError: fewer than two models, an unknown one, a missing video, or videos that cannot stand side by side.
+        ValueError: fewer than two models, an unknown one, a missing video, no spot where all models have frames, or
+            videos that cannot stand side by side.
     """
     models = _known(videos, models)
     if not videos.spots:
@@ -50,9 +51,10 @@ def choose_pairs(videos: Videos, models: list[str], count: int, checks: int, see
                 f"{videos.folder}: {len(missing)} videos of model {model!r} are missing (the first: {missing[0]}); "
                 "rlvid evaluate makes them"
             )
+    spots = _comparable(videos, models)
     groups: dict[tuple[object, ...], list[tuple[Spot, str, str]]] = defaultdict(list)
     for first, second in combinations(models, 2):
-        for spot in sorted(videos.spots):
+        for spot in spots:
             groups[spot.set, spot.steps, first, second].append((spot, first, second))
     for name, group in groups.items():
         _generator(seed, "pairs", *name).shuffle(group)
@@ -64,6 +66,24 @@ def choose_pairs(videos: Videos, models: list[str], count: int, checks: int, see
     pick.shuffle(chosen)
     seen: dict[tuple[str, Spot], tuple[str, str]] = {}
     return [_look(videos, number, *each, seen) for number, each in enumerate(chosen)]
+
+
+def without_frames(videos: Videos, models: list[str]) -> dict[str, set[Spot]]:
+    """Where models have a video without frames, since a pixel was no number: for each that has, in its order."""
+    found = {name: {s for s in videos.spots if not videos.has_frames(name, s)} for name in models or videos.models}
+    return {name: spots for name, spots in found.items() if spots}
+
+
+def _comparable(videos: Videos, models: list[str]) -> list[Spot]:
+    lacking = without_frames(videos, models)
+    spots = sorted(set(videos.spots).difference(*lacking.values()))
+    if not spots:
+        told = ", ".join(f"{name} lacks {len(each)}" for name, each in lacking.items())
+        raise ValueError(
+            f"{videos.folder}: for none of {len(videos.spots)} prompts with D and noise do all models have frames, as "
+            f"pixels were no numbers ({told}); compare others with --models"
+        )
+    return spots
 
 
 def _known(videos: Videos, models: list[str]) -> list[str]:

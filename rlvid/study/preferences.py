@@ -9,7 +9,7 @@ from uuid import uuid4
 import pyarrow as pa
 from pyarrow import parquet
 
-from rlvid.study.evaluation import Videos
+from rlvid.study.evaluation import UnreadableError, Videos
 from rlvid.study.pairs import Pair
 from rlvid.study.store import Answer, Study
 
@@ -24,16 +24,26 @@ SCHEMA = pa.schema(
 """One row an answer that is no tie; frames are PNG files."""
 
 
+def difference(pair: Pair, videos: Videos) -> str | None:
+    """Why a pair's videos are not those that its study began with; None if they are. Raises ValueError if damaged."""
+    models = (pair.first, pair.second)
+    try:
+        if all(videos.has_frames(model, pair.spot) for model in models) and pair.digest == "".join(
+            videos.inspect(model, pair.spot)[1] for model in models
+        ):
+            return None
+    except UnreadableError as error:
+        return str(error)
+    return f"{videos.folder}: the videos for {pair.spot} are missing, or not those that people saw"
+
+
 def check_same(study: Study, videos: Videos) -> None:
     """Raises ValueError unless the videos are still those that people saw."""
     for pair in study.pairs:
-        models = (pair.first, pair.second)
-        if not all(videos.has(model, pair.spot) for model in models) or pair.digest != "".join(
-            videos.inspect(model, pair.spot)[1] for model in models
-        ):
+        if reason := difference(pair, videos):
             raise ValueError(
-                f"{videos.folder}: the videos for {pair.spot} are missing, or not those that people saw; "
-                "name the evaluation of this study with --evaluation"
+                f"{reason}; evaluate with the settings of then ({study.settings}), or name another copy with "
+                "--evaluation"
             )
 
 

@@ -5,9 +5,13 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
+from rlvid.evaluate import columns
+from rlvid.evaluate.columns import COLUMNS
+from rlvid.evaluate.rows import EXTRA
 from rlvid.study.evaluation import Spot
 from rlvid.study.pairs import AXES, Pair
 from rlvid.study.statistics import bradley_terry, krippendorff_alpha, wilson
@@ -74,10 +78,11 @@ class Concord:
 
 @dataclass(frozen=True)
 class Metric:
-    """How often a metric prefers the video that people chose, where both prefer one."""
+    """How often a metric prefers the video that people chose, where both prefer one; ``title`` is for readers."""
 
     axis: str
     metric: str
+    title: str
     agrees: Share
 
 
@@ -107,13 +112,16 @@ class Results:
 Scores = Mapping[str, Mapping[tuple[str, Spot], float]]
 
 
-def summarise(study: Study, answers: Sequence[Answer], scores: Scores) -> Results:
+def summarise(
+    study: Study, answers: Sequence[Answer], scores: Scores, rewards: Mapping[str, str] = MappingProxyType({})
+) -> Results:
     """The results of a study.
 
     Args:
         study: what was asked.
         answers: what was answered.
         scores: each metric's by (model, spot), as ``evaluation.read_scores`` gives them; more is better.
+        rewards: names of the rewards behind metrics, as ``evaluation.Videos`` knows them.
     """
     pairs = {pair.number: pair for pair in study.pairs}
     real = [answer for answer in answers if not pairs[answer.pair].check]
@@ -126,12 +134,21 @@ def summarise(study: Study, answers: Sequence[Answer], scores: Scores) -> Result
         standings=[standing for axis, each in of_axis.items() for standing in _standings(axis, each, pairs, models)],
         concord=[_concord(axis, each) for axis, each in of_axis.items()],
         metrics=[
-            Metric(axis, metric, _agreement(each, pairs, values))
+            Metric(axis, metric, title_of(metric, rewards), _agreement(each, pairs, values))
             for axis, each in of_axis.items()
             for metric, values in scores.items()
         ],
         people=_people(answers, pairs),
     )
+
+
+def title_of(metric: str, rewards: Mapping[str, str]) -> str:
+    """What a metric is called: as in an evaluation's tables, with the name of a reward where it is known."""
+    if metric.startswith(EXTRA) or any(metric == column.metric for column in COLUMNS):
+        title = columns.title_of(metric).replace("…", columns.title_of("consistency"))
+    else:  # no table has it
+        title = metric.replace("_", " ").capitalize()
+    return f"{title} ({rewards[metric]})" if metric in rewards else title
 
 
 def _duels(axis: str, answers: list[Answer], pairs: Mapping[int, Pair]) -> list[Duel]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import secrets
 import socket
 
 import uvicorn
@@ -12,11 +11,6 @@ from starlette.types import ASGIApp
 def is_local(host: str) -> bool:
     """Whether only this machine can reach what listens there, by one of the names that pages then answer to."""
     return host in ("127.0.0.1", "localhost", "::1")
-
-
-def new_token(host: str) -> str | None:
-    """A token that the study's address must hold; None where only this machine can reach it."""
-    return None if is_local(host) else secrets.token_urlsafe(24)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -2,9 +2,10 @@
 
 import json
 import os
+import secrets
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ from rlvid.study.pairs import AXES, Pair, second_on_left
 Side = Literal["left", "right", "tie"]
 SIDES: tuple[Side, ...] = ("left", "tie", "right")
 FORMAT = "1"
+_PRIVATE = 0o600
 _SCHEMA = """
 CREATE TABLE study (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE pairs (
@@ -43,6 +45,11 @@ class Study:
     models: Mapping[str, str]
     pairs: Sequence[Pair]
 
+    @property
+    def settings(self) -> str:
+        """What its evaluation was made with, as far as the pairs tell."""
+        return _settings(self.models, self.pairs)
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -68,15 +75,19 @@ class Store:
 
     @classmethod
     def begin(
-        cls, path: Path, evaluation: Path, seed: int, models: Mapping[str, str], pairs: Sequence[Pair]
-    ) -> "Store":
-        """Makes the file, or takes up the one that is there.
+        cls, path: Path, evaluation: Path, seed: int, models: Mapping[str, str], pairs: Sequence[Pair],
+        private: bool = False,
+    ) -> "Store":  # fmt: skip
+        """Makes the file, ``private`` to its owner if it is to hold a token, or takes up the one that is there.
 
         Raises ValueError if it is another study's, or no study's at all, or cannot be written.
         """
         store = cls(path)
         if not path.parent.is_dir():
             raise ValueError(f"--out {path}: there is no folder {path.parent}")
+        with _named(path):
+            if private and not path.exists():
+                path.touch(_PRIVATE)
         with _named(path), closing(store._connect()) as database:
             if _is_empty(database):
                 database.execute("PRAGMA journal_mode=WAL")
@@ -88,7 +99,8 @@ class Store:
         if (found.seed, [*found.models], [*found.pairs]) != (seed, [*models], [*pairs]):
             raise ValueError(
                 f"{path} belongs to another study ({_outline(found.models, found.pairs, found.seed)}; now "
-                f"{_outline(models, pairs, seed)}, or other videos); name a new file with --out, or ask as before"
+                f"{_outline(models, pairs, seed)}, or other videos); "
+                "name a new file with --out, or evaluate and ask as then"
             )
         return store
 
@@ -125,6 +137,19 @@ class Store:
         ]
         folder = Path(os.path.normpath(self.path.resolve().parent / facts["evaluation"]))
         return Study(facts["key"], folder, int(facts["seed"]), json.loads(facts["models"]), pairs)
+
+    def token(self) -> str:
+        """What the study's address holds where others can reach it: drawn once, so that links outlive a restart.
+
+        The file becomes its owner's alone. Raises ValueError if it is somebody else's, or cannot be written.
+        """
+        with _named(self.path):
+            for path in (self.path, *(self.path.with_name(f"{self.path.name}{end}") for end in ("-wal", "-shm"))):
+                with suppress(FileNotFoundError):
+                    path.chmod(_PRIVATE)
+        with _named(self.path), closing(self._connect()) as database:
+            database.execute("INSERT OR IGNORE INTO study VALUES ('token', ?)", (secrets.token_urlsafe(24),))
+            return str(database.execute("SELECT value FROM study WHERE key = 'token'").fetchone()[0])
 
     def save(self, seed: int, annotator: str, pair: int, sides: Mapping[str, Side]) -> None:
         """Saves somebody's answers about a pair, all or none; the same ones again change nothing.
@@ -182,13 +207,18 @@ def _is_empty(database: sqlite3.Connection) -> bool:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Errors of SQLite as one line that names the file."""
+    """Errors of SQLite and of the file system as one line that names the file."""
     try:
         yield
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, OSError) as error:
         raise ValueError(f"{path}: {error}; name another file") from error
 
 
 def _outline(models: Mapping[str, str], pairs: Sequence[Pair], seed: int) -> str:
     checks = sum(pair.check for pair in pairs)
-    return f"{len(pairs) - checks} pairs and {checks} checks of {', '.join(models)}, seed {seed}"
+    return f"{len(pairs) - checks} pairs and {checks} checks, seed {seed}, {_settings(models, pairs)}"
+
+
+def _settings(models: Mapping[str, str], pairs: Sequence[Pair]) -> str:
+    sets, steps = sorted({pair.spot.set for pair in pairs}), sorted({pair.spot.steps for pair in pairs})
+    return f"models {', '.join(models)}; sets {', '.join(sets)}; D = {', '.join(map(str, steps))}"

@@ -68,7 +68,7 @@ def sections(results: Results) -> Iterator[Section]:
         yield Section(
             "Agreement with metrics", _METRICS, 2, ["Axis", "Metric", "Answers", "Pairs", "Agrees"],
             [
-                [AXES[m.axis], m.metric, str(m.agrees.count), str(m.agrees.pairs), _share(m.agrees)]
+                [AXES[m.axis], m.title, str(m.agrees.count), str(m.agrees.pairs), _share(m.agrees)]
                 for m in results.metrics
             ],
         )  # fmt: skip

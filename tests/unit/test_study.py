@@ -5,6 +5,7 @@ import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from io import BytesIO
 from pathlib import Path
 from urllib.parse import quote
@@ -12,31 +13,14 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 from PIL import Image, ImageSequence
-from starlette.testclient import TestClient
+from studies import begin, client, fields
 from watched import PROMPTS, frames, make_evaluation
 
-from rlvid.study.app import create_app
 from rlvid.study.evaluation import Videos
 from rlvid.study.film import decode
 from rlvid.study.pairs import AXES, choose_pairs, order, second_on_left
-from rlvid.study.serve import is_local, new_token
+from rlvid.study.serve import is_local
 from rlvid.study.store import SIDES, AnsweredOtherwiseError, Store
-
-
-def begin(folder: Path, count: int = 4, checks: int = 0, seed: int = 0, out: str = "study.sqlite") -> Store:
-    """A study of an evaluation, made or taken up again."""
-    videos = Videos(folder)
-    return Store.begin(folder / out, folder, seed, videos.models, choose_pairs(videos, [], count, checks, seed))
-
-
-def client(store: Store, **options: object) -> TestClient:
-    app = create_app(store, Videos(store.study().evaluation), **options)  # type: ignore[arg-type]
-    return TestClient(app, base_url="http://127.0.0.1")
-
-
-def fields(page: str) -> dict[str, str]:
-    """The hidden fields of a pair's form."""
-    return dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', page))
 
 
 @pytest.fixture
@@ -290,31 +274,6 @@ def test_names_on_a_list(folder: Path) -> None:
     assert pages.post("/start", data={"annotator": "Carl"}).status_code == 403
 
 
-def test_a_video_or_a_file_that_is_gone_is_said_on_a_page(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = begin(folder)
-    pages = client(store)
-    make_evaluation(folder, ("base", "tuned", "best"), steps=(21, 51))  # other videos in their place
-    assert pages.get("/video?annotator=ada&pair=1").status_code == 500
-    assert "are not those that this study began with" in " ".join(capsys.readouterr().err.split())
-    for part in (folder / "videos").iterdir():
-        part.unlink()
-    gone = pages.get("/video?annotator=ada&pair=1")
-    assert gone.status_code == 500
-    assert "cannot be read" in gone.text
-    assert not any(model in gone.text for model in ("base", "tuned", "best")), "the study is blind"
-    assert "the video of '" in capsys.readouterr().err
-    damaged = [frame[:60] for frame in frames(1, 0, 20)]
-    with monkeypatch.context() as spoilt:
-        spoilt.setattr(Videos, "frames", lambda *_: damaged)
-        assert pages.get("/video?annotator=ada&pair=0").status_code == 500
-    store.path.unlink()
-    gone = pages.get("/judge?annotator=ada")
-    assert gone.status_code == 507
-    assert "Out of order" in gone.text
-
-
 def test_markup_in_prompts_and_names_is_shown_as_it_is(tmp_path: Path) -> None:
     pages = client(begin(make_evaluation(tmp_path, sets={"in_domain": PROMPTS["in_domain"][1:2]})))
     page = pages.get("/judge", params={"annotator": "<script>"}).text
@@ -344,18 +303,30 @@ def test_elsewhere_every_address_needs_the_token(folder: Path) -> None:
     assert "Pair 2" in page.text
 
 
-def test_whoever_can_be_reached_from_elsewhere_has_a_token_and_whoever_has_none_answers_to_its_name(
+def test_whoever_can_be_reached_from_elsewhere_needs_a_token_and_whoever_cannot_answers_to_its_name(
     folder: Path,
 ) -> None:
     elsewhere = ("0.0.0.0", "::", "192.168.1.4", "machine.test", "127.0.0.2", "localhost.evil.test")
-    assert all(len(new_token(host) or "") >= 32 for host in elsewhere)
-    assert new_token("0.0.0.0") != new_token("0.0.0.0")
+    assert not any(map(is_local, elsewhere))
     pages = client(begin(folder))
     for host in ("127.0.0.1", "localhost", "::1"):
         assert is_local(host)
-        assert new_token(host) is None
         shown = f"[{host}]:8300" if ":" in host else f"{host}:8300"
         assert pages.get("/", headers={"host": shown}).status_code == 200
+
+
+def test_a_token_is_drawn_once_and_its_file_is_private(folder: Path) -> None:
+    store = begin(folder)
+    assert store.path.stat().st_mode & 0o077  # nothing in it is secret yet
+    with closing(sqlite3.connect(store.path)) as other:  # as a server that still runs: its log is there
+        other.execute("INSERT INTO study VALUES ('note', 'x')")
+        other.commit()
+        token = store.token()
+        assert len(token) >= 32
+        assert {path.stat().st_mode & 0o777 for path in folder.glob("study.sqlite*")} == {0o600}
+    assert Store(store.path).token() == token
+    assert begin(folder).study() == store.study()
+    assert begin(folder, out="other.sqlite").token() != token
 
 
 def test_importing_the_command_loads_no_web_framework() -> None:

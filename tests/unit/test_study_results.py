@@ -5,7 +5,6 @@ import json
 import math
 import socket
 import sqlite3
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,23 +13,15 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 from pyarrow import parquet
+from studies import one_line, rlvid
 from watched import PROMPTS, frames, make_evaluation, write_videos
 
-from rlvid.cli import main
 from rlvid.study.evaluation import Videos, read_scores
 from rlvid.study.pairs import choose_pairs, second_on_left
 from rlvid.study.results import Results, summarise
 from rlvid.study.statistics import wilson
 from rlvid.study.store import Side, Store
 from rlvid.study.tables import markdown
-
-
-def rlvid(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """Runs the command here; returns its exit code."""
-    monkeypatch.setattr(sys, "argv", ["rlvid", "study", *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    return int(stopped.value.code or 0)
 
 
 def side_of(store: Store, annotator: str, pair: int, chosen: str) -> Side:
@@ -223,15 +214,15 @@ def _row(**other: object) -> dict[str, object]:
         ({"rows": [_row()]}, [], ["2 videos of model 'tuned' are missing", "prompt 1", "rlvid evaluate makes them"]),
         ({"rows": [_row(), _row()]}, [], ["'tuned' for set in_domain", "is there twice"]),
         ({"rows": [_row(prompt="another")]}, [], ["different prompts"]),
-        ({"rows": _rows(frames=[])}, [], ["no frames"]),
+        ({"rows": _rows(frames=[])}, [], ["for none of 3 prompts", "tuned lacks 3", "compare others with --models"]),
         ({"rows": _rows(frames=frames(1, 0, 20)[:5])}, [], ["5 frames of 32 x 32", "8 frames", "one shape"]),
         ({"rows": _rows(frames=frames(1, 0, 20, size=48))}, [], ["8 frames of 48 x 48", "one shape"]),
         ({"rows": _rows(frames=frames(1, 0, 20)[:1] + frames(1, 0, 20, size=48)[:1])}, [], ["several sizes"]),
-        ({"rows": _rows(frames=[frames(1, 0, 20)[0][:60]])}, [], ["damaged frame"]),
+        ({"rows": _rows(frames=[frames(1, 0, 20)[0][:60]])}, [], ["damaged frame", "delete that file"]),
         ({"rows": _rows(fps=4.0)}, [], ["at 4 a second", "at 8 a second"]),
     ],
 )  # fmt: skip
-def test_mistakes_before_a_study_are_one_line(
+def test_mistakes_before_a_study_areone_line(
     made: dict[str, object], options: list[str], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -240,15 +231,8 @@ def test_mistakes_before_a_study_are_one_line(
     if rows is not None:
         write_videos(folder / "videos" / "part-00001.parquet", rows)  # type: ignore[arg-type]
     assert rlvid(monkeypatch, "serve", str(folder), "--port", "0", *options) == 2
-    _one_line(capsys, words)
+    one_line(capsys, words)
     assert not (folder / "study.sqlite").exists()
-
-
-def _one_line(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1, lines
-    assert lines[0].startswith("error: ")
-    assert all(word in lines[0] for word in words), lines[0]
 
 
 def test_folders_without_an_evaluation(
@@ -256,7 +240,7 @@ def test_folders_without_an_evaluation(
 ) -> None:
     def mistake(*words: str) -> None:
         assert rlvid(monkeypatch, "serve", str(tmp_path)) == 2
-        _one_line(capsys, [*words])
+        one_line(capsys, [*words])
 
     mistake("no evaluation there")
     (tmp_path / "evaluation.yaml").write_text("models: 3", encoding="utf-8")
@@ -281,7 +265,7 @@ def test_a_port_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
         taken.listen()
         port = str(taken.getsockname()[1])
         assert rlvid(monkeypatch, "serve", str(folder), "--port", port) == 2
-    _one_line(capsys, [f"port {port} of 127.0.0.1 is in use", "--port"])
+    one_line(capsys, [f"port {port} of 127.0.0.1 is in use", "--port"])
     assert not (folder / "study.sqlite").exists()
 
 
@@ -299,7 +283,7 @@ def test_a_study_that_cannot_begin_gives_its_port_back(
             again.bind(("127.0.0.1", port))
     finally:
         gc.enable()
-    _one_line(capsys, ["no folder /nowhere"])
+    one_line(capsys, ["no folder /nowhere"])
 
 
 def test_mistakes_after_a_study(
@@ -307,15 +291,15 @@ def test_mistakes_after_a_study(
 ) -> None:
     folder = make_evaluation(tmp_path)
     assert rlvid(monkeypatch, "results", str(tmp_path)) == 2
-    _one_line(capsys, ["study.sqlite: no such study"])
+    one_line(capsys, ["study.sqlite: no such study"])
     videos = Videos(folder)
     Store.begin(folder / "study.sqlite", folder, 0, videos.models, choose_pairs(videos, [], 2, 0, 0))
     assert rlvid(monkeypatch, "results", str(tmp_path)) == 2
-    _one_line(capsys, ["nobody has answered anything yet"])
+    one_line(capsys, ["nobody has answered anything yet"])
     with sqlite3.connect(tmp_path / "study.sqlite") as database:
         database.execute("UPDATE study SET value = '9' WHERE key = 'format'")
     database.close()
     assert rlvid(monkeypatch, "export", str(tmp_path), "--out", str(tmp_path / "x" / "pairs.parquet")) == 2
-    _one_line(capsys, ["--out", "there is no folder"])
+    one_line(capsys, ["--out", "there is no folder"])
     assert rlvid(monkeypatch, "export", str(tmp_path), "--out", str(tmp_path / "pairs.parquet")) == 2
-    _one_line(capsys, ["format 9"])
+    one_line(capsys, ["format 9"])
