@@ -6,7 +6,6 @@ import gc
 import io
 import json
 import math
-import shutil
 import weakref
 from itertools import product
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import yaml
+from evaluated_runs import another
 from helpers import save_run
 from rows import models_of_the_paper, row
 
@@ -47,15 +46,6 @@ def test_a_model_is_read_part_by_part(
 ) -> None:
     spec = parse_spec(text)
     assert (spec.label, spec.run, spec.which, spec.scale) == (label, run, which, scale)
-
-
-def another(run: Path, name: str, **changes: object) -> Path:
-    """A copy of a run under another name, with other settings in its config."""
-    target = run.with_name(name)
-    shutil.copytree(run, target)
-    config = yaml.safe_load((target / "config.yaml").read_text())
-    (target / "config.yaml").write_text(yaml.safe_dump(config | {"name": name} | changes))
-    return target
 
 
 def test_models_have_names_of_their_own_and_one_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

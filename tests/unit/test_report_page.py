@@ -101,7 +101,7 @@ def test_it_plays_pauses_and_scrubs_all_models_together(opened: Any) -> None:
     page.wait_for_function("s => document.querySelector(s).dataset.frame != 3", arg=FIRST)
     page.click("#all")
     assert page.inner_text("#all") == "Play all"
-    assert set(page.locator(".play").all_inner_texts()) == {"Play"}
+    assert set(page.locator(".play").all_text_contents()) == {"Play"}
 
 
 def test_it_filters_by_set_steps_and_words_and_says_so(opened: Any) -> None:
@@ -129,9 +129,9 @@ def test_it_sorts_by_gain_and_loss_of_any_metric(opened: Any) -> None:
     assert page.inner_text("#status").endswith("largest loss in Held-out reward first (InstructVideo over base)")
     page.select_option("[name=order]", "gain")
     assert [number % 2 for number in shown(page)] == [0] * 5 + [1] * 5
-    assert page.locator(f"{FIRST} .value").all_inner_texts() == ["0.400", "0.500 (+0.100)"]
+    assert page.locator(f"{FIRST} .value").all_text_contents() == ["0.400", "0.500 (+0.100)"]
     page.select_option("[name=metric]", label="Motion")
-    assert page.locator(f"{FIRST} .value").all_inner_texts() == ["0.700", "0.750 (+0.050)"]
+    assert page.locator(f"{FIRST} .value").all_text_contents() == ["0.700", "0.750 (+0.050)"]
     page.select_option("[name=order]", "")
     assert shown(page) == list(range(10))
 
