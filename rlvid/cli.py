@@ -149,6 +149,10 @@ def export(
     lora_scale: Annotated[
         float, typer.Option(help="How much of what was learned: 0 is the base model, 1 the tuned one.")
     ] = 1.0,
+    evaluation: Annotated[
+        Path | None,
+        typer.Option(help="Folder of an evaluation with this model, for the card; default: the one in the run's."),
+    ] = None,
 ) -> None:
     """Writes a run's model for others: merged in diffusers' layout, the adapter in PEFT's, and a model card.
 
@@ -156,7 +160,7 @@ def export(
     """
     from rlvid.export import export_run
 
-    folder = export_run(run, out, checkpoint, lora_scale)
+    folder = export_run(run, out, checkpoint, lora_scale, evaluation)
     say(f"model        {folder} (diffusers: TextToVideoSDPipeline.from_pretrained; rlvid: model.path={folder})")
     if (folder / "adapter").is_dir():
         say(f"adapter      {folder / 'adapter'} (PEFT)")
