@@ -25,6 +25,7 @@ from rlvid.config.reward import RewardConfig
 from rlvid.data.prompts import ANIMAL_SETS, resolve_prompts
 from rlvid.evaluate.compared import Loader, differences, find_compared, load_found, parse_spec
 from rlvid.evaluate.grid import Cell, Grid, latex_text
+from rlvid.evaluate.layouts import write_layouts
 from rlvid.evaluate.measure import Measure, parse_rewards
 from rlvid.evaluate.plan import check_distinct
 from rlvid.evaluate.results import default_sets, evaluation_folder, prompts_of
@@ -219,17 +220,22 @@ def test_an_evaluation_of_a_model_that_is_not_built_in_says_what_is_not_measured
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
-def test_the_latex_is_latex(tmp_path: Path) -> None:
-    write_results(tmp_path, models_of_the_paper(), base="base")
+@pytest.mark.parametrize("models", [1, 7])
+def test_the_latex_is_latex_and_fits_its_page(tmp_path: Path, models: int) -> None:
+    names = ["base", *(f"my_model & {place} × 0.5 {{~^<|>\\}}" for place in range(models))]
+    scores = {metric: 0.1 for metric in METRICS} | {"reward_own": 0.2}
+    rows = [row(name, index=i, **scores | {"reward": 0.1 * i + len(name)}) for name in names for i in range(3)]
+    write_results(tmp_path, rows, base="base")
+    write_layouts(tmp_path, rows, "base", {name: [name] for name in names[1:]})
     head = r"\documentclass{article}\usepackage{booktabs,graphicx}\usepackage[T1]{fontenc}\begin{document}"
-    (tmp_path / "page.tex").write_text(head + r"\input{evaluation.tex}\end{document}")
-    done = subprocess.run(
-        ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "page.tex"],
+    pages = "".join(rf"\input{{{name}.tex}}" for name in ("evaluation", "table-a1", "table-a2"))
+    (tmp_path / "page.tex").write_text(head + pages + r"\end{document}")
+    done = subprocess.run(  # as a draft, for which no shapes of letters need be there
+        ["pdflatex", "-draftmode", "-halt-on-error", "-interaction=nonstopmode", "page.tex"],
         cwd=tmp_path, timeout=120, check=False, capture_output=True, text=True, errors="replace",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:]
-    assert "Overfull" not in done.stdout
-    assert (tmp_path / "page.pdf").stat().st_size > 1000
+    assert "Overfull" not in done.stdout, done.stdout[-2000:]
 
 
 def test_the_bootstrap_draws_prompts_with_all_their_videos() -> None:
