@@ -90,17 +90,12 @@ def evaluate_and_show(
     further = parse_rewards(rewards)
     compared = find_compared(models, scales=scales, step=checkpoint)
     config = compared[0].config
-    builtin = config.model.path == "builtin"
     prompts = prompts or prompts_of(default_sets(config.model.path), videos, notes.append)
     groups = groups_of(compared) if group_seeds else {}
     check_reward(config.reward, needs_gradient=False)
     load_clip(clip or DEFAULT_CLIP)  # says what is wrong with it before anything is made
-    if clip is None and not builtin:
-        notes.append(
-            f"CLIPSIM and consistency are by {DEFAULT_CLIP}, a CLIP that knows only the built-in world; name another "
-            "with --clip"
-        )
-    measure = Measure(config.reward, clip or DEFAULT_CLIP, further, builtin)
+    measure = Measure(config.reward, clip or DEFAULT_CLIP, further, config.model.path == "builtin")
+    notes += measure.cautions(clip is not None)
     evaluation = Evaluation.of(
         compared, prompts, steps_list=steps, folder=evaluation_folder(compared, out), seed=seed, copies=copies,
         measure=measure,

@@ -113,6 +113,19 @@ class Measure:
         found = {"reward": " + ".join(parts) or named(self.reward.name, self.reward.path), "held_out": held_out}
         return found | {each.metric: named(each.name, each.path) for each in self.further}
 
+    def cautions(self, clip_named: bool) -> list[str]:
+        """A line on each measurement of other videos than the built-in world's by a CLIP that knows only that one.
+
+        Args:
+            clip_named: whether the user chose ``clip``.
+        """
+        if self.use_oracle:
+            return []
+        what = {"CLIPSIM and consistency are by": ("name another with --clip", not clip_named)}
+        what["the held-out reward is"] = ("set the run's reward.held_out", self.held_out == BUILTIN_HELD_OUT)
+        knows = f"{BUILTIN_HELD_OUT}, a CLIP that knows only the built-in world"
+        return [f"{begin} {knows}; {remedy}" for begin, (remedy, so) in what.items() if so]
+
     def movable(self) -> "Measure":
         """The same with a clip that a process in another working folder understands."""
         architecture, colon, file = self.clip.partition(":")

@@ -217,6 +217,11 @@ def test_an_evaluation_of_a_model_that_is_not_built_in_says_what_is_not_measured
     assert "held-out reward: none (reward.held_out is null)" in (other / "evaluation.md").read_text()
     evaluate_and_show([str(other)], steps=[2], videos=2, scales=(0.5, 1.0), clip="builtin")
     assert "knows only the built-in world" not in capsys.readouterr().out
+    assert Measure(config.reward).cautions(clip_named=True) == [
+        "the held-out reward is builtin-heldout, a CLIP that knows only the built-in world; "
+        "set the run's reward.held_out"
+    ]
+    assert Measure(config.reward, use_oracle=True).cautions(clip_named=False) == []
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
