@@ -1,4 +1,4 @@
-"""What mkdocs calls while it builds: writes the config's keys into their page, and shows what a command needs."""
+"""What mkdocs calls while it builds: writes the config's keys into their page, shows what commands need and take."""
 
 import re
 from typing import Any
@@ -6,14 +6,16 @@ from typing import Any
 from rlvid.config.reference import reference
 
 _KEYS = "<!-- every key of the config -->"
-_NEEDS = re.compile(r"^<!-- needs: (.+?) -->$", re.MULTILINE)
+_MARKER = re.compile(r"^<!-- (needs|takes): (.+?) -->$", re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """The page's text with both filled in; mkdocs' own name and arguments."""
-    return _NEEDS.sub(_shown, markdown.replace(_KEYS, reference()))
+    """The page's text with all of it filled in; mkdocs' own name and arguments."""
+    return _MARKER.sub(_shown, markdown.replace(_KEYS, reference()))
 
 
 def _shown(found: re.Match[str]) -> str:
-    kind, _, reason = found[1].partition(": ")
+    if found[1] == "takes":
+        return f"*Takes {found[2]}:*\n"
+    kind, _, reason = found[2].partition(": ")
     return f"*{'Takes' if kind == 'minutes' else 'Needs'} {kind}{f' ({reason})' if reason else ''}:*\n"

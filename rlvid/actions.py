@@ -47,8 +47,8 @@ def evaluate_and_show(
     models: Sequence[str],
     *,
     steps: Sequence[int],
-    sets: Sequence[str],
-    videos: int,
+    sets: Sequence[str] | None = None,
+    videos: int | None = None,
     copies: int = 1,
     checkpoint: int | None = None,
     seed: int = 0,
@@ -71,13 +71,14 @@ def evaluate_and_show(
     from rlvid.evaluate.measure import DEFAULT_CLIP, Measure, parse_rewards
     from rlvid.evaluate.plan import Evaluation
     from rlvid.evaluate.portions import alone, run_evaluation
-    from rlvid.evaluate.results import Store, evaluation_folder, prompts_of, write_all
+    from rlvid.evaluate.results import Store, default_sets, evaluation_folder, prompts_of, write_all
     from rlvid.evaluate.rows import summarise
     from rlvid.evaluate.seeds import group_seeds as groups_of
     from rlvid.evaluate.tables import compare_all, render_table
     from rlvid.reward.load import check_reward
 
-    prompts = prompts_of(sets, videos)
+    notes = list[str]()
+    prompts = prompts_of(sets, videos, notes.append) if sets else {}
     workers = workers or (1 if address else None)
     runs = list(dict.fromkeys(parse_spec(text).run for text in models))
     stored = next((run for run in runs if is_uri(run)), None)
@@ -89,16 +90,18 @@ def evaluate_and_show(
     further = parse_rewards(rewards)
     compared = find_compared(models, scales=scales, step=checkpoint)
     config = compared[0].config
+    prompts = prompts or prompts_of(default_sets(config.model.path), videos, notes.append)
     groups = groups_of(compared) if group_seeds else {}
     check_reward(config.reward, needs_gradient=False)
     load_clip(clip or DEFAULT_CLIP)  # says what is wrong with it before anything is made
     measure = Measure(config.reward, clip or DEFAULT_CLIP, further, config.model.path == "builtin")
+    notes += measure.cautions(clip is not None)
     evaluation = Evaluation.of(
         compared, prompts, steps_list=steps, folder=evaluation_folder(compared, out), seed=seed, copies=copies,
         measure=measure,
     )  # fmt: skip
     say(f"{len(compared)} models ({', '.join(model.name for model in compared)}), {evaluation.count} videos")
-    for line in differences(compared):
+    for line in [*differences(compared), *notes]:
         say(line)
     with alone(evaluation):
         store = Store(stored if out is None and len(runs) == 1 else None, evaluation)
@@ -108,7 +111,11 @@ def evaluate_and_show(
     comparisons, summaries = compare_all(rows, compared[0].name), summarise(rows)
     for each in steps:
         console.print(render_table(summaries, comparisons, steps=each))
-    shown = stored if store.uri else short(evaluation.folder)
+    _say_where(store.uri or short(evaluation.folder), short(evaluation.folder), written)
+
+
+def _say_where(shown: str, here: str, written: Sequence[Path]) -> None:
+    """Where an evaluation's files are to be found, in a store or ``here``, and what to do next."""
     names = {path.name for path in written}
     if "tradeoff.png" in names:
         say(f"trade-off    {shown}/tradeoff.png (rewards and motion for each --lora-scale)")
@@ -116,10 +123,10 @@ def evaluate_and_show(
         say(f"over seeds   {shown}/seeds.md (.csv)")
     if "versus.md" in names:
         say(f"every two    {shown}/versus.md (.csv): each model against each, over all prompts")
-    say(f"tables       {shown}/evaluation.md (.csv, .json, .tex, .parquet), comparison.parquet")
+    say(f"tables       {shown}/evaluation.md (.csv, .json, .tex, .parquet), comparison.csv (.parquet)")
     say(f"the paper's  {shown}/table-a1.md and table-a2.md (.csv, .tex)")
     say(f"videos       {shown}/videos (Parquet: select * from '{shown}/videos/*.parquet')")
-    say(f"next         rlvid report {shown}; rlvid study serve {shown}")
+    say(f"next         rlvid report {here}; rlvid study serve {here}")  # neither takes a URI
 
 
 def report_and_show(targets: list[str], out: Path | None, moving: int) -> Path:

@@ -84,16 +84,23 @@ def evaluate(
         Path | None,
         typer.Option(help="Folder for videos and tables; default: the run's own, or runs/evaluation for several runs."),
     ] = None,
-    videos: Annotated[int, typer.Option(min=2, max=240, help="Most prompts of each set.")] = 48,
+    videos: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Most prompts of each set; default: all of a file and of the sets of animals, 48 of in_domain, "
+            "new_shapes and scenes.",
+        ),
+    ] = None,
     copies: Annotated[int, typer.Option(min=1, max=16, help="Videos of each prompt, each from noise of its own.")] = 1,
     steps: Annotated[str, typer.Option(help="Numbers of DDIM steps D, separated by commas.")] = "20,50",
     sets: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Prompt sets, separated by commas: in_domain, new_shapes, scenes; animals, new_animals, non_animals; "
-            "files (.txt, .jsonl, .csv, .parquet)."
+            help="Prompt sets, separated by commas: in_domain, new_shapes, scenes (default for the built-in model); "
+            "animals, new_animals, non_animals (for any other); files (.txt, .jsonl, .csv, .parquet)."
         ),
-    ] = "in_domain,new_shapes,scenes",
+    ] = None,
     checkpoint: Annotated[
         int | None, typer.Option(help="Step of the checkpoint, where MODEL has none; default: the latest.")
     ] = None,
@@ -101,13 +108,14 @@ def evaluate(
         str | None,
         typer.Option(
             help="What measures CLIPSIM and consistency: a folder or hub id of a Hugging Face CLIP, or "
-            "ARCHITECTURE:FILE of open_clip; default: builtin-heldout."
+            "ARCHITECTURE:FILE of open_clip; default: builtin-heldout, which knows only the built-in world."
         ),
     ] = None,
     rewards: Annotated[
         str,
         typer.Option(
-            help="Further rewards, NAME=PATH separated by commas: hpsv2=HPS_v2.pt,imagereward=FOLDER,mine=FILE.py:F."
+            help="Further rewards, NAME=PATH or LABEL:NAME=PATH, separated by commas: "
+            "hpsv2=HPS_v2_compressed.pt,imagereward=FOLDER,mine=FILE.py:F."
         ),
     ] = "",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise, the same for all models.")] = 0,
@@ -135,9 +143,9 @@ best.
     again. Start the same command again after an interruption: what was finished is not made again.
     """
     evaluate_and_show(
-        models, steps=numbers(steps, "--steps"), sets=sets.split(","), videos=videos, copies=copies,
-        checkpoint=checkpoint, seed=seed, clip=clip, rewards=rewards, scales=fractions(lora_scale, "--lora-scale"),
-        out=out, group_seeds=group_seeds, workers=workers, address=address,
+        models, steps=numbers(steps, "--steps"), sets=None if sets is None else sets.split(","), videos=videos,
+        copies=copies, checkpoint=checkpoint, seed=seed, clip=clip, rewards=rewards, out=out, address=address,
+        scales=fractions(lora_scale, "--lora-scale"), group_seeds=group_seeds, workers=workers,
     )  # fmt: skip
 
 
@@ -149,6 +157,10 @@ def export(
     lora_scale: Annotated[
         float, typer.Option(help="How much of what was learned: 0 is the base model, 1 the tuned one.")
     ] = 1.0,
+    evaluation: Annotated[
+        Path | None,
+        typer.Option(help="Folder of an evaluation with this model, for the card; default: the one in the run's."),
+    ] = None,
 ) -> None:
     """Writes a run's model for others: merged in diffusers' layout, the adapter in PEFT's, and a model card.
 
@@ -156,7 +168,7 @@ def export(
     """
     from rlvid.export import export_run
 
-    folder = export_run(run, out, checkpoint, lora_scale)
+    folder = export_run(run, out, checkpoint, lora_scale, evaluation)
     say(f"model        {folder} (diffusers: TextToVideoSDPipeline.from_pretrained; rlvid: model.path={folder})")
     if (folder / "adapter").is_dir():
         say(f"adapter      {folder / 'adapter'} (PEFT)")
@@ -317,9 +329,7 @@ def demo(overrides: Overrides = None) -> None:
     began = time.perf_counter()
     folder = train_and_show(config, None)
     trained = time.perf_counter()
-    evaluate_and_show(
-        [str(folder)], steps=[config.sampling.steps], sets=["in_domain", "new_shapes", "scenes"], videos=32
-    )
+    evaluate_and_show([str(folder)], steps=[config.sampling.steps], videos=32)
     ended = time.perf_counter()
     say(f"training took {trained - began:.0f} s, evaluation {ended - trained:.0f} s")
 

@@ -22,6 +22,7 @@ from diffusers import DDIMScheduler
 
 from rlvid.config import RunConfig
 from rlvid.evaluate.card import model_card
+from rlvid.evaluate.evaluated import Exported, find_evaluated
 from rlvid.evaluate.run import find_run
 from rlvid.models.folders import model_folder
 from rlvid.models.lora import merge_lora, read_lora, save_lora
@@ -30,7 +31,9 @@ from rlvid.models.unet3d import UNet3DModel, load_model
 from rlvid.train.checkpoint import Found
 
 
-def export_run(run: str | Path, out: Path, step: int | None = None, scale: float = 1.0) -> Path:
+def export_run(
+    run: str | Path, out: Path, step: int | None = None, scale: float = 1.0, evaluation: Path | None = None
+) -> Path:
     """Writes a run's model to a new folder; the run's own files stay as they are.
 
     Args:
@@ -38,16 +41,20 @@ def export_run(run: str | Path, out: Path, step: int | None = None, scale: float
         out: a folder that does not exist yet, or is empty.
         step: of the checkpoint; default: the latest.
         scale: how much of what was learned: 0 is the base, 1 the tuned model.
+        evaluation: folder of the evaluation that the card shows; default: the run's own, if it has one.
 
     Returns:
         ``out``.
 
     Raises:
-        ValueError: no such run or checkpoint, ``out`` is taken, or ``scale`` is no finite number.
+        ValueError: no such run or checkpoint, ``out`` is taken, ``scale`` is no finite number, or the evaluation has
+            not this model.
     """
     if not math.isfinite(scale):
         raise ValueError(f"--lora-scale {scale}: expected a finite number, such as 1")
     config, found = find_run(run, step)
+    if evaluation is not None:  # before minutes are spent on the weights
+        find_evaluated(Exported(found.folder.parent, found.step, scale), evaluation)
     with _whole(out) as folder:
         model = merged_model(config, found, scale)
         save_model(model, config, folder)
@@ -55,7 +62,7 @@ def export_run(run: str | Path, out: Path, step: int | None = None, scale: float
             lora = config.model.lora
             save_lora(read_lora(found.folder / "adapter"), lora.rank, lora.targets, folder / "adapter", scale)
         name, run_folder = out.resolve().name, found.folder.parent
-        card = model_card(config, found, run_folder, name, scale, model.frames, model.size)
+        card = model_card(config, found, run_folder, name, scale, model.frames, model.size, evaluation)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return out
 

@@ -13,7 +13,9 @@ from rlvid import __version__
 from rlvid.config import RunConfig
 from rlvid.config.reward import RewardConfig
 from rlvid.evaluate.evaluate import METRICS, Comparison, Summary
-from rlvid.evaluate.responsible import find_evaluation, over_optimisation, worse_prompts
+from rlvid.evaluate.evaluated import Evaluated, Exported, find_evaluated
+from rlvid.evaluate.responsible import over_optimisation, worse_prompts
+from rlvid.evaluate.responsible import text as text_of
 from rlvid.evaluate.tables import markdown
 from rlvid.train.checkpoint import Found
 
@@ -23,26 +25,41 @@ _METHODS = {
 }  # fmt: skip
 
 
-def model_card(config: RunConfig, checkpoint: Found, run: Path, name: str, scale: float, frames: int, size: int) -> str:
+def model_card(
+    config: RunConfig,
+    checkpoint: Found,
+    run: Path,
+    name: str,
+    scale: float,
+    frames: int,
+    size: int,
+    evaluation: Path | None = None,
+) -> str:
     """The README.md of an exported model, in the form that the Hugging Face hub reads.
 
     Args:
         config: the run's.
         checkpoint: what was exported.
-        run: the run's folder; its ``evaluation.json`` becomes the evaluation, if there is one.
+        run: the run's folder; the evaluation in it becomes the card's, if there is one.
         name: title of the card.
         scale: how much of what was learned is in the merged model.
         frames: of a video.
         size: height and width in pixels.
+        evaluation: folder of another evaluation, which becomes the card's.
+
+    Raises:
+        ValueError: the evaluation is damaged; or the one that was named has not the exported model.
     """
+    evaluated = find_evaluated(Exported(run, checkpoint.step, scale), evaluation)
     state = json.loads((checkpoint.folder / "state.json").read_text(encoding="utf-8"))
     parts = [_front_matter(config), f"# {name}", _summary(config, checkpoint, scale)]
     parts += [
         _usage(config, frames, size),
         _training(config, state),
-        _evaluation(run, checkpoint.step),
+        _evaluation(evaluated),
         _LIMITS,
-        *_watched(run),
+        over_optimisation(run),
+        *_worse(evaluated),
         _settings(config),
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
@@ -64,10 +81,13 @@ def report_card(config: RunConfig, checkpoint: Found, run: Path, evaluation: Pat
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def _watched(run: Path) -> list[str]:
-    """What the guard saw, and what an evaluation in the run's folder says of single prompts."""
-    found = find_evaluation(run)
-    return [over_optimisation(run)] + ([] if found is None else [worse_prompts(found)])
+def _worse(evaluated: Evaluated | None) -> list[str]:
+    """What an evaluation says of single prompts."""
+    if evaluated is None:
+        return []
+    if evaluated.name is None:
+        return ["## Prompts that got worse\n\nNot known: the evaluation is not of the exported model."]
+    return [worse_prompts(evaluated.folder / "evaluation.parquet", [evaluated.name])]
 
 
 def is_hub_id(path: str) -> bool:
@@ -173,18 +193,31 @@ def _rewards(reward: RewardConfig) -> str:
     return f"`{reward.name}`" + (" with random weights" if reward.path == "random" else "")
 
 
-def _evaluation(run: Path, step: int) -> str:
-    path = run / "evaluation.json"
-    if not path.is_file():
+def _evaluation(evaluated: Evaluated | None) -> str:
+    """The table of the base and the exported model; of all models where the exported one is not there."""
+    if evaluated is None:
         return (
-            "## Evaluation\n\nNone was made. `rlvid evaluate` compares the model with its base on rewards that were "
-            "and were not trained on, and exporting again puts the table here."
+            "## Evaluation\n\nNone was made in the run's folder. `rlvid evaluate` compares the model with its base on "
+            "rewards that were and were not trained on, and exporting again puts the table here; with `--evaluation "
+            "FOLDER`, that of another folder."
         )
+    path = evaluated.folder / "evaluation.json"
+    if not path.is_file():
+        return "## Evaluation\n\nIts table is missing (evaluation.json); evaluate and export again."
     summaries, comparisons, facts = read_results(path)
-    page = markdown([], summaries, comparisons, facts, level=2)
-    if str(step) != facts.get("step"):
-        page += f"\nThis is of step {facts.get('step')}, and not of the exported step {step}."
-    return page
+    facts = without_folders(facts)
+    if evaluated.name is None:
+        page = markdown([], summaries, comparisons, facts, level=2)
+        return f"{page}\nThis is not of the exported model: {evaluated.why}."
+    others = set(evaluated.tuned) - {evaluated.name}
+    page = markdown(
+        [],
+        [each for each in summaries if each.model not in others],
+        [each for each in comparisons if each.tuned == evaluated.name],
+        {key: text for key, text in facts.items() if not (key in others and text.startswith("run "))},
+        level=2,
+    )
+    return f"{page}\nThe exported model is {text_of(evaluated.name)} here."
 
 
 def read_results(path: Path) -> tuple[list[Summary], list[Comparison], dict[str, str]]:

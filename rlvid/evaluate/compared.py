@@ -215,13 +215,18 @@ def differences(models: Sequence[Compared]) -> list[str]:
         "sampling.guidance": [str(run.sampling.guidance) for run in runs],
         "sampling.final": [run.sampling.final for run in runs],
         "reward": [_reward_text(run.reward) for run in runs],
-        "reward.held_out": [run.reward.held_out_path or run.reward.held_out or "builtin-heldout" for run in runs],
+        "reward.held_out": [run.reward.held_out_path or run.reward.held_out or _no_held_out(run) for run in runs],
     }
     return [
         f"the runs differ in {key} ({', '.join(dict.fromkeys(values))}); all are evaluated with {values[0]}"
         for key, values in found.items()
         if len(set(values)) > 1
     ]
+
+
+def _no_held_out(run: RunConfig) -> str:
+    """What is measured where a run has no held-out reward; see ``rlvid.evaluate.measure.Measure.held_out``."""
+    return "builtin-heldout" if run.model.path == "builtin" else "none"
 
 
 def _reward_text(reward: RewardConfig) -> str:

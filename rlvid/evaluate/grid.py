@@ -12,6 +12,9 @@ _LATEX = {
     "±": r"$\pm$", "×": r"$\times$", "–": "--", "…": r"\ldots{}", "−": "$-$",
 }  # fmt: skip
 
+_PAGE, _GAP = 75, 3
+"""Characters of a line of LaTeX's article in small type, and those that the space between two columns takes."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -50,8 +53,12 @@ class Grid:
         return "\n".join("| " + " | ".join(line) + " |" for line in (heads, rules, *rows))
 
     def latex(self, caption: str) -> str:
-        """A ``table`` with a ``tabular`` in the style of booktabs; a rule where the first word changes."""
+        """A ``table`` with a ``tabular`` in the style of booktabs; a rule where the first word changes.
+
+        One that is wider than a page is made as wide as its text.
+        """
         lines = [r"\begin{table}[htbp]", r"\centering", rf"\caption{{{latex_text(caption)}}}", r"\small"]
+        lines += [r"\resizebox{\linewidth}{!}{%"] if self._wide else []
         lines += [rf"\begin{{tabular}}{{{'l' * self.words}{'r' * (len(self.heads) - self.words)}}}", r"\toprule"]
         if self.groups:
             spans = [rf"\multicolumn{{{span}}}{{c}}{{{latex_text(text)}}}" for text, span in self.groups]
@@ -64,12 +71,18 @@ class Grid:
                 lines.append(r"\midrule")
             texts = [rf"\textbf{{{latex_text(cell.text)}}}" if cell.bold else latex_text(cell.text) for cell in row]
             lines.append(" & ".join(texts) + r" \\")
-        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
+        end = r"\end{tabular}}" if self._wide else r"\end{tabular}"
+        return "\n".join([*lines, r"\bottomrule", end, r"\end{table}"])
+
+    @property
+    def _wide(self) -> bool:
+        texts = [self.heads, *([cell.text for cell in row] for row in self.rows)]
+        return sum(max(map(len, column)) + _GAP for column in zip(*texts, strict=True)) > _PAGE
 
 
 def latex_page(tables: Sequence[str]) -> str:
     r"""Tables for ``\input``; what the document needs stands at the top."""
-    return "\n\n".join([r"% needs \usepackage{booktabs} and \usepackage[T1]{fontenc}", *tables]) + "\n"
+    return "\n\n".join([r"% needs \usepackage{booktabs,graphicx} and \usepackage[T1]{fontenc}", *tables]) + "\n"
 
 
 def latex_text(text: str) -> str:

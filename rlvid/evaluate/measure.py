@@ -16,7 +16,7 @@ from rlvid.evaluate.rows import EXTRA
 from rlvid.models.folders import movable
 from rlvid.reward.load import NAMES, check_one, held_out_reward, load_reward, trained_reward
 
-DEFAULT_CLIP = "builtin-heldout"
+DEFAULT_CLIP = BUILTIN_HELD_OUT = "builtin-heldout"
 _COUNTS = ("name", "path", "held_out", "held_out_path", "mixture", "preprocess", "precision", "differentiable")
 """Of a reward's settings, those that the score of a whole video depends on."""
 
@@ -31,30 +31,40 @@ class Further:
 
 
 def parse_rewards(text: str) -> tuple[Further, ...]:
-    """Reads ``hpsv2=/path/HPS_v2.pt,brightness,warm=mine.py:warmth``.
+    """Reads ``hpsv2=/path/HPS_v2_compressed.pt,brightness,warm=mine.py:warmth,second:hpsv2=/path/other.pt``.
 
     Raises:
         ValueError: no such reward, its path is missing or wrong, or two have one name; weights are not read.
     """
     found: list[Further] = []
     for part in filter(None, (each.strip() for each in text.split(","))):
-        label, _, place = part.partition("=")
+        head, _, place = part.partition("=")
+        label, _, given = head.rpartition(":")
         path = absolute(place) if place else None
         own = is_function(path)
-        if not own and label not in NAMES:
+        if not own and given not in NAMES:
             raise ValueError(
-                f"--rewards {part!r}: there is no reward {label!r}; allowed: {', '.join(NAMES)}, each as NAME or "
-                "NAME=PATH, or one of your own as NAME=FILE.py:FUNCTION"
+                f"--rewards {part!r}: there is no reward {given!r}; allowed: {', '.join(NAMES)}, each as NAME, "
+                "NAME=PATH or LABEL:NAME=PATH, or one of your own as NAME=FILE.py:FUNCTION"
             )
-        if own and label == "custom":
-            label = place.rpartition(":")[2]
-        name = "custom" if own else label
+        label = label or (place.rpartition(":")[2] if own and given == "custom" else given)
+        name = "custom" if own else given
         check_one(name, path, f"--rewards {label}")
         metric = EXTRA + re.sub(r"\W+", "_", label)
         if metric in {each.metric for each in found}:
-            raise ValueError(f"--rewards {text!r}: {label!r} is there twice; leave one out, or give it another name")
+            raise ValueError(
+                f"--rewards {text!r}: {label!r} is there twice; leave one out, or give it a label of its own, as "
+                "LABEL:NAME=PATH"
+            )
         found.append(Further(metric, name, path))
     return tuple(found)
+
+
+def named(name: str, path: str | None) -> str:
+    """What a reward is called where its place does not matter."""
+    if path == "random":
+        return f"{name} with random weights"
+    return Path(path).name if path and is_function(path) else name
 
 
 @dataclass(frozen=True)
@@ -82,12 +92,39 @@ class Measure:
         stamps = [stamp(path.rpartition(":")[0] if is_function(path) else path) for path in paths if path]
         further = [[each.metric, each.name, each.path] for each in self.further]
         made = {"reward": reward, "clip": self.clip, "further": further, "oracle": self.use_oracle, "files": stamps}
+        made["held_out"] = self.held_out
         return digest(made | {"version": __version__})
 
     @property
     def metrics(self) -> list[str]:
         """The metrics of further rewards."""
         return [each.metric for each in self.further]
+
+    @property
+    def held_out(self) -> str | None:
+        """The held-out reward: the run's, in the built-in world else the built-in one, and None if there is none."""
+        return self.reward.held_out or (BUILTIN_HELD_OUT if self.use_oracle else None)
+
+    @property
+    def names(self) -> dict[str, str | None]:
+        """What each reward is, by its metric: its name, of a function of the user's the file and the function."""
+        parts = [f"{part.weight:g} x {named(part.name, part.path)}" for part in self.reward.mixture]
+        held_out = self.held_out and named(self.held_out, self.reward.held_out_path)
+        found = {"reward": " + ".join(parts) or named(self.reward.name, self.reward.path), "held_out": held_out}
+        return found | {each.metric: named(each.name, each.path) for each in self.further}
+
+    def cautions(self, clip_named: bool) -> list[str]:
+        """A line on each measurement of other videos than the built-in world's by a CLIP that knows only that one.
+
+        Args:
+            clip_named: whether the user chose ``clip``.
+        """
+        if self.use_oracle:
+            return []
+        what = {"CLIPSIM and consistency are by": ("name another with --clip", not clip_named)}
+        what["the held-out reward is"] = ("set the run's reward.held_out", self.held_out == BUILTIN_HELD_OUT)
+        knows = f"{BUILTIN_HELD_OUT}, a CLIP that knows only the built-in world"
+        return [f"{begin} {knows}; {remedy}" for begin, (remedy, so) in what.items() if so]
 
     def movable(self) -> "Measure":
         """The same with a clip that a process in another working folder understands."""
@@ -104,7 +141,7 @@ class Measure:
         how = {"precision": self.reward.precision, "chunk": self.reward.chunk}
         return {
             "reward": trained_reward(self.reward, device),
-            "held_out": held_out_reward(self.reward, device) or load_reward("builtin-heldout", device),
+            "held_out": held_out_reward(self.reward, device) or (self.held_out and load_reward(self.held_out, device)),
             "clip": load_clip(self.clip, device),
             "use_oracle": self.use_oracle,
             "extra": {

@@ -249,6 +249,7 @@ class Evaluation:
             "size": size,
             "guidance": self.guidance,
             "metrics": [*METRICS, *self.measure.metrics],
+            "rewards": self.measure.names,
             "complete": complete,
         }
         text = yaml.safe_dump(about, sort_keys=False, allow_unicode=True, width=120)

@@ -19,7 +19,7 @@ from rlvid.evaluate.generate import generate
 from rlvid.evaluate.plan import BATCH, Evaluation
 from rlvid.evaluate.rows import Row
 from rlvid.evaluate.run import device
-from rlvid.evaluate.scores import write_rows
+from rlvid.evaluate.scores import told_if_full, write_rows
 from rlvid.evaluate.videos import identity_of, read_part, write_part
 
 Progress = Callable[[str, int, int], None]
@@ -47,11 +47,17 @@ def run_evaluation(
         tell: called with a line on what was there already.
 
     Raises:
-        ValueError: a file in the folder is damaged, or the cluster is too small.
+        ValueError: a file in the folder is damaged, its disk is full, or the cluster is too small.
     """
-    evaluation.describe(complete=False)
-    evaluation.settle()
-    _tell_what_is_there(evaluation, tell)
+    with told_if_full(evaluation.folder):
+        evaluation.describe(complete=False)
+        evaluation.settle()
+        _tell_what_is_there(evaluation, tell)
+        _work(evaluation, workers, address, progress)
+        return evaluation.rows()
+
+
+def _work(evaluation: Evaluation, workers: int | None, address: str | None, progress: Progress | None) -> None:
     for what, work in (("made", Maker), ("scored", Scorer)):
         missing = evaluation.unmade() if work is Maker else evaluation.unscored()
         done, total = 0, evaluation.count_of(missing)
@@ -62,7 +68,6 @@ def run_evaluation(
             if progress is not None:
                 progress(what, done, total)
         evaluation.share()
-    return evaluation.rows()
 
 
 def _tell_what_is_there(evaluation: Evaluation, tell: Callable[[str], None]) -> None:
@@ -97,7 +102,8 @@ class Work:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """As Ray Data wants it: column ``index`` in, column ``videos`` out."""
-        return pa.table({"videos": [self.do(index) for index in batch["index"].to_pylist()]})
+        with told_if_full(self.evaluation.folder):
+            return pa.table({"videos": [self.do(index) for index in batch["index"].to_pylist()]})
 
 
 class Maker(Work):

@@ -1,36 +1,55 @@
 """From rows to what an evaluation leaves: tables, layouts, the trade-off, and the way into a store of objects."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from rlvid.data.prompts import resolve_prompts
+from rlvid.data.prompts import ANIMAL_SETS, resolve_prompts
 from rlvid.data.storage import Mirror, split_uri
 from rlvid.evaluate.compared import Compared
 from rlvid.evaluate.layouts import pooled, write_layouts
 from rlvid.evaluate.plan import Evaluation, check_distinct
 from rlvid.evaluate.rows import Row, summarise
+from rlvid.evaluate.scores import told_if_full
 from rlvid.evaluate.seeds import seed_results, write_seeds
 from rlvid.evaluate.tables import write_results
 from rlvid.evaluate.tradeoff import draw_tradeoff
 from rlvid.evaluate.versus import MOST, versus, write_versus
-from rlvid.toy.captions import PROMPT_SETS
+from rlvid.toy.captions import PROMPT_SETS, prompts_in_set
+
+DRAWN = 48
+"""Prompts that are drawn from a set of the built-in world, by default."""
 
 
-def prompts_of(sets: Sequence[str], videos: int) -> dict[str, list[str]]:
-    """The prompts of each set by its name, at most ``videos`` of each; a file's set has the name of the file.
+def default_sets(model: str) -> tuple[str, ...]:
+    """The prompt sets for a ``model.path``: those of the built-in world for its model, animals for any other."""
+    return tuple(PROMPT_SETS) if model == "builtin" else ANIMAL_SETS
+
+
+def prompts_of(
+    sets: Sequence[str], videos: int | None = None, tell: Callable[[str], None] = lambda line: None
+) -> dict[str, list[str]]:
+    """The prompts of each set by its name; a file's set has the name of the file.
+
+    Args:
+        sets: names of shipped sets, or files.
+        videos: most prompts of each; default: all of a file and of the animal sets, ``DRAWN`` of a set that is drawn.
+        tell: called with a line on each set that is cut.
 
     Raises:
         ValueError: no such set or file, two of one name, or an empty or repeated prompt.
     """
     found: dict[str, list[str]] = {}
-    for spec in sets:
+    for spec in map(str.strip, sets):
         name = Path(spec).stem
         if name in found:
             raise ValueError(f"--sets {','.join(sets)}: two sets have one name; rename a file, results are kept by it")
-        prompts = resolve_prompts(spec, videos if spec in PROMPT_SETS else None)
+        drawn = min(videos or DRAWN, prompts_in_set(spec)) if spec in PROMPT_SETS else None
+        prompts = resolve_prompts(spec, drawn)
         check_distinct(spec, prompts)
         found[name] = prompts[:videos]
+        if len(found[name]) < len(prompts):
+            tell(f"{Path(spec).name}: the first {videos} of {len(prompts)} prompts (--videos)")
     return found
 
 
@@ -60,7 +79,17 @@ def write_all(evaluation: Evaluation, rows: list[Row], groups: Mapping[str, list
 
     Returns:
         The paths.
+
+    Raises:
+        ValueError: the disk is full.
     """
+    with told_if_full(evaluation.folder):
+        written = _write(evaluation, rows, groups)
+        evaluation.finish()
+    return [*written, evaluation.folder / "evaluation.yaml"]
+
+
+def _write(evaluation: Evaluation, rows: list[Row], groups: Mapping[str, list[str]]) -> list[Path]:
     folder, models = evaluation.folder, evaluation.models
     base, scales = models[0].name, {model.name: model.scale for model in models[1:]}
     shown = groups or {name: [name] for name in scales}
@@ -76,8 +105,7 @@ def write_all(evaluation: Evaluation, rows: list[Row], groups: Mapping[str, list
     for name in ("tradeoff.png", "seeds.md", "seeds.csv", "versus.md", "versus.csv"):
         if folder / name not in written:
             (folder / name).unlink(missing_ok=True)  # of an earlier evaluation in this folder
-    evaluation.finish()
-    return [*written, folder / "evaluation.yaml"]
+    return written
 
 
 def _facts(evaluation: Evaluation) -> dict[str, object]:
@@ -96,7 +124,7 @@ def _facts(evaluation: Evaluation) -> dict[str, object]:
         "videos of a prompt": evaluation.copies,
         "guidance": evaluation.guidance,
         "reward": config.reward.name,
-        "held-out reward": config.reward.held_out or "builtin-heldout",
+        "held-out reward": evaluation.measure.held_out or "none (reward.held_out is null)",
         **further,
         "CLIPSIM and consistency by": evaluation.measure.clip,
     }

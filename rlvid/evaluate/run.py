@@ -77,16 +77,29 @@ def find_checkpoints_of(run: str | Path) -> tuple[RunConfig, list[Found]]:
         run = run_mirror(*split_uri(run)).folder
     folder = run_folder_of(run)
     if folder is None:
-        known = sorted(p.parent.name for p in Path("runs").glob("*/config.yaml"))
-        raise ValueError(
-            f"run {str(run)!r}: no such folder, and no such run under runs (there: {', '.join(known) or 'none'})"
-        )
+        raise ValueError(_no_run(str(run)))
     config = parse_config(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
     kept, best = find_checkpoints(folder, resumable=False), find_best(folder)
     found = sorted([*kept, *([best] if best and best.step not in {c.step for c in kept} else [])], key=lambda c: c.step)
     if not found:
-        raise ValueError(f"run {folder}: no checkpoint; it has: none")
+        raise ValueError(
+            f"run {folder}: no checkpoint; it has: none yet, and one is written every {config.output.checkpoint_every} "
+            "steps (output.checkpoint_every) and at the end; wait for it, or start the run's `rlvid train` again"
+        )
     return config, found
+
+
+def _no_run(run: str) -> str:
+    """Why a run is not found, and what to name instead."""
+    known = ", ".join(sorted(p.parent.name for p in Path("runs").glob("*/config.yaml"))) or "none"
+    there = next((p for p in (Path(run), Path("runs") / run) if p.is_dir()), None)
+    if there is None:
+        return f"run {run!r}: no such folder, and no such run under runs (there: {known})"
+    if (there / "model_index.json").is_file():
+        what = "is a model, as `rlvid export` writes one, and no run; name the run that it is of"
+        return f"run {run!r}: {what} (under runs there are: {known}), or train from it with model.path={run}"
+    what = "is no run, for it has no config.yaml; name a folder that `rlvid train` wrote"
+    return f"run {run!r}: {what}, or a name under runs (there: {known})"
 
 
 def run_folder_of(run: str | Path) -> Path | None:

@@ -1,5 +1,6 @@
 """Scores of videos and differences of models as Parquet, and the scores of a portion on disk."""
 
+import errno
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -48,6 +49,24 @@ def told_if_damaged(path: Path) -> Iterator[None]:
     except (pa.ArrowException, OSError) as error:
         raise ValueError(
             f"{path} is damaged ({' '.join(str(error).split())}); delete it, and it is made anew"
+        ) from None
+
+
+@contextmanager
+def told_if_full(folder: Path) -> Iterator[None]:
+    """Around whatever an evaluation writes into its folder.
+
+    Raises:
+        ValueError: there was no space for it; says what to do.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ValueError(
+            f"{folder}: {os.strerror(error.errno)}; make room and start the same command again: what was finished is "
+            "kept, and it goes on from there"
         ) from None
 
 

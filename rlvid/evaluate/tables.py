@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rlvid.evaluate import write_whole
-from rlvid.evaluate.columns import Column, best_of, gain_text, set_title, shown_columns, text_of, title_of
+from rlvid.evaluate.columns import Column, best_of, gain_text, set_title, shown_columns, text_of
 from rlvid.evaluate.grid import Cell, Grid, latex_page, markdown_text
 from rlvid.evaluate.rows import EXTRA, METRICS, Comparison, Row, Summary, compare, summarise
 from rlvid.evaluate.scores import comparisons_table, rows_table
@@ -90,23 +90,26 @@ def latex(summaries: list[Summary], comparisons: list[Comparison] | None = None)
         parts.append(
             _grid(here, columns).latex(f"Scores with {steps} DDIM steps: mean ± standard deviation over videos.")
         )
-        gains = _gain_grid([c for c in comparisons or [] if c.steps == steps])
-        if gains.rows:
-            caption = f"Difference to the base with {steps} DDIM steps, and its 95 % interval by a paired bootstrap."
-            parts.append(gains.latex(caption))
+        gained = [c for c in comparisons or [] if c.steps == steps and c.pairs]
+        for name in dict.fromkeys(c.set for c in gained):
+            caption = (
+                f"Difference to the base with {steps} DDIM steps, {set_title(name)}; 95 % interval by a bootstrap."
+            )
+            parts.append(_gain_grid([c for c in gained if c.set == name], columns).latex(caption))
     return latex_page(parts)
 
 
-def _gain_grid(comparisons: list[Comparison]) -> Grid:
-    shown = [m for m in _gains(comparisons) if any(c.pairs for c in comparisons if c.metric == m)]
-    lines: dict[tuple[str, str], dict[str, str]] = {}
-    for c in comparisons:
-        lines.setdefault((c.set, c.tuned), {})[c.metric] = gain_text(c.difference, c.low, c.high)
+def _gain_grid(comparisons: list[Comparison], columns: list[Column]) -> Grid:
+    """What was gained with one prompt set: a row a metric, a column a model."""
+    models = list(dict.fromkeys(c.tuned for c in comparisons))
+    texts = {(c.metric, c.tuned): gain_text(c.difference, c.low, c.high) for c in comparisons}
+    metrics = {c.metric for c in comparisons}
     rows = [
-        [Cell(set_title(s)), Cell(tuned), *(Cell(texts.get(m, "–")) for m in shown)]
-        for (s, tuned), texts in lines.items()
+        [Cell(column.title), *(Cell(texts.get((column.metric, model), "–")) for model in models)]
+        for column in columns
+        if column.metric in metrics
     ]
-    return Grid(["Prompts", "Model", *(title_of(m) for m in shown)], rows, words=2)
+    return Grid(["Metric", *models], rows)
 
 
 def render_table(summaries: list[Summary], comparisons: list[Comparison] | None = None, *, steps: int) -> Table:
@@ -168,7 +171,7 @@ def json_text(
 def write_results(
     folder: str | Path, rows: Iterable[Row], *, base: str | None = None, facts: Mapping[str, object] | None = None
 ) -> list[Path]:
-    """Writes ``evaluation.md``, ``.csv``, ``.json``, ``.tex`` and ``.parquet``, and ``comparison.parquet``.
+    """Writes ``evaluation.md``, ``.csv``, ``.json``, ``.tex`` and ``.parquet``, ``comparison.parquet`` and ``.csv``.
 
     Each is written whole or not at all.
 
@@ -193,10 +196,21 @@ def write_results(
         "evaluation.tex": latex(summaries, comparisons).encode(),
         "evaluation.parquet": _parquet(rows_table(rows)),
         "comparison.parquet": _parquet(comparisons_table(comparisons)),
+        "comparison.csv": _csv(comparisons_table(comparisons)).encode(),
     }
     for name, data in contents.items():
         write_whole(Path(folder) / name, data)
     return [Path(folder) / name for name in contents]
+
+
+def _csv(table: pa.Table) -> str:
+    """Its rows, a line each; empty where there is no number."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(table.schema.names)
+    for row in table.to_pylist():
+        writer.writerow(_empty(value) if isinstance(value, float) else value for value in row.values())
+    return out.getvalue()
 
 
 def _parquet(table: pa.Table) -> bytes:

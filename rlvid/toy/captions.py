@@ -92,6 +92,11 @@ def read_caption(caption: str) -> Labels | None:
     return Labels(subject, colour, background, motion)
 
 
+def prompts_in_set(name: str) -> int:
+    """How many distinct prompts a set has."""
+    return len(PROMPT_SETS[name]) * len(COLOURS) * len(BACKGROUNDS) * (5 if name == "scenes" else len(MOTIONS))
+
+
 def prompt_set(name: str, count: int, seed: int = 0) -> list[str]:
     """``count`` distinct prompts of a set (``in_domain``, ``new_shapes`` or ``scenes``), the same for the same seed.
 
@@ -101,7 +106,7 @@ def prompt_set(name: str, count: int, seed: int = 0) -> list[str]:
     if name not in PROMPT_SETS:
         raise ValueError(f"prompt set {name!r} does not exist; allowed: {', '.join(PROMPT_SETS)}")
     subjects = PROMPT_SETS[name]
-    available = len(subjects) * len(COLOURS) * len(BACKGROUNDS) * (5 if name == "scenes" else len(MOTIONS))
+    available = prompts_in_set(name)
     if not 0 < count <= available:
         raise ValueError(f"prompt set {name!r} has {available} prompts; asked for {count}")
     generator = torch.Generator().manual_seed(seed)

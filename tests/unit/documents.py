@@ -34,17 +34,22 @@ from tuning.description import load_sweep
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {path.stem: path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
 NEEDS = ("a GPU", "a cluster", "the network", "people", "a browser", "ffmpeg", "minutes: ")
-"""What a marker may say; ``minutes`` says why. Commands that need nothing, or ffmpeg alone, are performed."""
+"""What a marker may say; ``minutes`` says why. Commands that need nothing, or ffmpeg alone, are performed.
+
+So are those after a marker that says how long a reader waits (``takes: 5 minutes``): here they take seconds.
+"""
+_MARKER = re.compile(r"<!-- (needs|takes): (.+) -->")
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language, its text, and what the marker right before it says it needs."""
+    """A fenced block: its language, its text, and what the marker right before it says it needs or takes."""
 
     page: str
     language: str
     text: str
-    needs: str | None
+    needs: str | None = None
+    takes: str | None = None
 
     @property
     def performed(self) -> bool:
@@ -65,14 +70,14 @@ class Block:
 
 def blocks(page: str) -> list[Block]:
     """All code of a page; text that is indented is no code of ours, and has the language ``indented``."""
-    found, marker = [], None
+    found, marker = [], dict[str, str]()
     for token in MarkdownIt().parse(PAGES[page].read_text(encoding="utf-8")):
         text = token.content.strip()
         if token.type in ("fence", "code_block"):
             language = token.info.strip() if token.type == "fence" else "indented"
-            found.append(Block(page, language, token.content, marker))
-        is_marker = token.type == "html_block" and text.startswith("<!-- needs: ") and text.endswith(" -->")
-        marker = text.removeprefix("<!-- needs: ").removesuffix(" -->") if is_marker else None
+            found.append(Block(page, language, token.content, **marker))
+        said = _MARKER.fullmatch(text) if token.type == "html_block" else None
+        marker = {said[1]: said[2]} if said else {}
     return found
 
 
@@ -118,11 +123,12 @@ def parse_rlvid(words: Sequence[str]) -> None:
         for model in given["models"]:
             parse_spec(model)
         for reward in filter(None, given["rewards"].split(",")):
-            name, _, path = reward.partition("=")
+            head, _, path = reward.partition("=")
+            name = head.rpartition(":")[2]
             if is_function(path):
                 parse_rewards(reward)
             assert is_function(path) or name in FROM_A_FILE, reward
-        for name in given["sets"].split(","):
+        for name in (given["sets"] or "in_domain").split(","):
             assert Path(name).suffix or name in (*PROMPT_SETS, *ANIMAL_SETS), name
         numbers(given["steps"], "--steps")
         fractions(given["lora_scale"], "--lora-scale")

@@ -1,13 +1,16 @@
 """The command as a user meets it: help at once, and one clear line with exit code 2 for every mistake."""
 
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from helpers import save_run
 
 from rlvid.cli import main
+from rlvid.evaluate.run import find_run
 
 RLVID = [sys.executable, "-m", "rlvid.cli"]
 VERBS = ["train", "evaluate", "report", "export", "generate", "encode", "plan", "doctor", "demo", "study"]
@@ -71,6 +74,11 @@ def test_version() -> None:
         (["evaluate", "toy@best*much"], ["MODEL 'toy@best*much'", "above 0 and at most 4 after *, such as 0.5"]),
         (["evaluate", "toy@last"], ["run 'toy@last': no such folder", "after @ comes a step, best or all"]),
         (["evaluate", "nowhere", "--rewards", "beauty"], ["--rewards 'beauty'", "there is no reward 'beauty'"]),
+        (["evaluate", "nowhere", "--rewards", "b:hpsv2=no.pt"], ["--rewards b = ", "no.pt"]),
+        (
+            ["evaluate", "nowhere", "--rewards", "hpsv2=random,hpsv2=random"],
+            ["'hpsv2' is there twice", "LABEL:NAME=PATH"],
+        ),
         (["evaluate", "nowhere", "--rewards", "hpsv2=no.pt"], ["--rewards hpsv2 = ", "no.pt"]),
         (["evaluate", "s3://b/run", "--workers", "2"], ["--workers: actors share a folder", "leave --workers"]),
         (["evaluate", "s3://b/run", "--address", "a:1"], ["--workers: actors share a folder", "--address out"]),
@@ -102,6 +110,27 @@ def test_mistakes_are_one_line_and_exit_code_2(
     assert lines[0].startswith("error: ")
     assert all(word in lines[0] for word in words), lines[0]
     assert not any(tmp_path.iterdir()), "something was left behind"
+
+
+def test_a_folder_that_is_no_run_is_not_called_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_run(tmp_path / "runs")
+    for name in ("my-model", "letters", "runs/void"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "my-model" / "model_index.json").write_text("{}")
+    shutil.rmtree(tmp_path / "runs" / "run" / "step-000003")
+    for run, words in (
+        (
+            "my-model",
+            r"is a model, as `rlvid export` writes one, and no run; .*\(under runs there are: run\), or train",
+        ),
+        ("letters", r"is no run, for it has no config\.yaml; name a folder that `rlvid train` wrote, .*\(there: run\)"),
+        ("void", "is no run, for it has no config"),
+        ("nowhere", r"no such folder, and no such run under runs \(there: run\)"),
+        ("run", r"no checkpoint; it has: none yet, and one is written every 50 steps .*`rlvid train` again"),
+    ):
+        with pytest.raises(ValueError, match=f"^run .*{run}'?: {words}"):
+            find_run(run)
 
 
 def test_prompts_that_are_not_utf8_are_refused(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import gc
 import io
 import json
 import math
+import shutil
+import subprocess
 import weakref
 from itertools import product
 from pathlib import Path
@@ -13,19 +15,26 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
+import yaml
 from evaluated_runs import another
 from helpers import save_run
 from rows import models_of_the_paper, row
 
+from rlvid.actions import evaluate_and_show
+from rlvid.config.reward import RewardConfig
 from rlvid.data.prompts import ANIMAL_SETS, resolve_prompts
 from rlvid.evaluate.compared import Loader, differences, find_compared, load_found, parse_spec
 from rlvid.evaluate.grid import Cell, Grid, latex_text
+from rlvid.evaluate.layouts import write_layouts
+from rlvid.evaluate.measure import Measure, parse_rewards
 from rlvid.evaluate.plan import check_distinct
-from rlvid.evaluate.results import evaluation_folder, prompts_of
+from rlvid.evaluate.results import default_sets, evaluation_folder, prompts_of
 from rlvid.evaluate.rows import METRICS, bootstrap_means, compare
 from rlvid.evaluate.run import TunedModel
 from rlvid.evaluate.seeds import Alike, group_seeds, name_groups, seed_results, write_seeds
 from rlvid.evaluate.tables import write_results
+from rlvid.toy.captions import prompts_in_set
 
 
 @pytest.mark.parametrize(
@@ -137,12 +146,93 @@ def test_prompts_are_distinct_and_the_shipped_sets_do_not_overlap(tmp_path: Path
     assert not known & {word for prompt in sets["non_animals"] for word in prompt.split()}
     for name, prompts in sets.items():
         check_distinct(name, prompts)
-    assert list(prompts_of(["animals", "scenes"], 10)) == ["animals", "scenes"]
+    assert list(prompts_of(["animals", " scenes"], 10)) == ["animals", "scenes"]
     (tmp_path / "own.txt").write_text("a dog\na cat\na dog\n")
     with pytest.raises(ValueError, match=r"own\.txt' has 'a dog' twice, as prompts 1 and 3; remove one"):
-        prompts_of([str(tmp_path / "own.txt")], 48)
+        prompts_of([str(tmp_path / "own.txt")])
     with pytest.raises(ValueError, match="prompt 2 is empty"):
         check_distinct("own", ["a dog", " "])
+
+
+def test_no_prompt_of_a_file_is_left_out_unless_that_is_asked_for_and_said(tmp_path: Path) -> None:
+    file, lines = tmp_path / "prompts.txt", list[str]()
+    file.write_text("".join(f"a dog of {place} years\n" for place in range(700)))
+    sets = ["scenes", "animals", str(file)]
+    counts = [len(prompts) for prompts in prompts_of(sets, tell=lines.append).values()]
+    assert (counts, lines) == ([48, 48, 700], [])
+    found = prompts_of(sets, 690, lines.append)
+    assert [len(prompts) for prompts in found.values()] == [prompts_in_set("scenes"), 48, 690]
+    assert found["prompts"][-1] == "a dog of 689 years"
+    assert lines.pop() == "prompts.txt: the first 690 of 700 prompts (--videos)"
+    prompts_of(sets, 40, lines.append)
+    assert lines == [f"{name}: the first 40 of {count} prompts (--videos)" for name, count in
+                     (("animals", 48), ("prompts.txt", 700))]  # fmt: skip
+
+
+def test_the_prompts_fit_the_model_by_default() -> None:
+    assert default_sets("builtin") == ("in_domain", "new_shapes", "scenes")
+    assert default_sets("/my/model") == default_sets("random") == ANIMAL_SETS
+
+
+def test_a_held_out_reward_that_is_null_is_not_measured_but_in_the_built_in_world(tmp_path: Path) -> None:
+    reward = RewardConfig(held_out=None)
+    for builtin, name in ((True, "builtin-heldout"), (False, None)):
+        measure = Measure(reward, use_oracle=builtin)
+        assert measure.held_out == measure.names["held_out"] == name
+        assert (measure.load(torch.device("cpu"))["held_out"] is None) == (name is None)
+    (tmp_path / "mine.py").write_text("def score(frames, prompts): return frames.mean((2, 3, 4))\n")
+    parts = [{"name": "brightness", "weight": 0.5}, {"name": "compression"}]
+    mixture = RewardConfig(name="mixture", mixture=parts, held_out_path=f"{tmp_path}/mine.py:score")
+    further = parse_rewards(f"second:hpsv2=random,warm={tmp_path}/mine.py:score")
+    assert Measure(mixture, further=further).names == {
+        "reward": "0.5 x brightness + 1 x compression", "held_out": "mine.py:score",
+        "reward_second": "hpsv2 with random weights", "reward_warm": "mine.py:score",
+    }  # fmt: skip
+
+
+def test_an_evaluation_of_a_model_that_is_not_built_in_says_what_is_not_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, config = save_run(tmp_path)
+    reward = config.reward.model_dump(mode="json") | {"held_out": None}
+    other = another(run, "other", reward=reward)
+    evaluate_and_show([str(other)], steps=[2], videos=2, scales=(0.5, 1.0))
+    said = capsys.readouterr().out
+    assert said.count("CLIPSIM and consistency are by builtin-heldout, a CLIP that knows only the built-in world") == 1
+    assert "animals: the first 2 of 48 prompts (--videos)" in said
+    about = yaml.safe_load((other / "evaluation.yaml").read_text())
+    assert list(about["sets"]) == list(ANIMAL_SETS)
+    assert about["rewards"] == {"reward": "builtin", "held_out": None}
+    table = pq.read_table(other / "evaluation.parquet")
+    assert all(math.isnan(value) for value in table["held_out"].to_pylist())
+    assert not any(math.isnan(value) for value in table["reward"].to_pylist())
+    assert "held-out reward: none (reward.held_out is null)" in (other / "evaluation.md").read_text()
+    evaluate_and_show([str(other)], steps=[2], videos=2, scales=(0.5, 1.0), clip="builtin")
+    assert "knows only the built-in world" not in capsys.readouterr().out
+    assert Measure(config.reward).cautions(clip_named=True) == [
+        "the held-out reward is builtin-heldout, a CLIP that knows only the built-in world; "
+        "set the run's reward.held_out"
+    ]
+    assert Measure(config.reward, use_oracle=True).cautions(clip_named=False) == []
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
+@pytest.mark.parametrize("models", [1, 7])
+def test_the_latex_is_latex_and_fits_its_page(tmp_path: Path, models: int) -> None:
+    names = ["base", *(f"my_model & {place} × 0.5 {{~^<|>\\}}" for place in range(models))]
+    scores = {metric: 0.1 for metric in METRICS} | {"reward_own": 0.2}
+    rows = [row(name, index=i, **scores | {"reward": 0.1 * i + len(name)}) for name in names for i in range(3)]
+    write_results(tmp_path, rows, base="base")
+    write_layouts(tmp_path, rows, "base", {name: [name] for name in names[1:]})
+    head = r"\documentclass{article}\usepackage{booktabs,graphicx}\usepackage[T1]{fontenc}\begin{document}"
+    pages = "".join(rf"\input{{{name}.tex}}" for name in ("evaluation", "table-a1", "table-a2"))
+    (tmp_path / "page.tex").write_text(head + pages + r"\end{document}")
+    done = subprocess.run(  # as a draft, for which no shapes of letters need be there
+        ["pdflatex", "-draftmode", "-halt-on-error", "-interaction=nonstopmode", "page.tex"],
+        cwd=tmp_path, timeout=120, check=False, capture_output=True, text=True, errors="replace",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull" not in done.stdout, done.stdout[-2000:]
 
 
 def test_the_bootstrap_draws_prompts_with_all_their_videos() -> None:
@@ -170,7 +260,7 @@ def test_results_hold_further_rewards_in_every_form(tmp_path: Path) -> None:
     paths = write_results(tmp_path, models_of_the_paper(), base="base")
     assert {path.name for path in paths} == {
         "evaluation.md", "evaluation.csv", "evaluation.json", "evaluation.tex", "evaluation.parquet",
-        "comparison.parquet",
+        "comparison.parquet", "comparison.csv",
     }  # fmt: skip
     page = (tmp_path / "evaluation.md").read_text()
     assert "| Prompts | Model | Videos | Reward | Reward own | CLIPSIM | Temporal consistency |" in page
@@ -185,11 +275,22 @@ def test_results_hold_further_rewards_in_every_form(tmp_path: Path) -> None:
     (gain,) = (g for g in gains.to_pylist() if (g["metric"], g["set"], g["steps"]) == ("reward", "scenes", 50))
     assert (gain["model"], gain["base"], gain["pairs"]) == ("Draft_LV & 100 %", "base", 3)
     assert gain["difference"] == pytest.approx(0.1)
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "comparison.csv").read_text())))
+    assert len(lines) == gains.num_rows
+    for line, same in zip(lines, gains.to_pylist(), strict=True):
+        assert line == {k: "" if v != v else str(v) for k, v in same.items()}
     content = json.loads((tmp_path / "evaluation.json").read_text())
     assert content["summaries"][-1]["mean"]["reward_own"] == pytest.approx(0.1)
     tex = (tmp_path / "evaluation.tex").read_text()
-    assert r"scenes & Draft\_LV \& 100 \% & +0.100 {[}0.100, 0.100{]} & +0.100 {[}0.000, 0.200{]} \\" in tex
-    assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 4
+    assert tex.startswith(r"% needs \usepackage{booktabs,graphicx} and \usepackage[T1]{fontenc}")
+    for line in (
+        r"Metric & Draft\_LV \& 100 \% \\", r"Reward & +0.100 {[}0.100, 0.100{]} \\",
+        r"Reward own & +0.100 {[}0.000, 0.200{]} \\", r"CLIPSIM & -0.100 {[}-0.100, -0.100{]} \\",
+        r"Motion & +0.000 {[}0.000, 0.000{]} \\",
+    ):  # fmt: skip
+        assert tex.count(line) == 4, line  # two prompt sets, two numbers of steps
+    assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 6
+    assert tex.count(r"\resizebox{\linewidth}{!}{%") == tex.count(r"\end{tabular}}") == 2  # the scores are wide
     assert tex.count(r"\textbf{0.400 $\pm$ 0.100}") == 4
 
 

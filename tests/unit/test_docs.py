@@ -62,8 +62,11 @@ def test_code_is_fenced_in_a_known_language_and_markers_are_known(page: str) -> 
         assert not elsewhere, f"{page}: a command outside sh: {block.text[:60]}"
         assert block.needs is None or block.needs.startswith(NEEDS), f"{page}: needs {block.needs!r}"
         assert block.needs != "minutes: ", f"{page}: minutes for what? {block.text[:60]}"
-    markers = PAGES[page].read_text(encoding="utf-8").count("<!-- needs: ")
-    assert sum(block.needs is not None for block in blocks(page)) == markers, f"{page}: a marker marks nothing"
+        timed = block.takes is None or (block.performed and re.match(r"(about )?\d+ minutes?\b", block.takes))
+        assert timed, f"{page}: takes {block.takes!r}"
+    text, found = PAGES[page].read_text(encoding="utf-8"), blocks(page)
+    counts = (sum(block.needs is not None for block in found), sum(block.takes is not None for block in found))
+    assert counts == (text.count("<!-- needs: "), text.count("<!-- takes: ")), f"{page}: a marker marks nothing"
 
 
 @pytest.mark.parametrize(("block", "command"), LINES, ids=[f"{b.page}: {' '.join(c.split())[:70]}" for b, c in LINES])
@@ -129,6 +132,12 @@ def test_most_pages_have_something_performed_and_what_they_show_trains() -> None
     assert load_config("toy", list(SMALL)).train.steps == 2
 
 
+def test_whatever_trains_or_evaluates_says_how_long_a_reader_waits() -> None:
+    slow = re.compile(r"rlvid (train|evaluate) ")
+    unsaid = [b for b in SHELL if b.performed and b.takes is None and any(map(slow.match, b.commands()))]
+    assert unsaid == []
+
+
 def test_descriptions_that_pages_show_are_valid() -> None:
     shown = [name for page in PAGES for name in files(page) if name.endswith(".yaml")]
     assert len(shown) >= 3
@@ -152,6 +161,8 @@ def test_the_site_builds_without_a_warning_and_asks_nothing_of_the_network(tmp_p
     for name, text in pages.items():
         assert not re.findall(r'<(?:script|img|link rel="stylesheet")[^>]*(?:src|href)="(?:https?:)?//', text), name
         assert "needs: " not in text, f"{name}: a marker was not shown"
+        assert "<!-- takes" not in text, f"{name}: a marker was not shown"
+    assert "<em>Takes 5 minutes:</em>" in pages["first-hour"]
     assert "model.lora.rank" in pages["config"]
     assert not (tmp_path / "hooks.py").exists()
 

@@ -4,11 +4,13 @@ import hashlib
 import json
 import logging
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from diffusers import DDIMScheduler, TextToVideoSDPipeline, UNet3DConditionModel
 from helpers import save_run
 from huggingface_hub import ModelCard
@@ -17,6 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rlvid import randomness
+from rlvid.actions import evaluate_and_show
+from rlvid.cli import main
 from rlvid.config import parse_config
 from rlvid.diffusion.chain import denoise
 from rlvid.diffusion.schedule import timesteps
@@ -192,7 +196,7 @@ def rows(model: str, reward: float) -> list[Row]:
 def test_the_card_tells_what_the_hub_and_a_reader_need(tmp_path: Path) -> None:
     run, _ = save_run(tmp_path)
     text = (export_run(run, tmp_path / "bare") / "README.md").read_text(encoding="utf-8")
-    assert "None was made." in text
+    assert "None was made in the run's folder." in text
     tables.write_results(run, rows("base", 0.2) + rows("instructvideo", 0.4), base="base", facts={"step": 2})
     text = (export_run(run, tmp_path / "mine") / "README.md").read_text(encoding="utf-8")
     data = ModelCard(text).data
@@ -207,12 +211,77 @@ def test_the_card_tells_what_the_hub_and_a_reader_need(tmp_path: Path) -> None:
         "num_frames=4, height=16, width=16,\n    num_inference_steps=4, guidance_scale=2,",
         "## Evaluation", "### 20 DDIM steps",
         "| in domain | base | 3 | 0.300 ± 0.100 | 0.125 |", "| **0.500 ± 0.100** | 0.125 |",
-        "instructvideo over base: reward +0.200", "This is of step 2, and not of the exported step 3.",
+        "instructvideo over base: reward +0.200",
+        "This is not of the exported model: it has no evaluation.yaml", "evaluate it (`rlvid evaluate 'run@3'`)",
         "## Intended use and limits", "**Over-optimisation.**", "gradient_steps: 1",
         "## Signs of over-optimisation", "No guard looked on", "## Prompts that got worse",
-        "instructvideo: 0 of 3 prompts have a lower trained reward than with the base",
+        "Not known: the evaluation is not of the exported model.",
     ):  # fmt: skip
         assert words in text, words
+
+
+def card_of(run: Path, out: Path, **how: Any) -> str:
+    return (export_run(run, out, **how) / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_card_has_the_exported_model_of_an_evaluation_of_all_checkpoints(tmp_path: Path) -> None:
+    run, _ = save_run(tmp_path)
+    save_run(tmp_path, step=6)
+    sets = tmp_path / "own.txt"
+    sets.write_text("a dog\na cat\n")
+    evaluate_and_show([f"{run}@all"], steps=[2], sets=[str(sets)])
+    for step, other in ((3, 6), (6, 3)):
+        card = card_of(run, tmp_path / f"of{step}", step=step)
+        name = f"instructvideo@{step}"
+        assert re.findall(r"^\| own \| (\S+) \| 2 \|", card, re.MULTILINE) == ["base", name]
+        assert f"The exported model is {name} here." in card
+        assert f"- {name}: run run, step {step}" in card
+        assert re.search(rf"^{name}: \d of 2 prompts have a lower held-out reward", card, re.MULTILINE)
+        assert f"@{other}" not in card
+    half = card_of(run, tmp_path / "half", step=6, scale=0.5)
+    missing = "the exported model, run@6*0.5, is not in it, but instructvideo@3 (step 3), instructvideo@6 (step 6)"
+    assert f"This is not of the exported model: {missing}; evaluate it (`rlvid evaluate 'run@6*0.5'`)" in half
+    assert "Not known: the evaluation is not of the exported model." in half
+    assert "The exported model is base here." in card_of(run, tmp_path / "nothing", step=6, scale=0.0)
+    moved = run.rename(tmp_path / "elsewhere") / "nothing"
+    assert "is not in it" in card_of(moved.parent, tmp_path / "moved", step=6)  # a folder of another name
+    (tmp_path / "old").mkdir()
+    moved = moved.parent.rename(tmp_path / "old" / "run")
+    assert "The exported model is instructvideo@6 here." in card_of(moved, tmp_path / "again", step=6)
+    about = yaml.safe_load((moved / "evaluation.yaml").read_text())
+    (moved / "evaluation.yaml").write_text(yaml.safe_dump(about | {"complete": False}))
+    assert "This is not of the exported model: it is not finished" in card_of(moved, tmp_path / "unfinished", step=6)
+    (moved / "evaluation.yaml").write_text("models: 3")
+    with pytest.raises(ValueError, match=r"evaluation\.yaml is damaged .*; evaluate again"):
+        export_run(moved, tmp_path / "damaged")
+
+
+def test_the_card_can_be_of_an_evaluation_in_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, _ = save_run(tmp_path)
+    sets = tmp_path / "own.txt"
+    sets.write_text("a dog\na cat\n")
+    folder = tmp_path / "evaluation"
+    further = tmp_path / "mine.py"
+    further.write_text("def score(frames, prompts): return frames.mean((2, 3, 4))\n")
+    evaluate_and_show(
+        [f"half={run}*0.5", str(run)], steps=[2], sets=[str(sets)], out=folder, rewards=f"warm={further}:score"
+    )
+    assert "None was made in the run's folder." in card_of(run, tmp_path / "without")
+    options = ["--lora-scale", "0.5", "--evaluation", str(folder)]
+    monkeypatch.setattr("sys.argv", ["rlvid", "export", str(run), "--out", str(tmp_path / "mine"), *options])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    card = (tmp_path / "mine" / "README.md").read_text(encoding="utf-8")
+    assert "The exported model is half here." in card
+    assert "- reward warm: mine.py:score" in card
+    assert str(tmp_path) not in card
+    assert "| instructvideo |" not in card
+    with pytest.raises(ValueError, match=r"--evaluation .*: the exported model, run@3\*0.25, is not in it, but half"):
+        export_run(run, tmp_path / "quarter", scale=0.25, evaluation=folder)
+    with pytest.raises(ValueError, match=r"--evaluation .*: no evaluation there \(no evaluation.yaml\); name a folder"):
+        export_run(run, tmp_path / "nowhere", evaluation=tmp_path)
+    assert not any((tmp_path / name).exists() for name in ("quarter", "nowhere"))
 
 
 def test_a_hub_id_is_the_cards_base_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

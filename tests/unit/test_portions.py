@@ -21,6 +21,7 @@ from rlvid.evaluate.generate import generate
 from rlvid.evaluate.measure import Measure, parse_rewards
 from rlvid.evaluate.plan import Evaluation
 from rlvid.evaluate.portions import Maker, Scorer, alone, run_evaluation
+from rlvid.evaluate.results import write_all
 from rlvid.evaluate.run import load_run
 from rlvid.evaluate.videos import copy_part, identity_of, read_part, write_part
 from rlvid.models.unet3d import UNet3DModel
@@ -311,15 +312,26 @@ def test_a_part_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatc
     run, _ = save_run(tmp_path)
     write_table = pq.write_table
 
-    def full(table: object, file: object, **how: object) -> None:
-        write_table(table, file, **how)
+    def full(table: object, file: object, *more: object, **how: object) -> None:
+        if hasattr(file, "write"):
+            write_table(table, file, **how)
         raise OSError(28, "No space left on device")
+
+    def refused(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patch:
         patch.setattr(pq, "write_table", full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(ValueError, match=f"{run}: No space left on device; make room and start the same command"):
             run_evaluation(planned(run))
     assert os.listdir(run / "videos") == [".others"]
+    with monkeypatch.context() as patch:
+        patch.setattr("rlvid.evaluate.results.write_results", full)
+        with pytest.raises(ValueError, match=f"{run}: No space left on device.* what was finished is kept"):
+            write_all(planned(run), [], {})
+        patch.setattr("rlvid.evaluate.portions._work", refused)
+        with pytest.raises(PermissionError):
+            run_evaluation(planned(run))
 
 
 def test_a_pool_asks_all_nodes_for_the_run_s_folder_and_its_driver_loads_no_model(

@@ -1,6 +1,7 @@
 """Part of what was learned: a model for each --lora-scale, on the same prompts and noise, in table and picture."""
 
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -92,4 +93,7 @@ def test_the_command_brings_videos_table_and_picture_to_the_store(
     page = (run / "evaluation.md").read_text(encoding="utf-8")
     assert [page.count(f"| {model} |") for model in ("base", "instructvideo × 0.5", "instructvideo")] == [2, 2, 2]
     assert (run / "tradeoff.png").stat().st_size > 10_000
-    assert "tradeoff.png" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "tradeoff.png" in said
+    assert f"tables       file://{run}/evaluation.md" in said
+    assert re.search(rf"rlvid report {tmp_path}/cache\S+; rlvid study serve {tmp_path}/cache", said), "they take no URI"

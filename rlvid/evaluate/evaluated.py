@@ -1,0 +1,108 @@
+"""Which row of an evaluation is an exported model: its run, step and scale, as ``evaluation.yaml`` has them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlvid.evaluate.responsible import find_evaluation
+
+_FILES = ("evaluation.yaml", "evaluation.json", "evaluation.parquet")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was exported: a run's folder, a step of it, and how much of what was learned."""
+
+    run: Path
+    step: int
+    scale: float
+
+    @property
+    def model(self) -> str:
+        """As ``rlvid evaluate`` takes it."""
+        return f"{self.run.name}@{self.step}" + ("" if self.scale == 1 else f"*{self.scale:g}")
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """An evaluation, and what it knows of an exported model.
+
+    Attributes:
+        folder: of the evaluation.
+        tuned: names of all models but the base.
+        name: of the exported model; None where it is not there.
+        why: what is missing then.
+    """
+
+    folder: Path
+    tuned: tuple[str, ...]
+    name: str | None
+    why: str
+
+
+def find_evaluated(exported: Exported, folder: Path | None = None) -> Evaluated | None:
+    """The evaluation that a card shows: of a folder, or else of the run's own; None where the run has none.
+
+    Args:
+        exported: what is looked for.
+        folder: of an evaluation, that must have it.
+
+    Raises:
+        ValueError: the folder has no finished evaluation, or one without the exported model; or a file is damaged.
+    """
+    if folder is None:
+        found = find_evaluation(exported.run)
+        return None if found is None else _evaluated(exported, found.parent)
+    missing = [name for name in _FILES if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"--evaluation {folder}: no evaluation there (no {missing[0]}); name a folder that `rlvid evaluate` wrote"
+        )
+    evaluated = _evaluated(exported, folder)
+    if evaluated.name is None:
+        raise ValueError(f"--evaluation {folder}: {evaluated.why}")
+    return evaluated
+
+
+def _evaluated(exported: Exported, folder: Path) -> Evaluated:
+    path = folder / "evaluation.yaml"
+    if not path.is_file():
+        why = f"it has no evaluation.yaml, which tells its models apart; {_again(exported)}"
+        return Evaluated(folder, (), None, why)
+    try:
+        about = yaml.safe_load(path.read_text(encoding="utf-8"))
+        base = next((str(m["name"]) for m in about["models"] if m["kind"] == "base"), None)
+        tuned = {str(m["name"]): m for m in about["models"] if m["kind"] != "base"}
+        name = _row_of(exported, tuned) if exported.scale else base
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({' '.join(str(error).split())[:200]}); evaluate again") from None
+    if about.get("complete") is False:
+        return Evaluated(folder, tuple(tuned), None, "it is not finished; start the same `rlvid evaluate` again")
+    known = ", ".join(f"{each} (step {m.get('step')})" for each, m in tuned.items()) or "the base alone"
+    why = f"the exported model, {exported.model}, is not in it, but {known}; {_again(exported)}"
+    return Evaluated(folder, tuple(tuned), name, "" if name else why)
+
+
+def _again(exported: Exported) -> str:
+    return f"evaluate it (`rlvid evaluate '{exported.model}'`), and export again"
+
+
+def _row_of(exported: Exported, models: dict[str, dict[str, Any]]) -> str | None:
+    """By the run's folder; where an evaluation's run is no longer at its place, by the name of the folder."""
+
+    def same(path: str) -> bool:
+        place = Path(path)
+        return place.resolve() == exported.run.resolve() or (place.name == exported.run.name and not place.exists())
+
+    found = [
+        name
+        for name, model in models.items()
+        if model.get("step") == exported.step and _scale(model) == exported.scale and same(str(model["path"]))
+    ]
+    return found[0] if found else None
+
+
+def _scale(model: dict[str, Any]) -> float:
+    return float(1 if model.get("scale") is None else model["scale"])
