@@ -102,7 +102,8 @@ def _write(evaluation: Evaluation, rows: list[Row], groups: Mapping[str, list[st
         written += write_seeds(folder, seed_results(rows, groups, base))
     if 1 < len(shown) < MOST:
         written += write_versus(folder, versus(pooled(rows), shown, base), shown)
-    for name in ("tradeoff.png", "seeds.md", "seeds.csv", "versus.md", "versus.csv"):
+    further = [f"{stem}.{suffix}" for stem in ("seeds", "versus") for suffix in ("md", "csv", "tex")]
+    for name in ("tradeoff.png", *further):
         if folder / name not in written:
             (folder / name).unlink(missing_ok=True)  # of an earlier evaluation in this folder
     return written

@@ -22,7 +22,7 @@ from rlvid.evaluate import write_whole
 from rlvid.evaluate.columns import gain_text, main_metrics, set_title, title_of
 from rlvid.evaluate.compared import Compared
 from rlvid.evaluate.comparison import interval
-from rlvid.evaluate.grid import Cell, Grid
+from rlvid.evaluate.grid import Cell, Grid, latex_page
 from rlvid.evaluate.rows import Row, bootstrap_means, metrics_of, pair_up
 
 
@@ -180,10 +180,15 @@ def _gain(seeds: list[tuple[np.ndarray, np.ndarray, np.ndarray]], resamples: int
     return float(gains.mean()), float(low), float(high)
 
 
-def seeds_markdown(results: Sequence[SeedResult]) -> str:
-    """A page with a table for each number of steps, differences of the rewards beside the means."""
-    lines = ["# Over seeds", ""]
-    metrics = main_metrics(dict.fromkeys(r.metric for r in results))
+_LEGEND = (
+    "Mean over seeds ± half the 95 % interval of Student's t over seeds. Bold: above the base by more than that. "
+    "Differences to the base have the 95 % interval of a bootstrap over prompts, each drawn for all seeds at once."
+)
+
+
+def seeds_grids(results: Sequence[SeedResult]) -> dict[int, Grid]:
+    """Number of steps -> its table, differences of the reward beside the means."""
+    metrics, grids = main_metrics(dict.fromkeys(r.metric for r in results)), {}
     found = {(r.group, r.set, r.steps, r.metric): r for r in results}
     for steps in dict.fromkeys(r.steps for r in results):
         places = sorted({(r.set, r.group): None for r in results if r.steps == steps}, key=_order(results))
@@ -196,14 +201,16 @@ def seeds_markdown(results: Sequence[SeedResult]) -> str:
             ]
             for s, group in places
         ]
-        heads = ["Prompts", "Runs", *(title_of(m) for m in metrics), "Reward over base"]
-        lines += [f"## {steps} DDIM steps", "", Grid(heads, rows, words=2).markdown(), ""]
-    lines += [
-        "Mean over seeds ± half the 95 % interval of Student's t over seeds. Bold: above the base by more than that. "
-        "Differences to the base have the 95 % interval of a bootstrap over prompts, each drawn for all seeds at once.",
-        "",
-    ]
-    return "\n".join(lines)
+        grids[steps] = Grid(["Prompts", "Runs", *map(title_of, metrics), "Reward over base"], rows, words=2)
+    return grids
+
+
+def seeds_markdown(results: Sequence[SeedResult]) -> str:
+    """A page with a table for each number of steps."""
+    lines = ["# Over seeds", ""]
+    for steps, grid in seeds_grids(results).items():
+        lines += [f"## {steps} DDIM steps", "", grid.markdown(), ""]
+    return "\n".join([*lines, _LEGEND, ""])
 
 
 def _order(results: Sequence[SeedResult]):
@@ -224,7 +231,7 @@ def _over_base(result: SeedResult | None) -> str:
 
 
 def write_seeds(folder: Path, results: Sequence[SeedResult]) -> list[Path]:
-    """Writes ``seeds.md`` and ``seeds.csv`` (a line a group, set, number of steps and metric)."""
+    """Writes ``seeds.md``, ``seeds.tex`` and ``seeds.csv`` (a line a group, set, number of steps and metric)."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     names = list(SeedResult.__dataclass_fields__)
@@ -232,7 +239,8 @@ def write_seeds(folder: Path, results: Sequence[SeedResult]) -> list[Path]:
     for result in results:
         values = [getattr(result, name) for name in names]
         writer.writerow(["" if isinstance(v, float) and not math.isfinite(v) else v for v in values])
-    paths = [folder / "seeds.md", folder / "seeds.csv"]
-    for path, text in zip(paths, (seeds_markdown(results), out.getvalue()), strict=True):
-        write_whole(path, text.encode())
-    return paths
+    tables = [grid.latex(f"{steps} DDIM steps. {_LEGEND}") for steps, grid in seeds_grids(results).items()]
+    contents = {"md": seeds_markdown(results), "csv": out.getvalue(), "tex": latex_page(tables)}
+    for suffix, text in contents.items():
+        write_whole(folder / f"seeds.{suffix}", text.encode())
+    return [folder / f"seeds.{suffix}" for suffix in contents]

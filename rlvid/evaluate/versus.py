@@ -19,7 +19,7 @@ import numpy as np
 from rlvid.evaluate import write_whole
 from rlvid.evaluate.columns import gain_text, main_metrics, title_of
 from rlvid.evaluate.comparison import STUDENT
-from rlvid.evaluate.grid import Cell, Grid
+from rlvid.evaluate.grid import Cell, Grid, latex_page
 from rlvid.evaluate.rows import FEWEST, Row, bootstrap_means, metrics_of
 
 MOST = 10
@@ -154,13 +154,15 @@ def _cell(each: Versus, sign: int) -> Cell:
 
 
 def write_versus(folder: Path, found: Sequence[Versus], groups: Mapping[str, Sequence[str]]) -> list[Path]:
-    """Writes ``versus.md`` and ``versus.csv`` (a line for every two rows, number of steps and metric)."""
+    """Writes ``versus.md``, ``.tex`` and ``.csv`` (a line for every two rows, number of steps and metric)."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([each.name for each in fields(Versus)])
     for each in found:
         writer.writerow(["" if isinstance(v, float) and not math.isfinite(v) else v for v in astuple(each)])
-    paths = [folder / "versus.md", folder / "versus.csv"]
-    for path, text in zip(paths, (versus_markdown(found, groups), out.getvalue()), strict=True):
-        write_whole(path, text.encode())
-    return paths
+    legend = versus_legend(groups)
+    tables = [grid.latex(f"Each against each, D = {steps}. {legend}") for steps, grid in versus_grids(found).items()]
+    contents = {"md": versus_markdown(found, groups), "csv": out.getvalue(), "tex": latex_page(tables)}
+    for suffix, text in contents.items():
+        write_whole(folder / f"versus.{suffix}", text.encode())
+    return [folder / f"versus.{suffix}" for suffix in contents]

@@ -34,6 +34,7 @@ from rlvid.evaluate.rows import METRICS, bootstrap_means, compare
 from rlvid.evaluate.run import TunedModel
 from rlvid.evaluate.seeds import Alike, group_seeds, name_groups, seed_results, write_seeds
 from rlvid.evaluate.tables import write_results
+from rlvid.evaluate.versus import versus, write_versus
 from rlvid.toy.captions import prompts_in_set
 
 
@@ -223,9 +224,12 @@ def test_the_latex_is_latex_and_fits_its_page(tmp_path: Path, models: int) -> No
     scores = {metric: 0.1 for metric in METRICS} | {"reward_own": 0.2}
     rows = [row(name, index=i, **scores | {"reward": 0.1 * i + len(name)}) for name in names for i in range(3)]
     write_results(tmp_path, rows, base="base")
-    write_layouts(tmp_path, rows, "base", {name: [name] for name in names[1:]})
+    groups = {name: [name] for name in names[1:]}
+    write_layouts(tmp_path, rows, "base", groups)
+    write_seeds(tmp_path, seed_results(rows, groups, "base"))
+    write_versus(tmp_path, versus(rows, groups, "base"), groups)
     head = r"\documentclass{article}\usepackage{booktabs,graphicx}\usepackage[T1]{fontenc}\begin{document}"
-    pages = "".join(rf"\input{{{name}.tex}}" for name in ("evaluation", "table-a1", "table-a2"))
+    pages = "".join(rf"\input{{{name}.tex}}" for name in ("evaluation", "table-a1", "table-a2", "seeds", "versus"))
     (tmp_path / "page.tex").write_text(head + pages + r"\end{document}")
     done = subprocess.run(  # as a draft, for which no shapes of letters need be there
         ["pdflatex", "-draftmode", "-halt-on-error", "-interaction=nonstopmode", "page.tex"],
