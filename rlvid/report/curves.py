@@ -100,7 +100,7 @@ def _band(axes: Axes, lines: Sequence[tuple[np.ndarray, np.ndarray]], group: Gro
 
 
 def along_runs(gathered: Gathered, steps: int, across: str) -> Drawing | None:
-    """The evaluation of checkpoints along their runs: rewards of each prompt set; None where no run has two.
+    """The evaluation of checkpoints along their runs: rewards, motion and the oracle; None where no run has two.
 
     Args:
         gathered: the models; those with a part of what was learned are left out.
@@ -113,7 +113,7 @@ def along_runs(gathered: Gathered, steps: int, across: str) -> Drawing | None:
         for group in gathered.groups()
         if any(len(gathered.line(run)) > 1 and (run.clock or across == "steps") for run in group.runs)
     ]
-    metrics = [metric for metric in ("reward", "held_out") if metric in evidence.shown()]
+    metrics = [metric for metric in ("reward", "held_out", "motion", "oracle_score") if metric in evidence.shown()]
     if not groups or not metrics:
         return None
 
@@ -126,20 +126,19 @@ def along_runs(gathered: Gathered, steps: int, across: str) -> Drawing | None:
         return np.array([x for x, _ in kept]), np.array([y for _, y in kept])
 
     def draw(theme: Theme) -> Figure:
-        sets = list(evidence.sets)
-        figure = _figure(theme, max(5.5, 3.7 * len(sets)), 0.7 + 3.1 * len(metrics))
-        grid = figure.subplots(len(metrics), len(sets), squeeze=False, sharex=True)
-        for metric, row in zip(metrics, grid, strict=True):
-            for name, axes in zip(sets, row, strict=True):
-                for group in groups:
-                    lines = [line(run, name, metric) for run in group.runs if len(gathered.line(run)) > 1]
-                    _band(axes, [each for each in lines if len(each[0]) > 1], group, theme)
-                axes.set_title(
-                    shown_set(name).capitalize() if metric == metrics[0] else "", loc="left", fontweight="bold"
-                )
-                axes.set_xlabel(_ACROSS[across] if metric == metrics[-1] else "")
-                axes.set_ylabel(title(metric) if name == sets[0] else "")
-                _plain(axes, theme, axis="both")
+        rows, columns = (len(metrics), len(evidence.sets)) if len(evidence.sets) > 1 else (1, len(metrics))
+        figure = _figure(theme, max(5.5, 3.7 * columns), 0.7 + 3.1 * rows)
+        grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
+        places = [(metric, name) for metric in metrics for name in evidence.sets]
+        for number, ((metric, name), axes) in enumerate(zip(places, grid.flat, strict=True)):
+            for group in groups:
+                lines = [line(run, name, metric) for run in group.runs if len(gathered.line(run)) > 1]
+                _band(axes, [each for each in lines if len(each[0]) > 1], group, theme)
+            if number < len(evidence.sets):
+                axes.set_title(shown_set(name).capitalize(), loc="left", fontweight="bold")
+            axes.set_xlabel(_ACROSS[across] if number >= (rows - 1) * columns else "")
+            axes.set_ylabel(title(metric) if not number % columns or rows == 1 else "")
+            _plain(axes, theme, axis="both")
         _legend(figure, len(groups))
         return figure
 
