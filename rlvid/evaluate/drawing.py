@@ -1,6 +1,7 @@
 """What pictures are drawn with: tiles of frames, one face of type, lines that fit, and a file that is whole."""
 
 import io
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -53,6 +54,14 @@ def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """The sans serif that matplotlib brings, so that all pictures share one face."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, size)
+
+
+def fitting(texts: Iterable[str], width: int, most: int, least: int) -> ImageFont.FreeTypeFont:
+    """The bold face at the largest size, between the two, at which every text fits; at the least where none does."""
+    texts = list(texts)
+    sizes = range(most, least, -1)
+    found = (size for size in sizes if all(font(size, True).getlength(text) <= width for text in texts))
+    return font(next(found, least), True)
 
 
 def shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:

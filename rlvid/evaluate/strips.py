@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlvid.data.videos import write_mp4
 from rlvid.evaluate import write_whole
-from rlvid.evaluate.drawing import GAP, MARGIN, font, paste, save, shorten, tile, tiles, wrap, write
+from rlvid.evaluate.drawing import GAP, MARGIN, fitting, font, paste, save, shorten, tile, tiles, wrap, write
 from rlvid.evaluate.style import INK, RULE, SOFT
 
 _SIDE = 192  # pixels of a frame in a moving file, at least
@@ -54,14 +54,14 @@ def comparison(
     block, gutter = most * (wide + GAP) - GAP, 28
     lefts = {name: MARGIN + place * (block + gutter) for place, name in enumerate(rows)}
     width = MARGIN * 2 + len(rows) * (block + gutter) - gutter
-    heading, text, small = font(18, bold=True), font(17), font(14)
+    heading, text, small = fitting(frames, block, 18, 11), font(17), font(14)
     titles = [wrap(prompt, text, width - 2 * MARGIN, 2) for prompt in prompts]
     heights = [24 * len(lines) + 8 + high + (26 if values else 4) for lines in titles]
     top = MARGIN + 44
     image = Image.new("RGB", (width, top + sum(heights) + 22 * (len(prompts) - 1) + MARGIN), "white")
     draw = ImageDraw.Draw(image)
     for name, left in lefts.items():
-        draw.text((left, MARGIN), shorten(name, heading, block), INK, heading)
+        draw.text((left, MARGIN + 24), shorten(name, heading, block), INK, heading, anchor="ld")
         draw.line((left, MARGIN + 28, left + block - 1, MARGIN + 28), INK, 2)
     for row, lines in enumerate(titles):
         below = write(draw, (MARGIN, top), lines, text, 24) + 8
@@ -92,7 +92,7 @@ def side_by_side(prompt: str, films: Mapping[str, np.ndarray]) -> np.ndarray:
     count, height, width, _ = shapes.pop()
     factor = max(1, math.ceil(_SIDE / width))
     wide, high, margin = width * factor, height * factor, 16
-    label, text = font(15, bold=True), font(15)
+    label, text = fitting(films, wide, 15, 11), font(15)
     whole = margin + len(films) * (wide + margin)
     lines = wrap(prompt, text, whole - 2 * margin, 2)
     above = margin + 22 * len(lines) + 32

@@ -67,7 +67,10 @@ class Gathered:
         for run in self.runs:
             by_kind.setdefault(run.kind, []).append(run)
         labels = name_groups([self._named(runs) for runs in by_kind.values()], self.evidence.base.name, count=False)
-        ends = [[m for run in runs for m in self.models_of(run)][-1:] for runs in by_kind.values()]
+        ends = [
+            sorted((m for run in runs for m in self.models_of(run)), key=lambda m: (m.step or 0, m.scale))[-1:]
+            for runs in by_kind.values()
+        ]
         looks = [self.looks[models[0].name] if models else None for models in ends]
         spare = [look for look in LOOKS if look not in self.looks.values()]
         found: list[Group] = []

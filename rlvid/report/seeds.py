@@ -28,7 +28,7 @@ def over_seeds(gathered: Gathered) -> list[Table]:
     rows, tables = rows_of(gathered.evidence), []
     for name, layout in LAYOUTS.items():
         filled = fill(name, rows, base, groups)
-        what = "Reward of each prompt set" if not layout.pooled else "All prompts"
+        what = "All prompts" if layout.pooled else "Reward of each prompt set"
         notes = "".join(f" {note}." for note in filled.notes(groups))
         tables.append(Table(what, filled.grid(), f"{layout.caption} A row has the videos of all seeds.{notes}"))
         tables.append(Table(f"{what}: over the base", filled.gain_grid(), GAINED))
