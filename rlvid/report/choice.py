@@ -24,7 +24,7 @@ class Choice:
 
     Attributes:
         fixed: by set, its first prompts with the first D.
-        worst: those that lost most in any tuned model, the worst first.
+        worst: those that lost most in any tuned model, the worst first, each of a prompt of its own.
         moving: those that are written as files of their own, and why: the first prompt of each set, those that gained
             most and those that lost most.
         featured: why and which: the largest gain and the largest loss.
@@ -67,17 +67,16 @@ def choose(evidence: Evidence, moving: int, pictured: Sequence[Model]) -> Choice
     }
     firsts: list[tuple[Case, Model | None]] = [(cases[0], None) for cases in fixed.values()] if moving else []
     chosen = {case for case, _ in firsts}
-    return Choice(
-        fixed, lowest[:_WORST], [*firsts, *(each for each in ends if each.case not in chosen)], featured,
-        _evolutions(evidence.base, pictured),
-    )  # fmt: skip
+    further = [each for each in ends if each.case not in chosen]
+    worst = _distinct(lowest, by_prompt=True)[:_WORST]
+    return Choice(fixed, worst, [*firsts, *further], featured, _evolutions(evidence.base, pictured))
 
 
-def _distinct(extremes: Iterable[Extreme]) -> list[Extreme]:
-    """The first of each case."""
-    found: dict[Case, Extreme] = {}
+def _distinct(extremes: Iterable[Extreme], *, by_prompt: bool = False) -> list[Extreme]:
+    """The first of each case, or of each prompt."""
+    found: dict[tuple[object, ...], Extreme] = {}
     for each in extremes:
-        found.setdefault(each.case, each)
+        found.setdefault((each.case.set, each.case.index) if by_prompt else each.case, each)
     return list(found.values())
 
 

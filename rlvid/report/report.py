@@ -143,7 +143,7 @@ def _strips(gathered: Gathered, choice: Choice, kept: Frames, shown: Shown, part
         prompts, files = [evidence.prompt(case) for case in cases], shown.files.get(cases[0], [])
         strip(f"comparison-{place}-{_file(name)}.png", heading, prompts, columns, files)
     if choice.worst:
-        prompts = [f"{each.model.label}: {evidence.prompt(each.case)}" for each in choice.worst]
+        prompts = [f"{e.model.label}, D = {e.case.steps}: {evidence.prompt(e.case)}" for e in choice.worst]
         columns = {
             evidence.base.label: [(evidence.base.name, each.case) for each in choice.worst],
             "what lost most": [(each.model.name, each.case) for each in choice.worst],
