@@ -78,8 +78,8 @@ def gain_text(difference: float, low: float, high: float) -> str:
     """``+0.123 [0.110, 0.135]``, without the interval where there is none; a dash without a difference."""
     if not math.isfinite(difference):
         return "–"
-    interval = f" [{low:.3f}, {high:.3f}]" if math.isfinite(low) else ""
-    return f"{difference:+.3f}{interval}".replace("-0.000", "+0.000")
+    interval = f" [{low:.3f}, {high:.3f}]".replace("-0.000", "0.000") if math.isfinite(low) else ""
+    return f"{difference:+.3f}".replace("-0.000", "+0.000") + interval
 
 
 def best_of(summaries: list[Summary], columns: list[Column]) -> set[tuple[int, str]]:

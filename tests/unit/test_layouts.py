@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from rows import models_of_the_paper, row
 
+from rlvid.evaluate.columns import gain_text
 from rlvid.evaluate.grid import Cell
 from rlvid.evaluate.layouts import fill, pooled, write_layouts
 from rlvid.evaluate.rows import Row
@@ -141,6 +142,11 @@ def test_a_row_says_which_seeds_it_lacks(tmp_path: Path) -> None:
     page = (tmp_path / "table-a1.md").read_text()
     assert "- A (2 seeds): Reward, in domain, D = 20: 1 of 2 seeds have a finite score" in page
     assert (tmp_path / "table-a2.md").read_text().splitlines()[0] == "| Model | in domain, D = 20, Reward |"
+
+
+def test_what_rounds_to_nothing_has_no_minus() -> None:
+    assert gain_text(-0.0004, -0.0003, 0.007) == "+0.000 [0.000, 0.007]"
+    assert [gain_text(0.1, math.nan, math.nan), gain_text(math.nan, 0, 0)] == ["+0.100", "–"]
 
 
 def test_welchs_interval() -> None:
