@@ -215,11 +215,12 @@ def saved(database: Path) -> list[tuple[Any, ...]]:
 
 def answer_study(
     evaluation: Path, out: Path, names: list[str], pairs: int, checks: int, kill_after: int, seed: int = 0,
-    pictures: Path | None = None,
+    pictures: Path | None = None, models: str | None = None,
 ) -> Record:  # fmt: skip
     """Answers a study; afterwards ``faults`` holds whatever was not as it must be."""
     record, videos = Record(), look_up(evaluation)
-    server = Server(str(evaluation), "--pairs", str(pairs), "--checks", str(checks), "--out", str(out))
+    options = ["--models", models] if models else []
+    server = Server(str(evaluation), "--pairs", str(pairs), "--checks", str(checks), "--out", str(out), *options)
     server.start()
     try:
         with sync_playwright() as player, launch(player) as browser:
@@ -251,6 +252,7 @@ def main() -> None:
     parser.add_argument("evaluation", type=Path)
     parser.add_argument("--pairs", type=int, default=40)
     parser.add_argument("--checks", type=int, default=0)
+    parser.add_argument("--models", help="of the evaluation, separated by commas; default: all")
     parser.add_argument("--annotators", default="ada,ben")
     parser.add_argument("--kill-after", type=int, default=23, help="pairs answered when the server is killed")
     parser.add_argument("--out", type=Path, default=Path("study-robot.sqlite"))
@@ -262,7 +264,14 @@ def main() -> None:
     began = time.perf_counter()
     try:
         record = answer_study(
-            given.evaluation, given.out, names, given.pairs, given.checks, given.kill_after, pictures=given.pictures
+            given.evaluation,
+            given.out,
+            names,
+            given.pairs,
+            given.checks,
+            given.kill_after,
+            pictures=given.pictures,
+            models=given.models,
         )
     except ValueError as error:
         sys.exit(complain(error, 2))

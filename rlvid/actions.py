@@ -90,7 +90,7 @@ def evaluate_and_show(
     further = parse_rewards(rewards)
     compared = find_compared(models, scales=scales, step=checkpoint)
     config = compared[0].config
-    prompts = prompts or prompts_of(default_sets(config.model.path), videos, notes.append)
+    prompts = prompts or prompts_of(default_sets(config), videos, notes.append)
     groups = groups_of(compared) if group_seeds else {}
     check_reward(config.reward, needs_gradient=False)
     load_clip(clip or DEFAULT_CLIP)  # says what is wrong with it before anything is made
@@ -120,9 +120,9 @@ def _say_where(shown: str, here: str, written: Sequence[Path]) -> None:
     if "tradeoff.png" in names:
         say(f"trade-off    {shown}/tradeoff.png (rewards and motion for each --lora-scale)")
     if "seeds.md" in names:
-        say(f"over seeds   {shown}/seeds.md (.csv)")
+        say(f"over seeds   {shown}/seeds.md (.csv, .tex)")
     if "versus.md" in names:
-        say(f"every two    {shown}/versus.md (.csv): each model against each, over all prompts")
+        say(f"every two    {shown}/versus.md (.csv, .tex): each model against each, over all prompts")
     say(f"tables       {shown}/evaluation.md (.csv, .json, .tex, .parquet), comparison.csv (.parquet)")
     say(f"the paper's  {shown}/table-a1.md and table-a2.md (.csv, .tex)")
     say(f"videos       {shown}/videos (Parquet: select * from '{shown}/videos/*.parquet')")

@@ -97,8 +97,8 @@ def evaluate(
     sets: Annotated[
         str | None,
         typer.Option(
-            help="Prompt sets, separated by commas: in_domain, new_shapes, scenes (default for the built-in model); "
-            "animals, new_animals, non_animals (for any other); files (.txt, .jsonl, .csv, .parquet)."
+            help="Prompt sets, separated by commas: in_domain, new_shapes, scenes (default for the built-in model "
+            "and its clips); animals, new_animals, non_animals (for any other); files (.txt, .jsonl, .csv, .parquet)."
         ),
     ] = None,
     checkpoint: Annotated[
@@ -185,7 +185,12 @@ def report(
         Path | None, typer.Option(help="Folder for the report; default: report in the evaluation's folder.")
     ] = None,
     moving: Annotated[
-        int, typer.Option(min=0, help="Prompts that are also written as mp4, WebP and GIF: best and worst by half.")
+        int,
+        typer.Option(
+            min=0,
+            help="Cases that are also written as mp4, WebP and GIF, best and worst by half, beside the first prompt "
+            "of each set; 0 for no such files.",
+        ),
     ] = 6,
 ) -> None:
     """Writes a report that opens from disk: tables, curves, strips, and all videos side by side.

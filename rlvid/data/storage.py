@@ -147,6 +147,11 @@ class Mirror:
         for path in self.folder.glob(pattern) if self._store is not None else []:
             self._upload(path.name)
 
+    def forget(self, name: str) -> None:
+        """Deletes one file of the store, if it is there."""
+        if self._store is not None and name in self._there():
+            self._store.delete_file(f"{self._root}/{name}")
+
     def fetch_missing(self, under: str) -> None:
         """Brings the files right in a folder below that are not here."""
         for name in self._there() if self._store is not None else []:

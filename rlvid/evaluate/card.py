@@ -85,6 +85,8 @@ def _worse(evaluated: Evaluated | None) -> list[str]:
     """What an evaluation says of single prompts."""
     if evaluated is None:
         return []
+    if evaluated.name is not None and evaluated.name not in evaluated.tuned:
+        return []  # the base itself
     if evaluated.name is None:
         return ["## Prompts that got worse\n\nNot known: the evaluation is not of the exported model."]
     return [worse_prompts(evaluated.folder / "evaluation.parquet", [evaluated.name])]
@@ -208,7 +210,7 @@ def _evaluation(evaluated: Evaluated | None) -> str:
     facts = without_folders(facts)
     if evaluated.name is None:
         page = markdown([], summaries, comparisons, facts, level=2)
-        return f"{page}\nThis is not of the exported model: {evaluated.why}."
+        return f"{page}\nThis may not be of the exported model: {evaluated.why}."
     others = set(evaluated.tuned) - {evaluated.name}
     page = markdown(
         [],

@@ -4,12 +4,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from rlvid.config import RunConfig
 from rlvid.data.prompts import ANIMAL_SETS, resolve_prompts
 from rlvid.data.storage import Mirror, split_uri
 from rlvid.evaluate.compared import Compared
 from rlvid.evaluate.layouts import pooled, write_layouts
 from rlvid.evaluate.plan import Evaluation, check_distinct
-from rlvid.evaluate.rows import Row, summarise
+from rlvid.evaluate.rows import EXTRA, Row, summarise
 from rlvid.evaluate.scores import told_if_full
 from rlvid.evaluate.seeds import seed_results, write_seeds
 from rlvid.evaluate.tables import write_results
@@ -17,13 +18,15 @@ from rlvid.evaluate.tradeoff import draw_tradeoff
 from rlvid.evaluate.versus import MOST, versus, write_versus
 from rlvid.toy.captions import PROMPT_SETS, prompts_in_set
 
+SOMETIMES = ("tradeoff.png", *(f"{stem}.{suffix}" for stem in ("seeds", "versus") for suffix in ("md", "csv", "tex")))
+"""What not every evaluation writes."""
 DRAWN = 48
 """Prompts that are drawn from a set of the built-in world, by default."""
 
 
-def default_sets(model: str) -> tuple[str, ...]:
-    """The prompt sets for a ``model.path``: those of the built-in world for its model, animals for any other."""
-    return tuple(PROMPT_SETS) if model == "builtin" else ANIMAL_SETS
+def default_sets(config: RunConfig) -> tuple[str, ...]:
+    """The prompt sets for a run: those of the built-in world for its model or its clips, animals for any other."""
+    return tuple(PROMPT_SETS) if "builtin" in (config.model.path, config.data.source) else ANIMAL_SETS
 
 
 def prompts_of(
@@ -102,8 +105,7 @@ def _write(evaluation: Evaluation, rows: list[Row], groups: Mapping[str, list[st
         written += write_seeds(folder, seed_results(rows, groups, base))
     if 1 < len(shown) < MOST:
         written += write_versus(folder, versus(pooled(rows), shown, base), shown)
-    further = [f"{stem}.{suffix}" for stem in ("seeds", "versus") for suffix in ("md", "csv", "tex")]
-    for name in ("tradeoff.png", *further):
+    for name in SOMETIMES:
         if folder / name not in written:
             (folder / name).unlink(missing_ok=True)  # of an earlier evaluation in this folder
     return written
@@ -117,15 +119,16 @@ def _facts(evaluation: Evaluation) -> dict[str, object]:
         facts: dict[str, object] = {"run": config.name, "step": models[1].step}
     else:
         facts = {model.name: f"run {model.config.name}, step {model.step}" for model in models[1:]}
+    rewards = evaluation.measure.names
     further = {
-        f"reward {each.metric.removeprefix('reward_')}": each.path or each.name for each in evaluation.measure.further
+        f"reward {metric.removeprefix(EXTRA)}": rewards[metric] for metric in rewards if metric.startswith(EXTRA)
     }
     return facts | {
         "seed": evaluation.seed,
         "videos of a prompt": evaluation.copies,
         "guidance": evaluation.guidance,
-        "reward": config.reward.name,
-        "held-out reward": evaluation.measure.held_out or "none (reward.held_out is null)",
+        "reward": rewards["reward"],
+        "held-out reward": rewards["held_out"] or "none (reward.held_out is null)",
         **further,
         "CLIPSIM and consistency by": evaluation.measure.clip,
     }
@@ -152,3 +155,5 @@ class Store:
             self._mirror.send_folder("videos", self._began)
             for path in written:
                 self._mirror.send(path.name)
+            for name in {*SOMETIMES} - {path.name for path in written}:
+                self._mirror.forget(name)

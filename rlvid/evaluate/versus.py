@@ -124,7 +124,7 @@ def versus_grids(found: Sequence[Versus]) -> dict[int, Grid]:
             signs = {metric: 1 if each.one == first.one else -1 for metric, each in by_metric.items()}
             cells = [_cell(by_metric[m], signs[m]) if m in by_metric else Cell("–") for m in metrics]
             rows.append([Cell(first.one), Cell(first.other), *cells])
-        grids[steps] = Grid(["Of", "less", *map(title_of, metrics)], rows, 2)
+        grids[steps] = Grid(["Model", "minus", *map(title_of, metrics)], rows, 2)
     return grids
 
 
@@ -132,7 +132,7 @@ def versus_legend(groups: Mapping[str, Sequence[str]]) -> str:
     """How to read the tables."""
     seeds = any(len(names) > 1 for names in groups.values())
     return (
-        "The first less the second: difference [95 % interval of a bootstrap over prompts, paired by prompt and noise"
+        "The first minus the second: difference [95 % interval of a bootstrap over prompts, paired by prompt and noise"
         + ("] ± half of Welch's 95 % interval over seeds, where both have several or one is the base" if seeds else "]")
         + f". Bold: beyond every bound that is shown, over {FEWEST} prompts or more. Each difference is judged by "
         "itself, without a correction for their number."

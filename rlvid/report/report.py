@@ -112,7 +112,7 @@ def _sprites(
         keep(video, crossed_out(shown.shape))
     for name, many in Counter(video.model for video in blank).items():
         label = next(m.label for m in evidence.models if m.name == name)
-        shown.notes.append(f"{label}: {many} videos have pixels that are no numbers; they are crossed out.")
+        shown.notes.append(f"{label}: {many} of its videos, crossed out here, had pixels that were no numbers.")
     return shown, kept
 
 
@@ -187,6 +187,7 @@ def _drawings(gathered: Gathered, shown: Shown, part: Path) -> None:
             where.append((name, heading, told))
 
     names = ", ".join(group.label for group in groups)
+    lines = ", ".join(g.label for g in groups if any(len(gathered.line(run)) > 1 for run in g.runs))
     called = {model.name: gathered.called(model.name) for model in evidence.models}
     for across in ("steps", "seconds") if groups else ():
         told = f"Trained and held-out reward of {names} against {across} of training."
@@ -194,7 +195,7 @@ def _drawings(gathered: Gathered, shown: Shown, part: Path) -> None:
         keep(shown.curves, f"rewards-{across}", heading, told, reward_curves(groups, across))
     for steps in evidence.steps if groups else ():
         for across in ("steps", "seconds"):
-            told = f"Rewards of the evaluated checkpoints of {names} against {across} of training; the numbers are in the tables."  # noqa: E501
+            told = f"Rewards, motion and oracle score of evaluated checkpoints of {lines} against {across} of training; the numbers are in the tables."  # noqa: E501
             heading = f"Evaluation along the runs against {across}, D = {steps}"
             keep(shown.along, f"along-{across}-{steps}", heading, told, along_runs(gathered, steps, across))
     for steps in evidence.steps:

@@ -148,7 +148,8 @@ def title_of(metric: str, rewards: Mapping[str, str]) -> str:
         title = columns.title_of(metric).replace("…", columns.title_of("consistency"))
     else:  # no table has it
         title = metric.replace("_", " ").capitalize()
-    return f"{title} ({rewards[metric]})" if metric in rewards else title
+    known = metric in rewards and not title.endswith(rewards[metric])
+    return f"{title} ({rewards[metric]})" if known else title
 
 
 def _duels(axis: str, answers: list[Answer], pairs: Mapping[int, Pair]) -> list[Duel]:

@@ -22,6 +22,7 @@ from helpers import save_run
 from rows import models_of_the_paper, row
 
 from rlvid.actions import evaluate_and_show
+from rlvid.config import parse_config
 from rlvid.config.reward import RewardConfig
 from rlvid.data.prompts import ANIMAL_SETS, resolve_prompts
 from rlvid.evaluate.compared import Loader, differences, find_compared, load_found, parse_spec
@@ -171,8 +172,13 @@ def test_no_prompt_of_a_file_is_left_out_unless_that_is_asked_for_and_said(tmp_p
 
 
 def test_the_prompts_fit_the_model_by_default() -> None:
-    assert default_sets("builtin") == ("in_domain", "new_shapes", "scenes")
-    assert default_sets("/my/model") == default_sets("random") == ANIMAL_SETS
+    def sets(**sections: dict[str, str]) -> tuple[str, ...]:
+        return default_sets(parse_config(sections))
+
+    folder = {"source": "/clips"}
+    assert sets(model={"path": "builtin"}) == sets(model={"path": "builtin"}, data=folder)
+    assert sets(model={"path": "/my/export"}, data={"source": "builtin"}) == ("in_domain", "new_shapes", "scenes")
+    assert sets(model={"path": "/my/model"}, data=folder) == sets(model={"path": "random"}, data=folder) == ANIMAL_SETS
 
 
 def test_a_held_out_reward_that_is_null_is_not_measured_but_in_the_built_in_world(tmp_path: Path) -> None:
@@ -196,7 +202,7 @@ def test_an_evaluation_of_a_model_that_is_not_built_in_says_what_is_not_measured
 ) -> None:
     run, config = save_run(tmp_path)
     reward = config.reward.model_dump(mode="json") | {"held_out": None}
-    other = another(run, "other", reward=reward)
+    other = another(run, "other", reward=reward, data={"source": "/clips"})
     evaluate_and_show([str(other)], steps=[2], videos=2, scales=(0.5, 1.0))
     said = capsys.readouterr().out
     assert said.count("CLIPSIM and consistency are by builtin-heldout, a CLIP that knows only the built-in world") == 1

@@ -212,7 +212,7 @@ def test_the_card_tells_what_the_hub_and_a_reader_need(tmp_path: Path) -> None:
         "## Evaluation", "### 20 DDIM steps",
         "| in domain | base | 3 | 0.300 ± 0.100 | 0.125 |", "| **0.500 ± 0.100** | 0.125 |",
         "instructvideo over base: reward +0.200",
-        "This is not of the exported model: it has no evaluation.yaml", "evaluate it (`rlvid evaluate 'run@3'`)",
+        "This may not be of the exported model: it has no evaluation.yaml", "evaluate it (`rlvid evaluate 'run@3'`)",
         "## Intended use and limits", "**Over-optimisation.**", "gradient_steps: 1",
         "## Signs of over-optimisation", "No guard looked on", "## Prompts that got worse",
         "Not known: the evaluation is not of the exported model.",
@@ -240,7 +240,7 @@ def test_the_card_has_the_exported_model_of_an_evaluation_of_all_checkpoints(tmp
         assert f"@{other}" not in card
     half = card_of(run, tmp_path / "half", step=6, scale=0.5)
     missing = "the exported model, run@6*0.5, is not in it, but instructvideo@3 (step 3), instructvideo@6 (step 6)"
-    assert f"This is not of the exported model: {missing}; evaluate it (`rlvid evaluate 'run@6*0.5'`)" in half
+    assert f"This may not be of the exported model: {missing}; evaluate it (`rlvid evaluate 'run@6*0.5'`)" in half
     assert "Not known: the evaluation is not of the exported model." in half
     assert "The exported model is base here." in card_of(run, tmp_path / "nothing", step=6, scale=0.0)
     moved = run.rename(tmp_path / "elsewhere") / "nothing"
@@ -250,7 +250,9 @@ def test_the_card_has_the_exported_model_of_an_evaluation_of_all_checkpoints(tmp
     assert "The exported model is instructvideo@6 here." in card_of(moved, tmp_path / "again", step=6)
     about = yaml.safe_load((moved / "evaluation.yaml").read_text())
     (moved / "evaluation.yaml").write_text(yaml.safe_dump(about | {"complete": False}))
-    assert "This is not of the exported model: it is not finished" in card_of(moved, tmp_path / "unfinished", step=6)
+    assert "This may not be of the exported model: it is not finished" in card_of(
+        moved, tmp_path / "unfinished", step=6
+    )
     (moved / "evaluation.yaml").write_text("models: 3")
     with pytest.raises(ValueError, match=r"evaluation\.yaml is damaged .*; evaluate again"):
         export_run(moved, tmp_path / "damaged")

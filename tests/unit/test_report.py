@@ -189,7 +189,7 @@ def test_a_video_that_is_no_number_is_crossed_out_and_told(tmp_path: Path) -> No
         column = pa.array(kept, pa.list_(pa.binary()))
         parquet.write_table(rows.set_column(rows.column_names.index("frames"), "frames", column), part)
     made = write_report([folder], tmp_path / "out", moving=2)
-    assert made.notes[-1] == "InstructVideo: 2 videos have pixels that are no numbers; they are crossed out."
+    assert made.notes[-1] == "InstructVideo: 2 of its videos, crossed out here, had pixels that were no numbers."
     assert made.notes[-1] in Page(made.folder / "index.html").text
     with Image.open(made.folder / "videos" / "00000-01.png") as image:
         cross = np.asarray(image)[:32, :32]

@@ -54,6 +54,17 @@ def test_what_one_machine_pushes_another_pulls(store: Path, monkeypatch: pytest.
     assert (second.folder / "archive").is_dir(), "that the run has begun must be known"
 
 
+def test_what_is_forgotten_is_gone_from_the_store_alone(store: Path) -> None:
+    mirror = run_mirror(f"file://{store}", "mine")
+    write(mirror.folder / "versus.md", "of an earlier evaluation")
+    mirror.send("versus.md")
+    assert tree(store) == {"mine/versus.md": "of an earlier evaluation"}
+    for _ in range(2):
+        mirror.forget("versus.md")
+        assert tree(store) == {}
+    assert (mirror.folder / "versus.md").is_file()
+
+
 def test_the_store_counts_and_only_changes_travel(store: Path) -> None:
     uri = f"file://{store}"
     mirror = run_mirror(uri, "mine")
