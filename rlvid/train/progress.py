@@ -58,10 +58,11 @@ class ProgressLine:
                     if news := self._ask():
                         bar.update(task, completed=news["step"], description=_describe(news))
             return
-        shown, due = 0, 0.0
-        while not self._stop.wait(0.5):
+        shown, due, ended = 0, 0.0, False
+        while not ended:
+            ended = self._stop.wait(0.5)  # then once more: the last step may be younger than the last look
             news = self._ask()
-            if news and news["step"] != shown and (news["elapsed"] >= due or news["step"] == self._steps):
+            if news and news["step"] != shown and (news["elapsed"] >= due or ended or news["step"] == self._steps):
                 shown, due = news["step"], news["elapsed"] + 10
                 self._console.print(
                     f"step {shown}/{self._steps}  {_describe(news)}  {_eta(news['eta'])} to go", highlight=False
