@@ -27,7 +27,7 @@ from rlvid.toy.tiny import save_tiny_model
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 TOKEN = "a-token-of-the-tests-0123456789abcdef"
-STEPS, EVERY, BATCH = 16, 2, 2
+STEPS, EVERY, BATCH = 32, 2, 2
 CAN_HIDE = subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode == 0
 """Whether this user may make mount namespaces."""
 
