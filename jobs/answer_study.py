@@ -35,6 +35,8 @@ from rlvid.terminal import complain, say
 os.environ.setdefault("PLAYWRIGHT_BROWSERS_PATH", "0")  # inside the environment, where `make browser` puts one
 KEYS = {"1": "left", "2": "tie", "3": "right"}
 AXES = ("quality", "alignment")
+LOADED = "() => [...document.querySelectorAll('.videos img')].every(i => i.complete && i.naturalWidth)"
+"""A function, since the page's policy forbids to evaluate words again and again."""
 _OWN = None  # no path: Playwright's own
 Video = tuple[str, str, int, int, int]
 """model, set, steps, index, copy"""
@@ -136,7 +138,7 @@ class Annotator:
     def decide(self) -> list[tuple[Any, ...]]:
         """Looks at the pair and decides: (key for each axis, what will have been chosen)."""
         page = self.page
-        page.wait_for_function("[...document.querySelectorAll('.videos img')].every(i => i.complete && i.naturalWidth)")
+        page.wait_for_function(LOADED)
         if page.evaluate("Math.min(...[...document.querySelectorAll('.videos div')].map(i => i.clientWidth))") < 256:
             self.record.faults.append("a video is narrower than 256 px")
         told = self.words.findall(page.content() + page.url)

@@ -118,7 +118,7 @@ def test_it_filters_by_set_steps_and_words_and_says_so(opened: Any) -> None:
     assert shown(page) == []
     assert page.is_visible("#none")
     page.click("[type=reset]")
-    page.wait_for_function("document.querySelectorAll('#list .case:not([hidden])').length === 10")
+    page.wait_for_function("() => document.querySelectorAll('#list .case:not([hidden])').length === 10")
     assert page.is_hidden("#none")
 
 
@@ -140,7 +140,7 @@ def test_a_report_with_runs_and_seeds_shows_all_of_it(opened: Any, with_runs: Pa
     page = opened(path=with_runs)
     for picture in page.locator("img").all():
         picture.scroll_into_view_if_needed()
-    page.wait_for_function("[...document.images].every((i) => i.complete && i.naturalWidth)")
+    page.wait_for_function("() => [...document.images].every((i) => i.complete && i.naturalWidth)")
     assert page.locator("img.drawing").count() >= 4
     assert page.locator("meter").count() >= 3
     page.click("text=Model card: use, limits >> nth=0")

@@ -116,7 +116,7 @@ def test_videos_are_held_still_and_move_again(browser: Browser, address: str) ->
     page = browser.new_page()
     begin(page, address, "still")
     images, hold = page.locator(".videos img"), page.get_by_role("button", name="Hold videos still")
-    shown = "[...document.querySelectorAll('.videos img')].every(image => image.complete && image.naturalWidth)"
+    shown = "() => [...document.querySelectorAll('.videos img')].every(image => image.complete && image.naturalWidth)"
     for pressed in (True, False):
         hold.click()
         expect(hold).to_have_attribute("aria-pressed", str(pressed).lower())
