@@ -267,7 +267,7 @@ def encode(
     """
     from rlvid.config import load_config
     from rlvid.data.encode import encode_folder
-    from rlvid.data.videos import find_clips
+    from rlvid.data.find import find_clips
     from rlvid.models.folders import model_folder
     from rlvid.train.launch import start_ray
 

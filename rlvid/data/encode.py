@@ -25,7 +25,8 @@ from torch import Tensor
 from rlvid import __version__
 from rlvid.config import ModelConfig
 from rlvid.data.clips import ROWS, digest
-from rlvid.data.videos import Skipped, VideoError, find_clips, read_video
+from rlvid.data.find import Skipped, find_clips
+from rlvid.data.videos import VideoError, read_video
 from rlvid.data.writing import ClipWriter, is_reusable, read_report, unfinished
 from rlvid.models.base import Posterior, VideoModel
 from rlvid.models.folders import model_folder, movable, resolved_shape
@@ -67,7 +68,7 @@ def encode_folder(
     """Encodes videos with captions.
 
     Args:
-        source: folder or manifest, see ``rlvid.data.videos.find_clips``.
+        source: folder or manifest, see ``rlvid.data.find.find_clips``.
         model: whose autoencoder and text encoder are used; its length and size are what videos are brought to.
         out: folder to be made; on storage that all workers of the training see.
         workers: Ray actors, each with a model of its own.

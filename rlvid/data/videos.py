@@ -1,9 +1,8 @@
-"""Video files: read at a model's frame rate and size, written as MP4 or GIF, found in folders with captions."""
+"""Video files: read at a model's frame rate and size, written as MP4 or GIF."""
 
 import io
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,9 +14,6 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from rlvid.data.prompts import TABLES, check_prompt, read_rows
-
-EXTENSIONS = (".mp4", ".webm", ".avi", ".mov", ".mkv", ".gif")
 # A file named .mp4 may hold anything; a playlist, say, would make FFmpeg open other files.
 _OPEN = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif", "protocol_whitelist": "file"}
 # FFmpeg's own decoders of these drop the alpha channel, and show what lies under it.
@@ -26,22 +22,6 @@ _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 class VideoError(ValueError):
     """A file that cannot be read as a video; the message names the file and the reason."""
-
-
-@dataclass(frozen=True)
-class ClipFile:
-    """A video file and what it shows."""
-
-    path: Path
-    caption: str
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A file that is not used, and why."""
-
-    path: Path
-    reason: str
 
 
 def read_video(path: str | Path, *, frames: int, size: int, fps: float) -> Tensor:
@@ -222,75 +202,3 @@ def to_bytes(frames_FCHW: Tensor) -> np.ndarray:
         raise ValueError(f"frames must be (F, 3, H, W) with F at least 1; got {tuple(frames_FCHW.shape)}")
     pixels = frames_FCHW.detach().float().nan_to_num(0.0).clamp(0, 1) * 255
     return pixels.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
-
-
-def find_clips(source: str | Path) -> tuple[list[ClipFile], list[Skipped]]:
-    """Videos with their captions, in the order of their paths, and everything that is not used.
-
-    Args:
-        source: a folder, searched with its sub-folders, where ``a.mp4`` has its caption in ``a.txt``; or a folder with
-            a manifest (``manifest.csv``, ``.jsonl`` or ``.parquet``); or a manifest. A manifest has the columns
-            ``video`` (path relative to the manifest) and ``caption``, and alone says what is used, in which order; a
-            row that lacks either, or names no video file, is skipped.
-
-    Raises:
-        ValueError: no such folder or file, several manifests, or a manifest that is damaged or lacks a column.
-    """
-    source = Path(source)
-    if source.is_file():
-        return _from_manifest(source)
-    if not source.is_dir():
-        raise ValueError(f"{source}: no such folder of videos, nor a manifest ({', '.join(TABLES)})")
-    files = sorted(path for path in source.rglob("*") if path.is_file())
-    manifests = [path for path in files if path.parent == source and path.stem == "manifest" and path.suffix in TABLES]
-    if len(manifests) > 1:
-        raise ValueError(f"{source}: has several manifests ({', '.join(p.name for p in manifests)}); keep one")
-    if manifests:
-        clips, skipped = _from_manifest(manifests[0])
-        named = {clip.path for clip in clips} | {each.path for each in skipped} | {manifests[0]}
-        return clips, skipped + [Skipped(p, f"not in {manifests[0].name}") for p in files if p not in named]
-    return _from_side_cars(files)
-
-
-def _from_side_cars(files: list[Path]) -> tuple[list[ClipFile], list[Skipped]]:
-    clips, skipped = [], []
-    videos = [path for path in files if path.suffix.lower() in EXTENSIONS]
-    side_cars = {path.with_suffix(".txt") for path in videos}
-    for path in files:
-        side_car = path.with_suffix(".txt")
-        if path in side_cars:
-            continue
-        if path.suffix.lower() not in EXTENSIONS:
-            skipped.append(Skipped(path, f"not a video (allowed: {', '.join(EXTENSIONS)}) nor the caption of one"))
-        elif not side_car.is_file():
-            skipped.append(Skipped(path, f"no caption: {side_car.name} is missing"))
-        else:
-            try:
-                caption = check_prompt(side_car.read_text(encoding="utf-8-sig"), str(side_car))
-                clips.append(ClipFile(path, caption))
-            except UnicodeDecodeError:
-                skipped.append(Skipped(path, f"no caption: {side_car.name} is not UTF-8 text"))
-            except ValueError as error:
-                skipped.append(Skipped(path, f"no caption: {error}"))
-    return clips, skipped
-
-
-def _from_manifest(manifest: Path) -> tuple[list[ClipFile], list[Skipped]]:
-    clips, skipped = [], []
-    for where, row in read_rows(manifest, ("video", "caption"), gaps=True):
-        name = row["video"]
-        if not isinstance(name, str) or not name.strip():
-            skipped.append(Skipped(manifest, f"{where}: names no video"))
-            continue
-        path = Path(os.path.normpath(manifest.parent / name.strip()))
-        try:
-            if path.suffix.lower() not in EXTENSIONS:
-                raise ValueError(f"not a video (allowed: {', '.join(EXTENSIONS)})")
-            if not path.is_file():
-                raise ValueError("no such file")
-            if row["caption"] is None:
-                raise ValueError(f"{where}: has no caption")
-            clips.append(ClipFile(path, check_prompt(row["caption"], where)))
-        except ValueError as error:
-            skipped.append(Skipped(path, str(error)))
-    return clips, skipped

@@ -30,7 +30,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rlvid.data.clips import SCHEMA, digest, read_meta
-from rlvid.data.videos import Skipped
+from rlvid.data.find import Skipped
 
 _ROWS_IN_PART = 256
 _LAYOUT = {"row_group_size": 4, "compression": "none", "use_dictionary": False, "write_statistics": ["index"]}

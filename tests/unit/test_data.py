@@ -1,4 +1,4 @@
-"""Prompts, videos, the order of clips, encoded folders and the archive; no Ray."""
+"""Videos, the order of clips, encoded folders and the archive; no Ray."""
 
 import io
 import json
@@ -14,7 +14,6 @@ import av
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -26,9 +25,10 @@ from rlvid.data import writing
 from rlvid.data.archive import SCHEMA, ArchiveWriter, read_archive, trim
 from rlvid.data.clips import EncodedClips, clip_index, digest
 from rlvid.data.encode import encode_items
-from rlvid.data.prompts import read_prompts, resolve_prompts
+from rlvid.data.find import Skipped
+from rlvid.data.prompts import resolve_prompts
 from rlvid.data.sources import BaseSampler, read_rendered, rendered_clip, sample_prompts, samples_made_with
-from rlvid.data.videos import Skipped, VideoError, find_clips, gif_bytes, read_video, write_mp4
+from rlvid.data.videos import VideoError, gif_bytes, read_video, write_mp4
 from rlvid.data.writing import ClipWriter, is_reusable
 from rlvid.diffusion.chain import denoise
 from rlvid.diffusion.schedule import timesteps
@@ -73,63 +73,6 @@ def write_video(
             frame.pts = times_ms[i] if times_ms else i * 125
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-
-
-# ------------------------------------------------------------------------------------------- prompts
-
-
-def test_prompts_are_read_from_every_format(tmp_path: Path) -> None:
-    prompts = ["a red star, moving left", 'ein "blauer" Mond', "a red star, moving left"]
-    (tmp_path / "p.txt").write_bytes("\ufeff a red star, moving left \r\n\n".encode() + "\n".join(prompts[1:]).encode())
-    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps({"id": 1, "prompt": p}) for p in prompts) + "\n")
-    pq.write_table(pa.table({"prompt": prompts}), tmp_path / "p.parquet")
-    pa.csv.write_csv(pa.table({"n": [1, 2, 3], "prompt": prompts}), tmp_path / "p.csv")
-    for suffix in ("txt", "jsonl", "parquet", "csv"):
-        assert read_prompts(tmp_path / f"p.{suffix}") == prompts
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "complaint"),
-    [
-        ("p.txt", None, "no such file"),
-        ("p.txt", b"", "no prompts"),
-        ("p.txt", b"\n  \n", "no prompts"),
-        ("p.txt", b"fine\nbad \xff\n", r"p\.txt:2: is not UTF-8"),
-        ("p.txt", b"fine\n" + b"x" * 1001, r"p\.txt:2: the prompt has 1,001 characters; allowed: up to 1,000"),
-        ("p.jsonl", b'{"prompt": "a"}\n{"prompt": " "}\n', r"p\.jsonl:2: the prompt is empty"),
-        ("p.jsonl", b'{"prompt": "a"}\n\n{"prompt": 7}\n', r"p\.jsonl:3: the prompt is 7; it must be a text"),
-        ("p.jsonl", b'{"text": "a"}\n', r"p\.jsonl:1: lacks 'prompt'; columns found: text"),
-        ("p.jsonl", b"[1]\n", r"p\.jsonl:1: must be a JSON object"),
-        ("p.jsonl", b"{\n", r"p\.jsonl:1: is not JSON"),
-        ("p.csv", b"text,n\na,1\n", "lacks 'prompt'; columns found: text, n"),
-        ("p.csv", b"n,prompt\n1,a\n2,\n", r"p\.csv:3: the prompt is empty"),
-        ("p.parquet", b"PAR1", "is not a Parquet file"),
-        ("p.pdf", b"a", "prompts are read from .txt"),
-    ],
-)
-def test_bad_prompt_files_are_named(tmp_path: Path, name: str, content: bytes | None, complaint: str) -> None:
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=complaint) as caught:
-        read_prompts(tmp_path / name)
-    assert "\n" not in str(caught.value)
-    assert name in str(caught.value)
-
-
-def test_prompts_resolve_to_a_set_or_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "p.txt"
-    path.write_text("a\nb\nc\n")
-    assert resolve_prompts("new_shapes", 5, seed=1) == resolve_prompts("new_shapes", 5, seed=1)
-    assert resolve_prompts("new_shapes", 5, seed=1) != resolve_prompts("new_shapes", 5, seed=2)
-    assert resolve_prompts(str(path)) == ["a", "b", "c"]
-    assert resolve_prompts(str(path), 2) == ["a", "b"]
-    for spec, count, complaint in [
-        (str(path), 4, "has 3 prompts; asked for 4"),
-        ("new_shape", 4, "neither a built-in set .in_domain, new_shapes, scenes, animals.* nor a file"),
-        ("scenes", None, "say how many"),
-    ]:
-        with pytest.raises(ValueError, match=complaint):
-            resolve_prompts(spec, count)
 
 
 # -------------------------------------------------------------------------------------------- videos
@@ -262,96 +205,6 @@ def test_odd_sizes_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="even height and width; got 15 x 16"):
         write_mp4(tmp_path / "a.mp4", torch.rand(2, 3, 15, 16), FPS)
     assert list(tmp_path.iterdir()) == []
-
-
-# -------------------------------------------------------------------------------------- finding clips
-
-
-def test_a_folder_gives_clips_and_names_the_rest(tmp_path: Path) -> None:
-    (tmp_path / "sub").mkdir()
-    for name in ("b.mp4", "a.WEBM", "sub/c.gif", "lonely.mp4", "long.mp4", "latin.mp4"):
-        (tmp_path / name).write_bytes(b"x")
-    for name, caption in {"b": " a b\n", "a": "an a", "sub/c": "a c", "notes": "hi", "long": "x" * 1001}.items():
-        (tmp_path / f"{name}.txt").write_text(caption)
-    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    clips, skipped = find_clips(tmp_path)
-    assert [(c.path.relative_to(tmp_path).as_posix(), c.caption) for c in clips] == [
-        ("a.WEBM", "an a"),
-        ("b.mp4", "a b"),
-        ("sub/c.gif", "a c"),
-    ]
-    reasons = {s.path.name: s.reason for s in skipped}
-    assert reasons.keys() == {"latin.mp4", "lonely.mp4", "long.mp4", "notes.txt"}
-    assert "not UTF-8" in reasons["latin.mp4"]
-    assert reasons["lonely.mp4"] == "no caption: lonely.txt is missing"
-    assert "1,001 characters" in reasons["long.mp4"]
-    assert "not a video" in reasons["notes.txt"]
-
-
-def manifest_csv(path: Path, table: pa.Table) -> None:
-    pa.csv.write_csv(table, path)
-
-
-def manifest_jsonl(path: Path, table: pa.Table) -> None:
-    path.write_text("\n".join(map(json.dumps, table.to_pylist())))
-
-
-@pytest.mark.parametrize(
-    ("suffix", "write"),
-    [("csv", manifest_csv), ("jsonl", manifest_jsonl), ("parquet", lambda path, table: pq.write_table(table, path))],
-)
-def test_a_manifest_says_what_is_used(tmp_path: Path, suffix: str, write: Callable[[Path, pa.Table], None]) -> None:
-    (tmp_path / "clips").mkdir()
-    for name in ("clips/2.mp4", "clips/1.mp4", "other.mp4"):
-        (tmp_path / name).write_bytes(b"x")
-    videos = ["clips/2.mp4", "./clips/1.mp4", "gone.mp4", "clips/2.txt", "other.mp4"]
-    table = pa.table({"video": videos, "caption": ["two", "one", "gone", "text", " "], "more": [1, 2, 3, 4, 5]})
-    manifest = tmp_path / f"manifest.{suffix}"
-    write(manifest, table)
-    for source in (tmp_path, manifest):
-        clips, skipped = find_clips(source)
-        assert [(c.path, c.caption) for c in clips] == [
-            (tmp_path / "clips/2.mp4", "two"),
-            (tmp_path / "clips/1.mp4", "one"),
-        ]
-        assert {s.path.name for s in skipped} == {"gone.mp4", "2.txt", "other.mp4"}
-    (tmp_path / "stray.mp4").write_bytes(b"x")
-    assert find_clips(tmp_path)[1][-1].reason == f"not in manifest.{suffix}"
-    write(manifest, table.rename_columns(["file", "caption", "more"]))
-    with pytest.raises(ValueError, match="lacks 'video'; columns found: file, caption, more"):
-        find_clips(tmp_path)
-
-
-def test_rows_without_video_or_caption_are_skipped_and_named(tmp_path: Path) -> None:
-    (tmp_path / "a.mp4").write_bytes(b"x")
-    rows = [
-        {"video": "a.mp4"},
-        {"caption": "no video"},
-        {"video": "a.mp4", "caption": "an a"},
-        {"video": 3, "caption": "b"},
-    ]
-    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "m.csv").write_text("caption,video\nonly a caption\nan a,a.mp4\n,a.mp4\n")
-    for name, expected in {
-        "m.jsonl": ["m.jsonl:1: has no caption", "m.jsonl:2: names no video", "m.jsonl:4: names no video"],
-        "m.csv": ["m.csv:2: names no video", "m.csv:4: the prompt is empty"],
-    }.items():
-        clips, skipped = find_clips(tmp_path / name)
-        assert [(clip.path.name, clip.caption) for clip in clips] == [("a.mp4", "an a")]
-        assert len(skipped) == len(expected)
-        assert all(words in each.reason for words, each in zip(expected, skipped, strict=True))
-    (tmp_path / "p.jsonl").write_text('{"text": "a"}\n{"prompt": "b"}\n')
-    with pytest.raises(ValueError, match=r"p\.jsonl:1: lacks 'prompt'"):  # in a file of prompts every row counts
-        read_prompts(tmp_path / "p.jsonl")
-
-
-def test_a_source_must_exist_and_have_one_manifest(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no such folder of videos"):
-        find_clips(tmp_path / "none")
-    (tmp_path / "manifest.csv").touch()
-    (tmp_path / "manifest.jsonl").touch()
-    with pytest.raises(ValueError, match=r"several manifests .manifest\.csv, manifest\.jsonl."):
-        find_clips(tmp_path)
 
 
 # ------------------------------------------------------------------------------------- encoded clips
