@@ -2,6 +2,7 @@
 
 import io
 import os
+from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -10,14 +11,17 @@ import av
 import numpy as np
 import torch
 from av.error import FFmpegError
+from av.stream import Disposition
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
+
+from rlvid.data.pixels import problem, shown
 
 # A file named .mp4 may hold anything; a playlist, say, would make FFmpeg open other files.
 _OPEN = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif", "protocol_whitelist": "file"}
 # FFmpeg's own decoders of these drop the alpha channel, and show what lies under it.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+_PICTURES = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
 
 
 class VideoError(ValueError):
@@ -29,9 +33,10 @@ def read_video(path: str | Path, *, frames: int, size: int, fps: float) -> Tenso
 
     Frames are chosen by their timestamps, so a variable frame rate is fine: F moments, 1 / fps apart, around the middle
     of the clip, and for each the frame on show. A slower clip repeats frames. A clip shorter than F / fps seconds is
-    sampled evenly from end to end, as long as it has F frames. Rotation flags and non-square pixels are honoured,
-    transparent pixels are laid on black, the shorter side is scaled to ``size`` with anti-aliasing, and the middle is
-    cut out.
+    sampled evenly from end to end, as long as it has F frames. Pixels are those that a player shows: of the main video
+    stream (not of a cover picture), turned and mirrored by the display matrix, stretched where they are not square, and
+    in the colours of BT.709. Transparent pixels are laid on black, the shorter side is scaled to ``size`` with
+    anti-aliasing, and the middle is cut out.
 
     Args:
         path: mp4, mov, mkv, webm, avi or gif.
@@ -43,14 +48,16 @@ def read_video(path: str | Path, *, frames: int, size: int, fps: float) -> Tenso
         frames_FCHW, float32 in [0, 1].
 
     Raises:
-        VideoError: missing, empty, damaged, cut off, not a video, or too short.
+        VideoError: missing, empty, damaged, cut off, not a video, too short, HDR, or stored in a way that cannot be
+            shown.
     """
     path = Path(path)
     try:
         if not path.is_file() or not path.stat().st_size:
             raise VideoError(f"{path}: {'is empty' if path.is_file() else 'no such file'}")
-        starts, end = _timestamps(path)
-        return _pick(path, _choose(starts, end, path, frames, fps), size)
+        index = _main_stream(path)
+        starts, end = _timestamps(path, index)
+        return _pick(path, index, _choose(starts, end, path, frames, fps), size)
     except VideoError:
         raise
     except (FFmpegError, OSError, ValueError) as error:
@@ -58,19 +65,30 @@ def read_video(path: str | Path, *, frames: int, size: int, fps: float) -> Tenso
         raise VideoError(f"{path}: cannot be decoded as a video: {reason}") from error
 
 
-def _timestamps(path: Path) -> tuple[np.ndarray, float]:
+def _main_stream(path: Path) -> int:
+    """Index of the stream that a player shows: no cover picture, and no single frame beside a film."""
+    with av.open(path, options=_OPEN) as container:
+        films = [s for s in container.streams.video if not s.disposition & _PICTURES]
+        if not films:
+            raise VideoError(f"{path}: has no video stream{', only a cover picture' * bool(container.streams.video)}")
+        if len(films) > 1:
+            packets = Counter(packet.stream.index for packet in container.demux(films) if packet.size)
+            films = [s for s in films if packets[s.index] > 1] or films
+        best = container.streams.best("video")
+        return (best if best in films else films[0]).index
+
+
+def _timestamps(path: Path, index: int) -> tuple[np.ndarray, float]:
     """When each decodable frame starts, and when the last one ends, in seconds from the first one."""
     with av.open(path, options=_OPEN) as container:
-        if not container.streams.video:
-            raise VideoError(f"{path}: has no video stream")
-        stream = container.streams.video[0]
+        stream = container.streams[index]
         tick = float(stream.time_base or 0)
         period = 1 / float(stream.average_rate or stream.guessed_rate or 25)
         pts: list[float] = []
         last = 0.0
-        for frame in _decode(container):
-            if frame.is_corrupt:
-                raise VideoError(f"{path}: frame {len(pts)} is damaged")
+        for frame in _decode(container, stream):
+            if trouble := problem(frame, stream.codec_context.codec_tag):
+                raise VideoError(f"{path}: {f'frame {len(pts)} ' if pts else ''}{trouble}")
             pts.append(len(pts) * period if frame.pts is None else frame.pts * tick)
             last = frame.duration * tick if frame.duration else period
         if not pts:
@@ -79,15 +97,15 @@ def _timestamps(path: Path) -> tuple[np.ndarray, float]:
         end = float(starts[-1]) + last
         announced = [stream.duration * tick] if stream.duration else []
         if container.duration and (announced or len(container.streams) == 1):  # else it may be the sound's
-            announced.append(container.duration / av.time_base)
+            # Matroska counts it from zero, whenever the first frame is shown.
+            announced.append(container.duration / av.time_base - max(0.0, pts[0]))
         if announced and end < 0.95 * min(announced) - 0.1:
             raise VideoError(f"{path}: is cut off: {end:.2f} s of {min(announced):.2f} s can be decoded")
     return starts, end
 
 
-def _decode(container: av.container.InputContainer) -> Iterator[av.VideoFrame]:
-    """The frames of the first video stream, with their alpha channel if there is one."""
-    stream = container.streams.video[0]
+def _decode(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+    """The frames of a video stream, with their alpha channel if there is one."""
     stream.thread_type = "AUTO"
     name = stream.codec_context.name
     if stream.metadata.get("alpha_mode") != "1" or name not in _ALPHA_DECODERS:
@@ -111,40 +129,18 @@ def _choose(starts: np.ndarray, end: float, path: Path, frames: int, fps: float)
     return np.maximum(np.searchsorted(starts, moments + 1e-6, side="right") - 1, 0).tolist()
 
 
-def _pick(path: Path, chosen: list[int], size: int) -> Tensor:
+def _pick(path: Path, index: int, chosen: list[int], size: int) -> Tensor:
     """Decodes again and keeps the chosen frames only: a long clip would not fit into memory."""
     kept: dict[int, Tensor] = {}
     with av.open(path, options=_OPEN) as container:
-        stream = container.streams.video[0]
+        stream = container.streams[index]
         wanted = set(chosen)
-        for index, frame in enumerate(_decode(container)):
-            if index in wanted:
-                kept[index] = _fit(_pixels(frame), size, float(stream.sample_aspect_ratio or 1))
+        for number, frame in enumerate(_decode(container, stream)):
+            if number in wanted:
+                kept[number] = shown(frame, size, float(stream.sample_aspect_ratio or 1))
             if len(kept) == len(wanted):
                 break
-    return torch.stack([kept[index] for index in chosen])
-
-
-def _pixels(frame: av.VideoFrame) -> Tensor:
-    """(C, H, W) float32 in [0, 1] of one frame as stored, rotated as its flag says."""
-    if any(component.is_alpha for component in frame.format.components):
-        rgba = frame.to_ndarray(format="rgba").astype(np.float32) / 255
-        pixels = rgba[..., :3] * rgba[..., 3:]
-    else:
-        pixels = frame.to_ndarray(format="rgb24").astype(np.float32) / 255
-    turned = np.rot90(pixels, round(frame.rotation / 90))  # degrees, counterclockwise
-    return torch.from_numpy(np.ascontiguousarray(turned)).permute(2, 0, 1)
-
-
-def _fit(pixels_CHW: Tensor, size: int, aspect: float) -> Tensor:
-    """Scales the shorter side to ``size`` and cuts out the middle; ``aspect`` is a pixel's width over its height."""
-    height, width = pixels_CHW.shape[1], pixels_CHW.shape[2] * aspect
-    scale = size / min(height, width)
-    shape = (max(size, round(height * scale)), max(size, round(width * scale)))
-    if shape != tuple(pixels_CHW.shape[1:]):
-        pixels_CHW = F.interpolate(pixels_CHW[None], shape, mode="bilinear", antialias=True, align_corners=False)[0]
-    top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
-    return pixels_CHW[:, top : top + size, left : left + size].clamp(0, 1)
+    return torch.stack([kept[number] for number in chosen])
 
 
 def write_mp4(path: str | Path, frames_FCHW: Tensor, fps: float) -> None:
