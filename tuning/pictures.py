@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -21,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from rlvid.evaluate import write_whole
-from rlvid.evaluate.style import INK, RULE, SOFT
+from rlvid.evaluate.style import INK, RULE, SOFT, drawing
 from tuning.description import COST, Sweep
 from tuning.report import TITLES, Outcome
 from tuning.space import Dimension, label
@@ -34,8 +33,7 @@ _MOST_CELLS = 12  # a side of the map
 @contextmanager
 def _page(path: Path, width: float, height: float) -> Iterator[Figure]:
     """A figure in the house's style, written whole when the block ends."""
-    inked = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
-    with matplotlib.rc_context(inked | {"font.family": "DejaVu Sans", "font.size": 10}):
+    with drawing(10):
         figure = Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
         figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12)
         yield figure

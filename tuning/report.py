@@ -1,7 +1,5 @@
 """The report of a sweep: all trials in a table, Pareto front, pictures, the best settings as a run, plain words."""
 
-import csv
-import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Any
 import yaml
 
 from rlvid.evaluate import write_whole
+from rlvid.evaluate.escape import csv_text, markdown_text, one_line
 from rlvid.evaluate.evaluate import METRICS as ALL_METRICS
 from rlvid.evaluate.evaluate import Comparison, compare
 from tuning.description import COST, Sweep
@@ -87,9 +86,10 @@ def write_report(sweep: Sweep, journal: Journal) -> Path | None:
     pictures = {"parallel.png": parallel_coordinates(folder / "parallel.png", sweep, outcomes, order[0])}
     pictures["heatmap.png"] = heat_map(folder / "heatmap.png", sweep, outcomes, base)
     best = sweep.to_train(order[0].trial.settings, f"{sweep.name}-best")
+    first = one_line(f"{order[0].trial.name}, {shown(order[0].trial.settings)}")
     head = (
-        f"# The best of {len(outcomes)} trials of the sweep {sweep.name} by {sweep.metric}: {order[0].trial.name}, "
-        f"{shown(order[0].trial.settings)}\n# Measured after {order[0].step} steps; this run has as many as the base.\n"
+        f"# The best of {len(outcomes)} trials of the sweep {one_line(sweep.name)} by {sweep.metric}: {first}\n"
+        f"# Measured after {order[0].step} steps; this run has as many as the base.\n"
     )
     dumped = yaml.safe_dump(best.model_dump(mode="json"), sort_keys=False)
     write_whole(folder / "best.yaml", (head + dumped).encode())
@@ -103,18 +103,16 @@ def write_report(sweep: Sweep, journal: Journal) -> Path | None:
 
 def results_csv(sweep: Sweep, outcomes: list[Outcome]) -> str:
     """A line a trial: its settings, how far it came and how it ended, and every metric there."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["trial", *sweep.space, "step", "end", "pareto", "seconds", "videos", *ALL_METRICS])
+    lines = [["trial", *sweep.space, "step", "end", "pareto", "seconds", "videos", *ALL_METRICS]]
     front = {one.trial.number for one in pareto(outcomes, sweep.objectives)}
     for one in outcomes:
         scores = one.scores.get(one.step or -1, {})
         measured = [scores.get("mean", {}).get(metric, "") for metric in ALL_METRICS]
-        table.writerow([
+        lines.append([
             one.trial.name, *(one.trial.settings[key] for key in sweep.space), one.step or 0, one.trial.end or "open",
             int(one.trial.number in front), scores.get(COST, ""), scores.get("videos", ""), *measured,
         ])  # fmt: skip
-    return text.getvalue()
+    return csv_text(lines)
 
 
 def results_table(sweep: Sweep, outcomes: list[Outcome], base: dict[str, Any] | None) -> list[str]:
@@ -141,14 +139,17 @@ def columns(sweep: Sweep, outcomes: list[Outcome]) -> list[str]:
 
 
 def _head(titles: list[str], words: int) -> list[str]:
-    return ["| " + " | ".join(titles) + " |", "|" + "---|" * words + "---:|" * (len(titles) - words)]
+    return [
+        "| " + " | ".join(map(markdown_text, titles)) + " |",
+        "|" + "---|" * words + "---:|" * (len(titles) - words),
+    ]
 
 
 def _row(sweep: Sweep, one: Outcome, names: list[str]) -> str:
     settings = [label(one.trial.settings[key]) for key in sweep.space]
     end = one.trial.end or "open"
     values = _cells([one.value(name) for name in names], names)
-    return "| " + " | ".join([one.trial.name, *settings, str(one.step or 0), end, *values]) + " |"
+    return "| " + " | ".join(map(markdown_text, [one.trial.name, *settings, str(one.step or 0), end, *values])) + " |"
 
 
 def _cells(values: list[float], names: list[str]) -> list[str]:
@@ -167,11 +168,19 @@ def page(
     front = pareto(outcomes, sweep.objectives)
     names = columns(sweep, outcomes)
     how = sweep.evaluation
-    lines = [f"# Sweep {sweep.name}", "", "## What was found", "", *found(sweep, outcomes, order, base), ""]
+    prompts = markdown_text(Path(how.prompts).stem)
+    lines = [
+        f"# Sweep {markdown_text(sweep.name)}",
+        "",
+        "## What was found",
+        "",
+        *found(sweep, outcomes, order, base),
+        "",
+    ]
     lines += ["## What next", "", *next_steps(sweep, order), ""]
     lines += [
         "## All trials", "",
-        f"Each was measured by the same {how.videos} prompts ({Path(how.prompts).stem}) from the same noise (seed "
+        f"Each was measured by the same {how.videos} prompts ({prompts}) from the same noise (seed "
         f"{how.seed}), all frames alike, with the base description's rewards, sampling and guidance: the settings that "
         "vary do not touch the scale. Trials of different steps are not to be compared with each other; seconds are "
         "those of training steps, and trials that ran side by side slowed each other down.", "",

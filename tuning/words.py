@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from rlvid.evaluate.escape import markdown_text
 from rlvid.models.folders import resolved_shape
 from tuning.description import Sweep
 from tuning.journal import INVALID
@@ -13,13 +14,14 @@ from tuning.space import Dimension, label, shown
 def found(sweep: Sweep, outcomes: list[Outcome], order: list[Outcome], base: dict[str, Any] | None) -> list[str]:
     """Sentences, as a list in Markdown: the best, whether it is told apart, and what each setting did."""
     best, metric = order[0], TITLES[sweep.metric].lower()
+    settings = markdown_text(shown(best.trial.settings))
     ends = [one.trial.end for one in outcomes]
     invalid = f"{ends.count(INVALID)} were {INVALID}, " if INVALID in ends else ""
     lines = [
         f"- {len(outcomes)} trials: {ends.count('finished')} ran to the last of {', '.join(map(str, sweep.rungs))} "
         f"steps, {ends.count('stopped early')} were stopped early, {ends.count('failed')} failed, "
         f"{invalid}{ends.count(None)} are open.",
-        f"- **Best by {metric}: {best.trial.name}, {shown(best.trial.settings)}**, with {best.value(sweep.metric):.3f} "
+        f"- **Best by {metric}: {best.trial.name}, {settings}**, with {best.value(sweep.metric):.3f} "
         f"after {best.step} steps.",
     ]
     if gain := difference(best, base, sweep.metric):
@@ -31,7 +33,7 @@ def found(sweep: Sweep, outcomes: list[Outcome], order: list[Outcome], base: dic
         second = order[1]
         gain = difference(best, second.scores[best.step], sweep.metric)
         lines.append(
-            f"- The next one, {second.trial.name} ({shown(second.trial.settings)}), has "
+            f"- The next one, {second.trial.name} ({markdown_text(shown(second.trial.settings))}), has "
             f"{second.value(sweep.metric):.3f}: a difference of {_interval(gain)}, "
             + ("which these videos tell apart." if gain.low > 0 else "which these videos do not tell apart.")
         )
@@ -51,7 +53,7 @@ def _effect(sweep: Sweep, dimension: Dimension, outcomes: list[Outcome]) -> str 
     for name, members in groups.items():
         values = [v for v in (one.value(sweep.metric, step) for one in members) if math.isfinite(v)]
         if values:
-            means.append(f"{name}: {sum(values) / len(values):.3f} ({len(values)})")
+            means.append(f"{markdown_text(name)}: {sum(values) / len(values):.3f} ({len(values)})")
     if len(means) < 2:
         return None
     return f"- `{dimension.key}` after {step} steps, mean {TITLES[sweep.metric].lower()} (trials): {', '.join(means)}."
@@ -78,7 +80,10 @@ def next_steps(sweep: Sweep, order: list[Outcome]) -> list[str]:
     for dimension in sweep.dimensions:
         value = order[0].trial.settings[dimension.key]
         if _could_go_on(sweep, dimension, order[0].trial.settings):
-            lines.append(f"- The best {dimension.key} = {label(value)} is the end of what was tried: try beyond it.")
+            lines.append(
+                f"- The best {dimension.key} = {markdown_text(label(value))} is the end of what was tried: try beyond "
+                "it."
+            )
     if len(order) > 1:
         lines.append(
             "- To tell the first ones apart, give them seeds (a grid over `seed: [0, 1, 2]` with their settings fixed) "

@@ -12,10 +12,10 @@ import yaml
 from rlvid import __version__
 from rlvid.config import RunConfig
 from rlvid.config.reward import RewardConfig
+from rlvid.evaluate.escape import markdown_code, markdown_text
 from rlvid.evaluate.evaluate import METRICS, Comparison, Summary
 from rlvid.evaluate.evaluated import Evaluated, Exported, find_evaluated
 from rlvid.evaluate.responsible import over_optimisation, worse_prompts
-from rlvid.evaluate.responsible import text as text_of
 from rlvid.evaluate.tables import markdown
 from rlvid.train.checkpoint import Found
 
@@ -52,7 +52,7 @@ def model_card(
     """
     evaluated = find_evaluated(Exported(run, checkpoint.step, scale), evaluation)
     state = json.loads((checkpoint.folder / "state.json").read_text(encoding="utf-8"))
-    parts = [_front_matter(config), f"# {name}", _summary(config, checkpoint, scale)]
+    parts = [_front_matter(config), f"# {markdown_text(name)}", _summary(config, checkpoint, scale)]
     parts += [
         _usage(config, frames, size),
         _training(config, state),
@@ -118,12 +118,16 @@ def _front_matter(config: RunConfig) -> str:
 
 def _base(config: RunConfig) -> str:
     path = config.model.path
-    return "the built-in model of rlvid" if path == "builtin" else f"`{path if is_hub_id(path) else Path(path).name}`"
+    return (
+        "the built-in model of rlvid"
+        if path == "builtin"
+        else markdown_code(path if is_hub_id(path) else Path(path).name)
+    )
 
 
 def _what(config: RunConfig, checkpoint: Found) -> str:
     lora = config.model.lora
-    what = f"an adapter of rank {lora.rank} on {', '.join(f'`{each}`' for each in lora.targets)}"
+    what = f"an adapter of rank {lora.rank} on {', '.join(map(markdown_code, lora.targets))}"
     how = what if config.model.train == "lora" else "all weights of its denoiser"
     return (
         f"A text-to-video model: {_base(config)}, fine-tuned on a reward with {_method(config)} by "
@@ -164,11 +168,15 @@ frames = pipeline(
 
 def _training(config: RunConfig, state: dict[str, Any]) -> str:
     reward, data = config.reward, config.data
-    held_out = f"`{reward.held_out}` was measured and never trained on" if reward.held_out else "none was measured"
+    held_out = (
+        f"{markdown_code(reward.held_out)} was measured and never trained on"
+        if reward.held_out
+        else "none was measured"
+    )
     clips = {
         "builtin": f"{data.clips} clips of the built-in renderer",
         "samples": f"{data.clips} samples of the base model",
-    }.get(data.source, f"`{Path(data.source).name}`")
+    }.get(data.source, markdown_code(Path(data.source).name))
     workers = int(state["workers"])
     rows = {
         "Base": _base(config),
@@ -189,10 +197,10 @@ def _training(config: RunConfig, state: dict[str, Any]) -> str:
 def _rewards(reward: RewardConfig) -> str:
     """What was trained on; a mixture part by part."""
     if reward.mixture:
-        return " + ".join(f"{part.weight:g} x `{part.label}`" for part in reward.mixture)
+        return " + ".join(f"{part.weight:g} x {markdown_code(part.label)}" for part in reward.mixture)
     if reward.name == "custom" and reward.path:
-        return f"a function of the author's own, `{Path(reward.path).name}`"
-    return f"`{reward.name}`" + (" with random weights" if reward.path == "random" else "")
+        return f"a function of the author's own, {markdown_code(Path(reward.path).name)}"
+    return markdown_code(reward.name) + (" with random weights" if reward.path == "random" else "")
 
 
 def _evaluation(evaluated: Evaluated | None) -> str:
@@ -210,7 +218,7 @@ def _evaluation(evaluated: Evaluated | None) -> str:
     facts = without_folders(facts)
     if evaluated.name is None:
         page = markdown([], summaries, comparisons, facts, level=2)
-        return f"{page}\nThis may not be of the exported model: {evaluated.why}."
+        return f"{page}\nThis may not be of the exported model: {markdown_text(evaluated.why)}."
     others = set(evaluated.tuned) - {evaluated.name}
     page = markdown(
         [],
@@ -219,7 +227,7 @@ def _evaluation(evaluated: Evaluated | None) -> str:
         {key: text for key, text in facts.items() if not (key in others and text.startswith("run "))},
         level=2,
     )
-    return f"{page}\nThe exported model is {text_of(evaluated.name)} here."
+    return f"{page}\nThe exported model is {markdown_text(evaluated.name)} here."
 
 
 def read_results(path: Path) -> tuple[list[Summary], list[Comparison], dict[str, str]]:

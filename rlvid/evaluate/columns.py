@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from rlvid.evaluate.escape import one_line
 from rlvid.evaluate.rows import EXTRA, Summary
 
 
@@ -97,4 +98,4 @@ def best_of(summaries: list[Summary], columns: list[Column]) -> set[tuple[int, s
 
 def set_title(name: str) -> str:
     """What tables call a prompt set."""
-    return name.replace("_", " ")
+    return one_line(name.replace("_", " "))

@@ -9,7 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
-from rlvid.evaluate.style import RULE, looks_of
+from rlvid.evaluate.escape import markdown_text
+from rlvid.evaluate.style import RULE, drawing, legend_label, looks_of
 
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 """97.5 % quantile of Student's t for 1, 2, ... degrees of freedom."""
@@ -57,7 +58,7 @@ def table(results: dict[str, list[list[Point]]]) -> str:
             text = f"{mean:.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")
             cells.append(f"**{text}**" if mean - half > base["mean"][metric] else text)
         cells.append(f"{statistics.mean(end['std']['reward'] for end in ends):.3f}")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append(f"| {markdown_text(name)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -67,25 +68,28 @@ def draw(results: dict[str, list[list[Point]]], path: Path) -> None:
     The strong line of a method is the mean over seeds, the faint ones are the seeds.
     """
     looks = looks_of(list(results))
-    figure = Figure(figsize=(13, 9), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(2, 2).flatten()
-    for panel, (across, up) in zip(panels, PANELS, strict=True):
-        for name, runs in results.items():
-            curves = [([_value(p, across) for p in run], [_value(p, up) for p in run]) for run in runs]
-            look = {"color": looks[name].colour, "linestyle": looks[name].dash}
-            if len(curves) > 1:
-                for x, y in curves:
-                    panel.plot(x, y, linewidth=0.8, alpha=0.3, **look)
-            length = min(len(x) for x, _ in curves)
-            x, y = ([statistics.mean(curve[axis][i] for curve in curves) for i in range(length)] for axis in (0, 1))
-            panel.plot(x, y, linewidth=1.8, marker=looks[name].marker, markersize=5, label=name, **look)
-        panel.set_xlabel(PANEL_NAMES[across])
-        panel.set_ylabel(PANEL_NAMES[up])
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.grid(color=RULE, linewidth=0.6)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=9)
-    figure.savefig(path, dpi=100)
+    with drawing(10):
+        figure = Figure(figsize=(13, 9), layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(2, 2).flatten()
+        for panel, (across, up) in zip(panels, PANELS, strict=True):
+            for name, runs in results.items():
+                curves = [([_value(p, across) for p in run], [_value(p, up) for p in run]) for run in runs]
+                look = {"color": looks[name].colour, "linestyle": looks[name].dash}
+                if len(curves) > 1:
+                    for x, y in curves:
+                        panel.plot(x, y, linewidth=0.8, alpha=0.3, **look)
+                length = min(len(x) for x, _ in curves)
+                x, y = ([statistics.mean(curve[axis][i] for curve in curves) for i in range(length)] for axis in (0, 1))
+                panel.plot(
+                    x, y, linewidth=1.8, marker=looks[name].marker, markersize=5, label=legend_label(name), **look
+                )
+            panel.set_xlabel(PANEL_NAMES[across])
+            panel.set_ylabel(PANEL_NAMES[up])
+            panel.spines[["top", "right"]].set_visible(False)
+            panel.grid(color=RULE, linewidth=0.6)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=9)
+        figure.savefig(path, dpi=100)
 
 
 def _value(point: Point, name: str) -> float:

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from rlvid.evaluate import write_whole
+from rlvid.evaluate.escape import one_line
 from rlvid.evaluate.style import INK, RULE, SOFT
 
 MARGIN, GAP, TILE = 36, 6, 160
@@ -58,16 +59,18 @@ def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 def fitting(texts: Iterable[str], width: int, most: int, least: int) -> ImageFont.FreeTypeFont:
     """The bold face at the largest size, between the two, at which every text fits; at the least where none does."""
-    texts = list(texts)
+    texts = [one_line(text) for text in texts]
     sizes = range(most, least, -1)
     found = (size for size in sizes if all(font(size, True).getlength(text) <= width for text in texts))
     return font(next(found, least), True)
 
 
 def shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The text, or as much of it as fits with an ellipsis."""
-    if font.getlength(text) <= width:
+    """The text in one line, or as much of it as fits with an ellipsis."""
+    text = one_line(text[: 8 * width])  # a character takes a pixel or more
+    if len(text) <= width and font.getlength(text) <= width:
         return text
+    text = text[:width]
     while text and font.getlength(text + "…") > width:
         text = text[:-1]
     whole = text.rpartition(" ")[0] or text  # words are cut only where there is but one
@@ -76,7 +79,7 @@ def shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 
 def wrap(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> list[str]:
     """At most so many lines of at most ``width`` pixels; the last one ends in an ellipsis where text is left over."""
-    words, wrapped = text.split(), []
+    words, wrapped = one_line(text[: 8 * width * lines])[: width * lines].split(), []
     while words and len(wrapped) + 1 < lines:
         fit = next((n for n in range(len(words), 0, -1) if font.getlength(" ".join(words[:n])) <= width), 1)
         wrapped.append(shorten(" ".join(words[:fit]), font, width))

@@ -79,14 +79,14 @@ def _evaluated(exported: Exported, folder: Path) -> Evaluated:
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({' '.join(str(error).split())[:200]}); evaluate again") from None
     if about.get("complete") is False:
-        return Evaluated(folder, tuple(tuned), None, "it is not finished; start the same `rlvid evaluate` again")
+        return Evaluated(folder, tuple(tuned), None, "it is not finished; start the same rlvid evaluate again")
     known = ", ".join(f"{each} (step {m.get('step')})" for each, m in tuned.items()) or "the base alone"
     why = f"the exported model, {exported.model}, is not in it, but {known}; {_again(exported)}"
     return Evaluated(folder, tuple(tuned), name, "" if name else why)
 
 
 def _again(exported: Exported) -> str:
-    return f"evaluate it (`rlvid evaluate '{exported.model}'`), and export again"
+    return f"evaluate it (rlvid evaluate '{exported.model}'), and export again"
 
 
 def _row_of(exported: Exported, models: dict[str, dict[str, Any]]) -> str | None:

@@ -1,16 +1,10 @@
 """A table of texts, as Markdown and as LaTeX. Names and prompts are foreign text: what they hold stays text."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
-_LATEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
-    "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    '"': r"\textquotedbl{}", "|": r"\textbar{}", "[": "{[}", "]": "{]}",
-    "±": r"$\pm$", "×": r"$\times$", "–": "--", "…": r"\ldots{}", "−": "$-$",
-}  # fmt: skip
+from rlvid.evaluate.escape import latex_text, markdown_text
 
 _PAGE, _GAP = 75, 3
 """Characters of a line of LaTeX's article in small type, and those that the space between two columns takes."""
@@ -83,13 +77,3 @@ class Grid:
 def latex_page(tables: Sequence[str]) -> str:
     r"""Tables for ``\input``; what the document needs stands at the top."""
     return "\n\n".join([r"% needs \usepackage{booktabs,graphicx} and \usepackage[T1]{fontenc}", *tables]) + "\n"
-
-
-def latex_text(text: str) -> str:
-    """Text as LaTeX shows it literally, in one line."""
-    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
-
-
-def markdown_text(value: object) -> str:
-    """Text as a cell of a table or an item of a list, in one line."""
-    return re.sub(r"(?<!\\)\|", r"\\|", " ".join(str(value).split())).replace("<", "&lt;")

@@ -11,8 +11,6 @@ Motion is not in the paper's; it stands beside consistency because a frozen vide
 table stands what was gained over the base, with the interval of a paired bootstrap. The best of a column is bold.
 """
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +18,8 @@ from pathlib import Path
 
 from rlvid.evaluate import write_whole
 from rlvid.evaluate.columns import COLUMNS, gain_text, set_title, title_of
-from rlvid.evaluate.grid import Cell, Grid, latex_page, markdown_text
+from rlvid.evaluate.escape import csv_text, markdown_text
+from rlvid.evaluate.grid import Cell, Grid, latex_page
 from rlvid.evaluate.rows import Row, Summary, summarise
 from rlvid.evaluate.seeds import SeedResult, seed_results
 
@@ -144,18 +143,16 @@ class Filled:
 
     def csv(self) -> str:
         """The same numbers unrounded: a line a row; empty where there is none."""
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
         parts = ("mean", *(["std"] if self.layout.spread else []), "difference", "low", "high")
-        writer.writerow(["model", *(f"{s}_d{d}_{metric}_{part}" for s, d, metric in self.places for part in parts)])
+        lines = [["model", *(f"{s}_d{d}_{metric}_{part}" for s, d, metric in self.places for part in parts)]]
         for row in self.rows:
-            values = []
+            values: list[float] = []
             for place in self.places:
                 gain = self.gains.get((row, place))
                 values += [self.mean(row, place), *([self.std(row, place)] if self.layout.spread else [])]
                 values += [getattr(gain, part) if gain else math.nan for part in parts[-3:]]
-            writer.writerow([row, *(value if math.isfinite(value) else "" for value in values)])
-        return out.getvalue()
+            lines.append([row, *values])
+        return csv_text(lines)
 
 
 def fill(name: str, rows: Sequence[Row], base: str, groups: Mapping[str, Sequence[str]] | None = None) -> Filled:

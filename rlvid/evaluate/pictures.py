@@ -8,7 +8,6 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from rlvid.evaluate import write_whole
 from rlvid.evaluate.drawing import GAP, MARGIN, TILE, font, paste, save, shorten, tile, tiles, wrap, write
-from rlvid.evaluate.style import INK, LOOKS, RULE, SOFT
+from rlvid.evaluate.style import INK, LOOKS, RULE, SOFT, drawing, legend_label
 
 _LINES = tuple((look.colour, look.dash) for look in LOOKS[:4])
 
@@ -178,13 +177,20 @@ def reward_curve(
         if len(values) != len(steps):
             raise ValueError(f"reward_curve: series {label!r} has {len(values)} values for {len(steps)} steps")
     reach = (max(1, len(steps) // 20) if window is None else window) // 2
-    inked = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
-    with matplotlib.rc_context(inked | {"font.family": "DejaVu Sans", "font.size": 11}):
+    with drawing(11):
         figure = Figure(figsize=(9.6, 5.0), dpi=150, layout="constrained", facecolor="white")
         figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12)
         axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
         for (label, values), (colour, dashes) in zip(series.items(), _LINES, strict=False):
-            _curve(axes, np.asarray(steps), np.asarray(values, dtype=np.float64), reach, label, colour, dashes)
+            _curve(
+                axes,
+                np.asarray(steps),
+                np.asarray(values, dtype=np.float64),
+                reach,
+                legend_label(label),
+                colour,
+                dashes,
+            )
         for place, (label, step) in enumerate((marks or {}).items()):
             axes.axvline(step, color=SOFT, linewidth=1, linestyle=(0, (2, 2)))
             where = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points", "va": "bottom"}

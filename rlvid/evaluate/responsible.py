@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
+from rlvid.evaluate.escape import markdown_text
 from rlvid.train.looks import read_means, summary, warnings_of
 
 _SHOWN = 10
@@ -41,7 +42,7 @@ def over_optimisation(run: Path) -> str:
             "say that there are none."
         )
     elif warnings:
-        lines += ["The guard warned:", "", *(f"- {warning}" for warning in warnings)]
+        lines += ["The guard warned:", "", *(f"- {markdown_text(warning)}" for warning in warnings)]
         best = summary(run).get("step")
         if best is not None:
             best = "the base model, before any step" if best == 0 else f"that of step {best}"
@@ -91,22 +92,16 @@ def worse_prompts(path: Path, models: Iterable[str] | None = None, shown: int = 
     for model, outcomes in found.items():
         worse = sorted((each for each in outcomes if each.gain < 0), key=lambda each: each.gain)
         parts += [
-            f"{text(model)}: {len(worse)} of {len(outcomes)} prompts have a lower {_NAMES[metric]} than with the base. "
-            "Each is the mean of few videos, so part of it is chance.", "",
+            f"{markdown_text(model)}: {len(worse)} of {len(outcomes)} prompts have a lower {_NAMES[metric]} than with "
+            "the base. Each is the mean of few videos, so part of it is chance.", "",
         ]  # fmt: skip
         if worse:
-            parts += [f"| Prompts | Prompt | Base | {text(model)} | Change |", "|---|---|---:|---:|---:|"]
+            parts += [f"| Prompts | Prompt | Base | {markdown_text(model)} | Change |", "|---|---|---:|---:|---:|"]
             for each in worse[:shown]:
-                named = f"{text(each.set.replace('_', ' '))} | {text(each.prompt)}"
+                named = f"{markdown_text(each.set.replace('_', ' '))} | {markdown_text(each.prompt)}"
                 parts.append(f"| {named} | {each.before:.3f} | {each.after:.3f} | {each.gain:+.3f} |")
             parts.append("")
     return "\n".join(parts).rstrip()
-
-
-def text(value: str) -> str:
-    """Foreign text as Markdown that shows it and does nothing else, a table's cell too."""
-    escaped = "".join(f"\\{c}" if c in "\\`*_[]<>|#!&~" else c for c in value)
-    return " ".join(escaped.split())
 
 
 def _outcomes(rows: list[dict[str, Any]], base: str, model: str, metric: str) -> list[Worse]:

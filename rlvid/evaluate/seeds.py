@@ -5,13 +5,11 @@ difference is a bootstrap over prompts, each drawn with its videos of all seeds,
 prompts; it holds the prompts' chance, for these seeds.
 """
 
-import csv
-import io
 import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from os.path import commonprefix
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from rlvid.evaluate import write_whole
 from rlvid.evaluate.columns import gain_text, main_metrics, set_title, title_of
 from rlvid.evaluate.compared import Compared
 from rlvid.evaluate.comparison import interval
+from rlvid.evaluate.escape import csv_text
 from rlvid.evaluate.grid import Cell, Grid, latex_page
 from rlvid.evaluate.rows import Row, bootstrap_means, metrics_of, pair_up
 
@@ -232,15 +231,9 @@ def _over_base(result: SeedResult | None) -> str:
 
 def write_seeds(folder: Path, results: Sequence[SeedResult]) -> list[Path]:
     """Writes ``seeds.md``, ``seeds.tex`` and ``seeds.csv`` (a line a group, set, number of steps and metric)."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    names = list(SeedResult.__dataclass_fields__)
-    writer.writerow(names)
-    for result in results:
-        values = [getattr(result, name) for name in names]
-        writer.writerow(["" if isinstance(v, float) and not math.isfinite(v) else v for v in values])
+    lines = csv_text([[each.name for each in fields(SeedResult)], *map(astuple, results)])
     tables = [grid.latex(f"{steps} DDIM steps. {_LEGEND}") for steps, grid in seeds_grids(results).items()]
-    contents = {"md": seeds_markdown(results), "csv": out.getvalue(), "tex": latex_page(tables)}
+    contents = {"md": seeds_markdown(results), "csv": lines, "tex": latex_page(tables)}
     for suffix, text in contents.items():
         write_whole(folder / f"seeds.{suffix}", text.encode())
     return [folder / f"seeds.{suffix}" for suffix in contents]

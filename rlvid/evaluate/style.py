@@ -3,7 +3,11 @@
 Colours are Okabe and Ito's, which the colour-blind tell apart; dash and marker say the same in black and white.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+from rlvid.evaluate.escape import one_line
 
 INK, SOFT, RULE = "#1a1a1a", "#666666", "#c8c8c8"
 
@@ -45,3 +49,28 @@ def looks_of(names: list[str], reference: str | None = None) -> dict[str, Look]:
     others = [name for name in names if name != reference]
     found = {name: _OTHERS[place % len(_OTHERS)] for place, name in enumerate(others)}
     return {name: REFERENCE if name == reference else found[name] for name in names}
+
+
+@contextmanager
+def drawing(size: float, ink: str = INK, soft: str = INK, **further: object) -> Iterator[None]:
+    """Settings of matplotlib for every picture, in which a name with ``$`` or a backslash is no formula.
+
+    Args:
+        size: of the type, in points.
+        ink: of texts.
+        soft: of lines and ticks.
+        further: settings of one picture.
+    """
+    import matplotlib  # here, so that pages without a picture do not wait for it
+
+    settings: dict[str, object] = dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), ink)
+    settings |= dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), soft)
+    settings |= {"font.family": "DejaVu Sans", "font.size": size, "text.parse_math": False, "text.usetex": False}
+    with matplotlib.rc_context(settings | further):
+        yield
+
+
+def legend_label(text: str) -> str:
+    """A name as an entry of a legend: in one line, and matplotlib would leave one out that begins with ``_``."""
+    line = one_line(text)
+    return f"\N{ZERO WIDTH SPACE}{line}" if line.startswith("_") else line

@@ -1,6 +1,5 @@
 """Evaluation results as tables: Markdown, CSV, JSON, LaTeX, Parquet, and on the console."""
 
-import csv
 import io
 import json
 import math
@@ -16,7 +15,8 @@ from rich.table import Table
 
 from rlvid.evaluate import write_whole
 from rlvid.evaluate.columns import Column, best_of, gain_text, set_title, shown_columns, text_of
-from rlvid.evaluate.grid import Cell, Grid, latex_page, markdown_text
+from rlvid.evaluate.escape import csv_text, markdown_text
+from rlvid.evaluate.grid import Cell, Grid, latex_page
 from rlvid.evaluate.rows import EXTRA, METRICS, Comparison, Row, Summary, compare, summarise
 from rlvid.evaluate.scores import comparisons_table, rows_table
 
@@ -59,7 +59,7 @@ def markdown(
     columns = shown_columns(summaries)
     lines = [f"{'#' * level} Evaluation", ""]
     if facts:
-        lines += [*(f"- {markdown_text(key)}: {markdown_text(value)}" for key, value in facts.items()), ""]
+        lines += [*(f"- {markdown_text(f'{key}: {value}')}" for key, value in facts.items()), ""]
     for steps in dict.fromkeys(s.steps for s in summaries):
         here = [s for s in summaries if s.steps == steps]
         lines += [f"{'#' * level}# {steps} DDIM steps", "", _grid(here, columns).markdown(), ""]
@@ -138,22 +138,20 @@ def render_table(summaries: list[Summary], comparisons: list[Comparison] | None 
         if before is not None and before != summary.set:
             table.add_section()
         values = [f"[bold]{t}[/bold]" if (id(summary), c.metric) in best else t for c, t in _texts(summary, columns)]
-        table.add_row("" if before == summary.set else set_title(summary.set), escape(summary.model), *values)
+        table.add_row("" if before == summary.set else escape(set_title(summary.set)), escape(summary.model), *values)
         before = summary.set
     return table
 
 
-def csv_text(summaries: list[Summary]) -> str:
+def summaries_csv(summaries: list[Summary]) -> str:
     """One line for each (model, set, steps), with mean, std and count of every metric; empty where there is none."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
     metrics = list(summaries[0].mean) if summaries else METRICS
     names = [f"{m}_{part}" for m in metrics for part in ("mean", "std", "used")]
-    writer.writerow(["model", "set", "steps", "videos", "broken", *names])
+    lines: list[list[object]] = [["model", "set", "steps", "videos", "broken", *names]]
     for s in summaries:
-        numbers = [n for m in metrics for n in (_empty(s.mean[m]), _empty(s.std[m]), s.used[m])]
-        writer.writerow([s.model, s.set, s.steps, s.count, s.broken, *numbers])
-    return out.getvalue()
+        numbers = [n for m in metrics for n in (s.mean[m], s.std[m], s.used[m])]
+        lines.append([s.model, s.set, s.steps, s.count, s.broken, *numbers])
+    return csv_text(lines)
 
 
 def json_text(
@@ -191,26 +189,22 @@ def write_results(
     summaries, comparisons = summarise(rows), compare_all(rows, base)
     contents = {
         "evaluation.md": markdown(rows, summaries, comparisons, facts).encode(),
-        "evaluation.csv": csv_text(summaries).encode(),
+        "evaluation.csv": summaries_csv(summaries).encode(),
         "evaluation.json": json_text(summaries, comparisons, facts).encode(),
         "evaluation.tex": latex(summaries, comparisons).encode(),
         "evaluation.parquet": _parquet(rows_table(rows)),
         "comparison.parquet": _parquet(comparisons_table(comparisons)),
-        "comparison.csv": _csv(comparisons_table(comparisons)).encode(),
+        "comparison.csv": _comparisons_csv(comparisons).encode(),
     }
     for name, data in contents.items():
         write_whole(Path(folder) / name, data)
     return [Path(folder) / name for name in contents]
 
 
-def _csv(table: pa.Table) -> str:
-    """Its rows, a line each; empty where there is no number."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(table.schema.names)
-    for row in table.to_pylist():
-        writer.writerow(_empty(value) if isinstance(value, float) else value for value in row.values())
-    return out.getvalue()
+def _comparisons_csv(comparisons: list[Comparison]) -> str:
+    """The rows of ``comparison.parquet``, a line each."""
+    table = comparisons_table(comparisons)
+    return csv_text([table.schema.names, *(row.values() for row in table.to_pylist())])
 
 
 def _parquet(table: pa.Table) -> bytes:
@@ -283,10 +277,6 @@ def _legend(rows: list[Row], columns: list[Column], gains: bool) -> list[str]:
     if gains:
         lines.append(_GAIN_LEGEND)
     return ["\n\n".join(lines)]
-
-
-def _empty(value: float) -> float | str:
-    return value if math.isfinite(value) else ""
 
 
 def _without_nan(value: object) -> object:

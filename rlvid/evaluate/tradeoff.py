@@ -5,12 +5,12 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 from matplotlib.figure import Figure
 
 from rlvid.evaluate import write_whole
+from rlvid.evaluate.columns import set_title
 from rlvid.evaluate.evaluate import Summary
-from rlvid.evaluate.style import INK, LOOKS, RULE, Look
+from rlvid.evaluate.style import LOOKS, RULE, Look, drawing, legend_label
 
 UP = {"held_out": "held-out reward", "consistency": "temporal consistency", "motion": "motion"}
 
@@ -34,8 +34,7 @@ def draw_tradeoff(path: str | Path, summaries: Sequence[Summary], scales: Mappin
         )
     placed = {summaries[0].model: 0.0} | dict(sorted(scales.items(), key=lambda each: each[1]))
     all_steps = list(dict.fromkeys(s.steps for s in summaries))
-    inked = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
-    with matplotlib.rc_context(inked | {"font.family": "DejaVu Sans", "font.size": 10}):
+    with drawing(10):
         figure = Figure(figsize=(13, 4.2 * len(all_steps)), dpi=110, layout="constrained", facecolor="white")
         grid = figure.subplots(len(all_steps), len(UP), squeeze=False)
         for steps, row in zip(all_steps, grid, strict=True):
@@ -44,7 +43,7 @@ def draw_tradeoff(path: str | Path, summaries: Sequence[Summary], scales: Mappin
                 for place, name in enumerate(dict.fromkeys(s.set for s in here)):
                     by_model = {s.model: s for s in here if s.set == name}
                     points = [(by_model[m].mean["reward"], by_model[m].mean[metric], k) for m, k in placed.items()]
-                    _line(axes, points, name.replace("_", " "), LOOKS[place % len(LOOKS)])
+                    _line(axes, points, set_title(name), LOOKS[place % len(LOOKS)])
                 axes.set(
                     xlabel="trained reward", ylabel=label, title=f"{steps} DDIM steps" if len(all_steps) > 1 else ""
                 )
@@ -62,7 +61,14 @@ def _line(axes, points: list[tuple[float, float, float]], label: str, look: Look
     finite = [p for p in points if math.isfinite(p[0]) and math.isfinite(p[1])]
     across, up = [p[0] for p in finite], [p[1] for p in finite]
     axes.plot(
-        across, up, color=look.colour, linestyle=look.dash, marker=look.marker, markersize=5, linewidth=1.6, label=label
+        across,
+        up,
+        color=look.colour,
+        linestyle=look.dash,
+        marker=look.marker,
+        markersize=5,
+        linewidth=1.6,
+        label=legend_label(label),
     )
     for x, y, scale in finite:
         axes.annotate(

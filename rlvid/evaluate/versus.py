@@ -6,8 +6,6 @@ that were asked: with v the variance of the seeds' means and n their number, the
 (B. L. Welch, Biometrika 34, 1947).
 """
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
@@ -19,6 +17,7 @@ import numpy as np
 from rlvid.evaluate import write_whole
 from rlvid.evaluate.columns import gain_text, main_metrics, title_of
 from rlvid.evaluate.comparison import STUDENT
+from rlvid.evaluate.escape import csv_text
 from rlvid.evaluate.grid import Cell, Grid, latex_page
 from rlvid.evaluate.rows import FEWEST, Row, bootstrap_means, metrics_of
 
@@ -155,14 +154,10 @@ def _cell(each: Versus, sign: int) -> Cell:
 
 def write_versus(folder: Path, found: Sequence[Versus], groups: Mapping[str, Sequence[str]]) -> list[Path]:
     """Writes ``versus.md``, ``.tex`` and ``.csv`` (a line for every two rows, number of steps and metric)."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([each.name for each in fields(Versus)])
-    for each in found:
-        writer.writerow(["" if isinstance(v, float) and not math.isfinite(v) else v for v in astuple(each)])
+    lines = csv_text([[each.name for each in fields(Versus)], *map(astuple, found)])
     legend = versus_legend(groups)
     tables = [grid.latex(f"Each against each, D = {steps}. {legend}") for steps, grid in versus_grids(found).items()]
-    contents = {"md": versus_markdown(found, groups), "csv": out.getvalue(), "tex": latex_page(tables)}
+    contents = {"md": versus_markdown(found, groups), "csv": lines, "tex": latex_page(tables)}
     for suffix, text in contents.items():
         write_whole(folder / f"versus.{suffix}", text.encode())
     return [folder / f"versus.{suffix}" for suffix in contents]

@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rlvid.evaluate.style import INK, RULE, SOFT, Look
+from rlvid.evaluate.style import INK, RULE, SOFT, Look, drawing, legend_label
 from rlvid.report.evidence import Evidence
 from rlvid.report.gather import Gathered, Group
 from rlvid.report.runs import REWARDS, Run
@@ -90,7 +89,7 @@ def _band(axes: Axes, lines: Sequence[tuple[np.ndarray, np.ndarray]], group: Gro
     grid = np.unique(np.concatenate([x for x, _ in lines]))
     grid = grid[(grid >= low) & (grid <= high)] if high >= low else grid
     each = np.stack([np.interp(grid, x, values) for x, values in lines])
-    label = group.label + (f" ({len(lines)} seeds)" if len(lines) > 1 else "")
+    label = legend_label(group.label + (f" ({len(lines)} seeds)" if len(lines) > 1 else ""))
     if len(lines) > 1:
         axes.fill_between(grid, each.min(0), each.max(0), color=colour, alpha=0.16, linewidth=0)
     axes.plot(
@@ -193,11 +192,11 @@ def _points(
         if not (math.isfinite(x) and math.isfinite(y)):
             continue
         found.append((x, y))
-        look = looks[model.name]
+        look, label = looks[model.name], legend_label(called[model.name])
         bars = [1.96 * d / math.sqrt(n) if math.isfinite(d) else 0.0 for d, n in ((dx, nx), (dy, ny))]
         axes.errorbar(
             x, y, bars[1], bars[0], color=theme.colour(look), marker=look.marker, markersize=9, linestyle="none",
-            elinewidth=1, alpha=0.95, markeredgecolor=theme.paper, markeredgewidth=0.8, label=called[model.name],
+            elinewidth=1, alpha=0.95, markeredgecolor=theme.paper, markeredgewidth=0.8, label=label,
         )  # fmt: skip
     if metric == "motion":  # more of it is not better
         axes.margins(0.15)
@@ -234,10 +233,7 @@ def _legend(figure: Figure, entries: int) -> None:
 def _both(draw: Callable[[Theme], Figure]) -> Drawing:
     found = {}
     for name, theme in (("light", LIGHT), ("dark", DARK)):
-        inked = dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), theme.ink)
-        inked |= dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), theme.soft)
-        with matplotlib.rc_context(inked | {"font.family": "DejaVu Sans", "font.size": 10, "svg.hashsalt": "rlvid",
-                                            "text.parse_math": False}):  # fmt: skip
+        with drawing(10, theme.ink, theme.soft, **{"svg.hashsalt": "rlvid"}):
             figure = draw(theme)
             found[name] = _saved(figure, "svg", metadata={"Date": None, "Creator": "rlvid"})
             if theme is LIGHT:

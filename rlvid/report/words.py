@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rlvid.evaluate.columns import COLUMNS
+from rlvid.evaluate.columns import COLUMNS, set_title
 from rlvid.report.evidence import Difference, Evidence, Model
 
 _KNOWN = {column.metric: column for column in COLUMNS}
@@ -51,7 +51,7 @@ def percent(metric: str) -> bool:
 
 def shown_set(name: str) -> str:
     """How a prompt set is called."""
-    return name.replace("_", " ")
+    return set_title(name)
 
 
 def number(value: float, metric: str = "", signed: bool = False) -> str:

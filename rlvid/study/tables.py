@@ -10,6 +10,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from rlvid.evaluate.escape import markdown_text
 from rlvid.study.pairs import AXES
 from rlvid.study.results import Results, Share
 
@@ -89,7 +90,7 @@ def markdown(results: Results) -> str:
         parts.append(f"## {each.title}\n")
         parts.append("| " + " | ".join(each.heads) + " |")
         parts.append("|" + "---|" * each.words + "---:|" * (len(each.heads) - each.words))
-        parts += ["| " + " | ".join(map(_as_markdown, row)) + " |" for row in each.rows]
+        parts += ["| " + " | ".join(map(markdown_text, row)) + " |" for row in each.rows]
         parts.append(f"\n{each.note}\n" if each.note else "")
     return "\n".join(parts).rstrip() + "\n"
 
@@ -108,11 +109,6 @@ def render(results: Results) -> Iterator[Table]:
 def json_text(results: Results) -> str:
     """All numbers; what is not known is null."""
     return json.dumps(_plain(asdict(results)), indent=2, ensure_ascii=False) + "\n"
-
-
-def _as_markdown(cell: str) -> str:
-    """Names are foreign text: shown as they are, without a tag, link or column of their own."""
-    return "".join(f"\\{c}" if c in "\\`*_<>|#&~" else c for c in cell).replace("](", "]\\(")
 
 
 def _plain(value: Any) -> Any:

@@ -26,7 +26,8 @@ from rlvid.config import parse_config
 from rlvid.config.reward import RewardConfig
 from rlvid.data.prompts import ANIMAL_SETS, resolve_prompts
 from rlvid.evaluate.compared import Loader, differences, find_compared, load_found, parse_spec
-from rlvid.evaluate.grid import Cell, Grid, latex_text
+from rlvid.evaluate.escape import latex_text
+from rlvid.evaluate.grid import Cell, Grid
 from rlvid.evaluate.layouts import write_layouts
 from rlvid.evaluate.measure import Measure, parse_rewards
 from rlvid.evaluate.plan import check_distinct
@@ -309,7 +310,7 @@ def test_foreign_text_is_text_in_latex_and_markdown() -> None:
         r"\textbackslash{}input\{x\} 50\% a\_b \#1 \textasciitilde{} \textasciicircum{} \$y\$ \&"
     )
     grid = Grid(["a|b", "n"], [[Cell("<b>x</b>\n| y"), Cell("1", True)]])
-    assert grid.markdown().splitlines()[2] == r"| &lt;b>x&lt;/b> \| y | **1** |"
+    assert grid.markdown().splitlines()[2] == r"| \<b>x\</b> \| y | **1** |"
 
 
 def test_groups_are_called_by_their_method_or_by_what_their_names_share() -> None:

@@ -212,7 +212,7 @@ def test_the_card_tells_what_the_hub_and_a_reader_need(tmp_path: Path) -> None:
         "## Evaluation", "### 20 DDIM steps",
         "| in domain | base | 3 | 0.300 ± 0.100 | 0.125 |", "| **0.500 ± 0.100** | 0.125 |",
         "instructvideo over base: reward +0.200",
-        "This may not be of the exported model: it has no evaluation.yaml", "evaluate it (`rlvid evaluate 'run@3'`)",
+        "This may not be of the exported model: it has no evaluation.yaml", "evaluate it (rlvid evaluate 'run@3')",
         "## Intended use and limits", "**Over-optimisation.**", "gradient_steps: 1",
         "## Signs of over-optimisation", "No guard looked on", "## Prompts that got worse",
         "Not known: the evaluation is not of the exported model.",
@@ -239,8 +239,9 @@ def test_the_card_has_the_exported_model_of_an_evaluation_of_all_checkpoints(tmp
         assert re.search(rf"^{name}: \d of 2 prompts have a lower held-out reward", card, re.MULTILINE)
         assert f"@{other}" not in card
     half = card_of(run, tmp_path / "half", step=6, scale=0.5)
-    missing = "the exported model, run@6*0.5, is not in it, but instructvideo@3 (step 3), instructvideo@6 (step 6)"
-    assert f"This may not be of the exported model: {missing}; evaluate it (`rlvid evaluate 'run@6*0.5'`)" in half
+    missing = r"the exported model, run@6\*0.5, is not in it, but instructvideo@3 (step 3), instructvideo@6 (step 6)"
+    again = r"evaluate it (rlvid evaluate 'run@6\*0.5')"
+    assert f"This may not be of the exported model: {missing}; {again}" in half
     assert "Not known: the evaluation is not of the exported model." in half
     assert "The exported model is base here." in card_of(run, tmp_path / "nothing", step=6, scale=0.0)
     moved = run.rename(tmp_path / "elsewhere") / "nothing"
