@@ -19,3 +19,7 @@ N         anything flattened, or a count without a letter of its own
 Pixels are floats in [0, 1] everywhere but inside an autoencoder, which works in [-1, 1]. Latents are scaled
 to about unit variance. Timesteps are integers in [0, 1000); tau and shares are fractions in [0, 1].
 """
+
+ROUNDING = 2.0**-19
+"""Relative difference up to which scores computed in float32 are equal: 16 units in the last place, for a network adds
+up many numbers."""

@@ -1,10 +1,36 @@
-"""Advantages from per-prompt statistics (DDPO, Black et al., ICLR 2024, appendix)."""
+"""Rewards compared with one another: advantages from per-prompt statistics (DDPO, Black et al., ICLR 2024, appendix).
+
+Rewards that differ by rounding alone are equal. Otherwise a spread that rounding made would be divided by, and a
+constant reward of 21.3 would give advantages of 1.
+"""
 
 from collections import deque
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from rlvid.shapes import ROUNDING
+
+
+def rounding_of(*dtypes: torch.dtype) -> float:
+    """The largest relative difference that rounding makes to a reward computed in these types.
+
+    ``ROUNDING``, or the distance of neighbouring numbers in a coarser type: 2^-7 in bfloat16, 2^-10 in float16.
+    """
+    return max([ROUNDING, *(torch.finfo(dtype).eps for dtype in dtypes)])
+
+
+def standardised(reward_N: Tensor, among_M: Tensor, rounding: float = ROUNDING) -> Tensor:
+    """(reward - mean) / (deviation + 1e-6), with the mean and the deviation of ``among_M``: (N,), float64.
+
+    All are 0 where the deviation is so small against the rewards that it may be rounding.
+    """
+    reward_N, among_M = reward_N.double(), among_M.double()
+    deviation = among_M.std(correction=0)
+    if deviation <= rounding * among_M.abs().max():
+        return torch.zeros_like(reward_N)
+    return (reward_N - among_M.mean()) / (deviation + 1e-6)
 
 
 class PromptStatistics:
@@ -19,13 +45,16 @@ class PromptStatistics:
         self.buffer, self.min_count = buffer, min_count
         self.rewards: dict[str, deque[float]] = {}
 
-    def advantages(self, prompts: Sequence[str], rewards: Sequence[float], limit: float) -> Tensor:
-        """(reward - mean) / (deviation + 1e-6), clipped to +-``limit``; remembers the rewards first.
+    def advantages(
+        self, prompts: Sequence[str], rewards: Sequence[float], limit: float, rounding: float = ROUNDING
+    ) -> Tensor:
+        """Standardised rewards, clipped to +-``limit``; remembers the rewards first.
 
         Args:
             prompts: N prompts.
             rewards: N rewards; NaN stands for a video that takes no part and gets advantage 0.
             limit: largest absolute advantage.
+            rounding: relative rounding of the rewards.
 
         Returns:
             (N,), float32.
@@ -34,15 +63,13 @@ class PromptStatistics:
         for prompt, reward in sound:
             self.rewards.setdefault(prompt, deque(maxlen=self.buffer)).append(reward)
         batch = [r for _, r in sound]
-        result = []
-        for prompt, reward in zip(prompts, rewards, strict=True):
-            own = self.rewards.get(prompt, ())
-            values = torch.tensor(list(own) if len(own) >= self.min_count else batch, dtype=torch.float64)
-            if reward != reward:
-                result.append(0.0)
-            else:
-                result.append(float((reward - values.mean()) / (values.std(correction=0) + 1e-6)))
-        return torch.tensor(result, dtype=torch.float32).clamp(-limit, limit)
+        result = torch.zeros(len(prompts), dtype=torch.float64)
+        for row, (prompt, reward) in enumerate(zip(prompts, rewards, strict=True)):
+            if reward == reward:
+                own = self.rewards[prompt]
+                among = torch.tensor(list(own) if len(own) >= self.min_count else batch, dtype=torch.float64)
+                result[row] = standardised(torch.tensor(reward, dtype=torch.float64), among, rounding)
+        return result.float().clamp(-limit, limit)
 
     def state_dict(self) -> dict[str, list[float]]:
         """Rewards by prompt, oldest first."""

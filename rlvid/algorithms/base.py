@@ -215,4 +215,4 @@ def summed(parts: list[dict[str, tuple[float, float]]]) -> dict[str, tuple[float
 
 def totals(**values: Tensor) -> dict[str, tuple[float, float]]:
     """(sum, count) of each tensor, as metrics are passed on."""
-    return {name: (float(v.detach().float().sum()), float(v.numel())) for name, v in values.items()}
+    return {name: (float(v.detach().double().sum()), float(v.numel())) for name, v in values.items()}

@@ -18,7 +18,7 @@ from rlvid import randomness
 from rlvid.algorithms.advantages import PromptStatistics
 from rlvid.algorithms.base import Algorithm, Batch, Context, Update, totals
 from rlvid.algorithms.rollout import Rollout, clip_range, replay, roll_out_and_score
-from rlvid.algorithms.scoring import Scored, attach
+from rlvid.algorithms.scoring import Scored, all_rewards, attach
 from rlvid.config.methods import DdpoConfig
 
 
@@ -53,12 +53,10 @@ class Ddpo(Algorithm):
 
     def advantages(self, batch: Batch, scores: list[Scored]) -> Tensor:
         """advantage_B of this worker's videos, from the rewards of all workers' videos."""
-        reward_B = torch.cat([torch.where(s.valid_B, s.reward_B, torch.nan) for s in scores])
         team = self.context.team
-        everyone = team.gather(list(zip(batch.prompts, reward_B.tolist(), strict=True)))
-        prompts, rewards = zip(*everyone, strict=True)
-        advantage_N = self.statistics.advantages(prompts, rewards, self.method.advantage_clip)
-        return advantage_N[team.rank :: team.size].to(reward_B)
+        prompts, rewards, rounding = all_rewards(team, batch, scores)
+        advantage_N = self.statistics.advantages(prompts, rewards, self.method.advantage_clip, rounding)
+        return advantage_N[team.rank :: team.size].to(scores[0].reward_B)
 
     def order(self, batch: Batch, steps: int, epoch: int) -> Tensor:
         """Each video's steps in an order of its own, (T, B)."""

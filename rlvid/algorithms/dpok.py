@@ -86,8 +86,10 @@ class Dpok(Algorithm):
             part = error.sum() / len(batch)
             part.backward()
             total += float(part.detach())
-        self.context.team.mean_([p.grad for p in self.value.parameters() if p.grad is not None])
-        self.optimizer.step()
+        gradients = [p.grad for p in self.value.parameters() if p.grad is not None]
+        self.context.team.mean_(gradients)
+        if all(gradient.isfinite().all() for gradient in gradients):  # latents of an overflow would ruin it for good
+            self.optimizer.step()
         return total
 
     def loss(self, scored: Scored, taken: Transition) -> tuple[Tensor, dict[str, Any]]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rlvid.algorithms.supervised import Supervised
 from rlvid.config.methods import RaftConfig
+from rlvid.shapes import ROUNDING
 
 
 class Raft(Supervised):
@@ -16,30 +17,41 @@ class Raft(Supervised):
 
     method: RaftConfig
 
-    def weights(self, prompts: list[str], reward_N: Tensor) -> Tensor:
+    def weights(self, prompts: list[str], reward_N: Tensor, rounding: float) -> Tensor:
         """See ``Supervised.weights``."""
         if self.method.keep == "local":
-            return kept_weights(best_of_each(prompts, reward_N))
-        return kept_weights(best_share(reward_N, self.method.share))
+            return kept_weights(best_of_each(prompts, reward_N, rounding))
+        return kept_weights(best_share(reward_N, self.method.share, rounding))
 
 
-def best_of_each(prompts: list[str], reward_N: Tensor) -> Tensor:
+def best_of_each(prompts: list[str], reward_N: Tensor, rounding: float = ROUNDING) -> Tensor:
     """Whether a sample is the best of its prompt (bool, (N,)); the first of equals, and none of a prompt of NaNs."""
     kept_N = torch.zeros(len(prompts), dtype=torch.bool)
-    score_N = reward_N.nan_to_num(nan=-torch.inf)
     for prompt in dict.fromkeys(prompts):
-        mine = [i for i, p in enumerate(prompts) if p == prompt]
-        best = max(mine, key=lambda i: float(score_N[i]))
-        kept_N[best] = bool(score_N[best] > -torch.inf)
+        mine = torch.tensor([i for i, p in enumerate(prompts) if p == prompt])
+        kept_N[mine] = highest(reward_N[mine], 1, rounding)
     return kept_N
 
 
-def best_share(reward_N: Tensor, share: float) -> Tensor:
+def best_share(reward_N: Tensor, share: float, rounding: float = ROUNDING) -> Tensor:
     """Whether a sample is among the best int(share N) (bool, (N,)); the first of equals, never a NaN."""
-    order_N = reward_N.nan_to_num(nan=-torch.inf).argsort(descending=True, stable=True)
-    kept_N = torch.zeros(len(reward_N), dtype=torch.bool)
-    kept_N[order_N[: int(round(share * len(reward_N), 6))]] = True
-    return kept_N & ~reward_N.isnan()
+    return highest(reward_N, int(round(share * len(reward_N), 6)), rounding)
+
+
+def highest(reward_N: Tensor, count: int, rounding: float) -> Tensor:
+    """Whether a reward is among the ``count`` highest that are no NaN: (N,), bool.
+
+    All that rounding may have put above or below the last one that is kept are its equals, of which the first are
+    kept; else the number of workers, or the micro-batches, would decide.
+    """
+    score_N = reward_N.double().nan_to_num(nan=-torch.inf)
+    count = min(count, int((score_N > -torch.inf).sum()))
+    if count == 0:
+        return torch.zeros_like(score_N, dtype=torch.bool)
+    last = score_N.sort(descending=True).values[count - 1]
+    equal_N = (score_N - last).abs() <= rounding * last.abs()
+    above_N = (score_N > last) & ~equal_N
+    return above_N | (equal_N & (equal_N.cumsum(0) <= count - above_N.sum()))
 
 
 def kept_weights(kept_N: Tensor) -> Tensor:

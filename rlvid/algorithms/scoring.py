@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from rlvid import randomness
-from rlvid.algorithms.base import Batch, Context, Samples, Update, summed, totals
+from rlvid.algorithms.advantages import rounding_of
+from rlvid.algorithms.base import Batch, Context, Samples, Team, Update, summed, totals
 from rlvid.reward.mixture import MixtureReward
 from rlvid.reward.preprocess import saturated_share
 from rlvid.reward.video import FramePlan, ImageReward, plan_frames, whole_video
@@ -21,12 +22,14 @@ class Scored:
     """What a batch was worth: ``reward_B`` with its graph, if any.
 
     Where ``valid_B`` is False the reward failed on sound frames: ``reward_B`` is 0 there, without gradient.
+    ``rounding`` is the relative difference up to which rewards are equal.
     """
 
     reward_B: Tensor
     valid_B: Tensor
     metrics: dict[str, tuple[float, float]]
     samples: Samples
+    rounding: float
 
 
 def plan(context: Context, batch: Batch) -> FramePlan:
@@ -48,7 +51,8 @@ def plan(context: Context, batch: Batch) -> FramePlan:
 def every_frame(context: Context, batch: Batch) -> FramePlan:
     """All frames, weighed alike."""
     every_BF = torch.arange(context.model.frames).expand(len(batch), -1).to(batch.text_BLD.device)
-    return FramePlan(every_BF, torch.full(every_BF.shape, 1 / context.model.frames, device=every_BF.device))
+    alike_BF = torch.full(every_BF.shape, 1 / context.model.frames, device=every_BF.device)
+    return FramePlan(every_BF, alike_BF, normalised=True)
 
 
 def score(context: Context, batch: Batch, latents_BCFhw: Tensor) -> Scored:
@@ -85,7 +89,19 @@ def score(context: Context, batch: Batch, latents_BCFhw: Tensor) -> Scored:
         torch.where(valid_B, reward_B.detach(), torch.nan).float().cpu(),
         held_out_B,
     )
-    return Scored(reward_B, valid_B, metrics, samples)
+    rounding = rounding_of(scores_BS.dtype, getattr(torch, context.config.reward.precision))
+    return Scored(reward_B, valid_B, metrics, samples, rounding)
+
+
+def all_rewards(team: Team, batch: Batch, scores: list[Scored]) -> tuple[list[str], list[float], float]:
+    """Prompts and rewards of all workers' videos in the global order, NaN where there is none; their rounding."""
+    sound = [torch.where(s.valid_B & s.reward_B.isfinite(), s.reward_B, torch.nan) for s in scores]
+    reward_B = torch.cat(sound).tolist()
+    rounding_B = [each.rounding for each in scores for _ in each.reward_B]
+    prompts, rewards, roundings = zip(
+        *team.gather(list(zip(batch.prompts, reward_B, rounding_B, strict=True))), strict=True
+    )
+    return list(prompts), list(rewards), max(roundings)
 
 
 def attach(updates: Iterator[Update], scores: list[Scored]) -> Iterator[Update]:
@@ -138,7 +154,7 @@ def _scores(reward: ImageReward, frames_BSCHW: Tensor, prompts: list[str]) -> tu
     except Exception:  # a reward may be anybody's code; what it raises costs its videos and not the run
         log.exception("the reward raised on %d videos, which are left out", len(prompts))
         accepted_B[:] = False
-        return frames_BSCHW.flatten(2).mean(2) * 0, accepted_B
+        return frames_BSCHW.float().flatten(2).mean(2).nan_to_num() * 0, accepted_B
     if scores_BS.shape == shape[:1]:
         scores_BS = scores_BS[:, None].expand(shape)
     if scores_BS.shape != shape:

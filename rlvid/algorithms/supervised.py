@@ -9,7 +9,7 @@ from torch import Tensor
 from rlvid import randomness
 from rlvid.algorithms.base import Algorithm, Batch, Update, totals
 from rlvid.algorithms.rollout import sample
-from rlvid.algorithms.scoring import Scored, attach, score
+from rlvid.algorithms.scoring import Scored, all_rewards, attach, score
 from rlvid.config import methods as settings
 
 
@@ -19,16 +19,18 @@ class Supervised(Algorithm):
     method: settings.Supervised
 
     @abstractmethod
-    def weights(self, prompts: list[str], reward_N: Tensor) -> Tensor:
-        """weight_N of the global batch, with mean 1; NaN rewards, of videos that take no part, must weigh 0."""
+    def weights(self, prompts: list[str], reward_N: Tensor, rounding: float) -> Tensor:
+        """weight_N of the global batch, with mean 1; NaN rewards, of videos that take no part, must weigh 0.
+
+        Rewards whose relative difference is no more than ``rounding`` count as equal.
+        """
 
     def updates(self, batch: Batch) -> Iterator[Update]:
         """Collects, then trains; every optimiser step sees the whole batch, accumulated over micro-batches."""
         latents, scores = self.collect(batch)
-        rewards = torch.cat([torch.where(s.valid_B, s.reward_B, torch.nan) for s in scores]).tolist()
         team = self.context.team
-        prompts, all_rewards = zip(*team.gather(list(zip(batch.prompts, rewards, strict=True))), strict=True)
-        weight_N = self.weights(list(prompts), torch.tensor(all_rewards))
+        prompts, rewards, rounding = all_rewards(team, batch, scores)
+        weight_N = self.weights(prompts, torch.tensor(rewards), rounding)
         rows = trained_rows(weight_N, team.rank, team.size)
         weight_B = weight_N[team.rank :: team.size].to(latents)
         yield from attach(self.train(batch.take(rows), latents[rows], weight_B[rows], len(batch)), scores)

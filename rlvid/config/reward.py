@@ -96,7 +96,12 @@ class RewardConfig(Section):
         description="whether a reward of your own has a gradient; default: the function's attribute of that name, "
         "else true",
     )
-    segments: int = Field(4, ge=1, description="S of SegVR: segments of a video, one random frame scored in each")
+    segments: int = Field(
+        4,
+        ge=1,
+        description="S of SegVR: segments of F // S frames, one random frame scored in each; where S does not divide "
+        "F, the last F % S frames are never drawn",
+    )
     attenuation: float = Field(
         1.0, ge=0, allow_inf_nan=True, description="lambda of TAR: 0 weighs frames alike, inf the central one alone"
     )

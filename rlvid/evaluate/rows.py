@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, fields
 
 import numpy as np
 
+from rlvid.shapes import ROUNDING
+
 EXTRA = "reward_"
 """How the metric of a further reward begins; its name follows."""
 FEWEST = 6
@@ -210,4 +212,5 @@ def _paired(
     if len(set(prompts.tolist())) > 1:
         low, high = np.percentile(bootstrap_means(gain, prompts, resamples, generator), [2.5, 97.5])
     std = before.std(ddof=1) if len(gain) > 1 else 0.0
-    return float(gain.mean()), float(low), float(high), float(gain.mean() / std) if std > 0 else float("nan")
+    real = std > ROUNDING * np.abs(before).max()  # else rounding made it
+    return float(gain.mean()), float(low), float(high), float(gain.mean() / std) if real else float("nan")

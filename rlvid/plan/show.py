@@ -1,5 +1,6 @@
 """The plan in plain words and three tables."""
 
+import math
 from collections.abc import Iterator
 
 from rich.console import RenderableType
@@ -7,6 +8,7 @@ from rich.table import Table
 
 from rlvid.plan.counts import Calls
 from rlvid.plan.plan import Plan
+from rlvid.reward.load import scores_whole_videos
 
 
 def render(plan: Plan) -> Iterator[RenderableType]:
@@ -31,6 +33,12 @@ def render(plan: Plan) -> Iterator[RenderableType]:
         f"rewarded, {_number(_forward(counts.held_out))} by the held-out reward; "
         f"{_number(counts.optimiser_steps)} optimiser step(s) a batch"
     )
+    segments, rest = config.reward.segments, frames % config.reward.segments
+    if rest and math.isfinite(config.reward.attenuation) and not scores_whole_videos(config.reward):
+        yield (
+            f"reward.segments = {segments} does not divide the {frames} frames of a video: the last "
+            f"{'one is' if rest == 1 else f'{rest} are'} never drawn"
+        )
     yield _work(plan)
     yield _memory(plan)
     yield from _hints(plan)

@@ -21,19 +21,30 @@ def whole_video(reward: ImageReward) -> bool:
 
 def mean_of_frames(scores: Tensor) -> Tensor:
     """The mean score of each video (B,), of scores (B, S), or (B,) from a reward of whole videos."""
-    return scores if scores.dim() == 1 else scores.mean(1)
+    return scores if scores.dim() == 1 else scores.double().mean(1).to(torch.promote_types(scores.dtype, torch.float32))
 
 
 @dataclass(frozen=True)
 class FramePlan:
-    """Frames to decode and score: ``frames_BS`` (int64) and ``weights_BS`` (float32), the weights ready to sum."""
+    """Frames to decode and score: ``frames_BS`` (int64) and ``weights_BS`` (float32), the weights ready to sum.
+
+    ``normalised`` weights sum to one, which ``reward`` makes exact.
+    """
 
     frames_BS: Tensor
     weights_BS: Tensor
+    normalised: bool = False
 
     def reward(self, scores_BS: Tensor) -> Tensor:
-        """reward_B = sum over s of weight_s score_s."""
-        return (self.weights_BS.to(scores_BS) * scores_BS).sum(1)
+        """reward_B = sum over s of weight_s score_s, rounded once: frames that score alike make equal rewards.
+
+        float32, or float64 where the scores are.
+        """
+        weights_BS = self.weights_BS.to(scores_BS.device, torch.float64)
+        if self.normalised:
+            weights_BS = weights_BS / weights_BS.sum(1, keepdim=True)
+        reward_B = (weights_BS * scores_BS.double()).sum(1)
+        return reward_B.to(torch.promote_types(scores_BS.dtype, torch.float32))
 
 
 def plan_frames(
@@ -61,7 +72,8 @@ def plan_frames(
     weights_BS = tar_weights(frames_BS, frames, attenuation)
     if weights == "normalised":
         distance_BS = (frames_BS - frames // 2).abs().float()
-        return FramePlan(frames_BS, torch.softmax(-attenuation * distance_BS, dim=1))  # no underflow of all weights
+        weights_BS = torch.softmax(-attenuation * distance_BS, dim=1)  # no underflow of all weights
+        return FramePlan(frames_BS, weights_BS, normalised=True)
     return FramePlan(frames_BS, weights_BS / uniform_BS.shape[1])
 
 

@@ -27,6 +27,8 @@ from statistics import NormalDist
 
 import numpy as np
 
+from rlvid.shapes import ROUNDING
+
 Look = Mapping[str, Sequence[float]]
 """Metric -> one value a prompt; NaN where a video was not finite."""
 
@@ -123,6 +125,7 @@ def lost_at(looks: Sequence[Look], metric: str, at: int, alpha: float = ALPHA) -
     if len(left) < 2:
         return None
     half = student(1 - alpha / at, len(left) - 1) * float(left.std(ddof=1)) / math.sqrt(len(left))
+    half = max(half, ROUNDING * float(np.abs(before).max()))
     if not float(left.mean()) + half < 0:
         return None
     return Loss(metric, at, best, float(before.mean()), float(after.mean()), half)

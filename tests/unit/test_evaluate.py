@@ -210,6 +210,9 @@ def test_comparison_is_paired_and_its_interval_is_that_of_the_mean_difference() 
     assert (found.base, found.tuned, found.pairs, found.excluded) == ("base", "tuned", 200, 0)
     assert found.difference == pytest.approx(gain.mean())
     assert found.in_base_std == pytest.approx(gain.mean() / before.std(ddof=1))
+    alike = [dataclasses.replace(each, reward=21.3 * (1 + 1e-7 * (i % 3))) for i, each in enumerate(base)]
+    (constant,) = [c for c in compare(alike, tuned[::-1]) if c.metric == "reward"]
+    assert math.isnan(constant.in_base_std), "a spread that rounding made is no unit"
     half = 1.96 * gain.std(ddof=1) / math.sqrt(200)  # unpaired, it would be six times as wide
     assert found.low == pytest.approx(gain.mean() - half, abs=half / 8)
     assert found.high == pytest.approx(gain.mean() + half, abs=half / 8)

@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from helpers import clips, close, flat_gradient, make, one_gradient
 from torch import Tensor, nn
 
+from rlvid import randomness
 from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.algorithms.scoring import plan
 from rlvid.config import OptimizerConfig, load_config, parse_config, shipped_configs
@@ -134,6 +136,20 @@ def test_a_reward_that_raises_costs_its_videos_and_a_wrong_shape_ends_the_run(na
     method.context.reward = lambda frames, prompts: torch.zeros(3, 7)
     with pytest.raises(ValueError, match=r"scores of shape \(3, 7\) for 4 videos of 2 frames"):
         flat_gradient(method, clips(method))
+
+
+def test_noise_follows_the_runs_seed_the_purpose_the_sample_and_the_index() -> None:
+    methods = [make({"name": "draft"}) for _ in range(2)]
+    seeded = make({"name": "draft"})
+    seeded.context.config = seeded.context.config.model_copy(update={"seed": 7})
+    batch = clips(seeded)
+    first, again, other = (each.context.normal("start", batch) for each in (*methods, seeded))
+    assert torch.equal(first, again)
+    expected = [randomness.normal(seeded.context.model.latent_shape, 7, "start", [(s, 0)])[0] for s in batch.serials]
+    assert torch.equal(other, torch.stack(expected))
+    draws = [first, other, seeded.context.normal("noise", batch), seeded.context.normal("start", batch, 1)]
+    for one, two in combinations([row for draw in draws for row in draw], 2):
+        assert not torch.equal(one, two)
 
 
 class Brightness:

@@ -247,6 +247,10 @@ def test_the_command_prints_tables_and_json(stored: Path) -> None:
     shown = CliRunner().invoke(app, ["plan", "toy", *settings]).output
     for words in ("trainable in", "24 U-Net evaluations and 2 again", "4 decodes", "chain without gradient", "peak:"):
         assert words in shown
+    assert "never drawn" not in shown
+    shown = CliRunner().invoke(app, ["plan", "toy", *settings, "reward.segments=3"]).output
+    assert "reward.segments = 3 does not divide" in shown
+    assert "never drawn" in shown
     told = json.loads(CliRunner().invoke(app, ["plan", "toy", *settings, "--json"]).output)
     assert told["calls_per_sample"]["denoiser"] == {"plain": 22, "graph": 2, "again": 2, "backward": 2}
     assert told["peak_bytes"] == sum(told["resident_bytes"].values()) + max(told["stage_bytes"].values())

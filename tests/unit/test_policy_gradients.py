@@ -2,6 +2,8 @@
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from helpers import clips, flat_gradient, make, parameters
 from torch import Tensor
 
-from rlvid.algorithms.advantages import PromptStatistics
+from rlvid.algorithms.advantages import PromptStatistics, rounding_of, standardised
 from rlvid.algorithms.base import Batch
 from rlvid.algorithms.rollout import clip_range, replay, roll_out
 from rlvid.algorithms.scoring import score
@@ -124,6 +126,66 @@ def test_advantages_use_a_prompts_own_statistics_once_there_are_enough() -> None
         assert each.state_dict()["b"] == [6.0, 10.0, 4.0], "the oldest of three went"
 
 
+ULP = 2.0**-19  # of a float32 between 16 and 32
+SAME = [21.3, 21.3 + ULP, 21.3 - ULP, 21.3 + 2 * ULP]
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, -1.0, 1e6, 1e30])
+def test_rewards_that_differ_by_rounding_have_no_advantage(scale: float) -> None:
+    statistics = PromptStatistics(buffer=8, min_count=4)
+    rewards = [scale * reward for reward in SAME]
+    assert statistics.advantages(["a", "b", "a", "b"], rewards, 5.0).tolist() == [0.0] * 4, "over the batch"
+    assert statistics.advantages(["a", "b", "a", "b"], rewards, 5.0).tolist() == [0.0] * 4, "over a prompt's own"
+    assert standardised(torch.tensor(rewards), torch.tensor([0.1] * 7, dtype=torch.float64)).tolist() == [0.0] * 4
+
+
+def test_rewards_that_differ_by_more_than_rounding_are_told_apart() -> None:
+    apart = torch.tensor([21.3, 21.301, 21.299, 21.3], dtype=torch.float64)
+    one = 0.001 / (0.001 / math.sqrt(2) + 1e-6)
+    assert standardised(apart, apart).tolist() == pytest.approx([0, one, -one, 0], rel=1e-6, abs=1e-9)
+    # Neighbours in bfloat16 are far apart in float32.
+    neighbours = torch.tensor([21.25, 21.375], dtype=torch.float64)
+    assert standardised(neighbours, neighbours).abs().min() > 0.9
+    assert not standardised(neighbours, neighbours, rounding_of(torch.bfloat16)).any()
+    assert rounding_of(torch.float64) == rounding_of(torch.float32) == 2.0**-19
+    assert rounding_of(torch.float32, torch.float16) == 2.0**-10
+    around_zero = PromptStatistics(4, 4).advantages(["a"] * 3, [0.0, 1.0, math.nan], 5.0)
+    assert around_zero.tolist() == pytest.approx([-1, 1, 0], rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_constant_reward_moves_no_weight(dtype: torch.dtype) -> None:
+    method = make({"name": "ddpo"})
+    method.context.reward = lambda frames, prompts: torch.full(frames.shape[:2], 123.4, dtype=dtype)
+    gradient, updates = flat_gradient(method, clips(method))
+    assert not gradient.any()
+    assert updates[0].metrics["policy/advantage"][0] == 0
+    assert updates[0].samples.reward_B.unique().tolist() == [float(torch.tensor(123.4, dtype=dtype))]
+
+
+def test_scores_of_a_coarse_type_are_compared_as_such() -> None:
+    method = make({"name": "ddpo"})
+    apart = torch.tensor([21.25, 21.375, 21.25, 21.375])
+    for dtype, learns in ((torch.float32, True), (torch.bfloat16, False)):
+        method.context.reward = lambda frames, prompts, dtype=dtype: apart.to(dtype)
+        gradient, _ = flat_gradient(method, clips(method))
+        assert bool(gradient.any()) == learns
+        for parameter in parameters(method):
+            parameter.grad = None
+    method = make({"name": "ddpo"}, reward={"precision": "bfloat16"})
+    method.context.reward = lambda frames, prompts: apart
+    assert not flat_gradient(method, clips(method))[0].any()
+
+
+def test_a_reward_without_end_takes_no_part_in_the_statistics() -> None:
+    method = make({"name": "ddpo", "min_count": 2})
+    batch = clips(method)
+    (scored,) = [score(method.context, batch, batch.latents_BCFhw)]
+    scored = replace(scored, reward_B=torch.tensor([1.0, math.inf, math.nan, 3.0]))
+    assert method.advantages(batch, [scored]).tolist() == pytest.approx([-1, 0, 0, 1], rel=1e-5)
+    assert method.state_dict() == {"rewards": {batch.prompts[0]: [1.0, 3.0]}}
+
+
 def test_dpoks_distance_is_nothing_at_the_start_and_has_the_gradient_of_finite_differences() -> None:
     start = make({"name": "dpok"}, random=False)
     _, updates = flat_gradient(start, clips(start))
@@ -170,3 +232,61 @@ def test_dpoks_value_network_learns_the_reward_and_survives_a_checkpoint() -> No
     errors = [each.fit_value(batch, [rollout], [scored], 7) for each in (method, other)]
     assert errors[0] == errors[1]
     assert torch.equal(other.values(taken), method.values(taken)), "the optimiser's state differs"
+
+
+class Apart(TwoParameters):
+    """Two numbers, and a base model that says otherwise."""
+
+    away = False
+
+    @contextmanager
+    def base(self) -> Iterator[None]:
+        self.away = True
+        yield
+        self.away = False
+
+    def predict(self, x: Tensor, t: Any, text: Tensor, guidance: float, **_: Any) -> Prediction:
+        return Prediction(x, torch.full_like(x, 0.1)) if self.away else super().predict(x, t, text, guidance)
+
+
+def test_dpoks_loss_is_the_advantage_over_v_and_a_penalty_by_hand() -> None:
+    method = make({"name": "dpok", "reward_weight": 2.0, "kl": 5.0}, train={"checkpoint_activations": False})
+    policy = method.context.model = Apart(method.context.model)
+    batch = clips(method)
+    rollout = roll_out(method.context, batch)
+    method.build(batch)
+    for parameter in method.value.parameters():
+        parameter.data.zero_()
+    method.value.judge[-1].bias.data.fill_(0.7)  # V of every video
+    reward_B, valid_B = torch.tensor([1.7, 0.2, 9.0, 3.7]), torch.tensor([True, True, False, True])
+    scored = replace(score(method.context, batch, rollout.latents_BCFhw), reward_B=reward_B * valid_B, valid_B=valid_B)
+    advantage_B = torch.tensor([1.0, -0.5, 0.0, 3.0])
+    loss, metrics = method.loss(scored, rollout.at(torch.full((4,), 1)))
+    distance = (-0.2 - 0.1) ** 2
+    assert float(loss.detach()) == pytest.approx(-2 * 3.5 / 4 + 5 * distance, rel=1e-4)
+    assert metrics["policy/kl"] == pytest.approx((distance, 1.0), rel=1e-5)
+    assert metrics["policy/advantage"] == pytest.approx((4.5, 4.0), rel=1e-5)
+    got = torch.autograd.grad(loss, [policy.a, policy.b])
+    grid, abar = timesteps(4), policy.inner.abar.double()
+    now, then = abar[grid[1]], abar[grid[2]]
+    variance = (1 - then) / (1 - now) * (1 - now / then)
+    along_a, along_b = then.sqrt(), (1 - then - variance).sqrt()
+    away_B = (rollout.after_TBCFhw[1].double() - 0.3 * along_a + 0.2 * along_b).flatten(1).mean(1) / variance
+    assert float(got[0]) == pytest.approx(float(-2 * (advantage_B * away_B * along_a).mean()), rel=1e-3)
+    pull = 5 * 2 * (-0.2 - 0.1)  # towards the base
+    assert float(got[1]) == pytest.approx(float(-2 * (advantage_B * away_B * along_b).mean()) + pull, rel=1e-3)
+
+
+@pytest.mark.parametrize("ruined", ["reward", "latents"])
+def test_an_overflow_does_not_ruin_the_value_network(ruined: str) -> None:
+    method = make({"name": "dpok"})
+    batch = clips(method)
+    rollout = roll_out(method.context, batch)
+    scored = score(method.context, batch, rollout.latents_BCFhw)
+    method.build(batch)
+    if ruined == "reward":  # the frames were not finite, so the score counts as sound
+        scored = replace(scored, reward_B=torch.tensor([1.0, math.nan, 1.0, 1.0]))
+    else:
+        rollout.before_TBCFhw[:, 1] = math.inf
+    method.fit_value(batch, [rollout], [scored], 0)
+    assert all(parameter.isfinite().all() for parameter in method.value.parameters())

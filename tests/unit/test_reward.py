@@ -13,7 +13,7 @@ from rlvid.reward.clip import ClipReward
 from rlvid.reward.load import load_reward
 from rlvid.reward.preprocess import Preprocess, normalise, saturated_share
 from rlvid.reward.segments import choose_frames
-from rlvid.reward.video import expected_shares, plan_frames
+from rlvid.reward.video import expected_shares, mean_of_frames, plan_frames
 from rlvid.toy.tiny import tiny_reward
 
 PROMPTS = ["a red circle moving left", "a dog", "a red circle moving left"]
@@ -101,6 +101,16 @@ def test_a_plan_weighs_as_the_paper_or_sums_to_one(attenuation: float) -> None:
     assert torch.equal(normalised.frames_BS, paper.frames_BS)
     torch.testing.assert_close(paper.reward(scores), (weights * scores).sum(1) / 4)
     torch.testing.assert_close(normalised.reward(scores), (weights * scores).sum(1) / weights.sum(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("value", [21.3, -0.1, 1e-6, 3e4])
+def test_frames_that_score_alike_make_videos_of_that_very_reward(dtype: torch.dtype, value: float) -> None:
+    plan, scores = plan_frames(torch.rand(64, 5), 16, 0.3, "normalised"), torch.full((64, 5), value, dtype=dtype)
+    reward = plan.reward(scores)
+    assert reward.dtype == torch.float32
+    assert torch.equal(reward, scores[:, 0].float())
+    assert torch.equal(mean_of_frames(scores), scores[:, 0].float())
 
 
 @pytest.mark.parametrize("weights", ["paper", "normalised"])

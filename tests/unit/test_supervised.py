@@ -1,6 +1,7 @@
 """RWR and RAFT, each held to an independent calculation."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from helpers import clips, flat_gradient, make
 from rlvid import randomness
 from rlvid.algorithms.raft import best_of_each, best_share, kept_weights
 from rlvid.algorithms.rwr import exponential_weights
+from rlvid.algorithms.scoring import all_rewards
 from rlvid.algorithms.supervised import trained_rows
 
 
@@ -30,6 +32,39 @@ def test_ranking_by_hand() -> None:
     assert best_share(reward, 1.0).tolist() == [True, True, True, True, False, False]
     assert kept_weights(torch.tensor([True, False, True, False])).tolist() == [2.0, 0.0, 2.0, 0.0]
     assert kept_weights(torch.zeros(3, dtype=torch.bool)).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_rewards_that_differ_by_rounding_are_equals() -> None:
+    """Whatever rounding makes of them, as the number of workers and the micro-batches do."""
+    prompts, generator = ["a", "b", "a", "b", "a", "b"], torch.Generator().manual_seed(0)
+    for _ in range(20):
+        noise = torch.randint(-2, 3, (6,), generator=generator) * 2.0**-19  # units in the last place of 21.3
+        same = torch.full((6,), 21.3) + noise
+        assert best_of_each(prompts, same).tolist() == [True, True, False, False, False, False]
+        assert best_share(same, 0.5).tolist() == [True, True, True, False, False, False]
+        assert best_share(same + torch.tensor([0, 0, -1, 1, 0, 1]), 0.5).tolist() == [1, 0, 0, 1, 0, 1]
+        assert exponential_weights([""] * 6, same, 1e9).tolist() == [1.0] * 6
+        assert exponential_weights([""] * 6, same - torch.arange(6) // 3, 1e9).tolist() == [2.0] * 3 + [0.0] * 3
+    coarse = torch.tensor([21.25, 21.375, 20.0])
+    assert best_share(coarse, 1 / 3).tolist() == [False, True, False]
+    assert best_share(coarse, 1 / 3, 2.0**-7).tolist() == [True, False, False]
+    far = torch.tensor([0.1, 0.3, 0.2, -1e9])  # an outlier does not make the others equals
+    assert best_share(far, 0.25).tolist() == [False, True, False, False]
+    assert exponential_weights([""] * 4, far, 1.0).argmax() == 1
+
+
+@pytest.mark.parametrize("settings", [{"name": "rwr"}, {"name": "raft", "share": 0.5}])
+def test_equal_videos_are_chosen_by_their_place_alone(settings: dict[str, Any]) -> None:
+    chosen = []
+    for size in (1, 2, 4):
+        method = make(settings, train={"batch_size": 4, "micro_batch": size})
+        method.context.reward = lambda frames, prompts: torch.full(frames.shape[:2], 21.3) + frames.mean() * 1e-6
+        batch = clips(method)
+        _, scores = method.collect(batch)
+        prompts, rewards, rounding = all_rewards(method.context.team, batch, scores)
+        assert rounding == 2.0**-19
+        chosen.append(method.weights(prompts, torch.tensor(rewards), rounding).tolist())
+    assert chosen == [[2.0, 2.0, 0.0, 0.0] if settings["name"] == "raft" else [1.0] * 4] * 3
 
 
 def test_workers_train_on_the_same_number_of_videos() -> None:
