@@ -15,6 +15,7 @@ from rlvid import __version__
 from rlvid.actions import evaluate_and_show, report_and_show, train_and_show
 from rlvid.study.command import study
 from rlvid.terminal import complain, console, counter, fractions, numbers, say
+from rlvid.text import is_utf8
 
 app = typer.Typer(
     name="rlvid",
@@ -98,7 +99,8 @@ def evaluate(
         str | None,
         typer.Option(
             help="Prompt sets, separated by commas: in_domain, new_shapes, scenes (default for the built-in model "
-            "and its clips); animals, new_animals, non_animals (for any other); files (.txt, .jsonl, .csv, .parquet)."
+            "and its clips); animals, new_animals, non_animals (for any other); files (.txt, .csv, .tsv, .jsonl, "
+            ".parquet)."
         ),
     ] = None,
     checkpoint: Annotated[
@@ -219,14 +221,14 @@ def generate(
     [bold]rlvid generate toy "a red star moving left on a navy background"[/bold]
     """
     from rlvid.config import SamplingConfig
-    from rlvid.data.prompts import check_prompt, read_prompts
+    from rlvid.data.prompts import check_prompt, is_prompt_file, read_prompts
     from rlvid.data.videos import gif_bytes, write_mp4
     from rlvid.evaluate import generate as make
     from rlvid.evaluate import write_whole
     from rlvid.evaluate.run import device, load_run
     from rlvid.models.unet3d import load_model
 
-    is_file = len(prompt) == 1 and Path(prompt[0]).suffix in {".txt", ".jsonl", ".csv", ".parquet"}
+    is_file = len(prompt) == 1 and is_prompt_file(prompt[0])
     prompts = read_prompts(prompt[0]) if is_file else [check_prompt(p, f"prompt {i + 1}") for i, p in enumerate(prompt)]
     if run == "builtin":
         model, sampling = load_model("builtin", device=device()), SamplingConfig()
@@ -257,11 +259,17 @@ def encode(
     out: Annotated[Path, typer.Argument(help="Folder for the encoded clips; give it to training as data.source.")],
     config: Annotated[str, typer.Option(help="Description whose model encodes the clips.")] = "toy",
     workers: Annotated[int, typer.Option(min=1, help="Ray actors, each with a model of its own.")] = 1,
+    outside: Annotated[
+        bool,
+        typer.Option(
+            "--outside", help="Also read clips and captions outside SOURCE, where links, .. or absolute paths lead."
+        ),
+    ] = False,
     address: Address = None,
 ) -> None:
     """Encodes video clips once, for training: frames to latents, captions to embeddings.
 
-    Reads mp4, webm, avi, mov, mkv and gif. A manifest (.csv, .jsonl, .parquet) has the columns video and caption.
+    Reads mp4, webm, avi, mov, mkv and gif. A manifest (.csv, .tsv, .jsonl, .parquet) has the columns video and caption.
     What cannot be read is skipped and named. Start the same command again after an interruption: it goes on from there.
     Then: [bold]rlvid train toy data.source=OUT[/bold]
     """
@@ -272,13 +280,15 @@ def encode(
     from rlvid.train.launch import start_ray
 
     description = load_config(config)
-    find_clips(source)  # says at once what is wrong with the source
+    find_clips(source.resolve(), outside=outside)  # says at once what is wrong with the source
     model_folder(description.model.path)
     if address is not None:  # else Ray starts when there is something to encode
         start_ray(address)
-    report = encode_folder(source, description.model, out, workers=workers, on_progress=counter("clips"))
+    report = encode_folder(
+        source, description.model, out, workers=workers, on_progress=counter("clips"), outside=outside
+    )
     for skipped in report.skipped:
-        say(f"skipped {skipped.path}: {skipped.reason}")
+        say(f"skipped {skipped}")
     before = f" ({report.clips - report.encoded} of them before)" if report.encoded < report.clips else ""
     skips = f"{len(report.skipped)} skipped" + (f" (named in {out / 'report.txt'})" if report.skipped else "")
     say(f"{report.clips} clips encoded{before} in {out}, {skips}")
@@ -345,6 +355,8 @@ def main() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries while they load weights
     logging.basicConfig(level=logging.ERROR)
     try:
+        if wrong := [text for text in sys.argv[1:] if not is_utf8(text)]:
+            raise ValueError(f"argument {wrong[0]}: is not UTF-8; rename the file, or write the text in UTF-8")
         app()
     except (ValueError, OSError) as error:
         sys.exit(complain(error, 2))

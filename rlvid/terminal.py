@@ -7,12 +7,14 @@ from pathlib import Path
 
 from rich.console import Console
 
+from rlvid.text import printable
+
 console = Console(width=None if sys.stdout.isatty() else 120)
 
 
 def say(text: str) -> None:
-    """One line, as it is: neither wrapped nor coloured."""
-    console.print(text, soft_wrap=True, markup=False, highlight=False)
+    r"""One line, as it is: neither wrapped nor coloured; control characters are shown as ``\x1b``."""
+    console.print(printable(text, lines=True), soft_wrap=True, markup=False, highlight=False)
 
 
 def short(path: Path) -> str:
@@ -68,5 +70,5 @@ def complain(error: Exception, code: int) -> int:
     """Prints an error as one line and gives its exit code back."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     text = lines[-1] if "Traceback" in str(error) else " ".join(lines)  # an error from a Ray task ends with its cause
-    Console(stderr=True, soft_wrap=True).print(f"error: {text}", markup=False, highlight=False)
+    Console(stderr=True, soft_wrap=True).print(f"error: {printable(text)}", markup=False, highlight=False)
     return code

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 from rlvid.config import RunConfig, load_config, read_description
 from rlvid.config.reward import absolute
 from rlvid.config.section import Section
-from rlvid.data.prompts import resolve_prompts
+from rlvid.data.prompts import has_prompts, resolve_prompts
 from rlvid.models.folders import movable
 from rlvid.toy.captions import PROMPT_SETS
 from tuning.space import MOST_TRIALS, Dimension, draw, grid, parse_space, shown, size
@@ -92,7 +92,7 @@ class Sweep(Section):
         for one in self.first:
             if one.keys() != self.space.keys():
                 raise ValueError(f"first: {one} must name each key of space once ({', '.join(self.space)})")
-        if self.evaluation.prompts not in PROMPT_SETS and not Path(self.evaluation.prompts).expanduser().is_file():
+        if self.evaluation.prompts not in PROMPT_SETS and not has_prompts(Path(self.evaluation.prompts).expanduser()):
             raise ValueError(
                 f"evaluation.prompts = {self.evaluation.prompts!r} is neither a file nor one of "
                 f"{', '.join(PROMPT_SETS)}"

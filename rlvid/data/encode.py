@@ -25,7 +25,7 @@ from torch import Tensor
 from rlvid import __version__
 from rlvid.config import ModelConfig
 from rlvid.data.clips import ROWS, digest
-from rlvid.data.find import Skipped, find_clips
+from rlvid.data.find import ClipFile, Skipped, find_clips
 from rlvid.data.videos import VideoError, read_video
 from rlvid.data.writing import ClipWriter, is_reusable, read_report, unfinished
 from rlvid.models.base import Posterior, VideoModel
@@ -64,6 +64,7 @@ def encode_folder(
     batch_size: int = 8,
     use_gpu: bool | None = None,
     on_progress: Progress | None = None,
+    outside: bool = False,
 ) -> EncodeReport:
     """Encodes videos with captions.
 
@@ -75,21 +76,28 @@ def encode_folder(
         batch_size: clips that an actor takes at once; the result does not depend on it.
         use_gpu: a GPU for each actor; default: when the cluster has enough of them.
         on_progress: called with (clips done, clips in all).
+        outside: also use what lies outside the source's folder, see ``find_clips``.
 
     Raises:
         ValueError: no clips, none that can be read, ``out`` cannot be made, or holds something else, or the model
             cannot be loaded.
     """
-    clips, skipped = find_clips(Path(source).resolve())
+    clips, skipped = find_clips(Path(source).resolve(), outside=outside)
     skipped = [each for each in skipped if not each.path.is_relative_to(unfinished(Path(out).resolve()))]
-    if not clips:
-        why = "; ".join(f"{s.path.name}: {s.reason}" for s in skipped[:3]) or "the folder is empty"
+    hashes: dict[ClipFile, str] = {}
+    for clip in clips:
+        try:
+            hashes[clip] = _hash_file(clip)
+        except OSError as error:
+            skipped.append(Skipped(clip.path, f"cannot be read: {error.strerror}"))
+    if not hashes:
+        why = "; ".join(map(str, skipped[:3])) or "the folder is empty"
         raise ValueError(
             f"{source}: no clips to encode ({why}); a clip is a video with its caption in a .txt beside it"
         )
-    items = [{"index": i, "source": str(clip.path), "caption": clip.caption} for i, clip in enumerate(clips)]
+    items = [{"index": i, "source": str(clip.path), "caption": clip.caption} for i, clip in enumerate(hashes)]
     return encode_clips(
-        items, read_item, {"videos": _hash_files(items)}, skipped, model, Path(out),
+        items, read_item, {"videos": _hash_all(hashes)}, skipped, model, Path(out),
         workers=workers, batch_size=batch_size, use_gpu=use_gpu, on_progress=on_progress,
     )  # fmt: skip
 
@@ -222,7 +230,7 @@ def encode_clips(
             writer.finish({**fingerprints, "model_path": model.path}, skipped)
     clips, skipped = read_report(out)
     for each in skipped:
-        log.warning("skipped %s: %s", each.path, each.reason)
+        log.warning("skipped %s", each)
     return EncodeReport(out, clips, encoded, skipped, digest(made_with), time.perf_counter() - start)
 
 
@@ -283,17 +291,19 @@ def hash_weights(path: str, parts: tuple[str, ...]) -> str:
     return total.hexdigest()[:16]
 
 
-def _hash_files(items: list[Item]) -> str:
-    """Over order, captions, sizes and both ends of the files, so that neither a copy nor a move matters."""
-    total = hashlib.sha256()
-    for item in items:
-        with open(item["source"], "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            head = file.read(1 << 16)
-            file.seek(max(0, size - (1 << 16)))
-            content = hashlib.sha256(head + file.read()).hexdigest()
-        total.update(json.dumps([item["caption"], size, content]).encode())
-    return total.hexdigest()[:16]
+def _hash_file(clip: ClipFile) -> str:
+    """Over the caption, the size and both ends of the file, so that neither a copy nor a move matters."""
+    with open(clip.path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        head = file.read(1 << 16)
+        file.seek(max(0, size - (1 << 16)))
+        content = hashlib.sha256(head + file.read()).hexdigest()
+    return json.dumps([clip.caption, size, content])
+
+
+def _hash_all(hashes: dict[ClipFile, str]) -> str:
+    """Over all clips in their order."""
+    return hashlib.sha256("".join(hashes.values()).encode()).hexdigest()[:16]
 
 
 def _bytes(values: Tensor) -> bytes:

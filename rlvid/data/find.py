@@ -1,13 +1,20 @@
-"""Finds clips: video files with their captions, in a folder or by a manifest."""
+"""Finds clips: video files with their captions, in a folder or by a manifest.
+
+A clip that cannot be used never costs the others: it is left out and named. A clip and its caption lie in the folder of
+the source; what links, ``..`` or absolute paths place elsewhere is read only where the user asks for it, since a
+stranger's folder may point at files that are not his.
+"""
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from rlvid.data.prompts import check_prompt
-from rlvid.data.tables import TABLES, read_rows
+from rlvid.data.tables import TABLES, read_rows, read_text, table_files
+from rlvid.text import is_utf8, printable
 
 EXTENSIONS = (".mp4", ".webm", ".avi", ".mov", ".mkv", ".gif")
+_MAX_CAPTION_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -25,74 +32,157 @@ class Skipped:
     path: Path
     reason: str
 
+    def __str__(self) -> str:
+        """One line that names the file once, safe to print."""
+        named = self.reason.startswith(f"{self.path}:")
+        return printable(self.reason if named else f"{self.path}: {self.reason}")
 
-def find_clips(source: str | Path) -> tuple[list[ClipFile], list[Skipped]]:
+
+def find_clips(source: str | Path, *, outside: bool = False) -> tuple[list[ClipFile], list[Skipped]]:
     """Videos with their captions, in the order of their paths, and everything that is not used.
 
     Args:
         source: a folder, searched with its sub-folders, where ``a.mp4`` has its caption in ``a.txt``; or a folder with
-            a manifest (``manifest.csv``, ``.jsonl`` or ``.parquet``); or a manifest. A manifest has the columns
-            ``video`` (path relative to the manifest) and ``caption``, and alone says what is used, in which order; a
-            row that lacks either, or names no video file, is skipped.
+            a manifest (``manifest.csv``, ``.tsv``, ``.jsonl`` or ``.parquet``, a file or a folder of parts); or a
+            manifest. A manifest has the columns ``video`` (path relative to the manifest) and ``caption``, and alone
+            says what is used, in which order; a row that lacks either, names no video file or repeats another row, is
+            skipped.
+        outside: also use clips and captions outside the folder.
 
     Raises:
-        ValueError: no such folder or file, several manifests, or a manifest that is damaged or lacks a column.
+        ValueError: no such folder or file, several manifests, or a manifest that ``read_rows`` refuses.
     """
     source = Path(source)
-    if source.is_file():
-        return _from_manifest(source)
+    if source.is_file() or table_files(source):
+        return _from_manifest(source, outside)
     if not source.is_dir():
         raise ValueError(f"{source}: no such folder of videos, nor a manifest ({', '.join(TABLES)})")
-    files = sorted(path for path in source.rglob("*") if path.is_file())
-    manifests = [path for path in files if path.parent == source and path.stem == "manifest" and path.suffix in TABLES]
+    files, skipped = _files(source, outside)
+    manifests = sorted(path for path in source.glob("manifest.*") if table_files(path))
     if len(manifests) > 1:
         raise ValueError(f"{source}: has several manifests ({', '.join(p.name for p in manifests)}); keep one")
-    if manifests:
-        clips, skipped = _from_manifest(manifests[0])
-        named = {clip.path for clip in clips} | {each.path for each in skipped} | {manifests[0]}
-        return clips, skipped + [Skipped(p, f"not in {manifests[0].name}") for p in files if p not in named]
-    return _from_side_cars(files)
+    if not manifests:
+        clips, more = _from_side_cars(files)
+        return clips, skipped + more
+    manifest = manifests[0]
+    if not (outside or _inside(manifest, source)):
+        raise ValueError(f"{manifest}: {_leads_outside(source)}")
+    clips, unused = _from_manifest(manifest, outside)
+    named = {clip.path for clip in clips} | {each.path for each in unused}
+    strays = [path for path in files if path not in named and manifest not in (path, *path.parents)]
+    return clips, unused + skipped + [Skipped(path, f"not in {manifest.name}") for path in strays]
+
+
+def _files(source: Path, outside: bool) -> tuple[list[Path], list[Skipped]]:
+    """All files of a folder and its sub-folders in the order of their paths, and what cannot be one."""
+    files: list[Path] = []
+    skipped: list[Skipped] = []
+    seen, waiting = {os.path.realpath(source)}, [source]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            names = os.listdir(folder)
+        except OSError as error:
+            skipped.append(Skipped(folder, f"cannot be read: {error.strerror}"))
+            continue
+        for path in (folder / name for name in names):
+            if not is_utf8(path.name):
+                skipped.append(Skipped(path, "its name is not UTF-8; rename it"))
+            elif path.is_symlink() and not path.exists():
+                skipped.append(Skipped(path, "a link that leads nowhere"))
+            elif path.is_symlink() and not (outside or _inside(path, source)):
+                skipped.append(Skipped(path, _leads_outside(source)))
+            elif path.is_dir() and (real := os.path.realpath(path)) not in seen:
+                if path.is_symlink() and _inside(path, source):
+                    continue  # what it leads to is found at its own place
+                seen.add(real)
+                waiting.append(path)
+            elif path.is_file():
+                files.append(path)
+            elif not path.is_dir():
+                skipped.append(Skipped(path, "neither a file nor a folder"))
+    return sorted(files), sorted(skipped, key=lambda each: each.path)
+
+
+def _inside(path: Path, folder: Path) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def _leads_outside(folder: Path) -> str:
+    return f"lies outside {folder}, by a link, .. or its path; add --outside to read it"
 
 
 def _from_side_cars(files: list[Path]) -> tuple[list[ClipFile], list[Skipped]]:
     clips, skipped = [], []
     videos = [path for path in files if path.suffix.lower() in EXTENSIONS]
     side_cars = {path.with_suffix(".txt") for path in videos}
+    found = set(files)
     for path in files:
         side_car = path.with_suffix(".txt")
         if path in side_cars:
             continue
         if path.suffix.lower() not in EXTENSIONS:
             skipped.append(Skipped(path, f"not a video (allowed: {', '.join(EXTENSIONS)}) nor the caption of one"))
-        elif not side_car.is_file():
-            skipped.append(Skipped(path, f"no caption: {side_car.name} is missing"))
+        elif side_car not in found:
+            missing = "cannot be used, see there" if os.path.lexists(side_car) else "is missing"
+            skipped.append(Skipped(path, f"no caption: {side_car.name} {missing}"))
         else:
             try:
-                caption = check_prompt(side_car.read_text(encoding="utf-8-sig"), str(side_car))
-                clips.append(ClipFile(path, caption))
-            except UnicodeDecodeError:
-                skipped.append(Skipped(path, f"no caption: {side_car.name} is not UTF-8 text"))
+                clips.append(ClipFile(path, _caption(side_car)))
             except ValueError as error:
-                skipped.append(Skipped(path, f"no caption: {error}"))
+                skipped.append(Skipped(path, f"no caption: {str(error).replace(str(side_car), side_car.name)}"))
     return clips, skipped
 
 
-def _from_manifest(manifest: Path) -> tuple[list[ClipFile], list[Skipped]]:
-    clips, skipped = [], []
-    for where, row in read_rows(manifest, ("video", "caption"), gaps=True):
-        name = row["video"]
+def _caption(side_car: Path) -> str:
+    if side_car.stat().st_size > _MAX_CAPTION_BYTES:
+        raise ValueError(f"{side_car}: is larger than 1 MiB, so it is no caption")
+    return check_prompt(read_text(side_car), str(side_car))
+
+
+def _from_manifest(manifest: Path, outside: bool) -> tuple[list[ClipFile], list[Skipped]]:
+    skipped = []
+    clips: dict[ClipFile, str] = {}  # and the rows that name them
+    for part in table_files(manifest):
+        if part != manifest and not (outside or _inside(part, manifest)):
+            raise ValueError(f"{part}: {_leads_outside(manifest)}")
+    for row in read_rows(manifest, ("video", "caption"), gaps=True):
+        name = row.values.get("video")
+        if row.fault is not None:
+            skipped.append(Skipped(manifest, f"{row.where}: {row.fault}"))
+            continue
         if not isinstance(name, str) or not name.strip():
-            skipped.append(Skipped(manifest, f"{where}: names no video"))
+            shown = "" if name is None or isinstance(name, str) else f": {str(name)[:40]!r} is no text"
+            skipped.append(Skipped(manifest, f"{row.where}: names no video{shown}"))
             continue
         path = Path(os.path.normpath(manifest.parent / name.strip()))
         try:
-            if path.suffix.lower() not in EXTENSIONS:
-                raise ValueError(f"not a video (allowed: {', '.join(EXTENSIONS)})")
-            if not path.is_file():
-                raise ValueError("no such file")
-            if row["caption"] is None:
-                raise ValueError(f"{where}: has no caption")
-            clips.append(ClipFile(path, check_prompt(row["caption"], where)))
+            _check_video(path, name, manifest.parent, outside)
+            if row.values["caption"] is None:
+                raise ValueError(f"{row.where}: has no caption")
+            clip = ClipFile(path, check_prompt(row.values["caption"], row.where))
+            if clip in clips:
+                raise ValueError(f"{row.where}: repeats {clips[clip]}, the same video and caption")
+            clips[clip] = row.where
         except ValueError as error:
             skipped.append(Skipped(path, str(error)))
-    return clips, skipped
+    if not clips and not skipped:
+        raise ValueError(f"{manifest}: has no rows; a row names a video and its caption")
+    return list(clips), skipped
+
+
+def _check_video(path: Path, name: str, folder: Path, outside: bool) -> None:
+    if not is_utf8(name) or "\0" in name:
+        raise ValueError("its name is not UTF-8, or holds NUL")
+    if path.suffix.lower() not in EXTENSIONS:
+        raise ValueError(f"not a video (allowed: {', '.join(EXTENSIONS)})")
+    if "://" in name:
+        raise ValueError("an address; download the file, and name it by its path")
+    if not (outside or _inside(path, folder)):
+        raise ValueError(_leads_outside(folder))
+    try:
+        there = path.is_file()
+    except OSError as error:
+        raise ValueError(str(error.strerror)) from error
+    if not there:
+        raise ValueError("no such file")

@@ -1,43 +1,59 @@
-"""Prompts: checked, and read from text, JSON lines, CSV or Parquet, or drawn from a built-in set."""
+"""Prompts: checked, and read from text, JSON lines, CSV, TSV or Parquet, or drawn from a built-in set."""
 
+import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from rlvid.data.tables import TABLES, read_rows, read_text
+from rlvid.data.tables import TABLES, Row, read_rows, read_text, table_files
+from rlvid.text import clean, is_blank, is_utf8
 from rlvid.toy.captions import PROMPT_SETS, prompt_set
 
-MAX_CHARACTERS = 1000
+MAX_CHARACTERS = 10_000
+"""What is kept of a prompt. No text encoder reads so far, so such a prompt is counted among those it cuts."""
 ANIMAL_SETS = ("animals", "new_animals", "non_animals")
 """Shipped prompts for models of the real world: animals to train on, other animals, and no animals at all."""
 
 
 def check_prompt(text: Any, where: str) -> str:
-    """The prompt without surrounding white space.
+    """The prompt on one line, without surrounding white space; at most its first 10,000 characters.
+
+    All text that a user gives to a model comes through here, from arguments and from files.
 
     Args:
         text: what was found where a prompt should be.
         where: named in the error, such as ``prompts.txt:3``.
 
     Raises:
-        ValueError: not a text, blank, or longer than 1,000 characters.
+        ValueError: not a text, without a visible character, or with one that ``rlvid.text.clean`` refuses.
     """
     if not isinstance(text, str):
         raise ValueError(f"{where}: the prompt is {'missing' if text is None else repr(text)[:40]}; it must be a text")
-    prompt = text.strip()
-    if not prompt:
+    try:
+        prompt = clean(text)
+    except ValueError as error:
+        raise ValueError(f"{where}: the prompt {error}") from None
+    if is_blank(prompt):
         raise ValueError(f"{where}: the prompt is empty; write one or remove the row")
-    if len(prompt) > MAX_CHARACTERS:
-        raise ValueError(f"{where}: the prompt has {len(prompt):,} characters; allowed: up to {MAX_CHARACTERS:,}")
-    return prompt
+    return prompt[:MAX_CHARACTERS].rstrip()
+
+
+def is_prompt_file(path: str | Path) -> bool:
+    """Whether a text names a file of prompts by its suffix, be it there or not."""
+    return Path(path).suffix.lower() in (".txt", *TABLES)
+
+
+def has_prompts(path: str | Path) -> bool:
+    """Whether there is a file of prompts, or a folder of parts, at a path."""
+    return is_utf8(str(path)) and (os.path.isfile(path) or bool(table_files(Path(path))))
 
 
 def read_prompts(path: str | Path) -> list[str]:
     """Prompts of a file, in its order, repetitions kept.
 
     Args:
-        path: ``.txt`` (a prompt a line, blank lines are skipped), or ``.jsonl``, ``.csv`` or ``.parquet`` with a key or
-            column ``prompt``.
+        path: ``.txt`` (a prompt a line, blank lines are skipped), or a table of ``rlvid.data.tables`` with a column
+            ``prompt``.
 
     Raises:
         ValueError: the file is missing, of another format, not UTF-8 or damaged, has no prompts, or one that
@@ -47,13 +63,19 @@ def read_prompts(path: str | Path) -> list[str]:
     if path.suffix.lower() == ".txt":
         lines = enumerate(read_text(path).split("\n"), start=1)
         prompts = [check_prompt(line, f"{path}:{number}") for number, line in lines if line.strip()]
-    elif path.suffix.lower() in TABLES:
-        prompts = [check_prompt(row["prompt"], where) for where, row in read_rows(path, ("prompt",))]
+    elif is_prompt_file(path):
+        prompts = [_prompt(row) for row in read_rows(path, ("prompt",))]
     else:
         raise ValueError(f"{path}: prompts are read from .txt, {', '.join(TABLES)}; not from {path.suffix or 'this'!r}")
     if not prompts:
         raise ValueError(f"{path}: there are no prompts in this file")
     return prompts
+
+
+def _prompt(row: Row) -> str:
+    if row.fault is not None:
+        raise ValueError(f"{row.where}: {row.fault}")
+    return check_prompt(row.values["prompt"], row.where)
 
 
 def resolve_prompts(spec: str, count: int | None = None, seed: int = 0) -> list[str]:
@@ -74,7 +96,7 @@ def resolve_prompts(spec: str, count: int | None = None, seed: int = 0) -> list[
         return prompt_set(spec, count, seed)
     if spec in ANIMAL_SETS:
         prompts = read_prompts(Path(str(resources.files("rlvid"))) / "data" / "prompt_sets" / f"{spec}.txt")
-    elif Path(spec).is_file():
+    elif has_prompts(spec):
         prompts = read_prompts(spec)
     else:
         sets = ", ".join((*PROMPT_SETS, *ANIMAL_SETS))

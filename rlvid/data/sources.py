@@ -20,7 +20,7 @@ from rlvid import randomness
 from rlvid.config import ModelConfig, RunConfig, SamplingConfig
 from rlvid.data.clips import digest
 from rlvid.data.encode import EncodeReport, Item, encode_clips, hash_weights, model_fingerprint
-from rlvid.data.prompts import read_prompts, resolve_prompts
+from rlvid.data.prompts import has_prompts, read_prompts, resolve_prompts
 from rlvid.data.storage import Mirror
 from rlvid.data.videos import VideoError
 from rlvid.diffusion.chain import denoise
@@ -90,10 +90,10 @@ def sample_prompts(config: RunConfig) -> list[str]:
     spec, count = config.data.prompts or "in_domain", config.data.clips
     if spec in PROMPT_SETS:
         return resolve_prompts(spec, count, config.seed)
-    if not Path(spec).expanduser().is_file():
+    if not has_prompts(Path(spec).expanduser()):
         raise ValueError(
-            f"data.prompts = {spec!r} is neither a file of prompts nor a built-in set; allowed: a .txt, .csv, .jsonl "
-            f"or .parquet file, or one of {', '.join(PROMPT_SETS)}"
+            f"data.prompts = {spec!r} is neither a file of prompts nor a built-in set; allowed: a .txt, .csv, .tsv, "
+            f".jsonl or .parquet file, or one of {', '.join(PROMPT_SETS)}"
         )
     prompts = read_prompts(Path(spec).expanduser())
     return [prompts[index % len(prompts)] for index in range(count)]
@@ -148,5 +148,5 @@ def encoded_clips(config: RunConfig, console: Console) -> Path:
         shown = os.path.relpath(out) if out.is_relative_to(Path.cwd()) else out
         console.print(f"{report.clips} clips encoded in {shown}, {report.seconds:.0f} s", highlight=False)
         for skipped in report.skipped:
-            console.print(f"skipped {skipped.reason}", highlight=False, markup=False)
+            console.print(f"skipped {skipped}", highlight=False, markup=False)
     return out

@@ -1,89 +1,225 @@
-"""Tables that users write: rows with named columns from CSV, JSON lines or Parquet."""
+"""Tables that users write: rows with named columns from CSV, TSV, JSON lines or Parquet.
 
-import csv
-import io
+One rule for all formats. Where rows or columns are in doubt (encoding, line ends, header, quotation marks, types of
+columns, damage), the file is refused with the line. Where one row is at fault (its number of cells, its JSON, one
+value), the row says so and the others count.
+"""
+
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-TABLES = (".csv", ".jsonl", ".parquet")
+from rlvid.text import printable
+
+TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 """Formats of files that hold rows with named columns."""
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
-def read_rows(path: Path, columns: tuple[str, ...], gaps: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of a table that a user wrote, as ``(where, {column: value})``; a value that is absent is None.
+@dataclass(frozen=True)
+class Row:
+    """A row of a table.
+
+    Attributes:
+        where: file and line, or file and number of the row.
+        values: by column, of the columns that were asked for; None where the row has none.
+        fault: what is wrong with the row itself; it has no values then.
+    """
+
+    where: str
+    values: dict[str, Any] = field(default_factory=dict)
+    fault: str | None = None
+
+
+def table_files(path: Path) -> list[Path]:
+    """The files of a table: itself, or the parts in a folder that has a table's name; none where it is no table.
+
+    Parts lie anywhere in the folder and have its suffix; names that begin with ``_`` or ``.`` are notes of writers.
+    """
+    if path.suffix.lower() not in TABLES:
+        return []
+    if not path.is_dir():
+        return [path] if path.is_file() else []
+    parts = sorted(part for part in path.rglob(f"*{path.suffix}") if part.is_file())
+    return [part for part in parts if not any(name[0] in "_." for name in part.relative_to(path).parts)]
+
+
+def read_rows(path: Path, columns: tuple[str, ...], gaps: bool = False) -> Iterator[Row]:
+    """Rows of a table.
 
     Args:
-        path: ``.csv``, ``.jsonl`` or ``.parquet``.
+        path: ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet``; or a folder of that name with parts of that format.
         columns: which to read.
         gaps: whether an object of a ``.jsonl`` file may lack a column that another one has.
 
     Raises:
-        ValueError: the file is missing, not UTF-8 or damaged, or lacks a column; the message names those found.
+        ValueError: the file is missing, not UTF-8 or damaged, lacks a column or has it twice, or its rows cannot be
+            told apart; the message names file and line.
     """
     suffix = path.suffix.lower()
-    if suffix == ".jsonl":
-        yield from _json_rows(path, columns, gaps)
-    elif suffix == ".csv":
-        reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
-        _check_columns(path, list(reader.fieldnames or []), columns)
-        for row in reader:
-            yield f"{path}:{reader.line_num}", {name: row[name] for name in columns}
-    elif suffix == ".parquet":
-        _check_file(path)
-        try:
-            _check_columns(path, pq.read_schema(path).names, columns)
-            rows = pq.read_table(path, columns=list(columns)).to_pylist()
-        except pa.ArrowInvalid as error:
-            raise ValueError(
-                f"{path}: is not a Parquet file, or a damaged one: {' '.join(str(error).split())}"
-            ) from error
-        yield from ((f"{path}: row {number}", row) for number, row in enumerate(rows, start=1))
-    else:
+    if suffix not in TABLES:
         raise ValueError(f"{path}: tables are read from {', '.join(TABLES)}")
-
-
-def _json_rows(path: Path, columns: tuple[str, ...], gaps: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    rows = []
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}:{number}: must be a JSON object with {', '.join(columns)}")
-        if not gaps:
-            _check_columns(f"{path}:{number}", list(row), columns)
-        rows.append((f"{path}:{number}", row))
-    if rows:
-        _check_columns(path, list(dict.fromkeys(name for _, row in rows for name in row)), columns)
-    yield from ((where, {name: row.get(name) for name in columns}) for where, row in rows)
-
-
-def _check_columns(where: str | Path, found: list[str], needed: tuple[str, ...]) -> None:
-    missing = [name for name in needed if name not in found]
-    if missing:
-        names = ", ".join(found[:20]) or "none"
-        raise ValueError(f"{where}: lacks {' and '.join(map(repr, missing))}; columns found: {names}")
-
-
-def _check_file(path: Path) -> None:
-    if not path.is_file():
-        raise ValueError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
+    files = table_files(path)
+    if not files:
+        raise ValueError(f"{path}: {f'is a folder without {suffix} files' if path.is_dir() else 'no such file'}")
+    for file in files:
+        if suffix == ".jsonl":
+            yield from _json_rows(file, columns, gaps)
+        elif suffix == ".parquet":
+            yield from _parquet_rows(file, columns)
+        else:
+            yield from _cell_rows(file, columns, _DELIMITERS[suffix])
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file; raises ValueError that names the line where it is not UTF-8."""
-    _check_file(path)
-    data = path.read_bytes()
+    """The text of a UTF-8 file, without a byte order mark.
+
+    Raises:
+        ValueError: it is missing, cannot be read, is not UTF-8, or ends lines with a lone carriage return; the message
+            names file and line.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
     try:
-        return data.decode("utf-8-sig")
+        data = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or data.count(0) * 4 > len(data):
+        raise ValueError(f"{path}:1: is not UTF-8 text but UTF-16 or UTF-32, or no text; save the file as UTF-8")
+    try:
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ValueError(f"{path}:{line}: is not UTF-8 text; save the file as UTF-8") from error
+    if lone := re.search(r"\r(?!\n)", text):
+        line = text.count("\n", 0, lone.start()) + 1
+        raise ValueError(f"{path}:{line}: has a lone carriage return (CR); end lines with LF or CR LF")
+    return text
+
+
+def _cell_rows(path: Path, columns: tuple[str, ...], delimiter: str) -> Iterator[Row]:
+    records = _records(path, read_text(path), delimiter)
+    line, header = next(records, (1, []))
+    names = [name.strip() for name in header]
+    if not set(columns) <= set(names):
+        for other in set(",;\t|") - {delimiter}:
+            if set(columns) <= {part.strip() for part in ",".join(names).split(other)}:
+                raise ValueError(f"{path}:{line}: its cells are separated by {other!r}; separate them by {delimiter!r}")
+    _check_columns(f"{path}:{line}", names, columns)
+    for line, cells in records:
+        where = f"{path}:{line}"
+        if len(cells) > len(names):
+            yield Row(where, fault=f"has {len(cells)} cells under {len(names)} columns; put a text with {delimiter!r} "
+                      'into quotation marks: "..."')  # fmt: skip
+        elif len(cells) < len(names) and not set(columns) - set(names[: len(cells)]):
+            yield Row(where, fault=f"has {len(cells)} cells under {len(names)} columns")
+        else:
+            found_cells = dict(zip(names, cells, strict=False))
+            yield Row(where, {name: found_cells.get(name) for name in columns})
+
+
+def _records(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Line and cells of each record, by RFC 4180; blank lines are left out.
+
+    The csv module cannot do this: it takes quotation marks within a cell as they come, and refuses long cells.
+    """
+    cell = re.compile(rf'(?:"((?:[^"]+|"")*+)"|([^"{delimiter}\r\n]*))({delimiter}|\r?\n|\Z)')
+    place, line, begin = 0, 1, 1
+    cells: list[str] = []
+    while place < len(text) or cells:
+        found = cell.match(text, place)
+        if found is None:
+            quoted = re.compile(r'"(?:[^"]+|"")*+').match(text, place)
+            if quoted is not None and quoted.end() == len(text):
+                raise ValueError(f'{path}:{line}: has a quotation mark that nothing closes; close the cell with "')
+            raise ValueError(
+                f'{path}:{line}: has a quotation mark within a cell; put the whole cell into quotation marks, "...", '
+                "and write each mark in it twice"
+            )
+        quoted_cell, plain, end = found.groups()
+        cells.append(plain if quoted_cell is None else quoted_cell.replace('""', '"'))
+        line += found[0].count("\n")
+        place = found.end()
+        if end != delimiter:
+            if cells != [""] or quoted_cell is not None:
+                yield begin, cells
+            cells, begin = [], line
+
+
+def _json_rows(path: Path, columns: tuple[str, ...], gaps: bool) -> Iterator[Row]:
+    rows: list[Row] = []
+    names: dict[str, None] = {}
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            pairs = json.loads(line, object_pairs_hook=_Object)
+        except (ValueError, RecursionError) as error:
+            rows.append(Row(where, fault=f"is not JSON: {error}"))
+            continue
+        if not isinstance(pairs, _Object):
+            rows.append(Row(where, fault=f"must be a JSON object with {', '.join(columns)}"))
+            continue
+        found = [name for name, _ in pairs]
+        names |= dict.fromkeys(found)
+        fault = _fault(found, columns, gaps)
+        rows.append(Row(where, fault=fault) if fault else Row(where, {n: dict(pairs).get(n) for n in columns}))
+    if names and gaps:
+        _check_columns(path, list(names), columns)
+    yield from rows
+
+
+class _Object(list[tuple[str, Any]]):
+    """A JSON object with its keys as they come, repeated ones too."""
+
+
+def _parquet_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
+    try:
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            _check_columns(path, schema.names, columns)
+            for name in columns:
+                if not _is_text(schema.field(name).type):
+                    raise ValueError(f"{path}: column {name!r} is of type {schema.field(name).type}; it must hold text")
+            table = file.read(columns=list(columns))
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: is not a Parquet file, or a damaged one: {printable(reason)}") from error
+    for number, scalars in enumerate(zip(*(table[name] for name in columns), strict=True), start=1):
+        where = f"{path}: row {number}"
+        try:
+            yield Row(where, {name: scalar.as_py() for name, scalar in zip(columns, scalars, strict=True)})
+        except UnicodeDecodeError:
+            yield Row(where, fault="is not UTF-8 text")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    checks: tuple[Callable[[pa.DataType], bool], ...] = (
+        pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null
+    )  # fmt: skip
+    return any(check(kind) for check in checks)
+
+
+def _fault(found: list[str], needed: tuple[str, ...], gaps: bool = False) -> str | None:
+    """What is wrong with the names of columns: one that is needed is missing, or there twice."""
+    if twice := [name for name in needed if found.count(name) > 1]:
+        return f"has {' and '.join(map(repr, twice))} twice; keep one"
+    missing = [name for name in needed if name not in found]
+    if missing and not gaps:
+        names = printable(", ".join(found[:20])) or "none"
+        return f"lacks {' and '.join(map(repr, missing))}; columns found: {names}"
+    return None
+
+
+def _check_columns(where: str | Path, found: list[str], needed: tuple[str, ...]) -> None:
+    if fault := _fault(found, needed):
+        raise ValueError(f"{where}: {fault}")

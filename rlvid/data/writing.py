@@ -134,7 +134,7 @@ class ClipWriter:
         failed = [self._failed[index] for index in sorted(self._failed)]
         if not self._parts:
             shutil.rmtree(self.work)
-            why = "; ".join(each.reason for each in failed[:3])
+            why = "; ".join(map(str, failed[:3]))
             raise ValueError(f"{self.out}: not written, for none of the {len(failed)} clips can be read: {why}")
         count = sum(pq.read_metadata(path).num_rows for path in self._parts)
         first = pq.ParquetFile(self._parts[0]).read_row_group(0, columns=["latent_shape", "text_shape"])
@@ -184,7 +184,7 @@ class ClipWriter:
                 path.unlink()
 
     def _note_skipped(self, rows: list[dict[str, Any]]) -> None:
-        self._failed |= {row["index"]: Skipped(Path(row["source"]), row["error"]) for row in rows}
+        self._failed |= {row["index"]: _skipped(row) for row in rows}
         self.done.update(row["index"] for row in rows)
 
     def _note_rows(self, path: Path, indices: list[int]) -> None:
@@ -219,10 +219,15 @@ def read_report(folder: Path) -> tuple[int, list[Skipped]]:
     return report["clips"], [Skipped(Path(each["path"]), each["reason"]) for each in report["skipped"]]
 
 
+def _skipped(row: dict[str, Any]) -> Skipped:
+    """A clip with its error, which names the file too."""
+    return Skipped(Path(row["source"]), row["error"].removeprefix(f"{row['source']}: "))
+
+
 def _write_report(folder: Path, count: int, skipped: list[Skipped]) -> None:
     report = {"clips": count, "skipped": [{"path": str(s.path), "reason": s.reason} for s in skipped]}
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    lines = [f"{count} clips encoded, {len(skipped)} files skipped", *(f"{s.path}: {s.reason}" for s in skipped)]
+    lines = [f"{count} clips encoded, {len(skipped)} files skipped", *map(str, skipped)]
     (folder / "report.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Each room of the house, and the other rooms it may import. A room is a package or module right under rlvid/, or one
 # of the script folders beside it. Anyone may import rlvid itself, for its version.
-_BASE = {"config", "shapes", "randomness"}
+_BASE = {"config", "shapes", "randomness", "text"}
 _CORE = _BASE | {"models", "diffusion", "reward", "algorithms", "toy"}
 _PACKAGE = _CORE | {"train", "evaluate", "data"}
 MAY_IMPORT = {
@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "config": {"shapes"},
     "shapes": set(),
     "randomness": {"shapes"},
+    "text": set(),
     "models": _BASE,
     "diffusion": _BASE | {"models", "toy"},
     "reward": _BASE | {"models", "toy"},
@@ -31,7 +32,7 @@ MAY_IMPORT = {
     "data": _PACKAGE,
     "export": _PACKAGE,
     "report": _PACKAGE,
-    "terminal": set(),
+    "terminal": {"text"},
     "actions": _PACKAGE | {"report", "terminal"},
     "doctor": _PACKAGE | {"terminal"},
     "study": {"evaluate", "terminal"},
