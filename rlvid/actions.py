@@ -66,7 +66,7 @@ def evaluate_and_show(
     finished before an interruption is not made again.
     """
     from rlvid.data.storage import is_uri
-    from rlvid.evaluate.clip import load_clip
+    from rlvid.evaluate.clip import NamedClip, load_clip
     from rlvid.evaluate.compared import differences, find_compared, parse_spec
     from rlvid.evaluate.measure import DEFAULT_CLIP, Measure, parse_rewards
     from rlvid.evaluate.plan import Evaluation
@@ -75,7 +75,9 @@ def evaluate_and_show(
     from rlvid.evaluate.rows import summarise
     from rlvid.evaluate.seeds import group_seeds as groups_of
     from rlvid.evaluate.tables import compare_all, render_table
+    from rlvid.models.text_limit import model_text_limit, notices
     from rlvid.reward.load import check_reward
+    from rlvid.reward.text_limit import reward_text_limit, reward_text_limits
 
     notes = list[str]()
     prompts = prompts_of(sets, videos, notes.append) if sets else {}
@@ -93,7 +95,11 @@ def evaluate_and_show(
     prompts = prompts or prompts_of(default_sets(config), videos, notes.append)
     groups = groups_of(compared) if group_seeds else {}
     check_reward(config.reward, needs_gradient=False)
-    load_clip(clip or DEFAULT_CLIP)  # says what is wrong with it before anything is made
+    measured = load_clip(clip or DEFAULT_CLIP)  # says what is wrong with it before anything is made
+    limits = [model_text_limit(config.model.path), *reward_text_limits(config.reward)]
+    limits += [limit for each in further if (limit := reward_text_limit(each.name, each.path))]
+    limits += [measured.limit] if isinstance(measured, NamedClip) else []
+    notes += notices(limits, [prompt for each in prompts.values() for prompt in each])
     measure = Measure(config.reward, clip or DEFAULT_CLIP, further, config.model.path == "builtin")
     notes += measure.cautions(clip is not None)
     evaluation = Evaluation.of(

@@ -226,15 +226,18 @@ def generate(
     from rlvid.evaluate import generate as make
     from rlvid.evaluate import write_whole
     from rlvid.evaluate.run import device, load_run
+    from rlvid.models.text_limit import model_text_limit, notices
     from rlvid.models.unet3d import load_model
 
     is_file = len(prompt) == 1 and is_prompt_file(prompt[0])
     prompts = read_prompts(prompt[0]) if is_file else [check_prompt(p, f"prompt {i + 1}") for i, p in enumerate(prompt)]
     if run == "builtin":
-        model, sampling = load_model("builtin", device=device()), SamplingConfig()
+        path, model, sampling = "builtin", load_model("builtin", device=device()), SamplingConfig()
     else:
         tuned = load_run(run)
-        model, sampling = tuned.use(lora_scale), tuned.config.sampling
+        path, model, sampling = tuned.config.model.path, tuned.use(lora_scale), tuned.config.sampling
+    for line in notices([model_text_limit(path)], prompts):
+        say(line)
     out.mkdir(parents=True, exist_ok=True)
     videos = make.generate(
         model,
@@ -287,8 +290,8 @@ def encode(
     report = encode_folder(
         source, description.model, out, workers=workers, on_progress=counter("clips"), outside=outside
     )
-    for skipped in report.skipped:
-        say(f"skipped {skipped}")
+    for line in [*(f"skipped {skipped}" for skipped in report.skipped), *report.notes]:
+        say(line)
     before = f" ({report.clips - report.encoded} of them before)" if report.encoded < report.clips else ""
     skips = f"{len(report.skipped)} skipped" + (f" (named in {out / 'report.txt'})" if report.skipped else "")
     say(f"{report.clips} clips encoded{before} in {out}, {skips}")

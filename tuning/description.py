@@ -251,7 +251,7 @@ def load_sweep(source: str, overrides: list[str] | None = None) -> Sweep:
     if not isinstance(data, dict):
         raise ValueError(f"sweep {path} must be a mapping with name, config, space, rungs, ...")
     evaluation = data.get("evaluation")
-    if isinstance(evaluation, dict) and (beside := path.parent / str(evaluation.get("prompts"))).is_file():
+    if isinstance(evaluation, dict) and has_prompts(beside := path.parent / str(evaluation.get("prompts"))):
         data["evaluation"] = evaluation | {"prompts": str(beside)}
     for override in overrides or []:
         _override(data, override)

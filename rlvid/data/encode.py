@@ -8,7 +8,6 @@ the process is killed is kept, and the next call goes on from there (see ``rlvid
 """
 
 import hashlib
-import json
 import logging
 import os
 import time
@@ -25,11 +24,12 @@ from torch import Tensor
 from rlvid import __version__
 from rlvid.config import ModelConfig
 from rlvid.data.clips import ROWS, digest
-from rlvid.data.find import ClipFile, Skipped, find_clips
+from rlvid.data.find import Skipped, find_clips, hash_contents, read_contents
 from rlvid.data.videos import VideoError, read_video
 from rlvid.data.writing import ClipWriter, is_reusable, read_report, unfinished
 from rlvid.models.base import Posterior, VideoModel
 from rlvid.models.folders import model_folder, movable, resolved_shape
+from rlvid.models.text_limit import model_text_limit, notices
 from rlvid.models.unet3d import load_model
 
 log = logging.getLogger(__name__)
@@ -53,6 +53,7 @@ class EncodeReport:
     skipped: list[Skipped]  # files that are not in it, and why
     fingerprint: str  # of everything that the content depends on
     seconds: float  # that the call took
+    notes: list[str]  # on captions that are cut
 
 
 def encode_folder(
@@ -84,21 +85,18 @@ def encode_folder(
     """
     clips, skipped = find_clips(Path(source).resolve(), outside=outside)
     skipped = [each for each in skipped if not each.path.is_relative_to(unfinished(Path(out).resolve()))]
-    hashes: dict[ClipFile, str] = {}
-    for clip in clips:
-        try:
-            hashes[clip] = _hash_file(clip)
-        except OSError as error:
-            skipped.append(Skipped(clip.path, f"cannot be read: {error.strerror}"))
-    if not hashes:
+    contents, unreadable = read_contents(clips)
+    skipped += unreadable
+    if not contents:
         why = "; ".join(map(str, skipped[:3])) or "the folder is empty"
         raise ValueError(
             f"{source}: no clips to encode ({why}); a clip is a video with its caption in a .txt beside it"
         )
-    items = [{"index": i, "source": str(clip.path), "caption": clip.caption} for i, clip in enumerate(hashes)]
+    items = [{"index": i, "source": str(clip.path), "caption": clip.caption} for i, clip in enumerate(contents)]
+    notes = notices([model_text_limit(model.path)], (clip.caption for clip in contents), "captions")
     return encode_clips(
-        items, read_item, {"videos": _hash_all(hashes)}, skipped, model, Path(out),
-        workers=workers, batch_size=batch_size, use_gpu=use_gpu, on_progress=on_progress,
+        items, read_item, {"videos": hash_contents(contents)}, skipped, model, Path(out),
+        workers=workers, batch_size=batch_size, use_gpu=use_gpu, on_progress=on_progress, notes=notes,
     )  # fmt: skip
 
 
@@ -191,6 +189,7 @@ def encode_clips(
     use_gpu: bool | None = None,
     on_progress: Progress | None = None,
     denoiser: bool = False,
+    notes: list[str] | None = None,
 ) -> EncodeReport:
     """From checks to the finished folder.
 
@@ -206,6 +205,7 @@ def encode_clips(
         use_gpu: likewise.
         on_progress: likewise.
         denoiser: see ``ClipEncoder``.
+        notes: what else the report says.
 
     Raises:
         ValueError: see ``encode_folder``.
@@ -227,11 +227,11 @@ def encode_clips(
                 if on_progress is not None:
                     on_progress(len(writer.done), len(items))
             fingerprints = {"fingerprint": digest(made_with), "model_fingerprint": digest(from_model)}
-            writer.finish({**fingerprints, "model_path": model.path}, skipped)
+            writer.finish({**fingerprints, "model_path": model.path}, skipped, notes or [])
     clips, skipped = read_report(out)
     for each in skipped:
         log.warning("skipped %s", each)
-    return EncodeReport(out, clips, encoded, skipped, digest(made_with), time.perf_counter() - start)
+    return EncodeReport(out, clips, encoded, skipped, digest(made_with), time.perf_counter() - start, notes or [])
 
 
 def _pipeline(
@@ -289,21 +289,6 @@ def hash_weights(path: str, parts: tuple[str, ...]) -> str:
                 with open(file_path, "rb") as file:
                     total.update(hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()[:16]
-
-
-def _hash_file(clip: ClipFile) -> str:
-    """Over the caption, the size and both ends of the file, so that neither a copy nor a move matters."""
-    with open(clip.path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        head = file.read(1 << 16)
-        file.seek(max(0, size - (1 << 16)))
-        content = hashlib.sha256(head + file.read()).hexdigest()
-    return json.dumps([clip.caption, size, content])
-
-
-def _hash_all(hashes: dict[ClipFile, str]) -> str:
-    """Over all clips in their order."""
-    return hashlib.sha256("".join(hashes.values()).encode()).hexdigest()[:16]
 
 
 def _bytes(values: Tensor) -> bytes:

@@ -5,6 +5,8 @@ the source; what links, ``..`` or absolute paths place elsewhere is read only wh
 stranger's folder may point at files that are not his.
 """
 
+import hashlib
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +36,7 @@ class Skipped:
 
     def __str__(self) -> str:
         """One line that names the file once, safe to print."""
-        named = self.reason.startswith(f"{self.path}:")
+        named = self.reason.startswith(str(self.path))
         return printable(self.reason if named else f"{self.path}: {self.reason}")
 
 
@@ -71,6 +73,31 @@ def find_clips(source: str | Path, *, outside: bool = False) -> tuple[list[ClipF
     named = {clip.path for clip in clips} | {each.path for each in unused}
     strays = [path for path in files if path not in named and manifest not in (path, *path.parents)]
     return clips, unused + skipped + [Skipped(path, f"not in {manifest.name}") for path in strays]
+
+
+def read_contents(clips: list[ClipFile]) -> tuple[dict[ClipFile, str], list[Skipped]]:
+    """What identifies each clip, be it copied or moved, and the clips whose files cannot be read.
+
+    It is the caption, the size and a hash over both ends of the file.
+    """
+    contents: dict[ClipFile, str] = {}
+    skipped = []
+    for clip in clips:
+        try:
+            with open(clip.path, "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                head = file.read(1 << 16)
+                file.seek(max(0, size - (1 << 16)))
+                ends = hashlib.sha256(head + file.read()).hexdigest()
+            contents[clip] = json.dumps([clip.caption, size, ends])
+        except OSError as error:
+            skipped.append(Skipped(clip.path, f"cannot be read: {error.strerror}"))
+    return contents, skipped
+
+
+def hash_contents(contents: dict[ClipFile, str]) -> str:
+    """Sixteen hex digits over clips in their order."""
+    return hashlib.sha256("".join(contents.values()).encode()).hexdigest()[:16]
 
 
 def _files(source: Path, outside: bool) -> tuple[list[Path], list[Skipped]]:
@@ -152,7 +179,7 @@ def _from_manifest(manifest: Path, outside: bool) -> tuple[list[ClipFile], list[
             skipped.append(Skipped(manifest, f"{row.where}: {row.fault}"))
             continue
         if not isinstance(name, str) or not name.strip():
-            shown = "" if name is None or isinstance(name, str) else f": {str(name)[:40]!r} is no text"
+            shown = "" if name is None or isinstance(name, str) else f": {repr(name)[:40]} is no text"
             skipped.append(Skipped(manifest, f"{row.where}: names no video{shown}"))
             continue
         path = Path(os.path.normpath(manifest.parent / name.strip()))

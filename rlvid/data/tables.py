@@ -113,12 +113,11 @@ def _cell_rows(path: Path, columns: tuple[str, ...], delimiter: str) -> Iterator
                 raise ValueError(f"{path}:{line}: its cells are separated by {other!r}; separate them by {delimiter!r}")
     _check_columns(f"{path}:{line}", names, columns)
     for line, cells in records:
-        where = f"{path}:{line}"
+        where, shape = f"{path}:{line}", f"has {len(cells)} cells under {len(names)} column{'s' * (len(names) > 1)}"
         if len(cells) > len(names):
-            yield Row(where, fault=f"has {len(cells)} cells under {len(names)} columns; put a text with {delimiter!r} "
-                      'into quotation marks: "..."')  # fmt: skip
+            yield Row(where, fault=f'{shape}; put a text with {delimiter!r} into quotation marks, "..."')
         elif len(cells) < len(names) and not set(columns) - set(names[: len(cells)]):
-            yield Row(where, fault=f"has {len(cells)} cells under {len(names)} columns")
+            yield Row(where, fault=shape)
         else:
             found_cells = dict(zip(names, cells, strict=False))
             yield Row(where, {name: found_cells.get(name) for name in columns})
@@ -160,24 +159,27 @@ def _json_rows(path: Path, columns: tuple[str, ...], gaps: bool) -> Iterator[Row
             continue
         where = f"{path}:{number}"
         try:
-            pairs = json.loads(line, object_pairs_hook=_Object)
+            found = json.loads(line, object_pairs_hook=_Object)
         except (ValueError, RecursionError) as error:
             rows.append(Row(where, fault=f"is not JSON: {error}"))
             continue
-        if not isinstance(pairs, _Object):
+        if not isinstance(found, _Object):
             rows.append(Row(where, fault=f"must be a JSON object with {', '.join(columns)}"))
             continue
-        found = [name for name, _ in pairs]
         names |= dict.fromkeys(found)
-        fault = _fault(found, columns, gaps)
-        rows.append(Row(where, fault=fault) if fault else Row(where, {n: dict(pairs).get(n) for n in columns}))
+        fault = _fault(found.keys_read, columns, gaps)
+        rows.append(Row(where, fault=fault) if fault else Row(where, {name: found.get(name) for name in columns}))
     if names and gaps:
         _check_columns(path, list(names), columns)
     yield from rows
 
 
-class _Object(list[tuple[str, Any]]):
-    """A JSON object with its keys as they come, repeated ones too."""
+class _Object(dict[str, Any]):
+    """A JSON object that also has its keys as they were read, repeated ones too."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.keys_read = [name for name, _ in pairs]
 
 
 def _parquet_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:

@@ -117,12 +117,13 @@ class ClipWriter:
         self._make_parts(last=False)
         return good.num_rows
 
-    def finish(self, meta: dict[str, Any], skipped: list[Skipped]) -> int:
+    def finish(self, meta: dict[str, Any], skipped: list[Skipped], notes: list[str] | None = None) -> int:
         """Makes the folder, out of all that was added.
 
         Args:
             meta: goes into ``meta.json`` beside shapes and the number of clips; has ``fingerprint``.
             skipped: goes into the report, before the clips that could not be read.
+            notes: lines that end the report.
 
         Returns:
             How many clips the folder holds.
@@ -138,7 +139,7 @@ class ClipWriter:
             raise ValueError(f"{self.out}: not written, for none of the {len(failed)} clips can be read: {why}")
         count = sum(pq.read_metadata(path).num_rows for path in self._parts)
         first = pq.ParquetFile(self._parts[0]).read_row_group(0, columns=["latent_shape", "text_shape"])
-        _write_report(self.work, count, skipped + failed)
+        _write_report(self.work, count, skipped + failed, notes or [])
         meta = meta | {"made_with": self._made_with} | first.to_pylist()[0] | {"clips": count}
         _write(self.work / "meta.json", lambda part: part.write_text(json.dumps(meta, indent=2) + "\n", "utf-8"))
         if is_reusable(self.out, self._made_with):  # another process has made it meanwhile
@@ -184,7 +185,7 @@ class ClipWriter:
                 path.unlink()
 
     def _note_skipped(self, rows: list[dict[str, Any]]) -> None:
-        self._failed |= {row["index"]: _skipped(row) for row in rows}
+        self._failed |= {row["index"]: Skipped(Path(row["source"]), row["error"]) for row in rows}
         self.done.update(row["index"] for row in rows)
 
     def _note_rows(self, path: Path, indices: list[int]) -> None:
@@ -219,15 +220,10 @@ def read_report(folder: Path) -> tuple[int, list[Skipped]]:
     return report["clips"], [Skipped(Path(each["path"]), each["reason"]) for each in report["skipped"]]
 
 
-def _skipped(row: dict[str, Any]) -> Skipped:
-    """A clip with its error, which names the file too."""
-    return Skipped(Path(row["source"]), row["error"].removeprefix(f"{row['source']}: "))
-
-
-def _write_report(folder: Path, count: int, skipped: list[Skipped]) -> None:
-    report = {"clips": count, "skipped": [{"path": str(s.path), "reason": s.reason} for s in skipped]}
+def _write_report(folder: Path, count: int, skipped: list[Skipped], notes: list[str]) -> None:
+    report = {"clips": count, "skipped": [{"path": str(s.path), "reason": s.reason} for s in skipped], "notes": notes}
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    lines = [f"{count} clips encoded, {len(skipped)} files skipped", *map(str, skipped)]
+    lines = [f"{count} clips encoded, {len(skipped)} files skipped", *map(str, skipped), *notes]
     (folder / "report.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -1,6 +1,7 @@
 """The CLIP that measures videos: a built-in one, or one that the user names, with its own preprocessing."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rlvid.models.text_limit import TextLimit, token_counts
 from rlvid.reward.load import BUILTIN, load_reward
 
 
@@ -27,13 +29,18 @@ class NamedClip:
     Args:
         images: N images (C, H, W), uint8, on the CPU -> features (N, D).
         texts: N prompts -> features (N, D).
+        limit: of a prompt.
         chunk: most images that are embedded at once.
     """
 
     def __init__(
-        self, images: Callable[[list[Tensor]], Tensor], texts: Callable[[list[str]], Tensor], chunk: int = 64
+        self,
+        images: Callable[[list[Tensor]], Tensor],
+        texts: Callable[[list[str]], Tensor],
+        limit: TextLimit,
+        chunk: int = 64,
     ) -> None:
-        self._images, self._texts, self._chunk = images, texts, chunk
+        self._images, self._texts, self.limit, self._chunk = images, texts, limit, chunk
 
     @torch.no_grad()
     def image_features(self, frames_BSCHW: Tensor) -> Tensor:
@@ -93,7 +100,7 @@ def _hugging_face(name: str, device: str | torch.device) -> NamedClip:
         tokens = processor.tokenizer(prompts, padding=True, truncation=True, max_length=length, return_tensors="pt")
         return model.get_text_features(**tokens.to(model.device)).pooler_output
 
-    return NamedClip(images, texts)
+    return NamedClip(images, texts, TextLimit(f"--clip {name}", length, partial(token_counts, processor.tokenizer)))
 
 
 def _open_clip(architecture: str, file: Path, device: str | torch.device) -> NamedClip:
@@ -117,4 +124,10 @@ def _open_clip(architecture: str, file: Path, device: str | torch.device) -> Nam
         ready = torch.stack([prepare(to_pil_image(each)) for each in pixels])
         return model.encode_image(ready.to(device))
 
-    return NamedClip(images, lambda prompts: model.encode_text(tokenise(prompts).to(device)))
+    def counts(prompts: list[str]) -> list[int]:
+        if isinstance(tokenise, open_clip.SimpleTokenizer):
+            return [len(tokenise.encode(prompt)) + 2 for prompt in prompts]
+        return token_counts(tokenise.tokenizer, prompts)
+
+    limit = TextLimit(f"--clip {architecture}", tokenise.context_length, counts)
+    return NamedClip(images, lambda prompts: model.encode_text(tokenise(prompts).to(device)), limit)

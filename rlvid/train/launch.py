@@ -35,8 +35,10 @@ from rlvid.data.sources import encoded_clips, sample_prompts
 from rlvid.data.storage import Mirror, home, is_uri, run_mirror
 from rlvid.models.folders import model_folder, movable, resolved_shape
 from rlvid.models.lora import check_targets
+from rlvid.models.text_limit import model_text_limit, notices
 from rlvid.models.unet3d import denoiser_outline
 from rlvid.reward.load import check_reward
+from rlvid.reward.text_limit import reward_text_limits
 from rlvid.train.checkpoint import find_checkpoints
 from rlvid.train.looks import guard_prompts
 from rlvid.train.nodes import BOOTSTRAP, check_nodes, check_resources, fits_now, needed, nodes_possible
@@ -152,6 +154,14 @@ def keep_clips(folder: Path, clips: Path) -> None:
     note.write_text(now, encoding="utf-8")
 
 
+def cut_captions(config: RunConfig, clips: Path) -> list[str]:
+    """A line on the captions and the guard's prompts that the text encoder or a reward reads in part only."""
+    limits = [model_text_limit(config.model.path), *reward_text_limits(config.reward)]
+    captions = EncodedClips.open(clips).captions
+    own = guard_prompts(config, []) if config.guard.every and config.guard.prompts is not None else []
+    return [*notices(limits, captions, "captions"), *notices(limits, own, "guard.prompts")]
+
+
 def _write_config(config: RunConfig, folder: Path) -> None:
     temporary = folder / "config.yaml.tmp"
     temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
@@ -247,6 +257,8 @@ def _fit(config: RunConfig, mirror: Mirror, console: Console, address: str | Non
         console.print("waiting for nodes that the cluster's autoscaler is to bring", highlight=False)
     clips = encoded_clips(config, console)
     keep_clips(folder, clips)
+    for line in cut_captions(config, clips):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     mirror.push()
 
     import ray.train

@@ -1,5 +1,6 @@
 """The command as a user meets it: help at once, and one clear line with exit code 2 for every mistake."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -88,7 +89,9 @@ def test_version() -> None:
         (["export", "nowhere", "--out", "model"], ["run 'nowhere': no such folder"]),
         (["train", "toy", "model.train=full", "method.kl=1"], ["keeps no copy of the base", "method.kl=0"]),
         (["generate", "builtin", ""], ["prompt 1", "empty"]),
-        (["generate", "builtin", "x" * 10_000], ["prompt 1", "10,000 characters; allowed: up to 1,000"]),
+        (["generate", "builtin", "a star", "a \x1b[31mwall"], ["prompt 2", "U+001B"]),
+        (["generate", "builtin", os.fsdecode(b"a caf\xe9")], [r"argument a caf\xe9", "UTF-8"]),
+        (["train", "toy", os.fsdecode(b"name=caf\xe9")], [r"argument name=caf\xe9", "UTF-8"]),
         (["generate", "builtin", "missing.txt"], ["missing.txt"]),
         (["encode", "/nowhere", "out"], ["/nowhere"]),
     ],

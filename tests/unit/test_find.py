@@ -10,7 +10,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from rlvid.data.find import find_clips
+from rlvid.data.find import Skipped, find_clips
 from rlvid.data.prompts import read_prompts
 
 
@@ -215,3 +215,9 @@ def test_what_lies_outside_is_read_only_where_asked_for(tmp_path: Path) -> None:
     (mine / "manifest.jsonl").symlink_to(other / "m.jsonl")
     with pytest.raises(ValueError, match=r"manifest\.jsonl: lies outside"):
         find_clips(mine)
+
+
+def test_a_line_names_its_file_once() -> None:
+    path = Path("clips/a.mp4")
+    assert str(Skipped(path, f"{path}: is empty")) == str(Skipped(path, "is empty")) == "clips/a.mp4: is empty"
+    assert str(Skipped(path, "\x1b[2J")) == "clips/a.mp4: \\x1b[2J"

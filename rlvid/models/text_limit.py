@@ -1,0 +1,72 @@
+"""How much of a prompt a text encoder reads: longer ones are cut, and that is counted and said."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from transformers import CLIPTokenizer, PreTrainedTokenizerBase
+
+from rlvid.models.folders import RANDOM, model_folder, read_config
+
+
+@dataclass(frozen=True)
+class TextLimit:
+    """The most tokens that a model reads of a prompt.
+
+    Attributes:
+        reader: the model, as a message names it.
+        tokens: the most, with the tokens that mark begin and end.
+        count: tokens of each prompt if it were not cut.
+    """
+
+    reader: str
+    tokens: int
+    count: Callable[[list[str]], list[int]]
+
+
+def notices(limits: Sequence[TextLimit], prompts: Iterable[str], kind: str = "prompts") -> list[str]:
+    """A line on the different prompts that are cut, with one of them; readers that cut the same ones share a line.
+
+    Args:
+        limits: of all that read the prompts.
+        prompts: each counts once.
+        kind: what the prompts are called.
+    """
+    different = list(dict.fromkeys(prompts))
+    readers: dict[tuple[int, tuple[str, ...]], list[str]] = {}
+    for limit in limits if different else ():
+        counts = limit.count(different)
+        cut = tuple(prompt for prompt, count in zip(different, counts, strict=True) if count > limit.tokens)
+        if cut and limit.reader not in readers.setdefault((limit.tokens, cut), []):
+            readers[limit.tokens, cut].append(limit.reader)
+    return [
+        f"{len(cut)} of {len(different)} different {kind} are longer than {tokens} tokens, and the rest of each has no "
+        f"effect; this is the limit of {', '.join(names)}; for example {cut[0][:60]!r}"
+        for (tokens, cut), names in readers.items()
+    ]
+
+
+def token_counts(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> list[int]:
+    """Tokens of each prompt by a tokenizer of transformers, with those that mark begin and end."""
+    return [len(ids) for ids in tokenizer(prompts, verbose=False)["input_ids"]]
+
+
+def model_text_limit(path: str) -> TextLimit:
+    """The limit of a model's text encoder, from its tokenizer and configuration; no weights are read.
+
+    Args:
+        path: ``model.path``.
+
+    Raises:
+        ValueError: see ``model_folder``.
+    """
+    folder = model_folder(path)
+    if path == RANDOM:
+        from rlvid.models.untrained import clip_tokenizer
+
+        tokenizer = clip_tokenizer()
+    else:
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    positions = read_config(folder, "text_encoder").get("max_position_embeddings", tokenizer.model_max_length)
+    length = min(tokenizer.model_max_length, positions)
+    return TextLimit("the model's text encoder", length, partial(token_counts, tokenizer))

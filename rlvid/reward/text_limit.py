@@ -1,0 +1,70 @@
+"""How much of a prompt a run's rewards read; from tokenizers and configurations alone, without weights."""
+
+import json
+from functools import partial
+from importlib import resources
+from pathlib import Path
+
+from open_clip.tokenizer import SimpleTokenizer
+from transformers import BertTokenizer, CLIPTokenizer
+
+from rlvid.config.reward import RewardConfig
+from rlvid.models.text_limit import TextLimit, token_counts
+from rlvid.reward import imagereward, published
+from rlvid.reward.load import BUILTIN
+
+_CLIP_LENGTH = 77
+
+
+def reward_text_limits(config: RewardConfig) -> list[TextLimit]:
+    """The limits of a run's rewards, the held-out one among them, each once.
+
+    Raises:
+        ValueError: a reward's files are not what they should be.
+    """
+    parts = [*config.parts, *([(config.held_out, config.held_out_path)] if config.held_out else [])]
+    return [limit for name, path in dict.fromkeys(parts) if (limit := reward_text_limit(name, path))]
+
+
+def reward_text_limit(name: str, path: str | None = None) -> TextLimit | None:
+    """The limit of a reward; None of one that reads no prompt, is the user's own, or has random weights.
+
+    Raises:
+        ValueError: its files are not what they should be.
+    """
+    reader, where = f"the reward {name!r}", f"the reward {name!r} from {path!r}"
+    if name in BUILTIN:
+        weights = Path(str(resources.files("rlvid"))) / "toy" / "weights"
+        config = json.loads((weights / BUILTIN[name] / "config.json").read_text(encoding="utf-8"))
+        words = CLIPTokenizer.from_pretrained(weights / "model" / "tokenizer", local_files_only=True)
+        return TextLimit(reader, config["text_cfg"]["context_length"], partial(token_counts, words))
+    if path is None or name == "aesthetic":
+        return None
+    if name == "imagereward" and (folder := imagereward.check_files(path, where)):
+        bert = BertTokenizer.from_pretrained(folder, local_files_only=True)
+        return TextLimit(reader, imagereward.LENGTH, partial(token_counts, bert))
+    if name in published.STRUCTURES and (source := published.check_files(name, path, where)):
+        return TextLimit(reader, _context_length(source), partial(_clip_counts, source))
+    return None
+
+
+def _context_length(source: Path) -> int:
+    """Of a published CLIP: a folder's own, else that of OpenAI's."""
+    for file, keys in {
+        "open_clip_config.json": ("model_cfg", "text_cfg", "context_length"),
+        "config.json": ("text_config", "max_position_embeddings"),
+    }.items():
+        if (source / file).is_file():
+            found = json.loads((source / file).read_text(encoding="utf-8"))
+            for key in keys:
+                found = found.get(key, {})
+            return found or _CLIP_LENGTH
+    return _CLIP_LENGTH
+
+
+def _clip_counts(source: Path, prompts: list[str]) -> list[int]:
+    """Tokens by the folder's own tokenizer, else by OpenAI's."""
+    if (source / "tokenizer.json").is_file() or (source / "vocab.json").is_file():
+        return token_counts(CLIPTokenizer.from_pretrained(source, local_files_only=True), prompts)
+    words = SimpleTokenizer()
+    return [len(words.encode(prompt)) + 2 for prompt in prompts]
