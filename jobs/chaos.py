@@ -33,7 +33,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from chaos_cluster import LocalCluster, train_workers
+from chaos_cluster import LocalCluster, ask_for_token, train_workers
 from rich.console import Console
 from rich.table import Table
 
@@ -262,7 +262,7 @@ def parse(arguments: list[str]) -> Any:
 def main() -> int:
     """Kills, checks, shows; returns 1 if a run did not end as it should."""
     options, console = parse(sys.argv[1:]), Console(width=None if sys.stdout.isatty() else 120)
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # the cluster listens on this machine alone
+    ask_for_token()
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", str(int(SPOT in options.victims)))
     os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
     os.environ.pop("RAY_ADDRESS", None)

@@ -1,6 +1,8 @@
 """A Ray cluster of several nodes on this machine, and the processes of it that train."""
 
+import atexit
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -8,6 +10,21 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+
+def ask_for_token() -> None:
+    """Has a cluster that this process starts ask for a token, as Ray listens on every interface of the machine.
+
+    Call it before Ray is imported. A token of the user's is kept; else there is one in a file that goes with this
+    process.
+    """
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if not (os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")):
+        folder = tempfile.mkdtemp(prefix="rlvid-token-")  # readable by its owner alone
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        file = Path(folder, "auth_token")
+        file.write_text(secrets.token_hex(32), encoding="ascii")
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(file)
 
 
 class LocalCluster:

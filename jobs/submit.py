@@ -26,6 +26,7 @@ if sys.path and Path(sys.path[0] or ".").resolve() == ROOT / "jobs":
     sys.path[0] = str(ROOT)  # started as a script: tuning is beside jobs
 
 from rlvid.config import load_config  # noqa: E402
+from rlvid.credentials import refuse_credentials_in_arguments  # noqa: E402
 from rlvid.data.storage import split_uri  # noqa: E402
 from rlvid.terminal import complain  # noqa: E402
 from rlvid.train.reach import check_cluster, connect  # noqa: E402
@@ -83,8 +84,11 @@ def job_name(command: str, arguments: list[str], given: str | None = None) -> st
     """The job's name, once everything that can be known here to be wrong has been looked for.
 
     Raises:
-        ValueError: a setting is wrong, a path is not one of the cluster's, or the name cannot be a job's.
+        ValueError: a setting is wrong, an address holds credentials, a path is not one of the cluster's, or the name
+            cannot be a job's.
+            cannot be a job's.
     """
+    refuse_credentials_in_arguments(arguments)
     name, own = given or command, positional(arguments)
     if command == "train":
         if not own or arguments[0].startswith("-"):

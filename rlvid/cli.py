@@ -13,6 +13,7 @@ import typer
 
 from rlvid import __version__
 from rlvid.actions import evaluate_and_show, report_and_show, train_and_show
+from rlvid.credentials import refuse_credentials_in_arguments
 from rlvid.study.command import study
 from rlvid.terminal import complain, console, counter, fractions, numbers, say
 from rlvid.text import is_utf8
@@ -358,6 +359,7 @@ def main() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries while they load weights
     logging.basicConfig(level=logging.ERROR)
     try:
+        refuse_credentials_in_arguments(sys.argv[1:])
         if wrong := [text for text in sys.argv[1:] if not is_utf8(text)]:
             raise ValueError(f"argument {wrong[0]}: is not UTF-8; rename the file, or write the text in UTF-8")
         app()

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 from rlvid.config import RunConfig, load_config, read_description
 from rlvid.config.reward import absolute
 from rlvid.config.section import Section
+from rlvid.credentials import refuse_credentials, refuse_credentials_in_arguments
 from rlvid.data.prompts import has_prompts, resolve_prompts
 from rlvid.models.folders import movable
 from rlvid.toy.captions import PROMPT_SETS
@@ -253,8 +254,10 @@ def load_sweep(source: str, overrides: list[str] | None = None) -> Sweep:
     evaluation = data.get("evaluation")
     if isinstance(evaluation, dict) and has_prompts(beside := path.parent / str(evaluation.get("prompts"))):
         data["evaluation"] = evaluation | {"prompts": str(beside)}
+    refuse_credentials_in_arguments(overrides or [])
     for override in overrides or []:
         _override(data, override)
+    refuse_credentials(data, "")
     try:
         return Sweep.model_validate(data)
     except ValidationError as error:

@@ -14,6 +14,7 @@ from rlvid.config.guard import GuardConfig
 from rlvid.config.methods import METHODS, AnyMethod, InstructVideoConfig
 from rlvid.config.reward import Precision, RewardConfig
 from rlvid.config.section import Decay, Section
+from rlvid.credentials import refuse_credentials, refuse_credentials_in_arguments
 
 
 class LoraConfig(Section):
@@ -282,6 +283,7 @@ def load_config(source: str | Path | dict[str, Any], overrides: list[str] | None
         ValueError: in one line: the file or key, the value, what is allowed.
     """
     data = deepcopy(source) if isinstance(source, dict) else read_description(source)
+    refuse_credentials_in_arguments(overrides or [])
     for override in overrides or []:
         _override(data, override)
     return parse_config(data)
@@ -306,6 +308,7 @@ def read_description(source: str | Path) -> dict[str, Any]:
 
 def parse_config(data: dict[str, Any]) -> RunConfig:
     """Validates a mapping; raises ValueError with one line that names every wrong key."""
+    refuse_credentials(data, "")
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:

@@ -26,6 +26,8 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 from pyarrow import fs
 
+from rlvid.credentials import refuse_credentials
+
 _CHUNK = 8 * 2**20
 _LEFT_OUT = re.compile(r"archive/|videos/|step-\d+/(engine/|algorithm\.pt)|\.|.*\.tmp$")
 """Of a run, what only workers or evaluations need, or nobody."""
@@ -53,16 +55,33 @@ def home(storage: str) -> Path:
     """Absolute folder of this machine that holds run folders: the storage itself, or the cache of a URI."""
     if not is_uri(storage):
         return Path(storage).expanduser().resolve()
-    cache = Path(os.environ.get("RLVID_CACHE") or "~/.cache/rlvid").expanduser().resolve()
+    try:
+        cache = Path(os.environ.get("RLVID_CACHE") or "~/.cache/rlvid").expanduser().resolve()
+    except RuntimeError:
+        raise ValueError("this user has no home folder to keep copies of a store in; set RLVID_CACHE to one") from None
     return cache / "storage" / hashlib.sha256(storage.rstrip("/").encode()).hexdigest()[:12]
+
+
+def _check_cache(storage: str) -> None:
+    """Raises ValueError where the copies of a store cannot be kept on this machine."""
+    folder = home(storage)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(
+            f"copies of {storage!r} cannot be kept in {folder} ({error.strerror}); set RLVID_CACHE to a folder "
+            "that you may write to"
+        ) from None
 
 
 def locate(storage: str, under: str) -> tuple[fs.FileSystem, str]:
     """The file system of a folder or URI, and the path in it of a place below.
 
     Raises:
-        ValueError: the URI is not one that pyarrow reads.
+        ValueError: the URI is not one that pyarrow reads, or holds credentials.
     """
+    refuse_credentials(storage, "the storage")
     try:
         store, root = fs.FileSystem.from_uri(storage)
     except (pa.ArrowException, OSError) as error:
@@ -97,6 +116,8 @@ class Mirror:
         self._store: fs.FileSystem | None = None
         if is_uri(storage):
             self._store, self._root = locate(storage, under)
+            if folder is None:
+                _check_cache(storage)
 
     def pull(self, wanted: Callable[[str], bool] | None = None) -> None:
         """Brings the folder to the store's state; ``wanted`` says of a file's path below it whether it is looked at.

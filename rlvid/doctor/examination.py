@@ -6,6 +6,7 @@ from functools import partial
 
 from rich.markup import escape
 
+from rlvid.credentials import refuse_credentials
 from rlvid.doctor.finding import Finding, examine
 from rlvid.terminal import console
 
@@ -14,6 +15,7 @@ _STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
 def examination(storage: str, address: str | None, run: str | None, quick: bool) -> Iterator[Finding]:
     """All findings: of a run alone where one is named, else of the machine, and without ``quick`` of the cluster."""
+    refuse_credentials(storage, "--storage")
     if run is not None:
         from rlvid.doctor.run import check_run
 

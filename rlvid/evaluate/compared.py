@@ -13,6 +13,7 @@ from typing import Any, Literal
 from rlvid import __version__
 from rlvid.config import RunConfig
 from rlvid.config.reward import RewardConfig
+from rlvid.credentials import refuse_credentials
 from rlvid.data.storage import is_uri
 from rlvid.evaluate.run import TunedModel, find_checkpoints_of, load_found, run_folder_of, scale_name
 from rlvid.models.folders import movable, resolved_shape
@@ -44,6 +45,7 @@ def parse_spec(text: str) -> Spec:
     Raises:
         ValueError: it is empty, or has no number where the scale should be.
     """
+    refuse_credentials(text, "MODEL")
     if not text.strip():
         raise ValueError(f"MODEL is empty; expected {FORM}")
     if not is_uri(text) and run_folder_of(text):

@@ -42,9 +42,10 @@ from rlvid.reward.text_limit import reward_text_limits
 from rlvid.train.checkpoint import find_checkpoints
 from rlvid.train.looks import guard_prompts
 from rlvid.train.nodes import BOOTSTRAP, check_nodes, check_resources, fits_now, needed, nodes_possible
-from rlvid.train.reach import knock, refusal
+from rlvid.train.reach import check_session_folder, reach, refusal
 from rlvid.train.record import check_resume, latest_checkpoint, mend_record
 from rlvid.train.resume import notice
+from rlvid.train.token import make_own_token
 
 log = logging.getLogger("rlvid.train")
 
@@ -172,7 +173,8 @@ def start_ray(address: str | None = None) -> None:
     """Connects to the cluster of ``address`` or RAY_ADDRESS, else starts Ray on this machine; quietly.
 
     Raises:
-        ValueError: no cluster answers at the address, or it does not let us in, or has another Ray or Python.
+        ValueError: no cluster answers at the address, or it does not let us in, or has another Ray or Python; or the
+            folder of Ray's session cannot be used.
     """
     import ray
 
@@ -186,10 +188,13 @@ def start_ray(address: str | None = None) -> None:
     target = address or os.environ.get("RAY_ADDRESS") or "local"
     # Its watcher is a process more for each start of the workers; a machine that is the whole cluster tells nothing.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0" if target == "local" else "1")
-    if target != "local":
-        knock(target)
+    local: dict[str, Any] = {"include_dashboard": False} if target == "local" else {}
+    if local:
+        check_session_folder()
+        make_own_token()
+    else:
+        target = reach(target)
     try:
-        local: dict[str, Any] = {"include_dashboard": False} if target == "local" else {}
         with _silent_stderr():
             ray.init(address=target, log_to_driver=False, logging_level="ERROR", **local)
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:

@@ -10,22 +10,21 @@ import os
 import re
 import socket
 import sys
+import tempfile
 import urllib.error
+import urllib.parse
 import urllib.request
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from rlvid.credentials import refuse_credentials
+from rlvid.train.token import PLACES, token
+
 _SECONDS = 10.0
 """How long the cluster may take to answer."""
-
-
-def token() -> str | None:
-    """The token as Ray looks for it: RAY_AUTH_TOKEN, the file of RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token."""
-    if given := os.environ.get("RAY_AUTH_TOKEN"):
-        return given.strip()
-    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    return file.read_text(encoding="utf-8").strip() if file.is_file() else None
+_SOCKET_BYTES = 107
+"""How long the path of a Unix socket may be."""
 
 
 def check_cluster(address: str) -> dict[str, str]:
@@ -34,29 +33,47 @@ def check_cluster(address: str) -> dict[str, str]:
     Raises:
         ValueError: otherwise, in one line.
     """
+    refuse_credentials(address if "://" in address else f"http://{address}", "--address or RAY_API_SERVER_ADDRESS")
     if not address.startswith(("http://", "https://")):
         raise ValueError(f"--address {address!r}: give the dashboard's address, such as http://127.0.0.1:8265")
+    _pass_proxies_by(address)
     headers: dict[str, str] = {}
     try:
         theirs = ask(address, "/api/version", headers)
     except PermissionError:  # only a cluster that asks for a token is shown it
         held = token()
         if held is None:
-            raise ValueError(
-                f"the cluster at {address} asks for a token and there is none here; copy the cluster's into "
-                "~/.ray/auth_token or RAY_AUTH_TOKEN (`ray get-auth-token` on the head prints it)"
-            ) from None
+            raise _no_token(address) from None
         headers = {"Authorization": f"Bearer {held}"}
         try:
             theirs = ask(address, "/api/version", headers)
         except PermissionError:
-            raise ValueError(
-                f"the cluster at {address} refuses the token of this machine (RAY_AUTH_TOKEN, else ~/.ray/auth_token); "
-                "copy the cluster's (`ray get-auth-token` on the head prints it)"
-            ) from None
+            raise _wrong_token(address) from None
     python = (ask(address, "/api/v0/cluster_metadata", headers).get("data") or {}).get("pythonVersion")
     check_versions(address, str(theirs.get("ray_version")), python)
     return headers
+
+
+def _pass_proxies_by(address: str) -> None:
+    """Keeps what is asked of this machine, and the token, from a proxy of the environment (http_proxy)."""
+    found = re.match(r"https?://(?:(localhost|127\.[\d.]+)|\[(::1)\])(?:[:/]|$)", address)
+    if found:
+        listed = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+        os.environ["no_proxy"] = ",".join(filter(None, [listed, found[1] or found[2]]))
+
+
+def _no_token(address: str) -> ValueError:
+    return ValueError(
+        f"the cluster at {address} asks for a token and there is none here (looked for in {PLACES}); copy the "
+        "cluster's into one of these (`ray get-auth-token` on the head prints it)"
+    )
+
+
+def _wrong_token(address: str) -> ValueError:
+    return ValueError(
+        f"the cluster at {address} refuses the token of this machine (the first of {PLACES}); copy the cluster's there "
+        "(`ray get-auth-token` on the head prints it)"
+    )
 
 
 def check_versions(address: str, ray_version: str, python: str | None) -> None:
@@ -71,6 +88,13 @@ def check_versions(address: str, ray_version: str, python: str | None) -> None:
             )
 
 
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect, which would take the token to whatever host an answer names."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Has the redirect raised as an error."""
+
+
 def ask(address: str, path: str, headers: dict[str, str]) -> dict[str, Any]:
     """The JSON at a path of the dashboard, {} where the path is unknown.
 
@@ -80,10 +104,16 @@ def ask(address: str, path: str, headers: dict[str, str]) -> dict[str, Any]:
     """
     request = urllib.request.Request(address + path, headers=headers)
     try:
-        with urllib.request.urlopen(request, timeout=_SECONDS) as answer:
+        with urllib.request.build_opener(_NoRedirects).open(request, timeout=_SECONDS) as answer:
             found = json.load(answer)
     except urllib.error.HTTPError as error:
         error.close()
+        if 300 <= error.code < 400:
+            there = urllib.parse.urlsplit(error.headers.get("Location") or "")
+            raise ValueError(
+                f"{address} answers {error.code} and sends on to {there.scheme}://{there.netloc.rpartition('@')[2]}; "
+                "the token goes to no other address: give the dashboard's own"
+            ) from None
         if error.code in (401, 403):
             raise PermissionError(error.code) from None
         if error.code == 404 and path != "/api/version":
@@ -110,23 +140,91 @@ def connect(address: str, headers: dict[str, str]) -> Any:
     return JobSubmissionClient(address, headers=headers)
 
 
-def knock(address: str) -> None:
-    """Raises ValueError when nobody answers at ``HOST:PORT``; other addresses (auto, ray://) are Ray's to judge."""
+def reach(address: str) -> str:
+    """Finds the cluster of ``HOST:PORT`` or ``auto``, and shows it the token if it asks for one; returns HOST:PORT.
+
+    Ray itself shows a token only where RAY_AUTH_MODE says so, and tries for 20 seconds before it gives no reason.
+
+    Raises:
+        ValueError: another kind of address, nobody answers, not a cluster, or one that does not let us in.
+    """
+    if address == "auto":  # to Ray, too
+        address = os.environ.get("RAY_ADDRESS") or "auto"
+    refuse_credentials(address if "://" in address else f"ray://{address}", "--address or RAY_ADDRESS")
     if address.startswith(("http://", "https://")):
         raise ValueError(
             f"{address} is a dashboard, which takes jobs (python jobs/submit.py --address {address} train ...); a "
             "driver that runs here needs the cluster's own address, such as HOST:6379"
         )
-    found = re.fullmatch(r"(?:ray://)?\[?([^/\s]+?)\]?:(\d{1,5})", address)
+    found = re.fullmatch(r"(\[[0-9A-Fa-f:.%]+\]|[^\[\]:/\s]+):(\d{1,5})", target := _resolve(address))
     if not found:
-        return
+        raise ValueError(
+            f"address {address!r} (--address, RAY_ADDRESS): expected HOST:PORT of the cluster, such as 10.0.0.1:6379, "
+            "or auto; Ray Data does not run through Ray's client (ray://): send a job to the dashboard instead "
+            "(python jobs/submit.py)"
+        )
     try:
-        socket.create_connection((found[1], int(found[2])), timeout=_SECONDS).close()
-    except (OSError, OverflowError) as error:
+        socket.create_connection((found[1].strip("[]"), int(found[2])), timeout=_SECONDS).close()
+    except (OSError, OverflowError, UnicodeError) as error:
         raise ValueError(
             f"no Ray cluster answers at {address!r} ({getattr(error, 'strerror', None) or error}); start one "
-            "(`ray start --head`) or leave the address out"
+            "(`ray start --head`) or leave the address out (--address, RAY_ADDRESS)"
         ) from None
+    if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):  # certificates are Ray's to judge
+        _show_token(address, target)
+    return target
+
+
+def _resolve(address: str) -> str:
+    """The address that ``auto`` stands for: the latest cluster of this machine."""
+    if address != "auto":
+        return address
+    from ray._private.services import canonicalize_bootstrap_address
+
+    try:
+        return str(canonicalize_bootstrap_address(address))
+    except ConnectionError:
+        raise ValueError(
+            "no Ray cluster answers at 'auto' (none runs on this machine); start one (`ray start --head`) or leave the "
+            "address out (--address, RAY_ADDRESS)"
+        ) from None
+
+
+def _show_token(address: str, target: str) -> None:
+    """Has Ray show the token if the cluster asks for it, once it is known to be the right one."""
+    if _lets_in(address, target, None):
+        return
+    held = token()
+    if held is None:
+        raise _no_token(address)
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        raise ValueError(
+            f"the cluster at {address} asks for a token, and RAY_AUTH_MODE = 'disabled' holds it back; unset it"
+        )
+    if not _lets_in(address, target, held):
+        raise _wrong_token(address)
+    os.environ["RAY_AUTH_MODE"] = "token"
+    from ray._raylet import Config
+
+    Config.initialize("")  # which has read the environment when Ray was imported
+
+
+def _lets_in(address: str, target: str, held: str | None) -> bool:
+    """Whether the cluster answers a question of Ray's protocol, with a token or without."""
+    import grpc
+
+    metadata = [("authorization", f"Bearer {held}")] if held else None
+    with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:  # as Ray does
+        try:
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")(b"", timeout=_SECONDS, metadata=metadata)
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                return False
+            raise ValueError(
+                f"{address!r} (--address, RAY_ADDRESS) does not answer as a Ray cluster; give the cluster's own "
+                "address, port 6379 as a rule"
+            ) from None
+    return True
 
 
 def refusal(address: str, error: Exception) -> ValueError:
@@ -138,10 +236,26 @@ def refusal(address: str, error: Exception) -> ValueError:
         except ValueError as told:
             return told
     if "authentic" in text.lower() or "token" in text.lower():
-        return ValueError(
-            f"the cluster at {address!r} refuses the token of this machine (RAY_AUTH_MODE=token with RAY_AUTH_TOKEN, "
-            "else ~/.ray/auth_token); copy the cluster's (`ray get-auth-token` on the head prints it)"
-        )
+        return _no_token(address) if token() is None else _wrong_token(address)
     return ValueError(
         f"no Ray cluster answers at {address!r} ({text[:200]}); start one (`ray start --head`) or leave the address out"
     )
+
+
+def check_session_folder() -> None:
+    """Raises ValueError where the Ray of this machine could not keep its sockets and logs, which it waits for long."""
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    below = f"/ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
+    longest = len(os.fsencode(folder)) + len(below)
+    why = f"it is too long for a socket, whose path ends at {_SOCKET_BYTES} bytes" if longest > _SOCKET_BYTES else None
+    try:
+        Path(folder, "ray").mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=Path(folder, "ray")) as file:
+            file.write(bytes(2**20))
+    except OSError as error:
+        why = why or error.strerror
+    if why:
+        raise ValueError(
+            f"Ray cannot keep its session in {folder!r} (RAY_TMPDIR, else TMPDIR, else /tmp): {why}; set RAY_TMPDIR to "
+            "a short path of a folder that you may write to and that has room, such as RAY_TMPDIR=/tmp"
+        )

@@ -12,12 +12,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Each room of the house, and the other rooms it may import. A room is a package or module right under rlvid/, or one
 # of the script folders beside it. Anyone may import rlvid itself, for its version.
-_BASE = {"config", "shapes", "randomness", "text"}
+_BASE = {"config", "credentials", "shapes", "randomness", "text"}
 _CORE = _BASE | {"models", "diffusion", "reward", "algorithms", "toy"}
 _PACKAGE = _CORE | {"train", "evaluate", "data"}
 MAY_IMPORT = {
     "rlvid": set(),
-    "config": {"shapes"},
+    "config": {"credentials", "shapes"},
+    "credentials": set(),
     "shapes": set(),
     "randomness": {"shapes"},
     "text": set(),

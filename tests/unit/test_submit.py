@@ -1,10 +1,12 @@
 """jobs/submit.py before anything travels: names, paths, and a cluster that does not answer, let in, or fit."""
 
 import json
+import os
 import socket
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.metadata import version
@@ -12,11 +14,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import grpc
 import pytest
 from aiohttp import ServerDisconnectedError
 
 from jobs import submit
-from rlvid.train.reach import check_cluster, knock, refusal
+from rlvid.train.reach import check_cluster, check_session_folder, reach, refusal
+from rlvid.train.token import make_own_token, token
 
 PYTHON = ".".join(map(str, sys.version_info[:3]))
 
@@ -118,6 +122,8 @@ def _no_token_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("no_proxy", "example.org")  # is added to
 
 
 def test_the_same_versions_are_let_pass() -> None:
@@ -151,6 +157,153 @@ def test_a_token_is_asked_for_shown_and_refused(monkeypatch: pytest.MonkeyPatch,
         assert check_cluster(address) == {"Authorization": "Bearer right"}
 
 
+@contextmanager
+def elsewhere(to: str) -> Iterator[str]:
+    """An HTTP server that sends everybody on to another address."""
+
+    class Sends(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(302)
+            self.send_header("Location", f"{to}{self.path}")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Sends)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_redirect_is_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "right")
+    with (
+        dashboard(version("ray"), PYTHON, token="right") as other,
+        elsewhere(other) as address,
+        pytest.raises(ValueError, match=rf"302.*{other}"),
+    ):
+        check_cluster(address)
+
+
+def test_a_proxy_is_passed_by_on_the_way_to_this_machine(monkeypatch: pytest.MonkeyPatch, closed_port: int) -> None:
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{closed_port}")
+    with dashboard(version("ray"), PYTHON) as address:
+        assert check_cluster(address) == {}
+
+
+@contextmanager
+def cluster(token: str | None = None) -> Iterator[str]:
+    """A gRPC server that answers as Ray's GCS does to the question whether it is there."""
+
+    class Answers(grpc.GenericRpcHandler):
+        def service(self, call: Any) -> Any:
+            given = dict(call.invocation_metadata).get("authorization")
+
+            def answer(request: bytes, context: Any) -> bytes:
+                if token is not None and given != f"Bearer {token}":
+                    context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken")
+                return b""
+
+            known = call.method == "/ray.rpc.NodeInfoGcsService/CheckAlive"
+            return grpc.unary_unary_rpc_method_handler(answer) if known else None
+
+    server = grpc.server(ThreadPoolExecutor(1), handlers=[Answers()])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(None).wait()
+
+
+def test_a_driver_shows_the_token_where_a_cluster_asks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    with cluster() as open_to_all:
+        assert reach(open_to_all) == open_to_all
+        assert "RAY_AUTH_MODE" not in os.environ
+    with cluster("right") as address:
+        with pytest.raises(ValueError, match=r"asks for a token and there is none here.*RAY_AUTH_TOKEN_PATH"):
+            reach(address)
+        monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong-one")
+        with pytest.raises(ValueError, match="refuses the token") as caught:
+            reach(address)
+        assert "wrong-one" not in str(caught.value)
+        monkeypatch.delenv("RAY_AUTH_TOKEN")
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+        (tmp_path / "token").write_text("right\nand a second line", encoding="utf-8")
+        monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+        with pytest.raises(ValueError, match="RAY_AUTH_MODE = 'disabled'"):
+            reach(address)
+        monkeypatch.delenv("RAY_AUTH_MODE")
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        assert reach("auto") == address
+        assert os.environ["RAY_AUTH_MODE"] == "token"
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")  # restored after the test
+
+
+@pytest.mark.parametrize("held", ["two\nlines", "tést", "a\rb", "  "])
+def test_a_token_that_no_header_can_carry_is_refused(monkeypatch: pytest.MonkeyPatch, held: str) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", held)
+    with (
+        dashboard(version("ray"), PYTHON, token="right") as address,
+        pytest.raises(ValueError, match="RAY_AUTH_TOKEN") as caught,
+    ):
+        check_cluster(address)
+    assert held.strip() == "" or held not in str(caught.value)
+
+
+def test_a_token_path_without_a_file_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/nowhere/token")
+    with cluster("right") as address, pytest.raises(ValueError, match="RAY_AUTH_TOKEN_PATH = '/nowhere/token'"):
+        reach(address)
+
+
+def test_a_ray_of_our_own_has_a_token_with_and_without_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    make_own_token()
+    file = tmp_path / ".ray" / "auth_token"
+    assert token() == file.read_text("ascii")
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in file.parent.iterdir()] == ["auth_token"]
+    (tmp_path / "file").touch()
+    for home in ("/proc/nohome", str(tmp_path / "file"), ""):
+        monkeypatch.setenv("HOME", home)
+        monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+        make_own_token()
+        assert len(token() or "") == 64
+        assert os.environ["RAY_AUTH_TOKEN"] == token()
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    make_own_token()
+    assert token() is None
+
+
+@pytest.mark.parametrize("folder", ["/proc/nothing", "file", "long-" * 20])
+def test_a_folder_that_ray_cannot_use_names_the_variable(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: str
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / folder))
+    with pytest.raises(ValueError, match="RAY_TMPDIR"):
+        check_session_folder()
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    check_session_folder()
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://user:hunter2@127.0.0.1:8265", "user:hunter2@127.0.0.1:6379", "http://127.0.0.1:8265?token=hunter2"],
+)
+def test_an_address_with_a_password_is_refused_without_it(address: str) -> None:
+    for ask in (check_cluster, reach):
+        with pytest.raises(ValueError, match="--address") as caught:
+            ask(address)
+        assert "hunter2" not in str(caught.value)
+
+
 @pytest.fixture
 def closed_port() -> int:
     with socket.socket() as probe:
@@ -162,7 +315,7 @@ def test_nobody_there_is_one_line(closed_port: int) -> None:
     with pytest.raises(ValueError, match=r"no Ray cluster answers at .*\(Connection refused\)"):
         check_cluster(f"http://127.0.0.1:{closed_port}")
     with pytest.raises(ValueError, match=r"no Ray cluster answers at '127.0.0.1:\d+' \(Connection refused\)"):
-        knock(f"127.0.0.1:{closed_port}")
+        reach(f"127.0.0.1:{closed_port}")
 
 
 @pytest.mark.parametrize(
@@ -171,8 +324,10 @@ def test_nobody_there_is_one_line(closed_port: int) -> None:
         (check_cluster, "127.0.0.1:8265", "give the dashboard's address"),
         (check_cluster, "http://127.0.0.1:abc", "is no Ray dashboard"),
         (check_cluster, "http://bad host:8265", "is no Ray dashboard"),
-        (knock, "http://127.0.0.1:8265", "is a dashboard, which takes jobs"),
-        (knock, "no-such-host.invalid:6379", "no Ray cluster answers"),
+        (reach, "http://127.0.0.1:8265", "is a dashboard, which takes jobs"),
+        (reach, "no-such-host.invalid:6379", "no Ray cluster answers"),
+        (reach, "ray://127.0.0.1:10001", "ray://127.0.0.1:10001"),
+        (reach, "127.0.0.1", "expected HOST:PORT"),
     ],
 )
 def test_the_wrong_kind_of_address_is_one_line(ask: Callable[[str], object], address: str, complaint: str) -> None:
