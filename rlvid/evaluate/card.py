@@ -1,20 +1,19 @@
 """The model card: what a fine-tuned model is, how it came about, what it cost, what it scores, what it is not for."""
 
-import json
-import math
 import re
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import BaseModel, ConfigDict, Field
 
 from rlvid import __version__
 from rlvid.config import RunConfig
 from rlvid.config.reward import RewardConfig
+from rlvid.evaluate.about import read_results
 from rlvid.evaluate.escape import markdown_code, markdown_text
-from rlvid.evaluate.evaluate import METRICS, Comparison, Summary
 from rlvid.evaluate.evaluated import Evaluated, Exported, find_evaluated
+from rlvid.evaluate.read import check, read_json
 from rlvid.evaluate.responsible import over_optimisation, worse_prompts
 from rlvid.evaluate.tables import markdown
 from rlvid.train.checkpoint import Found
@@ -51,7 +50,7 @@ def model_card(
         ValueError: the evaluation is damaged; or the one that was named has not the exported model.
     """
     evaluated = find_evaluated(Exported(run, checkpoint.step, scale), evaluation)
-    state = json.loads((checkpoint.folder / "state.json").read_text(encoding="utf-8"))
+    state = _standing(checkpoint.folder)
     parts = [_front_matter(config), f"# {markdown_text(name)}", _summary(config, checkpoint, scale)]
     parts += [
         _usage(config, frames, size),
@@ -75,7 +74,7 @@ def report_card(config: RunConfig, checkpoint: Found, run: Path, evaluation: Pat
         evaluation: an ``evaluation.parquet`` with models of the run.
         models: their names there.
     """
-    state = json.loads((checkpoint.folder / "state.json").read_text(encoding="utf-8"))
+    state = _standing(checkpoint.folder)
     parts = [_what(config, checkpoint), _training(config, state), _LIMITS, over_optimisation(run)]
     parts += [worse_prompts(evaluation, models)] if models else []
     return "\n\n".join(part.strip() for part in parts) + "\n"
@@ -166,7 +165,7 @@ frames = pipeline(
 {adapter if config.model.train == "lora" else ""}"""
 
 
-def _training(config: RunConfig, state: dict[str, Any]) -> str:
+def _training(config: RunConfig, state: "_Standing") -> str:
     reward, data = config.reward, config.data
     held_out = (
         f"{markdown_code(reward.held_out)} was measured and never trained on"
@@ -177,21 +176,40 @@ def _training(config: RunConfig, state: dict[str, Any]) -> str:
         "builtin": f"{data.clips} clips of the built-in renderer",
         "samples": f"{data.clips} samples of the base model",
     }.get(data.source, markdown_code(Path(data.source).name))
-    workers = int(state["workers"])
+    workers = int(state.workers)
     rows = {
         "Base": _base(config),
         "Method": f"{_method(config)}, D = {config.sampling.steps}, g = {config.sampling.guidance:g}",
         "Trained on the reward": _rewards(reward),
         "Held-out reward": held_out,
         "Data": f"{clips}, as sources and prompts",
-        "Steps": f"{state['step']} of {config.train.batch_size} videos, of which {int(state['skipped'])} were skipped",
-        "Videos shown to the reward": f"{int(state['videos']):,}",
-        "Seconds of training": f"{state['seconds']:,.0f}",
-        "Hardware": f"{workers} worker{'s' * (workers > 1)}, each on {state.get('hardware', 'hardware not recorded')}",
+        "Steps": f"{state.step:g} of {config.train.batch_size} videos, of which {int(state.skipped)} were skipped",
+        "Videos shown to the reward": f"{int(state.videos):,}",
+        "Seconds of training": f"{state.seconds:,.0f}",
+        "Hardware": f"{workers} worker{'s' * (workers > 1)}, each on {markdown_text(state.hardware)}",
         "Precision": f"{config.model.precision}, trained weights float32; ZeRO stage {config.train.zero_stage}",
-        "Versions": ", ".join(f"{package} {number}" for package, number in state["versions"].items()),
+        "Versions": markdown_text(", ".join(f"{package} {number}" for package, number in state.versions.items())),
     }
     return "\n".join(["## Training", "", "| | |", "|---|---|", *(f"| {key} | {text} |" for key, text in rows.items())])
+
+
+class _Standing(BaseModel):
+    """What a card shows of ``state.json``."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False)
+
+    step: Annotated[float, Field(ge=0)]
+    workers: Annotated[float, Field(ge=1)]
+    skipped: Annotated[float, Field(ge=0)]
+    videos: Annotated[float, Field(ge=0)]
+    seconds: Annotated[float, Field(ge=0)]
+    hardware: str = "hardware not recorded"
+    versions: dict[str, str]
+
+
+def _standing(checkpoint: Path) -> _Standing:
+    path = checkpoint / "state.json"
+    return check(path, _Standing, read_json(checkpoint, path))
 
 
 def _rewards(reward: RewardConfig) -> str:
@@ -228,23 +246,6 @@ def _evaluation(evaluated: Evaluated | None) -> str:
         level=2,
     )
     return f"{page}\nThe exported model is {markdown_text(evaluated.name)} here."
-
-
-def read_results(path: Path) -> tuple[list[Summary], list[Comparison], dict[str, str]]:
-    """What ``rlvid.evaluate.tables.json_text`` wrote: NaN where it wrote null, or where a metric is newer than it."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    summaries = []
-    for each in content["summaries"]:
-        for part, absent in (("mean", math.nan), ("std", math.nan), ("used", 0)):
-            found = {name: absent if value is None else value for name, value in each[part].items()}
-            each[part] = dict.fromkeys(METRICS, absent) | found
-        summaries.append(Summary(**each))
-    numbers = {each.name for each in fields(Comparison) if each.type is float}
-    comparisons = [
-        Comparison(**{k: math.nan if k in numbers and v is None else v for k, v in each.items()})
-        for each in content["comparisons"]
-    ]
-    return summaries, comparisons, content["facts"]
 
 
 _LIMITS = """

@@ -2,10 +2,8 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import yaml
-
+from rlvid.evaluate.about import AboutModel, read_about
 from rlvid.evaluate.responsible import find_evaluation
 
 _FILES = ("evaluation.yaml", "evaluation.json", "evaluation.parquet")
@@ -71,16 +69,13 @@ def _evaluated(exported: Exported, folder: Path) -> Evaluated:
     if not path.is_file():
         why = f"it has no evaluation.yaml, which tells its models apart; {_again(exported)}"
         return Evaluated(folder, (), None, why)
-    try:
-        about = yaml.safe_load(path.read_text(encoding="utf-8"))
-        base = next((str(m["name"]) for m in about["models"] if m["kind"] == "base"), None)
-        tuned = {str(m["name"]): m for m in about["models"] if m["kind"] != "base"}
-        name = _row_of(exported, tuned) if exported.scale else base
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({' '.join(str(error).split())[:200]}); evaluate again") from None
-    if about.get("complete") is False:
+    about, _ = read_about(folder)
+    base = next((model.name for model in about.models if model.kind == "base"), None)
+    tuned = {model.name: model for model in about.models if model.kind != "base"}
+    name = _row_of(exported, tuned) if exported.scale else base
+    if not about.complete:
         return Evaluated(folder, tuple(tuned), None, "it is not finished; start the same rlvid evaluate again")
-    known = ", ".join(f"{each} (step {m.get('step')})" for each, m in tuned.items()) or "the base alone"
+    known = ", ".join(f"{each} (step {m.step})" for each, m in tuned.items()) or "the base alone"
     why = f"the exported model, {exported.model}, is not in it, but {known}; {_again(exported)}"
     return Evaluated(folder, tuple(tuned), name, "" if name else why)
 
@@ -89,7 +84,7 @@ def _again(exported: Exported) -> str:
     return f"evaluate it (rlvid evaluate '{exported.model}'), and export again"
 
 
-def _row_of(exported: Exported, models: dict[str, dict[str, Any]]) -> str | None:
+def _row_of(exported: Exported, models: dict[str, AboutModel]) -> str | None:
     """By the run's folder; where an evaluation's run is no longer at its place, by the name of the folder."""
 
     def same(path: str) -> bool:
@@ -99,10 +94,8 @@ def _row_of(exported: Exported, models: dict[str, dict[str, Any]]) -> str | None
     found = [
         name
         for name, model in models.items()
-        if model.get("step") == exported.step and _scale(model) == exported.scale and same(str(model["path"]))
+        if model.step == exported.step
+        and (1.0 if model.scale is None else model.scale) == exported.scale
+        and same(model.path or "")
     ]
     return found[0] if found else None
-
-
-def _scale(model: dict[str, Any]) -> float:
-    return float(1 if model.get("scale") is None else model["scale"])

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-from pyarrow import parquet
-
 from rlvid.evaluate.escape import markdown_text
+from rlvid.evaluate.read import KEY, read_table
 from rlvid.train.looks import read_means, summary, warnings_of
 
 _SHOWN = 10
@@ -77,15 +75,12 @@ def worse_prompts(path: Path, models: Iterable[str] | None = None, shown: int = 
     Raises:
         ValueError: the file is damaged.
     """
-    try:
-        rows = parquet.read_table(path).to_pylist()
-        base = rows[0]["model"]
-        wanted = list(dict.fromkeys(row["model"] for row in rows if row["model"] != base))
-        wanted = [model for model in wanted if models is None or model in set(models)]
-        metric = next((m for m in _NAMES if any(_finite(row.get(m)) for row in rows)), None)
-        found = {} if metric is None else {model: _outcomes(rows, base, model, metric) for model in wanted}
-    except (pa.ArrowInvalid, OSError, KeyError, IndexError) as error:
-        raise ValueError(f"{path} is damaged ({' '.join(str(error).split())[:200]}); evaluate again") from None
+    rows = read_table(path.parent, path, (*KEY, "prompt"), metrics=True)
+    base = rows[0]["model"] if rows else ""
+    wanted = list(dict.fromkeys(row["model"] for row in rows if row["model"] != base))
+    wanted = [model for model in wanted if models is None or model in set(models)]
+    metric = next((m for m in _NAMES if any(math.isfinite(row.get(m, math.nan)) for row in rows)), None)
+    found = {} if metric is None else {model: _outcomes(rows, base, model, metric) for model in wanted}
     parts = ["## Prompts that got worse", ""]
     if not any(found.values()):
         return "\n".join([*parts, "The evaluation has no pair of videos with a reward to compare."])
@@ -109,8 +104,8 @@ def _outcomes(rows: list[dict[str, Any]], base: str, model: str, metric: str) ->
 
     def keyed(name: str) -> dict[tuple, tuple[str, float]]:
         return {
-            (row["set"], row["index"], row["steps"], row.get("copy", 0)): (row["prompt"], row[metric])
-            for row in rows if row["model"] == name and _finite(row[metric])
+            (row["set"], row["index"], row["steps"], row["copy"]): (row["prompt"], row[metric])
+            for row in rows if row["model"] == name and math.isfinite(row[metric])
         }  # fmt: skip
 
     before, after = keyed(base), keyed(model)
@@ -122,7 +117,3 @@ def _outcomes(rows: list[dict[str, Any]], base: str, model: str, metric: str) ->
         Worse(name, prompt, *(sum(side) / len(side) for side in zip(*values, strict=True)))
         for (name, _, prompt), values in sorted(pairs.items())
     ]
-
-
-def _finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 import yaml
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from rlvid.config import RunConfig, parse_config
 from rlvid.data.storage import is_uri, run_mirror, split_uri
 from rlvid.evaluate.generate import generate
 from rlvid.evaluate.pictures import before_after, reward_curve
+from rlvid.evaluate.scalars import read_scalars
 from rlvid.models.lora import lora_scale
 from rlvid.models.trained import blend, load_trainable, load_trained
 from rlvid.models.unet3d import UNet3DModel
@@ -151,9 +151,7 @@ def picture_before_after(tuned: TunedModel, prompts: list[str], path: Path, seed
 
 def picture_reward_curve(run: Path, path: Path) -> None:
     """Writes the trained and the held-out reward of a run's TensorBoard events against its steps."""
-    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0}, purge_orphaned_data=True)
-    events.Reload()
-    tags = {tag: label for tag, label in _CURVES.items() if tag in events.Tags()["scalars"]}
-    found = {label: {e.step: e.value for e in events.Scalars(tag)} for tag, label in tags.items()}
+    scalars = read_scalars(run / "tensorboard", _CURVES.__contains__)
+    found = {label: scalars[tag] for tag, label in _CURVES.items() if tag in scalars}
     steps = sorted({step for values in found.values() for step in values})
     reward_curve(path, steps, {name: [values.get(s, math.nan) for s in steps] for name, values in found.items()})

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rlvid.evaluate.read import read_table
 from rlvid.evaluate.rows import EXTRA, Comparison, Row, metrics_of
 
 
@@ -35,21 +36,6 @@ def comparisons_table(comparisons: Iterable[Comparison]) -> pa.Table:
             for name, field in named.items()
         }
     )
-
-
-@contextmanager
-def told_if_damaged(path: Path) -> Iterator[None]:
-    """Around the reading of a file that an evaluation keeps.
-
-    Raises:
-        ValueError: it cannot be read; says what to do.
-    """
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(
-            f"{path} is damaged ({' '.join(str(error).split())}); delete it, and it is made anew"
-        ) from None
 
 
 @contextmanager
@@ -90,10 +76,12 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         ValueError: the file is damaged.
     """
-    known, rows = {each.name for each in fields(Row)}, []
-    with told_if_damaged(path):
-        found = pq.ParquetFile(path).read().to_pylist()
-    for kept in found:
-        extra = {name: kept.pop(name) for name in list(kept) if name not in known and name.startswith(EXTRA)}
-        rows.append(Row(**kept, extra=extra))
-    return rows
+    kept = read_table(path.parent, path, [f.name for f in fields(Row) if f.name != "extra"], metrics=True)
+    known = {each.name for each in fields(Row)}
+    return [
+        Row(
+            **{name: value for name, value in row.items() if name in known},
+            extra={name: value for name, value in row.items() if name.startswith(EXTRA) and name not in known},
+        )
+        for row in kept
+    ]

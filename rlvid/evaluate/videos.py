@@ -4,22 +4,21 @@ A part is written whole or not at all, and says in its metadata what its videos 
 part for its own only if that is what it would make. ``frames`` is empty where the model gave a pixel that is no number.
 """
 
-import io
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from PIL import Image
 from torch import Tensor
 
 from rlvid.data.archive import png_bytes
 from rlvid.data.videos import to_bytes
-from rlvid.evaluate.scores import told_if_damaged
+from rlvid.evaluate.frames import decode_frames
+from rlvid.evaluate.read import damaged, open_table, read_table, sound
 
 SCHEMA = pa.schema(
     [
@@ -34,6 +33,7 @@ SCHEMA = pa.schema(
     ]
 )
 _KEY = b"rlvid.identity"
+_IDENTITY = re.compile(rb"[0-9a-f]{16}")
 _ROWS_IN_GROUP = 4  # a group is read whole, and pages show one video here and one there
 
 
@@ -75,14 +75,17 @@ def identity_of(path: Path) -> str:
     Raises:
         ValueError: the file is damaged.
     """
-    with told_if_damaged(path):
-        return ((pq.read_schema(path).metadata or {}).get(_KEY) or b"").decode()
+    with sound(path):
+        found = (pq.read_schema(path).metadata or {}).get(_KEY) or b""
+    return found.decode() if _IDENTITY.fullmatch(found) else ""  # it becomes the name of a file
 
 
 def copy_part(source: Path, target: Path, rows: Sequence[dict[str, Any]]) -> None:
     """The same videos under other names: what the rows say, whole or not at all."""
-    with told_if_damaged(source):
-        frames = pq.ParquetFile(source).read(columns=["frames"])["frames"]
+    with open_table(source.parent, source, ["frames"]) as file, sound(source):
+        frames = file.read(columns=["frames"])["frames"]
+    if len(frames) != len(rows):
+        raise damaged(source, f"{len(frames)} videos; expected {len(rows)}")
     table = pa.Table.from_pylist([dict(row) for row in rows], pa.schema([f for f in SCHEMA if f.name != "frames"]))
     _write(target, table.append_column(SCHEMA.field("frames"), frames), identity_of(source))
 
@@ -90,8 +93,7 @@ def copy_part(source: Path, target: Path, rows: Sequence[dict[str, Any]]) -> Non
 def labels_of(path: Path) -> list[dict[str, Any]]:
     """The rows of a part without their frames."""
     names = [field.name for field in SCHEMA if field.name != "frames"]
-    with told_if_damaged(path):
-        return pq.ParquetFile(path).read(columns=names).to_pylist()
+    return read_table(path.parent, path, names)
 
 
 def read_part(path: Path) -> Tensor:
@@ -100,23 +102,22 @@ def read_part(path: Path) -> Tensor:
     Raises:
         ValueError: the file is damaged.
     """
-    with told_if_damaged(path):
-        kept = pq.ParquetFile(path).read(columns=["frames"])["frames"].to_pylist()
-        videos = [None if not frames else torch.stack([_frame(each) for each in frames]) for frames in kept]
+    kept = [row["frames"] for row in read_table(path.parent, path, ["frames"])]
+    videos = [_video(frames, f"{path}: video {place}") if frames else None for place, frames in enumerate(kept)]
     shape = next((video.shape for video in videos if video is not None), (2, 3, 8, 8))
+    if any(video is not None and video.shape != shape for video in videos):
+        raise damaged(path, "videos of several shapes")
     broken = torch.full(shape, torch.nan)
     return torch.stack([broken if video is None else video for video in videos])
 
 
-def _frame(data: bytes) -> Tensor:
-    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255
+def _video(frames: Sequence[bytes], where: str) -> Tensor:
+    return torch.from_numpy(decode_frames(frames, where)).permute(0, 3, 1, 2).float() / 255
 
 
 def shape_of(path: Path) -> tuple[float, int, int] | None:
     """fps, frames and size of the first video of a part that has frames; None where none has."""
-    with told_if_damaged(path):
-        for row in pq.ParquetFile(path).read(columns=["fps", "frames"]).to_pylist():
-            if row["frames"]:
-                return row["fps"], len(row["frames"]), _frame(row["frames"][0]).shape[-1]
+    for row in read_table(path.parent, path, ["fps", "frames"]):
+        if row["frames"]:
+            return row["fps"], len(row["frames"]), _video(row["frames"][:1], f"{path}: a video").shape[-1]
     return None

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import yaml
-from pyarrow import parquet
 
+from rlvid.evaluate.about import About, read_about, score_rows
 from rlvid.evaluate.columns import COLUMNS
+from rlvid.evaluate.read import read_table
 from rlvid.evaluate.rows import FEWEST
 
 
@@ -62,6 +61,7 @@ class Difference:
 class Part:
     """A Parquet file of videos: which models count in it, and how they are called here."""
 
+    folder: Path
     path: Path
     names: dict[str, str]
 
@@ -130,35 +130,20 @@ def read_evidence(folder: Path) -> Evidence:
         ValueError: it is none or unfinished, a file of it is missing or damaged, a prompt is empty, or scores are
             missing.
     """
-    about = _about(folder / "evaluation.yaml")
-    if about.get("complete") is False:
+    about, facts = read_about(folder)
+    if not about.complete:
         raise ValueError(
             f"{folder}: the evaluation is not finished, and tables there may be of an earlier one; run `rlvid "
             "evaluate` again: it makes only what is missing"
         )
-    try:
-        models = tuple(
-            Model(str(m["name"]), str(m.get("label") or m["name"]), str(m["kind"]), m.get("path"), m.get("step"),
-                  float(1 if m.get("scale") is None else m["scale"]))
-            for m in about["models"]
-        )  # fmt: skip
-        sets = {str(name): [str(prompt) for prompt in prompts] for name, prompts in about["sets"].items()}
-        steps, copies = tuple(int(each) for each in about["steps"]), int(about.get("copies", 1))
-        metrics, fps = tuple(map(str, about["metrics"])), float(about["fps"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _damaged(folder / "evaluation.yaml", error) from None
-    if not models or not sets or not steps or not metrics or copies < 1 or not fps > 0:
-        raise _damaged(folder / "evaluation.yaml", "no models, sets, steps, metrics, copies or fps")
-    for name, prompts in sets.items():
-        empty = next((place for place, prompt in enumerate(prompts) if not prompt.strip()), None)
-        if empty is not None or not prompts:
-            what = "has no prompts" if not prompts else f"prompt {empty + 1} is empty"
-            raise ValueError(f"{folder}: set {name!r}: {what}; mend the prompts and evaluate again")
-    if len({m.name for m in models}) < len(models):
-        raise ValueError(f"{folder / 'evaluation.yaml'}: two models have one name; give each its own label")
+    models = tuple(
+        Model(m.name, m.label or m.name, m.kind, m.path, m.step, 1.0 if m.scale is None else m.scale)
+        for m in about.models
+    )
     evidence = Evidence(
-        (folder,), about, models, sets, steps, copies, fps, metrics, _scores(folder, metrics),
-        _differences(folder, sets) if len(models) > 1 else {}, tuple(_parts(folder, models)),
+        (folder,), facts, models, about.sets, tuple(about.steps), about.copies, about.fps, tuple(about.metrics),
+        _scores(folder, about), _differences(folder, about.sets) if len(models) > 1 else {},
+        tuple(_parts(folder, models)),
     )  # fmt: skip
     missing = [(m.name, case) for m in models for case in evidence.cases if (m.name, case) not in evidence.scores]
     if missing:
@@ -232,71 +217,28 @@ def _joined(one: Evidence, two: Evidence) -> Evidence:
         models=(*one.models, *added),
         scores=one.scores | {(names[m], case): v for (m, case), v in two.scores.items() if m in names},
         differences=one.differences | {(names[m], *rest): d for (m, *rest), d in two.differences.items() if m in names},
-        parts=one.parts + tuple(Part(part.path, names) for part in two.parts),
+        parts=one.parts + tuple(Part(part.folder, part.path, names) for part in two.parts),
     )
 
 
-def _about(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ValueError(f"{path.parent}: no evaluation there (no evaluation.yaml); run `rlvid evaluate` first")
-    try:
-        about = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise _damaged(path, error) from None
-    if not isinstance(about, dict):
-        raise _damaged(path, "no mapping")
-    return about
-
-
-def read_table(path: Path, columns: Iterable[str]) -> list[dict[str, Any]]:
-    """The rows of a Parquet file, which has at least these columns.
-
-    Raises:
-        ValueError: it is missing, damaged, or lacks a column.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path} is missing; run `rlvid evaluate` again: what is there is not made again")
-    try:
-        table = parquet.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise _damaged(path, error) from None
-    lacking = [name for name in columns if name not in table.column_names]
-    if lacking:
-        raise _damaged(path, f"no column {lacking[0]}")
-    return table.to_pylist()
-
-
-def _scores(folder: Path, metrics: tuple[str, ...]) -> dict[tuple[str, Case], dict[str, float]]:
-    columns = ("model", "set", "steps", "index", "copy")
-    rows = read_table(folder / "evaluation.parquet", (*columns, *metrics))
-    return {
-        (row["model"], Case(*(row[name] for name in columns[1:]))): {m: _number(row[m]) for m in metrics}
-        for row in rows
-    }
+def _scores(folder: Path, about: About) -> dict[tuple[str, Case], dict[str, float]]:
+    rows = score_rows(folder, about)
+    return {(key[0], Case(*key[1:])): {m: row[m] for m in about.metrics} for key, row in rows.items()}
 
 
 def _differences(folder: Path, sets: dict[str, list[str]]) -> dict[tuple[str, str, int, str], Difference]:
     columns = ("model", "set", "steps", "metric", "pairs", "difference", "low", "high")
-    rows = read_table(folder / "comparison.parquet", columns)
+    rows = read_table(folder, folder / "comparison.parquet", columns)
     return {
         (row["model"], row["set"], row["steps"], row["metric"]): Difference(
-            int(row["pairs"] or 0),
-            *(_number(row[name]) for name in ("difference", "low", "high")),
-            min(int(row["pairs"] or 0), len(set(sets.get(row["set"], ())))),
+            row["pairs"], row["difference"], row["low"], row["high"],
+            min(row["pairs"], len(set(sets.get(row["set"], ())))),
         )
         for row in rows
-    }
+    }  # fmt: skip
 
 
 def _parts(folder: Path, models: tuple[Model, ...]) -> Iterable[Part]:
     names = {model.name: model.name for model in models}
     for path in sorted((folder / "videos").glob("*.parquet")):
-        yield Part(path, names)
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
-
-
-def _damaged(path: Path, error: object) -> ValueError:
-    return ValueError(f"{path} is damaged ({' '.join(str(error).split())[:200]}); run `rlvid evaluate` again")
+        yield Part(folder, path, names)

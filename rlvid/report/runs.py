@@ -4,10 +4,9 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
 from rlvid.config import RunConfig
 from rlvid.evaluate.run import find_run
+from rlvid.evaluate.scalars import read_scalars
 from rlvid.evaluate.seeds import but_for_seed
 from rlvid.train.checkpoint import Found
 
@@ -65,20 +64,15 @@ def read_run(folder: str | Path) -> Run:
     """Reads a run.
 
     Raises:
-        ValueError: there is no such run, or it has no checkpoint.
+        ValueError: there is no such run, it has no checkpoint, or its event files are damaged.
     """
     config, found = find_run(folder)
     run = found.folder.parent
-    return Run(run, config, found, _scalars(run / "tensorboard"))
+    return Run(run, config, found, read_scalars(run / "tensorboard", _wanted))
 
 
-def _scalars(folder: Path) -> dict[str, dict[int, float]]:
-    if not folder.is_dir():
-        return {}
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}, purge_orphaned_data=True)
-    events.Reload()
-    wanted = [tag for tag in events.Tags()["scalars"] if tag in REWARDS or tag.startswith("seconds/")]
-    return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in wanted}
+def _wanted(tag: str) -> bool:
+    return tag in REWARDS or tag.startswith("seconds/")
 
 
 def _mean(values: dict[int, float]) -> float:

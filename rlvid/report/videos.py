@@ -3,21 +3,18 @@
 import io
 from collections.abc import Iterator
 from math import ceil, sqrt
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
-from PIL import Image, ImageDraw, UnidentifiedImageError
-from pyarrow import parquet
+from PIL import Image, ImageDraw
 
+from rlvid.evaluate.frames import decode_frames
+from rlvid.evaluate.read import KEY, open_table, rows_of, sound
 from rlvid.evaluate.style import SOFT
-from rlvid.report.evidence import Case, Evidence, describe
+from rlvid.report.evidence import Case, Evidence, Part, describe
 
-_KEY = ("model", "set", "steps", "index", "copy")
 _CRISP = 128
 """Frames up to so many pixels wide are kept pixel by pixel as PNG; larger ones are WebP, a tenth of the size."""
-_MOST_PIXELS = 64 * 2**20  # of a frame: more is no video but an attack on memory
 
 
 class Video(NamedTuple):
@@ -36,7 +33,7 @@ def check_archive(evidence: Evidence) -> None:
     """
     there = set()
     for part in evidence.parts:
-        for row in _batches(part.path, _KEY):
+        for row in _batches(part, KEY):
             if row["model"] in part.names:
                 there.add((part.names[row["model"]], _case(row)))
     missing = [key for key in evidence.scores if key not in there]
@@ -56,7 +53,7 @@ def read_videos(evidence: Evidence) -> Iterator[Video]:
     seen: set[tuple[str, Case]] = set()
     first: tuple[str, tuple[int, ...]] | None = None
     for part in evidence.parts:
-        for row in _batches(part.path, (*_KEY, "prompt", "frames")):
+        for row in _batches(part, (*KEY, "prompt", "frames")):
             name, case = part.names.get(row["model"]), _case(row)
             if name is None or (name, case) not in evidence.scores or (name, case) in seen:
                 continue
@@ -69,7 +66,7 @@ def read_videos(evidence: Evidence) -> Iterator[Video]:
             if row["frames"] == []:  # as an evaluation keeps a video that is not finite
                 yield Video(name, case, None)
                 continue
-            frames = _decode(row["frames"], f"{part.path}: {describe(name, case)}")
+            frames = decode_frames(row["frames"], f"{part.path}: {describe(name, case)}")
             first = first or (name, frames.shape)
             if frames.shape != first[1]:
                 (f0, h0, w0, _), (f1, h1, w1, _) = first[1], frames.shape
@@ -107,32 +104,10 @@ def crossed_out(shape: tuple[int, ...]) -> np.ndarray:
     return np.repeat(np.asarray(image)[None], count, 0)
 
 
-def _decode(pictures: list[bytes], where: str) -> np.ndarray:
-    frames = []
-    for place, data in enumerate(pictures or []):
-        try:
-            with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-                if image.width * image.height > _MOST_PIXELS:
-                    raise ValueError(f"{where}: frame {place} has {image.width} x {image.height} pixels")
-                frames.append(np.asarray(image.convert("RGB")))
-        except (UnidentifiedImageError, OSError, SyntaxError, TypeError):
-            raise ValueError(f"{where}: frame {place} is no whole PNG; delete that file and evaluate again") from None
-    if not frames or any(frame.shape != frames[0].shape for frame in frames):
-        raise ValueError(f"{where}: has no frames, or frames of several sizes; delete that file and evaluate again")
-    return np.stack(frames)
-
-
-def _batches(path: Path, columns: tuple[str, ...]) -> Iterator[dict]:
-    try:
-        file = parquet.ParquetFile(path)
-        lacking = [name for name in columns if name not in file.schema_arrow.names]
-        if lacking:
-            raise ValueError(f"{path}: no column {lacking[0]}; delete that file and evaluate again")
+def _batches(part: Part, columns: tuple[str, ...]) -> Iterator[dict]:
+    with open_table(part.folder, part.path, columns) as file, sound(part.path):
         for batch in file.iter_batches(batch_size=8 if "frames" in columns else 4096, columns=list(columns)):
-            yield from batch.to_pylist()
-    except (pa.ArrowInvalid, OSError) as error:
-        text = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path} is damaged ({text}); delete it and run `rlvid evaluate` again") from None
+            yield from rows_of(part.path, batch)
 
 
 def _case(row: dict) -> Case:

@@ -1,8 +1,6 @@
 """The web application: a page to begin, a page for each pair, and the moving picture on it."""
 
-import secrets
 import sqlite3
-import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -17,23 +15,16 @@ from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rlvid.study.evaluation import Videos
-from rlvid.study.film import decode, side_by_side, under_noise
+from rlvid.study.film import side_by_side, under_noise
+from rlvid.study.gate import INVITED, Gate
 from rlvid.study.pairs import Pair, noise_seed, order, second_on_left
 from rlvid.study.preferences import difference
-from rlvid.study.store import SIDES, AnsweredOtherwiseError, Side, Store
+from rlvid.study.store import SIDES, AnsweredOtherwiseError, Side, Store, name_of
 from rlvid.terminal import complain
 
 LOCAL = ["127.0.0.1", "localhost", "[::1]"]
-_HEADERS = {
-    # Nothing is loaded from elsewhere, and no other site may show the pages in a frame or learn their address.
-    b"content-security-policy": b"default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; "
-    b"form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-    b"referrer-policy": b"same-origin",
-    b"x-content-type-options": b"nosniff",
-}
 _HERE = Path(__file__).parent
 
 
@@ -46,39 +37,13 @@ class Refusal(Exception):
         self.page = {"title": title, "text": text, "onward": onward, "label": label}
 
 
-class Gate:
-    """Lets through only what has the token as the first part of its path, and what this site's own pages send."""
-
-    def __init__(self, app: ASGIApp, token: str | None):
-        self.app, self.token = app, token
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Of ASGI."""
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        headers = dict(scope["headers"])
-
-        async def guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *_HEADERS.items()]
-            await send(message)
-
-        answer: Response | None = None
-        if self.token:
-            given, slash, _ = scope["path"][1:].partition("/")
-            if not secrets.compare_digest(given.encode(), self.token.encode()):
-                answer = Response("This address lacks the study's token; ask for the whole link.\n", 403)
-            elif not slash:
-                answer = RedirectResponse(f"{scope['path']}/", 303)
-            scope = {**scope, "root_path": f"/{self.token}"}
-        origin = headers.get(b"origin", b"null").partition(b"://")[2]
-        if scope["method"] == "POST" and b"origin" in headers and origin != headers.get(b"host"):
-            answer = Response("This was sent by another site.\n", 403)
-        await (answer or self.app)(scope, receive, guarded)
-
-
 def create_app(
-    store: Store, videos: Videos, annotators: Sequence[str] = (), token: str | None = None, local: bool = True
+    store: Store,
+    videos: Videos,
+    annotators: Sequence[str] = (),
+    token: str | None = None,
+    local: bool = True,
+    shared: bool = False,
 ) -> FastAPI:
     """The application for one study.
 
@@ -86,8 +51,9 @@ def create_app(
         store: of the study.
         videos: that it is about.
         annotators: who may answer; empty: whoever gives a name.
-        token: that each address must begin with, if any.
+        token: that the address which all share begins with, if any.
         local: whether only this machine's own names are answered to.
+        shared: whether that address stays open once people have links of their own.
     """
     study = store.study()
     pairs = {pair.number: pair for pair in study.pairs}
@@ -95,20 +61,27 @@ def create_app(
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     app.mount("/static", StaticFiles(directory=_HERE / "static"))
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOCAL if local else ["*"], www_redirect=False)
-    app.add_middleware(Gate, token=token)
+    app.add_middleware(Gate, store=store, token=token, shared=shared)
 
     def page(request: Request, name: str, content: dict[str, object], status: int = 200) -> Response:
         return templates.TemplateResponse(
             request, name, content, status, headers={"cache-control": "no-store, must-revalidate"}
         )
 
-    def known(given: str) -> str:
-        name = " ".join(unicodedata.normalize("NFC", given).split())
-        if not 1 <= len(name) <= 60 or not name.isprintable():
-            raise Refusal(422, "A name is needed", "Give a name of 1 to 60 characters, the same one each time.")
+    def known(request: Request, given: str) -> str:
+        invited = request.scope[INVITED]
+        try:
+            name = name_of(given or invited or "")
+        except ValueError as error:
+            text = "Give a name of 1 to 60 characters, the same one each time."
+            raise Refusal(422, "A name is needed", text) from error
+        if invited and name.casefold() != invited.casefold():
+            raise Refusal(403, "Somebody else's name", f"This link is {invited}'s; answer with your own.")
+        if not invited and name.casefold() in {each.casefold() for each in store.invited(revoked=True)}:
+            raise Refusal(403, "Not by this link", f"{name} has a link of their own; open that one.")
         if annotators and name.casefold() not in {each.casefold() for each in annotators}:
             raise Refusal(403, "Not on the list", f"{name} is not among those who were asked to answer.")
-        names = {each.casefold(): each for each in [*annotators, *store.annotators()]}
+        names = {each.casefold(): each for each in [*filter(None, [invited]), *annotators, *store.annotators()]}
         return names.get(name.casefold(), name)  # as it was written the first time
 
     def rest(annotator: str) -> list[int]:
@@ -141,7 +114,7 @@ def create_app(
     def picture(number: int, swapped: bool, still: bool) -> bytes:
         pair = pairs[number]
         check(pair)
-        first, second = (decode(videos.frames(model, pair.spot)) for model in (pair.first, pair.second))
+        first, second = (videos.pixels(model, pair.spot) for model in (pair.first, pair.second))
         if pair.check:
             second = under_noise(first, noise_seed(study.seed, number))
         left, right = (second, first) if swapped else (first, second)
@@ -149,19 +122,23 @@ def create_app(
 
     @app.get("/")
     def start(request: Request) -> Response:
-        return page(request, "start.html", {"annotators": annotators, "count": len(pairs)})
+        return page(
+            request,
+            "start.html",
+            {"annotators": annotators, "count": len(pairs), "invited": request.scope[INVITED]},
+        )
 
     @app.post("/start")
-    def begin(annotator: Annotated[str, Form()] = "") -> Response:
-        return RedirectResponse(to_judge(known(annotator)), 303)
+    def begin(request: Request, annotator: Annotated[str, Form()] = "") -> Response:
+        return RedirectResponse(to_judge(known(request, annotator)), 303)
 
     @app.get("/judge")
     def judge(request: Request, annotator: str) -> Response:
-        annotator = known(annotator)
+        annotator = known(request, annotator)
         left = rest(annotator)
         about = {"annotator": annotator, "count": len(pairs), "done": len(pairs) - len(left)}
         if not left:
-            return page(request, "done.html", about)
+            return page(request, "done.html", about | {"invited": request.scope[INVITED]})
         with readable(annotator):
             check(pairs[left[0]])
         films = [film(annotator, number) for number in left[:2]]
@@ -170,17 +147,19 @@ def create_app(
 
     @app.post("/answer")
     def answer(
-        annotator: Annotated[str, Form()], pair: Annotated[int, Form()], key: Annotated[str, Form(alias="study")],
+        request: Request, annotator: Annotated[str, Form()], pair: Annotated[int, Form()],
+        key: Annotated[str, Form(alias="study")],
         quality: Annotated[Side | None, Form()] = None, alignment: Annotated[Side | None, Form()] = None,
     ) -> Response:  # fmt: skip
-        annotator = known(annotator)
+        annotator = known(request, annotator)
         onward = {"onward": to_judge(annotator), "label": "Go on with the next open pair"}
         if key != study.key or pair not in pairs:
             raise Refusal(409, "Another study", "That page belonged to another study; nothing was saved.", **onward)
         if quality not in SIDES or alignment not in SIDES:
             raise Refusal(422, "One answer is missing", "Both questions need an answer; nothing was saved.", **onward)
         try:
-            store.save(study.seed, annotator, pair, {"quality": quality, "alignment": alignment})
+            sides = {"quality": quality, "alignment": alignment}
+            store.save(study.seed, annotator, pair, sides, bool(request.scope[INVITED]))
         except AnsweredOtherwiseError:
             text = f"{annotator} has answered this pair before, perhaps in another window. That first answer stands."
             raise Refusal(409, "Already answered", text, **onward) from None
@@ -193,10 +172,12 @@ def create_app(
         return RedirectResponse(to_judge(annotator), 303)
 
     @app.get("/video")
-    def video(annotator: str, pair: int, still: bool = False) -> Response:  # its "study" is for the browser's cache
+    def video(
+        request: Request, annotator: str, pair: int, still: bool = False
+    ) -> Response:  # its "study" is for the browser's cache
         if pair not in pairs:
             raise Refusal(404, "No such pair", "There is no such video.")
-        annotator = known(annotator)
+        annotator = known(request, annotator)
         with readable(annotator):
             made = picture(pair, second_on_left(study.seed, annotator, pair), still)
         return Response(made, media_type="image/webp", headers={"cache-control": "private, max-age=86400"})

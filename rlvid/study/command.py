@@ -16,6 +16,7 @@ study = typer.Typer(
     help="""Asks people which video is better, and says what they answered.
 
 [bold]rlvid study serve EVALUATION[/bold] shows pairs of videos in the browser; EVALUATION is what rlvid evaluate wrote.
+[bold]rlvid study invite EVALUATION NAME...[/bold] makes people links of their own.
 [bold]rlvid study results EVALUATION[/bold] counts; [bold]rlvid study export[/bold] writes preference pairs.""",
 )
 File = Annotated[Path, typer.Argument(help="The study's file, or the folder that holds study.sqlite.")]
@@ -44,6 +45,9 @@ def serve(
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port; 0 takes a free one.")] = 8300,
+    shared: Annotated[
+        bool, typer.Option("--shared", help="Keep the shared link open though people have links of their own.")
+    ] = False,
 ) -> None:
     """Shows pairs of videos for the same prompt and noise, blind and in random order, and keeps the answers.
 
@@ -67,11 +71,48 @@ def serve(
     with listen(host, port) as listening:
         store = Store.begin(path, evaluation, seed, named, asked, private=not local)
         token = None if local else store.token()
-        app = create_app(store, videos, people, token, local)
+        store.served_at(address_of(listening, None))
+        app = create_app(store, videos, people, token, local, shared)
         say(f"{len(asked)} pairs{f' ({checks} of them checks)' if checks else ''}, answers in {short(path)}")
-        say(f"open         {address_of(listening, token)}")
+        if shared or not store.invited(revoked=True):
+            say(f"open         {address_of(listening, token)}")
+        if invited := store.invited():
+            say(f"invited      {', '.join(invited)}, each by their own link")
         say(f"afterwards   rlvid study results {short(path)}")
         run(app, listening)
+
+
+@study.command()
+def invite(
+    file: File,
+    names: Annotated[list[str] | None, typer.Argument(help="Names, each of whom gets a link.")] = None,
+    revoke: Annotated[
+        str | None, typer.Option(help="People whose links shall not work any more, separated by commas.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Where people reach the study; default: where it was served last.")
+    ] = None,
+) -> None:
+    """Makes each person a link of their own, by which they alone can answer under their name.
+
+    From the first invitation on the shared link is closed (but see serve --shared). A second invitation replaces the
+    first link. Links are shown once: the study's file holds no more than their digests. A server that runs need not
+    be started again.
+    """
+    from rlvid.study.store import Store
+
+    store = Store(_database(file))
+    store.study()
+    if not names and revoke is None:
+        raise ValueError("no NAME; name the people to invite, or those to --revoke")
+    base = (address or store.served_at() or "").rstrip("/")
+    if names and not base.startswith(("http://", "https://")):
+        raise ValueError(f"--address {base!r}: expected where people reach the study, such as http://HOST:8300/")
+    if revoke is not None:
+        store.revoke(_names(revoke, "--revoke"))
+        say(f"revoked      {revoke}")
+    for name, token in store.invite(names or []).items():
+        say(f"{name:<12} {base}/{token}/")
 
 
 @study.command()

@@ -1,20 +1,20 @@
 """The videos and scores of an evaluation's folder, as a study needs them."""
 
 import hashlib
-import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
+import numpy as np
 import pyarrow.compute as pc
-import yaml
-from PIL import Image
 from pyarrow import parquet
 
-KEYS = ["model", "set", "steps", "index", "copy"]
+from rlvid.evaluate.about import read_about
+from rlvid.evaluate.frames import decode_frames, open_frame
+from rlvid.evaluate.read import KEY, open_table, read_table, rows_of, sound
+
 _ANEW = "delete that file and run rlvid evaluate again"
 
 
@@ -55,18 +55,10 @@ class Videos:
     """
 
     def __init__(self, folder: Path):
-        description = folder / "evaluation.yaml"
-        if not description.is_file():
-            raise ValueError(f"{folder}: no evaluation there (no evaluation.yaml); rlvid evaluate writes one")
+        about, _ = read_about(folder)
         self.folder = folder
-        try:
-            content = yaml.safe_load(description.read_text(encoding="utf-8"))
-            self.models = {str(each["name"]): str(each.get("label") or each["name"]) for each in content["models"]}
-            self.rewards = {metric: str(name) for metric, name in (content.get("rewards") or {}).items() if name}
-        except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(
-                f"{description}: not what rlvid evaluate writes; its models or rewards cannot be read"
-            ) from error
+        self.models = {each.name: each.label or each.name for each in about.models}
+        self.rewards = {metric: name for metric, name in (about.rewards or {}).items() if name}
         self.spots: dict[Spot, str] = {}
         self._places: dict[tuple[str, Spot], tuple[Path, int, int, float]] = {}
         self._without_frames: set[tuple[str, Spot]] = set()
@@ -74,15 +66,15 @@ class Videos:
         if not parts:
             raise ValueError(f"{folder}: its videos are missing (no videos/part-*.parquet); run rlvid evaluate again")
         for part in parts:
-            for place, row, has_frames in _rows(part):
-                self._add(row, (part, *place, float(row["fps"])), has_frames)
+            for place, row, has_frames in _rows(folder, part):
+                self._add(row, (part, *place, row["fps"]), has_frames)
         self._check_prompts()
 
     def _add(self, row: dict[str, Any], place: tuple[Path, int, int, float], has_frames: bool) -> None:
         spot = Spot(row["set"], row["steps"], row["index"], row["copy"])
         if (row["model"], spot) in self._places:
             raise ValueError(f"{place[0]}: the video of {row['model']!r} for {spot} is there twice")
-        if self.spots.setdefault(spot, row["prompt"] or "") != (row["prompt"] or ""):
+        if self.spots.setdefault(spot, row["prompt"]) != row["prompt"]:
             raise ValueError(f"{place[0]}: models have different prompts for {spot}; such videos are no pair")
         self._places[row["model"], spot] = place
         if not has_frames:
@@ -115,10 +107,15 @@ class Videos:
         """The frames of a video, PNG each; raises UnreadableError if they cannot be read."""
         part, group, row, _ = self._places[model, spot]
         try:
-            frames = parquet.ParquetFile(part).read_row_group(group, columns=["frames"]).column(0)[row].as_py()
-        except (OSError, IndexError, pa.ArrowException) as error:
-            raise UnreadableError(f"{part}: the video of {model!r} for {spot} cannot be read: {error}") from error
-        return list(frames or [])
+            with open_table(self.folder, part, ["frames"]) as file, sound(part):
+                frames = file.read_row_group(group, columns=["frames"]).slice(row, 1)
+            return list(rows_of(part, frames)[0]["frames"])
+        except (ValueError, IndexError) as error:
+            raise UnreadableError(f"the video of {model!r} for {spot} cannot be read: {error}") from error
+
+    def pixels(self, model: str, spot: Spot) -> np.ndarray:
+        """The frames of a video, uint8 (F, H, W, 3); raises ValueError if they cannot be read."""
+        return decode_frames(self.frames(model, spot), f"{self._places[model, spot][0]}: {model!r} for {spot}")
 
     def inspect(self, model: str, spot: Spot) -> tuple[str, str]:
         """What a video looks like ("8 frames of 32 x 32 at 8 a second"), and a digest of its frames.
@@ -129,14 +126,11 @@ class Videos:
         """
         frames, digest, sizes = self.frames(model, spot), hashlib.blake2b(digest_size=16), set()
         named = f"{self._places[model, spot][0]}: the video of {model!r} for {spot}"
-        for frame in frames:
+        for place, frame in enumerate(frames):
             digest.update(hashlib.blake2b(frame).digest())
-            try:
-                with Image.open(io.BytesIO(frame)) as image:
-                    sizes.add(f"{image.width} x {image.height}")
-                    image.verify()
-            except (OSError, SyntaxError) as error:  # Pillow raises both for a damaged PNG
-                raise ValueError(f"{named} has a damaged frame; {_ANEW}") from error
+            with open_frame(frame, f"{named}: frame {place}") as image:
+                sizes.add(f"{image.width} x {image.height}")
+                image.verify()
         if not sizes:
             raise ValueError(f"{named} has no frames, since a pixel was no number; compare others")
         if len(sizes) > 1:
@@ -144,19 +138,15 @@ class Videos:
         return f"{len(frames)} frames of {sizes.pop()} at {self.fps(model, spot):g} a second", digest.hexdigest()
 
 
-def _rows(part: Path) -> Iterator[tuple[tuple[int, int], dict[str, Any], bool]]:
+def _rows(folder: Path, part: Path) -> Iterator[tuple[tuple[int, int], dict[str, Any], bool]]:
     """(row group, row in it), the columns of each video but its frames, and whether it has any."""
-    try:
-        with parquet.ParquetFile(part) as file:
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group, columns=[*KEYS, "prompt", "fps"])
-                missing = {*KEYS, "prompt", "fps", "frames"} - set(file.schema_arrow.names)
-                if missing:
-                    raise ValueError(f"{part}: no column {', '.join(sorted(missing))}; rlvid evaluate writes it")
+    with open_table(folder, part, [*KEY, "prompt", "fps", "frames"]) as file:
+        for group in range(file.num_row_groups):
+            with sound(part):
+                table = file.read_row_group(group, columns=[*KEY, "prompt", "fps"])
                 empty = _without_frames(file, group)
-                yield from (((group, row), values, row not in empty) for row, values in enumerate(table.to_pylist()))
-    except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{part}: damaged, or no Parquet; delete it and run rlvid evaluate again") from error
+            rows = rows_of(part, table)
+            yield from (((group, row), values, row not in empty) for row, values in enumerate(rows))
 
 
 def _without_frames(file: parquet.ParquetFile, group: int) -> set[int]:
@@ -175,15 +165,10 @@ def read_scores(folder: Path) -> dict[str, dict[tuple[str, Spot], float]]:
     path = folder / "evaluation.parquet"
     if not path.is_file():
         return {}
-    try:
-        table = parquet.read_table(path)
-        keys = [(row["model"], Spot(*(row[key] for key in KEYS[1:]))) for row in table.select(KEYS).to_pylist()]
-    except (OSError, KeyError, pa.ArrowException) as error:
-        raise ValueError(f"{path}: not what rlvid evaluate writes ({error})") from error
-    metrics = [field.name for field in table.schema if pa.types.is_floating(field.type)]
-    columns = {metric: zip(keys, table.column(metric).to_pylist(), strict=True) for metric in metrics}
-    found = {
-        metric: {key: value for key, value in column if value is not None and math.isfinite(value)}
-        for metric, column in columns.items()
-    }
-    return {metric: values for metric, values in found.items() if values}
+    found: dict[str, dict[tuple[str, Spot], float]] = {}
+    for row in read_table(folder, path, KEY, metrics=True):
+        key = (row["model"], Spot(*(row[name] for name in KEY[1:])))
+        for metric in row.keys() - set(KEY):
+            if math.isfinite(row[metric]):
+                found.setdefault(metric, {})[key] = row[metric]
+    return found

@@ -6,11 +6,6 @@ import numpy as np
 from PIL import Image
 
 
-def decode(frames: list[bytes]) -> np.ndarray:
-    """PNG files as pixels, uint8 (F, H, W, 3)."""
-    return np.stack([np.asarray(Image.open(io.BytesIO(frame)).convert("RGB")) for frame in frames])
-
-
 def under_noise(pixels_FHWC: np.ndarray, seed: int) -> np.ndarray:
     """The same video under noise that nobody overlooks: half of it Gaussian, with a deviation of 80 of 255."""
     noise = np.random.default_rng(seed).normal(0, 80, pixels_FHWC.shape)

@@ -88,12 +88,16 @@ class Metric:
 
 @dataclass(frozen=True)
 class Person:
-    """What one annotator did: pairs answered, and attention checks passed (in quality, by the video without noise)."""
+    """What one annotator did: pairs answered, and attention checks passed (in quality, by the video without noise).
+
+    ``link`` says by whose link: ``own``, which is this person's alone, ``shared``, or ``both``.
+    """
 
     name: str
     pairs: int
     passed: int
     checks: int
+    link: str
 
 
 @dataclass(frozen=True)
@@ -216,5 +220,7 @@ def _people(answers: Sequence[Answer], pairs: Mapping[int, Pair]) -> list[Person
         judged = [each for each in answers if each.annotator == name and each.axis == "quality"]
         checks = [each for each in judged if pairs[each.pair].check]
         passed = sum(each.chosen == "first" for each in checks)
-        found.append(Person(name, len(judged) - len(checks), passed, len(checks)))
+        ways = {each.invited for each in judged}
+        link = "both" if len(ways) > 1 else "own" if ways == {True} else "shared"
+        found.append(Person(name, len(judged) - len(checks), passed, len(checks), link))
     return found

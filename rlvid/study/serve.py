@@ -7,6 +7,8 @@ import socket
 import uvicorn
 from starlette.types import ASGIApp
 
+_MOST_BYTES_OF_HEAD = 16_384  # the request line and all headers: whoever sends more is answered with 400
+
 
 def is_local(host: str) -> bool:
     """Whether only this machine can reach what listens there, by one of the names that pages then answer to."""
@@ -43,8 +45,9 @@ def address_of(listening: socket.socket, token: str | None) -> str:
 def run(app: ASGIApp, listening: socket.socket) -> None:
     """Serves until it is interrupted."""
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, ws="none", lifespan="off",
-        timeout_graceful_shutdown=3,
+        app, log_level="warning", server_header=False, ws="none", lifespan="off", timeout_graceful_shutdown=3,
+        access_log=False,  # it would keep the tokens, which are in the addresses
+        http="h11", h11_max_incomplete_event_size=_MOST_BYTES_OF_HEAD, limit_concurrency=1000,
     )  # fmt: skip
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listening])

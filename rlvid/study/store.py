@@ -1,9 +1,11 @@
 """A study in one SQLite file: what is asked, and one row an answer, on disk before anybody is told that it is saved."""
 
+import hashlib
 import json
 import os
 import secrets
 import sqlite3
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import astuple, dataclass
@@ -17,7 +19,7 @@ from rlvid.study.pairs import AXES, Pair, second_on_left
 
 Side = Literal["left", "right", "tie"]
 SIDES: tuple[Side, ...] = ("left", "tie", "right")
-FORMAT = "1"
+FORMAT = "2"
 _PRIVATE = 0o600
 _SCHEMA = """
 CREATE TABLE study (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -30,8 +32,9 @@ CREATE TABLE answers (
     annotator TEXT NOT NULL, pair INTEGER NOT NULL REFERENCES pairs, axis TEXT NOT NULL,
     answer TEXT NOT NULL CHECK (answer IN ('left', 'tie', 'right')),
     chosen TEXT NOT NULL CHECK (chosen IN ('first', 'tie', 'second')), saved_at TEXT NOT NULL,
-    PRIMARY KEY (annotator, pair, axis)
+    invited INTEGER NOT NULL, PRIMARY KEY (annotator, pair, axis)
 ) WITHOUT ROWID;
+CREATE TABLE invitations (person TEXT PRIMARY KEY, name TEXT NOT NULL, digest TEXT UNIQUE) WITHOUT ROWID;
 """
 
 
@@ -53,7 +56,10 @@ class Study:
 
 @dataclass(frozen=True)
 class Answer:
-    """One saved answer: the side that was clicked, and which of the pair's videos that was."""
+    """One saved answer: the side that was clicked, which of the pair's videos that was, and by whose link it came.
+
+    ``invited``: by the annotator's own link; else by the one that all share.
+    """
 
     annotator: str
     pair: int
@@ -61,6 +67,7 @@ class Answer:
     answer: Side
     chosen: Literal["first", "tie", "second"]
     saved_at: str
+    invited: bool = False
 
 
 class AnsweredOtherwiseError(Exception):
@@ -151,7 +158,60 @@ class Store:
             database.execute("INSERT OR IGNORE INTO study VALUES ('token', ?)", (secrets.token_urlsafe(24),))
             return str(database.execute("SELECT value FROM study WHERE key = 'token'").fetchone()[0])
 
-    def save(self, seed: int, annotator: str, pair: int, sides: Mapping[str, Side]) -> None:
+    def invite(self, names: Sequence[str]) -> dict[str, str]:
+        """Draws a token for each name, instead of an earlier one of the same person; the file keeps digests alone.
+
+        Raises:
+            ValueError: a name cannot be one, or is there twice; or the file cannot be written.
+        """
+        people = {name.casefold(): name for name in map(name_of, names)}
+        if len(people) < len(names):
+            raise ValueError(f"{', '.join(names)}: a name is there twice, in whatever capitals; give each once")
+        tokens = {person: secrets.token_urlsafe(24) for person in people}
+        with _named(self.path), closing(self._connect()) as database:
+            database.execute("BEGIN IMMEDIATE")
+            for person, token in tokens.items():
+                row = (person, people[person], _digest(token))
+                database.execute("INSERT OR REPLACE INTO invitations VALUES (?, ?, ?)", row)
+            database.execute("COMMIT")
+        return {people[person]: token for person, token in tokens.items()}
+
+    def revoke(self, names: Sequence[str]) -> None:
+        """Makes the links of these people worthless; their answers stay, and their names stay theirs.
+
+        Raises ValueError if somebody has no link.
+        """
+        with _named(self.path), closing(self._connect()) as database:
+            database.execute("BEGIN IMMEDIATE")
+            for name in names:
+                sql = "UPDATE invitations SET digest = NULL WHERE person = ? AND digest IS NOT NULL"
+                if not database.execute(sql, (name_of(name).casefold(),)).rowcount:
+                    raise ValueError(f"--revoke {name!r}: has no link; there: {', '.join(self.invited()) or 'nobody'}")
+            database.execute("COMMIT")
+
+    def invited(self, revoked: bool = False) -> list[str]:
+        """Who has a link of their own; or who had one too, with ``revoked``."""
+        with closing(self._connect()) as database:
+            sql = "SELECT name FROM invitations WHERE ? OR digest IS NOT NULL ORDER BY 1"
+            return [name for (name,) in database.execute(sql, (revoked,))]
+
+    def person_of(self, token: str) -> str | None:
+        """Whose link has this token."""
+        with closing(self._connect()) as database:
+            row = database.execute("SELECT name FROM invitations WHERE digest = ?", (_digest(token),)).fetchone()
+        return row and str(row[0])
+
+    def served_at(self, address: str | None = None) -> str | None:
+        """Where the study was served last, without any token; ``address`` is noted."""
+        with _named(self.path), closing(self._connect()) as database:
+            if address is not None:
+                database.execute("INSERT OR REPLACE INTO study VALUES ('address', ?)", (address,))
+            row = database.execute("SELECT value FROM study WHERE key = 'address'").fetchone()
+        return row and str(row[0])
+
+    def save(
+        self, seed: int, annotator: str, pair: int, sides: Mapping[str, Side], invited: bool = False
+    ) -> None:  # fmt: skip
         """Saves somebody's answers about a pair, all or none; the same ones again change nothing.
 
         Somebody whose name is there in other capitals is the same person, and keeps the name as it was first written.
@@ -172,8 +232,8 @@ class Store:
             if before and before != dict(sides):
                 raise AnsweredOtherwiseError
             if not before:
-                rows = [(annotator, pair, axis, sides[axis], chosen[sides[axis]], now) for axis in AXES]
-                database.executemany("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?)", rows)
+                rows = [(annotator, pair, axis, sides[axis], chosen[sides[axis]], now, invited) for axis in AXES]
+                database.executemany("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
             database.execute("COMMIT")
 
     def answered(self, annotator: str) -> set[int]:
@@ -185,10 +245,12 @@ class Store:
     def answers(self) -> list[Answer]:
         """Everything that was answered, in the order in which it was saved."""
         with _named(self.path), closing(self._connect()) as database:
-            sql = (
-                "SELECT annotator, pair, axis, answer, chosen, saved_at FROM answers ORDER BY saved_at, annotator, pair"
-            )
-            return [Answer(*row) for row in database.execute(sql)]
+            columns = "annotator, pair, axis, answer, chosen, saved_at, invited"
+            sql = f"SELECT {columns} FROM answers ORDER BY saved_at, annotator, pair"
+            return [
+                Answer(annotator, pair, axis, answer, chosen, saved_at, bool(invited))
+                for annotator, pair, axis, answer, chosen, saved_at, invited in database.execute(sql)
+            ]
 
     def annotators(self) -> list[str]:
         """Who has answered something."""
@@ -199,6 +261,19 @@ class Store:
         database = sqlite3.connect(self.path, timeout=20, isolation_level=None)
         database.execute("PRAGMA synchronous=FULL")  # an answer is on the disk when COMMIT returns
         return database
+
+
+def name_of(given: str) -> str:
+    """A person's name as it is kept; raises ValueError unless it is 1 to 60 characters that can be shown."""
+    name = " ".join(unicodedata.normalize("NFC", given).split())
+    if not 1 <= len(name) <= 60 or not name.isprintable():
+        raise ValueError(f"{given[:60]!r} is no name; give one of 1 to 60 characters")
+    return name
+
+
+def _digest(token: str) -> str:
+    """What is kept of a token: nobody who reads the file can open the link."""
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _is_empty(database: sqlite3.Connection) -> bool:

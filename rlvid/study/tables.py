@@ -30,6 +30,10 @@ _METRICS = (
     "Where people chose a video and the metric prefers one: the share that agrees, with its 95 % Wilson interval "
     "(counting pairs). 50 % is a coin's; a higher score counts as better, which for motion need not hold."
 )
+_LINKS = (
+    "Link: by their own (rlvid study invite), nobody else can answer under that name; by the shared one, anybody who "
+    "has it can."
+)
 _PEOPLE = "A check is passed when the video without noise is chosen for its quality."
 
 
@@ -74,10 +78,10 @@ def sections(results: Results) -> Iterator[Section]:
             ],
         )  # fmt: skip
     yield Section(
-        "People", _PEOPLE if any(person.checks for person in results.people) else "", 1,
-        ["Annotator", "Pairs", "Checks passed"],
+        "People", f"{_PEOPLE} {_LINKS}" if any(person.checks for person in results.people) else _LINKS, 2,
+        ["Annotator", "Link", "Pairs", "Checks passed"],
         [
-            [p.name, f"{p.pairs} of {results.asked}", f"{p.passed} of {p.checks}" if p.checks else "none asked"]
+            [p.name, p.link, f"{p.pairs} of {results.asked}", f"{p.passed} of {p.checks}" if p.checks else "none asked"]
             for p in results.people
         ],
     )  # fmt: skip

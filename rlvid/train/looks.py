@@ -19,7 +19,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from rlvid.config import RunConfig
 from rlvid.data.prompts import resolve_prompts
@@ -27,7 +29,7 @@ from rlvid.evaluate import write_whole
 from rlvid.models.trained import trained_file
 from rlvid.toy.captions import PROMPT_SETS
 from rlvid.train.checkpoint import Found, checkpoint_name, find_checkpoints, is_whole
-from rlvid.train.verdict import COLLAPSE, HELD_OUT, TRAINED, Loss, Verdict, judge
+from rlvid.train.verdict import COLLAPSE, HELD_OUT, TOLERANCE, TRAINED, Loss, Verdict, judge
 
 NAMES = {
     HELD_OUT: "held-out reward", COLLAPSE: "held-out reward", "consistency": "temporal consistency", "motion": "motion",
@@ -54,6 +56,18 @@ def guard_prompts(config: RunConfig, captions: list[str]) -> list[str]:
             "noise is judged over at least 4; name a file with more, or a built-in set such as in_domain"
         )
     return found
+
+
+class _Line(BaseModel):
+    """A line of ``guard.jsonl``; null stands for a number that is not finite."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+
+    step: Annotated[int, Field(ge=0)]
+    time: float
+    of: str
+    mean: dict[str, float | None]
+    values: dict[str, list[float | None]]
 
 
 @dataclass(frozen=True)
@@ -235,10 +249,18 @@ def _read(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return [{key: line[key] for key in ("step", "time", "of", "mean", "values")} for line in lines]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it, and the guard begins anew") from None
+        found = [_Line.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (ValueError, OSError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} is damaged ({why}); delete it, and the guard begins anew") from None
+    for line in found:
+        alike = line.values.keys() == found[0].values.keys() and line.mean.keys() == found[0].mean.keys()
+        lengths = {len(each) for each in line.values.values()}
+        if not alike or not {TRAINED, HELD_OUT, *TOLERANCE} <= line.values.keys() or len(lengths) != 1 or 0 in lengths:
+            raise ValueError(
+                f"{path} is damaged (the look at step {line.step} lacks numbers); delete it, and the guard begins anew"
+            )
+    return [line.model_dump() for line in found]
 
 
 def _number(value: float) -> float | None:

@@ -283,7 +283,7 @@ def test_what_is_damaged_is_named_with_the_remedy(tmp_path: Path) -> None:
         whole = path.read_bytes()
         for spoilt in (whole[:100], b"", whole[:4] + b"\xff" * 60 + whole[64:]):  # the last: a page, but not the footer
             path.write_bytes(spoilt)
-            with pytest.raises(ValueError, match=rf"{path.name} is damaged \(.*; delete it, and it is made anew"):
+            with pytest.raises(ValueError, match=rf"{path.name} is damaged \(.*delete it and run"):
                 run_evaluation(planned(run))
         path.unlink()
         assert numbers(run_evaluation(planned(run))) == numbers(rows)
@@ -304,7 +304,7 @@ def test_a_video_that_is_not_finite_has_no_frames_and_no_scores(tmp_path: Path) 
     copy_part(path, path, evaluation.portions[0].labels)
     assert read_part(path)[1].isnan().all()
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"part-00000.parquet is damaged .* delete it, and it is made anew"):
+    with pytest.raises(ValueError, match=r"part-00000.parquet is damaged .*delete it and run"):
         run_evaluation(evaluation)
 
 

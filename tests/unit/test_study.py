@@ -16,8 +16,8 @@ from PIL import Image, ImageSequence
 from studies import begin, client, fields
 from watched import PROMPTS, frames, make_evaluation
 
+from rlvid.evaluate.frames import decode_frames
 from rlvid.study.evaluation import Videos
-from rlvid.study.film import decode
 from rlvid.study.pairs import AXES, choose_pairs, order, second_on_left
 from rlvid.study.serve import is_local
 from rlvid.study.store import SIDES, AnsweredOtherwiseError, Store
@@ -185,7 +185,7 @@ def test_the_picture_shows_both_videos_each_on_its_side(folder: Path) -> None:
         names = [pair.first, pair.second][:: -1 if second_on_left(0, "ada", pair.number) else 1]
         models = [["base", "tuned", "best"].index(name) for name in names]
         spot = pair.spot
-        wanted = [decode(frames(model, spot.index, spot.steps + spot.copy)) for model in models]
+        wanted = [decode_frames(frames(model, spot.index, spot.steps + spot.copy), "") for model in models]
         assert np.array_equal(shown, np.concatenate(wanted, axis=2))
         assert not any(name.encode() in film.content for name in names)
         still = pages.get("/video", params={"annotator": "ada", "pair": pair.number, "still": True})

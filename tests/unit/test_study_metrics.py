@@ -71,7 +71,7 @@ def test_rewards_that_are_no_mapping_are_a_mistake(
     file.write_text(file.read_text(encoding="utf-8") + "rewards: [hpsv2]\n", encoding="utf-8")
     capsys.readouterr()
     assert rlvid(monkeypatch, "results", str(folder), "--evaluation", str(folder)) == 2
-    one_line(capsys, ["evaluation.yaml", "its models or rewards cannot be read"])
+    one_line(capsys, ["evaluation.yaml is damaged", "rewards"])
 
 
 def test_every_metric_has_a_title_of_its_own() -> None:

@@ -209,7 +209,7 @@ def _row(**other: object) -> dict[str, object]:
         ({}, ["--annotators", "Ada,,Ben"], ["--annotators 'Ada,,Ben'", "separated by commas"]),
         ({}, ["--out", "/nowhere/study.sqlite"], ["no folder /nowhere"]),
         ({}, ["--host", "999.1.1.1"], ["--host 999.1.1.1"]),
-        ({"sets": {"in_domain": ["a square", " "]}}, [], ["prompt 1 of set in_domain is empty"]),
+        ({"sets": {"in_domain": ["a square", " "]}}, [], ["set 'in_domain': prompt 2 is empty"]),
         ({"sets": {"in_domain": ["a disc", "a ball", "a disc"]}}, [], ["'a disc' is in set in_domain twice"]),
         ({"rows": [_row()]}, [], ["2 videos of model 'tuned' are missing", "prompt 1", "rlvid evaluate makes them"]),
         ({"rows": [_row(), _row()]}, [], ["'tuned' for set in_domain", "is there twice"]),
@@ -218,7 +218,7 @@ def _row(**other: object) -> dict[str, object]:
         ({"rows": _rows(frames=frames(1, 0, 20)[:5])}, [], ["5 frames of 32 x 32", "8 frames", "one shape"]),
         ({"rows": _rows(frames=frames(1, 0, 20, size=48))}, [], ["8 frames of 48 x 48", "one shape"]),
         ({"rows": _rows(frames=frames(1, 0, 20)[:1] + frames(1, 0, 20, size=48)[:1])}, [], ["several sizes"]),
-        ({"rows": _rows(frames=[frames(1, 0, 20)[0][:60]])}, [], ["damaged frame", "delete that file"]),
+        ({"rows": _rows(frames=[frames(1, 0, 20)[0][:60]])}, [], ["no whole PNG", "delete that file"]),
         ({"rows": _rows(fps=4.0)}, [], ["at 4 a second", "at 8 a second"]),
     ],
 )  # fmt: skip
@@ -244,16 +244,17 @@ def test_folders_without_an_evaluation(
 
     mistake("no evaluation there")
     (tmp_path / "evaluation.yaml").write_text("models: 3", encoding="utf-8")
-    mistake("not what rlvid evaluate writes")
-    (tmp_path / "evaluation.yaml").write_text(yaml.safe_dump({"models": [{"name": "base"}]}), encoding="utf-8")
+    mistake("evaluation.yaml is damaged", "models")
+    about = {"sets": {"s": ["a"]}, "steps": [20], "metrics": ["reward"], "fps": 8.0}
+    about["models"] = [{"name": name, "kind": "run"} for name in ("a", "b")]
+    (tmp_path / "evaluation.yaml").write_text(yaml.safe_dump(about), encoding="utf-8")
     mistake("its videos are missing")
     (tmp_path / "videos").mkdir()
     part = tmp_path / "videos" / "part-00000.parquet"
     part.write_bytes(b"PAR1 cut off")
     mistake(str(part), "damaged")
     parquet.write_table(pa.table({"model": ["base"]}), part)
-    mistake("no column", "frames")
-    (tmp_path / "evaluation.yaml").write_text(yaml.safe_dump({"models": [{"name": "a"}, {"name": "b"}]}))
+    mistake("no column", "set")
     write_videos(part, [])
     mistake("files of videos are empty")
 

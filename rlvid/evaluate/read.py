@@ -1,0 +1,185 @@
+"""Files that may come from somebody else: each is checked before it is used.
+
+What is wrong is a ``ValueError`` of one line that names the file. A link that leads out of the folder is not followed.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import yaml
+from pyarrow import parquet
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+KEY = ("model", "set", "steps", "index", "copy")
+"""What tells the videos of an evaluation apart."""
+KINDS = {
+    "model": "text", "set": "text", "steps": "whole", "index": "whole", "copy": "whole", "prompt": "text",
+    "fps": "number", "frames": "frames", "metric": "text", "pairs": "whole", "difference": "number", "low": "number",
+    "high": "number",
+}  # fmt: skip
+"""The kind of each column that has a name of its own; every other one is a metric, and a number."""
+MOST_ROWS = 10**7
+"""Of a table: more is an attack on memory."""
+_MOST_BYTES = 2**26  # of YAML and JSON
+_MOST_BYTES_OF_GROUP = 2**32
+_LARGEST = 1e38  # of a score; float32 holds no larger one, and its square must not overflow
+SLOWEST, FASTEST = 0.1, 1000.0
+"""Frames a second."""
+
+
+T = TypeVar("T")
+
+
+class Checked(BaseModel):
+    """Types are taken at their word: no text is a number, no truth value is one; further keys are left alone."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+
+
+def damaged(path: Path, why: object) -> ValueError:
+    """What to raise for a file that is not what rlvid writes."""
+    text = " ".join(str(why).split())[:200]
+    again = "delete it and run `rlvid evaluate` again: it makes only what is missing"
+    return ValueError(
+        f"{path} is damaged ({text}); get a whole copy" + ("" if path.name == "state.json" else f", or {again}")
+    )
+
+
+@contextmanager
+def sound(path: Path) -> Iterator[None]:
+    """Around the reading of a file; raises ValueError that names it where it cannot be read."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, OverflowError) as error:
+        raise damaged(path, error) from None
+
+
+def inside(folder: Path, path: Path) -> Path:
+    """A file of a folder.
+
+    Raises:
+        ValueError: it is missing, or no file; or a link that leads out of the folder.
+    """
+    with sound(path):
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{path}: a link that leads out of {folder}; put the file itself there")
+        if not path.is_file():
+            raise ValueError(f"{path} is missing; run `rlvid evaluate` again: what is there is not made again")
+    return path
+
+
+def check(path: Path, kind: type[T], value: object) -> T:
+    """A value as one of the types above, or of another room's own files.
+
+    Raises:
+        ValueError: it is not; names the file, the key and what is allowed.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "its content"
+        raise damaged(path, f"{where}: {first['msg']}") from None
+
+
+def read_text(folder: Path, path: Path) -> str:
+    """The text of a file; raises ValueError where it is missing, too large or not UTF-8."""
+    with sound(inside(folder, path)), open(path, "rb") as file:
+        data = file.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise damaged(path, f"more than {_MOST_BYTES >> 20} MiB")
+        return data.decode("utf-8")
+
+
+def read_json(folder: Path, path: Path) -> Any:
+    """A file of JSON; raises ValueError where it is missing or damaged."""
+    text = read_text(folder, path)
+    with sound(path):
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise damaged(path, error) from None
+
+
+def open_table(folder: Path, path: Path, columns: Iterable[str]) -> parquet.ParquetFile:
+    """A Parquet file that has these columns, each once and of its kind.
+
+    Raises:
+        ValueError: it is missing, damaged or too large, or lacks a column.
+    """
+    with sound(inside(folder, path)):
+        file = parquet.ParquetFile(path)
+        about, schema = file.metadata, file.schema_arrow
+        sizes = (about.row_group(index).total_byte_size for index in range(about.num_row_groups))
+        if about.num_rows > MOST_ROWS or max(sizes, default=0) > _MOST_BYTES_OF_GROUP:
+            raise damaged(path, f"{about.num_rows} rows, or more bytes than a table has")
+        for name in columns:
+            if schema.names.count(name) != 1:
+                raise damaged(path, f"no column {name}" if name not in schema.names else f"two columns {name}")
+            kind = KINDS.get(name, "number")
+            if not _is(kind, schema.field(name).type):
+                raise damaged(path, f"column {name}: expected {kind}, and it has {schema.field(name).type}")
+    return file
+
+
+def _is(kind: str, found: pa.DataType) -> bool:
+    types = pa.types
+    if kind == "text":
+        return types.is_string(found) or types.is_large_string(found)
+    if kind == "whole":
+        return types.is_integer(found)
+    if kind == "number":
+        return types.is_floating(found) or types.is_integer(found)
+    is_list = types.is_list(found) or types.is_large_list(found)
+    return is_list and (types.is_binary(found.value_type) or types.is_large_binary(found.value_type))
+
+
+def rows_of(path: Path, table: pa.Table | pa.RecordBatch) -> list[dict[str, Any]]:
+    """The rows of a table of ``open_table``; NaN where a number is missing.
+
+    Raises:
+        ValueError: another cell is missing, or a number is beyond what a score can be.
+    """
+    with sound(path):
+        rows = table.to_pylist()
+    for name in table.schema.names:
+        kind = KINDS.get(name, "number")
+        for row in rows:
+            value = row[name]
+            if kind == "number":
+                row[name] = value = math.nan if value is None else float(value)
+                if math.isfinite(value) and abs(value) > _LARGEST:
+                    raise damaged(path, f"column {name} has {value:g}, which is no score")
+            elif value is None or (kind == "frames" and None in value):
+                raise damaged(path, f"column {name} has an empty cell")
+            if name == "fps" and not SLOWEST <= value <= FASTEST:
+                raise damaged(path, f"fps of {value:g}; allowed: {SLOWEST:g} to {FASTEST:g}")
+    return rows
+
+
+def read_table(
+    folder: Path, path: Path, columns: Sequence[str], *, metrics: bool = False, limit: int = MOST_ROWS
+) -> list[dict[str, Any]]:
+    """The rows of a whole Parquet file.
+
+    Args:
+        folder: of the evaluation.
+        path: of the file.
+        columns: that it must have.
+        metrics: every further column of floats too.
+        limit: most rows.
+
+    Raises:
+        ValueError: as ``open_table`` and ``rows_of``.
+    """
+    file = open_table(folder, path, columns)
+    further = [f.name for f in file.schema_arrow if metrics and pa.types.is_floating(f.type) and f.name not in columns]
+    if file.metadata.num_rows > limit:
+        raise damaged(path, f"{file.metadata.num_rows} rows; expected {limit}")
+    with sound(path), open_table(folder, path, [*columns, *further]) as file:
+        return rows_of(path, file.read(columns=[*columns, *further]))
