@@ -183,6 +183,18 @@ def test_scores_are_open_clips_cosines(reward: ClipReward) -> None:
     torch.testing.assert_close(scores, expected, atol=2e-6, rtol=0)
 
 
+def test_scores_are_multiplied_by_the_scale(reward: ClipReward) -> None:
+    frames = torch.rand(3, 2, 3, 16, 16)
+    scaled = ClipReward(reward.clip, reward.tokenise, reward.preprocess, scale=4.0)
+    assert torch.equal(scaled(frames, PROMPTS), 4 * reward(frames, PROMPTS))
+
+
+def test_the_built_in_reward_has_the_activation_it_was_learned_with() -> None:
+    kinds = [type(module).__name__ for module in load_reward("builtin").modules()]
+    assert "GELU" in kinds
+    assert "QuickGELU" not in kinds
+
+
 def test_a_prompt_is_encoded_once() -> None:
     reward = tiny_reward()
     encoded: list[int] = []

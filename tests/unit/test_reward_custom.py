@@ -179,6 +179,10 @@ def test_a_mixture_whose_part_fails_has_the_same_metrics(file: Path) -> None:
     _, (update,) = flat_gradient(found, clips(found))
     assert update.metrics["reward/excluded"] == (4.0, 1.0)
     assert update.metrics["reward/part_brightness"] == update.metrics["reward/part_broken"] == (0.0, 0.0)
+    found.context.reward.latest = {"brightness": torch.ones(4, 2)}  # of an earlier batch
+    with pytest.raises(KeyError, match="nothing here"):
+        found.context.reward(torch.rand(1, 2, 3, 8, 8), ["a"])
+    assert found.context.reward.latest == {}
 
 
 def test_parts_get_the_run_s_settings_and_their_own(file: Path) -> None:
@@ -247,6 +251,24 @@ def test_compression_ranks_pictures_as_jpeg_does() -> None:
     assert scores[0] == pytest.approx(0, abs=1e-4)
     assert sorted(range(6), key=lambda i: -scores[i]) == sorted(range(6), key=lambda i: bytes_of[i])
     assert all(later < earlier for earlier, later in pairwise(scores))
+
+
+def test_compression_counts_the_bits_of_a_dct_by_hand() -> None:
+    """Frames of no whole number of blocks, the table that Pillow writes at quality 50, cosines one by one."""
+    frames, buffer = torch.rand(2, 2, 3, 10, 19), io.BytesIO()
+    Image.new("L", (8, 8)).save(buffer, "JPEG", quality=50)
+    quanta = torch.tensor(Image.open(buffer).quantization[0]).reshape(8, 8)  # type: ignore[attr-defined]
+    wave = torch.tensor([[math.cos(math.pi * k * (2 * n + 1) / 16) for n in range(8)] for k in range(8)])
+    wave *= torch.tensor([math.sqrt(1 / 8), *[math.sqrt(2 / 8)] * 7])[:, None]
+    gray = 255 * (frames * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(2)
+    gray = gray[..., torch.arange(16).clamp(max=9), :][..., torch.arange(24).clamp(max=18)]  # the edge goes on
+    bits = torch.zeros(2, 2)
+    for top in (0, 8):
+        for left in (0, 8, 16):
+            block = gray[..., top : top + 8, left : left + 8]
+            counted = (1 + (torch.einsum("kn,bsnm,lm->bskl", wave, block, wave) / quanta).abs()).log2()
+            bits += counted.sum((2, 3)) - counted[..., 0, 0]
+    torch.testing.assert_close(load_reward("compression")(frames, ["a", "b"]), -bits / (16 * 24), atol=0, rtol=1e-4)
 
 
 def test_a_step_along_the_gradient_of_compression_smooths() -> None:

@@ -48,6 +48,7 @@ def test_rewards_that_differ_by_rounding_are_equals() -> None:
     coarse = torch.tensor([21.25, 21.375, 20.0])
     assert best_share(coarse, 1 / 3).tolist() == [False, True, False]
     assert best_share(coarse, 1 / 3, 2.0**-7).tolist() == [True, False, False]
+    assert best_share(torch.tensor([-1.0, 0.0, -2.0, 0.0]), 0.25).tolist() == [False, True, False, False]
     far = torch.tensor([0.1, 0.3, 0.2, -1e9])  # an outlier does not make the others equals
     assert best_share(far, 0.25).tolist() == [False, True, False, False]
     assert exponential_weights([""] * 4, far, 1.0).argmax() == 1
