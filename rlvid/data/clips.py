@@ -137,7 +137,10 @@ class EncodedClips:
         rows = sum(file.metadata.num_rows for file in files)
         if rows != meta["clips"] or not rows:
             raise ValueError(f"{folder}: holds {rows} clips where meta.json says {meta['clips']}; encode again")
-        return EncodedClips(meta, files)
+        try:
+            return EncodedClips(meta, files)
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{folder}: is damaged ({' '.join(str(error).split())}); encode again") from error
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -170,7 +173,7 @@ class EncodedClips:
 def _open_part(path: Path) -> pq.ParquetFile:
     try:
         file = pq.ParquetFile(path, memory_map=True)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: is damaged ({' '.join(str(error).split())}); encode again") from error
     missing = [name for name in SCHEMA.names if name not in file.schema_arrow.names]
     if missing:

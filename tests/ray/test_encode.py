@@ -1,5 +1,6 @@
 """Clips are encoded once, by Ray Data: the good ones into Parquet, the bad ones into the report."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,13 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i in range(5):
         caption, frames_FCHW = rendered_clip(0, i, 8, 32)
         write_mp4(folder / f"{i}.mp4", frames_FCHW, 8)
-        (folder / f"{i}.txt").write_text(caption)
+        (folder / f"{i}.txt").write_text(caption if i else f"{caption}, {'very bright, ' * 99}and wide")
     whole = (folder / "0.mp4").read_bytes()
     for name, content in {"cut": whole[: len(whole) // 2], "fake": b"a text\n" * 99, "empty": b""}.items():
         (folder / f"{name}.mp4").write_bytes(content)
         (folder / f"{name}.txt").write_text("a caption")
     (folder / "notes.txt").write_text("not a caption")
+    (folder / os.fsdecode(b"caf\xe9.dat")).touch()
     return folder
 
 
@@ -46,8 +48,13 @@ def test_a_folder_is_encoded_once_and_the_bad_files_are_named(
     out, progress = tmp_path / "made" / "clips", []
     report = encode_folder(videos, model, out, workers=2, batch_size=2, on_progress=lambda *p: progress.append(p))
     assert (report.clips, report.encoded) == (5, 5)
-    assert {s.path.name for s in report.skipped} == {"cut.mp4", "fake.mp4", "empty.mp4", "notes.txt"}
-    assert all(name in (out / "report.txt").read_text() for name in ("cut.mp4", "fake.mp4", "empty.mp4", "notes.txt"))
+    bad = {"cut.mp4", "fake.mp4", "empty.mp4", "notes.txt"}
+    assert {s.path.name for s in report.skipped} == bad | {os.fsdecode(b"caf\xe9.dat")}
+    said = (out / "report.txt").read_text()
+    assert all(said.count(f"{videos}/{name}: ") == 1 for name in (*bad, r"caf\xe9.dat"))
+    assert f"{videos}/empty.mp4: is empty\n" in said
+    assert report.notes == said.splitlines()[-1:]
+    assert "1 of 6 different captions are longer than 24 tokens" in report.notes[0]
     assert [done for done, _ in progress] == sorted(done for done, _ in progress)
     assert progress[-1] == (8, 8)
     assert list(out.parent.iterdir()) == [out]

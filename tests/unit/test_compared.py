@@ -208,6 +208,7 @@ def test_an_evaluation_of_a_model_that_is_not_built_in_says_what_is_not_measured
     said = capsys.readouterr().out
     assert said.count("CLIPSIM and consistency are by builtin-heldout, a CLIP that knows only the built-in world") == 1
     assert "animals: the first 2 of 48 prompts (--videos)" in said
+    assert said.count(" are longer than 24 tokens") == 1
     about = yaml.safe_load((other / "evaluation.yaml").read_text())
     assert list(about["sets"]) == list(ANIMAL_SETS)
     assert about["rewards"] == {"reward": "builtin", "held_out": None}

@@ -36,7 +36,7 @@ from rlvid.models.base import VideoModel
 from rlvid.randomness import normal
 from rlvid.toy.captions import PROMPT_SETS, read_caption
 from rlvid.toy.tiny import tiny_model
-from rlvid.train.launch import keep_clips
+from rlvid.train.launch import cut_captions, keep_clips
 
 FPS = 8.0
 
@@ -463,6 +463,17 @@ def test_a_run_goes_on_with_its_own_clips_only(encoded: tuple[Path, dict, pa.Tab
         keep_clips(run, others)
 
 
+def test_captions_and_prompts_of_the_guard_that_are_cut_are_counted(
+    encoded: tuple[Path, dict, pa.Table], tmp_path: Path
+) -> None:
+    clips = encoded[0]
+    (tmp_path / "p.csv").write_text("prompt\n" + "".join(f"{'wall ' * count}\n" for count in (1, 2, 30, 40)))
+    guard = {"every": 20, "prompts": str(tmp_path / "p.csv")}
+    (line,) = cut_captions(parse_config({"guard": guard, "output": {"checkpoint_every": 20}}), clips)
+    assert line.startswith("2 of 4 different guard.prompts are longer than 24 tokens")
+    assert cut_captions(parse_config({}), clips) == []
+
+
 def break_meta(folder: Path) -> None:
     (folder / "meta.json").write_text("{")
 
@@ -477,6 +488,20 @@ def cut_part(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def break_page(folder: Path) -> None:
+    path = folder / "part-00001.parquet"
+    content = bytearray(path.read_bytes())
+    content[4:60] = bytes(56)
+    path.write_bytes(content)
+
+
+def break_caption(folder: Path) -> None:
+    path = folder / "part-00001.parquet"
+    table = pq.read_table(path)
+    broken = pa.array([b"caf\xe9"] * len(table)).view(pa.string())
+    pq.write_table(table.set_column(2, "caption", broken), path)
+
+
 @pytest.mark.parametrize(
     ("harm", "fingerprint", "complaint"),
     [
@@ -485,6 +510,8 @@ def cut_part(folder: Path) -> None:
         (break_meta, None, "meta.json: is damaged"),
         (drop_column, None, "lacks std; columns found: index, source"),
         (cut_part, None, "part-00001.parquet: is damaged"),
+        (break_page, None, "clips: is damaged"),
+        (break_caption, None, "clips: is damaged"),
         (lambda f: (f / "part-00001.parquet").unlink(), None, "holds 256 clips where meta.json says 280"),
         (lambda f: [p.unlink() for p in f.glob("part-*")], None, "holds 0 clips"),
         (lambda f: None, "other", "encoded with another model or size .size 8, weights abc"),
