@@ -65,9 +65,13 @@ def read_video(path: str | Path, *, frames: int, size: int, fps: float) -> Tenso
         raise VideoError(f"{path}: cannot be decoded as a video: {reason}") from error
 
 
+def _open(path: Path) -> av.container.InputContainer:
+    return av.open(path, options=_OPEN, metadata_errors="replace")  # a title that is not UTF-8 spoils no film
+
+
 def _main_stream(path: Path) -> int:
     """Index of the stream that a player shows: no cover picture, and no single frame beside a film."""
-    with av.open(path, options=_OPEN) as container:
+    with _open(path) as container:
         films = [s for s in container.streams.video if not s.disposition & _PICTURES]
         if not films:
             raise VideoError(f"{path}: has no video stream{', only a cover picture' * bool(container.streams.video)}")
@@ -80,7 +84,7 @@ def _main_stream(path: Path) -> int:
 
 def _timestamps(path: Path, index: int) -> tuple[np.ndarray, float]:
     """When each decodable frame starts, and when the last one ends, in seconds from the first one."""
-    with av.open(path, options=_OPEN) as container:
+    with _open(path) as container:
         stream = container.streams[index]
         tick = float(stream.time_base or 0)
         period = 1 / float(stream.average_rate or stream.guessed_rate or 25)
@@ -132,7 +136,7 @@ def _choose(starts: np.ndarray, end: float, path: Path, frames: int, fps: float)
 def _pick(path: Path, index: int, chosen: list[int], size: int) -> Tensor:
     """Decodes again and keeps the chosen frames only: a long clip would not fit into memory."""
     kept: dict[int, Tensor] = {}
-    with av.open(path, options=_OPEN) as container:
+    with _open(path) as container:
         stream = container.streams[index]
         wanted = set(chosen)
         for number, frame in enumerate(_decode(container, stream)):

@@ -205,6 +205,17 @@ def test_the_matrix_that_nobody_named_is_the_one_of_the_size(tmp_path: Path, hei
     assert torch.allclose(read(tmp_path / "a.mkv").mean((1, 2)), torch.tensor([230, 120, 40]) / 255, atol=0.012)
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
+def test_a_title_that_is_not_utf8_spoils_no_film(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    with av.open(path, "w") as container:
+        container.metadata["title"] = "abcdefgh"
+        put(container, add(container, "mpeg4", (32, 32), "yuv420p"), quarters(), 16)
+    assert b"abcdefgh" in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(b"abcdefgh", b"\xff\xfecdefgh"))
+    assert read(path).amax() > 0.8
+
+
 def test_a_small_file_cannot_ask_for_any_memory(tmp_path: Path) -> None:
     path = tmp_path / "a.gif"
     with av.open(path, "w") as container:
