@@ -31,13 +31,13 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from chaos_cluster import LocalCluster, ask_for_token, train_workers
 from rich.console import Console
 from rich.table import Table
 
-from rlvid.terminal import complain
+from rlvid.terminal import run_command
 
 VICTIMS = ("worker", "raylet", "driver")
 SPOT = "spot"
@@ -285,13 +285,5 @@ def main() -> int:
     return int(any(each.faults for each in outcomes))
 
 
-def run() -> NoReturn:
-    """A user's mistake is one line and exit code 2."""
-    try:
-        sys.exit(main())
-    except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(complain(error, 2 if isinstance(error, ValueError) else 1))
-
-
 if __name__ == "__main__":
-    run()
+    sys.exit(run_command(main))

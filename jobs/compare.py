@@ -27,7 +27,8 @@ from rich.console import Console
 from torch import nn
 
 from rlvid.evaluate.comparison import Point, draw, table, write_board
-from rlvid.terminal import complain
+from rlvid.interrupt import kept
+from rlvid.terminal import run_command
 
 ALL = "instructvideo:optimizer.lr=8e-3,draft,draft-lv,alignprop,ddpo,dpok,rwr,raft"
 """At the learning rate of a search; toy.yaml's own is for a run of the demo's length."""
@@ -198,7 +199,9 @@ def run_all(missing: list[tuple[str, Entry, int]], options: argparse.Namespace, 
         ]  # fmt: skip
         console.print(f"{name}: training", highlight=False)
         with open(options.out / f"{name}.log", "a", encoding="utf-8") as log:
-            process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, env=os.environ | shared)
+            process = subprocess.Popen(  # in a session of its own: Ctrl-C reaches it once, from here
+                list(map(str, command)), stdout=log, stderr=log, env=os.environ | shared, start_new_session=True
+            )
             running.add(process)
             code = process.wait()
         running.discard(process)
@@ -208,10 +211,12 @@ def run_all(missing: list[tuple[str, Entry, int]], options: argparse.Namespace, 
     pool = ThreadPoolExecutor(options.jobs)
     try:
         return [name for name in (each.result() for each in [pool.submit(one, *run) for run in missing]) if name]
-    finally:  # an interrupt ends what runs and starts nothing more
+    finally:  # an interruption ends what runs and starts nothing more
         pool.shutdown(wait=False, cancel_futures=True)
         for process in list(running):
             process.terminate()
+        for process in list(running):
+            process.wait()
 
 
 def main() -> None:
@@ -253,7 +258,9 @@ def main() -> None:
                 f"another comparison runs in {options.out}; wait for its end, or choose another --out"
             ) from None
         runs = [(text, entry, seed) for seed in seeds for text, entry in entries]
-        failed = run_all([run for run in runs if finished(run[1], run[2], options) is None], options, console)
+        missing = [run for run in runs if finished(run[1], run[2], options) is None]
+        with kept(f"finished runs, and checkpoints of the others, are in {options.out}"):
+            failed = run_all(missing, options, console)
         ended: dict[str, list[tuple[int, list[Point]]]] = {label: [] for label in labels}
         for _, entry, seed in runs:
             if points := finished(entry, seed, options):
@@ -295,7 +302,4 @@ def report(ended: dict[str, list[tuple[int, list[Point]]]], out: Path, console: 
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(complain(error, 2 if isinstance(error, ValueError) else 1))
+    sys.exit(run_command(main))

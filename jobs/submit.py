@@ -15,6 +15,7 @@ import itertools
 import os
 import re
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -25,10 +26,12 @@ ROOT = Path(__file__).resolve().parents[1]
 if sys.path and Path(sys.path[0] or ".").resolve() == ROOT / "jobs":
     sys.path[0] = str(ROOT)  # started as a script: tuning is beside jobs
 
+from rlvid import interrupt  # noqa: E402
 from rlvid.config import load_config  # noqa: E402
 from rlvid.credentials import refuse_credentials_in_arguments  # noqa: E402
 from rlvid.data.storage import split_uri  # noqa: E402
-from rlvid.terminal import complain  # noqa: E402
+from rlvid.interrupt import kept  # noqa: E402
+from rlvid.terminal import run_command, shell  # noqa: E402
 from rlvid.train.reach import check_cluster, connect  # noqa: E402
 
 RLVID = "python -m rlvid.cli"
@@ -69,7 +72,7 @@ def main() -> int:
 
 def stop_command(address: str, job: str) -> str:
     """What stops a job from a shell."""
-    return f"ray job stop --address {address} {job}"
+    return f"ray job stop --address {shell(address)} {job}"
 
 
 def say(text: str) -> None:
@@ -228,7 +231,11 @@ def follow(client: Any, job: str, address: str) -> int:
                 return outcome(client, job)
             time.sleep(0.5)
         except KeyboardInterrupt:
-            answer = interrupted(job)
+            with kept(f"job {job} goes on, and {stop_command(address, job)} stops it"):
+                answer = interrupted(job)
+                if answer is None:
+                    raise
+            interrupt.forget()
             if answer == "stop":
                 client.stop_job(job)
                 say(f"job {job} is being stopped")
@@ -256,14 +263,14 @@ async def _tail(client: Any, job: str, printed: list[int]) -> None:
             printed[0] += len(fresh)
 
 
-def interrupted(job: str, read: Callable[[str], str] = input) -> str:
-    """What to do after Ctrl-C: detach, stop or continue; nobody there to be asked means detach."""
-    if not sys.stdin.isatty():
-        return "detach"
+def interrupted(job: str, read: Callable[[str], str] = input) -> str | None:
+    """What to do after Ctrl-C: detach, stop or continue; None after another signal, or where nobody can be asked."""
+    if not sys.stdin.isatty() or interrupt.received() not in (None, signal.SIGINT):
+        return None
     try:
         answer = read(f"\njob {job} is running on the cluster. [d]etach (it goes on), [s]top it, or [c]ontinue? [d] ")
-    except (EOFError, KeyboardInterrupt):
-        return "detach"
+    except EOFError:
+        return None
     return {"s": "stop", "c": "continue"}.get(answer.strip().lower()[:1], "detach")
 
 
@@ -285,9 +292,4 @@ def outcome(client: Any, job: str) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(complain(error, 2 if isinstance(error, ValueError) else 1))
-    except KeyboardInterrupt:  # before there was a job to ask about
-        sys.exit(130)
+    sys.exit(run_command(main))

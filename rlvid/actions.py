@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlvid.terminal import console, counter, say, short
+from rlvid.interrupt import kept
+from rlvid.terminal import console, counter, say, shell, short, sql
 
 if TYPE_CHECKING:
     from rlvid.config import RunConfig
@@ -37,9 +38,9 @@ def train_and_show(config: "RunConfig", address: str | None) -> Path:
     kind = "adapter" if config.model.train == "lora" else "unet"
     say(f"{kind:<13}{shown}/{done.checkpoint.name}/{kind}")
     say(f"pictures     {shown}/before-after.png, {shown}/reward.png")
-    say(f"samples      {shown}/archive (Parquet: select * from '{shown}/archive/*.parquet')")
-    say(f"TensorBoard  tensorboard --logdir {short(folder.parent)}")
-    say(f"next         rlvid evaluate {shown}; rlvid export {shown} --out FOLDER")
+    say(f"samples      {shown}/archive (Parquet: select * from {sql(f'{shown}/archive/*.parquet')})")
+    say(f"TensorBoard  tensorboard --logdir {shell(folder.parent)}")
+    say(f"next         rlvid evaluate {shell(shown)}; rlvid export {shell(shown)} --out FOLDER")
     return folder
 
 
@@ -109,7 +110,7 @@ def evaluate_and_show(
     say(f"{len(compared)} models ({', '.join(model.name for model in compared)}), {evaluation.count} videos")
     for line in [*differences(compared), *notes]:
         say(line)
-    with alone(evaluation):
+    with alone(evaluation), kept(f"the videos and scores made so far are in {short(evaluation.folder)}"):
         store = Store(stored if out is None and len(runs) == 1 else None, evaluation)
         rows = run_evaluation(evaluation, workers=workers, address=address, progress=counter("videos"), tell=say)
         written = write_all(evaluation, rows, groups)
@@ -131,8 +132,8 @@ def _say_where(shown: str, here: str, written: Sequence[Path]) -> None:
         say(f"every two    {shown}/versus.md (.csv, .tex): each model against each, over all prompts")
     say(f"tables       {shown}/evaluation.md (.csv, .json, .tex, .parquet), comparison.csv (.parquet)")
     say(f"the paper's  {shown}/table-a1.md and table-a2.md (.csv, .tex)")
-    say(f"videos       {shown}/videos (Parquet: select * from '{shown}/videos/*.parquet')")
-    say(f"next         rlvid report {here}; rlvid study serve {here}")  # neither takes a URI
+    say(f"videos       {shown}/videos (Parquet: select * from {sql(f'{shown}/videos/*.parquet')})")
+    say(f"next         rlvid report {shell(here)}; rlvid study serve {shell(here)}")  # neither takes a URI
 
 
 def report_and_show(targets: list[str], out: Path | None, moving: int) -> Path:

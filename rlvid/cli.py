@@ -14,8 +14,9 @@ import typer
 from rlvid import __version__
 from rlvid.actions import evaluate_and_show, report_and_show, train_and_show
 from rlvid.credentials import refuse_credentials_in_arguments
+from rlvid.interrupt import kept
 from rlvid.study.command import study
-from rlvid.terminal import complain, console, counter, fractions, numbers, say
+from rlvid.terminal import console, counter, fractions, numbers, run_command, say, shell
 from rlvid.text import is_utf8
 
 app = typer.Typer(
@@ -172,7 +173,8 @@ def export(
     from rlvid.export import export_run
 
     folder = export_run(run, out, checkpoint, lora_scale, evaluation)
-    say(f"model        {folder} (diffusers: TextToVideoSDPipeline.from_pretrained; rlvid: model.path={folder})")
+    setting = shell(f"model.path={folder}")
+    say(f"model        {folder} (diffusers: TextToVideoSDPipeline.from_pretrained; rlvid: {setting})")
     if (folder / "adapter").is_dir():
         say(f"adapter      {folder / 'adapter'} (PEFT)")
     say(f"model card   {folder / 'README.md'}; its licence is yours to fill in")
@@ -249,11 +251,12 @@ def generate(
         final=sampling.final,
         progress=counter("videos"),
     )
-    for index, (text, frames) in enumerate(zip(prompts, videos, strict=True)):
-        words = re.sub(r"[^a-z0-9]+", "-", text.lower())[:60].strip("-")
-        stem = out / (f"{index:03d}-{words}" if words else f"{index:03d}")
-        write_mp4(stem.with_suffix(".mp4"), frames, model.fps)
-        write_whole(stem.with_suffix(".gif"), gif_bytes(frames, model.fps, max(1, 256 // model.size)))
+    with kept(f"some of the videos are written, in {out}"):
+        for index, (text, frames) in enumerate(zip(prompts, videos, strict=True)):
+            words = re.sub(r"[^a-z0-9]+", "-", text.lower())[:60].strip("-")
+            stem = out / (f"{index:03d}-{words}" if words else f"{index:03d}")
+            write_mp4(stem.with_suffix(".mp4"), frames, model.fps)
+            write_whole(stem.with_suffix(".gif"), gif_bytes(frames, model.fps, max(1, 256 // model.size)))
     say(f"{len(prompts)} videos (mp4 and gif) in {out}")
 
 
@@ -296,7 +299,7 @@ def encode(
     before = f" ({report.clips - report.encoded} of them before)" if report.encoded < report.clips else ""
     skips = f"{len(report.skipped)} skipped" + (f" (named in {out / 'report.txt'})" if report.skipped else "")
     say(f"{report.clips} clips encoded{before} in {out}, {skips}")
-    say(f"next: rlvid train {config} name=mine data.source={out}")
+    say(f"next: rlvid train {shell(config)} name=mine {shell(f'data.source={out}')}")
 
 
 @app.command()
@@ -354,23 +357,18 @@ def demo(overrides: Overrides = None) -> None:
 
 
 def main() -> None:
-    """Runs the command; a user's mistake is one line and exit code 2, never a traceback."""
+    """Runs the command; a user's mistake is one line and exit code 2, an interruption one and 128 + signal."""
     warnings.filterwarnings("ignore")
     os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries while they load weights
     logging.basicConfig(level=logging.ERROR)
-    try:
-        refuse_credentials_in_arguments(sys.argv[1:])
-        if wrong := [text for text in sys.argv[1:] if not is_utf8(text)]:
-            raise ValueError(f"argument {wrong[0]}: is not UTF-8; rename the file, or write the text in UTF-8")
-        app()
-    except (ValueError, OSError) as error:
-        sys.exit(complain(error, 2))
-    except RuntimeError as error:
-        sys.exit(complain(error, 1))
-    except Exception as error:
-        if not type(error).__module__.startswith("ray."):  # Ray's own errors; importing it here would slow --help down
-            raise
-        sys.exit(complain(error, 1))
+    sys.exit(run_command(_run))
+
+
+def _run() -> None:
+    refuse_credentials_in_arguments(sys.argv[1:])
+    if wrong := [text for text in sys.argv[1:] if not is_utf8(text)]:
+        raise ValueError(f"argument {wrong[0]}: is not UTF-8; rename the file, or write the text in UTF-8")
+    app()
 
 
 if __name__ == "__main__":

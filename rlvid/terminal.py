@@ -1,5 +1,9 @@
-"""What commands print: lines as they are, progress, errors."""
+"""What commands print, and how they end: lines as they are, progress, errors, exit codes."""
 
+import contextlib
+import io
+import os
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -7,6 +11,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from rlvid import interrupt
+from rlvid.faults import one_line
 from rlvid.text import printable
 
 console = Console(width=None if sys.stdout.isatty() else 120)
@@ -66,9 +72,72 @@ def counter(unit: str) -> Callable[..., None]:
     return show
 
 
-def complain(error: Exception, code: int) -> int:
+def shell(path: Path | str) -> str:
+    """A path or an argument as a shell reads it, for a command to copy: in quotes where it needs them."""
+    return shlex.quote(short(path) if isinstance(path, Path) else path)
+
+
+def sql(path: str) -> str:
+    """A path as SQL reads it: in quotes."""
+    return "'" + path.replace("'", "''") + "'"
+
+
+def complain(error: BaseException, code: int) -> int:
     """Prints an error as one line and gives its exit code back."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    text = lines[-1] if "Traceback" in str(error) else " ".join(lines)  # an error from a Ray task ends with its cause
-    Console(stderr=True, soft_wrap=True).print(f"error: {printable(text)}", markup=False, highlight=False)
+    _to_stderr(f"error: {one_line(error)}")
     return code
+
+
+def run_command(run: Callable[[], int | None]) -> int:
+    """Runs a command and returns its exit code; an error or an interruption becomes one line on stderr.
+
+    The code is what the command returns, or 0; 2 after a mistake of the user's and where a file cannot be read or
+    written; 1 after other failures; 128 + signal after an interruption, see ``rlvid.interrupt``. Faults of the program
+    itself pass.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter costs the letter
+    interrupt.listen()
+    code = 0
+    try:
+        try:
+            code = run() or 0
+        except BaseException as error:
+            if interrupt.received() is None and not isinstance(error, KeyboardInterrupt):
+                raise
+            _to_stderr(interrupt.line())
+            code = interrupt.exit_code()
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BrokenPipeError:
+        code = 1  # whoever read has gone
+    except (ValueError, OSError) as error:
+        code = complain(error, 2)
+    except (RuntimeError, MemoryError) as error:
+        code = complain(error, 1)
+    except Exception as error:
+        # Ray's own errors, by name, since importing it here would slow --help down; some it raises as bare Exception.
+        if not (type(error).__module__.startswith("ray.") or type(error) is Exception):
+            raise
+        code = complain(error, 1)
+    finally:
+        interrupt.ended()
+    flushed = _flush()
+    return code or flushed
+
+
+def _flush() -> int:
+    """Writes out what stdout still holds; the exit code if that fails, once nothing is left for Python to fail on."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1 if isinstance(error, BrokenPipeError) else complain(error, 2)
+    return 0
+
+
+def _to_stderr(text: str) -> None:
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        Console(stderr=True, soft_wrap=True).print(text, markup=False, highlight=False)

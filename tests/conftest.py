@@ -65,6 +65,15 @@ def _threads() -> None:
 
 
 @pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """Handlers of signals that a command installed in this process go with its test."""
+    yield
+    from rlvid import interrupt
+
+    interrupt.unlisten()
+
+
+@pytest.fixture(autouse=True)
 def _seed() -> None:
     """The same random numbers in every test, in whatever order tests run.
 

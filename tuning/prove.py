@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if sys.path and Path(sys.path[0] or ".").resolve() == ROOT / "tuning":
     sys.path[0] = str(ROOT)
 
-from rlvid.terminal import complain, numbers, say  # noqa: E402
+from rlvid.terminal import numbers, run_command, say  # noqa: E402
 from tuning.description import Sweep, load_sweep  # noqa: E402
 from tuning.journal import FINISHED, STOPPED, Journal  # noqa: E402
 
@@ -88,15 +88,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", default="3", help="after how many measurements, such as 3,9")
     options, given = parser.parse_known_args(arguments)
-    try:
-        kills = numbers(options.kills, "--kills")
-        sweep = load_sweep(*((given[0], given[1:]) if given and "=" not in given[0] else ("toy", given)))
-        began = time.monotonic()
-        found = facts(sweep, run_killed(given, sweep.folder, kills))
-    except ValueError as error:
-        return complain(error, 2)
-    except RuntimeError as error:
-        return complain(error, 1)
+    return run_command(lambda: prove(options, given))
+
+
+def prove(options: argparse.Namespace, given: list[str]) -> int:
+    """Runs and kills the sweep, and says what its folder shows; 0 if that is as it should be."""
+    kills = numbers(options.kills, "--kills")
+    sweep = load_sweep(*((given[0], given[1:]) if given and "=" not in given[0] else ("toy", given)))
+    began = time.monotonic()
+    found = facts(sweep, run_killed(given, sweep.folder, kills))
     for name, (value, right) in found.items():
         say(f"{'ok   ' if right else 'WRONG'} {name}: {value}")
     say(f"{time.monotonic() - began:.0f} s in all")

@@ -26,7 +26,8 @@ if sys.path and Path(sys.path[0] or ".").resolve() == ROOT / "tuning":
     sys.path[0] = str(ROOT)  # started as a script: modules are found as tuning.*, and none by its bare name
 
 from rlvid.config import RunConfig, parse_config  # noqa: E402
-from rlvid.terminal import complain, console, say  # noqa: E402
+from rlvid.interrupt import kept  # noqa: E402
+from rlvid.terminal import console, run_command, say, shell, short  # noqa: E402
 from rlvid.train.resume import differences  # noqa: E402
 from tuning.description import Sweep, load_sweep  # noqa: E402
 from tuning.journal import ENDS, Journal, read_scores, write_scores  # noqa: E402
@@ -153,11 +154,12 @@ def run(sweep: Sweep, address: str | None = None) -> None:
             f"{sweep.scheduler}), measured after {', '.join(map(str, sweep.rungs))} steps by {sweep.metric}; "
             f"{proposals.left} to run"
         )
-        if proposals.left:
-            fit(sweep, planned, journal, proposals, address)
-        from tuning.report import write_report
+        with kept(lambda: _kept(sweep, journal)):
+            if proposals.left:
+                fit(sweep, planned, journal, proposals, address)
+            from tuning.report import write_report
 
-        report = write_report(sweep, journal)
+            report = write_report(sweep, journal)
     if report is None:
         say("nothing was measured, so there is no report")
     else:
@@ -168,12 +170,18 @@ def run(sweep: Sweep, address: str | None = None) -> None:
         raise RuntimeError(f"not all trials have ended: {failed or 'some never began'}; start the same command again")
 
 
+def _kept(sweep: Sweep, journal: Journal) -> str:
+    ended = sum(trial.end in ENDS for trial in journal.trials)
+    return f"{ended} of {sweep.count} trials have ended and the others keep their checkpoints, in {short(sweep.folder)}"
+
+
 def fit(sweep: Sweep, planned: list[dict[str, Any]], journal: Journal, proposals: Any, address: str | None) -> None:
     """Lets Tune run what is left."""
     for name, value in {
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "RAY_AIR_NEW_OUTPUT": "0",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # TensorBoard has the runs' own events
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # rlvid.interrupt has Ctrl-C
         "TUNE_MAX_PENDING_TRIALS_PG": str(sweep.concurrent),
     }.items():
         os.environ.setdefault(name, value)
@@ -252,8 +260,8 @@ def say_where(sweep: Sweep) -> None:
     """Says where to look."""
     shown = os.path.relpath(sweep.folder)
     say(f"report       {shown}/report/report.md (results.csv, parallel.png, heatmap.png)")
-    say(f"TensorBoard  tensorboard --logdir {shown}")
-    say(f"next         rlvid train {shown}/report/best.yaml")
+    say(f"TensorBoard  tensorboard --logdir {shell(shown)}")
+    say(f"next         rlvid train {shell(f'{shown}/report/best.yaml')}")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -268,17 +276,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.ERROR)
     given = [options.sweep, *options.overrides]
     source = "toy" if "=" in given[0] else given.pop(0)
-    try:
-        run(load_sweep(source, given), options.address)
-    except (ValueError, OSError) as error:
-        return complain(error, 2)
-    except RuntimeError as error:
-        return complain(error, 1)
-    except Exception as error:
-        if not type(error).__module__.startswith("ray."):  # Ray's own errors, Tune's among them
-            raise
-        return complain(error, 1)
-    return 0
+    return run_command(lambda: run(load_sweep(source, given), options.address))
 
 
 if __name__ == "__main__":

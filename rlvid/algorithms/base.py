@@ -163,6 +163,18 @@ class Team:
         """Replaces each tensor by its mean over the workers."""
 
 
+class Observer:
+    """Hears of a reward what whoever runs it should know; by default nobody does."""
+
+    def tell(self, line: str) -> None:
+        """Takes a line on a reward that failed."""
+
+    @contextmanager
+    def asking(self, reward: str) -> Iterator[None]:
+        """Surrounds a call of the reward of that name."""
+        yield
+
+
 @dataclass
 class Context:
     """What every method works with: the model, the reward trained on, an optional held-out one, the run's settings."""
@@ -173,6 +185,7 @@ class Context:
     held_out: ImageReward | None
     stopwatch: Stopwatch
     team: Team = field(default_factory=Team)
+    observer: Observer = field(default_factory=Observer)
 
     def normal(self, purpose: str, batch: Batch, index: int = 0) -> Tensor:
         """Standard normal latents (B, C, F, h, w), a function of (seed, purpose, sample, index) alone."""

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from rlvid import randomness
 from rlvid.algorithms.advantages import rounding_of
-from rlvid.algorithms.base import Batch, Context, Samples, Team, Update, summed, totals
+from rlvid.algorithms.base import Batch, Context, Observer, Samples, Team, Update, summed, totals
+from rlvid.faults import describe
 from rlvid.reward.mixture import MixtureReward
 from rlvid.reward.preprocess import saturated_share
-from rlvid.reward.video import FramePlan, ImageReward, plan_frames, whole_video
+from rlvid.reward.video import FramePlan, ImageReward, label_of, plan_frames, whole_video
 
 log = logging.getLogger("rlvid.algorithms")
 
@@ -62,7 +63,7 @@ def score(context: Context, batch: Batch, latents_BCFhw: Tensor) -> Scored:
         recompute = context.config.train.checkpoint_activations
         frames_BSCHW = context.model.decode_frames(latents_BCFhw, chosen.frames_BS, recompute=recompute)
     with context.stopwatch.stage("reward"):
-        scores_BS, valid_B = _scores(context.reward, frames_BSCHW, batch.prompts)
+        scores_BS, valid_B = _scores(context.reward, frames_BSCHW, batch.prompts, context.observer)
         reward_B = chosen.reward(scores_BS)
     metrics = totals(
         **{
@@ -121,7 +122,7 @@ def _held_out(
     if whole_video(context.held_out) and not whole_video(context.reward):
         chosen = every_frame(context, batch)
         frames_BSCHW = context.model.decode_frames(latents_BCFhw, chosen.frames_BS)
-    scores_BS, valid_B = _scores(context.held_out, frames_BSCHW, batch.prompts)
+    scores_BS, valid_B = _scores(context.held_out, frames_BSCHW, batch.prompts, context.observer)
     reward_B = torch.where(valid_B, chosen.reward(scores_BS), torch.nan)
     return reward_B.float().cpu(), totals(**{"reward/held_out": scores_BS[valid_B]})
 
@@ -135,7 +136,7 @@ def _parts(reward: ImageReward, valid_B: Tensor) -> dict[str, tuple[float, float
     return totals(**{f"reward/part_{label}": values for label, values in scores.items()})
 
 
-def _scores(reward: ImageReward, frames_BSCHW: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
+def _scores(reward: ImageReward, frames_BSCHW: Tensor, prompts: list[str], observer: Observer) -> tuple[Tensor, Tensor]:
     """Scores (B, S), and which videos they are good for; a video that the reward fails on takes no part.
 
     Frames that are not finite are no fault of the reward: their scores pass, and the optimiser step is skipped.
@@ -143,29 +144,33 @@ def _scores(reward: ImageReward, frames_BSCHW: Tensor, prompts: list[str]) -> tu
     Raises:
         ValueError: the reward gives another shape, or no gradient where the frames carry one.
     """
-    shape = frames_BSCHW.shape[:2]
+    shape, label = frames_BSCHW.shape[:2], label_of(reward)
     sound_B = frames_BSCHW.detach().flatten(1).isfinite().all(1)
     accepted_B = torch.ones_like(sound_B)
     if frames_BSCHW.requires_grad:
         # A NaN inside the reward must not reach the denoiser through a score that is left out.
         frames_BSCHW.register_hook(lambda g: torch.where(accepted_B[:, None, None, None, None], g, 0.0))
     try:
-        scores_BS = reward(frames_BSCHW, prompts)
-    except Exception:  # a reward may be anybody's code; what it raises costs its videos and not the run
-        log.exception("the reward raised on %d videos, which are left out", len(prompts))
+        with observer.asking(label):
+            scores_BS = reward(frames_BSCHW, prompts)
+    except (Exception, SystemExit) as error:  # a reward may be anybody's code; what it raises costs its videos alone
+        log.exception("the reward %s raised on %d videos, which are left out", label, len(prompts))
+        observer.tell(f"the reward {label} raised {describe(error)}; {len(prompts)} videos are left out")
         accepted_B[:] = False
         return frames_BSCHW.float().flatten(2).mean(2).nan_to_num() * 0, accepted_B
     if scores_BS.shape == shape[:1]:
         scores_BS = scores_BS[:, None].expand(shape)
     if scores_BS.shape != shape:
         raise ValueError(
-            f"the reward gave scores of shape {tuple(scores_BS.shape)} for {shape[0]} videos of {shape[1]} frames; "
-            f"expected {tuple(shape)} (one a frame) or {tuple(shape[:1])} (one a video)"
+            f"the reward {label} gave scores of shape {tuple(scores_BS.shape)} for {shape[0]} videos of {shape[1]} "
+            f"frames; expected {tuple(shape)} (one a frame) or {tuple(shape[:1])} (one a video)"
         )
     if frames_BSCHW.requires_grad and torch.is_grad_enabled() and not scores_BS.requires_grad:
         raise ValueError(
-            "the reward gave scores without a gradient, which this method back-propagates; compute them from the "
-            "frames in torch, or choose one of ddpo, dpok, rwr, raft"
+            f"the reward {label} gave scores without a gradient, which this method back-propagates; compute them from "
+            "the frames in torch, or choose one of ddpo, dpok, rwr, raft"
         )
     accepted_B &= scores_BS.detach().isfinite().all(1) | ~sound_B
+    if lost := int((~accepted_B).sum()):
+        observer.tell(f"the reward {label} gave NaN or infinity for {lost} of {shape[0]} videos, which are left out")
     return torch.where(accepted_B[:, None], scores_BS, 0.0), accepted_B

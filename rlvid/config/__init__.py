@@ -243,7 +243,8 @@ class RunConfig(Section):
     def fingerprint(self) -> str:
         """Twelve hex digits over everything that the bits of the result depend on: not its place, nor its length."""
         kept = self.model_dump(
-            mode="json", exclude={"output": True, "guard": True, "name": True, "train": _FREE_TRAIN_KEYS}
+            mode="json",
+            exclude={"output": True, "guard": True, "name": True, "train": _FREE_TRAIN_KEYS, "reward": {"timeout"}},
         )
         for section, keys in _LATER_KEYS.items():
             defaults = getattr(RunConfig(), section).model_dump(mode="json")

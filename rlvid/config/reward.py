@@ -96,6 +96,12 @@ class RewardConfig(Section):
         description="whether a reward of your own has a gradient; default: the function's attribute of that name, "
         "else true",
     )
+    timeout: float | None = Field(
+        600.0,
+        ge=0,
+        description="seconds that a reward may take for one call; a worker whose reward takes longer ends and says so, "
+        "and is started again (train.max_failures); 0 or null: no limit",
+    )
     segments: int = Field(
         4,
         ge=1,

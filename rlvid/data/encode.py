@@ -27,6 +27,7 @@ from rlvid.data.clips import ROWS, digest
 from rlvid.data.find import Skipped, find_clips, hash_contents, read_contents
 from rlvid.data.videos import VideoError, read_video
 from rlvid.data.writing import ClipWriter, is_reusable, read_report, unfinished
+from rlvid.interrupt import kept
 from rlvid.models.base import Posterior, VideoModel
 from rlvid.models.folders import model_folder, movable, resolved_shape
 from rlvid.models.text_limit import model_text_limit, notices
@@ -220,7 +221,7 @@ def encode_clips(
     else:
         shape = {"frames": from_model["frames"], "size": from_model["size"]}
         exact = model.model_copy(update=shape | {"path": movable(model.path)})  # actors run elsewhere
-        with ClipWriter(out, made_with) as writer:
+        with ClipWriter(out, made_with) as writer, kept(lambda: _kept(writer, len(items))):
             left = [item for item in items if item["index"] not in writer.done]
             for table in _pipeline(left, read, exact, workers, batch_size, use_gpu, denoiser):
                 encoded += writer.add(table)
@@ -269,6 +270,10 @@ def _pipeline(
         num_gpus=1 if use_gpu else 0,
     )
     yield from encoded.iter_batches(batch_size=None, batch_format="pyarrow")
+
+
+def _kept(writer: ClipWriter, clips: int) -> str:
+    return f"{len(writer.done)} of {clips} clips are encoded, in {writer.work}"
 
 
 def _made_with(model: ModelConfig) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The CLIP that measures videos: a built-in one, or one that the user names, with its own preprocessing."""
 
+import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -85,7 +86,8 @@ def _hugging_face(name: str, device: str | torch.device) -> NamedClip:
     except OSError:
         raise ValueError(
             f"--clip {name!r} is no folder of a whole CLIP (config.json, model.safetensors, tokenizer, "
-            f"preprocessor_config.json), and not in the local cache of the hub; to fetch it: hf download {name}"
+            f"preprocessor_config.json), and not in the local cache of the hub; to fetch it: "
+            f"hf download {shlex.quote(name)}"
         ) from None
     if found["missing_keys"]:
         raise ValueError(f"--clip {name!r} lacks weights: {sorted(found['missing_keys'])[:3]}")

@@ -1,5 +1,6 @@
 """Which row of an evaluation is an exported model: its run, step and scale, as ``evaluation.yaml`` has them."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def _evaluated(exported: Exported, folder: Path) -> Evaluated:
 
 
 def _again(exported: Exported) -> str:
-    return f"evaluate it (rlvid evaluate '{exported.model}'), and export again"
+    return f"evaluate it (rlvid evaluate {shlex.quote(exported.model)}), and export again"
 
 
 def _row_of(exported: Exported, models: dict[str, AboutModel]) -> str | None:

@@ -1,6 +1,7 @@
 """Evaluating a run's folder: base against fine-tuned, as tables and as pictures beside the run."""
 
 import math
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,7 +98,8 @@ def _no_run(run: str) -> str:
         return f"run {run!r}: no such folder, and no such run under runs (there: {known})"
     if (there / "model_index.json").is_file():
         what = "is a model, as `rlvid export` writes one, and no run; name the run that it is of"
-        return f"run {run!r}: {what} (under runs there are: {known}), or train from it with model.path={there}"
+        setting = shlex.quote(f"model.path={there}")
+        return f"run {run!r}: {what} (under runs there are: {known}), or train from it with {setting}"
     what = "is no run, for it has no config.yaml; name a folder that `rlvid train` wrote"
     return f"run {run!r}: {what}, or a name under runs (there: {known})"
 

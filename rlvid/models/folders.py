@@ -5,6 +5,7 @@ Nothing is ever downloaded: what is missing is named, with the command that fetc
 
 import json
 import re
+import shlex
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def modelscope_folder() -> Path:
 
 def fetch_command(hub_id: str) -> str:
     """The shell command that puts a model's float32 safetensors and configurations into the Hugging Face cache."""
-    return f'hf download {hub_id} --include "*.json" --include "*.txt" --include "*model.safetensors"'
+    return f'hf download {shlex.quote(hub_id)} --include "*.json" --include "*.txt" --include "*model.safetensors"'
 
 
 def model_folder(path: str) -> Path:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlvid.faults import OF_A_REWARD, describe, one_line
+
 
 class CustomReward(nn.Module):
     """Calls ``function(frames_BSCHW, prompts)``, whose scores are one a frame (B, S) or one a video (B,).
@@ -30,6 +32,7 @@ class CustomReward(nn.Module):
         declared = bool(getattr(function, "differentiable", True))
         self.differentiable = declared if differentiable is None else differentiable
         self.whole_video = bool(getattr(function, "whole_video", False))
+        self.label = _label(function)
 
     def forward(self, frames_BSCHW: Tensor, prompts: list[str]) -> Tensor:
         """scores_BS or scores_B, float32, on the device of the frames."""
@@ -38,7 +41,20 @@ class CustomReward(nn.Module):
         else:
             with torch.no_grad():
                 scores = self.function(frames_BSCHW.detach(), prompts)
-        return torch.as_tensor(scores).to(frames_BSCHW.device, torch.float32)
+        try:
+            values = torch.as_tensor(scores)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"{self.label} returned {type(scores).__name__}, not numbers ({one_line(error)})") from None
+        if values.is_complex():
+            raise TypeError(f"{self.label} returned complex numbers")
+        return values.to(frames_BSCHW.device, torch.float32)
+
+
+def _label(function: Callable[[Tensor, list[str]], Any]) -> str:
+    """FILE.py:FUNCTION, without folders."""
+    code = getattr(function, "__code__", None)
+    name = getattr(function, "__name__", type(function).__name__)
+    return f"{Path(code.co_filename).name}:{name}" if code else name
 
 
 def load_function(path: str, where: str) -> Callable[[Tensor, list[str]], Any]:
@@ -68,7 +84,7 @@ def load_function(path: str, where: str) -> Callable[[Tensor, list[str]], Any]:
 
 
 def _module(source: Path, where: str) -> ModuleType:
-    name = f"rlvid_reward_{hashlib.sha256(str(source).encode()).hexdigest()[:12]}"
+    name = f"{OF_A_REWARD}{hashlib.sha256(str(source).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, source)
     assert spec is not None
     assert spec.loader is not None
@@ -76,7 +92,7 @@ def _module(source: Path, where: str) -> ModuleType:
     sys.modules[name] = module  # dataclasses and pickle look modules up here
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # anybody's code may raise anything; the user is to learn what and where
+    except (Exception, SystemExit) as error:  # anybody's code may raise anything; the user is to learn what and where
         del sys.modules[name]
-        raise ValueError(f"{where}: {source.name} cannot be imported ({type(error).__name__}: {error})") from error
+        raise ValueError(f"{where}: {source.name} cannot be imported ({describe(error)})") from error
     return module

@@ -115,10 +115,11 @@ def trained_reward(config: RewardConfig, device: str | torch.device = "cpu") -> 
     """
     settings = _settings(config)
     if config.name != "mixture":
-        return load_reward(
+        made = load_reward(
             config.name, device, path=config.path, preprocess=config.preprocess,
             differentiable=config.differentiable, **settings,
         )  # fmt: skip
+        return _labelled(made, config.name)
     from rlvid.reward.mixture import MixtureReward
 
     parts = [
@@ -128,7 +129,8 @@ def trained_reward(config: RewardConfig, device: str | torch.device = "cpu") -> 
         )
         for place, part in enumerate(config.mixture)
     ]  # fmt: skip
-    return MixtureReward([part.label for part in config.mixture], parts, [part.weight for part in config.mixture])
+    made = MixtureReward([part.label for part in config.mixture], parts, [part.weight for part in config.mixture])
+    return _labelled(made, "mixture")
 
 
 def held_out_reward(config: RewardConfig, device: str | torch.device = "cpu") -> nn.Module | None:
@@ -140,7 +142,15 @@ def held_out_reward(config: RewardConfig, device: str | torch.device = "cpu") ->
     if config.held_out is None:
         return None
     settings = _settings(config)
-    return load_reward(config.held_out, device, path=config.held_out_path, key="reward.held_out_path", **settings)
+    made = load_reward(config.held_out, device, path=config.held_out_path, key="reward.held_out_path", **settings)
+    return _labelled(made, config.held_out)
+
+
+def _labelled(reward: nn.Module, name: str) -> nn.Module:
+    """A reward that messages can name; a function of the user's has its own name already."""
+    if not isinstance(reward, CustomReward):
+        reward.label = name  # type: ignore[assignment]
+    return reward
 
 
 def _settings(config: RewardConfig) -> dict[str, Any]:

@@ -19,6 +19,11 @@ def whole_video(reward: ImageReward) -> bool:
     return bool(getattr(reward, "whole_video", False))
 
 
+def label_of(reward: ImageReward) -> str:
+    """What messages call a reward: FILE.py:FUNCTION for a user's own, else its name."""
+    return str(getattr(reward, "label", type(reward).__name__))
+
+
 def mean_of_frames(scores: Tensor) -> Tensor:
     """The mean score of each video (B,), of scores (B, S), or (B,) from a reward of whole videos."""
     return scores if scores.dim() == 1 else scores.double().mean(1).to(torch.promote_types(scores.dtype, torch.float32))

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlvid.terminal import console, say, short
+from rlvid.interrupt import kept
+from rlvid.terminal import console, say, shell, short
 
 if TYPE_CHECKING:
     from rlvid.study.results import Scores
@@ -78,8 +79,9 @@ def serve(
             say(f"open         {address_of(listening, token)}")
         if invited := store.invited():
             say(f"invited      {', '.join(invited)}, each by their own link")
-        say(f"afterwards   rlvid study results {short(path)}")
-        run(app, listening)
+        say(f"afterwards   rlvid study results {shell(path)}")
+        with kept(f"the answers are in {short(path)}"):
+            run(app, listening)
 
 
 @study.command()

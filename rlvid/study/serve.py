@@ -1,6 +1,5 @@
 """Serves a study: on this machine alone, or elsewhere behind a token."""
 
-import contextlib
 import errno
 import socket
 
@@ -43,11 +42,10 @@ def address_of(listening: socket.socket, token: str | None) -> str:
 
 
 def run(app: ASGIApp, listening: socket.socket) -> None:
-    """Serves until it is interrupted."""
+    """Serves until a signal interrupts it, which then raises KeyboardInterrupt."""
     config = uvicorn.Config(
         app, log_level="warning", server_header=False, ws="none", lifespan="off", timeout_graceful_shutdown=3,
         access_log=False,  # it would keep the tokens, which are in the addresses
         http="h11", h11_max_incomplete_event_size=_MOST_BYTES_OF_HEAD, limit_concurrency=1000,
     )  # fmt: skip
-    with contextlib.suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[listening])
+    uvicorn.Server(config).run(sockets=[listening])

@@ -15,11 +15,9 @@ import fcntl
 import logging
 import os
 import shutil
-import signal
 import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +31,7 @@ from rlvid.data.clips import EncodedClips
 from rlvid.data.encode import model_fingerprint
 from rlvid.data.sources import encoded_clips, sample_prompts
 from rlvid.data.storage import Mirror, home, is_uri, run_mirror
+from rlvid.interrupt import kept, starting_ray
 from rlvid.models.folders import model_folder, movable, resolved_shape
 from rlvid.models.lora import check_targets
 from rlvid.models.text_limit import model_text_limit, notices
@@ -40,6 +39,7 @@ from rlvid.models.unet3d import denoiser_outline
 from rlvid.reward.load import check_reward
 from rlvid.reward.text_limit import reward_text_limits
 from rlvid.train.checkpoint import find_checkpoints
+from rlvid.train.fit import fit_again, reason, run_fit
 from rlvid.train.looks import guard_prompts
 from rlvid.train.nodes import BOOTSTRAP, check_nodes, check_resources, fits_now, needed, nodes_possible
 from rlvid.train.reach import check_session_folder, reach, refusal
@@ -195,7 +195,7 @@ def start_ray(address: str | None = None) -> None:
     else:
         target = reach(target)
     try:
-        with _silent_stderr():
+        with _silent_stderr(), starting_ray():
             ray.init(address=target, log_to_driver=False, logging_level="ERROR", **local)
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
         raise refusal(target, error) from error
@@ -233,7 +233,16 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Fi
             console.print(text, style="bold" if text.startswith("WARNING") else None, markup=False, soft_wrap=True)
         _write_config(config, folder)
         mirror.push()
-        return _fit(config, mirror, console, address)
+        with kept(lambda: _kept(folder, here)):
+            return _fit(config, mirror, console, address)
+
+
+def _kept(folder: Path, here: bool) -> str:
+    """What an interrupted run has: its last checkpoint."""
+    found = find_checkpoints(folder, resumable=here)
+    if not found:
+        return f"run {folder.name} has no checkpoint yet and begins at step 0" if here else "its checkpoints are kept"
+    return f"run {folder.name} stands after step {found[-1].step}, in {_shown(folder)}"
 
 
 @contextmanager
@@ -307,47 +316,15 @@ def _fit(config: RunConfig, mirror: Mirror, console: Console, address: str | Non
     guard = watching(config, folder, clips, job["model"], use_gpu, console)
     try:
         with guard as job["stop"], ProgressLine(board, config.train.steps, console):
-            result = fit_again(trainer.fit, config.train.max_failures)
+            result = run_fit(lambda: fit_again(trainer.fit, config.train.max_failures), board, console)
     except (ray.train.WorkerGroupError, ray.train.ControllerError, ray.exceptions.RayActorError) as error:
-        raise RuntimeError(_reason(error, folder)) from error
+        raise RuntimeError(reason(error, folder, board)) from error
     done = result.return_value
     if done["problem"]:
         raise RuntimeError(f"training stopped: {done['problem']}")
     run_mirror(config.output.storage, config.name)
     last = find_checkpoints(folder, resumable=not stored)[-1]
     return Finished(folder, last.folder, done["first_step"], last.step, done["skipped"], done["seconds"])
-
-
-def fit_again(fit: Callable[[], Any], failures: int) -> Any:
-    """Calls ``fit``, again up to ``failures`` times where a node was lost at a moment that Ray Train does not outlive.
-
-    Ray Train 2.60 starts lost workers again, but gives the run up if their node dies between their start and that of
-    the training function, or if its own controller dies. A further ``fit`` goes on from the last checkpoint.
-    """
-    import ray.train
-
-    interrupt = signal.getsignal(signal.SIGINT)  # Ray Train puts its own there and leaves it
-    try:
-        while True:
-            try:
-                return fit()
-            except (ray.train.ControllerError, ray.exceptions.RayActorError) as error:
-                lost = getattr(error, "controller_failure", error)  # by the controller, or the controller itself
-                if failures == 0 or not isinstance(lost, ray.exceptions.RayActorError):
-                    raise
-                failures -= 1
-                log.warning("a node or the controller was lost; workers are started again (%s)", lost)
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, interrupt)
-
-
-def _reason(error: Exception, folder: Path) -> str:
-    causes = list(getattr(error, "worker_failures", {}).values()) or [error]
-    lines = [line.strip() for line in str(causes[0]).splitlines() if line.strip()]
-    return (
-        f"training stopped: {lines[-1]} (full logs: {_shown(folder / 'logs')}; start the same command again to resume)"
-    )
 
 
 def _shown(path: Path) -> str:

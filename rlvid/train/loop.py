@@ -3,9 +3,12 @@
 import time
 from typing import Any
 
+import ray.train
+
 from rlvid.algorithms.base import Update
 from rlvid.config import RunConfig
 from rlvid.train.engine import StepOutcome
+from rlvid.train.reporter import Reporter
 from rlvid.train.worker import Worker
 
 
@@ -19,7 +22,8 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
         What this worker did: the first step of this start, skipped steps, seconds.
     """
     config = RunConfig.model_validate(job["config"])
-    with Worker(config, job) as worker:
+    reporter = Reporter(ray.train.get_context().get_world_rank(), job["board"], config.reward.timeout)
+    with reporter.last_words(), Worker(config, job, reporter) as worker:
         for step in range(worker.first_step, config.train.steps):
             if worker.out_of_time or worker.stopped:
                 break

@@ -1,6 +1,7 @@
 """How far a run is: worker 0 tells a small Ray actor, the driver asks it and shows one line."""
 
 import threading
+import time
 from types import TracebackType
 from typing import Any
 
@@ -15,21 +16,62 @@ class Board:
 
     def __init__(self) -> None:
         self._news: dict[str, Any] = {}
+        self._notes: list[str] = []
+        self._asked: dict[int, tuple[str, str, float, float]] = {}
+        self._overdue: dict[int, str] = {}
+        self._ending, self._starts = False, 0
+
+    def start(self, step: int) -> None:
+        """Notes that the workers begin, or begin again, after ``step``."""
+        self._starts += 1
+        self._asked, self._overdue = {}, {}
+        if self._starts > 1:
+            self.note(f"the workers were started again and go on after step {step}")
 
     def put(self, news: dict[str, Any]) -> None:
         """Replaces the news."""
         self._news = news
 
-    def get(self) -> dict[str, Any]:
-        """The latest news, empty before the first step."""
-        return self._news
+    def note(self, line: str) -> None:
+        """Keeps a line for the console; the same one only once in a row."""
+        if self._notes[-1:] != [line]:
+            self._notes.append(line)
+
+    def ask(self, rank: int, where: str, reward: str, timeout: float) -> None:
+        """Notes that a worker waits for a reward from now on."""
+        self._asked[rank] = (where, reward, timeout, time.monotonic())
+
+    def answered(self, rank: int) -> None:
+        """Notes that it has its answer."""
+        self._asked.pop(rank, None)
+
+    def end(self) -> bool:
+        """Asks the workers to end after the step under way, with a checkpoint; whether they have made a step."""
+        self._ending = True
+        return bool(self._news)
+
+    def ending(self) -> bool:
+        """Whether they were asked to end."""
+        return self._ending
+
+    def get(self, seen: int = 0) -> tuple[dict[str, Any], list[str]]:
+        """The latest news, empty before the first step, and the notes but for the first ``seen``."""
+        for rank, (where, reward, timeout, since) in self._asked.items():
+            if rank not in self._overdue and time.monotonic() - since >= timeout:
+                self._overdue[rank] = f"{where}: the reward {reward} gave no answer for {timeout:g} s (reward.timeout)"
+                self.note(self._overdue[rank])
+        return self._news, self._notes[seen:]
+
+    def overdue(self) -> dict[int, str]:
+        """By worker, what is said of rewards that took longer than they may."""
+        return self._overdue
 
 
 class ProgressLine:
     """Shows a board's news while its block runs: a live line on a terminal, one line now and then elsewhere."""
 
     def __init__(self, board: Any, steps: int, console: Console) -> None:
-        self._board, self._steps, self._console = board, steps, console
+        self._board, self._steps, self._console, self._seen = board, steps, console, 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
 
@@ -70,9 +112,13 @@ class ProgressLine:
 
     def _ask(self) -> dict[str, Any]:
         try:
-            return ray.get(self._board.get.remote(), timeout=2)
+            news, notes = ray.get(self._board.get.remote(self._seen), timeout=2)
         except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError):
             return {}
+        self._seen += len(notes)
+        for note in notes:
+            self._console.print(note, markup=False, highlight=False, soft_wrap=True)
+        return dict(news)
 
 
 def _describe(news: dict[str, Any]) -> str:

@@ -28,6 +28,7 @@ from rlvid.train.checkpoint import checkpoint_name, load_checkpoint, read_state,
 from rlvid.train.engine import DeepSpeedEngine, StepOutcome
 from rlvid.train.looks import stop_flag
 from rlvid.train.metrics import TensorBoard, average
+from rlvid.train.reporter import Reporter
 from rlvid.train.resume import carries_over
 
 log = logging.getLogger("rlvid.train")
@@ -62,16 +63,18 @@ class Worker:
             reward's settings with absolute paths, since Ray Train moves its workers to another folder; default: the
             config's). ``watched``: whether Ray Train tells when a node is about to be taken away. ``storage`` and
             ``clips_storage``: the URI of an object store, if the run and its clips are kept in one.
+        reporter: what the worker speaks with; default: one of its own.
     """
 
-    def __init__(self, config: RunConfig, job: dict[str, Any]) -> None:
+    def __init__(self, config: RunConfig, job: dict[str, Any], reporter: Reporter | None = None) -> None:
         context = ray.train.get_context()
         self.mirror = worker_mirror(job.get("storage"), config.name, Path(job["run"]))
         self.config, self.run, self.board = config, self.mirror.folder, job["board"]
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         own_log = f"logs/worker-{self.rank:02d}.log"
         self.mirror.fetch(own_log)
-        _log_to(self.run / own_log)
+        self.reporter = reporter or Reporter(self.rank, self.board, config.reward.timeout)
+        self.reporter.log_to(self.run / own_log)
         device = torch.device("cuda", torch.cuda.current_device()) if job["use_gpu"] else torch.device("cpu")
 
         spec = config.model
@@ -90,6 +93,7 @@ class Worker:
                 held_out_reward(rewards, device),
                 self.stopwatch,
                 TorchTeam(self.rank, self.world),
+                self.reporter,
             )
         )
         self.clips = EncodedClips.open(clips_here(Path(job["clips"]), job.get("clips_storage")))
@@ -102,6 +106,7 @@ class Worker:
         if self.rank == 0:
             trim(self.run / "archive", self.first_step)
             self.mirror.trim_archive(self.first_step)
+            self.board.start.remote(self.first_step)
         distributed.barrier()  # nobody writes to the archive before it is tidy
 
         name, fingerprint, seed = config.method.name, config.fingerprint, config.seed
@@ -127,6 +132,7 @@ class Worker:
 
     def fetch(self, step: int) -> Batch:
         """This worker's share of the batch of ``step``: every W-th sample of it."""
+        self.reporter.step = step
         with self.stopwatch.stage("data"):
             size, seed = self.config.train.batch_size, self.config.seed
             serials = list(range(step * size + self.rank, (step + 1) * size, self.world))
@@ -149,7 +155,7 @@ class Worker:
         rewarded = sum(update.metrics.get("reward/weighted", (0.0, 0.0))[1] for update in updates)
         sums |= {"optimiser/loss": (loss, 1.0), "cost/videos": (rewarded, 1.0)}
         guarded = self.config.guard.every > 0 and self.config.guard.stop
-        asked_to_stop = self.rank == 0 and guarded and stop_flag(self.run).is_file()
+        asked_to_stop = self.rank == 0 and ((guarded and stop_flag(self.run).is_file()) or self._asked_to_end())
         sums["stop"] = (float(asked_to_stop), 1.0)  # summed with the rest, so that all workers stop at the same step
         values = average(summed([sums, *(update.metrics for update in updates)]))
         self.stopped = values.pop("stop") > 0
@@ -183,8 +189,8 @@ class Worker:
                 f"{self._in_a_row} steps in a row had a non-finite loss or gradient (the last is step {step}); lower "
                 "optimizer.lr or set model.precision=float32 under another name; the last checkpoint is untouched"
                 if skipped
-                else f"the reward failed on every video of {self._in_a_row} steps in a row (the last is step {step}); "
-                f"its own errors are in {self.run / 'logs'}"
+                else f"the reward failed on every video of {self._in_a_row} steps in a row (the last is step {step}): "
+                f"{self.reporter.latest}; its own errors are in {self.run / 'logs'}"
             )
 
     def save(self, step: int) -> None:
@@ -219,6 +225,13 @@ class Worker:
         if leaving:
             log.warning("a node is about to be taken away (%s): saves a checkpoint now", ", ".join(sorted(leaving)))
         return bool(leaving)
+
+    def _asked_to_end(self) -> bool:
+        """Whether an interrupted driver asks for a checkpoint and the end."""
+        try:
+            return bool(ray.get(self.board.ending.remote(), timeout=1))
+        except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError):  # its node is lost, or slow
+            return False
 
     @property
     def out_of_time(self) -> bool:
@@ -291,15 +304,6 @@ class Worker:
             for prompt, clip in zip(wanted, torch.cat(gathered), strict=False):
                 self.board_writer.video(step, f"videos/{prompt}", clip, self.model.fps)
             self.board_writer.flush()
-
-
-def _log_to(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    root = logging.getLogger()
-    root.addHandler(handler)
-    logging.getLogger("rlvid").setLevel(logging.INFO)
 
 
 def used_up(seconds: float, steps: int, budget: float) -> bool:

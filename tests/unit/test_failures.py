@@ -22,7 +22,7 @@ from rlvid.data.archive import ArchiveWriter, read_archive
 from rlvid.train import worker as worker_module
 from rlvid.train.audit import archive_faults, starts, tensorboard_faults
 from rlvid.train.checkpoint import find_checkpoints, is_whole, told_if_unwritable
-from rlvid.train.launch import fit_again
+from rlvid.train.fit import fit_again
 from rlvid.train.metrics import TensorBoard
 from rlvid.train.record import RECORD, check_resume, latest_checkpoint, mend_record
 from rlvid.train.resume import carries_over, notice

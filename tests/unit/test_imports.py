@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Each room of the house, and the other rooms it may import. A room is a package or module right under rlvid/, or one
 # of the script folders beside it. Anyone may import rlvid itself, for its version.
-_BASE = {"config", "credentials", "shapes", "randomness", "text"}
+_BASE = {"config", "credentials", "faults", "interrupt", "shapes", "randomness", "text"}
 _CORE = _BASE | {"models", "diffusion", "reward", "algorithms", "toy"}
 _PACKAGE = _CORE | {"train", "evaluate", "data"}
 MAY_IMPORT = {
@@ -22,6 +22,8 @@ MAY_IMPORT = {
     "shapes": set(),
     "randomness": {"shapes"},
     "text": set(),
+    "interrupt": set(),
+    "faults": {"text"},
     "models": _BASE,
     "diffusion": _BASE | {"models", "toy"},
     "reward": _BASE | {"models", "toy"},
@@ -33,12 +35,12 @@ MAY_IMPORT = {
     "data": _PACKAGE,
     "export": _PACKAGE,
     "report": _PACKAGE,
-    "terminal": {"text"},
+    "terminal": {"faults", "interrupt", "text"},
     "actions": _PACKAGE | {"report", "terminal"},
     "doctor": _PACKAGE | {"terminal"},
-    "study": {"evaluate", "terminal"},
+    "study": {"evaluate", "interrupt", "terminal"},
     "cli": _PACKAGE | {"actions", "doctor", "export", "plan", "report", "study", "terminal"},
-    "__main__": {"cli"},
+    "__main__": {"cli", "interrupt"},
     "jobs": _PACKAGE | {"actions", "cli", "doctor", "export", "plan", "report", "study", "terminal", "tuning"},
     "tuning": _PACKAGE | {"actions", "export", "jobs", "terminal"},
 }

@@ -13,8 +13,10 @@ from helpers import PROMPTS, clips, flat_gradient, make
 from PIL import Image
 from torch import Tensor
 
+from rlvid.algorithms.base import Observer
 from rlvid.algorithms.scoring import score
 from rlvid.config.reward import RewardConfig
+from rlvid.faults import describe
 from rlvid.reward.load import check_reward, held_out_reward, load_reward, trained_reward
 from rlvid.reward.mixture import MixtureReward
 from rlvid.reward.video import whole_video
@@ -40,6 +42,28 @@ def wrong(frames, prompts):
     return frames.mean()
 def broken(frames, prompts):
     raise KeyError("nothing here")
+def leaves(frames, prompts):
+    import sys
+    sys.exit(3)
+def silent(frames, prompts):
+    assert frames is None
+def words(frames, prompts):
+    return ["good"] * len(prompts)
+def nothing(frames, prompts):
+    pass
+class Backward(torch.autograd.Function):
+    @staticmethod
+    def forward(context, frames):
+        return frames.mean((2, 3, 4))
+    @staticmethod
+    def backward(context, gradient):
+        assert False
+def late(frames, prompts):
+    return Backward.apply(frames)
+def imaginary(frames, prompts):
+    return frames.mean((2, 3, 4)) * 1j
+def holes(frames, prompts):
+    return frames.mean((2, 3, 4)).log() * 0 / 0
 def narrow(frames):
     return frames
 number = 3
@@ -96,24 +120,56 @@ def test_a_function_without_gradient_may_answer_with_lists(file: Path) -> None:
     assert updates[0].metrics["reward/excluded"][0] == 0
 
 
-def test_a_function_that_fails_costs_its_videos_and_not_the_run(file: Path) -> None:
-    found = method({"path": f"{file}:broken", "held_out": None})
+class Heard(Observer):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines = list[str]()
+
+    def tell(self, line: str) -> None:
+        self.lines.append(line)
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        ("broken", r"mine.py:broken raised KeyError: 'nothing here' at mine.py:19; 4 videos are left out"),
+        ("leaves", r"mine.py:leaves raised sys.exit\(3\) at mine.py:22"),
+        ("silent", r"mine.py:silent raised AssertionError at mine.py:24"),
+        ("words", r"mine.py:words raised TypeError: mine.py:words returned list, not numbers"),
+        ("nothing", r"mine.py:nothing returned NoneType, not numbers"),
+        ("imaginary", r"mine.py:imaginary returned complex numbers"),
+        ("holes", r"mine.py:holes gave NaN or infinity for 4 of 4 videos"),
+    ],
+)
+def test_a_function_that_fails_costs_its_videos_and_not_the_run(file: Path, function: str, words: str) -> None:
+    found = method({"path": f"{file}:{function}", "held_out": None})
+    found.context.observer = heard = Heard()
     gradient, (update,) = flat_gradient(found, clips(found))
     assert not gradient.any()
     assert update.metrics["reward/excluded"] == (4.0, 1.0)
+    assert re.search(words, heard.lines[0])
 
 
 @pytest.mark.parametrize(
     ("function", "words"),
     [
         ("wrong", r"scores of shape \(\) for 4 videos of 2 frames; expected \(4, 2\) \(one a frame\) or \(4,\)"),
-        ("detached", r"the reward gave scores without a gradient, which this method back-propagates"),
+        ("detached", r"the reward mine.py:detached gave scores without a gradient, which this method back-propagates"),
     ],
 )
 def test_scores_that_cannot_be_used_are_told(file: Path, function: str, words: str) -> None:
     found = method({"path": f"{file}:{function}", "held_out": None})
     with pytest.raises(ValueError, match=words):
         flat_gradient(found, clips(found))
+
+
+def test_an_error_without_text_in_the_backward_pass_is_named_with_its_line(file: Path) -> None:
+    found = method({"path": f"{file}:late", "held_out": None})
+    with pytest.raises(AssertionError) as raised:
+        flat_gradient(found, clips(found))
+    line = FILE.splitlines().index("        assert False") + 1
+    assert describe(raised.value) == f"AssertionError at mine.py:{line}"
 
 
 @pytest.mark.parametrize(
@@ -123,14 +179,16 @@ def test_scores_that_cannot_be_used_are_told(file: Path, function: str, words: s
         ("mine.py:missing", r"mine.py has no function 'missing'"),
         ("mine.py:number", r"mine.py has no function 'number'"),
         ("mine.py:narrow", r"narrow must take \(frames, prompts\).*too many positional arguments"),
-        ("bad.py:score", r"bad.py cannot be imported \(NameError: name 'undefined' is not defined\)"),
+        ("bad.py:score", r"bad.py cannot be imported \(NameError: name 'undefined' is not defined at bad.py:1\)"),
         ("syntax.py:score", r"syntax.py cannot be imported \(SyntaxError"),
+        ("exits.py:score", r"exits.py cannot be imported \(sys.exit\('no'\) at exits.py:1\)"),
         ("mine.py:outside", r"says that it is not differentiable, and the method needs its gradient"),
     ],
 )
 def test_a_wrong_function_is_told_before_anything_starts(file: Path, path: str, words: str) -> None:
     (file.parent / "bad.py").write_text("undefined")
     (file.parent / "syntax.py").write_text("def score(:")
+    (file.parent / "exits.py").write_text("raise SystemExit('no')")
     with pytest.raises(ValueError, match=words):
         check_reward(RewardConfig(path=f"{file.parent}/{path}"), needs_gradient=True)
 

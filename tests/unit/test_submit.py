@@ -1,7 +1,9 @@
 """jobs/submit.py before anything travels: names, paths, and a cluster that does not answer, let in, or fit."""
 
+import io
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -19,6 +21,7 @@ import pytest
 from aiohttp import ServerDisconnectedError
 
 from jobs import submit
+from rlvid import interrupt
 from rlvid.train.reach import check_cluster, check_session_folder, reach, refusal
 from rlvid.train.token import make_own_token, token
 
@@ -353,7 +356,33 @@ def test_ctrl_c_asks(monkeypatch: pytest.MonkeyPatch, typed: str, meant: str) ->
 
 def test_ctrl_c_with_nobody_to_ask_leaves_the_job_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
-    assert submit.interrupted("mine", lambda _: pytest.fail("asked")) == "detach"
+    assert submit.interrupted("mine", lambda _: pytest.fail("asked")) is None
+
+
+def test_ctrl_c_is_answered_and_another_signal_says_that_the_job_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prompt's answer ends the interruption; SIGTERM asks nothing."""
+
+    def sends(number: int) -> Any:
+        def get_job_status(job: str) -> Any:
+            signal.raise_signal(number)
+
+        return SimpleNamespace(tail_job_logs=Client([[]], []).tail_job_logs, get_job_status=get_job_status)
+
+    typed = io.StringIO("d\n")
+    monkeypatch.setattr(typed, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stdin", typed)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where pytest was started with &
+    interrupt.listen()
+    try:
+        assert submit.follow(sends(signal.SIGINT), "mine", "http://head:8265") == 0
+        assert interrupt.received() is None
+        with pytest.raises(KeyboardInterrupt):
+            submit.follow(sends(signal.SIGTERM), "mine", "http://head name:8265")
+        assert "job mine goes on, and ray job stop --address 'http://head name:8265' mine stops it" in interrupt.line()
+        assert interrupt.exit_code() == 143
+    finally:
+        interrupt.unlisten()
+        signal.signal(signal.SIGINT, before)
 
 
 class Client:

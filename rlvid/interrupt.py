@@ -1,0 +1,160 @@
+"""Ctrl-C, SIGTERM and SIGHUP, the same in every command: one line, exit code 128 + signal; the second ends at once.
+
+A signal raises KeyboardInterrupt in the main thread, so that blocks clean up after themselves, and ``received`` keeps
+which signal it was: libraries lose that, or raise errors of their own when their processes go. ``kept`` notes what the
+block under it leaves on disk, and ``line`` says it with the command that continues.
+
+Nothing here changes before ``listen`` is called, which ``rlvid.terminal.run_command`` does for every command.
+"""
+
+import _thread
+import contextlib
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP"}
+SECONDS_TO_END = 30.0
+"""After that long an interrupted command ends at once, even if a library swallowed the interruption."""
+
+_received: int | None = None
+_kept: str | None = None
+_at = 0.0
+_ended = False
+_found: dict[int, Any] = {}
+
+
+def listen() -> None:
+    """Installs the handlers, in the main thread; again after a library has put its own there.
+
+    A signal that is ignored stays so: a job under nohup outlives its terminal.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in NAMES:
+        there = signal.getsignal(number)
+        if there not in (signal.SIG_IGN, _handle):
+            _found.setdefault(number, there)
+            signal.signal(number, _handle)
+
+
+def ended() -> None:
+    """Notes that the command is over: a signal now ends what libraries still do as the process exits."""
+    global _ended
+    _ended = True
+
+
+def unlisten() -> None:
+    """Puts the handlers back that ``listen`` found, and forgets what was received."""
+    global _ended
+    forget()
+    _ended = False
+    for number, handler in _found.items():
+        signal.signal(number, handler)
+    _found.clear()
+
+
+def received() -> int | None:
+    """The signal that interrupts this command, if one came."""
+    return _received
+
+
+def forget() -> None:
+    """Takes a signal as answered: the command goes on as if none had come."""
+    global _received, _kept
+    _received = _kept = None
+
+
+@contextmanager
+def kept(what: Callable[[], str] | str) -> Iterator[None]:
+    """Notes what an interruption of the block leaves; of blocks in each other, the innermost has the word."""
+    global _kept
+    try:
+        yield
+    except BaseException:
+        if _received is not None and _kept is None:
+            _kept = what if isinstance(what, str) else what()
+        raise
+
+
+@contextmanager
+def starting_ray() -> Iterator[None]:
+    """While Ray starts: its processes ignore a terminal that closes, and its own handler of SIGTERM goes again.
+
+    Ray's handler raises SystemExit, at which its C++ parts abort the process.
+    """
+    here = threading.current_thread() is threading.main_thread()
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_IGN) if here else None
+    try:
+        yield
+    except SystemExit as error:
+        if error.code == signal.SIGTERM and _found:
+            _note(signal.SIGTERM)
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if here:
+            signal.signal(signal.SIGHUP, signal.SIG_DFL if hangup is None else hangup)
+            if _found:
+                listen()
+
+
+def line() -> str:
+    """What to print at the end of an interrupted command: the signal, what is kept, how to continue."""
+    name = NAMES.get(signal.Signals(_received or signal.SIGINT), "signal")
+    if _kept is None:
+        return f"interrupted ({name}): nothing was written; start again: {command()}"
+    return f"interrupted ({name}): {_kept}; continue: {command()}"
+
+
+def exit_code() -> int:
+    """128 + the signal, as shells count."""
+    return 128 + (_received or signal.SIGINT)
+
+
+def command() -> str:
+    """The command as it was typed, quoted for a shell."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        return "submit the same job again"
+    words = sys.orig_argv[1:]
+    return shlex.join(["rlvid", *words[1:]] if words and Path(words[0]).name == "rlvid" else ["python", *words])
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    if _received is not None or _ended:
+        end_at_once(number)
+    _note(number)
+    raise KeyboardInterrupt
+
+
+def _note(number: int) -> None:
+    global _received, _at
+    _received, _at = number, time.monotonic()
+    # Not threading.Thread: this may run while the main thread holds the locks of that module.
+    _thread.start_new_thread(_end_after, (number, _at))
+
+
+def _end_after(number: int, at: float) -> None:
+    time.sleep(SECONDS_TO_END)
+    if _received is not None and _at == at:
+        end_at_once(number)
+
+
+def end_at_once(number: int) -> None:
+    """Ends this process and its children without any more work."""
+    with contextlib.suppress(OSError):
+        if _received is not None:
+            os.write(2, f"ended at once; continue: {command()}\n".encode(errors="replace"))
+    for path in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for pid in path.read_text(encoding="ascii").split():
+                os.kill(int(pid), signal.SIGKILL)
+    os._exit(128 + number)
