@@ -76,7 +76,9 @@ def evaluate_and_show(
     from rlvid.evaluate.rows import summarise
     from rlvid.evaluate.seeds import group_seeds as groups_of
     from rlvid.evaluate.tables import compare_all, render_table
+    from rlvid.models.stored import check_model
     from rlvid.models.text_limit import model_text_limit, notices
+    from rlvid.models.trained import check_trained
     from rlvid.reward.load import check_reward
     from rlvid.reward.text_limit import reward_text_limit, reward_text_limits
 
@@ -95,6 +97,9 @@ def evaluate_and_show(
     config = compared[0].config
     prompts = prompts or prompts_of(default_sets(config), videos, notes.append)
     groups = groups_of(compared) if group_seeds else {}
+    check_model(config.model.path)
+    for model in {each.checkpoint.folder: each for each in compared}.values():
+        check_trained(model.config.model, model.checkpoint.folder)
     check_reward(config.reward, needs_gradient=False)
     measured = load_clip(clip or DEFAULT_CLIP)  # says what is wrong with it before anything is made
     limits = [model_text_limit(config.model.path), *reward_text_limits(config.reward)]

@@ -283,12 +283,12 @@ def encode(
     from rlvid.config import load_config
     from rlvid.data.encode import encode_folder
     from rlvid.data.find import find_clips
-    from rlvid.models.folders import model_folder
+    from rlvid.models.stored import check_model
     from rlvid.train.launch import start_ray
 
     description = load_config(config)
     find_clips(source.resolve(), outside=outside)  # says at once what is wrong with the source
-    model_folder(description.model.path)
+    check_model(description.model.path)
     if address is not None:  # else Ray starts when there is something to encode
         start_ray(address)
     report = encode_folder(

@@ -24,8 +24,9 @@ from rlvid.config import RunConfig
 from rlvid.evaluate.card import model_card
 from rlvid.evaluate.evaluated import Exported, find_evaluated
 from rlvid.evaluate.run import find_run
-from rlvid.models.folders import model_folder
+from rlvid.models.folders import RANDOM, model_folder
 from rlvid.models.lora import merge_lora, read_lora, save_lora
+from rlvid.models.stored import CLASSES, copy_part, oldest_transformers, save_text_encoder, save_tokenizer
 from rlvid.models.trained import blend
 from rlvid.models.unet3d import UNet3DModel, load_model
 from rlvid.train.checkpoint import Found
@@ -62,7 +63,10 @@ def export_run(
             lora = config.model.lora
             save_lora(read_lora(found.folder / "adapter"), lora.rank, lora.targets, folder / "adapter", scale)
         name, run_folder = out.resolve().name, found.folder.parent
-        card = model_card(config, found, run_folder, name, scale, model.frames, model.size, evaluation)
+        card = model_card(
+            config, found, run_folder, name, scale, model.frames, model.size, evaluation,
+            transformers=oldest_transformers(folder),
+        )  # fmt: skip
         (folder / "README.md").write_text(card, encoding="utf-8")
     return out
 
@@ -79,20 +83,25 @@ def merged_model(config: RunConfig, found: Found, scale: float) -> UNet3DModel:
 
 
 def save_model(model: UNet3DModel, config: RunConfig, folder: Path) -> None:
-    """Writes a model in diffusers' layout, with a scheduler that walks the chain of rlvid's own sampler."""
-    parts = {
-        "scheduler": sampler(config),
-        "text_encoder": model.text_encoder,
-        "tokenizer": model.tokenizer,
-        "unet": model.denoiser,
-        "vae": model.vae,
-    }
+    """Writes a model in diffusers' layout, with a scheduler that walks the chain of rlvid's own sampler.
+
+    What nobody trained is the base's, byte for byte, for libraries change what they write. Only the base with random
+    weights is in no file.
+    """
+    base = model_folder(config.model.path)
     if not torch.cuda.is_available():  # saving looks whether DeepSpeed is there, which then warns of the missing GPU
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    index: dict[str, object] = {"_class_name": "TextToVideoSDPipeline", "_diffusers_version": diffusers.__version__}
-    for name, part in parts.items():
-        part.save_pretrained(folder / name)
-        index[name] = [type(part).__module__.split(".")[0], type(part).__name__]
+    model.denoiser.save_pretrained(folder / "unet")
+    if config.model.path == RANDOM:
+        model.vae.save_pretrained(folder / "vae")
+        save_text_encoder(model.text_encoder, folder / "text_encoder")
+        save_tokenizer(model.tokenizer, folder / "tokenizer")
+    else:
+        for name in ("vae", "text_encoder", "tokenizer"):
+            copy_part(base / name, folder / name, network=name != "tokenizer")
+    shutil.copyfile(base / "unet" / "config.json", folder / "unet" / "config.json")
+    sampler(config).save_pretrained(folder / "scheduler")
+    index = {"_class_name": "TextToVideoSDPipeline", "_diffusers_version": diffusers.__version__, **CLASSES}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 

@@ -1,6 +1,7 @@
 """The model card: what a fine-tuned model is, how it came about, what it cost, what it scores, what it is not for."""
 
 import re
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ from rlvid.evaluate.evaluated import Evaluated, Exported, find_evaluated
 from rlvid.evaluate.read import check, read_json
 from rlvid.evaluate.responsible import over_optimisation, worse_prompts
 from rlvid.evaluate.tables import markdown
+from rlvid.models.stored import OLDEST
 from rlvid.train.checkpoint import Found
 
 _METHODS = {
@@ -33,6 +35,7 @@ def model_card(
     frames: int,
     size: int,
     evaluation: Path | None = None,
+    transformers: str = OLDEST["transformers"],
 ) -> str:
     """The README.md of an exported model, in the form that the Hugging Face hub reads.
 
@@ -45,6 +48,7 @@ def model_card(
         frames: of a video.
         size: height and width in pixels.
         evaluation: folder of another evaluation, which becomes the card's.
+        transformers: the oldest version that reads the model.
 
     Raises:
         ValueError: the evaluation is damaged; or the one that was named has not the exported model.
@@ -53,7 +57,7 @@ def model_card(
     state = _standing(checkpoint.folder)
     parts = [_front_matter(config), f"# {markdown_text(name)}", _summary(config, checkpoint, scale)]
     parts += [
-        _usage(config, frames, size),
+        _usage(config, frames, size, transformers),
         _training(config, state),
         _evaluation(evaluated),
         _LIMITS,
@@ -140,28 +144,46 @@ def _summary(config: RunConfig, checkpoint: Found, scale: float) -> str:
     return f"{_what(config, checkpoint)}{scaled} This folder is the whole model in diffusers' layout.{adapter}"
 
 
-def _usage(config: RunConfig, frames: int, size: int) -> str:
-    sampling = config.sampling
-    adapter = """
-The adapter on top of the base's denoiser:
+def _usage(config: RunConfig, frames: int, size: int, transformers: str) -> str:
+    sampling, path = config.sampling, config.model.path
+    base, where = (path, "") if is_hub_id(path) else ("BASE", f"\n`BASE` is the folder of the base, {_base(config)}.")
+    if path == "builtin":
+        shown = "from rlvid.models.folders import builtin_folder as f; print(f())"
+        where = f"""\n`BASE` is the folder that `python -c "{shown}"` prints."""
+    adapter = f"""
+The adapter on the base, with PEFT {OLDEST["peft"]} or later. The scheduler is this folder's, for the base's own samples
+another chain.{where}
 
 ```python
+import torch
+from diffusers import DDIMScheduler, TextToVideoSDPipeline
 from peft import PeftModel
 
-unet = PeftModel.from_pretrained(unet, "FOLDER/adapter")  # unet: the base's UNet3DConditionModel
+scheduler = DDIMScheduler.from_pretrained("FOLDER", subfolder="scheduler")
+pipeline = TextToVideoSDPipeline.from_pretrained("{base}", scheduler=scheduler, torch_dtype=torch.float32)
+pipeline.unet = PeftModel.from_pretrained(pipeline.unet, "FOLDER/adapter").merge_and_unload()
 ```
+
+diffusers' own `load_lora_weights` does not load it: that function does not know this U-Net.
 """
     return f"""## Use
 
+With transformers {transformers} or later and diffusers {OLDEST["diffusers"]} or later.
+It was written with transformers {version("transformers")} and diffusers {version("diffusers")}.
+
 ```python
+import torch
 from diffusers import TextToVideoSDPipeline
 
-pipeline = TextToVideoSDPipeline.from_pretrained("FOLDER")
+pipeline = TextToVideoSDPipeline.from_pretrained("FOLDER", torch_dtype=torch.float32)
 frames = pipeline(
     "a prompt", num_frames={frames}, height={size}, width={size},
     num_inference_steps={sampling.steps}, guidance_scale={sampling.guidance:g},
 ).frames[0]
 ```
+
+Seeds are rlvid's own: `rlvid generate --seed 0` and `torch.Generator().manual_seed(0)` draw different noise, so they
+make different videos. The same `latents` make the same video.
 {adapter if config.model.train == "lora" else ""}"""
 
 

@@ -4,13 +4,16 @@ import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rlvid.models.folders import cached_folder
 from rlvid.models.text_limit import TextLimit, token_counts
+from rlvid.models.untrained import fill_constants
+from rlvid.models.weights import check_texts, fill, read_json, read_weights
 from rlvid.reward.load import BUILTIN, load_reward
 
 
@@ -74,24 +77,26 @@ def load_clip(name: str, device: str | torch.device = "cpu") -> FrameTextModel:
 
 
 def _hugging_face(name: str, device: str | torch.device) -> NamedClip:
-    from transformers import AutoConfig, CLIPModel, CLIPProcessor
+    from transformers import CLIPConfig, CLIPModel, CLIPProcessor
 
-    where: dict[str, Any] = {"local_files_only": True}
+    told, folder = f"--clip {name!r}", Path(name) if Path(name).is_dir() else cached_folder(name, "config.json")
+    if folder is None or not (folder / "config.json").is_file():
+        raise _no_clip(name)
+    check_texts(folder, told)
+    settings = read_json(folder / "config.json", told)
+    if settings.get("model_type") != "clip":
+        raise ValueError(f"{told} is a model of type {settings.get('model_type')!r}; expected a CLIP")
+    weights = {n: tensor for n, tensor in read_weights(folder, told).items() if not n.endswith(".position_ids")}
     try:
-        kind = AutoConfig.from_pretrained(name, **where).model_type
-        if kind != "clip":
-            raise ValueError(f"--clip {name!r} is a model of type {kind!r}; expected a CLIP")
-        model, found = CLIPModel.from_pretrained(name, use_safetensors=True, output_loading_info=True, **where)
-        processor = CLIPProcessor.from_pretrained(name, **where)
+        # No code of the folder is run, and nobody is asked whether it may be.
+        processor = CLIPProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except OSError:
-        raise ValueError(
-            f"--clip {name!r} is no folder of a whole CLIP (config.json, model.safetensors, tokenizer, "
-            f"preprocessor_config.json), and not in the local cache of the hub; to fetch it: "
-            f"hf download {shlex.quote(name)}"
-        ) from None
-    if found["missing_keys"]:
-        raise ValueError(f"--clip {name!r} lacks weights: {sorted(found['missing_keys'])[:3]}")
-    model = model.eval().to(device)
+        raise _no_clip(name) from None
+    with torch.device("meta"):
+        model = CLIPModel(CLIPConfig.from_dict(settings))
+    fill(model, weights, told)
+    fill_constants(model)
+    model = model.eval().float().to(device)
     length = model.config.text_config.max_position_embeddings
 
     def images(pixels: list[Tensor]) -> Tensor:
@@ -105,21 +110,32 @@ def _hugging_face(name: str, device: str | torch.device) -> NamedClip:
     return NamedClip(images, texts, TextLimit(f"--clip {name}", length, partial(token_counts, processor.tokenizer)))
 
 
+def _no_clip(name: str) -> ValueError:
+    return ValueError(
+        f"--clip {name!r} is no folder of a whole CLIP (config.json, model.safetensors, tokenizer, "
+        f"preprocessor_config.json), and not in the local cache of the hub; to fetch it: "
+        f"hf download {shlex.quote(name)}"
+    )
+
+
 def _open_clip(architecture: str, file: Path, device: str | torch.device) -> NamedClip:
     import open_clip
+    from open_clip.model import convert_to_custom_text_state_dict
     from torchvision.transforms.functional import to_pil_image
 
+    told = f"--clip {architecture}:{file}"
     if architecture not in open_clip.list_models():
-        raise ValueError(
-            f"--clip {architecture}:{file}: open_clip has no {architecture!r}; it has ViT-B-32, ViT-H-14, ..."
-        )
+        raise ValueError(f"{told}: open_clip has no {architecture!r}; it has ViT-B-32, ViT-H-14, ...")
     if not file.is_file():
-        raise ValueError(f"--clip {architecture}:{file}: there is no file {file}; expected a checkpoint of open_clip")
-    try:
-        model, prepare = open_clip.create_model_from_pretrained(architecture, pretrained=str(file), device=device)
-    except RuntimeError as error:  # keys or shapes of another architecture
-        raise ValueError(f"--clip {architecture}:{file}: {' '.join(str(error).split())[:300]}") from None
-    model.eval()
+        raise ValueError(f"{told}: there is no file {file}; expected a checkpoint of open_clip")
+    weights = read_weights(file, told)
+    _check_activation(architecture, file, weights, told)
+    weights = {name: tensor for name, tensor in weights.items() if name not in _OPENAI}
+    model, _, prepare = open_clip.create_model_and_transforms(architecture, pretrained=None, pretrained_hf=False)
+    if "positional_embedding" in weights and not hasattr(model, "positional_embedding"):
+        weights = convert_to_custom_text_state_dict(weights)
+    fill(model, weights, told)
+    model = model.eval().float().to(device)
     tokenise = open_clip.get_tokenizer(architecture)
 
     def images(pixels: list[Tensor]) -> Tensor:
@@ -133,3 +149,38 @@ def _open_clip(architecture: str, file: Path, device: str | torch.device) -> Nam
 
     limit = TextLimit(f"--clip {architecture}", tokenise.context_length, counts)
     return NamedClip(images, lambda prompts: model.encode_text(tokenise(prompts).to(device)), limit)
+
+
+_OPENAI = {"input_resolution", "context_length", "vocab_size"}
+"""Numbers that OpenAI's own files of CLIP hold beside the weights."""
+_QUICK = "-quickgelu"
+"""End of open_clip's names of architectures that compute with QuickGELU."""
+
+
+def _check_activation(architecture: str, file: Path, weights: dict[str, Tensor], told: str) -> None:
+    """Raises ValueError for weights that were trained with the other activation, as far as can be known.
+
+    Names and shapes fit either way, and scores are off by about 1e-3. Files are known by the names that open_clip
+    publishes them under. OpenAI's weights are known by their three constants, or as every number of them is one of 16
+    bits, stored as such or not.
+    """
+    import open_clip
+
+    plain = architecture.removesuffix(_QUICK)
+    pair = {False: plain, True: plain + _QUICK}
+    if not set(pair.values()) <= set(open_clip.list_models()):
+        return
+    published = {}
+    for tag in open_clip.list_pretrained_tags_by_model(plain):
+        about = open_clip.get_pretrained_cfg(plain, tag)
+        published[Path(about.get("url") or tag).name] = bool(about.get("quick_gelu", False))
+    quick, why = published.get(file.name), "by its name"
+    if quick is None and weights.keys() >= _OPENAI:
+        quick, why = True, "it is OpenAI's"
+    elif quick is None and all(torch.equal(t.half().to(t.dtype), t) for t in weights.values()):
+        quick, why = True, "its numbers are of 16 bits, as OpenAI's are"
+    if quick is not None and pair[quick] != architecture:
+        raise ValueError(
+            f"{told}: {file.name} was trained with another activation ({why}), and scores would be off by about 1e-3; "
+            f"name it {pair[quick]}:{file}, or give a folder of transformers, whose config.json names the activation"
+        )

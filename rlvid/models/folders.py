@@ -3,7 +3,6 @@
 Nothing is ever downloaded: what is missing is named, with the command that fetches it.
 """
 
-import json
 import re
 import shlex
 from importlib import resources
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
+
+from rlvid.models.weights import check_texts, read_json
 
 RANDOM = "random"
 """The ``model.path`` of ModelScopeT2V's structure with random weights."""
@@ -23,7 +24,9 @@ _PARTS = (
     "text_encoder/config.json", "text_encoder/*.safetensors",
     "tokenizer/tokenizer_config.json", "tokenizer/*[br].json", "scheduler/scheduler_config.json",
 )  # fmt: skip
+_FOLDERS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _CLASSES = {"unet": ("denoiser", "UNet3DConditionModel"), "vae": ("autoencoder", "AutoencoderKL")}
+_ENCODERS = ("clip_text_model", "clip")
 _EXPECTED = (
     f"expected 'builtin', '{RANDOM}', a hub id such as '{MODELSCOPE[0]}', or a folder in diffusers' layout with unet, "
     "vae, text_encoder, tokenizer and scheduler"
@@ -62,6 +65,8 @@ def model_folder(path: str) -> Path:
     missing = [file for file in _PARTS if not any(folder.glob(file)) and not any(folder.glob(_pickle(file)))]
     if missing:
         raise ValueError(f"model.path = {path!r}: {folder} lacks {', '.join(missing)}; {_remedy(path)}")
+    for part in _FOLDERS:
+        check_texts(folder / part, f"model.path = {path!r}: {part}")
     _check_classes(path, folder)
     return folder
 
@@ -103,26 +108,9 @@ def movable(path: str) -> str:
     return str(Path(path).resolve()) if path not in ("builtin", RANDOM) and Path(path).exists() else path
 
 
-def weight_options(part: Path) -> dict[str, Any]:
-    """What ``from_pretrained`` must be told to read a part's weights.
-
-    Safetensors come before pickles, which are read as plain tensors only, and full precision comes before ``fp16``.
-    """
-    for suffix in (".safetensors", ".bin"):
-        names = [file.name for file in part.glob(f"*{suffix}")]
-        if names:
-            variant = None if any(".fp16" not in name for name in names) else "fp16"
-            return {"use_safetensors": suffix == ".safetensors", "variant": variant, "local_files_only": True}
-    raise ValueError(f"{part} holds no weights (*.safetensors)")
-
-
 def read_config(folder: Path, part: str) -> dict[str, Any]:
     """The content of a part's ``config.json``; raises ValueError when it is damaged."""
-    path = folder / part / "config.json"
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); copy it anew") from None
+    return read_json(folder / part / "config.json", part)
 
 
 def _is_hub_id(path: str) -> bool:
@@ -135,11 +123,15 @@ def _found(path: str) -> Path | None:
         return builtin_folder()
     if Path(path).exists() or not _is_hub_id(path):
         return Path(path)
-    for hub_id in (path, *(MODELSCOPE if path in MODELSCOPE else ())):
-        found = try_to_load_from_cache(hub_id, "unet/config.json")
-        if isinstance(found, str):
-            return Path(found).parents[1]
-    return None
+    ids = (path, *(MODELSCOPE if path in MODELSCOPE else ()))
+    found = next(filter(None, (cached_folder(hub_id, "unet/config.json") for hub_id in ids)), None)
+    return found and found.parent
+
+
+def cached_folder(hub_id: str, file: str) -> Path | None:
+    """The folder of a file of a hub's repository in the local cache; None where it is not there, or for no hub id."""
+    found = try_to_load_from_cache(hub_id, file) if _is_hub_id(hub_id) else None
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def _pickle(file: str) -> str:
@@ -157,3 +149,6 @@ def _check_classes(path: str, folder: Path) -> None:
         name = read_config(folder, part).get("_class_name")
         if name != expected:
             raise ValueError(f"model.path = {path!r}: its {role} is a {name}; supported: {expected}")
+    kind = read_config(folder, "text_encoder").get("model_type", _ENCODERS[0])
+    if kind not in _ENCODERS:
+        raise ValueError(f"model.path = {path!r}: its text encoder is of type {kind!r}; supported: {_ENCODERS[0]!r}")

@@ -1,15 +1,20 @@
 """Low-rank adapters in PEFT's layout, on every attention of a denoiser or on other linear layers."""
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from rlvid.models.weights import check_finite, check_fit, headers, read_weights
+
+ADAPTER_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 """What PEFT's own wrapper puts before a parameter's name in the files it writes and reads."""
 
@@ -44,9 +49,18 @@ def check_targets(denoiser: nn.Module, targets: list[str]) -> None:
             )
 
 
-def _config(rank: int, targets: list[str], scale: float = 1.0) -> LoraConfig:
-    alpha = rank if scale == 1 else scale * rank
-    return LoraConfig(r=rank, lora_alpha=alpha, target_modules=peft_targets(targets), init_lora_weights="gaussian")
+def _config(rank: int, targets: list[str], scale: float = 1.0) -> dict[str, Any]:
+    """Settings of PEFT's ``LoraConfig`` that every version knows, for an older one refuses those that it does not."""
+    return {
+        "peft_type": "LORA",
+        "task_type": None,
+        "r": rank,
+        "lora_alpha": rank if scale == 1 else scale * rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": peft_targets(targets),
+        "init_lora_weights": "gaussian",
+    }
 
 
 def inject_lora(denoiser: nn.Module, rank: int, targets: list[str], seed: int) -> list[nn.Parameter]:
@@ -62,7 +76,7 @@ def inject_lora(denoiser: nn.Module, rank: int, targets: list[str], seed: int) -
     """
     check_targets(denoiser, targets)
     denoiser.requires_grad_(False)
-    inject_adapter_in_model(_config(rank, targets), denoiser)
+    inject_adapter_in_model(LoraConfig(**_config(rank, targets)), denoiser)
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in denoiser.named_parameters():
         if "lora_" not in name:
@@ -97,20 +111,39 @@ def save_lora(state: dict[str, Tensor], rank: int, targets: list[str], folder: P
     ``scale`` is PEFT's alpha / r: what it multiplies the adapter's share with.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({_PREFIX + name: tensor for name, tensor in state.items()}, folder / "adapter_model.safetensors")
-    _config(rank, targets, scale).save_pretrained(str(folder))
+    save_file({_PREFIX + name: tensor for name, tensor in state.items()}, folder / ADAPTER_FILE)
+    settings = json.dumps(_config(rank, targets, scale), indent=2)
+    (folder / "adapter_config.json").write_text(settings + "\n", encoding="utf-8")
+
+
+def _adapter_file(folder: Path) -> Path:
+    path = folder / ADAPTER_FILE
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no adapter ({ADAPTER_FILE})")
+    return path
 
 
 def read_lora(folder: Path) -> dict[str, Tensor]:
     """The tensors that ``save_lora`` wrote.
 
     Raises:
-        ValueError: the folder holds no adapter.
+        ValueError: the folder holds no adapter, or its file is damaged or holds numbers that are not finite.
     """
-    path = folder / "adapter_model.safetensors"
-    if not path.is_file():
-        raise ValueError(f"{folder} holds no adapter (adapter_model.safetensors)")
-    return {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(path).items()}
+    path = _adapter_file(folder)
+    state = read_weights(path, str(folder))
+    check_finite(state, str(path))
+    return {name.removeprefix(_PREFIX): tensor for name, tensor in state.items()}
+
+
+def check_lora(denoiser: nn.Module, folder: Path) -> None:
+    """Whether a saved adapter fits a denoiser that has one, which may be on the meta device; no numbers are read.
+
+    Raises:
+        ValueError: as ``load_lora``, but for numbers that are not finite.
+    """
+    state = headers(_adapter_file(folder), str(folder))
+    own = {_PREFIX + name: tensor for name, tensor in get_peft_model_state_dict(denoiser).items()}
+    check_fit(own, state, str(folder / ADAPTER_FILE))
 
 
 def load_lora(denoiser: nn.Module, folder: Path) -> None:
@@ -120,19 +153,8 @@ def load_lora(denoiser: nn.Module, folder: Path) -> None:
         ValueError: the folder holds no adapter, or one of another layout; the first few names are given.
     """
     state = read_lora(folder)
-    check_fit(folder / "adapter_model.safetensors", state, lora_state(denoiser))
+    check_fit(lora_state(denoiser), state, str(folder / ADAPTER_FILE))
     set_peft_model_state_dict(denoiser, state)
-
-
-def check_fit(path: Path, state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Raises ValueError when tensors read from ``path`` have other names or shapes; the first few are given."""
-    foreign, missing = sorted(state.keys() - expected.keys()), sorted(expected.keys() - state.keys())
-    wrong = [n for n in sorted(state.keys() & expected.keys()) if state[n].shape != expected[n].shape]
-    if foreign or missing or wrong:
-        raise ValueError(
-            f"{path} does not fit the model: foreign keys {foreign[:3]}, missing keys {missing[:3]}, "
-            f"other shapes {wrong[:3]}"
-        )
 
 
 @torch.no_grad()
@@ -143,6 +165,10 @@ def merge_lora(denoiser: nn.Module, state: dict[str, Tensor], scale: float = 1.0
         ValueError: the adapter is of another model: a layer or a shape is missing.
     """
     layers = {name: module for name, module in denoiser.named_modules() if isinstance(module, nn.Linear)}
+    odd = [key for key in state if not key.endswith((".lora_A.weight", ".lora_B.weight"))]
+    odd += [key for key in state if ".lora_B." in key and key.replace(".lora_B.", ".lora_A.") not in state]
+    if odd:
+        raise ValueError(f"the adapter does not fit the model: {len(odd)} keys are foreign ({', '.join(odd[:3])})")
     for key, down_rI in state.items():
         if ".lora_A." not in key:
             continue

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rlvid.config import ModelConfig
-from rlvid.models.lora import check_fit, inject_lora, load_lora, lora_state, save_lora
-from rlvid.models.unet3d import DTYPES, UNet3DModel, load_model
+from rlvid.models.lora import check_lora, inject_lora, load_lora, lora_state, save_lora
+from rlvid.models.unet3d import DTYPES, UNet3DModel, denoiser_outline, load_model
+from rlvid.models.weights import check_finite, check_fit, headers, read_weights
 
 _FILES = {"lora": "adapter/adapter_model.safetensors", "full": "unet/diffusion_pytorch_model.safetensors"}
 
@@ -82,6 +83,28 @@ def trained_file(folder: Path) -> Path:
     return next((folder / file for file in _FILES.values() if (folder / file).is_file()), folder / _FILES["lora"])
 
 
+def check_trained(spec: ModelConfig, folder: Path) -> None:
+    """Whether what ``save_trained`` wrote is there and fits the model; no numbers are read.
+
+    Raises:
+        ValueError: as ``load_trained``, but for numbers that are not finite.
+    """
+    denoiser = denoiser_outline(spec.path)
+    if spec.train == "lora":
+        inject_lora(denoiser, spec.lora.rank, spec.lora.targets, seed=0)
+        check_lora(denoiser, folder / "adapter")
+    else:
+        path = _whole_denoiser(folder)
+        check_fit(denoiser.state_dict(), headers(path, str(folder)), str(path))
+
+
+def _whole_denoiser(folder: Path) -> Path:
+    path = folder / _FILES["full"]
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no weights of a denoiser ({_FILES['full']})")
+    return path
+
+
 def load_trained(denoiser: nn.Module, spec: ModelConfig, folder: Path) -> None:
     """Loads what ``save_trained`` wrote into a denoiser as ``load_trainable`` makes it.
 
@@ -101,11 +124,10 @@ def blend(denoiser: nn.Module, base: dict[str, Tensor] | None, folder: Path, sca
     Raises:
         ValueError: the checkpoint holds no whole denoiser, or one of another layout.
     """
-    path = folder / _FILES["full"]
-    if not path.is_file():
-        raise ValueError(f"{folder} holds no weights of a denoiser ({_FILES['full']})")
-    tuned, here = load_file(path), denoiser.state_dict()
-    check_fit(path, tuned, here)
+    path = _whole_denoiser(folder)
+    tuned, here = read_weights(path, str(folder)), denoiser.state_dict()
+    check_fit(here, tuned, str(path))
+    check_finite(tuned, str(path))
     for name, tensor in here.items():
         end = tuned[name].to(tensor)
         tensor.copy_(end if base is None else torch.lerp(base[name].to(tensor), end, scale))

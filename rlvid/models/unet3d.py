@@ -3,21 +3,18 @@
 The built-in model is of the same classes and loads through the same lines.
 """
 
-from pickle import UnpicklingError
-from typing import Any
-
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, Transformer2DModel, UNet3DConditionModel
 from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
 from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from rlvid.models.base import Posterior, Prediction, VideoModel
-from rlvid.models.folders import RANDOM, model_folder, read_config, resolved_shape, structure_folder, weight_options
+from rlvid.models.folders import RANDOM, model_folder, read_config, resolved_shape, structure_folder
 from rlvid.models.recompute import prepare, recomputing
+from rlvid.models.stored import stored_parts
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """The values of ``model.precision``."""
@@ -203,23 +200,5 @@ def load_model(
 
         parts = random_parts(folder, DTYPES[precision], device)
     else:
-        parts = _stored_parts(path, DTYPES[precision], device)
+        parts = stored_parts(path, DTYPES[precision], device)
     return UNet3DModel(**parts, frames=frames, size=size, decode_chunk=decode_chunk)
-
-
-def _stored_parts(path: str, dtype: torch.dtype, device: str | torch.device) -> dict[str, Any]:
-    folder = model_folder(path)
-    unet, vae, encoder = (weight_options(folder / part) for part in ("unet", "vae", "text_encoder"))
-    try:
-        return {
-            "unet": UNet3DConditionModel.from_pretrained(folder / "unet", torch_dtype=dtype, **unet).to(device),
-            "vae": AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=dtype, **vae).to(device),
-            "text_encoder": CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=dtype, **encoder).to(device),
-            "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
-            "scheduler": DDIMScheduler.from_pretrained(folder / "scheduler"),
-        }
-    except (SafetensorError, UnpicklingError, OSError) as error:
-        raise ValueError(
-            f"model.path = {path!r}: weights under {folder} are damaged ({' '.join(str(error).split())}); "
-            "copy them anew"
-        ) from None

@@ -23,7 +23,9 @@ def outline(folder: Path) -> tuple[UNet3DConditionModel, AutoencoderKL, CLIPText
     with torch.device("meta"):
         unet = UNet3DConditionModel.from_config(read_config(folder, "unet"))
         vae = AutoencoderKL.from_config(read_config(folder, "vae"))
-        encoder = CLIPTextModel(CLIPTextConfig(**read_config(folder, "text_encoder")))
+        config = read_config(folder, "text_encoder")
+        half = config.get("text_config", config)  # where the file is of a whole CLIP
+        encoder = CLIPTextModel(CLIPTextConfig(**half))
     return unet.eval(), vae.eval(), encoder.eval()
 
 
@@ -42,6 +44,7 @@ def random_parts(folder: Path, dtype: torch.dtype, device: str | torch.device, s
     unet, vae, encoder = outline(folder)
     for index, part in enumerate((unet, vae, encoder)):
         fill(nn.Module.to(part, dtype).to_empty(device=device), seed + index)
+        fill_constants(part)
     return {
         "unet": unet,
         "vae": vae,
@@ -68,9 +71,15 @@ def fill(module: nn.Module, seed: int) -> None:
                 continue
             _repeat(weight.view(-1), block.to(weight), start, (3 * math.prod(weight.shape[1:])) ** -0.5)
             start = (start + weight.numel()) % _BLOCK
+
+
+def fill_constants(module: nn.Module) -> None:
+    """Gives a module the numbers that no file holds: the places of tokens."""
+    for layer in module.modules():
         for name, buffer in layer.named_buffers(recurse=False):
             assert name == "position_ids", f"{type(layer).__name__}.{name} is unknown"
-            buffer.copy_(torch.arange(buffer.shape[-1]).expand(buffer.shape))
+            places = torch.arange(buffer.shape[-1], device="cpu" if buffer.is_meta else buffer.device)
+            setattr(layer, name, places.expand(buffer.shape).clone())
 
 
 def _repeat(flat: Tensor, block: Tensor, start: int, scale: float) -> None:

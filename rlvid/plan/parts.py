@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from open_clip import get_model_config
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPConfig
 
 from rlvid.config import RunConfig
 from rlvid.config.reward import RewardConfig
@@ -23,10 +21,9 @@ from rlvid.models.unet3d import DTYPES, LAYERS
 from rlvid.models.untrained import outline
 from rlvid.plan.measure import FREE, Cost, measure
 from rlvid.reward.clip import build_clip
-from rlvid.reward.huggingface import open_clip_config
 from rlvid.reward.imagereward import LENGTH, VISION, build_blip, configs
 from rlvid.reward.load import BUILTIN
-from rlvid.reward.published import STRUCTURES
+from rlvid.reward.published import STRUCTURES, structure
 
 
 @dataclass(frozen=True)
@@ -186,12 +183,7 @@ def _clip_config(name: str, path: str | None) -> dict[str, Any]:
     if name in BUILTIN:
         file = Path(str(resources.files("rlvid"))) / "toy" / "weights" / BUILTIN[name] / "config.json"
         return dict(json.loads(file.read_text(encoding="utf-8")))
-    folder = Path(path).expanduser() if path else Path()
-    if path and (folder / "open_clip_config.json").is_file():
-        return dict(json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"])
-    if path and (folder / "config.json").is_file():
-        return open_clip_config(CLIPConfig.from_pretrained(folder, local_files_only=True), f"{path!r}")
-    return dict(get_model_config(STRUCTURES[name]))
+    return structure(name, Path(path).expanduser() if path else None, f"{path!r}")
 
 
 class _ClipJudge(nn.Module):

@@ -26,6 +26,11 @@ def render(plan: Plan) -> Iterator[RenderableType]:
         f"{parts.autoencoder.parameters:,}, text encoder {parts.text_encoder.parameters:,}, reward "
         f"{parts.reward.parameters:,}, held-out reward {parts.held_out.parameters:,}"
     )
+    whole = parts.denoiser.parameters + (parts.denoiser.trainable if parts.adapted_layers else 0)
+    yield (
+        f"in units of 2^20, as InstructVideo's paper counts: {parts.denoiser.trainable / 2**20:,.2f} M trainable of "
+        f"{whole / 2**20:,.2f} M"
+    )
     yield (
         f"a sample: {frames} frames of {parts.size} x {parts.size} pixels, latents {channels} x {frames} x {height} x "
         f"{width}; {_number(_forward(counts.denoiser))} U-Net evaluations and {_number(counts.denoiser.again)} again "

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rlvid.reward.checkpoints import read_weights
+from rlvid.models.weights import check_finite, read_weights
 from rlvid.reward.clip import ImageFeatures
 from rlvid.reward.preprocess import Preprocess
 
@@ -83,4 +83,5 @@ def head(file: Path | None, width: int, where: str) -> tuple[Tensor, Tensor]:
             f"{where}: {file.name} is not LAION's head for embeddings of {width} numbers; its keys begin with "
             f"{', '.join(sorted(weights)[:3])}"
         )
+    check_finite(weights, f"{where}: {file.name}")
     return fold([(weights[f"{layer}.weight"], weights[f"{layer}.bias"]) for layer in shapes])

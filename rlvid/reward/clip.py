@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPTokenizer
 
+from rlvid.models.weights import check_fit, read_weights
 from rlvid.reward.preprocess import Preprocess, normalise
 
 Tokenise = Callable[[list[str]], Tensor]
@@ -128,7 +128,9 @@ def load_clip_folder(folder: Path, tokenizer: Path, device: str | torch.device =
     """A reward from ``config.json`` (open_clip's own) and ``model.safetensors``, with a CLIP tokenizer's folder."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     clip = build_clip(config)
-    clip.load_state_dict(load_file(folder / "model.safetensors"))
+    weights = read_weights(folder, str(folder))
+    check_fit(clip.state_dict(), weights, str(folder))
+    clip.load_state_dict(weights)
     words = CLIPTokenizer.from_pretrained(tokenizer, local_files_only=True)
     tokenise = pad_with(words, config["text_cfg"]["context_length"])
     return ClipReward(clip.to(device), tokenise, Preprocess(size=config["vision_cfg"]["image_size"]), **settings)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
-from rlvid.reward.checkpoints import fill, read_weights
+from rlvid.models.weights import check_fit, check_text, fill, headers, read_weights
 from rlvid.reward.clip import at_least_float32, in_chunks
 from rlvid.reward.preprocess import Preprocess, normalise, preset
 
@@ -132,7 +132,22 @@ def renamed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def check_files(path: str, where: str) -> Path | None:
-    """The folder of a checkpoint, or None for ``random``.
+    """The folder of a checkpoint whose weights fit, or None for ``random``; their numbers are not read.
+
+    Raises:
+        ValueError: as ``find_files``, or the weights are of another model.
+    """
+    folder = find_files(path, where)
+    if folder is not None:
+        with torch.device("meta"):
+            vision, text, mlp = build_blip(*configs())
+        own = nn.ModuleDict({"vision": vision, "text": text, "mlp": mlp}).state_dict()
+        check_fit(own, renamed(headers(folder / FILE, where)), where)
+    return folder
+
+
+def find_files(path: str, where: str) -> Path | None:
+    """The folder of a checkpoint, or None for ``random``; weights are not looked into.
 
     Raises:
         ValueError: it lacks ``ImageReward.pt`` or BERT's ``vocab.txt``.
@@ -147,6 +162,7 @@ def check_files(path: str, where: str) -> Path | None:
             f"{where}: {folder} lacks {' and '.join(missing)}; expected a folder with {FILE} and the {VOCABULARY} of "
             "bert-base-uncased (docs/rewards.md says where they are)"
         )
+    check_text(folder / VOCABULARY, where)
     return folder
 
 

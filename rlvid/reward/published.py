@@ -1,6 +1,6 @@
 """Published CLIP models from local files: their structures, the names of their weights, and which file is which."""
 
-import json
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +8,11 @@ import open_clip
 import torch
 from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
+from torch import Tensor
 from transformers import CLIPConfig, CLIPTokenizer
 
+from rlvid.models.weights import check_fit, check_texts, fill, headers, read_json, read_weights
 from rlvid.reward.aesthetic import HEAD_FILE, AestheticReward, head
-from rlvid.reward.checkpoints import fill, md5, read_weights
 from rlvid.reward.clip import ClipReward, Tokenise, build_clip, pad_with
 from rlvid.reward.huggingface import open_clip_config, open_clip_names
 from rlvid.reward.preprocess import preset
@@ -72,14 +73,30 @@ def load_clip_reward(
 
 
 def check_files(name: str, path: str, where: str) -> Path | None:
-    """What can be known to be wrong before weights are read; the path, or None for ``random``.
+    """What can be known to be wrong without the weights' numbers; the path, or None for ``random``.
+
+    Raises:
+        ValueError: as ``find_files``; or weights are of another model, or of the other version of HPS.
+    """
+    source = find_files(name, path, where)
+    if source is not None:
+        _fitted(name, source, headers(source, where), where)
+        if name == "aesthetic":
+            headers(source / HEAD_FILE, where)
+        if name in HPS_FILES and source.is_file():
+            _check_version(name, source, where)
+    return source
+
+
+def find_files(name: str, path: str, where: str) -> Path | None:
+    """Where a reward's weights and settings are, or None for ``random``; weights are not looked into.
 
     HPSv2, HPSv2.1 and PickScore may be one file, whose structure is known. A folder is one of transformers
     (``config.json`` of a ``CLIPModel``) or of open_clip (``open_clip_config.json``); the aesthetic one also holds
     LAION's head, ``sac+logos+ava1-l14-linearMSE.pth``.
 
     Raises:
-        ValueError: nothing is there, it lacks a part, or it is the other version of HPS.
+        ValueError: nothing is there, it lacks a part, or its settings are damaged.
     """
     if path == "random":
         return None
@@ -89,14 +106,13 @@ def check_files(name: str, path: str, where: str) -> Path | None:
     if source.is_dir():
         if not any((source / each).is_file() for each in ("config.json", "open_clip_config.json")):
             raise ValueError(f"{where}: the folder has neither config.json (transformers) nor open_clip_config.json")
+        if name == "aesthetic" and not (source / HEAD_FILE).is_file():
+            raise ValueError(f"{where}: the folder lacks LAION's head, {HEAD_FILE}")
+        check_texts(source, where)
     elif name in ("clip", "aesthetic"):
         raise ValueError(
             f"{where}: is a file, which does not say the model's structure; give the folder with its config.json"
         )
-    if name == "aesthetic" and not (source / HEAD_FILE).is_file():
-        raise ValueError(f"{where}: the folder lacks LAION's head, {HEAD_FILE}")
-    if name in HPS_FILES and source.is_file():
-        _check_version(name, source, where)
     return source
 
 
@@ -111,28 +127,65 @@ def _check_version(name: str, file: Path, where: str) -> None:
         raise ValueError(f"{where}: is the public file of {version}, not of {name}; set the reward's name to {version}")
 
 
+def md5(file: Path) -> str:
+    """Hex digest of a file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "md5").hexdigest()
+
+
 def _random(name: str) -> tuple[CLIP, Tokenise]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return build_clip(open_clip.get_model_config(STRUCTURES[name])), SimpleTokenizer()
 
 
-def _published(name: str, source: Path, where: str) -> tuple[CLIP, Tokenise]:
-    weights, config = read_weights(source, where), open_clip.get_model_config(STRUCTURES[name])
+def structure(name: str, source: Path | None, where: str) -> dict[str, Any]:
+    """open_clip's configuration of a published model: its folder's own, else the one that ``STRUCTURES`` names.
+
+    The activation must be the one of the training: with the other one scores are wrong by about 1e-3, and nothing else
+    shows it. So the folder's word counts, and two words that differ are refused.
+
+    Raises:
+        ValueError: the folder's configuration is of another class, or its two configurations differ.
+    """
+    theirs, own = (source or Path()) / "config.json", (source or Path()) / "open_clip_config.json"
+    if source is None or not (theirs.is_file() or own.is_file()):
+        return dict(open_clip.get_model_config(STRUCTURES[name]))
+    kind = read_json(theirs, where).get("model_type") if theirs.is_file() else None
+    converted = open_clip_config(CLIPConfig.from_dict(read_json(theirs, where)), where) if kind == "clip" else None
+    if not own.is_file():
+        if converted is None:
+            raise ValueError(f"{where}: its config.json is of a model of type {kind!r}; expected 'clip'")
+        return converted
+    config: dict[str, Any] = read_json(own, where).get("model_cfg", {})
+    if not {"embed_dim", "vision_cfg", "text_cfg"} <= config.keys():
+        raise ValueError(f"{where}: {own} is damaged (no model_cfg); copy it anew")
+    if config.get("custom_text") or "timm_model_name" in config["vision_cfg"]:
+        raise ValueError(f"{where}: its open_clip_config.json is of another class than CLIP, and is not supported")
+    if converted and converted["quick_gelu"] != config.get("quick_gelu", False):
+        raise ValueError(
+            f"{where}: config.json and open_clip_config.json name different activations (QuickGELU in one of them); "
+            "delete the one that is not of these weights"
+        )
+    return config
+
+
+def _fitted(name: str, source: Path, weights: dict[str, Tensor], where: str) -> tuple[CLIP, dict[str, Tensor]]:
+    """The model on the meta device, and the weights under its names, which fit."""
     if any(key.startswith("vision_model.") for key in weights):
         weights = open_clip_names(weights)
-        if (source / "config.json").is_file():
-            config = open_clip_config(CLIPConfig.from_pretrained(source, local_files_only=True), where)
-    elif (source / "open_clip_config.json").is_file():
-        config = json.loads((source / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
-        if config.get("custom_text") or "timm_model_name" in config["vision_cfg"]:
-            raise ValueError(f"{where}: its open_clip_config.json is of another class than CLIP, and is not supported")
     with torch.device("meta"):
-        clip = build_clip(config)
+        clip = build_clip(structure(name, source, where))
+    check_fit(clip.state_dict(), weights, where)
+    return clip, weights
+
+
+def _published(name: str, source: Path, where: str) -> tuple[CLIP, Tokenise]:
+    clip, weights = _fitted(name, source, read_weights(source, where), where)
     fill(clip, weights, where)
     length = clip.context_length
     clip.register_buffer("attn_mask", torch.full((length, length), -torch.inf).triu(1), persistent=False)  # was on meta
-    return clip, _tokeniser(source, config, where)
+    return clip, _tokeniser(source, structure(name, source, where), where)
 
 
 def _tokeniser(source: Path, config: dict[str, Any], where: str) -> Tokenise:

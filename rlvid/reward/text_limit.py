@@ -40,10 +40,10 @@ def reward_text_limit(name: str, path: str | None = None) -> TextLimit | None:
         return TextLimit(reader, config["text_cfg"]["context_length"], partial(token_counts, words))
     if path is None or name == "aesthetic":
         return None
-    if name == "imagereward" and (folder := imagereward.check_files(path, where)):
+    if name == "imagereward" and (folder := imagereward.find_files(path, where)):
         bert = BertTokenizer.from_pretrained(folder, local_files_only=True)
         return TextLimit(reader, imagereward.LENGTH, partial(token_counts, bert))
-    if name in published.STRUCTURES and (source := published.check_files(name, path, where)):
+    if name in published.STRUCTURES and (source := published.find_files(name, path, where)):
         return TextLimit(reader, _context_length(source), partial(_clip_counts, source))
     return None
 

@@ -9,6 +9,7 @@ from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
+from rlvid.models.stored import save_text_encoder, save_tokenizer
 from rlvid.models.unet3d import UNet3DModel
 from rlvid.reward.clip import ClipReward
 from rlvid.reward.preprocess import Preprocess
@@ -50,9 +51,10 @@ def tiny_model(seed: int = 0, *, frames: int = 4, size: int = 16) -> UNet3DModel
 def save_tiny_model(folder: Path) -> None:
     """Writes ``tiny_model()`` as a folder in diffusers' layout, for ``model.path``."""
     model = tiny_model()
-    parts = {"unet": model.denoiser, "vae": model.vae, "text_encoder": model.text_encoder}
-    for name, part in (parts | {"tokenizer": model.tokenizer, "scheduler": build_scheduler()}).items():
+    for name, part in {"unet": model.denoiser, "vae": model.vae, "scheduler": build_scheduler()}.items():
         part.save_pretrained(folder / name)
+    save_text_encoder(model.text_encoder, folder / "text_encoder")
+    save_tokenizer(model.tokenizer, folder / "tokenizer")
 
 
 def tiny_reward(seed: int = 0, size: int = 16) -> ClipReward:

@@ -32,8 +32,9 @@ from rlvid.data.encode import model_fingerprint
 from rlvid.data.sources import encoded_clips, sample_prompts
 from rlvid.data.storage import Mirror, home, is_uri, run_mirror
 from rlvid.interrupt import kept, starting_ray
-from rlvid.models.folders import model_folder, movable, resolved_shape
+from rlvid.models.folders import movable, resolved_shape
 from rlvid.models.lora import check_targets
+from rlvid.models.stored import check_model
 from rlvid.models.text_limit import model_text_limit, notices
 from rlvid.models.unet3d import denoiser_outline
 from rlvid.reward.load import check_reward
@@ -76,7 +77,7 @@ def check(config: RunConfig) -> None:
         ValueError: the model's folder is not one, segments do not fit its frames, no layer has the name of an adapter's
             target, a reward's file or function is not what it should be, or the clips or prompts are not there.
     """
-    model_folder(config.model.path)
+    check_model(config.model.path)
     frames, _ = resolved_shape(config.model.path, config.model.frames, config.model.size)
     if config.reward.segments > frames:
         raise ValueError(

@@ -98,12 +98,71 @@ def test_what_is_no_clip_is_told_in_one_line(tmp_path: Path, architecture: str) 
     state = load_file(weights)
     del state["visual_projection.weight"]
     save_file(state, weights, metadata={"format": "pt"})
-    assert "lacks weights: ['visual_projection.weight']" in message(str(tmp_path / "half"))
+    assert "1 keys missing (visual_projection.weight)" in message(str(tmp_path / "half"))
+    save_file(state | {"visual_projection.weight": torch.full((16, 16), torch.nan)}, weights)
+    assert "1 weights are NaN or infinite (visual_projection.weight)" in message(str(tmp_path / "half"))
+    weights.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0")
+    assert "model.safetensors is a Git LFS pointer" in message(str(tmp_path / "half"))
     weights.unlink()
-    assert "is no folder of a whole CLIP" in message(str(tmp_path / "half"))
+    assert "the folder has no weights" in message(str(tmp_path / "half"))
+    (tmp_path / "half" / "preprocessor_config.json").write_text("<!DOCTYPE html>")
+    assert "preprocessor_config.json is a web page" in message(str(tmp_path / "half"))
+    (tmp_path / "half" / "preprocessor_config.json").write_text("{}")
     (tmp_path / "half" / "config.json").write_text('{"model_type": "siglip"}')
     assert "is a model of type 'siglip'; expected a CLIP" in message(str(tmp_path / "half"))
     assert "open_clip has no 'ViT-Z'" in message(f"ViT-Z:{weights}")
     assert "there is no file" in message(f"{architecture}:{tmp_path / 'nowhere.pt'}")
     torch.save({"state_dict": {"visual.proj": torch.zeros(3)}}, tmp_path / "other.pt")
     assert "other.pt" in message(f"{architecture}:{tmp_path / 'other.pt'}")
+    torch.save({"state_dict": {}, "args": Path("x")}, tmp_path / "code.pt")
+    assert "code.pt is a pickle that holds more than weights" in message(f"{architecture}:{tmp_path / 'code.pt'}")
+    model = open_clip.create_model(architecture).state_dict()
+    torch.save(model | {"visual.positional_embedding": torch.zeros(26, 16)}, tmp_path / "larger.pt")
+    assert "visual.positional_embedding (26, 16) instead of" in message(f"{architecture}:{tmp_path / 'larger.pt'}")
+
+
+def test_nobody_is_asked_whether_a_folders_code_may_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(*_: object) -> str:
+        raise AssertionError("input was asked for")
+
+    monkeypatch.setattr("builtins.input", asked)
+    save_tiny_clip(tmp_path)
+    own = {"auto_map": {"AutoConfig": "own.Own", "AutoTokenizer": ["own.Own", None], "AutoImageProcessor": "own.Own"}}
+    for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json"):
+        file = tmp_path / name
+        file.write_text(json.dumps((json.loads(file.read_text()) if file.is_file() else {}) | own))
+    (tmp_path / "own.py").write_text("raise SystemExit('code of the folder ran')")
+    assert load_clip(str(tmp_path)).text_features(PROMPTS).shape == (2, 16)
+
+
+def test_weights_of_the_other_activation_are_refused(tmp_path: Path, architecture: str) -> None:
+    """OpenAI's fit ViT-B-32 by name and shape, and want ViT-B-32-quickgelu."""
+    config = open_clip.get_model_config(architecture)
+    (tmp_path / "register").mkdir()
+    for name, quick in (("tiny-pair", False), ("tiny-pair-quickgelu", True)):
+        (tmp_path / "register" / f"{name}.json").write_text(json.dumps(config | {"quick_gelu": quick}))
+    open_clip.add_model_config(tmp_path / "register")
+    weights = open_clip.create_model("tiny-pair").state_dict()
+    numbers = {name: torch.tensor(16) for name in ("input_resolution", "context_length", "vocab_size")}
+    torch.save({name: each.half() for name, each in weights.items()}, tmp_path / "halves.pt")
+    torch.save({name: each.half().float() for name, each in weights.items()}, tmp_path / "rounded.pt")
+    torch.save(weights | numbers, tmp_path / "openai.pt")
+    torch.save(weights, tmp_path / "other.pt")
+    for name in ("halves", "rounded", "openai"):
+        path = tmp_path / f"{name}.pt"
+        with pytest.raises(ValueError, match=rf"another activation .*; name it tiny-pair-quickgelu:.*{name}\.pt"):
+            load_clip(f"tiny-pair:{path}")
+        features = load_clip(f"tiny-pair-quickgelu:{path}").text_features(PROMPTS)
+        assert features.dtype == torch.float32
+    plain = load_clip(f"tiny-pair:{tmp_path / 'other.pt'}").text_features(PROMPTS)
+    assert not torch.equal(plain, features)
+
+
+def test_open_clips_own_names_of_files_tell_the_activation(tmp_path: Path) -> None:
+    for name, asked, wanted in (
+        ("vit_b_32-quickgelu-laion400m_e32-46683a32.pt", "ViT-B-32", "ViT-B-32-quickgelu"),
+        ("vit_b_32-laion2b_e16-af8dbd0c.pth", "ViT-B-32-quickgelu", "ViT-B-32"),
+    ):
+        torch.save({"logit_scale": torch.tensor(0.1)}, tmp_path / name)
+        with pytest.raises(ValueError, match=rf"another activation \(by its name\).*; name it {wanted}:"):
+            load_clip(f"{asked}:{tmp_path / name}")

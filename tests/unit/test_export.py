@@ -29,9 +29,11 @@ from rlvid.evaluate.about import read_results
 from rlvid.evaluate.evaluate import METRICS, Row, compare, summarise
 from rlvid.evaluate.run import load_run
 from rlvid.export import export_run, sampler
+from rlvid.models.folders import builtin_folder
 from rlvid.models.lora import merge_lora, read_lora
+from rlvid.models.stored import oldest_transformers
 from rlvid.models.unet3d import UNet3DModel, load_model
-from rlvid.toy.tiny import tiny_model
+from rlvid.toy.tiny import save_tiny_model, tiny_model
 
 log = logging.getLogger(__name__)
 PROMPT = "a red circle moving left"
@@ -48,7 +50,7 @@ def latents_of(model: UNet3DModel, start: Tensor, final: str = "exact") -> Tenso
 
 def piped(folder: Path, start: Tensor) -> Tensor:
     """diffusers' sampler, with everything loaded from the folder."""
-    pipeline = TextToVideoSDPipeline.from_pretrained(folder)
+    pipeline = TextToVideoSDPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline(
         PROMPT, num_frames=4, height=16, width=16, num_inference_steps=4, guidance_scale=2.0, latents=start,
@@ -87,6 +89,67 @@ def test_diffusers_samples_from_an_exported_model_what_rlvid_does(tmp_path: Path
     for name, found in (("diffusers", piped(out, start)), ("rlvid", latents_of(load_model(str(out), frames=4), start))):
         log.info("%s, folder in %s: %.1e", train, name, apart(found, expected))
         assert apart(found, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_what_nobody_trained_is_the_bases_byte_for_byte(tmp_path: Path, train: str) -> None:
+    run, _ = save_run(tmp_path, train=train)
+    base, out = tmp_path / "tiny", export_run(run, tmp_path / "out")
+    for part in ("vae", "text_encoder", "tokenizer"):
+        found = {file.name: file.read_bytes() for file in (out / part).iterdir()}
+        assert found == {file.name: file.read_bytes() for file in (base / part).iterdir()}
+    assert (out / "unet" / "config.json").read_bytes() == (base / "unet" / "config.json").read_bytes()
+
+
+@pytest.mark.parametrize("built_in", [True, False])
+def test_models_are_in_the_layout_that_older_and_newer_libraries_read(tmp_path: Path, built_in: bool) -> None:
+    """tests/parity/exported.py reads it with the oldest and the newest of them."""
+    folder = builtin_folder() if built_in else tmp_path
+    if not built_in:
+        save_tiny_model(tmp_path)
+    names = load_file(folder / "text_encoder" / "model.safetensors").keys()
+    assert len(names) == 36
+    assert all(name.startswith("text_model.") for name in names)
+    assert {file.name for file in (folder / "tokenizer").iterdir()} == {
+        "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"
+    }  # fmt: skip
+    whole = json.loads((folder / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    assert json.loads((folder / "tokenizer" / "vocab.json").read_text(encoding="utf-8")) == whole["vocab"]
+    first, *merges = (folder / "tokenizer" / "merges.txt").read_text(encoding="utf-8").splitlines()
+    assert first.startswith("#version")
+    assert merges == [" ".join(pair) for pair in whole["merges"]]
+    assert oldest_transformers(folder) == "4.44"
+
+
+def test_an_adapters_settings_are_those_that_every_peft_knows(tmp_path: Path) -> None:
+    run, _ = save_run(tmp_path, lora={"rank": 3, "targets": ["attention+ff"]})
+    written = json.loads((export_run(run, tmp_path / "out", scale=0.5) / "adapter" / "adapter_config.json").read_text())
+    of_peft_0_12 = {
+        "peft_type", "task_type", "r", "lora_alpha", "lora_dropout", "bias", "target_modules", "init_lora_weights"
+    }  # fmt: skip
+    assert written.keys() == of_peft_0_12
+    assert (written["r"], written["lora_alpha"]) == (3, 1.5)
+
+
+def test_a_base_of_another_layout_is_copied_and_the_card_says_what_reads_it(tmp_path: Path) -> None:
+    run, _ = save_run(tmp_path)
+    base = tmp_path / "tiny"
+    for name in ("vocab.json", "merges.txt"):
+        (base / "tokenizer" / name).unlink()
+    assert "With transformers 5.0 or later" in card_of(run, tmp_path / "five")
+    encoder = base / "text_encoder" / "model.safetensors"
+    weights = {name.removeprefix("text_model."): each for name, each in load_file(encoder).items()}
+    encoder.unlink()
+    names = [f"model.fp16-0000{place}-of-00002.safetensors" for place in (1, 2)]
+    places = {key: names[place % 2] for place, key in enumerate(weights)}
+    for name in names:
+        save_file({key: each.half() for key, each in weights.items() if places[key] == name}, encoder.with_name(name))
+    vae = base / "vae" / "diffusion_pytorch_model.safetensors"
+    data = vae.rename(vae.with_name("diffusion_pytorch_model.fp16.safetensors")).read_bytes()
+    assert "With transformers 5.6 or later" in card_of(run, tmp_path / "out")
+    assert (tmp_path / "out" / "vae" / "diffusion_pytorch_model.safetensors").read_bytes() == data
+    start = start_of(load_model(str(base), frames=4))
+    assert apart(piped(tmp_path / "out", start), latents_of(load_model(str(tmp_path / "out"), frames=4), start)) <= 1e-5
 
 
 @pytest.mark.parametrize("train", ["lora", "full"])
@@ -146,6 +209,10 @@ def test_a_merge_is_rounded_once_to_the_weights_precision() -> None:
 
 
 def test_an_adapter_of_another_model_is_not_merged() -> None:
+    state = {"0.lora_A.weight": torch.randn(2, 6), "0.lora_B.weight": torch.randn(5, 2)}
+    for odd in ("0.lora_magnitude_vector", "0.weight", "1.lora_B.weight"):
+        with pytest.raises(ValueError, match=rf"1 keys are foreign \({odd}\)"):
+            merge_lora(torch.nn.Sequential(torch.nn.Linear(6, 5)), state | {odd: torch.randn(5, 2)})
     state = {"1.lora_A.weight": torch.randn(2, 6), "1.lora_B.weight": torch.randn(5, 2)}
     with pytest.raises(ValueError, match=r"there is no linear layer 1 of its shape"):
         merge_lora(torch.nn.Sequential(torch.nn.Linear(6, 5)), state)
@@ -180,10 +247,15 @@ def test_an_export_is_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no checkpoint of step 7; it has: 3"):
         export_run(run, tmp_path / "out", step=7)
     path = run / "step-000003" / "adapter" / "adapter_model.safetensors"
-    spoilt = {name.replace("to_q", "to_x"): tensor for name, tensor in load_file(path).items()}
-    save_file(spoilt, path)
-    with pytest.raises(ValueError, match=r"no linear layer .*to_x of its shape"):
-        export_run(run, tmp_path / "out")
+    adapter = {name: each.clone() for name, each in load_file(path).items()}  # the file is written anew
+    name = next(iter(adapter))
+    for spoilt, words in (
+        ({key.replace("to_q", "to_x"): each for key, each in adapter.items()}, r"no linear layer .*to_x of its shape"),
+        (adapter | {name: torch.full_like(adapter[name], math.nan)}, "1 weights are NaN or infinite"),
+    ):
+        save_file(spoilt, path)
+        with pytest.raises(ValueError, match=words):
+            export_run(run, tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "taken", "tiny"]
     assert [p.name for p in taken.iterdir()] == ["mine.txt"]
 
@@ -208,6 +280,9 @@ def test_the_card_tells_what_the_hub_and_a_reader_need(tmp_path: Path) -> None:
         "# mine\n", "# license:", "| Base | `tiny` |", "InstructVideo, D = 4, g = 2", "rank 4 on `to_q`",
         "| `builtin` |", "`builtin-heldout` was measured and never trained on", "512 clips of the built-in renderer",
         "| 3 of 8 videos, of which 1 were skipped |", "| 24 |", "| 76 |", "2 workers, each on CPU (", "torch 2.",
+        "With transformers 4.44 or later and diffusers 0.30 or later",
+        "with PEFT 0.12 or later", "Seeds are rlvid's own",
+        'from_pretrained("BASE", scheduler=scheduler, torch', "`load_lora_weights` does not",
         "num_frames=4, height=16, width=16,\n    num_inference_steps=4, guidance_scale=2,",
         "## Evaluation", "### 20 DDIM steps",
         "| in domain | base | 3 | 0.300 ± 0.100 | 0.125 |", "| **0.500 ± 0.100** | 0.125 |",

@@ -3,9 +3,11 @@
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,14 @@ import torch
 from diffusers.models.resnet import TemporalConvLayer
 from helpers import clips, make
 from open_clip.tokenizer import SimpleTokenizer
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from rlvid.models import folders
 from rlvid.models.folders import MODELSCOPE, model_folder, movable, resolved_shape, structure_folder
 from rlvid.models.lora import inject_lora
+from rlvid.models.stored import check_model
 from rlvid.models.unet3d import UNet3DModel, load_model
 from rlvid.models.untrained import clip_tokenizer, outline, random_parts
 from rlvid.toy.tiny import save_tiny_model, tiny_model
@@ -141,7 +144,7 @@ def test_pickles_are_read_as_plain_tensors_and_never_run(
         other = tmp_path / part
         shutil.copytree(stored, other)
         as_pickle(other, part, name, {"code": Code()})
-        assert "are damaged" in message(other)
+        assert "is a pickle that holds more than weights and could run code" in message(other)
     assert not (tmp_path / "should-not-be-here").exists()
 
 
@@ -160,6 +163,119 @@ def test_another_class_of_autoencoder_and_a_damaged_configuration_are_named(stor
     assert "its autoencoder is a AutoencoderKLWan; supported: AutoencoderKL" in message(tmp_path)
     config.write_text("{")
     assert f"{config} is damaged" in message(tmp_path)
+
+
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 3943000000\n".encode()
+PAGE = b"\n<!DOCTYPE html>\n<html><head><title>Hugging Face</title></head></html>\n"
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+def change(file: Path, **changed: Tensor | None) -> None:
+    """Writes a file of weights anew, with a tensor changed, added or (None) left out."""
+    found: dict[str, Any] = load_file(file) | {name.replace("__", "."): each for name, each in changed.items()}
+    save_file({name: each for name, each in found.items() if each is not None}, file)
+
+
+def shard(file: Path, index: bool = True) -> list[Path]:
+    """Makes two files of one, with the list that says which tensor is where."""
+    weights = load_file(file)
+    names = [f"{file.stem}-0000{place}-of-00002.safetensors" for place in (1, 2)]
+    places = {key: names[place % 2] for place, key in enumerate(weights)}
+    for name in names:
+        save_file({key: each for key, each in weights.items() if places[key] == name}, file.with_name(name))
+    if index:
+        file.with_name(f"{file.name}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    file.unlink()
+    return [file.with_name(name) for name in names]
+
+
+FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "a weight is missing": (
+        lambda f: change(f / UNET, conv_in__weight=None), r"unet: not the .*1 keys missing \(conv_in.weight\)"
+    ),
+    "a key of another model": (
+        lambda f: change(f / "vae/diffusion_pytorch_model.safetensors", loss__weight=torch.zeros(2)),
+        r"vae: not the weights of this model: 1 keys foreign \(loss.weight\)",
+    ),
+    "another shape": (
+        lambda f: change(f / "text_encoder/model.safetensors", text_model__final_layer_norm__bias=torch.zeros(3)),
+        r"text_encoder: .*1 keys of another shape \(final_layer_norm.bias \(3,\) instead of \(16,\)\)",
+    ),
+    "quantised": (
+        lambda f: change(f / UNET, conv_in__bias=torch.zeros(8, dtype=torch.int8)), "holds conv_in.bias as I8; expected"
+    ),
+    "a pointer": (lambda f: (f / UNET).write_bytes(POINTER), "model.safetensors is a Git LFS pointer"),
+    "a page": (lambda f: (f / UNET).write_bytes(PAGE), "is a web page and not the file itself"),
+    "empty": (lambda f: (f / UNET).write_bytes(b""), "diffusion_pytorch_model.safetensors is empty"),
+    "cut off": (lambda f: (f / UNET).write_bytes((f / UNET).read_bytes()[:-8]), "is damaged or cut off"),
+    "a pointer for settings": (lambda f: (f / "unet/config.json").write_bytes(POINTER), "config.json is a Git"),
+    "a pointer for words": (lambda f: (f / "tokenizer/vocab.json").write_bytes(POINTER), "vocab.json is a Git"),
+    "words that are cut off": (
+        lambda f: (f / "tokenizer/vocab.json").write_text('{"a": 0, "b'), r"tokenizer: .*vocab.json is damaged"
+    ),
+    "a link to nowhere": (
+        lambda f: ((f / UNET).unlink(), (f / UNET).symlink_to("../blobs/gone")), "is a link to a file that is not there"
+    ),
+    "a missing shard": (
+        lambda f: shard(f / UNET)[1].unlink(), r"of 2 weight files 1 are missing .*-00002-of-00002"
+    ),
+    "a missing shard without a list": (lambda f: shard(f / UNET, index=False)[0].unlink(), "1 are missing .*-00001"),
+    "an unfinished download": (
+        lambda f: shard(f / UNET)[0].with_name("diffusion_pytorch_model.safetensors.index.json").write_text("{}"),
+        "names no weight files beside it",
+    ),
+    "files elsewhere": (
+        lambda f: shard(f / UNET)[0].with_name("diffusion_pytorch_model.safetensors.index.json").write_text(
+            json.dumps({"weight_map": {"conv_in.weight": "../vae/diffusion_pytorch_model.safetensors"}})
+        ),
+        "names no weight files beside it",
+    ),
+    "another class of text encoder": (
+        lambda f: (f / "text_encoder/config.json").write_text('{"model_type": "t5"}'), "text encoder is of type 't5'"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_model_that_is_not_whole_is_refused_before_its_numbers_are_read(
+    stored: Path, tmp_path: Path, fault: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(stored, folder)
+    spoil, words = FAULTS[fault]
+    spoil(folder)
+    with pytest.raises(ValueError, match=words) as early:
+        check_model(str(folder))
+    assert str(early.value).startswith(f"model.path = {str(folder)!r}: ")
+    assert re.search(words, message(folder))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_no_numbers_are_refused(stored: Path, tmp_path: Path, value: float) -> None:
+    shutil.copytree(stored, tmp_path, dirs_exist_ok=True)
+    change(tmp_path / UNET, conv_in__bias=torch.tensor([0.0] * 7 + [value]))
+    check_model(str(tmp_path))
+    assert re.search(r"unet: 1 weights are NaN or infinite \(conv_in.bias\)", message(tmp_path))
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_shards_and_the_names_of_older_versions_are_read(stored: Path, tmp_path: Path, index: bool) -> None:
+    shutil.copytree(stored, tmp_path, dirs_exist_ok=True)
+    shard(tmp_path / UNET, index)
+    vae = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    weights = load_file(vae)
+    for new, old in older.items():
+        weights = {name.replace(f"attentions.0.{new}.", f"attentions.0.{old}."): each for name, each in weights.items()}
+    assert sum("proj_attn" in name for name in weights) == 4  # a weight and a bias in encoder and decoder
+    save_file(weights, vae)
+    encoder = tmp_path / "text_encoder" / "model.safetensors"
+    save_file(load_file(encoder) | {"text_model.embeddings.position_ids": torch.arange(24)[None]}, encoder)
+    check_model(str(tmp_path))
+    model, same = load_model(str(tmp_path), frames=4), tiny_model()
+    assert torch.equal(noise_of(model), noise_of(same))
+    frames = torch.rand(1, 4, 3, 16, 16)
+    assert torch.equal(model.encode_frames(frames).mean, same.encode_frames(frames).mean)
 
 
 # ------------------------------------------------------------------------------------------------ random weights

@@ -231,12 +231,17 @@ def test_the_other_real_runs_are_planned_without_weights(paper: Plan) -> None:
 
 def test_real_runs_have_the_papers_settings() -> None:
     config = load_config("modelscope-hpsv2")
-    assert (config.sampling.steps, config.sampling.guidance, config.method.tau) == (20, 9.0, 0.6)
+    assert (config.sampling.steps, config.sampling.guidance, config.method.tau) == (20, 3.0, 0.6)
+    assert (config.sampling.final, config.optimizer.clip_norm) == ("paper", 0)
+    assert config.reward.preprocess == "instructvideo"
     assert (config.reward.name, config.reward.segments, config.reward.attenuation) == ("hpsv2", 4, 1.0)
     assert (config.optimizer.lr, config.train.batch_size, config.train.steps) == (1e-5, 8, 20_000)
     assert (config.model.lora.rank, config.model.frames, config.model.size) == (4, 16, 256)
-    assert load_config("modelscope-imagereward").reward.name == "imagereward"
-    assert load_config("modelscope-hpsv2-d50").sampling.steps == 50
+    longer, other = load_config("modelscope-hpsv2-d50"), load_config("modelscope-imagereward")
+    assert longer.sampling == config.sampling.model_copy(update={"steps": 50})
+    assert (longer.reward, longer.optimizer) == (config.reward, config.optimizer)
+    assert (other.reward.name, other.reward.preprocess) == ("imagereward", None)  # ImageReward's own
+    assert (other.sampling, other.optimizer) == (config.sampling, config.optimizer)
 
 
 # --------------------------------------------------------------------------------------------------------- command
@@ -245,7 +250,14 @@ def test_real_runs_have_the_papers_settings() -> None:
 def test_the_command_prints_tables_and_json(stored: Path) -> None:
     settings = [f"model.path={stored}", "model.size=32", "train.workers=1"]
     shown = CliRunner().invoke(app, ["plan", "toy", *settings]).output
-    for words in ("trainable in", "24 U-Net evaluations and 2 again", "4 decodes", "chain without gradient", "peak:"):
+    for words in (
+        "trainable in",
+        "in units of 2^20",
+        "24 U-Net evaluations and 2 again",
+        "4 decodes",
+        "chain without gradient",
+        "peak:",
+    ):
         assert words in shown
     assert "never drawn" not in shown
     shown = CliRunner().invoke(app, ["plan", "toy", *settings, "reward.segments=3"]).output

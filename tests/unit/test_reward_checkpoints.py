@@ -1,7 +1,9 @@
 """Weights of others: what does not fit is named, what could run code is refused, versions are told apart."""
 
+import contextlib
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,13 @@ from torch import nn
 from transformers import CLIPConfig
 
 from rlvid.config.reward import RewardConfig
+from rlvid.models.weights import fill, headers, read_weights
 from rlvid.reward import imagereward, published
-from rlvid.reward.checkpoints import fill, md5, read_weights
 from rlvid.reward.clip import ClipReward, build_clip
 from rlvid.reward.huggingface import open_clip_config
 from rlvid.reward.imagereward import build_blip, configs
 from rlvid.reward.load import check_reward, load_reward
+from rlvid.reward.published import md5
 
 SMALL: dict[str, Any] = {
     "embed_dim": 8,
@@ -79,9 +82,14 @@ def test_a_pickle_that_wants_code_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.pt", b"not a checkpoint at all", "holds more than weights|is damaged or no checkpoint"),
-        ("a.pt", b"", "is damaged or no checkpoint"),
-        ("a.safetensors", b"short", "is damaged or no checkpoint"),
+        ("a.pt", b"not a checkpoint at all", "a.pt is no checkpoint of torch"),
+        ("a.pt", b"", "a.pt is empty"),
+        ("a.pt", b"PK\x03\x04 and then no more", "a.pt is damaged or cut off"),
+        ("a.safetensors", b"short", "a.safetensors is damaged or cut off"),
+        ("a.pt", b"version https://git-lfs.github.com/spec/v1\noid", "a.pt is a Git LFS pointer"),
+        ("a.safetensors", b"version https://git-lfs.github.com/spec/v1\noid", "a.safetensors is a Git LFS pointer"),
+        ("a.pt", b"<!doctype html>\n<html>", "a.pt is a web page"),
+        ("a.pt", b'<?xml version="1.0"?><Error><Code>AccessDenied</Code>', "a.pt is a web page"),
     ],
 )
 def test_damaged_files_are_told(tmp_path: Path, name: str, content: bytes, words: str) -> None:
@@ -89,6 +97,44 @@ def test_damaged_files_are_told(tmp_path: Path, name: str, content: bytes, words
     with pytest.raises(ValueError, match=words) as error:
         read_weights(tmp_path / name, "here")
     assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=words):
+        headers(tmp_path / name, "here")
+
+
+def test_archives_of_other_kinds_are_told(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "packed.pt", "w") as archive:
+        archive.writestr("HPS_v2_compressed.pt", b"x")
+    torch.jit.script(nn.Linear(2, 2)).save(tmp_path / "program.pt")
+    torch.save(nn.Linear(2, 2), tmp_path / "module.pt")
+    torch.save({"a": torch.rand(2)}, tmp_path / "half.pt")
+    data = (tmp_path / "half.pt").read_bytes()
+    (tmp_path / "half.pt").write_bytes(data[: len(data) // 2])
+    for name, words in (
+        ("packed.pt", "is a zip archive of HPS_v2_compressed.pt; unpack it"),
+        ("program.pt", "is a TorchScript program"),
+        ("module.pt", "is a pickle that holds more than weights"),
+        ("half.pt", "is damaged or cut off"),
+    ):
+        for read in (headers, read_weights):
+            with pytest.raises(ValueError, match=f"here: {name} {words}"):
+                read(tmp_path / name, "here")
+
+
+def test_an_unfinished_download_is_told(tmp_path: Path) -> None:
+    (tmp_path / ".cache" / "huggingface").mkdir(parents=True)
+    (tmp_path / ".cache" / "huggingface" / "abc.incomplete").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"there is an unfinished download, abc\.incomplete"):
+        read_weights(tmp_path, "here")
+
+
+def test_a_damaged_archive_is_always_one_error(tmp_path: Path) -> None:
+    """Whatever bytes change: read as other numbers, or refused in one line."""
+    torch.save({"state_dict": {"a": torch.rand(4), "b": torch.rand(2, 2)}}, tmp_path / "whole.pt")
+    data, generator = (tmp_path / "whole.pt").read_bytes(), torch.Generator().manual_seed(0)
+    for place in torch.randint(len(data), (60,), generator=generator).tolist():
+        (tmp_path / "a.pt").write_bytes(data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :])
+        with contextlib.suppress(ValueError):
+            read_weights(tmp_path / "a.pt", "here")
 
 
 def test_what_holds_no_weights_is_told(tmp_path: Path) -> None:
@@ -146,6 +192,47 @@ def test_a_checkpoint_of_another_model_is_told(tmp_path: Path) -> None:
     torch.save({"state_dict": weights() | {"score_head.weight": torch.zeros(1)}}, tmp_path / "mine.pt")
     with pytest.raises(ValueError, match=r"reward.path = .*mine.pt'.*1 keys foreign \(score_head.weight\)"):
         load_reward("hpsv2", path=str(tmp_path / "mine.pt"))
+
+
+@pytest.mark.usefixtures("small")
+def test_weights_that_cannot_be_the_rewards_are_told_before_their_numbers_are_read(tmp_path: Path) -> None:
+    def told(name: str, path: Path) -> str:
+        with pytest.raises(ValueError, match=r"reward.path = ") as error:
+            check_reward(RewardConfig(name=name, path=str(path)), needs_gradient=True)  # type: ignore[arg-type]
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    torch.save(weights() | {"logit_scale": None, "x": torch.zeros(1)}, tmp_path / "none.pt")
+    assert "holds no table of weights" in told("hpsv2", tmp_path / "none.pt")
+    torch.save({k: v for k, v in weights().items() if k != "visual.proj"}, tmp_path / "less.pt")
+    assert "1 keys missing (visual.proj)" in told("hpsv2.1", tmp_path / "less.pt")
+    torch.save(weights() | {"visual.proj": torch.zeros(16, 8, dtype=torch.int8)}, tmp_path / "small.pt")
+    assert "small.pt holds visual.proj as int8" in told("pickscore", tmp_path / "small.pt")
+    folder = tmp_path / "text"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "clip_text_model"}')
+    save_file(weights(), folder / "model.safetensors")
+    assert "config.json is of a model of type 'clip_text_model'; expected 'clip'" in told("pickscore", folder)
+    (folder / "config.json").write_text("version https://git-lfs.github.com/spec/v1\noid")
+    assert "config.json is a Git LFS pointer" in told("clip", folder)
+    (folder / "config.json").unlink()
+    own = {"model_cfg": SMALL | {"quick_gelu": True}}
+    (folder / "open_clip_config.json").write_text(json.dumps(own))
+    assert load_reward("clip", path=str(folder)).clip.visual.transformer.resblocks[0].mlp.gelu.__class__.__name__ == (
+        "QuickGELU"
+    )
+    theirs = CLIPConfig(text_config={"hidden_act": "gelu"}, vision_config={"hidden_act": "gelu"})
+    theirs.save_pretrained(folder)
+    assert "name different activations" in told("clip", folder)
+    rewards = {name: each.clone() for name, each in weights().items()}
+    rewards["visual.proj"][0, 0] = torch.nan
+    torch.save(rewards, tmp_path / "nan.pt")
+    with pytest.raises(ValueError, match=r"1 weights are NaN or infinite \(visual.proj\)"):
+        load_reward("hpsv2", path=str(tmp_path / "nan.pt"))
+    (tmp_path / "image").mkdir()
+    (tmp_path / "image" / "vocab.txt").write_text("[PAD]\n")
+    torch.save(weights(), tmp_path / "image" / "ImageReward.pt")
+    assert "not the weights of this model" in told("imagereward", tmp_path / "image")
 
 
 @pytest.mark.usefixtures("small")

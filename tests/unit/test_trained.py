@@ -15,7 +15,7 @@ from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.config import ModelConfig, OptimizerConfig, RunConfig, parse_config
 from rlvid.evaluate.run import load_run
 from rlvid.models.lora import inject_lora
-from rlvid.models.trained import load_trainable, load_trained, save_trained, trained_state
+from rlvid.models.trained import check_trained, load_trainable, load_trained, save_trained, trained_path, trained_state
 from rlvid.models.unet3d import UNet3DModel
 from rlvid.toy.tiny import save_tiny_model, tiny_model, tiny_reward
 from rlvid.train.checkpoint import find_checkpoints
@@ -199,8 +199,32 @@ def test_weights_of_another_denoiser_are_refused(tiny: Path, tmp_path: Path) -> 
     state = trained_state(model.denoiser, spec(tiny))
     state["foreign.weight"] = state.pop("conv_in.bias")
     save_trained(state, model.denoiser, spec(tiny), tmp_path)
-    with pytest.raises(ValueError, match=r"foreign keys \['foreign.weight'\], missing keys \['conv_in.bias'\]"):
+    with pytest.raises(ValueError, match=r"1 keys missing \(conv_in.bias\); 1 keys foreign \(foreign.weight\)"):
         load_trained(model.denoiser, spec(tiny), tmp_path)
+    with pytest.raises(ValueError, match=r"1 keys missing \(conv_in.bias\)"):
+        check_trained(spec(tiny), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_trained_weights_that_are_damaged_are_refused_early(tiny: Path, tmp_path: Path, kind: str) -> None:
+    config = spec(tiny).model_copy(update={"train": kind})
+    model = load_trainable(config, 0, str(tiny))
+    state = trained_state(model.denoiser, config)
+    save_trained(state, model.denoiser, config, tmp_path)
+    check_trained(config, tmp_path)
+    file, name = tmp_path / trained_path(config), next(iter(state))
+    save_trained(state | {name: torch.full_like(state[name], torch.nan)}, model.denoiser, config, tmp_path)
+    with pytest.raises(ValueError, match="1 weights are NaN or infinite"):
+        load_trained(model.denoiser, config, tmp_path)
+    save_trained(state | {name: state[name][:1]}, model.denoiser, config, tmp_path)
+    with pytest.raises(ValueError, match="1 keys of another shape"):
+        check_trained(config, tmp_path)
+    for data in (b"", b"\x08", b"<html>", file.read_bytes()[:-1]):
+        file.write_bytes(data)
+        for read in (lambda: check_trained(config, tmp_path), lambda: load_trained(model.denoiser, config, tmp_path)):
+            with pytest.raises(ValueError, match=r"\.safetensors is (empty|damaged or cut off|a web page)") as error:
+                read()
+            assert "\n" not in str(error.value)
 
 
 def test_the_base_of_a_denoiser_without_adapters_is_not_made_up(tiny: Path) -> None:

@@ -12,6 +12,7 @@ from open_clip.model import CLIP
 from safetensors.torch import save_file
 from transformers import CLIPTokenizer
 
+from rlvid.models.stored import CLASSES, save_text_encoder, save_tokenizer
 from rlvid.toy.pretrain.autoencoder import clean_error, fit_autoencoder
 from rlvid.toy.pretrain.common import log
 from rlvid.toy.pretrain.denoiser import Phase, build_scheduler, fit_denoiser
@@ -19,13 +20,6 @@ from rlvid.toy.pretrain.preference import ARCHITECTURE, fit_reward, preference_a
 from rlvid.toy.pretrain.quality import quality_of_model, write_card
 from rlvid.toy.pretrain.text import build_tokenizer
 
-PARTS = {
-    "unet": ["diffusers", "UNet3DConditionModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "scheduler": ["diffusers", "DDIMScheduler"],
-}
 LOW_QUALITY = {"washed-out": 0.85, "blurred": 0.12}
 """Of the last phase's clips. Guidance repairs much of it: about half of the samples come out pale, a third good."""
 
@@ -46,9 +40,9 @@ def main() -> None:
 
     (out / "model").mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
-    tokenizer.save_pretrained(out / "model" / "tokenizer")
+    save_tokenizer(tokenizer, out / "model" / "tokenizer")
     build_scheduler().save_pretrained(out / "model" / "scheduler")
-    index = {"_class_name": "TextToVideoSDPipeline", **PARTS}
+    index = {"_class_name": "TextToVideoSDPipeline", **CLASSES}
     (out / "model" / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
     folder = out / "model" / "vae"
@@ -72,7 +66,7 @@ def main() -> None:
         ]
         bank = max(64, steps(12288))
         unet, encoder = fit_denoiser(options.seed + 300, phases, vae, tokenizer, bank, text_steps=steps(400))
-        encoder.save_pretrained(out / "model" / "text_encoder")
+        save_text_encoder(encoder, out / "model" / "text_encoder")
         unet.save_pretrained(out / "model" / "unet")  # last: this folder says that the stage is done
     figures["autoencoder"] = {"L1 on clean frames in [-1, 1]": clean_error(vae)}
     figures["model"] = quality_of_model(out, max(4, steps(256)), max(4, steps(96)))
