@@ -2,6 +2,7 @@
 
 import copy
 import math
+import resource
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -13,6 +14,7 @@ from helpers import clips, close, flat_gradient, make, one_gradient
 from torch import Tensor, nn
 
 from rlvid import randomness
+from rlvid.algorithms.base import peak_memory
 from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.algorithms.scoring import plan
 from rlvid.config import OptimizerConfig, load_config, parse_config, shipped_configs
@@ -150,6 +152,11 @@ def test_noise_follows_the_runs_seed_the_purpose_the_sample_and_the_index() -> N
     draws = [first, other, seeded.context.normal("noise", batch), seeded.context.normal("start", batch, 1)]
     for one, two in combinations([row for draw in draws for row in draw], 2):
         assert not torch.equal(one, two)
+
+
+def test_peak_memory_is_that_of_the_process() -> None:
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert peak_memory(torch.device("cpu")) == pytest.approx(1024 * kilobytes, rel=0.05)
 
 
 class Brightness:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rlvid.algorithms.advantages import PromptStatistics, rounding_of, standardised
 from rlvid.algorithms.base import Batch
-from rlvid.algorithms.rollout import clip_range, replay, roll_out
+from rlvid.algorithms.rollout import clip_range, replay, roll_out, roll_out_and_score
 from rlvid.algorithms.scoring import score
 from rlvid.diffusion.chain import denoise
 from rlvid.diffusion.schedule import timesteps
@@ -290,3 +290,29 @@ def test_an_overflow_does_not_ruin_the_value_network(ruined: str) -> None:
         rollout.before_TBCFhw[:, 1] = math.inf
     method.fit_value(batch, [rollout], [scored], 0)
     assert all(parameter.isfinite().all() for parameter in method.value.parameters())
+
+
+@pytest.mark.parametrize("name", ["ddpo", "dpok"])
+def test_the_losses_of_a_step_add_up_to_the_mean_over_the_workers_videos(name: str) -> None:
+    """At a ratio of one, minus the mean advantage; for DPOK times its weight."""
+    more = {"reward_weight": 2.0, "kl": 0.0, "policy_steps": 2} if name == "dpok" else {}
+    method = make({"name": name} | more, train={"batch_size": 4, "micro_batch": 2, "checkpoint_activations": False})
+    method.context.model = TwoParameters(method.context.model)
+    batch = clips(method)
+    rollouts, scores = roll_out_and_score(method.context, batch)
+    if name == "ddpo":
+        updates = list(method.train(rollouts, [torch.tensor([1.0, 2.0]), torch.tensor([3.0, 5.0])], 4))
+        expected = [-11 / 4]
+    else:
+        method.build(batch)
+        for parameter in method.value.parameters():
+            parameter.data.zero_()
+        rewards = [torch.tensor([1.0, 2.0]), torch.tensor([3.0, 5.0])]
+        scores = [replace(each, reward_B=reward_B) for each, reward_B in zip(scores, rewards, strict=True)]
+        updates, expected = list(method.train(rollouts, scores, 0.0, 4)), [-2 * 11 / 4] * 2
+    totals, total = [], 0.0
+    for update in updates:
+        total += float(update.loss.detach())
+        if update.step:
+            totals, total = [*totals, total], 0.0
+    assert totals == pytest.approx(expected, rel=1e-4)

@@ -215,6 +215,7 @@ def test_a_mixture_is_the_weighted_sum_and_logs_its_parts() -> None:
     gradient, (update,) = flat_gradient(found, clips(found))
     bright, small = (update.metrics[f"reward/part_{name}"] for name in ("brightness", "compression"))
     assert bright[1] == small[1] == update.metrics["reward/trained"][1] == 8
+    assert not any(scores.requires_grad for scores in found.context.reward.latest.values()), "they would keep the graph"
     assert update.metrics["reward/trained"][0] == pytest.approx(2 * bright[0] - 0.5 * small[0], abs=1e-4)
     gradients = [flat_gradient(alone := method({"name": p["name"], "held_out": None}), clips(alone))[0] for p in parts]
     torch.testing.assert_close(gradient, 2 * gradients[0] - 0.5 * gradients[1], atol=1e-6, rtol=1e-3)

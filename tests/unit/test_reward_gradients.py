@@ -83,6 +83,10 @@ def test_the_cut_has_its_distribution_and_is_drawn_once_a_batch() -> None:
     assert 1 <= cuts.min() <= cuts.max() <= 49
     assert float(cuts.mean()) == pytest.approx(float(allowed.mean()), abs=0.25)
     assert float(cuts.std()) == pytest.approx(float(allowed.std()), abs=0.2)
+    for mean, end in ((0.1, 1), (0.9, 9)):  # the ends of [1, D) are drawn, and nothing beyond them
+        drawn = {draw_cut(AlignPropConfig(mean=mean, spread=0.15), 10, 0, step) for step in range(500)}
+        assert end in drawn
+        assert drawn <= set(range(1, 10))
     uniform = AlignPropConfig(truncation="uniform")
     counts = torch.bincount(torch.tensor([draw_cut(uniform, 10, 0, step) for step in range(5000)]), minlength=10)
     assert (counts - 500).abs().max() < 5 * math.sqrt(450)
