@@ -6,6 +6,7 @@ names, types and shapes alone, so it can be asked before anything heavy starts.
 
 import json
 import pickle
+import re
 import struct
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -156,9 +157,11 @@ def _read(file: Path, where: str, device: str) -> dict[str, Tensor]:
         if tables and device != "meta":
             found = load_file(file)
     except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        code = f" ({named[1]})" if named else ""
         raise ValueError(
-            f"{where}: {file.name} is a pickle that holds more than weights and could run code ({_first(error)}); it "
-            "is not loaded. Save its state_dict as .safetensors where you trust it"
+            f"{where}: {file.name} is a pickle that holds more than weights and could run code{code}; it is not "
+            "loaded. Save its state_dict as .safetensors where you trust it"
         ) from None
     except _DAMAGED as error:
         raise ValueError(f"{where}: {file.name} is damaged or cut off ({_first(error)}); copy it anew") from None
