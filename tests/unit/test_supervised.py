@@ -44,6 +44,7 @@ def test_rewards_that_differ_by_rounding_are_equals() -> None:
         assert best_share(same, 0.5).tolist() == [True, True, True, False, False, False]
         assert best_share(same + torch.tensor([0, 0, -1, 1, 0, 1]), 0.5).tolist() == [1, 0, 0, 1, 0, 1]
         assert exponential_weights([""] * 6, same, 1e9).tolist() == [1.0] * 6
+        assert exponential_weights([""] * 6, -same, 1e9).tolist() == [1.0] * 6
         assert exponential_weights([""] * 6, same - torch.arange(6) // 3, 1e9).tolist() == [2.0] * 3 + [0.0] * 3
     coarse = torch.tensor([21.25, 21.375, 20.0])
     assert best_share(coarse, 1 / 3).tolist() == [False, True, False]
@@ -66,6 +67,17 @@ def test_equal_videos_are_chosen_by_their_place_alone(settings: dict[str, Any]) 
         assert rounding == 2.0**-19
         chosen.append(method.weights(prompts, torch.tensor(rewards), rounding).tolist())
     assert chosen == [[2.0, 2.0, 0.0, 0.0] if settings["name"] == "raft" else [1.0] * 4] * 3
+
+
+def test_settings_choose_between_the_batch_and_a_prompts_own_samples() -> None:
+    prompts, reward = ["a", "a", "b", "b"], torch.tensor([1.0, 2.0, 5.0, 9.0])
+    groups: dict[str, Any] = {"train": {"batch_size": 4, "group_size": 2}}
+    own = make({"name": "rwr", "per_prompt": True, "beta": 1.0}, **groups).weights(prompts, reward, 2.0**-19)
+    assert own.tolist() == pytest.approx(exponential_weights(prompts, reward, 1.0).tolist())
+    whole = make({"name": "rwr", "beta": 1.0}).weights(prompts, reward, 2.0**-19)
+    assert whole.tolist() == pytest.approx(exponential_weights([""] * 4, reward, 1.0).tolist())
+    assert make({"name": "raft", "keep": "local"}, **groups).weights(prompts, reward, 2.0**-19).tolist() == [0, 2, 0, 2]
+    assert make({"name": "raft", "share": 0.5}).weights(prompts, reward, 2.0**-19).tolist() == [0, 0, 2, 2]
 
 
 def test_workers_train_on_the_same_number_of_videos() -> None:
