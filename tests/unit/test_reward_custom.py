@@ -288,6 +288,7 @@ def test_a_held_out_reward_that_fails_is_left_out(file: Path) -> None:
 def test_brightness_is_the_mean_luma() -> None:
     red = torch.tensor([1.0, 0.0, 0.0])[:, None, None].expand(1, 2, 3, 4, 4)
     assert load_reward("brightness")(red, ["a"]).tolist() == [[pytest.approx(0.299)] * 2]
+    assert load_reward("brightness")(3 * red - 1, ["a"]).tolist() == [[pytest.approx(0.299)] * 2], "clamped"
 
 
 def pictures() -> list[Tensor]:

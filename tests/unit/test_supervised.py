@@ -44,6 +44,7 @@ def test_rewards_that_differ_by_rounding_are_equals() -> None:
         assert best_share(same, 0.5).tolist() == [True, True, True, False, False, False]
         assert best_share(same + torch.tensor([0, 0, -1, 1, 0, 1]), 0.5).tolist() == [1, 0, 0, 1, 0, 1]
         assert exponential_weights([""] * 6, same, 1e9).tolist() == [1.0] * 6
+        assert best_share(-same, 0.5).tolist() == [True, True, True, False, False, False]
         assert exponential_weights([""] * 6, -same, 1e9).tolist() == [1.0] * 6
         assert exponential_weights([""] * 6, same - torch.arange(6) // 3, 1e9).tolist() == [2.0] * 3 + [0.0] * 3
     coarse = torch.tensor([21.25, 21.375, 20.0])
