@@ -92,7 +92,7 @@ def test_all_weights_train_in_float32_whatever_the_computation_is_in(tiny: Path,
     eps, exact = noise_of(model), noise_of(load_trainable(spec(tiny), 0, str(tiny)))
     assert eps.dtype == torch.float32
     assert torch.equal(eps, exact) == (precision == "float32")
-    assert (eps - exact).norm() < 0.08 * exact.norm()  # kernels round differently by processor: 0.040 to 0.052 in bfloat16
+    assert (eps - exact).norm() < 0.08 * exact.norm()  # in bfloat16 0.0512 on an AMD EPYC; other kernels round less
     eps.square().mean().backward()
     gradients = {name: p.grad for name, p in parameters.items()}
     assert not [
