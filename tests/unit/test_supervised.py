@@ -31,6 +31,7 @@ def test_ranking_by_hand() -> None:
     assert best_share(reward, 0.5).tolist() == [False, True, True, True, False, False]
     assert best_share(reward, 1.0).tolist() == [True, True, True, True, False, False]
     assert kept_weights(torch.tensor([True, False, True, False])).tolist() == [2.0, 0.0, 2.0, 0.0]
+    assert kept_weights(torch.tensor([False, True, False, False])).tolist() == [0.0, 4.0, 0.0, 0.0]
     assert kept_weights(torch.zeros(3, dtype=torch.bool)).tolist() == [0.0, 0.0, 0.0]
 
 
