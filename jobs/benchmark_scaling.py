@@ -28,11 +28,12 @@ def measure(job: dict[str, Any]) -> None:
     import torch
 
     from rlvid.train.loop import run_step
+    from rlvid.train.restore import temporary_folder
     from rlvid.train.worker import Worker
 
     imported = time.time()
     config = RunConfig.model_validate(job["config"])
-    with Worker(config, job) as worker:
+    with temporary_folder(None, Path(job["run"])) as temporary, Worker(config, job, temporary) as worker:
         ready = time.time()
         steps: list[float] = []
         stages: list[dict[str, float]] = []

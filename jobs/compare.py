@@ -113,11 +113,11 @@ def evaluate_checkpoints(folder: Path, options: argparse.Namespace, console: Con
     from rlvid.evaluate.run import device, load_run
     from rlvid.reward.load import load_reward
     from rlvid.toy.captions import prompt_set
-    from rlvid.train.checkpoint import find_checkpoints
+    from rlvid.train.checkpoint import find_checkpoints, read_state
 
     prompts = [prompt for prompt in prompt_set("in_domain", options.prompts) for _ in range(COPIES)]
     states = {
-        found.step: json.loads((found.folder / "state.json").read_text(encoding="utf-8"))
+        found.step: read_state(found.folder).model_dump(include={"seconds", "videos"})
         for found in find_checkpoints(folder)
     }
     points = []

@@ -40,7 +40,8 @@ def train_and_show(config: "RunConfig", address: str | None) -> Path:
     say(f"pictures     {shown}/before-after.png, {shown}/reward.png")
     say(f"samples      {shown}/archive (Parquet: select * from {sql(f'{shown}/archive/*.parquet')})")
     say(f"TensorBoard  tensorboard --logdir {shell(folder.parent)}")
-    say(f"next         rlvid evaluate {shell(shown)}; rlvid export {shell(shown)} --out FOLDER")
+    trust = " --trust" if config.reward.functions else ""
+    say(f"next         rlvid evaluate {shell(shown)}{trust}; rlvid export {shell(shown)} --out FOLDER")
     return folder
 
 
@@ -60,11 +61,13 @@ def evaluate_and_show(
     group_seeds: bool = False,
     workers: int | None = None,
     address: str | None = None,
+    trust: bool = False,
 ) -> None:
     """Sets models side by side, writes videos and tables into a folder and prints the tables.
 
     See ``rlvid evaluate --help`` for the arguments. With ``workers``, so many Ray actors share the work. What was
-    finished before an interruption is not made again.
+    finished before an interruption is not made again. Without ``trust``, a Python file that a run's own settings name
+    does not run.
     """
     from rlvid.data.storage import is_uri
     from rlvid.evaluate.clip import NamedClip, load_clip
@@ -79,7 +82,7 @@ def evaluate_and_show(
     from rlvid.models.stored import check_model
     from rlvid.models.text_limit import model_text_limit, notices
     from rlvid.models.trained import check_trained
-    from rlvid.reward.load import check_reward
+    from rlvid.reward.load import check_reward, check_trust
     from rlvid.reward.text_limit import reward_text_limit, reward_text_limits
 
     notes = list[str]()
@@ -95,6 +98,7 @@ def evaluate_and_show(
     further = parse_rewards(rewards)
     compared = find_compared(models, scales=scales, step=checkpoint)
     config = compared[0].config
+    check_trust(config.reward, compared[0].run, trust)
     prompts = prompts or prompts_of(default_sets(config), videos, notes.append)
     groups = groups_of(compared) if group_seeds else {}
     check_model(config.model.path)

@@ -134,6 +134,10 @@ def evaluate(
         typer.Option(min=1, help="Ray actors, each with a model of its own; default: this process, without Ray."),
     ] = None,
     address: Address = None,
+    trust: Annotated[
+        bool,
+        typer.Option("--trust", help="Run the Python file that the run's settings name as its reward (FILE.py:F)."),
+    ] = False,
 ) -> None:
     """Sets models side by side with their base: rewards, CLIPSIM, temporal consistency, motion, the oracle.
 
@@ -150,6 +154,7 @@ best.
         models, steps=numbers(steps, "--steps"), sets=None if sets is None else sets.split(","), videos=videos,
         copies=copies, checkpoint=checkpoint, seed=seed, clip=clip, rewards=rewards, out=out, address=address,
         scales=fractions(lora_scale, "--lora-scale"), group_seeds=group_seeds, workers=workers,
+        trust=trust,
     )  # fmt: skip
 
 
@@ -227,8 +232,8 @@ def generate(
     from rlvid.data.prompts import check_prompt, is_prompt_file, read_prompts
     from rlvid.data.videos import gif_bytes, write_mp4
     from rlvid.evaluate import generate as make
-    from rlvid.evaluate import write_whole
     from rlvid.evaluate.run import device, load_run
+    from rlvid.files import write_whole
     from rlvid.models.text_limit import model_text_limit, notices
     from rlvid.models.unet3d import load_model
 
@@ -360,7 +365,7 @@ def main() -> None:
     """Runs the command; a user's mistake is one line and exit code 2, an interruption one and 128 + signal."""
     warnings.filterwarnings("ignore")
     os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries while they load weights
-    logging.basicConfig(level=logging.ERROR)
+    logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s")
     sys.exit(run_command(_run))
 
 

@@ -14,7 +14,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from uuid import uuid4
 
 import diffusers
 import torch
@@ -24,6 +23,7 @@ from rlvid.config import RunConfig
 from rlvid.evaluate.card import model_card
 from rlvid.evaluate.evaluated import Exported, find_evaluated
 from rlvid.evaluate.run import find_run
+from rlvid.files import whole_folder
 from rlvid.models.folders import RANDOM, model_folder
 from rlvid.models.lora import merge_lora, read_lora, save_lora
 from rlvid.models.stored import CLASSES, copy_part, oldest_transformers, save_text_encoder, save_tokenizer
@@ -123,11 +123,5 @@ def _whole(out: Path) -> Iterator[Path]:
     """A folder to write into, that becomes ``out`` when all went well, and else is gone."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out {out} exists already; choose a folder that does not, or delete it")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{uuid4().hex[:8]}")
-    temporary.mkdir()
-    try:
-        yield temporary
-        temporary.replace(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with whole_folder(out) as folder:
+        yield folder

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlvid.evaluate import write_whole
+from rlvid.files import write_whole
 
 GOES_ON, STOPPED, FINISHED = "goes on", "stopped early", "finished"
 INVALID = "no valid run"

@@ -5,7 +5,6 @@ scores all frames alike with the base's rewards. So lambda, S, the trial's own r
 what the model has learned, and never the scale that it is measured on.
 """
 
-import json
 import os
 from contextlib import suppress
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from rlvid.evaluate.run import device, load_run
 from rlvid.models.trained import load_trainable
 from rlvid.reward.clip import ClipReward
 from rlvid.reward.load import held_out_reward, load_reward, trained_reward
+from rlvid.train.checkpoint import read_state
 from tuning.description import COST, Evaluation, Sweep
 
 
@@ -56,8 +56,8 @@ def measure(job: dict[str, Any], run: str | None, step: int) -> dict[str, Any]:
     else:
         tuned = load_run(run, step)
         model = tuned.use(1.0)
-        state = json.loads((tuned.checkpoint.folder / "state.json").read_text(encoding="utf-8"))
-        cost = {key: state[key] for key in cost}
+        state = read_state(tuned.checkpoint.folder)
+        cost = {COST: state.seconds, "videos": state.videos}
     reward = trained_reward(config.reward, device())
     held_out = held_out_reward(config.reward, device()) or load_reward("builtin-heldout", device())
     has_clip = isinstance(held_out, ClipReward) or isinstance(reward, ClipReward)

@@ -7,10 +7,10 @@ from typing import Any
 
 import yaml
 
-from rlvid.evaluate import write_whole
 from rlvid.evaluate.escape import csv_text, markdown_text, one_line
 from rlvid.evaluate.evaluate import METRICS as ALL_METRICS
 from rlvid.evaluate.evaluate import Comparison, compare
+from rlvid.files import write_whole
 from tuning.description import COST, Sweep
 from tuning.journal import Journal, Trial, read_scores, scores_path
 from tuning.measure import rows_of

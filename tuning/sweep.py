@@ -68,7 +68,7 @@ def keep_description(sweep: Sweep) -> None:
     Raises:
         ValueError: the folder holds another sweep (names what has changed), or something else.
     """
-    from rlvid.evaluate import write_whole
+    from rlvid.files import write_whole
 
     note, base = sweep.folder / "sweep.yaml", sweep.run({}, "base", sweep.rungs[-1])
     if note.is_file():

@@ -166,6 +166,12 @@ class RewardConfig(Section):
         return [(part.name, part.path) for part in self.mixture] or [(self.name, self.path)]
 
     @property
+    def functions(self) -> list[str]:
+        """Every FILE.py:FUNCTION that loading these rewards runs."""
+        paths = [*(path for _, path in self.parts), self.held_out_path]
+        return [path for path in paths if path is not None and is_function(path)]
+
+    @property
     def without_gradient(self) -> str | None:
         """The reward, or the part of the mixture, that is known to give no gradient."""
         for name, _ in self.parts:

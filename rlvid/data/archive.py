@@ -26,6 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from rlvid.algorithms.base import Samples
+from rlvid.data.parquet import open_parquet
 from rlvid.data.videos import to_bytes
 
 log = logging.getLogger(__name__)
@@ -178,7 +179,7 @@ def read_archive(folder: str | Path, columns: list[str] | None = None) -> pa.Tab
     tables = []
     for _, _, path in parts:
         try:
-            tables.append(pq.read_table(path, columns=schema.names, partitioning=None).cast(schema))
+            tables.append(open_parquet(path).read(columns=schema.names).cast(schema))
         except (pa.ArrowInvalid, ValueError, OSError) as error:
             raise ValueError(f"{path}: is not a part of an archive: {' '.join(str(error).split())}") from error
     return pa.concat_tables(tables)

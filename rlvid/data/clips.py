@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from rlvid.data.parquet import open_parquet
 from rlvid.models.base import Posterior
 from rlvid.randomness import permutation
 
@@ -172,7 +173,7 @@ class EncodedClips:
 
 def _open_part(path: Path) -> pq.ParquetFile:
     try:
-        file = pq.ParquetFile(path, memory_map=True)
+        file = open_parquet(path, memory_map=True)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: is damaged ({' '.join(str(error).split())}); encode again") from error
     missing = [name for name in SCHEMA.names if name not in file.schema_arrow.names]

@@ -9,7 +9,8 @@ process             its folder and what it moves
 ==================  ===========================================================================================
 driver, evaluation  a cache (``RLVID_CACHE``, else ``~/.cache/rlvid``): pulls settings, events and what checkpoints
                     hold of the model; pushes settings, pictures and tables
-worker              a temporary folder: pushes archive parts, events and its log before each checkpoint is reported
+worker              a temporary folder in the cache: pushes archive parts, events and its log before each checkpoint
+                    is reported
 Ray Train           checkpoints, from the workers straight to the store and back
 ==================  ===========================================================================================
 """
@@ -29,7 +30,9 @@ from pyarrow import fs
 from rlvid.credentials import refuse_credentials
 
 _CHUNK = 8 * 2**20
-_LEFT_OUT = re.compile(r"archive/|videos/|step-\d+/(engine/|algorithm\.pt)|\.|.*\.tmp$")
+_MOST_RENAMED = 5 * 2**30
+"""Bytes: S3 copies no larger object by itself, and a rename there is a copy."""
+_LEFT_OUT = re.compile(r"archive/|videos/|step-\d+/(engine/|algorithm\.pt)|step-\d+\.|\.|.*\.tmp$")
 """Of a run, what only workers or evaluations need, or nobody."""
 
 
@@ -103,14 +106,12 @@ class Mirror:
         storage: folder or URI, as in ``output.storage``.
         under: the place below it, such as a run's name.
         folder: default: the same place in ``home(storage)``.
-        temporary: whether ``discard`` deletes the folder.
 
     Raises:
         ValueError: the URI is not one that pyarrow reads.
     """
 
-    def __init__(self, storage: str, under: str, folder: Path | None = None, temporary: bool = False) -> None:
-        self._temporary = temporary
+    def __init__(self, storage: str, under: str, folder: Path | None = None) -> None:
         self.folder = folder or home(storage) / under
         self._name, self._sent = storage, dict[str, tuple[int, int]]()
         self._store: fs.FileSystem | None = None
@@ -173,6 +174,41 @@ class Mirror:
         if self._store is not None and name in self._there():
             self._store.delete_file(f"{self._root}/{name}")
 
+    def sizes(self) -> dict[str, int] | None:
+        """Bytes of each file of the store, by its path; None where the storage is a folder."""
+        return None if self._store is None else {name: info.size for name, info in self._there().items()}
+
+    def rename(self, old: str, new: str) -> str:
+        """Renames a folder right below, in the store too; returns the new name."""
+        if (self.folder / old).is_dir():
+            (self.folder / old).rename(self.folder / new)
+        for name, info in self._there().items() if self._store is not None else []:
+            if name.startswith(f"{old}/"):
+                self._move(name, f"{new}/{name.removeprefix(f'{old}/')}", info.size)
+        self._sent = {name.replace(f"{old}/", f"{new}/", 1): state for name, state in self._sent.items()}
+        return new
+
+    def _move(self, old: str, new: str, size: int) -> None:
+        source, target = f"{self._root}/{old}", f"{self._root}/{new}"
+        if self._store.type_name == "local":  # a store of objects has no folders to make
+            self._store.create_dir(target.rpartition("/")[0])
+        try:
+            if size < _MOST_RENAMED:
+                self._store.move(source, target)
+                return
+            with self._store.open_input_stream(source) as read, self._store.open_output_stream(target) as write:
+                shutil.copyfileobj(read, write, _CHUNK)
+            self._store.delete_file(source)
+        except (pa.ArrowException, OSError) as error:
+            raise _complaint(self._name, error) from error
+
+    def remove(self, name: str) -> None:
+        """Deletes a folder right below, in the store too."""
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+        for each in self._there() if self._store is not None else []:
+            if each.startswith(f"{name}/"):
+                self._store.delete_file(f"{self._root}/{each}")
+
     def fetch_missing(self, under: str) -> None:
         """Brings the files right in a folder below that are not here."""
         for name in self._there() if self._store is not None else []:
@@ -195,11 +231,6 @@ class Mirror:
                 self._upload(name)
         for name in there.keys() - here:
             self._store.delete_file(f"{self._root}/{name}")
-
-    def discard(self) -> None:
-        """Deletes a worker's temporary folder."""
-        if self._temporary:
-            shutil.rmtree(self.folder, ignore_errors=True)
 
     def trim_archive(self, from_step: int) -> None:
         """Removes archive parts of ``from_step`` and later from the store, see ``rlvid.data.archive.trim``."""
@@ -260,11 +291,16 @@ def run_mirror(storage: str, name: str) -> Mirror:
     return mirror
 
 
-def worker_mirror(storage: str | None, name: str, folder: Path) -> Mirror:
-    """Where a worker writes: the run's folder, or a temporary one for the store."""
+def temporary_home(storage: str | None, run: Path) -> Path:
+    """The folder for temporary files of a run's workers: in the run's own, or for a store in this machine's cache."""
+    return run / ".tmp" if storage is None else home(storage) / ".tmp"
+
+
+def worker_mirror(storage: str | None, name: str, folder: Path, temporary: Path) -> Mirror:
+    """Where a worker writes: the run's folder, or for the store a folder in ``temporary``."""
     if storage is None:
         return Mirror(str(folder.parent), name, folder)
-    return Mirror(storage, name, Path(tempfile.mkdtemp(prefix=f"rlvid-{name}-")), temporary=True)
+    return Mirror(storage, name, temporary / name)
 
 
 def clips_here(clips: Path, storage: str | None) -> Path:

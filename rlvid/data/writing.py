@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 
 from rlvid.data.clips import SCHEMA, digest, read_meta
 from rlvid.data.find import Skipped
+from rlvid.data.parquet import open_parquet
 
 _ROWS_IN_PART = 256
 _LAYOUT = {"row_group_size": 4, "compression": "none", "use_dictionary": False, "write_statistics": ["index"]}
@@ -138,7 +139,7 @@ class ClipWriter:
             why = "; ".join(map(str, failed[:3]))
             raise ValueError(f"{self.out}: not written, for none of the {len(failed)} clips can be read: {why}")
         count = sum(pq.read_metadata(path).num_rows for path in self._parts)
-        first = pq.ParquetFile(self._parts[0]).read_row_group(0, columns=["latent_shape", "text_shape"])
+        first = open_parquet(self._parts[0]).read_row_group(0, columns=["latent_shape", "text_shape"])
         _write_report(self.work, count, skipped + failed, notes or [])
         meta = meta | {"made_with": self._made_with} | first.to_pylist()[0] | {"clips": count}
         _write(self.work / "meta.json", lambda part: part.write_text(json.dumps(meta, indent=2) + "\n", "utf-8"))
@@ -203,7 +204,7 @@ class ClipWriter:
 
     def _make_part(self, indices: list[int]) -> None:
         files = sorted({self._waiting[index] for index in indices})
-        table = pa.concat_tables([pq.ParquetFile(path).read() for path in files])
+        table = pa.concat_tables([open_parquet(path).read() for path in files])
         table = table.filter(pc.is_in(table["index"], value_set=pa.array(indices))).sort_by("index").combine_chunks()
         path = self.work / f"part-{len(self._parts):05d}.parquet"
         _write(path, lambda part: pq.write_table(table, part, **_LAYOUT))
@@ -235,7 +236,7 @@ def _write(path: Path, write: Callable[[Path], Any]) -> None:
 
 def _indices(path: Path) -> list[int]:
     try:
-        return pq.ParquetFile(path).read(columns=["index"])["index"].to_pylist()
+        return open_parquet(path).read(columns=["index"])["index"].to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path}: is damaged ({reason}); delete {path.parent} and encode again") from error

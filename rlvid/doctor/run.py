@@ -5,17 +5,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-import yaml
 from PIL import Image, UnidentifiedImageError
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rlvid.config import RunConfig, parse_config
+from rlvid.config import RunConfig
+from rlvid.data.parquet import open_parquet
 from rlvid.doctor.finding import Finding, examine, judged
-from rlvid.train.checkpoint import checkpoint_name, is_whole, read_state
+from rlvid.train.checkpoint import checkpoint_name, flaw, read_state, step_of
 from rlvid.train.looks import find_best, read_means, summary
+from rlvid.train.record import read_settings, recorded
 from rlvid.train.resume import carries_over
 
+_PUT_ASIDE = "start the same `rlvid train` again: it puts damaged ones aside and goes on from the newest whole one"
 _PICTURES = 50
 """Parts of the archive whose pictures are opened too, spread over all."""
 
@@ -29,17 +30,15 @@ def check_run(run: str | Path) -> Iterator[Finding]:
         )
         return
     try:
-        config = parse_config(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
-    except (ValueError, yaml.YAMLError) as error:
-        yield Finding(
-            "run", "error", f"{folder / 'config.yaml'}: {' '.join(str(error).split())}", "bring the file back"
-        )
+        config = read_settings(folder)
+    except ValueError as error:
+        yield Finding("run", "error", str(error), "bring the file back")
         return
     yield Finding(
         "run", "ok", f"{folder}: {config.method.name} on {config.reward.name!r}, fingerprint {config.fingerprint}"
     )
     parts = {
-        "checkpoints": (check_checkpoints, "delete the damaged one: the run resumes from the one before"),
+        "checkpoints": (check_checkpoints, _PUT_ASIDE),
         "archive": (check_archive, "delete the damaged part; training goes on without it"),
         "tensorboard": (check_tensorboard, "delete the damaged event file; the numbers are in logs/ too"),
         "guard": (check_guard, "delete guard.jsonl, and the guard begins anew"),
@@ -49,22 +48,26 @@ def check_run(run: str | Path) -> Iterator[Finding]:
 
 
 def check_checkpoints(folder: Path, config: RunConfig) -> Iterator[Finding]:
-    """Each checkpoint is whole, and of this run, also where its workers or ZeRO stage were others."""
-    found = sorted(path for path in folder.glob("step-*") if path.is_dir())
-    bad, foreign = [path.name for path in found if not is_whole(path)], []
+    """Each checkpoint is whole by its checksums, and of this run, also where its workers or ZeRO stage were others."""
+    found = sorted(path for path in folder.iterdir() if step_of(path.name) is not None)
+    bad, foreign = dict[str, str](), list[str]()
     for path in found:
-        if path.name not in bad:
-            try:
-                carries_over(parse_config(read_state(path)["config"]), config, begun=False)
-            except ValueError as error:
-                foreign.append(f"{path.name} is of {error}")
-    if bad:
-        way = "delete it: the run resumes from the one before (or the run is writing it at this moment)"
-        yield Finding("checkpoints", "error", f"damaged or not whole: {', '.join(bad)}", way)
+        if why := flaw(path, read=True):
+            bad[path.name] = why
+            continue
+        try:
+            carries_over(read_state(path).settings, config, begun=False)
+        except ValueError as error:
+            foreign.append(f"{path.name} is of {error}")
+    gone = sorted(set(recorded(folder) or []) - {path.name for path in found})
+    if bad or gone:
+        lines = [*(f"{name} ({why})" for name, why in bad.items()), *(f"{name} (it is missing)" for name in gone)]
+        way = f"{_PUT_ASIDE} (or the run is writing it at this moment)"
+        yield Finding("checkpoints", "error", f"damaged or not whole: {', '.join(lines)}", way)
     if foreign:
         way = "bring back the config.yaml that they were made under, or move them to a folder of their own"
         yield Finding("checkpoints", "error", "; ".join(foreign), way)
-    if bad or foreign:
+    if bad or gone or foreign:
         return
     if not found:
         yield Finding("checkpoints", "warning", "none yet", "one comes every output.checkpoint_every steps")
@@ -84,7 +87,7 @@ def check_archive(folder: Path, config: RunConfig) -> Iterator[Finding]:
     opened = set(paths[:: max(1, len(paths) // _PICTURES)])
     for path in paths:
         try:
-            rows = pq.read_table(path, columns=["step", "serial", "frames"], partitioning=None)
+            rows = open_parquet(path).read(columns=["step", "serial", "frames"])
             keys += zip(rows["step"].to_pylist(), rows["serial"].to_pylist(), strict=True)
             if path in opened:
                 Image.open(io.BytesIO(rows["frames"][0].as_py()[0])).load()

@@ -3,10 +3,9 @@
 import re
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
 
 from rlvid import __version__
 from rlvid.config import RunConfig
@@ -14,11 +13,10 @@ from rlvid.config.reward import RewardConfig
 from rlvid.evaluate.about import read_results
 from rlvid.evaluate.escape import markdown_code, markdown_text
 from rlvid.evaluate.evaluated import Evaluated, Exported, find_evaluated
-from rlvid.evaluate.read import check, read_json
 from rlvid.evaluate.responsible import over_optimisation, worse_prompts
 from rlvid.evaluate.tables import markdown
 from rlvid.models.stored import OLDEST
-from rlvid.train.checkpoint import Found
+from rlvid.train.checkpoint import Found, State, read_state
 
 _METHODS = {
     "instructvideo": "InstructVideo", "draft": "DRaFT", "draft-lv": "DRaFT-LV", "alignprop": "AlignProp",
@@ -54,7 +52,7 @@ def model_card(
         ValueError: the evaluation is damaged; or the one that was named has not the exported model.
     """
     evaluated = find_evaluated(Exported(run, checkpoint.step, scale), evaluation)
-    state = _standing(checkpoint.folder)
+    state = read_state(checkpoint.folder)
     parts = [_front_matter(config), f"# {markdown_text(name)}", _summary(config, checkpoint, scale)]
     parts += [
         _usage(config, frames, size, transformers),
@@ -78,7 +76,7 @@ def report_card(config: RunConfig, checkpoint: Found, run: Path, evaluation: Pat
         evaluation: an ``evaluation.parquet`` with models of the run.
         models: their names there.
     """
-    state = _standing(checkpoint.folder)
+    state = read_state(checkpoint.folder)
     parts = [_what(config, checkpoint), _training(config, state), _LIMITS, over_optimisation(run)]
     parts += [worse_prompts(evaluation, models)] if models else []
     return "\n\n".join(part.strip() for part in parts) + "\n"
@@ -187,7 +185,7 @@ make different videos. The same `latents` make the same video.
 {adapter if config.model.train == "lora" else ""}"""
 
 
-def _training(config: RunConfig, state: "_Standing") -> str:
+def _training(config: RunConfig, state: State) -> str:
     reward, data = config.reward, config.data
     held_out = (
         f"{markdown_code(reward.held_out)} was measured and never trained on"
@@ -198,40 +196,21 @@ def _training(config: RunConfig, state: "_Standing") -> str:
         "builtin": f"{data.clips} clips of the built-in renderer",
         "samples": f"{data.clips} samples of the base model",
     }.get(data.source, markdown_code(Path(data.source).name))
-    workers = int(state.workers)
+    workers = state.workers
     rows = {
         "Base": _base(config),
         "Method": f"{_method(config)}, D = {config.sampling.steps}, g = {config.sampling.guidance:g}",
         "Trained on the reward": _rewards(reward),
         "Held-out reward": held_out,
         "Data": f"{clips}, as sources and prompts",
-        "Steps": f"{state.step:g} of {config.train.batch_size} videos, of which {int(state.skipped)} were skipped",
-        "Videos shown to the reward": f"{int(state.videos):,}",
+        "Steps": f"{state.step} of {config.train.batch_size} videos, of which {state.skipped} were skipped",
+        "Videos shown to the reward": f"{state.videos:,}",
         "Seconds of training": f"{state.seconds:,.0f}",
         "Hardware": f"{workers} worker{'s' * (workers > 1)}, each on {markdown_text(state.hardware)}",
         "Precision": f"{config.model.precision}, trained weights float32; ZeRO stage {config.train.zero_stage}",
         "Versions": markdown_text(", ".join(f"{package} {number}" for package, number in state.versions.items())),
     }
     return "\n".join(["## Training", "", "| | |", "|---|---|", *(f"| {key} | {text} |" for key, text in rows.items())])
-
-
-class _Standing(BaseModel):
-    """What a card shows of ``state.json``."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False)
-
-    step: Annotated[float, Field(ge=0)]
-    workers: Annotated[float, Field(ge=1)]
-    skipped: Annotated[float, Field(ge=0)]
-    videos: Annotated[float, Field(ge=0)]
-    seconds: Annotated[float, Field(ge=0)]
-    hardware: str = "hardware not recorded"
-    versions: dict[str, str]
-
-
-def _standing(checkpoint: Path) -> _Standing:
-    path = checkpoint / "state.json"
-    return check(path, _Standing, read_json(checkpoint, path))
 
 
 def _rewards(reward: RewardConfig) -> str:

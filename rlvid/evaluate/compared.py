@@ -15,7 +15,15 @@ from rlvid.config import RunConfig
 from rlvid.config.reward import RewardConfig
 from rlvid.credentials import refuse_credentials
 from rlvid.data.storage import is_uri
-from rlvid.evaluate.run import TunedModel, find_checkpoints_of, load_found, run_folder_of, scale_name
+from rlvid.evaluate.run import (
+    TunedModel,
+    check_whole,
+    choose,
+    find_checkpoints_of,
+    load_found,
+    run_folder_of,
+    scale_name,
+)
 from rlvid.models.folders import movable, resolved_shape
 from rlvid.models.trained import load_trained
 from rlvid.models.unet3d import UNet3DModel
@@ -173,6 +181,8 @@ def _located(spec: Spec) -> tuple[RunConfig, list[Found]]:
 
 def _chosen(spec: Spec, found: list[Found], step: int | None) -> list[Found]:
     if spec.which == "all":
+        for each in found:
+            check_whole(each)
         return found
     run = found[0].folder.parent
     if spec.which == "best":
@@ -180,13 +190,9 @@ def _chosen(spec: Spec, found: list[Found], step: int | None) -> list[Found]:
         if best is None:
             why = "is the base model" if summary(run) else "was never sought; guard.every=N has the guard look for it"
             raise ValueError(f"{spec.text!r}: the best checkpoint of run {run} {why}")
+        check_whole(best)
         return [best]
-    wanted = int(spec.which) if spec.which else step
-    chosen = [each for each in found if wanted is None or each.step == wanted][-1:]
-    if not chosen:
-        steps = ", ".join(str(each.step) for each in found)
-        raise ValueError(f"run {run}: no checkpoint of step {wanted}; it has: {steps}")
-    return chosen
+    return [choose(found, int(spec.which) if spec.which else step)]
 
 
 def _check(models: list[Compared]) -> None:

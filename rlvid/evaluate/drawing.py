@@ -11,9 +11,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from rlvid.evaluate import write_whole
 from rlvid.evaluate.escape import one_line
 from rlvid.evaluate.style import INK, RULE, SOFT
+from rlvid.files import write_whole
 
 MARGIN, GAP, TILE = 36, 6, 160
 """Pixels; a tile is at most TILE wide unless a frame's integer multiple says less."""

@@ -20,12 +20,12 @@ from typing import Any
 import yaml
 
 from rlvid.data.clips import digest
-from rlvid.evaluate import write_whole
 from rlvid.evaluate.compared import Compared
 from rlvid.evaluate.measure import Measure
 from rlvid.evaluate.rows import METRICS, Row
 from rlvid.evaluate.scores import read_rows
 from rlvid.evaluate.videos import copy_part, identity_of, labels_of, shape_of
+from rlvid.files import write_whole
 from rlvid.models.folders import resolved_shape
 
 BATCH = 16

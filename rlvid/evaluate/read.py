@@ -15,6 +15,8 @@ import yaml
 from pyarrow import parquet
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from rlvid.data.parquet import open_parquet
+
 KEY = ("model", "set", "steps", "index", "copy")
 """What tells the videos of an evaluation apart."""
 KINDS = {
@@ -113,7 +115,7 @@ def open_table(folder: Path, path: Path, columns: Iterable[str]) -> parquet.Parq
         ValueError: it is missing, damaged or too large, or lacks a column.
     """
     with sound(inside(folder, path)):
-        file = parquet.ParquetFile(path)
+        file = open_parquet(path)
         about, schema = file.metadata, file.schema_arrow
         sizes = (about.row_group(index).total_byte_size for index in range(about.num_row_groups))
         if about.num_rows > MOST_ROWS or max(sizes, default=0) > _MOST_BYTES_OF_GROUP:

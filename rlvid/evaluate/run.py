@@ -1,15 +1,15 @@
 """Evaluating a run's folder: base against fine-tuned, as tables and as pictures beside the run."""
 
+import logging
 import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import yaml
 from torch import Tensor
 
-from rlvid.config import RunConfig, parse_config
+from rlvid.config import RunConfig
 from rlvid.data.storage import is_uri, run_mirror, split_uri
 from rlvid.evaluate.generate import generate
 from rlvid.evaluate.pictures import before_after, reward_curve
@@ -19,8 +19,11 @@ from rlvid.models.trained import blend, load_trainable, load_trained
 from rlvid.models.unet3d import UNet3DModel
 from rlvid.reward.load import trained_reward
 from rlvid.reward.video import mean_of_frames
-from rlvid.train.checkpoint import Found, find_checkpoints
+from rlvid.train.checkpoint import Found, find_checkpoints, flaw, step_of
 from rlvid.train.looks import find_best
+from rlvid.train.record import read_settings
+
+log = logging.getLogger("rlvid.evaluate")
 
 _CURVES = {"reward/trained": "trained reward", "reward/held_out": "held-out reward"}
 
@@ -57,11 +60,47 @@ def find_run(run: str | Path, step: int | None = None) -> tuple[RunConfig, Found
         ValueError: no such run, or no such checkpoint in it, or the store cannot be reached.
     """
     config, found = find_checkpoints_of(run)
-    chosen = [c for c in found if step is None or c.step == step]
-    if not chosen:
+    return config, choose(found, step)
+
+
+def choose(found: list[Found], step: int | None) -> Found:
+    """The checkpoint of a step, or the newest one, out of those of a run; its trained weights are as they were written.
+
+    Newer ones that are damaged are passed over, and named in the log.
+
+    Raises:
+        ValueError: there is none of that step, or it is damaged.
+    """
+    run = found[-1].folder.parent
+    if step is None:
+        return _newest(run, found)
+    chosen = next((c for c in found if c.step == step), None)
+    if chosen is None:
         steps = ", ".join(str(c.step) for c in found)
-        raise ValueError(f"run {found[0].folder.parent}: no checkpoint of step {step}; it has: {steps}")
-    return config, chosen[-1]
+        raise ValueError(f"run {run}: no checkpoint of step {step}; it has: {steps}")
+    check_whole(chosen)
+    return chosen
+
+
+def check_whole(found: Found) -> None:
+    """Raises ValueError where what evaluation needs of a checkpoint is not as it was written."""
+    if why := flaw(found.folder, resumable=False, read=True):
+        raise ValueError(f"checkpoint {found.folder} is damaged ({why}); name another step, or train the run again")
+
+
+def _newest(run: Path, found: list[Found]) -> Found:
+    """The newest whole checkpoint; newer folders of checkpoints that are not whole are named in the log."""
+    known = {each.folder: each for each in found}
+    other = [Found(folder, step) for folder in run.iterdir() if (step := step_of(folder.name)) and folder not in known]
+    passed = list[str]()
+    for each in sorted([*found, *other], key=lambda each: each.step, reverse=True):
+        why = flaw(each.folder, resumable=False, read=True)
+        if why is None:
+            for line in passed:
+                log.error("%s; step %d is used", line, each.step)
+            return each
+        passed.append(f"checkpoint {each.folder} is not whole ({why})")
+    raise ValueError(f"{passed[0]}, and there is no other; train the run again")
 
 
 def find_checkpoints_of(run: str | Path) -> tuple[RunConfig, list[Found]]:
@@ -79,10 +118,14 @@ def find_checkpoints_of(run: str | Path) -> tuple[RunConfig, list[Found]]:
     folder = run_folder_of(run)
     if folder is None:
         raise ValueError(_no_run(str(run)))
-    config = parse_config(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+    config = read_settings(folder)
     kept, best = find_checkpoints(folder, resumable=False), find_best(folder)
     found = sorted([*kept, *([best] if best and best.step not in {c.step for c in kept} else [])], key=lambda c: c.step)
     if not found:
+        broken = {p.name: flaw(p, resumable=False) for p in sorted(folder.iterdir()) if step_of(p.name) is not None}
+        if broken:
+            each = ", ".join(f"{name}: {why}" for name, why in broken.items())
+            raise ValueError(f"run {folder}: no checkpoint is whole ({each}); start the run's `rlvid train` again")
         raise ValueError(
             f"run {folder}: no checkpoint; it has: none yet, and one is written every {config.output.checkpoint_every} "
             "steps (output.checkpoint_every) and at the end; wait for it, or start the run's `rlvid train` again"

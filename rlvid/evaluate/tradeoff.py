@@ -7,10 +7,10 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from rlvid.evaluate import write_whole
 from rlvid.evaluate.columns import set_title
 from rlvid.evaluate.evaluate import Summary
 from rlvid.evaluate.style import LOOKS, RULE, Look, drawing, legend_label
+from rlvid.files import write_whole
 
 UP = {"held_out": "held-out reward", "consistency": "temporal consistency", "motion": "motion"}
 

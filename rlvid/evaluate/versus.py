@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from rlvid.evaluate import write_whole
 from rlvid.evaluate.columns import gain_text, main_metrics, title_of
 from rlvid.evaluate.comparison import STUDENT
 from rlvid.evaluate.escape import csv_text
 from rlvid.evaluate.grid import Cell, Grid, latex_page
 from rlvid.evaluate.rows import FEWEST, Row, bootstrap_means, metrics_of
+from rlvid.files import write_whole
 
 MOST = 10
 """Rows; of more, every two are too many to read."""

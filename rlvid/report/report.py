@@ -1,18 +1,17 @@
 """Writes the report's folder: sprites, drawings, strips, moving files and the page, whole or not at all."""
 
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import torch
 
 from rlvid.evaluate.pictures import evolution
 from rlvid.evaluate.strips import comparison, side_by_side, write_moving
+from rlvid.files import whole_folder
 from rlvid.report.choice import Choice, choose
 from rlvid.report.curves import Drawing, along_runs, pareto, reward_curves
 from rlvid.report.evidence import Case, Model
@@ -227,21 +226,11 @@ def _check_out(out: Path) -> None:
 @contextmanager
 def _whole(out: Path) -> Iterator[Path]:
     """A folder to write into, that takes the place of ``out`` when all went well, and else is gone."""
-    part, old = (out.with_name(f".{out.name}.{uuid4().hex[:8]}") for _ in range(2))
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        part.mkdir()
-        yield part
-        if out.exists():
-            out.replace(old)
-        part.replace(out)
+        with whole_folder(out) as part:
+            yield part
     except OSError as error:
         reason = error.strerror or str(error)
         raise OSError(
             f"report {out} could not be written ({reason}); make room there, or choose another --out"
         ) from error
-    finally:
-        if old.exists() and not out.exists():  # ended between the two
-            old.replace(out)
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)

@@ -161,6 +161,20 @@ def _settings(config: RewardConfig) -> dict[str, Any]:
     }
 
 
+def check_trust(config: RewardConfig, run: Path, trusted: bool) -> None:
+    """Checks that no Python file runs only because a run's own settings name it, which may be somebody else's.
+
+    Raises:
+        ValueError: the rewards of ``run`` are in such a file, and the user did not say that it is ``trusted``.
+    """
+    if config.functions and not trusted:
+        file = config.functions[0].rpartition(":")[0]
+        raise ValueError(
+            f"run {run}: its settings name a reward in {file}, and evaluating the run would run that file; read it, "
+            "and add --trust if you trust it"
+        )
+
+
 def check_reward(config: RewardConfig, needs_gradient: bool) -> None:
     """What can be known of a run's rewards before anything heavy starts; functions of the user's are imported.
 

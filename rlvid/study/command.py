@@ -123,7 +123,7 @@ def results(file: File, evaluation: Folder = None, without: Without = None) -> N
 
     Prints tables, and writes them beside the study's file as STUDY-results.md and .json.
     """
-    from rlvid.evaluate import write_whole
+    from rlvid.files import write_whole
     from rlvid.study.results import summarise
     from rlvid.study.store import Store
     from rlvid.study.tables import json_text, markdown, render

@@ -2,9 +2,11 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -76,6 +78,23 @@ def _unscale(parameters: list[nn.Parameter], loss_scale: float) -> None:
             parameter.register_hook(lambda gradient: gradient / loss_scale)
 
 
+def load_plain(path: str | Path, classes: Sequence[type] = (), map_location: Any = None) -> Any:
+    """Loads what ``torch.save`` wrote of tensors, plain values and ``classes``; nothing that is read runs as code.
+
+    Raises:
+        ValueError: the file is damaged, or holds anything else.
+    """
+    try:
+        with torch.serialization.safe_globals(list(classes)):
+            return torch.load(path, map_location=map_location, weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        why = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line), type(error).__name__)
+        raise ValueError(
+            f"{path} is damaged, or holds more than tensors and plain values and could run code ({why[:200]}); it was "
+            "not loaded. Put its checkpoint's folder aside, and the same command resumes from the one before"
+        ) from error
+
+
 class TorchEngine(Engine):
     """One process without DeepSpeed: the reference that the distributed engine is held to."""
 
@@ -107,7 +126,7 @@ class TorchEngine(Engine):
 
     def load(self, folder: Path) -> None:
         """See ``Engine.load``."""
-        state = torch.load(folder / f"{TAG}.pt", weights_only=True)
+        state = load_plain(folder / f"{TAG}.pt")
         self.module.load_state_dict(state["weights"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
 
@@ -148,6 +167,7 @@ class DeepSpeedEngine(Engine):
                 "steps_per_print": None,
             },
         )
+        self._engine.checkpoint_engine = _plain_checkpoints()
         self.module = self._engine
 
     def backward(self, loss: Tensor, last: bool) -> None:
@@ -203,3 +223,22 @@ class DeepSpeedEngine(Engine):
 
         trainable = [p for p in self._engine.module.parameters() if p.requires_grad]
         return deepspeed.zero.GatheredParameters(trainable, modifier_rank=None)
+
+
+def _plain_checkpoints() -> Any:
+    """Makes what DeepSpeed writes and reads its files with; its own would unpickle any object, and so run code."""
+    from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    class PlainCheckpoints(TorchCheckpointEngine):
+        """Reads tensors, plain values and the three classes of numbers that ZeRO's state consists of."""
+
+        def load(self, path: str, map_location: Any = None) -> Any:
+            """Loads one of DeepSpeed's files; see ``load_plain``."""
+            return load_plain(path, (LossScaler, ZeroStageEnum, fragment_address), map_location)
+
+    made = PlainCheckpoints()
+    made.zipfile_serialization = True
+    return made

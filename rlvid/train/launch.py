@@ -11,14 +11,13 @@ A run's folder, ``{storage}/{name}``::
     guard.jsonl, best/, ...   where a guard looked on, see rlvid.train.looks
 """
 
-import fcntl
 import logging
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +25,12 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from rlvid.config import RunConfig, parse_config
+from rlvid.config import RunConfig
 from rlvid.data.clips import EncodedClips
 from rlvid.data.encode import model_fingerprint
 from rlvid.data.sources import encoded_clips, sample_prompts
 from rlvid.data.storage import Mirror, home, is_uri, run_mirror
+from rlvid.files import held, write_whole
 from rlvid.interrupt import kept, starting_ray
 from rlvid.models.folders import movable, resolved_shape
 from rlvid.models.lora import check_targets
@@ -44,7 +44,7 @@ from rlvid.train.fit import fit_again, reason, run_fit
 from rlvid.train.looks import guard_prompts
 from rlvid.train.nodes import BOOTSTRAP, check_nodes, check_resources, fits_now, needed, nodes_possible
 from rlvid.train.reach import check_session_folder, reach, refusal
-from rlvid.train.record import check_resume, latest_checkpoint, mend_record
+from rlvid.train.record import check_resume, latest_checkpoint, read_settings, settle
 from rlvid.train.resume import notice
 from rlvid.train.token import make_own_token
 
@@ -118,11 +118,14 @@ def prepare(config: RunConfig) -> Path:
         )
     known = folder / "config.yaml"
     if known.is_file():
-        before = parse_config(yaml.safe_load(known.read_text(encoding="utf-8")))
+        try:
+            before = read_settings(folder)
+        except ValueError as error:
+            raise ValueError(f"{error}; bring the file back, or choose another name=...") from None
         begun = (folder / "archive").is_dir()  # workers make it once they are ready; a failed start is no run yet
         if begun:
             check_resume(folder, before, config, resumable=not is_uri(config.output.storage))
-    elif folder.is_dir() and any(entry.name != ".lock" for entry in folder.iterdir()):
+    elif folder.is_dir() and any(not _of_a_killed_start(entry) for entry in folder.iterdir()):
         raise ValueError(f"{folder} exists and is not a run of rlvid; choose another name=... or output.storage=...")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -164,10 +167,27 @@ def cut_captions(config: RunConfig, clips: Path) -> list[str]:
     return [*notices(limits, captions, "captions"), *notices(limits, own, "guard.prompts")]
 
 
+def _of_a_killed_start(entry: Path) -> bool:
+    """Whether a file is one that a first start leaves when it is killed before it has written the settings."""
+    return entry.name[0] == "." or entry.name.endswith(".tmp")
+
+
 def _write_config(config: RunConfig, folder: Path) -> None:
-    temporary = folder / "config.yaml.tmp"
-    temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-    os.replace(temporary, folder / "config.yaml")
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    write_whole(folder / "config.yaml", text.encode())
+
+
+def _settle(config: RunConfig, mirror: Mirror, console: Console, damaged: dict[str, str] | None = None) -> None:
+    """Puts damaged checkpoints aside, and says so, and what becomes of a run that goes on with another split of work.
+
+    Raises:
+        ValueError: the checkpoint that is left is of a split that cannot be carried over.
+    """
+    for line in settle(mirror, damaged):
+        console.print(line, style="bold", markup=False, highlight=False, soft_wrap=True)
+    latest = latest_checkpoint(mirror.folder, resumable=not is_uri(config.output.storage))
+    if latest and (text := notice(latest[0], config, latest[1])):
+        console.print(text, style="bold" if text.startswith("WARNING") else None, markup=False, soft_wrap=True)
 
 
 def start_ray(address: str | None = None) -> None:
@@ -227,14 +247,10 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Fi
     mirror = run_mirror(config.output.storage, config.name)
     folder = prepare(config)
     with _alone(folder):
-        here = not is_uri(config.output.storage)
-        mend_record(folder, here)
-        latest = latest_checkpoint(folder, here)
-        if latest and (text := notice(latest[0], config, latest[1])):
-            console.print(text, style="bold" if text.startswith("WARNING") else None, markup=False, soft_wrap=True)
+        _settle(config, mirror, console)
         _write_config(config, folder)
         mirror.push()
-        with kept(lambda: _kept(folder, here)):
+        with kept(lambda: _kept(folder, not is_uri(config.output.storage))):
             return _fit(config, mirror, console, address)
 
 
@@ -246,18 +262,10 @@ def _kept(folder: Path, here: bool) -> str:
     return f"run {folder.name} stands after step {found[-1].step}, in {_shown(folder)}"
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _alone(folder: Path) -> AbstractContextManager[None]:
     """Holds the run's folder for this process; the hold ends with it, however it ends."""
-    with open(folder / ".lock", "w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"run {folder.name!r} in {folder} is being trained by another process; wait for its end, or choose "
-                "another name=..."
-            ) from None
-        yield
+    way = "wait for its end, or choose another name=..."
+    return held(folder / ".lock", f"run {folder.name!r} in {folder} is being trained by another process; {way}")
 
 
 def _fit(config: RunConfig, mirror: Mirror, console: Console, address: str | None) -> Finished:
@@ -314,10 +322,17 @@ def _fit(config: RunConfig, mirror: Mirror, console: Console, address: str | Non
             worker_runtime_env={"env_vars": environment},
         ),
     )
+
+    def fit() -> Any:
+        """Trains from the newest checkpoint whose bytes are those that were written."""
+        while damaged := (result := trainer.fit()).return_value.get("damaged"):
+            _settle(config, run_mirror(config.output.storage, config.name), console, damaged)
+        return result
+
     guard = watching(config, folder, clips, job["model"], use_gpu, console)
     try:
         with guard as job["stop"], ProgressLine(board, config.train.steps, console):
-            result = run_fit(lambda: fit_again(trainer.fit, config.train.max_failures), board, console)
+            result = run_fit(lambda: fit_again(fit, config.train.max_failures), board, console)
     except (ray.train.WorkerGroupError, ray.train.ControllerError, ray.exceptions.RayActorError) as error:
         raise RuntimeError(reason(error, folder, board)) from error
     done = result.return_value

@@ -25,10 +25,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rlvid.config import RunConfig
 from rlvid.data.prompts import resolve_prompts
-from rlvid.evaluate import write_whole
+from rlvid.files import read_mapping, write_whole
 from rlvid.models.trained import trained_file
 from rlvid.toy.captions import PROMPT_SETS
-from rlvid.train.checkpoint import Found, checkpoint_name, find_checkpoints, is_whole
+from rlvid.train.checkpoint import Found, checkpoint_name, find_checkpoints, flaw, read_state
 from rlvid.train.verdict import COLLAPSE, HELD_OUT, TOLERANCE, TRAINED, Loss, Verdict, judge
 
 NAMES = {
@@ -142,8 +142,8 @@ class Looks:
                     copy_trained(each.folder, target)
                 except OSError:
                     shutil.rmtree(target.with_name(f".{target.name}"), ignore_errors=True)
-                    if is_whole(each.folder, resumable=False):
-                        raise  # else it was deleted meanwhile: a later one has come
+                    if flaw(each.folder, resumable=False, read=True) is None:
+                        raise  # else it is damaged, or was deleted meanwhile: a later one has come
         return sorted(each.step for each in find_checkpoints(self.pending, resumable=False) if each.step not in done)
 
     def settle(self, verdict: Verdict) -> None:
@@ -151,7 +151,7 @@ class Looks:
         look, fresh = self.all[verdict.best], self.run / ".best"
         if not self.best.is_dir() and (fresh / "best.json").is_file():  # killed between the two last steps below
             fresh.rename(self.best)
-        copied = next((p for p in self._copies(look.step) if look.step == 0 or is_whole(p, resumable=False)), None)
+        copied = next((p for p in self._copies(look.step) if look.step == 0 or flaw(p, resumable=False) is None), None)
         if summary(self.run).get("step") != look.step and copied is not None:
             shutil.rmtree(fresh, ignore_errors=True)
             fresh.mkdir()
@@ -220,21 +220,23 @@ def copy_trained(checkpoint: Path, target: Path) -> None:
     weights = trained_file(checkpoint).parent
     shutil.copytree(weights, part / weights.name)
     shutil.copy2(checkpoint / "state.json", part / "state.json")
+    if why := flaw(part, resumable=False, read=True):
+        raise OSError(f"checkpoint {checkpoint} is damaged ({why})")
     if part != target:
         part.rename(target)
 
 
 def find_best(run: Path) -> Found | None:
     """The guard's best checkpoint, if it has one that is not the base model."""
-    if not is_whole(run / "best", resumable=False):
+    if flaw(run / "best", resumable=False) is not None:
         return None
-    return Found(run / "best", int(json.loads((run / "best" / "state.json").read_text(encoding="utf-8"))["step"]))
+    return Found(run / "best", read_state(run / "best").step)
 
 
 def summary(run: Path) -> dict[str, Any]:
     """``best.json`` of a run; empty where there is none."""
     path = run / "best" / "best.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_mapping(path) if path.is_file() else {}
 
 
 def read_means(run: Path) -> tuple[list[int], dict[str, list[float]]]:

@@ -1,6 +1,7 @@
 """What every worker runs. It knows no algorithm by name: a method is a generator of losses."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -9,6 +10,7 @@ from rlvid.algorithms.base import Update
 from rlvid.config import RunConfig
 from rlvid.train.engine import StepOutcome
 from rlvid.train.reporter import Reporter
+from rlvid.train.restore import damage, resumed, temporary_folder
 from rlvid.train.worker import Worker
 
 
@@ -19,11 +21,24 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
         job: ``config`` (a dumped RunConfig), and what ``Worker`` needs.
 
     Returns:
-        What this worker did: the first step of this start, skipped steps, seconds.
+        What this worker did: the first step of this start, skipped steps, seconds. Or ``damaged``, if the checkpoint
+        is: its name -> what is wrong; then nothing was done.
     """
-    config = RunConfig.model_validate(job["config"])
-    reporter = Reporter(ray.train.get_context().get_world_rank(), job["board"], config.reward.timeout)
-    with reporter.last_words(), Worker(config, job, reporter) as worker:
+    config, context = RunConfig.model_validate(job["config"]), ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    reporter = Reporter(rank, job["board"], config.reward.timeout)
+    with reporter.last_words(), temporary_folder(job.get("storage"), Path(job["run"])) as temporary:
+        with resumed() as checkpoint:
+            if checkpoint and (damaged := damage(checkpoint, rank, world)):
+                return {"damaged": damaged}
+            worker = Worker(config, job, temporary, checkpoint.folder if checkpoint else None, reporter)
+        return run_steps(worker)
+
+
+def run_steps(worker: Worker) -> dict[str, Any]:
+    """Takes a worker's steps to the last one, with checkpoints between them; what it did."""
+    config = worker.config
+    with worker:
         for step in range(worker.first_step, config.train.steps):
             if worker.out_of_time or worker.stopped:
                 break

@@ -1,19 +1,43 @@
 """TensorBoard: scalars of every step and moving pictures, written by worker 0; resumed runs leave no zigzag."""
 
 import math
+import os
+import re
+import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.text.summary_v2 import text_pb
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.event_file_writer import EventFileWriter, _AsyncWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 
 from rlvid.data.videos import gif_bytes
+
+_STAMP = re.compile(r"events\.out\.tfevents\.(\d+)\.")
+
+
+class _EventFile(EventFileWriter):
+    """An event file that readers take after all earlier ones, whatever the clock says.
+
+    They read files in the order of the seconds in their names, and lose the steps of one that comes out of turn.
+    """
+
+    def __init__(self, folder: Path, earlier: Iterable[str]) -> None:
+        stamps = [int(match[1]) for name in earlier if (match := _STAMP.search(name))]
+        stamp = max(int(time.time()), *(each + 1 for each in stamps), 0)
+        name = f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}.{uuid4().hex[:8]}"
+        self._logdir = str(folder)
+        file = open(folder / name, "wb")  # noqa: SIM115  # the writer closes it
+        self._async_writer = _AsyncWriter(RecordWriter(file))
+        self.add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self.flush()
 
 
 class TensorBoard:
@@ -22,16 +46,17 @@ class TensorBoard:
     Args:
         folder: where event files go; made when missing.
         first_step: what earlier writers of a resumed run wrote from this step on is purged by readers.
+        elsewhere: names of the run's event files that are in a store and not in ``folder``.
 
     Raises:
         OSError: from any method: events could not be written (the disk is full, say).
     """
 
-    def __init__(self, folder: Path, first_step: int) -> None:
+    def __init__(self, folder: Path, first_step: int, elsewhere: Iterable[str] = ()) -> None:
         self._folder = folder
         with self._naming():
             folder.mkdir(parents=True, exist_ok=True)
-            self._writer = EventFileWriter(str(folder))
+            self._writer = _EventFile(folder, [*elsewhere, *(path.name for path in folder.iterdir())])
         # At step 0 too: a run that was lost before its first checkpoint starts there again.
         start = SessionLog(status=SessionLog.START)
         self._add(Event(wall_time=time.time(), step=first_step, session_log=start))

@@ -1,23 +1,37 @@
-"""What a run's folder says of its earlier starts: the latest checkpoint, and Ray Train's own record of checkpoints.
+"""What a run's folder says of its earlier starts: its settings, its whole checkpoints, and Ray Train's record of them.
 
-Ray Train resumes from what ``checkpoint_manager_snapshot.json`` names, and writes that file in place: a kill or a full
-disk at that moment leaves it cut off, and a run that Ray Train would never start again. Every checkpoint is on disk by
-then, so the record is made anew from what is there.
+Ray Train resumes from what ``checkpoint_manager_snapshot.json`` names, and gives up for good where that file is cut off
+or names a checkpoint that is gone. So before each start the checkpoints themselves count: those that are not whole are
+put aside, and the record is written anew from the others.
 """
 
 import json
-import logging
-import os
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rlvid.config import RunConfig, parse_config
-from rlvid.train.checkpoint import checkpoint_name, find_checkpoints, read_state
+from rlvid.data.storage import Mirror
+from rlvid.files import read_mapping, write_whole
+from rlvid.train.checkpoint import Found, checkpoint_name, find_checkpoints, flaw, read_state, step_of
 from rlvid.train.resume import carries_over
 
-log = logging.getLogger("rlvid.train")
-
 RECORD = "checkpoint_manager_snapshot.json"
+
+
+def read_settings(run: Path) -> RunConfig:
+    """Reads the settings of a run from its folder.
+
+    Raises:
+        ValueError: in one line: ``config.yaml`` cannot be read, is damaged, or has settings that are not allowed.
+    """
+    path = run / "config.yaml"
+    data = read_mapping(path)
+    try:
+        return parse_config(data)
+    except ValueError as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
 
 
 def latest_checkpoint(run: Path, resumable: bool = True) -> tuple[RunConfig, int] | None:
@@ -26,7 +40,7 @@ def latest_checkpoint(run: Path, resumable: bool = True) -> tuple[RunConfig, int
     Here and below, without ``resumable`` the folder mirrors an object store and lacks what only workers need.
     """
     found = find_checkpoints(run, resumable)
-    return (parse_config(read_state(found[-1].folder)["config"]), found[-1].step) if found else None
+    return (read_state(found[-1].folder).settings, found[-1].step) if found else None
 
 
 def check_resume(run: Path, before: RunConfig, now: RunConfig, resumable: bool = True) -> None:
@@ -45,27 +59,61 @@ def check_resume(run: Path, before: RunConfig, now: RunConfig, resumable: bool =
         ) from None
 
 
-def mend_record(run: Path, resumable: bool = True) -> bool:
-    """Makes Ray Train's record anew if it is cut off, from the whole checkpoints; returns whether it did.
+def settle(mirror: Mirror, damaged: dict[str, str] | None = None) -> list[str]:
+    """Leaves a run with whole checkpoints alone, and Ray Train with a record of them; returns a line on each other.
 
-    All workers have written the checkpoints that are there when Ray Train writes the record.
+    A checkpoint that is not whole is renamed ``step-000050.damaged``. One that Ray Train never counted, since the run
+    was stopped while it was written, is deleted.
+
+    Args:
+        mirror: the run's, brought to the store's state; nobody trains the run.
+        damaged: name -> what is wrong, of checkpoints that workers found damaged.
     """
-    path = run / RECORD
-    if not path.is_file() or _is_readable(path):
-        return False
-    part = path.with_name(f"{RECORD}.tmp")
-    steps = [found.step for found in find_checkpoints(run, resumable)]
-    part.write_text(json.dumps(_record(steps)), encoding="utf-8")
-    os.replace(part, path)
-    log.warning("%s was cut off and has been made anew", path)
-    return True
+    run, stored = mirror.folder, mirror.sizes()
+    counted = recorded(run)
+    there = {p.name for p in run.iterdir()} if stored is None else {name.partition("/")[0] for name in stored}
+    names = sorted(name for name in there | set(damaged or {}) | set(counted or []) if step_of(name) is not None)
+    whole, lines = list[Found](), list[str]()
+    for name in names:
+        sizes = None if stored is None else _below(name, stored)
+        why = (damaged or {}).get(name) or flaw(run / name, sizes=sizes)
+        if why is None:
+            whole.append(Found(run / name, step_of(name) or 0))
+        elif name not in there:
+            lines.append(f"checkpoint {name} is missing")
+        elif counted is not None and name not in {*counted, *(damaged or {})}:
+            mirror.remove(name)
+            lines.append(f"checkpoint {name} was not finished when the run was stopped, and was deleted")
+        else:
+            aside = mirror.rename(name, _free(f"{name}.damaged", there))
+            lines.append(f"checkpoint {name} is damaged ({why}) and was renamed to {aside}")
+    whole.sort(key=lambda found: found.step)
+    goes_on = f"the run goes on after step {whole[-1].step}" if whole else "there is no other, and the run begins anew"
+    if names or (run / RECORD).exists():
+        text = json.dumps(_record([found.step for found in whole]))
+        write_whole(run / RECORD, text.encode())
+    mirror.push()
+    return [f"{line}; {goes_on}" for line in lines]
 
 
-def _is_readable(path: Path) -> bool:
-    try:
-        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        return False
+def recorded(run: Path) -> list[str] | None:
+    """Names of the checkpoints that Ray Train's record counts; None where there is no record, or a damaged one."""
+    with suppress(ValueError, KeyError, TypeError):
+        return [str(result["checkpoint_dir_name"]) for result in read_mapping(run / RECORD)["checkpoint_results"]]
+    return None
+
+
+def _below(folder: str, sizes: Mapping[str, int]) -> dict[str, int]:
+    return {name.removeprefix(f"{folder}/"): size for name, size in sizes.items() if name.startswith(f"{folder}/")}
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """The name, with a number where it is taken."""
+    number = 2
+    free = name
+    while free in taken:
+        free, number = f"{name}-{number}", number + 1
+    return free
 
 
 def _record(steps: list[int]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-import tempfile
+import shutil
 import time
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,7 @@ from torch import distributed
 from rlvid import randomness
 from rlvid.algorithms.base import Batch, Context, Samples, Stopwatch, Team, Update, peak_memory, summed
 from rlvid.algorithms.catalogue import ALGORITHMS
-from rlvid.config import RunConfig, parse_config
+from rlvid.config import RunConfig
 from rlvid.config.reward import RewardConfig
 from rlvid.data.archive import ArchiveWriter, trim
 from rlvid.data.clips import EncodedClips, clip_index
@@ -63,12 +63,22 @@ class Worker:
             reward's settings with absolute paths, since Ray Train moves its workers to another folder; default: the
             config's). ``watched``: whether Ray Train tells when a node is about to be taken away. ``storage`` and
             ``clips_storage``: the URI of an object store, if the run and its clips are kept in one.
+        temporary: folder for this worker's temporary files.
+        checkpoint: folder of the checkpoint to resume from, if there is one.
         reporter: what the worker speaks with; default: one of its own.
     """
 
-    def __init__(self, config: RunConfig, job: dict[str, Any], reporter: Reporter | None = None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        job: dict[str, Any],
+        temporary: Path,
+        checkpoint: Path | None = None,
+        reporter: Reporter | None = None,
+    ) -> None:
         context = ray.train.get_context()
-        self.mirror = worker_mirror(job.get("storage"), config.name, Path(job["run"]))
+        self.temporary = temporary
+        self.mirror = worker_mirror(job.get("storage"), config.name, Path(job["run"]), temporary)
         self.config, self.run, self.board = config, self.mirror.folder, job["board"]
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         own_log = f"logs/worker-{self.rank:02d}.log"
@@ -80,7 +90,7 @@ class Worker:
         spec = config.model
         self.model = load_trainable(spec, config.seed, job.get("model", spec.path), device)
         self.network = self.model.denoiser
-        self._load_weights_alone()
+        self._load_weights_alone(checkpoint)
         self.engine = DeepSpeedEngine(self.network, config.optimizer, config.train, config.micro_batch, spec.precision)
         self.model.denoiser = self.engine.module
         self.stopwatch = Stopwatch(device)
@@ -101,7 +111,7 @@ class Worker:
         self._watched, self._leaving = bool(job.get("watched")), set[str]()
         self.stopped = bool(job.get("stop"))
         self._in_a_row, self._skipped, self._seconds, self._videos = 0, 0, 0.0, 0
-        self.first_step = self._done = self._restore()
+        self.first_step = self._done = self._restore(checkpoint)
         self._began = time.perf_counter()
         if self.rank == 0:
             trim(self.run / "archive", self.first_step)
@@ -113,7 +123,9 @@ class Worker:
         self.archive = ArchiveWriter(
             self.run / "archive", config.name, name, fingerprint, seed, self.model.fps, spec.path
         )
-        self.board_writer = TensorBoard(self.run / "tensorboard", self.first_step) if self.rank == 0 else None
+        self.board_writer: TensorBoard | None = None
+        if self.rank == 0:
+            self.board_writer = TensorBoard(self.run / "tensorboard", self.first_step, self.mirror.sizes() or ())
 
     def __enter__(self) -> "Worker":
         every = self.config.output.videos_every
@@ -128,7 +140,6 @@ class Worker:
         if self.board_writer is not None:
             self.board_writer.close()
         self.mirror.push(move="archive")
-        self.mirror.discard()
 
     def fetch(self, step: int) -> Batch:
         """This worker's share of the batch of ``step``: every W-th sample of it."""
@@ -202,13 +213,15 @@ class Worker:
         self.mirror.push(move="archive")
         standing = {"step": step, "workers": self.world, "skipped": self._skipped, "seconds": self._seconds}
         standing["videos"] = self._videos
-        with told_if_unwritable(step, self.run), tempfile.TemporaryDirectory() as name:
-            save_checkpoint(Path(name), self.rank, standing, self.config, self.engine, self.algorithm, self.network)
+        part = self.temporary / checkpoint_name(step)
+        with told_if_unwritable(step, self.run):
+            save_checkpoint(part, self.rank, standing, self.config, self.engine, self.algorithm, self.network)
             ray.train.report(
                 {"step": step},
-                checkpoint=ray.train.Checkpoint.from_directory(name),
-                checkpoint_dir_name=checkpoint_name(step),
+                checkpoint=ray.train.Checkpoint.from_directory(str(part)),
+                checkpoint_dir_name=part.name,
             )
+            shutil.rmtree(part)
 
     def checkpoint_due(self, step: int) -> bool:
         """Whether a checkpoint follows ``step``."""
@@ -244,30 +257,19 @@ class Worker:
         seconds = time.perf_counter() - self._began
         return {"first_step": self.first_step, "skipped": self._skipped, "seconds": seconds, "problem": self.problem}
 
-    def _load_weights_alone(self) -> None:
+    def _load_weights_alone(self, checkpoint: Path | None) -> None:
         """Where the optimiser's state does not carry over: before the engine takes its own copy of the weights."""
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            return
-        with checkpoint.as_directory() as name:
-            folder = Path(name)
-            before = parse_config(read_state(folder)["config"])
-            if carries_over(before, self.config) == "weights":
-                load_trained(self.network, self.config.model, folder)
-                log.warning("the optimiser's moments start anew (train.resume=weights)")
-            distributed.barrier()  # nobody leaves while another still reads
+        if checkpoint and carries_over(read_state(checkpoint).settings, self.config) == "weights":
+            load_trained(self.network, self.config.model, checkpoint)
+            log.warning("the optimiser's moments start anew (train.resume=weights)")
 
-    def _restore(self) -> int:
-        checkpoint = ray.train.get_checkpoint()
+    def _restore(self, checkpoint: Path | None) -> int:
         if checkpoint is None:
             return 0
-        with checkpoint.as_directory() as folder:
-            standing = load_checkpoint(Path(folder), self.config, self.engine, self.algorithm)
-            distributed.barrier()  # nobody leaves while another still reads
-        step, self._skipped, self._seconds = int(standing["step"]), int(standing["skipped"]), standing["seconds"]
-        self._videos = int(standing["videos"])
-        log.info("continues after step %d", step)
-        return step
+        state = load_checkpoint(checkpoint, self.config, self.engine, self.algorithm)
+        self._skipped, self._seconds, self._videos = state.skipped, state.seconds, state.videos
+        log.info("continues after step %d", state.step)
+        return state.step
 
     def _tell(self, step: int, values: dict[str, float]) -> None:
         done = step + 1 - self.first_step

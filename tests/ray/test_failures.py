@@ -1,6 +1,7 @@
 """What fills up or changes between two starts of a run, and what becomes of the run; test_chaos.py has what dies."""
 
 import io
+import re
 import shutil
 import threading
 import time
@@ -72,6 +73,27 @@ def test_another_number_of_workers_under_zero_2_takes_an_explicit_choice_and_a_c
     assert difference(reference, uninterrupted) > 2e-6
     assert difference(adapter(run, 9), reference) <= 1e-6
     assert faults(run, plain, 9) == []
+
+
+def test_wrong_bytes_in_the_newest_checkpoint_cost_the_steps_since_the_one_before(
+    folder: Path, uninterrupted: dict[str, torch.Tensor]
+) -> None:
+    """Workers find them; what the driver finds by itself is in the unit tests."""
+    run = Path(shutil.copytree(folder / "runs" / "whole", folder / "runs" / "mended"))
+    (file,) = (run / "step-000008" / "engine").rglob("*optim_states.pt")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    said = Console(file=io.StringIO(), width=500)
+    done = train(config(folder, "mended", *LONG), said)
+    assert re.search(
+        r"step-000008 is damaged \(engine/.* other bytes.*the run goes on after step 6", said.file.getvalue()
+    )
+    assert (done.first_step, done.last_step) == (6, 8)
+    assert (run / "step-000008.damaged").is_dir()
+    assert difference(adapter(run, 8), uninterrupted) == 0
+    assert faults(run, config(folder, "mended", *LONG), 8) == []
+    assert [path.name for path in (run / ".tmp").iterdir()] == [".lock"]
 
 
 @pytest.mark.slow

@@ -27,11 +27,13 @@ log = logging.getLogger(__name__)
 def trajectories(job: dict[str, Any]) -> None:
     """Runs the product's worker loop for several configs in the same processes; worker 0 writes the adapters."""
     from rlvid.train.loop import run_step
+    from rlvid.train.restore import temporary_folder
     from rlvid.train.worker import Worker
 
     for key, settings in job["runs"].items():
         run, norms = RunConfig.model_validate(settings), []
-        with Worker(run, job | {"run": f"{job['out']}-{key}"}) as worker:
+        own = job | {"run": f"{job['out']}-{key}"}
+        with temporary_folder(None, Path(own["run"])) as temporary, Worker(run, own, temporary) as worker:
             for step in range(run.train.steps):
                 updates, outcomes = run_step(worker, step)
                 worker.record(step, updates, outcomes, 0.0)

@@ -270,7 +270,9 @@ def test_a_damaged_checkpoint_and_damaged_events_are_errors(run: Path) -> None:
     for file in (run / "tensorboard").iterdir():
         file.write_bytes(b"\0" * 100)
     found = by_name(run)
-    assert found["checkpoints"].found == "damaged or not whole: step-000003"
+    assert "damaged or not whole: step-000003 (adapter/adapter_model.safetensors has " in found["checkpoints"].found
+    assert "start the same `rlvid train` again" in found["checkpoints"].way_out
+    assert "delete" not in found["checkpoints"].way_out
     assert found["tensorboard"].status == "error"
     assert all(each.way_out for each in found.values() if each.status == "error")
 

@@ -1,16 +1,19 @@
 """The plain engine, and randomness that belongs to the sample."""
 
 import math
+import os
+import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from rlvid import randomness
-from rlvid.config import OptimizerConfig
-from rlvid.train.engine import TorchEngine
+from rlvid.config import OptimizerConfig, TrainConfig
+from rlvid.train.engine import DeepSpeedEngine, TorchEngine, load_plain
 from rlvid.train.worker import used_up
 
 # ----------------------------------------------------------------------------------------------------------- engine
@@ -168,3 +171,79 @@ def test_a_permutation_is_one() -> None:
 def test_a_budget_of_seconds_ends_at_the_nearest_step(seconds: float, steps: int, ends: bool) -> None:
     """By hand: of steps of 9.4 s the 11th ends at 103.4, nearer to 100 than 94; of 9.6 s at 105.6, further than 96."""
     assert used_up(seconds, steps, 100.0) is ends
+
+
+# --------------------------------------------------------------------------------------------------- DeepSpeed's files
+
+
+@pytest.fixture(scope="module")
+def process_group() -> Iterator[None]:
+    """A group of one process, which DeepSpeed wants."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
+            patch.setenv(name, value)
+        distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+        yield
+        distributed.destroy_process_group()
+
+
+class Code:
+    """A pickle that would run code."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch should-not-be-here",)
+
+
+def zero(stage: int) -> DeepSpeedEngine:
+    return DeepSpeedEngine(layer(), OptimizerConfig(lr=0.1, warmup=0), TrainConfig(zero_stage=stage, workers=1), 1)
+
+
+def two_steps(engine: DeepSpeedEngine, first: int) -> Tensor:
+    for index in (first, first + 1):
+        engine.backward(loss_of(engine.module, index), last=True)
+        engine.step(index)
+    with engine.gathered():
+        return engine.module.module.weight.detach().clone()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_resumed_engine_ends_with_the_same_bits_and_no_file_of_it_runs_code(
+    stage: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    engine = zero(stage)
+    start = two_steps(engine, 0)
+    engine.save(tmp_path / "saved")
+    expected = two_steps(engine, 2)
+    resumed = zero(stage)
+    resumed.load(tmp_path / "saved")
+    assert torch.equal(two_steps(resumed, 2), expected)
+    assert not torch.equal(start, expected)
+    for file in sorted((tmp_path / "saved").rglob("*.pt")):
+        whole = file.read_bytes()
+        torch.save(Code(), file)
+        with pytest.raises(ValueError, match=rf"{file.name} .*could run code") as error:
+            zero(stage).load(tmp_path / "saved")
+        assert "\n" not in str(error.value)
+        file.write_bytes(whole)
+    assert not Path("should-not-be-here").exists()
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_the_state_of_a_method_is_read_as_plain_values(
+    legacy: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    state = {"mean": {"a dog": [0.5, 3]}, "weights": torch.ones(2)}
+    torch.save(state, "algorithm.pt", _use_new_zipfile_serialization=not legacy)
+    assert load_plain("algorithm.pt")["mean"] == state["mean"]
+    whole = Path("algorithm.pt").read_bytes()
+    torch.save(state | {"code": Code()}, "algorithm.pt", _use_new_zipfile_serialization=not legacy)
+    poisoned = Path("algorithm.pt").read_bytes()
+    for content in (poisoned, pickle.dumps(Code()), whole[:-100], b""):
+        Path("algorithm.pt").write_bytes(content)
+        with pytest.raises(ValueError, match=r"algorithm\.pt is damaged, or holds more than"):
+            load_plain("algorithm.pt")
+    assert not Path("should-not-be-here").exists()

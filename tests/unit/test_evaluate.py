@@ -17,9 +17,10 @@ from rich.console import Console
 from torch import Tensor
 
 from rlvid import randomness
-from rlvid.evaluate import metrics, tables, write_whole
+from rlvid.evaluate import metrics, tables
 from rlvid.evaluate.evaluate import METRICS, Row, compare, evaluate_model, score_videos, summarise
 from rlvid.evaluate.generate import generate
+from rlvid.files import write_whole
 from rlvid.toy.captions import write_captions
 from rlvid.toy.render import render, sample_clips
 from rlvid.toy.tiny import tiny_model, tiny_reward

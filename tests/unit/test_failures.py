@@ -1,10 +1,13 @@
 """Full and slow disks, cut-off files, and what another split of the work may go on from; no Ray."""
 
 import json
+import os
 import pickle
+import re
 import resource
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,12 +22,16 @@ from rlvid.algorithms.base import Samples
 from rlvid.config import load_config
 from rlvid.data import archive
 from rlvid.data.archive import ArchiveWriter, read_archive
+from rlvid.data.storage import Mirror, run_mirror
+from rlvid.evaluate.compared import find_compared
+from rlvid.evaluate.run import find_run
 from rlvid.train import worker as worker_module
 from rlvid.train.audit import archive_faults, starts, tensorboard_faults
-from rlvid.train.checkpoint import find_checkpoints, is_whole, told_if_unwritable
+from rlvid.train.checkpoint import find_checkpoints, flaw, told_if_unwritable, wrong_bytes
 from rlvid.train.fit import fit_again
+from rlvid.train.launch import prepare
 from rlvid.train.metrics import TensorBoard
-from rlvid.train.record import RECORD, check_resume, latest_checkpoint, mend_record
+from rlvid.train.record import RECORD, check_resume, latest_checkpoint, recorded, settle
 from rlvid.train.resume import carries_over, notice
 from rlvid.train.worker import Worker
 
@@ -107,39 +114,194 @@ def test_a_checkpoint_that_does_not_fit_is_named_whichever_library_writes_it(tmp
         raise RuntimeError("a shape")
 
 
-def test_a_cut_off_checkpoint_is_none(tmp_path: Path) -> None:
-    run, config = save_run(tmp_path, step=2)
-    save_run(tmp_path, step=4)
-    assert [found.step for found in find_checkpoints(run)] == [2, 4]
-    assert latest_checkpoint(run) == (config, 4)
-    adapter = run / "step-000004" / "adapter" / "adapter_model.safetensors"
-    whole = adapter.read_bytes()
-    adapter.write_bytes(whole[:-1])
-    assert not is_whole(run / "step-000004")
-    assert [found.step for found in find_checkpoints(run)] == [2]
-    assert not is_whole(run / "step-000004", resumable=False)
-    adapter.write_bytes(whole)
-    engine = next(p for p in (run / "step-000004" / "engine").rglob("*") if p.is_file())
-    engine.unlink()
-    assert [found.step for found in find_checkpoints(run)] == [2]
-    assert [found.step for found in find_checkpoints(run, resumable=False)] == [2, 4], "evaluation needs weights alone"
-    state = run / "step-000004" / "state.json"
-    state.write_text(state.read_text()[:50])
-    assert latest_checkpoint(run) == (config, 2)
+ADAPTER = "adapter/adapter_model.safetensors"
 
 
-def test_a_record_that_is_cut_off_is_made_anew_and_others_are_left_alone(tmp_path: Path) -> None:
-    run, _ = save_run(tmp_path, step=2)
-    save_run(tmp_path, step=4)
-    assert not mend_record(run)
-    assert not (run / RECORD).exists()
-    for left in ("", '{"ray_version": "2.6'):
-        (run / RECORD).write_text(left)
-        assert mend_record(run)
-        record = json.loads((run / RECORD).read_text())
-        assert [each["checkpoint_dir_name"] for each in record["checkpoint_results"]] == ["step-000002", "step-000004"]
-        assert record["latest_checkpoint_result"]["metrics"] == {"step": 4}
-        assert not mend_record(run)
+def other_bytes(path: Path) -> None:
+    """Changes a byte in the middle of a file, which keeps its length and its time."""
+    was, data = path.stat(), bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+
+
+def engine_file(checkpoint: Path) -> Path:
+    return next(p for p in (checkpoint / "engine").rglob("*") if p.is_file())
+
+
+HARM: dict[str, Callable[[Path], None]] = {
+    "without a part of the engine": lambda folder: engine_file(folder).unlink(),
+    "without its state": lambda folder: (folder / "state.json").unlink(),
+    "without its weights": lambda folder: shutil.rmtree(folder / "adapter"),
+    "empty": lambda folder: [shutil.rmtree(folder), folder.mkdir()],
+    "cut off": lambda folder: os.truncate(folder / ADAPTER, 100),
+    "longer": lambda folder: os.truncate(folder / ADAPTER, (folder / ADAPTER).stat().st_size + 1),
+    "state cut off": lambda folder: os.truncate(folder / "state.json", 50),
+    "state of another step": lambda folder: (folder / "state.json").write_text(
+        (folder / "state.json").read_text().replace('"step": 4', '"step": 7')
+    ),
+    "state no mapping": lambda folder: (folder / "state.json").write_text("[1]"),
+    "state too deep": lambda folder: (folder / "state.json").write_text("[" * 100_000),
+    "state a folder": lambda folder: [(folder / "state.json").unlink(), (folder / "state.json").mkdir()],
+}
+BYTES: dict[str, Callable[[Path], None]] = {
+    "wrong bytes in the engine": lambda folder: other_bytes(engine_file(folder)),
+    "wrong bytes in the weights": lambda folder: other_bytes(folder / ADAPTER),
+    "wrong bytes in a description": lambda folder: other_bytes(folder / "adapter/adapter_config.json"),
+}
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with whole checkpoints of steps 2 and 4, both of which Ray Train counted."""
+    home = tmp_path_factory.mktemp("whole")
+    run, _ = save_run(home, step=2)
+    save_run(home, step=4)
+    settle(Mirror(str(home), "run"))
+    return run
+
+
+@pytest.fixture
+def run(two_checkpoints: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(two_checkpoints, tmp_path / "run"))
+
+
+def steps_of(run: Path) -> tuple[list[str], int | None]:
+    """What Ray Train's record counts, and the step of the latest."""
+    record = json.loads((run / RECORD).read_text())
+    latest = record["latest_checkpoint_result"]
+    return recorded(run) or [], latest and latest["metrics"]["step"]
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_a_checkpoint_that_is_not_whole_is_put_aside_and_the_one_before_counts(run: Path, harm: str) -> None:
+    newest = run / "step-000004"
+    HARM[harm](newest)
+    assert flaw(newest) is not None
+    assert [found.step for found in find_checkpoints(run)] == [2]
+    (line,) = settle(Mirror(str(run.parent), "run"))
+    assert re.search(r"step-000004 is damaged \(.+\).* renamed to step-000004\.damaged.* after step 2", line)
+    assert "\n" not in line
+    assert (run / "step-000004.damaged").is_dir()
+    assert not newest.exists()
+    assert steps_of(run) == (["step-000002"], 2)
+    assert settle(Mirror(str(run.parent), "run")) == []
+
+
+@pytest.mark.parametrize("harm", BYTES)
+def test_wrong_bytes_of_the_right_length_are_found_by_whoever_is_about_to_read_them(run: Path, harm: str) -> None:
+    newest = run / "step-000004"
+    BYTES[harm](newest)
+    assert flaw(newest) is None
+    assert "other bytes than were written" in str(flaw(newest, read=True))
+    assert len([why for rank in range(3) if (why := wrong_bytes(newest, rank, 3))]) == 1, "workers share the reading"
+    if "engine" not in harm:
+        assert flaw(newest, resumable=False, read=True)
+    settle(Mirror(str(run.parent), "run"), {"step-000004": "wrong bytes"})  # as the driver does when workers say so
+    assert (run / "step-000004.damaged").is_dir()
+    assert steps_of(run) == (["step-000002"], 2)
+
+
+def test_the_record_agrees_with_the_checkpoints_that_are_there(run: Path) -> None:
+    both = (["step-000002", "step-000004"], 4)
+    for left in ("", '{"ray_version": "2.6', "[]", '{"checkpoint_results": 5}', None):
+        (run / RECORD).write_text(left or "")
+        if left is None:
+            (run / RECORD).unlink()
+        assert settle(Mirror(str(run.parent), "run")) == []
+        assert steps_of(run) == both
+    shutil.rmtree(run / "step-000004")  # by hand
+    (line,) = settle(Mirror(str(run.parent), "run"))
+    assert re.search(r"step-000004 is missing.* after step 2", line)
+    assert steps_of(run) == (["step-000002"], 2)
+    shutil.rmtree(run / "step-000002")
+    (line,) = settle(Mirror(str(run.parent), "run"))
+    assert "begins anew" in line
+    assert steps_of(run) == ([], None)
+
+
+def test_a_checkpoint_whose_writing_was_interrupted_is_deleted_and_never_one_that_counted(run: Path) -> None:
+    shutil.copytree(run / "step-000004", run / "step-000006")
+    (run / "step-000006" / "state.json").unlink()
+    (line,) = settle(Mirror(str(run.parent), "run"))
+    assert re.search(r"step-000006 was not finished.*deleted.* after step 4", line)
+    assert not list(run.glob("step-000006*"))
+    for again in ("", "-2"):  # another one of that step is damaged
+        shutil.copytree(run / "step-000002", run / "step-000004", dirs_exist_ok=True)
+        settle(Mirror(str(run.parent), "run"), {"step-000004": "wrong bytes"})
+        assert (run / f"step-000004.damaged{again}").is_dir()
+
+
+def test_in_a_store_a_damaged_checkpoint_is_found_by_sizes_and_renamed_there(
+    two_checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RLVID_CACHE", str(tmp_path / "cache"))
+    store = Path(shutil.copytree(two_checkpoints, tmp_path / "store" / "run"))
+    uri = f"file://{store.parent}"
+    assert settle(run_mirror(uri, "run")) == []
+    os.truncate(engine_file(store / "step-000004"), 10)  # which no driver fetches
+    (line,) = settle(run_mirror(uri, "run"))
+    assert re.search(r"step-000004 is damaged \(engine/\S+ has 10 bytes", line)
+    assert sorted(p.name for p in store.glob("step-*") if any(p.rglob("*.*"))) == ["step-000002", "step-000004.damaged"]
+    assert steps_of(store) == (["step-000002"], 2)
+    again = run_mirror(uri, "run")
+    again.push()
+    assert [found.step for found in find_checkpoints(again.folder, resumable=False)] == [2]
+    assert latest_checkpoint(again.folder, resumable=False) is not None
+
+
+def test_evaluation_uses_the_newest_whole_checkpoint_and_says_so(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    other_bytes(run / "step-000004" / ADAPTER)
+    assert find_run(run)[1].step == 2
+    assert [model.step for model in find_compared([str(run)])][1:] == [2]
+    assert re.search(r"step-000004 is not whole \(adapter/.* other bytes.*step 2 is used", caplog.text)
+    for wanted in (f"{run}@4", f"{run}@all"):
+        with pytest.raises(ValueError, match=r"step-000004 is damaged \(adapter/"):
+            find_compared([wanted])
+    os.truncate(run / "step-000002" / ADAPTER, 10)
+    with pytest.raises(ValueError, match=r"step-000004 is not whole"):
+        find_run(run)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"\x00\xff\xfe binary", "is damaged"),
+        (b"name: [1, 2", "is damaged"),
+        (b"", "holds nothing"),
+        (b"- a\n- b\n", "no mapping"),
+        (b"[" * 100_000, "is damaged"),
+        (b"name: 5\n", r"config\.yaml: name"),
+        (b"train: none\n", r"config\.yaml: train"),
+        (b"1: 2\n", r"config\.yaml: "),
+        (b"{[1]: 2}\n", "is damaged"),
+        (b"seed: 2001-99-99\n", "is damaged"),
+    ],
+)
+def test_damaged_settings_of_a_run_are_named_in_one_line(run: Path, content: bytes, says: str) -> None:
+    (run / "config.yaml").write_bytes(content)
+    now = load_config("toy", [f"output.storage={run.parent}", "name=run"])
+    for read in (lambda: find_run(run), lambda: prepare(now)):
+        with pytest.raises(ValueError, match=says) as error:
+            read()
+        assert "config.yaml" in str(error.value)
+        assert "\n" not in str(error.value)
+        assert len(str(error.value)) < 600
+
+
+def test_a_first_start_that_was_killed_blocks_no_name(tmp_path: Path) -> None:
+    now = load_config("toy", [f"output.storage={tmp_path}", "name=mine"])
+    for left in (".lock", ".config.yaml.0a1b2c3d", "config.yaml.tmp", ".tmp/.lock"):
+        (tmp_path / "mine" / left).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mine" / left).touch()
+    assert prepare(now) == tmp_path / "mine"
+    (tmp_path / "mine" / "thesis.txt").touch()
+    with pytest.raises(ValueError, match="is not a run of rlvid"):
+        prepare(now)
+    (tmp_path / "mine" / "thesis.txt").unlink()
+    (tmp_path / "mine" / "config.yaml").mkdir()
+    with pytest.raises(ValueError, match="is not a run of rlvid"):
+        prepare(now)
 
 
 # -------------------------------------------------------------------------------------------- audit
@@ -163,10 +325,24 @@ def test_the_audit_finds_what_is_missing_and_what_is_there_twice(tmp_path: Path)
         for step in steps:
             board.scalars(step, {"reward/trained": 0.5})
         board.close()
-        time.sleep(1.1)  # readers order the files by the second of their start
     assert tensorboard_faults(tmp_path / "tensorboard", 4) == ["TensorBoard: step 5 not of this run (1 in all)"]
     assert tensorboard_faults(tmp_path / "tensorboard", 6) == ["TensorBoard: step 4 missing (1 in all)"]
     assert starts(tmp_path) == 2
+
+
+def test_a_clock_that_goes_back_between_two_starts_costs_tensorboard_no_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    for folder, elsewhere in ((tmp_path / "folder", ()), (tmp_path / "store", ["tensorboard/"])):
+        for first, seconds in ((0, 0), (3, -3600), (6, -7200)):
+            monkeypatch.setattr(time, "time", lambda seconds=seconds: now + seconds)
+            there = [f"{each}{path.name}" for each in elsewhere for path in folder.glob("*")]
+            board = TensorBoard(folder, first, there)
+            for step in range(first, first + 4):
+                board.scalars(step, {"reward/trained": float(first)})
+            board.close()
+        assert tensorboard_faults(folder, 10) == []
 
 
 # ------------------------------------------------------------------------------- splits of the work

@@ -14,7 +14,7 @@ from helpers import save_run
 from rlvid.config import RunConfig, load_config, parse_config
 from rlvid.evaluate.run import find_run, load_run
 from rlvid.train import guard
-from rlvid.train.checkpoint import is_whole
+from rlvid.train.checkpoint import flaw
 from rlvid.train.guard import check_room
 from rlvid.train.looker import Looker
 from rlvid.train.looks import Looked, Looks, find_best, guard_prompts, read_means, stop_flag
@@ -264,10 +264,11 @@ def test_a_checkpoint_that_is_half_there_is_left_for_later(guarded: tuple[Path, 
     run, config = guarded
     weights = run / "step-000006" / "adapter" / "adapter_model.safetensors"
     whole = weights.read_bytes()
-    weights.write_bytes(whole[:-10])
-    assert not is_whole(run / "step-000006")
     looks = looks_of(run, config, every=2)
-    assert looks.stage(last=True) == [2, 4]
+    for damaged in (whole[:-10], whole[:-10] + b"0123456789"):  # cut off, and of the right length
+        weights.write_bytes(damaged)
+        assert flaw(run / "step-000006", read=True)
+        assert looks.stage(last=True) == [2, 4]
     weights.write_bytes(whole)
     assert looks.stage(last=True) == [2, 4, 6]
 

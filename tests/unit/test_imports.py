@@ -12,13 +12,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Each room of the house, and the other rooms it may import. A room is a package or module right under rlvid/, or one
 # of the script folders beside it. Anyone may import rlvid itself, for its version.
-_BASE = {"config", "credentials", "faults", "interrupt", "shapes", "randomness", "text"}
+_BASE = {"config", "credentials", "faults", "files", "interrupt", "shapes", "randomness", "text"}
 _CORE = _BASE | {"models", "diffusion", "reward", "algorithms", "toy"}
 _PACKAGE = _CORE | {"train", "evaluate", "data"}
 MAY_IMPORT = {
     "rlvid": set(),
-    "config": {"credentials", "shapes"},
+    "config": {"credentials", "files", "shapes"},
     "credentials": set(),
+    "files": set(),
     "shapes": set(),
     "randomness": {"shapes"},
     "text": set(),
@@ -38,7 +39,7 @@ MAY_IMPORT = {
     "terminal": {"faults", "interrupt", "text"},
     "actions": _PACKAGE | {"report", "terminal"},
     "doctor": _PACKAGE | {"terminal"},
-    "study": {"evaluate", "interrupt", "terminal"},
+    "study": {"data", "evaluate", "files", "interrupt", "terminal"},
     "cli": _PACKAGE | {"actions", "doctor", "export", "plan", "report", "study", "terminal"},
     "__main__": {"cli", "interrupt"},
     "jobs": _PACKAGE | {"actions", "cli", "doctor", "export", "plan", "report", "study", "terminal", "tuning"},

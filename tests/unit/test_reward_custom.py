@@ -9,14 +9,20 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import PROMPTS, clips, flat_gradient, make
+import yaml
+from helpers import PROMPTS, clips, flat_gradient, make, save_run
 from PIL import Image
 from torch import Tensor
 
+from rlvid.actions import evaluate_and_show
 from rlvid.algorithms.base import Observer
 from rlvid.algorithms.scoring import score
 from rlvid.config.reward import RewardConfig
+from rlvid.doctor.run import check_run
+from rlvid.evaluate.run import load_run
+from rlvid.export import export_run
 from rlvid.faults import describe
+from rlvid.report.runs import read_run
 from rlvid.reward.load import check_reward, held_out_reward, load_reward, trained_reward
 from rlvid.reward.mixture import MixtureReward
 from rlvid.reward.video import whole_video
@@ -339,3 +345,31 @@ def test_a_step_along_the_gradient_of_compression_smooths() -> None:
     after = reward(frames.detach() + 1e-3 * gradient / gradient.abs().max(), ["a"])
     assert (after > before).all()
     assert math.isfinite(float(gradient.norm()))
+
+
+@pytest.mark.parametrize("place", ["path", "held_out_path", "mixture"])
+def test_a_file_that_only_a_run_names_does_not_run_unless_it_is_trusted(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run, config = save_run(tmp_path)
+    ran = tmp_path / "it-ran"
+    Path("theirs.py").write_text(f"from pathlib import Path\nPath({str(ran)!r}).touch()\n{FILE}", encoding="utf-8")
+    reward: dict[str, Any] = {place: "theirs.py:score"}
+    if place == "mixture":
+        reward = {place: [{"name": "brightness"}, {"path": "theirs.py:score"}]}
+    settings = config.model_dump(mode="json")
+    kept = {"segments": 2, "held_out": None if place != "held_out_path" else "custom"}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings | {"reward": kept | reward}), encoding="utf-8")
+    how: dict[str, Any] = {"steps": [2], "sets": ["scenes"], "videos": 2}
+    with pytest.raises(ValueError, match=r"its settings name a reward in \S*theirs\.py.*--trust") as error:
+        evaluate_and_show([str(run)], **how)
+    assert "\n" not in str(error.value)
+    load_run(run)
+    read_run(run)
+    export_run(run, tmp_path / "exported")
+    list(check_run(run))
+    assert not ran.exists()
+    if place == "path":
+        evaluate_and_show([str(run)], **how, trust=True)
+        assert ran.exists()

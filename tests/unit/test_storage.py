@@ -35,7 +35,6 @@ def test_a_folder_is_used_as_it_is(tmp_path: Path) -> None:
     mirror.pull()
     mirror.push(move="archive")
     mirror.trim_archive(0)
-    mirror.discard()
     assert tree(tmp_path) == {"mine/config.yaml": "a"}
     assert not mirror.has("")
 
@@ -79,23 +78,20 @@ def test_the_store_counts_and_only_changes_travel(store: Path) -> None:
     assert tree(run_mirror(uri, "mine").folder) == {"config.yaml": "theirs"}
 
 
-def test_a_workers_archive_moves_and_is_trimmed(store: Path) -> None:
-    worker = worker_mirror(f"file://{store}", "mine", Path("/nowhere"))
+def test_a_workers_archive_moves_and_is_trimmed(store: Path, tmp_path: Path) -> None:
+    worker = worker_mirror(f"file://{store}", "mine", Path("/nowhere"), tmp_path / "one")
     for step in (1, 2, 3):
         write(worker.folder / "archive" / f"step-{step:06d}-rank-000.parquet", str(step))
     write(worker.folder / "logs" / "worker-00.log", "one\n")
     worker.push(move="archive")
     assert not list((worker.folder / "archive").iterdir())
-    again = worker_mirror(f"file://{store}", "mine", Path("/nowhere"))
+    again = worker_mirror(f"file://{store}", "mine", Path("/nowhere"), tmp_path / "two")
     again.fetch("logs/worker-00.log")
     with open(again.folder / "logs" / "worker-00.log", "a", encoding="utf-8") as log:
         log.write("two\n")
     again.trim_archive(2)
     again.push(move="archive")
     assert tree(store / "mine") == {"archive/step-000001-rank-000.parquet": "1", "logs/worker-00.log": "one\ntwo\n"}
-    for each in (worker, again):
-        each.discard()
-        assert not each.folder.exists()
 
 
 def test_it_is_pyarrows_file_system_and_not_our_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,140 @@
+"""Files and folders on disk: whole writes, checksums, locks, folders for temporary files, and descriptions to read."""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import yaml
+
+_LOCK = ".lock"
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file at once: a reader finds the old content or the new, never a part. Makes missing folders."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError as error:  # of a full disk it does not name the file
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """Computes the SHA-256 of a file, as hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Reads a mapping from a YAML or JSON file.
+
+    Raises:
+        ValueError: in one line: the file cannot be read, is damaged, or holds no mapping.
+    """
+    load: Callable[[str], Any] = json.loads if path.suffix == ".json" else yaml.safe_load
+    try:
+        found = load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror or error})") from error
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({' '.join(str(error).split())[:200]})") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged (it holds {'nothing' if found is None else 'no mapping of keys'})")
+    return found
+
+
+@contextmanager
+def held(lock: Path, otherwise: str) -> Iterator[None]:
+    """Holds a lock file for this process; the hold ends with the process, however that ends.
+
+    Raises:
+        ValueError: ``otherwise``, if another process holds it.
+    """
+    with open(lock, "w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(otherwise) from None
+        yield
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """Yields a new folder that takes the place of ``out`` when the block succeeds, and is deleted when it fails.
+
+    The folder is ``.NAME.part`` beside ``out``. What a killed process left there is deleted first.
+
+    Raises:
+        ValueError: another process writes ``out`` at this moment.
+    """
+    part, old = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}.old")
+    part.mkdir(parents=True, exist_ok=True)
+    with held(part / _LOCK, f"another process writes {out} at this moment; wait for its end, or choose another folder"):
+        _empty(part)
+        _bring_back(old, out)
+        try:
+            yield part
+            (part / _LOCK).unlink()
+            if out.exists():
+                out.replace(old)
+            part.replace(out)
+        finally:
+            _bring_back(old, out)
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _bring_back(old: Path, out: Path) -> None:
+    """Restores ``out`` if a process ended between the two renames that replace it."""
+    if old.exists() and not out.exists():
+        old.replace(out)
+
+
+@contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """Yields a folder for temporary files in ``folder``, which processes share; it is deleted after the block.
+
+    What killed processes left in ``folder`` is deleted first, unless another process uses it at this moment.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / _LOCK, "a+", encoding="utf-8") as lock:  # NFS shares a lock only of a file open for reading
+        if _locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            _empty(folder)
+        fcntl.flock(lock, fcntl.LOCK_SH)  # held for as long as this process uses the folder
+        own = folder / uuid4().hex[:8]
+        own.mkdir()
+        try:
+            yield own
+        finally:
+            shutil.rmtree(own, ignore_errors=True)
+            if _locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                _empty(folder)
+
+
+def _locked(file: Any, how: int) -> bool:
+    try:
+        fcntl.flock(file, how)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _empty(folder: Path) -> None:
+    """Deletes all that is in a folder but its lock."""
+    for path in folder.iterdir():
+        if path.name == _LOCK:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
