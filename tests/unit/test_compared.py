@@ -48,8 +48,8 @@ from rlvid.toy.captions import prompts_in_set
         ("toy@all*0.5", None, "toy", "all", 0.5),
         ("my label=runs/toy@best*2", "my label", "runs/toy", "best", 2.0),
         ("runs/lr=1", None, "runs/lr=1", None, None),
-        ("s3://me:key@b/runs/toy?scheme=http&endpoint_override=h:9", None,
-         "s3://me:key@b/runs/toy?scheme=http&endpoint_override=h:9", None, None),
+        ("s3://b/runs/toy?scheme=http&endpoint_override=h:9", None,
+         "s3://b/runs/toy?scheme=http&endpoint_override=h:9", None, None),
         ("far=s3://b/toy@40", "far", "s3://b/toy", "40", None),
     ],
 )  # fmt: skip

@@ -1,7 +1,6 @@
 """A plan says what a run will do: held to counts by hand, torch's own counter, and the memory of a real step."""
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -196,10 +195,7 @@ def test_optimiser_state_is_spread_by_zero_stages(stored: Path) -> None:
 def paper(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path_factory.mktemp("hub")))
-        began = time.process_time()
-        plan = make_plan(load_config("modelscope-hpsv2"))
-        assert time.process_time() - began < 20
-    return plan
+        return make_plan(load_config("modelscope-hpsv2"))
 
 
 def test_the_papers_run_is_planned_without_weights(paper: Plan) -> None:
