@@ -1,5 +1,6 @@
 """The tiny model, reward and batch that the tests of the methods share."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from rlvid import randomness
 from rlvid.algorithms.base import Algorithm, Batch, Context, Stopwatch, Update
 from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.config import RunConfig, parse_config
+from rlvid.files import sha256
 from rlvid.models.lora import inject_lora, lora_parameters
 from rlvid.models.trained import load_trainable
 from rlvid.toy.tiny import save_tiny_model, tiny_model, tiny_reward
-from rlvid.train.checkpoint import checkpoint_name, save_checkpoint
+from rlvid.train.checkpoint import _digest, checkpoint_name, save_checkpoint
 from rlvid.train.engine import TorchEngine
 
 PROMPTS = ["a red circle moving left", "a dog", "a blue star growing", "a red circle moving left"]
@@ -119,3 +121,12 @@ def save_run(home: Path, step: int = 3, **model: Any) -> tuple[Path, RunConfig]:
     )  # fmt: skip
     (home / "run" / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
     return home / "run", config
+
+
+def vouch(checkpoint: Path) -> None:
+    """Brings the checksums of a checkpoint up to what a test has made of its files."""
+    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    del state["sha256"]
+    paths = {name: checkpoint / name for name in state["files"]}
+    state["files"] = {name: (path.stat().st_size, sha256(path)) for name, path in paths.items()}
+    (checkpoint / "state.json").write_text(json.dumps({"sha256": _digest(state)} | state), encoding="utf-8")
