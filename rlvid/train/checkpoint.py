@@ -140,7 +140,7 @@ def _of_all_workers(mine: Mapping[str, Path]) -> dict[str, tuple[int, str]]:
 
 
 def _digest(description: Mapping[str, Any]) -> str:
-    """SHA-256 of what a state file holds beside it, however it is laid out."""
+    """Computes the SHA-256 of a state file's content without that checksum; spaces and order do not count."""
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 

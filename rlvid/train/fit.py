@@ -28,7 +28,7 @@ def run_fit(fit: Callable[[], Any], board: Any, console: Console) -> Any:
     Args:
         fit: the trainer's.
         board: the run's ``rlvid.train.progress.Board``.
-        console: where it is said that a checkpoint is awaited.
+        console: prints that the command waits for a checkpoint.
 
     Raises:
         KeyboardInterrupt: the run was interrupted; the workers had ``GRACE`` seconds for the step under way and a

@@ -178,7 +178,7 @@ def _write_config(config: RunConfig, folder: Path) -> None:
 
 
 def _settle(config: RunConfig, mirror: Mirror, console: Console, damaged: dict[str, str] | None = None) -> None:
-    """Puts damaged checkpoints aside, and says so, and what becomes of a run that goes on with another split of work.
+    """Puts damaged checkpoints aside; prints their names, and what a run with another split of work keeps.
 
     Raises:
         ValueError: the checkpoint that is left is of a split that cannot be carried over.

@@ -63,7 +63,7 @@ class Board:
         return self._news, self._notes[seen:]
 
     def overdue(self) -> dict[int, str]:
-        """By worker, what is said of rewards that took longer than they may."""
+        """Messages about rewards that exceeded reward.timeout, by worker."""
         return self._overdue
 
 
