@@ -352,7 +352,7 @@ def test_what_cannot_be_shown_is_one_line(tmp_path: Path, capsys: pytest.Capture
     capsys.readouterr()  # how a library counts the files it wrote
     assert "no evaluation there" in refused(capsys, str(run))
     (run / "step-000003" / "state.json").unlink()
-    assert "no checkpoint; it has: none" in refused(capsys, str(run))
+    assert "no checkpoint is whole (step-000003: state.json" in refused(capsys, str(run))
     folder = write_evaluation(tmp_path / "gap", steps=(20,), leave_out=3)
     told = refused(capsys, str(folder))
     assert "1 of 10 videos are missing, the first of model 'base', set 'scenes', D = 20, prompt 1" in told
