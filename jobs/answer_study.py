@@ -30,7 +30,8 @@ from PIL import Image, ImageSequence
 from playwright.sync_api import Browser, Error, Page, Playwright, sync_playwright
 from pyarrow import parquet
 
-from rlvid.terminal import complain, say
+from rlvid.interrupt import kept
+from rlvid.terminal import run_command, say, short
 
 os.environ.setdefault("PLAYWRIGHT_BROWSERS_PATH", "0")  # inside the environment, where `make browser` puts one
 KEYS = {"1": "left", "2": "tie", "3": "right"}
@@ -249,7 +250,8 @@ def answer_study(
     return record
 
 
-def main() -> None:
+def main() -> int:
+    """Answers a study and prints what was wrong; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("evaluation", type=Path)
     parser.add_argument("--pairs", type=int, default=40)
@@ -262,9 +264,9 @@ def main() -> None:
     given = parser.parse_args()
     names = given.annotators.split(",")
     if given.out.exists():
-        sys.exit(complain(ValueError(f"--out {given.out} exists; name a new file"), 2))
+        raise ValueError(f"--out {given.out} exists; name a new file")
     began = time.perf_counter()
-    try:
+    with kept(lambda: f"delete {short(given.out)} first, or name another --out"):
         record = answer_study(
             given.evaluation,
             given.out,
@@ -275,13 +277,11 @@ def main() -> None:
             pictures=given.pictures,
             models=given.models,
         )
-    except ValueError as error:
-        sys.exit(complain(error, 2))
     seconds = time.perf_counter() - began
     summary = {"answers": len(record.answers), "pages": record.pages, "seconds": round(seconds, 1)}
     say(json.dumps(summary | {"faults": record.faults}))
-    sys.exit(bool(record.faults))
+    return int(bool(record.faults))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -117,7 +117,8 @@ def run_command(run: Callable[[], int | None]) -> int:
     except (RuntimeError, MemoryError) as error:
         code = complain(error, 1)
     except Exception as error:
-        # Ray's own errors, by name, since importing it here would slow --help down; some it raises as bare Exception.
+        # Ray's own errors, by name, since importing Ray here would slow --help down; some are bare Exceptions. All
+        # others are faults of the program, and pass with their traceback.
         if not (type(error).__module__.startswith("ray.") or type(error) is Exception):
             raise
         code = complain(error, 1)

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from rlvid.faults import describe
+
 Status = Literal["ok", "warning", "error"]
 
 
@@ -32,6 +34,5 @@ def examine(name: str, check: Check, way_out: str) -> Iterator[Finding]:
     """
     try:
         yield from check()
-    except Exception as error:  # whatever it is, it is what the user asks about
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-        yield Finding(name, "error", f"{type(error).__name__}: {lines[-1]}", way_out)
+    except Exception as error:  # any error is an answer to the user's question, and the other checks must still run
+        yield Finding(name, "error", describe(error), way_out)

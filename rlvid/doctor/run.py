@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlvid.config import RunConfig
 from rlvid.data.parquet import open_parquet
 from rlvid.doctor.finding import Finding, examine, judged
+from rlvid.evaluate.scalars import read_events
 from rlvid.train.checkpoint import checkpoint_name, flaw, read_state, step_of
 from rlvid.train.looks import find_best, read_means, summary
 from rlvid.train.record import read_settings, recorded
@@ -110,21 +110,19 @@ def check_archive(folder: Path, config: RunConfig) -> Iterator[Finding]:
 
 def check_tensorboard(folder: Path, config: RunConfig) -> Iterator[Finding]:
     """The scalars can be read, every step is there once and in order, and DDPO's first ratio is 1."""
-    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0}, purge_orphaned_data=True)
-    events.Reload()
-    tags = events.Tags()["scalars"]
-    if "reward/trained" not in tags:
+    found = read_events(folder / "tensorboard", lambda tag: True)
+    if "reward/trained" not in found:
         begun = any(folder.glob("step-*")) or any((folder / "archive").glob("*.parquet"))
         way = "the event files in tensorboard/ are damaged or gone" if begun else "they come with the first step"
         yield Finding("tensorboard", "error" if begun else "warning", "no scalars can be read", way)
         return
-    steps = [event.step for event in events.Scalars("reward/trained")]
+    steps = [step for step, _ in found["reward/trained"]]
     fine = steps == list(range(len(steps)))
     way = "event files were deleted, damaged or copied; the numbers are in logs/ too"
-    found = f"{len(tags)} scalars of {len(steps)} steps{'' if fine else ', with gaps or repetitions'}"
-    yield judged("tensorboard", fine, found, way, "warning")
-    if "policy/first_ratio_error" in tags:
-        worst = max(event.value for event in events.Scalars("policy/first_ratio_error"))
+    seen = f"{len(found)} scalars of {len(steps)} steps{'' if fine else ', with gaps or repetitions'}"
+    yield judged("tensorboard", fine, seen, way, "warning")
+    if "policy/first_ratio_error" in found:
+        worst = max(value for _, value in found["policy/first_ratio_error"])
         way = "rollout and replay disagree: set model.precision=float32"
         yield judged("first-step ratio", worst < 1e-2, f"at most {worst:.1e} from 1 in the run", way, "warning")
 

@@ -7,27 +7,50 @@ from pathlib import Path
 from google.protobuf.message import DecodeError
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+_DAMAGED = (DecodeError, MemoryError, OSError)  # the length of a record may be any number
 
-def read_scalars(folder: Path, wanted: Callable[[str], bool]) -> dict[str, dict[int, float]]:
-    """Tag -> step -> value of the finite scalars of a run.
+
+def read_events(folder: Path, wanted: Callable[[str], bool]) -> dict[str, list[tuple[int, float]]]:
+    """Tag -> (step, value) of the scalars of a run, as they were written.
 
     Args:
         folder: of the event files; without it there are no scalars.
         wanted: which tags are read.
 
     Raises:
-        ValueError: an event file is damaged; one that was cut off gives what it has.
+        ValueError: an event file is damaged, by name; one that was cut off gives what it has.
     """
     if not folder.is_dir():
         return {}
     try:
-        events = EventAccumulator(str(folder), size_guidance={"scalars": 0}, purge_orphaned_data=True)
-        events.Reload()
-        return {
-            tag: {event.step: event.value for event in events.Scalars(tag) if math.isfinite(event.value)}
-            for tag in events.Tags()["scalars"]
-            if wanted(tag)
-        }
-    except (DecodeError, MemoryError, OSError) as error:  # the length of a record may be any number
+        events = _events(folder)
+    except _DAMAGED as error:
         why = " ".join(str(error).split())[:200] or "a record of impossible length"
-        raise ValueError(f"{folder}: an event file is damaged ({why}); delete it: logs/ has the numbers too") from None
+        raise ValueError(f"{_damaged(folder)} is damaged ({why}); delete it: logs/ has the numbers too") from None
+    return {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+        if wanted(tag)
+    }
+
+
+def _events(place: Path) -> EventAccumulator:
+    """The events of a folder or of one file."""
+    events = EventAccumulator(str(place), size_guidance={"scalars": 0}, purge_orphaned_data=True)
+    return events.Reload()
+
+
+def _damaged(folder: Path) -> str:
+    """The event file of a folder that cannot be read."""
+    for path in sorted(folder.glob("*tfevents*")):
+        try:
+            _events(path)
+        except _DAMAGED:
+            return str(path)
+    return f"an event file in {folder}"
+
+
+def read_scalars(folder: Path, wanted: Callable[[str], bool]) -> dict[str, dict[int, float]]:
+    """Tag -> step -> value of the finite scalars of a run; see ``read_events``."""
+    found = read_events(folder, wanted)
+    return {tag: {step: value for step, value in each if math.isfinite(value)} for tag, each in found.items()}

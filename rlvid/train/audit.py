@@ -5,17 +5,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
 from rlvid.config import RunConfig
 from rlvid.data.archive import read_archive
+from rlvid.evaluate.scalars import read_events
 
 
 def faults(run: Path, config: RunConfig, steps: int) -> list[str]:
     """What is missing from a run's traces of its first ``steps`` steps, or there twice; empty if all is well.
 
     Raises:
-        ValueError: the archive has no parts, or one that cannot be read.
+        ValueError: the archive has no parts, or a part or an event file cannot be read.
     """
     return archive_faults(run / "archive", config, steps) + tensorboard_faults(run / "tensorboard", steps)
 
@@ -32,9 +31,7 @@ def archive_faults(folder: Path, config: RunConfig, steps: int) -> list[str]:
 
 def tensorboard_faults(folder: Path, steps: int) -> list[str]:
     """TensorBoard's part of ``faults``: one value of the trained reward for each step, in order."""
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}, purge_orphaned_data=True)
-    events.Reload()
-    seen = [event.step for event in events.Scalars("reward/trained")]
+    seen = [step for step, _ in read_events(folder, "reward/trained".__eq__).get("reward/trained", [])]
     out_of_order = ["TensorBoard: steps are out of order"] if seen != sorted(seen) else []
     return _compare("TensorBoard: step", list(range(steps)), seen) + out_of_order
 

@@ -85,7 +85,7 @@ class Reporter(Observer):
         """Turns an error of the block into one line for the driver; the traceback goes into the worker's log."""
         try:
             yield
-        except Exception as error:
+        except Exception as error:  # any: it is raised again, and only this process can log its traceback
             log.exception("%s: this ends the worker", self.where)
             text = f"{self.where}: {describe(error)}"
             secondary = _lost_others(error)

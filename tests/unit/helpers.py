@@ -1,12 +1,14 @@
 """The tiny model, reward and batch that the tests of the methods share."""
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from diffusers import DDIMScheduler
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from torch import Tensor, nn
 
 from rlvid import randomness
@@ -130,3 +132,12 @@ def vouch(checkpoint: Path) -> None:
     paths = {name: checkpoint / name for name in state["files"]}
     state["files"] = {name: (path.stat().st_size, sha256(path)) for name, path in paths.items()}
     (checkpoint / "state.json").write_text(json.dumps({"sha256": _digest(state)} | state), encoding="utf-8")
+
+
+def damaged_event(length: int = 4) -> bytes:
+    """A record of TensorBoard's whose checksums are right, and whose four bytes are no event."""
+
+    def sealed(data: bytes) -> bytes:
+        return data + struct.pack("<I", masked_crc32c(data))
+
+    return sealed(struct.pack("<Q", length)) + sealed(b"\x0a\xff\xff\xff")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from helpers import save_run
+from helpers import damaged_event, save_run
 
 from rlvid import randomness
 from rlvid.algorithms import rollout
@@ -131,9 +131,9 @@ def test_samples_that_share_noise_are_an_error(monkeypatch: pytest.MonkeyPatch) 
 def test_a_check_that_breaks_is_an_error_and_not_a_traceback() -> None:
     def broken() -> Iterator[Finding]:
         yield Finding("a", "ok", "fine")
-        raise RuntimeError("first line\nlast line")
+        raise KeyError("first line\nlast line")
 
-    assert [each.found for each in examine("a", broken, "mend it")] == ["fine", "RuntimeError: last line"]
+    assert [each.found for each in examine("a", broken, "mend it")] == ["fine", r"KeyError: 'first line\nlast line'"]
 
 
 # ------------------------------------------------------------------------------------------------------- cluster
@@ -275,6 +275,15 @@ def test_a_damaged_checkpoint_and_damaged_events_are_errors(run: Path) -> None:
     assert "delete" not in found["checkpoints"].way_out
     assert found["tensorboard"].status == "error"
     assert all(each.way_out for each in found.values() if each.status == "error")
+
+
+def test_a_bad_record_of_events_is_named_with_its_file_and_costs_no_other_finding(run: Path) -> None:
+    good, bad = sorted((run / "tensorboard").iterdir())[0], run / "tensorboard" / "events.out.tfevents.9.bad"
+    bad.write_bytes(good.read_bytes() + damaged_event())
+    found = by_name(run)
+    assert found["tensorboard"].status == "error"
+    assert found["tensorboard"].found.startswith(f"{bad} is damaged (")
+    assert found["checkpoints"].status == found["archive"].status == "ok"
 
 
 def test_checkpoints_of_other_workers_are_the_run_s_and_those_of_another_run_are_not_to_be_deleted(run: Path) -> None:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 import yaml
 from evaluations import KEY, write_evaluation
+from helpers import damaged_event
 from pyarrow import parquet
 
 from rlvid.evaluate.about import read_about, read_results
@@ -274,14 +275,9 @@ def test_damaged_events_and_looks_of_a_run_are_told(tmp_path: Path) -> None:
     assert read_scalars(tmp_path, lambda tag: tag.startswith("reward")) == wanted
     path.write_bytes(whole[:-20])
     assert len(read_scalars(tmp_path, lambda tag: True)["reward/trained"]) == 8
-    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
-
-    def sealed(data: bytes) -> bytes:
-        return data + struct.pack("<I", masked_crc32c(data))
-
-    for record in (sealed(struct.pack("<Q", 4)) + sealed(b"\x0a\xff\xff\xff"), sealed(struct.pack("<Q", 1 << 62))):
+    for record in (damaged_event(), damaged_event(1 << 62)):
         path.write_bytes(whole + record)
-        one_line(lambda: read_scalars(tmp_path, lambda tag: True), "event file is damaged")
+        one_line(lambda: read_scalars(tmp_path, lambda tag: True), f"{path} is damaged")
     names = ("reward", "held_out", "consistency", "motion", "diversity")
     good = {"step": 0, "time": 0.0, "of": "x", "mean": {}, "values": {name: [0.5, None] for name in names}}
     for wrong in (

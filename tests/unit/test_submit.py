@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.metadata import version
 from pathlib import Path
@@ -90,11 +90,29 @@ def test_a_description_that_does_not_travel_is_refused(tmp_path: Path) -> None:
         submit.job_name("train", [str(path)])
 
 
+class Quiet(BaseHTTPRequestHandler):
+    """Logs nothing."""
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
 @contextmanager
-def dashboard(ray: str, python: str, token: str | None = None) -> Iterator[str]:
+def serving(handler: type[Quiet]) -> Iterator[str]:
+    """An HTTP server on this machine; yields its address."""
+    server = HTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def dashboard(ray: str, python: str, token: str | None = None) -> AbstractContextManager[str]:
     """An HTTP server that answers as Ray's dashboard does to the questions that come before a job."""
 
-    class Answers(BaseHTTPRequestHandler):
+    class Answers(Quiet):
         def do_GET(self) -> None:
             given = self.headers.get("Authorization")
             known = {
@@ -108,16 +126,7 @@ def dashboard(ray: str, python: str, token: str | None = None) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(json.dumps(known.get(self.path) if code == 200 else None).encode())
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Answers)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    return serving(Answers)
 
 
 @pytest.fixture(autouse=True)
@@ -160,26 +169,16 @@ def test_a_token_is_asked_for_shown_and_refused(monkeypatch: pytest.MonkeyPatch,
         assert check_cluster(address) == {"Authorization": "Bearer right"}
 
 
-@contextmanager
-def elsewhere(to: str) -> Iterator[str]:
+def elsewhere(to: str) -> AbstractContextManager[str]:
     """An HTTP server that sends everybody on to another address."""
 
-    class Sends(BaseHTTPRequestHandler):
+    class Sends(Quiet):
         def do_GET(self) -> None:
             self.send_response(302)
             self.send_header("Location", f"{to}{self.path}")
             self.end_headers()
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Sends)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    return serving(Sends)
 
 
 def test_a_redirect_is_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
