@@ -4,12 +4,15 @@
     python jobs/benchmark.py --steps 10 train.batch_size=4
     python jobs/benchmark.py step --help           # full-size networks in bare torch, against released code's way
     python jobs/benchmark.py scaling --help        # more workers, and what starting up takes
+    python jobs/benchmark.py gpu --help            # full-size networks on a GPU, in minutes; torch alone
+    python jobs/benchmark.py gpu-ray --help        # rlvid train on a GPU held to the same steps on a CPU
 
 Both sides run in one worker process in turns, on the same batches, so that they share every disturbance.
 """
 
 import argparse
 import copy
+import importlib
 import json
 import statistics
 import sys
@@ -32,11 +35,10 @@ def measure(job: dict[str, Any]) -> None:
     from rlvid.algorithms.catalogue import ALGORITHMS
     from rlvid.train.engine import TorchEngine
     from rlvid.train.loop import run_step
-    from rlvid.train.restore import temporary_folder
     from rlvid.train.worker import Worker
 
     config = RunConfig.model_validate(job["config"])
-    with temporary_folder(None, Path(job["run"])) as temporary, Worker(config, job, temporary) as worker:
+    with Worker(config, job) as worker:
         context = copy.copy(worker.algorithm.context)
         context.model, context.stopwatch = copy.copy(worker.model), Stopwatch(worker.model.device)
         context.model.denoiser = copy.deepcopy(worker.network)
@@ -146,17 +148,14 @@ def show(found: dict[str, Any], config: RunConfig, console: Console) -> None:
         console.print(f"beside them, the layers of {config.method.gradient_steps * branches} once more, backward")
 
 
+SUBCOMMANDS = ("step", "scaling", "gpu", "gpu-ray")
+
 if __name__ == "__main__":
     try:
-        if sys.argv[1:2] == ["step"]:
-            import benchmark_step
-
-            benchmark_step.main(sys.argv[2:])
-        elif sys.argv[1:2] == ["scaling"]:
-            import benchmark_scaling
-
-            benchmark_scaling.main(sys.argv[2:])
-        else:
-            main()
+        if sys.argv[1:2] and sys.argv[1] in SUBCOMMANDS:
+            module = importlib.import_module(f"benchmark_{sys.argv[1].replace('-', '_')}")
+            code = module.main(sys.argv[2:])
+            sys.exit(code if isinstance(code, int) else 0)
+        main()
     except ValueError as error:
         sys.exit(complain(error, 2))

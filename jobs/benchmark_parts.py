@@ -2,10 +2,12 @@
 
 import argparse
 import ctypes
+import statistics
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,17 +62,20 @@ def reset_peak(device: torch.device) -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of the fastest of four products of two square matrices."""
-    side = 8192 if device.type == "cuda" else 2048
+def matrix_rate(device: torch.device, dtype: torch.dtype, side: int | None = None) -> float:
+    """Operations a second of products of two square matrices: the median of several, after a second to warm up."""
+    gpu = device.type == "cuda"
+    side, at_once, repeats = side or (8192 if gpu else 2048), 10 if gpu else 1, 10 if gpu else 4
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     watch = Stopwatch(device)
-    seconds = []
-    for _ in range(5):
-        with watch.stage("product"):
-            a @ b
-        seconds.append(watch.read()["product"])
-    return 2 * side**3 / min(seconds[1:])
+    seconds: list[float] = []
+    until = time.perf_counter() + gpu  # a GPU's clock rises at first, and falls under heat
+    while time.perf_counter() < until or len(seconds) <= repeats:
+        with watch.stage("products"):
+            for _ in range(at_once):
+                a @ b
+        seconds.append(watch.read()["products"])
+    return 2 * side**3 * at_once / statistics.median(seconds[-repeats:])
 
 
 def build(preset: str, precision: str, device: torch.device) -> tuple[dict[str, Any], ClipReward]:
@@ -134,6 +139,22 @@ class Bench:
             with meter.stage("optimiser"):
                 self.engine.step(index)
 
+    def with_clips(self, number: int, recompute: bool = True) -> "Bench":
+        """The same networks on so many videos at once, with or without activation checkpointing."""
+        train = self.config.train.model_copy(update={"batch_size": number, "checkpoint_activations": recompute})
+        config = self.config.model_copy(update={"train": train})
+        return replace(self, config=config, **draw_clips(self.model, number))
+
+
+def draw_clips(model: UNet3DModel, number: int) -> dict[str, Any]:
+    """Clips of noise with prompts, and what was encoded of them, as ``Bench`` takes them."""
+    frames_BFCHW = torch.rand(number, model.frames, 3, model.size, model.size)
+    prompts = [f"clip {index}: a dog runs over the grass" for index in range(number)]
+    posterior = model.encode_frames(frames_BFCHW)
+    kept = Posterior(posterior.mean.cpu(), posterior.std.cpu())
+    text_BLD = model.encode_prompts(prompts).float().cpu()
+    return {"frames_BFCHW": frames_BFCHW, "prompts": prompts, "text_BLD": text_BLD, "posterior": kept}
+
 
 def prepare(options: argparse.Namespace) -> Bench:
     """Builds the networks, and encodes the clips, as is done once before a training."""
@@ -151,9 +172,4 @@ def prepare(options: argparse.Namespace) -> Bench:
         nn.init.normal_(parameter, std=0.02)  # an adapter whose B is zero would leave A without gradient
     model.denoiser.to(device)
     engine = TorchEngine(model.denoiser, config.optimizer, options.precision)
-    frames_BFCHW = torch.rand(options.batch, options.frames, 3, options.size, options.size)
-    prompts = [f"clip {index}: a dog runs over the grass" for index in range(options.batch)]
-    posterior = model.encode_frames(frames_BFCHW)
-    kept = Posterior(posterior.mean.cpu(), posterior.std.cpu())
-    text_BLD = model.encode_prompts(prompts).float().cpu()
-    return Bench(config, model, released, reward, engine, Meter(device), frames_BFCHW, prompts, text_BLD, kept)
+    return Bench(config, model, released, reward, engine, Meter(device), **draw_clips(model, options.batch))

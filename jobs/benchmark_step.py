@@ -53,7 +53,7 @@ def measure(bench: Bench, sides: list[str], steps: int, count: bool = True) -> d
         meter.peaks, meter.flops, calls.made = {}, {}, Counter()
         with meter.counting() if count else nullcontext():
             bench.step(side, 0, update=False)
-        meter.read()
+        found[side]["first"] = sum(meter.read().values())
         made = {name: number / len(bench.prompts) for name, number in calls.made.items()}
         found[side] |= {"flops": meter.flops, "gradient": gradient(bench), "peaks": {}, "calls": made}
     calls.remove()

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 
 import torch
 from benchmark_parts import Bench
@@ -11,12 +12,13 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rlvid.models.lora import lora_parameters
+from rlvid.models.unet3d import LAYERS
 
 EXPLAINED = {
     "sdpa": "attention without scaled_dot_product_attention's kernels",
     "guidance": "the two branches of guidance in two calls",
     "channels-last": "channels-last convolutions",
-    "compile": "torch.compile of the denoiser",
+    "compile": "torch.compile of the denoiser's layers",
     "precision": "bfloat16 weights (float32, where the rest is bfloat16)",
 }
 
@@ -43,26 +45,46 @@ def channels_last(bench: Bench) -> Iterator[Bench]:
                 module.weight.data = module.weight.data.contiguous(memory_format=how)
 
     lay_out(torch.channels_last)
-    yield bench
-    lay_out(torch.contiguous_format)
+    try:
+        yield bench
+    finally:
+        lay_out(torch.contiguous_format)
 
 
 @contextmanager
-def compiled(bench: Bench) -> Iterator[Bench]:
-    model = copy.copy(bench.model)
-    model.denoiser = torch.compile(bench.model.denoiser)
-    yield replace(bench, model=model)
+def compiled(bench: Bench, backend: str = "inductor") -> Iterator[Bench]:
+    """Each layer by itself, within its checkpoint: the whole network takes torch minutes to look at."""
+    layers = [module for module in bench.model.denoiser.modules() if isinstance(module, LAYERS)]
+    kept = [layer.forward for layer in layers]
+    # Layers of a class share their code; by default a ninth shape would go without being compiled.
+    torch.compiler.reset()
+    with torch._dynamo.config.patch(recompile_limit=256):
+        for layer, forward in zip(layers, kept, strict=True):
+            run, plain = forward.func, forward.args[0]  # as rlvid.models.recompute prepared it
+            layer.forward = partial(run, torch.compile(plain, backend=backend, dynamic=False))
+        try:
+            yield bench
+        finally:
+            for layer, forward in zip(layers, kept, strict=True):
+                layer.forward = forward
 
 
 @contextmanager
 def other_precision(bench: Bench) -> Iterator[Bench]:
-    """bfloat16 where it was float32, else float32; not undone."""
-    dtype = torch.bfloat16 if bench.model.vae.dtype == torch.float32 else torch.float32
-    for part in (bench.model.denoiser, bench.model.vae, bench.model.text_encoder, bench.reward):
-        nn.Module.to(part, dtype)
-    for parameter in lora_parameters(bench.model.denoiser):
-        parameter.data = parameter.data.float()
-    yield bench
+    """bfloat16 where it was float32, else float32."""
+    before = bench.model.vae.dtype
+
+    def cast(dtype: torch.dtype) -> None:
+        for part in (bench.model.denoiser, bench.model.vae, bench.model.text_encoder, bench.reward):
+            nn.Module.to(part, dtype)
+        for parameter in lora_parameters(bench.model.denoiser):
+            parameter.data = parameter.data.float()
+
+    cast(torch.bfloat16 if before == torch.float32 else torch.float32)
+    try:
+        yield bench
+    finally:
+        cast(before)
 
 
 VARIANTS: dict[str, Callable[[Bench], AbstractContextManager[Bench]]] = {

@@ -1,10 +1,15 @@
-"""The benchmark of a step: both ways come to one gradient, and what one of them does in vain is counted."""
+"""The benchmarks: both ways of a step come to one gradient; what is measured on a GPU, in time, and kept."""
 
 import json
+import signal
+import time
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,3 +63,231 @@ def test_numbers_of_workers_that_cannot_be_are_refused(benchmark: ModuleType, ar
 
     with pytest.raises(ValueError, match="--workers takes whole numbers such as 1,2"):
         benchmark_scaling.main(arguments)
+
+
+TINY = ["--preset", "tiny", "--device", "cpu", "--steps", "1"]
+
+
+@pytest.fixture
+def gpu(benchmark: ModuleType) -> ModuleType:
+    import benchmark_gpu
+
+    return benchmark_gpu
+
+
+@pytest.fixture
+def gpu_ray(benchmark: ModuleType) -> ModuleType:
+    import benchmark_gpu_ray
+
+    return benchmark_gpu_ray
+
+
+@pytest.mark.slow
+def test_every_part_is_measured_printed_and_kept_and_the_next_call_goes_on(
+    gpu: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "gpu.json"
+    few = [name for name in gpu.PARTS if name not in ("compile", "videos-4", "kept-4", "channels-last")]
+    assert gpu.main([*TINY, "--out", str(out), "--parts", ",".join(few)]) == 0
+    found = json.loads(out.read_text())
+    assert list(found["parts"]) == few
+    assert found["setup"]["card"]
+    assert found["parts"]["rate"]["rate"] > 0
+    step = found["parts"]["step"]
+    assert step["gradient difference"] < 1e-4
+    assert step["sides"]["rlvid"]["first"] > 0
+    for part in ("videos-2", "kept-2"):
+        measured, planned = (found["parts"][part][key] for key in ("peaks", "planned"))
+        assert planned.keys() == {"chain", "decode", "reward", "backward"} <= measured.keys()
+    assert found["parts"]["kept-2"]["planned"]["backward"] > found["parts"]["videos-2"]["planned"]["backward"]
+    printed = capsys.readouterr().out
+    for line in ("rate: ", "step: ", "videos-2: ", "| backward |", "| 2 | kept |", "| 2 | recomputed |", "two calls"):
+        assert line in printed, line
+
+    monkeypatch.setattr(gpu, "Session", None)  # nothing is built where nothing is missing
+    assert gpu.main([*TINY, "--out", str(out), "--parts", ",".join(few)]) == 0
+    assert f"step: is in {out} already" in capsys.readouterr().out
+    assert gpu.main(["--out", str(out), "--show"]) == 0
+    assert "| 2 | kept |" in capsys.readouterr().out
+
+
+class NoNetworks:
+    """What parts are given where they do not look at it."""
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    def restore(self) -> None:
+        pass
+
+
+@pytest.fixture
+def parts(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Parts of the test's own, in place of the real ones."""
+    found: dict[str, Any] = {}
+    monkeypatch.setattr(gpu, "Session", NoNetworks)
+    monkeypatch.setattr(gpu, "PARTS", found)
+    monkeypatch.setattr(gpu, "brief", lambda name, found, record: "measured")
+    return found
+
+
+def run(gpu: ModuleType, out: Path, *options: str) -> tuple[int, dict[str, Any]]:
+    code = gpu.main([*TINY, "--out", str(out), *options])
+    return code, json.loads(out.read_text())
+
+
+def test_lack_of_memory_is_a_result_and_another_failure_is_tried_again(
+    gpu: ModuleType, parts: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def too_large(session: Any) -> dict[str, Any]:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+
+    def broken(session: Any) -> dict[str, Any]:
+        raise RuntimeError("no kernel image")
+
+    parts |= {"kept-4": too_large, "sdpa": broken, "precision": lambda session: {"step": 1.0, "peaks": {"chain": 1}}}
+    code, found = run(gpu, tmp_path / "gpu.json")
+    assert code == 1
+    assert found["parts"].keys() == {"kept-4", "precision"}
+    assert found["parts"]["kept-4"]["out of memory"] == "CUDA out of memory."
+    assert found["left out"] == {"sdpa": "failed: no kernel image"}
+    assert "| 4 | kept | out of memory |" in capsys.readouterr().out
+    parts |= {"kept-4": broken, "sdpa": parts["precision"]}
+    code, found = run(gpu, tmp_path / "gpu.json")
+    assert (code, found["left out"], len(found["parts"])) == (0, {}, 3)
+
+
+def test_a_part_that_takes_too_long_is_stopped_and_what_does_not_fit_is_left_out(
+    gpu: ModuleType, parts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "tables", lambda record: "")
+    before, timer = signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)
+    step = {"sides": {"rlvid": {"step": 1000.0}}}  # seconds, so that nothing else fits
+
+    def endless(session: Any) -> dict[str, Any]:
+        try:
+            time.sleep(60)
+        except Exception as error:  # as compilers do
+            raise RuntimeError("the backend failed") from error
+        return {}
+
+    parts |= {"step": lambda session: step, "compile": lambda session: {}, "sdpa": lambda session: {}}
+    code, found = run(gpu, tmp_path / "gpu.json", "--minutes", "1")
+    assert code == 0
+    assert found["parts"].keys() == {"step"}
+    assert all("or more, and" in why for why in found["left out"].values())
+    assert found["left out"].keys() == {"compile", "sdpa"}
+    parts |= {"step": endless}
+    code, found = run(gpu, tmp_path / "other.json", "--minutes", "0.01", "--parts", "step")
+    assert code == 0
+    assert found["left out"]["step"].startswith("stopped after")
+    assert signal.getsignal(signal.SIGALRM) == before
+    assert (signal.getitimer(signal.ITIMER_REAL)[0] > 0) == (timer[0] > 0)
+
+
+def test_a_file_of_another_setup_is_refused_and_one_that_is_cut_off_put_aside(
+    gpu: ModuleType, parts: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "gpu.json"
+    parts["rate"] = lambda session: {"rate": 1e12}
+    run(gpu, out)
+    whole = out.read_text()
+    with pytest.raises(ValueError, match=r"measured with steps = 1, and now it is 2"):
+        run(gpu, out, "--steps", "2")
+    assert out.read_text() == whole
+    for damaged in (whole[:-20], "[]", ""):
+        out.write_text(damaged)
+        code, found = run(gpu, out)
+        assert (code, found["parts"]["rate"]["rate"]) == (0, 1e12)
+        assert (tmp_path / "gpu.json.damaged").read_text() == damaged
+        assert "is cut off or no file of this benchmark" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--parts", "rate,speed"], "--parts 'speed'"),
+        (["--steps", "0"], "--steps 0"),
+        (["--minutes", "0"], "--minutes 0"),
+        (["--minutes", "nan"], "--minutes nan"),
+        (["--device", "tpu"], "--device 'tpu'"),
+        (["--out", "."], "--out ."),
+        (["--out", "no/such/folder.json"], "--out no/such/folder.json"),
+        (["--show", "--out", "none.json"], "No such file"),
+    ],
+)
+def test_options_of_a_gpus_benchmark_that_cannot_be_are_refused(
+    gpu: ModuleType, arguments: list[str], told: str
+) -> None:
+    with pytest.raises(ValueError, match=told):
+        gpu.main([*TINY, *arguments])
+
+
+@pytest.mark.gpu
+def test_a_gpu_measures_miniatures(gpu: ModuleType, tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    options = ["--preset", "tiny", "--steps", "1", "--parts", "rate,step,videos-2,kept-2", "--out", str(out)]
+    assert gpu.main(options) == 0
+    found = json.loads(out.read_text())
+    assert found["setup"]["driver"] != "unknown"
+    assert found["parts"]["step"]["gradient difference"] < 0.05
+    peaks, planned = (found["parts"]["videos-2"][key]["backward"] for key in ("peaks", "planned"))
+    assert 0 < peaks < 20 * planned
+
+
+def train_by_hand(gpu_ray: ModuleType, spoilt: str) -> Any:
+    """In place of ``rlvid train``: what it would leave, with one thing spoilt in the run that is looked at."""
+    from rlvid.config import load_config
+    from rlvid.train.checkpoint import checkpoint_name
+    from rlvid.train.metrics import TensorBoard
+
+    def run(settings: list[str], name: str, *overrides: str, hidden: bool = False) -> float:
+        config = load_config("toy", [*settings, f"name={name}", *overrides])
+        assert (config.train.zero_stage, hidden) == ((0, True) if name == "cpu" else (2, False))
+        folder, state = Path(config.output.storage) / name, gpu_ray.untrained(config)
+        moved = {} if spoilt == "nothing learned" else {key: 1e-3 for key in state}
+        wrong = name != "cpu"
+        if wrong and spoilt == "weights":
+            moved[next(iter(state))] = -1e-3
+        saved = folder / checkpoint_name(config.train.steps) / "adapter" / "adapter_model.safetensors"
+        saved.parent.mkdir(parents=True)
+        save_file({f"base_model.model.{key}": state[key] + moved.get(key, 0) for key in state}, saved)
+        writer = TensorBoard(folder / "tensorboard", 0)
+        for step in range(config.train.steps):
+            loss = 1.1 if wrong and step and spoilt == "loss" else 1.0
+            writer.scalars(step, {"optimiser/loss": loss, "optimiser/gradient_norm": 2.0, "cost/peak_memory_gib": 0.5})
+        writer.close()
+        return 1.0
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "verdict"),
+    [("", "EQUAL: "), ("weights", "DIFFERENT: weights by"), ("loss", "DIFFERENT: optimiser/loss by 1.0e-01"),
+     ("nothing learned", "nothing was learned")],
+)  # fmt: skip
+def test_a_run_on_a_gpu_is_held_to_the_same_run_on_a_cpu(
+    gpu_ray: ModuleType, spoilt: str, verdict: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(gpu_ray, "run", train_by_hand(gpu_ray, spoilt))
+    out = tmp_path / "ray.json"
+    assert gpu_ray.main(["--preset", "tiny", "--out", str(out)]) == int(bool(spoilt))
+    assert verdict in capsys.readouterr().out
+    assert bool(json.loads(out.read_text())["faults"]) == bool(spoilt)
+
+
+def test_a_training_that_fails_is_told_and_bad_options_are_refused(
+    gpu_ray: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = SimpleNamespace(returncode=1, stdout="much\nError: out of disk\n")
+    monkeypatch.setattr(gpu_ray.subprocess, "run", lambda *command, **options: done)
+    assert gpu_ray.main(["--preset", "tiny"]) == 1
+    assert "FAILED: rlvid train (cpu) ended with 1: Error: out of disk" in capsys.readouterr().out
+    for arguments, told in (
+        (["--steps", "0"], "--steps 0"), (["train.steeps=1"], "steeps"), (["model.train=full"], "model.train"),
+        (["--out", "no/such/f.json"], "--out"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=told):
+            gpu_ray.main(arguments)

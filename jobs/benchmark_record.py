@@ -1,0 +1,157 @@
+"""What was measured so far, in a file that a later call goes on with; what it was measured on; and a limit of time."""
+
+import argparse
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from rlvid.terminal import say
+
+SETTINGS = ("preset", "device", "precision", "steps", "frames", "size", "segments", "sampling_steps")
+
+
+class Record:
+    """Parts by name with what they measured, and those that were left out with the reason.
+
+    Args:
+        path: JSON; what it holds is kept if it was measured with the same ``setup``.
+        setup: settings, device and versions.
+
+    Raises:
+        ValueError: the file was measured with another setup, or cannot be read or written.
+    """
+
+    def __init__(self, path: Path, setup: dict[str, Any]) -> None:
+        self.path, self.setup = path, setup
+        self.parts: dict[str, dict[str, Any]] = {}
+        self.left_out: dict[str, str] = {}
+        if path.exists():
+            try:
+                before = Record.read(path)
+            except ValueError as error:
+                aside = path.with_name(f"{path.name}.damaged")
+                os.replace(path, aside)
+                say(f"{error}; it now is {aside}, and everything is measured anew")
+                return
+            if changed := [name for name in setup if before.setup.get(name) != setup[name]]:
+                raise ValueError(
+                    f"--out {path}: was measured with {changed[0]} = {before.setup.get(changed[0])!r}, and now it is "
+                    f"{setup[changed[0]]!r}; choose another file"
+                )
+            self.parts = before.parts
+        self._write()
+
+    @classmethod
+    def read(cls, path: Path) -> "Record":
+        """The content of a file; raises ValueError if there is none, or it is damaged."""
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            record = cls.__new__(cls)
+            record.path, record.setup = path, dict(found["setup"])
+            record.parts, record.left_out = dict(found["parts"]), dict(found["left out"])
+        except OSError as error:
+            raise ValueError(f"--out {path}: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"--out {path}: is cut off or no file of this benchmark") from None
+        return record
+
+    def keep(self, name: str, found: dict[str, Any]) -> None:
+        """Adds a part."""
+        self.parts[name] = found
+        self.left_out.pop(name, None)
+        self._write()
+
+    def leave_out(self, name: str, why: str) -> None:
+        """Notes why a part is not there."""
+        self.left_out[name] = why
+        self._write()
+
+    def _write(self) -> None:
+        found = {"setup": self.setup, "parts": self.parts, "left out": self.left_out}
+        part = self.path.with_name(f".{self.path.name}.part")
+        try:
+            part.write_text(json.dumps(found, indent=1), encoding="utf-8")
+            os.replace(part, self.path)
+        except OSError as error:
+            raise ValueError(f"--out {self.path}: cannot be written ({error.strerror}); choose another file") from None
+
+
+def setup(options: argparse.Namespace) -> dict[str, Any]:
+    """Settings, device and versions that a measurement belongs to."""
+    found = {name: getattr(options, name) for name in SETTINGS}
+    if options.device.startswith("cuda"):
+        card = torch.cuda.get_device_properties(options.device)
+        found |= {"card": card.name, "memory": card.total_memory, "driver": driver()}
+        found |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    else:
+        found |= {"card": f"{processor()}, {torch.get_num_threads()} threads"}
+    found |= {"torch": torch.__version__, "python": platform.python_version()}
+    return found | {"commit": options.commit or commit()}
+
+
+def driver() -> str:
+    """The NVIDIA driver's version."""
+    told = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return told.splitlines()[0] if told else "unknown"
+
+
+def commit() -> str:
+    """What is measured: the commit, with a plus where files differ from it."""
+    home = ["git", "-C", str(Path(__file__).parent)]
+    if not (found := _output(*home, "rev-parse", "--short=12", "HEAD")):
+        return "unknown"
+    return found + ("+" if _output(*home, "status", "--porcelain", "--untracked-files=no") else "")
+
+
+def processor() -> str:
+    """The CPU's name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else f"{sys.platform} {platform.machine()}"
+
+
+def _output(*command: str) -> str:
+    """What a command prints; nothing where it is not there or fails."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+class TooLong(Exception):
+    """A part ran on beyond its time."""
+
+
+class Clock:
+    """Whether the time is ``over``: libraries may turn the exception that ends a part into one of their own."""
+
+    over = False
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[Clock]:
+    """Raises ``TooLong`` in the block under it once the seconds are over; in the main thread alone."""
+    clock = Clock()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        clock.over = True
+        raise TooLong
+
+    handler = signal.signal(signal.SIGALRM, end)
+    before = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield clock
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *before)
+        signal.signal(signal.SIGALRM, handler)

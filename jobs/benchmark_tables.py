@@ -1,0 +1,146 @@
+"""What was measured as a line for each part, and as Markdown tables for docs/costs.md."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from benchmark_record import Record
+from benchmark_variants import EXPLAINED
+
+_GIB = 2**30
+
+
+def brief(name: str, found: dict[str, Any], record: Record) -> str:
+    """The result of a part in a few words."""
+    if "out of memory" in found:
+        return "out of memory"
+    if name == "rate":
+        return f"{found['rate'] / 1e12:.3g} TFLOP/s"
+    if name == "step":
+        ours, theirs = (found["sides"][side]["step"] for side in ("rlvid", "released"))
+        return f"{ours:.3f} s, as released code does it {theirs:.3f} s ({theirs / ours:.2f} x)"
+    if name == "compile":
+        on, off = found["on"], found["off"]
+        return f"{on['step']:.3f} s, without {off['step']:.3f} s; the first step took {on['first']:.1f} s"
+    peak = max(found["peaks"].values())
+    said = f"{found['step']:.3f} s, peak {peak / _GIB:.2f} GiB"
+    if "planned" in found:
+        said += f", planned {max(found['planned'].values()) / _GIB:.2f}"
+    return said
+
+
+def tables(record: Record) -> str:
+    """Everything that is there, as Markdown."""
+    return "\n".join(["", *_head(record), *_step(record), *_memory(record), *_videos(record), *_changes(record)])
+
+
+def _head(record: Record) -> Iterator[str]:
+    setup = record.setup
+    software = [f"torch {setup['torch']}", f"Python {setup['python']}", f"commit {setup['commit']}"]
+    if "driver" in setup:
+        software[:0] = [f"driver {setup['driver']}", f"CUDA {setup['cuda']}"]
+    yield f"{setup['card']}; {', '.join(software)}."
+    yield (
+        f"Networks: {setup['preset']}; a video: {setup['frames']} frames of {setup['size']} x {setup['size']}, "
+        f"{setup['segments']} of them rewarded; {setup['precision']}; medians of {setup['steps']} steps."
+    )
+    if "rate" in record.parts:
+        yield f"Products of matrices reach {record.parts['rate']['rate'] / 1e12:.3g} TFLOP/s."
+    for name, why in record.left_out.items():
+        yield f"Not measured: {name} ({why})."
+
+
+def _step(record: Record) -> Iterator[str]:
+    if "sides" not in (found := record.parts.get("step", {})):
+        return
+    ours, theirs = found["sides"]["rlvid"], found["sides"]["released"]
+    rate = record.parts.get("rate", {}).get("rate")
+    columns = ("seconds", "TFLOP", "share of the rate", "peak GiB")
+    yield from _begin("stage", *columns, *(f"released: {column}" for column in columns))
+    for stage in dict.fromkeys([*theirs["seconds"], *ours["seconds"]]):
+        yield _row(stage, *_stage(ours, stage, rate), *_stage(theirs, stage, rate))
+    yield _row("step", *_whole(ours, rate), *_whole(theirs, rate))
+    work = sum(theirs["flops"].values()) / max(1, sum(ours["flops"].values()))
+    yield ""
+    yield (
+        f"Released / rlvid: {theirs['step'] / ours['step']:.2f} x seconds, {work:.2f} x operations; their gradients "
+        f"differ by {found['gradient difference']:.1e}. Before the step {found['before'] / _GIB:.2f} GiB are in use."
+    )
+
+
+def _stage(side: dict[str, Any], stage: str, rate: float | None) -> Sequence[str]:
+    if stage not in side["seconds"]:
+        return ("", "", "", "")
+    return _cells(side["seconds"][stage], side["flops"].get(stage, 0), rate, side["peaks"].get(stage, 0))
+
+
+def _whole(side: dict[str, Any], rate: float | None) -> Sequence[str]:
+    return _cells(side["step"], sum(side["flops"].values()), rate, max(side["peaks"].values()))
+
+
+def _cells(seconds: float, flops: float, rate: float | None, peak: int) -> Sequence[str]:
+    share = f"{100 * flops / seconds / rate:.0f} %" if flops and rate and seconds else ""
+    return f"{seconds:.3f}", f"{flops / 1e12:.3g}" if flops else "", share, f"{peak / _GIB:.2f}"
+
+
+def _memory(record: Record) -> Iterator[str]:
+    """Each stage's peak beside the plan's, of one video."""
+    found = record.parts.get("videos-1", {})
+    if "planned" not in found:
+        return
+    yield from _begin("peak of", "measured GiB", "planned GiB", "measured / planned")
+    for stage, planned in found["planned"].items():
+        if peak := found["peaks"].get(stage):
+            yield _row(stage, f"{peak / _GIB:.2f}", f"{planned / _GIB:.2f}", f"{peak / planned:.2f}")
+
+
+def _videos(record: Record) -> Iterator[str]:
+    rows = {name: part for name, part in record.parts.items() if name.startswith(("videos-", "kept-"))}
+    if not rows:
+        return
+    yield from _begin("videos at once", "activations", "s a step", "s a video", "peak GiB", "planned GiB")
+    for name in sorted(rows, key=lambda name: (name.split("-")[0], int(name.split("-")[1])), reverse=False):
+        found, number = rows[name], int(name.split("-")[1])
+        kind = "kept" if name.startswith("kept") else "recomputed"
+        if "out of memory" in found:
+            yield _row(str(number), kind, "out of memory", "", "", "")
+            continue
+        peak, planned = max(found["peaks"].values()), max(found["planned"].values())
+        seconds = found["step"]
+        cells = (f"{seconds:.3f}", f"{seconds / number:.3f}", f"{peak / _GIB:.2f}", f"{planned / _GIB:.2f}")
+        yield _row(str(number), kind, *cells)
+
+
+def _changes(record: Record) -> Iterator[str]:
+    """torch.compile, and the step with one thing changed."""
+    rows = []
+    if "on" in (found := record.parts.get("compile", {})):
+        on, off = found["on"], found["off"]
+        note = f"first step {on['first']:.1f} s; gradients differ by {found['gradient difference']:.1e}"
+        rows.append(_row("torch.compile", f"{on['step']:.3f}", f"{on['step'] / off['step']:.2f}", _peak(on), note))
+    base = record.parts.get("step", {}).get("sides", {}).get("rlvid", {}).get("step")
+    for name in EXPLAINED:
+        found = record.parts.get(name, {})
+        if name == "compile" or not found:
+            continue
+        if "out of memory" in found:
+            rows.append(_row(EXPLAINED[name], "out of memory", "", "", ""))
+        else:
+            ratio = f"{found['step'] / base:.2f}" if base else ""
+            rows.append(_row(EXPLAINED[name], f"{found['step']:.3f}", ratio, _peak(found), ""))
+    if rows:
+        yield from _begin("changed", "s a step", "x seconds", "peak GiB", "")
+        yield from rows
+
+
+def _peak(found: dict[str, Any]) -> str:
+    return f"{max(found['peaks'].values()) / _GIB:.2f}"
+
+
+def _begin(*columns: str) -> Iterator[str]:
+    yield ""
+    yield _row(*columns)
+    yield _row("---", *("---:" for _ in columns[1:]))
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
