@@ -42,8 +42,8 @@ def run_fit(fit: Callable[[], Any], board: Any, console: Console) -> Any:
         except BaseException as error:
             outcome.set_exception(error)
 
-    threading.Thread(target=call, name="fit", daemon=True).start()
     try:
+        threading.Thread(target=call, name="fit", daemon=True).start()
         return outcome.result()
     except KeyboardInterrupt:
         if not outcome.done() and _asked_to_end(board):

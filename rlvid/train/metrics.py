@@ -34,10 +34,17 @@ class _EventFile(EventFileWriter):
         stamp = max(int(time.time()), *(each + 1 for each in stamps), 0)
         name = f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}.{uuid4().hex[:8]}"
         self._logdir = str(folder)
-        file = open(folder / name, "wb")  # noqa: SIM115  # the writer closes it
-        self._async_writer = _AsyncWriter(RecordWriter(file))
+        self._file = open(folder / name, "wb")  # noqa: SIM115  # close() closes it
+        self._async_writer = _AsyncWriter(RecordWriter(self._file))
         self.add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
         self.flush()
+
+    def close(self) -> None:
+        """Flushes, and closes the file even if that fails."""
+        try:
+            super().close()
+        finally:
+            self._file.close()
 
 
 class TensorBoard:

@@ -38,8 +38,8 @@ def start(tmp_path: Path, body: str, **options: object) -> subprocess.Popen[str]
     """A command in a process group of its own, as a terminal starts it."""
     script = tmp_path / "a script.py"
     script.write_text(HEAD + textwrap.dedent(body))
-    # As in a shell's foreground: what a script starts with & ignores Ctrl-C, and so would what it starts.
-    command = ["env", "--default-signal=INT", sys.executable, str(script), "an argument", "key=a;b"]
+    # As in a terminal: what a script starts with & ignores Ctrl-C, and nohup ignores SIGHUP.
+    command = ["env", "--default-signal=INT,HUP", sys.executable, str(script), "an argument", "key=a;b"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
     return subprocess.Popen(command, start_new_session=True, **pipes)  # type: ignore[call-overload]
 
@@ -142,6 +142,7 @@ def test_interrupted_training_waits_for_the_workers_and_not_for_ever(tmp_path: P
             with kept("step 7"):
                 fit.run_fit(train, "busy", console)
         def quick():
+            fit.GRACE = 60
             with kept("step 8"):
                 fit.run_fit(train, "", console)
         code = run_command(run)
