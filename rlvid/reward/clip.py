@@ -95,12 +95,16 @@ class ClipReward(ImageFeatures):
 
     @torch.no_grad()
     def text_features(self, prompts: list[str]) -> Tensor:
-        """Normalised embeddings (B, D) of prompts, float32, computed once for each prompt."""
-        new = [p for p in dict.fromkeys(prompts) if p not in self._text]
-        if new:
-            device = self.clip.logit_scale.device
-            features = self.clip.encode_text(self.tokenise(new).to(device))
-            self._text.update(zip(new, nn.functional.normalize(at_least_float32(features), dim=-1), strict=True))
+        """Normalised embeddings (B, D) of prompts, float32, computed once for each prompt.
+
+        A prompt is embedded by itself: in a batch, its last bits would depend on the other prompts of the batch, so
+        what is kept here, and a run, would depend on the step at which the process started.
+        """
+        device = self.clip.logit_scale.device
+        for prompt in dict.fromkeys(prompts):
+            if prompt not in self._text:
+                features_1D = self.clip.encode_text(self.tokenise([prompt]).to(device))
+                self._text[prompt] = nn.functional.normalize(at_least_float32(features_1D), dim=-1)[0]
         return torch.stack([self._text[p] for p in prompts])
 
     def forward(self, frames_BSCHW: Tensor, prompts: list[str]) -> Tensor:

@@ -95,27 +95,33 @@ def test_a_video_that_the_reward_fails_on_is_left_out_and_counted(name: str) -> 
 @pytest.mark.parametrize("name", ["instructvideo", "draft-lv", "ddpo", "dpok", "raft"])  # the others differ in no state
 def test_a_resumed_method_ends_where_an_uninterrupted_one_does(name: str, tmp_path: Path) -> None:
     settings = {"name": name} | ({"min_count": 2} if name == "ddpo" else {})
+    # The last batch has a prompt of the first without its company, on which what a process keeps must not depend.
+    serials = [(0, 1, 2, 3), (4, 5, 6, 7), (9, 13, 17, 21)]
 
     def started() -> tuple[Any, TorchEngine]:
         method = make(settings)
         return method, TorchEngine(method.context.model.denoiser, OptimizerConfig(lr=1e-3))
 
-    def run(method: Any, engine: TorchEngine, steps: range) -> None:
+    def run(method: Any, engine: TorchEngine, steps: range) -> list[Tensor]:
+        seen = []
         for step in steps:
-            batch = replace(clips(method, tuple(range(4 * step, 4 * step + 4))), step=step)
+            batch = replace(clips(method, serials[step]), step=step)
             for update in method.updates(batch):
+                seen += [update.loss.detach(), *([update.samples.reward_B] if update.samples else [])]
                 engine.backward(update.loss, update.step)
                 if update.step:
                     engine.step(step)
+        return seen
 
     straight, first, second = started(), started(), started()
-    run(*straight, range(3))
+    run(*straight, range(2))
     run(*first, range(2))
     first[1].save(tmp_path)
     torch.save(first[0].state_dict(), tmp_path / "algorithm.pt")
     second[1].load(tmp_path)
     second[0].load_state_dict(torch.load(tmp_path / "algorithm.pt", weights_only=True))
-    run(*second, range(2, 3))
+    seen = [run(*each, range(2, 3)) for each in (straight, second)]
+    assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))  # the weights may round a difference off
     ends = [lora_state(each[0].context.model.denoiser) for each in (straight, second)]
     assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
     assert any(

@@ -1,6 +1,9 @@
 """Segments, attenuation and the CLIP reward, held to hand-made numbers, open_clip and torchvision."""
 
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import open_clip
 import pytest
@@ -203,9 +206,19 @@ def test_a_prompt_is_encoded_once() -> None:
     first = reward(frames, PROMPTS)
     again = reward(frames, PROMPTS)
     reward(frames, ["a dog", "a cat", "a dog"])
-    assert encoded == [2, 1]
+    assert encoded == [1, 1, 1]
     assert torch.equal(first, again)
     assert first[0].tolist() != first[1].tolist()
+
+
+@pytest.mark.parametrize("make", [tiny_reward, partial(load_reward, "builtin")])
+def test_the_embedding_of_a_prompt_has_the_same_bits_whatever_it_was_embedded_with(make: Callable[[], Any]) -> None:
+    prompts = ["a red circle moving left", "a dog", "a blue star growing", "a green square"]
+    together = make().text_features(prompts)
+    for size in (1, 2, 3):
+        reward = make()
+        apart = [reward.text_features(prompts[first : first + size]) for first in range(0, 4, size)]
+        assert torch.equal(torch.cat(apart), together)
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 64])
