@@ -90,6 +90,25 @@ def _seed() -> None:
 
 
 @pytest.fixture(scope="session")
+def _one_process() -> Iterator[None]:
+    """A group of one process. DeepSpeed remembers the first one that it sees, so all tests share it."""
+    from torch import distributed
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def process_group(_one_process: None) -> Iterator[None]:
+    """A group of one process, with the environment that DeepSpeed wants."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
+            patch.setenv(name, value)
+        yield
+
+
+@pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Any]:
     """A local Ray cluster with 8 logical CPUs, on however few real ones, like the one that `rlvid train` starts.
 

@@ -3,13 +3,12 @@
 import math
 import os
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from rlvid import randomness
 from rlvid.config import OptimizerConfig, TrainConfig
@@ -174,17 +173,6 @@ def test_a_budget_of_seconds_ends_at_the_nearest_step(seconds: float, steps: int
 
 
 # --------------------------------------------------------------------------------------------------- DeepSpeed's files
-
-
-@pytest.fixture(scope="module")
-def process_group() -> Iterator[None]:
-    """A group of one process, which DeepSpeed wants."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
-            patch.setenv(name, value)
-        distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-        yield
-        distributed.destroy_process_group()
 
 
 class Code:
