@@ -16,6 +16,7 @@ from rlvid.algorithms.base import Algorithm, Batch, Context, Stopwatch, Update
 from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.config import RunConfig, parse_config
 from rlvid.files import sha256
+from rlvid.models.base import Prediction
 from rlvid.models.lora import inject_lora, lora_parameters
 from rlvid.models.trained import load_trainable
 from rlvid.toy.tiny import save_tiny_model, tiny_model, tiny_reward
@@ -94,6 +95,20 @@ def one_gradient(method: Any, loss: Tensor) -> Tensor:
 def close(got: Tensor, expected: Tensor, bound: float = 1e-4) -> None:
     assert expected.norm() > 0
     assert (got - expected).norm() < bound * expected.norm()
+
+
+class TwoParameters:
+    """A model whose clean latents and noise are two numbers everywhere."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.a, self.b = (torch.tensor(value, requires_grad=True) for value in (0.3, -0.2))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def predict(self, x: Tensor, t: Any, text: Tensor, guidance: float, **_: Any) -> Prediction:
+        return Prediction(self.a.expand_as(x), self.b.expand_as(x))
 
 
 def save_run(home: Path, step: int = 3, **model: Any) -> tuple[Path, RunConfig]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import clips, flat_gradient, make, parameters
+from helpers import TwoParameters, clips, flat_gradient, make, parameters
 from torch import Tensor
 
 from rlvid.algorithms.advantages import PromptStatistics, rounding_of, standardised
@@ -22,14 +22,14 @@ from rlvid.models.base import Prediction
 
 
 def test_a_rollout_is_the_chain_and_its_probability_that_of_a_normal() -> None:
-    method = make({"name": "ddpo"})
+    method = make({"name": "ddpo"}, sampling={"steps": 4, "final": "paper"})
     batch, context = clips(method), method.context
     rollout = roll_out(context, batch)
     assert len(rollout) == 3, "the last step of four adds no noise"
     with torch.no_grad():
         latents = denoise(
             context.model, context.normal("start", batch), batch.text_BLD, timesteps(4), guidance=3.0, eta=1.0,
-            noise=lambda index: context.normal("ddim", batch, index),
+            noise=lambda index: context.normal("ddim", batch, index), final="paper",
         )  # fmt: skip
     assert torch.equal(rollout.latents_BCFhw, latents)
     grid, abar = timesteps(4), context.model.abar.double()
@@ -54,20 +54,6 @@ def test_the_ratio_is_one_before_the_first_step() -> None:
         assert ((now_B - taken.log_probability_B).exp() - 1).abs().max() < 2e-6
     _, updates = flat_gradient(method, clips(method))
     assert updates[0].metrics["policy/first_ratio_error"][0] < 1e-5
-
-
-class TwoParameters:
-    """A model whose clean latents and noise are two numbers everywhere."""
-
-    def __init__(self, inner: Any) -> None:
-        self.inner = inner
-        self.a, self.b = (torch.tensor(value, requires_grad=True) for value in (0.3, -0.2))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-    def predict(self, x: Tensor, t: Any, text: Tensor, guidance: float, **_: Any) -> Prediction:
-        return Prediction(self.a.expand_as(x), self.b.expand_as(x))
 
 
 def test_the_policy_gradient_of_two_parameters_is_the_analytic_one() -> None:
@@ -99,6 +85,10 @@ def test_the_clipped_objective_has_no_gradient_beyond_the_range() -> None:
     assert float(loss.detach()) == pytest.approx((-1.1 - down + up + 0.9) / 4, abs=1e-4)
     assert metrics["policy/clip_fraction"] == (4.0, 4.0)
     assert metrics["policy/approx_kl"][0] == pytest.approx(4 * 0.02, rel=1e-3)
+    assert metrics["policy/ratio_error"][0] == pytest.approx(2 * (up - 1) + 2 * (1 - down), rel=1e-3)
+    _, still = method.loss(rollout, advantage_B, index_B)
+    assert still["policy/clip_fraction"] == (0.0, 4.0)
+    assert still["policy/advantage"] == (4.0, 4.0)
 
 
 def test_a_relative_clip_range_is_in_units_of_the_spread() -> None:
@@ -180,7 +170,7 @@ def test_scores_of_a_coarse_type_are_compared_as_such() -> None:
 def test_a_reward_without_end_takes_no_part_in_the_statistics() -> None:
     method = make({"name": "ddpo", "min_count": 2})
     batch = clips(method)
-    (scored,) = [score(method.context, batch, batch.latents_BCFhw)]
+    scored = score(method.context, batch, batch.latents_BCFhw)
     scored = replace(scored, reward_B=torch.tensor([1.0, math.inf, math.nan, 3.0]))
     assert method.advantages(batch, [scored]).tolist() == pytest.approx([-1, 0, 0, 1], rel=1e-5)
     assert method.state_dict() == {"rewards": {batch.prompts[0]: [1.0, 3.0]}}
@@ -267,6 +257,9 @@ def test_dpoks_loss_is_the_advantage_over_v_and_a_penalty_by_hand() -> None:
     assert metrics["policy/kl"] == pytest.approx((distance, 1.0), rel=1e-5)
     assert metrics["policy/advantage"] == pytest.approx((4.5, 4.0), rel=1e-5)
     got = torch.autograd.grad(loss, [policy.a, policy.b])
+    taken = rollout.at(torch.full((4,), 1))
+    moved = replace(taken, log_probability_B=taken.log_probability_B + torch.tensor([0.2, -0.2, 0.0, 0.2]))
+    assert [method.loss(scored, each)[1]["policy/clip_fraction"][0] for each in (taken, moved)] == [0.0, 3.0]
     grid, abar = timesteps(4), policy.inner.abar.double()
     now, then = abar[grid[1]], abar[grid[2]]
     variance = (1 - then) / (1 - now) * (1 - now / then)
@@ -303,13 +296,16 @@ def test_the_losses_of_a_step_add_up_to_the_mean_over_the_workers_videos(name: s
     if name == "ddpo":
         updates = list(method.train(rollouts, [torch.tensor([1.0, 2.0]), torch.tensor([3.0, 5.0])], 4))
         expected = [-11 / 4]
+        method.method = method.method.model_copy(update={"timestep_fraction": 0.01})
+        assert len(list(method.train(rollouts, [torch.ones(2)] * 2, 4))) == 2, "at least one step of each video"
     else:
         method.build(batch)
         for parameter in method.value.parameters():
             parameter.data.zero_()
         rewards = [torch.tensor([1.0, 2.0]), torch.tensor([3.0, 5.0])]
         scores = [replace(each, reward_B=reward_B) for each, reward_B in zip(scores, rewards, strict=True)]
-        updates, expected = list(method.train(rollouts, scores, 0.0, 4)), [-2 * 11 / 4] * 2
+        updates, expected = list(method.train(rollouts, scores, 0.25, 4)), [-2 * 11 / 4] * 2
+        assert {update.metrics["policy/value_error"] for update in updates} == {(0.25, 1.0)}
     totals, total = [], 0.0
     for update in updates:
         total += float(update.loss.detach())

@@ -1,23 +1,26 @@
 """Segments, attenuation and the CLIP reward, held to hand-made numbers, open_clip and torchvision."""
 
+import json
 import math
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import open_clip
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, functional, v2
 
 from rlvid.reward.attenuation import tar_weights
-from rlvid.reward.clip import ClipReward
+from rlvid.reward.clip import ClipReward, build_clip, load_clip_folder
 from rlvid.reward.load import load_reward
 from rlvid.reward.preprocess import Preprocess, normalise, saturated_share
 from rlvid.reward.segments import choose_frames
 from rlvid.reward.video import expected_shares, mean_of_frames, plan_frames
-from rlvid.toy.tiny import tiny_reward
+from rlvid.toy.tiny import build_tokenizer, tiny_reward
 
 PROMPTS = ["a red circle moving left", "a dog", "a red circle moving left"]
 BELOW_ONE = 1 - 2**-24
@@ -167,6 +170,7 @@ def test_pixels_are_clamped_normalised_and_counted() -> None:
     assert pixels.grad is not None
     assert pixels.grad[0, 0, 0].tolist() == [0, 1, 1, 1, 0, 1]
     assert float(saturated_share(pixels)) == pytest.approx(2 / 6)
+    assert float(saturated_share(torch.tensor([0.0, 1.0, -0.1, 1.1]))) == 0.5, "at the ends the gradient passes"
     reference = v2.Normalize(open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
     torch.testing.assert_close(normalise(images), reference(images), atol=1e-6, rtol=0)
 
@@ -196,6 +200,30 @@ def test_the_built_in_reward_has_the_activation_it_was_learned_with() -> None:
     kinds = [type(module).__name__ for module in load_reward("builtin").modules()]
     assert "GELU" in kinds
     assert "QuickGELU" not in kinds
+
+
+def test_a_reward_is_read_from_its_folder(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    text = {"context_length": 7, "vocab_size": len(tokenizer), "width": 16, "heads": 2, "layers": 1}
+    vision = {"layers": 1, "width": 16, "head_width": 8, "image_size": 16, "patch_size": 4}
+    config = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text, "quick_gelu": True}
+    clip = build_clip(config)
+    assert any(type(module).__name__ == "QuickGELU" for module in clip.modules())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    state = {name: tensor.contiguous() for name, tensor in clip.state_dict().items()}
+    save_file(state, tmp_path / "model.safetensors")
+    reward = load_clip_folder(tmp_path, tmp_path / "tokenizer")
+    assert all(torch.equal(tensor, state[name]) for name, tensor in reward.clip.state_dict().items())
+    long = "a red circle moving left beside a blue star growing"
+    ids = reward.tokenise([long, "a dog"])
+    assert ids.shape == (2, 7)
+    assert reward(torch.rand(1, 1, 3, 16, 16), [long]).isfinite().all()
+    save_file(
+        {name: tensor for name, tensor in state.items() if name != "text_projection"}, tmp_path / "model.safetensors"
+    )
+    with pytest.raises(ValueError, match=r"1 keys missing \(text_projection\)"):
+        load_clip_folder(tmp_path, tmp_path / "tokenizer")
 
 
 def test_a_prompt_is_encoded_once() -> None:

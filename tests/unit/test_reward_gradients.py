@@ -83,6 +83,9 @@ def test_the_cut_has_its_distribution_and_is_drawn_once_a_batch() -> None:
     assert 1 <= cuts.min() <= cuts.max() <= 49
     assert float(cuts.mean()) == pytest.approx(float(allowed.mean()), abs=0.25)
     assert float(cuts.std()) == pytest.approx(float(allowed.std()), abs=0.2)
+    assert draw_cut(gaussian, 50, 0, 7) == draw_cut(gaussian, 50, 0, 7), "all workers draw the same"
+    with pytest.raises(ValueError, match=r"gives no cut in \[1, 1\)"):
+        draw_cut(gaussian, 1, 0, 0)
     for mean, end in ((0.1, 1), (0.9, 9)):  # the ends of [1, D) are drawn, and nothing beyond them
         drawn = {draw_cut(AlignPropConfig(mean=mean, spread=0.15), 10, 0, step) for step in range(500)}
         assert end in drawn
