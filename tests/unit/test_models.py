@@ -130,6 +130,13 @@ def test_an_adapter_depends_on_its_seed_alone() -> None:
     assert all(not torch.equal(first[n], other[n]) for n in first if "lora_A" in n)
 
 
+def test_an_adapter_is_float32_and_its_base_stays_as_coarse_as_it_is() -> None:
+    denoiser = tiny_model().denoiser.bfloat16()
+    trained = inject_lora(denoiser, 2, TARGETS, seed=0)
+    assert {p.dtype for p in trained} == {torch.float32}
+    assert {p.dtype for n, p in denoiser.named_parameters() if "lora_" not in n} == {torch.bfloat16}
+
+
 def test_scale_blends_from_the_base_model_to_the_tuned_one(base: UNet3DModel) -> None:
     model = adapted()
     tuned = noise_of(model)
@@ -153,6 +160,8 @@ def test_an_adapter_survives_the_disk(tmp_path: Path) -> None:
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
+    told = json.loads((tmp_path / "new" / "adapter" / "adapter_config.json").read_text())
+    assert (told["target_modules"], told["lora_alpha"], told["lora_dropout"]) == (TARGETS, 4, 0.0)
     other = adapted(seed=9, random=False)
     load_lora(other.denoiser, tmp_path / "new" / "adapter")
     assert torch.equal(noise_of(other), noise_of(model))
