@@ -13,7 +13,7 @@ from rlvid.algorithms.base import Batch, Context, Observer, Samples, Team, Updat
 from rlvid.faults import describe
 from rlvid.reward.mixture import MixtureReward
 from rlvid.reward.preprocess import saturated_share
-from rlvid.reward.video import FramePlan, ImageReward, label_of, plan_frames, whole_video
+from rlvid.reward.video import FramePlan, ImageReward, check_shape, label_of, plan_frames, whole_video
 
 log = logging.getLogger("rlvid.algorithms")
 
@@ -158,13 +158,8 @@ def _scores(reward: ImageReward, frames_BSCHW: Tensor, prompts: list[str], obser
         observer.tell(f"the reward {label} raised {describe(error)}; {len(prompts)} videos are left out")
         accepted_B[:] = False
         return frames_BSCHW.float().flatten(2).mean(2).nan_to_num() * 0, accepted_B
-    if scores_BS.shape == shape[:1]:
+    if check_shape(scores_BS, shape, label).shape == shape[:1]:
         scores_BS = scores_BS[:, None].expand(shape)
-    if scores_BS.shape != shape:
-        raise ValueError(
-            f"the reward {label} gave scores of shape {tuple(scores_BS.shape)} for {shape[0]} videos of {shape[1]} "
-            f"frames; expected {tuple(shape)} (one a frame) or {tuple(shape[:1])} (one a video)"
-        )
     if frames_BSCHW.requires_grad and torch.is_grad_enabled() and not scores_BS.requires_grad:
         raise ValueError(
             f"the reward {label} gave scores without a gradient, which this method back-propagates; compute them from "

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from rlvid.evaluate import metrics
+from rlvid.evaluate.ask import Asker
 from rlvid.evaluate.clip import FrameTextModel
 from rlvid.evaluate.generate import generate
 from rlvid.evaluate.rows import METRICS, Comparison, Row, Summary, compare, summarise
 from rlvid.models.base import VideoModel
 from rlvid.reward.clip import ClipReward
-from rlvid.reward.video import ImageReward, mean_of_frames
+from rlvid.reward.video import ImageReward
 from rlvid.toy import oracle
 
 __all__ = [
@@ -37,12 +38,17 @@ def score_videos(
     clip: FrameTextModel,
     use_oracle: bool,
     extra: Mapping[str, ImageReward] | None = None,
+    ask: Asker | None = None,
 ) -> dict[str, Tensor]:
     """Every metric of B videos in [0, 1] on the rewards' device: name -> (B,), float32 on the CPU.
 
-    ``extra`` holds further rewards by the names of their metrics, ``reward_NAME``. All metrics of a video with a pixel
-    that is not finite are NaN.
+    ``extra`` holds further rewards by the names of their metrics, ``reward_NAME``; ``ask`` has the limit on the time of
+    the user's own, by default none. All metrics of a video with a pixel that is not finite are NaN.
+
+    Raises:
+        RuntimeError: see ``Asker``.
     """
+    ask = ask or Asker()
     finite_B = frames_BFCHW.isfinite().flatten(1).all(1).cpu()
     scores = {name: torch.full((len(prompts),), torch.nan) for name in (*METRICS, *(extra or {}))}
     if not finite_B.any():
@@ -51,7 +57,7 @@ def score_videos(
     asked = [prompt for prompt, finite in zip(prompts, finite_B.tolist(), strict=True) if finite]
     image_BFD = clip.image_features(frames)
     found = {
-        "reward": mean_of_frames(reward(frames, asked)),
+        "reward": ask(reward, frames, asked),
         "clipsim": metrics.similarity(image_BFD, clip.text_features(asked)),
         "consistency": metrics.consistency(image_BFD),
         "consistency_all_pairs": metrics.consistency(image_BFD, "all_pairs"),
@@ -61,8 +67,8 @@ def score_videos(
         "diversity": metrics.diversity(image_BFD, asked),
     }
     if held_out is not None:
-        found["held_out"] = mean_of_frames(held_out(frames, asked))
-    found |= {name: mean_of_frames(each(frames, asked)) for name, each in (extra or {}).items()}
+        found["held_out"] = ask(held_out, frames, asked)
+    found |= {name: ask(each, frames, asked) for name, each in (extra or {}).items()}
     if use_oracle:
         found |= {f"oracle_{name}": value for name, value in oracle.grade(frames, asked).items()}
     for name, value in found.items():
@@ -83,6 +89,7 @@ def evaluate_model(
     final: str = "exact",
     seed: int = 0,
     use_oracle: bool = True,
+    ask: Asker | None = None,
     batch: int = 16,
     first_index: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -101,12 +108,14 @@ def evaluate_model(
         final: see ``generate``.
         seed: of the noise.
         use_oracle: grade videos of the built-in world by the oracle too.
+        ask: see ``score_videos``.
         batch: most videos that are made and scored at once.
         first_index: index of the first prompt of each set, where a set is evaluated in parts.
         progress: called with (videos done, all videos).
 
     Raises:
         ValueError: a set without prompts, ``batch`` below 1, or no CLIP model to measure with.
+        RuntimeError: see ``Asker``.
     """
     clip = clip or next((each for each in (held_out, reward) if isinstance(each, ClipReward)), None)
     if clip is None:
@@ -124,8 +133,9 @@ def evaluate_model(
                 settings = {"seed": seed, "steps": steps, "guidance": guidance, "final": final}
                 frames = generate(model, part, batch=batch, first_index=index, **settings)
                 scores = score_videos(
-                    frames.to(model.device), part, reward=reward, held_out=held_out, clip=clip, use_oracle=use_oracle
-                )
+                    frames.to(model.device), part, reward=reward, held_out=held_out, clip=clip, use_oracle=use_oracle,
+                    ask=ask,
+                )  # fmt: skip
                 rows += rows_of(scores, name, set_name, steps, ((index + i, 0, p) for i, p in enumerate(part)))
                 if progress is not None:
                     progress(len(rows), total)

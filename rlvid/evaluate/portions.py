@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import pyarrow as pa
 import torch
 
+from rlvid.evaluate.ask import Asker
 from rlvid.evaluate.compared import Loader
 from rlvid.evaluate.evaluate import rows_of, score_videos
 from rlvid.evaluate.generate import generate
@@ -25,6 +26,7 @@ from rlvid.evaluate.videos import identity_of, read_part, write_part
 Progress = Callable[[str, int, int], None]
 
 _CPUS = 0.5  # of an actor; little, so that a pool fits beside other work even on two cores
+_RETRIES = 3  # of an actor that died, or whose node did
 
 
 def run_evaluation(
@@ -136,7 +138,7 @@ class Scorer(Work):
 
     def __init__(self, evaluation: Evaluation, workers: int | None = None) -> None:
         super().__init__(evaluation, workers)
-        self._how = evaluation.measure.load(device())
+        self._how = evaluation.measure.load(device()) | {"ask": Asker(evaluation.measure.reward.timeout)}
 
     def do(self, index: int) -> int:
         """Scores the videos of a portion and keeps the rows."""
@@ -147,7 +149,10 @@ class Scorer(Work):
                 "evaluation which was killed; start the same command again"
             )
         frames_BFCHW = read_part(part).to(device())
-        scores = score_videos(frames_BFCHW, [prompt for _, _, prompt in portion.places], **self._how)
+        try:
+            scores = score_videos(frames_BFCHW, [prompt for _, _, prompt in portion.places], **self._how)
+        except RuntimeError as error:
+            raise RuntimeError(f"{portion.model.name}, {portion.set}, D = {portion.steps}: {error}") from error
         rows = rows_of(scores, portion.model.name, portion.set, portion.steps, portion.places)
         write_rows(self.evaluation.scores(index), rows)
         return len(rows)
@@ -193,6 +198,9 @@ def _in_pool(
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=_CPUS,
+        # by default for ever, also a portion that kills its process each time
+        max_restarts=_RETRIES,
+        max_task_retries=_RETRIES,
         num_gpus=1 if gpus else 0,
     )
     for batch in done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from rlvid.reward.video import mean_of_frames, whole_video
+from rlvid.reward.video import label_of, mean_of_frames, whole_video
 
 
 class MixtureReward(nn.Module):
@@ -21,12 +21,14 @@ class MixtureReward(nn.Module):
 
     Attributes:
         labels: names of the parts.
+        label: what messages call it.
         latest: the parts' own scores in the last call, detached: (B, S), or (B,) of whole videos. Empty if it failed.
     """
 
     def __init__(self, labels: Sequence[str], parts: Sequence[nn.Module], weights: Sequence[float]) -> None:
         super().__init__()
         self.labels, self.parts, self.weights = list(labels), nn.ModuleList(parts), list(weights)
+        self.label = " + ".join(map(label_of, parts))
         self.whole_video = any(whole_video(part) for part in parts)
         self.latest: dict[str, Tensor] = {}
 

@@ -1,7 +1,7 @@
 """Where SegVR and TAR meet an image reward: which frames are decoded, and what a video's reward is."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,25 @@ def whole_video(reward: ImageReward) -> bool:
 def label_of(reward: ImageReward) -> str:
     """What messages call a reward: FILE.py:FUNCTION for a user's own, else its name."""
     return str(getattr(reward, "label", type(reward).__name__))
+
+
+def check_shape(scores: Tensor, shape: Sequence[int], label: str) -> Tensor:
+    """The scores, whose shape is (B, S) or (B,).
+
+    Args:
+        scores: of a reward.
+        shape: (B, S), videos and frames that it looked at.
+        label: what to call it.
+
+    Raises:
+        ValueError: their shape is another.
+    """
+    if tuple(scores.shape) not in (tuple(shape), tuple(shape[:1])):
+        raise ValueError(
+            f"the reward {label} gave scores of shape {tuple(scores.shape)} for {shape[0]} videos of {shape[1]} "
+            f"frames; expected {tuple(shape)} (one a frame) or {tuple(shape[:1])} (one a video)"
+        )
+    return scores
 
 
 def mean_of_frames(scores: Tensor) -> Tensor:

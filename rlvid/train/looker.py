@@ -9,6 +9,7 @@ import torch
 
 from rlvid.config import RunConfig
 from rlvid.config.reward import RewardConfig
+from rlvid.evaluate.ask import Asker
 from rlvid.evaluate.evaluate import METRICS, evaluate_model
 from rlvid.models.trained import load_trainable, load_trained
 from rlvid.reward.clip import ClipReward
@@ -47,7 +48,7 @@ class Looker:
         self.trained, self.held_out = trained_reward(rewards, device), held_out_reward(rewards, device)
         clips = [each for each in (self.held_out, self.trained) if isinstance(each, ClipReward)]
         self.clip = clips[0] if clips else load_reward("builtin-heldout", device)
-        self.prompts, self.fresh = prompts, True
+        self.prompts, self.fresh, self.ask = prompts, True, Asker(rewards.timeout)
 
     def look(self, folder: str | None) -> dict[str, list[float]]:
         """Metric -> one value a prompt, the mean over its videos; ``folder`` holds a checkpoint, None is the base."""
@@ -69,6 +70,7 @@ class Looker:
             final=sampling.final,
             seed=self.config.seed,
             use_oracle=self.config.model.path == "builtin",
+            ask=self.ask,
             batch=copies * max(1, 8 // copies),  # a prompt's videos stay together, for the diversity
         )
         groups = [rows[start : start + copies] for start in range(0, len(rows), copies)]

@@ -11,10 +11,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from helpers import save_run
 from typer.testing import CliRunner
 
-from rlvid.cli import app
+from rlvid.cli import app, main
 from rlvid.evaluate.compared import find_compared
 from rlvid.evaluate.evaluate import METRICS
 from rlvid.evaluate.plan import Evaluation
@@ -39,6 +40,23 @@ def test_two_actors_give_the_numbers_of_one_process(tmp_path: Path, ray_cluster:
             assert getattr(found, metric) == pytest.approx(getattr(expected, metric), abs=1e-4, nan_ok=True), metric
     with pytest.raises(ValueError, match=r"--workers 99 needs 49.5 CPU cores; the cluster has 8; .* at most 16"):
         run_evaluation(Evaluation.of(find_compared([str(run)]), SETS, steps_list=[3]), workers=99)
+
+
+def test_a_reward_that_hangs_ends_a_pool_too(
+    tmp_path: Path, ray_cluster: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, config = save_run(tmp_path)
+    (tmp_path / "mine.py").write_text("import time\ndef score(frames, prompts):\n    time.sleep(600)\n")
+    own = {"name": "custom", "path": f"{tmp_path}/mine.py:score", "timeout": 0.5}
+    (run / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json") | {"reward": own}))
+    asked = ["--steps", "2", "--sets", "in_domain", "--videos", "2", "--workers", "2", "--trust"]
+    monkeypatch.setattr(sys, "argv", ["rlvid", "evaluate", str(run), *asked, "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert "in_domain, D = 2: the reward mine.py:score gave no answer for 0.5 s (reward.timeout)" in line
 
 
 def test_what_a_killed_evaluation_had_finished_is_not_made_again(tmp_path: Path) -> None:

@@ -379,3 +379,18 @@ def test_a_look_may_take_as_long_as_it_takes_and_room_for_it_may_not(
     else:
         with pytest.raises(ValueError, match="its actor found no room in the cluster for 180 s after training"):
             watch._wait_for("look")
+
+
+def test_a_look_with_a_reward_that_hangs_ends_with_its_name(trained: tuple[Path, RunConfig], tmp_path: Path) -> None:
+    _, config = trained
+    (tmp_path / "mine.py").write_text(
+        "import threading\ndef score(frames, prompts):\n    threading.Event().wait()\n", encoding="utf-8"
+    )
+    own = {"name": "custom", "path": f"{tmp_path}/mine.py:score", "timeout": 0.5}
+    asked = parse_config(
+        config.model_dump()
+        | {"guard": {"every": 2, "copies": 2, "steps": 2}, "reward": own, "output": {"checkpoint_every": 2}}
+    )
+    looker = Looker(asked.model_dump(), asked.model.path, asked.reward.model_dump(), ["a dog", "a star"], False)
+    with pytest.raises(RuntimeError, match=r"the reward mine.py:score gave no answer for 0.5 s .* 'a dog'$"):
+        looker.look(None)

@@ -213,6 +213,28 @@ def test_copies_start_from_noise_of_their_own_which_all_models_share(
         planned(run, copies=17)
 
 
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("threading.Event().wait()", r"gave no answer for 0.5 s \(reward.timeout\)"),
+        ("return {}['x']", r"raised KeyError: 'x' at mine.py:3"),
+        ("sys.exit(3)", r"raised sys.exit\(3\)"),
+        ("return frames[0]", r"gave scores of shape \(4, 3, 16, 16\)"),
+    ],
+)
+def test_a_reward_of_the_users_that_fails_is_named_with_model_and_prompt(tmp_path: Path, body: str, words: str) -> None:
+    (tmp_path / "mine.py").write_text(f"import sys, threading\ndef score(frames, prompts):\n    {body}\n")
+    run, config = save_run(tmp_path)
+    settings = config.model_dump(mode="json") | {"reward": {"timeout": 0.5}}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    further = parse_rewards(f"mine={tmp_path}/mine.py:score")
+    evaluation = planned(run, measure=Measure(find_compared([str(run)])[0].config.reward, further=further))
+    where = "first of the prompt 'a red circle'"
+    with pytest.raises(RuntimeError, match=rf"^base, own, D = 2: the reward mine.py:score {words}.*{where}"):
+        run_evaluation(evaluation)
+    assert not evaluation.unmade()  # the videos are kept
+
+
 def test_the_best_checkpoint_is_the_same_model_as_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, _ = save_run(tmp_path)
     before = run_evaluation(planned(run))
