@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rlvid.config import RunConfig, load_config
-from rlvid.terminal import complain
+from rlvid.terminal import run_command
 
 
 def measure(job: dict[str, Any]) -> None:
@@ -150,12 +150,16 @@ def show(found: dict[str, Any], config: RunConfig, console: Console) -> None:
 
 SUBCOMMANDS = ("step", "scaling", "gpu", "gpu-ray")
 
+
+def run() -> int:
+    """Performs the benchmark that the first argument names; its exit code."""
+    if sys.argv[1:2] and sys.argv[1] in SUBCOMMANDS:
+        module = importlib.import_module(f"benchmark_{sys.argv[1].replace('-', '_')}")
+        code = module.main(sys.argv[2:])
+        return code if isinstance(code, int) else 0
+    main()
+    return 0
+
+
 if __name__ == "__main__":
-    try:
-        if sys.argv[1:2] and sys.argv[1] in SUBCOMMANDS:
-            module = importlib.import_module(f"benchmark_{sys.argv[1].replace('-', '_')}")
-            code = module.main(sys.argv[2:])
-            sys.exit(code if isinstance(code, int) else 0)
-        main()
-    except ValueError as error:
-        sys.exit(complain(error, 2))
+    sys.exit(run_command(run))

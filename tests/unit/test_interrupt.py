@@ -251,3 +251,13 @@ def test_an_error_is_its_cause_in_one_line() -> None:
     assert describe(raised(ValueError("plain"))) == "plain"
     assert describe(raised(ZeroDivisionError("by zero"))) == "ZeroDivisionError: by zero"
     assert describe(raised(AssertionError())).startswith("AssertionError at test_interrupt.py:")
+
+
+def test_every_program_beside_the_package_ends_as_its_commands_do() -> None:
+    root = Path(program.__file__).parents[1]
+    programs = [path for folder in ("jobs", "tuning") for path in (root / folder).glob("*.py")]
+    programs = [path for path in programs if 'if __name__ == "__main__":' in path.read_text(encoding="utf-8")]
+    assert len(programs) >= 6
+    for path in programs:
+        text = path.read_text(encoding="utf-8")
+        assert "run_command(" in text or "from rlvid.cli import main" in text, path
