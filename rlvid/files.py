@@ -14,6 +14,9 @@ from uuid import uuid4
 import yaml
 
 _LOCK = ".lock"
+_MOST_NODES = 1_000_000
+_ODD = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+"""What PyYAML raises at `!!int x`, `!!bool x` or the 30th of February."""
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -35,13 +38,62 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def read_yaml(text: str) -> Any:
+    """Reads YAML whose meaning is what a person sees in it.
+
+    Raises:
+        yaml.YAMLError: it is not valid, a mapping has a key twice (PyYAML keeps the last one), a value is none of its
+            type, it is nested deeper than Python reads, or its aliases make it larger than ``_MOST_NODES``.
+    """
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_node(node, {})
+        return loader.construct_document(node)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+    except _ODD as error:
+        raise yaml.YAMLError(f"a value is none of its type ({error})") from error
+    finally:
+        loader.dispose()
+
+
+def _check_node(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """How many nodes a node is with its aliases written out; ``sizes`` holds those that are known, 0 of open ones."""
+    if id(node) in sizes:
+        if not sizes[id(node)]:
+            raise yaml.MarkedYAMLError(problem="an alias holds itself", problem_mark=node.start_mark)
+        return sizes[id(node)]
+    sizes[id(node)] = 0
+    below: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        keys = set[tuple[str, Any]]()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in keys:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"the key {key.value} is there twice", problem_mark=key.start_mark
+                    )
+                keys.add((key.tag, key.value))
+            below += [key, value]
+    elif isinstance(node, yaml.SequenceNode):
+        below = node.value
+    size = 1 + sum(_check_node(each, sizes) for each in below)
+    if size > _MOST_NODES:
+        raise yaml.MarkedYAMLError(problem="aliases make it too large", problem_mark=node.start_mark)
+    sizes[id(node)] = size
+    return size
+
+
 def read_mapping(path: Path) -> dict[str, Any]:
     """Reads a mapping from a YAML or JSON file.
 
     Raises:
         ValueError: in one line: the file cannot be read, is damaged, or holds no mapping.
     """
-    load: Callable[[str], Any] = json.loads if path.suffix == ".json" else yaml.safe_load
+    load: Callable[[str], Any] = json.loads if path.suffix == ".json" else read_yaml
     try:
         found = load(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -13,6 +13,7 @@ from rlvid.config.reward import absolute
 from rlvid.config.section import Section
 from rlvid.credentials import refuse_credentials, refuse_credentials_in_arguments
 from rlvid.data.prompts import has_prompts, resolve_prompts
+from rlvid.files import read_yaml
 from rlvid.models.folders import movable
 from rlvid.toy.captions import PROMPT_SETS
 from tuning.space import MOST_TRIALS, Dimension, draw, grid, parse_space, shown, size
@@ -246,7 +247,7 @@ def load_sweep(source: str, overrides: list[str] | None = None) -> Sweep:
             f"sweep {source!r} is neither a file nor a shipped one; shipped: {', '.join(shipped_sweeps())}"
         )
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = read_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"sweep {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
@@ -269,7 +270,7 @@ def _override(data: dict[str, Any], text: str) -> None:
     if not equals or not key:
         raise ValueError(f"override {text!r} must have the form key=value, such as trials=12 or train.batch_size=4")
     try:
-        parsed = yaml.safe_load(value)
+        parsed = read_yaml(value)
     except yaml.YAMLError as error:
         raise ValueError(f"override {text!r}: the value is not valid YAML") from error
     section, _, rest = key.partition(".")

@@ -68,11 +68,11 @@ def keep_description(sweep: Sweep) -> None:
     Raises:
         ValueError: the folder holds another sweep (names what has changed), or something else.
     """
-    from rlvid.files import write_whole
+    from rlvid.files import read_mapping, write_whole
 
     note, base = sweep.folder / "sweep.yaml", sweep.run({}, "base", sweep.rungs[-1])
     if note.is_file():
-        kept = yaml.safe_load(note.read_text(encoding="utf-8"))
+        kept = read_mapping(note)
         if changed := _changes(kept, sweep, base):
             raise ValueError(
                 f"sweep {sweep.name!r} exists in {sweep.folder} with another description ({changed}); "

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from copy import deepcopy
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,6 +17,7 @@ from rlvid.config.methods import METHODS, AnyMethod, InstructVideoConfig
 from rlvid.config.reward import Precision, RewardConfig
 from rlvid.config.section import Decay, Section
 from rlvid.credentials import refuse_credentials, refuse_credentials_in_arguments
+from rlvid.files import read_yaml
 
 
 class LoraConfig(Section):
@@ -299,7 +302,7 @@ def read_description(source: str | Path) -> dict[str, Any]:
             f"shipped: {', '.join(shipped_configs())}"
         )
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = read_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
@@ -329,7 +332,7 @@ def _override(data: dict[str, Any], text: str) -> None:
         here[parent] = {"name": inner} if isinstance(inner, str) else dict(inner or {})
         here = here[parent]
     try:
-        here[last] = yaml.safe_load(value)
+        here[last] = read_yaml(value)
     except yaml.YAMLError as error:
         raise ValueError(f"override {text!r}: the value is not valid YAML") from error
 
@@ -339,14 +342,25 @@ def _explain(error: Any) -> str:
     if error["type"] == "union_tag_invalid":
         return f"{where}.name = {error['ctx']['tag']!r} is not a method; allowed: {', '.join(METHODS)}"
     if error["type"] == "extra_forbidden":
-        section: Any = RunConfig
-        for part in error["loc"][:-1]:
-            section = METHODS[part] if part in METHODS else _inner(section, part)
-        return f"unknown key {where}; allowed here: {', '.join(section.model_fields)}"
+        *above, key = error["loc"]
+        keys = _section(above).model_fields
+        guess = "".join(f"; do you mean {near}?" for near in get_close_matches(str(key), keys, 1))
+        return f"unknown key {where}; allowed here: {', '.join(keys)}{guess}"
+    if error["type"] == "model_type":
+        keys = _section(error["loc"]).model_fields
+        return f"{where} = {error['input']!r}: expected a section with keys of its own; allowed: {', '.join(keys)}"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error" and isinstance(error["input"], dict) and where:
         return f"{where}: {message}"
     return f"{where} = {error['input']!r}: {message[0].lower()}{message[1:]}" if where else message
+
+
+def _section(place: Sequence[str | int]) -> Any:
+    """The section that an error's place leads to."""
+    section: Any = RunConfig
+    for part in place:
+        section = METHODS[part] if part in METHODS else _inner(section, part)
+    return section
 
 
 def _inner(section: Any, part: str | int) -> Any:

@@ -21,7 +21,7 @@ def examination(storage: str, address: str | None, run: str | None, quick: bool)
 
         yield from examine("run", partial(check_run, run), "name another folder")
         return
-    from rlvid.doctor import machine
+    from rlvid.doctor import machine, places
 
     broken = "install the packages again: make venv"
     yield from examine("python", machine.check_python, broken)
@@ -29,6 +29,9 @@ def examination(storage: str, address: str | None, run: str | None, quick: bool)
     yield from packages
     yield from examine("accelerator", machine.check_accelerator, broken)
     yield from examine("memory", machine.check_memory, "")
+    yield from examine("home", places.check_home, "set HOME to a folder that you may write to")
+    yield from examine("token", places.check_token, "")
+    yield from examine("temporary folder", places.check_temporary, "set RAY_TMPDIR to another folder")
     yield from examine("storage", partial(machine.check_storage, storage), "choose another folder: --storage")
 
     def sums() -> Iterator[Finding]:

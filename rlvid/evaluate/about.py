@@ -4,7 +4,6 @@ import math
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from rlvid.evaluate.read import (
@@ -21,6 +20,7 @@ from rlvid.evaluate.read import (
     sound,
 )  # fmt: skip
 from rlvid.evaluate.rows import METRICS, Comparison, Summary
+from rlvid.files import read_yaml
 
 
 def _printable(value: str) -> str:
@@ -120,10 +120,7 @@ def read_about(folder: Path) -> tuple[About, dict[str, Any]]:
         raise ValueError(f"{folder}: no evaluation there (no evaluation.yaml); rlvid evaluate writes one")
     text = read_text(folder, path)
     with sound(path):
-        try:
-            content = yaml.safe_load(text)
-        except (ValueError, TypeError) as error:  # of PyYAML's own types: a date without a day
-            raise damaged(path, error) from None
+        content = read_yaml(text)
     about = check(path, About, content)
     names = [model.name for model in about.models]
     if len(set(names)) < len(names):

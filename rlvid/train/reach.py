@@ -242,12 +242,22 @@ def refusal(address: str, error: Exception) -> ValueError:
     )
 
 
+def session_folder() -> str:
+    """The folder below which the Ray of this machine keeps its sockets and logs."""
+    return os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+
+
+def session_room() -> int:
+    """How many bytes longer the path of ``session_folder`` might be; below 0 where it is too long for a socket."""
+    below = f"/ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
+    return _SOCKET_BYTES - len(os.fsencode(session_folder())) - len(below)
+
+
 def check_session_folder() -> None:
     """Raises ValueError where the Ray of this machine could not keep its sockets and logs, which it waits for long."""
-    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
-    below = f"/ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
-    longest = len(os.fsencode(folder)) + len(below)
-    why = f"it is too long for a socket, whose path ends at {_SOCKET_BYTES} bytes" if longest > _SOCKET_BYTES else None
+    folder, why = session_folder(), None
+    if session_room() < 0:
+        why = f"it is too long for a socket, whose path ends at {_SOCKET_BYTES} bytes"
     try:
         Path(folder, "ray").mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=Path(folder, "ray")) as file:

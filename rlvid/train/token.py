@@ -34,6 +34,14 @@ def token() -> str | None:
     return _checked(found, str(file)) if found.strip(_SPACES) else None
 
 
+def token_file() -> Path | None:
+    """The file that ``token`` reads; None where the token is in RAY_AUTH_TOKEN, or there is no home."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return None
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return Path(path) if path else _home_file()
+
+
 def make_own_token() -> None:
     """Gives the Ray that this process starts a token, unless there is one or RAY_AUTH_MODE switches tokens off.
 

@@ -1,6 +1,7 @@
 """The typed description of a run: what is wrong is said in one line, what is right survives the round trip."""
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,18 @@ import yaml
 from pydantic import ValidationError
 
 from rlvid.config import RunConfig, load_config, parse_config, shipped_configs
+from rlvid.files import read_mapping
 
 # (what is written, what the message must say: the key, the value, what is allowed)
 WRONG: list[tuple[dict[str, Any], list[str]]] = [
-    ({"trian": {}}, ["unknown key trian;", "allowed here: name, seed, model"]),
+    ({"trian": {}}, ["unknown key trian;", "allowed here: name, seed, model", "do you mean train?"]),
     ({"train": {"stepz": 1}}, ["unknown key train.stepz;", "allowed here: steps, max_seconds"]),
     ({"model": {"lora": {"alpha": 1}}}, ["unknown key model.lora.alpha;", "allowed here: rank, targets"]),
     ({"method": {"K": 1}}, ["unknown key method.K;", "allowed here: kl, unconditional_gradient, name, tau"]),
     ({"train": {"steps": "many"}}, ["train.steps = 'many'", "valid integer"]),
     ({"train": {"batch_size": 2.5}}, ["train.batch_size = 2.5", "valid integer"]),
-    ({"train": 3}, ["train = 3", "dictionary"]),
-    ({"train": None}, ["train = None", "dictionary"]),
+    ({"train": 3}, ["train = 3", "a section", "allowed: steps, "]),
+    ({"train": None}, ["train = None", "a section"]),
     ({"model": {"lora": {"targets": 3}}}, ["model.lora.targets = 3", "valid list"]),
     ({"model": {"train": "half"}}, ["model.train = 'half'", "'lora' or 'full'"]),
     ({"model": {"train": "full"}, "method": "dpok"}, ["keeps no copy of the base", "'dpok'", "set model.train=lora"]),
@@ -226,3 +228,32 @@ def test_the_papers_settings_are_the_defaults() -> None:
 @pytest.mark.parametrize(("train", "expected"), [({}, 8), ({"workers": 4}, 2), ({"workers": 2, "micro_batch": 1}, 1)])
 def test_a_micro_batch_is_a_workers_share_unless_told(train: dict[str, int], expected: int) -> None:
     assert parse_config({"train": train}).micro_batch == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("train: {steps: 3}\nseed: 1\ntrain: {workers: 1}\n", "the key train is there twice.* line 3"),
+        (
+            "a: &a [x]\n" + "".join(f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in pairwise("abcdefghi")),
+            "large",
+        ),
+        ("a: &a [*a]", "alias holds itself"),
+        ("[" * 1000, "nested too deeply"),
+        ("seed: !!int x", "none of its type"),
+        ("name: 2024-99-99", "none of its type"),
+    ],
+)
+def test_yaml_that_means_other_than_it_says_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=rf"^config {path} is not valid YAML: .*{words}") as caught:
+        load_config(path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=rf"^{path} is damaged .*{words}"):
+        read_mapping(path)
+
+
+def test_a_merged_key_may_be_overridden(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("<<: {seed: 3, name: a}\nseed: 4\n")
+    assert load_config(tmp_path / "run.yaml").seed == 4

@@ -17,11 +17,12 @@ from rlvid.algorithms import rollout
 from rlvid.algorithms.base import Samples
 from rlvid.cli import main
 from rlvid.data.archive import ArchiveWriter
-from rlvid.doctor import cluster, machine, sums
+from rlvid.doctor import cluster, machine, places, sums
 from rlvid.doctor.examination import examination, show
 from rlvid.doctor.finding import Finding, examine
 from rlvid.doctor.run import check_run
 from rlvid.train.metrics import TensorBoard
+from rlvid.train.token import make_own_token
 
 
 def only(findings: Iterator[Finding]) -> Finding:
@@ -36,7 +37,19 @@ def quick(storage: Path) -> list[Finding]:
 def test_a_healthy_machine_has_no_error_and_nothing_is_left_behind(tmp_path: Path) -> None:
     found = quick(tmp_path)
     assert [each.name for each in found if each.status == "error"] == []
-    names = ["python", "packages", "accelerator", "memory", "storage", "gradient", "first-step ratio", "samples"]
+    names = [
+        "python",
+        "packages",
+        "accelerator",
+        "memory",
+        "home",
+        "token",
+        "temporary folder",
+        "storage",
+        "gradient",
+        "first-step ratio",
+        "samples",
+    ]
     assert set(names) <= {each.name for each in found}
     assert all(each.way_out for each in found if each.status != "ok")
     assert list(tmp_path.iterdir()) == []
@@ -51,6 +64,45 @@ def test_storage_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     assert found.status == "error"
     assert "/file/runs cannot be written ([errno 20] Not a directory)" in found.found
     assert "output.storage" in found.way_out
+
+
+def test_a_home_that_cannot_be_written_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert only(places.check_home()).status == "ok"
+    for home, words in (("/proc/nohome", "/proc/nohome cannot be written"), ("relative", "no absolute path")):
+        monkeypatch.setenv("HOME", home)
+        found = only(places.check_home())
+        assert (found.status, words in found.found) == ("warning", True), found
+
+
+def test_a_token_that_others_can_read_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    assert only(places.check_token()).found.startswith("none yet")
+    make_own_token()
+    file = tmp_path / ".ray" / "auth_token"
+    assert only(places.check_token()).found == f"{file}, mode 0600"
+    file.chmod(0o644)
+    found = only(places.check_token())
+    assert (found.status, found.way_out) == ("warning", f"chmod 600 {file}")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "nowhere"))
+    assert only(places.check_token()).status == "error"
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "a" * 40)
+    assert only(places.check_token()).found == "in RAY_AUTH_TOKEN"
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert only(places.check_token()).status == "warning"
+
+
+def test_a_temporary_folder_that_ray_cannot_use_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/proc/" + "long" * 30)
+    assert "too long for a socket" in only(places.check_temporary()).found
+    monkeypatch.setenv("RAY_TMPDIR", "/proc")
+    assert only(places.check_temporary()).status == "error"
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    assert only(places.check_temporary()).found.startswith("/tmp, ")
+    monkeypatch.setattr(places, "_FULL", 0.0)
+    assert only(places.check_temporary()).status == "warning"
 
 
 def test_storage_behind_a_uri_is_written_and_not_taken_for_a_folder_here(

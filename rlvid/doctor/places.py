@@ -1,0 +1,69 @@
+"""The places that programs keep files in beside the storage of runs: home, the token of Ray's clusters, sessions."""
+
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from rlvid.doctor.finding import Finding, judged
+from rlvid.train.reach import check_session_folder, session_folder, session_room
+from rlvid.train.token import PLACES, token, token_file
+
+_GIB = 2**30
+_FULL = 0.95
+"""Share of a disk above which Ray keeps no more objects on it."""
+
+
+def check_home() -> Iterator[Finding]:
+    """The home folder is there and can be written; runs do without, downloads and caches do not."""
+    way = "set HOME to a folder that you may write to; or HF_HOME, TORCH_HOME and RLVID_CACHE, for what is kept there"
+    try:
+        home = Path.home()
+        if not home.is_absolute():
+            raise OSError(None, "it is no absolute path")
+        tempfile.TemporaryFile(dir=home).close()
+    except RuntimeError:
+        yield Finding("home", "warning", "HOME is not set, and this user has none", way)
+    except OSError as error:
+        yield Finding("home", "warning", f"{home} cannot be written ({error.strerror})", way)
+    else:
+        yield Finding("home", "ok", f"{home} can be written")
+
+
+def check_token() -> Iterator[Finding]:
+    """Which token clusters are shown, and that nobody else can read it."""
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        way = "unset RAY_AUTH_MODE: whoever reaches a port of Ray without a token runs code as you"
+        yield Finding("token", "warning", f"RAY_AUTH_MODE = {os.environ['RAY_AUTH_MODE']!r} switches it off", way)
+        return
+    try:
+        held = token()
+    except ValueError as error:
+        yield Finding("token", "error", str(error), f"one of: {PLACES}")
+        return
+    file = token_file()
+    if held is None:
+        yield Finding("token", "ok", "none yet; rlvid makes one for the Ray that it starts")
+    elif file is None:
+        yield Finding("token", "ok", "in RAY_AUTH_TOKEN")
+    else:
+        mode = stat.S_IMODE(file.stat().st_mode)
+        found = f"{file}, mode {mode:04o}{', which others can read' if mode & 0o077 else ''}"
+        yield judged("token", not mode & 0o077, found, f"chmod 600 {file}", "warning")
+
+
+def check_temporary() -> Iterator[Finding]:
+    """Ray's sessions fit into the temporary folder: its path is short enough for sockets, and it has room."""
+    try:
+        check_session_folder()
+    except ValueError as error:
+        yield Finding("temporary folder", "error", str(error), "RAY_TMPDIR=/tmp, or another short path")
+        return
+    folder = session_folder()
+    disk = shutil.disk_usage(folder)
+    free, share = disk.free / _GIB, 1 - disk.free / disk.total
+    found = f"{folder}, {free:.1f} GiB free ({share:.0%} used), path {session_room()} bytes below a socket's longest"
+    way = "free some space, or set RAY_TMPDIR to a folder on another disk: Ray puts objects there that exceed memory"
+    yield judged("temporary folder", free >= 2 and share < _FULL, found, way, "warning")
