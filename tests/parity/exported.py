@@ -20,16 +20,21 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from rlvid import randomness
+from rlvid.algorithms.base import Context, Stopwatch
+from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.config import RunConfig, SamplingConfig
 from rlvid.evaluate.generate import generate
 from rlvid.evaluate.run import find_run
 from rlvid.export import export_run
 from rlvid.models.folders import model_folder
-from rlvid.models.lora import lora_state, save_lora
+from rlvid.models.lora import lora_parameters
 from rlvid.models.trained import load_trainable
 from rlvid.models.unet3d import load_model
+from rlvid.train.checkpoint import checkpoint_name, save_checkpoint
+from rlvid.train.engine import TorchEngine
 
 PROMPT = "a red star moving left on a navy background"
 ENVIRONMENTS = {
@@ -85,13 +90,14 @@ def main() -> None:
 def random_run(folder: Path) -> Path:
     """A run's folder of the built-in model, with an adapter of random weights."""
     config = RunConfig(name=folder.name, sampling=SamplingConfig(steps=20, guidance=3.0))
-    denoiser = load_trainable(config.model, config.seed, config.model.path).denoiser
+    model = load_trainable(config.model, config.seed, config.model.path)
     generator = torch.Generator().manual_seed(0)
-    state = {name: t + torch.randn(t.shape, generator=generator) / 16 for name, t in lora_state(denoiser).items()}
-    checkpoint = folder / "step-000001"
-    save_lora(state, config.model.lora.rank, config.model.lora.targets, checkpoint / "adapter")
-    standing = {"step": 1, "workers": 1, "skipped": 0, "seconds": 0.0, "videos": 8, "versions": {}}
-    (checkpoint / "state.json").write_text(json.dumps(standing | {"config": config.model_dump(mode="json")}))
+    for parameter in lora_parameters(model.denoiser):
+        parameter.data += torch.randn(parameter.shape, generator=generator) / 16
+    method = ALGORITHMS[config.method.name](Context(config, model, nn.Identity(), None, Stopwatch(torch.device("cpu"))))
+    standing = {"step": 1, "workers": 1, "skipped": 0, "seconds": 0.0, "videos": 8}
+    engine = TorchEngine(model.denoiser, config.optimizer)
+    save_checkpoint(folder / checkpoint_name(1), 0, standing, config, engine, method, model.denoiser)
     (folder / "config.yaml").write_text(json.dumps(config.model_dump(mode="json")))  # JSON is YAML
     return folder
 

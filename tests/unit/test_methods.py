@@ -61,9 +61,9 @@ def test_every_method_trains_the_adapter_and_nothing_else(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_micro_batches_add_up_to_the_batch(name: str) -> None:
+def test_micro_batches_with_recomputed_activations_add_up_to_the_batch(name: str) -> None:
     whole = make({"name": name})
-    parts = make({"name": name}, train={"batch_size": 4, "micro_batch": 1})
+    parts = make({"name": name}, train={"micro_batch": 1, "checkpoint_activations": True})
     expected, (first, *_) = flat_gradient(whole, clips(whole))
     got, updates = flat_gradient(parts, clips(parts))
     close(got, expected)
@@ -117,12 +117,12 @@ def test_a_resumed_method_ends_where_an_uninterrupted_one_does(name: str, tmp_pa
 
     straight, first, second = started(), started(), started()
     run(*straight, range(2))
-    run(*first, range(2))
+    run(*first, range(1))
     first[1].save(tmp_path)
     torch.save(first[0].state_dict(), tmp_path / "algorithm.pt")
     second[1].load(tmp_path)
     second[0].load_state_dict(torch.load(tmp_path / "algorithm.pt", weights_only=True))
-    seen = [run(*each, range(2, 3)) for each in (straight, second)]
+    seen = [run(*each, range(1, 2)) for each in (straight, second)]
     assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))  # the weights may round a difference off
     ends = [lora_state(each[0].context.model.denoiser) for each in (straight, second)]
     assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
