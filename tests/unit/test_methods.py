@@ -98,7 +98,7 @@ def test_a_video_that_the_reward_fails_on_is_left_out_and_counted(name: str) -> 
 def test_a_resumed_method_ends_where_an_uninterrupted_one_does(name: str, tmp_path: Path) -> None:
     settings = {"name": name} | ({"min_count": 2} if name == "ddpo" else {})
     # The last batch has a prompt of the first without its company, on which what a process keeps must not depend.
-    serials = [(0, 1, 2, 3), (4, 5, 6, 7), (9, 13, 17, 21)]
+    serials = [(0, 1, 2, 3), (9, 13, 17, 21)]
 
     def started() -> tuple[Any, TorchEngine]:
         method = make(settings)
@@ -116,7 +116,7 @@ def test_a_resumed_method_ends_where_an_uninterrupted_one_does(name: str, tmp_pa
         return seen
 
     straight, first, second = started(), started(), started()
-    run(*straight, range(2))
+    run(*straight, range(1))
     run(*first, range(1))
     first[1].save(tmp_path)
     torch.save(first[0].state_dict(), tmp_path / "algorithm.pt")
