@@ -38,6 +38,17 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def stand_in(file: Path) -> str | None:
+    """Names what a download or a clone left in place of a file, and the way out: a Git LFS pointer or a web page."""
+    with file.open("rb") as stream:
+        head = stream.read(512)
+    if head.startswith(b"version https://git-lfs.github.com/spec/"):
+        return "is a Git LFS pointer and not the file itself; fetch it with `git lfs pull` or `hf download`"
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "is a web page and not the file itself; use the link of the download"
+    return None
+
+
 def read_yaml(text: str) -> Any:
     """Reads YAML whose meaning is what a person sees in it.
 

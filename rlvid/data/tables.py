@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rlvid.files import stand_in
 from rlvid.text import printable
 
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -81,15 +82,17 @@ def read_text(path: Path) -> str:
     """The text of a UTF-8 file, without a byte order mark.
 
     Raises:
-        ValueError: it is missing, cannot be read, is not UTF-8, or ends lines with a lone carriage return; the message
-            names file and line.
+        ValueError: it is missing, cannot be read, is a Git LFS pointer or a web page, is not UTF-8, or ends lines with
+            a lone carriage return; the message names file and line.
     """
     if not path.is_file():
         raise ValueError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
     try:
-        data = path.read_bytes()
+        data, found = path.read_bytes(), stand_in(path)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+    if found:
+        raise ValueError(f"{path}: {found}")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")) or data.count(0) * 4 > len(data):
         raise ValueError(f"{path}:1: is not UTF-8 text but UTF-16 or UTF-32, or no text; save the file as UTF-8")
     try:
@@ -192,6 +195,8 @@ def _parquet_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
                     raise ValueError(f"{path}: column {name!r} is of type {schema.field(name).type}; it must hold text")
             table = file.read(columns=list(columns))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if found := path.is_file() and stand_in(path):
+            raise ValueError(f"{path}: {found}") from error
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path}: is not a Parquet file, or a damaged one: {printable(reason)}") from error
     for number, scalars in enumerate(zip(*(table[name] for name in columns), strict=True), start=1):

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from rlvid.data.pixels import problem, shown
+from rlvid.files import stand_in
 
 # A file named .mp4 may hold anything; a playlist, say, would make FFmpeg open other files.
 _OPEN = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif", "protocol_whitelist": "file"}
@@ -62,7 +63,8 @@ def read_video(path: str | Path, *, frames: int, size: int, fps: float) -> Tenso
         raise
     except (FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise VideoError(f"{path}: cannot be decoded as a video: {reason}") from error
+        found = stand_in(path) if isinstance(error, ValueError) else None  # no video at all, says FFmpeg
+        raise VideoError(f"{path}: {found or f'cannot be decoded as a video: {reason}'}") from error
 
 
 def _open(path: Path) -> av.container.InputContainer:

@@ -26,7 +26,6 @@ from rlvid.evaluate.videos import identity_of, read_part, write_part
 Progress = Callable[[str, int, int], None]
 
 _CPUS = 0.5  # of an actor; little, so that a pool fits beside other work even on two cores
-_RETRIES = 3  # of an actor that died, or whose node did
 
 
 def run_evaluation(
@@ -198,9 +197,6 @@ def _in_pool(
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=_CPUS,
-        # by default for ever, also a portion that kills its process each time
-        max_restarts=_RETRIES,
-        max_task_retries=_RETRIES,
         num_gpus=1 if gpus else 0,
     )
     for batch in done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):

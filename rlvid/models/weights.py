@@ -18,14 +18,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from rlvid.files import stand_in
+
 _STEMS = ("model", "diffusion_pytorch_model", "pytorch_model", "open_clip_model", "open_clip_pytorch_model")
 """Names of weight files of transformers, diffusers and open_clip, without their endings."""
 _UNFINISHED = (".incomplete", ".part", ".crdownload", ".aria2")
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _CONSTANTS = ("position_ids", "num_batches_tracked", "input_resolution", "context_length", "vocab_size")
 """Ends of the names of constants, the only tensors of whole numbers among weights."""
-_POINTER = b"version https://git-lfs.github.com/spec/"
-_PAGES = (b"<!doctype", b"<html", b"<?xml")
 _TORCH = (b"PK\x03\x04", b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19")
 """What files of torch.save begin with: a zip archive, or before torch 1.6 a number."""
 _DAMAGED = (
@@ -85,17 +85,10 @@ def check_text(file: Path, where: str) -> None:
     if not file.is_file():
         what = "is a link to a file that is not there" if file.is_symlink() else "is missing"
         raise ValueError(f"{where}: {file.name} {what}; fetch it again")
-    with file.open("rb") as stream:
-        head = stream.read(512)
-    if not head:
+    if not file.stat().st_size:
         raise ValueError(f"{where}: {file.name} is empty; fetch it again")
-    if head.startswith(_POINTER):
-        raise ValueError(
-            f"{where}: {file.name} is a Git LFS pointer and not the file itself; fetch it with `git lfs pull` or "
-            "`hf download`"
-        )
-    if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_PAGES):
-        raise ValueError(f"{where}: {file.name} is a web page and not the file itself; use the link of the download")
+    if found := stand_in(file):
+        raise ValueError(f"{where}: {file.name} {found}")
 
 
 def check_texts(folder: Path, where: str) -> None:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlvid.data.prompts import check_prompt, read_prompts, resolve_prompts
+from rlvid.data.videos import read_video
 
 
 def test_prompts_are_read_from_every_format(tmp_path: Path) -> None:
@@ -176,3 +177,20 @@ def test_damaged_tables_end_in_one_line(tmp_path: Path) -> None:
                 said, read = str(error), [str(error)]
             assert said.startswith(str(path) if said else "")
             assert all(text.encode().strip() and text.isprintable() for text in read)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 123\n", "is a Git LFS pointer"),
+        (b"\n<!DOCTYPE html><title>404</title>", "is a web page"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.jsonl", "a.parquet", "a.mp4"])
+def test_what_a_download_left_in_place_of_a_file_is_named(
+    tmp_path: Path, name: str, content: bytes, words: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^{path}: {words}.*"):
+        read_video(path, frames=2, size=16, fps=8.0) if name == "a.mp4" else read_prompts(path)
