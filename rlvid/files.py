@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ _LOCK = ".lock"
 _MOST_NODES = 1_000_000
 _ODD = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 """What PyYAML raises at `!!int x`, `!!bool x` or the 30th of February."""
+_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}")
+"""Name of a file while ``write_whole`` writes it."""
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -30,6 +33,13 @@ def write_whole(path: Path, data: bytes) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Deletes files that ``write_whole`` left in a folder when its process was killed; nobody may write there now."""
+    for path in folder.glob(".*"):
+        if _UNFINISHED.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:
@@ -117,8 +127,10 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def held(lock: Path, otherwise: str) -> Iterator[None]:
+def held(lock: Path, otherwise: str, *also: Path) -> Iterator[None]:
     """Holds a lock file for this process; the hold ends with the process, however that ends.
+
+    Unfinished files of killed processes in the lock's folder, and in the folders ``also``, are deleted first.
 
     Raises:
         ValueError: ``otherwise``, if another process holds it.
@@ -128,6 +140,8 @@ def held(lock: Path, otherwise: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(otherwise) from None
+        for folder in (lock.parent, *also):
+            clear_unfinished(folder)
         yield
 
 

@@ -9,13 +9,12 @@ last checkpoint. docs/sweeps.md says more.
 """
 
 import argparse
-import fcntl
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ if sys.path and Path(sys.path[0] or ".").resolve() == ROOT / "tuning":
     sys.path[0] = str(ROOT)  # started as a script: modules are found as tuning.*, and none by its bare name
 
 from rlvid.config import RunConfig, parse_config  # noqa: E402
+from rlvid.files import held  # noqa: E402
 from rlvid.interrupt import kept  # noqa: E402
 from rlvid.terminal import console, run_command, say, shell, short  # noqa: E402
 from rlvid.train.resume import differences  # noqa: E402
@@ -118,18 +118,15 @@ def alone(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: another process holds it, or it cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w", encoding="utf-8")  # noqa: SIM115
-    except OSError as error:
-        raise ValueError(
-            f"storage: {folder} cannot be written ({error.strerror}); choose another storage=..."
-        ) from None
-    with lock:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"sweep {folder} is being run by another process; wait for its end") from None
+            folder.mkdir(parents=True, exist_ok=True)
+            otherwise = f"sweep {folder} is being run by another process; wait for its end"
+            stack.enter_context(held(folder / ".lock", otherwise, folder / "report", *folder.glob("*/rungs")))
+        except OSError as error:
+            raise ValueError(
+                f"storage: {folder} cannot be written ({error.strerror}); choose another storage=..."
+            ) from None
         yield
 
 

@@ -12,7 +12,7 @@ from rlvid.data.parquet import open_parquet
 from rlvid.doctor.finding import Finding, examine, judged
 from rlvid.evaluate.scalars import read_events
 from rlvid.train.checkpoint import checkpoint_name, flaw, read_state, step_of
-from rlvid.train.looks import find_best, read_means, summary
+from rlvid.train.looks import best_step, find_best, read_means
 from rlvid.train.record import read_settings, recorded
 from rlvid.train.resume import carries_over
 
@@ -134,7 +134,7 @@ def check_guard(folder: Path, config: RunConfig) -> Iterator[Finding]:
         if config.guard.every:
             yield Finding("guard", "warning", "no looks yet", f"the first comes beside step {config.guard.every}")
         return
-    best = summary(folder).get("step")
+    best = best_step(folder)
     fine = best == 0 or ((found := find_best(folder)) is not None and found.step == best)
     way = f"start training again: it is brought back while {checkpoint_name(best or 0)} exists"
     yield judged("guard", fine, f"{len(steps)} looks, best: step {best}", way, "warning")

@@ -27,8 +27,8 @@ from rlvid.evaluate.run import (
 from rlvid.models.folders import movable, resolved_shape
 from rlvid.models.trained import load_trained
 from rlvid.models.unet3d import UNet3DModel
-from rlvid.train.checkpoint import Found
-from rlvid.train.looks import find_best, summary
+from rlvid.train.checkpoint import Found, flaw
+from rlvid.train.looks import best_step, find_best
 
 FORM = "[LABEL=]RUN[@STEP|@best|@all][*SCALE]"
 BASE = "base"
@@ -188,11 +188,19 @@ def _chosen(spec: Spec, found: list[Found], step: int | None) -> list[Found]:
     if spec.which == "best":
         best = find_best(run)
         if best is None:
-            why = "is the base model" if summary(run) else "was never sought; guard.every=N has the guard look for it"
-            raise ValueError(f"{spec.text!r}: the best checkpoint of run {run} {why}")
+            raise ValueError(f"{spec.text!r}: the best checkpoint of run {run} {_why_no_best(run)}")
         check_whole(best)
         return [best]
     return [choose(found, int(spec.which) if spec.which else step)]
+
+
+def _why_no_best(run: Path) -> str:
+    step = best_step(run)
+    if step is None:
+        return "was never sought; guard.every=N has the guard look for it"
+    if step == 0:
+        return "is the base model"
+    return f"is damaged ({flaw(run / 'best', resumable=False)}); name another step, as in {run.name}@STEP"
 
 
 def _check(models: list[Compared]) -> None:

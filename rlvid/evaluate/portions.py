@@ -5,7 +5,6 @@ needs no new video. A portion is the batch in which videos are made and scored, 
 the portions are shared out.
 """
 
-import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from rlvid.evaluate.rows import Row
 from rlvid.evaluate.run import device
 from rlvid.evaluate.scores import told_if_full, write_rows
 from rlvid.evaluate.videos import identity_of, read_part, write_part
+from rlvid.files import held
 
 Progress = Callable[[str, int, int], None]
 
@@ -213,9 +213,6 @@ def alone(evaluation: Evaluation) -> Iterator[None]:
     """
     folder = evaluation.folder
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".evaluation.lock", "w", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{folder}: another process evaluates into this folder; wait for its end") from None
+    otherwise = f"{folder}: another process evaluates into this folder; wait for its end"
+    with held(folder / ".evaluation.lock", otherwise):
         yield

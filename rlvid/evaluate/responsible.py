@@ -8,7 +8,7 @@ from typing import Any
 
 from rlvid.evaluate.escape import markdown_text
 from rlvid.evaluate.read import KEY, read_table
-from rlvid.train.looks import read_means, summary, warnings_of
+from rlvid.train.looks import best_step, read_means, warnings_of
 
 _SHOWN = 10
 _FEWEST_LOOKS = 3  # the base's, and two in a row that lost
@@ -41,7 +41,7 @@ def over_optimisation(run: Path) -> str:
         )
     elif warnings:
         lines += ["The guard warned:", "", *(f"- {markdown_text(warning)}" for warning in warnings)]
-        best = summary(run).get("step")
+        best = best_step(run)
         if best is not None:
             best = "the base model, before any step" if best == 0 else f"that of step {best}"
             lines += ["", f"By the held-out reward the best checkpoint is {best}."]

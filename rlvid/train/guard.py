@@ -25,7 +25,7 @@ from rlvid.data.clips import EncodedClips
 from rlvid.evaluate.pictures import reward_curve
 from rlvid.train.checkpoint import checkpoint_name
 from rlvid.train.looker import Looker
-from rlvid.train.looks import Looked, Looks, guard_prompts, read_means, summary
+from rlvid.train.looks import Looked, Looks, best_step, guard_prompts, read_means
 from rlvid.train.metrics import TensorBoard
 from rlvid.train.nodes import Shape, guard_gpus, worker_gpus
 from rlvid.train.verdict import COLLAPSE, HELD_OUT, TOLERANCE, TRAINED, Verdict
@@ -250,7 +250,8 @@ def draw(folder: Path, verdict: Verdict, looks: Looks) -> None:
     steps, means = read_means(folder)
     names = {TRAINED: "trained reward", HELD_OUT: "held-out reward", "oracle_score": "oracle (never asked)"}
     series = {label: means[m] for m, label in names.items() if any(map(math.isfinite, means[m]))}
-    marks = {f"best: step {summary(folder)['step']}": float(summary(folder)["step"])} if summary(folder) else {}
+    best = best_step(folder)
+    marks = {} if best is None else {f"best: step {best}": float(best)}
     if verdict.spoilt:
         step = looks.all[verdict.spoilt.at].step
         marks[f"warning: step {step}"] = float(step)

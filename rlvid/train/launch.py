@@ -265,7 +265,8 @@ def _kept(folder: Path, here: bool) -> str:
 def _alone(folder: Path) -> AbstractContextManager[None]:
     """Holds the run's folder for this process; the hold ends with it, however it ends."""
     way = "wait for its end, or choose another name=..."
-    return held(folder / ".lock", f"run {folder.name!r} in {folder} is being trained by another process; {way}")
+    otherwise = f"run {folder.name!r} in {folder} is being trained by another process; {way}"
+    return held(folder / ".lock", otherwise, folder / "guard")
 
 
 def _fit(config: RunConfig, mirror: Mirror, console: Console, address: str | None) -> Finished:

@@ -36,6 +36,8 @@ NAMES = {
     "diversity": "diversity",
 }  # fmt: skip
 
+_ANEW = "delete the folder best, and the guard makes it anew as long as the run goes on"
+
 
 def guard_prompts(config: RunConfig, captions: list[str]) -> list[str]:
     """The prompts of a run's looks: ``guard.prompts``, or the first distinct captions of its clips.
@@ -152,7 +154,7 @@ class Looks:
         if not self.best.is_dir() and (fresh / "best.json").is_file():  # killed between the two last steps below
             fresh.rename(self.best)
         copied = next((p for p in self._copies(look.step) if look.step == 0 or flaw(p, resumable=False) is None), None)
-        if summary(self.run).get("step") != look.step and copied is not None:
+        if best_step(self.run) != look.step and copied is not None:
             shutil.rmtree(fresh, ignore_errors=True)
             fresh.mkdir()
             if look.step:
@@ -233,10 +235,22 @@ def find_best(run: Path) -> Found | None:
     return Found(run / "best", read_state(run / "best").step)
 
 
-def summary(run: Path) -> dict[str, Any]:
-    """``best.json`` of a run; empty where there is none."""
+def best_step(run: Path) -> int | None:
+    """The step of the guard's best model, 0 for the base; None where the guard has not looked for one.
+
+    Raises:
+        ValueError: ``best.json`` is damaged.
+    """
     path = run / "best" / "best.json"
-    return read_mapping(path) if path.is_file() else {}
+    if not path.is_file():
+        return None
+    try:
+        step = read_mapping(path).get("step")
+    except ValueError as error:
+        raise ValueError(f"{error}; {_ANEW}") from None
+    if type(step) is not int or step < 0:
+        raise ValueError(f"{path} is damaged (step: {step!r:.40}; allowed: 0 or more); {_ANEW}")
+    return step
 
 
 def read_means(run: Path) -> tuple[list[int], dict[str, list[float]]]:

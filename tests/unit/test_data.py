@@ -397,9 +397,28 @@ def test_an_unfinished_encoding_takes_the_same_clips_only(encoded: tuple[Path, d
     rows.write_bytes(rows.read_bytes()[:-50])
     with pytest.raises(ValueError, match=r"rows-000000000.parquet: is damaged .*delete .*clips.unfinished"):
         ClipWriter(out, made_with)
+    rows.unlink()
+    for name, content in {
+        "skipped-000000000.json": '[{"index": "first"}]', "skipped-000000008.json": "", "plan.json": "[]",
+    }.items():  # fmt: skip
+        (work / name).write_text(content)
+        with pytest.raises(ValueError, match=rf"{name}: is damaged .*delete .*clips.unfinished") as error:
+            ClipWriter(out, made_with)
+        assert "\n" not in str(error.value)
+        (work / name).unlink()
+        (work / "plan.json").write_text(json.dumps(made_with))
     (work / "plan.json").unlink()
+    (work / "rows-000000000.parquet").touch()
     with pytest.raises(ValueError, match=r"clips\.unfinished: is in the way"):
         ClipWriter(out, made_with)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"clips": 2}', '{"clips": 2, "skipped": [{"path": 3}]}'])
+def test_a_damaged_report_of_clips_is_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text(content)
+    with pytest.raises(ValueError, match=r"report\.json: is damaged .*encode again") as error:
+        writing.read_report(tmp_path)
+    assert "\n" not in str(error.value)
 
 
 def test_the_base_models_samples_belong_to_their_index() -> None:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlvid.data.parquet import open_parquet
-from rlvid.files import read_mapping, scratch, whole_folder
+from rlvid.files import held, read_mapping, scratch, whole_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,6 +53,25 @@ def test_what_a_killed_process_left_is_deleted_and_what_another_one_uses_is_not(
         assert files(tmp_path) == ["big"]
         with scratch(tmp_path):
             assert files(tmp_path) == []
+
+
+def test_a_file_that_a_killed_process_left_half_written_is_deleted_by_the_next_that_holds_the_folder(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "guard").mkdir()
+    (tmp_path / "note.txt").write_text("whole")
+    (tmp_path / ".mine").touch()
+    code = (
+        "import os, signal, sys; from pathlib import Path; from rlvid.files import write_whole\n"
+        "os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "write_whole(Path(sys.argv[1]), b'half')"
+    )
+    for path in (tmp_path / "note.txt", tmp_path / "guard" / "stop"):
+        subprocess.run([sys.executable, "-c", code, str(path)], check=False, cwd=ROOT)
+    assert len(files(tmp_path)) == 4, "nothing was left, so nothing is shown"
+    with held(tmp_path / ".lock", "busy", tmp_path / "guard", tmp_path / "missing"):
+        assert files(tmp_path) == [".mine", "note.txt"]
+        assert (tmp_path / "note.txt").read_text() == "whole"
 
 
 def test_a_folder_is_replaced_at_once_and_a_killed_writer_leaves_nothing_for_ever(tmp_path: Path) -> None:

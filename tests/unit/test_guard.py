@@ -12,12 +12,13 @@ import pytest
 from helpers import save_run
 
 from rlvid.config import RunConfig, load_config, parse_config
+from rlvid.evaluate.compared import find_compared
 from rlvid.evaluate.run import find_run, load_run
 from rlvid.train import guard
 from rlvid.train.checkpoint import flaw
 from rlvid.train.guard import check_room
 from rlvid.train.looker import Looker
-from rlvid.train.looks import Looked, Looks, find_best, guard_prompts, read_means, stop_flag
+from rlvid.train.looks import Looked, Looks, best_step, copy_trained, find_best, guard_prompts, read_means, stop_flag
 from rlvid.train.nodes import guard_gpus, worker_gpus
 from rlvid.train.verdict import COLLAPSE, HELD_OUT, TOLERANCE, TRAINED, judge, student
 
@@ -309,6 +310,29 @@ def test_a_kill_between_two_bests_loses_neither(guarded: tuple[Path, RunConfig])
     best = find_best(run)
     assert best is not None
     assert best.step == 2
+
+
+@pytest.mark.parametrize(
+    "content", ["", '{"step": ', "[2]", "{}", '{"step": "2"}', '{"step": true}', '{"step": -1}', "\xff"]
+)
+def test_a_damaged_note_of_the_best_checkpoint_is_named_in_one_line(content: str, tmp_path: Path) -> None:
+    (tmp_path / "best").mkdir()
+    assert best_step(tmp_path) is None
+    (tmp_path / "best" / "best.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"best\.json is damaged .*; delete the folder best") as error:
+        best_step(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_damaged_best_checkpoint_is_not_called_the_base_model(guarded: tuple[Path, RunConfig]) -> None:
+    run, _ = guarded
+    copy_trained(run / "step-000002", run / "best")
+    for content, why in (("{}", "best.json is damaged"), ('{"step": 0}', "is the base model"), ('{"step": 2}', None)):
+        (run / "best" / "state.json").write_text("{")
+        (run / "best" / "best.json").write_text(content)
+        with pytest.raises(ValueError, match=why or r"is damaged \(state\.json .*name another step") as error:
+            find_compared([f"{run}@best"])
+        assert "\n" not in str(error.value)
 
 
 def test_the_flag_is_there_only_when_it_is_asked_for(guarded: tuple[Path, RunConfig]) -> None:
