@@ -372,6 +372,11 @@ def main() -> None:
 def _run() -> None:
     refuse_credentials_in_arguments(sys.argv[1:])
     if wrong := [text for text in sys.argv[1:] if not is_utf8(text)]:
+        if sys.getfilesystemencoding() != "utf-8":
+            raise ValueError(
+                f"argument {wrong[0]}: Python reads text as {sys.getfilesystemencoding()} here, by the locale and "
+                "PYTHONUTF8=0; set PYTHONUTF8=1"
+            )
         raise ValueError(f"argument {wrong[0]}: is not UTF-8; rename the file, or write the text in UTF-8")
     app()
 

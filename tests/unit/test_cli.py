@@ -1,6 +1,7 @@
 """The command as a user meets it: help at once, and one clear line with exit code 2 for every mistake."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -142,3 +143,11 @@ def test_prompts_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "UTF-8" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_locale_without_utf8_is_named_as_such() -> None:
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "rlvid", "train", "toy", "output.storage=läufe".encode()]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert re.search(r"^error: argument output.storage=.*: Python reads text as ascii .* PYTHONUTF8=1$", done.stderr)
