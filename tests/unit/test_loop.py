@@ -111,6 +111,7 @@ def test_a_run_takes_the_steps_of_plain_torch_and_resumes_to_the_same_bits(clust
     stages = [cluster.told(f"seconds/{name}") for name in ("step", "backward", "sync", "data")]
     assert all(len(each) == 2 and min(each) > 0 for each in stages)
     assert all(total >= sum(parts) for total, *parts in zip(*stages, strict=True))
+    assert sum(stages[0]) <= done["seconds"], "no step takes longer than the whole"
 
     shutil.rmtree(cluster.run / "step-000002")
     cluster.latest = cluster.run / "step-000001"

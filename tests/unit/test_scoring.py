@@ -47,7 +47,7 @@ def test_frames_that_are_not_finite_are_no_fault_of_the_reward() -> None:
     context.observer = Told()
     context.reward = lambda frames, prompts: frames.mean((2, 3, 4))
     latents = batch.latents_BCFhw.clone()
-    latents[2, :, 1:] = math.inf
+    latents[2, :, :2] = math.inf  # of the first segment alone
     scored = score(context, batch, latents)
     assert scored.valid_B.all()
     assert scored.reward_B.isfinite().tolist() == [True, True, False, True]
