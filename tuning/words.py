@@ -5,6 +5,7 @@ from typing import Any
 
 from rlvid.evaluate.escape import markdown_text
 from rlvid.models.folders import resolved_shape
+from rlvid.stats import MIN_PROMPTS
 from tuning.description import Sweep
 from tuning.journal import INVALID
 from tuning.report import TITLES, Outcome, difference
@@ -27,7 +28,7 @@ def found(sweep: Sweep, outcomes: list[Outcome], order: list[Outcome], base: dic
     if gain := difference(best, base, sweep.metric):
         lines.append(
             f"- The base has {base['mean'][sweep.metric]:.3f}: a gain of {_interval(gain)} (paired over {gain.pairs} "
-            f"videos, 95 % bootstrap interval){'' if gain.low > 0 else ', which may be chance'}."
+            f"videos, 95 % bootstrap interval){'' if gain.way > 0 else f', which may be chance{_few(gain)}'}."
         )
     if len(order) > 1 and best.step is not None:
         second = order[1]
@@ -35,11 +36,17 @@ def found(sweep: Sweep, outcomes: list[Outcome], order: list[Outcome], base: dic
         lines.append(
             f"- The next one, {second.trial.name} ({markdown_text(shown(second.trial.settings))}), has "
             f"{second.value(sweep.metric):.3f}: a difference of {_interval(gain)}, "
-            + ("which these videos tell apart." if gain.low > 0 else "which these videos do not tell apart.")
+            + ("which these videos tell apart." if gain.way > 0 else f"which may be chance{_few(gain)}.")
         )
     lines += [line for dimension in sweep.dimensions if (line := _effect(sweep, dimension, outcomes))]
     lines.append("- Each trial is one seed; what another seed would have given is not in these numbers.")
     return lines
+
+
+def _few(gain: Any) -> str:
+    """Why an interval above 0 proves nothing, where there are too few prompts."""
+    few = gain.low > 0 and gain.prompts < MIN_PROMPTS
+    return f" ({gain.prompts} prompts; certainty takes {MIN_PROMPTS})" if few else ""
 
 
 def _interval(gain: Any) -> str:

@@ -96,6 +96,7 @@ class _Comparison(Checked):
     steps: _D
     metric: _Name
     pairs: _Count
+    prompts: _Count
     excluded: _Count
     difference: _Score
     low: _Score

@@ -11,9 +11,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from rlvid.evaluate.escape import markdown_text
 from rlvid.evaluate.style import RULE, drawing, legend_label, looks_of
+from rlvid.stats import mean_interval
 
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-"""97.5 % quantile of Student's t for 1, 2, ... degrees of freedom."""
 SHOWN = {
     "reward": "Reward", "held_out": "Held-out reward", "clipsim": "CLIPSIM", "consistency": "Temporal consistency",
     "motion": "Motion", "diversity": "Diversity", "oracle_score": "Oracle score",
@@ -32,15 +31,6 @@ Point = dict[str, Any]
 """A checkpoint's step, its cost so far, and the mean and deviation of every metric."""
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean, and half the 95 % interval of Student's t over seeds (NaN for one seed)."""
-    if len(values) < 2:
-        return values[0], math.nan
-    quantile = STUDENT[min(len(values) - 2, len(STUDENT) - 1)]
-    half = quantile * statistics.stdev(values) / math.sqrt(len(values))
-    return statistics.mean(values), half
-
-
 def table(results: dict[str, list[list[Point]]]) -> str:
     """Markdown: the base, then every method at its end; mean over seeds and its interval.
 
@@ -54,7 +44,7 @@ def table(results: dict[str, list[list[Point]]]) -> str:
         cells = [f"{statistics.mean(end['seconds'] for end in ends):.0f}"]
         cells.append(f"{statistics.mean(end['videos'] for end in ends):.0f}")
         for metric in SHOWN:
-            mean, half = interval([end["mean"][metric] for end in ends])
+            mean, half = mean_interval([end["mean"][metric] for end in ends])
             text = f"{mean:.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")
             cells.append(f"**{text}**" if mean - half > base["mean"][metric] else text)
         cells.append(f"{statistics.mean(end['std']['reward'] for end in ends):.3f}")

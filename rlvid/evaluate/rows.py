@@ -6,11 +6,10 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 
 from rlvid.shapes import ROUNDING
+from rlvid.stats import beyond_chance, bootstrap_interval
 
 EXTRA = "reward_"
 """How the metric of a further reward begins; its name follows."""
-FEWEST = 6
-"""Prompts from which on a gain can be beyond chance: that 5 all go the same way has a probability of 1/16 by chance."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What one metric gained from base to tuned, over the ``pairs`` of videos where both are finite.
+    """What one metric gained from base to tuned, over the ``pairs`` of videos, of ``prompts``, where both are finite.
 
     ``low`` and ``high`` bound the 95 % interval of ``difference`` (percentiles of a paired bootstrap over prompts; NaN
     with fewer than two prompts). ``in_base_std`` is the difference in units of the base's standard deviation over
@@ -95,11 +94,17 @@ class Comparison:
     steps: int
     metric: str
     pairs: int
+    prompts: int
     excluded: int
     difference: float
     low: float
     high: float
     in_base_std: float
+
+    @property
+    def way(self) -> int:
+        """1 where the gain is above chance, -1 where a loss is, else 0; see ``rlvid.stats.beyond_chance``."""
+        return beyond_chance(self.low, self.high, self.prompts)
 
 
 def summarise(rows: Iterable[Row]) -> list[Summary]:
@@ -145,8 +150,8 @@ def compare(
             before, after = (np.array([pair[i].score(metric) for pair in pairs], dtype=np.float64) for i in (0, 1))
             both = np.isfinite(before) & np.isfinite(after)
             prompts = np.array([pair[0].index for pair in pairs])[both]
-            gained = _paired(before[both], after[both], prompts, resamples, np.random.default_rng(seed))
-            counts = (int(both.sum()), int((~both).sum()))
+            gained = _paired(before[both], after[both], prompts, resamples, seed)
+            counts = (int(both.sum()), len(np.unique(prompts)), int((~both).sum()))
             comparisons.append(
                 Comparison(pairs[0][0].model, pairs[0][1].model, set_name, steps, metric, *counts, *gained)
             )
@@ -184,33 +189,14 @@ def _by_video(rows: Iterable[Row], side: str) -> dict[tuple[str, int, int, int],
     return found
 
 
-def bootstrap_means(
-    values: np.ndarray, clusters: np.ndarray, resamples: int, generator: np.random.Generator
-) -> np.ndarray:
-    """The mean of each resample (R,), where whole clusters are drawn with replacement, as many as there are.
-
-    Args:
-        values: N numbers.
-        clusters: N labels; here a prompt's index, since its videos are not independent of each other.
-        resamples: R.
-        generator: of the draws.
-    """
-    _, place = np.unique(clusters, return_inverse=True)
-    sums, counts = np.bincount(place, values), np.bincount(place)
-    drawn = generator.integers(0, len(sums), (resamples, len(sums)))
-    return sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-
-
 def _paired(
-    before: np.ndarray, after: np.ndarray, prompts: np.ndarray, resamples: int, generator: np.random.Generator
+    before: np.ndarray, after: np.ndarray, prompts: np.ndarray, resamples: int, seed: int
 ) -> tuple[float, float, float, float]:
     """Mean difference, its 95 % interval by the paired bootstrap, and the difference in base standard deviations."""
     gain = after - before
     if not len(gain):
         return (float("nan"),) * 4
-    low = high = float("nan")
-    if len(set(prompts.tolist())) > 1:
-        low, high = np.percentile(bootstrap_means(gain, prompts, resamples, generator), [2.5, 97.5])
+    low, high = bootstrap_interval(gain, prompts, resamples, seed)
     std = before.std(ddof=1) if len(gain) > 1 else 0.0
     real = std > ROUNDING * np.abs(before).max()  # else rounding made it
-    return float(gain.mean()), float(low), float(high), float(gain.mean() / std) if real else float("nan")
+    return float(gain.mean()), low, high, float(gain.mean() / std) if real else float("nan")

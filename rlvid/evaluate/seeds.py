@@ -18,11 +18,11 @@ import numpy as np
 from rlvid.config import RunConfig
 from rlvid.evaluate.columns import gain_text, main_metrics, set_title, title_of
 from rlvid.evaluate.compared import Compared
-from rlvid.evaluate.comparison import interval
 from rlvid.evaluate.escape import csv_text
 from rlvid.evaluate.grid import Cell, Grid, latex_page
-from rlvid.evaluate.rows import Row, bootstrap_means, metrics_of, pair_up
+from rlvid.evaluate.rows import Row, metrics_of, pair_up
 from rlvid.files import write_whole
+from rlvid.stats import RESAMPLES, bootstrap_interval, mean_interval
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def seed_results(
     base: str,
     metrics: Sequence[str] | None = None,
     *,
-    resamples: int = 2000,
+    resamples: int = RESAMPLES,
 ) -> list[SeedResult]:
     """Every metric of the base and of every group, for each prompt set and number of steps.
 
@@ -155,7 +155,7 @@ def seed_results(
                 seeds = [_values(each[(set_name, steps)], metric) for each in paired]
                 seeds = [each for each in seeds if len(each[0])]
                 if seeds:
-                    mean, half = interval([float(after.mean()) for _, after, _ in seeds])
+                    mean, half = mean_interval([float(after.mean()) for _, after, _ in seeds])
                     gained = _gain(seeds, resamples) if group != base else (math.nan,) * 3
                     results.append(SeedResult(group, set_name, steps, metric, len(seeds), mean, half, *gained))
     return results
@@ -172,11 +172,7 @@ def _gain(seeds: list[tuple[np.ndarray, np.ndarray, np.ndarray]], resamples: int
     """The mean difference over the videos of all seeds, and its interval: a prompt is drawn with all its videos."""
     gains = np.concatenate([after - before for before, after, _ in seeds])
     prompts = np.concatenate([each for *_, each in seeds])
-    low = high = math.nan
-    if len(set(prompts.tolist())) > 1:
-        means = bootstrap_means(gains, prompts, resamples, np.random.default_rng(0))
-        low, high = np.percentile(means, [2.5, 97.5])
-    return float(gains.mean()), float(low), float(high)
+    return float(gains.mean()), *bootstrap_interval(gains, prompts, resamples)
 
 
 _LEGEND = (

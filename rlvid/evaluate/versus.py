@@ -2,8 +2,7 @@
 
 Two things are chance, and each has a bound of its own. ``low`` and ``high`` are a bootstrap over prompts, paired by
 prompt and noise, for the seeds that were trained. ``half`` is that of Welch's interval over seeds, for the prompts
-that were asked: with v the variance of the seeds' means and n their number, the difference ± t sqrt(v1 / n1 + v2 / n2)
-(B. L. Welch, Biometrika 34, 1947).
+that were asked: with v the variance of the seeds' means and n their number, the difference ± t sqrt(v1 / n1 + v2 / n2).
 """
 
 import math
@@ -15,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from rlvid.evaluate.columns import gain_text, main_metrics, title_of
-from rlvid.evaluate.comparison import STUDENT
 from rlvid.evaluate.escape import csv_text
 from rlvid.evaluate.grid import Cell, Grid, latex_page
-from rlvid.evaluate.rows import FEWEST, Row, bootstrap_means, metrics_of
+from rlvid.evaluate.rows import Row, metrics_of
 from rlvid.files import write_whole
+from rlvid.stats import MIN_PROMPTS, RESAMPLES, beyond_chance, bootstrap_interval, welch
 
 MOST = 10
 """Rows; of more, every two are too many to read."""
@@ -47,11 +46,11 @@ class Versus:
     def sure(self) -> bool:
         """Whether the difference is beyond every bound that there is, over enough prompts."""
         by_seeds = not math.isfinite(self.half) or abs(self.difference) > self.half
-        return self.prompts >= FEWEST and (self.low > 0 or self.high < 0) and by_seeds
+        return beyond_chance(self.low, self.high, self.prompts) != 0 and by_seeds
 
 
 def versus(
-    rows: Sequence[Row], groups: Mapping[str, Sequence[str]], base: str, *, resamples: int = 2000
+    rows: Sequence[Row], groups: Mapping[str, Sequence[str]], base: str, *, resamples: int = RESAMPLES
 ) -> list[Versus]:
     """Every two rows, for each number of steps and metric; the higher one is ``one``.
 
@@ -78,7 +77,7 @@ def versus(
                     one, other = (1, 0) if sides[1][whole].mean() > sides[0][whole].mean() else (0, 1)
                     seeds = [[] if pair[i] == base else sides[i][whole].mean(0).tolist() for i in (one, other)]
                     gains = sides[one][whole].mean(1) - sides[other][whole].mean(1)
-                    low, high = _bounds(gains, prompts, resamples)
+                    low, high = bootstrap_interval(gains, prompts, resamples)
                     counts = (len(gains), len(set(prompts.tolist())))
                     found.append(
                         Versus(
@@ -87,26 +86,6 @@ def versus(
                         )
                     )  # fmt: skip
     return found
-
-
-def _bounds(gains: np.ndarray, prompts: np.ndarray, resamples: int) -> tuple[float, float]:
-    if len(set(prompts.tolist())) < 2:
-        return math.nan, math.nan
-    low, high = np.percentile(bootstrap_means(gains, prompts, resamples, np.random.default_rng(0)), [2.5, 97.5])
-    return float(low), float(high)
-
-
-def welch(*samples: Sequence[float]) -> float:
-    """Half the 95 % interval of a difference of two means; an empty sample's mean is known. NaN for a sample of one.
-
-    The degrees of freedom are rounded down to a whole number.
-    """
-    if any(len(sample) == 1 for sample in samples) or not any(samples):
-        return math.nan
-    parts = [(float(np.var(sample, ddof=1)) / len(sample), len(sample) - 1) for sample in samples if sample]
-    total = sum(part for part, _ in parts)
-    freedom = total**2 / sum(part**2 / free for part, free in parts) if total else min(free for _, free in parts)
-    return STUDENT[min(int(freedom + 1e-9), len(STUDENT)) - 1] * math.sqrt(total)
 
 
 def versus_grids(found: Sequence[Versus]) -> dict[int, Grid]:
@@ -133,7 +112,7 @@ def versus_legend(groups: Mapping[str, Sequence[str]]) -> str:
     return (
         "The first minus the second: difference [95 % interval of a bootstrap over prompts, paired by prompt and noise"
         + ("] ± half of Welch's 95 % interval over seeds, where both have several or one is the base" if seeds else "]")
-        + f". Bold: beyond every bound that is shown, over {FEWEST} prompts or more. Each difference is judged by "
+        + f". Bold: beyond every bound that is shown, over {MIN_PROMPTS} prompts or more. Each difference is judged by "
         "itself, without a correction for their number."
     )
 

@@ -15,7 +15,8 @@ from rlvid.evaluate.style import INK, RULE, SOFT, Look, drawing, legend_label
 from rlvid.report.evidence import Evidence
 from rlvid.report.gather import Gathered, Group
 from rlvid.report.runs import REWARDS, Run
-from rlvid.report.words import mean, shown_set, title
+from rlvid.report.words import finite_scores, mean, shown_set, title
+from rlvid.stats import bootstrap_interval
 
 
 @dataclass(frozen=True)
@@ -157,9 +158,8 @@ def pareto(evidence: Evidence, looks: Mapping[str, Look], called: Mapping[str, s
 
     ``called`` says by a model's name what the legend calls it; several may share an entry, and then a look.
 
-    Bars are 95 % intervals of the means. The thin line joins models that no other exceeds in
-    held-out reward and consistency. None where there
-    is nothing to draw.
+    Bars are 95 % intervals of the means, by a bootstrap over prompts. The thin line joins models that no other exceeds
+    in held-out reward and consistency. None where there is nothing to draw.
     """
     rows = [metric for metric in ("consistency", "motion") if metric in evidence.shown()]
     if not rows:
@@ -188,14 +188,15 @@ def _points(
 ) -> None:  # fmt: skip
     found = []
     for model in evidence.models:
-        (x, dx, nx), (y, dy, ny) = (mean(evidence, model.name, name, steps, m) for m in (evidence.judge, metric))
-        if not (math.isfinite(x) and math.isfinite(y)):
+        scores = [finite_scores(evidence, model.name, name, steps, m) for m in (evidence.judge, metric)]
+        if not all(len(values) for values, _ in scores):
             continue
+        x, y = (float(values.mean()) for values, _ in scores)
         found.append((x, y))
         look, label = looks[model.name], legend_label(called[model.name])
-        bars = [1.96 * d / math.sqrt(n) if math.isfinite(d) else 0.0 for d, n in ((dx, nx), (dy, ny))]
+        across, up = (_bar(values, prompts) for values, prompts in scores)
         axes.errorbar(
-            x, y, bars[1], bars[0], color=theme.colour(look), marker=look.marker, markersize=9, linestyle="none",
+            x, y, up, across, color=theme.colour(look), marker=look.marker, markersize=9, linestyle="none",
             elinewidth=1, alpha=0.95, markeredgecolor=theme.paper, markeredgewidth=0.8, label=label,
         )  # fmt: skip
     if metric == "motion":  # more of it is not better
@@ -204,6 +205,13 @@ def _points(
     front = sorted(p for p in found if not any(q[0] >= p[0] and q[1] >= p[1] and q != p for q in found))
     axes.plot(*zip(*front, strict=True), color=theme.soft, linewidth=0.9, zorder=0) if len(front) > 1 else None
     axes.margins(0.15)
+
+
+def _bar(values: np.ndarray, prompts: np.ndarray) -> np.ndarray:
+    """Distances (2, 1) from the mean to the ends of its 95 % interval; 0 where one prompt gives none."""
+    low, high = bootstrap_interval(values, prompts)
+    middle = values.mean()
+    return np.nan_to_num([[middle - low], [high - middle]]).clip(0)
 
 
 def _figure(theme: Theme, width: float, height: float) -> Figure:

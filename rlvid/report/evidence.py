@@ -11,7 +11,7 @@ import numpy as np
 from rlvid.evaluate.about import About, read_about, score_rows
 from rlvid.evaluate.columns import COLUMNS
 from rlvid.evaluate.read import read_table
-from rlvid.evaluate.rows import FEWEST
+from rlvid.stats import beyond_chance
 
 
 class Case(NamedTuple):
@@ -50,11 +50,8 @@ class Difference:
 
     @property
     def way(self) -> int:
-        """1 where the whole interval is above 0, -1 where it is below, else 0: not beyond chance.
-
-        Also 0 with fewer than ``FEWEST`` prompts, for which a bootstrap's interval is too narrow.
-        """
-        return 0 if self.prompts < FEWEST else (self.low > 0) - (self.high < 0)
+        """1 where a gain is above chance, -1 where a loss is, else 0; see ``rlvid.stats.beyond_chance``."""
+        return beyond_chance(self.low, self.high, self.prompts)
 
 
 @dataclass(frozen=True)

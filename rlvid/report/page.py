@@ -12,7 +12,6 @@ from markupsafe import Markup
 from rlvid import __version__
 from rlvid.config.reward import RewardConfig
 from rlvid.evaluate.card import report_card, without_folders
-from rlvid.evaluate.rows import FEWEST
 from rlvid.evaluate.style import LOOKS
 from rlvid.evaluate.versus import MOST
 from rlvid.report.choice import Choice
@@ -21,6 +20,7 @@ from rlvid.report.gather import Gathered
 from rlvid.report.runs import Run
 from rlvid.report.seeds import over_seeds
 from rlvid.report.words import Told, gain_text, number, percent, shown_set, table, tell, title
+from rlvid.stats import MIN_PROMPTS
 from rlvid.train.looks import warnings_of
 
 _DIGITS = 5
@@ -74,7 +74,7 @@ def render(gathered: Gathered, choice: Choice, shown: Shown) -> dict[str, str]:
         along=shown.along, paretos=shown.paretos,
         strips=shown.strips, runs=[_run(gathered, run) for run in gathered.runs],
         facts=_facts(evidence, shown), version=__version__, data=_data(evidence, shown), title=title,
-        shown_set=shown_set, fewest=FEWEST,
+        shown_set=shown_set, fewest=MIN_PROMPTS,
     )  # fmt: skip
     card = min(48.0, max(18.0, 9.0 * len(gathered.pictured)))  # rem
     style = environment.get_template("report.css.j2").render(looks=LOOKS, width=width, height=height, card=card)

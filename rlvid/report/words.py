@@ -68,12 +68,19 @@ def number(value: float, metric: str = "", signed: bool = False) -> str:
     return (text if bare else text.lstrip("+-")).replace("-", "−")
 
 
+def finite_scores(evidence: Evidence, model: str, name: str, steps: int, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """A model's scores in a metric, where they are finite, and the prompt's index of each."""
+    found = [
+        (v[metric], case.index)
+        for (m, case), v in evidence.scores.items()
+        if (m, case.set, case.steps) == (model, name, steps) and math.isfinite(v[metric])
+    ]
+    return np.array([value for value, _ in found], dtype=np.float64), np.array([index for _, index in found], dtype=int)
+
+
 def mean(evidence: Evidence, model: str, name: str, steps: int, metric: str) -> tuple[float, float, int]:
     """Mean, standard deviation over videos, and how many have a number."""
-    values = np.array(
-        [v[metric] for (m, case), v in evidence.scores.items() if (m, case.set, case.steps) == (model, name, steps)]
-    )
-    values = values[np.isfinite(values)]
+    values, _ = finite_scores(evidence, model, name, steps, metric)
     spread = float(values.std(ddof=1)) if len(values) > 1 else math.nan
     return (float(values.mean()) if len(values) else math.nan), spread, len(values)
 

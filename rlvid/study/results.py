@@ -12,9 +12,9 @@ import numpy as np
 from rlvid.evaluate import columns
 from rlvid.evaluate.columns import COLUMNS
 from rlvid.evaluate.rows import EXTRA
+from rlvid.stats import bradley_terry, krippendorff_alpha, wilson
 from rlvid.study.evaluation import Spot
 from rlvid.study.pairs import AXES, Pair
-from rlvid.study.statistics import bradley_terry, krippendorff_alpha, wilson
 from rlvid.study.store import Answer, Study
 
 

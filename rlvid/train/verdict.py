@@ -23,11 +23,11 @@ diversity are side effects, and say so. Where fewer than two prompts have finite
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import NormalDist
 
 import numpy as np
 
 from rlvid.shapes import ROUNDING
+from rlvid.stats import t_quantile
 
 Look = Mapping[str, Sequence[float]]
 """Metric -> one value a prompt; NaN where a video was not finite."""
@@ -124,30 +124,11 @@ def lost_at(looks: Sequence[Look], metric: str, at: int, alpha: float = ALPHA) -
     left = after - (1 - TOLERANCE.get(metric, 0.0)) * before
     if len(left) < 2:
         return None
-    half = student(1 - alpha / at, len(left) - 1) * float(left.std(ddof=1)) / math.sqrt(len(left))
+    half = t_quantile(1 - alpha / at, len(left) - 1) * float(left.std(ddof=1)) / math.sqrt(len(left))
     half = max(half, ROUNDING * float(np.abs(before).max()))
     if not float(left.mean()) + half < 0:
         return None
     return Loss(metric, at, best, float(before.mean()), float(after.mean()), half)
-
-
-def student(probability: float, freedom: int) -> float:
-    """Quantile of Student's t, by Cornish and Fisher's expansion around the normal one (Abramowitz and Stegun 26.7.5).
-
-    Within 3 % from 3 degrees of freedom and up to 0.999, and ever closer with more; 1 and 2 have closed forms.
-    """
-    if freedom == 1:
-        return math.tan(math.pi * (probability - 0.5))
-    if freedom == 2:
-        return (2 * probability - 1) * math.sqrt(2 / (1 - (2 * probability - 1) ** 2))
-    z = NormalDist().inv_cdf(probability)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / freedom ** (power + 1) for power, term in enumerate(terms))
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -2,7 +2,6 @@
 
 import argparse
 import importlib.util
-import math
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rlvid.evaluate.comparison import SHOWN, interval, table
+from rlvid.evaluate.comparison import SHOWN, table
 
 ROOT = Path(__file__).parents[2]
 
@@ -92,12 +91,6 @@ def test_points_are_spread_over_the_cost(compare: ModuleType) -> None:
     assert compare.at_cost(states, 1) == [9]
     assert compare.at_cost(states, 3) == [4, 6, 9]
     assert compare.at_cost(states, 50) == [2, 4, 6, 8, 9]
-
-
-def test_intervals_are_students(compare: ModuleType) -> None:
-    mean, half = interval([1.0, 2.0, 3.0])
-    assert (mean, half) == (2.0, pytest.approx(4.303 / math.sqrt(3), rel=1e-4))
-    assert math.isnan(interval([1.0])[1])
 
 
 def test_the_table_has_the_base_once_and_each_method_at_its_end(compare: ModuleType) -> None:

@@ -20,7 +20,7 @@ from rlvid.train.guard import check_room
 from rlvid.train.looker import Looker
 from rlvid.train.looks import Looked, Looks, best_step, copy_trained, find_best, guard_prompts, read_means, stop_flag
 from rlvid.train.nodes import guard_gpus, worker_gpus
-from rlvid.train.verdict import COLLAPSE, HELD_OUT, TOLERANCE, TRAINED, judge, student
+from rlvid.train.verdict import COLLAPSE, HELD_OUT, TOLERANCE, TRAINED, judge
 
 PROMPTS = [f"prompt {i}" for i in range(16)]
 
@@ -137,14 +137,6 @@ def test_looks_without_numbers_are_passed_over() -> None:
         judge([])
     with pytest.raises(ValueError, match="look 1 has 3 prompts and look 0 has 16"):
         judge([looks[0], {metric: values[:3] for metric, values in looks[1].items()}])
-
-
-@pytest.mark.parametrize(
-    ("probability", "freedom", "table"),
-    [(0.95, 1, 6.314), (0.99, 2, 6.965), (0.95, 3, 2.353), (0.999, 7, 4.785), (0.95, 15, 1.753), (0.9995, 15, 4.073)],
-)
-def test_quantiles_are_those_of_the_tables(probability: float, freedom: int, table: float) -> None:
-    assert student(probability, freedom) == pytest.approx(table, rel=0.01)
 
 
 # ------------------------------------------------------------------------------------------------------ configuration

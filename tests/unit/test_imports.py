@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Each room of the house, and the other rooms it may import. A room is a package or module right under rlvid/, or one
 # of the script folders beside it. Anyone may import rlvid itself, for its version.
-_BASE = {"config", "credentials", "faults", "files", "interrupt", "shapes", "randomness", "text"}
+_BASE = {"config", "credentials", "faults", "files", "interrupt", "shapes", "randomness", "stats", "text"}
 _CORE = _BASE | {"models", "diffusion", "reward", "algorithms", "toy"}
 _PACKAGE = _CORE | {"train", "evaluate", "data"}
 MAY_IMPORT = {
@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "files": set(),
     "shapes": set(),
     "randomness": {"shapes"},
+    "stats": set(),
     "text": set(),
     "interrupt": set(),
     "faults": {"text"},
@@ -39,7 +40,7 @@ MAY_IMPORT = {
     "terminal": {"faults", "interrupt", "text"},
     "actions": _PACKAGE | {"report", "terminal"},
     "doctor": _PACKAGE | {"terminal"},
-    "study": {"data", "evaluate", "files", "interrupt", "terminal"},
+    "study": {"data", "evaluate", "files", "interrupt", "stats", "terminal"},
     "cli": _PACKAGE | {"actions", "doctor", "export", "plan", "report", "study", "terminal"},
     "__main__": {"cli", "interrupt"},
     "jobs": _PACKAGE | {"actions", "cli", "doctor", "export", "plan", "report", "study", "terminal", "tuning"},

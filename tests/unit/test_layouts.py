@@ -13,7 +13,7 @@ from rlvid.evaluate.columns import gain_text
 from rlvid.evaluate.grid import Cell
 from rlvid.evaluate.layouts import fill, pooled, write_layouts
 from rlvid.evaluate.rows import Row
-from rlvid.evaluate.versus import Versus, versus, welch, write_versus
+from rlvid.evaluate.versus import Versus, versus, write_versus
 
 OTHER = "Draft_LV & 100 %"
 
@@ -102,11 +102,11 @@ def test_every_two_rows_are_compared_by_prompts_and_by_seeds(tmp_path: Path) -> 
     two = by_pair["A (2 seeds)", "B (2 seeds)"]
     assert two.difference == pytest.approx(0.25)
     variance = 2 * np.var([0.5, 1.0], ddof=1) / 2
-    assert two.half == pytest.approx(4.303 * math.sqrt(variance))  # two degrees of freedom
+    assert two.half == pytest.approx(4.303 * math.sqrt(variance), rel=1e-4)  # two degrees of freedom
     assert two.low > 0
     assert not two.sure
     one = by_pair["A (2 seeds)", "base"]
-    assert one.half == pytest.approx(12.706 * np.std([0.5, 1.0], ddof=1) / math.sqrt(2))
+    assert one.half == pytest.approx(12.706 * np.std([0.5, 1.0], ddof=1) / math.sqrt(2), rel=1e-4)
     lone = by_pair["C", "base"]
     assert math.isnan(lone.half)
     assert not lone.sure  # four prompts are too few
@@ -147,26 +147,6 @@ def test_a_row_says_which_seeds_it_lacks(tmp_path: Path) -> None:
 def test_what_rounds_to_nothing_has_no_minus() -> None:
     assert gain_text(-0.0004, -0.0003, 0.007) == "+0.000 [0.000, 0.007]"
     assert [gain_text(0.1, math.nan, math.nan), gain_text(math.nan, 0, 0)] == ["+0.100", "–"]
-
-
-def test_welchs_interval() -> None:
-    """By hand: variances 1 and 13, so (1/3 + 13/3)^2 / ((1/3)^2 / 2 + (13/3)^2 / 2) = 2.3 degrees of freedom."""
-    assert welch([1, 2, 3], [2, 4, 9]) == pytest.approx(4.303 * math.sqrt(14 / 3))
-    assert welch([1, 2, 3], [4, 5, 6]) == pytest.approx(2.776 * math.sqrt(2 / 3))  # equal variances: 4 degrees
-    assert welch([1, 2, 3], []) == pytest.approx(4.303 * math.sqrt(1 / 3))  # the other is known: Student's interval
-    assert welch([2, 2], [3, 3]) == 0
-    assert math.isnan(welch([1, 2, 3], [4]))
-    assert math.isnan(welch([], []))
-
-
-def test_welchs_interval_covers_what_it_says() -> None:
-    """Of normal samples with unlike deviations; few seeds and whole degrees of freedom make it wider, not narrower."""
-    drawn = np.random.default_rng(0)
-    inside = []
-    for _ in range(4000):
-        one, other = drawn.normal(1, 1, 3), drawn.normal(0, 3, 4)
-        inside.append(abs(one.mean() - other.mean() - 1) <= welch(one.tolist(), other.tolist()))
-    assert 0.94 <= np.mean(inside) <= 0.985
 
 
 def test_a_difference_without_a_bound_or_over_few_prompts_is_not_sure() -> None:

@@ -23,6 +23,7 @@ from rlvid.cli import main
 from rlvid.evaluate.strips import side_by_side
 from rlvid.report import report as writing
 from rlvid.report.choice import choose
+from rlvid.report.curves import _bar
 from rlvid.report.evidence import Case, join, read_evidence
 from rlvid.report.gather import gather
 from rlvid.report.report import write_report
@@ -363,3 +364,12 @@ def test_what_cannot_be_shown_is_one_line(tmp_path: Path, capsys: pytest.Capture
     assert "is no report" in refused(capsys, str(folder), "--out", str(tmp_path / "file"))
     assert "could not be written" in refused(capsys, str(folder), "--out", str(tmp_path / "file" / "in"))
     assert SETS["scenes"][0] in read_evidence(folder).sets["scenes"]
+
+
+def test_the_bars_of_a_picture_are_no_shorter_with_more_videos_of_the_same_prompts() -> None:
+    values, prompts = np.arange(8.0), np.arange(8)
+    bars = _bar(values, prompts)
+    assert bars.shape == (2, 1)
+    assert (bars > 1).all()
+    assert _bar(values.repeat(4), prompts.repeat(4)) == pytest.approx(bars)
+    assert not _bar(values[:1], prompts[:1]).any()

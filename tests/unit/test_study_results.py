@@ -16,10 +16,10 @@ from pyarrow import parquet
 from studies import one_line, rlvid
 from watched import PROMPTS, frames, make_evaluation, write_videos
 
+from rlvid.stats import wilson
 from rlvid.study.evaluation import Videos, read_scores
 from rlvid.study.pairs import choose_pairs, second_on_left
 from rlvid.study.results import Results, summarise
-from rlvid.study.statistics import wilson
 from rlvid.study.store import Side, Store
 from rlvid.study.tables import markdown
 

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlvid.config import load_config
-from rlvid.evaluate.evaluate import METRICS
+from rlvid.evaluate.evaluate import METRICS, Comparison
 from tuning.description import Sweep, load_sweep
 from tuning.journal import Journal, scores_path, write_scores
 from tuning.report import collect, pareto, ranked, write_report
+from tuning.words import _few
 
 PROMPTS = [f"prompt {i}" for i in range(8)]
 
@@ -130,3 +132,10 @@ def test_a_sweep_of_ranges_has_no_map(sweep: Sweep, tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.glob("*.png")) == ["parallel.png"]
     assert "heatmap" not in (folder / "report.md").read_text()
     assert json.loads((made.folder / "trial-000" / "rungs" / "000002.json").read_text())["step"] == 2
+
+
+def test_few_prompts_tell_nothing_apart() -> None:
+    gain = Comparison("base", "tuned", "set", 20, "held_out", 8, 2, 0, 0.1, 0.05, 0.15, 1.0)
+    assert gain.way == 0
+    assert _few(gain) == " (2 prompts; certainty takes 6)"
+    assert _few(replace(gain, prompts=6)) == ""

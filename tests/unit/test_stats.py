@@ -5,8 +5,51 @@ import random
 
 import numpy as np
 import pytest
+import scipy.stats
 
-from rlvid.study.statistics import bradley_terry, krippendorff_alpha, wilson
+from rlvid.stats import beyond_chance, bradley_terry, krippendorff_alpha, mean_interval, t_quantile, welch, wilson
+
+
+def test_the_interval_of_a_mean_is_students() -> None:
+    assert mean_interval([1.0, 2.0, 3.0]) == (2.0, pytest.approx(4.303 / math.sqrt(3), rel=1e-4))
+    assert math.isnan(mean_interval([1.0])[1])
+
+
+@pytest.mark.parametrize(
+    ("probability", "freedom", "table"),
+    [(0.95, 1, 6.314), (0.99, 2, 6.965), (0.95, 3, 2.353), (0.999, 7, 4.785), (0.95, 15, 1.753), (0.9995, 15, 4.073)],
+)
+def test_quantiles_are_those_of_the_tables(probability: float, freedom: int, table: float) -> None:
+    assert t_quantile(probability, freedom) == pytest.approx(table, abs=6e-4)
+
+
+@pytest.mark.parametrize(("one", "other"), [([1, 2, 3], [2, 4, 9]), ([1, 2, 3], [4, 5, 6]), ([0, 9], [3, 4, 5, 5])])
+def test_welchs_interval_is_scipys(one: list[float], other: list[float]) -> None:
+    low, high = scipy.stats.ttest_ind(one, other, equal_var=False).confidence_interval(0.95)
+    assert welch(one, other) == pytest.approx((high - low) / 2)
+
+
+def test_welchs_interval_with_a_known_mean_is_students() -> None:
+    assert welch([1, 2, 3], []) == pytest.approx(mean_interval([1, 2, 3])[1])
+    assert welch([2, 2], [3, 3]) == 0
+    assert math.isnan(welch([1, 2, 3], [4]))
+    assert math.isnan(welch([], []))
+
+
+def test_welchs_interval_covers_what_it_says() -> None:
+    """Of normal samples with unlike deviations."""
+    drawn = np.random.default_rng(0)
+    inside = []
+    for _ in range(4000):
+        one, other = drawn.normal(1, 1, 3), drawn.normal(0, 3, 4)
+        inside.append(abs(one.mean() - other.mean() - 1) <= welch(one.tolist(), other.tolist()))
+    assert 0.94 <= np.mean(inside) <= 0.985
+
+
+def test_a_gain_is_beyond_chance_from_six_prompts_on() -> None:
+    intervals = ((0.1, 0.3), (-0.3, -0.1), (-0.1, 0.1), (math.nan, math.nan))
+    assert [beyond_chance(*ends, 6) for ends in intervals] == [1, -1, 0, 0]
+    assert beyond_chance(0.1, 0.3, 5) == 0
 
 
 @pytest.mark.parametrize(
