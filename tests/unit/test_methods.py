@@ -229,4 +229,5 @@ def test_the_penalty_is_the_distance_to_a_second_copy_of_the_base_model() -> Non
     assert expected > 0
     assert float(update.metrics["policy/kl"][0]) == pytest.approx(float(expected), rel=1e-5)
     assert float((update.loss - free.loss(batch).loss).detach()) == pytest.approx(float(expected) / 2, rel=1e-3)
-    assert torch.equal(bound.loss(batch).loss, update.loss), "the next micro-batch pays for its own alone"
+    assert not torch.equal(bound.loss(clips(bound, (12, 13))).loss, update.loss)
+    assert torch.equal(bound.loss(batch).loss, update.loss), "a micro-batch pays for its own distance alone"

@@ -260,6 +260,10 @@ def test_dpoks_loss_is_the_advantage_over_v_and_a_penalty_by_hand() -> None:
     taken = rollout.at(torch.full((4,), 1))
     moved = replace(taken, log_probability_B=taken.log_probability_B + torch.tensor([0.2, -0.2, 0.0, 0.2]))
     assert [method.loss(scored, each)[1]["policy/clip_fraction"][0] for each in (taken, moved)] == [0.0, 3.0]
+    reach = clip_range(method.context, method.method)
+    gain = 1 * (1 - reach) - 0.5 * (1 + reach) + 3 * (1 - reach)
+    clamped = float(method.loss(scored, moved)[0].detach())
+    assert clamped == pytest.approx(-2 * gain / 4 + 5 * distance, rel=1e-4)
     grid, abar = timesteps(4), policy.inner.abar.double()
     now, then = abar[grid[1]], abar[grid[2]]
     variance = (1 - then) / (1 - now) * (1 - now / then)
@@ -298,6 +302,8 @@ def test_the_losses_of_a_step_add_up_to_the_mean_over_the_workers_videos(name: s
         expected = [-11 / 4]
         method.method = method.method.model_copy(update={"timestep_fraction": 0.01})
         assert len(list(method.train(rollouts, [torch.ones(2)] * 2, 4))) == 2, "at least one step of each video"
+        method.method = method.method.model_copy(update={"timestep_fraction": 0.67})
+        assert len(list(method.train(rollouts, [torch.ones(2)] * 2, 4))) == 4, "two steps of three"
     else:
         method.build(batch)
         for parameter in method.value.parameters():
