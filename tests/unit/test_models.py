@@ -162,6 +162,8 @@ def test_an_adapter_survives_the_disk(tmp_path: Path) -> None:
     ]
     told = json.loads((tmp_path / "new" / "adapter" / "adapter_config.json").read_text())
     assert (told["target_modules"], told["lora_alpha"], told["lora_dropout"]) == (TARGETS, 4, 0.0)
+    save_lora(lora_state(model.denoiser), 4, TARGETS, tmp_path / "twice", 2.0)
+    assert json.loads((tmp_path / "twice" / "adapter_config.json").read_text())["lora_alpha"] == 8
     other = adapted(seed=9, random=False)
     load_lora(other.denoiser, tmp_path / "new" / "adapter")
     assert torch.equal(noise_of(other), noise_of(model))
