@@ -35,10 +35,11 @@ def measure(job: dict[str, Any]) -> None:
     from rlvid.algorithms.catalogue import ALGORITHMS
     from rlvid.train.engine import TorchEngine
     from rlvid.train.loop import run_step
+    from rlvid.train.restore import temporary_folder
     from rlvid.train.worker import Worker
 
     config = RunConfig.model_validate(job["config"])
-    with Worker(config, job) as worker:
+    with temporary_folder(None, Path(job["run"])) as temporary, Worker(config, job, temporary) as worker:
         context = copy.copy(worker.algorithm.context)
         context.model, context.stopwatch = copy.copy(worker.model), Stopwatch(worker.model.device)
         context.model.denoiser = copy.deepcopy(worker.network)
