@@ -28,7 +28,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel, TypeAdapter
 
 from rlvid.data.clips import SCHEMA, digest, read_meta
 from rlvid.data.find import Skipped
@@ -37,28 +36,6 @@ from rlvid.data.parquet import open_parquet
 _ROWS_IN_PART = 256
 _LAYOUT = {"row_group_size": 4, "compression": "none", "use_dictionary": False, "write_statistics": ["index"]}
 # Few rows in a group, since a group is read whole and clips are fetched one here, one there.
-
-
-class _SkippedRow(BaseModel):
-    """A clip in ``skipped-000000012.json``."""
-
-    index: int
-    source: str
-    error: str
-
-
-class _SkippedFile(BaseModel):
-    """A file in ``report.json``."""
-
-    path: str
-    reason: str
-
-
-class _Report(BaseModel):
-    """What is read of ``report.json``."""
-
-    clips: int
-    skipped: list[_SkippedFile]
 
 
 def is_reusable(out: Path, made_with: dict[str, Any]) -> bool:
@@ -179,7 +156,7 @@ class ClipWriter:
     def _check_plan(self) -> None:
         plan = self.work / "plan.json"
         if plan.is_file():
-            there = _read_kept(plan, dict[str, Any])
+            there = _read_kept(plan, lambda found: isinstance(found, dict))
             if digest(there) != digest(self._made_with):
                 raise ValueError(
                     f"{self.work}: holds an unfinished encoding of other clips ({_changes(there, self._made_with)}); "
@@ -201,7 +178,7 @@ class ClipWriter:
         for path in self._parts:
             self.done.update(_indices(path))
         for path in sorted(self.work.glob("skipped-*.json")):
-            self._note_skipped([row.model_dump() for row in _read_kept(path, list[_SkippedRow])])
+            self._note_skipped(_read_kept(path, lambda found: _are_rows(found, index=int, source=str, error=str)))
         for path in sorted(self.work.glob("rows-*.parquet")):
             left = [index for index in _indices(path) if index not in self.done]
             self._note_rows(path, left)
@@ -240,21 +217,34 @@ class ClipWriter:
 
 def read_report(folder: Path) -> tuple[int, list[Skipped]]:
     """Number of clips, and the files that were skipped."""
-    report = _read_kept(folder / "report.json", _Report)
-    return report.clips, [Skipped(Path(each.path), each.reason) for each in report.skipped]
+    report = _read_kept(
+        folder / "report.json",
+        lambda found: isinstance(found["clips"], int) and _are_rows(found["skipped"], path=str, reason=str),
+    )
+    return report["clips"], [Skipped(Path(each["path"]), each["reason"]) for each in report["skipped"]]
 
 
-def _read_kept(path: Path, kind: Any) -> Any:
-    """Reads a JSON file of a folder of clips, which must hold a value of a type.
+def _read_kept(path: Path, is_sound: Callable[[Any], bool]) -> Any:
+    """Reads a JSON file of a folder of clips, which may hold names that are not UTF-8.
 
     Raises:
         ValueError: it is missing or damaged.
     """
     try:
-        return TypeAdapter(kind).validate_json(path.read_bytes())
-    except (ValueError, OSError) as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if is_sound(found):
+            return found
+        reason = "it has another content than was written"
+    except (ValueError, LookupError, TypeError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path}: is damaged ({reason}); delete {path.parent} and encode again") from None
+    raise ValueError(f"{path}: is damaged ({reason}); delete {path.parent} and encode again")
+
+
+def _are_rows(found: Any, **kinds: type) -> bool:
+    """Whether it is a list of mappings that have values of these types."""
+    return isinstance(found, list) and all(
+        isinstance(row, dict) and all(isinstance(row.get(key), kind) for key, kind in kinds.items()) for row in found
+    )
 
 
 def _write_report(folder: Path, count: int, skipped: list[Skipped], notes: list[str]) -> None:

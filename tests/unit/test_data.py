@@ -421,6 +421,12 @@ def test_a_damaged_report_of_clips_is_named(content: str, tmp_path: Path) -> Non
     assert "\n" not in str(error.value)
 
 
+def test_a_report_of_clips_holds_a_name_that_is_not_utf8(tmp_path: Path) -> None:
+    skipped = [Skipped(Path("a\udcff.mp4"), "its name is not UTF-8")]
+    writing._write_report(tmp_path, 5, skipped, [])
+    assert writing.read_report(tmp_path) == (5, skipped)
+
+
 def test_the_base_models_samples_belong_to_their_index() -> None:
     model, sampling = tiny_model(), SamplingConfig(steps=3)
     read = BaseSampler(7, sampling)
