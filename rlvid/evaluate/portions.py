@@ -21,6 +21,7 @@ from rlvid.evaluate.rows import Row
 from rlvid.evaluate.run import device
 from rlvid.evaluate.scores import told_if_full, write_rows
 from rlvid.evaluate.videos import identity_of, read_part, write_part
+from rlvid.faults import one_line
 from rlvid.files import held
 
 Progress = Callable[[str, int, int], None]
@@ -102,9 +103,18 @@ class Work:
         raise NotImplementedError
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """As Ray Data wants it: column ``index`` in, column ``videos`` out."""
-        with told_if_full(self.evaluation.folder):
-            return pa.table({"videos": [self.do(index) for index in batch["index"].to_pylist()]})
+        """As Ray Data wants it: column ``index`` in, column ``videos`` out.
+
+        An error is a row like any other, ``error`` and whether it is a ``mistake`` (a ValueError): Ray would wrap it in
+        traces of its own.
+        """
+        videos, said, mistake = 0, None, False
+        try:
+            with told_if_full(self.evaluation.folder):
+                videos = sum(self.do(index) for index in batch["index"].to_pylist())
+        except (ValueError, RuntimeError) as error:
+            said, mistake = one_line(error), isinstance(error, ValueError)
+        return pa.table({"videos": [videos], "error": pa.array([said], pa.string()), "mistake": [mistake]})
 
 
 class Maker(Work):
@@ -200,7 +210,10 @@ def _in_pool(
         num_gpus=1 if gpus else 0,
     )
     for batch in done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        yield sum(batch["videos"].to_pylist())
+        for row in batch.to_pylist():
+            if row["error"] is not None:
+                raise (ValueError if row["mistake"] else RuntimeError)(row["error"])
+            yield row["videos"]
 
 
 @contextmanager
