@@ -1,4 +1,4 @@
-"""What was measured so far, in a file that a later call goes on with; what it was measured on; and a limit of time."""
+"""The file of results, which a later call completes; the settings and versions in it; a time limit for a part."""
 
 import argparse
 import json

@@ -98,7 +98,7 @@ def _videos(record: Record) -> Iterator[str]:
     if not rows:
         return
     yield from _begin("videos at once", "activations", "s a step", "s a video", "peak GiB", "planned GiB")
-    for name in sorted(rows, key=lambda name: (name.split("-")[0], int(name.split("-")[1])), reverse=False):
+    for name in sorted(rows, key=lambda name: (name.split("-")[0], int(name.split("-")[1]))):
         found, number = rows[name], int(name.split("-")[1])
         kind = "kept" if name.startswith("kept") else "recomputed"
         if "out of memory" in found:

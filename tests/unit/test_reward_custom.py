@@ -127,7 +127,7 @@ def test_a_function_without_gradient_may_answer_with_lists(file: Path) -> None:
 
 
 class Heard(Observer):
-    """Keeps what it is told."""
+    """Records the lines it receives."""
 
     def __init__(self) -> None:
         self.lines = list[str]()

@@ -13,7 +13,7 @@ from rlvid.algorithms.scoring import all_rewards, score
 
 
 class Told(Observer):
-    """Keeps what it is told."""
+    """Records the lines it receives."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
