@@ -112,8 +112,8 @@ def evaluate_checkpoints(folder: Path, options: argparse.Namespace, console: Con
     from rlvid.evaluate.evaluate import evaluate_model, summarise
     from rlvid.evaluate.run import device, load_run
     from rlvid.reward.load import load_reward
-    from rlvid.toy.captions import prompt_set
     from rlvid.train.checkpoint import find_checkpoints, read_state
+    from rlvid.world.captions import prompt_set
 
     prompts = [prompt for prompt in prompt_set("in_domain", options.prompts) for _ in range(COPIES)]
     states = {

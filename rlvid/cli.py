@@ -231,7 +231,7 @@ def generate(
     from rlvid.config import SamplingConfig
     from rlvid.data.prompts import check_prompt, is_prompt_file, read_prompts
     from rlvid.data.videos import gif_bytes, write_mp4
-    from rlvid.evaluate import generate as make
+    from rlvid.diffusion import generate as make
     from rlvid.evaluate.run import device, load_run
     from rlvid.files import write_whole
     from rlvid.models.text_limit import model_text_limit, notices

@@ -15,7 +15,7 @@ from rlvid.credentials import refuse_credentials, refuse_credentials_in_argument
 from rlvid.data.prompts import has_prompts, resolve_prompts
 from rlvid.files import read_yaml
 from rlvid.models.folders import movable
-from rlvid.toy.captions import PROMPT_SETS
+from rlvid.world.captions import PROMPT_SETS
 from tuning.space import MOST_TRIALS, Dimension, draw, grid, parse_space, shown, size
 
 FOLDER = Path(__file__).parent

@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from rlvid.evaluate.style import INK, RULE, SOFT, drawing
 from rlvid.files import write_whole
+from rlvid.plots.style import INK, RULE, SOFT, drawing
 from tuning.description import COST, Sweep
 from tuning.report import TITLES, Outcome
 from tuning.space import Dimension, label

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from rlvid.evaluate.escape import csv_text, markdown_text, one_line
+from rlvid.escape import csv_text, markdown_text, one_line
 from rlvid.evaluate.evaluate import METRICS as ALL_METRICS
 from rlvid.evaluate.evaluate import Comparison, compare
 from rlvid.files import write_whole

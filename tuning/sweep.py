@@ -184,8 +184,8 @@ def fit(sweep: Sweep, planned: list[dict[str, Any]], journal: Journal, proposals
         os.environ.setdefault(name, value)
     # For workers of a Ray that starts here; on a cluster, `ray job submit --working-dir .` brings the folder along.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    from rlvid.cluster.nodes import check_nodes
     from rlvid.train.launch import start_ray
-    from rlvid.train.nodes import check_nodes
 
     base = sweep.base()
     start_ray(address)
@@ -233,7 +233,7 @@ def check_room(sweep: Sweep, planned: list[dict[str, Any]]) -> bool:
     Raises:
         ValueError: so many trials at a time do not fit into the cluster: they would wait for each other.
     """
-    from rlvid.train.nodes import check_resources, needed, nodes_possible, workers_that_fit
+    from rlvid.cluster.nodes import check_resources, needed, nodes_possible, workers_that_fit
 
     seen = set()
     for settings in [*planned, *sweep.probes]:

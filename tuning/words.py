@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from rlvid.evaluate.escape import markdown_text
+from rlvid.escape import markdown_text
 from rlvid.models.folders import resolved_shape
 from rlvid.stats import MIN_PROMPTS
 from tuning.description import Sweep

@@ -249,8 +249,8 @@ def _pipeline(
         return
     import ray  # only here: everything else in this module works without it
 
+    from rlvid.cluster.nodes import nodes_possible, workers_that_fit
     from rlvid.train.launch import start_ray
-    from rlvid.train.nodes import nodes_possible, workers_that_fit
 
     start_ray()
     if use_gpu is None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rlvid.data.tables import TABLES, Row, read_rows, read_text, table_files
 from rlvid.text import clean, is_blank, is_utf8
-from rlvid.toy.captions import PROMPT_SETS, prompt_set
+from rlvid.world.captions import PROMPT_SETS, prompt_set
 
 MAX_CHARACTERS = 10_000
 """What is kept of a prompt. No text encoder reads so far, so such a prompt is counted among those it cuts."""

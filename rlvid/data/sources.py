@@ -26,8 +26,8 @@ from rlvid.data.videos import VideoError
 from rlvid.diffusion.chain import denoise
 from rlvid.diffusion.schedule import timesteps
 from rlvid.models.base import Posterior, VideoModel
-from rlvid.toy.captions import PROMPT_SETS, write_captions
-from rlvid.toy.render import RENDERER, degrade, render, sample_clips, sample_degradation
+from rlvid.world.captions import PROMPT_SETS, write_captions
+from rlvid.world.render import RENDERER, degrade, render, sample_clips, sample_degradation
 
 
 def rendered_clip(seed: int, index: int, frames: int, size: int) -> tuple[str, Tensor]:

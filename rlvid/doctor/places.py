@@ -7,9 +7,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from rlvid.cluster.address import check_session_folder, session_folder, session_room
+from rlvid.cluster.token import PLACES, token, token_file
 from rlvid.doctor.finding import Finding, judged
-from rlvid.train.reach import check_session_folder, session_folder, session_room
-from rlvid.train.token import PLACES, token, token_file
 
 _GIB = 2**30
 _FULL = 0.95

@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from rlvid.config import RunConfig
 from rlvid.data.parquet import open_parquet
 from rlvid.doctor.finding import Finding, examine, judged
-from rlvid.evaluate.scalars import read_events
+from rlvid.runs.scalars import read_events
 from rlvid.train.checkpoint import checkpoint_name, flaw, read_state, step_of
 from rlvid.train.looks import best_step, find_best, read_means
 from rlvid.train.record import read_settings, recorded

@@ -10,8 +10,8 @@ import yaml
 from rlvid import __version__
 from rlvid.config import RunConfig
 from rlvid.config.reward import RewardConfig
+from rlvid.escape import markdown_code, markdown_text
 from rlvid.evaluate.about import read_results
-from rlvid.evaluate.escape import markdown_code, markdown_text
 from rlvid.evaluate.evaluated import Evaluated, Exported, find_evaluated
 from rlvid.evaluate.responsible import over_optimisation, worse_prompts
 from rlvid.evaluate.tables import markdown

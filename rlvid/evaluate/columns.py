@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from rlvid.evaluate.escape import one_line
+from rlvid.escape import one_line
 from rlvid.evaluate.rows import EXTRA, Summary
 
 

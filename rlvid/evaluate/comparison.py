@@ -9,8 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
-from rlvid.evaluate.escape import markdown_text
-from rlvid.evaluate.style import RULE, drawing, legend_label, looks_of
+from rlvid.escape import markdown_text
+from rlvid.plots.style import RULE, drawing, legend_label, looks_of
 from rlvid.stats import mean_interval
 
 SHOWN = {

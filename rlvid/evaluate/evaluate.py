@@ -5,15 +5,15 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
+from rlvid.diffusion.generate import generate
 from rlvid.evaluate import metrics
 from rlvid.evaluate.ask import Asker
 from rlvid.evaluate.clip import FrameTextModel
-from rlvid.evaluate.generate import generate
 from rlvid.evaluate.rows import METRICS, Comparison, Row, Summary, compare, summarise
 from rlvid.models.base import VideoModel
 from rlvid.reward.clip import ClipReward
 from rlvid.reward.video import ImageReward
-from rlvid.toy import oracle
+from rlvid.world import oracle
 
 __all__ = [
     "METRICS",

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
-from rlvid.evaluate.escape import latex_text, markdown_text
+from rlvid.escape import latex_text, markdown_text
 
 _PAGE, _GAP = 75, 3
 """Characters of a line of LaTeX's article in small type, and those that the space between two columns takes."""

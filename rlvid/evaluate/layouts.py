@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rlvid.escape import csv_text, markdown_text
 from rlvid.evaluate.columns import COLUMNS, gain_text, set_title, title_of
-from rlvid.evaluate.escape import csv_text, markdown_text
 from rlvid.evaluate.grid import Cell, Grid, latex_page
 from rlvid.evaluate.rows import Row, Summary, summarise
 from rlvid.evaluate.seeds import SeedResult, seed_results

@@ -70,7 +70,7 @@ class Evaluation:
         seed: of the noise; copy k of a prompt starts from that of ``seed`` + k.
         copies: videos of a prompt.
         guidance: classifier-free guidance g, of all models.
-        final: see ``rlvid.evaluate.generate.generate``.
+        final: see ``rlvid.diffusion.generate.generate``.
         measure: what videos are scored with.
         portions: the work, in the order of the rows.
         identities: sixteen hex digits for each portion, over all that its videos depend on.

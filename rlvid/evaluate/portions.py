@@ -12,10 +12,10 @@ from contextlib import contextmanager
 import pyarrow as pa
 import torch
 
+from rlvid.diffusion.generate import generate
 from rlvid.evaluate.ask import Asker
 from rlvid.evaluate.compared import Loader
 from rlvid.evaluate.evaluate import rows_of, score_videos
-from rlvid.evaluate.generate import generate
 from rlvid.evaluate.plan import BATCH, Evaluation
 from rlvid.evaluate.rows import Row
 from rlvid.evaluate.run import device
@@ -182,8 +182,8 @@ def _in_pool(
         return
     import ray
 
+    from rlvid.cluster.nodes import check_nodes
     from rlvid.train.launch import start_ray
-    from rlvid.train.nodes import check_nodes
 
     start_ray(address)
     for folder in dict.fromkeys([evaluation.folder, *(model.run for model in evaluation.models)]):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlvid.evaluate.escape import markdown_text
+from rlvid.escape import markdown_text
 from rlvid.evaluate.read import KEY, read_table
 from rlvid.train.looks import best_step, read_means, warnings_of
 

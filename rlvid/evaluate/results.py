@@ -16,7 +16,7 @@ from rlvid.evaluate.seeds import seed_results, write_seeds
 from rlvid.evaluate.tables import write_results
 from rlvid.evaluate.tradeoff import draw_tradeoff
 from rlvid.evaluate.versus import MOST, versus, write_versus
-from rlvid.toy.captions import PROMPT_SETS, prompts_in_set
+from rlvid.world.captions import PROMPT_SETS, prompts_in_set
 
 SOMETIMES = ("tradeoff.png", *(f"{stem}.{suffix}" for stem in ("seeds", "versus") for suffix in ("md", "csv", "tex")))
 """What not every evaluation writes."""

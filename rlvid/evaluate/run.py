@@ -11,14 +11,14 @@ from torch import Tensor
 
 from rlvid.config import RunConfig
 from rlvid.data.storage import is_uri, run_mirror, split_uri
-from rlvid.evaluate.generate import generate
-from rlvid.evaluate.pictures import before_after, reward_curve
-from rlvid.evaluate.scalars import read_scalars
+from rlvid.diffusion.generate import generate
 from rlvid.models.lora import lora_scale
 from rlvid.models.trained import blend, load_trainable, load_trained
 from rlvid.models.unet3d import UNet3DModel
+from rlvid.plots.pictures import before_after, reward_curve
 from rlvid.reward.load import trained_reward
 from rlvid.reward.video import mean_of_frames
+from rlvid.runs.scalars import read_scalars
 from rlvid.train.checkpoint import Found, find_checkpoints, flaw, step_of
 from rlvid.train.looks import find_best
 from rlvid.train.record import read_settings

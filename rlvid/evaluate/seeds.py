@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from rlvid.config import RunConfig
+from rlvid.escape import csv_text
 from rlvid.evaluate.columns import gain_text, main_metrics, set_title, title_of
 from rlvid.evaluate.compared import Compared
-from rlvid.evaluate.escape import csv_text
 from rlvid.evaluate.grid import Cell, Grid, latex_page
 from rlvid.evaluate.rows import Row, metrics_of, pair_up
 from rlvid.files import write_whole

@@ -13,8 +13,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from rlvid.escape import csv_text, markdown_text
 from rlvid.evaluate.columns import Column, best_of, gain_text, set_title, shown_columns, text_of
-from rlvid.evaluate.escape import csv_text, markdown_text
 from rlvid.evaluate.grid import Cell, Grid, latex_page
 from rlvid.evaluate.rows import EXTRA, METRICS, Comparison, Row, Summary, compare, summarise
 from rlvid.evaluate.scores import comparisons_table, rows_table

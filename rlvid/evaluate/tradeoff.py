@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from rlvid.evaluate.columns import set_title
 from rlvid.evaluate.evaluate import Summary
-from rlvid.evaluate.style import LOOKS, RULE, Look, drawing, legend_label
 from rlvid.files import write_whole
+from rlvid.plots.style import LOOKS, RULE, Look, drawing, legend_label
 
 UP = {"held_out": "held-out reward", "consistency": "temporal consistency", "motion": "motion"}
 

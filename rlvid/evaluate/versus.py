@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from rlvid.escape import csv_text
 from rlvid.evaluate.columns import gain_text, main_metrics, title_of
-from rlvid.evaluate.escape import csv_text
 from rlvid.evaluate.grid import Cell, Grid, latex_page
 from rlvid.evaluate.rows import Row, metrics_of
 from rlvid.files import write_whole

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rlvid.evaluate.style import INK, RULE, SOFT, Look, drawing, legend_label
+from rlvid.plots.style import INK, RULE, SOFT, Look, drawing, legend_label
 from rlvid.report.evidence import Evidence
 from rlvid.report.gather import Gathered, Group
 from rlvid.report.runs import REWARDS, Run

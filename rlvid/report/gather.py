@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlvid.evaluate.seeds import Alike, end_or_step, name_groups, part_of_run
-from rlvid.evaluate.style import LOOKS, Look, looks_of
+from rlvid.plots.style import LOOKS, Look, looks_of
 from rlvid.report.evidence import Evidence, Model, join, read_evidence
 from rlvid.report.runs import Run, read_run
 

@@ -12,8 +12,8 @@ from markupsafe import Markup
 from rlvid import __version__
 from rlvid.config.reward import RewardConfig
 from rlvid.evaluate.card import report_card, without_folders
-from rlvid.evaluate.style import LOOKS
 from rlvid.evaluate.versus import MOST
+from rlvid.plots.style import LOOKS
 from rlvid.report.choice import Choice
 from rlvid.report.evidence import Case, Evidence
 from rlvid.report.gather import Gathered

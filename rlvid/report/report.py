@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rlvid.evaluate.pictures import evolution
-from rlvid.evaluate.strips import comparison, side_by_side, write_moving
 from rlvid.files import whole_folder
+from rlvid.plots.pictures import evolution
+from rlvid.plots.strips import comparison, side_by_side, write_moving
 from rlvid.report.choice import Choice, choose
 from rlvid.report.curves import Drawing, along_runs, pareto, reward_curves
 from rlvid.report.evidence import Case, Model

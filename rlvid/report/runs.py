@@ -6,8 +6,8 @@ from pathlib import Path
 
 from rlvid.config import RunConfig
 from rlvid.evaluate.run import find_run
-from rlvid.evaluate.scalars import read_scalars
 from rlvid.evaluate.seeds import but_for_seed
+from rlvid.runs.scalars import read_scalars
 from rlvid.train.checkpoint import Found
 
 REWARDS = {"reward/trained": "trained reward", "reward/held_out": "held-out reward"}

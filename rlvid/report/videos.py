@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from rlvid.evaluate.frames import decode_frames
 from rlvid.evaluate.read import KEY, open_table, rows_of, sound
-from rlvid.evaluate.style import SOFT
+from rlvid.plots.style import SOFT
 from rlvid.report.evidence import Case, Evidence, Part, describe
 
 _CRISP = 128

@@ -47,7 +47,7 @@ def load_reward(
     """
     where = _given(name, path, key)
     if name == "oracle":
-        from rlvid.toy.oracle import OracleReward
+        from rlvid.world.oracle import OracleReward
 
         return OracleReward()
     if name in BUILTIN:

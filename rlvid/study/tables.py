@@ -10,7 +10,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from rlvid.evaluate.escape import markdown_text
+from rlvid.escape import markdown_text
 from rlvid.study.pairs import AXES
 from rlvid.study.results import Results, Share
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rlvid.config import RunConfig
 from rlvid.data.archive import read_archive
-from rlvid.evaluate.scalars import read_events
+from rlvid.runs.scalars import read_events
 
 
 def faults(run: Path, config: RunConfig, steps: int) -> list[str]:

@@ -2,8 +2,8 @@
 
 The driver's thread watches the run's folder. A checkpoint that is due is copied (or it might be deleted before its
 turn), handed to an actor that makes and scores the fixed videos, noted in ``guard.jsonl``, and judged with all looks
-before it (``rlvid.train.verdict``). A killed run goes on with the looks that are missing. What it leaves is listed in
-``rlvid.train.looks``.
+before it (``rlvid.runs.over_optimisation``). A killed run goes on with the
+looks that are missing. What it leaves is listed in ``rlvid.train.looks``.
 """
 
 import logging
@@ -20,15 +20,15 @@ import ray
 from rich.console import Console
 from safetensors import SafetensorError
 
+from rlvid.cluster.nodes import Shape, guard_gpus, worker_gpus
 from rlvid.config import RunConfig
 from rlvid.data.clips import EncodedClips
-from rlvid.evaluate.pictures import reward_curve
+from rlvid.plots.pictures import reward_curve
+from rlvid.runs.over_optimisation import COLLAPSE, HELD_OUT, TOLERANCE, TRAINED, Verdict
 from rlvid.train.checkpoint import checkpoint_name
 from rlvid.train.looker import Looker
 from rlvid.train.looks import Looked, Looks, best_step, guard_prompts, read_means
 from rlvid.train.metrics import TensorBoard
-from rlvid.train.nodes import Shape, guard_gpus, worker_gpus
-from rlvid.train.verdict import COLLAPSE, HELD_OUT, TOLERANCE, TRAINED, Verdict
 
 log = logging.getLogger("rlvid.guard")
 
@@ -45,7 +45,7 @@ def check_room(config: RunConfig, use_gpu: bool, nodes: list[tuple[Shape, float]
     Args:
         config: the run's.
         use_gpu: whether workers have GPUs.
-        nodes: (resources, how many of that shape), as of ``rlvid.train.nodes.nodes_possible``.
+        nodes: (resources, how many of that shape), as of ``rlvid.cluster.nodes.nodes_possible``.
 
     Raises:
         ValueError: it has not.

@@ -25,6 +25,9 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from rlvid.cluster.address import check_session_folder, reach, refusal
+from rlvid.cluster.nodes import BOOTSTRAP, check_nodes, check_resources, fits_now, needed, nodes_possible
+from rlvid.cluster.token import make_own_token
 from rlvid.config import RunConfig
 from rlvid.data.clips import EncodedClips
 from rlvid.data.encode import model_fingerprint
@@ -42,11 +45,8 @@ from rlvid.reward.text_limit import reward_text_limits
 from rlvid.train.checkpoint import find_checkpoints
 from rlvid.train.fit import fit_again, reason, run_fit
 from rlvid.train.looks import guard_prompts
-from rlvid.train.nodes import BOOTSTRAP, check_nodes, check_resources, fits_now, needed, nodes_possible
-from rlvid.train.reach import check_session_folder, reach, refusal
 from rlvid.train.record import check_resume, latest_checkpoint, read_settings, settle
 from rlvid.train.resume import notice
-from rlvid.train.token import make_own_token
 
 log = logging.getLogger("rlvid.train")
 

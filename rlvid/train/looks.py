@@ -27,9 +27,9 @@ from rlvid.config import RunConfig
 from rlvid.data.prompts import resolve_prompts
 from rlvid.files import read_mapping, write_whole
 from rlvid.models.trained import trained_file
-from rlvid.toy.captions import PROMPT_SETS
+from rlvid.runs.over_optimisation import COLLAPSE, HELD_OUT, TOLERANCE, TRAINED, Loss, Verdict, judge
 from rlvid.train.checkpoint import Found, checkpoint_name, find_checkpoints, flaw, read_state
-from rlvid.train.verdict import COLLAPSE, HELD_OUT, TOLERANCE, TRAINED, Loss, Verdict, judge
+from rlvid.world.captions import PROMPT_SETS
 
 NAMES = {
     HELD_OUT: "held-out reward", COLLAPSE: "held-out reward", "consistency": "temporal consistency", "motion": "motion",

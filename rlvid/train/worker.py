@@ -21,7 +21,7 @@ from rlvid.config.reward import RewardConfig
 from rlvid.data.archive import ArchiveWriter, trim
 from rlvid.data.clips import EncodedClips, clip_index
 from rlvid.data.storage import clips_here, worker_mirror
-from rlvid.evaluate.generate import generate
+from rlvid.diffusion.generate import generate
 from rlvid.models.trained import load_trainable, load_trained
 from rlvid.reward.load import held_out_reward, trained_reward
 from rlvid.train.checkpoint import checkpoint_name, load_checkpoint, read_state, save_checkpoint, told_if_unwritable

@@ -26,7 +26,7 @@ from rlvid import randomness
 from rlvid.algorithms.base import Context, Stopwatch
 from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.config import RunConfig, SamplingConfig
-from rlvid.evaluate.generate import generate
+from rlvid.diffusion.generate import generate
 from rlvid.evaluate.run import find_run
 from rlvid.export import export_run
 from rlvid.models.folders import model_folder

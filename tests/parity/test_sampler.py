@@ -8,8 +8,8 @@ from torch import Tensor
 
 from rlvid import randomness
 from rlvid.diffusion.chain import denoise
+from rlvid.diffusion.generate import generate
 from rlvid.diffusion.schedule import timesteps
-from rlvid.evaluate.generate import generate
 from rlvid.models.unet3d import UNet3DModel
 from rlvid.toy.tiny import tiny_model
 

@@ -13,11 +13,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rlvid.config import RunConfig, load_config
 from rlvid.doctor.cluster import check_cluster
+from rlvid.runs.over_optimisation import HELD_OUT, Loss, Verdict
 from rlvid.toy.tiny import save_tiny_model
 from rlvid.train import looks
 from rlvid.train.launch import train
 from rlvid.train.looks import stop_flag
-from rlvid.train.verdict import HELD_OUT, Loss, Verdict
 
 
 @pytest.fixture(scope="module")

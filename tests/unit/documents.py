@@ -28,7 +28,7 @@ from rlvid.data.prompts import ANIMAL_SETS
 from rlvid.evaluate.compared import parse_spec
 from rlvid.evaluate.measure import parse_rewards
 from rlvid.terminal import fractions, numbers
-from rlvid.toy.captions import PROMPT_SETS
+from rlvid.world.captions import PROMPT_SETS
 from tuning.description import load_sweep
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -75,7 +75,7 @@ def test_nodes_share_memory_and_a_disk_and_are_spot(cluster: dict[str, Any]) -> 
 
 
 def test_the_autoscaler_is_believed(cluster: dict[str, Any], tmp_path: Path) -> None:
-    from rlvid.train.nodes import nodes_possible, workers_that_fit
+    from rlvid.cluster.nodes import nodes_possible, workers_that_fit
 
     path = tmp_path / "ray_bootstrap_config.yaml"
     path.write_text(yaml.safe_dump(validate(cluster)), encoding="utf-8")

@@ -25,8 +25,8 @@ from rlvid.actions import evaluate_and_show
 from rlvid.config import parse_config
 from rlvid.config.reward import RewardConfig
 from rlvid.data.prompts import ANIMAL_SETS, resolve_prompts
+from rlvid.escape import latex_text
 from rlvid.evaluate.compared import Loader, differences, find_compared, load_found, parse_spec
-from rlvid.evaluate.escape import latex_text
 from rlvid.evaluate.grid import Cell, Grid
 from rlvid.evaluate.layouts import write_layouts
 from rlvid.evaluate.measure import Measure, parse_rewards
@@ -38,7 +38,7 @@ from rlvid.evaluate.seeds import Alike, group_seeds, name_groups, seed_results, 
 from rlvid.evaluate.tables import write_results
 from rlvid.evaluate.versus import versus, write_versus
 from rlvid.stats import bootstrap_means
-from rlvid.toy.captions import prompts_in_set
+from rlvid.world.captions import prompts_in_set
 
 
 @pytest.mark.parametrize(

@@ -34,9 +34,9 @@ from rlvid.diffusion.chain import denoise
 from rlvid.diffusion.schedule import timesteps
 from rlvid.models.base import VideoModel
 from rlvid.randomness import normal
-from rlvid.toy.captions import PROMPT_SETS, read_caption
 from rlvid.toy.tiny import tiny_model
 from rlvid.train.launch import cut_captions, keep_clips
+from rlvid.world.captions import PROMPT_SETS, read_caption
 
 FPS = 8.0
 

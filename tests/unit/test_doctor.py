@@ -16,13 +16,13 @@ from rlvid import randomness
 from rlvid.algorithms import rollout
 from rlvid.algorithms.base import Samples
 from rlvid.cli import main
+from rlvid.cluster.token import make_own_token
 from rlvid.data.archive import ArchiveWriter
 from rlvid.doctor import cluster, machine, places, sums
 from rlvid.doctor.examination import examination, show
 from rlvid.doctor.finding import Finding, examine
 from rlvid.doctor.run import check_run
 from rlvid.train.metrics import TensorBoard
-from rlvid.train.token import make_own_token
 
 
 def only(findings: Iterator[Finding]) -> Finding:

@@ -11,17 +11,17 @@ from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
 from rows import row
 
+from rlvid.escape import csv_text, latex_text, markdown_code, markdown_text
 from rlvid.evaluate.comparison import SHOWN, draw, table
-from rlvid.evaluate.drawing import font, shorten, wrap
-from rlvid.evaluate.escape import csv_text, latex_text, markdown_code, markdown_text
 from rlvid.evaluate.layouts import write_layouts
-from rlvid.evaluate.pictures import reward_curve
 from rlvid.evaluate.rows import summarise
 from rlvid.evaluate.seeds import seed_results, write_seeds
-from rlvid.evaluate.style import drawing, legend_label
 from rlvid.evaluate.tables import compare_all, gain_lines, markdown, render_table, write_results
 from rlvid.evaluate.tradeoff import draw_tradeoff
 from rlvid.evaluate.versus import versus, write_versus
+from rlvid.plots.drawing import font, shorten, wrap
+from rlvid.plots.pictures import reward_curve
+from rlvid.plots.style import drawing, legend_label
 from rlvid.terminal import console
 
 HOSTILE = (

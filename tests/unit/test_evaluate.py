@@ -17,13 +17,13 @@ from rich.console import Console
 from torch import Tensor
 
 from rlvid import randomness
+from rlvid.diffusion.generate import generate
 from rlvid.evaluate import metrics, tables
 from rlvid.evaluate.evaluate import METRICS, Row, compare, evaluate_model, score_videos, summarise
-from rlvid.evaluate.generate import generate
 from rlvid.files import write_whole
-from rlvid.toy.captions import write_captions
-from rlvid.toy.render import render, sample_clips
 from rlvid.toy.tiny import tiny_model, tiny_reward
+from rlvid.world.captions import write_captions
+from rlvid.world.render import render, sample_clips
 
 PROMPTS = ["a red circle moving left on a black background", "a blue star growing, white background", "a dog"]
 

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from helpers import save_run
 
+from rlvid.cluster.nodes import guard_gpus, worker_gpus
 from rlvid.config import RunConfig, load_config, parse_config
 from rlvid.evaluate.compared import find_compared
 from rlvid.evaluate.run import find_run, load_run
+from rlvid.runs.over_optimisation import COLLAPSE, HELD_OUT, TOLERANCE, TRAINED, judge
 from rlvid.train import guard
 from rlvid.train.checkpoint import flaw
 from rlvid.train.guard import check_room
 from rlvid.train.looker import Looker
 from rlvid.train.looks import Looked, Looks, best_step, copy_trained, find_best, guard_prompts, read_means, stop_flag
-from rlvid.train.nodes import guard_gpus, worker_gpus
-from rlvid.train.verdict import COLLAPSE, HELD_OUT, TOLERANCE, TRAINED, judge
 
 PROMPTS = [f"prompt {i}" for i in range(16)]
 

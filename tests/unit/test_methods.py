@@ -22,9 +22,9 @@ from rlvid.config import OptimizerConfig, load_config, parse_config, shipped_con
 from rlvid.config.methods import METHODS
 from rlvid.models.lora import lora_state
 from rlvid.reward.load import load_reward
-from rlvid.toy.captions import labels_of, write_caption
-from rlvid.toy.render import render, sample_clips
 from rlvid.train.engine import TorchEngine
+from rlvid.world.captions import labels_of, write_caption
+from rlvid.world.render import render, sample_clips
 
 ALL = ["instructvideo", "draft", "draft-lv", "alignprop", "ddpo", "dpok", "rwr", "raft"]
 

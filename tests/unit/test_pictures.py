@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rlvid.evaluate import drawing, pictures
-from rlvid.evaluate.pictures import before_after, evolution, reward_curve
-from rlvid.toy.captions import write_captions
-from rlvid.toy.render import degrade, render, sample_clips
+from rlvid.plots import drawing, pictures
+from rlvid.plots.pictures import before_after, evolution, reward_curve
+from rlvid.world.captions import write_captions
+from rlvid.world.render import degrade, render, sample_clips
 
 LONG = "a very long prompt that goes on and on, " * 20
 

@@ -15,9 +15,9 @@ import yaml
 from helpers import save_run
 
 from rlvid.actions import evaluate_and_show
+from rlvid.diffusion.generate import generate
 from rlvid.evaluate.compared import find_compared
 from rlvid.evaluate.evaluate import METRICS, Row, rows_of, score_videos
-from rlvid.evaluate.generate import generate
 from rlvid.evaluate.measure import Measure, parse_rewards
 from rlvid.evaluate.plan import Evaluation
 from rlvid.evaluate.portions import Maker, Scorer, alone, run_evaluation
@@ -367,7 +367,7 @@ def test_a_pool_asks_all_nodes_for_the_run_s_folder_and_its_driver_loads_no_mode
 
     run, _ = save_run(tmp_path)
     monkeypatch.setattr("rlvid.train.launch.start_ray", lambda address: None)
-    monkeypatch.setattr("rlvid.train.nodes.check_nodes", blind)
+    monkeypatch.setattr("rlvid.cluster.nodes.check_nodes", blind)
     monkeypatch.setattr("rlvid.evaluate.compared.load_found", loads)
     with pytest.raises(ValueError, match=f"a node does not see {tmp_path} of run"):
         evaluate_and_show([str(run)], steps=[2], sets=["scenes"], videos=2, workers=2)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import rlvid.toy
-from rlvid.evaluate.generate import generate
+from rlvid.diffusion.generate import generate
 from rlvid.models.unet3d import load_model
 from rlvid.reward.clip import load_clip_folder
 

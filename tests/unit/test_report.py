@@ -20,7 +20,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from rlvid.cli import main
-from rlvid.evaluate.strips import side_by_side
+from rlvid.plots.strips import side_by_side
 from rlvid.report import report as writing
 from rlvid.report.choice import choose
 from rlvid.report.curves import _bar

@@ -15,7 +15,7 @@ from helpers import save_run
 from pages import Page
 from PIL import Image
 
-from rlvid.evaluate.style import LOOKS, looks_of
+from rlvid.plots.style import LOOKS, looks_of
 from rlvid.report.choice import choose
 from rlvid.report.curves import along_runs, reward_curves
 from rlvid.report.gather import Group, gather

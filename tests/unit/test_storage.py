@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 
+from rlvid.cluster.nodes import visit, workers_that_fit
 from rlvid.config import load_config, parse_config
 from rlvid.data.storage import Mirror, home, run_mirror, run_uri, split_uri, worker_mirror
 from rlvid.train.launch import check, prepare
-from rlvid.train.nodes import visit, workers_that_fit
 
 
 @pytest.fixture

@@ -19,11 +19,11 @@ from pyarrow import parquet
 from rlvid.evaluate.about import read_about, read_results
 from rlvid.evaluate.read import read_table
 from rlvid.evaluate.responsible import worse_prompts
-from rlvid.evaluate.scalars import read_scalars
 from rlvid.evaluate.tables import write_results
 from rlvid.evaluate.videos import identity_of, read_part
 from rlvid.report.evidence import read_evidence
 from rlvid.report.report import write_report
+from rlvid.runs.scalars import read_scalars
 from rlvid.study.evaluation import Videos, read_scores
 from rlvid.study.pairs import choose_pairs
 from rlvid.train.looks import warnings_of

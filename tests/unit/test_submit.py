@@ -22,8 +22,8 @@ from aiohttp import ServerDisconnectedError
 
 from jobs import submit
 from rlvid import interrupt
-from rlvid.train.reach import check_cluster, check_session_folder, reach, refusal
-from rlvid.train.token import make_own_token, token
+from rlvid.cluster.address import check_cluster, check_session_folder, reach, refusal
+from rlvid.cluster.token import make_own_token, token
 
 PYTHON = ".".join(map(str, sys.version_info[:3]))
 

@@ -11,8 +11,8 @@ from rlvid.models.folders import RANDOM
 from rlvid.models.text_limit import TextLimit, model_text_limit, notices
 from rlvid.models.unet3d import load_model
 from rlvid.reward.text_limit import reward_text_limit, reward_text_limits
-from rlvid.toy.captions import PROMPT_SETS, prompt_set
 from rlvid.toy.tiny import save_tiny_clip, save_tiny_model
+from rlvid.world.captions import PROMPT_SETS, prompt_set
 
 
 def test_what_is_counted_as_cut_is_what_the_text_encoder_does_not_read(tmp_path: Path) -> None:

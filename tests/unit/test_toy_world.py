@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
-from rlvid.toy import oracle
-from rlvid.toy.captions import (
+from rlvid.world import oracle
+from rlvid.world.captions import (
     PROMPT_SETS,
     Labels,
     labels_of,
@@ -19,7 +19,7 @@ from rlvid.toy.captions import (
     write_caption,
     write_captions,
 )
-from rlvid.toy.render import (
+from rlvid.world.render import (
     BACKGROUNDS,
     COLOURS,
     DEGRADATIONS,

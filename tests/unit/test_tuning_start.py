@@ -50,7 +50,7 @@ def test_files_are_looked_for_before_ray_starts(tmp_path: Path) -> None:
 
 
 def test_trials_that_do_not_fit_side_by_side_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlvid.train.nodes.nodes_possible", lambda: [({"CPU": 3.0}, 2.0)])
+    monkeypatch.setattr("rlvid.cluster.nodes.nodes_possible", lambda: [({"CPU": 3.0}, 2.0)])
     wide = ("train.cpus_per_worker=2", "space={train.workers: [1, 2]}")  # one a node, though six cores are three
     made = sweep(tmp_path, *wide, "concurrent=1")
     assert check_room(made, made.planned()) is False
@@ -178,8 +178,8 @@ def test_nodes_without_the_storage_are_found_before_anything_is_made(
         raise ValueError(f"a node does not see {storage} of {name}")
 
     monkeypatch.setattr("rlvid.train.launch.start_ray", lambda address: None)
-    monkeypatch.setattr("rlvid.train.nodes.nodes_possible", lambda: [({"CPU": 8.0}, 1.0)])
-    monkeypatch.setattr("rlvid.train.nodes.check_nodes", blind)
+    monkeypatch.setattr("rlvid.cluster.nodes.nodes_possible", lambda: [({"CPU": 8.0}, 1.0)])
+    monkeypatch.setattr("rlvid.cluster.nodes.check_nodes", blind)
     assert main(["toy", f"storage={tmp_path}"]) == 2
     assert f"a node does not see {tmp_path} of toy-sweep" in capsys.readouterr().err
     assert not (tmp_path / "clips").exists()

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rlvid.toy.captions import write_captions
-from rlvid.toy.render import Clips, degrade, render, sample_clips, sample_degradation
+from rlvid.world.captions import write_captions
+from rlvid.world.render import Clips, degrade, render, sample_clips, sample_degradation
 
 log = logging.getLogger("rlvid.toy.pretrain")
 

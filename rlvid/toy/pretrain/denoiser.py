@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from rlvid.diffusion.chain import offset_noise
-from rlvid.toy.captions import write_captions
 from rlvid.toy.pretrain.common import draw_footage, fit
 from rlvid.toy.pretrain.text import CONTEXT_LENGTH, build_text_encoder
-from rlvid.toy.render import SUBJECTS, sample_clips
+from rlvid.world.captions import write_captions
+from rlvid.world.render import SUBJECTS, sample_clips
 
 OFFSET_NOISE = 0.2
 """Strength of noise that is constant over a clip (per channel), added in training.

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
 from rlvid.reward.preprocess import normalise
-from rlvid.toy.captions import write_captions
 from rlvid.toy.pretrain.common import draw_footage, fit
 from rlvid.toy.pretrain.text import CONTEXT_LENGTH
-from rlvid.toy.render import BACKGROUNDS, COLOURS, SUBJECTS, Clips, degrade, render, sample_clips, sample_degradation
+from rlvid.world.captions import write_captions
+from rlvid.world.render import BACKGROUNDS, COLOURS, SUBJECTS, Clips, degrade, render, sample_clips, sample_degradation
 
 LARGEST_SCALE = 20.0
 """Bound of the logit scale: a small one spreads the cosines of good and bad frames instead of saturating early."""

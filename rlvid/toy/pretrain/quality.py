@@ -8,8 +8,8 @@ from rlvid import randomness
 from rlvid.diffusion.chain import denoise
 from rlvid.diffusion.schedule import timesteps
 from rlvid.models.unet3d import load_model
-from rlvid.toy.captions import PROMPT_SETS, prompt_set
-from rlvid.toy.oracle import grade
+from rlvid.world.captions import PROMPT_SETS, prompt_set
+from rlvid.world.oracle import grade
 
 
 @torch.no_grad()
@@ -43,8 +43,8 @@ def write_card(weights: Path, figures: dict[str, dict[str, float]], seed: int) -
     (weights / "README.md").write_text(
         f"""# Weights of the built-in world
 
-Trained from scratch on clips that `rlvid/toy/render.py` draws: no outside data, no outside weights. Coloured shapes and
-patterns on plain backgrounds, 8 frames of 32 x 32 at 8 fps, captions in English. To rebuild them:
+Trained from scratch on clips that `rlvid/world/render.py` draws: no outside data, no outside weights. Coloured shapes
+and patterns on plain backgrounds, 8 frames of 32 x 32 at 8 fps, captions in English. To rebuild them:
 
     python -m rlvid.toy.pretrain --seed {seed} --out FOLDER
 
@@ -62,7 +62,7 @@ They are for trying, testing and teaching: the model knows this world and nothin
 
 ## Figures
 
-Rewards on 512 unseen pairs; the model by the oracle (`rlvid/toy/oracle.py`), D = 20, g = 3, on 256 prompts in domain
+Rewards on 512 unseen pairs; the model by the oracle (`rlvid/world/oracle.py`), D = 20, g = 3, on 256 prompts in domain
 and 96 of each other set. Means of 0 / 1 hits for subject, colour, background and motion.
 
 {sections}""",

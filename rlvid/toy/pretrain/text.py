@@ -4,8 +4,8 @@ import re
 
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from rlvid.toy.captions import Labels, write_caption
-from rlvid.toy.render import BACKGROUNDS, COLOURS, MOTIONS, SUBJECTS
+from rlvid.world.captions import Labels, write_caption
+from rlvid.world.render import BACKGROUNDS, COLOURS, MOTIONS, SUBJECTS
 
 CONTEXT_LENGTH = 24
 START, END = "<|startoftext|>", "<|endoftext|>"

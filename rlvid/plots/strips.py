@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from rlvid.data.videos import write_mp4
-from rlvid.evaluate.drawing import GAP, MARGIN, fitting, font, paste, save, shorten, tile, tiles, wrap, write
-from rlvid.evaluate.style import INK, RULE, SOFT
 from rlvid.files import write_whole
+from rlvid.plots.drawing import GAP, MARGIN, fitting, font, paste, save, shorten, tile, tiles, wrap, write
+from rlvid.plots.style import INK, RULE, SOFT
 
 _SIDE = 192  # pixels of a frame in a moving file, at least
 

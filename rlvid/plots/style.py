@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from rlvid.evaluate.escape import one_line
+from rlvid.escape import one_line
 
 INK, SOFT, RULE = "#1a1a1a", "#666666", "#c8c8c8"
 

@@ -18,8 +18,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from rlvid.cluster.token import PLACES, token
 from rlvid.credentials import refuse_credentials
-from rlvid.train.token import PLACES, token
 
 _SECONDS = 10.0
 """How long the cluster may take to answer."""

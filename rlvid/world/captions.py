@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rlvid.toy.render import BACKGROUNDS, COLOURS, MOTIONS, PATTERNS, SHAPES, SUBJECTS, Clips, sample_clips
+from rlvid.world.render import BACKGROUNDS, COLOURS, MOTIONS, PATTERNS, SHAPES, SUBJECTS, Clips, sample_clips
 
 NEW_SHAPES = ("heart", "moon")
 """Shapes that the base model knows and that reward fine-tuning never sees."""

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlvid.toy import render as world
-from rlvid.toy.captions import Labels, labels_of, read_caption
+from rlvid.world import render as world
+from rlvid.world.captions import Labels, labels_of, read_caption
 
 SIZE = 32
 """Pixels at which the oracle looks; other sizes are resampled to it."""

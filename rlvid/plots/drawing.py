@@ -11,9 +11,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from rlvid.evaluate.escape import one_line
-from rlvid.evaluate.style import INK, RULE, SOFT
+from rlvid.escape import one_line
 from rlvid.files import write_whole
+from rlvid.plots.style import INK, RULE, SOFT
 
 MARGIN, GAP, TILE = 36, 6, 160
 """Pixels; a tile is at most TILE wide unless a frame's integer multiple says less."""

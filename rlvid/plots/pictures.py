@@ -15,9 +15,9 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from rlvid.evaluate.drawing import GAP, MARGIN, TILE, font, paste, save, shorten, tile, tiles, wrap, write
-from rlvid.evaluate.style import INK, LOOKS, RULE, SOFT, drawing, legend_label
 from rlvid.files import write_whole
+from rlvid.plots.drawing import GAP, MARGIN, TILE, font, paste, save, shorten, tile, tiles, wrap, write
+from rlvid.plots.style import INK, LOOKS, RULE, SOFT, drawing, legend_label
 
 _LINES = tuple((look.colour, look.dash) for look in LOOKS[:4])
 

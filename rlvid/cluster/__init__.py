@@ -1,0 +1,1 @@
+"""A Ray cluster seen from outside: its address, its token, its nodes."""
