@@ -97,8 +97,10 @@ def main() -> None:
     import ray.train
     from ray.train.torch import TorchTrainer
 
+    from rlvid.cluster.connect import start_ray
+    from rlvid.cluster.nodes import check_resources
     from rlvid.data.sources import encoded_clips
-    from rlvid.train.launch import check_resources, run_folder, start_ray
+    from rlvid.train.launch import run_folder
     from rlvid.train.progress import Board
 
     start_ray()

@@ -65,8 +65,10 @@ def run(config: RunConfig, steps: int, address: str | None) -> dict[str, Any]:
     import ray.train
     from ray.train.torch import TorchTrainer
 
+    from rlvid.cluster.connect import start_ray
+    from rlvid.cluster.nodes import check_resources
     from rlvid.data.sources import encoded_clips
-    from rlvid.train.launch import check_resources, run_folder, start_ray
+    from rlvid.train.launch import run_folder
     from rlvid.train.progress import Board
 
     asked = time.time()

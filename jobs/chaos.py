@@ -92,8 +92,8 @@ class Chaos:
         """The run that nothing befalls; its clips are encoded first, so that it takes as long as the others."""
         import ray
 
+        from rlvid.cluster.connect import start_ray
         from rlvid.data.sources import encoded_clips
-        from rlvid.train.launch import start_ray
 
         shutil.rmtree(self._folder / "whole", ignore_errors=True)  # of an earlier chaos in the same storage
         start_ray(self._cluster.address)

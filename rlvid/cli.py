@@ -285,11 +285,11 @@ def encode(
     What cannot be read is skipped and named. Start the same command again after an interruption: it goes on from there.
     Then: [bold]rlvid train toy data.source=OUT[/bold]
     """
+    from rlvid.cluster.connect import start_ray
     from rlvid.config import load_config
     from rlvid.data.encode import encode_folder
     from rlvid.data.find import find_clips
     from rlvid.models.stored import check_model
-    from rlvid.train.launch import start_ray
 
     description = load_config(config)
     find_clips(source.resolve(), outside=outside)  # says at once what is wrong with the source

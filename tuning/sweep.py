@@ -184,8 +184,8 @@ def fit(sweep: Sweep, planned: list[dict[str, Any]], journal: Journal, proposals
         os.environ.setdefault(name, value)
     # For workers of a Ray that starts here; on a cluster, `ray job submit --working-dir .` brings the folder along.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    from rlvid.cluster.connect import start_ray
     from rlvid.cluster.nodes import check_nodes
-    from rlvid.train.launch import start_ray
 
     base = sweep.base()
     start_ray(address)

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 
 from rlvid import __version__
+from rlvid.cluster.connect import start_ray
+from rlvid.cluster.nodes import nodes_possible, workers_that_fit
 from rlvid.config import ModelConfig
 from rlvid.data.clips import ROWS, digest
 from rlvid.data.find import Skipped, find_clips, hash_contents, read_contents
@@ -248,9 +250,6 @@ def _pipeline(
     if not items:
         return
     import ray  # only here: everything else in this module works without it
-
-    from rlvid.cluster.nodes import nodes_possible, workers_that_fit
-    from rlvid.train.launch import start_ray
 
     start_ray()
     if use_gpu is None:

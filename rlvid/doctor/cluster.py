@@ -30,7 +30,7 @@ def check_cluster(address: str | None, storage: str) -> Iterator[Finding]:
     """Starts Ray, or connects to a cluster, and looks at all of it."""
     import ray
 
-    from rlvid.train.launch import start_ray
+    from rlvid.cluster.connect import start_ray
 
     try:
         start_ray(address)

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import pyarrow as pa
 import torch
 
+from rlvid.cluster.connect import start_ray
+from rlvid.cluster.nodes import check_nodes
 from rlvid.diffusion.generate import generate
 from rlvid.evaluate.ask import Asker
 from rlvid.evaluate.compared import Loader
@@ -181,9 +183,6 @@ def _in_pool(
     if not missing:
         return
     import ray
-
-    from rlvid.cluster.nodes import check_nodes
-    from rlvid.train.launch import start_ray
 
     start_ray(address)
     for folder in dict.fromkeys([evaluation.folder, *(model.run for model in evaluation.models)]):

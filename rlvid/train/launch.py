@@ -14,10 +14,8 @@ A run's folder, ``{storage}/{name}``::
 import logging
 import os
 import shutil
-import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,16 +23,15 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from rlvid.cluster.address import check_session_folder, reach, refusal
+from rlvid.cluster.connect import start_ray
 from rlvid.cluster.nodes import BOOTSTRAP, check_nodes, check_resources, fits_now, needed, nodes_possible
-from rlvid.cluster.token import make_own_token
 from rlvid.config import RunConfig
 from rlvid.data.clips import EncodedClips
 from rlvid.data.encode import model_fingerprint
 from rlvid.data.sources import encoded_clips, sample_prompts
 from rlvid.data.storage import Mirror, home, is_uri, run_mirror
 from rlvid.files import held, write_whole
-from rlvid.interrupt import kept, starting_ray
+from rlvid.interrupt import kept
 from rlvid.models.folders import movable, resolved_shape
 from rlvid.models.lora import check_targets
 from rlvid.models.stored import check_model
@@ -188,51 +185,6 @@ def _settle(config: RunConfig, mirror: Mirror, console: Console, damaged: dict[s
     latest = latest_checkpoint(mirror.folder, resumable=not is_uri(config.output.storage))
     if latest and (text := notice(latest[0], config, latest[1])):
         console.print(text, style="bold" if text.startswith("WARNING") else None, markup=False, soft_wrap=True)
-
-
-def start_ray(address: str | None = None) -> None:
-    """Connects to the cluster of ``address`` or RAY_ADDRESS, else starts Ray on this machine; quietly.
-
-    Raises:
-        ValueError: no cluster answers at the address, or it does not let us in, or has another Ray or Python; or the
-            folder of Ray's session cannot be used.
-    """
-    import ray
-
-    if ray.is_initialized():
-        return
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    target = address or os.environ.get("RAY_ADDRESS") or "local"
-    # Its watcher is a process more for each start of the workers; a machine that is the whole cluster tells nothing.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0" if target == "local" else "1")
-    local: dict[str, Any] = {"include_dashboard": False} if target == "local" else {}
-    if local:
-        check_session_folder()
-        make_own_token()
-    else:
-        target = reach(target)
-    try:
-        with _silent_stderr(), starting_ray():
-            ray.init(address=target, log_to_driver=False, logging_level="ERROR", **local)
-    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
-        raise refusal(target, error) from error
-
-
-@contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Hides what Ray's C++ parts write about themselves while they start; Python errors still come through."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def train(config: RunConfig, console: Console, address: str | None = None) -> Finished:

@@ -252,12 +252,12 @@ def test_nodes_with_other_versions_or_storage_of_their_own_are_named(tmp_path: P
 
 
 def test_a_cluster_that_does_not_answer_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from rlvid.train import launch
+    from rlvid.cluster import connect
 
     def unreachable(address: str | None) -> None:
         raise ValueError(f"no Ray cluster answers at {address!r}")
 
-    monkeypatch.setattr(launch, "start_ray", unreachable)
+    monkeypatch.setattr(connect, "start_ray", unreachable)
     found = only(cluster.check_cluster("nowhere:6379", tmp_path))
     assert (found.name, found.status) == ("ray", "error")
     assert "nowhere:6379" in found.found

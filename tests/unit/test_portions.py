@@ -366,8 +366,8 @@ def test_a_pool_asks_all_nodes_for_the_run_s_folder_and_its_driver_loads_no_mode
         raise AssertionError("the driver has loaded a model")
 
     run, _ = save_run(tmp_path)
-    monkeypatch.setattr("rlvid.train.launch.start_ray", lambda address: None)
-    monkeypatch.setattr("rlvid.cluster.nodes.check_nodes", blind)
+    monkeypatch.setattr("rlvid.evaluate.portions.start_ray", lambda address: None)
+    monkeypatch.setattr("rlvid.evaluate.portions.check_nodes", blind)
     monkeypatch.setattr("rlvid.evaluate.compared.load_found", loads)
     with pytest.raises(ValueError, match=f"a node does not see {tmp_path} of run"):
         evaluate_and_show([str(run)], steps=[2], sets=["scenes"], videos=2, workers=2)

@@ -177,7 +177,7 @@ def test_nodes_without_the_storage_are_found_before_anything_is_made(
     def blind(storage: str, name: str) -> None:
         raise ValueError(f"a node does not see {storage} of {name}")
 
-    monkeypatch.setattr("rlvid.train.launch.start_ray", lambda address: None)
+    monkeypatch.setattr("rlvid.cluster.connect.start_ray", lambda address: None)
     monkeypatch.setattr("rlvid.cluster.nodes.nodes_possible", lambda: [({"CPU": 8.0}, 1.0)])
     monkeypatch.setattr("rlvid.cluster.nodes.check_nodes", blind)
     assert main(["toy", f"storage={tmp_path}"]) == 2
