@@ -25,7 +25,7 @@ for _name, _value in {
     "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the default of 2 s is also the pace of ray.train.report
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180",  # by default 60, too little where others start beside them
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # by default 60, too little where others start beside them
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",  # by default 15: beside other tests they would starve
     "TOKENIZERS_PARALLELISM": "false",

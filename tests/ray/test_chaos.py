@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from processes import HANG
+
 from rlvid.toy.tiny import save_tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +22,7 @@ def test_a_kill_changes_nothing(tmp_path: Path) -> None:
         f"output.storage={tmp_path / 'runs'}",
     ]  # fmt: skip
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_API")}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1.5 * HANG, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     outcomes = json.loads((tmp_path / "outcomes.json").read_text())
     assert [each["victim"] for each in outcomes] == ["raylet"]

@@ -12,12 +12,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.dataset as pads
 import pytest
 import torch
+from processes import HANG, started
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -58,23 +60,22 @@ class Cluster:
             *overrides,
         ]  # fmt: skip
 
-    def start(self, *command: str, **environment: str) -> subprocess.Popen[str]:
-        """Starts a command as a user of the cluster would."""
-        return subprocess.Popen(
-            command, env=self.environment | {"PYTHONPATH": str(ROOT)} | environment, cwd=ROOT, text=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    def start(self, *command: str, **environment: str) -> AbstractContextManager[subprocess.Popen[str]]:
+        """A command as a user of the cluster would start it."""
+        return started(
+            command, env=self.environment | {"PYTHONPATH": str(ROOT)} | environment, cwd=ROOT,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
-    def submit(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        """Starts jobs/submit.py."""
+    def submit(self, *arguments: str, **environment: str) -> AbstractContextManager[subprocess.Popen[str]]:
+        """jobs/submit.py, started."""
         return self.start(sys.executable, "jobs/submit.py", "--address", self.address, *arguments, **environment)
 
     def ray_job(self, verb: str, *arguments: str) -> str:
         """Runs `ray job` to its end."""
-        process = self.start(
-            str(BIN / "ray"), "job", verb, "--address", self.address, *arguments, RAY_AUTH_MODE="token"
-        )
-        out, error = process.communicate(timeout=120)
+        command = (str(BIN / "ray"), "job", verb, "--address", self.address, *arguments)
+        with self.start(*command, RAY_AUTH_MODE="token") as process:
+            out, error = process.communicate(timeout=HANG)
         assert process.returncode == 0, out + error
         return out
 
@@ -106,7 +107,7 @@ def cluster() -> Iterator[Cluster]:
     environment = kept | {
         "HOME": str(home), "PATH": f"{BIN}{os.pathsep}{kept['PATH']}", "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_TOKEN": TOKEN, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "NO_PROXY": "127.0.0.1,localhost",
-        "RAY_worker_niceness": "0",
+        "RAY_worker_niceness": "0", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
     }  # fmt: skip
     made = Cluster(home, f"http://127.0.0.1:{dashboard}", environment)
     made.store.mkdir()
@@ -133,13 +134,13 @@ def cluster() -> Iterator[Cluster]:
             0, 1, "--head", f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
             "--include-dashboard=true", f"--ray-client-server-port={free_port()}",
         )  # fmt: skip
-        _wait(lambda: _listens(port), 60, "the head")
+        _wait(lambda: _listens(port), "the head")
         for number in (1, 2):
             node(number, 2, f"--address=127.0.0.1:{port}")
         for number in range(3):
             log = home / f"node-{number}.log"
-            _wait(lambda log=log: "Ray runtime started" in log.read_text("utf-8"), 90, f"node {number}")
-        _wait(lambda: _listens(dashboard), 60, "the dashboard")
+            _wait(lambda log=log: "Ray runtime started" in log.read_text("utf-8"), f"node {number}")
+        _wait(lambda: _listens(dashboard), "the dashboard")
         yield made
     finally:
         print(*(f"{log}\n{log.read_text()[-2000:]}" for log in sorted(home.glob("node-*.log"))), sep="\n")  # noqa: T201
@@ -149,7 +150,8 @@ def cluster() -> Iterator[Cluster]:
         while (left := pids_that_name(str(home))) and time.monotonic() < deadline:
             time.sleep(0.2)
         for pid in left:
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         for process in nodes:
             process.wait()
         shutil.rmtree(home, ignore_errors=True)
@@ -160,10 +162,10 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _wait(done: Callable[[], bool], seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
+def _wait(done: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + HANG
     while not done():
-        assert time.monotonic() < deadline, f"{what} was not there within {seconds:g} s"
+        assert time.monotonic() < deadline, f"{what} was not there within {HANG:g} s"
         time.sleep(0.1)
 
 
@@ -171,8 +173,8 @@ def _wait(done: Callable[[], bool], seconds: float, what: str) -> None:
 def whole(cluster: Cluster) -> dict[str, torch.Tensor]:
     """The adapter of a run in a folder that all nodes see, and that nothing befell."""
     storage = cluster.home / "shared"
-    process = cluster.submit(*cluster.settings("whole", f"output.storage={storage}"))
-    out, error = process.communicate(timeout=400)
+    with cluster.submit(*cluster.settings("whole", f"output.storage={storage}")) as process:
+        out, error = process.communicate(timeout=HANG)
     assert process.returncode == 0, out + error
     assert "job whole submitted" in error
     assert f"step {STEPS}/{STEPS}" in out
@@ -204,10 +206,10 @@ def test_a_stopped_job_resumes_on_machines_that_have_nothing_to_the_same_adapter
         "submit", "--submission-id", "mine", "--no-wait", "--working-dir", str(ROOT), "--",
         "python", "-m", "rlvid.cli", *settings,
     )  # fmt: skip
-    follower = cluster.submit(*settings)
-    _wait((run / f"step-{EVERY:06d}").is_dir, 300, "the first checkpoint")
-    cluster.ray_job("stop", "mine")
-    out, error = follower.communicate(timeout=60)
+    with cluster.submit(*settings) as follower:
+        _wait((run / f"step-{EVERY:06d}").is_dir, "the first checkpoint")
+        cluster.ray_job("stop", "mine")
+        out, error = follower.communicate(timeout=HANG)
     assert "job mine is running already; this follows it" in error
     assert "job mine was stopped" in error
     assert "run mine: instructvideo on the reward" in out
@@ -218,8 +220,8 @@ def test_a_stopped_job_resumes_on_machines_that_have_nothing_to_the_same_adapter
     for cache in caches:
         shutil.rmtree(cache)
 
-    again = cluster.submit(*settings)
-    out, error = again.communicate(timeout=400)
+    with cluster.submit(*settings) as again:
+        out, error = again.communicate(timeout=HANG)
     assert again.returncode == 0, out + error
     assert "job mine-2 submitted" in error
     assert "rlvid evaluate" in out
@@ -237,13 +239,17 @@ def test_a_stopped_job_resumes_on_machines_that_have_nothing_to_the_same_adapter
 
 def check_refused(cluster: Cluster, asked: dict[str, tuple[str, str]]) -> None:
     """Jobs, by name: a setting, and the words that they end with."""
-    jobs = {name: cluster.submit(*cluster.settings(name, *more.split())) for name, (more, _) in asked.items()}
-    for name, job in jobs.items():
-        out, error = job.communicate(timeout=120)
-        assert asked[name][1] in " ".join(out.split()), out + error
-        assert "Traceback" not in out
-        assert f"job {name} failed with exit code 2" in error
-        assert job.returncode == 2
+    with ExitStack() as stack:
+        jobs = {
+            name: stack.enter_context(cluster.submit(*cluster.settings(name, *more.split())))
+            for name, (more, _) in asked.items()
+        }
+        for name, job in jobs.items():
+            out, error = job.communicate(timeout=HANG)
+            assert asked[name][1] in " ".join(out.split()), out + error
+            assert "Traceback" not in out
+            assert f"job {name} failed with exit code 2" in error
+            assert job.returncode == 2
 
 
 def test_what_can_never_run_is_said_at_once_and_its_exit_code_passed_on(cluster: Cluster) -> None:
@@ -261,15 +267,14 @@ def test_storage_that_a_node_does_not_see_is_refused(cluster: Cluster) -> None:
 
 def test_a_wrong_token_and_an_address_where_nobody_is_are_one_line(cluster: Cluster) -> None:
     settings = cluster.settings("never")
-    wrong = cluster.submit(*settings, RAY_AUTH_TOKEN="wrong")
-    none = cluster.submit(*settings, RAY_AUTH_TOKEN="")
-    nobody = cluster.start(sys.executable, "jobs/submit.py", "--address", f"http://127.0.0.1:{free_port()}", *settings)
-    for process, expected in (
-        (wrong, "refuses the token of this machine"),
-        (none, "asks for a token and there is none here"),
-        (nobody, "no Ray cluster answers at"),
+    nobody = ("jobs/submit.py", "--address", f"http://127.0.0.1:{free_port()}", *settings)
+    for job, expected in (
+        (cluster.submit(*settings, RAY_AUTH_TOKEN="wrong"), "refuses the token of this machine"),
+        (cluster.submit(*settings, RAY_AUTH_TOKEN=""), "asks for a token and there is none here"),
+        (cluster.start(sys.executable, *nobody), "no Ray cluster answers at"),
     ):
-        out, error = process.communicate(timeout=60)
+        with job as process:
+            out, error = process.communicate(timeout=HANG)
         assert process.returncode == 2
         assert expected in error
         assert len((out + error).strip().splitlines()) == 1

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from processes import HANG
 from rich.console import Console
 from runs import QUIET, adapter, config, difference, plain_torch, tiny_state
 
@@ -29,7 +30,7 @@ def uninterrupted(folder: Path, ray_cluster: Any) -> dict[str, torch.Tensor]:
     return adapter(done.folder, 8)
 
 
-def _wait_for_part(run: Path, step: int, seconds: float = 400) -> None:
+def _wait_for_part(run: Path, step: int, seconds: float = HANG) -> None:
     deadline = time.monotonic() + seconds
     while not list((run / "archive").glob(f"step-{step:06d}-*.parquet")):
         assert time.monotonic() < deadline, f"{run} did not reach step {step}"

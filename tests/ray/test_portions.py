@@ -1,7 +1,6 @@
 """Evaluation in a pool of actors: the numbers of one process, whatever the pool, also after a kill."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ import pytest
 import torch
 import yaml
 from helpers import save_run
+from processes import HANG, started
 from typer.testing import CliRunner
 
 from rlvid.cli import app, main
@@ -69,12 +69,13 @@ def test_what_a_killed_evaluation_had_finished_is_not_made_again(tmp_path: Path)
     ]  # fmt: skip
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_API")}
     in_pool = [*command, "--workers", "1"]
-    first = subprocess.Popen(in_pool, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list(run.glob("videos/part-*.parquet")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
+    with started(in_pool, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
+        deadline = time.monotonic() + HANG
+        while not list(run.glob("videos/part-*.parquet")):
+            assert first.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        first.kill()
     parts = sorted(run.glob("videos/part-*.parquet"))
     assert 0 < len(parts) < 4, "the evaluation was not interrupted"
     labels = pq.read_table(parts[0]).drop_columns("frames").to_pylist()

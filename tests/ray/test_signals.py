@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import HANG, started
 from rich.console import Console
 from runs import config, settings
 
@@ -49,21 +50,21 @@ def test_a_signal_ends_training_after_a_checkpoint_and_leaves_nobody_behind(fold
     command = ["env", "--default-signal=INT", sys.executable, "-m", "rlvid", "train", "toy", *given]
     run = folder / "runs" / "interrupted-run"
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {mark: "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)  # type: ignore[call-overload]
-    deadline = time.monotonic() + 300
-    while len(list(run.glob("archive/step-*.parquet"))) < 4 and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
-    out, error = process.communicate(timeout=60)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with started(command, env=environment, start_new_session=True, **pipes) as process:
+        deadline = time.monotonic() + HANG
+        while len(list(run.glob("archive/step-*.parquet"))) < 4 and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        out, error = process.communicate(timeout=HANG)
     assert process.returncode == 130, out + error
     (line,) = error.splitlines()
     (found,) = find_checkpoints(run)
     assert f"interrupted (Ctrl-C): run interrupted-run stands after step {found.step}, in {run}; continue: " in line
     assert f"python -m rlvid train toy name=interrupted-run model.path={folder}/tiny" in line
     assert archive_faults(run / "archive", config(folder, "interrupted-run", *long), found.step) == []
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while left := processes_with(mark):
         assert time.monotonic() < deadline, left
         time.sleep(0.2)

@@ -18,6 +18,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from processes import HANG, started
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -130,14 +131,14 @@ def test_a_killed_encoding_goes_on_and_ends_with_the_same_bytes(ray_cluster: Any
     description.write_text(yaml.safe_dump({"model": model}))
     command = [sys.executable, "-m", "rlvid.cli", "encode", str(source), str(out), "--config", str(description)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_API")}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 180
-    while not (kept := list(unfinished(out).glob("rows-*.parquet"))):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.kill()
-    process.wait()
+    nowhere = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with started(command, env=environment, **nowhere) as process:
+        deadline = time.monotonic() + HANG
+        while not (kept := list(unfinished(out).glob("rows-*.parquet"))):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        process.kill()
     before = sum(pq.read_metadata(path).num_rows for path in unfinished(out).glob("rows-*.parquet"))
     assert kept
     assert 0 < before < count

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from processes import HANG
 
 from rlvid.config import load_config
 from rlvid.toy.tiny import save_tiny_model
@@ -72,5 +73,5 @@ def command(folder: Path, script: str, *arguments: str) -> subprocess.CompletedP
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     return subprocess.run(
         [sys.executable, str(ROOT / script), *arguments],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=300,
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=HANG,
     )  # fmt: skip
