@@ -30,8 +30,8 @@ from rlvid import interrupt  # noqa: E402
 from rlvid.cluster.address import check_cluster, connect  # noqa: E402
 from rlvid.config import load_config  # noqa: E402
 from rlvid.credentials import refuse_credentials_in_arguments  # noqa: E402
-from rlvid.data.storage import split_uri  # noqa: E402
 from rlvid.interrupt import kept  # noqa: E402
+from rlvid.storage import split_uri  # noqa: E402
 from rlvid.terminal import run_command, shell  # noqa: E402
 
 RLVID = "python -m rlvid.cli"

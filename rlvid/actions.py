@@ -15,8 +15,8 @@ def train_and_show(config: "RunConfig", address: str | None) -> Path:
     """Trains or resumes a run, draws its pictures, says where everything is; returns the run's folder."""
     from rlvid.data.clips import EncodedClips
     from rlvid.data.sources import encoded_clips
-    from rlvid.data.storage import Mirror, is_uri, run_uri
     from rlvid.evaluate.run import load_run, picture_before_after, picture_reward_curve
+    from rlvid.storage import Mirror, is_uri, run_uri
     from rlvid.train.launch import run_folder, train
 
     say(
@@ -30,7 +30,7 @@ def train_and_show(config: "RunConfig", address: str | None) -> Path:
     tuned, folder = load_run(done.folder), run_folder(config)
     picture_before_after(tuned, list(dict.fromkeys(clips.captions))[:6], folder / "before-after.png", config.seed)
     picture_reward_curve(folder, folder / "reward.png")
-    Mirror(config.output.storage, config.name).send("*.png")
+    Mirror(config.output.storage, config.name).push([path.name for path in folder.glob("*.png")])
     storage = config.output.storage
     shown = run_uri(storage, config.name) if is_uri(storage) else short(folder)
     if done.skipped:
@@ -69,7 +69,6 @@ def evaluate_and_show(
     finished before an interruption is not made again. Without ``trust``, a Python file that a run's own settings name
     does not run.
     """
-    from rlvid.data.storage import is_uri
     from rlvid.evaluate.clip import NamedClip, load_clip
     from rlvid.evaluate.compared import differences, find_compared, parse_spec
     from rlvid.evaluate.measure import DEFAULT_CLIP, Measure, parse_rewards
@@ -84,6 +83,7 @@ def evaluate_and_show(
     from rlvid.models.trained import check_trained
     from rlvid.reward.load import check_reward, check_trust
     from rlvid.reward.text_limit import reward_text_limit, reward_text_limits
+    from rlvid.storage import is_uri
 
     notes = list[str]()
     prompts = prompts_of(sets, videos, notes.append) if sets else {}

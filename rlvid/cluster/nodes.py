@@ -14,7 +14,7 @@ from pyarrow import fs
 
 from rlvid import __version__
 from rlvid.config import RunConfig
-from rlvid.data.storage import locate
+from rlvid.storage import locate
 
 Shape = dict[str, float]
 BOOTSTRAP = Path.home() / "ray_bootstrap_config.yaml"

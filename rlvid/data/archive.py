@@ -185,10 +185,10 @@ def read_archive(folder: str | Path, columns: list[str] | None = None) -> pa.Tab
     return pa.concat_tables(tables)
 
 
-def part_step(name: str) -> int | None:
-    """The step of a part's file name; None of any other."""
-    match = _PART.fullmatch(name)
-    return int(match[1]) if match else None
+def is_later_part(path: str, from_step: int) -> bool:
+    """Whether a path below a run's folder is a part of its archive of ``from_step`` or later."""
+    match = _PART.fullmatch(path.removeprefix("archive/"))
+    return match is not None and path.startswith("archive/") and int(match[1]) >= from_step
 
 
 def _field(name: str) -> pa.Field:

@@ -21,11 +21,11 @@ from rlvid.config import ModelConfig, RunConfig, SamplingConfig
 from rlvid.data.clips import digest
 from rlvid.data.encode import EncodeReport, Item, encode_clips, hash_weights, model_fingerprint
 from rlvid.data.prompts import has_prompts, read_prompts, resolve_prompts
-from rlvid.data.storage import Mirror
 from rlvid.data.videos import VideoError
 from rlvid.diffusion.chain import denoise
 from rlvid.diffusion.schedule import timesteps
 from rlvid.models.base import Posterior, VideoModel
+from rlvid.storage import Mirror
 from rlvid.world.captions import PROMPT_SETS, write_captions
 from rlvid.world.render import RENDERER, degrade, render, sample_clips, sample_degradation
 
@@ -139,10 +139,11 @@ def encoded_clips(config: RunConfig, console: Console) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(out.parent / f".{name}.lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # runs that start together encode once
-        if mirror.has(""):
+        there = mirror.sizes()
+        if there:
             mirror.pull()
         report = make(out)
-        if report.encoded or not mirror.has(""):
+        if report.encoded or not there:
             mirror.push()
     if report.encoded:
         shown = os.path.relpath(out) if out.is_relative_to(Path.cwd()) else out

@@ -13,11 +13,11 @@ import pyarrow as pa
 import torch
 from pyarrow import fs
 
-from rlvid.data.storage import is_uri, locate
 from rlvid.doctor.finding import Finding, examine, judged
 from rlvid.doctor.machine import reason, scratch
 from rlvid.doctor.sums import alone, belongings, miniature, one_step, share
 from rlvid.models.trained import trained_state
+from rlvid.storage import is_uri, locate
 
 _ALIKE = ("ray", "torch", "deepspeed", "diffusers", "peft")
 _PATIENCE = 60.0

@@ -19,8 +19,8 @@ from packaging.version import Version
 from pyarrow import fs
 
 import rlvid
-from rlvid.data.storage import home, is_uri, locate, run_uri
 from rlvid.doctor.finding import Finding, judged
+from rlvid.storage import home, is_uri, locate, run_uri
 
 _ROOT = Path(rlvid.__file__).resolve().parents[1]
 _GIB = 2**30

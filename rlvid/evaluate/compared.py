@@ -14,7 +14,6 @@ from rlvid import __version__
 from rlvid.config import RunConfig
 from rlvid.config.reward import RewardConfig
 from rlvid.credentials import refuse_credentials
-from rlvid.data.storage import is_uri
 from rlvid.evaluate.run import (
     TunedModel,
     check_whole,
@@ -27,6 +26,7 @@ from rlvid.evaluate.run import (
 from rlvid.models.folders import movable, resolved_shape
 from rlvid.models.trained import load_trained
 from rlvid.models.unet3d import UNet3DModel
+from rlvid.storage import is_uri
 from rlvid.train.checkpoint import Found, flaw
 from rlvid.train.looks import best_step, find_best
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from rlvid.config import RunConfig
 from rlvid.data.prompts import ANIMAL_SETS, resolve_prompts
-from rlvid.data.storage import Mirror, split_uri
 from rlvid.evaluate.compared import Compared
 from rlvid.evaluate.layouts import pooled, write_layouts
 from rlvid.evaluate.plan import Evaluation, check_distinct
@@ -16,6 +15,7 @@ from rlvid.evaluate.seeds import seed_results, write_seeds
 from rlvid.evaluate.tables import write_results
 from rlvid.evaluate.tradeoff import draw_tradeoff
 from rlvid.evaluate.versus import MOST, versus, write_versus
+from rlvid.storage import Mirror, split_uri
 from rlvid.world.captions import PROMPT_SETS, prompts_in_set
 
 SOMETIMES = ("tradeoff.png", *(f"{stem}.{suffix}" for stem in ("seeds", "versus") for suffix in ("md", "csv", "tex")))
@@ -147,13 +147,20 @@ class Store:
         self._mirror = Mirror(*split_uri(uri)) if uri else None
         if self._mirror is not None:
             assert self._mirror.folder == evaluation.folder
-            self._mirror.fetch_missing("videos")
+            self._mirror.pull(_is_video_file, missing=True)
 
     def send(self, written: Sequence[Path]) -> None:
         """Brings tables and videos to the store."""
         if self._mirror is not None:
-            self._mirror.send_folder("videos", self._began)
-            for path in written:
-                self._mirror.send(path.name)
-            for name in {*SOMETIMES} - {path.name for path in written}:
-                self._mirror.forget(name)
+            folder, stored, tables = self._mirror.folder, self._mirror.sizes() or {}, {path.name for path in written}
+            videos = {f"videos/{p.name}": p.stat() for p in (folder / "videos").glob("[!.]*") if p.is_file()}
+            changed = {
+                name for name, now in videos.items() if stored.get(name) != now.st_size or now.st_ctime >= self._began
+            }
+            self._mirror.push(changed | tables)
+            unwanted = {name for name in stored if _is_video_file(name)} - videos.keys() | {*SOMETIMES} - tables
+            self._mirror.delete(lambda name: name in unwanted)
+
+
+def _is_video_file(name: str) -> bool:
+    return name.rpartition("/")[0] == "videos"

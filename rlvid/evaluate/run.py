@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from rlvid.config import RunConfig
-from rlvid.data.storage import is_uri, run_mirror, split_uri
 from rlvid.diffusion.generate import generate
 from rlvid.models.lora import lora_scale
 from rlvid.models.trained import blend, load_trainable, load_trained
@@ -19,6 +18,7 @@ from rlvid.plots.pictures import before_after, reward_curve
 from rlvid.reward.load import trained_reward
 from rlvid.reward.video import mean_of_frames
 from rlvid.runs.scalars import read_scalars
+from rlvid.storage import is_uri, run_mirror, split_uri
 from rlvid.train.checkpoint import Found, find_checkpoints, flaw, step_of
 from rlvid.train.looks import find_best
 from rlvid.train.record import read_settings

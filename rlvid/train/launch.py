@@ -29,7 +29,6 @@ from rlvid.config import RunConfig
 from rlvid.data.clips import EncodedClips
 from rlvid.data.encode import model_fingerprint
 from rlvid.data.sources import encoded_clips, sample_prompts
-from rlvid.data.storage import Mirror, home, is_uri, run_mirror
 from rlvid.files import held, write_whole
 from rlvid.interrupt import kept
 from rlvid.models.folders import movable, resolved_shape
@@ -39,6 +38,7 @@ from rlvid.models.text_limit import model_text_limit, notices
 from rlvid.models.unet3d import denoiser_outline
 from rlvid.reward.load import check_reward
 from rlvid.reward.text_limit import reward_text_limits
+from rlvid.storage import Mirror, home, is_uri, run_mirror
 from rlvid.train.checkpoint import find_checkpoints
 from rlvid.train.fit import fit_again, reason, run_fit
 from rlvid.train.looks import guard_prompts

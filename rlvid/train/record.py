@@ -6,14 +6,15 @@ put aside, and the record is written anew from the others.
 """
 
 import json
+import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rlvid.config import RunConfig, parse_config
-from rlvid.data.storage import Mirror
 from rlvid.files import read_mapping, write_whole
+from rlvid.storage import Mirror
 from rlvid.train.checkpoint import Found, checkpoint_name, find_checkpoints, flaw, read_state, step_of
 from rlvid.train.resume import carries_over
 
@@ -82,10 +83,12 @@ def settle(mirror: Mirror, damaged: dict[str, str] | None = None) -> list[str]:
         elif name not in there:
             lines.append(f"checkpoint {name} is missing")
         elif counted is not None and name not in {*counted, *(damaged or {})}:
-            mirror.remove(name)
+            shutil.rmtree(run / name, ignore_errors=True)
+            mirror.delete(lambda path, name=name: path.startswith(f"{name}/"))
             lines.append(f"checkpoint {name} was not finished when the run was stopped, and was deleted")
         else:
-            aside = mirror.rename(name, _free(f"{name}.damaged", there))
+            aside = _free(f"{name}.damaged", there)
+            mirror.rename(name, aside)
             lines.append(f"checkpoint {name} is damaged ({why}) and was renamed to {aside}")
     whole.sort(key=lambda found: found.step)
     goes_on = f"the run goes on after step {whole[-1].step}" if whole else "there is no other, and the run begins anew"

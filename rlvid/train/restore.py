@@ -13,8 +13,8 @@ from pathlib import Path
 import ray.train
 from torch import distributed
 
-from rlvid.data.storage import temporary_home
 from rlvid.files import scratch
+from rlvid.storage import temporary_home
 from rlvid.train.checkpoint import flaw, wrong_bytes
 
 

@@ -18,12 +18,12 @@ from rlvid.algorithms.base import Batch, Context, Samples, Stopwatch, Team, Upda
 from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.config import RunConfig
 from rlvid.config.reward import RewardConfig
-from rlvid.data.archive import ArchiveWriter, trim
+from rlvid.data.archive import ArchiveWriter, is_later_part, trim
 from rlvid.data.clips import EncodedClips, clip_index
-from rlvid.data.storage import clips_here, worker_mirror
 from rlvid.diffusion.generate import generate
 from rlvid.models.trained import load_trainable, load_trained
 from rlvid.reward.load import held_out_reward, trained_reward
+from rlvid.storage import clips_here, worker_mirror
 from rlvid.train.checkpoint import checkpoint_name, load_checkpoint, read_state, save_checkpoint, told_if_unwritable
 from rlvid.train.engine import DeepSpeedEngine, StepOutcome
 from rlvid.train.looks import stop_flag
@@ -82,7 +82,7 @@ class Worker:
         self.config, self.run, self.board = config, self.mirror.folder, job["board"]
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         own_log = f"logs/worker-{self.rank:02d}.log"
-        self.mirror.fetch(own_log)
+        self.mirror.pull(lambda name: name == own_log)
         self.reporter = reporter or Reporter(self.rank, self.board, config.reward.timeout)
         self.reporter.log_to(self.run / own_log)
         device = torch.device("cuda", torch.cuda.current_device()) if job["use_gpu"] else torch.device("cpu")
@@ -115,7 +115,7 @@ class Worker:
         self._began = time.perf_counter()
         if self.rank == 0:
             trim(self.run / "archive", self.first_step)
-            self.mirror.trim_archive(self.first_step)
+            self.mirror.delete(lambda path: is_later_part(path, self.first_step))
             self.board.start.remote(self.first_step)
         distributed.barrier()  # nobody writes to the archive before it is tidy
 

@@ -10,9 +10,9 @@ from jobs import submit
 from rlvid import cli
 from rlvid.config import load_config
 from rlvid.credentials import refuse_credentials
-from rlvid.data.storage import Mirror, locate
 from rlvid.doctor.examination import examination
 from rlvid.evaluate.compared import parse_spec
+from rlvid.storage import Mirror, locate
 from tuning.description import load_sweep
 
 SECRET = "hunter2"

@@ -23,9 +23,9 @@ from rlvid.algorithms.base import Samples
 from rlvid.config import load_config
 from rlvid.data import archive
 from rlvid.data.archive import ArchiveWriter, read_archive
-from rlvid.data.storage import Mirror, run_mirror
 from rlvid.evaluate.compared import find_compared
 from rlvid.evaluate.run import find_run
+from rlvid.storage import Mirror, run_mirror
 from rlvid.train import worker as worker_module
 from rlvid.train.audit import archive_faults, starts, tensorboard_faults
 from rlvid.train.checkpoint import find_checkpoints, flaw, told_if_unwritable, wrong_bytes

@@ -14,12 +14,13 @@ ROOT = Path(__file__).resolve().parents[2]
 # of the script folders beside it. Anyone may import rlvid itself, for its version.
 _BASE = {"config", "credentials", "escape", "faults", "files", "interrupt", "shapes", "randomness", "stats", "text"}
 _CORE = _BASE | {"models", "diffusion", "reward", "algorithms", "toy", "world"}
-_PACKAGE = _CORE | {"train", "evaluate", "data", "cluster", "runs", "plots"}
+_PACKAGE = _CORE | {"train", "evaluate", "data", "cluster", "runs", "plots", "storage"}
 MAY_IMPORT = {
     "rlvid": set(),
     "config": {"credentials", "files", "shapes"},
     "credentials": set(),
     "files": set(),
+    "storage": {"credentials"},
     "shapes": set(),
     "randomness": {"shapes"},
     "stats": set(),
@@ -36,7 +37,7 @@ MAY_IMPORT = {
     "escape": set(),
     "runs": _BASE,
     "plots": _BASE | {"data"},
-    "cluster": _BASE | {"data", "terminal"},
+    "cluster": _BASE | {"storage", "terminal"},
     "train": _PACKAGE,
     "evaluate": _PACKAGE,
     "data": _PACKAGE,

@@ -7,7 +7,8 @@ from pyarrow import fs
 
 from rlvid.cluster.nodes import visit, workers_that_fit
 from rlvid.config import load_config, parse_config
-from rlvid.data.storage import Mirror, home, run_mirror, run_uri, split_uri, worker_mirror
+from rlvid.data.archive import is_later_part
+from rlvid.storage import Mirror, home, run_mirror, run_uri, split_uri, worker_mirror
 from rlvid.train.launch import check, prepare
 
 
@@ -34,9 +35,9 @@ def test_a_folder_is_used_as_it_is(tmp_path: Path) -> None:
     write(mirror.folder / "config.yaml", "a")
     mirror.pull()
     mirror.push(move="archive")
-    mirror.trim_archive(0)
+    mirror.delete(lambda path: is_later_part(path, 0))
     assert tree(tmp_path) == {"mine/config.yaml": "a"}
-    assert not mirror.has("")
+    assert not mirror.sizes()
 
 
 def test_what_one_machine_pushes_another_pulls(store: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -56,10 +57,10 @@ def test_what_one_machine_pushes_another_pulls(store: Path, monkeypatch: pytest.
 def test_what_is_forgotten_is_gone_from_the_store_alone(store: Path) -> None:
     mirror = run_mirror(f"file://{store}", "mine")
     write(mirror.folder / "versus.md", "of an earlier evaluation")
-    mirror.send("versus.md")
+    mirror.push(["versus.md"])
     assert tree(store) == {"mine/versus.md": "of an earlier evaluation"}
     for _ in range(2):
-        mirror.forget("versus.md")
+        mirror.delete(lambda name: name == "versus.md")
         assert tree(store) == {}
     assert (mirror.folder / "versus.md").is_file()
 
@@ -86,10 +87,10 @@ def test_a_workers_archive_moves_and_is_trimmed(store: Path, tmp_path: Path) -> 
     worker.push(move="archive")
     assert not list((worker.folder / "archive").iterdir())
     again = worker_mirror(f"file://{store}", "mine", Path("/nowhere"), tmp_path / "two")
-    again.fetch("logs/worker-00.log")
+    again.pull(lambda name: name == "logs/worker-00.log")
     with open(again.folder / "logs" / "worker-00.log", "a", encoding="utf-8") as log:
         log.write("two\n")
-    again.trim_archive(2)
+    again.delete(lambda path: is_later_part(path, 2))
     again.push(move="archive")
     assert tree(store / "mine") == {"archive/step-000001-rank-000.parquet": "1", "logs/worker-00.log": "one\ntwo\n"}
 
@@ -97,7 +98,7 @@ def test_a_workers_archive_moves_and_is_trimmed(store: Path, tmp_path: Path) -> 
 def test_it_is_pyarrows_file_system_and_not_our_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a file system without a disk: a store whose files are in memory."""
     memory, _ = fs.FileSystem.from_uri("mock://x")
-    monkeypatch.setattr("rlvid.data.storage.locate", lambda storage, under: (memory, f"bucket/{under}"))
+    monkeypatch.setattr("rlvid.storage.locate", lambda storage, under: (memory, f"bucket/{under}"))
     mirror = Mirror("s3://bucket", "mine", tmp_path / "one")
     write(tmp_path / "one" / "a" / "b.txt", "text")
     memory.create_dir("bucket/mine/a")

@@ -11,7 +11,6 @@ from helpers import save_run
 from PIL import Image
 
 from rlvid.cli import main
-from rlvid.data.storage import Mirror
 from rlvid.evaluate.compared import find_compared
 from rlvid.evaluate.evaluate import METRICS, Row, summarise
 from rlvid.evaluate.plan import Evaluation
@@ -19,6 +18,7 @@ from rlvid.evaluate.portions import run_evaluation
 from rlvid.evaluate.results import write_all
 from rlvid.evaluate.tables import compare_all
 from rlvid.evaluate.tradeoff import draw_tradeoff
+from rlvid.storage import Mirror
 from rlvid.terminal import fractions
 
 
@@ -84,7 +84,7 @@ def test_the_command_brings_videos_table_and_picture_to_the_store(
     for fails in (True, False):
         with monkeypatch.context() as patch:
             if fails:
-                patch.setattr(Mirror, "send", unreachable)
+                patch.setattr(Mirror, "delete", unreachable)
             with pytest.raises(SystemExit) as ended:
                 main()
         assert (ended.value.code or 0) == (2 if fails else 0)

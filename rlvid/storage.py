@@ -21,7 +21,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
@@ -65,6 +66,154 @@ def home(storage: str) -> Path:
     return cache / "storage" / hashlib.sha256(storage.rstrip("/").encode()).hexdigest()[:12]
 
 
+def locate(storage: str, under: str) -> tuple[fs.FileSystem, str]:
+    """The file system of a folder or URI, and the path in it of a place below.
+
+    Raises:
+        ValueError: the URI is not one that pyarrow reads, or holds credentials.
+    """
+    refuse_credentials(storage, "the storage")
+    with _reaching(storage):
+        store, root = fs.FileSystem.from_uri(storage)
+    return store, str(PurePosixPath(root) / under)
+
+
+@contextmanager
+def _reaching(storage: str) -> Iterator[None]:
+    """Raises ValueError where the block cannot reach the store."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(
+            f"storage {storage!r} cannot be reached ({' '.join(str(error).split())}); check address, region and "
+            "credentials of this machine, or give a folder that all nodes mount"
+        ) from error
+
+
+class Mirror:
+    """A folder of this machine beside a place in the store; does nothing where the storage is a folder itself.
+
+    Every verb raises ValueError where the store cannot be reached.
+
+    Args:
+        storage: folder or URI, as in ``output.storage``.
+        under: the place below it, such as a run's name.
+        folder: default: the same place in ``home(storage)``.
+
+    Raises:
+        ValueError: the URI is not one that pyarrow reads, or this machine cannot keep copies.
+    """
+
+    def __init__(self, storage: str, under: str, folder: Path | None = None) -> None:
+        self.folder = folder or home(storage) / under
+        self._storage, self._sent = storage, dict[str, tuple[int, int]]()
+        self._store: fs.FileSystem | None = None
+        if is_uri(storage):
+            self._store, self._root = locate(storage, under)
+            if folder is None:
+                _check_cache(storage)
+
+    def sizes(self) -> dict[str, int] | None:
+        """Bytes of each file of the store, by its path; None where the storage is a folder."""
+        return None if self._store is None else {name: info.size for name, info in self._there().items()}
+
+    def pull(self, wanted: Callable[[str], bool] = lambda name: True, missing: bool = False) -> None:
+        """Brings the folder to the store's state: downloads what differs, deletes what the store does not have.
+
+        Args:
+            wanted: says of a file's path below the folder whether it is looked at.
+            missing: downloads files that are not here, and leaves those that are.
+        """
+        if self._store is None:
+            return
+        here, there = self._here(), self._there()
+        for name in [] if missing else filter(wanted, here.keys() - there.keys()):
+            (self.folder / name).unlink()
+        for name in filter(wanted, there):
+            if name not in here or (not missing and here[name] != (there[name].size, there[name].mtime_ns)):
+                self._download(name, there[name].mtime_ns)
+        if not missing:
+            self._sent = self._here()
+
+    def push(self, names: Iterable[str] | None = None, move: str | None = None) -> None:
+        """Uploads files: those named, by default what is new or has changed since the last pull or push.
+
+        Args:
+            names: paths below the folder. By default dot files and ``.tmp`` stay.
+            move: a folder below whose files are deleted here once they have arrived.
+        """
+        if self._store is None:
+            return
+        for name, state in self._here().items():
+            hidden = name.endswith(".tmp") or name.startswith(".") or "/." in name
+            if (hidden or self._sent.get(name) == state) if names is None else name not in names:
+                continue
+            self._upload(name)
+            self._sent[name] = state
+            if move is not None and name.startswith(f"{move}/"):
+                (self.folder / name).unlink()
+
+    def rename(self, old: str, new: str) -> None:
+        """Renames a folder right below, here and in the store."""
+        if (self.folder / old).is_dir():
+            (self.folder / old).rename(self.folder / new)
+        for name, info in self._there().items() if self._store is not None else []:
+            if name.startswith(f"{old}/"):
+                self._move(name, name.replace(old, new, 1), info.size)
+        self._sent = {name.replace(f"{old}/", f"{new}/", 1): state for name, state in self._sent.items()}
+
+    def delete(self, unwanted: Callable[[str], bool]) -> None:
+        """Deletes files of the store, not of the folder; ``unwanted`` says which, by their path below it."""
+        for name in filter(unwanted, self._there() if self._store is not None else []):
+            with _reaching(self._storage):
+                self._store.delete_file(f"{self._root}/{name}")
+
+    def _there(self) -> dict[str, fs.FileInfo]:
+        """Files of the store by their path below ours."""
+        with _reaching(self._storage):
+            found = self._store.get_file_info(fs.FileSelector(self._root, recursive=True, allow_not_found=True))
+        return {i.path[len(self._root) :].lstrip("/"): i for i in found if i.type == fs.FileType.File}
+
+    def _here(self) -> dict[str, tuple[int, int]]:
+        """Size and time of each file of the folder."""
+        paths = [path for path in self.folder.rglob("*") if path.is_file()] if self.folder.is_dir() else []
+        return {p.relative_to(self.folder).as_posix(): (p.stat().st_size, p.stat().st_mtime_ns) for p in paths}
+
+    def _target(self, name: str) -> str:
+        """The path of a file in the store, in a folder that is there."""
+        path = f"{self._root}/{name}"
+        if self._store.type_name == "local":  # a store of objects has no folders to make
+            self._store.create_dir(path.rpartition("/")[0])
+        return path
+
+    def _upload(self, name: str) -> None:
+        with (
+            _reaching(self._storage),
+            open(self.folder / name, "rb") as source,
+            self._store.open_output_stream(self._target(name)) as sink,
+        ):
+            shutil.copyfileobj(source, sink, _CHUNK)
+
+    def _download(self, name: str, mtime_ns: int) -> None:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        with self._store.open_input_stream(f"{self._root}/{name}") as source, open(part, "wb") as sink:
+            shutil.copyfileobj(source, sink, _CHUNK)
+        os.utime(part, ns=(mtime_ns, mtime_ns))
+        os.replace(part, path)
+
+    def _move(self, old: str, new: str, size: int) -> None:
+        source, target = f"{self._root}/{old}", self._target(new)
+        with _reaching(self._storage):
+            if size < _MOST_RENAMED:
+                self._store.move(source, target)
+                return
+            with self._store.open_input_stream(source) as read, self._store.open_output_stream(target) as write:
+                shutil.copyfileobj(read, write, _CHUNK)
+            self._store.delete_file(source)
+
+
 def _check_cache(storage: str) -> None:
     """Raises ValueError where the copies of a store cannot be kept on this machine."""
     folder = home(storage)
@@ -78,213 +227,15 @@ def _check_cache(storage: str) -> None:
         ) from None
 
 
-def locate(storage: str, under: str) -> tuple[fs.FileSystem, str]:
-    """The file system of a folder or URI, and the path in it of a place below.
-
-    Raises:
-        ValueError: the URI is not one that pyarrow reads, or holds credentials.
-    """
-    refuse_credentials(storage, "the storage")
-    try:
-        store, root = fs.FileSystem.from_uri(storage)
-    except (pa.ArrowException, OSError) as error:
-        raise _complaint(storage, error) from error
-    return store, str(PurePosixPath(root) / under)
-
-
-def _complaint(storage: str, error: Exception) -> ValueError:
-    return ValueError(
-        f"storage {storage!r} cannot be reached ({' '.join(str(error).split())}); check address, region and "
-        "credentials of this machine, or give a folder that all nodes mount"
-    )
-
-
-class Mirror:
-    """A folder of this machine beside a place in the store; does nothing where the storage is a folder itself.
-
-    Args:
-        storage: folder or URI, as in ``output.storage``.
-        under: the place below it, such as a run's name.
-        folder: default: the same place in ``home(storage)``.
-
-    Raises:
-        ValueError: the URI is not one that pyarrow reads.
-    """
-
-    def __init__(self, storage: str, under: str, folder: Path | None = None) -> None:
-        self.folder = folder or home(storage) / under
-        self._name, self._sent = storage, dict[str, tuple[int, int]]()
-        self._store: fs.FileSystem | None = None
-        if is_uri(storage):
-            self._store, self._root = locate(storage, under)
-            if folder is None:
-                _check_cache(storage)
-
-    def pull(self, wanted: Callable[[str], bool] | None = None) -> None:
-        """Brings the folder to the store's state; ``wanted`` says of a file's path below it whether it is looked at.
-
-        Raises:
-            ValueError: the store cannot be read.
-        """
-        if self._store is None:
-            return
-        wanted = wanted or (lambda name: True)
-        there = {name: info for name, info in self._there().items() if wanted(name)}
-        for name in self._here().keys() - there.keys():
-            if wanted(name):
-                (self.folder / name).unlink()
-        for name, info in there.items():
-            path = self.folder / name
-            if path.is_file() and (path.stat().st_size, path.stat().st_mtime_ns) == (info.size, info.mtime_ns):
-                continue
-            self._download(name, path)
-            os.utime(path, ns=(info.mtime_ns, info.mtime_ns))
-        self._sent = self._here()
-
-    def fetch(self, name: str) -> None:
-        """Brings one file, if the store has it."""
-        if self._store is not None and name in self._there():
-            self._download(name, self.folder / name)
-
-    def push(self, move: str | None = None) -> None:
-        """Sends what is new or has changed since the last pull or push; dot files and ``.tmp`` stay.
-
-        ``move`` is a folder below whose files are deleted here once they have arrived.
-
-        Raises:
-            ValueError: the store cannot be written.
-        """
-        if self._store is None:
-            return
-        for name, state in self._here().items():
-            if self._sent.get(name) == state or name.endswith(".tmp") or any(p[0] == "." for p in name.split("/")):
-                continue
-            self._upload(name)
-            self._sent[name] = state
-            if move is not None and name.startswith(f"{move}/"):
-                (self.folder / name).unlink()
-
-    def send(self, pattern: str) -> None:
-        """Sends the files right in the folder that match a pattern, whether they have changed or not."""
-        for path in self.folder.glob(pattern) if self._store is not None else []:
-            self._upload(path.name)
-
-    def forget(self, name: str) -> None:
-        """Deletes one file of the store, if it is there."""
-        if self._store is not None and name in self._there():
-            self._store.delete_file(f"{self._root}/{name}")
-
-    def sizes(self) -> dict[str, int] | None:
-        """Bytes of each file of the store, by its path; None where the storage is a folder."""
-        return None if self._store is None else {name: info.size for name, info in self._there().items()}
-
-    def rename(self, old: str, new: str) -> str:
-        """Renames a folder right below, in the store too; returns the new name."""
-        if (self.folder / old).is_dir():
-            (self.folder / old).rename(self.folder / new)
-        for name, info in self._there().items() if self._store is not None else []:
-            if name.startswith(f"{old}/"):
-                self._move(name, f"{new}/{name.removeprefix(f'{old}/')}", info.size)
-        self._sent = {name.replace(f"{old}/", f"{new}/", 1): state for name, state in self._sent.items()}
-        return new
-
-    def _move(self, old: str, new: str, size: int) -> None:
-        source, target = f"{self._root}/{old}", f"{self._root}/{new}"
-        if self._store.type_name == "local":  # a store of objects has no folders to make
-            self._store.create_dir(target.rpartition("/")[0])
-        try:
-            if size < _MOST_RENAMED:
-                self._store.move(source, target)
-                return
-            with self._store.open_input_stream(source) as read, self._store.open_output_stream(target) as write:
-                shutil.copyfileobj(read, write, _CHUNK)
-            self._store.delete_file(source)
-        except (pa.ArrowException, OSError) as error:
-            raise _complaint(self._name, error) from error
-
-    def remove(self, name: str) -> None:
-        """Deletes a folder right below, in the store too."""
-        shutil.rmtree(self.folder / name, ignore_errors=True)
-        for each in self._there() if self._store is not None else []:
-            if each.startswith(f"{name}/"):
-                self._store.delete_file(f"{self._root}/{each}")
-
-    def fetch_missing(self, under: str) -> None:
-        """Brings the files right in a folder below that are not here."""
-        for name in self._there() if self._store is not None else []:
-            if name.rpartition("/")[0] == under and not (self.folder / name).is_file():
-                self._download(name, self.folder / name)
-
-    def send_folder(self, under: str, since: float) -> None:
-        """Makes a folder of the store like ours, but for dot files.
-
-        Sends files that it lacks, that have another size there or that came here after ``since`` (seconds since 1970),
-        and deletes what is not here.
-        """
-        if self._store is None:
-            return
-        there = {name: info for name, info in self._there().items() if name.rpartition("/")[0] == under}
-        here = {name for name in self._here() if name.rpartition("/")[0] == under and Path(name).name[0] != "."}
-        for name in sorted(here):
-            state = (self.folder / name).stat()
-            if name not in there or there[name].size != state.st_size or state.st_ctime >= since:
-                self._upload(name)
-        for name in there.keys() - here:
-            self._store.delete_file(f"{self._root}/{name}")
-
-    def trim_archive(self, from_step: int) -> None:
-        """Removes archive parts of ``from_step`` and later from the store, see ``rlvid.data.archive.trim``."""
-        from rlvid.data.archive import part_step  # brings torch, which a node that only looks at its storage can spare
-
-        for name in self._there() if self._store is not None else []:
-            step = part_step(PurePosixPath(name).name) if name.startswith("archive/") else None
-            if step is not None and step >= from_step:
-                self._store.delete_file(f"{self._root}/{name}")
-
-    def has(self, prefix: str) -> bool:
-        """Whether the store has a file whose path starts so; False for a folder."""
-        return self._store is not None and any(name.startswith(prefix) for name in self._there())
-
-    def _there(self) -> dict[str, fs.FileInfo]:
-        """Files of the store by their path below ours."""
-        try:
-            found = self._store.get_file_info(fs.FileSelector(self._root, recursive=True, allow_not_found=True))
-        except (pa.ArrowException, OSError) as error:
-            raise _complaint(self._name, error) from error
-        return {i.path[len(self._root) :].lstrip("/"): i for i in found if i.type == fs.FileType.File}
-
-    def _here(self) -> dict[str, tuple[int, int]]:
-        """Size and time of each file of the folder."""
-        paths = [path for path in self.folder.rglob("*") if path.is_file()] if self.folder.is_dir() else []
-        return {p.relative_to(self.folder).as_posix(): (p.stat().st_size, p.stat().st_mtime_ns) for p in paths}
-
-    def _upload(self, name: str) -> None:
-        target = f"{self._root}/{name}"
-        if self._store.type_name == "local":  # a store of objects has no folders to make
-            self._store.create_dir(target.rpartition("/")[0])
-        try:
-            with open(self.folder / name, "rb") as source, self._store.open_output_stream(target) as sink:
-                shutil.copyfileobj(source, sink, _CHUNK)
-        except (pa.ArrowException, OSError) as error:
-            raise _complaint(self._name, error) from error
-
-    def _download(self, name: str, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with self._store.open_input_stream(f"{self._root}/{name}") as source, open(part, "wb") as sink:
-            shutil.copyfileobj(source, sink, _CHUNK)
-        os.replace(part, path)
-
-
 def run_mirror(storage: str, name: str) -> Mirror:
-    """A run on this machine, brought to the store's state but for what only workers need.
+    """A run on this machine, brought to the store's state but for files that only workers need.
 
     Raises:
         ValueError: the store cannot be reached.
     """
     mirror = Mirror(storage, name)
     mirror.pull(lambda path: not _LEFT_OUT.match(path))
-    if mirror.has("archive/"):
+    if any(name.startswith("archive/") for name in mirror.sizes() or ()):
         (mirror.folder / "archive").mkdir(parents=True, exist_ok=True)  # says that the run has begun
     elif is_uri(storage) and (mirror.folder / "archive").is_dir():
         shutil.rmtree(mirror.folder / "archive")
@@ -312,6 +263,6 @@ def clips_here(clips: Path, storage: str | None) -> Path:
     with open(folder.parent / f".{clips.name}.lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         mirror = Mirror(storage, f"clips/{clips.name}", folder)
-        if mirror.has(""):
+        if mirror.sizes():
             mirror.pull()
     return folder
