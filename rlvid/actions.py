@@ -70,11 +70,11 @@ def evaluate_and_show(
     does not run.
     """
     from rlvid.evaluate.clip import NamedClip, load_clip
+    from rlvid.evaluate.command import Store, default_sets, evaluation_folder, prompts_of, write_all
     from rlvid.evaluate.compared import differences, find_compared, parse_spec
     from rlvid.evaluate.measure import DEFAULT_CLIP, Measure, parse_rewards
     from rlvid.evaluate.plan import Evaluation
     from rlvid.evaluate.portions import alone, run_evaluation
-    from rlvid.evaluate.results import Store, default_sets, evaluation_folder, prompts_of, write_all
     from rlvid.evaluate.rows import summarise
     from rlvid.evaluate.seeds import group_seeds as groups_of
     from rlvid.evaluate.tables import compare_all, render_table
@@ -147,7 +147,7 @@ def _say_where(shown: str, here: str, written: Sequence[Path]) -> None:
 
 def report_and_show(targets: list[str], out: Path | None, moving: int) -> Path:
     """Writes the report page of evaluations and runs, and says where it is; returns its folder."""
-    from rlvid.report.report import write_report
+    from rlvid.report.write import write_report
 
     made = write_report(targets, out, moving=moving, progress=counter("videos"))
     for note in made.notes:

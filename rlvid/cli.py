@@ -175,7 +175,7 @@ def export(
 
     [bold]rlvid export toy --out my-model[/bold]; evaluate first, and the card holds the table.
     """
-    from rlvid.export import export_run
+    from rlvid.export.export import export_run
 
     folder = export_run(run, out, checkpoint, lora_scale, evaluation)
     setting = shell(f"model.path={folder}")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rlvid.evaluate.read import read_table
+from rlvid.evaluate.results.untrusted import read_table
 from rlvid.evaluate.rows import EXTRA, Comparison, Row, metrics_of
 
 

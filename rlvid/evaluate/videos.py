@@ -17,8 +17,8 @@ from torch import Tensor
 
 from rlvid.data.archive import png_bytes
 from rlvid.data.videos import to_bytes
-from rlvid.evaluate.frames import decode_frames
-from rlvid.evaluate.read import damaged, open_table, read_table, sound
+from rlvid.evaluate.results.frames import decode_frames
+from rlvid.evaluate.results.untrusted import damaged, open_table, read_table, sound
 
 SCHEMA = pa.schema(
     [

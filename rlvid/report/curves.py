@@ -13,9 +13,9 @@ from matplotlib.ticker import MaxNLocator
 
 from rlvid.plots.style import INK, RULE, SOFT, Look, drawing, legend_label
 from rlvid.report.evidence import Evidence
-from rlvid.report.gather import Gathered, Group
+from rlvid.report.inputs import Gathered, Group
 from rlvid.report.runs import REWARDS, Run
-from rlvid.report.words import finite_scores, mean, shown_set, title
+from rlvid.report.summary import finite_scores, mean, shown_set, title
 from rlvid.stats import bootstrap_interval
 
 

@@ -11,15 +11,15 @@ from markupsafe import Markup
 
 from rlvid import __version__
 from rlvid.config.reward import RewardConfig
-from rlvid.evaluate.card import report_card, without_folders
+from rlvid.evaluate.results.run_card import run_card, without_folders
 from rlvid.evaluate.versus import MOST
 from rlvid.plots.style import LOOKS
-from rlvid.report.choice import Choice
 from rlvid.report.evidence import Case, Evidence
-from rlvid.report.gather import Gathered
+from rlvid.report.inputs import Gathered
 from rlvid.report.runs import Run
 from rlvid.report.seeds import over_seeds
-from rlvid.report.words import Told, gain_text, number, percent, shown_set, table, tell, title
+from rlvid.report.select import Choice
+from rlvid.report.summary import Told, gain_text, number, percent, shown_set, table, tell, title
 from rlvid.stats import MIN_PROMPTS
 from rlvid.train.looks import warnings_of
 
@@ -192,7 +192,7 @@ def _run(gathered: Gathered, run: Run) -> dict[str, Any]:
         if any(model.name in part for model in models):
             path = folder / "evaluation.parquet"
     names = [_own_name(gathered.evidence, model.name) for model in models]
-    card = report_card(config, run.checkpoint, run.folder, path, names)
+    card = run_card(config, run.checkpoint, run.folder, path, names)
     return {
         "name": run.name,
         "what": f"{config.method.name} on the reward {config.reward.name!r}, {run.checkpoint.step} steps of "

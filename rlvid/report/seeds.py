@@ -8,7 +8,7 @@ from rlvid.evaluate.layouts import GAINED, LAYOUTS, fill, pooled
 from rlvid.evaluate.rows import EXTRA, METRICS, Row
 from rlvid.evaluate.versus import MOST, versus, versus_grids, versus_legend
 from rlvid.report.evidence import Evidence
-from rlvid.report.gather import Gathered
+from rlvid.report.inputs import Gathered
 
 
 @dataclass(frozen=True)

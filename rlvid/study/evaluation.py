@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow.compute as pc
 from pyarrow import parquet
 
-from rlvid.evaluate.about import read_about
-from rlvid.evaluate.frames import decode_frames, open_frame
-from rlvid.evaluate.read import KEY, open_table, read_table, rows_of, sound
+from rlvid.evaluate.results.frames import decode_frames, open_frame
+from rlvid.evaluate.results.read import read_about
+from rlvid.evaluate.results.untrusted import KEY, open_table, read_table, rows_of, sound
 
 _ANEW = "delete that file and run rlvid evaluate again"
 

@@ -28,7 +28,7 @@ from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.config import RunConfig, SamplingConfig
 from rlvid.diffusion.generate import generate
 from rlvid.evaluate.run import find_run
-from rlvid.export import export_run
+from rlvid.export.export import export_run
 from rlvid.models.folders import model_folder
 from rlvid.models.lora import lora_parameters
 from rlvid.models.trained import load_trainable

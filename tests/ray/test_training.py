@@ -17,7 +17,7 @@ from rlvid.data.sources import encoded_clips
 from rlvid.evaluate.compared import find_compared
 from rlvid.evaluate.plan import Evaluation
 from rlvid.evaluate.portions import run_evaluation
-from rlvid.export import export_run
+from rlvid.export.export import export_run
 from rlvid.models.trained import trained_state
 from rlvid.train.launch import train
 

@@ -26,12 +26,12 @@ from rlvid.config import parse_config
 from rlvid.config.reward import RewardConfig
 from rlvid.data.prompts import ANIMAL_SETS, resolve_prompts
 from rlvid.escape import latex_text
+from rlvid.evaluate.command import default_sets, evaluation_folder, prompts_of
 from rlvid.evaluate.compared import Loader, differences, find_compared, load_found, parse_spec
 from rlvid.evaluate.grid import Cell, Grid
 from rlvid.evaluate.layouts import write_layouts
 from rlvid.evaluate.measure import Measure, parse_rewards
 from rlvid.evaluate.plan import check_distinct
-from rlvid.evaluate.results import default_sets, evaluation_folder, prompts_of
 from rlvid.evaluate.rows import METRICS, compare
 from rlvid.evaluate.run import TunedModel
 from rlvid.evaluate.seeds import Alike, group_seeds, name_groups, seed_results, write_seeds

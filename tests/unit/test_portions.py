@@ -16,12 +16,12 @@ from helpers import save_run
 
 from rlvid.actions import evaluate_and_show
 from rlvid.diffusion.generate import generate
+from rlvid.evaluate.command import write_all
 from rlvid.evaluate.compared import find_compared
 from rlvid.evaluate.evaluate import METRICS, Row, rows_of, score_videos
 from rlvid.evaluate.measure import Measure, parse_rewards
 from rlvid.evaluate.plan import Evaluation
 from rlvid.evaluate.portions import Maker, Scorer, alone, run_evaluation
-from rlvid.evaluate.results import write_all
 from rlvid.evaluate.run import load_run
 from rlvid.evaluate.videos import copy_part, identity_of, read_part, write_part
 from rlvid.models.unet3d import UNet3DModel
@@ -284,7 +284,7 @@ def test_a_folder_is_one_processes_at_a_time_until_its_tables_are_written(
     with alone(planned(run)), pytest.raises(ValueError, match="another process evaluates into this folder"):
         evaluate_and_show([str(run)], steps=[2], sets=["scenes"], videos=2)
     assert not (run / "videos").exists()
-    monkeypatch.setattr("rlvid.evaluate.results.write_all", comes_between)
+    monkeypatch.setattr("rlvid.evaluate.command.write_all", comes_between)
     with pytest.raises(ValueError, match="another process evaluates into this folder"):
         evaluate_and_show([str(run)], steps=[2], sets=["scenes"], videos=2)
     assert len(list((run / "videos").glob("part-*"))) == 2
@@ -348,7 +348,7 @@ def test_a_part_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatc
             run_evaluation(planned(run))
     assert os.listdir(run / "videos") == [".others"]
     with monkeypatch.context() as patch:
-        patch.setattr("rlvid.evaluate.results.write_results", full)
+        patch.setattr("rlvid.evaluate.command.write_results", full)
         with pytest.raises(ValueError, match=f"{run}: No space left on device.* what was finished is kept"):
             write_all(planned(run), [], {})
         patch.setattr("rlvid.evaluate.portions._work", refused)

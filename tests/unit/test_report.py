@@ -22,13 +22,13 @@ from pyarrow import parquet
 from rlvid.cli import main
 from rlvid.plots.strips import side_by_side
 from rlvid.report import report as writing
-from rlvid.report.choice import choose
 from rlvid.report.curves import _bar
 from rlvid.report.evidence import Case, join, read_evidence
-from rlvid.report.gather import gather
-from rlvid.report.report import write_report
-from rlvid.report.videos import sprite
-from rlvid.report.words import number, table, tell
+from rlvid.report.inputs import gather
+from rlvid.report.select import choose
+from rlvid.report.sprites import sprite
+from rlvid.report.summary import number, table, tell
+from rlvid.report.write import write_report
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from evaluations import write_evaluation
 from playwright.sync_api import sync_playwright
 
 from jobs.answer_study import launch
-from rlvid.report.report import write_report
+from rlvid.report.write import write_report
 
 
 @pytest.fixture(scope="module")

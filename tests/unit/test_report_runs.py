@@ -16,13 +16,13 @@ from pages import Page
 from PIL import Image
 
 from rlvid.plots.style import LOOKS, looks_of
-from rlvid.report.choice import choose
 from rlvid.report.curves import along_runs, reward_curves
-from rlvid.report.gather import Group, gather
+from rlvid.report.inputs import Group, gather
 from rlvid.report.page import told_of
-from rlvid.report.report import write_report
 from rlvid.report.runs import read_run
 from rlvid.report.seeds import over_seeds
+from rlvid.report.select import choose
+from rlvid.report.write import write_report
 
 
 def test_runs_bring_curves_costs_config_card_and_evolution(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import pytest
 from evaluations import write_evaluation
 from markdown_it import MarkdownIt
 
-from rlvid.evaluate.responsible import find_evaluation, over_optimisation, worse_prompts
+from rlvid.evaluate.results.run_card import over_optimisation, worse_prompts
+from rlvid.export.evaluation import find_evaluation
 
 
 def look(run: Path, *held: float) -> Path:

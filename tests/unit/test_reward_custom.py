@@ -20,7 +20,7 @@ from rlvid.algorithms.scoring import score
 from rlvid.config.reward import RewardConfig
 from rlvid.doctor.run import check_run
 from rlvid.evaluate.run import load_run
-from rlvid.export import export_run
+from rlvid.export.export import export_run
 from rlvid.faults import describe
 from rlvid.report.runs import read_run
 from rlvid.reward.load import check_reward, held_out_reward, load_reward, trained_reward

@@ -16,13 +16,13 @@ from evaluations import KEY, write_evaluation
 from helpers import damaged_event
 from pyarrow import parquet
 
-from rlvid.evaluate.about import read_about, read_results
-from rlvid.evaluate.read import read_table
-from rlvid.evaluate.responsible import worse_prompts
+from rlvid.evaluate.results.read import read_about, read_results
+from rlvid.evaluate.results.run_card import worse_prompts
+from rlvid.evaluate.results.untrusted import read_table
 from rlvid.evaluate.tables import write_results
 from rlvid.evaluate.videos import identity_of, read_part
 from rlvid.report.evidence import read_evidence
-from rlvid.report.report import write_report
+from rlvid.report.write import write_report
 from rlvid.runs.scalars import read_scalars
 from rlvid.study.evaluation import Videos, read_scores
 from rlvid.study.pairs import choose_pairs

@@ -16,7 +16,7 @@ from PIL import Image, ImageSequence
 from studies import begin, client, fields
 from watched import PROMPTS, frames, make_evaluation
 
-from rlvid.evaluate.frames import decode_frames
+from rlvid.evaluate.results.frames import decode_frames
 from rlvid.study.evaluation import Videos
 from rlvid.study.pairs import AXES, choose_pairs, order, second_on_left
 from rlvid.study.serve import is_local

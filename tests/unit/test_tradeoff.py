@@ -11,11 +11,11 @@ from helpers import save_run
 from PIL import Image
 
 from rlvid.cli import main
+from rlvid.evaluate.command import write_all
 from rlvid.evaluate.compared import find_compared
 from rlvid.evaluate.evaluate import METRICS, Row, summarise
 from rlvid.evaluate.plan import Evaluation
 from rlvid.evaluate.portions import run_evaluation
-from rlvid.evaluate.results import write_all
 from rlvid.evaluate.tables import compare_all
 from rlvid.evaluate.tradeoff import draw_tradeoff
 from rlvid.storage import Mirror

@@ -12,13 +12,13 @@ import torch
 from rlvid.files import whole_folder
 from rlvid.plots.pictures import evolution
 from rlvid.plots.strips import comparison, side_by_side, write_moving
-from rlvid.report.choice import Choice, choose
 from rlvid.report.curves import Drawing, along_runs, pareto, reward_curves
 from rlvid.report.evidence import Case, Model
-from rlvid.report.gather import Gathered, gather
+from rlvid.report.inputs import Gathered, gather
 from rlvid.report.page import Shown, Strip, render
-from rlvid.report.videos import Video, check_archive, crossed_out, read_videos, sprite
-from rlvid.report.words import shown_set, title
+from rlvid.report.select import Choice, choose
+from rlvid.report.sprites import Video, check_archive, crossed_out, read_videos, sprite
+from rlvid.report.summary import shown_set, title
 
 MARK = '<meta name="generator" content="rlvid report">'
 _OURS = {"index.html", "report.css", "report.js", "videos", "pictures", "moving"}
@@ -46,7 +46,7 @@ def write_report(
     """Writes one folder of static HTML that opens from disk and asks nothing of the network.
 
     Args:
-        targets: evaluations and runs; see ``rlvid.report.gather``.
+        targets: evaluations and runs; see ``rlvid.report.inputs``.
         out: the folder; an older report there is replaced. Default: ``report`` in the first evaluation.
         moving: cases that are also written as mp4, WebP and GIF beside the first prompt of each set: half those that
             gained most, half those that lost; 0 for no such files at all.

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from rlvid.evaluate.frames import decode_frames
-from rlvid.evaluate.read import KEY, open_table, rows_of, sound
+from rlvid.evaluate.results.frames import decode_frames
+from rlvid.evaluate.results.untrusted import KEY, open_table, rows_of, sound
 from rlvid.plots.style import SOFT
 from rlvid.report.evidence import Case, Evidence, Part, describe
 

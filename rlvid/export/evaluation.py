@@ -4,8 +4,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlvid.evaluate.about import AboutModel, read_about
-from rlvid.evaluate.responsible import find_evaluation
+from rlvid.evaluate.results.read import AboutModel, read_about
 
 _FILES = ("evaluation.yaml", "evaluation.json", "evaluation.parquet")
 
@@ -100,3 +99,9 @@ def _row_of(exported: Exported, models: dict[str, AboutModel]) -> str | None:
         and same(model.path or "")
     ]
     return found[0] if found else None
+
+
+def find_evaluation(run: Path) -> Path | None:
+    """The ``evaluation.parquet`` of a run, where there is one."""
+    return next((p / "evaluation.parquet" for p in (run, run / "evaluation") if (p / "evaluation.parquet").is_file()),
+                None)  # fmt: skip

@@ -1,27 +1,28 @@
 """The model card: what a fine-tuned model is, how it came about, what it cost, what it scores, what it is not for."""
 
-import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from rlvid import __version__
 from rlvid.config import RunConfig
-from rlvid.config.reward import RewardConfig
-from rlvid.escape import markdown_code, markdown_text
-from rlvid.evaluate.about import read_results
-from rlvid.evaluate.evaluated import Evaluated, Exported, find_evaluated
-from rlvid.evaluate.responsible import over_optimisation, worse_prompts
+from rlvid.escape import markdown_text
+from rlvid.evaluate.results.read import read_results
+from rlvid.evaluate.results.run_card import (
+    LIMITS,
+    base_title,
+    describe_model,
+    is_hub_id,
+    over_optimisation,
+    training_table,
+    without_folders,
+    worse_prompts,
+)
 from rlvid.evaluate.tables import markdown
+from rlvid.export.evaluation import Evaluated, Exported, find_evaluated
 from rlvid.models.stored import OLDEST
-from rlvid.train.checkpoint import Found, State, read_state
-
-_METHODS = {
-    "instructvideo": "InstructVideo", "draft": "DRaFT", "draft-lv": "DRaFT-LV", "alignprop": "AlignProp",
-    "ddpo": "DDPO", "dpok": "DPOK", "rwr": "RWR", "raft": "RAFT",
-}  # fmt: skip
+from rlvid.train.checkpoint import Found, read_state
 
 
 def model_card(
@@ -56,29 +57,13 @@ def model_card(
     parts = [_front_matter(config), f"# {markdown_text(name)}", _summary(config, checkpoint, scale)]
     parts += [
         _usage(config, frames, size, transformers),
-        _training(config, state),
+        training_table(config, state),
         _evaluation(evaluated),
-        _LIMITS,
+        LIMITS,
         over_optimisation(run),
         *_worse(evaluated),
         _settings(config),
     ]
-    return "\n\n".join(part.strip() for part in parts) + "\n"
-
-
-def report_card(config: RunConfig, checkpoint: Found, run: Path, evaluation: Path, models: list[str]) -> str:
-    """The card of a run as a report shows it: without the hub's heading, usage and settings.
-
-    Args:
-        config: the run's.
-        checkpoint: its latest.
-        run: its folder.
-        evaluation: an ``evaluation.parquet`` with models of the run.
-        models: their names there.
-    """
-    state = read_state(checkpoint.folder)
-    parts = [_what(config, checkpoint), _training(config, state), _LIMITS, over_optimisation(run)]
-    parts += [worse_prompts(evaluation, models)] if models else []
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
@@ -91,15 +76,6 @@ def _worse(evaluated: Evaluated | None) -> list[str]:
     if evaluated.name is None:
         return ["## Prompts that got worse\n\nNot known: the evaluation is not of the exported model."]
     return [worse_prompts(evaluated.folder / "evaluation.parquet", [evaluated.name])]
-
-
-def is_hub_id(path: str) -> bool:
-    """Whether ``model.path`` names a repository of the hub, and no folder here."""
-    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", path)) and not Path(path).exists()
-
-
-def _method(config: RunConfig) -> str:
-    return _METHODS.get(config.method.name, config.method.name)
 
 
 def _front_matter(config: RunConfig) -> str:
@@ -117,34 +93,17 @@ def _front_matter(config: RunConfig) -> str:
     return "\n".join(lines)
 
 
-def _base(config: RunConfig) -> str:
-    path = config.model.path
-    return (
-        "the built-in model of rlvid"
-        if path == "builtin"
-        else markdown_code(path if is_hub_id(path) else Path(path).name)
-    )
-
-
-def _what(config: RunConfig, checkpoint: Found) -> str:
-    lora = config.model.lora
-    what = f"an adapter of rank {lora.rank} on {', '.join(map(markdown_code, lora.targets))}"
-    how = what if config.model.train == "lora" else "all weights of its denoiser"
-    return (
-        f"A text-to-video model: {_base(config)}, fine-tuned on a reward with {_method(config)} by "
-        f"rlvid {__version__}. Trained: {how}; {checkpoint.step} steps."
-    )
-
-
 def _summary(config: RunConfig, checkpoint: Found, scale: float) -> str:
     scaled = "" if scale == 1 else f" The merged weights hold {scale:g} of what was learned."
     adapter = " The adapter alone is in `adapter/`." if config.model.train == "lora" else ""
-    return f"{_what(config, checkpoint)}{scaled} This folder is the whole model in diffusers' layout.{adapter}"
+    return f"{describe_model(config, checkpoint)}{scaled} This folder is the whole model in diffusers' layout.{adapter}"
 
 
 def _usage(config: RunConfig, frames: int, size: int, transformers: str) -> str:
     sampling, path = config.sampling, config.model.path
-    base, where = (path, "") if is_hub_id(path) else ("BASE", f"\n`BASE` is the folder of the base, {_base(config)}.")
+    base, where = (
+        (path, "") if is_hub_id(path) else ("BASE", f"\n`BASE` is the folder of the base, {base_title(config)}.")
+    )
     if path == "builtin":
         shown = "from rlvid.models.folders import builtin_folder as f; print(f())"
         where = f"""\n`BASE` is the folder that `python -c "{shown}"` prints."""
@@ -185,43 +144,6 @@ make different videos. The same `latents` make the same video.
 {adapter if config.model.train == "lora" else ""}"""
 
 
-def _training(config: RunConfig, state: State) -> str:
-    reward, data = config.reward, config.data
-    held_out = (
-        f"{markdown_code(reward.held_out)} was measured and never trained on"
-        if reward.held_out
-        else "none was measured"
-    )
-    clips = {
-        "builtin": f"{data.clips} clips of the built-in renderer",
-        "samples": f"{data.clips} samples of the base model",
-    }.get(data.source, markdown_code(Path(data.source).name))
-    workers = state.workers
-    rows = {
-        "Base": _base(config),
-        "Method": f"{_method(config)}, D = {config.sampling.steps}, g = {config.sampling.guidance:g}",
-        "Trained on the reward": _rewards(reward),
-        "Held-out reward": held_out,
-        "Data": f"{clips}, as sources and prompts",
-        "Steps": f"{state.step} of {config.train.batch_size} videos, of which {state.skipped} were skipped",
-        "Videos shown to the reward": f"{state.videos:,}",
-        "Seconds of training": f"{state.seconds:,.0f}",
-        "Hardware": f"{workers} worker{'s' * (workers > 1)}, each on {markdown_text(state.hardware)}",
-        "Precision": f"{config.model.precision}, trained weights float32; ZeRO stage {config.train.zero_stage}",
-        "Versions": markdown_text(", ".join(f"{package} {number}" for package, number in state.versions.items())),
-    }
-    return "\n".join(["## Training", "", "| | |", "|---|---|", *(f"| {key} | {text} |" for key, text in rows.items())])
-
-
-def _rewards(reward: RewardConfig) -> str:
-    """What was trained on; a mixture part by part."""
-    if reward.mixture:
-        return " + ".join(f"{part.weight:g} x {markdown_code(part.label)}" for part in reward.mixture)
-    if reward.name == "custom" and reward.path:
-        return f"a function of the author's own, {markdown_code(Path(reward.path).name)}"
-    return markdown_code(reward.name) + (" with random weights" if reward.path == "random" else "")
-
-
 def _evaluation(evaluated: Evaluated | None) -> str:
     """The table of the base and the exported model; of all models where the exported one is not there."""
     if evaluated is None:
@@ -249,30 +171,6 @@ def _evaluation(evaluated: Evaluated | None) -> str:
     return f"{page}\nThe exported model is {markdown_text(evaluated.name)} here."
 
 
-_LIMITS = """
-## Intended use and limits
-
-For research on reward fine-tuning, and for making short clips of the kind that the base makes. It knows what its base
-knows, with the base's biases, and was pushed towards what one reward model likes: that is a preference learned from
-other people's data, and no measure of truth, safety or taste. Do not use it to deceive, or to depict people without
-their consent.
-
-**Over-optimisation.** A reward that is maximised stops being a measure. The trained reward can rise while videos get
-worse: colours over-saturated, detail invented, motion frozen, samples of a prompt all alike. So read the trained reward
-only beside the held-out one, motion and diversity; prefer an earlier checkpoint where those fall; and export with a
-smaller `--lora-scale` for less of the effect. A reward on single frames teaches nothing about motion.
-"""
-
-
 def _settings(config: RunConfig) -> str:
     settings = without_folders(config.model_dump(mode="json", exclude={"output": True}))
     return f"## Settings\n\n```yaml\n{yaml.safe_dump(settings, sort_keys=False)}```"
-
-
-def without_folders(value: Any) -> Any:
-    """Settings with paths cut to their last part: where things lie is nobody's business."""
-    if isinstance(value, dict):
-        return {key: without_folders(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [without_folders(inner) for inner in value]
-    return Path(value).name if isinstance(value, str) and "/" in value and not is_hub_id(value) else value

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from rlvid.evaluate.read import (
+from rlvid.evaluate.results.untrusted import (
     FASTEST,
     KEY,
     MOST_ROWS,

@@ -20,9 +20,9 @@ import torch
 from diffusers import DDIMScheduler
 
 from rlvid.config import RunConfig
-from rlvid.evaluate.card import model_card
-from rlvid.evaluate.evaluated import Exported, find_evaluated
 from rlvid.evaluate.run import find_run
+from rlvid.export.card import model_card
+from rlvid.export.evaluation import Exported, find_evaluated
 from rlvid.files import whole_folder
 from rlvid.models.folders import RANDOM, model_folder
 from rlvid.models.lora import merge_lora, read_lora, save_lora

@@ -1,0 +1,1 @@
+"""What an evaluation leaves behind: its files, read with care, for other people send them too."""

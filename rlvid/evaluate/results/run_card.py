@@ -1,0 +1,234 @@
+"""Sections of a run's card, for a model card and a report: what was trained, on what, limits, and warnings.
+
+Warnings are the signs of over-optimisation that the guard saw, and the prompts that got worse.
+"""
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlvid import __version__
+from rlvid.config import RunConfig
+from rlvid.config.reward import RewardConfig
+from rlvid.escape import markdown_code, markdown_text
+from rlvid.evaluate.results.untrusted import KEY, read_table
+from rlvid.train.checkpoint import Found, State, read_state
+from rlvid.train.looks import best_step, read_means, warnings_of
+
+_SHOWN = 10
+_FEWEST_LOOKS = 3  # the base's, and two in a row that lost
+_NAMES = {"held_out": "held-out reward", "reward": "trained reward"}
+_METHODS = {
+    "instructvideo": "InstructVideo", "draft": "DRaFT", "draft-lv": "DRaFT-LV", "alignprop": "AlignProp",
+    "ddpo": "DDPO", "dpok": "DPOK", "rwr": "RWR", "raft": "RAFT",
+}  # fmt: skip
+
+
+LIMITS = """
+## Intended use and limits
+
+For research on reward fine-tuning, and for making short clips of the kind that the base makes. It knows what its base
+knows, with the base's biases, and was pushed towards what one reward model likes: that is a preference learned from
+other people's data, and no measure of truth, safety or taste. Do not use it to deceive, or to depict people without
+their consent.
+
+**Over-optimisation.** A reward that is maximised stops being a measure. The trained reward can rise while videos get
+worse: colours over-saturated, detail invented, motion frozen, samples of a prompt all alike. So read the trained reward
+only beside the held-out one, motion and diversity; prefer an earlier checkpoint where those fall; and export with a
+smaller `--lora-scale` for less of the effect. A reward on single frames teaches nothing about motion.
+"""
+
+
+def run_card(config: RunConfig, checkpoint: Found, run: Path, evaluation: Path, models: list[str]) -> str:
+    """The card of a run as a report shows it: without the hub's heading, usage and settings.
+
+    Args:
+        config: the run's.
+        checkpoint: its latest.
+        run: its folder.
+        evaluation: an ``evaluation.parquet`` with models of the run.
+        models: their names there.
+    """
+    state = read_state(checkpoint.folder)
+    parts = [describe_model(config, checkpoint), training_table(config, state), LIMITS, over_optimisation(run)]
+    parts += [worse_prompts(evaluation, models)] if models else []
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+@dataclass(frozen=True)
+class Worse:
+    """What became of one prompt: means over its videos with the base and with the tuned model."""
+
+    set: str
+    prompt: str
+    before: float
+    after: float
+
+    @property
+    def gain(self) -> float:
+        """After less before."""
+        return self.after - self.before
+
+
+def over_optimisation(run: Path) -> str:
+    """The card's section on what the guard saw (Markdown); says so where none looked."""
+    lines = ["## Signs of over-optimisation", ""]
+    warnings = warnings_of(run)
+    if warnings is None:
+        lines.append(
+            "No guard looked on while this model was trained (`guard.every`), so none were looked for: that is not to "
+            "say that there are none."
+        )
+    elif warnings:
+        lines += ["The guard warned:", "", *(f"- {markdown_text(warning)}" for warning in warnings)]
+        best = best_step(run)
+        if best is not None:
+            best = "the base model, before any step" if best == 0 else f"that of step {best}"
+            lines += ["", f"By the held-out reward the best checkpoint is {best}."]
+    else:
+        looks = len(read_means(run)[0])
+        lines.append(
+            f"The guard looked {looks} time{'s' * (looks > 1)} while this model was trained, at the base too, and "
+            + (
+                "raised no warning."
+                if looks >= _FEWEST_LOOKS
+                else f"a warning takes {_FEWEST_LOOKS}, so none could be raised: that is not to say that all is well."
+            )
+        )
+    return "\n".join(lines)
+
+
+def worse_prompts(path: Path, models: Iterable[str] | None = None, shown: int = _SHOWN) -> str:
+    """The card's section on prompts that got worse (Markdown), the worst first.
+
+    Args:
+        path: an ``evaluation.parquet``, whose first model is the base.
+        models: the models that are looked at; default: all but the base.
+        shown: most prompts that are named for each.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    rows = read_table(path.parent, path, (*KEY, "prompt"), metrics=True)
+    base = rows[0]["model"] if rows else ""
+    wanted = list(dict.fromkeys(row["model"] for row in rows if row["model"] != base))
+    wanted = [model for model in wanted if models is None or model in set(models)]
+    metric = next((m for m in _NAMES if any(math.isfinite(row.get(m, math.nan)) for row in rows)), None)
+    found = {} if metric is None else {model: _outcomes(rows, base, model, metric) for model in wanted}
+    parts = ["## Prompts that got worse", ""]
+    if not any(found.values()):
+        return "\n".join([*parts, "The evaluation has no pair of videos with a reward to compare."])
+    for model, outcomes in found.items():
+        worse = sorted((each for each in outcomes if each.gain < 0), key=lambda each: each.gain)
+        parts += [
+            f"{markdown_text(model)}: {len(worse)} of {len(outcomes)} prompts have a lower {_NAMES[metric]} than with "
+            "the base. Each is the mean of few videos, so part of it is chance.", "",
+        ]  # fmt: skip
+        if worse:
+            parts += [f"| Prompts | Prompt | Base | {markdown_text(model)} | Change |", "|---|---|---:|---:|---:|"]
+            for each in worse[:shown]:
+                named = f"{markdown_text(each.set.replace('_', ' '))} | {markdown_text(each.prompt)}"
+                parts.append(f"| {named} | {each.before:.3f} | {each.after:.3f} | {each.gain:+.3f} |")
+            parts.append("")
+    return "\n".join(parts).rstrip()
+
+
+def _outcomes(rows: list[dict[str, Any]], base: str, model: str, metric: str) -> list[Worse]:
+    """For each prompt of each set, over D and copies; pairs of which either has no number are left out."""
+
+    def keyed(name: str) -> dict[tuple, tuple[str, float]]:
+        return {
+            (row["set"], row["index"], row["steps"], row["copy"]): (row["prompt"], row[metric])
+            for row in rows if row["model"] == name and math.isfinite(row[metric])
+        }  # fmt: skip
+
+    before, after = keyed(base), keyed(model)
+    pairs: dict[tuple[str, int, str], list[tuple[float, float]]] = {}
+    for key in before.keys() & after.keys():
+        prompt, value = before[key]
+        pairs.setdefault((key[0], key[1], prompt), []).append((value, after[key][1]))
+    return [
+        Worse(name, prompt, *(sum(side) / len(side) for side in zip(*values, strict=True)))
+        for (name, _, prompt), values in sorted(pairs.items())
+    ]
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether ``model.path`` names a repository of the hub, and no folder here."""
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", path)) and not Path(path).exists()
+
+
+def method_title(config: RunConfig) -> str:
+    """The name of the run's method."""
+    return _METHODS.get(config.method.name, config.method.name)
+
+
+def base_title(config: RunConfig) -> str:
+    """The base model, in Markdown: its id on the hub, or the name of its folder."""
+    path = config.model.path
+    return (
+        "the built-in model of rlvid"
+        if path == "builtin"
+        else markdown_code(path if is_hub_id(path) else Path(path).name)
+    )
+
+
+def describe_model(config: RunConfig, checkpoint: Found) -> str:
+    """One line: the base, the method, and which weights were trained."""
+    lora = config.model.lora
+    what = f"an adapter of rank {lora.rank} on {', '.join(map(markdown_code, lora.targets))}"
+    how = what if config.model.train == "lora" else "all weights of its denoiser"
+    return (
+        f"A text-to-video model: {base_title(config)}, fine-tuned on a reward with {method_title(config)} by "
+        f"rlvid {__version__}. Trained: {how}; {checkpoint.step} steps."
+    )
+
+
+def training_table(config: RunConfig, state: State) -> str:
+    """The section on training: rewards, data, steps, costs and versions."""
+    reward, data = config.reward, config.data
+    held_out = (
+        f"{markdown_code(reward.held_out)} was measured and never trained on"
+        if reward.held_out
+        else "none was measured"
+    )
+    clips = {
+        "builtin": f"{data.clips} clips of the built-in renderer",
+        "samples": f"{data.clips} samples of the base model",
+    }.get(data.source, markdown_code(Path(data.source).name))
+    workers = state.workers
+    rows = {
+        "Base": base_title(config),
+        "Method": f"{method_title(config)}, D = {config.sampling.steps}, g = {config.sampling.guidance:g}",
+        "Trained on the reward": _rewards(reward),
+        "Held-out reward": held_out,
+        "Data": f"{clips}, as sources and prompts",
+        "Steps": f"{state.step} of {config.train.batch_size} videos, of which {state.skipped} were skipped",
+        "Videos shown to the reward": f"{state.videos:,}",
+        "Seconds of training": f"{state.seconds:,.0f}",
+        "Hardware": f"{workers} worker{'s' * (workers > 1)}, each on {markdown_text(state.hardware)}",
+        "Precision": f"{config.model.precision}, trained weights float32; ZeRO stage {config.train.zero_stage}",
+        "Versions": markdown_text(", ".join(f"{package} {number}" for package, number in state.versions.items())),
+    }
+    return "\n".join(["## Training", "", "| | |", "|---|---|", *(f"| {key} | {text} |" for key, text in rows.items())])
+
+
+def _rewards(reward: RewardConfig) -> str:
+    """What was trained on; a mixture part by part."""
+    if reward.mixture:
+        return " + ".join(f"{part.weight:g} x {markdown_code(part.label)}" for part in reward.mixture)
+    if reward.name == "custom" and reward.path:
+        return f"a function of the author's own, {markdown_code(Path(reward.path).name)}"
+    return markdown_code(reward.name) + (" with random weights" if reward.path == "random" else "")
+
+
+def without_folders(value: Any) -> Any:
+    """Settings with paths cut to their last part: where things lie is nobody's business."""
+    if isinstance(value, dict):
+        return {key: without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [without_folders(inner) for inner in value]
+    return Path(value).name if isinstance(value, str) and "/" in value and not is_hub_id(value) else value
