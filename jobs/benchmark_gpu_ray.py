@@ -105,7 +105,7 @@ def adapter(folder: Path, config: RunConfig) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     from rlvid.models.trained import trained_path
-    from rlvid.train.checkpoint import checkpoint_name
+    from rlvid.runs.checkpoints import checkpoint_name
 
     found = load_file(folder / checkpoint_name(config.train.steps) / trained_path(config.model))
     return {name.removeprefix("base_model.model."): tensor for name, tensor in found.items()}

@@ -195,8 +195,8 @@ class Chaos:
         from safetensors.torch import load_file
 
         from rlvid.models.trained import trained_path
+        from rlvid.runs.checkpoints import checkpoint_name
         from rlvid.train.audit import faults
-        from rlvid.train.checkpoint import checkpoint_name
 
         last = Path(checkpoint_name(self.steps)) / trained_path(self.config.model)
         expected, found = load_file(self._folder / "whole" / last), load_file(self._folder / name / last)

@@ -110,9 +110,9 @@ def at_cost(states: dict[int, dict[str, float]], points: int) -> list[int]:
 def evaluate_checkpoints(folder: Path, options: argparse.Namespace, console: Console) -> list[Point]:
     """Scores of the base and of ``options.points`` checkpoints of a run, spread to the last; kept beside the run."""
     from rlvid.evaluate.evaluate import evaluate_model, summarise
-    from rlvid.evaluate.run import device, load_run
+    from rlvid.evaluate.load import device, load_run
     from rlvid.reward.load import load_reward
-    from rlvid.train.checkpoint import find_checkpoints, read_state
+    from rlvid.runs.checkpoints import find_checkpoints, read_state
     from rlvid.world.captions import prompt_set
 
     prompts = [prompt for prompt in prompt_set("in_domain", options.prompts) for _ in range(COPIES)]

@@ -1,5 +1,6 @@
 """What `rlvid train` and `rlvid evaluate` do and say; everything heavy is imported inside the functions."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,6 @@ def train_and_show(config: "RunConfig", address: str | None) -> Path:
     """Trains or resumes a run, draws its pictures, says where everything is; returns the run's folder."""
     from rlvid.data.clips import EncodedClips
     from rlvid.data.sources import encoded_clips
-    from rlvid.evaluate.run import load_run, picture_before_after, picture_reward_curve
     from rlvid.storage import Mirror, is_uri, run_uri
     from rlvid.train.launch import run_folder, train
 
@@ -27,9 +27,9 @@ def train_and_show(config: "RunConfig", address: str | None) -> Path:
     if done.first_step == done.last_step:
         say(f"run {config.name} was finished already; set train.steps (or train.max_seconds) higher to go on")
     clips = EncodedClips.open(encoded_clips(config, console))
-    tuned, folder = load_run(done.folder), run_folder(config)
-    picture_before_after(tuned, list(dict.fromkeys(clips.captions))[:6], folder / "before-after.png", config.seed)
-    picture_reward_curve(folder, folder / "reward.png")
+    folder = run_folder(config)
+    _draw_before_after(folder, list(dict.fromkeys(clips.captions))[:6], config.seed)
+    _draw_reward_curve(folder)
     Mirror(config.output.storage, config.name).push([path.name for path in folder.glob("*.png")])
     storage = config.output.storage
     shown = run_uri(storage, config.name) if is_uri(storage) else short(folder)
@@ -43,6 +43,33 @@ def train_and_show(config: "RunConfig", address: str | None) -> Path:
     trust = " --trust" if config.reward.functions else ""
     say(f"next         rlvid evaluate {shell(shown)}{trust}; rlvid export {shell(shown)} --out FOLDER")
     return folder
+
+
+def _draw_before_after(run: Path, prompts: list[str], seed: int) -> None:
+    """Writes ``before-after.png``: the prompts' videos of the base and the tuned model, their trained reward below."""
+    from rlvid.diffusion.generate import generate
+    from rlvid.evaluate.load import device, load_run
+    from rlvid.plots.pictures import before_after
+    from rlvid.reward.load import trained_reward
+    from rlvid.reward.video import mean_of_frames
+
+    tuned = load_run(run)
+    sampling, reward = tuned.config.sampling, trained_reward(tuned.config.reward, device())
+    how = {"seed": seed, "steps": sampling.steps, "guidance": sampling.guidance, "final": sampling.final}
+    videos = [generate(tuned.use(scale), prompts, **how) for scale in (0.0, 1.0)]
+    before_after(run / "before-after.png", prompts, *videos, *(mean_of_frames(reward(v, prompts)) for v in videos))
+
+
+def _draw_reward_curve(run: Path) -> None:
+    """Writes ``reward.png``: the trained and the held-out reward of each step."""
+    from rlvid.plots.pictures import reward_curve
+    from rlvid.runs.scalars import read_scalars
+
+    names = {"reward/trained": "trained reward", "reward/held_out": "held-out reward"}
+    scalars = read_scalars(run / "tensorboard", names.__contains__)
+    steps = sorted({step for values in scalars.values() for step in values})
+    series = {name: [scalars[tag].get(s, math.nan) for s in steps] for tag, name in names.items() if tag in scalars}
+    reward_curve(run / "reward.png", steps, series)
 
 
 def evaluate_and_show(

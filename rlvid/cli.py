@@ -232,7 +232,7 @@ def generate(
     from rlvid.data.prompts import check_prompt, is_prompt_file, read_prompts
     from rlvid.data.videos import gif_bytes, write_mp4
     from rlvid.diffusion import generate as make
-    from rlvid.evaluate.run import device, load_run
+    from rlvid.evaluate.load import device, load_run
     from rlvid.files import write_whole
     from rlvid.models.text_limit import model_text_limit, notices
     from rlvid.models.unet3d import load_model

@@ -14,11 +14,11 @@ from typing import Any
 from rlvid.config import RunConfig
 from rlvid.evaluate.clip import load_clip
 from rlvid.evaluate.evaluate import Row, evaluate_model, summarise
-from rlvid.evaluate.run import device, load_run
+from rlvid.evaluate.load import device, load_run
 from rlvid.models.trained import load_trainable
 from rlvid.reward.clip import ClipReward
 from rlvid.reward.load import held_out_reward, load_reward, trained_reward
-from rlvid.train.checkpoint import read_state
+from rlvid.runs.checkpoints import read_state
 from tuning.description import COST, Evaluation, Sweep
 
 

@@ -10,10 +10,10 @@ from PIL import Image, UnidentifiedImageError
 from rlvid.config import RunConfig
 from rlvid.data.parquet import open_parquet
 from rlvid.doctor.finding import Finding, examine, judged
+from rlvid.runs.checkpoints import checkpoint_name, flaw, read_settings, read_state, step_of
+from rlvid.runs.guard_log import best_step, find_best, read_means
 from rlvid.runs.scalars import read_events
-from rlvid.train.checkpoint import checkpoint_name, flaw, read_state, step_of
-from rlvid.train.looks import best_step, find_best, read_means
-from rlvid.train.record import read_settings, recorded
+from rlvid.train.record import recorded
 from rlvid.train.resume import carries_over
 
 _PUT_ASIDE = "start the same `rlvid train` again: it puts damaged ones aside and goes on from the newest whole one"

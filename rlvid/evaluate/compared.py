@@ -14,21 +14,14 @@ from rlvid import __version__
 from rlvid.config import RunConfig
 from rlvid.config.reward import RewardConfig
 from rlvid.credentials import refuse_credentials
-from rlvid.evaluate.run import (
-    TunedModel,
-    check_whole,
-    choose,
-    find_checkpoints_of,
-    load_found,
-    run_folder_of,
-    scale_name,
-)
+from rlvid.evaluate.load import TunedModel, load_found, scale_name
 from rlvid.models.folders import movable, resolved_shape
 from rlvid.models.trained import load_trained
 from rlvid.models.unet3d import UNet3DModel
+from rlvid.runs.checkpoints import CheckpointRef, flaw
+from rlvid.runs.find import check_whole, choose, find_checkpoints_of, run_folder_of
+from rlvid.runs.guard_log import best_step, find_best
 from rlvid.storage import is_uri
-from rlvid.train.checkpoint import Found, flaw
-from rlvid.train.looks import best_step, find_best
 
 FORM = "[LABEL=]RUN[@STEP|@best|@all][*SCALE]"
 BASE = "base"
@@ -96,7 +89,7 @@ class Compared:
     name: str
     kind: Literal["base", "run", "checkpoint"]
     config: RunConfig
-    checkpoint: Found
+    checkpoint: CheckpointRef
     scale: float
     step: int | None
 
@@ -159,7 +152,7 @@ def find_compared(
             else:
                 name = spec.label + (at if spec.which == "all" else "")
             kind: Literal["run", "checkpoint"] = "checkpoint" if spec.which or step is not None else "run"
-            checkpoint = Found(checkpoint.folder.resolve(), checkpoint.step)
+            checkpoint = CheckpointRef(checkpoint.folder.resolve(), checkpoint.step)
             each_scale = scales if spec.scale is None else (spec.scale,)
             for scale in each_scale:
                 # a label says all, unless it is to name several
@@ -171,7 +164,7 @@ def find_compared(
     return tuple(models)
 
 
-def _located(spec: Spec) -> tuple[RunConfig, list[Found]]:
+def _located(spec: Spec) -> tuple[RunConfig, list[CheckpointRef]]:
     try:
         return find_checkpoints_of(spec.run)
     except ValueError as error:
@@ -179,7 +172,7 @@ def _located(spec: Spec) -> tuple[RunConfig, list[Found]]:
         raise ValueError(f"{error}; after @ comes a step, best or all: {FORM}" if odd else str(error)) from None
 
 
-def _chosen(spec: Spec, found: list[Found], step: int | None) -> list[Found]:
+def _chosen(spec: Spec, found: list[CheckpointRef], step: int | None) -> list[CheckpointRef]:
     if spec.which == "all":
         for each in found:
             check_whole(each)

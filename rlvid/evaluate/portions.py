@@ -18,9 +18,9 @@ from rlvid.diffusion.generate import generate
 from rlvid.evaluate.ask import Asker
 from rlvid.evaluate.compared import Loader
 from rlvid.evaluate.evaluate import rows_of, score_videos
+from rlvid.evaluate.load import device
 from rlvid.evaluate.plan import BATCH, Evaluation
 from rlvid.evaluate.rows import Row
-from rlvid.evaluate.run import device
 from rlvid.evaluate.scores import told_if_full, write_rows
 from rlvid.evaluate.videos import identity_of, read_part, write_part
 from rlvid.faults import one_line

@@ -22,12 +22,12 @@ from rlvid.evaluate.results.run_card import (
 from rlvid.evaluate.tables import markdown
 from rlvid.export.evaluation import Evaluated, Exported, find_evaluated
 from rlvid.models.stored import OLDEST
-from rlvid.train.checkpoint import Found, read_state
+from rlvid.runs.checkpoints import CheckpointRef, read_state
 
 
 def model_card(
     config: RunConfig,
-    checkpoint: Found,
+    checkpoint: CheckpointRef,
     run: Path,
     name: str,
     scale: float,
@@ -93,7 +93,7 @@ def _front_matter(config: RunConfig) -> str:
     return "\n".join(lines)
 
 
-def _summary(config: RunConfig, checkpoint: Found, scale: float) -> str:
+def _summary(config: RunConfig, checkpoint: CheckpointRef, scale: float) -> str:
     scaled = "" if scale == 1 else f" The merged weights hold {scale:g} of what was learned."
     adapter = " The adapter alone is in `adapter/`." if config.model.train == "lora" else ""
     return f"{describe_model(config, checkpoint)}{scaled} This folder is the whole model in diffusers' layout.{adapter}"

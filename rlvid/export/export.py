@@ -20,7 +20,6 @@ import torch
 from diffusers import DDIMScheduler
 
 from rlvid.config import RunConfig
-from rlvid.evaluate.run import find_run
 from rlvid.export.card import model_card
 from rlvid.export.evaluation import Exported, find_evaluated
 from rlvid.files import whole_folder
@@ -29,7 +28,8 @@ from rlvid.models.lora import merge_lora, read_lora, save_lora
 from rlvid.models.stored import CLASSES, copy_part, oldest_transformers, save_text_encoder, save_tokenizer
 from rlvid.models.trained import blend
 from rlvid.models.unet3d import UNet3DModel, load_model
-from rlvid.train.checkpoint import Found
+from rlvid.runs.checkpoints import CheckpointRef
+from rlvid.runs.find import find_run
 
 
 def export_run(
@@ -71,7 +71,7 @@ def export_run(
     return out
 
 
-def merged_model(config: RunConfig, found: Found, scale: float) -> UNet3DModel:
+def merged_model(config: RunConfig, found: CheckpointRef, scale: float) -> UNet3DModel:
     """A run's model in float32 on the CPU, with ``scale`` of what was learned added to the denoiser's own weights."""
     model = load_model(config.model.path, frames=config.model.frames, size=config.model.size)
     if config.model.train == "lora":

@@ -20,8 +20,8 @@ from rlvid.report.runs import Run
 from rlvid.report.seeds import over_seeds
 from rlvid.report.select import Choice
 from rlvid.report.summary import Told, gain_text, number, percent, shown_set, table, tell, title
+from rlvid.runs.guard_log import warnings_of
 from rlvid.stats import MIN_PROMPTS
-from rlvid.train.looks import warnings_of
 
 _DIGITS = 5
 

@@ -5,10 +5,10 @@ from itertools import accumulate
 from pathlib import Path
 
 from rlvid.config import RunConfig
-from rlvid.evaluate.run import find_run
 from rlvid.evaluate.seeds import but_for_seed
+from rlvid.runs.checkpoints import CheckpointRef
+from rlvid.runs.find import find_run
 from rlvid.runs.scalars import read_scalars
-from rlvid.train.checkpoint import Found
 
 REWARDS = {"reward/trained": "trained reward", "reward/held_out": "held-out reward"}
 _STEP = "seconds/step"
@@ -20,7 +20,7 @@ class Run:
 
     folder: Path
     config: RunConfig
-    checkpoint: Found
+    checkpoint: CheckpointRef
     scalars: dict[str, dict[int, float]] = field(repr=False)
 
     @property

@@ -3,7 +3,7 @@
 The driver's thread watches the run's folder. A checkpoint that is due is copied (or it might be deleted before its
 turn), handed to an actor that makes and scores the fixed videos, noted in ``guard.jsonl``, and judged with all looks
 before it (``rlvid.runs.over_optimisation``). A killed run goes on with the
-looks that are missing. What it leaves is listed in ``rlvid.train.looks``.
+looks that are missing. What it leaves is listed in ``rlvid.train.guard_folder``.
 """
 
 import logging
@@ -24,10 +24,11 @@ from rlvid.cluster.nodes import Shape, guard_gpus, worker_gpus
 from rlvid.config import RunConfig
 from rlvid.data.clips import EncodedClips
 from rlvid.plots.pictures import reward_curve
+from rlvid.runs.checkpoints import checkpoint_name
+from rlvid.runs.guard_log import GuardEvaluation, best_step, read_means
 from rlvid.runs.over_optimisation import COLLAPSE, HELD_OUT, TOLERANCE, TRAINED, Verdict
-from rlvid.train.checkpoint import checkpoint_name
-from rlvid.train.looker import Looker
-from rlvid.train.looks import Looked, Looks, best_step, guard_prompts, read_means
+from rlvid.train.guard_evaluator import GuardEvaluator
+from rlvid.train.guard_folder import GuardLog, guard_prompts
 from rlvid.train.metrics import TensorBoard
 
 log = logging.getLogger("rlvid.guard")
@@ -80,13 +81,13 @@ class Watch:
         console: where warnings are printed.
 
     Raises:
-        ValueError: see ``guard_prompts`` and ``Looks``.
+        ValueError: see ``guard_prompts`` and ``GuardLog``.
     """
 
     def __init__(self, config: RunConfig, folder: Path, clips: Path, model: str, use_gpu: bool, console: Console):
         self.config, self.folder, self.console = config, folder, console
         prompts = guard_prompts(config, EncodedClips.open(clips).captions)
-        self.looks = Looks(folder, prompts, config)
+        self.looks = GuardLog(folder, prompts, config)
         self.verdict = self.looks.verdict() if self.looks.all else Verdict(0)
         self.stopping = self.looks.flag(self.verdict)
         self._told = set[str]()
@@ -164,7 +165,7 @@ class Watch:
         values = self._wait_for(actor.look.remote(str(self.looks.pending / checkpoint_name(step)) if step else None))
         if values is None:
             return
-        self.looks.add(Looked(step, values))
+        self.looks.add(GuardEvaluation(step, values))
         self._follow(step)
 
     def _follow(self, step: int) -> None:
@@ -180,7 +181,7 @@ class Watch:
         again = self.config.train.max_failures
         options = {"num_cpus": guard.cpus, "num_gpus": self._gpus, "max_restarts": again, "max_task_retries": again}
         # DEFAULT: not in the placement group of a trial, which has no room for it.
-        made = ray.remote(Looker).options(**options, scheduling_strategy="DEFAULT", runtime_env=threads)
+        made = ray.remote(GuardEvaluator).options(**options, scheduling_strategy="DEFAULT", runtime_env=threads)
         actor = made.remote(*self._job, self._gpus > 0, aside=not guard.cpus and not self._gpus)
         self._there = actor.__ray_ready__.remote()  # before any look: an actor does one thing after the other
         return actor
@@ -245,7 +246,7 @@ def watching(
         yield watch.stopping
 
 
-def draw(folder: Path, verdict: Verdict, looks: Looks) -> None:
+def draw(folder: Path, verdict: Verdict, looks: GuardLog) -> None:
     """Writes ``guard.png``: rewards over the looks, with the best checkpoint and the warning marked."""
     steps, means = read_means(folder)
     names = {TRAINED: "trained reward", HELD_OUT: "held-out reward", "oracle_score": "oracle (never asked)"}

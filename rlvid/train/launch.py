@@ -8,7 +8,7 @@ A run's folder, ``{storage}/{name}``::
     tensorboard/      scalars and videos
     archive/          generated samples with their rewards, Parquet
     logs/             one full log a worker
-    guard.jsonl, best/, ...   where a guard looked on, see rlvid.train.looks
+    guard.jsonl, best/, ...   where a guard looked on, see rlvid.train.guard_folder
 """
 
 import logging
@@ -38,11 +38,11 @@ from rlvid.models.text_limit import model_text_limit, notices
 from rlvid.models.unet3d import denoiser_outline
 from rlvid.reward.load import check_reward
 from rlvid.reward.text_limit import reward_text_limits
+from rlvid.runs.checkpoints import find_checkpoints, latest_checkpoint, read_settings
 from rlvid.storage import Mirror, home, is_uri, run_mirror
-from rlvid.train.checkpoint import find_checkpoints
 from rlvid.train.fit import fit_again, reason, run_fit
-from rlvid.train.looks import guard_prompts
-from rlvid.train.record import check_resume, latest_checkpoint, read_settings, settle
+from rlvid.train.guard_folder import guard_prompts
+from rlvid.train.record import check_resume, settle
 from rlvid.train.resume import notice
 
 log = logging.getLogger("rlvid.train")

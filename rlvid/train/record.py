@@ -1,4 +1,4 @@
-"""What a run's folder says of its earlier starts: its settings, its whole checkpoints, and Ray Train's record of them.
+"""Ray Train's record of a run's checkpoints, brought in line with those that are whole before each start.
 
 Ray Train resumes from what ``checkpoint_manager_snapshot.json`` names, and gives up for good where that file is cut off
 or names a checkpoint that is gone. So before each start the checkpoints themselves count: those that are not whole are
@@ -12,36 +12,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rlvid.config import RunConfig, parse_config
+from rlvid.config import RunConfig
 from rlvid.files import read_mapping, write_whole
+from rlvid.runs.checkpoints import (
+    CheckpointRef,
+    checkpoint_name,
+    flaw,
+    latest_checkpoint,
+    step_of,
+)
 from rlvid.storage import Mirror
-from rlvid.train.checkpoint import Found, checkpoint_name, find_checkpoints, flaw, read_state, step_of
 from rlvid.train.resume import carries_over
 
 RECORD = "checkpoint_manager_snapshot.json"
-
-
-def read_settings(run: Path) -> RunConfig:
-    """Reads the settings of a run from its folder.
-
-    Raises:
-        ValueError: in one line: ``config.yaml`` cannot be read, is damaged, or has settings that are not allowed.
-    """
-    path = run / "config.yaml"
-    data = read_mapping(path)
-    try:
-        return parse_config(data)
-    except ValueError as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
-
-
-def latest_checkpoint(run: Path, resumable: bool = True) -> tuple[RunConfig, int] | None:
-    """Settings and step of a run's latest whole checkpoint, if it has one.
-
-    Here and below, without ``resumable`` the folder mirrors an object store and lacks what only workers need.
-    """
-    found = find_checkpoints(run, resumable)
-    return (read_state(found[-1].folder).settings, found[-1].step) if found else None
 
 
 def check_resume(run: Path, before: RunConfig, now: RunConfig, resumable: bool = True) -> None:
@@ -74,12 +57,12 @@ def settle(mirror: Mirror, damaged: dict[str, str] | None = None) -> list[str]:
     counted = recorded(run)
     there = {p.name for p in run.iterdir()} if stored is None else {name.partition("/")[0] for name in stored}
     names = sorted(name for name in there | set(damaged or {}) | set(counted or []) if step_of(name) is not None)
-    whole, lines = list[Found](), list[str]()
+    whole, lines = list[CheckpointRef](), list[str]()
     for name in names:
         sizes = None if stored is None else _below(name, stored)
         why = (damaged or {}).get(name) or flaw(run / name, sizes=sizes)
         if why is None:
-            whole.append(Found(run / name, step_of(name) or 0))
+            whole.append(CheckpointRef(run / name, step_of(name) or 0))
         elif name not in there:
             lines.append(f"checkpoint {name} is missing")
         elif counted is not None and name not in {*counted, *(damaged or {})}:

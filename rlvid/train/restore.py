@@ -14,8 +14,8 @@ import ray.train
 from torch import distributed
 
 from rlvid.files import scratch
+from rlvid.runs.checkpoints import flaw, wrong_bytes
 from rlvid.storage import temporary_home
-from rlvid.train.checkpoint import flaw, wrong_bytes
 
 
 @dataclass(frozen=True)

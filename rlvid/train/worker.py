@@ -23,10 +23,11 @@ from rlvid.data.clips import EncodedClips, clip_index
 from rlvid.diffusion.generate import generate
 from rlvid.models.trained import load_trainable, load_trained
 from rlvid.reward.load import held_out_reward, trained_reward
+from rlvid.runs.checkpoints import checkpoint_name, read_state
 from rlvid.storage import clips_here, worker_mirror
-from rlvid.train.checkpoint import checkpoint_name, load_checkpoint, read_state, save_checkpoint, told_if_unwritable
+from rlvid.train.checkpoint import load_checkpoint, save_checkpoint, told_if_unwritable
 from rlvid.train.engine import DeepSpeedEngine, StepOutcome
-from rlvid.train.looks import stop_flag
+from rlvid.train.guard_folder import stop_flag
 from rlvid.train.metrics import TensorBoard, average
 from rlvid.train.reporter import Reporter
 from rlvid.train.resume import carries_over

@@ -27,13 +27,14 @@ from rlvid.algorithms.base import Context, Stopwatch
 from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.config import RunConfig, SamplingConfig
 from rlvid.diffusion.generate import generate
-from rlvid.evaluate.run import find_run
 from rlvid.export.export import export_run
 from rlvid.models.folders import model_folder
 from rlvid.models.lora import lora_parameters
 from rlvid.models.trained import load_trainable
 from rlvid.models.unet3d import load_model
-from rlvid.train.checkpoint import checkpoint_name, save_checkpoint
+from rlvid.runs.checkpoints import checkpoint_name
+from rlvid.runs.find import find_run
+from rlvid.train.checkpoint import save_checkpoint
 from rlvid.train.engine import TorchEngine
 
 PROMPT = "a red star moving left on a navy background"

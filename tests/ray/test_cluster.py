@@ -23,7 +23,7 @@ from processes import HANG, started
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rlvid.evaluate.run import load_run
+from rlvid.evaluate.load import load_run
 from rlvid.toy.tiny import save_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,9 +15,9 @@ from rlvid.config import RunConfig, load_config
 from rlvid.doctor.cluster import check_cluster
 from rlvid.runs.over_optimisation import HELD_OUT, Loss, Verdict
 from rlvid.toy.tiny import save_tiny_model
-from rlvid.train import looks
+from rlvid.train import guard_folder
+from rlvid.train.guard_folder import stop_flag
 from rlvid.train.launch import train
-from rlvid.train.looks import stop_flag
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_the_guard_changes_nothing_looks_once_at_each_checkpoint_and_ends_traini
 
     loss = Loss(HELD_OUT, 0, 0, 0.5, 0.4, 0.01)  # the same run goes on, and its next look brings a warning
     warning = Verdict(0, {HELD_OUT: loss}, (loss,))
-    monkeypatch.setattr(looks, "judge", lambda found: warning if len(found) > len(before) else Verdict(0))
+    monkeypatch.setattr(guard_folder, "judge", lambda found: warning if len(found) > len(before) else Verdict(0))
     two = ("train.workers=2", "train.zero_stage=0")  # which must end at the same step
     asked = config(folder, "guarded", "train.steps=2000", "guard.stop=true", *two, *GUARD)
     stopped = train(asked, Console(file=said, width=400))

@@ -14,8 +14,8 @@ from processes import HANG, started
 from rich.console import Console
 from runs import config, settings
 
+from rlvid.runs.checkpoints import find_checkpoints
 from rlvid.train.audit import archive_faults
-from rlvid.train.checkpoint import find_checkpoints
 from rlvid.train.launch import train
 
 REWARD = """

@@ -19,8 +19,9 @@ from rlvid.files import sha256
 from rlvid.models.base import Prediction
 from rlvid.models.lora import inject_lora, lora_parameters
 from rlvid.models.trained import load_trainable
+from rlvid.runs.checkpoints import checkpoint_name, state_digest
 from rlvid.toy.tiny import save_tiny_model, tiny_model, tiny_reward
-from rlvid.train.checkpoint import _digest, checkpoint_name, save_checkpoint
+from rlvid.train.checkpoint import save_checkpoint
 from rlvid.train.engine import TorchEngine
 
 PROMPTS = ["a red circle moving left", "a dog", "a blue star growing", "a red circle moving left"]
@@ -150,7 +151,7 @@ def vouch(checkpoint: Path) -> None:
     del state["sha256"]
     paths = {name: checkpoint / name for name in state["files"]}
     state["files"] = {name: (path.stat().st_size, sha256(path)) for name, path in paths.items()}
-    (checkpoint / "state.json").write_text(json.dumps({"sha256": _digest(state)} | state), encoding="utf-8")
+    (checkpoint / "state.json").write_text(json.dumps({"sha256": state_digest(state)} | state), encoding="utf-8")
 
 
 def damaged_event(length: int = 4) -> bytes:

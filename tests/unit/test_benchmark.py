@@ -238,7 +238,7 @@ def test_a_gpu_measures_miniatures(gpu: ModuleType, tmp_path: Path) -> None:
 def train_by_hand(gpu_ray: ModuleType, spoilt: str) -> Any:
     """In place of ``rlvid train``: what it would leave, with one thing spoilt in the run that is looked at."""
     from rlvid.config import load_config
-    from rlvid.train.checkpoint import checkpoint_name
+    from rlvid.runs.checkpoints import checkpoint_name
     from rlvid.train.metrics import TensorBoard
 
     def run(settings: list[str], name: str, *overrides: str, hidden: bool = False) -> float:

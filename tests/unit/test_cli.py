@@ -12,7 +12,7 @@ import pytest
 from helpers import save_run
 
 from rlvid.cli import main
-from rlvid.evaluate.run import find_run
+from rlvid.runs.find import find_run
 
 RLVID = [sys.executable, "-m", "rlvid.cli"]
 VERBS = ["train", "evaluate", "report", "export", "generate", "encode", "plan", "doctor", "demo", "study"]

@@ -30,10 +30,10 @@ from rlvid.evaluate.command import default_sets, evaluation_folder, prompts_of
 from rlvid.evaluate.compared import Loader, differences, find_compared, load_found, parse_spec
 from rlvid.evaluate.grid import Cell, Grid
 from rlvid.evaluate.layouts import write_layouts
+from rlvid.evaluate.load import TunedModel
 from rlvid.evaluate.measure import Measure, parse_rewards
 from rlvid.evaluate.plan import check_distinct
 from rlvid.evaluate.rows import METRICS, compare
-from rlvid.evaluate.run import TunedModel
 from rlvid.evaluate.seeds import Alike, group_seeds, name_groups, seed_results, write_seeds
 from rlvid.evaluate.tables import write_results
 from rlvid.evaluate.versus import versus, write_versus

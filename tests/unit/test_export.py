@@ -26,8 +26,8 @@ from rlvid.diffusion.chain import denoise
 from rlvid.diffusion.schedule import timesteps
 from rlvid.evaluate import tables
 from rlvid.evaluate.evaluate import METRICS, Row, compare, summarise
+from rlvid.evaluate.load import load_run
 from rlvid.evaluate.results.read import read_results
-from rlvid.evaluate.run import load_run
 from rlvid.export.export import export_run, sampler
 from rlvid.models.folders import builtin_folder
 from rlvid.models.lora import merge_lora, read_lora
@@ -364,8 +364,8 @@ def test_the_card_can_be_of_an_evaluation_in_another_folder(tmp_path: Path, monk
 
 
 def test_a_hub_id_is_the_cards_base_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rlvid.evaluate.run import find_run
     from rlvid.export.card import model_card
+    from rlvid.runs.find import find_run
 
     monkeypatch.chdir(tmp_path)
     run, config = save_run(tmp_path)
@@ -387,8 +387,8 @@ def test_a_hub_id_is_the_cards_base_model(tmp_path: Path, monkeypatch: pytest.Mo
     ],
 )
 def test_the_card_names_what_was_trained_on(tmp_path: Path, reward: dict[str, Any], told: str) -> None:
-    from rlvid.evaluate.run import find_run
     from rlvid.export.card import model_card
+    from rlvid.runs.find import find_run
 
     run, config = save_run(tmp_path)
     config = parse_config(config.model_dump() | {"reward": reward})

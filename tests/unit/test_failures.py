@@ -24,15 +24,16 @@ from rlvid.config import load_config
 from rlvid.data import archive
 from rlvid.data.archive import ArchiveWriter, read_archive
 from rlvid.evaluate.compared import find_compared
-from rlvid.evaluate.run import find_run
+from rlvid.runs.checkpoints import find_checkpoints, flaw, latest_checkpoint, wrong_bytes
+from rlvid.runs.find import find_run
 from rlvid.storage import Mirror, run_mirror
 from rlvid.train import worker as worker_module
 from rlvid.train.audit import archive_faults, starts, tensorboard_faults
-from rlvid.train.checkpoint import find_checkpoints, flaw, told_if_unwritable, wrong_bytes
+from rlvid.train.checkpoint import told_if_unwritable
 from rlvid.train.fit import fit_again
 from rlvid.train.launch import prepare
 from rlvid.train.metrics import TensorBoard
-from rlvid.train.record import RECORD, check_resume, latest_checkpoint, recorded, settle
+from rlvid.train.record import RECORD, check_resume, recorded, settle
 from rlvid.train.resume import carries_over, notice
 from rlvid.train.worker import Worker
 

@@ -14,13 +14,15 @@ from helpers import save_run
 from rlvid.cluster.nodes import guard_gpus, worker_gpus
 from rlvid.config import RunConfig, load_config, parse_config
 from rlvid.evaluate.compared import find_compared
-from rlvid.evaluate.run import find_run, load_run
+from rlvid.evaluate.load import load_run
+from rlvid.runs.checkpoints import flaw
+from rlvid.runs.find import find_run
+from rlvid.runs.guard_log import GuardEvaluation, best_step, find_best, read_means
 from rlvid.runs.over_optimisation import COLLAPSE, HELD_OUT, TOLERANCE, TRAINED, judge
 from rlvid.train import guard
-from rlvid.train.checkpoint import flaw
 from rlvid.train.guard import check_room
-from rlvid.train.looker import Looker
-from rlvid.train.looks import Looked, Looks, best_step, copy_trained, find_best, guard_prompts, read_means, stop_flag
+from rlvid.train.guard_evaluator import GuardEvaluator
+from rlvid.train.guard_folder import GuardLog, copy_trained, guard_prompts, stop_flag
 
 PROMPTS = [f"prompt {i}" for i in range(16)]
 
@@ -211,8 +213,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunConfig]:
     return folder, config
 
 
-def looks_of(run: Path, config: RunConfig, **guard: Any) -> Looks:
-    return Looks(run, PROMPTS, parse_config(config.model_dump() | {"guard": guard, "output": {"checkpoint_every": 2}}))
+def looks_of(run: Path, config: RunConfig, **guard: Any) -> GuardLog:
+    return GuardLog(
+        run, PROMPTS, parse_config(config.model_dump() | {"guard": guard, "output": {"checkpoint_every": 2}})
+    )
 
 
 @pytest.fixture
@@ -227,7 +231,7 @@ def test_every_checkpoint_gets_one_look_and_the_best_survives(guarded: tuple[Pat
     for step in (2, 4, 6):
         shutil.rmtree(run / f"step-{step:06d}")  # as keep_checkpoints does while looks wait
     for step, held_out in ((0, 0.4), (2, 0.7), (4, 0.6)):
-        looks.add(Looked(step, values(held_out, 0.4 + step / 10)))
+        looks.add(GuardEvaluation(step, values(held_out, 0.4 + step / 10)))
         looks.settle(looks.verdict())
     assert json.loads((run / "best" / "best.json").read_text())["step"] == 2
     assert not (run / "guard" / "step-000002").exists()
@@ -292,9 +296,9 @@ def test_a_checkpoint_that_is_deleted_while_it_is_copied_is_passed_over(
 def test_a_kill_between_two_bests_loses_neither(guarded: tuple[Path, RunConfig]) -> None:
     run, config = guarded
     looks = looks_of(run, config, every=2)
-    looks.add(Looked(0, values(0.4, 0.4)))
+    looks.add(GuardEvaluation(0, values(0.4, 0.4)))
     looks.stage(last=False)
-    looks.add(Looked(2, values(0.7, 0.5)))
+    looks.add(GuardEvaluation(2, values(0.7, 0.5)))
     looks.settle(looks.verdict())
     (run / "best").rename(run / ".best")  # killed after the old one went and before the new one came
     shutil.rmtree(run / "step-000002")
@@ -332,7 +336,7 @@ def test_the_flag_is_there_only_when_it_is_asked_for(guarded: tuple[Path, RunCon
     looks = looks_of(run, config, every=2, stop=True)
     assert not looks.flag(judge([values(0.5, 0.5)]))
     for step, held_out in ((0, 0.5), (2, 0.8), (4, 0.4), (6, 0.3)):
-        looks.add(Looked(step, values(held_out, 0.5 + step / 10)))
+        looks.add(GuardEvaluation(step, values(held_out, 0.5 + step / 10)))
     assert looks.flag(looks.verdict())
     assert stop_flag(run).is_file()
     line = looks.describe(looks.verdict().warnings[HELD_OUT])
@@ -344,7 +348,7 @@ def test_the_flag_is_there_only_when_it_is_asked_for(guarded: tuple[Path, RunCon
 
 def test_looks_at_other_prompts_and_damaged_ones_are_refused(guarded: tuple[Path, RunConfig]) -> None:
     run, config = guarded
-    looks_of(run, config, every=2).add(Looked(0, values(0.5, 0.5)))
+    looks_of(run, config, every=2).add(GuardEvaluation(0, values(0.5, 0.5)))
     with pytest.raises(ValueError, match=r"guard\.jsonl holds looks at other prompts"):
         looks_of(run, config, every=2, copies=3)
     (run / "guard.jsonl").write_text('{"step": 0\n')
@@ -358,9 +362,9 @@ def test_a_look_is_the_same_whenever_it_is_made(trained: tuple[Path, RunConfig])
         config.model_dump() | {"guard": {"every": 2, "copies": 2, "steps": 2}, "output": {"checkpoint_every": 2}}
     )
     job = (asked.model_dump(), asked.model.path, asked.reward.model_dump(), ["a red circle", "a dog", "a star", "a b"])
-    looker = Looker(*job, False)
+    looker = GuardEvaluator(*job, False)
     base, tuned = looker.look(None), looker.look(str(run / "step-000004"))
-    again = Looker(*job, False).look(str(run / "step-000004"))
+    again = GuardEvaluator(*job, False).look(str(run / "step-000004"))
     for metric in tuned:
         assert tuned[metric] == pytest.approx(again[metric], nan_ok=True), metric
     assert base[TRAINED] != tuned[TRAINED]
@@ -407,6 +411,6 @@ def test_a_look_with_a_reward_that_hangs_ends_with_its_name(trained: tuple[Path,
         config.model_dump()
         | {"guard": {"every": 2, "copies": 2, "steps": 2}, "reward": own, "output": {"checkpoint_every": 2}}
     )
-    looker = Looker(asked.model_dump(), asked.model.path, asked.reward.model_dump(), ["a dog", "a star"], False)
+    looker = GuardEvaluator(asked.model_dump(), asked.model.path, asked.reward.model_dump(), ["a dog", "a star"], False)
     with pytest.raises(RuntimeError, match=r"the reward mine.py:score gave no answer for 0.5 s .* 'a dog'$"):
         looker.look(None)

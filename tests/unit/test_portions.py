@@ -19,14 +19,14 @@ from rlvid.diffusion.generate import generate
 from rlvid.evaluate.command import write_all
 from rlvid.evaluate.compared import find_compared
 from rlvid.evaluate.evaluate import METRICS, Row, rows_of, score_videos
+from rlvid.evaluate.load import load_run
 from rlvid.evaluate.measure import Measure, parse_rewards
 from rlvid.evaluate.plan import Evaluation
 from rlvid.evaluate.portions import Maker, Scorer, alone, run_evaluation
-from rlvid.evaluate.run import load_run
 from rlvid.evaluate.videos import copy_part, identity_of, read_part, write_part
 from rlvid.models.unet3d import UNet3DModel
 from rlvid.reward.load import load_reward
-from rlvid.train.looks import copy_trained
+from rlvid.train.guard_folder import copy_trained
 
 SETS = {"own": ["a red circle", "a dog", "a blue star"], "other": ["a cat"]}
 

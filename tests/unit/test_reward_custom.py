@@ -19,7 +19,7 @@ from rlvid.algorithms.base import Observer
 from rlvid.algorithms.scoring import score
 from rlvid.config.reward import RewardConfig
 from rlvid.doctor.run import check_run
-from rlvid.evaluate.run import load_run
+from rlvid.evaluate.load import load_run
 from rlvid.export.export import export_run
 from rlvid.faults import describe
 from rlvid.report.runs import read_run

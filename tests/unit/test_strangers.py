@@ -23,10 +23,10 @@ from rlvid.evaluate.tables import write_results
 from rlvid.evaluate.videos import identity_of, read_part
 from rlvid.report.evidence import read_evidence
 from rlvid.report.write import write_report
+from rlvid.runs.guard_log import warnings_of
 from rlvid.runs.scalars import read_scalars
 from rlvid.study.evaluation import Videos, read_scores
 from rlvid.study.pairs import choose_pairs
-from rlvid.train.looks import warnings_of
 from rlvid.train.metrics import TensorBoard
 
 SETS = {"s": ["a red square", "a blue square"]}

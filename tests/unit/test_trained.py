@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from rlvid.algorithms.base import Context, Stopwatch
 from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.config import ModelConfig, OptimizerConfig, RunConfig, parse_config
-from rlvid.evaluate.run import load_run
+from rlvid.evaluate.load import load_run
 from rlvid.models.lora import inject_lora
 from rlvid.models.trained import check_trained, load_trainable, load_trained, save_trained, trained_path, trained_state
 from rlvid.models.unet3d import UNet3DModel
+from rlvid.runs.checkpoints import find_checkpoints
 from rlvid.toy.tiny import save_tiny_model, tiny_model, tiny_reward
-from rlvid.train.checkpoint import find_checkpoints
 from rlvid.train.engine import TorchEngine
 
 

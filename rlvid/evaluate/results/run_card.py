@@ -15,8 +15,8 @@ from rlvid.config import RunConfig
 from rlvid.config.reward import RewardConfig
 from rlvid.escape import markdown_code, markdown_text
 from rlvid.evaluate.results.untrusted import KEY, read_table
-from rlvid.train.checkpoint import Found, State, read_state
-from rlvid.train.looks import best_step, read_means, warnings_of
+from rlvid.runs.checkpoints import CheckpointRef, State, read_state
+from rlvid.runs.guard_log import best_step, read_means, warnings_of
 
 _SHOWN = 10
 _FEWEST_LOOKS = 3  # the base's, and two in a row that lost
@@ -42,7 +42,7 @@ smaller `--lora-scale` for less of the effect. A reward on single frames teaches
 """
 
 
-def run_card(config: RunConfig, checkpoint: Found, run: Path, evaluation: Path, models: list[str]) -> str:
+def run_card(config: RunConfig, checkpoint: CheckpointRef, run: Path, evaluation: Path, models: list[str]) -> str:
     """The card of a run as a report shows it: without the hub's heading, usage and settings.
 
     Args:
@@ -176,7 +176,7 @@ def base_title(config: RunConfig) -> str:
     )
 
 
-def describe_model(config: RunConfig, checkpoint: Found) -> str:
+def describe_model(config: RunConfig, checkpoint: CheckpointRef) -> str:
     """One line: the base, the method, and which weights were trained."""
     lora = config.model.lora
     what = f"an adapter of rank {lora.rank} on {', '.join(map(markdown_code, lora.targets))}"

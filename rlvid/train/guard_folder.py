@@ -17,26 +17,16 @@ import math
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import BaseModel, ConfigDict, Field
 
 from rlvid.config import RunConfig
 from rlvid.data.prompts import resolve_prompts
-from rlvid.files import read_mapping, write_whole
+from rlvid.files import write_whole
 from rlvid.models.trained import trained_file
-from rlvid.runs.over_optimisation import COLLAPSE, HELD_OUT, TOLERANCE, TRAINED, Loss, Verdict, judge
-from rlvid.train.checkpoint import Found, checkpoint_name, find_checkpoints, flaw, read_state
+from rlvid.runs.checkpoints import checkpoint_name, find_checkpoints, flaw
+from rlvid.runs.guard_log import GuardEvaluation, best_step, describe, read_lines
+from rlvid.runs.over_optimisation import Loss, Verdict, judge
 from rlvid.world.captions import PROMPT_SETS
-
-NAMES = {
-    HELD_OUT: "held-out reward", COLLAPSE: "held-out reward", "consistency": "temporal consistency", "motion": "motion",
-    "diversity": "diversity",
-}  # fmt: skip
-
-_ANEW = "delete the folder best, and the guard makes it anew as long as the run goes on"
 
 
 def guard_prompts(config: RunConfig, captions: list[str]) -> list[str]:
@@ -60,32 +50,7 @@ def guard_prompts(config: RunConfig, captions: list[str]) -> list[str]:
     return found
 
 
-class _Line(BaseModel):
-    """A line of ``guard.jsonl``; null stands for a number that is not finite."""
-
-    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
-
-    step: Annotated[int, Field(ge=0)]
-    time: float
-    of: str
-    mean: dict[str, float | None]
-    values: dict[str, list[float | None]]
-
-
-@dataclass(frozen=True)
-class Looked:
-    """A look: the checkpoint's step (0 is the base model), and metric -> one value a prompt."""
-
-    step: int
-    values: dict[str, list[float]]
-
-    def mean(self, metric: str) -> float:
-        """Over the prompts with a finite value; NaN where there is none."""
-        finite = [value for value in self.values[metric] if math.isfinite(value)]
-        return sum(finite) / len(finite) if finite else math.nan
-
-
-class Looks:
+class GuardLog:
     """The looks of one run, in the order of their steps.
 
     Args:
@@ -102,20 +67,20 @@ class Looks:
         self.path, self.pending, self.best = run / "guard.jsonl", run / "guard", run / "best"
         asked = [list(prompts), config.guard.copies, config.guard.steps or config.sampling.steps]
         self.identity = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]
-        self._lines = _read(self.path)
+        self._lines = read_lines(run)
         if any(line["of"] != self.identity for line in self._lines):
             raise ValueError(
                 f"{self.path} holds looks at other prompts, or with other guard.copies or guard.steps, than these; "
                 "bring the settings back, or delete that file to begin anew"
             )
-        self.all = [Looked(line["step"], _with_nan(line["values"])) for line in self._lines]
+        self.all = [GuardEvaluation.of(line) for line in self._lines]
 
     @property
     def steps(self) -> list[int]:
         """Of all looks, ascending."""
         return [look.step for look in self.all]
 
-    def add(self, look: Looked) -> None:
+    def add(self, look: GuardEvaluation) -> None:
         """Notes a look; one that is there already is replaced."""
         mean = {metric: _number(look.mean(metric)) for metric in look.values}
         values = {metric: [_number(value) for value in each] for metric, each in look.values.items()}
@@ -184,31 +149,6 @@ class Looks:
         return describe(self.all, loss)
 
 
-def describe(looks: Sequence[Looked], loss: Loss) -> str:
-    """What a warning says in one line; ``loss`` gives looks by their place in ``looks``."""
-    now, then = looks[loss.at], looks[loss.best]
-    side = "" if loss.metric in (HELD_OUT, COLLAPSE) else "side effect, "
-    what = {HELD_OUT: "over-optimised", COLLAPSE: "collapsed"}.get(loss.metric, f"{NAMES[loss.metric]} falls")
-    return (
-        f"{side}{what} at step {now.step}: since step {then.step} the trained reward went from "
-        f"{then.mean(TRAINED):.3f} to {now.mean(TRAINED):.3f} and {NAMES[loss.metric]} from {loss.before:.3f} to "
-        f"{loss.after:.3f}, at two looks in a row beyond noise (± {loss.half:.3f} over {len(now.values[TRAINED])} "
-        "prompts)"
-    )
-
-
-def warnings_of(run: Path) -> list[str] | None:
-    """The warnings that a run's looks raised, a line each; None where no guard has looked.
-
-    Raises:
-        ValueError: ``guard.jsonl`` is damaged.
-    """
-    looks = [Looked(line["step"], _with_nan(line["values"])) for line in _read(run / "guard.jsonl")]
-    if not looks:
-        return None
-    return [describe(looks, loss) for loss in judge([look.values for look in looks]).warnings.values()]
-
-
 def stop_flag(run: Path) -> Path:
     """The file whose presence asks training to end."""
     return run / "guard" / "stop"
@@ -228,60 +168,5 @@ def copy_trained(checkpoint: Path, target: Path) -> None:
         part.rename(target)
 
 
-def find_best(run: Path) -> Found | None:
-    """The guard's best checkpoint, if it has one that is not the base model."""
-    if flaw(run / "best", resumable=False) is not None:
-        return None
-    return Found(run / "best", read_state(run / "best").step)
-
-
-def best_step(run: Path) -> int | None:
-    """The step of the guard's best model, 0 for the base; None where the guard has not looked for one.
-
-    Raises:
-        ValueError: ``best.json`` is damaged.
-    """
-    path = run / "best" / "best.json"
-    if not path.is_file():
-        return None
-    try:
-        step = read_mapping(path).get("step")
-    except ValueError as error:
-        raise ValueError(f"{error}; {_ANEW}") from None
-    if type(step) is not int or step < 0:
-        raise ValueError(f"{path} is damaged (step: {step!r:.40}; allowed: 0 or more); {_ANEW}")
-    return step
-
-
-def read_means(run: Path) -> tuple[list[int], dict[str, list[float]]]:
-    """Steps of a run's looks, and the means of every metric at them; both empty where there are none."""
-    lines = _read(run / "guard.jsonl")
-    names = list(lines[0]["mean"]) if lines else []
-    found = {m: [math.nan if x["mean"][m] is None else float(x["mean"][m]) for x in lines] for m in names}
-    return [line["step"] for line in lines], found
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    try:
-        found = [_Line.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (ValueError, OSError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path} is damaged ({why}); delete it, and the guard begins anew") from None
-    for line in found:
-        alike = line.values.keys() == found[0].values.keys() and line.mean.keys() == found[0].mean.keys()
-        lengths = {len(each) for each in line.values.values()}
-        if not alike or not {TRAINED, HELD_OUT, *TOLERANCE} <= line.values.keys() or len(lengths) != 1 or 0 in lengths:
-            raise ValueError(
-                f"{path} is damaged (the look at step {line.step} lacks numbers); delete it, and the guard begins anew"
-            )
-    return [line.model_dump() for line in found]
-
-
 def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _with_nan(values: dict[str, list[float | None]]) -> dict[str, list[float]]:
-    return {metric: [math.nan if v is None else float(v) for v in each] for metric, each in values.items()}

@@ -16,7 +16,7 @@ from rlvid.reward.clip import ClipReward
 from rlvid.reward.load import held_out_reward, load_reward, trained_reward
 
 
-class Looker:
+class GuardEvaluator:
     """Makes the fixed videos of a checkpoint and scores them; a Ray actor, or used as it is.
 
     Args:
