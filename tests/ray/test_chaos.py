@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 def test_a_kill_changes_nothing(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "tiny")
     command = [
-        sys.executable, ROOT / "jobs" / "chaos.py", "--kills", "1", "--victims", "raylet", "--seed", "3",
+        sys.executable, ROOT / "tests" / "faults" / "chaos.py", "--kills", "1", "--victims", "raylet", "--seed", "3",
         "--out", tmp_path / "outcomes.json",
         f"model.path={tmp_path / 'tiny'}", "train.workers=1", "model.frames=4", "model.size=16", "reward.segments=2",
         f"output.storage={tmp_path / 'runs'}",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from kill_sweep import facts, run_killed, written
 from processes import HANG
 
 from rlvid.config import load_config
@@ -16,7 +17,6 @@ from rlvid.toy.tiny import save_tiny_model
 from rlvid.train.launch import check
 from tuning.description import load_sweep
 from tuning.journal import Journal
-from tuning.prove import facts, run_killed, written
 
 ROOT = Path(__file__).parents[2]
 

@@ -146,14 +146,14 @@ def parse_script(script: str, words: Sequence[str]) -> None:
     elif script == "jobs/compare.py":
         for entry in options.methods.split(","):
             compare.configure(compare.Entry.parse(entry), compare.check(options)[0], options)
-    elif script == "jobs/chaos.py":
+    elif script == "tests/faults/chaos.py":
         load_config(options.config, options.overrides)
-    elif script == "jobs/benchmark.py" and hasattr(options, "overrides"):
+    elif script == "jobs.benchmark" and hasattr(options, "overrides"):
         load_config("toy", options.overrides)
     elif script == "tuning/sweep.py":
         named = [options.sweep, *options.overrides]
         load_sweep("toy" if "=" in named[0] else named.pop(0), named).planned()
-    elif script == "tuning/prove.py":
+    elif script == "tests/faults/kill_sweep.py":
         given = options[1]
         load_sweep(given[0], given[1:]).planned()
 
@@ -180,7 +180,7 @@ def _parsed(script: str, words: Sequence[str]) -> Any:
         for name in ("parse_args", "parse_known_args", "parse_intermixed_args"):
             patch.setattr(argparse.ArgumentParser, name, stopping(getattr(argparse.ArgumentParser, name)))
         patch.setattr(sys, "argv", [script, *words])
-        patch.setattr(sys, "path", [*sys.path, str(ROOT / "jobs")])  # a script's own folder
+        patch.setattr(sys, "path", list(sys.path))  # scripts may add to it
         try:
             if script.endswith(".py"):
                 runpy.run_path(str(ROOT / script), run_name="__main__")
@@ -196,9 +196,9 @@ def check(command: str) -> bool:
     words = shlex.split(command, comments=True)
     if words[0] == "rlvid":
         parse_rlvid(words[1:])
-    elif words[:2] == ["python", "-m"] and words[2].startswith("rlvid"):
+    elif words[:2] == ["python", "-m"] and words[2].startswith(("rlvid", "jobs.")):
         parse_rlvid(words[3:]) if words[2] == "rlvid.cli" else parse_script(words[2], words[3:])
-    elif words[0] == "python" and words[1].startswith(("jobs/", "tuning/")):
+    elif words[0] == "python" and words[1].startswith(("jobs/", "tuning/", "tests/")):
         parse_script(words[1], words[2:])
     elif words[:3] == ["ray", "job", "submit"]:
         return check(shlex.join(words[words.index("--") + 1 :]))

@@ -4,30 +4,21 @@ import json
 import signal
 import time
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """``jobs/benchmark_step.py``, found as it is when ``jobs/benchmark.py`` runs."""
-    monkeypatch.syspath_prepend(str(ROOT / "jobs"))
-    import benchmark_step
-
-    return benchmark_step
+from jobs.benchmark import gpu, gpu_ray, scaling, step
 
 
 @pytest.mark.slow
 def test_the_tiny_preset_finds_one_gradient_and_what_is_done_in_vain(
-    benchmark: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    benchmark.main(
+    step.main(
         ["--preset", "tiny", "--device", "cpu", "--batch", "2", "--steps", "1", "--out", str(tmp_path / "b.json"),
          "--compare", "sdpa,guidance,channels-last,precision"]
     )  # fmt: skip
@@ -52,39 +43,23 @@ def test_the_tiny_preset_finds_one_gradient_and_what_is_done_in_vain(
 
 
 @pytest.mark.parametrize("arguments", [["--compare", "speed"], ["--steps", "0"], ["--batch", "0"]])
-def test_options_that_cannot_be_are_refused(benchmark: ModuleType, arguments: list[str]) -> None:
+def test_options_that_cannot_be_are_refused(arguments: list[str]) -> None:
     with pytest.raises(ValueError, match="compare takes sdpa, guidance, channels-last, compile, precision"):
-        benchmark.main(["--preset", "tiny", *arguments])
+        step.main(["--preset", "tiny", *arguments])
 
 
 @pytest.mark.parametrize("arguments", [["--workers", "two"], ["--workers", "0,1"], ["--steps", "0"]])
-def test_numbers_of_workers_that_cannot_be_are_refused(benchmark: ModuleType, arguments: list[str]) -> None:
-    import benchmark_scaling
-
+def test_numbers_of_workers_that_cannot_be_are_refused(arguments: list[str]) -> None:
     with pytest.raises(ValueError, match="--workers takes whole numbers such as 1,2"):
-        benchmark_scaling.main(arguments)
+        scaling.main(arguments)
 
 
 TINY = ["--preset", "tiny", "--device", "cpu", "--steps", "1"]
 
 
-@pytest.fixture
-def gpu(benchmark: ModuleType) -> ModuleType:
-    import benchmark_gpu
-
-    return benchmark_gpu
-
-
-@pytest.fixture
-def gpu_ray(benchmark: ModuleType) -> ModuleType:
-    import benchmark_gpu_ray
-
-    return benchmark_gpu_ray
-
-
 @pytest.mark.slow
 def test_every_part_is_measured_printed_and_kept_and_the_next_call_goes_on(
-    gpu: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "gpu.json"
     few = [name for name in gpu.PARTS if name not in ("compile", "videos-4", "kept-4", "channels-last")]
@@ -122,7 +97,7 @@ class NoNetworks:
 
 
 @pytest.fixture
-def parts(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def parts(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Parts of the test's own, in place of the real ones."""
     found: dict[str, Any] = {}
     monkeypatch.setattr(gpu, "Session", NoNetworks)
@@ -131,13 +106,13 @@ def parts(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return found
 
 
-def run(gpu: ModuleType, out: Path, *options: str) -> tuple[int, dict[str, Any]]:
+def run(out: Path, *options: str) -> tuple[int, dict[str, Any]]:
     code = gpu.main([*TINY, "--out", str(out), *options])
     return code, json.loads(out.read_text())
 
 
 def test_lack_of_memory_is_a_result_and_another_failure_is_tried_again(
-    gpu: ModuleType, parts: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    parts: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def too_large(session: Any) -> dict[str, Any]:
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
@@ -146,19 +121,19 @@ def test_lack_of_memory_is_a_result_and_another_failure_is_tried_again(
         raise RuntimeError("no kernel image")
 
     parts |= {"kept-4": too_large, "sdpa": broken, "precision": lambda session: {"step": 1.0, "peaks": {"chain": 1}}}
-    code, found = run(gpu, tmp_path / "gpu.json")
+    code, found = run(tmp_path / "gpu.json")
     assert code == 1
     assert found["parts"].keys() == {"kept-4", "precision"}
     assert found["parts"]["kept-4"]["out of memory"] == "CUDA out of memory."
     assert found["left out"] == {"sdpa": "failed: no kernel image"}
     assert "| 4 | kept | out of memory |" in capsys.readouterr().out
     parts |= {"kept-4": broken, "sdpa": parts["precision"]}
-    code, found = run(gpu, tmp_path / "gpu.json")
+    code, found = run(tmp_path / "gpu.json")
     assert (code, found["left out"], len(found["parts"])) == (0, {}, 3)
 
 
 def test_a_part_that_takes_too_long_is_stopped_and_what_does_not_fit_is_left_out(
-    gpu: ModuleType, parts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    parts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu, "tables", lambda record: "")
     before, timer = signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)
@@ -172,13 +147,13 @@ def test_a_part_that_takes_too_long_is_stopped_and_what_does_not_fit_is_left_out
         return {}
 
     parts |= {"step": lambda session: step, "compile": lambda session: {}, "sdpa": lambda session: {}}
-    code, found = run(gpu, tmp_path / "gpu.json", "--minutes", "1")
+    code, found = run(tmp_path / "gpu.json", "--minutes", "1")
     assert code == 0
     assert found["parts"].keys() == {"step"}
     assert all("or more, and" in why for why in found["left out"].values())
     assert found["left out"].keys() == {"compile", "sdpa"}
     parts |= {"step": endless}
-    code, found = run(gpu, tmp_path / "other.json", "--minutes", "0.01", "--parts", "step")
+    code, found = run(tmp_path / "other.json", "--minutes", "0.01", "--parts", "step")
     assert code == 0
     assert found["left out"]["step"].startswith("stopped after")
     assert signal.getsignal(signal.SIGALRM) == before
@@ -186,18 +161,18 @@ def test_a_part_that_takes_too_long_is_stopped_and_what_does_not_fit_is_left_out
 
 
 def test_a_file_of_another_setup_is_refused_and_one_that_is_cut_off_put_aside(
-    gpu: ModuleType, parts: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    parts: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "gpu.json"
     parts["rate"] = lambda session: {"rate": 1e12}
-    run(gpu, out)
+    run(out)
     whole = out.read_text()
     with pytest.raises(ValueError, match=r"measured with steps = 1, and now it is 2"):
-        run(gpu, out, "--steps", "2")
+        run(out, "--steps", "2")
     assert out.read_text() == whole
     for damaged in (whole[:-20], "[]", ""):
         out.write_text(damaged)
-        code, found = run(gpu, out)
+        code, found = run(out)
         assert (code, found["parts"]["rate"]["rate"]) == (0, 1e12)
         assert (tmp_path / "gpu.json.damaged").read_text() == damaged
         assert "is cut off or no file of this benchmark" in capsys.readouterr().out
@@ -216,15 +191,13 @@ def test_a_file_of_another_setup_is_refused_and_one_that_is_cut_off_put_aside(
         (["--show", "--out", "none.json"], "No such file"),
     ],
 )
-def test_options_of_a_gpus_benchmark_that_cannot_be_are_refused(
-    gpu: ModuleType, arguments: list[str], told: str
-) -> None:
+def test_options_of_a_gpus_benchmark_that_cannot_be_are_refused(arguments: list[str], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         gpu.main([*TINY, *arguments])
 
 
 @pytest.mark.gpu
-def test_a_gpu_measures_miniatures(gpu: ModuleType, tmp_path: Path) -> None:
+def test_a_gpu_measures_miniatures(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     options = ["--preset", "tiny", "--steps", "1", "--parts", "rate,step,videos-2,kept-2", "--out", str(out)]
     assert gpu.main(options) == 0
@@ -235,7 +208,7 @@ def test_a_gpu_measures_miniatures(gpu: ModuleType, tmp_path: Path) -> None:
     assert 0 < peaks < 20 * planned
 
 
-def train_by_hand(gpu_ray: ModuleType, spoilt: str) -> Any:
+def train_by_hand(spoilt: str) -> Any:
     """In place of ``rlvid train``: what it would leave, with one thing spoilt in the run that is looked at."""
     from rlvid.config import load_config
     from rlvid.runs.checkpoints import checkpoint_name
@@ -253,9 +226,9 @@ def train_by_hand(gpu_ray: ModuleType, spoilt: str) -> Any:
         saved.parent.mkdir(parents=True)
         save_file({f"base_model.model.{key}": state[key] + moved.get(key, 0) for key in state}, saved)
         writer = TensorBoard(folder / "tensorboard", 0)
-        for step in range(config.train.steps):
-            loss = 1.1 if wrong and step and spoilt == "loss" else 1.0
-            writer.scalars(step, {"optimiser/loss": loss, "optimiser/gradient_norm": 2.0, "cost/peak_memory_gib": 0.5})
+        for at in range(config.train.steps):
+            loss = 1.1 if wrong and at and spoilt == "loss" else 1.0
+            writer.scalars(at, {"optimiser/loss": loss, "optimiser/gradient_norm": 2.0, "cost/peak_memory_gib": 0.5})
         writer.close()
         return 1.0
 
@@ -268,10 +241,10 @@ def train_by_hand(gpu_ray: ModuleType, spoilt: str) -> Any:
      ("nothing learned", "nothing was learned")],
 )  # fmt: skip
 def test_a_run_on_a_gpu_is_held_to_the_same_run_on_a_cpu(
-    gpu_ray: ModuleType, spoilt: str, verdict: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    spoilt: str, verdict: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(gpu_ray, "run", train_by_hand(gpu_ray, spoilt))
+    monkeypatch.setattr(gpu_ray, "run", train_by_hand(spoilt))
     out = tmp_path / "ray.json"
     assert gpu_ray.main(["--preset", "tiny", "--out", str(out)]) == int(bool(spoilt))
     assert verdict in capsys.readouterr().out
@@ -279,7 +252,7 @@ def test_a_run_on_a_gpu_is_held_to_the_same_run_on_a_cpu(
 
 
 def test_a_training_that_fails_is_told_and_bad_options_are_refused(
-    gpu_ray: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     done = SimpleNamespace(returncode=1, stdout="much\nError: out of disk\n")
     monkeypatch.setattr(gpu_ray.subprocess, "run", lambda *command, **options: done)

@@ -36,7 +36,8 @@ from rlvid.plan.counts import count
 
 SHELL = [block for page in PAGES for block in blocks(page) if block.language == "sh"]
 LINES = [(block, command) for block in SHELL for command in block.commands()]
-OURS = re.compile(r"(rlvid |python (jobs|tuning)/|python -m rlvid|make |ray job submit )")
+SCRIPT = re.compile(r"python (jobs|tuning|tests)/\S+ ")
+OURS = re.compile(r"(rlvid |python (jobs|tuning|tests)/|python -m (rlvid|jobs)|make |ray job submit )")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -85,12 +86,13 @@ def test_the_check_of_commands_finds_mistakes() -> None:
         "rlvid study serve folder --pears 3",
         "python jobs/submit.py train toy name=mine",
         "python jobs/submit.py train toy output.storage=/mnt/runs train.stepz=3",
-        "python jobs/chaos.py --kills many",
+        "python tests/faults/chaos.py --kills many",
         "python jobs/compare.py --seconds 3 --methods ppo",
-        "python jobs/benchmark.py step --preset huge",
+        "python -m jobs.benchmark step --preset huge",
+        "python -m jobs.benchmark steps",
         "python tuning/sweep.py toy algorithm=guess",
         "python tuning/sweep.py toy 'space.method.tau={uniform: [0.4, 0.8]}'",
-        "python tuning/prove.py --kills 3 toy algorithm=guess",
+        "python tests/faults/kill_sweep.py --kills 3 toy algorithm=guess",
         "ray job submit -- python -m rlvid.cli train toy train.stepz=3",
         "make nothing",
     ):
@@ -110,15 +112,16 @@ def test_commands_in_running_text_name_a_verb_that_exists() -> None:
 
 
 def test_scripts_in_running_text_understand_their_arguments() -> None:
-    found = [words for page in PAGES for words in code_in_text(page) if re.match(r"python (jobs|tuning)/\S+ ", words)]
+    found = [words for page in PAGES for words in code_in_text(page) if SCRIPT.match(words)]
     assert len(found) > 2
     assert all(map(check, found))
 
 
 def test_scripts_understand_what_their_own_help_shows() -> None:
-    texts = [path.read_text(encoding="utf-8") for path in (*ROOT.glob("jobs/*.py"), *ROOT.glob("tuning/*.py"))]
+    paths = [path for folder in ("jobs", "tuning", "tests/faults") for path in (ROOT / folder).rglob("*.py")]
+    texts = [path.read_text(encoding="utf-8") for path in paths]
     lines = [line for text in texts for line in (ast.get_docstring(ast.parse(text)) or "").splitlines()]
-    shown = [line.strip() for line in lines if re.match(r" +python (jobs|tuning)/", line)]
+    shown = [line.strip() for line in lines if re.match(r" +python (jobs/|tuning/|tests/|-m jobs)", line)]
     own = re.compile(r"--help|\bmy\b")  # which ends at once, and files that a reader has
     found = [line for line in shown if not own.search(line)]
     assert len(found) > 10
@@ -227,5 +230,5 @@ def test_the_table_of_methods_has_the_numbers_of_the_plan(name: str) -> None:
 
 def test_the_parsers_that_check_stop_before_anything_is_done() -> None:
     parse_rlvid(["train", "toy", "name=nothing"])
-    parse_script("jobs/chaos.py", ["--kills", "1"])
+    parse_script("tests/faults/chaos.py", ["--kills", "1"])
     assert not any(Path.cwd().glob("runs*"))

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from answer_study import launch
 from evaluated_runs import several_seeds
 from evaluations import write_evaluation
 from playwright.sync_api import sync_playwright
 
-from jobs.answer_study import launch
 from rlvid.report.write import write_report
 
 

@@ -4,10 +4,9 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from answer_study import Server, launch
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from watched import make_evaluation
-
-from jobs.answer_study import Server, launch
 
 PHONE = {"width": 390, "height": 844}
 NAME = "Wolfeschlegelsteinhausenbergerdorff " + "W" * 24  # as long as a name may be

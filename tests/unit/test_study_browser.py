@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import pytest
+from answer_study import answer_study, launch, saved
 from playwright.sync_api import sync_playwright
 from watched import make_evaluation
-
-from jobs.answer_study import answer_study, launch, saved
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -30,7 +29,7 @@ def test_two_people_answer_a_study_through_a_crash(tmp_path: Path) -> None:
 
 def test_the_robot_notices_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, out = make_evaluation(tmp_path / "evaluation"), tmp_path / "study.sqlite"
-    monkeypatch.setattr("jobs.answer_study.KEYS", {"1": "left", "2": "right", "3": "tie"})
+    monkeypatch.setattr("answer_study.KEYS", {"1": "left", "2": "right", "3": "tie"})
     record = answer_study(folder, out, ["ada"], pairs=3, checks=0, kill_after=-1)
     assert record.faults == ["the file does not hold what was answered"]
 
@@ -41,6 +40,6 @@ def test_without_a_browser_it_is_said_what_is_missing(tmp_path: Path, monkeypatc
     stub.chmod(0o755)
     with sync_playwright() as player:
         monkeypatch.setenv("PATH", str(tmp_path))
-        monkeypatch.setattr("jobs.answer_study._OWN", str(tmp_path / "nothing"))
+        monkeypatch.setattr("answer_study._OWN", str(tmp_path / "nothing"))
         with pytest.raises(ValueError, match="NO BROWSER starts"):
             launch(player)

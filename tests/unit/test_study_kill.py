@@ -10,10 +10,10 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from answer_study import Server
 from studies import rlvid
 from watched import make_evaluation
 
-from jobs.answer_study import Server
 from rlvid.study.pairs import AXES
 from rlvid.study.store import Store
 

@@ -7,13 +7,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import kill_sweep
 import pytest
 import yaml
 from helpers import save_run
 
 from rlvid.config import shipped_configs
-from tuning import prove, trial
 from tuning import sweep as tuning_sweep
+from tuning import trial
 from tuning.description import Sweep, load_sweep, shipped_sweeps
 from tuning.journal import Journal
 from tuning.measure import job_of, measure
@@ -33,7 +34,7 @@ def test_the_command_answers_mistakes_before_ray_starts(tmp_path: Path, capsys: 
     assert main(["toy", f"storage={tmp_path}", f"evaluation.prompts={tmp_path}/few.txt", "evaluation.videos=3"]) == 2
     ranges = "space={reward.segments: {integers: [1, 9]}}"
     assert main(["toy", f"storage={tmp_path}", "algorithm=optuna", "trials=2", ranges]) == 2
-    assert prove.main(["--kills", "a", "toy"]) == 2
+    assert kill_sweep.main(["--kills", "a", "toy"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert [line[:30] for line in lines] == [
         "error: sweep 'nowhere.yaml' is", "error: the grid has 20 combina", "error: reward.segments = 9 exc",

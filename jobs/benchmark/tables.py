@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from benchmark_record import Record
-from benchmark_variants import EXPLAINED
+from jobs.benchmark.record import Record
+from jobs.benchmark.variants import EXPLAINED
 
 _GIB = 2**30
 

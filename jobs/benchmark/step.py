@@ -1,7 +1,7 @@
 """One training step of the full-size model in bare torch, against the same parts driven as released code drives them.
 
-    python jobs/benchmark.py step                      # full size on a GPU, reduced on a CPU
-    python jobs/benchmark.py step --precision bfloat16 --compare sdpa,channels-last
+    python -m jobs.benchmark step                      # full size on a GPU, reduced on a CPU
+    python -m jobs.benchmark step --precision bfloat16 --compare sdpa,channels-last
 
 Weights are random, for time and memory do not depend on them. InstructVideo as the paper has it: D = 20, tau = 0.6, the
 last step with gradient, LoRA of rank 4, HPSv2's ViT-H-14 on one frame in four. Operations are counted by torch in the
@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark_parts import DTYPES, Bench, Meter, matrix_rate, prepare, reset_peak
-from benchmark_variants import EXPLAINED, VARIANTS
 from rich.console import Console
 from rich.table import Column, Table
 from torch import Tensor
 
+from jobs.benchmark.parts import DTYPES, Bench, Meter, matrix_rate, prepare, reset_peak
+from jobs.benchmark.variants import EXPLAINED, VARIANTS
 from rlvid.algorithms.base import peak_memory
 from rlvid.models.lora import lora_parameters
 from rlvid.models.unet3d import UNet3DModel
@@ -114,7 +114,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The options, with the preset's numbers where none are given; raises ValueError for those that cannot be."""
     parser = argparse.ArgumentParser(
-        "benchmark.py step", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "python -m jobs.benchmark step", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--preset", choices=PRESETS, help="default: full on a GPU, else reduced")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark_released import FreshText, Released, nested_checkpoints
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from jobs.benchmark.released import FreshText, Released, nested_checkpoints
 from rlvid import randomness
 from rlvid.algorithms.base import Batch, Context, Stopwatch, peak_memory
 from rlvid.algorithms.instructvideo import InstructVideo

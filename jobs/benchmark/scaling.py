@@ -1,7 +1,7 @@
 """Weak scaling: W workers with one thread each on W times the videos, and what starting up takes.
 
-    python jobs/benchmark.py scaling                       # one worker, then two
-    python jobs/benchmark.py scaling --workers 1,4 --steps 5 train.batch_size=8 --address auto
+    python -m jobs.benchmark scaling                       # one worker, then two
+    python -m jobs.benchmark scaling --workers 1,4 --steps 5 train.batch_size=8 --address auto
 
 ``train.batch_size`` is that of one worker. A step that took as long with W workers as with one would be an efficiency
 of 100 %. "Share" is of the mean step, as the training loop itself measures it: what the archive and TensorBoard keep a
@@ -19,6 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from jobs.benchmark.workers import measure_in_workers
 from rlvid.config import RunConfig, load_config
 
 
@@ -59,48 +60,6 @@ def measure(job: dict[str, Any]) -> None:
         Path(job["result"]).write_text(json.dumps(found), encoding="utf-8")
 
 
-def run(config: RunConfig, steps: int, address: str | None) -> dict[str, Any]:
-    """One number of workers, in a Ray of its own unless there is a cluster."""
-    import ray
-    import ray.train
-    from ray.train.torch import TorchTrainer
-
-    from rlvid.cluster.connect import start_ray
-    from rlvid.cluster.nodes import check_resources
-    from rlvid.data.sources import encoded_clips
-    from rlvid.train.launch import run_folder
-    from rlvid.train.progress import Board
-
-    asked = time.time()
-    start_ray(address)
-    connected = time.time()
-    use_gpu = check_resources(config)
-    folder = run_folder(config)
-    folder.mkdir(parents=True, exist_ok=True)
-    environment = {"OMP_NUM_THREADS": str(max(1, int(config.train.cpus_per_worker)))}
-    job = {
-        "config": config.model_dump(), "clips": str(encoded_clips(config, Console())), "run": str(folder),
-        "use_gpu": use_gpu, "board": Board.remote(), "steps": steps, "result": str(folder / "scaling.json"),
-        "asked": asked, "connected": connected, "fitted": time.time(),
-    }  # fmt: skip
-    TorchTrainer(
-        measure,
-        train_loop_config=job,
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=config.train.workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": config.train.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
-        ),
-        run_config=ray.train.RunConfig(
-            name=f"scaling-{time.time_ns()}",
-            storage_path=str(folder),
-            worker_runtime_env={"env_vars": environment | ({} if use_gpu else {"DS_ACCELERATOR": "cpu"})},
-        ),
-    ).fit()
-    ray.shutdown()
-    return json.loads(Path(job["result"]).read_text(encoding="utf-8"))
-
-
 def show(found: dict[int, dict[str, Any]], batch: int, console: Console) -> None:
     """Prints a column for each number of workers."""
     threads = next(iter(found.values()))["threads"]
@@ -129,7 +88,9 @@ def show(found: dict[int, dict[str, Any]], batch: int, console: Console) -> None
 
 def main(arguments: list[str]) -> None:
     """Measures one number of workers after the other, and prints them side by side."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m jobs.benchmark scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workers", default="1,2", help="numbers of workers, separated by commas (default: 1,2)")
     parser.add_argument("--steps", type=int, default=4, help="measured steps, after one to warm up (default: 4)")
     parser.add_argument("--address", help="Ray cluster; default: Ray on this machine, started anew each time")
@@ -143,8 +104,12 @@ def main(arguments: list[str]) -> None:
         raise ValueError("--workers takes whole numbers such as 1,2, and --steps a whole number, each 1 or more")
     own = ["data.clips=16", "output.videos_every=0", "train.batch_size=4", *options.overrides]
     batch = load_config("toy", [*own, "train.workers=1"]).train.batch_size
+    import ray
+
     found = {}
     for workers in numbers:
         split = [f"train.workers={workers}", f"train.batch_size={workers * batch}", f"name=scaling-{workers}"]
-        found[workers] = run(load_config("toy", [*own, *split]), options.steps, options.address)
+        config = load_config("toy", [*own, *split])
+        found[workers] = measure_in_workers(measure, config, options.steps, options.address)
+        ray.shutdown()
     show(found, batch, Console(width=120))

@@ -1,21 +1,15 @@
 """What a training step costs, stage by stage, and what Ray and DeepSpeed add to the bare torch step, in one run.
 
-    python jobs/benchmark.py                       # the built-in model, one worker
-    python jobs/benchmark.py --steps 10 train.batch_size=4
-    python jobs/benchmark.py step --help           # full-size networks in bare torch, against released code's way
-    python jobs/benchmark.py scaling --help        # more workers, and what starting up takes
-    python jobs/benchmark.py gpu --help            # full-size networks on a GPU, in minutes; torch alone
-    python jobs/benchmark.py gpu-ray --help        # rlvid train on a GPU held to the same steps on a CPU
+    python -m jobs.benchmark overhead              # the built-in model, one worker
+    python -m jobs.benchmark overhead --steps 10 train.batch_size=4
 
 Both sides run in one worker process in turns, on the same batches, so that they share every disturbance.
 """
 
 import argparse
 import copy
-import importlib
 import json
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,8 +17,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from jobs.benchmark.workers import measure_in_workers
 from rlvid.config import RunConfig, load_config
-from rlvid.terminal import run_command
 
 
 def measure(job: dict[str, Any]) -> None:
@@ -85,43 +79,17 @@ def measure(job: dict[str, Any]) -> None:
         Path(job["result"]).write_text(json.dumps(found), encoding="utf-8")
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Starts one worker, measures in it, prints the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m jobs.benchmark overhead", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=5, help="measured steps a side, after one to warm up")
     parser.add_argument("overrides", nargs="*", help="settings to change, as for rlvid train")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     console = Console()
     config = load_config("toy", ["name=benchmark", "train.workers=1", "output.videos_every=0", *options.overrides])
-
-    import ray.train
-    from ray.train.torch import TorchTrainer
-
-    from rlvid.cluster.connect import start_ray
-    from rlvid.cluster.nodes import check_resources
-    from rlvid.data.sources import encoded_clips
-    from rlvid.train.launch import run_folder
-    from rlvid.train.progress import Board
-
-    start_ray()
-    use_gpu = check_resources(config)
-    folder = run_folder(config)
-    folder.mkdir(parents=True, exist_ok=True)
-    job = {
-        "config": config.model_dump(), "clips": str(encoded_clips(config, console)), "run": str(folder),
-        "use_gpu": use_gpu, "board": Board.remote(), "steps": options.steps, "result": str(folder / "benchmark.json"),
-    }  # fmt: skip
-    TorchTrainer(
-        measure,
-        train_loop_config=job,
-        scaling_config=ray.train.ScalingConfig(num_workers=1, use_gpu=use_gpu),
-        run_config=ray.train.RunConfig(
-            name=f"benchmark-{time.time_ns()}",
-            storage_path=str(folder),
-            worker_runtime_env={"env_vars": {} if use_gpu else {"DS_ACCELERATOR": "cpu"}},
-        ),
-    ).fit()
-    show(json.loads(Path(job["result"]).read_text(encoding="utf-8")), config, console)
+    show(measure_in_workers(measure, config, options.steps), config, console)
 
 
 def show(found: dict[str, Any], config: RunConfig, console: Console) -> None:
@@ -149,20 +117,3 @@ def show(found: dict[str, Any], config: RunConfig, console: Console) -> None:
     console.print(f"expected: {config.reward.segments} frames (SegVR); {steps} steps x {branches} branches")
     if config.train.checkpoint_activations:
         console.print(f"beside them, the layers of {config.method.gradient_steps * branches} once more, backward")
-
-
-SUBCOMMANDS = ("step", "scaling", "gpu", "gpu-ray")
-
-
-def run() -> int:
-    """Performs the benchmark that the first argument names; its exit code."""
-    if sys.argv[1:2] and sys.argv[1] in SUBCOMMANDS:
-        module = importlib.import_module(f"benchmark_{sys.argv[1].replace('-', '_')}")
-        code = module.main(sys.argv[2:])
-        return code if isinstance(code, int) else 0
-    main()
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(run_command(run))

@@ -1,17 +1,17 @@
 """What a full-size step costs on this GPU: torch alone, no Ray, and under 8 minutes on an H100.
 
-    python jobs/benchmark.py gpu --out h100.json                      # again with the same file: only what is missing
-    python jobs/benchmark.py gpu --out h100.json --show               # the tables of a file, on any machine
-    python jobs/benchmark.py gpu --preset tiny --device cpu           # miniatures, to try every line
+    python -m jobs.benchmark gpu --out h100.json                      # again with the same file: only what is missing
+    python -m jobs.benchmark gpu --out h100.json --show               # the tables of a file, on any machine
+    python -m jobs.benchmark gpu --preset tiny --device cpu           # miniatures, to try every line
 
 The networks are ModelScopeT2V and HPSv2's ViT-H at full size with random weights, the video is 16 x 256 x 256 in
-bfloat16; see `benchmark.py step --help`. Parts, in this order:
+bfloat16; see `python -m jobs.benchmark step --help`. Parts, in this order:
 
     rate        how fast this device multiplies matrices
     step        one step of InstructVideo, stage by stage, and the same step as released code does it
     videos-N    steps of N videos at once, and their memory beside what `rlvid plan` says
     kept-N      the same without activation checkpointing
-    others      rlvid's step with one thing changed, as `benchmark.py step --compare`
+    others      rlvid's step with one thing changed, as `python -m jobs.benchmark step --compare`
     compile     the denoiser's layers under torch.compile: the time to compile, and a step; it may take the minutes
                 that are left
 
@@ -28,15 +28,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark_parts import DTYPES, Bench, matrix_rate, prepare
-from benchmark_planned import Planned
-from benchmark_record import Record, TooLong, at_most, setup
-from benchmark_step import PRESETS, measure
-from benchmark_tables import brief, tables
-from benchmark_variants import VARIANTS, compiled
 from torch import Tensor
 
+from jobs.benchmark.parts import DTYPES, Bench, matrix_rate, prepare
+from jobs.benchmark.planned import Planned
+from jobs.benchmark.record import Record, TooLong, at_most, setup
+from jobs.benchmark.step import PRESETS, measure
+from jobs.benchmark.tables import brief, tables
+from jobs.benchmark.variants import VARIANTS, compiled
 from rlvid.algorithms.base import peak_memory
+from rlvid.interrupt import kept
 from rlvid.models.lora import lora_parameters
 from rlvid.terminal import say
 
@@ -153,10 +154,11 @@ def main(arguments: list[str]) -> int:
     failed = False
     if missing:
         torch.backends.cudnn.benchmark = False  # its trials would count as a step's first seconds
-        session = Session(options)
-        say(f"networks: ready after {time.monotonic() - began:.0f} s")
-        for name, left in in_time(missing, record, options, began):
-            failed |= not measured(name, session, record, left)
+        with kept(f"the parts that ended are in {options.out}"):
+            session = Session(options)
+            say(f"networks: ready after {time.monotonic() - began:.0f} s")
+            for name, left in in_time(missing, record, options, began):
+                failed |= not measured(name, session, record, left)
     say(tables(record))
     return int(failed)
 
@@ -203,7 +205,7 @@ def one_line(error: BaseException) -> str:
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The options; raises ValueError for those that cannot be."""
     parser = argparse.ArgumentParser(
-        "benchmark.py gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "python -m jobs.benchmark gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     gpu = torch.cuda.is_available()
     parser.add_argument("--preset", choices=PRESETS, default="full", help="default: full")

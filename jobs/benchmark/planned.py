@@ -11,13 +11,8 @@ from rlvid.plan.counts import count
 from rlvid.plan.memory import resident, stages
 from rlvid.plan.parts import outline_parts
 
-BEGINS = {
-    "chain": ("chain",),
-    "decode": ("decode",),
-    "reward": ("reward",),
-    "backward": ("backward",),
-}
-"""How the plan's names of stages begin, by the names that the loop has for them."""
+STAGES = ("chain", "decode", "reward", "backward")
+"""Stages of the loop; the plan's names of stages begin with them."""
 
 
 class Planned:
@@ -36,14 +31,11 @@ class Planned:
         config = self._config.model_copy(update={"train": self._config.train.model_copy(update=update)})
         fixed = sum(resident(self._parts, config).values())
         found = stages(self._parts, count(config, self._frames), config)
-        return {
-            name: fixed + max(size for stage, size in found.items() if stage.startswith(begin))
-            for name, begin in BEGINS.items()
-        }
+        return {name: fixed + max(size for stage, size in found.items() if stage.startswith(name)) for name in STAGES}
 
 
 def described(options: argparse.Namespace, paths: dict[str, str]) -> RunConfig:
-    """The settings that ``benchmark_parts.prepare`` builds by hand, as a run has them."""
+    """The settings that ``parts.prepare`` builds by hand, as a run has them."""
     model = {"path": paths["model"], "precision": options.precision, "frames": options.frames, "size": options.size}
     reward: dict[str, Any] = {"path": paths["reward"], "held_out": None, "segments": options.segments}
     reward |= {"name": "clip" if options.preset == "tiny" else "hpsv2", "precision": options.precision}

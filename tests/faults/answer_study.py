@@ -1,6 +1,6 @@
 """Scripted browsers answer a whole study, the server is killed in the middle, and every answer is compared.
 
-    python jobs/answer_study.py EVALUATION --pairs 40 --annotators ada,ben --kill-after 23
+    python tests/faults/answer_study.py EVALUATION --pairs 40 --annotators ada,ben --kill-after 23
 
 Which model is on which side is not asked of the server: the pictures that the browser shows are looked up among the
 evaluation's own frames. The first annotator also answers the first pair in a second window, otherwise, which must be

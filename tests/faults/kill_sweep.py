@@ -1,6 +1,6 @@
-"""Proves that a sweep survives: kills its driver (SIGKILL) in the middle, starts it again, and counts what was lost.
+"""Kills the driver of a sweep (SIGKILL) in the middle, starts the sweep again, and counts what was lost or done twice.
 
-    python tuning/prove.py --kills 3,9 toy name=proof        # kill after the 3rd and the 9th measurement
+    python tests/faults/kill_sweep.py --kills 3,9 toy name=proof        # kill after the 3rd and the 9th measurement
 
 Options come first; the rest is given to tuning/sweep.py. Ends with a table of facts, and 1 if one of them is wrong.
 """
@@ -15,9 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-if sys.path and Path(sys.path[0] or ".").resolve() == ROOT / "tuning":
-    sys.path[0] = str(ROOT)
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # for tuning, which is not installed
 
 from rlvid.terminal import numbers, run_command, say  # noqa: E402
 from tuning.description import Sweep, load_sweep  # noqa: E402

@@ -7,10 +7,10 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from benchmark_parts import Bench
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from jobs.benchmark.parts import Bench
 from rlvid.models.lora import lora_parameters
 from rlvid.models.unet3d import LAYERS
 

@@ -1,8 +1,8 @@
 """Two steps of `rlvid train` under Ray Train and DeepSpeed ZeRO 2 on a GPU, held to the same steps on a CPU.
 
-    python jobs/benchmark.py gpu-ray                        # the built-in model; a CPU beside a CPU without a GPU
-    python jobs/benchmark.py gpu-ray --preset tiny          # miniatures, to try every line
-    python jobs/benchmark.py gpu-ray --steps 4 train.batch_size=4 method=ddpo
+    python -m jobs.benchmark gpu-ray                        # the built-in model; a CPU beside a CPU without a GPU
+    python -m jobs.benchmark gpu-ray --preset tiny          # miniatures, to try every line
+    python -m jobs.benchmark gpu-ray --steps 4 train.batch_size=4 method=ddpo
 
 Both runs are the command itself, in float32 with TF32 switched off, on the same clips and the same random numbers. The
 reference runs on the CPU with ZeRO 0, so that without a GPU the two still differ in what DeepSpeed does. AdamW moves a
@@ -29,7 +29,7 @@ from torch import Tensor
 from rlvid.config import RunConfig, load_config
 from rlvid.terminal import say
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SCALARS = ("optimiser/loss", "optimiser/gradient_norm")
 TOLERANCE = {"weights": 2e-2, "optimiser/loss": 1e-3, "optimiser/gradient_norm": 1e-2}
 """Largest differences as a part of the reference; a step with a wrong mean, scale or noise is far beyond them."""
@@ -195,7 +195,7 @@ def show(found: Comparison, peak: float) -> None:
 def parse(arguments: list[str]) -> Any:
     """The options; raises ValueError for those that cannot be."""
     parser = argparse.ArgumentParser(
-        "benchmark.py gpu-ray", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "python -m jobs.benchmark gpu-ray", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--preset", choices=("builtin", "tiny"), default="builtin", help="default: builtin")
     parser.add_argument("--steps", type=int, default=2, help="default: 2")

@@ -1,8 +1,8 @@
 """Kills parts of trainings at seeded random moments, and checks that nothing of their result changes.
 
-    python jobs/chaos.py                                            # 20 kills on the built-in model
-    python jobs/chaos.py --kills 6 --victims worker,driver --seed 7 train.workers=1 train.steps=10
-    python jobs/chaos.py --config my.yaml output.storage=/mnt/shared/chaos   # your model, your storage
+    python tests/faults/chaos.py                                            # 20 kills on the built-in model
+    python tests/faults/chaos.py --kills 6 --victims worker,driver --seed 7 train.workers=1 train.steps=10
+    python tests/faults/chaos.py --config my.yaml output.storage=/mnt/shared/chaos   # your model, your storage
 
 It starts a Ray cluster of its own on this machine, of a head and two nodes, and trains one run that nothing befalls.
 Then, for each seed, the same run again, in which one thing dies without warning (SIGKILL), at a random moment of its

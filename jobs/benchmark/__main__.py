@@ -1,0 +1,42 @@
+"""Measures what training costs, in parts that have a help text each.
+
+    python -m jobs.benchmark overhead --steps 2
+    python -m jobs.benchmark gpu --help
+
+Run it in the repository's root; the package needs no installation there. A measurement wants a machine with nothing
+else to do.
+"""
+
+import argparse
+import importlib
+import sys
+
+from rlvid.terminal import run_command
+
+PARTS = {
+    "overhead": "a step of the built-in model, stage by stage, and what Ray and DeepSpeed add to bare torch",
+    "step": "a step of the full-size model in bare torch, beside the same step as released code does it",
+    "scaling": "more workers on more videos, and what starting up takes",
+    "gpu": "full-size steps on this GPU in at most 8 minutes; torch alone, no Ray",
+    "gpu-ray": "two steps of rlvid train on a GPU, held to the same steps on a CPU",
+}
+"""Names of the parts, and what they measure; each is a module beside this file."""
+
+
+def main() -> int:
+    """Runs the part that the first argument names; returns its exit code."""
+    if sys.argv[1:2] and sys.argv[1] in PARTS:
+        part = importlib.import_module(f"jobs.benchmark.{sys.argv[1].replace('-', '_')}")
+        code = part.main(sys.argv[2:])
+        return code if isinstance(code, int) else 0
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m jobs.benchmark", description=__doc__, formatter_class=form)
+    parts = parser.add_subparsers(metavar="PART", required=True)
+    for name, text in PARTS.items():
+        parts.add_parser(name, help=text)
+    parser.parse_args(sys.argv[1:2])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

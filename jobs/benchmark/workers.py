@@ -1,0 +1,67 @@
+"""Runs a measurement in Ray Train workers, with what a training worker gets."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from rlvid.config import RunConfig
+from rlvid.interrupt import kept
+from rlvid.terminal import short
+
+
+def measure_in_workers(
+    measure: Callable[[dict[str, Any]], None], config: RunConfig, steps: int, address: str | None = None
+) -> dict[str, Any]:
+    """Starts Ray and the workers of a run.
+
+    Args:
+        measure: runs in each worker; gets the job of a training worker with ``steps``, the times ``asked``,
+            ``connected`` and ``fitted``, and the path ``result``, where worker 0 writes JSON.
+        config: of the run.
+        steps: to measure.
+        address: of a Ray cluster; None starts Ray on this machine, unless RAY_ADDRESS names one.
+
+    Returns:
+        What worker 0 wrote.
+    """
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    from rlvid.cluster.connect import start_ray
+    from rlvid.cluster.nodes import check_resources
+    from rlvid.data.sources import encoded_clips
+    from rlvid.train.launch import run_folder
+    from rlvid.train.progress import Board
+
+    asked = time.time()
+    start_ray(address)
+    connected = time.time()
+    use_gpu = check_resources(config)
+    folder = run_folder(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {"OMP_NUM_THREADS": str(max(1, int(config.train.cpus_per_worker)))}
+    with kept(f"the run folder {short(folder)} stays"):
+        job = {
+            "config": config.model_dump(), "clips": str(encoded_clips(config, Console())), "run": str(folder),
+            "use_gpu": use_gpu, "board": Board.remote(), "steps": steps, "result": str(folder / "benchmark.json"),
+            "asked": asked, "connected": connected, "fitted": time.time(),
+        }  # fmt: skip
+        TorchTrainer(
+            measure,
+            train_loop_config=job,
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=config.train.workers,
+                use_gpu=use_gpu,
+                resources_per_worker={"CPU": config.train.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
+            ),
+            run_config=ray.train.RunConfig(
+                name=f"benchmark-{time.time_ns()}",
+                storage_path=str(folder),
+                worker_runtime_env={"env_vars": environment | ({} if use_gpu else {"DS_ACCELERATOR": "cpu"})},
+            ),
+        ).fit()
+    return dict(json.loads(Path(job["result"]).read_text(encoding="utf-8")))
