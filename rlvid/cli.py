@@ -1,4 +1,4 @@
-"""The `rlvid` command: one short function a verb; everything heavy is imported inside it."""
+"""The `rlvid` command: one short function per verb. Heavy modules are imported inside the functions."""
 
 import logging
 import os
@@ -27,9 +27,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="""Fine-tunes text-to-video diffusion models on rewards, on Ray.
 
-Start with [bold]rlvid demo[/bold]: in minutes, and without a GPU, it fine-tunes the built-in model and shows what \
-changed.
-Then [bold]rlvid train toy method.tau=0.8[/bold] to try settings, and a YAML file of your own instead of \
+Start with [bold]rlvid demo[/bold]: it fine-tunes the built-in model in minutes, without a GPU, and shows the change.
+Then try settings: [bold]rlvid train toy method.tau=0.8[/bold]. Put your own YAML file in the place of \
 [bold]toy[/bold].""",
 )
 app.add_typer(study, name="study")
@@ -54,7 +53,7 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Options before the verb."""
+    """Reads the options before the verb."""
 
 
 @app.command()
@@ -63,11 +62,11 @@ def train(
     overrides: Overrides = None,
     address: Address = None,
 ) -> None:
-    """Fine-tunes a model, or resumes a run of the same name.
+    """Fine-tunes a model, or resumes the run of the same name.
 
     [bold]rlvid train toy[/bold] fine-tunes the built-in model with InstructVideo.
-    [bold]rlvid train toy name=short train.steps=20 reward.attenuation=0[/bold] is another run with other settings.
-    Start the same command again after an interruption: it goes on from the last checkpoint to the same result.
+    [bold]rlvid train toy name=short train.steps=20 reward.attenuation=0[/bold] starts another run with other settings.
+    After an interruption, start the same command again: it resumes from the last checkpoint, with the same result.
     """
     from rlvid.config import load_config
 
@@ -80,7 +79,7 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="MODEL...",
-            help="Each LABEL=RUN@STEP*SCALE, all but RUN optional: a run's folder, its name under runs/, or its URI.",
+            help="Each is LABEL=RUN@STEP*SCALE; only RUN is required: a folder, a name under runs/, or a URI.",
         ),
     ],
     out: Annotated[
@@ -95,7 +94,7 @@ def evaluate(
             "new_shapes and scenes.",
         ),
     ] = None,
-    copies: Annotated[int, typer.Option(min=1, max=16, help="Videos of each prompt, each from noise of its own.")] = 1,
+    copies: Annotated[int, typer.Option(min=1, max=16, help="Videos of each prompt, each from its own noise.")] = 1,
     steps: Annotated[str, typer.Option(help="Numbers of DDIM steps D, separated by commas.")] = "20,50",
     sets: Annotated[
         str | None,
@@ -106,7 +105,7 @@ def evaluate(
         ),
     ] = None,
     checkpoint: Annotated[
-        int | None, typer.Option(help="Step of the checkpoint, where MODEL has none; default: the latest.")
+        int | None, typer.Option(help="Step of the checkpoint for each MODEL without @STEP; default: the latest.")
     ] = None,
     clip: Annotated[
         str | None,
@@ -124,14 +123,14 @@ def evaluate(
     ] = "",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise, the same for all models.")] = 0,
     lora_scale: Annotated[
-        str, typer.Option(help="How much of what was learned, a model each, separated by commas: 0.25,0.5,0.75,1.")
+        str, typer.Option(help="Scales of the learned change, separated by commas, one model each: 0.25,0.5,0.75,1.")
     ] = "1",
     group_seeds: Annotated[
-        bool, typer.Option("--group-seeds", help="Also tables over runs that differ in their seed alone.")
+        bool, typer.Option("--group-seeds", help="Also write tables over runs that differ only in their seed.")
     ] = False,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Ray actors, each with a model of its own; default: this process, without Ray."),
+        typer.Option(min=1, help="Ray actors, each with its own model; default: this process, without Ray."),
     ] = None,
     address: Address = None,
     trust: Annotated[
@@ -139,16 +138,16 @@ def evaluate(
         typer.Option("--trust", help="Run the Python file that the run's settings name as its reward (FILE.py:F)."),
     ] = False,
 ) -> None:
-    """Sets models side by side with their base: rewards, CLIPSIM, temporal consistency, motion, the oracle.
+    """Compares models with their base: rewards, CLIPSIM, temporal consistency, motion, the oracle.
 
-    [bold]rlvid evaluate toy[/bold] compares the run with its base, in the run's folder.
-    [bold]rlvid evaluate 'toy@all' --steps 20[/bold] all checkpoints; [bold]'toy@best*0.5'[/bold] half of the guard's \
-best.
-    [bold]rlvid evaluate toy toy-draft 'long=toy-ddpo@300' --out runs/methods[/bold] several runs of one base model.
+    [bold]rlvid evaluate toy[/bold] compares the run with its base and writes into the run's folder.
+    [bold]rlvid evaluate 'toy@all' --steps 20[/bold] takes all checkpoints; [bold]'toy@best*0.5'[/bold] takes the \
+guard's best at half scale.
+    [bold]rlvid evaluate toy toy-draft 'long=toy-ddpo@300' --out runs/methods[/bold] takes several runs.
     Put a MODEL with * into quotes, or the shell reads it as a pattern.
 
-    All models start from the same noise. Videos are made once and kept; another --clip or --rewards only scores them
-    again. Start the same command again after an interruption: what was finished is not made again.
+    All models start from the same noise. Videos are made once and kept. Another --clip or --rewards scores the same
+    videos again. After an interruption, start the same command again: it keeps finished videos and scores.
     """
     evaluate_and_show(
         models, steps=numbers(steps, "--steps"), sets=None if sets is None else sets.split(","), videos=videos,
@@ -164,16 +163,16 @@ def export(
     out: Annotated[Path, typer.Option(help="Folder for the model; must not exist yet.")],
     checkpoint: Annotated[int | None, typer.Option(help="Step of the checkpoint; default: the latest.")] = None,
     lora_scale: Annotated[
-        float, typer.Option(help="How much of what was learned: 0 is the base model, 1 the tuned one.")
+        float, typer.Option(help="Scale of the learned change: 0 is the base model, 1 the tuned one.")
     ] = 1.0,
     evaluation: Annotated[
         Path | None,
         typer.Option(help="Folder of an evaluation with this model, for the card; default: the one in the run's."),
     ] = None,
 ) -> None:
-    """Writes a run's model for others: merged in diffusers' layout, the adapter in PEFT's, and a model card.
+    """Exports a run's model: merged weights in diffusers' layout, the adapter in PEFT's layout, and a model card.
 
-    [bold]rlvid export toy --out my-model[/bold]; evaluate first, and the card holds the table.
+    [bold]rlvid export toy --out my-model[/bold]. Run rlvid evaluate first: the card then shows its table.
     """
     from rlvid.export.export import export_run
 
@@ -203,9 +202,9 @@ def report(
         ),
     ] = 6,
 ) -> None:
-    """Writes a report that opens from disk: tables, curves, strips, and all videos side by side.
+    """Writes a report page that opens from disk: tables, curves, film strips, and all videos side by side.
 
-    [bold]rlvid evaluate toy[/bold] first. More runs of the same method and other seeds get one curve with a band.
+    Run [bold]rlvid evaluate toy[/bold] first. Runs of one method with several seeds share one curve with a band.
     """
     report_and_show(targets, out, moving)
 
@@ -220,7 +219,7 @@ def generate(
         float | None, typer.Option(min=0, help="Classifier-free guidance g; default: the run's.")
     ] = None,
     lora_scale: Annotated[
-        float, typer.Option(help="How much of what was learned: 0 is the base model, 1 the tuned one.")
+        float, typer.Option(help="Scale of the learned change: 0 is the base model, 1 the tuned one.")
     ] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
 ) -> None:
@@ -270,7 +269,7 @@ def encode(
     source: Annotated[Path, typer.Argument(help="Folder of videos with .txt captions beside them, or a manifest.")],
     out: Annotated[Path, typer.Argument(help="Folder for the encoded clips; give it to training as data.source.")],
     config: Annotated[str, typer.Option(help="Description whose model encodes the clips.")] = "toy",
-    workers: Annotated[int, typer.Option(min=1, help="Ray actors, each with a model of its own.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Ray actors, each with its own model.")] = 1,
     outside: Annotated[
         bool,
         typer.Option(
@@ -279,10 +278,10 @@ def encode(
     ] = False,
     address: Address = None,
 ) -> None:
-    """Encodes video clips once, for training: frames to latents, captions to embeddings.
+    """Encodes video clips once for training: frames to latents, captions to embeddings.
 
     Reads mp4, webm, avi, mov, mkv and gif. A manifest (.csv, .tsv, .jsonl, .parquet) has the columns video and caption.
-    What cannot be read is skipped and named. Start the same command again after an interruption: it goes on from there.
+    Files that cannot be read are skipped and listed. After an interruption, start the same command again: it resumes.
     Then: [bold]rlvid train toy data.source=OUT[/bold]
     """
     from rlvid.cluster.connect import start_ray
@@ -313,7 +312,7 @@ def plan(
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Says what a run will cost before anything starts: parameters, work, memory, disk. Needs no weights.
+    """Counts the cost of a run before it starts: parameters, operations, memory, disk. Needs no weights.
 
     [bold]rlvid plan modelscope-hpsv2 train.micro_batch=1[/bold]
     """
@@ -330,16 +329,16 @@ def plan(
 
 @app.command()
 def doctor(
-    run: Annotated[str | None, typer.Option(help="Look at this run's folder (or name under runs/) instead.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Leave Ray out: seconds instead of a minute.")] = False,
+    run: Annotated[str | None, typer.Option(help="Check this run instead: a folder, or a name under runs/.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Skip the checks on Ray: seconds, not a minute.")] = False,
     storage: Annotated[str, typer.Option(help="Folder or URI that runs will be written to (output.storage).")] = "runs",
     address: Address = None,
 ) -> None:
-    """Says whether machine and cluster are in order, each line ok, warning or error, with the way out.
+    """Checks the machine, the cluster or a run. Each line says ok, warning or error, and how to correct it.
 
-    Versions, devices, memory, disk; the sums of training on a miniature; on the cluster: resources, versions and
-    storage of every node, and whether two workers compute what one does. Exit code 1 when there is an error.
-    [bold]rlvid doctor --run toy[/bold] reads a run's checkpoints, archive and TensorBoard.
+    Machine: versions, devices, memory, disk, and a numerical self-test of the training step on a tiny model.
+    Cluster: resources, versions and storage of every node, and whether two workers compute the same as one.
+    [bold]rlvid doctor --run toy[/bold] checks a run's checkpoints, archive and TensorBoard. Exit code 1 after an error.
     """
     from rlvid.doctor.examination import examination, show
 
@@ -349,7 +348,7 @@ def doctor(
 
 @app.command()
 def demo(overrides: Overrides = None) -> None:
-    """Fine-tunes the built-in model with InstructVideo, evaluates it and says where to look; no GPU needed."""
+    """Fine-tunes the built-in model with InstructVideo, evaluates it, and prints where the results are. No GPU."""
     from rlvid.config import load_config
 
     config = load_config("toy", ["name=demo", *(overrides or [])])
@@ -362,7 +361,7 @@ def demo(overrides: Overrides = None) -> None:
 
 
 def main() -> None:
-    """Runs the command; a user's mistake is one line and exit code 2, an interruption one and 128 + signal."""
+    """Runs the command. A user's error is one line and exit code 2; a signal is one line and exit code 128 + n."""
     warnings.filterwarnings("ignore")
     os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries while they load weights
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s")

@@ -5,7 +5,6 @@ finished sample n times, at the last timestep, and averages the gradient of the 
 """
 
 from collections.abc import Iterator
-from functools import partial
 
 from torch import Tensor
 
@@ -40,7 +39,9 @@ class DraftLV(RewardGradient):
             with self.context.stopwatch.stage("chain"):
                 clean = self.sample(part)
             for repeat in range(repeats):
-                update = self.loss(part, partial(self.once_more, clean, repeat))
+                with self.context.stopwatch.stage("chain"):
+                    samples_BCFhw = self.once_more(part, clean, repeat)
+                update = self.loss_of(part, samples_BCFhw)
                 last = index + 1 == len(parts) and repeat + 1 == repeats
                 loss = update.loss * (len(part) / len(batch) / repeats)
                 yield Update(loss, last, update.metrics, update.samples if repeat == 0 else None)
@@ -50,7 +51,7 @@ class DraftLV(RewardGradient):
         grid = timesteps(self.context.config.sampling.steps)
         return self.chain(batch, self.context.normal("start", batch), grid, 0)
 
-    def once_more(self, clean_BCFhw: Tensor, repeat: int, batch: Batch) -> Tensor:
+    def once_more(self, batch: Batch, clean_BCFhw: Tensor, repeat: int) -> Tensor:
         """The finished samples, noised to the last timestep and brought back by one step with gradient."""
         t = timesteps(self.context.config.sampling.steps)[-1]
         noisy = self.context.model.add_noise(clean_BCFhw, self.context.normal("low-variance", batch, repeat), t)

@@ -1,7 +1,7 @@
 """What the methods that back-propagate the reward share: one optimiser step a batch, and the loss 1 - reward."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -34,16 +34,20 @@ class RewardGradient(Algorithm):
                 update.loss * (len(part) / len(batch)), index + 1 == len(parts), update.metrics, update.samples
             )
 
-    def loss(self, batch: Batch, sample: Callable[[Batch], Tensor] | None = None) -> Update:
-        """The loss of one micro-batch on ``sample(batch)``; videos that the reward failed on count as 0."""
-        self._penalties.clear()
+    def loss(self, batch: Batch) -> Update:
+        """The loss of one micro-batch on its samples."""
         with self.context.stopwatch.stage("chain"):
-            latents = (sample or self.sample)(batch)
-        scored = score(self.context, batch, latents)
+            latents_BCFhw = self.sample(batch)
+        return self.loss_of(batch, latents_BCFhw)
+
+    def loss_of(self, batch: Batch, latents_BCFhw: Tensor) -> Update:
+        """The loss of given samples; videos that the reward failed on count as 0."""
+        scored = score(self.context, batch, latents_BCFhw)
         loss = torch.where(scored.valid_B, 1 - scored.reward_B, 0.0).mean()
         metrics = scored.metrics
         if self._penalties:
             penalty = torch.stack(self._penalties).mean()
+            self._penalties.clear()
             metrics |= totals(**{"policy/kl": penalty})
             loss = loss + self.method.kl * penalty
         return Update(loss, True, metrics, scored.samples)

@@ -93,12 +93,9 @@ def plan_frames(
     frames_BS = choose_frames(uniform_BS, frames)
     shares_S = expected_shares(uniform_BS.shape[1], frames, attenuation).to(frames_BS.device)
     frames_BS = frames_BS[:, shares_S >= min(skip_below, shares_S.max().item())]
-    weights_BS = tar_weights(frames_BS, frames, attenuation)
-    if weights == "normalised":
-        distance_BS = (frames_BS - frames // 2).abs().float()
-        weights_BS = torch.softmax(-attenuation * distance_BS, dim=1)  # no underflow of all weights
-        return FramePlan(frames_BS, weights_BS, normalised=True)
-    return FramePlan(frames_BS, weights_BS / uniform_BS.shape[1])
+    normalised = weights == "normalised"
+    weights_BS = tar_weights(frames_BS, frames, attenuation, normalised)
+    return FramePlan(frames_BS, weights_BS if normalised else weights_BS / uniform_BS.shape[1], normalised)
 
 
 def expected_shares(segments: int, frames: int, attenuation: float) -> Tensor:
