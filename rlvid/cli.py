@@ -229,12 +229,12 @@ def generate(
     """
     from rlvid.config import SamplingConfig
     from rlvid.data.prompts import check_prompt, is_prompt_file, read_prompts
-    from rlvid.data.videos import gif_bytes, write_mp4
     from rlvid.diffusion import generate as make
     from rlvid.evaluate.load import device, load_run
     from rlvid.files import write_whole
     from rlvid.models.text_limit import model_text_limit, notices
     from rlvid.models.unet3d import load_model
+    from rlvid.plots.video import gif_bytes, write_mp4
 
     is_file = len(prompt) == 1 and is_prompt_file(prompt[0])
     prompts = read_prompts(prompt[0]) if is_file else [check_prompt(p, f"prompt {i + 1}") for i, p in enumerate(prompt)]

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from rlvid.algorithms.base import Samples
 from rlvid.data.parquet import open_parquet
-from rlvid.data.videos import to_bytes
+from rlvid.plots.video import to_bytes
 
 log = logging.getLogger(__name__)
 

@@ -1,10 +1,7 @@
-"""Video files: read at a model's frame rate and size, written as MP4 or GIF."""
+"""Reads video files at a model's frame rate and size."""
 
-import io
-import os
 from collections import Counter
 from collections.abc import Iterator
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -12,7 +9,6 @@ import numpy as np
 import torch
 from av.error import FFmpegError
 from av.stream import Disposition
-from PIL import Image
 from torch import Tensor
 
 from rlvid.data.pixels import problem, shown
@@ -147,60 +143,3 @@ def _pick(path: Path, index: int, chosen: list[int], size: int) -> Tensor:
             if len(kept) == len(wanted):
                 break
     return torch.stack([kept[number] for number in chosen])
-
-
-def write_mp4(path: str | Path, frames_FCHW: Tensor, fps: float) -> None:
-    """Writes an H.264 video (yuv420p, which every player shows), whole or not at all.
-
-    Args:
-        path: of the file; an old one is replaced.
-        frames_FCHW: three channels in [0, 1], values outside are clamped; height and width must be even.
-        fps: frames a second.
-
-    Raises:
-        ValueError: odd height or width, or not (F, 3, H, W).
-        OSError: the file cannot be written.
-    """
-    path = Path(path)
-    pixels_FHWC = to_bytes(frames_FCHW)
-    height, width = pixels_FHWC.shape[1:3]
-    if height % 2 or width % 2:
-        raise ValueError(
-            f"{path}: H.264 video needs an even height and width; got {height} x {width}: crop or pad first"
-        )
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with av.open(part, "w", format="mp4") as container:
-            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            stream.options = {"crf": "16"}
-            for pixels in pixels_FHWC:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-            container.mux(stream.encode(None))
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def gif_bytes(frames_FCHW: Tensor, fps: float, scale: int = 1) -> bytes:
-    """An animated GIF that loops for ever, each pixel enlarged to ``scale`` x ``scale``; values are clamped to [0, 1].
-
-    GIF counts time in hundredths of a second, so the rate is rounded to 100 / n.
-    """
-    images = [Image.fromarray(np.kron(p, np.ones((scale, scale, 1), np.uint8))) for p in to_bytes(frames_FCHW)]
-    duration = max(20, round(100 / fps) * 10)  # players slow down anything below 20 ms
-    buffer = io.BytesIO()
-    images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=duration, loop=0, disposal=1)
-    return buffer.getvalue()
-
-
-def to_bytes(frames_FCHW: Tensor) -> np.ndarray:
-    """Frames as uint8 (F, H, W, 3): clamped to [0, 1] and rounded, NaN becomes 0.
-
-    Raises:
-        ValueError: not (F, 3, H, W) with F at least 1.
-    """
-    if frames_FCHW.dim() != 4 or frames_FCHW.shape[1] != 3 or not len(frames_FCHW):
-        raise ValueError(f"frames must be (F, 3, H, W) with F at least 1; got {tuple(frames_FCHW.shape)}")
-    pixels = frames_FCHW.detach().float().nan_to_num(0.0).clamp(0, 1) * 255
-    return pixels.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()

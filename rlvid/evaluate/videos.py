@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from rlvid.data.archive import png_bytes
-from rlvid.data.videos import to_bytes
 from rlvid.evaluate.results.frames import decode_frames
 from rlvid.evaluate.results.untrusted import damaged, open_table, read_table, sound
+from rlvid.plots.video import to_bytes
 
 SCHEMA = pa.schema(
     [

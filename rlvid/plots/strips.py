@@ -10,10 +10,10 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from rlvid.data.videos import write_mp4
 from rlvid.files import write_whole
 from rlvid.plots.drawing import GAP, MARGIN, fitting, font, paste, save, shorten, tile, tiles, wrap, write
 from rlvid.plots.style import INK, RULE, SOFT
+from rlvid.plots.video import write_mp4
 
 _SIDE = 192  # pixels of a frame in a moving file, at least
 

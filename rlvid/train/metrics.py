@@ -18,7 +18,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter, _Async
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 
-from rlvid.data.videos import gif_bytes
+from rlvid.plots.video import gif_bytes
 
 _STAMP = re.compile(r"events\.out\.tfevents\.(\d+)\.")
 

@@ -14,8 +14,8 @@ from rlvid.data.archive import ArchiveWriter
 from rlvid.data.clips import EncodedClips
 from rlvid.data.encode import encode_folder, encode_items, model_fingerprint
 from rlvid.data.sources import encode_builtin, read_rendered, rendered_clip
-from rlvid.data.videos import write_mp4
 from rlvid.models.unet3d import load_model
+from rlvid.plots.video import write_mp4
 from rlvid.toy.tiny import save_tiny_model
 
 

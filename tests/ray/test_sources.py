@@ -26,8 +26,8 @@ from rlvid.config import ModelConfig, RunConfig, load_config
 from rlvid.data.clips import EncodedClips
 from rlvid.data.encode import encode_folder
 from rlvid.data.sources import encoded_clips, rendered_clip
-from rlvid.data.videos import write_mp4
 from rlvid.data.writing import unfinished
+from rlvid.plots.video import write_mp4
 from rlvid.toy.tiny import save_tiny_model
 from rlvid.train.launch import train
 

@@ -28,11 +28,12 @@ from rlvid.data.encode import encode_items
 from rlvid.data.find import Skipped
 from rlvid.data.prompts import resolve_prompts
 from rlvid.data.sources import BaseSampler, read_rendered, rendered_clip, sample_prompts, samples_made_with
-from rlvid.data.videos import VideoError, gif_bytes, read_video, write_mp4
+from rlvid.data.videos import VideoError, read_video
 from rlvid.data.writing import ClipWriter, is_reusable
 from rlvid.diffusion.chain import denoise
 from rlvid.diffusion.schedule import timesteps
 from rlvid.models.base import VideoModel
+from rlvid.plots.video import gif_bytes, write_mp4
 from rlvid.randomness import normal
 from rlvid.toy.tiny import tiny_model
 from rlvid.train.launch import cut_captions, keep_clips
