@@ -55,9 +55,10 @@ test: venv browser ## run every test that this machine can run (those marked gpu
 test-unit: venv browser ## run the tests that need no Ray cluster
 	$(BIN)/python $(PYTEST) -m unit $(PYTEST_ARGS)
 
-lint: venv ## check style (ruff) and the types of the pure core and the command (mypy)
+lint: venv ## check style (ruff), that imports run one way (import-linter), and types (mypy)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/mypy
 
 format: venv ## rewrite the code in the house style
