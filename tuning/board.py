@@ -5,7 +5,7 @@ import math
 from torch.utils.tensorboard import SummaryWriter
 
 from tuning.description import Sweep
-from tuning.report import Outcome, columns
+from tuning.outcomes import Outcome, columns
 from tuning.space import label
 
 

@@ -22,7 +22,7 @@ from matplotlib.patches import Rectangle
 from rlvid.files import write_whole
 from rlvid.plots.style import INK, RULE, SOFT, drawing
 from tuning.description import COST, Sweep
-from tuning.report import TITLES, Outcome
+from tuning.outcomes import TITLES, Outcome
 from tuning.space import Dimension, label
 
 COLOURS = "cividis_r"

@@ -1,7 +1,6 @@
 """The report of a sweep: all trials in a table, Pareto front, pictures, the best settings as a run, plain words."""
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,75 +8,18 @@ import yaml
 
 from rlvid.escape import csv_text, markdown_text, one_line
 from rlvid.evaluate.evaluate import METRICS as ALL_METRICS
-from rlvid.evaluate.evaluate import Comparison, compare
 from rlvid.files import write_whole
+from tuning.board import write_hparams
 from tuning.description import COST, Sweep
-from tuning.journal import Journal, Trial, read_scores, scores_path
-from tuning.measure import rows_of
+from tuning.journal import Journal, read_scores
+from tuning.outcomes import TITLES, Outcome, collect, columns, pareto, ranked
+from tuning.pictures import heat_map, parallel_coordinates
 from tuning.space import label, shown
-
-TITLES = {
-    "reward": "Reward", "held_out": "Held-out reward", "clipsim": "CLIPSIM", "consistency": "Temporal consistency",
-    "consistency_all_pairs": "Consistency, all pairs", "consistency_vbench": "Consistency, VBench", "motion": "Motion",
-    "flickering": "Steadiness", COST: "Seconds", "oracle_score": "Oracle score",
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A trial and its scores by steps; ``step`` is the last one measured, None where none is."""
-
-    trial: Trial
-    scores: dict[int, dict[str, Any]]
-
-    @property
-    def step(self) -> int | None:
-        """The last rung that was measured."""
-        return max(self.scores, default=None)
-
-    def value(self, objective: str, step: int | None = None) -> float:
-        """An objective at a step, by default the last; NaN where it was not measured."""
-        scores = self.scores.get(step if step is not None else self.step or -1)
-        if scores is None:
-            return math.nan
-        return float(scores[COST] if objective == COST else scores["mean"][objective])
-
-
-def collect(sweep: Sweep, journal: Journal) -> list[Outcome]:
-    """All trials with what was measured of them."""
-    found = []
-    for trial in journal.trials:
-        scores = {step: read_scores(scores_path(sweep.folder, trial.number, step)) for step in sweep.rungs}
-        found.append(Outcome(trial, {step: each for step, each in scores.items() if each is not None}))
-    return found
-
-
-def pareto(outcomes: list[Outcome], objectives: list[str]) -> list[Outcome]:
-    """Those that no other one beats: as good in every objective and better in one. Seconds count downwards."""
-
-    def points(one: Outcome) -> list[float]:
-        return [-one.value(name) if name == COST else one.value(name) for name in objectives]
-
-    def beats(a: list[float], b: list[float]) -> bool:
-        return all(x >= y for x, y in zip(a, b, strict=True)) and a != b
-
-    known = [one for one in outcomes if one.step is not None and all(map(math.isfinite, points(one)))]
-    return [one for one in known if not any(beats(points(other), points(one)) for other in known)]
-
-
-def ranked(sweep: Sweep, outcomes: list[Outcome]) -> list[Outcome]:
-    """The trials that came furthest, the best by the sweep's metric first; those that were stopped cannot be best."""
-    known = [one for one in outcomes if one.step is not None and math.isfinite(one.value(sweep.metric))]
-    furthest = max((one.step or 0 for one in known), default=0)
-    last = [one for one in known if one.step == furthest]
-    return sorted(last, key=lambda one: one.value(sweep.metric), reverse=True)
+from tuning.words import found, next_steps
 
 
 def write_report(sweep: Sweep, journal: Journal) -> Path | None:
     """Writes everything into ``report/`` and the HParams beside it; None where nothing was measured yet."""
-    from tuning.board import write_hparams
-    from tuning.pictures import heat_map, parallel_coordinates
-
     outcomes, folder = collect(sweep, journal), sweep.folder / "report"
     order = ranked(sweep, outcomes)
     if not order:
@@ -132,12 +74,6 @@ def results_table(sweep: Sweep, outcomes: list[Outcome], base: dict[str, Any] | 
     return lines
 
 
-def columns(sweep: Sweep, outcomes: list[Outcome]) -> list[str]:
-    """The objectives, and the oracle's score where there is one, though nothing was chosen by it."""
-    seen = any(one.step is not None and math.isfinite(one.value("oracle_score")) for one in outcomes)
-    return [*sweep.objectives, *(["oracle_score"] if seen else [])]
-
-
 def _head(titles: list[str], words: int) -> list[str]:
     return [
         "| " + " | ".join(map(markdown_text, titles)) + " |",
@@ -163,8 +99,6 @@ def page(
     sweep: Sweep, outcomes: list[Outcome], order: list[Outcome], base: dict[str, Any] | None, pictures: list[str]
 ) -> str:
     """The whole report in Markdown."""
-    from tuning.words import found, next_steps
-
     front = pareto(outcomes, sweep.objectives)
     names = columns(sweep, outcomes)
     how = sweep.evaluation
@@ -194,11 +128,3 @@ def page(
     ]  # fmt: skip
     lines += [line for name in pictures for line in (f"![{name.removesuffix('.png')}]({name})", "")]
     return "\n".join(lines)
-
-
-def difference(one: Outcome, other: dict[str, Any] | None, metric: str) -> Comparison | None:
-    """A trial's gain in a metric over other scores, video by video, with its 95 % bootstrap interval."""
-    if other is None or one.step is None:
-        return None
-    pairs = compare(rows_of(other), rows_of(one.scores[one.step]))
-    return next(each for each in pairs if each.metric == metric)

@@ -8,7 +8,7 @@ from rlvid.models.folders import resolved_shape
 from rlvid.stats import MIN_PROMPTS
 from tuning.description import Sweep
 from tuning.journal import INVALID
-from tuning.report import TITLES, Outcome, difference
+from tuning.outcomes import TITLES, Outcome, difference
 from tuning.space import Dimension, label, shown
 
 

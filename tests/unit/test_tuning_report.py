@@ -16,7 +16,8 @@ from rlvid.config import load_config
 from rlvid.evaluate.evaluate import METRICS, Comparison
 from tuning.description import Sweep, load_sweep
 from tuning.journal import Journal, scores_path, write_scores
-from tuning.report import collect, pareto, ranked, write_report
+from tuning.outcomes import collect, pareto, ranked
+from tuning.report import write_report
 from tuning.words import _few
 
 PROMPTS = [f"prompt {i}" for i in range(8)]
