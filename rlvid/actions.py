@@ -55,8 +55,17 @@ def _draw_before_after(run: Path, prompts: list[str], seed: int) -> None:
 
     tuned = load_run(run)
     sampling, reward = tuned.config.sampling, trained_reward(tuned.config.reward, device())
-    how = {"seed": seed, "steps": sampling.steps, "guidance": sampling.guidance, "final": sampling.final}
-    videos = [generate(tuned.use(scale), prompts, **how) for scale in (0.0, 1.0)]
+    videos = [
+        generate(
+            tuned.use(scale),
+            prompts,
+            seed=seed,
+            steps=sampling.steps,
+            guidance=sampling.guidance,
+            final=sampling.final,
+        )
+        for scale in (0.0, 1.0)
+    ]
     before_after(run / "before-after.png", prompts, *videos, *(mean_of_frames(reward(v, prompts)) for v in videos))
 
 
