@@ -124,7 +124,7 @@ def evaluate_checkpoints(folder: Path, options: argparse.Namespace, console: Con
     for step in [0, *at_cost(states, options.points)]:
         tuned = load_run(folder, step or None)
         model, sampling = tuned.use(1.0 if step else 0.0), tuned.config.sampling
-        how = [sampling.steps, sampling.guidance, sampling.final, options.prompts]
+        how = [sampling.steps, sampling.guidance, sampling.final_level, options.prompts]
         path = folder / f"scores-{step:06d}-{options.prompts}.json"
         if not step:  # one base for all runs that have the same
             path = folder.parent / f"base-{digest([weights_of(model.denoiser), *how])}.json"
@@ -132,7 +132,7 @@ def evaluate_checkpoints(folder: Path, options: argparse.Namespace, console: Con
             rows = evaluate_model(
                 model, {"in_domain": prompts}, name=folder.name, reward=load_reward("builtin", device()),
                 held_out=load_reward("builtin-heldout", device()), steps_list=[sampling.steps],
-                guidance=sampling.guidance, final=sampling.final,
+                guidance=sampling.guidance, final=sampling.final_level,
             )  # fmt: skip
             (summary,) = summarise(rows)
             cost = {key: states[step][key] if step else 0 for key in ("seconds", "videos")}

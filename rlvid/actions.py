@@ -35,7 +35,7 @@ def train_and_show(config: "RunConfig", address: str | None) -> Path:
     shown = run_uri(storage, config.name) if is_uri(storage) else short(folder)
     if done.skipped:
         say(f"{done.skipped} steps were skipped because their loss or gradient was not finite")
-    kind = "adapter" if config.model.train == "lora" else "unet"
+    kind = "adapter" if config.model.finetune == "lora" else "unet"
     say(f"{kind:<13}{shown}/{done.checkpoint.name}/{kind}")
     say(f"pictures     {shown}/before-after.png, {shown}/reward.png")
     say(f"samples      {shown}/archive (Parquet: select * from {sql(f'{shown}/archive/*.parquet')})")
@@ -62,7 +62,7 @@ def _draw_before_after(run: Path, prompts: list[str], seed: int) -> None:
             seed=seed,
             steps=sampling.steps,
             guidance=sampling.guidance,
-            final=sampling.final,
+            final=sampling.final_level,
         )
         for scale in (0.0, 1.0)
     ]

@@ -252,7 +252,7 @@ def generate(
         seed=seed,
         steps=sampling.steps if steps is None else steps,
         guidance=sampling.guidance if guidance is None else guidance,
-        final=sampling.final,
+        final=sampling.final_level,
         progress=counter("videos"),
     )
     with kept(f"some of the videos are written, in {out}"):

@@ -71,7 +71,7 @@ def measure(job: dict[str, Any], run: str | None, step: int) -> dict[str, Any]:
         clip=None if has_clip else load_clip("builtin-heldout", device()),
         steps_list=[how.steps or sampling.steps],
         guidance=sampling.guidance,
-        final=sampling.final,
+        final=sampling.final_level,
         seed=how.seed,
         use_oracle=config.model.path == "builtin",
     )

@@ -34,7 +34,7 @@ SCALARS = ("optimiser/loss", "optimiser/gradient_norm")
 TOLERANCE = {"weights": 2e-2, "optimiser/loss": 1e-3, "optimiser/gradient_norm": 1e-2}
 """Largest differences as a part of the reference; a step with a wrong mean, scale or noise is far beyond them."""
 SMALL = (
-    "train.workers=1", "train.batch_size=2", "train.micro_batch=1", "data.clips=4", "optimizer.warmup=0",
+    "train.workers=1", "train.batch_size=2", "train.micro_batch=1", "data.count=4", "optimizer.warmup=0",
     "output.videos_every=0",
 )  # fmt: skip
 TINY = ("model.frames=4", "model.size=16", "sampling.steps=5", "reward.segments=2")
@@ -144,8 +144,8 @@ def main(arguments: list[str]) -> int:
         settings += [f"train.steps={options.steps}", f"output.checkpoint_every={options.steps}"]
         settings.append(f"output.storage={folder}/runs")
         config = load_config("toy", [*settings, "name=check"])  # a bad override is known before anything starts
-        if config.model.train != "lora":
-            raise ValueError(f"model.train = {config.model.train!r}: the adapters are compared; allowed: 'lora'")
+        if config.model.finetune != "lora":
+            raise ValueError(f"model.finetune = {config.model.finetune!r}: the adapters are compared; allowed: 'lora'")
         say(f"torch {torch.__version__}; ZeRO 2 on {device}, beside ZeRO 0 on a CPU; {options.steps} steps")
         try:
             seconds = {"cpu": run(settings, "cpu", "train.zero_stage=0", "train.use_gpu=false", hidden=True)}

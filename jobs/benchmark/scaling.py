@@ -102,7 +102,7 @@ def main(arguments: list[str]) -> None:
         numbers = []
     if not numbers or min(numbers) < 1 or options.steps < 1:
         raise ValueError("--workers takes whole numbers such as 1,2, and --steps a whole number, each 1 or more")
-    own = ["data.clips=16", "output.videos_every=0", "train.batch_size=4", *options.overrides]
+    own = ["data.count=16", "output.videos_every=0", "train.batch_size=4", *options.overrides]
     batch = load_config("toy", [*own, "train.workers=1"]).train.batch_size
     import ray
 

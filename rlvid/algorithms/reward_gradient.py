@@ -64,7 +64,7 @@ class RewardGradient(Algorithm):
             eta=config.eta,
             gradient_steps=gradient_steps,
             noise=lambda index: context.normal("ddim", batch, index),
-            final=config.sampling.final,
+            final=config.sampling.final_level,
             recompute=config.train.checkpoint_activations,
             unconditional_gradient=self.method.unconditional_gradient,
             observe=lambda step: self.penalise(step, batch.text_BLD),

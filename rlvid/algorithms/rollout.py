@@ -72,7 +72,7 @@ def sample(context: Context, batch: Batch, observe: Callable[[Step], None] | Non
             guidance=config.sampling.guidance,
             eta=config.eta,
             noise=partial(context.normal, "ddim", batch),
-            final=config.sampling.final,
+            final=config.sampling.final_level,
             observe=observe,
         )
 

@@ -55,8 +55,8 @@ class ModelConfig(Section):
     decode_chunk: int = Field(
         64, ge=1, description="most frames that go through the autoencoder at once; fewer need less memory"
     )
-    train: Literal["lora", "full"] = Field("lora", description="what learns: an adapter, or the whole denoiser")
-    lora: LoraConfig = Field(LoraConfig(), description="the adapter (train: lora)")
+    finetune: Literal["lora", "full"] = Field("lora", description="what learns: an adapter, or the whole denoiser")
+    lora: LoraConfig = Field(LoraConfig(), description="the adapter (finetune: lora)")
 
 
 class SamplingConfig(Section):
@@ -71,7 +71,7 @@ class SamplingConfig(Section):
         description="DDIM's eta in training: 0 is deterministic, 1 ancestral; default: 1 for alignprop, ddpo and dpok, "
         "else 0. Evaluation samples with 0",
     )
-    final: Literal["exact", "paper"] = Field(
+    final_level: Literal["exact", "paper"] = Field(
         "exact", description="where the last step ends: at alpha-bar = 1, or at alpha-bar_0 as the paper's code does"
     )
 
@@ -84,7 +84,7 @@ class DataConfig(Section):
         description="'builtin' (rendered clips), 'samples' (the base model's own, made once), or a folder of encoded "
         "clips made by `rlvid encode`",
     )
-    clips: int = Field(512, ge=1, description="how many clips to render or to sample; a folder has its own number")
+    count: int = Field(512, ge=1, description="how many clips to render or to sample; a folder has its own number")
     prompts: str | None = Field(
         None,
         description="what to sample (samples only): a file of prompts, used round and round, or 'in_domain', "
@@ -127,7 +127,6 @@ class TrainConfig(Section):
         description="what a resumed run must find: 'all', or 'weights' to go on without the optimiser's state where "
         "that is of another number of workers (ZeRO 1 to 3) or another ZeRO stage",
     )
-    max_skipped: int = Field(5, ge=1, description="non-finite steps in a row after which the run stops")
 
 
 class OutputConfig(Section):
@@ -141,7 +140,6 @@ class OutputConfig(Section):
     checkpoint_every: int = Field(50, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(3, ge=1, description="how many of the latest checkpoints stay")
     videos_every: int = Field(25, ge=0, description="steps between videos of fixed prompts in TensorBoard; 0: never")
-    video_prompts: int = Field(6, ge=1, le=64, description="how many fixed prompts are sampled for TensorBoard")
     archive_every: int = Field(1, ge=0, description="steps between archived training samples; 0: none")
 
     @field_validator("storage")
@@ -185,11 +183,11 @@ class RunConfig(Section):
                 f"reward.name = {self.reward.without_gradient!r} gives no gradient, which method {self.method.name!r} "
                 "needs; choose another reward, or one of ddpo, dpok, rwr, raft"
             )
-        if self.model.train == "full" and self.method.needs_base:
+        if self.model.finetune == "full" and self.method.needs_base:
             raise ValueError(
-                "model.train = 'full' keeps no copy of the base model, which "
+                "model.finetune = 'full' keeps no copy of the base model, which "
                 f"{'method.kl' if self.method.needs_gradient else f'method {self.method.name!r}'} compares with; "
-                f"set model.train=lora{' or method.kl=0' if self.method.needs_gradient else ''}"
+                f"set model.finetune=lora{' or method.kl=0' if self.method.needs_gradient else ''}"
             )
         if self.data.prompts is not None and self.data.source != "samples":
             raise ValueError(
@@ -235,7 +233,7 @@ class RunConfig(Section):
     @property
     def frame_weights(self) -> Literal["paper", "normalised"]:
         """How TAR's weights add up; a sum that varies would be noise where videos are compared."""
-        return self.reward.weights or ("paper" if self.method.needs_gradient else "normalised")
+        return self.reward.tar_normalisation or ("paper" if self.method.needs_gradient else "normalised")
 
     @property
     def micro_batch(self) -> int:
@@ -249,25 +247,23 @@ class RunConfig(Section):
             mode="json",
             exclude={"output": True, "guard": True, "name": True, "train": _FREE_TRAIN_KEYS, "reward": {"timeout"}},
         )
-        for section, keys in _LATER_KEYS.items():
-            defaults = getattr(RunConfig(), section).model_dump(mode="json")
-            for key in keys:
-                if kept[section][key] == defaults[key]:
-                    del kept[section][key]
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
-_LATER_KEYS = {
-    "data": ("prompts",),
-    "model": ("decode_chunk", "train"),
-    "reward": (
-        "path", "held_out_path", "mixture", "preprocess", "precision", "chunk", "checkpoint_activations",
-        "differentiable",
-    ),
-}  # fmt: skip
-"""Keys that came after the first runs: left out of a fingerprint at their defaults, so that it stays what it was."""
+_FREE_TRAIN_KEYS = {"steps", "max_seconds", "max_failures", "cpus_per_worker", "use_gpu", "resume"}
 
-_FREE_TRAIN_KEYS = {"steps", "max_seconds", "max_failures", "max_skipped", "cpus_per_worker", "use_gpu", "resume"}
+_FORMER_KEYS = {
+    "model.train": "is now model.finetune",
+    "reward.weights": "is now reward.tar_normalisation",
+    "sampling.final": "is now sampling.final_level",
+    "data.clips": "is now data.count",
+    "guard.copies": "is now guard.videos_per_prompt",
+    "output.video_prompts": "is no key any more: leave it out; six prompts are sampled",
+    "train.max_skipped": "is no key any more: leave it out; a run stops after five non-finite steps in a row",
+    "guard.cpus": "is no key any more: leave it out; the guard takes the CPU time that the workers leave",
+    "reward.differentiable": "is no key any more: leave it out; set the attribute `differentiable` of your function",
+}
+"""Keys of earlier versions, and the way out."""
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -342,6 +338,8 @@ def _explain(error: Any) -> str:
     if error["type"] == "union_tag_invalid":
         return f"{where}.name = {error['ctx']['tag']!r} is not a method; allowed: {', '.join(METHODS)}"
     if error["type"] == "extra_forbidden":
+        if where in _FORMER_KEYS:
+            return f"the key {where} {_FORMER_KEYS[where]}"
         *above, key = error["loc"]
         keys = _section(above).model_fields
         guess = "".join(f"; do you mean {near}?" for near in get_close_matches(str(key), keys, 1))

@@ -15,10 +15,9 @@ class GuardConfig(Section):
         None, description="a built-in set or a file of prompts; default: the first captions of the run's own clips"
     )
     count: int = Field(16, ge=4, le=1000, description="how many prompts; noise is judged over them")
-    copies: int = Field(2, ge=1, le=16, description="videos of a prompt; diversity needs two")
+    videos_per_prompt: int = Field(2, ge=1, le=16, description="videos of a prompt; diversity needs two")
     steps: int | None = Field(None, ge=1, le=500, description="DDIM steps of a video; default: sampling.steps")
     stop: bool = Field(False, description="end training once it over-optimises or collapses; else it only warns")
-    cpus: float = Field(0, ge=0, description="CPU cores reserved for it; by default none: it takes what is left over")
     gpus: float | None = Field(
         None,
         ge=0,

@@ -91,11 +91,6 @@ class RewardConfig(Section):
     checkpoint_activations: bool | None = Field(
         None, description="recompute a chunk in the backward pass to save memory; default: all but the built-in rewards"
     )
-    differentiable: bool | None = Field(
-        None,
-        description="whether a reward of your own has a gradient; default: the function's attribute of that name, "
-        "else true",
-    )
     timeout: float | None = Field(
         600.0,
         ge=0,
@@ -111,7 +106,7 @@ class RewardConfig(Section):
     attenuation: float = Field(
         1.0, ge=0, allow_inf_nan=True, description="lambda of TAR: 0 weighs frames alike, inf the central one alone"
     )
-    weights: Literal["paper", "normalised"] | None = Field(
+    tar_normalisation: Literal["paper", "normalised"] | None = Field(
         None,
         description="'paper' divides TAR's weights by S, so that their sum varies with the frames drawn; 'normalised' "
         "makes it one; by default 'normalised' for methods that compare videos by their rewards, else 'paper'",
@@ -156,8 +151,6 @@ class RewardConfig(Section):
                 f"preprocess = {self.preprocess!r} is for {', '.join(FROM_A_FILE)}, not for {self.name!r}; in a "
                 "mixture, give it to a part"
             )
-        if self.differentiable is not None and self.name != "custom":
-            raise ValueError(f"differentiable is for a reward of your own (name=custom), not for {self.name!r}")
         return self
 
     @property
@@ -174,10 +167,7 @@ class RewardConfig(Section):
     @property
     def without_gradient(self) -> str | None:
         """The reward, or the part of the mixture, that is known to give no gradient."""
-        for name, _ in self.parts:
-            if name in NOT_DIFFERENTIABLE:
-                return name
-        return self.name if self.differentiable is False else None
+        return next((name for name, _ in self.parts if name in NOT_DIFFERENTIABLE), None)
 
     def resolved(self) -> "RewardConfig":
         """The same with absolute paths, for a process that works in another folder."""

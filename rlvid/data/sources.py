@@ -47,7 +47,7 @@ def read_rendered(seed: int, item: Item, model: VideoModel) -> tuple[str, Tensor
 def encode_builtin(count: int, seed: int, model: ModelConfig, out: str | Path, **how: Any) -> EncodeReport:
     """Encodes ``count`` clips of the built-in renderer, see ``rendered_clip``; ``how`` as for ``encode_folder``."""
     if count < 1:
-        raise ValueError(f"data.clips = {count}: at least one clip is needed")
+        raise ValueError(f"data.count = {count}: at least one clip is needed")
     items = [{"index": i, "source": f"built-in clip {seed}/{i}", "caption": ""} for i in range(count)]
     source = {"count": count, "seed": seed, "renderer": RENDERER}
     return encode_clips(items, partial(read_rendered, seed), source, [], model, Path(out), **how)
@@ -74,7 +74,7 @@ class BaseSampler:
             model.encode_prompts([caption]),
             timesteps(self.sampling.steps),
             guidance=self.sampling.guidance,
-            final=self.sampling.final,
+            final=self.sampling.final_level,
         )
         if not latents.isfinite().all():
             raise VideoError(f"{item['source']}: the model's latents are not finite; try model.precision=float32")
@@ -82,12 +82,12 @@ class BaseSampler:
 
 
 def sample_prompts(config: RunConfig) -> list[str]:
-    """The prompts of ``data.source=samples``, data.clips of them: a file's go round as often as it takes.
+    """The prompts of ``data.source=samples``, data.count of them: a file's go round as often as it takes.
 
     Raises:
         ValueError: data.prompts is neither a built-in set with so many prompts nor a file that can be read.
     """
-    spec, count = config.data.prompts or "in_domain", config.data.clips
+    spec, count = config.data.prompts or "in_domain", config.data.count
     if spec in PROMPT_SETS:
         return resolve_prompts(spec, count, config.seed)
     if not has_prompts(Path(spec).expanduser()):
@@ -110,7 +110,7 @@ def encode_samples(
 
 def samples_made_with(prompts: list[str], seed: int, sampling: SamplingConfig, model: ModelConfig) -> dict[str, Any]:
     """What samples depend on beside the parts of the model that encode."""
-    chain = {"steps": sampling.steps, "guidance": sampling.guidance, "final": sampling.final}
+    chain = {"steps": sampling.steps, "guidance": sampling.guidance, "final": sampling.final_level}
     denoiser = hash_weights(model.path, ("unet", "scheduler"))
     return {"prompts": digest({"prompts": prompts}), "count": len(prompts), "seed": seed, "denoiser": denoiser, **chain}
 
@@ -122,7 +122,7 @@ def encoded_clips(config: RunConfig, console: Console) -> Path:
         ValueError: they cannot be written, or data.prompts cannot be read.
     """
     make: Callable[[Path], EncodeReport]
-    count, seed, model = config.data.clips, config.seed, config.model
+    count, seed, model = config.data.count, config.seed, config.model
     if config.data.source == "builtin":
         name = f"builtin{RENDERER}-{count}-seed{seed}-{model_fingerprint(model)[:8]}"
         make = partial(encode_builtin, count, seed, model)

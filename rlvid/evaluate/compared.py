@@ -107,7 +107,7 @@ class Compared:
     def made_of(self) -> dict[str, Any]:
         """All that its weights depend on, but for the name and the place of things."""
         spec = self.config.model
-        made: dict[str, Any] = {"base": stamp(spec.path), "precision": spec.precision, "train": spec.train}
+        made: dict[str, Any] = {"base": stamp(spec.path), "precision": spec.precision, "train": spec.finetune}
         made["shape"] = resolved_shape(spec.path, spec.frames, spec.size)
         if self.scale:
             made["tuned"] = (self.checkpoint.folder / "state.json").read_text(encoding="utf-8")
@@ -222,7 +222,7 @@ def differences(models: Sequence[Compared]) -> list[str]:
     runs = [model.config for model in models[1:]]
     found = {
         "sampling.guidance": [str(run.sampling.guidance) for run in runs],
-        "sampling.final": [run.sampling.final for run in runs],
+        "sampling.final_level": [run.sampling.final_level for run in runs],
         "reward": [_reward_text(run.reward) for run in runs],
         "reward.held_out": [run.reward.held_out_path or run.reward.held_out or _no_held_out(run) for run in runs],
     }

@@ -52,7 +52,7 @@ def load_found(config: RunConfig, found: CheckpointRef) -> TunedModel:
     """
     model = load_trainable(config.model, config.seed, config.model.path, device())
     base = None
-    if config.model.train == "full":
+    if config.model.finetune == "full":
         base = {name: tensor.cpu().clone() for name, tensor in model.denoiser.state_dict().items()}
     load_trained(model.denoiser, config.model, found.folder)
     return TunedModel(config, found, model, base)

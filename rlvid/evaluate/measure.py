@@ -17,7 +17,7 @@ from rlvid.models.folders import movable
 from rlvid.reward.load import NAMES, check_one, held_out_reward, load_reward, trained_reward
 
 DEFAULT_CLIP = BUILTIN_HELD_OUT = "builtin-heldout"
-_COUNTS = ("name", "path", "held_out", "held_out_path", "mixture", "preprocess", "precision", "differentiable")
+_COUNTS = ("name", "path", "held_out", "held_out_path", "mixture", "preprocess", "precision")
 """Of a reward's settings, those that the score of a whole video depends on."""
 
 

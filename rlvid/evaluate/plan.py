@@ -128,11 +128,11 @@ class Evaluation:
             for set_name, prompts in sets.items()
             for start in range(0, len(prompts), size)
         )
-        how = [seed, sampling.guidance, sampling.final]
+        how = [seed, sampling.guidance, sampling.final_level]
         identities = tuple(digest([p.model.made_of, how, p.steps, p.start, p.prompts, copies]) for p in portions)
         place = (folder or models[0].run).expanduser().resolve()
         return Evaluation(
-            place, tuple(models), sets, tuple(steps_list), seed, copies, sampling.guidance, sampling.final,
+            place, tuple(models), sets, tuple(steps_list), seed, copies, sampling.guidance, sampling.final_level,
             measure.movable(), portions, identities,
         )  # fmt: skip
 

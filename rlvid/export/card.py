@@ -80,7 +80,7 @@ def _worse(evaluated: Evaluated | None) -> list[str]:
 
 def _front_matter(config: RunConfig) -> str:
     known: dict[str, Any] = {"base_model": config.model.path} if is_hub_id(config.model.path) else {}
-    kind = "lora" if config.model.train == "lora" else "full-fine-tuning"
+    kind = "lora" if config.model.finetune == "lora" else "full-fine-tuning"
     known |= {
         "library_name": "diffusers",
         "pipeline_tag": "text-to-video",
@@ -95,7 +95,7 @@ def _front_matter(config: RunConfig) -> str:
 
 def _summary(config: RunConfig, checkpoint: CheckpointRef, scale: float) -> str:
     scaled = "" if scale == 1 else f" The merged weights hold {scale:g} of what was learned."
-    adapter = " The adapter alone is in `adapter/`." if config.model.train == "lora" else ""
+    adapter = " The adapter alone is in `adapter/`." if config.model.finetune == "lora" else ""
     return f"{describe_model(config, checkpoint)}{scaled} This folder is the whole model in diffusers' layout.{adapter}"
 
 
@@ -141,7 +141,7 @@ frames = pipeline(
 
 Seeds are rlvid's own: `rlvid generate --seed 0` and `torch.Generator().manual_seed(0)` draw different noise, so they
 make different videos. The same `latents` make the same video.
-{adapter if config.model.train == "lora" else ""}"""
+{adapter if config.model.finetune == "lora" else ""}"""
 
 
 def _evaluation(evaluated: Evaluated | None) -> str:

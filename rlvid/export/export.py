@@ -59,7 +59,7 @@ def export_run(
     with _whole(out) as folder:
         model = merged_model(config, found, scale)
         save_model(model, config, folder)
-        if config.model.train == "lora":
+        if config.model.finetune == "lora":
             lora = config.model.lora
             save_lora(read_lora(found.folder / "adapter"), lora.rank, lora.targets, folder / "adapter", scale)
         name, run_folder = out.resolve().name, found.folder.parent
@@ -74,7 +74,7 @@ def export_run(
 def merged_model(config: RunConfig, found: CheckpointRef, scale: float) -> UNet3DModel:
     """A run's model in float32 on the CPU, with ``scale`` of what was learned added to the denoiser's own weights."""
     model = load_model(config.model.path, frames=config.model.frames, size=config.model.size)
-    if config.model.train == "lora":
+    if config.model.finetune == "lora":
         merge_lora(model.denoiser, read_lora(found.folder / "adapter"), scale)
     else:
         base = {name: tensor.clone() for name, tensor in model.denoiser.state_dict().items()}
@@ -112,7 +112,7 @@ def sampler(config: RunConfig) -> DDIMScheduler:
     return DDIMScheduler(
         **{name: base[name] for name in (*kept, "rescale_betas_zero_snr")},
         clip_sample=False,
-        set_alpha_to_one=config.sampling.final == "exact",
+        set_alpha_to_one=config.sampling.final_level == "exact",
         steps_offset=1,
         timestep_spacing="leading",
     )

@@ -1,4 +1,4 @@
-"""What of a denoiser is trained: an adapter (``model.train: lora``) or all of it (``full``).
+"""What of a denoiser is trained: an adapter (``model.finetune: lora``) or all of it (``full``).
 
 Trained weights are float32 whatever ``model.precision`` says. An adapter sits on frozen weights of that precision; a
 whole denoiser computes in it under autocast, which casts each weight where it is used.
@@ -28,9 +28,9 @@ def load_trainable(spec: ModelConfig, seed: int, path: str, device: str | torch.
         ValueError: see ``rlvid.models.unet3d.load_model`` and ``rlvid.models.lora.inject_lora``.
     """
     shape: dict[str, Any] = {"frames": spec.frames, "size": spec.size, "decode_chunk": spec.decode_chunk}
-    precision = spec.precision if spec.train == "lora" else "float32"
+    precision = spec.precision if spec.finetune == "lora" else "float32"
     model = load_model(path, **shape, precision=precision, device=device)
-    if spec.train == "lora":
+    if spec.finetune == "lora":
         inject_lora(model.denoiser, spec.lora.rank, spec.lora.targets, seed)
         return model
     if spec.precision != "float32":
@@ -52,14 +52,14 @@ def train_whole(denoiser: nn.Module, precision: str, device_type: str) -> None:
 
 def trained_state(denoiser: nn.Module, spec: ModelConfig) -> dict[str, Tensor]:
     """What was trained, on the CPU: the adapter under PEFT's names, or all weights under the module's own."""
-    if spec.train == "lora":
+    if spec.finetune == "lora":
         return lora_state(denoiser)
     return {name: tensor.detach().cpu().contiguous() for name, tensor in denoiser.state_dict().items()}
 
 
 def save_trained(state: dict[str, Tensor], denoiser: nn.Module, spec: ModelConfig, folder: Path) -> None:
     """Writes ``trained_state`` into a checkpoint's folder."""
-    if spec.train == "lora":
+    if spec.finetune == "lora":
         save_lora(state, spec.lora.rank, spec.lora.targets, folder / "adapter")
         return
     path = folder / _FILES["full"]
@@ -70,7 +70,7 @@ def save_trained(state: dict[str, Tensor], denoiser: nn.Module, spec: ModelConfi
 
 def trained_path(spec: ModelConfig) -> str:
     """Where in a checkpoint's folder the trained weights are."""
-    return _FILES[spec.train]
+    return _FILES[spec.finetune]
 
 
 def holds_trained(folder: Path) -> bool:
@@ -90,7 +90,7 @@ def check_trained(spec: ModelConfig, folder: Path) -> None:
         ValueError: as ``load_trained``, but for numbers that are not finite.
     """
     denoiser = denoiser_outline(spec.path)
-    if spec.train == "lora":
+    if spec.finetune == "lora":
         inject_lora(denoiser, spec.lora.rank, spec.lora.targets, seed=0)
         check_lora(denoiser, folder / "adapter")
     else:
@@ -111,7 +111,7 @@ def load_trained(denoiser: nn.Module, spec: ModelConfig, folder: Path) -> None:
     Raises:
         ValueError: it is missing, or of another layout; the first few names are given.
     """
-    if spec.train == "lora":
+    if spec.finetune == "lora":
         load_lora(denoiser, folder / "adapter")
     else:
         blend(denoiser, None, folder, 1.0)

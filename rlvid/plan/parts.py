@@ -77,7 +77,7 @@ def outline_parts(config: RunConfig) -> Parts:
     frames, size = resolved_shape(spec.path, spec.frames, spec.size)
     parts = _model(
         structure_folder(spec.path), spec.precision, frames, size, gradient,
-        (spec.lora.rank, tuple(spec.lora.targets)) if spec.train == "lora" else None,
+        (spec.lora.rank, tuple(spec.lora.targets)) if spec.finetune == "lora" else None,
     )  # fmt: skip
     return replace(
         parts,

@@ -23,14 +23,12 @@ class CustomReward(nn.Module):
 
     Args:
         function: the user's.
-        differentiable: overrides the attribute.
     """
 
-    def __init__(self, function: Callable[[Tensor, list[str]], Any], differentiable: bool | None = None) -> None:
+    def __init__(self, function: Callable[[Tensor, list[str]], Any]) -> None:
         super().__init__()
         self.function = function
-        declared = bool(getattr(function, "differentiable", True))
-        self.differentiable = declared if differentiable is None else differentiable
+        self.differentiable = bool(getattr(function, "differentiable", True))
         self.whole_video = bool(getattr(function, "whole_video", False))
         self.label = _label(function)
 

@@ -24,7 +24,6 @@ def load_reward(
     preprocess: str | None = None,
     chunk: int | None = None,
     checkpoint_activations: bool | None = None,
-    differentiable: bool | None = None,
 ) -> nn.Module:
     """A reward ``(frames_BSCHW in [0, 1], prompts) -> scores_BS`` (or ``scores_B``), float32, frozen.
 
@@ -40,7 +39,6 @@ def load_reward(
         preprocess: name of a preset; default: the reward's own.
         chunk: most frames at once; default: 64 for the built-in ones, else 8.
         checkpoint_activations: recompute a chunk in the backward pass; default: all but the built-in ones.
-        differentiable: of a ``custom`` one; default: the function's own attribute.
 
     Raises:
         ValueError: no such reward, or its weights or function cannot be loaded.
@@ -63,7 +61,7 @@ def load_reward(
         return BrightnessReward() if name == "brightness" else CompressionReward()
     assert path is not None
     if name == "custom":
-        return CustomReward(load_function(path, where), differentiable)
+        return CustomReward(load_function(path, where))
     settings = {"precision": precision, "preprocess": preprocess, "chunk": chunk or 8}
     settings["recompute"] = checkpoint_activations is not False
     if name == "imagereward":
@@ -115,10 +113,7 @@ def trained_reward(config: RewardConfig, device: str | torch.device = "cpu") -> 
     """
     settings = _settings(config)
     if config.name != "mixture":
-        made = load_reward(
-            config.name, device, path=config.path, preprocess=config.preprocess,
-            differentiable=config.differentiable, **settings,
-        )  # fmt: skip
+        made = load_reward(config.name, device, path=config.path, preprocess=config.preprocess, **settings)
         return _labelled(made, config.name)
     from rlvid.reward.mixture import MixtureReward
 
@@ -188,7 +183,7 @@ def check_reward(config: RewardConfig, needs_gradient: bool) -> None:
             check_one(name, path, key)
             continue
         function = load_function(str(path), where := _given(name, path, key))
-        if needs_gradient and not CustomReward(function, config.differentiable).differentiable:
+        if needs_gradient and not CustomReward(function).differentiable:
             raise ValueError(
                 f"{where}: the function says that it is not differentiable, and the method needs its gradient; choose "
                 "one of ddpo, dpok, rwr, raft"

@@ -83,14 +83,16 @@ def read_settings(run: Path) -> RunConfig:
     """Reads the settings of a run from its folder.
 
     Raises:
-        ValueError: in one line: ``config.yaml`` cannot be read, is damaged, or has settings that are not allowed.
+        ValueError: in one line: ``config.yaml`` cannot be read, is damaged, or is of another version of rlvid.
     """
     path = run / "config.yaml"
     data = read_mapping(path)
     try:
         return parse_config(data)
     except ValueError as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
+        raise ValueError(
+            f"{path}: {' '.join(str(error).split())}; the run is of another version of rlvid: train it again"
+        ) from None
 
 
 def latest_checkpoint(run: Path, resumable: bool = True) -> tuple[RunConfig, int] | None:

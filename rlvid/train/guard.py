@@ -53,19 +53,13 @@ def check_room(config: RunConfig, use_gpu: bool, nodes: list[tuple[Shape, float]
     """
     if not config.guard.every:
         return
-    have = {kind: sum(shape.get(kind, 0) * count for shape, count in nodes) for kind in ("CPU", "GPU")}
-    gpus, cpus = guard_gpus(config, use_gpu), config.guard.cpus
-    free = have["GPU"] - (config.train.workers * worker_gpus(config) if use_gpu else 0)
+    have = sum(shape.get("GPU", 0) * count for shape, count in nodes)
+    gpus = guard_gpus(config, use_gpu)
+    free = have - (config.train.workers * worker_gpus(config) if use_gpu else 0)
     if gpus > free + 1e-9:
         raise ValueError(
-            f"guard.gpus = {gpus:g}: the cluster has {have['GPU']:g} GPUs, and the workers leave "
+            f"guard.gpus = {gpus:g}: the cluster has {have:g} GPUs, and the workers leave "
             f"{max(0, free):g}; set guard.gpus=0.3 to share a worker's, guard.gpus=0 for the CPU, or guard.every=0"
-        )
-    left = have["CPU"] - config.train.workers * config.train.cpus_per_worker
-    if cpus > left + 1e-9:
-        raise ValueError(
-            f"guard.cpus = {cpus:g}: the cluster has {have['CPU']:g} CPU cores, and the workers leave {left:g}; "
-            "set guard.cpus=0 to take what is left over, or guard.every=0"
         )
 
 
@@ -176,13 +170,12 @@ class Watch:
         self.stopping = self.looks.flag(verdict)
 
     def _start(self) -> Any:
-        guard = self.config.guard
-        threads = {"env_vars": {"OMP_NUM_THREADS": str(max(1, int(guard.cpus)))}}
+        threads = {"env_vars": {"OMP_NUM_THREADS": "1"}}
         again = self.config.train.max_failures
-        options = {"num_cpus": guard.cpus, "num_gpus": self._gpus, "max_restarts": again, "max_task_retries": again}
+        options = {"num_cpus": 0, "num_gpus": self._gpus, "max_restarts": again, "max_task_retries": again}
         # DEFAULT: not in the placement group of a trial, which has no room for it.
         made = ray.remote(GuardEvaluator).options(**options, scheduling_strategy="DEFAULT", runtime_env=threads)
-        actor = made.remote(*self._job, self._gpus > 0, aside=not guard.cpus and not self._gpus)
+        actor = made.remote(*self._job, self._gpus > 0, aside=not self._gpus)
         self._there = actor.__ray_ready__.remote()  # before any look: an actor does one thing after the other
         return actor
 

@@ -23,7 +23,7 @@ class GuardEvaluator:
         config: the run's.
         model: path of the model, absolute where need be.
         reward: the rewards' settings with absolute paths.
-        prompts: distinct prompts; ``guard.copies`` videos of each.
+        prompts: distinct prompts; ``guard.videos_per_prompt`` videos of each.
         use_gpu: whether it has one.
         aside: lower the process's priority, so that training comes first.
     """
@@ -42,7 +42,7 @@ class GuardEvaluator:
         self.config = RunConfig.model_validate(config)
         device = torch.device("cuda" if use_gpu else "cpu")
         if not use_gpu:
-            torch.set_num_threads(max(1, int(self.config.guard.cpus)))
+            torch.set_num_threads(1)
         self.model = load_trainable(self.config.model, self.config.seed, model, device)
         rewards = RewardConfig.model_validate(reward)
         self.trained, self.held_out = trained_reward(rewards, device), held_out_reward(rewards, device)
@@ -57,7 +57,7 @@ class GuardEvaluator:
         else:
             load_trained(self.model.denoiser, self.config.model, Path(folder))
         self.fresh = False
-        copies, sampling = self.config.guard.copies, self.config.sampling
+        copies, sampling = self.config.guard.videos_per_prompt, self.config.sampling
         rows = evaluate_model(
             self.model,
             {"guard": [prompt for prompt in self.prompts for _ in range(copies)]},
@@ -67,7 +67,7 @@ class GuardEvaluator:
             clip=self.clip,
             steps_list=[self.config.guard.steps or sampling.steps],
             guidance=sampling.guidance,
-            final=sampling.final,
+            final=sampling.final_level,
             seed=self.config.seed,
             use_oracle=self.config.model.path == "builtin",
             ask=self.ask,

@@ -65,12 +65,12 @@ class GuardLog:
     def __init__(self, run: Path, prompts: Sequence[str], config: RunConfig) -> None:
         self.run, self.config = run, config
         self.path, self.pending, self.best = run / "guard.jsonl", run / "guard", run / "best"
-        asked = [list(prompts), config.guard.copies, config.guard.steps or config.sampling.steps]
+        asked = [list(prompts), config.guard.videos_per_prompt, config.guard.steps or config.sampling.steps]
         self.identity = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]
         self._lines = read_lines(run)
         if any(line["of"] != self.identity for line in self._lines):
             raise ValueError(
-                f"{self.path} holds looks at other prompts, or with other guard.copies or guard.steps, than these; "
+                f"{self.path} holds looks at other prompts, guard.videos_per_prompt or guard.steps than these; "
                 "bring the settings back, or delete that file to begin anew"
             )
         self.all = [GuardEvaluation.of(line) for line in self._lines]

@@ -81,7 +81,7 @@ def check(config: RunConfig) -> None:
             f"reward.segments = {config.reward.segments} exceeds the {frames} frames of a video; allowed: 1 to {frames}"
         )
     check_reward(config.reward, config.method.needs_gradient)
-    if config.model.train == "lora":
+    if config.model.finetune == "lora":
         check_targets(denoiser_outline(config.model.path), config.model.lora.targets)
     if config.data.source == "samples":
         sample_prompts(config)

@@ -34,6 +34,11 @@ from rlvid.train.resume import carries_over
 
 log = logging.getLogger("rlvid.train")
 
+MAX_SKIPPED = 5
+"""Steps in a row without a finite loss, or without any reward, after which a run stops."""
+VIDEO_PROMPTS = 6
+"""Fixed prompts that are sampled for TensorBoard."""
+
 
 class TorchTeam(Team):
     """Workers joined by a torch process group."""
@@ -196,7 +201,7 @@ class Worker:
             self._tell(step, values)
         if self.config.output.videos_every and (step + 1) % self.config.output.videos_every == 0:
             self._show_videos(step + 1)
-        if self._in_a_row >= self.config.train.max_skipped:
+        if self._in_a_row >= MAX_SKIPPED:
             self.problem = (
                 f"{self._in_a_row} steps in a row had a non-finite loss or gradient (the last is step {step}); lower "
                 "optimizer.lr or set model.precision=float32 under another name; the last checkpoint is untouched"
@@ -288,7 +293,7 @@ class Worker:
 
     def _show_videos(self, step: int) -> None:
         """Fixed prompts, the same noise each time; the workers share the work, and all of them take part."""
-        wanted = list(dict.fromkeys(self.clips.captions))[: self.config.output.video_prompts]
+        wanted = list(dict.fromkeys(self.clips.captions))[:VIDEO_PROMPTS]
         share = -(-len(wanted) // self.world)
         mine = [wanted[(self.rank * share + i) % len(wanted)] for i in range(share)]
         sampling = self.config.sampling
@@ -298,7 +303,7 @@ class Worker:
             seed=self.config.seed,
             steps=sampling.steps,
             guidance=sampling.guidance,
-            final=sampling.final,
+            final=sampling.final_level,
             first_index=self.rank * share,
         )
         gathered: list[Any] = [None] * self.world

@@ -44,7 +44,7 @@ SPOT = "spot"
 _NOTICE = 10  # seconds between a spot node's announcement and its end
 SMALL = (
     "train.steps=6", "output.checkpoint_every=2", "train.batch_size=2", "train.workers=2", "sampling.steps=3",
-    "data.clips=4", "output.videos_every=0", "optimizer.lr=1e-4", "optimizer.warmup=0",
+    "data.count=4", "output.videos_every=0", "optimizer.lr=1e-4", "optimizer.warmup=0",
 )  # fmt: skip
 """What makes a run last seconds; overrides come after it."""
 _STEP = 0.25  # seconds of a step, about

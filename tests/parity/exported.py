@@ -75,7 +75,7 @@ def main() -> None:
         config, _ = find_run(run)
         model = load_model(str(folder), frames=config.model.frames, size=config.model.size)
         sampling = config.sampling
-        how = {"steps": sampling.steps, "guidance": sampling.guidance, "final": sampling.final}
+        how = {"steps": sampling.steps, "guidance": sampling.guidance, "final": sampling.final_level}
         expected = generate(model, [PROMPT], seed=0, **how)[0]
         save_file({"latents": randomness.normal(model.latent_shape, 0, "generate", [(0,)])}, work / "noise.safetensors")
         task = {

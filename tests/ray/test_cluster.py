@@ -54,7 +54,7 @@ class Cluster:
         """A run of seconds whose two workers must lie on two nodes."""
         return [
             "train", "toy", f"name={name}", f"model.path={self.home / 'tiny'}", "model.frames=4", "model.size=16",
-            "data.clips=4", f"output.storage=file://{self.store}", "sampling.steps=4", "reward.segments=2",
+            "data.count=4", f"output.storage=file://{self.store}", "sampling.steps=4", "reward.segments=2",
             f"train.batch_size={BATCH}", "train.workers=2", "train.cpus_per_worker=1.5", "train.zero_stage=2",
             "optimizer.warmup=0", f"train.steps={STEPS}", f"output.checkpoint_every={EVERY}", "output.videos_every=0",
             *overrides,

@@ -25,7 +25,7 @@ def compare(folder: Path, methods: str) -> subprocess.CompletedProcess[str]:
         [
             sys.executable, ROOT / "jobs" / "compare.py", "--methods", methods, "--seeds", "0", "--videos", "4",
             "--points", "1", "--prompts", "1", "--jobs", "2", "--out", folder / "out", f"model.path={folder}",
-            "model.frames=4", "model.size=16", "data.clips=6", "sampling.steps=4", "reward.segments=2",
+            "model.frames=4", "model.size=16", "data.count=6", "sampling.steps=4", "reward.segments=2",
             "train.batch_size=4", "train.workers=1", "train.zero_stage=0",
         ],
         capture_output=True, text=True, timeout=HANG, cwd=folder,

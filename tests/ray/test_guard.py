@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, ray_cluster: Any) -> Path:
 def config(folder: Path, name: str, *overrides: str) -> RunConfig:
     """A run of seconds, with one checkpoint kept."""
     settings = [
-        f"name={name}", f"model.path={folder / 'tiny'}", "model.frames=4", "model.size=16", "data.clips=12",
+        f"name={name}", f"model.path={folder / 'tiny'}", "model.frames=4", "model.size=16", "data.count=12",
         f"output.storage={folder / 'runs'}", "sampling.steps=4", "reward.segments=2", "train.batch_size=4",
         "optimizer.lr=1e-3", "optimizer.warmup=0", "output.checkpoint_every=2", "output.keep_checkpoints=1",
         "output.videos_every=0", *overrides,

@@ -31,7 +31,7 @@ def test_a_mixture_with_a_function_from_a_relative_path(tmp_path: Path, monkeypa
     (tmp_path / "mine.py").write_text(MINE)
     parts = "[{path: mine.py:warm, weight: 2}, {name: brightness, weight: -1}]"
     overrides = [
-        "name=mine", f"model.path={tmp_path / 'tiny'}", "model.frames=4", "model.size=16", "data.clips=6",
+        "name=mine", f"model.path={tmp_path / 'tiny'}", "model.frames=4", "model.size=16", "data.count=6",
         "output.storage=runs",
         "sampling.steps=5", "train.batch_size=4", "train.workers=1", "train.steps=2", "output.videos_every=0",
         "reward.segments=2", "reward.name=mixture", f"reward.mixture={parts}", "reward.held_out=custom",

@@ -159,7 +159,7 @@ def test_a_killed_encoding_goes_on_and_ends_with_the_same_bytes(ray_cluster: Any
 def test_the_base_models_samples_are_made_once_for_all_methods(home: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a dog\na cat\n")
-    data = ("data.source=samples", f"data.prompts={prompts}", "data.clips=5")
+    data = ("data.source=samples", f"data.prompts={prompts}", "data.count=5")
     done = train(config(home, "own", *data), QUIET)
     assert has_learned(done.folder)
     (made,) = (home / "runs" / "clips").glob("samples-5-*")

@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("sweep")
     save_tiny_model(home / "model")
     settings = {
-        "model.path": str(home / "model"), "model.frames": 4, "model.size": 16, "data.clips": 6, "sampling.steps": 4,
+        "model.path": str(home / "model"), "model.frames": 4, "model.size": 16, "data.count": 6, "sampling.steps": 4,
         "train.batch_size": 4, "train.workers": 1, "train.zero_stage": 0, "optimizer.lr": 0.1, "optimizer.warmup": 0,
     }  # fmt: skip
     sweep = {

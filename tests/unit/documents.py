@@ -214,7 +214,7 @@ def check(command: str) -> bool:
 
 
 SMALL = (
-    "model.frames=4", "model.size=16", "data.clips=6", "sampling.steps=5", "reward.segments=2", "train.batch_size=4",
+    "model.frames=4", "model.size=16", "data.count=6", "sampling.steps=5", "reward.segments=2", "train.batch_size=4",
     "train.steps=2", "optimizer.warmup=0", "output.checkpoint_every=2", "output.videos_every=0", "train.workers=1",
     "train.zero_stage=0",
 )  # fmt: skip

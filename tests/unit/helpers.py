@@ -123,7 +123,7 @@ def save_run(home: Path, step: int = 3, **model: Any) -> tuple[Path, RunConfig]:
     config = parse_config(
         {
             "name": "run",
-            "model": {"path": str(home / "tiny"), "frames": 4, "size": 16, "train": "lora"} | model,
+            "model": {"path": str(home / "tiny"), "frames": 4, "size": 16, "finetune": "lora"} | model,
             "sampling": {"steps": 4, "guidance": 2.0},
             "reward": {"segments": 2},
         }
@@ -133,7 +133,7 @@ def save_run(home: Path, step: int = 3, **model: Any) -> tuple[Path, RunConfig]:
     for parameter in made.denoiser.parameters():
         if parameter.requires_grad:
             parameter.data += torch.randn(parameter.shape, generator=generator) / (
-                8 if config.model.train == "lora" else 50
+                8 if config.model.finetune == "lora" else 50
             )
     context = Context(config, made, tiny_reward(), None, Stopwatch(torch.device("cpu")))
     standing = {"step": step, "workers": 2, "skipped": 1, "seconds": 75.5, "videos": 24}

@@ -259,7 +259,7 @@ def test_a_training_that_fails_is_told_and_bad_options_are_refused(
     assert gpu_ray.main(["--preset", "tiny"]) == 1
     assert "FAILED: rlvid train (cpu) ended with 1: Error: out of disk" in capsys.readouterr().out
     for arguments, told in (
-        (["--steps", "0"], "--steps 0"), (["train.steeps=1"], "steeps"), (["model.train=full"], "model.train"),
+        (["--steps", "0"], "--steps 0"), (["train.steeps=1"], "steeps"), (["model.finetune=full"], "model.finetune"),
         (["--out", "no/such/f.json"], "--out"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=told):

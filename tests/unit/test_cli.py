@@ -44,6 +44,7 @@ def test_version() -> None:
     ("arguments", "words"),
     [
         (["train", "toy", "train.stepz=3"], ["unknown key train.stepz", "allowed here: steps"]),
+        (["train", "toy", "data.clips=4"], ["the key data.clips is now data.count"]),
         (["train", "toy", "train.steps=many"], ["train.steps = 'many'", "valid integer"]),
         (["train", "toy", "model.frames=8", "reward.segments=9"], ["reward.segments = 9", "allowed: 1 to 8"]),
         (["train", "toy", "reward.segments=9"], ["reward.segments = 9", "allowed: 1 to 8"]),
@@ -88,7 +89,7 @@ def test_version() -> None:
         (["train", "toy", "guard.every=7"], ["guard.every = 7", "output.checkpoint_every = 20", "guard.every=20"]),
         (["train", "toy", "guard.every=20", "guard.prompts=no.txt"], ["'no.txt'", "neither a built-in set"]),
         (["export", "nowhere", "--out", "model"], ["run 'nowhere': no such folder"]),
-        (["train", "toy", "model.train=full", "method.kl=1"], ["keeps no copy of the base", "method.kl=0"]),
+        (["train", "toy", "model.finetune=full", "method.kl=1"], ["keeps no copy of the base", "method.kl=0"]),
         (["generate", "builtin", ""], ["prompt 1", "empty"]),
         (["generate", "builtin", "a star", "a \x1b[31mwall"], ["prompt 2", "U+001B"]),
         (["generate", "builtin", os.fsdecode(b"a caf\xe9")], [r"argument a caf\xe9", "UTF-8"]),

@@ -458,7 +458,7 @@ def test_a_sample_that_is_not_finite_is_left_out_and_named() -> None:
 def test_prompts_of_samples_go_round(tmp_path: Path) -> None:
     path = tmp_path / "p.txt"
     path.write_text("a\nb\nc\n")
-    data = {"source": "samples", "clips": 5}
+    data = {"source": "samples", "count": 5}
     assert sample_prompts(parse_config({"data": data | {"prompts": str(path)}})) == ["a", "b", "c", "a", "b"]
     drawn = sample_prompts(parse_config({"data": data}))
     assert drawn == resolve_prompts("in_domain", 5, 0)

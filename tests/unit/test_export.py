@@ -73,7 +73,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("train", ["lora", "full"])
 def test_diffusers_samples_from_an_exported_model_what_rlvid_does(tmp_path: Path, train: str) -> None:
-    run, _ = save_run(tmp_path, train=train)
+    run, _ = save_run(tmp_path, finetune=train)
     before = digests(tmp_path)
     out = export_run(run, tmp_path / "out")
     assert {path: digests(tmp_path)[path] for path in before} == before
@@ -93,7 +93,7 @@ def test_diffusers_samples_from_an_exported_model_what_rlvid_does(tmp_path: Path
 
 @pytest.mark.parametrize("train", ["lora", "full"])
 def test_what_nobody_trained_is_the_bases_byte_for_byte(tmp_path: Path, train: str) -> None:
-    run, _ = save_run(tmp_path, train=train)
+    run, _ = save_run(tmp_path, finetune=train)
     base, out = tmp_path / "tiny", export_run(run, tmp_path / "out")
     for part in ("vae", "text_encoder", "tokenizer"):
         found = {file.name: file.read_bytes() for file in (out / part).iterdir()}
@@ -154,7 +154,7 @@ def test_a_base_of_another_layout_is_copied_and_the_card_says_what_reads_it(tmp_
 
 @pytest.mark.parametrize("train", ["lora", "full"])
 def test_less_of_what_was_learned_can_be_exported(tmp_path: Path, train: str) -> None:
-    run, _ = save_run(tmp_path, train=train)
+    run, _ = save_run(tmp_path, finetune=train)
     tuned = load_run(run)
     start = start_of(tuned.model)
     half = latents_of(tuned.use(0.5), start)
@@ -223,7 +223,7 @@ def test_an_adapter_of_another_model_is_not_merged() -> None:
 @pytest.mark.parametrize("final", ["exact", "paper"])
 def test_the_exported_scheduler_ends_where_the_runs_chains_end(tmp_path: Path, final: str) -> None:
     _, config = save_run(tmp_path)
-    config = parse_config(config.model_dump() | {"sampling": {"steps": 4, "guidance": 2.0, "final": final}})
+    config = parse_config(config.model_dump() | {"sampling": {"steps": 4, "guidance": 2.0, "final_level": final}})
     model = load_model(config.model.path, frames=4)
     ddim, latents = DDIMScheduler.from_config(sampler(config).config), start_of(model)
     expected, text = latents_of(model, latents, final), model.encode_prompts(["", PROMPT])

@@ -24,7 +24,7 @@ from rlvid.config import load_config
 from rlvid.data import archive
 from rlvid.data.archive import ArchiveWriter, read_archive
 from rlvid.evaluate.compared import find_compared
-from rlvid.runs.checkpoints import find_checkpoints, flaw, latest_checkpoint, wrong_bytes
+from rlvid.runs.checkpoints import find_checkpoints, flaw, latest_checkpoint, read_settings, wrong_bytes
 from rlvid.runs.find import find_run
 from rlvid.storage import Mirror, run_mirror
 from rlvid.train import worker as worker_module
@@ -290,6 +290,13 @@ def test_damaged_settings_of_a_run_are_named_in_one_line(run: Path, content: byt
         assert "config.yaml" in str(error.value)
         assert "\n" not in str(error.value)
         assert len(str(error.value)) < 600
+
+
+def test_a_run_of_another_version_is_named_with_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("model: {train: lora}\noutput: {video_prompts: 6}\n")
+    with pytest.raises(ValueError, match=r"model\.train is now model\.finetune; .* train it again$") as error:
+        read_settings(tmp_path)
+    assert "\n" not in str(error.value)
 
 
 def test_a_first_start_that_was_killed_blocks_no_name(tmp_path: Path) -> None:

@@ -180,9 +180,6 @@ def test_room_is_looked_for_before_anything_waits() -> None:
     for gpus in (0.5, 0.7, 1.5):
         with pytest.raises(ValueError, match=r"must be a whole number, or below 0\.5"):
             parse_config({"guard": {"every": 50, "gpus": gpus}})
-    greedy = parse_config({"guard": {"every": 50, "cpus": 1}, "train": {"workers": 2}})
-    with pytest.raises(ValueError, match=r"guard\.cpus = 1: the cluster has 2 CPU cores, and the workers leave 0"):
-        check_room(greedy, False, [({"CPU": 2}, 1)])
 
 
 def test_prompts_are_the_first_captions_or_those_asked_for(tmp_path: Path) -> None:
@@ -350,7 +347,7 @@ def test_looks_at_other_prompts_and_damaged_ones_are_refused(guarded: tuple[Path
     run, config = guarded
     looks_of(run, config, every=2).add(GuardEvaluation(0, values(0.5, 0.5)))
     with pytest.raises(ValueError, match=r"guard\.jsonl holds looks at other prompts"):
-        looks_of(run, config, every=2, copies=3)
+        looks_of(run, config, every=2, videos_per_prompt=3)
     (run / "guard.jsonl").write_text('{"step": 0\n')
     with pytest.raises(ValueError, match=r"guard\.jsonl is damaged"):
         looks_of(run, config, every=2)
@@ -359,7 +356,8 @@ def test_looks_at_other_prompts_and_damaged_ones_are_refused(guarded: tuple[Path
 def test_a_look_is_the_same_whenever_it_is_made(trained: tuple[Path, RunConfig]) -> None:
     run, config = trained
     asked = parse_config(
-        config.model_dump() | {"guard": {"every": 2, "copies": 2, "steps": 2}, "output": {"checkpoint_every": 2}}
+        config.model_dump()
+        | {"guard": {"every": 2, "videos_per_prompt": 2, "steps": 2}, "output": {"checkpoint_every": 2}}
     )
     job = (asked.model_dump(), asked.model.path, asked.reward.model_dump(), ["a red circle", "a dog", "a star", "a b"])
     looker = GuardEvaluator(*job, False)
@@ -409,7 +407,7 @@ def test_a_look_with_a_reward_that_hangs_ends_with_its_name(trained: tuple[Path,
     own = {"name": "custom", "path": f"{tmp_path}/mine.py:score", "timeout": 0.5}
     asked = parse_config(
         config.model_dump()
-        | {"guard": {"every": 2, "copies": 2, "steps": 2}, "reward": own, "output": {"checkpoint_every": 2}}
+        | {"guard": {"every": 2, "videos_per_prompt": 2, "steps": 2}, "reward": own, "output": {"checkpoint_every": 2}}
     )
     looker = GuardEvaluator(asked.model_dump(), asked.model.path, asked.reward.model_dump(), ["a dog", "a star"], False)
     with pytest.raises(RuntimeError, match=r"the reward mine.py:score gave no answer for 0.5 s .* 'a dog'$"):

@@ -28,7 +28,7 @@ def make(method: dict[str, Any] | None = None, **options: Any) -> InstructVideo:
 @pytest.mark.parametrize(("final", "weights"), [("exact", "paper"), ("paper", "normalised")])
 def test_the_loss_is_the_papers(final: str, weights: str) -> None:
     """Noise, diffusers' chain, all frames decoded, a frame of each segment weighed by hand."""
-    method = make(sampling={"steps": 4, "final": final}, reward={"segments": 2, "weights": weights})
+    method = make(sampling={"steps": 4, "final_level": final}, reward={"segments": 2, "tar_normalisation": weights})
     batch, model = clips(method), method.context.model
     ddim = scheduler(4, final)
     assert ddim.timesteps[2:].tolist() == [251, 1]

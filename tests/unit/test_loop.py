@@ -151,8 +151,11 @@ def test_a_node_that_is_taken_away_costs_a_checkpoint_and_not_the_run(cluster: C
     assert cluster.reported == [2, 4]
 
 
-def test_a_run_of_non_finite_steps_ends_with_its_problem_and_without_a_checkpoint(cluster: Cluster, home: Path) -> None:
-    lost = config(home, "lost", *SHORT, "optimizer.lr=1e30", "optimizer.clip_norm=0", "train.max_skipped=1")
+def test_a_run_of_non_finite_steps_ends_with_its_problem_and_without_a_checkpoint(
+    cluster: Cluster, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlvid.train.worker.MAX_SKIPPED", 1)
+    lost = config(home, "lost", *SHORT, "optimizer.lr=1e30", "optimizer.clip_norm=0")
     done = cluster.train(lost)
     assert done["problem"].startswith("1 steps in a row had a non-finite loss or gradient")
     assert done["skipped"] == 1

@@ -42,7 +42,7 @@ def test_the_frames_drawn_do_not_rank_videos(name: str) -> None:
     sum_B = plan(method.context, clips(method, tuple(range(64)))).weights_BS.sum(1)
     assert ((sum_B - 1).abs().max() < 1e-6) == (not method.method.needs_gradient)
     assert sum_B.std() > 0.02 or not method.method.needs_gradient
-    told = make({"name": name}, reward={"segments": 2, "weights": "paper"})
+    told = make({"name": name}, reward={"segments": 2, "tar_normalisation": "paper"})
     assert plan(told.context, clips(told, tuple(range(64)))).weights_BS.sum(1).std() > 0.02
 
 

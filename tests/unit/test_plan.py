@@ -228,7 +228,7 @@ def test_the_other_real_runs_are_planned_without_weights(paper: Plan) -> None:
 def test_real_runs_have_the_papers_settings() -> None:
     config = load_config("modelscope-hpsv2")
     assert (config.sampling.steps, config.sampling.guidance, config.method.tau) == (20, 3.0, 0.6)
-    assert (config.sampling.final, config.optimizer.clip_norm) == ("paper", 0)
+    assert (config.sampling.final_level, config.optimizer.clip_norm) == ("paper", 0)
     assert config.reward.preprocess == "instructvideo"
     assert (config.reward.name, config.reward.segments, config.reward.attenuation) == ("hpsv2", 4, 1.0)
     assert (config.optimizer.lr, config.train.batch_size, config.train.steps) == (1e-5, 8, 20_000)

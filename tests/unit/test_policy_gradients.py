@@ -22,7 +22,7 @@ from rlvid.models.base import Prediction
 
 
 def test_a_rollout_is_the_chain_and_its_probability_that_of_a_normal() -> None:
-    method = make({"name": "ddpo"}, sampling={"steps": 4, "final": "paper"})
+    method = make({"name": "ddpo"}, sampling={"steps": 4, "final_level": "paper"})
     batch, context = clips(method), method.context
     rollout = roll_out(context, batch)
     assert len(rollout) == 3, "the last step of four adds no noise"

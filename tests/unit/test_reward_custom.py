@@ -199,14 +199,6 @@ def test_a_wrong_function_is_told_before_anything_starts(file: Path, path: str, 
         check_reward(RewardConfig(path=f"{file.parent}/{path}"), needs_gradient=True)
 
 
-def test_the_setting_overrides_the_functions_attribute(file: Path) -> None:
-    check_reward(RewardConfig(path=f"{file}:score", differentiable=True), needs_gradient=True)
-    assert RewardConfig(path=f"{file}:score", differentiable=False).without_gradient == "custom"
-    reward: Any = trained_reward(RewardConfig(path=f"{file}:score", differentiable=False))
-    frames = torch.rand(1, 2, 3, 4, 4, requires_grad=True)
-    assert not reward(frames, ["a"]).requires_grad
-
-
 # --------------------------------------------------------------------------------------------------------- mixture
 
 

@@ -76,7 +76,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def spec(tiny: Path, precision: str = "float32") -> ModelConfig:
-    return ModelConfig(path=str(tiny), frames=4, size=16, train="full", precision=precision)
+    return ModelConfig(path=str(tiny), frames=4, size=16, finetune="full", precision=precision)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
@@ -176,7 +176,7 @@ def test_an_interrupted_run_of_all_weights_ends_where_an_uninterrupted_one_does(
 
 
 def test_a_checkpoint_of_all_weights_is_a_denoiser_of_diffusers(tiny: Path, tmp_path: Path) -> None:
-    run, config = save_run(tmp_path, train="full")
+    run, config = save_run(tmp_path, finetune="full")
     (found,) = find_checkpoints(run)
     assert not (found.folder / "adapter").exists()
     unet = UNet3DConditionModel.from_pretrained(found.folder / "unet").eval()
@@ -207,7 +207,7 @@ def test_weights_of_another_denoiser_are_refused(tiny: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_trained_weights_that_are_damaged_are_refused_early(tiny: Path, tmp_path: Path, kind: str) -> None:
-    config = spec(tiny).model_copy(update={"train": kind})
+    config = spec(tiny).model_copy(update={"finetune": kind})
     model = load_trainable(config, 0, str(tiny))
     state = trained_state(model.denoiser, config)
     save_trained(state, model.denoiser, config, tmp_path)

@@ -180,7 +180,7 @@ def describe_model(config: RunConfig, checkpoint: CheckpointRef) -> str:
     """One line: the base, the method, and which weights were trained."""
     lora = config.model.lora
     what = f"an adapter of rank {lora.rank} on {', '.join(map(markdown_code, lora.targets))}"
-    how = what if config.model.train == "lora" else "all weights of its denoiser"
+    how = what if config.model.finetune == "lora" else "all weights of its denoiser"
     return (
         f"A text-to-video model: {base_title(config)}, fine-tuned on a reward with {method_title(config)} by "
         f"rlvid {__version__}. Trained: {how}; {checkpoint.step} steps."
@@ -196,8 +196,8 @@ def training_table(config: RunConfig, state: State) -> str:
         else "none was measured"
     )
     clips = {
-        "builtin": f"{data.clips} clips of the built-in renderer",
-        "samples": f"{data.clips} samples of the base model",
+        "builtin": f"{data.count} clips of the built-in renderer",
+        "samples": f"{data.count} samples of the base model",
     }.get(data.source, markdown_code(Path(data.source).name))
     workers = state.workers
     rows = {
