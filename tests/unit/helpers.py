@@ -12,7 +12,7 @@ from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from torch import Tensor, nn
 
 from rlvid import randomness
-from rlvid.algorithms.base import Algorithm, Batch, Context, Stopwatch, Update
+from rlvid.algorithms.base import Algorithm, Batch, Context, Observer, Stopwatch, Update
 from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.config import RunConfig, parse_config
 from rlvid.files import sha256
@@ -100,6 +100,16 @@ def one_gradient(method: Any, loss: Tensor) -> Tensor:
 def close(got: Tensor, expected: Tensor, bound: float = 1e-4) -> None:
     assert expected.norm() > 0
     assert (got - expected).norm() < bound * expected.norm()
+
+
+class Listener(Observer):
+    """Keeps the lines that an observer receives."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def tell(self, line: str) -> None:
+        self.lines.append(line)
 
 
 class TwoParameters:

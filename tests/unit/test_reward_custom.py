@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from helpers import PROMPTS, clips, flat_gradient, make, save_run
+from helpers import PROMPTS, Listener, clips, flat_gradient, make, save_run
 from PIL import Image
 from torch import Tensor
 
 from rlvid.actions import evaluate_and_show
-from rlvid.algorithms.base import Observer
 from rlvid.algorithms.scoring import score
 from rlvid.config.reward import RewardConfig
 from rlvid.doctor.run import check_run
@@ -126,16 +125,6 @@ def test_a_function_without_gradient_may_answer_with_lists(file: Path) -> None:
     assert updates[0].metrics["reward/excluded"][0] == 0
 
 
-class Heard(Observer):
-    """Records the lines it receives."""
-
-    def __init__(self) -> None:
-        self.lines = list[str]()
-
-    def tell(self, line: str) -> None:
-        self.lines.append(line)
-
-
 @pytest.mark.parametrize(
     ("function", "words"),
     [
@@ -150,7 +139,7 @@ class Heard(Observer):
 )
 def test_a_function_that_fails_costs_its_videos_and_not_the_run(file: Path, function: str, words: str) -> None:
     found = method({"path": f"{file}:{function}", "held_out": None})
-    found.context.observer = heard = Heard()
+    found.context.observer = heard = Listener()
     gradient, (update,) = flat_gradient(found, clips(found))
     assert not gradient.any()
     assert update.metrics["reward/excluded"] == (4.0, 1.0)

@@ -5,27 +5,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import TwoParameters, clips, make
+from helpers import Listener, TwoParameters, clips, make
 from torch import Tensor
 
-from rlvid.algorithms.base import Observer
 from rlvid.algorithms.scoring import all_rewards, score
-
-
-class Told(Observer):
-    """Records the lines it receives."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def tell(self, line: str) -> None:
-        self.lines.append(line)
 
 
 def test_a_video_is_left_out_for_one_score_that_is_not_finite_and_the_observer_hears_of_it() -> None:
     method = make({"name": "ddpo"})
     batch, context = clips(method), method.context
-    context.observer, scores = Told(), torch.ones(4, 2)
+    context.observer, scores = Listener(), torch.ones(4, 2)
     scores[1, 0] = math.inf
     context.reward = lambda frames, prompts: scores
     scored = score(context, batch, batch.latents_BCFhw)
@@ -44,7 +33,7 @@ def test_a_video_is_left_out_for_one_score_that_is_not_finite_and_the_observer_h
 def test_frames_that_are_not_finite_are_no_fault_of_the_reward() -> None:
     method = make({"name": "ddpo"})
     batch, context = clips(method), method.context
-    context.observer = Told()
+    context.observer = Listener()
     context.reward = lambda frames, prompts: frames.mean((2, 3, 4))
     latents = batch.latents_BCFhw.clone()
     latents[2, :, :2] = math.inf  # of the first segment alone
