@@ -16,8 +16,9 @@ def train_and_show(config: "RunConfig", address: str | None) -> Path:
     """Trains or resumes a run, draws its pictures, says where everything is; returns the run's folder."""
     from rlvid.data.clips import EncodedClips
     from rlvid.data.sources import encoded_clips
+    from rlvid.runs.find import run_folder
     from rlvid.storage import Mirror, is_uri, run_uri
-    from rlvid.train.launch import run_folder, train
+    from rlvid.train.launch import train
 
     say(
         f"run {config.name}: {config.method.name} on the reward {config.reward.name!r}, {config.train.steps} steps of "

@@ -43,8 +43,8 @@ def check(sweep: Sweep, planned: list[dict[str, Any]]) -> None:
         ValueError: the storage would be lost, a trial's files or the prompts are not there, or settings do not fit the
             model.
     """
-    from rlvid.train.launch import check as check_run
-    from rlvid.train.launch import in_a_job
+    from rlvid.train.preflight import check as check_run
+    from rlvid.train.preflight import in_a_job
 
     if in_a_job(sweep.folder):
         raise ValueError(

@@ -11,7 +11,6 @@ import copy
 import json
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -19,10 +18,11 @@ from rich.table import Table
 
 from jobs.benchmark.workers import measure_in_workers
 from rlvid.config import RunConfig, load_config
+from rlvid.train.job import Job
 
 
-def measure(job: dict[str, Any]) -> None:
-    """Runs in a Ray Train worker; writes its findings to ``job['result']``."""
+def measure(job: Job, how: dict[str, Any]) -> None:
+    """Runs in a Ray Train worker; writes its findings to ``how['result']``."""
     import torch
 
     from rlvid.algorithms.base import Stopwatch
@@ -32,13 +32,12 @@ def measure(job: dict[str, Any]) -> None:
     from rlvid.train.restore import temporary_folder
     from rlvid.train.worker import Worker
 
-    config = RunConfig.model_validate(job["config"])
-    with temporary_folder(None, Path(job["run"])) as temporary, Worker(config, job, temporary) as worker:
+    with temporary_folder(None, job.run) as temporary, Worker(job, temporary) as worker:
         context = copy.copy(worker.algorithm.context)
         context.model, context.stopwatch = copy.copy(worker.model), Stopwatch(worker.model.device)
         context.model.denoiser = copy.deepcopy(worker.network)
-        bare = ALGORITHMS[config.method.name](context)
-        engine = TorchEngine(context.model.denoiser, config.optimizer)
+        bare = ALGORITHMS[job.config.method.name](context)
+        engine = TorchEngine(context.model.denoiser, job.config.optimizer)
         calls = {"denoiser": 0, "decoder": 0}
 
         def count(name: str) -> Any:
@@ -48,7 +47,7 @@ def measure(job: dict[str, Any]) -> None:
         hooks.append(context.model.vae.decoder.register_forward_hook(count("decoder")))
         sides: dict[str, list[float]] = {"torch": [], "Ray + DeepSpeed": []}
         stages: list[dict[str, float]] = []
-        for step in range(job["steps"] + 1):
+        for step in range(how["steps"] + 1):
             batch = worker.fetch(step)
             before = dict(calls)
             began = time.perf_counter()
@@ -76,7 +75,7 @@ def measure(job: dict[str, Any]) -> None:
             "calls": used,
             "threads": torch.get_num_threads(),
         }
-        Path(job["result"]).write_text(json.dumps(found), encoding="utf-8")
+        how["result"].write_text(json.dumps(found), encoding="utf-8")
 
 
 def main(arguments: list[str]) -> None:

@@ -13,18 +13,18 @@ import json
 import os
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from jobs.benchmark.workers import measure_in_workers
-from rlvid.config import RunConfig, load_config
+from rlvid.config import load_config
+from rlvid.train.job import Job
 
 
-def measure(job: dict[str, Any]) -> None:
-    """Runs in each Ray Train worker; worker 0 writes what it found to ``job['result']``."""
+def measure(job: Job, how: dict[str, Any]) -> None:
+    """Runs in each Ray Train worker; worker 0 writes what it found to ``how['result']``."""
     began = time.time()
     import torch
 
@@ -33,12 +33,11 @@ def measure(job: dict[str, Any]) -> None:
     from rlvid.train.worker import Worker
 
     imported = time.time()
-    config = RunConfig.model_validate(job["config"])
-    with temporary_folder(None, Path(job["run"])) as temporary, Worker(config, job, temporary) as worker:
+    with temporary_folder(None, job.run) as temporary, Worker(job, temporary) as worker:
         ready = time.time()
         steps: list[float] = []
         stages: list[dict[str, float]] = []
-        for step in range(job["steps"] + 1):
+        for step in range(how["steps"] + 1):
             at = time.perf_counter()
             updates, outcomes = run_step(worker, step)
             worker.record(step, updates, outcomes, time.perf_counter() - at)
@@ -48,8 +47,8 @@ def measure(job: dict[str, Any]) -> None:
             return
         found = {
             "start": {
-                "Ray": job["connected"] - job["asked"],
-                "worker group": began - job["fitted"],
+                "Ray": how["connected"] - how["asked"],
+                "worker group": began - how["fitted"],
                 "imports": imported - began,
                 "model, reward, engine": ready - imported,
             },
@@ -57,7 +56,7 @@ def measure(job: dict[str, Any]) -> None:
             "stages": {name: statistics.mean(s[name] for s in stages[1:]) for name in ("archive", "tensorboard")},
             "threads": torch.get_num_threads(),
         }
-        Path(job["result"]).write_text(json.dumps(found), encoding="utf-8")
+        how["result"].write_text(json.dumps(found), encoding="utf-8")
 
 
 def show(found: dict[int, dict[str, Any]], batch: int, console: Console) -> None:

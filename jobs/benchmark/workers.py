@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -11,15 +11,16 @@ from rich.console import Console
 from rlvid.config import RunConfig
 from rlvid.interrupt import kept
 from rlvid.terminal import short
+from rlvid.train.job import Job
 
 
 def measure_in_workers(
-    measure: Callable[[dict[str, Any]], None], config: RunConfig, steps: int, address: str | None = None
+    measure: Callable[[Job, dict[str, Any]], None], config: RunConfig, steps: int, address: str | None = None
 ) -> dict[str, Any]:
     """Starts Ray and the workers of a run.
 
     Args:
-        measure: runs in each worker; gets the job of a training worker with ``steps``, the times ``asked``,
+        measure: runs in each worker; gets the job of a training worker, and ``steps``, the times ``asked``,
             ``connected`` and ``fitted``, and the path ``result``, where worker 0 writes JSON.
         config: of the run.
         steps: to measure.
@@ -34,7 +35,7 @@ def measure_in_workers(
     from rlvid.cluster.connect import start_ray
     from rlvid.cluster.nodes import check_resources
     from rlvid.data.sources import encoded_clips
-    from rlvid.train.launch import run_folder
+    from rlvid.runs.find import run_folder
     from rlvid.train.progress import Board
 
     asked = time.time()
@@ -45,14 +46,11 @@ def measure_in_workers(
     folder.mkdir(parents=True, exist_ok=True)
     environment = {"OMP_NUM_THREADS": str(max(1, int(config.train.cpus_per_worker)))}
     with kept(f"the run folder {short(folder)} stays"):
-        job = {
-            "config": config.model_dump(), "clips": str(encoded_clips(config, Console())), "run": str(folder),
-            "use_gpu": use_gpu, "board": Board.remote(), "steps": steps, "result": str(folder / "benchmark.json"),
-            "asked": asked, "connected": connected, "fitted": time.time(),
-        }  # fmt: skip
+        clips, result = encoded_clips(config, Console()), folder / "benchmark.json"
+        job = Job.of(config, clips=clips, run=folder, use_gpu=use_gpu, board=Board.remote())
+        times = {"asked": asked, "connected": connected, "fitted": time.time()}
         TorchTrainer(
-            measure,
-            train_loop_config=job,
+            partial(measure, job, {"steps": steps, "result": result, **times}),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=config.train.workers,
                 use_gpu=use_gpu,
@@ -64,4 +62,4 @@ def measure_in_workers(
                 worker_runtime_env={"env_vars": environment | ({} if use_gpu else {"DS_ACCELERATOR": "cpu"})},
             ),
         ).fit()
-    return dict(json.loads(Path(job["result"]).read_text(encoding="utf-8")))
+    return dict(json.loads(result.read_text(encoding="utf-8")))

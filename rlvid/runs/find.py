@@ -7,7 +7,7 @@ from pathlib import Path
 from rlvid.config import RunConfig
 from rlvid.runs.checkpoints import CheckpointRef, find_checkpoints, flaw, read_settings, step_of
 from rlvid.runs.guard_log import find_best
-from rlvid.storage import is_uri, run_mirror, split_uri
+from rlvid.storage import home, is_uri, run_mirror, split_uri
 
 log = logging.getLogger("rlvid.evaluate")
 
@@ -109,6 +109,11 @@ def _no_run(run: str) -> str:
         return f"run {run!r}: {what} (under runs there are: {known}), or train from it with {setting}"
     what = "is no run, for it has no config.yaml; name a folder that `rlvid train` wrote"
     return f"run {run!r}: {what}, or a name under runs (there: {known})"
+
+
+def run_folder(config: RunConfig) -> Path:
+    """Absolute path of a run's folder on this machine."""
+    return home(config.output.storage) / config.name
 
 
 def run_folder_of(run: str | Path) -> Path | None:

@@ -64,23 +64,33 @@ def _asked_to_end(board: Any) -> bool:
         return False
 
 
-def fit_again(fit: Callable[[], Any], failures: int) -> Any:
-    """Calls ``fit``, again up to ``failures`` times where a node was lost at a moment that Ray Train does not outlive.
+def fit_again(fit: Callable[[], Any], failures: int, repair: Callable[[dict[str, str]], None]) -> dict[str, Any]:
+    """Calls ``fit`` until training has ended; what its first worker returned.
 
     Ray Train 2.60 starts lost workers again, but gives the run up if their node dies between their start and that of
     the training function, or if its own controller dies. A further ``fit`` goes on from the last checkpoint.
+
+    Args:
+        fit: the trainer's.
+        failures: how often it is called again after such a loss.
+        repair: is called with the checkpoints that workers found damaged (name -> what is wrong), before another
+            ``fit`` goes on from an earlier one.
     """
     import ray.train
 
     while True:
         try:
-            return fit()
+            done: dict[str, Any] = fit().return_value
         except (ray.train.ControllerError, ray.exceptions.RayActorError) as error:
             lost = getattr(error, "controller_failure", error)  # by the controller, or the controller itself
             if failures == 0 or not isinstance(lost, ray.exceptions.RayActorError) or interrupt.received():
                 raise
             failures -= 1
             log.warning("a node or the controller was lost; workers are started again (%s)", lost)
+            continue
+        if "damaged" not in done:
+            return done
+        repair(done["damaged"])
 
 
 def reason(error: Exception, folder: Path, board: Any) -> str:

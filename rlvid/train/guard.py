@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from rlvid.cluster.nodes import Shape, guard_gpus, worker_gpus
 from rlvid.config import RunConfig
 from rlvid.data.clips import EncodedClips
+from rlvid.models.folders import movable
 from rlvid.plots.pictures import reward_curve
 from rlvid.runs.checkpoints import checkpoint_name
 from rlvid.runs.guard_log import GuardEvaluation, best_step, read_means
@@ -70,7 +71,6 @@ class Watch:
         config: the run's; ``guard.every`` above 0.
         folder: the run's.
         clips: folder of its encoded clips.
-        model: path of the model for the actor.
         use_gpu: whether the workers have GPUs.
         console: where warnings are printed.
 
@@ -78,14 +78,14 @@ class Watch:
         ValueError: see ``guard_prompts`` and ``GuardLog``.
     """
 
-    def __init__(self, config: RunConfig, folder: Path, clips: Path, model: str, use_gpu: bool, console: Console):
+    def __init__(self, config: RunConfig, folder: Path, clips: Path, use_gpu: bool, console: Console):
         self.config, self.folder, self.console = config, folder, console
         prompts = guard_prompts(config, EncodedClips.open(clips).captions)
         self.looks = GuardLog(folder, prompts, config)
         self.verdict = self.looks.verdict() if self.looks.all else Verdict(0)
         self.stopping = self.looks.flag(self.verdict)
         self._told = set[str]()
-        self._job = (config.model_dump(), model, config.reward.resolved().model_dump(), prompts)
+        self._job = (config.model_dump(), movable(config.model.path), config.reward.resolved().model_dump(), prompts)
         self._gpus = guard_gpus(config, use_gpu)
         self._board: TensorBoard | None = None
         self._actor: Any = None
@@ -228,14 +228,12 @@ class Watch:
 
 
 @contextmanager
-def watching(
-    config: RunConfig, folder: Path, clips: Path, model: str, use_gpu: bool, console: Console
-) -> Iterator[bool]:
+def watching(config: RunConfig, folder: Path, clips: Path, use_gpu: bool, console: Console) -> Iterator[bool]:
     """Guards the block's training, if the config asks for it; yields whether the run is to end before it begins."""
     if not config.guard.every:
         yield False
         return
-    with Watch(config, folder, clips, model, use_gpu, console) as watch:
+    with Watch(config, folder, clips, use_gpu, console) as watch:
         yield watch.stopping
 
 

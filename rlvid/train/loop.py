@@ -1,37 +1,33 @@
 """What every worker runs. It knows no algorithm by name: a method is a generator of losses."""
 
 import time
-from pathlib import Path
 from typing import Any
 
 import ray.train
 
 from rlvid.algorithms.base import Update
-from rlvid.config import RunConfig
 from rlvid.train.engine import StepOutcome
+from rlvid.train.job import Job
 from rlvid.train.reporter import Reporter
 from rlvid.train.restore import damage, resumed, temporary_folder
 from rlvid.train.worker import Worker
 
 
-def train_worker(job: dict[str, Any]) -> dict[str, Any]:
+def train_worker(job: Job) -> dict[str, Any]:
     """Trains from the latest checkpoint of the run to its last step; Ray Train calls it on each worker.
-
-    Args:
-        job: ``config`` (a dumped RunConfig), and what ``Worker`` needs.
 
     Returns:
         What this worker did: the first step of this start, skipped steps, seconds. Or ``damaged``, if the checkpoint
         is: its name -> what is wrong; then nothing was done.
     """
-    config, context = RunConfig.model_validate(job["config"]), ray.train.get_context()
+    context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    reporter = Reporter(rank, job["board"], config.reward.timeout)
-    with reporter.last_words(), temporary_folder(job.get("storage"), Path(job["run"])) as temporary:
+    reporter = Reporter(rank, job.board, job.config.reward.timeout)
+    with reporter.last_words(), temporary_folder(job.storage, job.run) as temporary:
         with resumed() as checkpoint:
             if checkpoint and (damaged := damage(checkpoint, rank, world)):
                 return {"damaged": damaged}
-            worker = Worker(config, job, temporary, checkpoint.folder if checkpoint else None, reporter)
+            worker = Worker(job, temporary, checkpoint.folder if checkpoint else None, reporter)
         return run_steps(worker)
 
 

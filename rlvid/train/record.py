@@ -43,7 +43,7 @@ def check_resume(run: Path, before: RunConfig, now: RunConfig, resumable: bool =
         ) from None
 
 
-def settle(mirror: Mirror, damaged: dict[str, str] | None = None) -> list[str]:
+def repair_record(mirror: Mirror, damaged: dict[str, str] | None = None) -> list[str]:
     """Leaves a run with whole checkpoints alone, and Ray Train with a record of them; returns a line on each other.
 
     A checkpoint that is not whole is renamed ``step-000050.damaged``. One that Ray Train never counted, since the run

@@ -16,8 +16,6 @@ from torch import distributed
 from rlvid import randomness
 from rlvid.algorithms.base import Batch, Context, Samples, Stopwatch, Team, Update, peak_memory, summed
 from rlvid.algorithms.catalogue import ALGORITHMS
-from rlvid.config import RunConfig
-from rlvid.config.reward import RewardConfig
 from rlvid.data.archive import ArchiveWriter, is_later_part, trim
 from rlvid.data.clips import EncodedClips, clip_index
 from rlvid.diffusion.generate import generate
@@ -28,6 +26,7 @@ from rlvid.storage import clips_here, worker_mirror
 from rlvid.train.checkpoint import load_checkpoint, save_checkpoint, told_if_unwritable
 from rlvid.train.engine import DeepSpeedEngine, StepOutcome
 from rlvid.train.guard_folder import stop_flag
+from rlvid.train.job import Job
 from rlvid.train.metrics import TensorBoard, average
 from rlvid.train.reporter import Reporter
 from rlvid.train.resume import carries_over
@@ -63,12 +62,7 @@ class Worker:
     """One of W processes that train together; worker 0 also writes TensorBoard and tells the progress.
 
     Args:
-        config: the run's.
-        job: ``clips`` (folder of encoded clips), ``run`` (the run's folder), ``use_gpu``, ``board`` (progress),
-            ``stop`` (whether the guard ended the run before), and ``model`` and ``reward`` (the model's path and the
-            reward's settings with absolute paths, since Ray Train moves its workers to another folder; default: the
-            config's). ``watched``: whether Ray Train tells when a node is about to be taken away. ``storage`` and
-            ``clips_storage``: the URI of an object store, if the run and its clips are kept in one.
+        job: of the run.
         temporary: folder for this worker's temporary files.
         checkpoint: folder of the checkpoint to resume from, if there is one.
         reporter: what the worker speaks with; default: one of its own.
@@ -76,46 +70,44 @@ class Worker:
 
     def __init__(
         self,
-        config: RunConfig,
-        job: dict[str, Any],
+        job: Job,
         temporary: Path,
         checkpoint: Path | None = None,
         reporter: Reporter | None = None,
     ) -> None:
-        context = ray.train.get_context()
+        config, context = job.config, ray.train.get_context()
         self.temporary = temporary
-        self.mirror = worker_mirror(job.get("storage"), config.name, Path(job["run"]), temporary)
-        self.config, self.run, self.board = config, self.mirror.folder, job["board"]
+        self.mirror = worker_mirror(job.storage, config.name, job.run, temporary)
+        self.config, self.run, self.board = config, self.mirror.folder, job.board
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         own_log = f"logs/worker-{self.rank:02d}.log"
         self.mirror.pull(lambda name: name == own_log)
         self.reporter = reporter or Reporter(self.rank, self.board, config.reward.timeout)
         self.reporter.log_to(self.run / own_log)
-        device = torch.device("cuda", torch.cuda.current_device()) if job["use_gpu"] else torch.device("cpu")
+        device = torch.device("cuda", torch.cuda.current_device()) if job.use_gpu else torch.device("cpu")
 
         spec = config.model
-        self.model = load_trainable(spec, config.seed, job.get("model", spec.path), device)
+        self.model = load_trainable(spec, config.seed, job.model, device)
         self.network = self.model.denoiser
         self._load_weights_alone(checkpoint)
         self.engine = DeepSpeedEngine(self.network, config.optimizer, config.train, config.micro_batch, spec.precision)
         self.model.denoiser = self.engine.module
         self.stopwatch = Stopwatch(device)
-        rewards = RewardConfig.model_validate(job["reward"]) if "reward" in job else config.reward
         self.algorithm = ALGORITHMS[config.method.name](
             Context(
                 config,
                 self.model,
-                trained_reward(rewards, device),
-                held_out_reward(rewards, device),
+                trained_reward(job.reward, device),
+                held_out_reward(job.reward, device),
                 self.stopwatch,
                 TorchTeam(self.rank, self.world),
                 self.reporter,
             )
         )
-        self.clips = EncodedClips.open(clips_here(Path(job["clips"]), job.get("clips_storage")))
+        self.clips = EncodedClips.open(clips_here(job.clips, job.clips_storage))
         self.problem: str | None = None
-        self._watched, self._leaving = bool(job.get("watched")), set[str]()
-        self.stopped = bool(job.get("stop"))
+        self._watched, self._leaving = job.watched, set[str]()
+        self.stopped = job.stop
         self._in_a_row, self._skipped, self._seconds, self._videos = 0, 0, 0.0, 0
         self.first_step = self._done = self._restore(checkpoint)
         self._began = time.perf_counter()

@@ -80,7 +80,7 @@ class Chaos:
 
     def __init__(self, source: str, overrides: list[str], cluster: LocalCluster) -> None:
         from rlvid.config import load_config
-        from rlvid.train.launch import run_folder
+        from rlvid.runs.find import run_folder
 
         self._source, self._overrides, self._cluster = source, overrides, cluster
         self.config = load_config(source, [*overrides, "name=whole"])
@@ -271,7 +271,7 @@ def main() -> int:
     if not any(each.startswith("output.storage=") for each in overrides):
         overrides.append(f"output.storage={tempfile.mkdtemp(prefix='rlvid-chaos-')}")
     from rlvid.config import load_config
-    from rlvid.train.launch import run_folder
+    from rlvid.runs.find import run_folder
 
     config = load_config(options.config, overrides)
     run_folder(config).parent.mkdir(parents=True, exist_ok=True)

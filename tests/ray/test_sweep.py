@@ -14,7 +14,7 @@ from processes import HANG
 
 from rlvid.config import load_config
 from rlvid.toy.tiny import save_tiny_model
-from rlvid.train.launch import check
+from rlvid.train.preflight import check
 from tuning.description import load_sweep
 from tuning.journal import Journal
 

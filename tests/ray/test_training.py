@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +20,29 @@ from rlvid.evaluate.plan import Evaluation
 from rlvid.evaluate.portions import run_evaluation
 from rlvid.export.export import export_run
 from rlvid.models.trained import trained_state
+from rlvid.train.job import Job
 from rlvid.train.launch import train
 
 log = logging.getLogger(__name__)
 
 
-def trajectories(job: dict[str, Any]) -> None:
-    """Runs the product's worker loop for several configs in the same processes; worker 0 writes the adapters."""
+def trajectories(jobs: dict[str, Job]) -> None:
+    """Runs the product's worker loop for several jobs in the same processes; worker 0 writes the adapters."""
     from rlvid.train.loop import run_step
     from rlvid.train.restore import temporary_folder
     from rlvid.train.worker import Worker
 
-    for key, settings in job["runs"].items():
-        run, norms = RunConfig.model_validate(settings), []
-        own = job | {"run": f"{job['out']}-{key}"}
-        with temporary_folder(None, Path(own["run"])) as temporary, Worker(run, own, temporary) as worker:
-            for step in range(run.train.steps):
+    for job in jobs.values():
+        norms = []
+        with temporary_folder(None, job.run) as temporary, Worker(job, temporary) as worker:
+            for step in range(job.config.train.steps):
                 updates, outcomes = run_step(worker, step)
                 worker.record(step, updates, outcomes, 0.0)
                 norms += [outcome.gradient_norm for outcome in outcomes]
             with worker.engine.gathered():
-                state = trained_state(worker.network, run.model)
+                state = trained_state(worker.network, job.config.model)
             if worker.rank == 0:
-                torch.save((state, norms), f"{job['out']}-{key}.pt")
+                torch.save((state, norms), f"{job.run}.pt")
 
 
 def on_workers(folder: Path, workers: int, runs: dict[str, RunConfig]) -> dict[str, Trajectory]:
@@ -52,18 +53,14 @@ def on_workers(folder: Path, workers: int, runs: dict[str, RunConfig]) -> dict[s
     from rlvid.train.progress import Board
 
     name = f"{next(iter(runs))}-on-{workers}"
-    job = {
-        "runs": {key: run.model_dump() for key, run in runs.items()},
-        "clips": str(encoded_clips(next(iter(runs.values())), QUIET)),
-        "out": str(folder / name), "use_gpu": False, "board": Board.remote(),
-    }  # fmt: skip
+    shared = {"clips": encoded_clips(next(iter(runs.values())), QUIET), "use_gpu": False, "board": Board.remote()}
+    jobs = {key: Job.of(run, run=folder / f"{name}-{key}", **shared) for key, run in runs.items()}
     TorchTrainer(
-        trajectories,
-        train_loop_config=job,
+        partial(trajectories, jobs),
         scaling_config=ray.train.ScalingConfig(num_workers=workers),
         run_config=ray.train.RunConfig(name=name, storage_path=str(folder / "ray")),
     ).fit()
-    return {key: torch.load(f"{job['out']}-{key}.pt", weights_only=True) for key in runs}
+    return {key: torch.load(f"{job.run}.pt", weights_only=True) for key, job in jobs.items()}
 
 
 WHOLE = "model.finetune=full"

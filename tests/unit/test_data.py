@@ -36,7 +36,7 @@ from rlvid.models.base import VideoModel
 from rlvid.plots.video import gif_bytes, write_mp4
 from rlvid.randomness import normal
 from rlvid.toy.tiny import tiny_model
-from rlvid.train.launch import cut_captions, keep_clips
+from rlvid.train.preflight import cut_captions, record_clips
 from rlvid.world.captions import PROMPT_SETS, read_caption
 
 FPS = 8.0
@@ -481,12 +481,12 @@ def test_a_run_goes_on_with_its_own_clips_only(encoded: tuple[Path, dict, pa.Tab
     run, others = tmp_path / "run", tmp_path / "others"
     write_folder(others, [table.slice(0, 3)], {**made_with, "prompts": "edited"})
     run.mkdir()
-    keep_clips(run, others)
-    keep_clips(run, clips)  # nothing has been trained yet
+    record_clips(run, others)
+    record_clips(run, clips)  # nothing has been trained yet
     (run / "archive").mkdir()
-    keep_clips(run, clips)
+    record_clips(run, clips)
     with pytest.raises(ValueError, match=r"run 'run' began with other clips than those in .*others now are"):
-        keep_clips(run, others)
+        record_clips(run, others)
 
 
 def test_captions_and_prompts_of_the_guard_that_are_cut_are_counted(

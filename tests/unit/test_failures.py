@@ -32,9 +32,9 @@ from rlvid.train import worker as worker_module
 from rlvid.train.audit import archive_faults, starts, tensorboard_faults
 from rlvid.train.checkpoint import told_if_unwritable
 from rlvid.train.fit import fit_again
-from rlvid.train.launch import prepare
 from rlvid.train.metrics import TensorBoard
-from rlvid.train.record import RECORD, check_resume, recorded, settle
+from rlvid.train.preflight import prepare
+from rlvid.train.record import RECORD, check_resume, recorded, repair_record
 from rlvid.train.resume import carries_over, notice
 from rlvid.train.worker import Worker
 
@@ -161,7 +161,7 @@ def two_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("whole")
     run, _ = save_run(home, step=2)
     save_run(home, step=4)
-    settle(Mirror(str(home), "run"))
+    repair_record(Mirror(str(home), "run"))
     return run
 
 
@@ -183,13 +183,13 @@ def test_a_checkpoint_that_is_not_whole_is_put_aside_and_the_one_before_counts(r
     HARM[harm](newest)
     assert flaw(newest) is not None
     assert [found.step for found in find_checkpoints(run)] == [2]
-    (line,) = settle(Mirror(str(run.parent), "run"))
+    (line,) = repair_record(Mirror(str(run.parent), "run"))
     assert re.search(r"step-000004 is damaged \(.+\).* renamed to step-000004\.damaged.* after step 2", line)
     assert "\n" not in line
     assert (run / "step-000004.damaged").is_dir()
     assert not newest.exists()
     assert steps_of(run) == (["step-000002"], 2)
-    assert settle(Mirror(str(run.parent), "run")) == []
+    assert repair_record(Mirror(str(run.parent), "run")) == []
 
 
 @pytest.mark.parametrize("harm", BYTES)
@@ -201,7 +201,8 @@ def test_wrong_bytes_of_the_right_length_are_found_by_whoever_is_about_to_read_t
     assert len([why for rank in range(3) if (why := wrong_bytes(newest, rank, 3))]) == 1, "workers share the reading"
     if "engine" not in harm:
         assert flaw(newest, resumable=False, read=True)
-    settle(Mirror(str(run.parent), "run"), {"step-000004": "wrong bytes"})  # as the driver does when workers say so
+    # as the driver does when workers say so
+    repair_record(Mirror(str(run.parent), "run"), {"step-000004": "wrong bytes"})
     assert (run / "step-000004.damaged").is_dir()
     assert steps_of(run) == (["step-000002"], 2)
 
@@ -212,14 +213,14 @@ def test_the_record_agrees_with_the_checkpoints_that_are_there(run: Path) -> Non
         (run / RECORD).write_text(left or "")
         if left is None:
             (run / RECORD).unlink()
-        assert settle(Mirror(str(run.parent), "run")) == []
+        assert repair_record(Mirror(str(run.parent), "run")) == []
         assert steps_of(run) == both
     shutil.rmtree(run / "step-000004")  # by hand
-    (line,) = settle(Mirror(str(run.parent), "run"))
+    (line,) = repair_record(Mirror(str(run.parent), "run"))
     assert re.search(r"step-000004 is missing.* after step 2", line)
     assert steps_of(run) == (["step-000002"], 2)
     shutil.rmtree(run / "step-000002")
-    (line,) = settle(Mirror(str(run.parent), "run"))
+    (line,) = repair_record(Mirror(str(run.parent), "run"))
     assert "begins anew" in line
     assert steps_of(run) == ([], None)
 
@@ -227,12 +228,12 @@ def test_the_record_agrees_with_the_checkpoints_that_are_there(run: Path) -> Non
 def test_a_checkpoint_whose_writing_was_interrupted_is_deleted_and_never_one_that_counted(run: Path) -> None:
     shutil.copytree(run / "step-000004", run / "step-000006")
     (run / "step-000006" / "state.json").unlink()
-    (line,) = settle(Mirror(str(run.parent), "run"))
+    (line,) = repair_record(Mirror(str(run.parent), "run"))
     assert re.search(r"step-000006 was not finished.*deleted.* after step 4", line)
     assert not list(run.glob("step-000006*"))
     for again in ("", "-2"):  # another one of that step is damaged
         shutil.copytree(run / "step-000002", run / "step-000004", dirs_exist_ok=True)
-        settle(Mirror(str(run.parent), "run"), {"step-000004": "wrong bytes"})
+        repair_record(Mirror(str(run.parent), "run"), {"step-000004": "wrong bytes"})
         assert (run / f"step-000004.damaged{again}").is_dir()
 
 
@@ -242,9 +243,9 @@ def test_in_a_store_a_damaged_checkpoint_is_found_by_sizes_and_renamed_there(
     monkeypatch.setenv("RLVID_CACHE", str(tmp_path / "cache"))
     store = Path(shutil.copytree(two_checkpoints, tmp_path / "store" / "run"))
     uri = f"file://{store.parent}"
-    assert settle(run_mirror(uri, "run")) == []
+    assert repair_record(run_mirror(uri, "run")) == []
     os.truncate(engine_file(store / "step-000004"), 10)  # which no driver fetches
-    (line,) = settle(run_mirror(uri, "run"))
+    (line,) = repair_record(run_mirror(uri, "run"))
     assert re.search(r"step-000004 is damaged \(engine/\S+ has 10 bytes", line)
     assert sorted(p.name for p in store.glob("step-*") if any(p.rglob("*.*"))) == ["step-000002", "step-000004.damaged"]
     assert steps_of(store) == (["step-000002"], 2)
@@ -417,21 +418,26 @@ def test_a_node_that_is_announced_to_leave_brings_one_checkpoint(monkeypatch: py
 def test_a_node_lost_while_workers_start_is_outlived_as_often_as_lost_workers_are() -> None:
     lost = ControllerError(ActorUnavailableError("Socket closed", b"0" * 16))
     lost = pickle.loads(pickle.dumps(lost))  # as it comes from Ray Train's controller
-    ends: list[Any] = [lost, lost, "result"]
+    done, broken = {"problem": None}, {"damaged": {"step-000004": "wrong bytes"}}
+    ends: list[Any] = [lost, lost, done]
+    repaired: list[dict[str, str]] = []
 
     def fit() -> Any:
         end = ends.pop(0)
         if isinstance(end, Exception):
             raise end
-        return end
+        return SimpleNamespace(return_value=end)
 
-    assert fit_again(fit, 2) == "result"
-    ends = [ActorUnavailableError("the controller is gone", b"0" * 16), "result"]
-    assert fit_again(fit, 1) == "result"
-    ends = [lost, lost, "result"]
+    assert fit_again(fit, 2, repaired.append) == done
+    ends = [ActorUnavailableError("the controller is gone", b"0" * 16), done]
+    assert fit_again(fit, 1, repaired.append) == done
+    ends = [lost, lost, done]
     with pytest.raises(ControllerError, match="Socket closed"):
-        fit_again(fit, 1)
-    ends = [ControllerError(ValueError("a fault of the program")), "result"]
+        fit_again(fit, 1, repaired.append)
+    ends = [ControllerError(ValueError("a fault of the program")), done]
     with pytest.raises(ControllerError, match="a fault of the program"):
-        fit_again(fit, 2)
-    assert ends == ["result"]
+        fit_again(fit, 2, repaired.append)
+    assert (ends, repaired) == ([done], [])
+    ends = [broken, lost, done]
+    assert fit_again(fit, 1, repaired.append) == done
+    assert repaired == [broken["damaged"]]

@@ -22,6 +22,7 @@ from rlvid.data.sources import read_rendered
 from rlvid.data.writing import ClipWriter
 from rlvid.models.unet3d import load_model
 from rlvid.toy.tiny import save_tiny_model
+from rlvid.train.job import Job
 from rlvid.train.loop import train_worker
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("process_group")]
@@ -72,8 +73,8 @@ class Cluster:
     def train(self, settings: RunConfig, **job: Any) -> dict[str, Any]:
         self.run = self.home / "runs" / settings.name
         self.run.mkdir(parents=True, exist_ok=True)
-        facts = {"config": settings.model_dump(), "clips": str(self.home / "clips"), "run": str(self.run)}
-        return train_worker(facts | {"use_gpu": False, "board": self.board} | job)
+        where = {"clips": self.home / "clips", "run": self.run, "use_gpu": False, "board": self.board}
+        return train_worker(Job.of(settings, **where, **job))
 
     def told(self, name: str) -> list[float]:
         """A number of each step, from the worker's log."""

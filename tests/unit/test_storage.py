@@ -9,7 +9,7 @@ from rlvid.cluster.nodes import visit, workers_that_fit
 from rlvid.config import load_config, parse_config
 from rlvid.data.archive import is_later_part
 from rlvid.storage import Mirror, home, run_mirror, run_uri, split_uri, worker_mirror
-from rlvid.train.launch import check, prepare
+from rlvid.train.preflight import check, prepare
 
 
 @pytest.fixture

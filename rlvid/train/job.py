@@ -1,0 +1,47 @@
+"""The job of a training worker: what the driver hands it across the process border."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlvid.config import RunConfig
+from rlvid.config.reward import RewardConfig
+from rlvid.models.folders import movable
+from rlvid.storage import is_uri
+
+
+@dataclass(frozen=True)
+class Job:
+    """What each worker of a run gets. Paths are absolute, as Ray Train moves its workers to another folder."""
+
+    config: RunConfig
+    model: str
+    """Path of the model."""
+    reward: RewardConfig
+    """The run's reward, with absolute paths."""
+    clips: Path
+    """Folder of encoded clips."""
+    run: Path
+    """The run's folder."""
+    use_gpu: bool
+    board: Any
+    """The actor ``rlvid.train.progress.Board``."""
+    stop: bool = False
+    """Whether the guard ended the run before."""
+    watched: bool = False
+    """Whether Ray Train announces that a node is about to be taken away."""
+
+    @classmethod
+    def of(cls, config: RunConfig, **further: Any) -> "Job":
+        """Makes the job of a run, with the model and the reward of its settings; ``further``: the other fields."""
+        return cls(config, movable(config.model.path), config.reward.resolved(), **further)
+
+    @property
+    def storage(self) -> str | None:
+        """URI of the object store that the run is kept in, if it is kept in one."""
+        return self.config.output.storage if is_uri(self.config.output.storage) else None
+
+    @property
+    def clips_storage(self) -> str | None:
+        """The same of the clips: those that are made for a run are kept where it is."""
+        return self.storage if self.config.data.source in ("builtin", "samples") else None

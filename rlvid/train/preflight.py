@@ -1,0 +1,187 @@
+"""What comes before a run: its settings are checked, its folder is made and held, what it begins with is recorded.
+
+A run's folder, ``{storage}/{name}``::
+
+    config.yaml       the settings, as validated
+    clips.txt         fingerprint of the clips
+    step-000050/ ...  checkpoints
+    tensorboard/      scalars and videos
+    archive/          generated samples with their rewards, Parquet
+    logs/             one full log a worker
+    guard.jsonl, best/, ...   where a guard looked on, see rlvid.train.guard_folder
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+
+from rlvid.config import RunConfig
+from rlvid.data.clips import EncodedClips
+from rlvid.data.encode import model_fingerprint
+from rlvid.data.sources import sample_prompts
+from rlvid.files import held, write_whole
+from rlvid.models.folders import resolved_shape
+from rlvid.models.lora import check_targets
+from rlvid.models.stored import check_model
+from rlvid.models.text_limit import model_text_limit, notices
+from rlvid.models.unet3d import denoiser_outline
+from rlvid.reward.load import check_reward
+from rlvid.reward.text_limit import reward_text_limits
+from rlvid.runs.checkpoints import latest_checkpoint, read_settings
+from rlvid.runs.find import run_folder
+from rlvid.storage import Mirror, is_uri, run_mirror
+from rlvid.train.guard_folder import guard_prompts
+from rlvid.train.record import check_resume, repair_record
+from rlvid.train.resume import notice
+
+_MIN_FREE_BYTES = 200 * 2**20
+
+
+@contextmanager
+def open_run(config: RunConfig, console: Console) -> Iterator[Mirror]:
+    """Checks a run, makes its folder, and holds it for this process while the block runs; yields it.
+
+    Damaged checkpoints are put aside, and the settings are written.
+
+    Raises:
+        ValueError: bad input, or another process trains the run.
+    """
+    check(config)
+    mirror = run_mirror(config.output.storage, config.name)
+    folder = prepare(config)
+    otherwise = (
+        f"run {folder.name!r} in {folder} is being trained by another process; wait for its end, or choose another "
+        "name=..."
+    )
+    with held(folder / ".lock", otherwise, folder / "guard"):
+        repair(config, mirror, console)
+        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+        write_whole(folder / "config.yaml", text.encode())
+        mirror.push()
+        yield mirror
+
+
+def check(config: RunConfig) -> None:
+    """What can be known to be wrong before a folder is made or Ray starts.
+
+    Raises:
+        ValueError: the model's folder is not one, segments do not fit its frames, no layer has the name of an adapter's
+            target, a reward's file or function is not what it should be, or the clips or prompts are not there.
+    """
+    check_model(config.model.path)
+    frames, _ = resolved_shape(config.model.path, config.model.frames, config.model.size)
+    if config.reward.segments > frames:
+        raise ValueError(
+            f"reward.segments = {config.reward.segments} exceeds the {frames} frames of a video; allowed: 1 to {frames}"
+        )
+    check_reward(config.reward, config.method.needs_gradient)
+    if config.model.finetune == "lora":
+        check_targets(denoiser_outline(config.model.path), config.model.lora.targets)
+    if config.data.source == "samples":
+        sample_prompts(config)
+    elif config.data.source != "builtin":
+        EncodedClips.open(Path(config.data.source).expanduser(), model_fingerprint(config.model))
+    if config.guard.every and is_uri(config.output.storage):
+        raise ValueError(
+            f"guard.every = {config.guard.every}: the guard looks at checkpoints in a folder, and output.storage = "
+            f"{config.output.storage!r} is a store of objects; set guard.every=0, or a folder that all nodes mount"
+        )
+    if config.guard.every and config.guard.prompts is not None:
+        guard_prompts(config, [])
+
+
+def in_a_job(folder: Path) -> bool:
+    """Whether a folder lies where Ray puts the copy of the working directory that a job runs in."""
+    return "working_dir_files" in folder.parts
+
+
+def prepare(config: RunConfig) -> Path:
+    """Makes the run's folder, or checks that an existing one is of the same run; writes nothing into it.
+
+    Raises:
+        ValueError: the folder cannot be written, the disk is full, or the name belongs to another config.
+    """
+    folder = run_folder(config)
+    if in_a_job(folder):
+        raise ValueError(
+            f"output.storage = {config.output.storage!r} lies in the job's own folder, which the cluster deletes; give "
+            "an absolute path that all nodes share, or s3://BUCKET/FOLDER or gs://BUCKET/FOLDER"
+        )
+    known = folder / "config.yaml"
+    if known.is_file():
+        try:
+            before = read_settings(folder)
+        except ValueError as error:
+            raise ValueError(f"{error}; bring the file back, or choose another name=...") from None
+        begun = (folder / "archive").is_dir()  # workers make it once they are ready; a failed start is no run yet
+        if begun:
+            check_resume(folder, before, config, resumable=not is_uri(config.output.storage))
+    elif folder.is_dir() and any(not _of_a_killed_start(entry) for entry in folder.iterdir()):
+        raise ValueError(f"{folder} exists and is not a run of rlvid; choose another name=... or output.storage=...")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise ValueError(
+            f"output.storage = {config.output.storage!r}: {folder} cannot be written ({error.strerror}); "
+            "choose a folder that you may write to"
+        ) from error
+    if free < _MIN_FREE_BYTES:
+        raise ValueError(
+            f"output.storage = {config.output.storage!r}: {free >> 20} MiB are free and a run needs at least "
+            f"{_MIN_FREE_BYTES >> 20}; free some space or choose another folder"
+        )
+    return folder
+
+
+def record_clips(folder: Path, clips: Path) -> None:
+    """Notes which clips a run trains on.
+
+    Raises:
+        ValueError: the run has begun with others, such as of prompts that were edited since.
+    """
+    note, now = folder / "clips.txt", EncodedClips.open(clips).meta["fingerprint"]
+    if (folder / "archive").is_dir() and note.is_file() and note.read_text(encoding="utf-8") != now:
+        raise ValueError(
+            f"run {folder.name!r} began with other clips than those in {clips} now are; bring them (or the prompts "
+            "they were sampled from) back, or choose another name=..."
+        )
+    note.write_text(now, encoding="utf-8")
+
+
+def cut_captions(config: RunConfig, clips: Path) -> list[str]:
+    """A line on the captions and the guard's prompts that the text encoder or a reward reads in part only."""
+    limits = [model_text_limit(config.model.path), *reward_text_limits(config.reward)]
+    captions = EncodedClips.open(clips).captions
+    own = guard_prompts(config, []) if config.guard.every and config.guard.prompts is not None else []
+    return [*notices(limits, captions, "captions"), *notices(limits, own, "guard.prompts")]
+
+
+def _of_a_killed_start(entry: Path) -> bool:
+    """Whether a file is one that a first start leaves when it is killed before it has written the settings."""
+    return entry.name[0] == "." or entry.name.endswith(".tmp")
+
+
+def repair(config: RunConfig, mirror: Mirror, console: Console, damaged: dict[str, str] | None = None) -> None:
+    """Puts damaged checkpoints aside; prints their names, and what a run with another split of work keeps.
+
+    Args:
+        config: the run's.
+        mirror: the run's, brought to the store's state.
+        console: prints.
+        damaged: name -> what is wrong, of checkpoints that workers found damaged.
+
+    Raises:
+        ValueError: the checkpoint that is left is of a split that cannot be carried over.
+    """
+    for line in repair_record(mirror, damaged):
+        console.print(line, style="bold", markup=False, highlight=False, soft_wrap=True)
+    latest = latest_checkpoint(mirror.folder, resumable=not is_uri(config.output.storage))
+    if latest and (text := notice(latest[0], config, latest[1])):
+        console.print(text, style="bold" if text.startswith("WARNING") else None, markup=False, soft_wrap=True)
