@@ -109,8 +109,9 @@ def at_cost(states: dict[int, dict[str, float]], points: int) -> list[int]:
 
 def evaluate_checkpoints(folder: Path, options: argparse.Namespace, console: Console) -> list[Point]:
     """Scores of the base and of ``options.points`` checkpoints of a run, spread to the last; kept beside the run."""
-    from rlvid.evaluate.evaluate import evaluate_model, summarise
     from rlvid.evaluate.load import device, load_run
+    from rlvid.evaluate.results.summary import summarise
+    from rlvid.evaluate.score import evaluate_model
     from rlvid.reward.load import load_reward
     from rlvid.runs.checkpoints import find_checkpoints, read_state
     from rlvid.world.captions import prompt_set

@@ -108,13 +108,13 @@ def evaluate_and_show(
     """
     from rlvid.evaluate.clip import NamedClip, load_clip
     from rlvid.evaluate.command import Store, default_sets, evaluation_folder, prompts_of, write_all
-    from rlvid.evaluate.compared import differences, find_compared, parse_spec
-    from rlvid.evaluate.measure import DEFAULT_CLIP, Measure, parse_rewards
-    from rlvid.evaluate.plan import Evaluation
-    from rlvid.evaluate.portions import alone, run_evaluation
-    from rlvid.evaluate.rows import summarise
-    from rlvid.evaluate.seeds import group_seeds as groups_of
-    from rlvid.evaluate.tables import compare_all, render_table
+    from rlvid.evaluate.models import differences, find_models, parse_spec
+    from rlvid.evaluate.results.seeds import group_seeds as groups_of
+    from rlvid.evaluate.results.summary import compare_all, summarise
+    from rlvid.evaluate.scorers import DEFAULT_CLIP, Scorers, parse_rewards
+    from rlvid.evaluate.tables.pages import render_table
+    from rlvid.evaluate.work import Evaluation
+    from rlvid.evaluate.workers import exclusive, run_evaluation
     from rlvid.models.stored import check_model
     from rlvid.models.text_limit import model_text_limit, notices
     from rlvid.models.trained import check_trained
@@ -133,7 +133,7 @@ def evaluate_and_show(
             "out, or keep runs in a folder that all nodes mount"
         )
     further = parse_rewards(rewards)
-    compared = find_compared(models, scales=scales, step=checkpoint)
+    compared = find_models(models, scales=scales, step=checkpoint)
     config = compared[0].config
     check_trust(config.reward, compared[0].run, trust)
     prompts = prompts or prompts_of(default_sets(config), videos, notes.append)
@@ -147,16 +147,16 @@ def evaluate_and_show(
     limits += [limit for each in further if (limit := reward_text_limit(each.name, each.path))]
     limits += [measured.limit] if isinstance(measured, NamedClip) else []
     notes += notices(limits, [prompt for each in prompts.values() for prompt in each])
-    measure = Measure(config.reward, clip or DEFAULT_CLIP, further, config.model.path == "builtin")
-    notes += measure.cautions(clip is not None)
+    scorers = Scorers(config.reward, clip or DEFAULT_CLIP, further, config.model.path == "builtin")
+    notes += scorers.cautions(clip is not None)
     evaluation = Evaluation.of(
         compared, prompts, steps_list=steps, folder=evaluation_folder(compared, out), seed=seed, copies=copies,
-        measure=measure,
+        scorers=scorers,
     )  # fmt: skip
     say(f"{len(compared)} models ({', '.join(model.name for model in compared)}), {evaluation.count} videos")
     for line in [*differences(compared), *notes]:
         say(line)
-    with alone(evaluation), kept(f"the videos and scores made so far are in {short(evaluation.folder)}"):
+    with exclusive(evaluation), kept(f"the videos and scores made so far are in {short(evaluation.folder)}"):
         store = Store(stored if out is None and len(runs) == 1 else None, evaluation)
         rows = run_evaluation(evaluation, workers=workers, address=address, progress=counter("videos"), tell=say)
         written = write_all(evaluation, rows, groups)

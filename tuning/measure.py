@@ -13,8 +13,10 @@ from typing import Any
 
 from rlvid.config import RunConfig
 from rlvid.evaluate.clip import load_clip
-from rlvid.evaluate.evaluate import Row, evaluate_model, summarise
 from rlvid.evaluate.load import device, load_run
+from rlvid.evaluate.results.rows import Row
+from rlvid.evaluate.results.summary import summarise
+from rlvid.evaluate.score import evaluate_model
 from rlvid.models.trained import load_trainable
 from rlvid.reward.clip import ClipReward
 from rlvid.reward.load import held_out_reward, load_reward, trained_reward
@@ -46,7 +48,7 @@ def measure(job: dict[str, Any], run: str | None, step: int) -> dict[str, Any]:
 
     Returns:
         ``step``, ``seconds`` of training steps and ``videos`` rewarded until then, ``mean`` and ``std`` over videos of
-        every metric, and the ``rows`` (``rlvid.evaluate.evaluate.Row``) that they are of.
+        every metric, and the ``rows`` (``rlvid.evaluate.results.rows.Row``) that they are of.
     """
     work_here(job)
     config, how = RunConfig.model_validate(job["base"]), Evaluation.model_validate(job["evaluation"])

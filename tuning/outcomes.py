@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from rlvid.evaluate.evaluate import Comparison, compare
+from rlvid.evaluate.results.summary import Comparison, compare
 from tuning.description import COST, Sweep
 from tuning.journal import Journal, Trial, read_scores, scores_path
 from tuning.measure import rows_of

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from rlvid.escape import csv_text, markdown_text, one_line
-from rlvid.evaluate.evaluate import METRICS as ALL_METRICS
+from rlvid.evaluate.results.rows import METRICS as ALL_METRICS
 from rlvid.files import write_whole
 from tuning.board import write_hparams
 from tuning.description import COST, Sweep

@@ -6,21 +6,26 @@ from pathlib import Path
 
 from rlvid.config import RunConfig
 from rlvid.data.prompts import ANIMAL_SETS, resolve_prompts
-from rlvid.evaluate.compared import Compared
-from rlvid.evaluate.layouts import pooled, write_layouts
-from rlvid.evaluate.plan import Evaluation, check_distinct
-from rlvid.evaluate.rows import EXTRA, Row, summarise
-from rlvid.evaluate.scores import told_if_full
-from rlvid.evaluate.seeds import seed_results, write_seeds
-from rlvid.evaluate.tables import write_results
+from rlvid.evaluate.cache import explain_full_disk
+from rlvid.evaluate.models import EvaluatedModel
+from rlvid.evaluate.results.pairwise import MAX_PAIRWISE_ROWS, pairwise
+from rlvid.evaluate.results.rows import REWARD_PREFIX, Row, pooled
+from rlvid.evaluate.results.seeds import seed_results
+from rlvid.evaluate.results.summary import summarise
+from rlvid.evaluate.tables.groups import write_pairwise, write_seeds
+from rlvid.evaluate.tables.pages import write_results
+from rlvid.evaluate.tables.paper import write_layouts
 from rlvid.evaluate.tradeoff import draw_tradeoff
-from rlvid.evaluate.versus import MOST, versus, write_versus
+from rlvid.evaluate.work import Evaluation, check_distinct
 from rlvid.storage import Mirror, split_uri
 from rlvid.world.captions import PROMPT_SETS, prompts_in_set
 
-SOMETIMES = ("tradeoff.png", *(f"{stem}.{suffix}" for stem in ("seeds", "versus") for suffix in ("md", "csv", "tex")))
+OPTIONAL_FILES = (
+    "tradeoff.png",
+    *(f"{stem}.{suffix}" for stem in ("seeds", "versus") for suffix in ("md", "csv", "tex")),
+)
 """What not every evaluation writes."""
-DRAWN = 48
+PROMPTS_DRAWN = 48
 """Prompts that are drawn from a set of the built-in world, by default."""
 
 
@@ -36,7 +41,8 @@ def prompts_of(
 
     Args:
         sets: names of shipped sets, or files.
-        videos: most prompts of each; default: all of a file and of the animal sets, ``DRAWN`` of a set that is drawn.
+        videos: most prompts of each; default: all of a file and of the animal sets, ``PROMPTS_DRAWN`` of a
+            set that is drawn.
         tell: called with a line on each set that is cut.
 
     Raises:
@@ -47,7 +53,7 @@ def prompts_of(
         name = Path(spec).stem
         if name in found:
             raise ValueError(f"--sets {','.join(sets)}: two sets have one name; rename a file, results are kept by it")
-        drawn = min(videos or DRAWN, prompts_in_set(spec)) if spec in PROMPT_SETS else None
+        drawn = min(videos or PROMPTS_DRAWN, prompts_in_set(spec)) if spec in PROMPT_SETS else None
         prompts = resolve_prompts(spec, drawn)
         check_distinct(spec, prompts)
         found[name] = prompts[:videos]
@@ -56,7 +62,7 @@ def prompts_of(
     return found
 
 
-def evaluation_folder(models: Sequence[Compared], out: Path | None) -> Path:
+def evaluation_folder(models: Sequence[EvaluatedModel], out: Path | None) -> Path:
     """Where an evaluation goes: ``out``, or the folder of the only run, or ``runs/evaluation``.
 
     Raises:
@@ -78,7 +84,7 @@ def write_all(evaluation: Evaluation, rows: list[Row], groups: Mapping[str, list
     Args:
         evaluation: whose rows they are.
         rows: of all videos.
-        groups: of ``rlvid.evaluate.seeds.group_seeds``; none for no table over seeds.
+        groups: of ``rlvid.evaluate.results.seeds.group_seeds``; none for no table over seeds.
 
     Returns:
         The paths.
@@ -86,9 +92,9 @@ def write_all(evaluation: Evaluation, rows: list[Row], groups: Mapping[str, list
     Raises:
         ValueError: the disk is full.
     """
-    with told_if_full(evaluation.folder):
+    with explain_full_disk(evaluation.folder):
         written = _write(evaluation, rows, groups)
-        evaluation.finish()
+        evaluation.mark_complete()
     return [*written, evaluation.folder / "evaluation.yaml"]
 
 
@@ -103,9 +109,9 @@ def _write(evaluation: Evaluation, rows: list[Row], groups: Mapping[str, list[st
         written.append(folder / "tradeoff.png")
     if groups:
         written += write_seeds(folder, seed_results(rows, groups, base))
-    if 1 < len(shown) < MOST:
-        written += write_versus(folder, versus(pooled(rows), shown, base), shown)
-    for name in SOMETIMES:
+    if 1 < len(shown) < MAX_PAIRWISE_ROWS:
+        written += write_pairwise(folder, pairwise(pooled(rows), shown, base), shown)
+    for name in OPTIONAL_FILES:
         if folder / name not in written:
             (folder / name).unlink(missing_ok=True)  # of an earlier evaluation in this folder
     return written
@@ -119,9 +125,11 @@ def _facts(evaluation: Evaluation) -> dict[str, object]:
         facts: dict[str, object] = {"run": config.name, "step": models[1].step}
     else:
         facts = {model.name: f"run {model.config.name}, step {model.step}" for model in models[1:]}
-    rewards = evaluation.measure.names
+    rewards = evaluation.scorers.names
     further = {
-        f"reward {metric.removeprefix(EXTRA)}": rewards[metric] for metric in rewards if metric.startswith(EXTRA)
+        f"reward {metric.removeprefix(REWARD_PREFIX)}": rewards[metric]
+        for metric in rewards
+        if metric.startswith(REWARD_PREFIX)
     }
     return facts | {
         "seed": evaluation.seed,
@@ -130,7 +138,7 @@ def _facts(evaluation: Evaluation) -> dict[str, object]:
         "reward": rewards["reward"],
         "held-out reward": rewards["held_out"] or "none (reward.held_out is null)",
         **further,
-        "CLIPSIM and consistency by": evaluation.measure.clip,
+        "CLIPSIM and consistency by": evaluation.scorers.clip,
     }
 
 
@@ -158,7 +166,7 @@ class Store:
                 name for name, now in videos.items() if stored.get(name) != now.st_size or now.st_ctime >= self._began
             }
             self._mirror.push(changed | tables)
-            unwanted = {name for name in stored if _is_video_file(name)} - videos.keys() | {*SOMETIMES} - tables
+            unwanted = {name for name in stored if _is_video_file(name)} - videos.keys() | {*OPTIONAL_FILES} - tables
             self._mirror.delete(lambda name: name in unwanted)
 
 

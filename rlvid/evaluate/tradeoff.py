@@ -7,8 +7,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from rlvid.evaluate.columns import set_title
-from rlvid.evaluate.evaluate import Summary
+from rlvid.evaluate.results.summary import Summary
+from rlvid.evaluate.tables.names import set_title
 from rlvid.files import write_whole
 from rlvid.plots.style import LOOKS, RULE, Look, drawing, legend_label
 

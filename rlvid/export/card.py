@@ -19,7 +19,7 @@ from rlvid.evaluate.results.run_card import (
     without_folders,
     worse_prompts,
 )
-from rlvid.evaluate.tables import markdown
+from rlvid.evaluate.tables.pages import markdown
 from rlvid.export.evaluation import Evaluated, Exported, find_evaluated
 from rlvid.models.stored import OLDEST
 from rlvid.runs.checkpoints import CheckpointRef, read_state

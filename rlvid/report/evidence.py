@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlvid.evaluate.columns import COLUMNS
 from rlvid.evaluate.results.read import About, read_about, score_rows
 from rlvid.evaluate.results.untrusted import read_table
+from rlvid.evaluate.tables.names import COLUMNS
 from rlvid.stats import beyond_chance
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlvid.evaluate.seeds import Alike, end_or_step, name_groups, part_of_run
+from rlvid.evaluate.results.seeds import Alike, end_or_step, name_groups, part_of_run
 from rlvid.plots.style import LOOKS, Look, looks_of
 from rlvid.report.evidence import Evidence, Model, join, read_evidence
 from rlvid.report.runs import Run, read_run

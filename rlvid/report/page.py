@@ -11,8 +11,8 @@ from markupsafe import Markup
 
 from rlvid import __version__
 from rlvid.config.reward import RewardConfig
+from rlvid.evaluate.results.pairwise import MAX_PAIRWISE_ROWS
 from rlvid.evaluate.results.run_card import run_card, without_folders
-from rlvid.evaluate.versus import MOST
 from rlvid.plots.style import LOOKS
 from rlvid.report.evidence import Case, Evidence
 from rlvid.report.inputs import Gathered
@@ -67,7 +67,7 @@ def render(gathered: Gathered, choice: Choice, shown: Shown) -> dict[str, str]:
         heading=_heading(evidence), lead=_lead(evidence), evidence=evidence, looks=classes, glyphs=glyphs,
         copies=evidence.copies, width=width, height=height, frames=frames, notes=[*gathered.notes, *shown.notes],
         told=told_of(gathered), pictured={model.name for model in gathered.pictured}, seeds=over_seeds(gathered),
-        rows=gathered.seeds, most=MOST, tiles=_tiles(evidence), judge_title=title(evidence.judge).lower(),
+        rows=gathered.seeds, most=MAX_PAIRWISE_ROWS, tiles=_tiles(evidence), judge_title=title(evidence.judge).lower(),
         featured=[(why, by_key[each.case], (evidence.base, each.model)) for why, each in choice.featured],
         cases=cases, metrics=evidence.shown(),
         tables=[(steps, table(evidence, steps)) for steps in evidence.steps], curves=shown.curves,

@@ -5,7 +5,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from rlvid.config import RunConfig
-from rlvid.evaluate.seeds import but_for_seed
+from rlvid.evaluate.results.seeds import but_for_seed
 from rlvid.runs.checkpoints import CheckpointRef
 from rlvid.runs.find import find_run
 from rlvid.runs.scalars import read_scalars

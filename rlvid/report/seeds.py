@@ -3,10 +3,11 @@
 import math
 from dataclasses import dataclass
 
-from rlvid.evaluate.grid import Grid
-from rlvid.evaluate.layouts import GAINED, LAYOUTS, fill, pooled
-from rlvid.evaluate.rows import EXTRA, METRICS, Row
-from rlvid.evaluate.versus import MOST, versus, versus_grids, versus_legend
+from rlvid.evaluate.results.pairwise import MAX_PAIRWISE_ROWS, pairwise
+from rlvid.evaluate.results.rows import METRICS, REWARD_PREFIX, Row, pooled
+from rlvid.evaluate.tables.groups import pairwise_grids, pairwise_legend
+from rlvid.evaluate.tables.paper import GAINED, LAYOUTS, paper_table
+from rlvid.evaluate.tables.table import Grid
 from rlvid.report.evidence import Evidence
 from rlvid.report.inputs import Gathered
 
@@ -27,20 +28,20 @@ def over_seeds(gathered: Gathered) -> list[Table]:
         return []
     rows, tables = rows_of(gathered.evidence), []
     for name, layout in LAYOUTS.items():
-        filled = fill(name, rows, base, groups)
+        table = paper_table(name, rows, base, groups)
         what = "All prompts" if layout.pooled else "Reward of each prompt set"
-        notes = "".join(f" {note}." for note in filled.notes(groups))
-        tables.append(Table(what, filled.grid(), f"{layout.caption} A row has the videos of all seeds.{notes}"))
-        tables.append(Table(f"{what}: over the base", filled.gain_grid(), GAINED))
-    if len(groups) < MOST:
-        for steps, grid in versus_grids(versus(pooled(rows), groups, base)).items():
-            tables.append(Table(f"Each against each, D = {steps}", grid, versus_legend(groups)))
+        notes = "".join(f" {note}." for note in table.notes(groups))
+        tables.append(Table(what, table.grid(), f"{layout.caption} A row has the videos of all seeds.{notes}"))
+        tables.append(Table(f"{what}: over the base", table.gain_grid(), GAINED))
+    if len(groups) < MAX_PAIRWISE_ROWS:
+        for steps, grid in pairwise_grids(pairwise(pooled(rows), groups, base)).items():
+            tables.append(Table(f"Each against each, D = {steps}", grid, pairwise_legend(groups)))
     return tables
 
 
 def rows_of(evidence: Evidence) -> list[Row]:
     """The scores of all videos; NaN for metrics that the evaluation lacks."""
-    further = [metric for metric in evidence.metrics if metric.startswith(EXTRA)]
+    further = [metric for metric in evidence.metrics if metric.startswith(REWARD_PREFIX)]
     return [
         Row(
             name, case.set, case.steps, case.index, evidence.prompt(case), copy=case.copy,

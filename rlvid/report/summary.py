@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rlvid.evaluate.columns import COLUMNS, set_title
+from rlvid.evaluate.tables.names import COLUMNS, set_title
 from rlvid.report.evidence import Difference, Evidence, Model
 
 _KNOWN = {column.metric: column for column in COLUMNS}

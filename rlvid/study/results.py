@@ -9,9 +9,9 @@ from types import MappingProxyType
 
 import numpy as np
 
-from rlvid.evaluate import columns
-from rlvid.evaluate.columns import COLUMNS
-from rlvid.evaluate.rows import EXTRA
+from rlvid.evaluate.results.rows import REWARD_PREFIX
+from rlvid.evaluate.tables import names as columns
+from rlvid.evaluate.tables.names import COLUMNS
 from rlvid.stats import bradley_terry, krippendorff_alpha, wilson
 from rlvid.study.evaluation import Spot
 from rlvid.study.pairs import AXES, Pair
@@ -148,7 +148,7 @@ def summarise(
 
 def title_of(metric: str, rewards: Mapping[str, str]) -> str:
     """What a metric is called: as in an evaluation's tables, with the name of a reward where it is known."""
-    if metric.startswith(EXTRA) or any(metric == column.metric for column in COLUMNS):
+    if metric.startswith(REWARD_PREFIX) or any(metric == column.metric for column in COLUMNS):
         title = columns.title_of(metric).replace("…", columns.title_of("consistency"))
     else:  # no table has it
         title = metric.replace("_", " ").capitalize()

@@ -10,7 +10,8 @@ import torch
 from rlvid.config import RunConfig
 from rlvid.config.reward import RewardConfig
 from rlvid.evaluate.ask import Asker
-from rlvid.evaluate.evaluate import METRICS, evaluate_model
+from rlvid.evaluate.results.rows import METRICS
+from rlvid.evaluate.score import evaluate_model
 from rlvid.models.trained import load_trainable, load_trained
 from rlvid.reward.clip import ClipReward
 from rlvid.reward.load import held_out_reward, load_reward, trained_reward

@@ -16,11 +16,11 @@ from processes import HANG, started
 from typer.testing import CliRunner
 
 from rlvid.cli import app, main
-from rlvid.evaluate.compared import find_compared
-from rlvid.evaluate.evaluate import METRICS
-from rlvid.evaluate.plan import Evaluation
-from rlvid.evaluate.portions import run_evaluation
-from rlvid.evaluate.videos import identity_of, write_part
+from rlvid.evaluate.cache import identity_of, write_part
+from rlvid.evaluate.models import find_models
+from rlvid.evaluate.results.rows import METRICS
+from rlvid.evaluate.work import Evaluation
+from rlvid.evaluate.workers import run_evaluation
 
 SETS = {"own": [f"a {c} {s} {m}" for c in ("red", "blue", "green") for s in ("circle", "star") for m in "abcd"]}
 
@@ -29,9 +29,9 @@ def test_two_actors_give_the_numbers_of_one_process(tmp_path: Path, ray_cluster:
     run, _ = save_run(tmp_path)
     rows = {}
     for workers in (None, 2):
-        evaluation = Evaluation.of(find_compared([str(run)]), SETS, steps_list=[2])
+        evaluation = Evaluation.of(find_models([str(run)]), SETS, steps_list=[2])
         rows[workers] = run_evaluation(evaluation, workers=workers)
-        evaluation.forget()
+        evaluation.clear()
     for expected, found in zip(rows[None], rows[2], strict=True):
         assert (found.model, found.set, found.steps, found.index, found.prompt) == (
             expected.model, expected.set, expected.steps, expected.index, expected.prompt
@@ -39,7 +39,7 @@ def test_two_actors_give_the_numbers_of_one_process(tmp_path: Path, ray_cluster:
         for metric in METRICS:  # other numbers of threads may round a pixel to the next of its 256 levels
             assert getattr(found, metric) == pytest.approx(getattr(expected, metric), abs=1e-4, nan_ok=True), metric
     with pytest.raises(ValueError, match=r"--workers 99 needs 49.5 CPU cores; the cluster has 8; .* at most 16"):
-        run_evaluation(Evaluation.of(find_compared([str(run)]), SETS, steps_list=[3]), workers=99)
+        run_evaluation(Evaluation.of(find_models([str(run)]), SETS, steps_list=[3]), workers=99)
 
 
 def test_a_reward_that_hangs_ends_a_pool_too(

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from rlvid.config import RunConfig
 from rlvid.data.sources import encoded_clips
-from rlvid.evaluate.compared import find_compared
-from rlvid.evaluate.plan import Evaluation
-from rlvid.evaluate.portions import run_evaluation
+from rlvid.evaluate.models import find_models
+from rlvid.evaluate.work import Evaluation
+from rlvid.evaluate.workers import run_evaluation
 from rlvid.export.export import export_run
 from rlvid.models.trained import trained_state
 from rlvid.train.job import Job
@@ -125,7 +125,7 @@ def test_a_run_of_all_weights_resumes_to_the_same_weights_and_is_evaluated_and_e
     assert difference(found, expected) == 0
     assert difference(found, tiny_state(folder, WHOLE)) > 2e-5
     prompts = {"own": ["a red circle", "a dog"]}
-    assert len(run_evaluation(Evaluation.of(find_compared([str(halves.folder)]), prompts, steps_list=[2]))) == 4
+    assert len(run_evaluation(Evaluation.of(find_models([str(halves.folder)]), prompts, steps_list=[2]))) == 4
     out = export_run(halves.folder, folder / "exported")
     assert difference(load_file(out / file), expected) == 0
     assert "all weights of its denoiser; 3 steps" in (out / "README.md").read_text(encoding="utf-8")

@@ -25,8 +25,8 @@ from rlvid.cli import app, main
 from rlvid.config import RunConfig, load_config, shipped_configs
 from rlvid.config.reward import FROM_A_FILE, is_function
 from rlvid.data.prompts import ANIMAL_SETS
-from rlvid.evaluate.compared import parse_spec
-from rlvid.evaluate.measure import parse_rewards
+from rlvid.evaluate.models import parse_spec
+from rlvid.evaluate.scorers import parse_rewards
 from rlvid.terminal import fractions, numbers
 from rlvid.world.captions import PROMPT_SETS
 from tuning.description import load_sweep

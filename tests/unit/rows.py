@@ -2,7 +2,7 @@
 
 import math
 
-from rlvid.evaluate.rows import METRICS, Row
+from rlvid.evaluate.results.rows import METRICS, Row
 
 
 def row(

@@ -11,8 +11,8 @@ from torchvision.transforms.functional import to_pil_image
 
 from rlvid.diffusion.generate import generate
 from rlvid.evaluate.clip import load_clip
-from rlvid.evaluate.evaluate import evaluate_model
 from rlvid.evaluate.metrics import clipsim, flickering, temporal_consistency
+from rlvid.evaluate.score import evaluate_model
 from rlvid.reward.clip import ClipReward
 from rlvid.toy.tiny import save_tiny_clip, tiny_model, tiny_reward
 

@@ -27,16 +27,18 @@ from rlvid.config.reward import RewardConfig
 from rlvid.data.prompts import ANIMAL_SETS, resolve_prompts
 from rlvid.escape import latex_text
 from rlvid.evaluate.command import default_sets, evaluation_folder, prompts_of
-from rlvid.evaluate.compared import Loader, differences, find_compared, load_found, parse_spec
-from rlvid.evaluate.grid import Cell, Grid
-from rlvid.evaluate.layouts import write_layouts
 from rlvid.evaluate.load import TunedModel
-from rlvid.evaluate.measure import Measure, parse_rewards
-from rlvid.evaluate.plan import check_distinct
-from rlvid.evaluate.rows import METRICS, compare
-from rlvid.evaluate.seeds import Alike, group_seeds, name_groups, seed_results, write_seeds
-from rlvid.evaluate.tables import write_results
-from rlvid.evaluate.versus import versus, write_versus
+from rlvid.evaluate.models import Loader, differences, find_models, load_found, parse_spec
+from rlvid.evaluate.results.pairwise import pairwise
+from rlvid.evaluate.results.rows import METRICS
+from rlvid.evaluate.results.seeds import Alike, group_seeds, name_groups, seed_results
+from rlvid.evaluate.results.summary import compare
+from rlvid.evaluate.scorers import Scorers, parse_rewards
+from rlvid.evaluate.tables.groups import write_pairwise, write_seeds
+from rlvid.evaluate.tables.pages import write_results
+from rlvid.evaluate.tables.paper import write_layouts
+from rlvid.evaluate.tables.table import Cell, Grid
+from rlvid.evaluate.work import check_distinct
 from rlvid.stats import bootstrap_means
 from rlvid.world.captions import prompts_in_set
 
@@ -67,18 +69,18 @@ def test_models_have_names_of_their_own_and_one_base(tmp_path: Path, monkeypatch
     other = another(run, "other")
     names = [
         (model.name, model.kind, model.step, model.scale)
-        for model in find_compared([f"{run}@all", f"{other}*0.5", f"mine={other}@3"], scales=(1.0,))
+        for model in find_models([f"{run}@all", f"{other}*0.5", f"mine={other}@3"], scales=(1.0,))
     ]
     assert names == [
         ("base", "base", None, 0.0), ("run@3", "checkpoint", 3, 1.0), ("run@6", "checkpoint", 6, 1.0),
         ("other × 0.5", "run", 6, 0.5), ("mine", "checkpoint", 3, 1.0),
     ]  # fmt: skip
-    alone = find_compared([str(run)], scales=(0.5, 1.0), step=3)
+    alone = find_models([str(run)], scales=(0.5, 1.0), step=3)
     assert [(model.name, model.step) for model in alone] == [
         ("base", None), ("instructvideo × 0.5", 3), ("instructvideo", 3)
     ]  # fmt: skip
     assert alone[0].describe()["path"] == str(tmp_path / "tiny")
-    assert alone[0].made_of == find_compared([str(other)])[0].made_of
+    assert alone[0].made_of == find_models([str(other)])[0].made_of
     for texts, complaint in (
         ([str(run), str(run)], "two models are called 'instructvideo'; give each a label: LABEL=RUN"),
         ([f"base={run}"], "two models are called 'base'; that is what the base model is called"),
@@ -87,14 +89,14 @@ def test_models_have_names_of_their_own_and_one_base(tmp_path: Path, monkeypatch
         ([], "no MODEL; name at least one"),
     ):
         with pytest.raises(ValueError, match=complaint):
-            find_compared(texts)
+            find_models(texts)
     model = config.model.model_dump(mode="json")
     odd = another(run, "odd", model=model | {"frames": 8})
     with pytest.raises(ValueError, match=r"'odd' cannot stand beside 'run': .* 8 frames .*, the other's .* 4 frames"):
-        find_compared([str(run), str(odd)])
+        find_models([str(run), str(odd)])
     monkeypatch.chdir(tmp_path)
     assert evaluation_folder(alone, None) == run
-    assert evaluation_folder(find_compared([str(run), str(other)]), None) == Path("runs/evaluation")
+    assert evaluation_folder(find_models([str(run), str(other)]), None) == Path("runs/evaluation")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letters.txt").write_text("")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -110,11 +112,11 @@ def test_what_runs_differ_in_is_said(tmp_path: Path) -> None:
         for weight in (1, 2)
     ]
     other = another(run, "other", sampling={"guidance": 3.0}, reward={"held_out": "compression"})
-    assert differences(find_compared([str(run), str(another(run, "same"))])) == []
-    assert differences(find_compared(list(map(str, mixed)))) == [
+    assert differences(find_models([str(run), str(another(run, "same"))])) == []
+    assert differences(find_models(list(map(str, mixed)))) == [
         "the runs differ in reward (1 x brightness, 2 x brightness); all are evaluated with 1 x brightness"
     ]
-    assert differences(find_compared([str(run), str(other)])) == [
+    assert differences(find_models([str(run), str(other)])) == [
         "the runs differ in sampling.guidance (2.0, 3.0); all are evaluated with 2.0",
         "the runs differ in reward.held_out (builtin-heldout, compression); all are evaluated with builtin-heldout",
     ]
@@ -133,9 +135,9 @@ def test_a_model_is_let_go_before_the_next_is_loaded(tmp_path: Path, monkeypatch
         loaded.append(weakref.ref(made.model))
         return made
 
-    monkeypatch.setattr("rlvid.evaluate.compared.load_found", watched)
+    monkeypatch.setattr("rlvid.evaluate.models.load_found", watched)
     loader = Loader()
-    for model in find_compared([str(run), str(other)]):
+    for model in find_models([str(run), str(other)]):
         loader.use(model)
     assert alive == [0, 0]  # the base and the first run are one
 
@@ -186,14 +188,14 @@ def test_the_prompts_fit_the_model_by_default() -> None:
 def test_a_held_out_reward_that_is_null_is_not_measured_but_in_the_built_in_world(tmp_path: Path) -> None:
     reward = RewardConfig(held_out=None)
     for builtin, name in ((True, "builtin-heldout"), (False, None)):
-        measure = Measure(reward, use_oracle=builtin)
-        assert measure.held_out == measure.names["held_out"] == name
-        assert (measure.load(torch.device("cpu"))["held_out"] is None) == (name is None)
+        scorers = Scorers(reward, use_oracle=builtin)
+        assert scorers.held_out == scorers.names["held_out"] == name
+        assert (scorers.load(torch.device("cpu"))["held_out"] is None) == (name is None)
     (tmp_path / "mine.py").write_text("def score(frames, prompts): return frames.mean((2, 3, 4))\n")
     parts = [{"name": "brightness", "weight": 0.5}, {"name": "compression"}]
     mixture = RewardConfig(name="mixture", mixture=parts, held_out_path=f"{tmp_path}/mine.py:score")
     further = parse_rewards(f"second:hpsv2=random,warm={tmp_path}/mine.py:score")
-    assert Measure(mixture, further=further).names == {
+    assert Scorers(mixture, further=further).names == {
         "reward": "0.5 x brightness + 1 x compression", "held_out": "mine.py:score",
         "reward_second": "hpsv2 with random weights", "reward_warm": "mine.py:score",
     }  # fmt: skip
@@ -219,11 +221,11 @@ def test_an_evaluation_of_a_model_that_is_not_built_in_says_what_is_not_measured
     assert "held-out reward: none (reward.held_out is null)" in (other / "evaluation.md").read_text()
     evaluate_and_show([str(other)], steps=[2], videos=2, scales=(0.5, 1.0), clip="builtin")
     assert "knows only the built-in world" not in capsys.readouterr().out
-    assert Measure(config.reward).cautions(clip_named=True) == [
+    assert Scorers(config.reward).cautions(clip_named=True) == [
         "the held-out reward is builtin-heldout, a CLIP that knows only the built-in world; "
         "set the run's reward.held_out"
     ]
-    assert Measure(config.reward, use_oracle=True).cautions(clip_named=False) == []
+    assert Scorers(config.reward, use_oracle=True).cautions(clip_named=False) == []
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
@@ -236,7 +238,7 @@ def test_the_latex_is_latex_and_fits_its_page(tmp_path: Path, models: int) -> No
     groups = {name: [name] for name in names[1:]}
     write_layouts(tmp_path, rows, "base", groups)
     write_seeds(tmp_path, seed_results(rows, groups, "base"))
-    write_versus(tmp_path, versus(rows, groups, "base"), groups)
+    write_pairwise(tmp_path, pairwise(rows, groups, "base"), groups)
     head = r"\documentclass{article}\usepackage{booktabs,graphicx}\usepackage[T1]{fontenc}\begin{document}"
     pages = "".join(rf"\input{{{name}.tex}}" for name in ("evaluation", "table-a1", "table-a2", "seeds", "versus"))
     (tmp_path / "page.tex").write_text(head + pages + r"\end{document}")
@@ -334,11 +336,11 @@ def test_ends_of_runs_of_a_budget_in_seconds_are_one_group(tmp_path: Path) -> No
     run, _ = save_run(tmp_path)
     runs = [another(run, name, seed=seed, train={"max_seconds": 9.0}) for seed, name in enumerate(("one", "two"))]
     (runs[1] / "step-000003").rename(runs[1] / "step-000004")
-    models = find_compared(list(map(str, runs)))
+    models = find_models(list(map(str, runs)))
     assert [model.step for model in models] == [None, 3, 4]
     assert list(group_seeds(models).values()) == [["one", "two"]]
     with pytest.raises(ValueError, match="no two of the runs differ in their seed alone"):
-        group_seeds(find_compared([f"a={runs[0]}@3", f"b={runs[1]}@4"]))
+        group_seeds(find_models([f"a={runs[0]}@3", f"b={runs[1]}@4"]))
 
 
 def test_runs_that_differ_in_their_seed_alone_are_one_group(tmp_path: Path) -> None:
@@ -349,29 +351,29 @@ def test_runs_that_differ_in_their_seed_alone_are_one_group(tmp_path: Path) -> N
         another(run, "run2", seed=2),
         another(run, "ddpo", method={"name": "ddpo"}),
     ]
-    models = find_compared(list(map(str, runs)))
+    models = find_models(list(map(str, runs)))
     groups = group_seeds(models)
     assert groups == {"instructvideo (3 seeds)": ["run", "run1", "run2"], "ddpo": ["ddpo"]}
     with pytest.raises(ValueError, match="no two of the runs differ in their seed alone"):
         group_seeds(models[:2])
     with pytest.raises(ValueError, match="run, again have one seed"):
-        group_seeds(find_compared([str(run), str(runs[1]), f"again={run}@3"]))
-    by_step = find_compared([f"a{n}={each}@3" for n, each in enumerate(runs[:2])])
+        group_seeds(find_models([str(run), str(runs[1]), f"again={run}@3"]))
+    by_step = find_models([f"a{n}={each}@3" for n, each in enumerate(runs[:2])])
     assert group_seeds(by_step) == {"instructvideo@3 (2 seeds)": ["a0", "a1"]}
     levels = {"base": 0.0, "run": 0.1, "run1": 0.2, "run2": 0.3, "ddpo": 0.0}
     rows = [row(model, index=i, reward=0.5 * i + level * (1 + i)) for model, level in levels.items() for i in range(2)]
     found = {r.group: r for r in seed_results(rows, groups, "base") if r.metric == "reward"}
     three = found["instructvideo (3 seeds)"]
     assert (three.seeds, three.mean, three.difference) == (3, pytest.approx(0.55), pytest.approx(0.3))
-    assert three.half == pytest.approx(4.303 * 0.15 / math.sqrt(3), rel=1e-4)
+    assert three.half_width == pytest.approx(4.303 * 0.15 / math.sqrt(3), rel=1e-4)
     # Gains of 1, 2 and 3 tenths at one prompt, and twice that at the other; a resample has one of them twice or both.
     assert (three.low, three.high) == (pytest.approx(0.2), pytest.approx(0.4))
     assert math.isnan(found["base"].difference)
-    assert math.isnan(found["ddpo"].half)
+    assert math.isnan(found["ddpo"].half_width)
     write_seeds(tmp_path, list(found.values()))
     page = (tmp_path / "seeds.md").read_text()
     assert "| in domain | base | 0.250 | – |" in page
-    assert f"| in domain | instructvideo (3 seeds) | 0.550 ± {three.half:.3f} | +0.300 [" in page
+    assert f"| in domain | instructvideo (3 seeds) | 0.550 ± {three.half_width:.3f} | +0.300 [" in page
     lines = list(csv.DictReader(io.StringIO((tmp_path / "seeds.csv").read_text())))
     assert [line["group"] for line in lines] == list(found)
     assert (lines[0]["difference"], lines[1]["seeds"]) == ("", "3")

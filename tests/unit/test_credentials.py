@@ -11,7 +11,7 @@ from rlvid import cli
 from rlvid.config import load_config
 from rlvid.credentials import refuse_credentials
 from rlvid.doctor.examination import examination
-from rlvid.evaluate.compared import parse_spec
+from rlvid.evaluate.models import parse_spec
 from rlvid.storage import Mirror, locate
 from tuning.description import load_sweep
 

@@ -13,12 +13,13 @@ from rows import row
 
 from rlvid.escape import csv_text, latex_text, markdown_code, markdown_text
 from rlvid.evaluate.comparison import SHOWN, draw, table
-from rlvid.evaluate.layouts import write_layouts
-from rlvid.evaluate.rows import summarise
-from rlvid.evaluate.seeds import seed_results, write_seeds
-from rlvid.evaluate.tables import compare_all, gain_lines, markdown, render_table, write_results
+from rlvid.evaluate.results.pairwise import pairwise
+from rlvid.evaluate.results.seeds import seed_results
+from rlvid.evaluate.results.summary import compare_all, summarise
+from rlvid.evaluate.tables.groups import write_pairwise, write_seeds
+from rlvid.evaluate.tables.pages import gain_lines, markdown, render_table, write_results
+from rlvid.evaluate.tables.paper import write_layouts
 from rlvid.evaluate.tradeoff import draw_tradeoff
-from rlvid.evaluate.versus import versus, write_versus
 from rlvid.plots.drawing import font, shorten, wrap
 from rlvid.plots.pictures import reward_curve
 from rlvid.plots.style import drawing, legend_label
@@ -96,7 +97,7 @@ def test_every_table_and_picture_of_an_evaluation_takes_every_name(tmp_path: Pat
     summaries, comparisons = summarise(rows), compare_all(rows)
     write_results(tmp_path, rows, facts={name: name})
     write_layouts(tmp_path, rows, "base", groups)
-    write_versus(tmp_path, versus(rows, groups, "base", resamples=10), groups)
+    write_pairwise(tmp_path, pairwise(rows, groups, "base", resamples=10), groups)
     write_seeds(tmp_path, seed_results(rows, groups, "base", resamples=10))
     for path in tmp_path.glob("*.md"):
         assert not re.search("<(?:a|img|b|code|em|strong>[^<]*http)", html(path.read_text(encoding="utf-8"))), path

@@ -19,7 +19,9 @@ from torch import Tensor
 from rlvid import randomness
 from rlvid.diffusion.generate import generate
 from rlvid.evaluate import metrics, tables
-from rlvid.evaluate.evaluate import METRICS, Row, compare, evaluate_model, score_videos, summarise
+from rlvid.evaluate.results.rows import METRICS, Row
+from rlvid.evaluate.results.summary import compare, summarise
+from rlvid.evaluate.score import evaluate_model, score_videos
 from rlvid.files import write_whole
 from rlvid.toy.tiny import tiny_model, tiny_reward
 from rlvid.world.captions import write_captions

@@ -25,9 +25,10 @@ from rlvid.config import parse_config
 from rlvid.diffusion.chain import denoise
 from rlvid.diffusion.schedule import timesteps
 from rlvid.evaluate import tables
-from rlvid.evaluate.evaluate import METRICS, Row, compare, summarise
 from rlvid.evaluate.load import load_run
 from rlvid.evaluate.results.read import read_results
+from rlvid.evaluate.results.rows import METRICS, Row
+from rlvid.evaluate.results.summary import compare, summarise
 from rlvid.export.export import export_run, sampler
 from rlvid.models.folders import builtin_folder
 from rlvid.models.lora import merge_lora, read_lora

@@ -24,7 +24,7 @@ from rlvid.algorithms.base import Samples
 from rlvid.config import load_config
 from rlvid.data import archive
 from rlvid.data.archive import ArchiveWriter, read_archive
-from rlvid.evaluate.compared import find_compared
+from rlvid.evaluate.models import find_models
 from rlvid.runs.checkpoints import find_checkpoints, flaw, latest_checkpoint, read_settings, wrong_bytes
 from rlvid.runs.find import find_run
 from rlvid.storage import Mirror, run_mirror
@@ -258,11 +258,11 @@ def test_in_a_store_a_damaged_checkpoint_is_found_by_sizes_and_renamed_there(
 def test_evaluation_uses_the_newest_whole_checkpoint_and_says_so(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     other_bytes(run / "step-000004" / ADAPTER)
     assert find_run(run)[1].step == 2
-    assert [model.step for model in find_compared([str(run)])][1:] == [2]
+    assert [model.step for model in find_models([str(run)])][1:] == [2]
     assert re.search(r"step-000004 is not whole \(adapter/.* other bytes.*step 2 is used", caplog.text)
     for wanted in (f"{run}@4", f"{run}@all"):
         with pytest.raises(ValueError, match=r"step-000004 is damaged \(adapter/"):
-            find_compared([wanted])
+            find_models([wanted])
     os.truncate(run / "step-000002" / ADAPTER, 10)
     with pytest.raises(ValueError, match=r"step-000004 is not whole"):
         find_run(run)

@@ -13,8 +13,8 @@ from helpers import save_run
 
 from rlvid.cluster.nodes import guard_gpus, worker_gpus
 from rlvid.config import RunConfig, load_config, parse_config
-from rlvid.evaluate.compared import find_compared
 from rlvid.evaluate.load import load_run
+from rlvid.evaluate.models import find_models
 from rlvid.runs.checkpoints import flaw
 from rlvid.runs.find import find_run
 from rlvid.runs.guard_log import GuardEvaluation, best_step, find_best, read_means
@@ -324,7 +324,7 @@ def test_a_damaged_best_checkpoint_is_not_called_the_base_model(guarded: tuple[P
         (run / "best" / "state.json").write_text("{")
         (run / "best" / "best.json").write_text(content)
         with pytest.raises(ValueError, match=why or r"is damaged \(state\.json .*name another step") as error:
-            find_compared([f"{run}@best"])
+            find_models([f"{run}@best"])
         assert "\n" not in str(error.value)
 
 

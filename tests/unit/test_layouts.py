@@ -9,18 +9,19 @@ import numpy as np
 import pytest
 from rows import models_of_the_paper, row
 
-from rlvid.evaluate.columns import gain_text
-from rlvid.evaluate.grid import Cell
-from rlvid.evaluate.layouts import fill, pooled, write_layouts
-from rlvid.evaluate.rows import Row
-from rlvid.evaluate.versus import Versus, versus, write_versus
+from rlvid.evaluate.results.pairwise import Pairwise, pairwise
+from rlvid.evaluate.results.rows import Row, pooled
+from rlvid.evaluate.tables.groups import write_pairwise
+from rlvid.evaluate.tables.names import gain_text
+from rlvid.evaluate.tables.paper import paper_table, write_layouts
+from rlvid.evaluate.tables.table import Cell
 
 OTHER = "Draft_LV & 100 %"
 
 
 def test_the_layouts_of_the_paper(tmp_path: Path) -> None:
     rows = models_of_the_paper()
-    table = fill("table-a1", rows, "base")
+    table = paper_table("table-a1", rows, "base")
     head = " | in domain, D = 20 | in domain, D = 50 | scenes, D = 20 | scenes, D = 50 |"
     assert table.grid().markdown().splitlines() == [
         "| Model" + head,
@@ -33,7 +34,7 @@ def test_the_layouts_of_the_paper(tmp_path: Path) -> None:
         "| --- | ---: | ---: | ---: | ---: |",
         f"| {OTHER} |" + " +0.100 [0.100, 0.100] |" * 4,
     ]
-    lines = fill("table-a2", rows, "base").grid().markdown().splitlines()
+    lines = paper_table("table-a2", rows, "base").grid().markdown().splitlines()
     metrics = ("Reward", "CLIPSIM", "Temporal consistency", "Motion")
     assert lines[0] == "| Model | " + " | ".join(f"all prompts, D = {d}, {m}" for d in (20, 50) for m in metrics) + " |"
     # Equal consistency: neither is best; more motion is not better.
@@ -49,8 +50,8 @@ def test_the_layouts_of_the_paper(tmp_path: Path) -> None:
     assert r"Draft\_LV \& 100 \% & \textbf{0.400} & 0.200 & 0.900 & 0.100 & " in page
     assert page.count(r"\begin{tabular}") == 2
     broken = [row(r.model, r.set, r.steps, r.index) if (r.set, r.steps) == ("scenes", 50) else r for r in rows]
-    assert fill("table-a1", broken, "base").grid().rows[0][-1] == Cell("–")
-    assert fill("table-a1", broken, "base").gain_grid().rows[0][-1] == Cell("–")
+    assert paper_table("table-a1", broken, "base").grid().rows[0][-1] == Cell("–")
+    assert paper_table("table-a1", broken, "base").gain_grid().rows[0][-1] == Cell("–")
 
 
 def seeds() -> tuple[list[Row], dict[str, list[str]]]:
@@ -67,14 +68,14 @@ def seeds() -> tuple[list[Row], dict[str, list[str]]]:
 
 def test_a_row_of_a_table_has_the_videos_of_all_seeds(tmp_path: Path) -> None:
     rows, groups = seeds()
-    table = fill("table-a1", rows, "base", groups)
+    table = paper_table("table-a1", rows, "base", groups)
     assert table.rows == ("base", *groups)
     assert [row[0].text for row in table.grid().rows] == ["base", *groups]
     videos = [0.2, 0.4, 0.4, 0.8]  # of both seeds, in domain
     assert table.grid().rows[1][1].text == f"{np.mean(videos):.3f} ± {np.std(videos, ddof=1):.3f}"
     # A prompt is drawn with its videos of both seeds: the gains of the two prompts are 0.3 and 0.6.
     assert table.gain_grid().rows[0][1].text == "+0.450 [0.300, 0.600]"
-    everything = fill("table-a2", rows, "base", groups)
+    everything = paper_table("table-a2", rows, "base", groups)
     # Pooled, the four prompts stay four: were those of one index taken for one prompt, only 0.6 and 0.9 would be drawn.
     gain = everything.gains["A (2 seeds)", ("all_prompts", 20, "reward")]
     assert gain.difference == pytest.approx(0.75)
@@ -87,13 +88,13 @@ def test_a_row_of_a_table_has_the_videos_of_all_seeds(tmp_path: Path) -> None:
 def test_one_prompt_set_keeps_its_name_where_it_is_all_there_is() -> None:
     rows = [each for each in models_of_the_paper() if each.set == "scenes"]
     assert pooled(rows) == rows
-    assert fill("table-a2", rows, "base").places[0][0] == "scenes"
+    assert paper_table("table-a2", rows, "base").places[0][0] == "scenes"
 
 
 def test_every_two_rows_are_compared_by_prompts_and_by_seeds(tmp_path: Path) -> None:
     rows, groups = seeds()
-    found = versus(pooled(rows), groups, "base")
-    by_pair = {(v.one, v.other): v for v in found if v.metric == "reward"}
+    found = pairwise(pooled(rows), groups, "base")
+    by_pair = {(v.first, v.second): v for v in found if v.metric == "reward"}
     assert set(by_pair) == {
         ("A (2 seeds)", "base"), ("B (2 seeds)", "base"), ("C", "base"), ("A (2 seeds)", "B (2 seeds)"),
         ("C", "A (2 seeds)"), ("C", "B (2 seeds)"),
@@ -102,21 +103,21 @@ def test_every_two_rows_are_compared_by_prompts_and_by_seeds(tmp_path: Path) -> 
     two = by_pair["A (2 seeds)", "B (2 seeds)"]
     assert two.difference == pytest.approx(0.25)
     variance = 2 * np.var([0.5, 1.0], ddof=1) / 2
-    assert two.half == pytest.approx(4.303 * math.sqrt(variance), rel=1e-4)  # two degrees of freedom
+    assert two.half_width == pytest.approx(4.303 * math.sqrt(variance), rel=1e-4)  # two degrees of freedom
     assert two.low > 0
-    assert not two.sure
+    assert not two.significant
     one = by_pair["A (2 seeds)", "base"]
-    assert one.half == pytest.approx(12.706 * np.std([0.5, 1.0], ddof=1) / math.sqrt(2), rel=1e-4)
+    assert one.half_width == pytest.approx(12.706 * np.std([0.5, 1.0], ddof=1) / math.sqrt(2), rel=1e-4)
     lone = by_pair["C", "base"]
-    assert math.isnan(lone.half)
-    assert not lone.sure  # four prompts are too few
+    assert math.isnan(lone.half_width)
+    assert not lone.significant  # four prompts are too few
     assert (lone.videos, lone.prompts) == (4, 4)
-    other = next(v for v in found if v.metric == "consistency" and {v.one, v.other} == {"A (2 seeds)", "base"})
-    assert (other.one, other.difference) == ("base", pytest.approx(0.3))
-    write_versus(tmp_path, found, groups)
+    other = next(v for v in found if v.metric == "consistency" and {v.first, v.second} == {"A (2 seeds)", "base"})
+    assert (other.first, other.difference) == ("base", pytest.approx(0.3))
+    write_pairwise(tmp_path, found, groups)
     page = (tmp_path / "versus.md").read_text()
     (line,) = (line for line in page.splitlines() if line.startswith("| A (2 seeds) | base |"))
-    assert f"| +0.750 [{one.low:.3f}, {one.high:.3f}] ± {one.half:.3f} | -0.300 [-0.300, -0.300] ± " in line
+    assert f"| +0.750 [{one.low:.3f}, {one.high:.3f}] ± {one.half_width:.3f} | -0.300 [-0.300, -0.300] ± " in line
     assert "± half of Welch's" in page
     lines = list(csv.DictReader(io.StringIO((tmp_path / "versus.csv").read_text())))
     assert (len(lines), lines[0]["metric"]) == (12, "reward")
@@ -128,7 +129,7 @@ def test_a_video_counts_where_both_rows_have_a_score_of_it() -> None:
     rows += [row("a", index=i, reward=math.nan if i == 2 else 1.0) for i in range(3)]
     rows += [row("b", index=i, reward=3.0 if i == 2 else 0.5) for i in range(3)]
     rows += [row("broken", index=i) for i in range(3)]
-    found = {(v.one, v.other): v for v in versus(rows, {name: [name] for name in ("a", "b", "broken")}, "base")}
+    found = {(v.first, v.second): v for v in pairwise(rows, {name: [name] for name in ("a", "b", "broken")}, "base")}
     assert set(found) == {("a", "b"), ("a", "base"), ("b", "base")}
     assert found["a", "b"].difference == pytest.approx(0.5)  # b's best video has no counterpart
     assert found["b", "base"].difference == pytest.approx(4 / 3)
@@ -151,7 +152,7 @@ def test_what_rounds_to_nothing_has_no_minus() -> None:
 
 def test_a_difference_without_a_bound_or_over_few_prompts_is_not_sure() -> None:
     def sure(difference: float, low: float, high: float, half: float, prompts: int = 6) -> bool:
-        return Versus("a", "b", 20, "reward", 9, prompts, difference, low, high, half).sure
+        return Pairwise("a", "b", 20, "reward", 9, prompts, difference, low, high, half).significant
 
     assert sure(1.0, 0.5, 1.5, 0.7)
     assert sure(-1.0, -2.0, -0.1, math.nan)

@@ -1,4 +1,4 @@
-"""Evaluation in portions: videos once, scores from them, kept as they come, and nothing made twice."""
+"""Evaluation in shards: videos once, scores from them, kept as they come, and nothing made twice."""
 
 import os
 import shutil
@@ -16,14 +16,15 @@ from helpers import save_run
 
 from rlvid.actions import evaluate_and_show
 from rlvid.diffusion.generate import generate
+from rlvid.evaluate.cache import copy_part, identity_of, read_part, write_part
 from rlvid.evaluate.command import write_all
-from rlvid.evaluate.compared import find_compared
-from rlvid.evaluate.evaluate import METRICS, Row, rows_of, score_videos
 from rlvid.evaluate.load import load_run
-from rlvid.evaluate.measure import Measure, parse_rewards
-from rlvid.evaluate.plan import Evaluation
-from rlvid.evaluate.portions import Maker, Scorer, alone, run_evaluation
-from rlvid.evaluate.videos import copy_part, identity_of, read_part, write_part
+from rlvid.evaluate.models import find_models
+from rlvid.evaluate.results.rows import METRICS, Row
+from rlvid.evaluate.score import rows_of, score_videos
+from rlvid.evaluate.scorers import Scorers, parse_rewards
+from rlvid.evaluate.work import Evaluation
+from rlvid.evaluate.workers import ScoreWorker, VideoWorker, exclusive, run_evaluation
 from rlvid.models.unet3d import UNet3DModel
 from rlvid.reward.load import load_reward
 from rlvid.train.guard_folder import copy_trained
@@ -32,7 +33,7 @@ SETS = {"own": ["a red circle", "a dog", "a blue star"], "other": ["a cat"]}
 
 
 def planned(run: Path, **how: object) -> Evaluation:
-    return Evaluation.of(find_compared([str(run)]), SETS, **({"steps_list": [2]} | how))
+    return Evaluation.of(find_models([str(run)]), SETS, **({"steps_list": [2]} | how))
 
 
 def numbers(rows: list[Row]) -> list[list[object]]:
@@ -56,7 +57,7 @@ def test_portions_give_the_numbers_of_the_whole_and_survive_an_interruption(
                 scores = score_videos((frames * 255).round() / 255, prompts, **how)
                 whole += rows_of(scores, name, set_name, steps, [(i, 0, p) for i, p in enumerate(prompts)])
     evaluation = planned(run, steps_list=[2, 3])
-    assert [len(portion.prompts) for portion in evaluation.portions] == [3, 1] * 4
+    assert [len(shard.prompts) for shard in evaluation.shards] == [3, 1] * 4
     done: list[tuple[str, int]] = []
 
     def dies_in_the_fourth(work: type) -> None:
@@ -70,12 +71,12 @@ def test_portions_give_the_numbers_of_the_whole_and_survive_an_interruption(
 
         patch.setattr(work, "do", dies)
 
-    for work, missing in ((Maker, (5, 8)), (Scorer, (0, 5))):
+    for work, missing in ((VideoWorker, (5, 8)), (ScoreWorker, (0, 5))):
         with monkeypatch.context() as patch:
             dies_in_the_fourth(work)
             with pytest.raises(KeyboardInterrupt):
                 run_evaluation(evaluation)
-        assert (len(evaluation.unmade()), len(evaluation.unscored())) == missing
+        assert (len(evaluation.missing_videos()), len(evaluation.missing_scores())) == missing
     assert not yaml.safe_load((run / "evaluation.yaml").read_text())["complete"]
     told: list[tuple[str, int, int]] = []
     lines: list[str] = []
@@ -114,9 +115,9 @@ def test_a_killed_evaluation_goes_on_with_the_videos_that_are_there(tmp_path: Pa
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of what is done from here on, one a portion."""
+    """The names of what is done from here on, one a shard."""
     done: list[str] = []
-    for work in (Maker, Scorer):
+    for work in (VideoWorker, ScoreWorker):
 
         def do(self: object, index: int, do=work.do, name=work.__name__) -> int:
             done.append(name)
@@ -132,24 +133,24 @@ def test_another_reward_or_model_makes_nothing_again_that_is_there(
     run, config = save_run(tmp_path)
     done = counted(monkeypatch)
     first = run_evaluation(planned(run))
-    assert done == ["Maker"] * 4 + ["Scorer"] * 4
+    assert done == ["VideoWorker"] * 4 + ["ScoreWorker"] * 4
     assert numbers(run_evaluation(planned(run))) == numbers(first)
     assert len(done) == 8  # nothing new
-    measure = Measure(config.reward.resolved(), further=parse_rewards("brightness,compression"))
-    rows = run_evaluation(planned(run, measure=measure))
-    assert done[8:] == ["Scorer"] * 4
+    scorers = Scorers(config.reward.resolved(), further=parse_rewards("brightness,compression"))
+    rows = run_evaluation(planned(run, scorers=scorers))
+    assert done[8:] == ["ScoreWorker"] * 4
     assert list(rows[0].extra) == ["reward_brightness", "reward_compression"]
     frames = read_part(run / "videos" / "part-00000.parquet")
     with torch.no_grad():
         expected = load_reward("brightness")(frames, list(SETS["own"])).mean(1).tolist()
     assert [row.extra["reward_brightness"] for row in rows[:3]] == pytest.approx(expected)
     del done[:]
-    half = Evaluation.of(find_compared([str(run)], scales=(0.5, 1.0)), SETS, steps_list=[2], measure=measure)
+    half = Evaluation.of(find_models([str(run)], scales=(0.5, 1.0)), SETS, steps_list=[2], scorers=scorers)
     more = run_evaluation(half)
-    assert done == ["Maker"] * 2 + ["Scorer"] * 2
+    assert done == ["VideoWorker"] * 2 + ["ScoreWorker"] * 2
     assert numbers(more[:4] + more[8:]) == numbers(rows)
     assert pq.read_table(run / "videos")["model"].to_pylist() == [row.model for row in more]
-    named = Evaluation.of(find_compared([f"mine={run}"]), SETS, steps_list=[2], measure=measure)
+    named = Evaluation.of(find_models([f"mine={run}"]), SETS, steps_list=[2], scorers=scorers)
     assert [row.model for row in run_evaluation(named)[4:]] == ["mine"] * 4
     assert len(done) == 4
     assert pq.read_table(run / "videos")["model"].to_pylist() == ["base"] * 4 + ["mine"] * 4
@@ -163,16 +164,16 @@ def test_videos_of_other_settings_lie_aside_and_come_back(tmp_path: Path, monkey
     torn.write_bytes(b"of a process that was killed while it wrote")
     other = run_evaluation(planned(run, seed=1), tell=lines.append)
     assert not torn.exists()
-    assert done.count("Maker") == 4
+    assert done.count("VideoWorker") == 4
     assert "4 parts with videos of other models or settings lie aside" in lines[0]
     assert all(a != b for a, b in zip(numbers(first), numbers(other), strict=True))
     assert len(list((run / "videos").glob("*.parquet"))) == 4
     assert numbers(run_evaluation(planned(run))) == numbers(first)
-    assert done.count("Maker") == 4
+    assert done.count("VideoWorker") == 4
     save_run(tmp_path, step=4)  # training went on
     shutil.rmtree(run / "step-000003")
     grown = run_evaluation(planned(run))
-    assert done.count("Maker") == 6  # the base's are the same
+    assert done.count("VideoWorker") == 6  # the base's are the same
     assert numbers(grown[:4]) == numbers(first[:4])
     assert numbers(grown[4:]) != numbers(first[4:])
 
@@ -182,7 +183,7 @@ def test_copies_start_from_noise_of_their_own_which_all_models_share(
 ) -> None:
     run, _ = save_run(tmp_path)
     evaluation = planned(run, copies=6, seed=5)
-    assert [len(portion.places) for portion in evaluation.portions] == [12, 6, 6] * 2  # of a prompt together
+    assert [len(shard.places) for shard in evaluation.shards] == [12, 6, 6] * 2  # of a prompt together
     rows = run_evaluation(evaluation)
     assert [(r.index, r.copy) for r in rows[:18]] == [(index, copy) for index in range(3) for copy in range(6)]
     frames = read_part(evaluation.part(0))[6 * 1 + 2]  # the dog's third
@@ -197,15 +198,15 @@ def test_copies_start_from_noise_of_their_own_which_all_models_share(
         return predict(self, latents, *args, **kwargs)
 
     monkeypatch.setattr(UNet3DModel, "predict", watched)
-    evaluation.forget()
+    evaluation.clear()
     now = [""]
-    do = Maker.do
+    do = VideoWorker.do
 
-    def named(self: Maker, index: int) -> int:
-        now[0] = self.evaluation.portions[index].model.name
+    def named(self: VideoWorker, index: int) -> int:
+        now[0] = self.evaluation.shards[index].model.name
         return do(self, index)
 
-    monkeypatch.setattr(Maker, "do", named)
+    monkeypatch.setattr(VideoWorker, "do", named)
     run_evaluation(evaluation)
     first_steps = [torch.cat(noise[name][::2]) for name in ("base", "instructvideo")]
     assert torch.equal(*first_steps)
@@ -228,11 +229,11 @@ def test_a_reward_of_the_users_that_fails_is_named_with_model_and_prompt(tmp_pat
     settings = config.model_dump(mode="json") | {"reward": {"timeout": 0.5}}
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
     further = parse_rewards(f"mine={tmp_path}/mine.py:score")
-    evaluation = planned(run, measure=Measure(find_compared([str(run)])[0].config.reward, further=further))
+    evaluation = planned(run, scorers=Scorers(find_models([str(run)])[0].config.reward, further=further))
     where = "first of the prompt 'a red circle'"
     with pytest.raises(RuntimeError, match=rf"^base, own, D = 2: the reward mine.py:score {words}.*{where}"):
         run_evaluation(evaluation)
-    assert not evaluation.unmade()  # the videos are kept
+    assert not evaluation.missing_videos()  # the videos are kept
 
 
 def test_the_best_checkpoint_is_the_same_model_as_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +241,7 @@ def test_the_best_checkpoint_is_the_same_model_as_its_step(tmp_path: Path, monke
     before = run_evaluation(planned(run))
     copy_trained(run / "step-000003", run / "best")
     done = counted(monkeypatch)
-    both = Evaluation.of(find_compared([f"{run}@best", f"{run}@3"]), SETS, steps_list=[2])
+    both = Evaluation.of(find_models([f"{run}@best", f"{run}@3"]), SETS, steps_list=[2])
     rows = run_evaluation(both)
     assert done == []
     assert [row.model for row in rows[4:]] == ["instructvideo@best"] * 4 + ["instructvideo@3"] * 4
@@ -250,25 +251,25 @@ def test_the_best_checkpoint_is_the_same_model_as_its_step(tmp_path: Path, monke
         == [n[1:] for n in numbers(before[4:])]
     )
     save_run(tmp_path, step=6)
-    run_evaluation(Evaluation.of(find_compared([f"{run}@6", f"{run}@3"]), SETS, steps_list=[2]))
-    shutil.rmtree(both.others)
+    run_evaluation(Evaluation.of(find_models([f"{run}@6", f"{run}@3"]), SETS, steps_list=[2]))
+    shutil.rmtree(both.stale_dir)
     del done[:]
     lines: list[str] = []
     assert numbers(run_evaluation(both, tell=lines.append)) == numbers(rows)
     assert done == []  # the videos of @best are those of @3, be they first or last
     assert lines[0] == "12 of 12 videos are there already, 0 are to be made"
-    both.forget()
+    both.clear()
     run_evaluation(both, tell=lines.append)
     assert len(lines) == 2  # two models of one checkpoint do not count as one that is there
     (run / "best" / "state.json").write_text("{}")  # training went on, and the guard found a better one
-    both.forget()
+    both.clear()
     with pytest.raises(ValueError, match=r"best has changed since this evaluation began; start the same command again"):
         run_evaluation(both)
     shutil.rmtree(run / "best")
     copy_trained(run / "step-000003", run / "best")
     for step in (3, 6):
         shutil.rmtree(run / f"step-{step:06d}")
-    assert find_compared([str(run)])[1].step == 3  # best/ has it still
+    assert find_models([str(run)])[1].step == 3  # best/ has it still
     assert planned(run).identities[2:] == both.identities[2:4]
 
 
@@ -278,10 +279,10 @@ def test_a_folder_is_one_processes_at_a_time_until_its_tables_are_written(
     run, _ = save_run(tmp_path)
 
     def comes_between(evaluation: Evaluation, *_: object) -> None:
-        with alone(evaluation):
+        with exclusive(evaluation):
             raise AssertionError("another process could have begun")
 
-    with alone(planned(run)), pytest.raises(ValueError, match="another process evaluates into this folder"):
+    with exclusive(planned(run)), pytest.raises(ValueError, match="another process evaluates into this folder"):
         evaluate_and_show([str(run)], steps=[2], sets=["scenes"], videos=2)
     assert not (run / "videos").exists()
     monkeypatch.setattr("rlvid.evaluate.command.write_all", comes_between)
@@ -294,7 +295,7 @@ def test_videos_of_another_evaluation_are_never_scored(tmp_path: Path) -> None:
     run, _ = save_run(tmp_path)
     run_evaluation(planned(run))
     with pytest.raises(ValueError, match=r"part-00000.parquet: another process has put other videos there"):
-        Scorer(planned(run, seed=1)).do(0)
+        ScoreWorker(planned(run, seed=1)).do(0)
 
 
 def test_what_is_damaged_is_named_with_the_remedy(tmp_path: Path) -> None:
@@ -318,12 +319,12 @@ def test_a_video_that_is_not_finite_has_no_frames_and_no_scores(tmp_path: Path) 
     path = evaluation.part(0)
     frames = read_part(path)
     frames[1, 2, 0, 3, 3] = torch.nan
-    write_part(path, evaluation.portions[0].labels, frames, evaluation.identities[0])
+    write_part(path, evaluation.shards[0].labels, frames, evaluation.identities[0])
     evaluation.scores(0).unlink()
     rows = run_evaluation(evaluation)
     assert pq.read_table(path)["frames"].to_pylist()[1] == []
     assert [row.reward == row.reward for row in rows[:3]] == [True, False, True]
-    copy_part(path, path, evaluation.portions[0].labels)
+    copy_part(path, path, evaluation.shards[0].labels)
     assert read_part(path)[1].isnan().all()
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"part-00000.parquet is damaged .*delete it and run"):
@@ -351,7 +352,7 @@ def test_a_part_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatc
         patch.setattr("rlvid.evaluate.command.write_results", full)
         with pytest.raises(ValueError, match=f"{run}: No space left on device.* what was finished is kept"):
             write_all(planned(run), [], {})
-        patch.setattr("rlvid.evaluate.portions._work", refused)
+        patch.setattr("rlvid.evaluate.workers._work", refused)
         with pytest.raises(PermissionError):
             run_evaluation(planned(run))
 
@@ -366,8 +367,8 @@ def test_a_pool_asks_all_nodes_for_the_run_s_folder_and_its_driver_loads_no_mode
         raise AssertionError("the driver has loaded a model")
 
     run, _ = save_run(tmp_path)
-    monkeypatch.setattr("rlvid.evaluate.portions.start_ray", lambda address: None)
-    monkeypatch.setattr("rlvid.evaluate.portions.check_nodes", blind)
-    monkeypatch.setattr("rlvid.evaluate.compared.load_found", loads)
+    monkeypatch.setattr("rlvid.evaluate.workers.start_ray", lambda address: None)
+    monkeypatch.setattr("rlvid.evaluate.workers.check_nodes", blind)
+    monkeypatch.setattr("rlvid.evaluate.models.load_found", loads)
     with pytest.raises(ValueError, match=f"a node does not see {tmp_path} of run"):
         evaluate_and_show([str(run)], steps=[2], sets=["scenes"], videos=2, workers=2)

@@ -16,11 +16,11 @@ from evaluations import KEY, write_evaluation
 from helpers import damaged_event
 from pyarrow import parquet
 
+from rlvid.evaluate.cache import identity_of, read_part
 from rlvid.evaluate.results.read import read_about, read_results
 from rlvid.evaluate.results.run_card import worse_prompts
 from rlvid.evaluate.results.untrusted import read_table
-from rlvid.evaluate.tables import write_results
-from rlvid.evaluate.videos import identity_of, read_part
+from rlvid.evaluate.tables.pages import write_results
 from rlvid.report.evidence import read_evidence
 from rlvid.report.write import write_report
 from rlvid.runs.guard_log import warnings_of

@@ -8,7 +8,7 @@ from pyarrow import parquet
 from studies import begin, client, fields, one_line, rlvid
 from watched import frames, make_evaluation, write_videos
 
-from rlvid.evaluate.videos import write_part
+from rlvid.evaluate.cache import write_part
 from rlvid.study.evaluation import Spot, Videos
 from rlvid.study.pairs import AXES
 from rlvid.study.store import Store

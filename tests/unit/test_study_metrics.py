@@ -9,7 +9,7 @@ from pyarrow import parquet
 from studies import begin, one_line, rlvid
 from watched import make_evaluation
 
-from rlvid.evaluate.rows import METRICS
+from rlvid.evaluate.results.rows import METRICS
 from rlvid.study.pairs import AXES
 from rlvid.study.results import title_of
 

@@ -12,12 +12,12 @@ from PIL import Image
 
 from rlvid.cli import main
 from rlvid.evaluate.command import write_all
-from rlvid.evaluate.compared import find_compared
-from rlvid.evaluate.evaluate import METRICS, Row, summarise
-from rlvid.evaluate.plan import Evaluation
-from rlvid.evaluate.portions import run_evaluation
-from rlvid.evaluate.tables import compare_all
+from rlvid.evaluate.models import find_models
+from rlvid.evaluate.results.rows import METRICS, Row
+from rlvid.evaluate.results.summary import compare_all, summarise
 from rlvid.evaluate.tradeoff import draw_tradeoff
+from rlvid.evaluate.work import Evaluation
+from rlvid.evaluate.workers import run_evaluation
 from rlvid.storage import Mirror
 from rlvid.terminal import fractions
 
@@ -25,7 +25,7 @@ from rlvid.terminal import fractions
 def test_each_scale_is_a_model_between_the_base_and_what_was_learned(tmp_path: Path) -> None:
     run, _ = save_run(tmp_path)
     prompts = {"own": ["a red circle", "a dog"]}
-    models = find_compared([str(run)], scales=(0.001, 0.5, 1.0))
+    models = find_models([str(run)], scales=(0.001, 0.5, 1.0))
     evaluation = Evaluation.of(models, prompts, steps_list=[2])
     rows = run_evaluation(evaluation)
     (run / "seeds.md").write_text("of an earlier evaluation")
@@ -33,7 +33,7 @@ def test_each_scale_is_a_model_between_the_base_and_what_was_learned(tmp_path: P
     by_model = {s.model: s.mean["reward"] for s in summarise(rows)}
     assert list(by_model) == ["base", "instructvideo × 0.001", "instructvideo × 0.5", "instructvideo"]
     assert len({c.tuned for c in compare_all(rows, "base")}) == 3
-    evaluation = Evaluation.of(find_compared([str(run)]), prompts, steps_list=[2])
+    evaluation = Evaluation.of(find_models([str(run)]), prompts, steps_list=[2])
     rows = run_evaluation(evaluation)
     write_all(evaluation, rows, {})
     assert not any((run / name).exists() for name in ("tradeoff.png", "seeds.md"))  # they would be of other models

@@ -13,7 +13,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlvid.config import load_config
-from rlvid.evaluate.evaluate import METRICS, Comparison
+from rlvid.evaluate.results.rows import METRICS
+from rlvid.evaluate.results.summary import Comparison
 from tuning.description import Sweep, load_sweep
 from tuning.journal import Journal, scores_path, write_scores
 from tuning.outcomes import collect, pareto, ranked

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from rlvid.evaluate.results.rows import METRICS
+from rlvid.evaluate.results.summary import Comparison, Summary
 from rlvid.evaluate.results.untrusted import (
     FASTEST,
     KEY,
@@ -19,7 +21,6 @@ from rlvid.evaluate.results.untrusted import (
     read_text,
     sound,
 )  # fmt: skip
-from rlvid.evaluate.rows import METRICS, Comparison, Summary
 from rlvid.files import read_yaml
 
 
@@ -135,7 +136,7 @@ def read_about(folder: Path) -> tuple[About, dict[str, Any]]:
 
 
 def read_results(path: Path) -> tuple[list[Summary], list[Comparison], dict[str, str]]:
-    """What ``rlvid.evaluate.tables.json_text`` wrote: NaN where it wrote null, or where a metric is newer than it.
+    """Reads ``evaluation.json``: NaN where it has null, or where a metric is newer than the file.
 
     Raises:
         ValueError: the file is damaged.

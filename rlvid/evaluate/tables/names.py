@@ -1,11 +1,11 @@
 """How metrics stand in tables: their headings, which of them are shown, as what text, and which cell is the best."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rlvid.escape import one_line
-from rlvid.evaluate.rows import EXTRA, Summary
+from rlvid.evaluate.results.rows import REWARD_PREFIX
+from rlvid.evaluate.results.summary import Summary
 
 
 @dataclass(frozen=True)
@@ -42,26 +42,17 @@ COLUMNS = (
 )
 
 
-MAIN = ("reward", "held_out", "clipsim", "consistency", "motion", "diversity", "oracle_score")
-"""What tables over seeds and of every two models show, beside further rewards."""
-
-
-def main_metrics(metrics: Iterable[str]) -> list[str]:
-    """Those of ``metrics`` that are in ``MAIN`` or further rewards."""
-    return [metric for metric in metrics if metric in MAIN or metric.startswith(EXTRA)]
-
-
 def shown_columns(summaries: list[Summary]) -> list[Column]:
     """The columns for which any model has a number; further rewards follow the run's two."""
-    extra = [m for m in dict.fromkeys(m for s in summaries for m in s.mean) if m.startswith(EXTRA)]
+    extra = [m for m in dict.fromkeys(m for s in summaries for m in s.mean) if m.startswith(REWARD_PREFIX)]
     columns = [*COLUMNS[:2], *(Column(m, title_of(m), "", spread=True) for m in extra), *COLUMNS[2:]]
     return [c for c in columns if any(s.used.get(c.metric) for s in summaries)]
 
 
 def title_of(metric: str) -> str:
     """What a metric is called at the head of a column."""
-    if metric.startswith(EXTRA):
-        return f"Reward {metric.removeprefix(EXTRA)}"
+    if metric.startswith(REWARD_PREFIX):
+        return f"Reward {metric.removeprefix(REWARD_PREFIX)}"
     return next(c.title for c in COLUMNS if c.metric == metric)
 
 

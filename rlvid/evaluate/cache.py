@@ -4,9 +4,12 @@ A part is written whole or not at all, and says in its metadata what its videos 
 part for its own only if that is what it would make. ``frames`` is empty where the model gave a pixel that is no number.
 """
 
+import errno
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from torch import Tensor
 
 from rlvid.data.archive import png_bytes
 from rlvid.evaluate.results.frames import decode_frames
+from rlvid.evaluate.results.rows import REWARD_PREFIX, Row, rows_table
 from rlvid.evaluate.results.untrusted import damaged, open_table, read_table, sound
 from rlvid.plots.video import to_bytes
 
@@ -38,7 +42,7 @@ _ROWS_IN_GROUP = 4  # a group is read whole, and pages show one video here and o
 
 
 def write_part(path: Path, rows: Sequence[dict[str, Any]], frames_BFCHW: Tensor, identity: str) -> None:
-    """Writes the videos of a portion.
+    """Writes the videos of a shard.
 
     Args:
         path: of the file.
@@ -121,3 +125,52 @@ def shape_of(path: Path) -> tuple[float, int, int] | None:
         if row["frames"]:
             return row["fps"], len(row["frames"]), _video(row["frames"][:1], f"{path}: a video").shape[-1]
     return None
+
+
+@contextmanager
+def explain_full_disk(folder: Path) -> Iterator[None]:
+    """Around whatever an evaluation writes into its folder.
+
+    Raises:
+        ValueError: there was no space for it; says what to do.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ValueError(
+            f"{folder}: {os.strerror(error.errno)}; make room and start the same command again: what was finished is "
+            "kept, and it goes on from there"
+        ) from None
+
+
+def write_rows(path: Path, rows: list[Row]) -> None:
+    """Keeps rows, whole or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(part, "wb") as file:
+            pq.write_table(rows_table(rows), file)
+            file.flush()
+            os.fsync(file.fileno())  # else a machine that goes down leaves a file of this name and no content
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """What ``write_rows`` kept.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    kept = read_table(path.parent, path, [f.name for f in fields(Row) if f.name != "extra"], metrics=True)
+    known = {each.name for each in fields(Row)}
+    return [
+        Row(
+            **{name: value for name, value in row.items() if name in known},
+            extra={name: value for name, value in row.items() if name.startswith(REWARD_PREFIX) and name not in known},
+        )
+        for row in kept
+    ]

@@ -2,9 +2,9 @@
 
 ==========================  ==========================================================================================
 ``evaluation.yaml``         what it is: models, prompt sets, steps, seed; ``complete`` once its tables are written
-``videos/part-00000...``    the videos of a portion: up to 16 of one model, set and number of steps
+``videos/part-00000...``    the videos of a shard: up to 16 of one model, set and number of steps
 ``videos/.others/``         parts of earlier evaluations in this folder: nothing that was made is thrown away
-``.scores/``                the scores of a portion, named after videos and measure
+``.scores/``                the scores of a shard, named after videos and measure
 ==========================  ==========================================================================================
 """
 
@@ -20,25 +20,24 @@ from typing import Any
 import yaml
 
 from rlvid.data.clips import digest
-from rlvid.evaluate.compared import Compared
-from rlvid.evaluate.measure import Measure
-from rlvid.evaluate.rows import METRICS, Row
-from rlvid.evaluate.scores import read_rows
-from rlvid.evaluate.videos import copy_part, identity_of, labels_of, shape_of
+from rlvid.evaluate.cache import copy_part, identity_of, labels_of, read_rows, shape_of
+from rlvid.evaluate.models import EvaluatedModel
+from rlvid.evaluate.results.rows import METRICS, Row
+from rlvid.evaluate.scorers import Scorers
 from rlvid.files import write_whole
 from rlvid.models.folders import resolved_shape
 
 BATCH = 16
-"""Most videos of a portion, and of a batch that is made or scored."""
+"""Most videos of a shard, and of a batch that is made or scored."""
 FPS = 8
 """Of the models, as ``rlvid.models.unet3d`` makes them."""
 
 
 @dataclass(frozen=True)
-class Portion:
+class Shard:
     """Prompts of one set for one model and number of steps; the first of them is the ``start``-th of the set."""
 
-    model: Compared
+    model: EvaluatedModel
     set: str
     steps: int
     start: int
@@ -71,44 +70,44 @@ class Evaluation:
         copies: videos of a prompt.
         guidance: classifier-free guidance g, of all models.
         final: see ``rlvid.diffusion.generate.generate``.
-        measure: what videos are scored with.
-        portions: the work, in the order of the rows.
-        identities: sixteen hex digits for each portion, over all that its videos depend on.
+        scorers: what videos are scored with.
+        shards: the work, in the order of the rows.
+        identities: sixteen hex digits for each shard, over all that its videos depend on.
     """
 
     folder: Path
-    models: tuple[Compared, ...]
+    models: tuple[EvaluatedModel, ...]
     sets: dict[str, tuple[str, ...]]
     steps: tuple[int, ...]
     seed: int
     copies: int
     guidance: float
     final: str
-    measure: Measure
-    portions: tuple[Portion, ...]
+    scorers: Scorers
+    shards: tuple[Shard, ...]
     identities: tuple[str, ...]
 
     @staticmethod
     def of(
-        models: Sequence[Compared],
+        models: Sequence[EvaluatedModel],
         prompts_by_set: Mapping[str, Sequence[str]],
         *,
         steps_list: Sequence[int],
         folder: Path | None = None,
         seed: int = 0,
         copies: int = 1,
-        measure: Measure | None = None,
+        scorers: Scorers | None = None,
     ) -> "Evaluation":
         """Plans an evaluation; guidance, final step and, by default, what is measured are of the first run.
 
         Args:
-            models: as ``rlvid.evaluate.compared.find_compared`` gives them.
+            models: as ``rlvid.evaluate.models.find_models`` gives them.
             prompts_by_set: prompts of each set.
             steps_list: numbers of DDIM steps.
             folder: default: the first run's.
             seed: of the noise.
             copies: videos of a prompt, from 1 to 16.
-            measure: what videos are scored with.
+            scorers: what videos are scored with.
 
         Raises:
             ValueError: an empty set, a prompt that a set has twice, or ``copies`` out of range.
@@ -120,20 +119,20 @@ class Evaluation:
             check_distinct(name, prompts)
         config, size = models[0].config, BATCH // copies
         sampling = config.sampling
-        measure = measure or Measure(config.reward, use_oracle=config.model.path == "builtin")
-        portions = tuple(
-            Portion(model, set_name, steps, start, prompts[start : start + size], copies)
+        scorers = scorers or Scorers(config.reward, use_oracle=config.model.path == "builtin")
+        shards = tuple(
+            Shard(model, set_name, steps, start, prompts[start : start + size], copies)
             for model in models
             for steps in steps_list
             for set_name, prompts in sets.items()
             for start in range(0, len(prompts), size)
         )
         how = [seed, sampling.guidance, sampling.final_level]
-        identities = tuple(digest([p.model.made_of, how, p.steps, p.start, p.prompts, copies]) for p in portions)
+        identities = tuple(digest([p.model.made_of, how, p.steps, p.start, p.prompts, copies]) for p in shards)
         place = (folder or models[0].run).expanduser().resolve()
         return Evaluation(
             place, tuple(models), sets, tuple(steps_list), seed, copies, sampling.guidance, sampling.final_level,
-            measure.movable(), portions, identities,
+            scorers.movable(), shards, identities,
         )  # fmt: skip
 
     @property
@@ -142,64 +141,64 @@ class Evaluation:
         return self.folder / "videos"
 
     @property
-    def others(self) -> Path:
+    def stale_dir(self) -> Path:
         """Where parts lie that are not of this evaluation."""
         return self.videos / ".others"
 
     @property
     def count(self) -> int:
         """How many videos there are in all."""
-        return self.count_of(range(len(self.portions)))
+        return self.count_of(range(len(self.shards)))
 
     def count_of(self, indices: Sequence[int]) -> int:
-        """How many videos some portions have."""
-        return sum(len(self.portions[index].places) for index in indices)
+        """How many videos some shards have."""
+        return sum(len(self.shards[index].places) for index in indices)
 
     def part(self, index: int) -> Path:
-        """The file of a portion's videos."""
+        """The file of a shard's videos."""
         return self.videos / f"part-{index:05d}.parquet"
 
     def scores(self, index: int) -> Path:
-        """The file of a portion's scores."""
-        return self.folder / ".scores" / f"{digest([self.identities[index], self._measured_by])}.parquet"
+        """The file of a shard's scores."""
+        return self.folder / ".scores" / f"{digest([self.identities[index], self._scorers_identity])}.parquet"
 
     @cached_property
-    def _measured_by(self) -> str:
-        return self.measure.identity
+    def _scorers_identity(self) -> str:
+        return self.scorers.identity
 
-    def settle(self) -> None:
+    def adopt_cached(self) -> None:
         """Puts every part that is of this evaluation to its place, and every other one aside.
 
         Raises:
             ValueError: a part is damaged.
         """
-        self.others.mkdir(parents=True, exist_ok=True)
+        self.stale_dir.mkdir(parents=True, exist_ok=True)
         for path in self.videos.glob(".part-*.tmp"):
             path.unlink(missing_ok=True)  # of a process that was killed while it wrote
         wanted = {self.part(index): identity for index, identity in enumerate(self.identities)}
         for path in sorted(self.videos.glob("part-*.parquet")):
             identity = identity_of(path)
             if wanted.get(path) != identity:
-                os.replace(path, self.others / f"{identity or path.stem}.parquet")
+                os.replace(path, self.stale_dir / f"{identity or path.stem}.parquet")
         for index, identity in enumerate(self.identities):
-            kept, part = self.others / f"{identity}.parquet", self.part(index)
+            kept, part = self.stale_dir / f"{identity}.parquet", self.part(index)
             if kept.is_file() and not part.is_file():
                 os.replace(kept, part)
             if part.is_file() and labels_of(part) != self._as_stored(index):
-                copy_part(part, part, self.portions[index].labels)  # the same videos under another name
+                copy_part(part, part, self.shards[index].labels)  # the same videos under another name
 
     def _as_stored(self, index: int) -> list[dict[str, Any]]:
         order = ("model", "set", "steps", "index", "copy", "prompt", "fps")
-        return [{key: row[key] for key in order} for row in self.portions[index].labels]
+        return [{key: row[key] for key in order} for row in self.shards[index].labels]
 
-    def unmade(self) -> list[int]:
-        """The portions whose videos must be made; of two with the same ones (the best step, its number), the first."""
+    def missing_videos(self) -> list[int]:
+        """The shards whose videos must be made; of two with the same ones (the best step, its number), the first."""
         first = {identity: index for index, identity in reversed(list(enumerate(self.identities)))}
         made = self._places()
         return sorted(index for identity, index in first.items() if identity not in made)
 
-    def made(self) -> list[int]:
-        """The portions whose videos are there, be it under another name."""
+    def present_videos(self) -> list[int]:
+        """The shards whose videos are there, be it under another name."""
         made = self._places()
         return [index for index, identity in enumerate(self.identities) if identity in made]
 
@@ -208,25 +207,25 @@ class Evaluation:
         parts = ((identity, self.part(index)) for index, identity in enumerate(self.identities))
         return {identity: path for identity, path in parts if path.is_file()}
 
-    def share(self) -> None:
-        """Copies videos to the portions that have the same ones as another portion."""
+    def copy_duplicates(self) -> None:
+        """Copies videos to the shards that have the same ones as another shard."""
         made = self._places()
         for index, identity in enumerate(self.identities):
             if not self.part(index).is_file():
-                copy_part(made[identity], self.part(index), self.portions[index].labels)
+                copy_part(made[identity], self.part(index), self.shards[index].labels)
 
-    def unscored(self) -> list[int]:
-        """The portions whose scores are missing; as ``unmade`` where two have the same."""
-        missing = {self.scores(index): index for index in reversed(range(len(self.portions)))}
+    def missing_scores(self) -> list[int]:
+        """The shards whose scores are missing; as ``missing_videos`` where two have the same."""
+        missing = {self.scores(index): index for index in reversed(range(len(self.shards)))}
         return sorted(index for path, index in missing.items() if not path.is_file())
 
     def rows(self) -> list[Row]:
         """All rows, once no scores are missing."""
-        return [row for index in range(len(self.portions)) for row in self._rows_of(index)]
+        return [row for index in range(len(self.shards)) for row in self._rows_of(index)]
 
     def _rows_of(self, index: int) -> list[Row]:
-        portion = self.portions[index]
-        about = {"model": portion.model.name, "set": portion.set, "steps": portion.steps}
+        shard = self.shards[index]
+        about = {"model": shard.model.name, "set": shard.set, "steps": shard.steps}
         return [replace(row, **about) for row in read_rows(self.scores(index))]
 
     def describe(self, *, complete: bool) -> None:
@@ -241,29 +240,29 @@ class Evaluation:
             "seed": self.seed,
             "copies": self.copies,
             "steps": list(self.steps),
-            "clip": self.measure.clip,
+            "clip": self.scorers.clip,
             "models": [model.describe() for model in self.models],
             "sets": {name: list(prompts) for name, prompts in self.sets.items()},
             "fps": fps,
             "frames": frames,
             "size": size,
             "guidance": self.guidance,
-            "metrics": [*METRICS, *self.measure.metrics],
-            "rewards": self.measure.names,
+            "metrics": [*METRICS, *self.scorers.metrics],
+            "rewards": self.scorers.names,
             "complete": complete,
         }
         text = yaml.safe_dump(about, sort_keys=False, allow_unicode=True, width=120)
         write_whole(self.folder / "evaluation.yaml", text.encode())
 
-    def finish(self) -> None:
+    def mark_complete(self) -> None:
         """Says that the tables are written, and forgets scores that are not in them."""
-        used = {self.scores(index) for index in range(len(self.portions))}
+        used = {self.scores(index) for index in range(len(self.shards))}
         for path in (self.folder / ".scores").glob("*.parquet"):
             if path not in used:
                 path.unlink()
         self.describe(complete=True)
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Removes videos and scores."""
         for folder in (self.videos, self.folder / ".scores"):
             shutil.rmtree(folder, ignore_errors=True)

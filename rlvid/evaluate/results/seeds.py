@@ -9,19 +9,15 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from os.path import commonprefix
-from pathlib import Path
 
 import numpy as np
 
 from rlvid.config import RunConfig
-from rlvid.escape import csv_text
-from rlvid.evaluate.columns import gain_text, main_metrics, set_title, title_of
-from rlvid.evaluate.compared import Compared
-from rlvid.evaluate.grid import Cell, Grid, latex_page
-from rlvid.evaluate.rows import Row, metrics_of, pair_up
-from rlvid.files import write_whole
+from rlvid.evaluate.models import EvaluatedModel
+from rlvid.evaluate.results.rows import Row, metrics_of
+from rlvid.evaluate.results.summary import pair_up
 from rlvid.stats import RESAMPLES, bootstrap_interval, mean_interval
 
 
@@ -29,7 +25,7 @@ from rlvid.stats import RESAMPLES, bootstrap_interval, mean_interval
 class SeedResult:
     """One metric of a group of runs, for a prompt set and number of steps.
 
-    ``mean`` and ``half`` are over seeds (``half`` is NaN for one); ``difference``, ``low`` and ``high`` are to the
+    ``mean`` and ``half_width`` are over seeds (NaN for one); ``difference``, ``low`` and ``high`` are to the
     base, and NaN for the base itself.
     """
 
@@ -39,13 +35,13 @@ class SeedResult:
     metric: str
     seeds: int
     mean: float
-    half: float
+    half_width: float
     difference: float
     low: float
     high: float
 
 
-def group_seeds(models: Sequence[Compared]) -> dict[str, list[str]]:
+def group_seeds(models: Sequence[EvaluatedModel]) -> dict[str, list[str]]:
     """Group -> the names of its models: what differs in seed, name and place alone, at one step and scale.
 
     Runs of a budget in seconds (``train.max_seconds``) end at steps of their own; their ends are one group.
@@ -53,7 +49,7 @@ def group_seeds(models: Sequence[Compared]) -> dict[str, list[str]]:
     Raises:
         ValueError: no two models differ in their seed alone.
     """
-    groups: dict[str, list[Compared]] = {}
+    groups: dict[str, list[EvaluatedModel]] = {}
     for model in models[1:]:
         at = end_or_step(model.config, model.kind == "run", model.step)
         groups.setdefault(repr((but_for_seed(model.config), at, model.scale)), []).append(model)
@@ -173,63 +169,3 @@ def _gain(seeds: list[tuple[np.ndarray, np.ndarray, np.ndarray]], resamples: int
     gains = np.concatenate([after - before for before, after, _ in seeds])
     prompts = np.concatenate([each for *_, each in seeds])
     return float(gains.mean()), *bootstrap_interval(gains, prompts, resamples)
-
-
-_LEGEND = (
-    "Mean over seeds ± half the 95 % interval of Student's t over seeds. Bold: above the base by more than that. "
-    "Differences to the base have the 95 % interval of a bootstrap over prompts, each drawn for all seeds at once."
-)
-
-
-def seeds_grids(results: Sequence[SeedResult]) -> dict[int, Grid]:
-    """Number of steps -> its table, differences of the reward beside the means."""
-    metrics, grids = main_metrics(dict.fromkeys(r.metric for r in results)), {}
-    found = {(r.group, r.set, r.steps, r.metric): r for r in results}
-    for steps in dict.fromkeys(r.steps for r in results):
-        places = sorted({(r.set, r.group): None for r in results if r.steps == steps}, key=_order(results))
-        rows = [
-            [
-                Cell(set_title(s)),
-                Cell(group),
-                *(_cell(found.get((group, s, steps, m)), found, results[0].group) for m in metrics),
-                Cell(_over_base(found.get((group, s, steps, "reward")))),
-            ]
-            for s, group in places
-        ]
-        grids[steps] = Grid(["Prompts", "Runs", *map(title_of, metrics), "Reward over base"], rows, words=2)
-    return grids
-
-
-def seeds_markdown(results: Sequence[SeedResult]) -> str:
-    """A page with a table for each number of steps."""
-    lines = ["# Over seeds", ""]
-    for steps, grid in seeds_grids(results).items():
-        lines += [f"## {steps} DDIM steps", "", grid.markdown(), ""]
-    return "\n".join([*lines, _LEGEND, ""])
-
-
-def _order(results: Sequence[SeedResult]):
-    sets, groups = (list(dict.fromkeys(getattr(r, key) for r in results)) for key in ("set", "group"))
-    return lambda place: (sets.index(place[0]), groups.index(place[1]))
-
-
-def _cell(result: SeedResult | None, found: dict, base: str) -> Cell:
-    if result is None:
-        return Cell("–")
-    text = f"{result.mean:.3f}" + (f" ± {result.half:.3f}" if math.isfinite(result.half) else "")
-    least = found.get((base, result.set, result.steps, result.metric))
-    return Cell(text, least is not None and result.mean - result.half > least.mean)
-
-
-def _over_base(result: SeedResult | None) -> str:
-    return gain_text(result.difference, result.low, result.high) if result else "–"
-
-
-def write_seeds(folder: Path, results: Sequence[SeedResult]) -> list[Path]:
-    """Writes ``seeds.md``, ``seeds.tex`` and ``seeds.csv`` (a line a group, set, number of steps and metric)."""
-    lines = csv_text([[each.name for each in fields(SeedResult)], *map(astuple, results)])
-    tables = [grid.latex(f"{steps} DDIM steps. {_LEGEND}") for steps, grid in seeds_grids(results).items()]
-    contents = {"md": seeds_markdown(results), "csv": lines, "tex": latex_page(tables)}
-    for suffix, text in contents.items():
-        write_whole(folder / f"seeds.{suffix}", text.encode())
-    return [folder / f"seeds.{suffix}" for suffix in contents]

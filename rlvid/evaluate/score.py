@@ -1,4 +1,4 @@
-"""Scores models video by video; ``rlvid.evaluate.rows`` sums the scores up and compares models."""
+"""Scores models video by video."""
 
 from collections.abc import Callable, Iterable, Mapping
 
@@ -9,23 +9,11 @@ from rlvid.diffusion.generate import generate
 from rlvid.evaluate import metrics
 from rlvid.evaluate.ask import Asker
 from rlvid.evaluate.clip import FrameTextModel
-from rlvid.evaluate.rows import METRICS, Comparison, Row, Summary, compare, summarise
+from rlvid.evaluate.results.rows import METRICS, Row
 from rlvid.models.base import VideoModel
 from rlvid.reward.clip import ClipReward
 from rlvid.reward.video import ImageReward
 from rlvid.world import oracle
-
-__all__ = [
-    "METRICS",
-    "Comparison",
-    "Row",
-    "Summary",
-    "compare",
-    "evaluate_model",
-    "rows_of",
-    "score_videos",
-    "summarise",
-]
 
 
 @torch.no_grad()

@@ -17,14 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rlvid.escape import csv_text, markdown_text
-from rlvid.evaluate.columns import COLUMNS, gain_text, set_title, title_of
-from rlvid.evaluate.grid import Cell, Grid, latex_page
-from rlvid.evaluate.rows import Row, Summary, summarise
-from rlvid.evaluate.seeds import SeedResult, seed_results
+from rlvid.evaluate.results.rows import Row, pooled
+from rlvid.evaluate.results.seeds import SeedResult, seed_results
+from rlvid.evaluate.results.summary import Summary, summarise
+from rlvid.evaluate.tables.names import COLUMNS, gain_text, set_title, title_of
+from rlvid.evaluate.tables.table import Cell, Grid, latex_page
 from rlvid.files import write_whole
-
-ALL = "all_prompts"
-"""The set of all videos, where there are several sets."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +56,8 @@ Place = tuple[str, int, str]
 """A prompt set, a number of steps and a metric: a column."""
 
 
-def pooled(rows: Sequence[Row]) -> list[Row]:
-    """The rows of all prompt sets as one set, in which every prompt has an index of its own; as they are where one."""
-    sets = list(dict.fromkeys(row.set for row in rows))
-    if len(sets) < 2:
-        return list(rows)
-    longest = 1 + max(row.index for row in rows)
-    return [replace(row, set=ALL, index=sets.index(row.set) * longest + row.index) for row in rows]
-
-
 @dataclass(frozen=True)
-class Filled:
+class PaperTable:
     """A layout with its numbers: what each row's videos sum up to, and what it gained over the first."""
 
     layout: Layout
@@ -155,7 +144,9 @@ class Filled:
         return csv_text(lines)
 
 
-def fill(name: str, rows: Sequence[Row], base: str, groups: Mapping[str, Sequence[str]] | None = None) -> Filled:
+def paper_table(
+    name: str, rows: Sequence[Row], base: str, groups: Mapping[str, Sequence[str]] | None = None
+) -> PaperTable:
     """A layout of the videos' scores.
 
     Args:
@@ -175,7 +166,7 @@ def fill(name: str, rows: Sequence[Row], base: str, groups: Mapping[str, Sequenc
     summaries = summarise([replace(row, model=called[row.model]) for row in here])
     sets, steps = (list(dict.fromkeys(getattr(row, key) for row in here)) for key in ("set", "steps"))
     metrics = [m for m in layout.metrics if any(s.used[m] for s in summaries)]
-    return Filled(
+    return PaperTable(
         layout,
         (base, *shown),
         tuple((s, d, metric) for s in sets for d in steps for metric in metrics),
@@ -187,16 +178,16 @@ def fill(name: str, rows: Sequence[Row], base: str, groups: Mapping[str, Sequenc
 def write_layouts(
     folder: Path, rows: Sequence[Row], base: str, groups: Mapping[str, Sequence[str]] | None = None
 ) -> list[Path]:
-    """Writes ``table-a1`` and ``table-a2``, as ``.md``, ``.csv`` and ``.tex``, whole or not at all; see ``fill``."""
+    """Writes ``table-a1`` and ``table-a2``, as ``.md``, ``.csv`` and ``.tex``; see ``paper_table``."""
     paths, seeds = [], any(len(names) > 1 for names in (groups or {}).values())
     for name, layout in LAYOUTS.items():
-        filled = fill(name, rows, base, groups)
-        grids = {layout.caption: filled.grid(), GAINED: filled.gain_grid()}
+        table = paper_table(name, rows, base, groups)
+        grids = {layout.caption: table.grid(), GAINED: table.gain_grid()}
         below = ["The best of a column is bold" + ("; a row has the videos of all seeds." if seeds else ".")]
-        below += [f"- {markdown_text(note)}" for note in filled.notes(groups or {})]
+        below += [f"- {markdown_text(note)}" for note in table.notes(groups or {})]
         contents = {
             "md": "\n\n".join([*(f"{grid.markdown()}\n\n{caption}" for caption, grid in grids.items()), *below]) + "\n",
-            "csv": filled.csv(),
+            "csv": table.csv(),
             "tex": latex_page([grid.latex(caption) for caption, grid in grids.items()]),
         }
         for suffix, text in contents.items():

@@ -14,10 +14,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from rlvid.escape import csv_text, markdown_text
-from rlvid.evaluate.columns import Column, best_of, gain_text, set_title, shown_columns, text_of
-from rlvid.evaluate.grid import Cell, Grid, latex_page
-from rlvid.evaluate.rows import EXTRA, METRICS, Comparison, Row, Summary, compare, summarise
-from rlvid.evaluate.scores import comparisons_table, rows_table
+from rlvid.evaluate.results.rows import METRICS, REWARD_PREFIX, Row, rows_table
+from rlvid.evaluate.results.summary import Comparison, Summary, compare_all, comparisons_table, summarise
+from rlvid.evaluate.tables.names import Column, best_of, gain_text, set_title, shown_columns, text_of
+from rlvid.evaluate.tables.table import Cell, Grid, latex_page
 from rlvid.files import write_whole
 
 _GAINS = {"reward": "reward", "held_out": "held-out reward", "oracle_score": "oracle score"}
@@ -213,23 +213,10 @@ def _parquet(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def compare_all(rows: Iterable[Row], base: str | None = None) -> list[Comparison]:
-    """Every other model compared with ``base`` (default: the first model); see ``rlvid.evaluate.rows.compare``."""
-    by_model: dict[str, list[Row]] = {}
-    for row in rows:
-        by_model.setdefault(row.model, []).append(row)
-    if not by_model:
-        raise ValueError("compare_all: no rows; evaluate at least one model")
-    base = next(iter(by_model)) if base is None else base
-    if base not in by_model:
-        raise ValueError(f"compare_all: base = {base!r} was not evaluated; models: {', '.join(by_model)}")
-    return [c for model, group in by_model.items() if model != base for c in compare(by_model[base], group)]
-
-
 def _gains(comparisons: Iterable[Comparison]) -> dict[str, str]:
     """Metrics whose gains are shown, and what sentences call them."""
-    extra = [c.metric for c in comparisons if c.metric.startswith(EXTRA)]
-    return _GAINS | {metric: f"reward {metric.removeprefix(EXTRA)}" for metric in extra}
+    extra = [c.metric for c in comparisons if c.metric.startswith(REWARD_PREFIX)]
+    return _GAINS | {metric: f"reward {metric.removeprefix(REWARD_PREFIX)}" for metric in extra}
 
 
 def gain_lines(comparisons: Iterable[Comparison], steps: int) -> list[str]:

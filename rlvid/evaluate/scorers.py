@@ -11,8 +11,8 @@ from rlvid import __version__
 from rlvid.config.reward import RewardConfig, absolute, is_function
 from rlvid.data.clips import digest
 from rlvid.evaluate.clip import load_clip
-from rlvid.evaluate.compared import stamp
-from rlvid.evaluate.rows import EXTRA
+from rlvid.evaluate.models import stamp
+from rlvid.evaluate.results.rows import REWARD_PREFIX
 from rlvid.models.folders import movable
 from rlvid.reward.load import NAMES, check_one, held_out_reward, load_reward, trained_reward
 
@@ -22,7 +22,7 @@ _COUNTS = ("name", "path", "held_out", "held_out_path", "mixture", "preprocess",
 
 
 @dataclass(frozen=True)
-class Further:
+class FurtherReward:
     """A further reward: the name of its metric, ``reward_NAME``, and what ``load_reward`` needs."""
 
     metric: str
@@ -30,13 +30,13 @@ class Further:
     path: str | None
 
 
-def parse_rewards(text: str) -> tuple[Further, ...]:
+def parse_rewards(text: str) -> tuple[FurtherReward, ...]:
     """Reads ``hpsv2=/path/HPS_v2_compressed.pt,brightness,warm=mine.py:warmth,second:hpsv2=/path/other.pt``.
 
     Raises:
         ValueError: no such reward, its path is missing or wrong, or two have one name; weights are not read.
     """
-    found: list[Further] = []
+    found: list[FurtherReward] = []
     for part in filter(None, (each.strip() for each in text.split(","))):
         head, _, place = part.partition("=")
         label, _, given = head.rpartition(":")
@@ -50,13 +50,13 @@ def parse_rewards(text: str) -> tuple[Further, ...]:
         label = label or (place.rpartition(":")[2] if own and given == "custom" else given)
         name = "custom" if own else given
         check_one(name, path, f"--rewards {label}")
-        metric = EXTRA + re.sub(r"\W+", "_", label)
+        metric = REWARD_PREFIX + re.sub(r"\W+", "_", label)
         if metric in {each.metric for each in found}:
             raise ValueError(
                 f"--rewards {text!r}: {label!r} is there twice; leave one out, or give it a label of its own, as "
                 "LABEL:NAME=PATH"
             )
-        found.append(Further(metric, name, path))
+        found.append(FurtherReward(metric, name, path))
     return tuple(found)
 
 
@@ -68,7 +68,7 @@ def named(name: str, path: str | None) -> str:
 
 
 @dataclass(frozen=True)
-class Measure:
+class Scorers:
     """What videos are scored with.
 
     Attributes:
@@ -80,7 +80,7 @@ class Measure:
 
     reward: RewardConfig
     clip: str = DEFAULT_CLIP
-    further: tuple[Further, ...] = ()
+    further: tuple[FurtherReward, ...] = ()
     use_oracle: bool = False
 
     @property
@@ -126,14 +126,14 @@ class Measure:
         knows = f"{BUILTIN_HELD_OUT}, a CLIP that knows only the built-in world"
         return [f"{begin} {knows}; {remedy}" for begin, (remedy, so) in what.items() if so]
 
-    def movable(self) -> "Measure":
+    def movable(self) -> "Scorers":
         """The same with a clip that a process in another working folder understands."""
         architecture, colon, file = self.clip.partition(":")
         clip = f"{architecture}:{Path(file).resolve()}" if colon else movable(self.clip)
-        return Measure(self.reward, clip, self.further, self.use_oracle)
+        return Scorers(self.reward, clip, self.further, self.use_oracle)
 
     def load(self, device: torch.device) -> dict[str, Any]:
-        """What ``rlvid.evaluate.evaluate.score_videos`` takes.
+        """What ``rlvid.evaluate.score.score_videos`` takes.
 
         Raises:
             ValueError: a reward or the CLIP cannot be loaded.

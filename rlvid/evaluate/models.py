@@ -74,7 +74,7 @@ def _scale(written: str, text: str) -> float:
 
 
 @dataclass(frozen=True)
-class Compared:
+class EvaluatedModel:
     """One model of an evaluation.
 
     Attributes:
@@ -120,9 +120,9 @@ class Compared:
         return about | {"step": self.step, "scale": self.scale}
 
 
-def find_compared(
+def find_models(
     texts: Sequence[str], *, scales: Sequence[float] = (1.0,), step: int | None = None
-) -> tuple[Compared, ...]:
+) -> tuple[EvaluatedModel, ...]:
     """The base model of the first run, and then the models that the texts name.
 
     Args:
@@ -136,7 +136,7 @@ def find_compared(
     specs = [parse_spec(text) for text in texts]
     if not specs:
         raise ValueError(f"no MODEL; name at least one: {FORM}")
-    alone, models = len({spec.run for spec in specs}) == 1, list[Compared]()
+    alone, models = len({spec.run for spec in specs}) == 1, list[EvaluatedModel]()
     for spec in specs:
         config, found = _located(spec)
         config = config.model_copy(
@@ -157,9 +157,9 @@ def find_compared(
             for scale in each_scale:
                 # a label says all, unless it is to name several
                 shown = name if spec.label and len(each_scale) == 1 else scale_name(name, scale)
-                models.append(Compared(shown, kind, config, checkpoint, scale, checkpoint.step))
+                models.append(EvaluatedModel(shown, kind, config, checkpoint, scale, checkpoint.step))
     first = models[0]
-    models = [Compared(BASE, "base", first.config, first.checkpoint, 0.0, None), *models]
+    models = [EvaluatedModel(BASE, "base", first.config, first.checkpoint, 0.0, None), *models]
     _check(models)
     return tuple(models)
 
@@ -196,7 +196,7 @@ def _why_no_best(run: Path) -> str:
     return f"is damaged ({flaw(run / 'best', resumable=False)}); name another step, as in {run.name}@STEP"
 
 
-def _check(models: list[Compared]) -> None:
+def _check(models: list[EvaluatedModel]) -> None:
     names = [model.name for model in models]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -211,13 +211,13 @@ def _check(models: list[Compared]) -> None:
             )
 
 
-def _shape(model: Compared) -> str:
+def _shape(model: EvaluatedModel) -> str:
     spec = model.config.model
     frames, size = resolved_shape(spec.path, spec.frames, spec.size)
     return f"{spec.path!r} with {frames} frames of {size} x {size} pixels"
 
 
-def differences(models: Sequence[Compared]) -> list[str]:
+def differences(models: Sequence[EvaluatedModel]) -> list[str]:
     """A line for each setting in which the runs differ, and in which all of them are evaluated as the first."""
     runs = [model.config for model in models[1:]]
     found = {
@@ -234,7 +234,7 @@ def differences(models: Sequence[Compared]) -> list[str]:
 
 
 def _no_held_out(run: RunConfig) -> str:
-    """What is measured where a run has no held-out reward; see ``rlvid.evaluate.measure.Measure.held_out``."""
+    """What is measured where a run has no held-out reward; see ``rlvid.evaluate.scorers.Scorers.held_out``."""
     return "builtin-heldout" if run.model.path == "builtin" else "none"
 
 
@@ -258,9 +258,9 @@ class Loader:
 
     def __init__(self) -> None:
         self._tuned: TunedModel | None = None
-        self._now: Compared | None = None
+        self._now: EvaluatedModel | None = None
 
-    def use(self, model: Compared) -> UNet3DModel:
+    def use(self, model: EvaluatedModel) -> UNet3DModel:
         """The model, in place of the one before.
 
         Raises:

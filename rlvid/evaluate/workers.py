@@ -1,8 +1,8 @@
-"""Evaluating portion by portion, in this process or on many nodes: what is finished is kept and not made again.
+"""Evaluating shard by shard, in this process or on many nodes: what is finished is kept and not made again.
 
 First all missing videos are made, then all missing scores, from the 8-bit frames on disk: another reward or metric
-needs no new video. A portion is the batch in which videos are made and scored, so that the numbers are the same however
-the portions are shared out.
+needs no new video. A shard is the batch in which videos are made and scored, so that the numbers are the same however
+the shards are shared out.
 """
 
 import os
@@ -16,13 +16,12 @@ from rlvid.cluster.connect import start_ray
 from rlvid.cluster.nodes import check_nodes
 from rlvid.diffusion.generate import generate
 from rlvid.evaluate.ask import Asker
-from rlvid.evaluate.compared import Loader
-from rlvid.evaluate.evaluate import rows_of, score_videos
+from rlvid.evaluate.cache import explain_full_disk, identity_of, read_part, write_part, write_rows
 from rlvid.evaluate.load import device
-from rlvid.evaluate.plan import BATCH, Evaluation
-from rlvid.evaluate.rows import Row
-from rlvid.evaluate.scores import told_if_full, write_rows
-from rlvid.evaluate.videos import identity_of, read_part, write_part
+from rlvid.evaluate.models import Loader
+from rlvid.evaluate.results.rows import Row
+from rlvid.evaluate.score import rows_of, score_videos
+from rlvid.evaluate.work import BATCH, Evaluation
 from rlvid.faults import one_line
 from rlvid.files import held
 
@@ -41,10 +40,10 @@ def run_evaluation(
 ) -> list[Row]:
     """Makes and scores what is missing, and gives all rows.
 
-    Keep the folder to yourself, with ``alone``, until the rows are where they should be.
+    Keep the folder to yourself, with ``exclusive``, until the rows are where they should be.
 
     Args:
-        evaluation: what to evaluate; ``finish`` it then.
+        evaluation: what to evaluate; ``mark_complete`` it then.
         workers: Ray actors, each with a model of its own; default: this process, without Ray.
         address: of the Ray cluster, as for training.
         progress: called with ("made" or "scored", videos done, videos that were missing).
@@ -53,17 +52,17 @@ def run_evaluation(
     Raises:
         ValueError: a file in the folder is damaged, its disk is full, or the cluster is too small.
     """
-    with told_if_full(evaluation.folder):
+    with explain_full_disk(evaluation.folder):
         evaluation.describe(complete=False)
-        evaluation.settle()
+        evaluation.adopt_cached()
         _tell_what_is_there(evaluation, tell)
         _work(evaluation, workers, address, progress)
         return evaluation.rows()
 
 
 def _work(evaluation: Evaluation, workers: int | None, address: str | None, progress: Progress | None) -> None:
-    for what, work in (("made", Maker), ("scored", Scorer)):
-        missing = evaluation.unmade() if work is Maker else evaluation.unscored()
+    for what, work in (("made", VideoWorker), ("scored", ScoreWorker)):
+        missing = evaluation.missing_videos() if work is VideoWorker else evaluation.missing_scores()
         done, total = 0, evaluation.count_of(missing)
         for videos in (
             _in_pool(work, evaluation, missing, workers, address) if workers else _here(work, evaluation, missing)
@@ -71,27 +70,27 @@ def _work(evaluation: Evaluation, workers: int | None, address: str | None, prog
             done += videos
             if progress is not None:
                 progress(what, done, total)
-        evaluation.share()
+        evaluation.copy_duplicates()
 
 
 def _tell_what_is_there(evaluation: Evaluation, tell: Callable[[str], None]) -> None:
-    there, missing = evaluation.count_of(evaluation.made()), evaluation.count_of(evaluation.unmade())
+    there, missing = evaluation.count_of(evaluation.present_videos()), evaluation.count_of(evaluation.missing_videos())
     if there:
         tell(f"{there} of {evaluation.count} videos are there already, {missing} are to be made")
-    others = list(evaluation.others.glob("*.parquet"))
+    others = list(evaluation.stale_dir.glob("*.parquet"))
     if others:
         size = sum(path.stat().st_size for path in others) / 2**20
         tell(
-            f"{len(others)} parts with videos of other models or settings lie aside, in {evaluation.others} "
+            f"{len(others)} parts with videos of other models or settings lie aside, in {evaluation.stale_dir} "
             f"({size:.0f} MiB); they are taken up when they are asked for again, and may be deleted"
         )
 
 
-class Work:
-    """Does portions one after the other.
+class Worker:
+    """Does shards one after the other.
 
     Args:
-        evaluation: what the portions are of.
+        evaluation: what the shards are of.
         workers: Ray actors that share the machine's cores; default: this process has them.
     """
 
@@ -101,7 +100,7 @@ class Work:
         self.evaluation = evaluation
 
     def do(self, index: int) -> int:
-        """Does a portion and keeps what it gives; returns its number of videos."""
+        """Does a shard and keeps what it gives; returns its number of videos."""
         raise NotImplementedError
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -112,48 +111,48 @@ class Work:
         """
         videos, said, mistake = 0, None, False
         try:
-            with told_if_full(self.evaluation.folder):
+            with explain_full_disk(self.evaluation.folder):
                 videos = sum(self.do(index) for index in batch["index"].to_pylist())
         except (ValueError, RuntimeError) as error:
             said, mistake = one_line(error), isinstance(error, ValueError)
         return pa.table({"videos": [videos], "error": pa.array([said], pa.string()), "mistake": [mistake]})
 
 
-class Maker(Work):
-    """Makes the videos of portions."""
+class VideoWorker(Worker):
+    """Makes the videos of shards."""
 
     def __init__(self, evaluation: Evaluation, workers: int | None = None) -> None:
         super().__init__(evaluation, workers)
         self._models = Loader()
 
     def do(self, index: int) -> int:
-        """Makes and keeps the videos of a portion."""
-        evaluation, portion = self.evaluation, self.evaluation.portions[index]
-        places = portion.places
+        """Makes and keeps the videos of a shard."""
+        evaluation, shard = self.evaluation, self.evaluation.shards[index]
+        places = shard.places
         frames_BFCHW = generate(
-            self._models.use(portion.model),
+            self._models.use(shard.model),
             [prompt for _, _, prompt in places],
             seed=evaluation.seed,
             noise_of=[(evaluation.seed + copy, index_in_set) for index_in_set, copy, _ in places],
-            steps=portion.steps,
+            steps=shard.steps,
             guidance=evaluation.guidance,
             final=evaluation.final,
             batch=BATCH,
         )
-        write_part(evaluation.part(index), portion.labels, frames_BFCHW, evaluation.identities[index])
+        write_part(evaluation.part(index), shard.labels, frames_BFCHW, evaluation.identities[index])
         return len(places)
 
 
-class Scorer(Work):
-    """Scores the videos of portions, as they are on disk."""
+class ScoreWorker(Worker):
+    """Scores the videos of shards, as they are on disk."""
 
     def __init__(self, evaluation: Evaluation, workers: int | None = None) -> None:
         super().__init__(evaluation, workers)
-        self._how = evaluation.measure.load(device()) | {"ask": Asker(evaluation.measure.reward.timeout)}
+        self._how = evaluation.scorers.load(device()) | {"ask": Asker(evaluation.scorers.reward.timeout)}
 
     def do(self, index: int) -> int:
-        """Scores the videos of a portion and keeps the rows."""
-        portion, part = self.evaluation.portions[index], self.evaluation.part(index)
+        """Scores the videos of a shard and keeps the rows."""
+        shard, part = self.evaluation.shards[index], self.evaluation.part(index)
         if identity_of(part) != self.evaluation.identities[index]:
             raise ValueError(
                 f"{part}: another process has put other videos there meanwhile, such as an actor that outlived an "
@@ -161,15 +160,15 @@ class Scorer(Work):
             )
         frames_BFCHW = read_part(part).to(device())
         try:
-            scores = score_videos(frames_BFCHW, [prompt for _, _, prompt in portion.places], **self._how)
+            scores = score_videos(frames_BFCHW, [prompt for _, _, prompt in shard.places], **self._how)
         except RuntimeError as error:
-            raise RuntimeError(f"{portion.model.name}, {portion.set}, D = {portion.steps}: {error}") from error
-        rows = rows_of(scores, portion.model.name, portion.set, portion.steps, portion.places)
+            raise RuntimeError(f"{shard.model.name}, {shard.set}, D = {shard.steps}: {error}") from error
+        rows = rows_of(scores, shard.model.name, shard.set, shard.steps, shard.places)
         write_rows(self.evaluation.scores(index), rows)
         return len(rows)
 
 
-def _here(work: type[Work], evaluation: Evaluation, missing: list[int]) -> Iterator[int]:
+def _here(work: type[Worker], evaluation: Evaluation, missing: list[int]) -> Iterator[int]:
     worker = work(evaluation) if missing else None
     for index in missing:
         assert worker is not None
@@ -177,9 +176,9 @@ def _here(work: type[Work], evaluation: Evaluation, missing: list[int]) -> Itera
 
 
 def _in_pool(
-    work: type[Work], evaluation: Evaluation, missing: list[int], workers: int, address: str | None
+    work: type[Worker], evaluation: Evaluation, missing: list[int], workers: int, address: str | None
 ) -> Iterator[int]:
-    """Videos of each portion that is finished; the actors write the files themselves, so that none is lost."""
+    """Videos of each shard that is finished; the actors write the files themselves, so that none is lost."""
     if not missing:
         return
     import ray
@@ -201,7 +200,7 @@ def _in_pool(
     done = dataset.map_batches(
         work,
         fn_constructor_args=(evaluation, workers),
-        # one portion at a time: the first actor to be ready would take a second one from those that are not yet
+        # one shard at a time: the first actor to be ready would take a second one from those that are not yet
         compute=ray.data.ActorPoolStrategy(size=min(workers, len(missing)), max_tasks_in_flight_per_actor=1),
         batch_size=1,
         batch_format="pyarrow",
@@ -216,7 +215,7 @@ def _in_pool(
 
 
 @contextmanager
-def alone(evaluation: Evaluation) -> Iterator[None]:
+def exclusive(evaluation: Evaluation) -> Iterator[None]:
     """While no other process evaluates into the folder.
 
     Raises:

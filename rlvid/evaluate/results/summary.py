@@ -1,64 +1,14 @@
-"""Scores of videos, what they sum up to, and how two models compare, prompt by prompt."""
+"""What the scores of videos sum up to, and how two models compare, prompt by prompt."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
+from rlvid.evaluate.results.rows import Row, metrics_of
 from rlvid.shapes import ROUNDING
 from rlvid.stats import beyond_chance, bootstrap_interval
-
-EXTRA = "reward_"
-"""How the metric of a further reward begins; its name follows."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One video and its scores; NaN where a metric does not apply or the video is not finite.
-
-    ``reward`` is the mean over all frames of the image reward that was trained on, ``held_out`` that of the one that
-    was not; ``consistency`` is of consecutive frames, the paper's, and two other definitions stand beside it (see
-    ``rlvid.evaluate.metrics``); ``diversity`` compares the videos that a prompt has in one batch, where there are
-    several. ``oracle_*`` are ``rlvid.world.oracle.grade``'s. ``copy`` tells the videos of a prompt apart. ``extra``
-    holds further rewards under the names of their metrics, ``reward_NAME``.
-    """
-
-    model: str
-    set: str
-    steps: int
-    index: int
-    prompt: str
-    reward: float
-    held_out: float
-    clipsim: float
-    consistency: float
-    consistency_all_pairs: float
-    consistency_vbench: float
-    motion: float
-    flickering: float
-    diversity: float
-    oracle_subject: float
-    oracle_colour: float
-    oracle_background: float
-    oracle_motion: float
-    oracle_sharpness: float
-    oracle_fidelity: float
-    oracle_score: float
-    copy: int = 0
-    extra: dict[str, float] = field(default_factory=dict)
-
-    def score(self, metric: str) -> float:
-        """Of a metric, also of a further reward; NaN where it was not measured."""
-        return self.extra.get(metric, float("nan")) if metric.startswith(EXTRA) else getattr(self, metric)
-
-
-METRICS = tuple(each.name for each in fields(Row) if each.type is float)
-"""Every metric of a ``Row`` but further rewards, by the name of its field."""
-
-
-def metrics_of(rows: Iterable[Row]) -> tuple[str, ...]:
-    """``METRICS``, then the further rewards that any of the rows has."""
-    return (*METRICS, *dict.fromkeys(name for row in rows for name in row.extra))
 
 
 @dataclass(frozen=True)
@@ -200,3 +150,30 @@ def _paired(
     std = before.std(ddof=1) if len(gain) > 1 else 0.0
     real = std > ROUNDING * np.abs(before).max()  # else rounding made it
     return float(gain.mean()), low, high, float(gain.mean() / std) if real else float("nan")
+
+
+def compare_all(rows: Iterable[Row], base: str | None = None) -> list[Comparison]:
+    """Every other model compared with ``base`` (default: the first model); see ``compare``."""
+    by_model: dict[str, list[Row]] = {}
+    for row in rows:
+        by_model.setdefault(row.model, []).append(row)
+    if not by_model:
+        raise ValueError("compare_all: no rows; evaluate at least one model")
+    base = next(iter(by_model)) if base is None else base
+    if base not in by_model:
+        raise ValueError(f"compare_all: base = {base!r} was not evaluated; models: {', '.join(by_model)}")
+    return [c for model, group in by_model.items() if model != base for c in compare(by_model[base], group)]
+
+
+def comparisons_table(comparisons: Iterable[Comparison]) -> pa.Table:
+    """All differences, one a row: of a model to its base, in a metric, for a prompt set and number of steps."""
+    comparisons = list(comparisons)
+    named = {"model": "tuned", "base": "base", "set": "set", "steps": "steps", "metric": "metric", "pairs": "pairs"}
+    kinds = {"steps": pa.int32(), "pairs": pa.int32()} | dict.fromkeys(("difference", "low", "high"), pa.float64())
+    named |= {name: name for name in ("difference", "low", "high")}
+    return pa.table(
+        {
+            name: pa.array([getattr(c, field) for c in comparisons], kinds.get(name, pa.string()))
+            for name, field in named.items()
+        }
+    )

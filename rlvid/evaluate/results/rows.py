@@ -1,0 +1,88 @@
+"""Scores of videos: one row a video."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
+
+import pyarrow as pa
+
+REWARD_PREFIX = "reward_"
+"""How the metric of a further reward begins; its name follows."""
+ALL = "all_prompts"
+"""The set of all videos, where there are several sets."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One video and its scores; NaN where a metric does not apply or the video is not finite.
+
+    ``reward`` is the mean over all frames of the image reward that was trained on, ``held_out`` that of the one that
+    was not; ``consistency`` is of consecutive frames, the paper's, and two other definitions stand beside it (see
+    ``rlvid.evaluate.metrics``); ``diversity`` compares the videos that a prompt has in one batch, where there are
+    several. ``oracle_*`` are ``rlvid.world.oracle.grade``'s. ``copy`` tells the videos of a prompt apart. ``extra``
+    holds further rewards under the names of their metrics, ``reward_NAME``.
+    """
+
+    model: str
+    set: str
+    steps: int
+    index: int
+    prompt: str
+    reward: float
+    held_out: float
+    clipsim: float
+    consistency: float
+    consistency_all_pairs: float
+    consistency_vbench: float
+    motion: float
+    flickering: float
+    diversity: float
+    oracle_subject: float
+    oracle_colour: float
+    oracle_background: float
+    oracle_motion: float
+    oracle_sharpness: float
+    oracle_fidelity: float
+    oracle_score: float
+    copy: int = 0
+    extra: dict[str, float] = field(default_factory=dict)
+
+    def score(self, metric: str) -> float:
+        """Of a metric, also of a further reward; NaN where it was not measured."""
+        return self.extra.get(metric, float("nan")) if metric.startswith(REWARD_PREFIX) else getattr(self, metric)
+
+
+METRICS = tuple(each.name for each in fields(Row) if each.type is float)
+"""Every metric of a ``Row`` but further rewards, by the name of its field."""
+
+
+def metrics_of(rows: Iterable[Row]) -> tuple[str, ...]:
+    """``METRICS``, then the further rewards that any of the rows has."""
+    return (*METRICS, *dict.fromkeys(name for row in rows for name in row.extra))
+
+
+def pooled(rows: Sequence[Row]) -> list[Row]:
+    """The rows of all prompt sets as one set, in which every prompt has an index of its own; as they are where one."""
+    sets = list(dict.fromkeys(row.set for row in rows))
+    if len(sets) < 2:
+        return list(rows)
+    longest = 1 + max(row.index for row in rows)
+    return [replace(row, set=ALL, index=sets.index(row.set) * longest + row.index) for row in rows]
+
+
+def rows_table(rows: Iterable[Row]) -> pa.Table:
+    """All videos, one a row, without their frames: float32 scores, NaN where there is none."""
+    rows = list(rows)
+    named: dict[str, pa.DataType] = {"model": pa.string(), "set": pa.string(), "steps": pa.int32(), "index": pa.int32()}
+    named |= {"copy": pa.int32(), "prompt": pa.string()}
+    columns = {name: pa.array([getattr(row, name) for row in rows], kind) for name, kind in named.items()}
+    scores = {m: pa.array([row.score(m) for row in rows], pa.float32()) for m in metrics_of(rows)}
+    return pa.table(columns | scores)
+
+
+MAIN = ("reward", "held_out", "clipsim", "consistency", "motion", "diversity", "oracle_score")
+"""What tables over seeds and of every two models show, beside further rewards."""
+
+
+def main_metrics(metrics: Iterable[str]) -> list[str]:
+    """Those of ``metrics`` that are in ``MAIN`` or further rewards."""
+    return [metric for metric in metrics if metric in MAIN or metric.startswith(REWARD_PREFIX)]

@@ -1,0 +1,1 @@
+"""How an evaluation's numbers are shown: names and formats of metrics, tables, pages."""

@@ -1,0 +1,130 @@
+"""Pages on groups of models: over seeds, and every two rows against each other."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple
+from pathlib import Path
+
+from rlvid.escape import csv_text
+from rlvid.evaluate.results.pairwise import Pairwise
+from rlvid.evaluate.results.rows import main_metrics
+from rlvid.evaluate.results.seeds import SeedResult
+from rlvid.evaluate.tables.names import gain_text, set_title, title_of
+from rlvid.evaluate.tables.table import Cell, Grid, latex_page
+from rlvid.files import write_whole
+from rlvid.stats import MIN_PROMPTS
+
+_SEEDS_HEADS = ("group", "set", "steps", "metric", "seeds", "mean", "half", "difference", "low", "high")
+_PAIRWISE_HEADS = ("one", "other", "steps", "metric", "videos", "prompts", "difference", "low", "high", "half")
+_SEEDS_LEGEND = (
+    "Mean over seeds ± half the 95 % interval of Student's t over seeds. Bold: above the base by more than that. "
+    "Differences to the base have the 95 % interval of a bootstrap over prompts, each drawn for all seeds at once."
+)
+
+
+def seeds_grids(results: Sequence[SeedResult]) -> dict[int, Grid]:
+    """Number of steps -> its table, differences of the reward beside the means."""
+    metrics, grids = main_metrics(dict.fromkeys(r.metric for r in results)), {}
+    found = {(r.group, r.set, r.steps, r.metric): r for r in results}
+    for steps in dict.fromkeys(r.steps for r in results):
+        places = sorted({(r.set, r.group): None for r in results if r.steps == steps}, key=_order(results))
+        rows = [
+            [
+                Cell(set_title(s)),
+                Cell(group),
+                *(_seed_cell(found.get((group, s, steps, m)), found, results[0].group) for m in metrics),
+                Cell(_over_base(found.get((group, s, steps, "reward")))),
+            ]
+            for s, group in places
+        ]
+        grids[steps] = Grid(["Prompts", "Runs", *map(title_of, metrics), "Reward over base"], rows, words=2)
+    return grids
+
+
+def seeds_markdown(results: Sequence[SeedResult]) -> str:
+    """A page with a table for each number of steps."""
+    lines = ["# Over seeds", ""]
+    for steps, grid in seeds_grids(results).items():
+        lines += [f"## {steps} DDIM steps", "", grid.markdown(), ""]
+    return "\n".join([*lines, _SEEDS_LEGEND, ""])
+
+
+def _order(results: Sequence[SeedResult]):
+    sets, groups = (list(dict.fromkeys(getattr(r, key) for r in results)) for key in ("set", "group"))
+    return lambda place: (sets.index(place[0]), groups.index(place[1]))
+
+
+def _seed_cell(result: SeedResult | None, found: dict, base: str) -> Cell:
+    if result is None:
+        return Cell("–")
+    text = f"{result.mean:.3f}" + (f" ± {result.half_width:.3f}" if math.isfinite(result.half_width) else "")
+    least = found.get((base, result.set, result.steps, result.metric))
+    return Cell(text, least is not None and result.mean - result.half_width > least.mean)
+
+
+def _over_base(result: SeedResult | None) -> str:
+    return gain_text(result.difference, result.low, result.high) if result else "–"
+
+
+def write_seeds(folder: Path, results: Sequence[SeedResult]) -> list[Path]:
+    """Writes ``seeds.md``, ``seeds.tex`` and ``seeds.csv`` (a line a group, set, number of steps and metric)."""
+    lines = csv_text([_SEEDS_HEADS, *map(astuple, results)])
+    tables = [grid.latex(f"{steps} DDIM steps. {_SEEDS_LEGEND}") for steps, grid in seeds_grids(results).items()]
+    contents = {"md": seeds_markdown(results), "csv": lines, "tex": latex_page(tables)}
+    for suffix, text in contents.items():
+        write_whole(folder / f"seeds.{suffix}", text.encode())
+    return [folder / f"seeds.{suffix}" for suffix in contents]
+
+
+def pairwise_grids(found: Sequence[Pairwise]) -> dict[int, Grid]:
+    """Number of steps -> the table with a row for every two, metrics across."""
+    metrics, grids = list(dict.fromkeys(each.metric for each in found)), {}
+    for steps in dict.fromkeys(each.steps for each in found):
+        pairs: dict[frozenset[str], dict[str, Pairwise]] = {}
+        for each in found:
+            if each.steps == steps:
+                pairs.setdefault(frozenset((each.first, each.second)), {})[each.metric] = each
+        rows = []
+        for by_metric in pairs.values():
+            first = next(iter(by_metric.values()))  # all differences of a row go the way of its first
+            signs = {metric: 1 if each.first == first.first else -1 for metric, each in by_metric.items()}
+            cells = [_pair_cell(by_metric[m], signs[m]) if m in by_metric else Cell("–") for m in metrics]
+            rows.append([Cell(first.first), Cell(first.second), *cells])
+        grids[steps] = Grid(["Model", "minus", *map(title_of, metrics)], rows, 2)
+    return grids
+
+
+def pairwise_legend(groups: Mapping[str, Sequence[str]]) -> str:
+    """How to read the tables."""
+    seeds = any(len(names) > 1 for names in groups.values())
+    return (
+        "The first minus the second: difference [95 % interval of a bootstrap over prompts, paired by prompt and noise"
+        + ("] ± half of Welch's 95 % interval over seeds, where both have several or one is the base" if seeds else "]")
+        + f". Bold: beyond every bound that is shown, over {MIN_PROMPTS} prompts or more. Each difference is judged by "
+        "itself, without a correction for their number."
+    )
+
+
+def pairwise_markdown(found: Sequence[Pairwise], groups: Mapping[str, Sequence[str]]) -> str:
+    """A page with a table for each number of steps."""
+    lines = ["# Each against each, over all prompts", ""]
+    for steps, grid in pairwise_grids(found).items():
+        lines += [f"## {steps} DDIM steps", "", grid.markdown(), ""]
+    return "\n".join([*lines, pairwise_legend(groups), ""])
+
+
+def _pair_cell(each: Pairwise, sign: int) -> Cell:
+    low, high = sorted((sign * each.low, sign * each.high))
+    text = gain_text(sign * each.difference, low, high)
+    return Cell(text + (f" ± {each.half_width:.3f}" if math.isfinite(each.half_width) else ""), each.significant)
+
+
+def write_pairwise(folder: Path, found: Sequence[Pairwise], groups: Mapping[str, Sequence[str]]) -> list[Path]:
+    """Writes ``versus.md``, ``.tex`` and ``.csv`` (a line for every two rows, number of steps and metric)."""
+    lines = csv_text([_PAIRWISE_HEADS, *map(astuple, found)])
+    legend = pairwise_legend(groups)
+    tables = [grid.latex(f"Each against each, D = {steps}. {legend}") for steps, grid in pairwise_grids(found).items()]
+    contents = {"md": pairwise_markdown(found, groups), "csv": lines, "tex": latex_page(tables)}
+    for suffix, text in contents.items():
+        write_whole(folder / f"versus.{suffix}", text.encode())
+    return [folder / f"versus.{suffix}" for suffix in contents]
