@@ -1,4 +1,4 @@
-"""Files and folders on disk: whole writes, checksums, locks, folders for temporary files, and descriptions to read."""
+"""Files and folders on disk: whole writes, locks, folders for temporary files, checksums, and errors about files."""
 
 import fcntl
 import hashlib
@@ -6,8 +6,10 @@ import json
 import os
 import re
 import shutil
+import socket
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -19,24 +21,43 @@ _MOST_NODES = 1_000_000
 _ODD = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 """What PyYAML raises at `!!int x`, `!!bool x` or the 30th of February."""
 _UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}")
-"""Name of a file while ``write_whole`` writes it."""
+"""Name of a file while ``whole_file`` writes it."""
 
 
 def write_whole(path: Path, data: bytes) -> None:
     """Writes a file at once: a reader finds the old content or the new, never a part. Makes missing folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
+    with whole_file(path) as part:
+        part.write_bytes(data)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yields the path of a new file, which takes the place of ``path`` when the block succeeds.
+
+    A reader finds the old content or the new, never a part, also after the machine went down. When the block fails, the
+    new file is deleted.
+
+    Raises:
+        OSError: the file cannot be written; names ``path``.
+    """
+    part = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
     try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except OSError as error:  # of a full disk it does not name the file
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        yield part
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())  # else a machine that goes down can leave the name without the content
+        os.replace(part, path)
+    except OSError as error:
+        if error.filename not in (None, str(part), part):
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Deletes files that ``write_whole`` left in a folder when its process was killed; nobody may write there now."""
+    """Deletes files that ``whole_file`` left in a folder when its process was killed; nobody may write there now."""
     for path in folder.glob(".*"):
         if _UNFINISHED.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
@@ -120,27 +141,51 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror or error})") from error
     except (ValueError, yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({' '.join(str(error).split())[:200]})") from error
+        raise damaged(path, error) from error
     if not isinstance(found, dict):
-        raise ValueError(f"{path} is damaged (it holds {'nothing' if found is None else 'no mapping of keys'})")
+        raise damaged(path, f"it holds {'nothing' if found is None else 'no mapping of keys'}")
     return found
 
 
+def damaged(path: Path | str, reason: object, way_out: str = "") -> ValueError:
+    """Makes the error, in one line, of a file whose content is not what was written."""
+    text = " ".join(str(reason).split())[:200]
+    return ValueError(f"{path} is damaged ({text}){way_out and '; '}{way_out}")
+
+
+def unwritable(what: str, error: Exception, way_out: str) -> OSError:
+    """Makes the error, in one line, of something that could not be written, as on a full disk."""
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+    return OSError(getattr(error, "errno", None), f"{what} could not be written ({reason}); {way_out}")
+
+
 @contextmanager
-def held(lock: Path, otherwise: str, *also: Path) -> Iterator[None]:
+def held(lock: Path, otherwise: str, *folders: Path, patience: float = 0) -> Iterator[None]:
     """Holds a lock file for this process; the hold ends with the process, however that ends.
 
-    Unfinished files of killed processes in the lock's folder, and in the folders ``also``, are deleted first.
+    The kernel's own lock (flock), which ends with its holder also after SIGKILL and, on NFS, with its machine.
+
+    Args:
+        lock: the file; it stays afterwards. It tells who holds it.
+        otherwise: message if another process holds it.
+        folders: where unfinished files of killed processes are deleted; nobody may write there without the lock.
+        patience: seconds to wait for the other process.
 
     Raises:
-        ValueError: ``otherwise``, if another process holds it.
+        ValueError: ``otherwise``, and which process holds it.
     """
-    with open(lock, "w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(otherwise) from None
-        for folder in (lock.parent, *also):
+    until = time.monotonic() + patience
+    with open(lock, "a+", encoding="utf-8") as file:  # not "w": that would erase who holds it
+        while not _locked(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            if time.monotonic() >= until:
+                file.seek(0)
+                holder = file.read(200).strip()
+                raise ValueError(otherwise + (f" (held by {holder})" if holder else ""))
+            time.sleep(0.1)
+        with suppress(OSError):  # a full disk holds nobody up
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        for folder in folders:
             clear_unfinished(folder)
         yield
 

@@ -15,8 +15,8 @@ Ray Train           checkpoints, from the workers straight to the store and back
 ==================  ===========================================================================================
 """
 
-import fcntl
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -29,6 +29,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from rlvid.credentials import refuse_credentials
+from rlvid.files import held, whole_file
 
 _CHUNK = 8 * 2**20
 _MOST_RENAMED = 5 * 2**30
@@ -197,11 +198,10 @@ class Mirror:
     def _download(self, name: str, mtime_ns: int) -> None:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with self._store.open_input_stream(f"{self._root}/{name}") as source, open(part, "wb") as sink:
-            shutil.copyfileobj(source, sink, _CHUNK)
-        os.utime(part, ns=(mtime_ns, mtime_ns))
-        os.replace(part, path)
+        with whole_file(path) as part:
+            with self._store.open_input_stream(f"{self._root}/{name}") as source, open(part, "wb") as sink:
+                shutil.copyfileobj(source, sink, _CHUNK)
+            os.utime(part, ns=(mtime_ns, mtime_ns))
 
     def _move(self, old: str, new: str, size: int) -> None:
         source, target = f"{self._root}/{old}", self._target(new)
@@ -260,8 +260,7 @@ def clips_here(clips: Path, storage: str | None) -> Path:
         return clips
     folder = home(storage) / "clips" / clips.name
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.parent / f".{clips.name}.lock", "w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with held(folder.parent / f".{clips.name}.lock", "", patience=math.inf):
         mirror = Mirror(storage, f"clips/{clips.name}", folder)
         if mirror.sizes():
             mirror.pull()

@@ -122,7 +122,7 @@ def alone(folder: Path) -> Iterator[None]:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             otherwise = f"sweep {folder} is being run by another process; wait for its end"
-            stack.enter_context(held(folder / ".lock", otherwise, folder / "report", *folder.glob("*/rungs")))
+            stack.enter_context(held(folder / ".lock", otherwise, folder, folder / "report", *folder.glob("*/rungs")))
         except OSError as error:
             raise ValueError(
                 f"storage: {folder} cannot be written ({error.strerror}); choose another storage=..."

@@ -4,8 +4,7 @@ Each rung is a training of its own that ends by itself and resumes bit for bit. 
 reports, when nothing of it runs: no training is killed, and no placement group is left behind for others to wait on.
 """
 
-import fcntl
-import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from ray import tune
 from rich.console import Console
 
 from rlvid.config import RunConfig
+from rlvid.files import held
 from tuning.description import COST, METRICS
 from tuning.journal import read_scores, scores_path, trial_name, write_scores
 from tuning.measure import measure, work_here
@@ -60,14 +60,9 @@ def _train(folder: Path, number: int, run: dict[str, Any], step: int) -> None:
 
 def _wait_for(lock: Path) -> None:
     """Returns once no process of a killed driver holds the run any more, or after a while."""
-    until = time.monotonic() + _PATIENCE_S
-    while lock.is_file() and time.monotonic() < until:
-        with open(lock, "r+", encoding="utf-8") as file:  # NFS gives exclusive locks to those alone who may write
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                time.sleep(1)
+    if lock.is_file():
+        with suppress(ValueError), held(lock, "", patience=_PATIENCE_S):
+            return
 
 
 def measured(job: dict[str, Any], run: Path | None, step: int) -> dict[str, Any]:

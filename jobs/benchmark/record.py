@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from rlvid.files import write_whole
 from rlvid.terminal import say
 
 SETTINGS = ("preset", "device", "precision", "steps", "frames", "size", "segments", "sampling_steps")
@@ -78,10 +79,8 @@ class Record:
 
     def _write(self) -> None:
         found = {"setup": self.setup, "parts": self.parts, "left out": self.left_out}
-        part = self.path.with_name(f".{self.path.name}.part")
         try:
-            part.write_text(json.dumps(found, indent=1), encoding="utf-8")
-            os.replace(part, self.path)
+            write_whole(self.path, json.dumps(found, indent=1).encode())
         except OSError as error:
             raise ValueError(f"--out {self.path}: cannot be written ({error.strerror}); choose another file") from None
 

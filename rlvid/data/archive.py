@@ -10,11 +10,9 @@ and leaves no duplicates. A part is written whole or not at all. DuckDB, pandas 
 
 import io
 import logging
-import os
 import re
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,6 +25,7 @@ from torch import Tensor
 
 from rlvid.algorithms.base import Samples
 from rlvid.data.parquet import open_parquet
+from rlvid.files import unwritable, whole_file
 from rlvid.plots.video import to_bytes
 
 log = logging.getLogger(__name__)
@@ -160,7 +159,7 @@ def trim(folder: str | Path, from_step: int) -> int:
     that does not exist has nothing to remove.
     """
     doomed = [path for step, _, path in _parts(Path(folder)) if step >= from_step]
-    doomed += Path(folder).glob(".step-*.parquet.*.tmp")
+    doomed += Path(folder).glob(".step-*.parquet.*")
     for path in doomed:
         path.unlink(missing_ok=True)
     return len(doomed)
@@ -229,25 +228,11 @@ def png_bytes(pixels_HWC: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _remove(path: Path) -> None:
-    with suppress(OSError):  # NotADirectoryError, say: the reason why the part was not written
-        path.unlink()
-
-
 def _write_part(path: Path, rows: list[dict[str, Any]]) -> None:
     table = pa.Table.from_pylist([{**row, "frames": [png_bytes(p) for p in row["frames"]]} for row in rows], SCHEMA)
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(part, "wb") as file:
+        with whole_file(path) as part, open(part, "wb") as file:
             pq.write_table(table, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
     except OSError as error:
-        reason = error.strerror or " ".join(str(error).split())
-        raise OSError(
-            error.errno, f"archive part {path} could not be written ({reason}); make room or mend the folder, "
-            "earlier parts are whole"
-        ) from error  # fmt: skip
-    finally:
-        _remove(part)
+        way_out = "make room or mend the folder, earlier parts are whole"
+        raise unwritable(f"archive part {path}", error, way_out) from error

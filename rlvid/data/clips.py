@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from rlvid.data.parquet import open_parquet
+from rlvid.files import damaged
 from rlvid.models.base import Posterior
 from rlvid.randomness import permutation
 
@@ -84,7 +85,7 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
         meta = json.loads(path.read_text(encoding="utf-8"))
         return {**meta, "clips": int(meta["clips"]), "fingerprint": str(meta["fingerprint"])}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: is damaged ({error}); delete {folder} and encode again") from error
+        raise damaged(path, error, f"delete {folder} and encode again") from error
 
 
 class EncodedClips:
@@ -141,7 +142,7 @@ class EncodedClips:
         try:
             return EncodedClips(meta, files)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{folder}: is damaged ({' '.join(str(error).split())}); encode again") from error
+            raise damaged(folder, error, "encode again") from error
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -175,7 +176,7 @@ def _open_part(path: Path) -> pq.ParquetFile:
     try:
         file = open_parquet(path, memory_map=True)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: is damaged ({' '.join(str(error).split())}); encode again") from error
+        raise damaged(path, error, "encode again") from error
     missing = [name for name in SCHEMA.names if name not in file.schema_arrow.names]
     if missing:
         raise ValueError(f"{path}: lacks {', '.join(missing)}; columns found: {', '.join(file.schema_arrow.names)}")

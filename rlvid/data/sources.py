@@ -4,7 +4,7 @@ A run's ``data.source`` is one of these, or a folder that ``rlvid encode`` made.
 ``{storage}/clips``, for all runs that ask for the same.
 """
 
-import fcntl
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from rlvid.data.prompts import has_prompts, read_prompts, resolve_prompts
 from rlvid.data.videos import VideoError
 from rlvid.diffusion.chain import denoise
 from rlvid.diffusion.schedule import timesteps
+from rlvid.files import held
 from rlvid.models.base import Posterior, VideoModel
 from rlvid.storage import Mirror
 from rlvid.world.captions import PROMPT_SETS, write_captions
@@ -137,8 +138,7 @@ def encoded_clips(config: RunConfig, console: Console) -> Path:
     mirror = Mirror(config.output.storage, f"clips/{name}")
     out = mirror.folder
     out.parent.mkdir(parents=True, exist_ok=True)
-    with open(out.parent / f".{name}.lock", "w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # runs that start together encode once
+    with held(out.parent / f".{name}.lock", "", patience=math.inf):  # runs that start together encode once
         there = mirror.sizes()
         if there:
             mirror.pull()

@@ -15,7 +15,6 @@ file                       content
 Every file is written whole or not at all, so whatever is there may be relied on.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -32,6 +31,7 @@ import pyarrow.parquet as pq
 from rlvid.data.clips import SCHEMA, digest, read_meta
 from rlvid.data.find import Skipped
 from rlvid.data.parquet import open_parquet
+from rlvid.files import damaged, held, whole_file, write_whole
 
 _ROWS_IN_PART = 256
 _LAYOUT = {"row_group_size": 4, "compression": "none", "use_dictionary": False, "write_statistics": ["index"]}
@@ -80,20 +80,18 @@ class ClipWriter:
 
     def __init__(self, out: Path, made_with: dict[str, Any]) -> None:
         self.out, self.work, self._made_with = out, unfinished(out), made_with
-        with ExitStack() as held:
+        with ExitStack() as stack:
             try:
                 self.work.mkdir(parents=True, exist_ok=True)
-                lock = held.enter_context(open(self.work / "lock", "w", encoding="utf-8"))
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"{out}: another process is encoding into it; wait for it or name another") from None
+                otherwise = f"{out}: another process is encoding into it; wait for it or name another"
+                stack.enter_context(held(self.work / ".lock", otherwise, self.work))
             except OSError as error:
                 raise ValueError(
                     f"{out}: cannot be written ({error.strerror}: {error.filename}); name another one"
                 ) from error
             self._check_plan()
             self._read()
-            self._held = held.pop_all()
+            self._held = stack.pop_all()
 
     def __enter__(self) -> "ClipWriter":
         return self
@@ -109,11 +107,12 @@ class ClipWriter:
         bad = table.filter(table["error"].is_valid()).select(["index", "source", "error"]).to_pylist()
         if bad:
             path = self.work / f"skipped-{bad[0]['index']:09d}.json"
-            _write(path, lambda part: part.write_text(json.dumps(bad), encoding="utf-8"))
+            write_whole(path, json.dumps(bad).encode())
             self._note_skipped(bad)
         if good.num_rows:
             path = self.work / f"rows-{good['index'][0].as_py():09d}.parquet"
-            _write(path, lambda part: pq.write_table(good, part, **_LAYOUT))
+            with whole_file(path) as part:
+                pq.write_table(good, part, **_LAYOUT)
             self._note_rows(path, good["index"].to_pylist())
         self._make_parts(last=False)
         return good.num_rows
@@ -142,14 +141,14 @@ class ClipWriter:
         first = open_parquet(self._parts[0]).read_row_group(0, columns=["latent_shape", "text_shape"])
         _write_report(self.work, count, skipped + failed, notes or [])
         meta = meta | {"made_with": self._made_with} | first.to_pylist()[0] | {"clips": count}
-        _write(self.work / "meta.json", lambda part: part.write_text(json.dumps(meta, indent=2) + "\n", "utf-8"))
+        write_whole(self.work / "meta.json", (json.dumps(meta, indent=2) + "\n").encode())
         if is_reusable(self.out, self._made_with):  # another process has made it meanwhile
             shutil.rmtree(self.work)
             return count
         if self.out.is_dir():
             shutil.rmtree(self.out)  # empty or incomplete, as is_reusable has seen
         os.rename(self.work, self.out)
-        for path in [*self.out.glob("skipped-*.json"), self.out / "plan.json", self.out / "lock"]:
+        for path in [*self.out.glob("skipped-*.json"), self.out / "plan.json", self.out / ".lock"]:
             path.unlink()
         return count
 
@@ -162,12 +161,10 @@ class ClipWriter:
                     f"{self.work}: holds an unfinished encoding of other clips ({_changes(there, self._made_with)}); "
                     f"finish it with the settings it was begun with, delete it, or name another folder"
                 )
-        foreign = [p.name for p in self.work.glob("*") if not (plan.is_file() or p.name in ("lock", "plan.json.tmp"))]
+        foreign = [p.name for p in self.work.glob("*") if not (plan.is_file() or p.name == ".lock")]
         if foreign:
             raise ValueError(f"{self.work}: is in the way (it has {foreign[0]}); move it or name another folder")
-        for path in self.work.glob("*.tmp"):
-            path.unlink()
-        _write(plan, lambda part: part.write_text(json.dumps(self._made_with), encoding="utf-8"))
+        write_whole(plan, json.dumps(self._made_with).encode())
 
     def _read(self) -> None:
         self.done: set[int] = set()
@@ -207,7 +204,8 @@ class ClipWriter:
         table = pa.concat_tables([open_parquet(path).read() for path in files])
         table = table.filter(pc.is_in(table["index"], value_set=pa.array(indices))).sort_by("index").combine_chunks()
         path = self.work / f"part-{len(self._parts):05d}.parquet"
-        _write(path, lambda part: pq.write_table(table, part, **_LAYOUT))
+        with whole_file(path) as part:
+            pq.write_table(table, part, **_LAYOUT)
         self._parts.append(path)
         for index in indices:
             del self._waiting[index]
@@ -236,8 +234,8 @@ def _read_kept(path: Path, is_sound: Callable[[Any], bool]) -> Any:
             return found
         reason = "it has another content than was written"
     except (ValueError, LookupError, TypeError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-    raise ValueError(f"{path}: is damaged ({reason}); delete {path.parent} and encode again")
+        reason = str(error)
+    raise damaged(path, reason, f"delete {path.parent} and encode again")
 
 
 def _are_rows(found: Any, **kinds: type) -> bool:
@@ -254,18 +252,11 @@ def _write_report(folder: Path, count: int, skipped: list[Skipped], notes: list[
     (folder / "report.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    part = path.with_name(f"{path.name}.tmp")
-    write(part)
-    os.replace(part, path)
-
-
 def _indices(path: Path) -> list[int]:
     try:
         return open_parquet(path).read(columns=["index"])["index"].to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path}: is damaged ({reason}); delete {path.parent} and encode again") from error
+        raise damaged(path, error, f"delete {path.parent} and encode again") from error
 
 
 def _changes(there: dict[str, Any], now: dict[str, Any]) -> str:

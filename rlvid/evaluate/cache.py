@@ -22,6 +22,7 @@ from rlvid.data.archive import png_bytes
 from rlvid.evaluate.results.frames import decode_frames
 from rlvid.evaluate.results.rows import REWARD_PREFIX, Row, rows_table
 from rlvid.evaluate.results.untrusted import damaged, open_table, read_table, sound
+from rlvid.files import whole_file
 from rlvid.plots.video import to_bytes
 
 SCHEMA = pa.schema(
@@ -62,15 +63,8 @@ def write_part(path: Path, rows: Sequence[dict[str, Any]], frames_BFCHW: Tensor,
 
 def _write(path: Path, table: pa.Table, identity: str) -> None:
     table = table.replace_schema_metadata({_KEY: identity.encode()})
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(part, "wb") as file:
-            pq.write_table(table, file, row_group_size=_ROWS_IN_GROUP, compression="none")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole_file(path) as part, open(part, "wb") as file:
+        pq.write_table(table, file, row_group_size=_ROWS_IN_GROUP, compression="none")
 
 
 def identity_of(path: Path) -> str:
@@ -146,17 +140,10 @@ def explain_full_disk(folder: Path) -> Iterator[None]:
 
 
 def write_rows(path: Path, rows: list[Row]) -> None:
-    """Keeps rows, whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with open(part, "wb") as file:
-            pq.write_table(rows_table(rows), file)
-            file.flush()
-            os.fsync(file.fileno())  # else a machine that goes down leaves a file of this name and no content
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    """Writes the scores of a portion."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as part, open(part, "wb") as file:
+        pq.write_table(rows_table(rows), file)
 
 
 def read_rows(path: Path) -> list[Row]:

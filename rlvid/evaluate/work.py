@@ -173,7 +173,7 @@ class Evaluation:
             ValueError: a part is damaged.
         """
         self.stale_dir.mkdir(parents=True, exist_ok=True)
-        for path in self.videos.glob(".part-*.tmp"):
+        for path in self.videos.glob(".part-*"):
             path.unlink(missing_ok=True)  # of a process that was killed while it wrote
         wanted = {self.part(index): identity for index, identity in enumerate(self.identities)}
         for path in sorted(self.videos.glob("part-*.parquet")):

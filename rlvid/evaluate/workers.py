@@ -225,5 +225,5 @@ def exclusive(evaluation: Evaluation) -> Iterator[None]:
     folder = evaluation.folder
     folder.mkdir(parents=True, exist_ok=True)
     otherwise = f"{folder}: another process evaluates into this folder; wait for its end"
-    with held(folder / ".evaluation.lock", otherwise):
+    with held(folder / ".evaluation.lock", otherwise, folder):
         yield

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rlvid.files import stand_in
+from rlvid.files import damaged, stand_in
 
 _STEMS = ("model", "diffusion_pytorch_model", "pytorch_model", "open_clip_model", "open_clip_pytorch_model")
 """Names of weight files of transformers, diffusers and open_clip, without their endings."""
@@ -106,9 +106,9 @@ def read_json(file: Path, where: str) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{where}: {file} is damaged ({error}); copy it anew") from None
+        raise damaged(f"{where}: {file}", error, "copy it anew") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{where}: {file} is damaged (no table of settings); copy it anew")
+        raise damaged(f"{where}: {file}", "no table of settings", "copy it anew")
     return found
 
 
@@ -157,7 +157,7 @@ def _read(file: Path, where: str, device: str) -> dict[str, Tensor]:
             "loaded. Save its state_dict as .safetensors where you trust it"
         ) from None
     except _DAMAGED as error:
-        raise ValueError(f"{where}: {file.name} is damaged or cut off ({_first(error)}); copy it anew") from None
+        raise damaged(f"{where}: {file.name}", _first(error), "copy it anew") from None
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
@@ -198,8 +198,8 @@ def _check_archive(file: Path, where: str) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, struct.error, UnicodeDecodeError):
-        raise ValueError(f"{where}: {file.name} is damaged or cut off; copy it anew") from None
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, struct.error, UnicodeDecodeError) as error:
+        raise damaged(f"{where}: {file.name}", error, "copy it anew") from None
     if any(name.endswith("/constants.pkl") for name in names):
         raise ValueError(
             f"{where}: {file.name} is a TorchScript program (as OpenAI published CLIP), which is not run; give its "

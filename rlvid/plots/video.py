@@ -1,7 +1,6 @@
 """Writes videos: as MP4, as GIF, and as 8-bit frames."""
 
 import io
-import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from rlvid.files import whole_file
 
 
 def write_mp4(path: str | Path, frames_FCHW: Tensor, fps: float) -> None:
@@ -31,18 +32,13 @@ def write_mp4(path: str | Path, frames_FCHW: Tensor, fps: float) -> None:
         raise ValueError(
             f"{path}: H.264 video needs an even height and width; got {height} x {width}: crop or pad first"
         )
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with av.open(part, "w", format="mp4") as container:
-            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            stream.options = {"crf": "16"}
-            for pixels in pixels_FHWC:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-            container.mux(stream.encode(None))
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole_file(path) as part, av.open(part, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.options = {"crf": "16"}
+        for pixels in pixels_FHWC:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
 
 
 def gif_bytes(frames_FCHW: Tensor, fps: float, scale: int = 1) -> bytes:

@@ -11,6 +11,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 from transformers import CLIPConfig, CLIPTokenizer
 
+from rlvid.files import damaged
 from rlvid.models.weights import check_fit, check_texts, fill, headers, read_json, read_weights
 from rlvid.reward.aesthetic import HEAD_FILE, AestheticReward, head
 from rlvid.reward.clip import ClipReward, Tokenise, build_clip, pad_with
@@ -159,7 +160,7 @@ def structure(name: str, source: Path | None, where: str) -> dict[str, Any]:
         return converted
     config: dict[str, Any] = read_json(own, where).get("model_cfg", {})
     if not {"embed_dim", "vision_cfg", "text_cfg"} <= config.keys():
-        raise ValueError(f"{where}: {own} is damaged (no model_cfg); copy it anew")
+        raise damaged(f"{where}: {own}", "no model_cfg", "copy it anew")
     if config.get("custom_text") or "timm_model_name" in config["vision_cfg"]:
         raise ValueError(f"{where}: its open_clip_config.json is of another class than CLIP, and is not supported")
     if converted and converted["quick_gelu"] != config.get("quick_gelu", False):

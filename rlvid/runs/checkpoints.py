@@ -25,7 +25,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveInt, Strict, ValidationError
 
 from rlvid.config import RunConfig, parse_config
-from rlvid.files import read_mapping, sha256
+from rlvid.files import damaged, read_mapping, sha256
 from rlvid.models.trained import holds_trained
 
 _TO_RESUME = re.compile(r"engine/|algorithm\.pt$")
@@ -118,12 +118,12 @@ def read_state(folder: Path) -> State:
     path = folder / "state.json"
     found = read_mapping(path)
     if found.pop("sha256", None) != state_digest(found):
-        raise ValueError(f"{path} is damaged (its content is not that of its checksum)")
+        raise damaged(path, "its content is not that of its checksum")
     try:
         return State.model_validate(found)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ValueError(f"{path} is damaged ({'.'.join(map(str, first['loc']))}: {first['msg']})") from None
+        raise damaged(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
 def flaw(

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 from rlvid.config import RunConfig
+from rlvid.files import damaged
 from rlvid.runs.checkpoints import CheckpointRef, find_checkpoints, flaw, read_settings, step_of
 from rlvid.runs.guard_log import find_best
 from rlvid.storage import home, is_uri, run_mirror, split_uri
@@ -48,7 +49,7 @@ def choose(found: list[CheckpointRef], step: int | None) -> CheckpointRef:
 def check_whole(found: CheckpointRef) -> None:
     """Raises ValueError where what evaluation needs of a checkpoint is not as it was written."""
     if why := flaw(found.folder, resumable=False, read=True):
-        raise ValueError(f"checkpoint {found.folder} is damaged ({why}); name another step, or train the run again")
+        raise damaged(f"checkpoint {found.folder}", why, "name another step, or train the run again")
 
 
 def _newest(run: Path, found: list[CheckpointRef]) -> CheckpointRef:

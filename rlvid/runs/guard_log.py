@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from rlvid.files import read_mapping
+from rlvid.files import damaged, read_mapping
 from rlvid.runs.checkpoints import CheckpointRef, flaw, read_state
 from rlvid.runs.over_optimisation import COLLAPSE, HELD_OUT, TOLERANCE, TRAINED, Loss, judge
 
@@ -100,7 +100,7 @@ def best_step(run: Path) -> int | None:
     except ValueError as error:
         raise ValueError(f"{error}; {_ANEW}") from None
     if type(step) is not int or step < 0:
-        raise ValueError(f"{path} is damaged (step: {step!r:.40}; allowed: 0 or more); {_ANEW}")
+        raise damaged(path, f"step: {step!r:.40}; allowed: 0 or more", _ANEW)
     return step
 
 
@@ -118,19 +118,16 @@ def read_lines(run: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: it is damaged.
     """
-    path = run / "guard.jsonl"
+    path, way_out = run / "guard.jsonl", "delete it, and the guard begins anew"
     if not path.is_file():
         return []
     try:
         found = [_Line.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (ValueError, OSError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path} is damaged ({why}); delete it, and the guard begins anew") from None
+        raise damaged(path, error, way_out) from None
     for line in found:
         alike = line.values.keys() == found[0].values.keys() and line.mean.keys() == found[0].mean.keys()
         lengths = {len(each) for each in line.values.values()}
         if not alike or not {TRAINED, HELD_OUT, *TOLERANCE} <= line.values.keys() or len(lengths) != 1 or 0 in lengths:
-            raise ValueError(
-                f"{path} is damaged (the look at step {line.step} lacks numbers); delete it, and the guard begins anew"
-            )
+            raise damaged(path, f"the look at step {line.step} lacks numbers", way_out)
     return [line.model_dump() for line in found]

@@ -7,6 +7,8 @@ from pathlib import Path
 from google.protobuf.message import DecodeError
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from rlvid.files import damaged
+
 _DAMAGED = (DecodeError, MemoryError, OSError)  # the length of a record may be any number
 
 
@@ -25,8 +27,8 @@ def read_events(folder: Path, wanted: Callable[[str], bool]) -> dict[str, list[t
     try:
         events = _events(folder)
     except _DAMAGED as error:
-        why = " ".join(str(error).split())[:200] or "a record of impossible length"
-        raise ValueError(f"{_damaged(folder)} is damaged ({why}); delete it: logs/ has the numbers too") from None
+        reason = str(error) or "a record of impossible length"
+        raise damaged(_damaged_file(folder), reason, "delete it: logs/ has the numbers too") from None
     return {
         tag: [(event.step, event.value) for event in events.Scalars(tag)]
         for tag in events.Tags()["scalars"]
@@ -40,7 +42,7 @@ def _events(place: Path) -> EventAccumulator:
     return events.Reload()
 
 
-def _damaged(folder: Path) -> str:
+def _damaged_file(folder: Path) -> str:
     """The event file of a folder that cannot be read."""
     for path in sorted(folder.glob("*tfevents*")):
         try:

@@ -1,14 +1,13 @@
 """A study's answers as preference pairs: chosen and rejected frames in one Parquet file."""
 
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from uuid import uuid4
 
 import pyarrow as pa
 from pyarrow import parquet
 
+from rlvid.files import whole_file
 from rlvid.study.evaluation import UnreadableError, Videos
 from rlvid.study.pairs import Pair
 from rlvid.study.store import Answer, Study
@@ -54,16 +53,9 @@ def write_preferences(path: Path, study: Study, answers: Sequence[Answer], video
     for answer in answers:
         if answer.chosen != "tie" and not pairs[answer.pair].check:
             decided[pairs[answer.pair]].append(answer)
-    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
-    try:
-        with parquet.ParquetWriter(temporary, SCHEMA, compression="zstd") as file:
-            for pair, each in decided.items():
-                file.write_table(pa.Table.from_pylist(_rows(pair, each, videos), SCHEMA))
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as part, parquet.ParquetWriter(part, SCHEMA, compression="zstd") as file:
+        for pair, each in decided.items():
+            file.write_table(pa.Table.from_pylist(_rows(pair, each, videos), SCHEMA))
     return sum(map(len, decided.values()))
 
 

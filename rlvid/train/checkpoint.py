@@ -15,7 +15,7 @@ from torch import distributed, nn
 
 from rlvid.algorithms.base import Algorithm
 from rlvid.config import RunConfig
-from rlvid.files import sha256
+from rlvid.files import sha256, unwritable
 from rlvid.models.trained import save_trained, trained_state
 from rlvid.runs.checkpoints import State, read_state, state_digest
 from rlvid.train.engine import Engine, load_plain
@@ -96,10 +96,8 @@ def told_if_unwritable(step: int, run: Path) -> Iterator[None]:
     except (OSError, RuntimeError, SafetensorError) as error:
         if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in _SIGNS_OF_TORCH):
             raise
-        raise OSError(
-            getattr(error, "errno", None), f"checkpoint after step {step} could not be written "
-            f"({' '.join(str(error).split())[:200]}); make room in {run}, earlier checkpoints are whole"
-        ) from error  # fmt: skip
+        way_out = f"make room in {run}, earlier checkpoints are whole"
+        raise unwritable(f"checkpoint after step {step}", error, way_out) from error
 
 
 def load_checkpoint(folder: Path, config: RunConfig, engine: Engine, algorithm: Algorithm) -> State:

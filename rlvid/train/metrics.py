@@ -18,6 +18,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter, _Async
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 
+from rlvid.files import unwritable
 from rlvid.plots.video import gif_bytes
 
 _STAMP = re.compile(r"events\.out\.tfevents\.(\d+)\.")
@@ -107,10 +108,7 @@ class TensorBoard:
         try:
             yield
         except OSError as error:
-            raise OSError(
-                error.errno, f"TensorBoard events in {self._folder} could not be written "
-                f"({error.strerror or error}); make room or mend the folder"
-            ) from error  # fmt: skip
+            raise unwritable(f"TensorBoard events in {self._folder}", error, "make room or mend the folder") from error
 
 
 def average(sums: dict[str, tuple[float, float]]) -> dict[str, float]:

@@ -58,7 +58,7 @@ def open_run(config: RunConfig, console: Console) -> Iterator[Mirror]:
         f"run {folder.name!r} in {folder} is being trained by another process; wait for its end, or choose another "
         "name=..."
     )
-    with held(folder / ".lock", otherwise, folder / "guard"):
+    with held(folder / ".lock", otherwise, folder, folder / "guard"):
         repair(config, mirror, console)
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
         write_whole(folder / "config.yaml", text.encode())

@@ -69,9 +69,20 @@ def test_a_file_that_a_killed_process_left_half_written_is_deleted_by_the_next_t
     for path in (tmp_path / "note.txt", tmp_path / "guard" / "stop"):
         subprocess.run([sys.executable, "-c", code, str(path)], check=False, cwd=ROOT)
     assert len(files(tmp_path)) == 4, "nothing was left, so nothing is shown"
-    with held(tmp_path / ".lock", "busy", tmp_path / "guard", tmp_path / "missing"):
+    with held(tmp_path / ".lock", "busy", tmp_path, tmp_path / "guard", tmp_path / "missing"):
         assert files(tmp_path) == [".mine", "note.txt"]
         assert (tmp_path / "note.txt").read_text() == "whole"
+
+
+def test_a_lock_tells_who_holds_it(tmp_path: Path) -> None:
+    lock = tmp_path / ".lock"
+    with held(lock, "busy"):
+        for patience in (0.0, 0.2):
+            mine = rf"^busy \(held by process {os.getpid()} on .+\)$"
+            with pytest.raises(ValueError, match=mine), held(lock, "busy", patience=patience):
+                pass
+    with held(lock, "busy"):
+        pass
 
 
 def test_a_folder_is_replaced_at_once_and_a_killed_writer_leaves_nothing_for_ever(tmp_path: Path) -> None:

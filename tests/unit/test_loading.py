@@ -207,7 +207,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a pointer": (lambda f: (f / UNET).write_bytes(POINTER), "model.safetensors is a Git LFS pointer"),
     "a page": (lambda f: (f / UNET).write_bytes(PAGE), "is a web page and not the file itself"),
     "empty": (lambda f: (f / UNET).write_bytes(b""), "diffusion_pytorch_model.safetensors is empty"),
-    "cut off": (lambda f: (f / UNET).write_bytes((f / UNET).read_bytes()[:-8]), "is damaged or cut off"),
+    "cut off": (lambda f: (f / UNET).write_bytes((f / UNET).read_bytes()[:-8]), "is damaged"),
     "a pointer for settings": (lambda f: (f / "unet/config.json").write_bytes(POINTER), "config.json is a Git"),
     "a pointer for words": (lambda f: (f / "tokenizer/vocab.json").write_bytes(POINTER), "vocab.json is a Git"),
     "words that are cut off": (

@@ -84,8 +84,8 @@ def test_a_pickle_that_wants_code_is_refused(tmp_path: Path) -> None:
     [
         ("a.pt", b"not a checkpoint at all", "a.pt is no checkpoint of torch"),
         ("a.pt", b"", "a.pt is empty"),
-        ("a.pt", b"PK\x03\x04 and then no more", "a.pt is damaged or cut off"),
-        ("a.safetensors", b"short", "a.safetensors is damaged or cut off"),
+        ("a.pt", b"PK\x03\x04 and then no more", "a.pt is damaged"),
+        ("a.safetensors", b"short", "a.safetensors is damaged"),
         ("a.pt", b"version https://git-lfs.github.com/spec/v1\noid", "a.pt is a Git LFS pointer"),
         ("a.safetensors", b"version https://git-lfs.github.com/spec/v1\noid", "a.safetensors is a Git LFS pointer"),
         ("a.pt", b"<!doctype html>\n<html>", "a.pt is a web page"),
@@ -113,7 +113,7 @@ def test_archives_of_other_kinds_are_told(tmp_path: Path) -> None:
         ("packed.pt", "is a zip archive of HPS_v2_compressed.pt; unpack it"),
         ("program.pt", "is a TorchScript program"),
         ("module.pt", "is a pickle that holds more than weights"),
-        ("half.pt", "is damaged or cut off"),
+        ("half.pt", "is damaged"),
     ):
         for read in (headers, read_weights):
             with pytest.raises(ValueError, match=f"here: {name} {words}"):

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from helpers import save_run
 
+from rlvid import files
 from rlvid.config import shipped_configs
 from tuning import sweep as tuning_sweep
 from tuning import trial
@@ -156,7 +157,7 @@ def test_a_run_s_lock_is_held_as_network_file_systems_want_it(tmp_path: Path, mo
         taken.append(how)
 
     taken: list[int] = []
-    monkeypatch.setattr(trial.fcntl, "flock", as_nfs_does)
+    monkeypatch.setattr(files.fcntl, "flock", as_nfs_does)
     (tmp_path / ".lock").touch()
     trial._wait_for(tmp_path / ".lock")
     assert len(taken) == 1

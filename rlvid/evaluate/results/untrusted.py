@@ -15,6 +15,7 @@ import yaml
 from pyarrow import parquet
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from rlvid import files
 from rlvid.data.parquet import open_parquet
 
 KEY = ("model", "set", "steps", "index", "copy")
@@ -44,12 +45,9 @@ class Checked(BaseModel):
 
 
 def damaged(path: Path, why: object) -> ValueError:
-    """What to raise for a file that is not what rlvid writes."""
-    text = " ".join(str(why).split())[:200]
-    again = "delete it and run `rlvid evaluate` again: it makes only what is missing"
-    return ValueError(
-        f"{path} is damaged ({text}); get a whole copy" + ("" if path.name == "state.json" else f", or {again}")
-    )
+    """Makes the error of a file that is not what rlvid writes."""
+    again = ", or delete it and run `rlvid evaluate` again: it makes only what is missing"
+    return files.damaged(path, why, "get a whole copy" + (again if path.name != "state.json" else ""))
 
 
 @contextmanager
