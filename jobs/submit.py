@@ -2,7 +2,7 @@
 
     python jobs/submit.py --address http://127.0.0.1:8265 train toy name=mine output.storage=/mnt/shared/runs
     python jobs/submit.py evaluate /mnt/shared/runs/mine
-    python jobs/submit.py --detach compare --seconds 180 --out /mnt/shared/compare
+    python jobs/submit.py --detach sweep methods storage=/mnt/shared/sweeps
 
 The repository travels with the job (without what .gitignore and .rayignore name). A job has the name of its run; the
 same command again follows the job while it runs, and afterwards submits it anew, as mine-2, mine-3, ..., which resumes
@@ -37,7 +37,6 @@ from rlvid.terminal import run_command, shell  # noqa: E402
 RLVID = "python -m rlvid.cli"
 ENTRYPOINTS = {
     **{verb: f"{RLVID} {verb}" for verb in ("train", "encode", "generate", "evaluate", "export")},
-    "compare": "python jobs/compare.py",
     "sweep": "python tuning/sweep.py",
 }
 _SECONDS_TO_START = 30.0
@@ -50,7 +49,7 @@ def main() -> int:
     parser.add_argument("--address", help="of the dashboard; default: RAY_API_SERVER_ADDRESS, else port 8265 here")
     parser.add_argument("--name", help="of the job; default: the run's name")
     parser.add_argument("--detach", action="store_true", help="submit, and do not follow")
-    parser.add_argument("command", choices=ENTRYPOINTS, help="what runs: a command of rlvid, compare or sweep")
+    parser.add_argument("command", choices=ENTRYPOINTS, help="what runs: a command of rlvid, or sweep")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the command, as at home")
     options = parser.parse_args()
     name = job_name(options.command, options.arguments, options.name)
@@ -127,7 +126,7 @@ def job_name(command: str, arguments: list[str], given: str | None = None) -> st
         for each, what in zip(own[:2], ("source", "folder for the clips"), strict=False):
             shared(each, f"encode: the {what}")
         name = given or f"encode-{PurePosixPath(own[1] if len(own) > 1 else 'clips').name}"
-    if command in ("generate", "export", "compare"):
+    if command in ("generate", "export"):
         shared(option(arguments, "--out") or "", f"{command}: --out")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         raise ValueError(f"--name {name!r}: give up to 100 letters, digits, dots, dashes and underscores")

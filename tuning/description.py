@@ -16,7 +16,7 @@ from rlvid.data.prompts import has_prompts, resolve_prompts
 from rlvid.files import read_yaml
 from rlvid.models.folders import movable
 from rlvid.world.captions import PROMPT_SETS
-from tuning.space import MOST_TRIALS, Dimension, draw, grid, parse_space, shown, size
+from tuning.space import MOST_TRIALS, VARIANT, Dimension, draw, grid, parse_space, shown, size
 
 FOLDER = Path(__file__).parent
 COST = "seconds"
@@ -32,15 +32,18 @@ _RESERVED = {
     "name": "each trial has a name of its own",
     "output.storage": "set storage=... of the sweep",
     "train.steps": "set rungs=[...] of the sweep",
-    "train.max_seconds": "rungs are counted in steps",
+    "train.max_seconds": "set rungs=[...] and unit=seconds of the sweep",
 }
+_ENDLESS = 100_000
+"""Steps of a trial that ends by its seconds."""
 
 
 class Evaluation(Section):
     """The fixed measurement: the same prompts from the same noise for every trial, all frames weighed alike."""
 
     prompts: str = Field("in_domain", description="a built-in set, or a file, also one beside the sweep's")
-    videos: int = Field(12, ge=2, le=240, description="how many prompts, one video each")
+    videos: int = Field(12, ge=2, le=240, description="how many prompts")
+    copies: int = Field(1, ge=1, le=16, description="videos of each prompt; from 2 on, diversity is measured")
     steps: int | None = Field(None, ge=1, le=500, description="DDIM steps D; default: sampling.steps of the base")
     seed: int = Field(0, ge=0, description="of the noise")
 
@@ -62,7 +65,10 @@ class Sweep(Section):
     trials: int | None = Field(None, ge=1, le=MOST_TRIALS, description="how many; a grid has its own number")
     concurrent: int = Field(1, ge=1, description="trials at a time")
     seed: int = Field(0, ge=0, description="of the drawing of settings; a trial's own seed is its setting `seed`")
-    rungs: list[int] = Field(description="training steps after which a trial is measured; the last one ends it")
+    rungs: list[int] = Field(description="budgets after which a trial is measured; the last one ends it")
+    unit: Literal["steps", "seconds", "videos"] = Field(
+        "steps", description="what rungs count: training steps, seconds of them, or videos that the reward scores"
+    )
     reduction: float = Field(3.0, gt=1, description="ASHA goes on with the best 1 / reduction of a rung")
     metric: str = Field("held_out", description="the objective that ASHA, Optuna and the best config go by")
     objectives: list[str] = Field(
@@ -76,7 +82,7 @@ class Sweep(Section):
             raise ValueError(f"storage = {self.storage!r}: must be a folder, such as one that all nodes mount")
         rungs = self.rungs
         if not rungs or rungs[0] < 1 or any(b <= a for a, b in pairwise(rungs)):
-            raise ValueError(f"rungs = {rungs}; expected ascending numbers of steps from 1, such as [4, 12]")
+            raise ValueError(f"rungs = {rungs}; expected ascending whole numbers from 1, such as [4, 12]")
         for one in [*self.objectives, self.metric]:
             if one not in (*METRICS, COST):
                 raise ValueError(f"objective {one!r} is none; allowed: {', '.join((*METRICS, COST))}")
@@ -86,11 +92,12 @@ class Sweep(Section):
             raise ValueError(f"trials is missing; algorithm = {self.algorithm!r} needs to know how many")
         if self.first and self.algorithm == "grid":
             raise ValueError("first is for random and optuna; a grid tries everything")
-        for key in [*self.settings, *self.space]:
+        own = [key for each in self.variants.values() for key in each]
+        for key in [*self.settings, *self.space, *own]:
             if key in _RESERVED:
                 raise ValueError(f"{key} belongs to the sweep: {_RESERVED[key]}")
-        if both := sorted(self.settings.keys() & self.space.keys()):
-            raise ValueError(f"{both[0]} is both in settings and in space; leave it out of one")
+        if both := sorted({*self.settings, *own} & self.space.keys()):
+            raise ValueError(f"{both[0]} is in space, and in settings or a variant too; leave it out of one")
         for one in self.first:
             if one.keys() != self.space.keys():
                 raise ValueError(f"first: {one} must name each key of space once ({', '.join(self.space)})")
@@ -114,10 +121,25 @@ class Sweep(Section):
         except ValueError as error:
             raise ValueError(f"evaluation.prompts with evaluation.videos = {count}: {error}") from None
 
+    @property
+    def variants(self) -> dict[str, dict[str, Any]]:
+        """Settings of each variant of the space, by its label."""
+        given = self.space.get(VARIANT)
+        named = given if isinstance(given, dict) else {}
+        return {str(label): each for label, each in named.items() if isinstance(each, dict)}
+
     @cached_property
-    def original(self) -> dict[str, Any]:
-        """The base as it is written, read once: who edits the file meanwhile changes no trial."""
-        return read_description(self.config)
+    def originals(self) -> dict[str, dict[str, Any]]:
+        """The descriptions that trials start from, read once: an edit of a file meanwhile changes no trial."""
+        named = [self.config, *(str(each["config"]) for each in self.variants.values() if "config" in each)]
+        return {name: read_description(name) for name in dict.fromkeys(named)}
+
+    def original(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """The description that these settings change: the variant's, or else the sweep's."""
+        return self.originals[str(self._variant(settings).get("config", self.config))]
+
+    def _variant(self, settings: dict[str, Any]) -> dict[str, Any]:
+        return self.variants[settings[VARIANT]] if VARIANT in settings else {}
 
     @property
     def folder(self) -> Path:
@@ -142,8 +164,8 @@ class Sweep(Section):
         model = made.model.model_copy(update={"path": movable(made.model.path)})
         return made.model_copy(update={"reward": made.reward.resolved(), "model": model, "data": data})
 
-    def run(self, settings: dict[str, Any], name: str, steps: int) -> RunConfig:
-        """The description of a run of ``steps`` steps in the sweep's folder with these settings.
+    def run(self, settings: dict[str, Any], name: str, rung: int) -> RunConfig:
+        """The description of a run with these settings, in the sweep's folder and as long as a rung.
 
         Its paths are as they are written, so that a trial goes on where the sweep is started from another copy of its
         working folder. A guard only warns: a trial that it ended would never reach its rung.
@@ -152,31 +174,37 @@ class Sweep(Section):
             ValueError: they are not those of a run; names them.
         """
         place = [f"name={name}", f"output.storage={_yaml(str(self.folder))}"]
-        return self._load(settings, [*place, f"train.steps={steps}", "guard.stop=false"])
+        made = self._load(settings, [*place, "guard.stop=false"])
+        return made.model_copy(update={"train": made.train.model_copy(update=self.budget(made, rung))})
+
+    def budget(self, run: RunConfig, rung: int) -> dict[str, Any]:
+        """Keys of ``train`` with which a run ends at a rung."""
+        if self.unit == "seconds":
+            return {"steps": _ENDLESS, "max_seconds": float(rung)}
+        step = run.train.batch_size * getattr(run.method, "repeats", 1) if self.unit == "videos" else 1
+        return {"steps": max(1, rung // step), "max_seconds": None}
 
     def to_train(self, settings: dict[str, Any], name: str) -> RunConfig:
         """The same for `rlvid train`: of the base's own length, and in the storage of the sweep."""
-        original = load_config(self.original)
+        original = load_config(self.original(settings))
         budget = f"train.max_seconds={'null' if original.train.max_seconds is None else original.train.max_seconds}"
         place = [f"name={name}", f"output.storage={_yaml(self.storage)}"]
         fixed = [*place, f"train.steps={original.train.steps}", budget]
         return self._load(settings, [*fixed, *_output_of(original, self.settings)])
 
     def _load(self, settings: dict[str, Any], fixed: list[str]) -> RunConfig:
-        given = self.settings | settings
+        given, original = self._given(settings), self.original(settings)
         quiet = ["output.videos_every=0", "output.archive_every=0"]
         pairs = [f"{key}={_yaml(value)}" for key, value in given.items() if key not in ("method", "method.name")]
         try:
-            return load_config(self.original, [*quiet, "train.max_seconds=null", *self._method(given), *pairs, *fixed])
+            return load_config(original, [*quiet, *_method(given, original), *pairs, *fixed])
         except ValueError as error:
             raise ValueError(f"{f'space: a trial with {shown(settings)}: ' if settings else ''}{error}") from None
 
-    def _method(self, given: dict[str, Any]) -> list[str]:
-        """Another method than the base's has keys of its own, so the base's section goes."""
-        name = given.get("method.name", given.get("method"))
-        if name is None or name == load_config(self.original).method.name:
-            return []
-        return [f"method={_yaml(name)}"]
+    def _given(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Settings of a trial by the keys of a run."""
+        variant = {key: value for key, value in self._variant(settings).items() if key != "config"}
+        return self.settings | variant | {key: value for key, value in settings.items() if key != VARIANT}
 
     def planned(self) -> list[dict[str, Any]]:
         """The settings of all trials, each of them a valid run, as are ``probes``.
@@ -213,6 +241,14 @@ class Sweep(Section):
     def count(self) -> int:
         """How many trials there are in all."""
         return (size(self.dimensions) or 0) if self.algorithm == "grid" else (self.trials or 0)
+
+
+def _method(given: dict[str, Any], original: dict[str, Any]) -> list[str]:
+    """Another method than the original's has keys of its own, so the original's section goes."""
+    name = given.get("method.name", given.get("method"))
+    if name is None or name == load_config(original).method.name:
+        return []
+    return [f"method={_yaml(name)}"]
 
 
 def _yaml(value: Any) -> str:

@@ -5,7 +5,7 @@ A sweep's folder, ``{storage}/{name}``::
     sweep.yaml                 the description, as validated, and the base run's settings
     journal.jsonl              what was proposed, measured and decided, a line each, in order
     base.json                  the base model's scores
-    trial-000/                 a run's folder, as of any run
+    trial-000/                 a run's folder, as of any run; of variants and seeds LABEL-seed0/
     trial-000/rungs/000004.json    the scores after 4 steps
     logs/trial-000.log         what its training printed
     hparams/                   TensorBoard: scores of each trial against its settings
@@ -20,14 +20,44 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from rlvid.files import write_whole
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rlvid.files import read_mapping, write_whole
+from tuning.space import VARIANT
 
 GOES_ON, STOPPED, FINISHED = "goes on", "stopped early", "finished"
 INVALID = "no valid run"
 ENDS = (STOPPED, FINISHED, INVALID)
 """How a trial may end for good; one that failed is tried again."""
+
+
+class _Line(BaseModel):
+    """A line of the journal: settings, a failure, an invalid run, or a score with its decision."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    trial: int
+    settings: dict[str, Any] | None = None
+    failed: str | None = None
+    invalid: str | None = None
+    step: int | None = None
+    score: float | None = None
+    decision: Literal["goes on", "stopped early", "finished"] | None = None
+
+
+class _Scores(BaseModel):
+    """A file of scores, see ``tuning.measure.measure``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    step: int
+    seconds: float
+    videos: int
+    mean: dict[str, float]
+    std: dict[str, float]
+    rows: list[dict[str, Any]]
 
 
 @dataclass
@@ -43,11 +73,13 @@ class Trial:
     @property
     def name(self) -> str:
         """Of the trial and its run."""
-        return trial_name(self.number)
+        return trial_name(self.number, self.settings)
 
 
-def trial_name(number: int) -> str:
-    """``trial-007``."""
+def trial_name(number: int, settings: dict[str, Any]) -> str:
+    """``trial-007``, or ``LABEL-seed0`` where variants and seeds are all that varies."""
+    if settings.keys() == {VARIANT, "seed"}:
+        return f"{settings[VARIANT]}-seed{settings['seed']}"
     return f"trial-{number:03d}"
 
 
@@ -65,7 +97,11 @@ class Journal:
 
     @property
     def entries(self) -> list[dict[str, Any]]:
-        """All lines, read anew: Tune works on copies of what it is given."""
+        """All lines, read anew: Tune works on copies of what it is given.
+
+        Raises:
+            ValueError: a line is damaged.
+        """
         return list(_lines(self.path))
 
     def append(self, entry: dict[str, Any]) -> None:
@@ -99,21 +135,47 @@ def _line(entry: dict[str, Any]) -> bytes:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else []:
-        if line.endswith(b"\n"):
-            yield json.loads(line)
+    known: set[int] = set()
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True) if path.is_file() else [], 1):
+        if not line.endswith(b"\n"):
+            continue
+        try:
+            entry = _Line.model_validate(json.loads(line)).model_dump(exclude_unset=True)
+        except (ValueError, ValidationError) as error:
+            raise _damaged(path, f"line {number}: {' '.join(str(error).split())[:200]}") from None
+        if "settings" in entry:
+            known.add(entry["trial"])
+        elif entry["trial"] not in known or not entry.keys() & {"failed", "invalid", "decision"}:
+            raise _damaged(path, f"line {number} is of no trial that was proposed, or says nothing of it")
+        yield entry
 
 
-def scores_path(folder: Path, number: int, step: int) -> Path:
-    """Where a trial keeps its scores after ``step`` steps."""
-    return folder / trial_name(number) / "rungs" / f"{step:06d}.json"
+def _damaged(path: Path, why: str) -> ValueError:
+    return ValueError(
+        f"{path} is damaged ({why}); delete that line and those after it, or the sweep's folder, and start again"
+    )
+
+
+def scores_path(folder: Path, name: str, rung: int) -> Path:
+    """Where a trial keeps its scores at a rung."""
+    return folder / name / "rungs" / f"{rung:06d}.json"
 
 
 def read_scores(path: Path) -> dict[str, Any] | None:
-    """Scores as ``tuning.measure`` makes them; None where there are none yet."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    """Scores as ``tuning.measure`` makes them; None where there are none yet.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return _Scores.model_validate(read_mapping(path)).model_dump()
+    except ValueError as error:
+        why = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} is damaged ({why}); delete it, and the sweep measures anew") from None
 
 
 def write_scores(path: Path, scores: dict[str, Any]) -> None:
-    """Keeps scores, whole or not at all."""
+    """Writes scores in one step."""
     write_whole(path, json.dumps(scores).encode())

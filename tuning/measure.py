@@ -66,7 +66,7 @@ def measure(job: dict[str, Any], run: str | None, step: int) -> dict[str, Any]:
     sampling = config.sampling
     rows = evaluate_model(
         model,
-        {Path(how.prompts).stem: job["prompts"]},
+        {Path(how.prompts).stem: [prompt for prompt in job["prompts"] for _ in range(how.copies)]},
         name="base" if run is None else Path(run).name,
         reward=reward,
         held_out=held_out,
@@ -79,6 +79,8 @@ def measure(job: dict[str, Any], run: str | None, step: int) -> dict[str, Any]:
     )
     (summary,) = summarise(rows)
     kept = [{key: value for key, value in asdict(row).items() if key != "extra"} for row in rows]
+    for row in kept:  # the copies of a prompt are drawn together where intervals are computed
+        row["index"], row["copy"] = divmod(row["index"], how.copies)
     return {"step": step, **cost, "mean": summary.mean, "std": summary.std, "rows": kept}
 
 

@@ -12,7 +12,7 @@ from tuning.measure import rows_of
 TITLES = {
     "reward": "Reward", "held_out": "Held-out reward", "clipsim": "CLIPSIM", "consistency": "Temporal consistency",
     "consistency_all_pairs": "Consistency, all pairs", "consistency_vbench": "Consistency, VBench", "motion": "Motion",
-    "flickering": "Steadiness", COST: "Seconds", "oracle_score": "Oracle score",
+    "flickering": "Steadiness", "diversity": "Diversity", COST: "Seconds", "oracle_score": "Oracle score",
 }  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def collect(sweep: Sweep, journal: Journal) -> list[Outcome]:
     """All trials with what was measured of them."""
     found = []
     for trial in journal.trials:
-        scores = {step: read_scores(scores_path(sweep.folder, trial.number, step)) for step in sweep.rungs}
+        scores = {step: read_scores(scores_path(sweep.folder, trial.name, step)) for step in sweep.rungs}
         found.append(Outcome(trial, {step: each for step, each in scores.items() if each is not None}))
     return found
 

@@ -167,7 +167,7 @@ def heat_map(path: Path, sweep: Sweep, outcomes: list[Outcome], base: dict[str, 
         panels = figure.subplots(1, len(drawn), squeeze=False)[0]
         for panel, step in zip(panels, drawn, strict=True):
             _map(panel, tables[step], colour, up, across)
-            panel.set_title(f"after {step} steps", loc="left", fontsize=10.5)
+            panel.set_title(f"after {step} {sweep.unit}", loc="left", fontsize=10.5)
         panels[0].set_ylabel(_short(up.key).replace("\n", " "))
         figure.colorbar(colour, ax=list(panels), label=TITLES[sweep.metric], shrink=0.9, pad=0.02)
         known = "" if base is None else f" (base model: {base['mean'][sweep.metric]:.3f})"

@@ -10,6 +10,7 @@ from rlvid.escape import csv_text, markdown_text, one_line
 from rlvid.evaluate.results.rows import METRICS as ALL_METRICS
 from rlvid.files import write_whole
 from tuning.board import write_hparams
+from tuning.comparison import by_seed, draw, table
 from tuning.description import COST, Sweep
 from tuning.journal import Journal, read_scores
 from tuning.outcomes import TITLES, Outcome, collect, columns, pareto, ranked
@@ -27,18 +28,24 @@ def write_report(sweep: Sweep, journal: Journal) -> Path | None:
     base = read_scores(sweep.folder / "base.json")
     pictures = {"parallel.png": parallel_coordinates(folder / "parallel.png", sweep, outcomes, order[0])}
     pictures["heatmap.png"] = heat_map(folder / "heatmap.png", sweep, outcomes, base)
+    over_seeds = ""
+    if base is not None and "seed" in sweep.space and (seeds := by_seed(sweep, outcomes)):
+        over_seeds = table(base, seeds)
+        write_whole(folder / "comparison.md", over_seeds.encode())
+        draw(base, seeds, folder / "comparison.png")
+        pictures["comparison.png"] = True
     best = sweep.to_train(order[0].trial.settings, f"{sweep.name}-best")
     first = one_line(f"{order[0].trial.name}, {shown(order[0].trial.settings)}")
     head = (
         f"# The best of {len(outcomes)} trials of the sweep {one_line(sweep.name)} by {sweep.metric}: {first}\n"
-        f"# Measured after {order[0].step} steps; this run has as many as the base.\n"
+        f"# Measured after {order[0].step} {sweep.unit}; this run has as many steps as the base.\n"
     )
     dumped = yaml.safe_dump(best.model_dump(mode="json"), sort_keys=False)
     write_whole(folder / "best.yaml", (head + dumped).encode())
     write_whole(folder / "results.csv", results_csv(sweep, outcomes).encode())
     write_whole(folder / "results.md", ("\n".join(results_table(sweep, outcomes, base)) + "\n").encode())
     drawn = [name for name, made in pictures.items() if made]
-    write_whole(folder / "report.md", page(sweep, outcomes, order, base, drawn).encode())
+    write_whole(folder / "report.md", page(sweep, outcomes, order, base, over_seeds, drawn).encode())
     write_hparams(sweep, outcomes)
     return folder
 
@@ -60,7 +67,7 @@ def results_csv(sweep: Sweep, outcomes: list[Outcome]) -> str:
 def results_table(sweep: Sweep, outcomes: list[Outcome], base: dict[str, Any] | None) -> list[str]:
     """The same in Markdown, with the objectives alone; furthest first, then by the metric."""
     names = columns(sweep, outcomes)
-    lines = _head(["Trial", *sweep.space, "Steps", "End", *(TITLES[name] for name in names)], 3 + len(sweep.space))
+    lines = _head(sweep, names)
     if base is not None:
         values = _cells([0.0 if name == COST else base["mean"][name] for name in names], names)
         lines.append("| " + " | ".join(["base", *["" for _ in sweep.space], "0", "", *values]) + " |")
@@ -74,7 +81,9 @@ def results_table(sweep: Sweep, outcomes: list[Outcome], base: dict[str, Any] | 
     return lines
 
 
-def _head(titles: list[str], words: int) -> list[str]:
+def _head(sweep: Sweep, names: list[str]) -> list[str]:
+    rung = "Steps" if sweep.unit == "steps" else f"Budget ({sweep.unit})"
+    titles, words = ["Trial", *sweep.space, rung, "End", *(TITLES[name] for name in names)], 3 + len(sweep.space)
     return [
         "| " + " | ".join(map(markdown_text, titles)) + " |",
         "|" + "---|" * words + "---:|" * (len(titles) - words),
@@ -96,8 +105,9 @@ def _cells(values: list[float], names: list[str]) -> list[str]:
 
 
 def page(
-    sweep: Sweep, outcomes: list[Outcome], order: list[Outcome], base: dict[str, Any] | None, pictures: list[str]
-) -> str:
+    sweep: Sweep, outcomes: list[Outcome], order: list[Outcome], base: dict[str, Any] | None, over_seeds: str,
+    pictures: list[str],
+) -> str:  # fmt: skip
     """The whole report in Markdown."""
     front = pareto(outcomes, sweep.objectives)
     names = columns(sweep, outcomes)
@@ -111,19 +121,26 @@ def page(
         *found(sweep, outcomes, order, base),
         "",
     ]
+    if over_seeds:
+        lines += [
+            "## Over seeds", "",
+            f"A row is the mean over the trials that differ in their seed alone, after {sweep.rungs[-1]} {sweep.unit}, "
+            "± half of Student's 95 % interval. Bold is above the base by more than that.", "",
+            over_seeds,
+        ]  # fmt: skip
     lines += ["## What next", "", *next_steps(sweep, order), ""]
     lines += [
         "## All trials", "",
         f"Each was measured by the same {how.videos} prompts ({prompts}) from the same noise (seed "
         f"{how.seed}), all frames alike, with the base description's rewards, sampling and guidance: the settings that "
-        "vary do not touch the scale. Trials of different steps are not to be compared with each other; seconds are "
-        "those of training steps, and trials that ran side by side slowed each other down.", "",
+        f"vary do not touch the scale. Trials of different {sweep.unit} are not to be compared with each other. "
+        "Seconds are those of training steps, and trials that ran side by side slowed each other down.", "",
         *results_table(sweep, outcomes, base), "",
         "## Pareto front", "",
         f"No other trial is at least as good in all of {', '.join(TITLES[n].lower() for n in sweep.objectives)} and "
         f"better in one (seconds: the fewer the better): {len(front)} of {len(outcomes)}. The more objectives, the "
         "more trials are on the front; consistency is to be read beside motion, for a frozen clip has all of it.", "",
-        *_head(["Trial", *sweep.space, "Steps", "End", *(TITLES[n] for n in names)], 3 + len(sweep.space)),
+        *_head(sweep, names),
         *(_row(sweep, one, names) for one in front), "",
     ]  # fmt: skip
     lines += [line for name in pictures for line in (f"![{name.removesuffix('.png')}]({name})", "")]

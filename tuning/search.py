@@ -17,7 +17,7 @@ from ray.tune.search import Searcher
 
 from rlvid.terminal import say
 from tuning.description import COST, Sweep
-from tuning.journal import ENDS, FINISHED, GOES_ON, INVALID, STOPPED, Journal, Trial, trial_name
+from tuning.journal import ENDS, FINISHED, GOES_ON, INVALID, STOPPED, Journal, Trial
 from tuning.space import shown
 
 
@@ -53,7 +53,7 @@ class Proposals(Searcher):
         return True
 
     def suggest(self, trial_id: str) -> Any:
-        """The next trial's number, run, and rungs that were judged before; Tune hands them to ``run_trial``.
+        """The next trial's number, run, budgets, and rungs that were judged before; Tune hands them to ``run_trial``.
 
         Optuna knows no more than the ranges: a combination that is no valid run ends there, and the next one comes.
         """
@@ -65,7 +65,8 @@ class Proposals(Searcher):
                 say(f"{trial.name} is {INVALID}: {error}")
                 continue
             self._running[trial_id] = trial.number
-            return {"trial": trial.number, "run": run.model_dump(), "judged": trial.judged}
+            budgets = [self._sweep.budget(run, rung) for rung in self._sweep.rungs]
+            return {"trial": trial.number, "run": run.model_dump(), "budgets": budgets, "judged": trial.judged}
         return Searcher.FINISHED
 
     def _propose(self) -> Trial | None:
@@ -73,7 +74,7 @@ class Proposals(Searcher):
             return self._open.pop(0)
         if self._optuna is None or self._next == self._sweep.count:
             return None
-        trial = Trial(self._next, _plain(self._optuna.suggest(trial_name(self._next))))
+        trial = Trial(self._next, _plain(self._optuna.suggest(str(self._next))))
         self._journal.append({"trial": trial.number, "settings": trial.settings})
         self._next += 1
         return trial
@@ -168,19 +169,19 @@ class Judge(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Tune's question after each report; the answer is in the journal before Tune has it."""
         number = int(trial.config["trial"])
+        named = self._journal.trials[number]
         if "failed" not in result and not math.isfinite(result[self._sweep.metric]):
-            result = {"failed": f"{self._sweep.metric} is not finite after step {result['step']}"}
+            result = {"failed": f"{self._sweep.metric} is not finite after {result['step']} {self._sweep.unit}"}
         if "failed" in result:
             self._journal.append({"trial": number, "failed": result["failed"]})
-            self._tell(f"{trial_name(number)} failed: {result['failed']}")
+            self._tell(f"{named.name} failed: {result['failed']}")
             return TrialScheduler.STOP
         step, score = int(result["step"]), float(result[self._sweep.metric])
         stop = self._ask(number, step, score)
         decision = FINISHED if step == self._sweep.rungs[-1] else STOPPED if stop else GOES_ON
         self._journal.append({"trial": number, "step": step, "score": score, "decision": decision})
-        settings = next(each.settings for each in self._journal.trials if each.number == number)
         values = ", ".join(f"{name} {result[name]:.3f}" for name in self._sweep.objectives if name != COST)
-        self._tell(f"{trial_name(number)} ({shown(settings)}) step {step}: {values}; {decision}")
+        self._tell(f"{named.name} ({shown(named.settings)}) after {step} {self._sweep.unit}: {values}; {decision}")
         return TrialScheduler.STOP if decision == STOPPED else TrialScheduler.CONTINUE
 
     def _ask(self, number: int, step: int, score: float) -> bool:

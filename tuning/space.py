@@ -8,6 +8,9 @@ in the sweep's file        meaning
 ``{loguniform: [a, b]}``   a number between a and b, evenly in its logarithm
 ``{integers: [a, b]}``     a whole number from a to b, both included
 =========================  ==========================================================
+
+The key ``variant`` is none of a run. It names groups of settings that vary together, ``{label: {key: value}}``; the key
+``config`` in a group names the description that its trials start from.
 """
 
 import itertools
@@ -16,6 +19,8 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
+VARIANT = "variant"
+"""Key of the space whose values are the labels of groups of settings."""
 KINDS = ("choice", "uniform", "loguniform", "integers")
 MOST_TRIALS = 1000
 """More than this is no sweep but a typing error."""
@@ -102,6 +107,8 @@ def parse_space(space: dict[str, Any]) -> list[Dimension]:
 
 
 def _dimension(key: str, given: Any) -> Dimension:
+    if key == VARIANT:
+        return _variants(given)
     kind, values = ("choice", given) if isinstance(given, list) else _kind(key, given)
     if not isinstance(values, list):
         raise ValueError(f"space.{key}: {kind} = {values!r}; expected a list")
@@ -122,6 +129,15 @@ def _dimension(key: str, given: Any) -> Dimension:
     if kind == "loguniform" and low <= 0:
         raise ValueError(f"space.{key}: loguniform = {values!r}; both ends must be above 0")
     return Dimension(key, kind, (low, high))
+
+
+def _variants(given: Any) -> Dimension:
+    if not isinstance(given, dict) or not given or not all(isinstance(each, dict) for each in given.values()):
+        raise ValueError(
+            f"space.{VARIANT} = {given!r}; expected labels with settings, such as "
+            "{base: {}, short: {method.tau: 0.4}}"
+        )
+    return Dimension(VARIANT, "choice", tuple(map(str, given)))
 
 
 def _kind(key: str, given: Any) -> tuple[str, Any]:

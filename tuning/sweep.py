@@ -31,6 +31,7 @@ from rlvid.terminal import console, run_command, say, shell, short  # noqa: E402
 from rlvid.train.resume import differences  # noqa: E402
 from tuning.description import Sweep, load_sweep  # noqa: E402
 from tuning.journal import ENDS, Journal, read_scores, write_scores  # noqa: E402
+from tuning.space import VARIANT  # noqa: E402
 
 _FREE = {"concurrent", "trials", "storage", "config"}
 """Keys that may differ when a sweep is started again; ``trials`` may grow, and of ``config`` the content counts."""
@@ -70,10 +71,12 @@ def keep_description(sweep: Sweep) -> None:
     """
     from rlvid.files import read_mapping, write_whole
 
-    note, base = sweep.folder / "sweep.yaml", sweep.run({}, "base", sweep.rungs[-1])
+    note, rung = sweep.folder / "sweep.yaml", sweep.rungs[-1]
+    base = sweep.run({}, "base", rung)
+    variants = {label: sweep.run({VARIANT: label}, "base", rung) for label in sweep.variants}
     if note.is_file():
         kept = read_mapping(note)
-        if changed := _changes(kept, sweep, base):
+        if changed := _changes(kept, sweep, base, variants):
             raise ValueError(
                 f"sweep {sweep.name!r} exists in {sweep.folder} with another description ({changed}); "
                 "choose another name=..., or delete the folder to start anew"
@@ -84,10 +87,11 @@ def keep_description(sweep: Sweep) -> None:
     elif sweep.folder.is_dir() and any(entry.name != ".lock" for entry in sweep.folder.iterdir()):
         raise ValueError(f"{sweep.folder} exists and is not a sweep; choose another name=... or storage=...")
     now = {"sweep": sweep.model_dump(mode="json"), "base": base.model_dump(mode="json"), "prompts": sweep.prompts}
+    now["variants"] = {label: each.model_dump(mode="json") for label, each in variants.items()}
     write_whole(note, yaml.safe_dump(now, sort_keys=False).encode())
 
 
-def _changes(kept: dict[str, Any], sweep: Sweep, base: RunConfig) -> str:
+def _changes(kept: dict[str, Any], sweep: Sweep, base: RunConfig, variants: dict[str, RunConfig]) -> str:
     """What makes it another sweep than the kept one, if anything.
 
     Paths are compared as they are written and prompts by their texts: a job's working folder lies elsewhere each time.
@@ -97,14 +101,20 @@ def _changes(kept: dict[str, Any], sweep: Sweep, base: RunConfig) -> str:
     free = {key: getattr(before, key) for key in _FREE}
     old = _by_name(before, told["evaluation"]["prompts"])
     new = _by_name(sweep.model_copy(update=free), sweep.evaluation.prompts)
-    base_before = parse_config(kept["base"])
-    changed = differences(old, new) or differences(base_before, base.model_copy(update={"output": base_before.output}))
+    changed = differences(old, new) or _of_run(kept["base"], base)
+    for label, now in variants.items():
+        changed = changed or _of_run(kept["variants"][label], now)
     if not changed and list(before.space) != list(sweep.space):
         changed = f"the order of space: {', '.join(before.space)} -> {', '.join(sweep.space)}"
     if not changed and kept["prompts"] != sweep.prompts:
         here, there = next((a, b) for a, b in zip(kept["prompts"], sweep.prompts, strict=True) if a != b)
         changed = f"a text of evaluation.prompts: {here!r} -> {there!r}"
     return changed
+
+
+def _of_run(kept: dict[str, Any], now: RunConfig) -> str:
+    before = parse_config(kept)
+    return differences(before, now.model_copy(update={"output": before.output}))
 
 
 def _by_name(sweep: Sweep, prompts: str) -> Sweep:
@@ -148,7 +158,7 @@ def run(sweep: Sweep, address: str | None = None) -> None:
         proposals = Proposals(sweep, journal, planned)
         say(
             f"sweep {sweep.name}: {sweep.count} trials over {', '.join(sweep.space)} ({sweep.algorithm}, "
-            f"{sweep.scheduler}), measured after {', '.join(map(str, sweep.rungs))} steps by {sweep.metric}; "
+            f"{sweep.scheduler}), measured after {', '.join(map(str, sweep.rungs))} {sweep.unit} by {sweep.metric}; "
             f"{proposals.left} to run"
         )
         with kept(lambda: _kept(sweep, journal)):

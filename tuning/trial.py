@@ -15,7 +15,7 @@ from rich.console import Console
 from rlvid.config import RunConfig
 from rlvid.files import held
 from tuning.description import COST, METRICS
-from tuning.journal import read_scores, scores_path, trial_name, write_scores
+from tuning.journal import read_scores, scores_path, write_scores
 from tuning.measure import measure, work_here
 
 _MEMORY = 300 * 2**20  # bytes of logical memory that a trial itself asks for; its CPU is for its workers
@@ -23,7 +23,11 @@ _PATIENCE_S = 60  # how long the processes of a killed driver may take to end
 
 
 def trainable(job: dict[str, Any]) -> Any:
-    """What Tune runs; a trial's config has its number (``trial``), its ``run``, and the rungs ``judged`` already."""
+    """What Tune runs.
+
+    A trial's config has its number (``trial``), its ``run``, the keys of ``train`` that end it at each rung
+    (``budgets``), and the rungs ``judged`` already.
+    """
     return tune.with_resources(tune.with_parameters(run_trial, job=job), {"CPU": 0, "memory": _MEMORY})
 
 
@@ -32,30 +36,30 @@ def run_trial(config: dict[str, Any], job: dict[str, Any]) -> None:
     number, folder = int(config["trial"]), Path(job["base"]["output"]["storage"])
     work_here(job)
     try:
-        for step in job["rungs"]:
-            path = scores_path(folder, number, step)
+        for rung, budget in zip(job["rungs"], config["budgets"], strict=True):
+            path = scores_path(folder, config["run"]["name"], rung)
             scores = read_scores(path)
             if scores is None:
-                _train(folder, number, config["run"], step)
-                scores = measured(job, folder / trial_name(number), step)
+                ended = _train(folder, config["run"], budget)
+                scores = measured(job, ended.folder, ended.last_step)
                 write_scores(path, scores)
-            if step not in config["judged"]:
-                tune.report({"trial": number, "step": step, **objectives(scores)})
+            if rung not in config["judged"]:
+                tune.report({"trial": number, "step": rung, **objectives(scores)})
     except (ValueError, RuntimeError, OSError, ray.exceptions.RayError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         tune.report({"trial": number, "failed": (lines or [type(error).__name__])[-1]})
 
 
-def _train(folder: Path, number: int, run: dict[str, Any], step: int) -> None:
-    """Trains a trial's run to ``step``, from its last checkpoint."""
+def _train(folder: Path, run: dict[str, Any], budget: dict[str, Any]) -> Any:
+    """Trains a trial's run to a rung, from its last checkpoint; returns what ``rlvid.train.launch.train`` does."""
     from rlvid.train.launch import train
 
     description = RunConfig.model_validate(run)
-    description = description.model_copy(update={"train": description.train.model_copy(update={"steps": step})})
-    _wait_for(folder / trial_name(number) / ".lock")
+    description = description.model_copy(update={"train": description.train.model_copy(update=budget)})
+    _wait_for(folder / description.name / ".lock")
     (folder / "logs").mkdir(exist_ok=True)
-    with open(folder / "logs" / f"{trial_name(number)}.log", "a", encoding="utf-8") as log:
-        train(description, Console(file=log, width=120))
+    with open(folder / "logs" / f"{description.name}.log", "a", encoding="utf-8") as log:
+        return train(description, Console(file=log, width=120))
 
 
 def _wait_for(lock: Path) -> None:

@@ -20,10 +20,10 @@ def found(sweep: Sweep, outcomes: list[Outcome], order: list[Outcome], base: dic
     invalid = f"{ends.count(INVALID)} were {INVALID}, " if INVALID in ends else ""
     lines = [
         f"- {len(outcomes)} trials: {ends.count('finished')} ran to the last of {', '.join(map(str, sweep.rungs))} "
-        f"steps, {ends.count('stopped early')} were stopped early, {ends.count('failed')} failed, "
+        f"{sweep.unit}, {ends.count('stopped early')} were stopped early, {ends.count('failed')} failed, "
         f"{invalid}{ends.count(None)} are open.",
         f"- **Best by {metric}: {best.trial.name}, {settings}**, with {best.value(sweep.metric):.3f} "
-        f"after {best.step} steps.",
+        f"after {best.step} {sweep.unit}.",
     ]
     if gain := difference(best, base, sweep.metric):
         lines.append(
@@ -39,7 +39,8 @@ def found(sweep: Sweep, outcomes: list[Outcome], order: list[Outcome], base: dic
             + ("which these videos tell apart." if gain.way > 0 else f"which may be chance{_few(gain)}.")
         )
     lines += [line for dimension in sweep.dimensions if (line := _effect(sweep, dimension, outcomes))]
-    lines.append("- Each trial is one seed; what another seed would have given is not in these numbers.")
+    if "seed" not in sweep.space:
+        lines.append("- Each trial is one seed; what another seed would have given is not in these numbers.")
     return lines
 
 
@@ -63,7 +64,8 @@ def _effect(sweep: Sweep, dimension: Dimension, outcomes: list[Outcome]) -> str 
             means.append(f"{markdown_text(name)}: {sum(values) / len(values):.3f} ({len(values)})")
     if len(means) < 2:
         return None
-    return f"- `{dimension.key}` after {step} steps, mean {TITLES[sweep.metric].lower()} (trials): {', '.join(means)}."
+    name = TITLES[sweep.metric].lower()
+    return f"- `{dimension.key}` after {step} {sweep.unit}, mean {name} (trials): {', '.join(means)}."
 
 
 def _groups(dimension: Dimension, outcomes: list[Outcome]) -> dict[str, list[Outcome]]:
@@ -91,7 +93,7 @@ def next_steps(sweep: Sweep, order: list[Outcome]) -> list[str]:
                 f"- The best {dimension.key} = {markdown_text(label(value))} is the end of what was tried: try beyond "
                 "it."
             )
-    if len(order) > 1:
+    if len(order) > 1 and "seed" not in sweep.space:
         lines.append(
             "- To tell the first ones apart, give them seeds (a grid over `seed: [0, 1, 2]` with their settings fixed) "
             "or more videos (`evaluation.videos`)."
@@ -102,7 +104,8 @@ def next_steps(sweep: Sweep, order: list[Outcome]) -> list[str]:
 def _could_go_on(sweep: Sweep, dimension: Dimension, settings: dict[str, Any]) -> bool:
     """Whether the best value is at an end of its range, or within 5 % of it, and a run may have a value beyond."""
     value = settings[dimension.key]
-    if any(isinstance(each, bool) or not isinstance(each, int | float) for each in dimension.values):
+    numeric = (isinstance(each, int | float) and not isinstance(each, bool) for each in dimension.values)
+    if dimension.key == "seed" or not all(numeric):
         return False
     finite = [each for each in dimension.values if math.isfinite(each)]
     low, high = min(finite), max(finite)

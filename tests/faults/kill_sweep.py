@@ -25,7 +25,7 @@ from tuning.journal import FINISHED, STOPPED, Journal  # noqa: E402
 
 def written(folder: Path) -> dict[str, int]:
     """When each measurement and each checkpoint was written, in nanoseconds."""
-    found = [*folder.glob("trial-*/rungs/*.json"), *folder.glob("trial-*/step-*/state.json")]
+    found = [*folder.glob("*/rungs/*.json"), *folder.glob("*/step-*/state.json")]
     return {str(path): path.stat().st_mtime_ns for path in found}
 
 
@@ -44,7 +44,7 @@ def run_killed(arguments: list[str], folder: Path, kills: list[int], cwd: Path |
     for wanted in [*kills, None]:
         process = subprocess.Popen(command, cwd=cwd, env=environment)
         while process.poll() is None:
-            if wanted is not None and len(list(folder.glob("trial-*/rungs/*.json"))) >= wanted:
+            if wanted is not None and len(list(folder.glob("*/rungs/*.json"))) >= wanted:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
                 standing.append(written(folder))

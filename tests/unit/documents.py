@@ -20,7 +20,7 @@ import typer
 import yaml
 from markdown_it import MarkdownIt
 
-from jobs import compare, submit
+from jobs import submit
 from rlvid.cli import app, main
 from rlvid.config import RunConfig, load_config, shipped_configs
 from rlvid.config.reward import FROM_A_FILE, is_function
@@ -141,11 +141,8 @@ def parse_script(script: str, words: Sequence[str]) -> None:
     options = _parsed(script, words)
     if script == "jobs/submit.py":
         submit.job_name(options.command, options.arguments, options.name)
-        if options.command in submit.ENTRYPOINTS and options.command not in ("compare", "sweep"):
+        if options.command in submit.ENTRYPOINTS and options.command != "sweep":
             parse_rlvid([options.command, *options.arguments])
-    elif script == "jobs/compare.py":
-        for entry in options.methods.split(","):
-            compare.configure(compare.Entry.parse(entry), compare.check(options)[0], options)
     elif script == "tests/faults/chaos.py":
         load_config(options.config, options.overrides)
     elif script == "jobs.benchmark" and hasattr(options, "overrides"):

@@ -87,7 +87,7 @@ def test_the_check_of_commands_finds_mistakes() -> None:
         "python jobs/submit.py train toy name=mine",
         "python jobs/submit.py train toy output.storage=/mnt/runs train.stepz=3",
         "python tests/faults/chaos.py --kills many",
-        "python jobs/compare.py --seconds 3 --methods ppo",
+        "python tuning/sweep.py methods 'space.variant={a: {method.name: ppo}}'",
         "python -m jobs.benchmark step --preset huge",
         "python -m jobs.benchmark steps",
         "python tuning/sweep.py toy algorithm=guess",

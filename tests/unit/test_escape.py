@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from rows import row
 
 from rlvid.escape import csv_text, latex_text, markdown_code, markdown_text
-from rlvid.evaluate.comparison import SHOWN, draw, table
 from rlvid.evaluate.results.pairwise import pairwise
 from rlvid.evaluate.results.seeds import seed_results
 from rlvid.evaluate.results.summary import compare_all, summarise
@@ -24,6 +23,7 @@ from rlvid.plots.drawing import font, shorten, wrap
 from rlvid.plots.pictures import reward_curve
 from rlvid.plots.style import drawing, legend_label
 from rlvid.terminal import console
+from tuning.comparison import SHOWN, draw, table
 
 HOSTILE = (
     "=HYPERLINK(\"http://x.org\",\"y\")", "+1+cmd|'/c calc'!A0", "-2+3", "@SUM(1)", "\t=1", "\r=1", " =1", "\u200b=1",
@@ -114,8 +114,8 @@ def test_every_table_and_picture_of_an_evaluation_takes_every_name(tmp_path: Pat
 def test_every_picture_takes_every_name(tmp_path: Path) -> None:
     point = {"step": 0, "seconds": 1, "videos": 1, "mean": dict.fromkeys(SHOWN, 0.5), "std": {"reward": 0.1}}
     names = [name for name in HOSTILE if "\uff1d" not in name]  # which the face of type lacks
-    draw({name: [[point, point]] for name in names}, tmp_path / "comparison.png")
-    assert len(table({name: [[point]] for name in names}).splitlines()) == 3 + len(names)
+    draw(point, {name: [[point]] for name in names}, tmp_path / "comparison.png")
+    assert len(table(point, {name: [[point]] for name in names}).splitlines()) == 3 + len(names)
     rows = [row(model, name, 20, i, reward=0.1, held_out=0.2) for model in ("base", "a") for name in names
             for i in range(2)]  # fmt: skip
     draw_tradeoff(tmp_path / "tradeoff.png", summarise(rows), {"a": 1.0})

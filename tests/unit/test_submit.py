@@ -39,7 +39,7 @@ PYTHON = ".".join(map(str, sys.version_info[:3]))
         ("export", "/mnt/runs/mine --out /mnt/model", "export-mine"),
         ("generate", "builtin prompt --out=/mnt/videos", "generate-builtin"),
         ("encode", "/mnt/videos /mnt/clips --workers 4", "encode-clips"),
-        ("compare", "--seconds 60 --out /mnt/compare", "compare"),
+        ("sweep", "methods storage=/mnt/sweeps", "methods"),
         ("evaluate", "s3://bucket/runs/mine?endpoint_override=host:9000", "evaluate-mine"),
         ("train", "toy name=mine --address auto output.storage=/mnt/runs", "mine"),
         ("encode", "--workers 4 /mnt/videos /mnt/clips --config=toy", "encode-clips"),
@@ -67,7 +67,6 @@ def test_a_job_is_named_after_its_run(command: str, arguments: str, name: str) -
         ("export", "/mnt/runs/mine --out model", "export: --out = 'model' would lie"),
         ("generate", "builtin prompt", "generate: --out = '' would lie"),
         ("encode", "videos /mnt/clips", "encode: the source = 'videos' would lie"),
-        ("compare", "--seconds 60", "compare: --out = '' would lie"),
         ("sweep", "toy", "sweep: storage = 'runs' would lie"),
         ("sweep", "toy storage=/mnt/sweeps space.reward.segmints=[1]", "segmints"),
     ],
@@ -80,7 +79,7 @@ def test_what_cannot_work_on_a_cluster_is_refused_here(command: str, arguments: 
 
 def test_a_name_that_no_job_can_have_is_refused() -> None:
     with pytest.raises(ValueError, match="--name 'a b'"):
-        submit.job_name("compare", ["--out", "/mnt/x"], "a b")
+        submit.job_name("sweep", ["toy", "storage=/mnt/x"], "a b")
 
 
 def test_a_description_that_does_not_travel_is_refused(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def sweep(tmp_path: Path) -> Sweep:
         journal.append({"trial": number, "settings": settings if number == 3 else other_order})
         for step, level in zip(made.rungs, levels[number], strict=True):
             if level is not None:
-                path = scores_path(made.folder, number, step)
+                path = scores_path(made.folder, f"trial-{number:03d}", step)
                 write_scores(path, made_up(f"trial-{number:03d}", step, level, 2.0 * step + number))
                 end = "finished" if step == 12 else "goes on" if levels[number][1] else "stopped early"
                 journal.append({"trial": number, "step": step, "score": level, "decision": end})
@@ -127,7 +127,10 @@ def test_a_sweep_of_ranges_has_no_map(sweep: Sweep, tmp_path: Path) -> None:
     journal = Journal(made.folder)
     for number, settings in enumerate(made.planned()):
         journal.append({"trial": number, "settings": settings})
-        write_scores(scores_path(made.folder, number, 2), made_up(f"trial-{number:03d}", 2, 0.5 - number / 10, 3.0))
+        write_scores(
+            scores_path(made.folder, f"trial-{number:03d}", 2),
+            made_up(f"trial-{number:03d}", 2, 0.5 - number / 10, 3.0),
+        )
         journal.append({"trial": number, "step": 2, "score": 0.5 - number / 10, "decision": "finished"})
     folder = write_report(made, journal)
     assert folder is not None

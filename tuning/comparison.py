@@ -1,5 +1,6 @@
-"""Several methods, several seeds each: a table with intervals over seeds, curves, and the same for TensorBoard."""
+"""Trials that differ in their seed alone, as one: a table with intervals over seeds, and curves."""
 
+import io
 import math
 import statistics
 from pathlib import Path
@@ -7,16 +8,16 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from torch.utils.tensorboard import SummaryWriter
 
 from rlvid.escape import markdown_text
+from rlvid.files import write_whole
 from rlvid.plots.style import RULE, drawing, legend_label, looks_of
 from rlvid.stats import mean_interval
+from tuning.description import Sweep
+from tuning.outcomes import TITLES, Outcome
+from tuning.space import VARIANT, shown
 
-SHOWN = {
-    "reward": "Reward", "held_out": "Held-out reward", "clipsim": "CLIPSIM", "consistency": "Temporal consistency",
-    "motion": "Motion", "diversity": "Diversity", "oracle_score": "Oracle score",
-}  # fmt: skip
+SHOWN = ("reward", "held_out", "clipsim", "consistency", "motion", "diversity", "oracle_score")
 """Metrics of the table, in its order."""
 
 PANELS = (
@@ -27,23 +28,32 @@ PANEL_NAMES = {
     "oracle_score": "oracle score",
 }  # fmt: skip
 
-Point = dict[str, Any]
-"""A checkpoint's step, its cost so far, and the mean and deviation of every metric."""
+
+def by_seed(sweep: Sweep, outcomes: list[Outcome]) -> dict[str, list[list[dict[str, Any]]]]:
+    """Label of the settings -> for each seed the scores at all rungs; of trials that reached the last one."""
+    found: dict[str, list[list[dict[str, Any]]]] = {}
+    for one in outcomes:
+        settings = {key: one.trial.settings[key] for key in sweep.space if key != "seed"}
+        label = str(settings[VARIANT]) if settings.keys() == {VARIANT} else shown(settings) or sweep.config
+        if one.step == sweep.rungs[-1]:
+            found.setdefault(label, []).append([one.scores[rung] for rung in sweep.rungs])
+    return found
 
 
-def table(results: dict[str, list[list[Point]]]) -> str:
-    """Markdown: the base, then every method at its end; mean over seeds and its interval.
+def table(base: dict[str, Any], results: dict[str, list[list[dict[str, Any]]]]) -> str:
+    """Markdown: the base, then all settings at their end; mean over seeds ± half of Student's 95 % interval.
 
-    Bold where a mean is above the base's by more than its interval. The last column is over the videos of a seed.
+    Bold where a mean is above the base's by more than that. The last column is over the videos of a seed. Metrics
+    without a value are left out.
     """
-    heads = ["Method", "Seconds", "Videos", *SHOWN.values(), "Std of rewards"]
+    groups = {"base": [base]} | {name: [run[-1] for run in runs] for name, runs in results.items()}
+    known = [m for m in SHOWN if any(math.isfinite(end["mean"][m]) for ends in groups.values() for end in ends)]
+    heads = ["Settings", "Seconds", "Videos", *(TITLES[metric] for metric in known), "Std of rewards"]
     lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
-    base = next(iter(results.values()))[0][0]
-    groups = {"base": [base]} | {name: [run[-1] for run in each] for name, each in results.items()}
     for name, ends in groups.items():
         cells = [f"{statistics.mean(end['seconds'] for end in ends):.0f}"]
         cells.append(f"{statistics.mean(end['videos'] for end in ends):.0f}")
-        for metric in SHOWN:
+        for metric in known:
             mean, half = mean_interval([end["mean"][metric] for end in ends])
             text = f"{mean:.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")
             cells.append(f"**{text}**" if mean - half > base["mean"][metric] else text)
@@ -52,10 +62,10 @@ def table(results: dict[str, list[list[Point]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw(results: dict[str, list[list[Point]]], path: Path) -> None:
+def draw(base: dict[str, Any], results: dict[str, list[list[dict[str, Any]]]], path: Path) -> None:
     """Four panels: reward against seconds and videos, oracle score against seconds and reward.
 
-    The strong line of a method is the mean over seeds, the faint ones are the seeds.
+    The strong line of some settings is the mean over seeds, the faint ones are the seeds.
     """
     looks = looks_of(list(results))
     with drawing(10):
@@ -64,7 +74,7 @@ def draw(results: dict[str, list[list[Point]]], path: Path) -> None:
         panels = figure.subplots(2, 2).flatten()
         for panel, (across, up) in zip(panels, PANELS, strict=True):
             for name, runs in results.items():
-                curves = [([_value(p, across) for p in run], [_value(p, up) for p in run]) for run in runs]
+                curves = [[[_value(p, axis) for p in (base, *run)] for axis in (across, up)] for run in runs]
                 look = {"color": looks[name].colour, "linestyle": looks[name].dash}
                 if len(curves) > 1:
                     for x, y in curves:
@@ -79,24 +89,10 @@ def draw(results: dict[str, list[list[Point]]], path: Path) -> None:
             panel.spines[["top", "right"]].set_visible(False)
             panel.grid(color=RULE, linewidth=0.6)
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=9)
-        figure.savefig(path, dpi=100)
+        data = io.BytesIO()
+        figure.savefig(data, format="png", dpi=100)
+    write_whole(path, data.getvalue())
 
 
-def _value(point: Point, name: str) -> float:
+def _value(point: dict[str, Any], name: str) -> float:
     return float(point[name] if name in point else point["mean"][name])
-
-
-def write_board(ended: dict[str, list[tuple[int, list[Point]]]], folder: Path) -> None:
-    """The same curves for TensorBoard, a run a method and seed."""
-    for name, runs in ended.items():
-        for seed, run in runs:
-            target = folder / f"{name}-seed{seed}"
-            for old in target.glob("events.*"):
-                old.unlink()
-            with SummaryWriter(str(target)) as board:
-                for point in run:
-                    for metric in SHOWN:
-                        value = point["mean"][metric]
-                        board.add_scalar(f"against steps/{metric}", value, point["step"])
-                        board.add_scalar(f"against videos/{metric}", value, point["videos"])
-                        board.add_scalar(f"against seconds/{metric}", value, round(point["seconds"]))

@@ -1,0 +1,159 @@
+"""Methods and seeds at one budget: variants of a sweep, the runs' length, and the table over seeds."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rlvid.evaluate.results.rows import METRICS
+
+from rlvid.config.methods import METHODS
+from tuning.comparison import SHOWN, by_seed, table
+from tuning.description import Sweep, load_sweep
+from tuning.journal import Journal, Trial, read_scores, scores_path, write_scores
+from tuning.outcomes import collect
+from tuning.report import write_report
+from tuning.sweep import keep_description
+
+
+def sweep(tmp_path: Path, *overrides: str) -> Sweep:
+    return load_sweep("methods", [f"storage={tmp_path}", *overrides])
+
+
+def test_every_method_starts_from_its_shipped_description(tmp_path: Path) -> None:
+    made = sweep(tmp_path)
+    trials = [Trial(number, settings) for number, settings in enumerate(made.planned())]
+    assert len(trials) == made.count == 3 * len(METHODS)
+    runs = [made.run(trial.settings, trial.name, 200) for trial in trials]
+    assert [run.name for run in runs] == [f"{name}-seed{seed}" for seed in range(3) for name in METHODS]
+    assert {(run.method.name, run.seed) for run in runs} == {(name, seed) for name in METHODS for seed in range(3)}
+    rates = {run.method.name: run.optimizer.lr for run in runs}
+    assert (rates["instructvideo"], rates["draft"], rates["alignprop"], rates["rwr"]) == (8e-3, 8e-3, 4e-3, 1e-3)
+    assert {run.optimizer.warmup for run in runs} == {2}  # a setting of the sweep is of all
+    assert made.base().optimizer.lr == 2e-3
+
+
+def test_runs_get_the_same_budget_whatever_their_batch(tmp_path: Path) -> None:
+    variant = "space.variant={a: {method.name: draft-lv, method.repeats: 4, train.batch_size: 4}, b: {config: toy-rwr}}"
+    made = sweep(tmp_path, variant, "space.seed=[3]", "unit=videos", "rungs=[80, 160]")
+    first, second = (made.run(settings, "trial", 160) for settings in made.planned())
+    assert (first.seed, first.method.name) == (3, "draft-lv")
+    assert first.train.steps * first.train.batch_size * first.method.repeats == 160
+    assert second.train.steps * second.train.batch_size == 160
+    assert made.budget(first, 80) == {"steps": 5, "max_seconds": None}
+    made = sweep(tmp_path, "rungs=[7]")
+    run = made.run(made.planned()[0], "trial", 7)
+    assert run.train.max_seconds == 7
+    assert run.train.steps > 10_000
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("space.variant=[a, b]", "space.variant = ['a', 'b']; expected labels with settings"),
+        ("space.variant={}", "space.variant = {}; expected labels with settings"),
+        ("space.variant={a: {seed: 1}}", "seed is in space, and in settings or a variant too"),
+        ("space.variant={a: {train.steps: 1}}", "train.steps belongs to the sweep"),
+        ("space.variant={a: {method.name: ppo}}", "'ppo' is not a method; allowed: instructvideo"),
+        ("space.variant={a: {method.tau: 2}}", "method.tau = 2"),
+        ("space.variant={a: {config: nothing}}", "config 'nothing' is neither a file nor a shipped description"),
+        ("unit=minutes", "unit = 'minutes': input should be 'steps', 'seconds' or 'videos'"),
+        ("space.seed=[0, 0]", "0 stands in the list twice"),
+        ("space.seed=[a]", "seed = 'a'"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        sweep(tmp_path, override).planned()
+    assert "\n" not in str(error.value)
+
+
+def test_another_budget_or_variant_is_another_sweep(tmp_path: Path) -> None:
+    keep_description(sweep(tmp_path, "unit=videos"))
+    keep_description(sweep(tmp_path, "unit=videos"))
+    with pytest.raises(ValueError, match="unit: videos -> seconds"):
+        keep_description(sweep(tmp_path))
+    with pytest.raises(ValueError, match=r"space.variant.draft.optimizer.lr: None -> 1"):
+        keep_description(sweep(tmp_path, "unit=videos", f"space.variant={variants(draft=1)}"))
+    note = tmp_path / "methods" / "sweep.yaml"
+    kept = yaml.safe_load(note.read_text())
+    kept["variants"]["rwr"]["method"]["beta"] = 3.0  # as if the shipped description had been edited meanwhile
+    note.write_text(yaml.safe_dump(kept))
+    with pytest.raises(ValueError, match=r"method.beta: 3.0 -> 10.0"):
+        keep_description(sweep(tmp_path, "unit=videos"))
+
+
+def variants(**rates: float) -> str:
+    given = load_sweep("methods").variants
+    return json.dumps({name: each | ({"optimizer.lr": rates[name]} if name in rates else {})
+                       for name, each in given.items()})  # fmt: skip
+
+
+def point(step: int, value: float) -> dict[str, Any]:
+    cost = {"step": step, "seconds": 2.0 * step, "videos": 8 * step}
+    return cost | {"mean": dict.fromkeys(SHOWN, value), "std": {"reward": value / 10}}
+
+
+def test_the_table_has_the_base_once_and_each_variant_at_its_end() -> None:
+    runs = [[point(5, 0.6), point(10, last)] for last in (0.7, 0.9)]
+    lines = table(point(0, 0.5), {"ddpo": runs}).splitlines()
+    assert lines[2].startswith("| base | 0 | 0 | 0.500 | 0.500 |")
+    assert lines[3].startswith("| ddpo | 20 | 80 | 0.800 ± 1.271 |")
+    assert lines[3].endswith("| 0.080 |")
+    assert len(lines) == 4
+    sure = table(point(0, 0.5), {"rwr": [[point(10, last)] for last in (0.79, 0.80, 0.81)]}).splitlines()
+    assert sure[3].startswith("| rwr | 20 | 80 | **0.800 ± 0.025** |")
+
+
+def test_the_report_has_the_seeds_of_each_variant_in_one_row(tmp_path: Path) -> None:
+    made = sweep(tmp_path, "space.seed=[0, 1]", "space.variant={a: {}, b: {}}")
+    made.folder.mkdir()
+    journal = Journal(made.folder)
+    row = {"model": "m", "set": "in_domain", "steps": 20, "index": 0, "prompt": "a dog", **dict.fromkeys(METRICS, 0.5)}
+    for number, settings in enumerate(made.planned()):
+        journal.append({"trial": number, "settings": settings})
+        name = Trial(number, settings).name
+        for rung in made.rungs[: 1 if number == 3 else 2]:  # the last one has only begun
+            write_scores(scores_path(made.folder, name, rung), whole(point(rung // 10, 0.5 + number / 10), row))
+            end = "finished" if rung == 200 else "goes on"
+            journal.append({"trial": number, "step": rung, "score": 0.5, "decision": end})
+    write_scores(made.folder / "base.json", whole(point(0, 0.4), row))
+    found = by_seed(made, collect(made, journal))
+    assert {name: len(runs) for name, runs in found.items()} == {"a": 2, "b": 1}
+    folder = write_report(made, journal)
+    assert folder is not None
+    lines = (folder / "comparison.md").read_text().splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["base", "a", "b"]
+    assert lines[3].startswith("| a | 40 | 160 | 0.600 ± 1.271 |")
+    assert (folder / "comparison.png").stat().st_size > 10_000
+    page = (folder / "report.md").read_text()
+    assert "## Over seeds" in page
+    assert "after 200 seconds" in page
+    assert "another seed" not in page
+
+
+def whole(scores: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    mean = dict.fromkeys(METRICS, 0.5) | scores["mean"]
+    return scores | {"mean": mean, "std": dict.fromkeys(METRICS, 0.1) | scores["std"], "rows": [row]}
+
+
+def test_damaged_files_of_a_sweep_are_named_in_one_line(tmp_path: Path) -> None:
+    scores = tmp_path / "000004.json"
+    assert read_scores(scores) is None
+    for text in ("", '{"step": 4', "[1]", '{"step": 4}', '{"step": 4, "seconds": "?"}'):
+        scores.write_text(text)
+        with pytest.raises(ValueError, match=r"000004.json is damaged .*; delete it, and the sweep measures") as error:
+            read_scores(scores)
+        assert "\n" not in str(error.value)
+    whole_line = '{"trial": 0, "settings": {"seed": 1, "reward.held_out": null}}\n'
+    journal = tmp_path / "journal.jsonl"
+    for line in ("nonsense", '{"trial": 0, "sett', "[]", '{"trial": "0", "settings": {}}', '{"trial": 0}',
+                 '{"trial": 1, "failed": "x"}', '{"trial": 0, "step": 2, "score": 0.5, "decision": "so"}'):  # fmt: skip
+        journal.write_text(f"{whole_line}{line}\n{whole_line}")
+        with pytest.raises(ValueError, match=r"journal.jsonl is damaged \(line 2.*start again$") as error:
+            Journal(tmp_path)
+        assert "\n" not in str(error.value)
+    journal.write_text(whole_line)
+    assert Journal(tmp_path).trials[0].settings == {"seed": 1, "reward.held_out": None}
