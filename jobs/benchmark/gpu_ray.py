@@ -93,11 +93,11 @@ def run(config: list[str], name: str, *overrides: str, hidden: bool = False) -> 
 
 def scalars(folder: Path) -> dict[str, list[float]]:
     """What TensorBoard has of each step."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from rlvid.runs.scalars import read_events
 
-    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0}, purge_orphaned_data=True)
-    events.Reload()
-    return {name: [event.value for event in events.Scalars(name)] for name in (*SCALARS, "cost/peak_memory_gib")}
+    names = (*SCALARS, "cost/peak_memory_gib")
+    found = read_events(folder / "tensorboard", names.__contains__)
+    return {name: [value for _, value in found[name]] for name in names}
 
 
 def adapter(folder: Path, config: RunConfig) -> dict[str, Tensor]:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import yaml
-from rlvid.evaluate.results.rows import METRICS
 
 from rlvid.config.methods import METHODS
+from rlvid.evaluate.results.rows import METRICS
 from tuning.comparison import SHOWN, by_seed, table
 from tuning.description import Sweep, load_sweep
 from tuning.journal import Journal, Trial, read_scores, scores_path, write_scores
