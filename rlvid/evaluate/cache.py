@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from rlvid.data.archive import png_bytes
-from rlvid.evaluate.results.frames import decode_frames
 from rlvid.evaluate.results.rows import REWARD_PREFIX, Row, rows_table
 from rlvid.evaluate.results.untrusted import damaged, open_table, read_table, sound
+from rlvid.evaluate.results.videos import decode_frames
 from rlvid.files import whole_file
 from rlvid.plots.video import to_bytes
 

@@ -8,7 +8,8 @@ import yaml
 
 from rlvid.config import RunConfig
 from rlvid.escape import markdown_text
-from rlvid.evaluate.results.read import read_results
+from rlvid.evaluate.results.about import read_about
+from rlvid.evaluate.results.read import read_results, read_scores
 from rlvid.evaluate.results.run_card import (
     LIMITS,
     base_title,
@@ -75,7 +76,9 @@ def _worse(evaluated: Evaluated | None) -> list[str]:
         return []  # the base itself
     if evaluated.name is None:
         return ["## Prompts that got worse\n\nNot known: the evaluation is not of the exported model."]
-    return [worse_prompts(evaluated.folder / "evaluation.parquet", [evaluated.name])]
+    about = read_about(evaluated.folder)
+    scores = read_scores(evaluated.folder, about)
+    return [worse_prompts(scores, about.sets, about.models[0].name, [evaluated.name])]
 
 
 def _front_matter(config: RunConfig) -> str:

@@ -4,7 +4,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlvid.evaluate.results.read import AboutModel, read_about
+from rlvid.evaluate.results.about import ModelRecord, read_about
 
 _FILES = ("evaluation.yaml", "evaluation.json", "evaluation.parquet")
 
@@ -69,7 +69,7 @@ def _evaluated(exported: Exported, folder: Path) -> Evaluated:
     if not path.is_file():
         why = f"it has no evaluation.yaml, which tells its models apart; {_again(exported)}"
         return Evaluated(folder, (), None, why)
-    about, _ = read_about(folder)
+    about = read_about(folder)
     base = next((model.name for model in about.models if model.kind == "base"), None)
     tuned = {model.name: model for model in about.models if model.kind != "base"}
     name = _row_of(exported, tuned) if exported.scale else base
@@ -84,7 +84,7 @@ def _again(exported: Exported) -> str:
     return f"evaluate it (rlvid evaluate {shlex.quote(exported.model)}), and export again"
 
 
-def _row_of(exported: Exported, models: dict[str, AboutModel]) -> str | None:
+def _row_of(exported: Exported, models: dict[str, ModelRecord]) -> str | None:
     """By the run's folder; where an evaluation's run is no longer at its place, by the name of the folder."""
 
     def same(path: str) -> bool:
@@ -94,9 +94,7 @@ def _row_of(exported: Exported, models: dict[str, AboutModel]) -> str | None:
     found = [
         name
         for name, model in models.items()
-        if model.step == exported.step
-        and (1.0 if model.scale is None else model.scale) == exported.scale
-        and same(model.path or "")
+        if model.step == exported.step and model.scale == exported.scale and same(model.path or "")
     ]
     return found[0] if found else None
 

@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from rlvid.evaluate.results.read import EvaluationData
 from rlvid.plots.style import INK, RULE, SOFT, Look, drawing, legend_label
-from rlvid.report.evidence import Evidence
-from rlvid.report.inputs import Gathered, Group
+from rlvid.report.inputs import Group, ReportInputs
 from rlvid.report.runs import REWARDS, Run
-from rlvid.report.summary import finite_scores, mean, shown_set, title
+from rlvid.report.summary import finite_scores, mean, shown_metrics, shown_set, title
 from rlvid.stats import bootstrap_interval
 
 
@@ -99,42 +99,46 @@ def _band(axes: Axes, lines: Sequence[tuple[np.ndarray, np.ndarray]], group: Gro
     )  # fmt: skip
 
 
-def along_runs(gathered: Gathered, steps: int, across: str) -> Drawing | None:
+def along_runs(inputs: ReportInputs, steps: int, across: str) -> Drawing | None:
     """The evaluation of checkpoints along their runs: rewards, motion and the oracle; None where no run has two.
 
     Args:
-        gathered: the models; those with a part of what was learned are left out.
+        inputs: the models; those with a part of what was learned are left out.
         steps: D of the evaluation.
         across: ``steps``, or ``seconds`` of training.
     """
-    evidence = gathered.evidence
+    evaluation = inputs.evaluation
     groups = [
         group
-        for group in gathered.groups()
-        if any(len(gathered.line(run)) > 1 and (run.clock or across == "steps") for run in group.runs)
+        for group in inputs.groups()
+        if any(len(inputs.line(run)) > 1 and (run.clock or across == "steps") for run in group.runs)
     ]
-    metrics = [metric for metric in ("reward", "held_out", "motion", "oracle_score") if metric in evidence.shown()]
+    metrics = [
+        metric for metric in ("reward", "held_out", "motion", "oracle_score") if metric in shown_metrics(evaluation)
+    ]
     if not groups or not metrics:
         return None
 
     def line(run: Run, name: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
-        points = [(0.0, mean(evidence, evidence.base.name, name, steps, metric)[0])]
-        for step, model in gathered.line(run).items():
+        points = [(0.0, mean(evaluation, evaluation.base.name, name, steps, metric)[0])]
+        for step, model in inputs.line(run).items():
             x = float(step) if across == "steps" else run.clock.get(step - 1, math.nan)
-            points.append((x, mean(evidence, model.name, name, steps, metric)[0]))
+            points.append((x, mean(evaluation, model.name, name, steps, metric)[0]))
         kept = [point for point in points if all(map(math.isfinite, point))]
         return np.array([x for x, _ in kept]), np.array([y for _, y in kept])
 
     def draw(theme: Theme) -> Figure:
-        rows, columns = (len(metrics), len(evidence.sets)) if len(evidence.sets) > 1 else (1, len(metrics))
+        rows, columns = (
+            (len(metrics), len(evaluation.about.sets)) if len(evaluation.about.sets) > 1 else (1, len(metrics))
+        )
         figure = _figure(theme, max(5.5, 3.7 * columns), 0.7 + 3.1 * rows)
         grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
-        places = [(metric, name) for metric in metrics for name in evidence.sets]
+        places = [(metric, name) for metric in metrics for name in evaluation.about.sets]
         for number, ((metric, name), axes) in enumerate(zip(places, grid.flat, strict=True)):
             for group in groups:
-                lines = [line(run, name, metric) for run in group.runs if len(gathered.line(run)) > 1]
+                lines = [line(run, name, metric) for run in group.runs if len(inputs.line(run)) > 1]
                 _band(axes, [each for each in lines if len(each[0]) > 1], group, theme)
-            if number < len(evidence.sets):
+            if number < len(evaluation.about.sets):
                 axes.set_title(shown_set(name).capitalize(), loc="left", fontweight="bold")
             axes.set_xlabel(_ACROSS[across] if number >= (rows - 1) * columns else "")
             axes.set_ylabel(title(metric) if not number % columns or rows == 1 else "")
@@ -153,7 +157,9 @@ def _smooth(values: np.ndarray) -> np.ndarray:
     return np.convolve(values, weights)[reach : reach + len(values)] / there
 
 
-def pareto(evidence: Evidence, looks: Mapping[str, Look], called: Mapping[str, str], steps: int) -> Drawing | None:
+def pareto(
+    evaluation: EvaluationData, looks: Mapping[str, Look], called: Mapping[str, str], steps: int
+) -> Drawing | None:
     """Temporal consistency and motion against the held-out reward: a panel a prompt set, a point a model.
 
     ``called`` says by a model's name what the legend calls it; several may share an entry, and then a look.
@@ -161,19 +167,19 @@ def pareto(evidence: Evidence, looks: Mapping[str, Look], called: Mapping[str, s
     Bars are 95 % intervals of the means, by a bootstrap over prompts. The thin line joins models that no other exceeds
     in held-out reward and consistency. None where there is nothing to draw.
     """
-    rows = [metric for metric in ("consistency", "motion") if metric in evidence.shown()]
+    rows = [metric for metric in ("consistency", "motion") if metric in shown_metrics(evaluation)]
     if not rows:
         return None
-    sets = list(evidence.sets)
+    sets = list(evaluation.about.sets)
 
     def draw(theme: Theme) -> Figure:
         figure = _figure(theme, max(5.5, 3.7 * len(sets)), 0.7 + 3.1 * len(rows))
         grid = figure.subplots(len(rows), len(sets), squeeze=False, sharex="col")
         for metric, line in zip(rows, grid, strict=True):
             for name, axes in zip(sets, line, strict=True):
-                _points(axes, evidence, looks, called, name, steps, metric, theme)
+                _points(axes, evaluation, looks, called, name, steps, metric, theme)
                 axes.set_title(shown_set(name).capitalize() if metric == rows[0] else "", loc="left", fontweight="bold")
-                axes.set_xlabel(title(evidence.judge) if metric == rows[-1] else "")
+                axes.set_xlabel(title(evaluation.judge) if metric == rows[-1] else "")
                 axes.set_ylabel(title(metric) if name == sets[0] else "")
                 _plain(axes, theme, axis="both")
         _legend(figure, len(set(called.values())))
@@ -183,12 +189,12 @@ def pareto(evidence: Evidence, looks: Mapping[str, Look], called: Mapping[str, s
 
 
 def _points(
-    axes: Axes, evidence: Evidence, looks: Mapping[str, Look], called: Mapping[str, str], name: str, steps: int,
+    axes: Axes, evaluation: EvaluationData, looks: Mapping[str, Look], called: Mapping[str, str], name: str, steps: int,
     metric: str, theme: Theme,
 ) -> None:  # fmt: skip
     found = []
-    for model in evidence.models:
-        scores = [finite_scores(evidence, model.name, name, steps, m) for m in (evidence.judge, metric)]
+    for model in evaluation.models:
+        scores = [finite_scores(evaluation, model.name, name, steps, m) for m in (evaluation.judge, metric)]
         if not all(len(values) for values, _ in scores):
             continue
         x, y = (float(values.mean()) for values, _ in scores)

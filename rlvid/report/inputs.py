@@ -1,12 +1,15 @@
 """From what the user names to what a report shows: evaluations, joined, and the runs of their models."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
+from rlvid.evaluate.results.about import ModelRecord
+from rlvid.evaluate.results.read import EvaluationData, read_evaluation
 from rlvid.evaluate.results.seeds import Alike, end_or_step, name_groups, part_of_run
 from rlvid.plots.style import LOOKS, Look, looks_of
-from rlvid.report.evidence import Evidence, Model, join, read_evidence
 from rlvid.report.runs import Run, read_run
 
 _NAME = "evaluation.yaml"
@@ -22,33 +25,33 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Gathered:
+class ReportInputs:
     """What a report is made from.
 
     ``seeds`` maps a row of the tables over seeds to its models' names; empty where no two differ in seed alone.
     ``notes`` say what is not there.
     """
 
-    evidence: Evidence
+    evaluation: EvaluationData
     runs: tuple[Run, ...]
     looks: dict[str, Look]
     seeds: dict[str, list[str]]
     notes: tuple[str, ...]
 
     @property
-    def pictured(self) -> list[Model]:
+    def pictured(self) -> list[ModelRecord]:
         """Those that pictures show: of models that differ in seed alone, the first."""
         further = {name for names in self.seeds.values() for name in names[1:]}
-        return [model for model in self.evidence.models if model.name not in further]
+        return [model for model in self.evaluation.models if model.name not in further]
 
     def called(self, model: str) -> str:
         """What a drawing's legend calls a model: its row among those over seeds, or its label."""
-        labels = {model.name: model.label for model in self.evidence.models}
+        labels = {model.name: model.label for model in self.evaluation.models}
         return next((label for label, names in self.seeds.items() if model in names), labels[model])
 
-    def models_of(self, run: Run) -> list[Model]:
+    def models_of(self, run: Run) -> list[ModelRecord]:
         """The evaluated models of a run."""
-        return [m for m in self.evidence.tuned if m.path and _place(m.path, self.evidence) == run.folder.resolve()]
+        return [m for m in self.evaluation.tuned if m.path and _place(m.path, self.evaluation) == run.folder.resolve()]
 
     def _named(self, runs: Sequence[Run]) -> Alike:
         """Runs by their names; one alone as its model is called, where it has one model."""
@@ -56,7 +59,7 @@ class Gathered:
         names = [models[0].label] if len(models) == 1 else [run.name for run in runs]
         return Alike(runs[0].config.method.name, "", names)
 
-    def line(self, run: Run) -> dict[int, Model]:
+    def line(self, run: Run) -> dict[int, ModelRecord]:
         """Step -> the run's model there, of those with all that was learned."""
         found = {model.step: model for model in self.models_of(run) if model.step is not None and model.scale == 1}
         return dict(sorted(found.items()))
@@ -66,7 +69,7 @@ class Gathered:
         by_kind: dict[str, list[Run]] = {}
         for run in self.runs:
             by_kind.setdefault(run.kind, []).append(run)
-        labels = name_groups([self._named(runs) for runs in by_kind.values()], self.evidence.base.name, count=False)
+        labels = name_groups([self._named(runs) for runs in by_kind.values()], self.evaluation.base.name, count=False)
         ends = [
             sorted((m for run in runs for m in self.models_of(run)), key=lambda m: (m.step or 0, m.scale))[-1:]
             for runs in by_kind.values()
@@ -82,7 +85,7 @@ class Gathered:
         return found
 
 
-def gather(targets: Sequence[str | Path]) -> Gathered:
+def read_inputs(targets: Sequence[str | Path]) -> ReportInputs:
     """Reads evaluations and runs.
 
     Args:
@@ -110,12 +113,12 @@ def gather(targets: Sequence[str | Path]) -> Gathered:
         raise ValueError(
             f"{named}: no evaluation there, and a report needs one; run `rlvid evaluate RUN`, then give its folder too"
         )
-    evidence = join(read_evidence(folder) for folder in folders.values())
-    notes = _repeated(evidence)
-    for model in evidence.tuned:
+    evaluation = join(read_evaluation(folder) for folder in folders.values())
+    notes = _repeated(evaluation)
+    for model in evaluation.tuned:
         if not model.path:
             continue
-        place = _place(model.path, evidence)
+        place = _place(model.path, evaluation)
         if place in runs:
             continue
         if not (place / "config.yaml").is_file():
@@ -130,21 +133,21 @@ def gather(targets: Sequence[str | Path]) -> Gathered:
             notes.append(
                 f"{model.label}: its run cannot be read ({error}); its curves, costs, config and card are left out."
             )
-    groups = _alike(evidence, runs)
-    by_group = looks_of([evidence.base.name, *groups], evidence.base.name)
+    groups = _alike(evaluation, runs)
+    by_group = looks_of([evaluation.base.name, *groups], evaluation.base.name)
     if len(by_group) > len(set(by_group.values())):
         notes.append("There are more models than looks, so some share a marker: tell them apart by name.")
-    looks = {evidence.base.name: by_group[evidence.base.name]}
+    looks = {evaluation.base.name: by_group[evaluation.base.name]}
     looks |= {name: by_group[label] for label, names in groups.items() for name in names}
     seeds = groups if any(len(names) > 1 for names in groups.values()) else {}
-    return Gathered(evidence, tuple(runs.values()), looks, seeds, tuple(dict.fromkeys(notes)))
+    return ReportInputs(evaluation, tuple(runs.values()), looks, seeds, tuple(dict.fromkeys(notes)))
 
 
-def _alike(evidence: Evidence, runs: dict[Path, Run]) -> dict[str, list[str]]:
+def _alike(evaluation: EvaluationData, runs: dict[Path, Run]) -> dict[str, list[str]]:
     """Label -> the models that differ in seed alone, at one step and scale."""
-    groups: dict[tuple[object, ...], list[Model]] = {}
-    of = {m.name: runs.get(_place(m.path, evidence)) if m.path else None for m in evidence.tuned}
-    for model in evidence.tuned:
+    groups: dict[tuple[object, ...], list[ModelRecord]] = {}
+    of = {m.name: runs.get(_place(m.path, evaluation)) if m.path else None for m in evaluation.tuned}
+    for model in evaluation.tuned:
         run, key = of[model.name], (model.name,)
         if run is not None:
             at = end_or_step(run.config, model.kind == "run", model.step)
@@ -158,19 +161,19 @@ def _alike(evidence: Evidence, runs: dict[Path, Run]) -> dict[str, list[str]]:
         part = part_of_run(first.step if first.kind == "checkpoint" else None, first.scale)
         method = run.config.method.name if run else first.label
         alike.append(Alike(method, part, [model.label for model in members]))
-    named = name_groups(alike, evidence.base.name)
+    named = name_groups(alike, evaluation.base.name)
     return {name: [model.name for model in members] for name, members in zip(named, groups.values(), strict=True)}
 
 
-def _place(path: str, evidence: Evidence) -> Path:
+def _place(path: str, evaluation: EvaluationData) -> Path:
     """Where a model's run is: as written, or beside the evaluation."""
-    options = [Path(path), *(folder / path for folder in evidence.folders)]
+    options = [Path(path), *(folder / path for folder in evaluation.folders)]
     return next((p for p in options if (p / "config.yaml").is_file()), Path(path)).resolve()
 
 
-def _repeated(evidence: Evidence) -> list[str]:
+def _repeated(evaluation: EvaluationData) -> list[str]:
     found = []
-    for name, prompts in evidence.sets.items():
+    for name, prompts in evaluation.about.sets.items():
         many = len(prompts) - len(set(prompts))
         if many:
             found.append(
@@ -178,3 +181,66 @@ def _repeated(evidence: Evidence) -> list[str]:
                 "own, from other noise, and they are not independent."
             )
     return found
+
+
+def join(found: Iterable[EvaluationData]) -> EvaluationData:
+    """Evaluations of the same prompts, noise and base as one; a name that comes again gets its folder's beside it.
+
+    Raises:
+        ValueError: none are given, or two differ in what must be the same, or score the base otherwise.
+    """
+    found = list(found)
+    if not found:
+        raise ValueError("no evaluation is given, and a report needs one; run `rlvid evaluate RUN` first")
+    whole = found[0]
+    for other in found[1:]:
+        for key in ("frames", "size", "fps", "seed", "sets", "steps", "copies", "clip", "metrics"):
+            one, two = getattr(whole.about, key), getattr(other.about, key)
+            if one != two:
+                shown = "" if key == "sets" else f" ({one} and {two})"
+                raise ValueError(
+                    f"{whole.folders[0]} and {other.folders[0]} differ in {key}{shown}: models of different shapes, or "
+                    "prompts, are not compared; evaluate them together: rlvid evaluate RUN RUN"
+                )
+        if whole.base.name != other.base.name:
+            raise ValueError(
+                f"{whole.folders[0]} and {other.folders[0]} have other bases, {whole.base.name} and {other.base.name}; "
+                "evaluate their models together: rlvid evaluate RUN RUN"
+            )
+        _check_base(whole, other)
+        whole = _joined(whole, other)
+    return whole
+
+
+def _check_base(one: EvaluationData, two: EvaluationData) -> None:
+    """Raises ValueError where the same videos of the base have other scores: by another reward, or they are others."""
+    for metric in one.about.metrics:
+        pairs = np.array([[each.scores[each.base.name, case][metric] for each in (one, two)] for case in one.cases])
+        pairs = pairs[np.isfinite(pairs).all(1)]
+        if len(pairs) and np.abs(pairs[:, 0] - pairs[:, 1]).mean() > 0.1 * pairs[:, 0].std() + 1e-6:
+            raise ValueError(
+                f"{one.folders[0]} and {two.folders[0]} give the base's videos other scores ({metric}): by another "
+                "reward, or with other guidance; evaluate their models together: rlvid evaluate RUN RUN"
+            )
+
+
+def _joined(one: EvaluationData, two: EvaluationData) -> EvaluationData:
+    taken, names = {m.name for m in one.models}, {}
+    for model in two.tuned:
+        name = model.name if model.name not in taken else f"{model.name} ({two.folders[0].name})"
+        while name in taken:
+            name += "'"
+        taken.add(name)
+        names[model.name] = name
+    added = [
+        m.model_copy(update={} if names[m.name] == m.name else dict.fromkeys(("name", "label"), names[m.name]))
+        for m in two.tuned
+    ]
+    return replace(
+        one,
+        folders=one.folders + two.folders,
+        models=(*one.models, *added),
+        scores=one.scores | {(names[m], case): v for (m, case), v in two.scores.items() if m in names},
+        differences=one.differences | {(names[m], *rest): d for (m, *rest), d in two.differences.items() if m in names},
+        videos=one.videos | {(names[m], case): v for (m, case), v in two.videos.items() if m in names},
+    )

@@ -11,15 +11,16 @@ from markupsafe import Markup
 
 from rlvid import __version__
 from rlvid.config.reward import RewardConfig
+from rlvid.evaluate.results.about import Case, ModelRecord
 from rlvid.evaluate.results.pairwise import MAX_PAIRWISE_ROWS
-from rlvid.evaluate.results.run_card import run_card, without_folders
+from rlvid.evaluate.results.read import EvaluationData
+from rlvid.evaluate.results.run_card import run_card, without_folders, worse_prompts
 from rlvid.plots.style import LOOKS
-from rlvid.report.evidence import Case, Evidence
-from rlvid.report.inputs import Gathered
+from rlvid.report.inputs import ReportInputs
 from rlvid.report.runs import Run
 from rlvid.report.seeds import over_seeds
-from rlvid.report.select import Choice
-from rlvid.report.summary import Told, gain_text, number, percent, shown_set, table, tell, title
+from rlvid.report.select import CaseSelection
+from rlvid.report.summary import ModelSummary, gain_text, number, percent, shown_metrics, shown_set, table, tell, title
 from rlvid.runs.guard_log import warnings_of
 from rlvid.stats import MIN_PROMPTS
 
@@ -37,7 +38,7 @@ class Strip:
 
 
 @dataclass
-class Shown:
+class PageAssets:
     """What was written beside the page: file names, and the shape (F, H, W, 3) of all videos."""
 
     sprites: dict[tuple[str, Case], str] = field(default_factory=dict)
@@ -51,32 +52,33 @@ class Shown:
     shape: tuple[int, ...] = (1, 1, 1, 3)
 
 
-def render(gathered: Gathered, choice: Choice, shown: Shown) -> dict[str, str]:
+def render(inputs: ReportInputs, selection: CaseSelection, assets: PageAssets) -> dict[str, str]:
     """File name -> text of the page, its style and its script."""
-    evidence = gathered.evidence
+    evaluation = inputs.evaluation
     environment = Environment(
         loader=PackageLoader("rlvid.report", "page"), undefined=StrictUndefined, trim_blocks=False,
         autoescape=select_autoescape(enabled_extensions=("html", "html.j2"), default=True),
     )  # fmt: skip
-    frames, height, width, _ = shown.shape
-    glyphs = {name: look.glyph for name, look in gathered.looks.items()}
-    classes = {name: f"look-{LOOKS.index(look)}" for name, look in gathered.looks.items()}
-    cases = _cases(evidence, shown)
+    frames, height, width, _ = assets.shape
+    glyphs = {name: look.glyph for name, look in inputs.looks.items()}
+    classes = {name: f"look-{LOOKS.index(look)}" for name, look in inputs.looks.items()}
+    cases = _cases(evaluation, assets)
     by_key = {case["key"]: case for case in cases}
     page = environment.get_template("index.html.j2").render(
-        heading=_heading(evidence), lead=_lead(evidence), evidence=evidence, looks=classes, glyphs=glyphs,
-        copies=evidence.copies, width=width, height=height, frames=frames, notes=[*gathered.notes, *shown.notes],
-        told=told_of(gathered), pictured={model.name for model in gathered.pictured}, seeds=over_seeds(gathered),
-        rows=gathered.seeds, most=MAX_PAIRWISE_ROWS, tiles=_tiles(evidence), judge_title=title(evidence.judge).lower(),
-        featured=[(why, by_key[each.case], (evidence.base, each.model)) for why, each in choice.featured],
-        cases=cases, metrics=evidence.shown(),
-        tables=[(steps, table(evidence, steps)) for steps in evidence.steps], curves=shown.curves,
-        along=shown.along, paretos=shown.paretos,
-        strips=shown.strips, runs=[_run(gathered, run) for run in gathered.runs],
-        facts=_facts(evidence, shown), version=__version__, data=_data(evidence, shown), title=title,
+        heading=_heading(evaluation), lead=_lead(evaluation), evaluation=evaluation, looks=classes, glyphs=glyphs,
+        copies=evaluation.about.copies, width=width, height=height, frames=frames, notes=[*inputs.notes, *assets.notes],
+        told=told_of(inputs), pictured={model.name for model in inputs.pictured}, seeds=over_seeds(inputs),
+        rows=inputs.seeds, most=MAX_PAIRWISE_ROWS, tiles=_tiles(evaluation),
+        judge_title=title(evaluation.judge).lower(),
+        featured=[(why, by_key[each.case], (evaluation.base, each.model)) for why, each in selection.featured],
+        cases=cases, metrics=shown_metrics(evaluation),
+        tables=[(steps, table(evaluation, steps)) for steps in evaluation.about.steps], curves=assets.curves,
+        along=assets.along, paretos=assets.paretos,
+        strips=assets.strips, runs=[_run(inputs, run) for run in inputs.runs],
+        facts=_facts(evaluation, assets), version=__version__, data=_data(evaluation, assets), title=title,
         shown_set=shown_set, fewest=MIN_PROMPTS,
     )  # fmt: skip
-    card = min(48.0, max(18.0, 9.0 * len(gathered.pictured)))  # rem
+    card = min(48.0, max(18.0, 9.0 * len(inputs.pictured)))  # rem
     style = environment.get_template("report.css.j2").render(looks=LOOKS, width=width, height=height, card=card)
     return {"index.html": page, "report.css": style, "report.js": _read(environment, "report.js")}
 
@@ -87,13 +89,13 @@ def _read(environment: Environment, name: str) -> str:
     return loader.get_source(environment, name)[0]
 
 
-def told_of(gathered: Gathered) -> list[Told]:
+def told_of(inputs: ReportInputs) -> list[ModelSummary]:
     """The summary, with what the guards of the runs saw."""
-    told = tell(gathered.evidence)
-    first = gathered.evidence.tuned[:1]
-    measured = next((r.config.reward for r in gathered.runs if set(first) & set(gathered.models_of(r))), None)
-    for run in gathered.runs:
-        models = {model.name for model in gathered.models_of(run)}
+    told = tell(inputs.evaluation)
+    first = inputs.evaluation.tuned[:1]
+    measured = next((r.config.reward for r in inputs.runs if set(first) & set(inputs.models_of(r))), None)
+    for run in inputs.runs:
+        models = {model.name for model in inputs.models_of(run)}
         for each in told:
             if each.model.name in models:
                 each.cautions += [] if measured is None else _otherwise(measured, run.config.reward)
@@ -112,33 +114,33 @@ def _otherwise(measured: RewardConfig, own: RewardConfig) -> list[str]:
     return found
 
 
-def _heading(evidence: Evidence) -> str:
-    names = [model.label for model in evidence.tuned]
+def _heading(evaluation: EvaluationData) -> str:
+    names = [model.label for model in evaluation.tuned]
     if not names:
-        return f"Videos of {evidence.base.label}"
+        return f"Videos of {evaluation.base.label}"
     if len(names) > 3:
-        return f"{len(names)} models against {evidence.base.label}"
-    return f"{', '.join(names[:-1])}{' and ' if len(names) > 1 else ''}{names[-1]} against {evidence.base.label}"
+        return f"{len(names)} models against {evaluation.base.label}"
+    return f"{', '.join(names[:-1])}{' and ' if len(names) > 1 else ''}{names[-1]} against {evaluation.base.label}"
 
 
-def _lead(evidence: Evidence) -> str:
-    prompts = sum(map(len, evidence.sets.values()))
-    steps = " and ".join(map(str, evidence.steps))
-    copies = f", {evidence.copies} videos a prompt" if evidence.copies > 1 else ""
+def _lead(evaluation: EvaluationData) -> str:
+    prompts = sum(map(len, evaluation.about.sets.values()))
+    steps = " and ".join(map(str, evaluation.about.steps))
+    copies = f", {evaluation.about.copies} videos a prompt" if evaluation.about.copies > 1 else ""
     return (
-        f"{len(evidence.scores):,} videos of {len(evidence.models)} models: {prompts} prompts in {len(evidence.sets)} "
-        f"sets, D = {steps} denoising steps{copies}, the same noise for all models."
+        f"{len(evaluation.scores):,} videos of {len(evaluation.models)} models: {prompts} prompts in "
+        f"{len(evaluation.about.sets)} sets, D = {steps} denoising steps{copies}, the same noise for all models."
     )
 
 
-def _tiles(evidence: Evidence) -> dict[str, list[dict[str, str]]]:
+def _tiles(evaluation: EvaluationData) -> dict[str, list[dict[str, str]]]:
     """For each tuned model, the gain in the judging metric in every set with the first D."""
     found: dict[str, list[dict[str, str]]] = {}
-    metric, steps = evidence.judge, evidence.steps[0]
-    for model in evidence.tuned:
+    metric, steps = evaluation.judge, evaluation.about.steps[0]
+    for model in evaluation.tuned:
         found[model.name] = []
-        for name in evidence.sets:
-            gain = evidence.differences.get((model.name, name, steps, metric))
+        for name in evaluation.about.sets:
+            gain = evaluation.differences.get((model.name, name, steps, metric))
             if gain is None or not gain.pairs:
                 continue
             interval = gain_text(gain, metric).partition(" [")[2].rstrip("]").replace(", ", " to ")
@@ -152,31 +154,31 @@ def _tiles(evidence: Evidence) -> dict[str, list[dict[str, str]]]:
     return found
 
 
-def _cases(evidence: Evidence, shown: Shown) -> list[dict[str, Any]]:
+def _cases(evaluation: EvaluationData, assets: PageAssets) -> list[dict[str, Any]]:
     return [
         {
             "number": place,
             "key": case,
-            "prompt": evidence.prompt(case),
-            "repeated": evidence.sets[case.set].count(evidence.prompt(case)) > 1,
-            "sprites": {m.name: shown.sprites[m.name, case] for m in evidence.models},
-            "files": shown.files.get(case, []),
+            "prompt": evaluation.prompt(case),
+            "repeated": evaluation.about.sets[case.set].count(evaluation.prompt(case)) > 1,
+            "sprites": {m.name: assets.sprites[m.name, case] for m in evaluation.models},
+            "files": assets.files.get(case, []),
         }
-        for place, case in enumerate(evidence.cases)
+        for place, case in enumerate(evaluation.cases)
     ]
 
 
-def _data(evidence: Evidence, shown: Shown) -> dict[str, Any]:
+def _data(evaluation: EvaluationData, assets: PageAssets) -> dict[str, Any]:
     """What the script knows: ``cases[number][model][metric]`` is a value or null."""
-    metrics = evidence.shown()
-    frames, height, width, _ = shown.shape
+    metrics = shown_metrics(evaluation)
+    frames, height, width, _ = assets.shape
     return {
-        "fps": evidence.fps, "frames": frames, "columns": shown.columns, "size": [width, height],
-        "models": [model.label for model in evidence.models],
+        "fps": evaluation.about.fps, "frames": frames, "columns": assets.columns, "size": [width, height],
+        "models": [model.label for model in evaluation.models],
         "metrics": [{"key": m, "title": title(m), "percent": percent(m)} for m in metrics],
         "cases": [
-            [[_finite(evidence.scores[model.name, case][m]) for m in metrics] for model in evidence.models]
-            for case in evidence.cases
+            [[_finite(evaluation.scores[model.name, case][m]) for m in metrics] for model in evaluation.models]
+            for case in evaluation.cases
         ],
     }  # fmt: skip
 
@@ -185,14 +187,11 @@ def _finite(value: float) -> float | None:
     return round(value, _DIGITS) if math.isfinite(value) else None
 
 
-def _run(gathered: Gathered, run: Run) -> dict[str, Any]:
-    config, models = run.config, gathered.models_of(run)
-    path = gathered.evidence.folders[0] / "evaluation.parquet"
-    for folder, part in zip(gathered.evidence.folders, _names_by_folder(gathered.evidence), strict=True):
-        if any(model.name in part for model in models):
-            path = folder / "evaluation.parquet"
-    names = [_own_name(gathered.evidence, model.name) for model in models]
-    card = run_card(config, run.checkpoint, run.folder, path, names)
+def _run(inputs: ReportInputs, run: Run) -> dict[str, Any]:
+    config = run.config
+    evaluation, names = inputs.evaluation, [model.name for model in inputs.models_of(run)]
+    worse = worse_prompts(evaluation.scores, evaluation.about.sets, evaluation.base.name, names) if names else ""
+    card = run_card(config, run.checkpoint, run.folder, worse)
     return {
         "name": run.name,
         "what": f"{config.method.name} on the reward {config.reward.name!r}, {run.checkpoint.step} steps of "
@@ -202,18 +201,6 @@ def _run(gathered: Gathered, run: Run) -> dict[str, Any]:
         "card": _markdown(card),
         "config": yaml.safe_dump(without_folders(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True),
     }
-
-
-def _names_by_folder(evidence: Evidence) -> list[set[str]]:
-    found: dict[str, set[str]] = {str(folder): set() for folder in evidence.folders}
-    for part in evidence.parts:
-        found[str(part.path.parent.parent)] |= set(part.names.values())
-    return list(found.values())
-
-
-def _own_name(evidence: Evidence, name: str) -> str:
-    """How a model is called in its own evaluation."""
-    return next((old for part in evidence.parts for old, new in part.names.items() if new == name), name)
 
 
 def _markdown(text: str) -> Markup:
@@ -226,30 +213,27 @@ def _markdown(text: str) -> Markup:
     return Markup(markdown.renderer.render(tokens, markdown.options, {}))
 
 
-def _facts(evidence: Evidence, shown: Shown) -> list[tuple[str, str]]:
-    frames, height, width, _ = shown.shape
-    facts = evidence.facts
-    found = [
-        ("Evaluated", str(facts.get("created", "–"))),
-        ("Models", "; ".join(f"{m.label} ({_kind(m)})" for m in evidence.models)),
-        ("Prompts", "; ".join(f"{shown_set(name)}: {len(prompts)}" for name, prompts in evidence.sets.items())),
-        ("Denoising steps D", ", ".join(map(str, evidence.steps))),
-        ("Videos", f"{frames} frames of {width} x {height} pixels, {evidence.fps:g} a second"),
-        ("Seed of the noise", str(facts.get("seed", "–"))),
-        *_rewards(facts),
-        ("CLIPSIM and consistency by", without_folders(str(facts.get("clip") or "builtin-heldout"))),
+def _facts(evaluation: EvaluationData, assets: PageAssets) -> list[tuple[str, str]]:
+    frames, height, width, _ = assets.shape
+    about = evaluation.about
+    return [
+        ("Evaluated", about.created or "–"),
+        ("Models", "; ".join(f"{m.label} ({_kind(m)})" for m in evaluation.models)),
+        ("Prompts", "; ".join(f"{shown_set(name)}: {len(prompts)}" for name, prompts in evaluation.about.sets.items())),
+        ("Denoising steps D", ", ".join(map(str, evaluation.about.steps))),
+        ("Videos", f"{frames} frames of {width} x {height} pixels, {evaluation.about.fps:g} a second"),
+        ("Seed of the noise", "–" if about.seed is None else str(about.seed)),
+        *_rewards(about.rewards or {}),
+        ("CLIPSIM and consistency by", without_folders(about.clip or "builtin-heldout")),
     ]
-    return found
 
 
-def _rewards(facts: dict[str, Any]) -> list[tuple[str, str]]:
+def _rewards(rewards: dict[str, str | None]) -> list[tuple[str, str]]:
     """What is called the reward and the held-out reward here; nothing for evaluations that do not say it."""
-    rewards = facts.get("rewards") or {}
-    shown = ((title(metric), without_folders(str(name))) for metric, name in rewards.items() if name)
-    return [(f"{heading} is", name) for heading, name in shown]
+    return [(f"{title(metric)} is", without_folders(name)) for metric, name in rewards.items() if name]
 
 
-def _kind(model: Any) -> str:
+def _kind(model: ModelRecord) -> str:
     step = "" if model.step is None else f", step {model.step}"
     scale = "" if model.scale in (0, 1) else f", {model.scale:g} of what was learned"
     return f"{model.kind}{step}{scale}"

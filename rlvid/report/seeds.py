@@ -4,12 +4,12 @@ import math
 from dataclasses import dataclass
 
 from rlvid.evaluate.results.pairwise import MAX_PAIRWISE_ROWS, pairwise
+from rlvid.evaluate.results.read import EvaluationData
 from rlvid.evaluate.results.rows import METRICS, REWARD_PREFIX, Row, pooled
 from rlvid.evaluate.tables.groups import pairwise_grids, pairwise_legend
 from rlvid.evaluate.tables.paper import GAINED, LAYOUTS, paper_table
 from rlvid.evaluate.tables.table import Grid
-from rlvid.report.evidence import Evidence
-from rlvid.report.inputs import Gathered
+from rlvid.report.inputs import ReportInputs
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,12 @@ class Table:
     legend: str
 
 
-def over_seeds(gathered: Gathered) -> list[Table]:
+def over_seeds(inputs: ReportInputs) -> list[Table]:
     """The tables; none where no two models differ in seed alone."""
-    groups, base = gathered.seeds, gathered.evidence.base.name
+    groups, base = inputs.seeds, inputs.evaluation.base.name
     if not groups:
         return []
-    rows, tables = rows_of(gathered.evidence), []
+    rows, tables = rows_of(inputs.evaluation), []
     for name, layout in LAYOUTS.items():
         table = paper_table(name, rows, base, groups)
         what = "All prompts" if layout.pooled else "Reward of each prompt set"
@@ -39,14 +39,14 @@ def over_seeds(gathered: Gathered) -> list[Table]:
     return tables
 
 
-def rows_of(evidence: Evidence) -> list[Row]:
+def rows_of(evaluation: EvaluationData) -> list[Row]:
     """The scores of all videos; NaN for metrics that the evaluation lacks."""
-    further = [metric for metric in evidence.metrics if metric.startswith(REWARD_PREFIX)]
+    further = [metric for metric in evaluation.about.metrics if metric.startswith(REWARD_PREFIX)]
     return [
         Row(
-            name, case.set, case.steps, case.index, evidence.prompt(case), copy=case.copy,
+            name, case.set, case.steps, case.index, evaluation.prompt(case), copy=case.copy,
             extra={metric: scores[metric] for metric in further},
             **{metric: scores.get(metric, math.nan) for metric in METRICS},
         )
-        for (name, case), scores in evidence.scores.items()
+        for (name, case), scores in evaluation.scores.items()
     ]  # fmt: skip

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from rlvid.report.evidence import Case, Evidence, Model
+from rlvid.evaluate.results.about import Case, ModelRecord
+from rlvid.evaluate.results.read import EvaluationData
 
 _FIXED, _WORST = 4, 4
 
@@ -15,11 +16,11 @@ class Extreme(NamedTuple):
     """A case, and the model whose gain or loss there it is about."""
 
     case: Case
-    model: Model
+    model: ModelRecord
 
 
 @dataclass(frozen=True)
-class Choice:
+class CaseSelection:
     """The cases of each kind.
 
     Attributes:
@@ -33,9 +34,9 @@ class Choice:
 
     fixed: dict[str, list[Case]]
     worst: list[Extreme]
-    moving: list[tuple[Case, Model | None]]
+    moving: list[tuple[Case, ModelRecord | None]]
     featured: list[tuple[str, Extreme]]
-    evolutions: list[dict[int, Model]]
+    evolutions: list[dict[int, ModelRecord]]
 
     @cached_property
     def all(self) -> set[Case]:
@@ -44,32 +45,32 @@ class Choice:
         return fixed | {each.case for each in self.worst} | {case for case, _ in self.moving}
 
 
-def choose(evidence: Evidence, moving: int, pictured: Sequence[Model]) -> Choice:
+def select_cases(evaluation: EvaluationData, moving: int, pictured: Sequence[ModelRecord]) -> CaseSelection:
     """Picks the cases.
 
     Args:
-        evidence: all models; extremes are those of any of them.
+        evaluation: all models; extremes are those of any of them.
         moving: cases that become files beside the first prompt of each set, half from either end; 0 for no files.
         pictured: the models whose evolution is drawn.
     """
-    pairs = [(evidence.gain(m.name, case, evidence.judge), Extreme(case, m)) for case in evidence.cases
-             for m in evidence.tuned]  # fmt: skip
+    pairs = [(evaluation.gain(m.name, case, evaluation.judge), Extreme(case, m)) for case in evaluation.cases
+             for m in evaluation.tuned]  # fmt: skip
     ranked = sorted((pair for pair in pairs if math.isfinite(pair[0])), key=lambda pair: pair[0])
     lowest = _distinct(extreme for gain, extreme in ranked if gain < 0)
     highest = _distinct(extreme for gain, extreme in reversed(ranked) if gain > 0)
     ends = _distinct(highest[: (moving + 1) // 2] + lowest[: moving // 2])
     featured = [(f"Largest gain: {each.model.label}", each) for each in highest[:1]]
     featured += [(f"Largest loss: {each.model.label}", each) for each in lowest[:1]]
-    first = evidence.steps[0]
+    first = evaluation.about.steps[0]
     fixed = {
         name: [Case(name, first, index, 0) for index in range(min(_FIXED, len(prompts)))]
-        for name, prompts in evidence.sets.items()
+        for name, prompts in evaluation.about.sets.items()
     }
-    firsts: list[tuple[Case, Model | None]] = [(cases[0], None) for cases in fixed.values()] if moving else []
+    firsts: list[tuple[Case, ModelRecord | None]] = [(cases[0], None) for cases in fixed.values()] if moving else []
     chosen = {case for case, _ in firsts}
     further = [each for each in ends if each.case not in chosen]
     worst = _distinct(lowest, by_prompt=True)[:_WORST]
-    return Choice(fixed, worst, [*firsts, *further], featured, _evolutions(evidence.base, pictured))
+    return CaseSelection(fixed, worst, [*firsts, *further], featured, _evolutions(evaluation.base, pictured))
 
 
 def _distinct(extremes: Iterable[Extreme], *, by_prompt: bool = False) -> list[Extreme]:
@@ -80,8 +81,8 @@ def _distinct(extremes: Iterable[Extreme], *, by_prompt: bool = False) -> list[E
     return list(found.values())
 
 
-def _evolutions(base: Model, tuned: Sequence[Model]) -> list[dict[int, Model]]:
-    found: dict[tuple[str, float], dict[int, Model]] = {}
+def _evolutions(base: ModelRecord, tuned: Sequence[ModelRecord]) -> list[dict[int, ModelRecord]]:
+    found: dict[tuple[str, float], dict[int, ModelRecord]] = {}
     for model in tuned:
         if model != base and model.path and model.step is not None:
             found.setdefault((model.path, model.scale), {0: base})[int(model.step)] = model

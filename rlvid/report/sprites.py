@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from rlvid.evaluate.results.frames import decode_frames
-from rlvid.evaluate.results.untrusted import KEY, open_table, rows_of, sound
+from rlvid.evaluate.results.about import Case, describe
+from rlvid.evaluate.results.read import EvaluationData
+from rlvid.evaluate.results.videos import decode_frames, read_frames
 from rlvid.plots.style import SOFT
-from rlvid.report.evidence import Case, Evidence, Part, describe
 
 _CRISP = 128
 """Frames up to so many pixels wide are kept pixel by pixel as PNG; larger ones are WebP, a tenth of the size."""
@@ -25,56 +25,28 @@ class Video(NamedTuple):
     frames: np.ndarray | None
 
 
-def check_archive(evidence: Evidence) -> None:
-    """Looks whether every video is there, by its key alone.
+def read_videos(evaluation: EvaluationData) -> Iterator[Video]:
+    """Every video once, in the order on disk.
 
     Raises:
-        ValueError: videos are missing, or a file is damaged.
+        ValueError: a file or a frame is damaged, or videos differ in shape.
     """
-    there = set()
-    for part in evidence.parts:
-        for row in _batches(part, KEY):
-            if row["model"] in part.names:
-                there.add((part.names[row["model"]], _case(row)))
-    missing = [key for key in evidence.scores if key not in there]
-    if missing:
-        raise ValueError(
-            f"{_places(evidence)}: {len(missing)} of {len(evidence.scores)} videos are missing, the first of "
-            f"{describe(*missing[0])}; run `rlvid evaluate` again: it makes only what is missing"
-        )
-
-
-def read_videos(evidence: Evidence) -> Iterator[Video]:
-    """Every video once, in the order of the archive.
-
-    Raises:
-        ValueError: a file or a frame is damaged, a prompt is not the evaluation's, or videos differ in shape.
-    """
-    seen: set[tuple[str, Case]] = set()
     first: tuple[str, tuple[int, ...]] | None = None
-    for part in evidence.parts:
-        for row in _batches(part, (*KEY, "prompt", "frames")):
-            name, case = part.names.get(row["model"]), _case(row)
-            if name is None or (name, case) not in evidence.scores or (name, case) in seen:
-                continue
-            seen.add((name, case))
-            if row["prompt"] != evidence.prompt(case):
-                raise ValueError(
-                    f"{part.path}: {describe(name, case)} was made for {row['prompt']!r}, and evaluation.yaml has "
-                    f"{evidence.prompt(case)!r} there; evaluate into a new folder"
-                )
-            if row["frames"] == []:  # as an evaluation keeps a video that is not finite
-                yield Video(name, case, None)
-                continue
-            frames = decode_frames(row["frames"], f"{part.path}: {describe(name, case)}")
-            first = first or (name, frames.shape)
-            if frames.shape != first[1]:
-                (f0, h0, w0, _), (f1, h1, w1, _) = first[1], frames.shape
-                raise ValueError(
-                    f"models of different shapes: {first[0]!r} makes {f0} frames of {h0} x {w0} pixels and {name!r} "
-                    f"{f1} of {h1} x {w1} ({part.path}); evaluate models of one shape together"
-                )
-            yield Video(name, case, frames)
+    stored = evaluation.videos
+    for (name, case), frames in zip(stored, read_frames(stored.values()), strict=True):
+        path = stored[name, case].path
+        if not frames:  # as an evaluation keeps a video that is not finite
+            yield Video(name, case, None)
+            continue
+        pixels = decode_frames(frames, f"{path}: {describe((name, case))}")
+        first = first or (name, pixels.shape)
+        if pixels.shape != first[1]:
+            (f0, h0, w0, _), (f1, h1, w1, _) = first[1], pixels.shape
+            raise ValueError(
+                f"models of different shapes: {first[0]!r} makes {f0} frames of {h0} x {w0} pixels and {name!r} "
+                f"{f1} of {h1} x {w1} ({path}); evaluate models of one shape together"
+            )
+        yield Video(name, case, pixels)
 
 
 def sprite(frames: np.ndarray) -> tuple[bytes, str, int]:
@@ -102,17 +74,3 @@ def crossed_out(shape: tuple[int, ...]) -> np.ndarray:
     draw.line((0, 0, width - 1, height - 1), SOFT, 2)
     draw.line((0, height - 1, width - 1, 0), SOFT, 2)
     return np.repeat(np.asarray(image)[None], count, 0)
-
-
-def _batches(part: Part, columns: tuple[str, ...]) -> Iterator[dict]:
-    with open_table(part.folder, part.path, columns) as file, sound(part.path):
-        for batch in file.iter_batches(batch_size=8 if "frames" in columns else 4096, columns=list(columns)):
-            yield from rows_of(part.path, batch)
-
-
-def _case(row: dict) -> Case:
-    return Case(row["set"], row["steps"], row["index"], row["copy"])
-
-
-def _places(evidence: Evidence) -> str:
-    return ", ".join(str(folder / "videos") for folder in evidence.folders)

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from rlvid.evaluate.results.about import ModelRecord
+from rlvid.evaluate.results.read import Difference, EvaluationData
 from rlvid.evaluate.tables.names import COLUMNS, set_title
-from rlvid.report.evidence import Difference, Evidence, Model
 
 _KNOWN = {column.metric: column for column in COLUMNS}
 _TITLES = {
@@ -19,10 +20,10 @@ _TRAINED, _HELD_OUT, _MOTION, _CONSISTENCY = "reward", "held_out", "motion", "co
 
 
 @dataclass
-class Told:
+class ModelSummary:
     """What is said of one model: a headline, one line a prompt set and D, and what to be wary of."""
 
-    model: Model
+    model: ModelRecord
     headline: str
     lines: list[str] = field(default_factory=list)
     cautions: list[str] = field(default_factory=list)
@@ -68,44 +69,55 @@ def number(value: float, metric: str = "", signed: bool = False) -> str:
     return (text if bare else text.lstrip("+-")).replace("-", "−")
 
 
-def finite_scores(evidence: Evidence, model: str, name: str, steps: int, metric: str) -> tuple[np.ndarray, np.ndarray]:
+def shown_metrics(evaluation: EvaluationData) -> list[str]:
+    """Metrics with a number for any video, those that tables know first."""
+    metrics = evaluation.about.metrics
+    known = [metric for metric in _KNOWN if metric in metrics]
+    return [m for m in [*known, *(m for m in metrics if m not in known)] if evaluation.has(m)]
+
+
+def finite_scores(
+    evaluation: EvaluationData, model: str, name: str, steps: int, metric: str
+) -> tuple[np.ndarray, np.ndarray]:
     """A model's scores in a metric, where they are finite, and the prompt's index of each."""
     found = [
         (v[metric], case.index)
-        for (m, case), v in evidence.scores.items()
+        for (m, case), v in evaluation.scores.items()
         if (m, case.set, case.steps) == (model, name, steps) and math.isfinite(v[metric])
     ]
     return np.array([value for value, _ in found], dtype=np.float64), np.array([index for _, index in found], dtype=int)
 
 
-def mean(evidence: Evidence, model: str, name: str, steps: int, metric: str) -> tuple[float, float, int]:
+def mean(evaluation: EvaluationData, model: str, name: str, steps: int, metric: str) -> tuple[float, float, int]:
     """Mean, standard deviation over videos, and how many have a number."""
-    values, _ = finite_scores(evidence, model, name, steps, metric)
+    values, _ = finite_scores(evaluation, model, name, steps, metric)
     spread = float(values.std(ddof=1)) if len(values) > 1 else math.nan
     return (float(values.mean()) if len(values) else math.nan), spread, len(values)
 
 
-def tell(evidence: Evidence) -> list[Told]:
+def tell(evaluation: EvaluationData) -> list[ModelSummary]:
     """The summary: one entry for each tuned model."""
-    return [_tell(evidence, model) for model in evidence.tuned]
+    return [_tell(evaluation, model) for model in evaluation.tuned]
 
 
-def _tell(evidence: Evidence, model: Model) -> Told:
-    groups = [(name, steps) for name in evidence.sets for steps in evidence.steps]
+def _tell(evaluation: EvaluationData, model: ModelRecord) -> ModelSummary:
+    groups = [(name, steps) for name in evaluation.about.sets for steps in evaluation.about.steps]
     found = {
         (name, steps, metric): difference
-        for (m, name, steps, metric), difference in evidence.differences.items() if m == model.name
+        for (m, name, steps, metric), difference in evaluation.differences.items() if m == model.name
     }  # fmt: skip
-    judge = evidence.judge
+    judge = evaluation.judge
     ways = [found[name, steps, judge].way for name, steps in groups if (name, steps, judge) in found]
-    told = Told(model, _headline(title(judge), ways))
+    told = ModelSummary(model, _headline(title(judge), ways))
     for name, steps in groups:
         parts = [
-            _change(evidence, model, name, steps, metric, found[name, steps, metric])
+            _change(evaluation, model, name, steps, metric, found[name, steps, metric])
             for metric in _SPOKEN
-            if metric in evidence.shown() and (name, steps, metric) in found and found[name, steps, metric].pairs
+            if metric in shown_metrics(evaluation)
+            and (name, steps, metric) in found
+            and found[name, steps, metric].pairs
         ]
-        gains = [evidence.gain(model.name, c, judge) for c in evidence.cases if (c.set, c.steps) == (name, steps)]
+        gains = [evaluation.gain(model.name, c, judge) for c in evaluation.cases if (c.set, c.steps) == (name, steps)]
         better, worse = sum(g > 0 for g in gains), sum(g < 0 for g in gains)
         tally = f"Of {len(gains)} videos {better} are better by the {title(judge).lower()} and {worse} worse."
         told.lines.append(
@@ -146,8 +158,10 @@ def _headline(name: str, ways: list[int]) -> str:
     )
 
 
-def _change(evidence: Evidence, model: Model, name: str, steps: int, metric: str, found: Difference) -> str:
-    before, after = (mean(evidence, m, name, steps, metric)[0] for m in (evidence.base.name, model.name))
+def _change(
+    evaluation: EvaluationData, model: ModelRecord, name: str, steps: int, metric: str, found: Difference
+) -> str:
+    before, after = (mean(evaluation, m, name, steps, metric)[0] for m in (evaluation.base.name, model.name))
     word = ("no change beyond chance", "rose", "fell")[found.way]
     return (
         f"{title(metric).lower() if metric != 'clipsim' else 'CLIPSIM'} {number(before, metric)} to "
@@ -163,29 +177,29 @@ def gain_text(found: Difference, metric: str) -> str:
     return number(found.difference, metric, True) + interval
 
 
-def table(evidence: Evidence, steps: int) -> list[tuple[str, Model, int, list[Cell]]]:
-    """The rows of the table of one D: set, model, videos, and a cell for each of ``evidence.shown()``."""
-    metrics, rows = evidence.shown(), []
-    for name in evidence.sets:
-        stats = {(m.name, k): mean(evidence, m.name, name, steps, k) for m in evidence.models for k in metrics}
-        for model in evidence.models:
-            cells = [_cell(evidence, stats, model, name, steps, metric) for metric in metrics]
-            count = sum((case.set, case.steps) == (name, steps) for case in evidence.cases)
+def table(evaluation: EvaluationData, steps: int) -> list[tuple[str, ModelRecord, int, list[Cell]]]:
+    """The rows of the table of one D: set, model, videos, and a cell for each of ``shown_metrics``."""
+    metrics, rows = shown_metrics(evaluation), []
+    for name in evaluation.about.sets:
+        stats = {(m.name, k): mean(evaluation, m.name, name, steps, k) for m in evaluation.models for k in metrics}
+        for model in evaluation.models:
+            cells = [_cell(evaluation, stats, model, name, steps, metric) for metric in metrics]
+            count = sum((case.set, case.steps) == (name, steps) for case in evaluation.cases)
             rows.append((name, model, count, cells))
     return rows
 
 
-def _cell(evidence: Evidence, stats: dict, model: Model, name: str, steps: int, metric: str) -> Cell:
+def _cell(evaluation: EvaluationData, stats: dict, model: ModelRecord, name: str, steps: int, metric: str) -> Cell:
     known = _KNOWN.get(metric)
     value, spread, _ = stats[model.name, metric]
     text = number(value, metric)
     if known and known.spread and math.isfinite(spread):
         text += f" ± {number(spread, metric)}"
     digits = 2 if known and known.percent else 3
-    all_means = {round(stats[m.name, metric][0], digits) for m in evidence.models if stats[m.name, metric][2]}
+    all_means = {round(stats[m.name, metric][0], digits) for m in evaluation.models if stats[m.name, metric][2]}
     best = bool(known and known.ranked and len(all_means) > 1 and stats[model.name, metric][2]
                 and round(value, digits) == max(all_means))  # fmt: skip
-    found = evidence.differences.get((model.name, name, steps, metric))
+    found = evaluation.differences.get((model.name, name, steps, metric))
     if found is None or not found.pairs:
         return Cell(text, best=best)
     return Cell(text, gain_text(found, metric), found.way, best)

@@ -9,21 +9,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from rlvid.evaluate.results.about import Case, ModelRecord, VideoKey
 from rlvid.files import whole_folder
 from rlvid.plots.pictures import evolution
 from rlvid.plots.strips import comparison, side_by_side, write_moving
 from rlvid.report.curves import Drawing, along_runs, pareto, reward_curves
-from rlvid.report.evidence import Case, Model
-from rlvid.report.inputs import Gathered, gather
-from rlvid.report.page import Shown, Strip, render
-from rlvid.report.select import Choice, choose
-from rlvid.report.sprites import Video, check_archive, crossed_out, read_videos, sprite
+from rlvid.report.inputs import ReportInputs, read_inputs
+from rlvid.report.page import PageAssets, Strip, render
+from rlvid.report.select import CaseSelection, select_cases
+from rlvid.report.sprites import Video, crossed_out, read_videos, sprite
 from rlvid.report.summary import shown_set, title
 
 MARK = '<meta name="generator" content="rlvid report">'
 _OURS = {"index.html", "report.css", "report.js", "videos", "pictures", "moving"}
 _OF_NOBODY = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what systems leave in a folder that was looked at
-Frames = dict[tuple[str, Case], np.ndarray]
+Frames = dict[VideoKey, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -53,69 +53,68 @@ def write_report(
         progress: called with (videos done, all videos).
 
     Raises:
-        ValueError: what is named cannot be shown, or ``out`` holds something that is no report.
+        ValueError: what is named cannot be assets, or ``out`` holds something that is no report.
         OSError: ``out`` cannot be written, or the disk is full; what was there is as it was.
     """
-    gathered = gather(targets)
-    evidence = gathered.evidence
-    folder = Path(out) if out is not None else evidence.folders[0] / "report"
+    inputs = read_inputs(targets)
+    evaluation = inputs.evaluation
+    folder = Path(out) if out is not None else evaluation.folders[0] / "report"
     _check_out(folder)
-    check_archive(evidence)
-    choice = choose(evidence, moving, gathered.pictured)
+    selection = select_cases(evaluation, moving, inputs.pictured)
     with _whole(folder) as part:
         for name in ("videos", "pictures", "moving"):
             (part / name).mkdir()
-        shown, kept = _sprites(gathered, choice, part, progress)
-        for number, (case, model) in enumerate(choice.moving, 1):
-            films = {m.label: kept[m.name, case] for m in _with(gathered.pictured, model)}
+        assets, kept = _sprites(inputs, selection, part, progress)
+        for number, (case, model) in enumerate(selection.moving, 1):
+            films = {m.label: kept[m.name, case] for m in _with(inputs.pictured, model)}
             name = f"{number:02d}-{_file(case.set)}-{case.steps}-{case.index + 1:03d}-{case.copy + 1}"
-            shown.files[case] = _moving(part, name, evidence.prompt(case), films, evidence.fps)
-        _strips(gathered, choice, kept, shown, part)
-        _evolving(gathered, choice, kept, shown, part, moving=bool(moving))
-        _drawings(gathered, shown, part)
-        for name, text in render(gathered, choice, shown).items():
+            assets.files[case] = _moving(part, name, evaluation.prompt(case), films, evaluation.about.fps)
+        _strips(inputs, selection, kept, assets, part)
+        _evolving(inputs, selection, kept, assets, part, moving=bool(moving))
+        _drawings(inputs, assets, part)
+        for name, text in render(inputs, selection, assets).items():
             (part / name).write_text(text, encoding="utf-8")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return Report(folder, len(evidence.scores), size, (*gathered.notes, *shown.notes))
+    return Report(folder, len(evaluation.scores), size, (*inputs.notes, *assets.notes))
 
 
 def _sprites(
-    gathered: Gathered, choice: Choice, part: Path, progress: Callable[[int, int], None] | None
-) -> tuple[Shown, Frames]:
+    inputs: ReportInputs, selection: CaseSelection, part: Path, progress: Callable[[int, int], None] | None
+) -> tuple[PageAssets, Frames]:
     """Writes a sprite a video; keeps the frames of chosen cases."""
-    evidence, kept, shown = gathered.evidence, {}, Shown()
-    numbers = {case: number for number, case in enumerate(evidence.cases)}
-    places = {model.name: place for place, model in enumerate(evidence.models)}
+    evaluation, kept, assets = inputs.evaluation, {}, PageAssets()
+    numbers = {case: number for number, case in enumerate(evaluation.cases)}
+    places = {model.name: place for place, model in enumerate(evaluation.models)}
 
     def keep(video: Video, frames: np.ndarray) -> None:
-        data, suffix, shown.columns = sprite(frames)
+        data, suffix, assets.columns = sprite(frames)
         name = f"{numbers[video.case]:05d}-{places[video.model]:02d}{suffix}"
         (part / "videos" / name).write_bytes(data)
-        shown.sprites[video.model, video.case], shown.shape = name, frames.shape
-        if video.case in choice.all:
+        assets.sprites[video.model, video.case], assets.shape = name, frames.shape
+        if video.case in selection.all:
             kept[video.model, video.case] = frames
         if progress is not None:
-            progress(len(shown.sprites), len(evidence.scores))
+            progress(len(assets.sprites), len(evaluation.scores))
 
     blank = []
-    for video in read_videos(evidence):
+    for video in read_videos(evaluation):
         if video.frames is None:
             blank.append(video)
         else:
             keep(video, video.frames)
-    if not shown.sprites:
+    if not assets.sprites:
         raise ValueError(
-            f"{evidence.folders[0]}: no video has a frame whose pixels are numbers; there is nothing to show"
+            f"{evaluation.folders[0]}: no video has a frame whose pixels are numbers; there is nothing to show"
         )
     for video in blank:
-        keep(video, crossed_out(shown.shape))
+        keep(video, crossed_out(assets.shape))
     for name, many in Counter(video.model for video in blank).items():
-        label = next(m.label for m in evidence.models if m.name == name)
-        shown.notes.append(f"{label}: {many} of its videos, crossed out here, had pixels that were no numbers.")
-    return shown, kept
+        label = next(m.label for m in evaluation.models if m.name == name)
+        assets.notes.append(f"{label}: {many} of its videos, crossed out here, had pixels that were no numbers.")
+    return assets, kept
 
 
-def _with(models: Sequence[Model], further: Model | None) -> list[Model]:
+def _with(models: Sequence[ModelRecord], further: ModelRecord | None) -> list[ModelRecord]:
     return [*models, *([further] if further and further not in models else [])]
 
 
@@ -124,40 +123,40 @@ def _moving(part: Path, name: str, prompt: str, films: dict[str, np.ndarray], fp
     return [path.name for path in write_moving(part / "moving" / name, side_by_side(prompt, films), fps)]
 
 
-def _strips(gathered: Gathered, choice: Choice, kept: Frames, shown: Shown, part: Path) -> None:
-    evidence, judge = gathered.evidence, gathered.evidence.judge
+def _strips(inputs: ReportInputs, selection: CaseSelection, kept: Frames, assets: PageAssets, part: Path) -> None:
+    evaluation, judge = inputs.evaluation, inputs.evaluation.judge
 
     def strip(
         name: str, heading: str, prompts: list[str], columns: dict[str, list[tuple[str, Case]]], files: list[str]
     ) -> None:
         frames = {label: [_tensor(kept[key]) for key in keys] for label, keys in columns.items()}
-        values = {label: [evidence.scores[key][judge] for key in keys] for label, keys in columns.items()}
+        values = {label: [evaluation.scores[key][judge] for key in keys] for label, keys in columns.items()}
         comparison(part / "pictures" / name, prompts, frames, values, value_name=title(judge).lower())
         told = f"Frames of {', '.join(columns)} for the prompts: {'; '.join(prompts)}."
-        shown.strips.append(Strip(name, heading, told, files))
+        assets.strips.append(Strip(name, heading, told, files))
 
-    for place, (name, cases) in enumerate(choice.fixed.items(), 1):
-        columns = {m.label: [(m.name, case) for case in cases] for m in gathered.pictured}
+    for place, (name, cases) in enumerate(selection.fixed.items(), 1):
+        columns = {m.label: [(m.name, case) for case in cases] for m in inputs.pictured}
         heading = f"{shown_set(name).capitalize()}: the first prompts"
-        prompts, files = [evidence.prompt(case) for case in cases], shown.files.get(cases[0], [])
+        prompts, files = [evaluation.prompt(case) for case in cases], assets.files.get(cases[0], [])
         strip(f"comparison-{place}-{_file(name)}.png", heading, prompts, columns, files)
-    if choice.worst:
-        prompts = [f"{e.model.label}, D = {e.case.steps}: {evidence.prompt(e.case)}" for e in choice.worst]
+    if selection.worst:
+        prompts = [f"{e.model.label}, D = {e.case.steps}: {evaluation.prompt(e.case)}" for e in selection.worst]
         columns = {
-            evidence.base.label: [(evidence.base.name, each.case) for each in choice.worst],
-            "what lost most": [(each.model.name, each.case) for each in choice.worst],
+            evaluation.base.label: [(evaluation.base.name, each.case) for each in selection.worst],
+            "what lost most": [(each.model.name, each.case) for each in selection.worst],
         }
         strip("comparison-worst.png", f"What lost most in {title(judge).lower()}, of all models", prompts, columns, [])
 
 
 def _evolving(
-    gathered: Gathered, choice: Choice, kept: Frames, shown: Shown, part: Path, *, moving: bool
+    inputs: ReportInputs, selection: CaseSelection, kept: Frames, assets: PageAssets, part: Path, *, moving: bool
 ) -> None:  # fmt: skip
     """The fixed prompts along each run with several checkpoints; with ``moving``, the first of each set as files."""
-    evidence = gathered.evidence
-    for number, line in enumerate(choice.evolutions, 1):
-        for place, (name, cases) in enumerate(choice.fixed.items(), 1):
-            prompts = [evidence.prompt(case) for case in cases]
+    evaluation = inputs.evaluation
+    for number, line in enumerate(selection.evolutions, 1):
+        for place, (name, cases) in enumerate(selection.fixed.items(), 1):
+            prompts = [evaluation.prompt(case) for case in cases]
             frames = {s: torch.stack([_tensor(kept[m.name, case]) for case in cases]) for s, m in line.items()}
             stem = f"evolution-{number}-{place}-{_file(name)}"
             evolution(part / "pictures" / f"{stem}.png", prompts, frames)
@@ -165,8 +164,8 @@ def _evolving(
             heading = f"{shown_set(name).capitalize()}: along the run {run}"
             told = f"The central frame at steps {', '.join(map(str, sorted(line)))} for: {'; '.join(prompts)}."
             films = {f"step {step}": kept[line[step].name, cases[0]] for step in _spread(sorted(line))}
-            files = _moving(part, stem, prompts[0], films, evidence.fps) if moving else []
-            shown.strips.append(Strip(f"{stem}.png", heading, told, files))
+            files = _moving(part, stem, prompts[0], films, evaluation.about.fps) if moving else []
+            assets.strips.append(Strip(f"{stem}.png", heading, told, files))
 
 
 def _spread(steps: list[int], most: int = 6) -> list[int]:
@@ -174,9 +173,9 @@ def _spread(steps: list[int], most: int = 6) -> list[int]:
     return [steps[round(i)] for i in np.linspace(0, len(steps) - 1, min(most, len(steps)))]
 
 
-def _drawings(gathered: Gathered, shown: Shown, part: Path) -> None:
-    evidence = gathered.evidence
-    groups = gathered.groups()
+def _drawings(inputs: ReportInputs, assets: PageAssets, part: Path) -> None:
+    evaluation = inputs.evaluation
+    groups = inputs.groups()
 
     def keep(where: list, name: str, heading: str, told: str, made: Drawing | None) -> None:
         if made is not None:
@@ -186,21 +185,21 @@ def _drawings(gathered: Gathered, shown: Shown, part: Path) -> None:
             where.append((name, heading, told))
 
     names = ", ".join(group.label for group in groups)
-    lines = ", ".join(g.label for g in groups if any(len(gathered.line(run)) > 1 for run in g.runs))
-    called = {model.name: gathered.called(model.name) for model in evidence.models}
+    lines = ", ".join(g.label for g in groups if any(len(inputs.line(run)) > 1 for run in g.runs))
+    called = {model.name: inputs.called(model.name) for model in evaluation.models}
     for across in ("steps", "seconds") if groups else ():
         told = f"Trained and held-out reward of {names} against {across} of training."
         heading = f"Rewards in training against {across}"
-        keep(shown.curves, f"rewards-{across}", heading, told, reward_curves(groups, across))
-    for steps in evidence.steps if groups else ():
+        keep(assets.curves, f"rewards-{across}", heading, told, reward_curves(groups, across))
+    for steps in evaluation.about.steps if groups else ():
         for across in ("steps", "seconds"):
             told = f"Rewards, motion and oracle score of evaluated checkpoints of {lines} against {across} of training; the numbers are in the tables."  # noqa: E501
             heading = f"Evaluation along the runs against {across}, D = {steps}"
-            keep(shown.along, f"along-{across}-{steps}", heading, told, along_runs(gathered, steps, across))
-    for steps in evidence.steps:
-        told = f"Each model's {title(evidence.judge).lower()} against temporal consistency and motion, D = {steps}; the numbers are in the tables."  # noqa: E501
+            keep(assets.along, f"along-{across}-{steps}", heading, told, along_runs(inputs, steps, across))
+    for steps in evaluation.about.steps:
+        told = f"Each model's {title(evaluation.judge).lower()} against temporal consistency and motion, D = {steps}; the numbers are in the tables."  # noqa: E501
         heading = f"What the gain costs, D = {steps}"
-        keep(shown.paretos, f"pareto-{steps}", heading, told, pareto(evidence, gathered.looks, called, steps))
+        keep(assets.paretos, f"pareto-{steps}", heading, told, pareto(evaluation, inputs.looks, called, steps))
 
 
 def _tensor(frames: np.ndarray) -> torch.Tensor:

@@ -16,12 +16,12 @@ from fastapi.templating import Jinja2Templates
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from rlvid.study.evaluation import Videos
 from rlvid.study.film import side_by_side, under_noise
 from rlvid.study.gate import INVITED, Gate
 from rlvid.study.pairs import Pair, noise_seed, order, second_on_left
 from rlvid.study.preferences import difference
 from rlvid.study.store import SIDES, AnsweredOtherwiseError, Side, Store, name_of
+from rlvid.study.videos import Videos
 from rlvid.terminal import complain
 
 LOCAL = ["127.0.0.1", "localhost", "[::1]"]
@@ -114,11 +114,11 @@ def create_app(
     def picture(number: int, swapped: bool, still: bool) -> bytes:
         pair = pairs[number]
         check(pair)
-        first, second = (videos.pixels(model, pair.spot) for model in (pair.first, pair.second))
+        first, second = (videos.pixels(model, pair.case) for model in (pair.first, pair.second))
         if pair.check:
             second = under_noise(first, noise_seed(study.seed, number))
         left, right = (second, first) if swapped else (first, second)
-        return side_by_side(left, right, videos.fps(pair.first, pair.spot), still)
+        return side_by_side(left, right, videos.fps(pair.first, pair.case), still)
 
     @app.get("/")
     def start(request: Request) -> Response:

@@ -56,18 +56,18 @@ def serve(
     goes on where they were, by the same link. Interrupt it (Ctrl-C) when all have answered.
     """
     from rlvid.study.app import create_app
-    from rlvid.study.evaluation import Videos
     from rlvid.study.pairs import choose_pairs, without_frames
     from rlvid.study.serve import address_of, is_local, listen, run
     from rlvid.study.store import Store
+    from rlvid.study.videos import Videos
 
     videos = Videos(evaluation)
     asked = choose_pairs(videos, _names(models, "--models"), pairs, checks, seed)
     named = {name: videos.models[name] for name in _names(models, "--models") or videos.models}
     people, path, local = _names(annotators, "--annotators"), out or evaluation / "study.sqlite", is_local(host)
     if lacking := without_frames(videos, [*named]):
-        told = ", ".join(f"{name} lacks {len(spots)}" for name, spots in lacking.items())
-        many = f"{len(set().union(*lacking.values()))} of {len(videos.spots)}"
+        told = ", ".join(f"{name} lacks {len(cases)}" for name, cases in lacking.items())
+        many = f"{len(set().union(*lacking.values()))} of {len(videos.cases)}"
         say(f"left out     {many} prompts with D and noise, for want of frames, as a pixel was no number: {told}")
     with listen(host, port) as listening:
         store = Store.begin(path, evaluation, seed, named, asked, private=not local)
@@ -151,9 +151,9 @@ def export(
     without: Without = None,
 ) -> None:
     """Writes preference pairs: prompt, chosen frames, rejected frames, axis, annotator; ties are left out."""
-    from rlvid.study.evaluation import Videos
     from rlvid.study.preferences import check_same, write_preferences
     from rlvid.study.store import Store
+    from rlvid.study.videos import Videos
 
     if not out.parent.is_dir():
         raise ValueError(f"--out {out}: there is no folder {out.parent}")
@@ -178,8 +178,8 @@ def _measured(asked: "Study", evaluation: Path | None) -> tuple["Scores", dict[s
 
     Raises ValueError if the evaluation that was named is another one, or damaged.
     """
-    from rlvid.study.evaluation import Videos, read_scores
     from rlvid.study.preferences import check_same
+    from rlvid.study.videos import Videos
 
     folder = evaluation or asked.evaluation
     lacking = f"{folder}: no evaluation.parquet there"
@@ -187,7 +187,7 @@ def _measured(asked: "Study", evaluation: Path | None) -> tuple["Scores", dict[s
         if evaluation or (folder / "evaluation.parquet").is_file():
             videos = Videos(folder)
             check_same(asked, videos)
-            return read_scores(folder), videos.rewards, lacking
+            return videos.scores(), videos.rewards, lacking
     except ValueError as error:  # what people said does not depend on videos that are gone since
         if evaluation:
             raise

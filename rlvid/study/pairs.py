@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations, zip_longest
 
-from rlvid.study.evaluation import Spot, Videos
+from rlvid.evaluate.results.about import Case
+from rlvid.study.videos import Videos
 
 AXES = {"quality": "video quality", "alignment": "video-text alignment"}
 """The two questions."""
@@ -23,7 +24,7 @@ class Pair:
     """
 
     number: int
-    spot: Spot
+    case: Case
     prompt: str
     first: str
     second: str
@@ -38,52 +39,52 @@ def choose_pairs(videos: Videos, models: list[str], count: int, checks: int, see
     ``count`` pairs, all are taken. Each video is looked at. Spots where a model has no frames are left out.
 
     Raises:
-        ValueError: fewer than two models, an unknown one, a missing video, no spot where all models have frames, or
+        ValueError: fewer than two models, an unknown one, a missing video, no case where all models have frames, or
             videos that cannot stand side by side.
     """
     models = _known(videos, models)
-    if not videos.spots:
+    if not videos.cases:
         raise ValueError(f"{videos.folder}: its files of videos are empty; run rlvid evaluate again")
     for model in models:
-        missing = [spot for spot in sorted(videos.spots) if not videos.has(model, spot)]
+        missing = [case for case in sorted(videos.cases) if not videos.has(model, case)]
         if missing:
             raise ValueError(
                 f"{videos.folder}: {len(missing)} videos of model {model!r} are missing (the first: {missing[0]}); "
                 "rlvid evaluate makes them"
             )
-    spots = _comparable(videos, models)
-    groups: dict[tuple[object, ...], list[tuple[Spot, str, str]]] = defaultdict(list)
+    cases = _comparable(videos, models)
+    groups: dict[tuple[object, ...], list[tuple[Case, str, str]]] = defaultdict(list)
     for first, second in combinations(models, 2):
-        for spot in spots:
-            groups[spot.set, spot.steps, first, second].append((spot, first, second))
+        for case in cases:
+            groups[case.set, case.steps, first, second].append((case, first, second))
     for name, group in groups.items():
         _generator(seed, "pairs", *name).shuffle(group)
     rounds = zip_longest(*groups.values())
     real = [each for turn in rounds for each in turn if each is not None][:count]
     pick = _generator(seed, "checks")
-    chosen = [(spot, first, second, False) for spot, first, second in real]
-    chosen += [(spot, first, first, True) for spot, first, _ in pick.choices(real, k=checks)]
+    chosen = [(case, first, second, False) for case, first, second in real]
+    chosen += [(case, first, first, True) for case, first, _ in pick.choices(real, k=checks)]
     pick.shuffle(chosen)
-    seen: dict[tuple[str, Spot], tuple[str, str]] = {}
+    seen: dict[tuple[str, Case], tuple[str, str]] = {}
     return [_look(videos, number, *each, seen) for number, each in enumerate(chosen)]
 
 
-def without_frames(videos: Videos, models: list[str]) -> dict[str, set[Spot]]:
+def without_frames(videos: Videos, models: list[str]) -> dict[str, set[Case]]:
     """Where models have a video without frames, since a pixel was no number: for each that has, in its order."""
-    found = {name: {s for s in videos.spots if not videos.has_frames(name, s)} for name in models or videos.models}
-    return {name: spots for name, spots in found.items() if spots}
+    found = {name: {s for s in videos.cases if not videos.has_frames(name, s)} for name in models or videos.models}
+    return {name: cases for name, cases in found.items() if cases}
 
 
-def _comparable(videos: Videos, models: list[str]) -> list[Spot]:
+def _comparable(videos: Videos, models: list[str]) -> list[Case]:
     lacking = without_frames(videos, models)
-    spots = sorted(set(videos.spots).difference(*lacking.values()))
-    if not spots:
+    cases = sorted(set(videos.cases).difference(*lacking.values()))
+    if not cases:
         told = ", ".join(f"{name} lacks {len(each)}" for name, each in lacking.items())
         raise ValueError(
-            f"{videos.folder}: for none of {len(videos.spots)} prompts with D and noise do all models have frames, as "
+            f"{videos.folder}: for none of {len(videos.cases)} prompts with D and noise do all models have frames, as "
             f"pixels were no numbers ({told}); compare others with --models"
         )
-    return spots
+    return cases
 
 
 def _known(videos: Videos, models: list[str]) -> list[str]:
@@ -97,18 +98,18 @@ def _known(videos: Videos, models: list[str]) -> list[str]:
 
 
 def _look(
-    videos: Videos, number: int, spot: Spot, first: str, second: str, check: bool,
-    seen: dict[tuple[str, Spot], tuple[str, str]],
+    videos: Videos, number: int, case: Case, first: str, second: str, check: bool,
+    seen: dict[tuple[str, Case], tuple[str, str]],
 ) -> Pair:  # fmt: skip
     for model in (first, second):
-        if (model, spot) not in seen:
-            seen[model, spot] = videos.inspect(model, spot)
-    (look, digest), (other_look, other_digest) = seen[first, spot], seen[second, spot]
+        if (model, case) not in seen:
+            seen[model, case] = videos.inspect(model, case)
+    (look, digest), (other_look, other_digest) = seen[first, case], seen[second, case]
     if look != other_look:
         raise ValueError(
-            f"{spot}: {first!r} has {look} and {second!r} {other_look}; only videos of one shape are compared"
+            f"{case}: {first!r} has {look} and {second!r} {other_look}; only videos of one shape are compared"
         )
-    return Pair(number, spot, videos.spots[spot], first, second, check, f"{digest}{other_digest}")
+    return Pair(number, case, videos.cases[case], first, second, check, f"{digest}{other_digest}")
 
 
 def order(seed: int, annotator: str, numbers: Iterable[int]) -> list[int]:

@@ -8,9 +8,9 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from rlvid.files import whole_file
-from rlvid.study.evaluation import UnreadableError, Videos
 from rlvid.study.pairs import Pair
 from rlvid.study.store import Answer, Study
+from rlvid.study.videos import UnreadableError, Videos
 
 SCHEMA = pa.schema(
     [
@@ -27,13 +27,13 @@ def difference(pair: Pair, videos: Videos) -> str | None:
     """Why a pair's videos are not those that its study began with; None if they are. Raises ValueError if damaged."""
     models = (pair.first, pair.second)
     try:
-        if all(videos.has_frames(model, pair.spot) for model in models) and pair.digest == "".join(
-            videos.inspect(model, pair.spot)[1] for model in models
+        if all(videos.has_frames(model, pair.case) for model in models) and pair.digest == "".join(
+            videos.inspect(model, pair.case)[1] for model in models
         ):
             return None
     except UnreadableError as error:
         return str(error)
-    return f"{videos.folder}: the videos for {pair.spot} are missing, or not those that people saw"
+    return f"{videos.folder}: the videos for {pair.case} are missing, or not those that people saw"
 
 
 def check_same(study: Study, videos: Videos) -> None:
@@ -61,7 +61,7 @@ def write_preferences(path: Path, study: Study, answers: Sequence[Answer], video
 
 def _rows(pair: Pair, answers: Sequence[Answer], videos: Videos) -> list[dict[str, object]]:
     models = {"first": pair.first, "second": pair.second}
-    frames = {name: videos.frames(model, pair.spot) for name, model in models.items()}
+    frames = {name: videos.frames(model, pair.case) for name, model in models.items()}
     rows = []
     for answer in answers:
         chosen, rejected = ("first", "second") if answer.chosen == "first" else ("second", "first")
@@ -69,8 +69,8 @@ def _rows(pair: Pair, answers: Sequence[Answer], videos: Videos) -> list[dict[st
             {
                 "prompt": pair.prompt, "chosen": frames[chosen], "rejected": frames[rejected], "axis": answer.axis,
                 "annotator": answer.annotator, "chosen_model": models[chosen], "rejected_model": models[rejected],
-                "set": pair.spot.set, "steps": pair.spot.steps, "index": pair.spot.index, "copy": pair.spot.copy,
-                "fps": videos.fps(pair.first, pair.spot),
+                "set": pair.case.set, "steps": pair.case.steps, "index": pair.case.index, "copy": pair.case.copy,
+                "fps": videos.fps(pair.first, pair.case),
             }
         )  # fmt: skip
     return rows

@@ -9,11 +9,11 @@ from types import MappingProxyType
 
 import numpy as np
 
+from rlvid.evaluate.results.about import VideoKey
 from rlvid.evaluate.results.rows import REWARD_PREFIX
 from rlvid.evaluate.tables import names as columns
 from rlvid.evaluate.tables.names import COLUMNS
 from rlvid.stats import bradley_terry, krippendorff_alpha, wilson
-from rlvid.study.evaluation import Spot
 from rlvid.study.pairs import AXES, Pair
 from rlvid.study.store import Answer, Study
 
@@ -113,7 +113,7 @@ class Results:
     people: list[Person]
 
 
-Scores = Mapping[str, Mapping[tuple[str, Spot], float]]
+Scores = Mapping[str, Mapping[VideoKey, float]]
 
 
 def summarise(
@@ -124,8 +124,8 @@ def summarise(
     Args:
         study: what was asked.
         answers: what was answered.
-        scores: each metric's by (model, spot), as ``evaluation.read_scores`` gives them; more is better.
-        rewards: names of the rewards behind metrics, as ``evaluation.Videos`` knows them.
+        scores: each metric's by (model, case), as ``Videos.scores`` gives them; more is better.
+        rewards: names of the rewards behind metrics, as ``Videos`` knows them.
     """
     pairs = {pair.number: pair for pair in study.pairs}
     real = [answer for answer in answers if not pairs[answer.pair].check]
@@ -203,12 +203,12 @@ def _concord(axis: str, answers: list[Answer]) -> Concord:
 
 
 def _agreement(
-    answers: list[Answer], pairs: Mapping[int, Pair], values: Mapping[tuple[str, Spot], float]
+    answers: list[Answer], pairs: Mapping[int, Pair], values: Mapping[VideoKey, float]
 ) -> Share:  # fmt: skip
     said = []
     for answer in answers:
         pair = pairs[answer.pair]
-        first, second = (values.get((model, pair.spot), math.nan) for model in (pair.first, pair.second))
+        first, second = (values.get((model, pair.case), math.nan) for model in (pair.first, pair.second))
         if answer.chosen != "tie" and (first < second or first > second):  # neither for NaN
             said.append((answer.pair, (first > second) == (answer.chosen == "first")))
     return Share.of(said)

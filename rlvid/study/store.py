@@ -8,13 +8,13 @@ import sqlite3
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 from uuid import uuid4
 
-from rlvid.study.evaluation import Spot
+from rlvid.evaluate.results.about import Case
 from rlvid.study.pairs import AXES, Pair, second_on_left
 
 Side = Literal["left", "right", "tie"]
@@ -124,7 +124,7 @@ class Store:
         }  # fmt: skip
         database.executemany("INSERT INTO study VALUES (?, ?)", facts.items())
         for pair in pairs:
-            row = (pair.number, *astuple(pair.spot), pair.prompt, pair.first, pair.second, pair.check, pair.digest)
+            row = (pair.number, *pair.case, pair.prompt, pair.first, pair.second, pair.check, pair.digest)
             database.execute("INSERT INTO pairs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
     def study(self) -> Study:
@@ -139,8 +139,8 @@ class Store:
         if facts.get("format") != FORMAT:
             raise ValueError(f"{self.path}: a study of format {facts.get('format')}; this rlvid reads {FORMAT}")
         pairs = [
-            Pair(number, Spot(*spot), prompt, first, second, bool(check), digest)
-            for number, *spot, prompt, first, second, check, digest in rows
+            Pair(number, Case(*case), prompt, first, second, bool(check), digest)
+            for number, *case, prompt, first, second, check, digest in rows
         ]
         folder = Path(os.path.normpath(self.path.resolve().parent / facts["evaluation"]))
         return Study(facts["key"], folder, int(facts["seed"]), json.loads(facts["models"]), pairs)
@@ -295,5 +295,5 @@ def _outline(models: Mapping[str, str], pairs: Sequence[Pair], seed: int) -> str
 
 
 def _settings(models: Mapping[str, str], pairs: Sequence[Pair]) -> str:
-    sets, steps = sorted({pair.spot.set for pair in pairs}), sorted({pair.spot.steps for pair in pairs})
+    sets, steps = sorted({pair.case.set for pair in pairs}), sorted({pair.case.steps for pair in pairs})
     return f"models {', '.join(models)}; sets {', '.join(sets)}; D = {', '.join(map(str, steps))}"

@@ -9,9 +9,9 @@ from starlette.testclient import TestClient
 
 from rlvid.cli import main
 from rlvid.study.app import create_app
-from rlvid.study.evaluation import Videos
 from rlvid.study.pairs import choose_pairs
 from rlvid.study.store import Store
+from rlvid.study.videos import Videos
 
 
 def begin(folder: Path, count: int = 4, checks: int = 0, seed: int = 0, out: str = "study.sqlite") -> Store:

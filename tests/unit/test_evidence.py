@@ -9,9 +9,9 @@ from helpers import save_run
 from pyarrow import parquet
 
 from rlvid.cli import main
-from rlvid.study.evaluation import Videos
 from rlvid.study.pairs import choose_pairs
 from rlvid.study.store import Store
+from rlvid.study.videos import Videos
 
 
 def test_runs_become_tables_a_page_and_preferences(

@@ -20,12 +20,13 @@ from PIL import Image
 from pyarrow import parquet
 
 from rlvid.cli import main
+from rlvid.evaluate.results.about import Case
+from rlvid.evaluate.results.read import read_evaluation
 from rlvid.plots.strips import side_by_side
-from rlvid.report import report as writing
+from rlvid.report import write as writing
 from rlvid.report.curves import _bar
-from rlvid.report.evidence import Case, join, read_evidence
-from rlvid.report.inputs import gather
-from rlvid.report.select import choose
+from rlvid.report.inputs import join, read_inputs
+from rlvid.report.select import select_cases
 from rlvid.report.sprites import sprite
 from rlvid.report.summary import number, table, tell
 from rlvid.report.write import write_report
@@ -57,11 +58,11 @@ def test_foreign_text_stays_text(made: Path) -> None:
 
 
 def test_sprites_hold_the_frames_and_the_script_the_scores(evaluation: Path, made: Path) -> None:
-    evidence = read_evidence(evaluation)
+    cases = read_evaluation(evaluation).cases
     data = json.loads(re.search(r'<script id="data"[^>]*>(.*?)</script>', (made / "index.html").read_text(), re.S)[1])
     assert (data["frames"], data["columns"], data["size"], data["fps"]) == (8, 3, [32, 32], 8.0)
     assert [m["key"] for m in data["metrics"]] == METRICS[:-1], "a metric without a number is not shown"
-    for number_, case in enumerate(evidence.cases):
+    for number_, case in enumerate(cases):
         for place in range(2):
             with Image.open(made / "videos" / f"{number_:05d}-{place:02d}.png") as image:
                 sheet = np.asarray(image)
@@ -83,9 +84,9 @@ def test_large_frames_become_webp_and_stay_close() -> None:
 
 
 def test_extremes_are_the_extremes(evaluation: Path) -> None:
-    evidence = read_evidence(evaluation)
-    gains = {case: evidence.gain("toy", case, "held_out") for case in evidence.cases}
-    choice = choose(evidence, 4, evidence.models)
+    data = read_evaluation(evaluation)
+    gains = {case: data.gain("toy", case, "held_out") for case in data.cases}
+    choice = select_cases(data, 4, data.models)
     assert gains[choice.featured[0][1].case] == max(gains.values())
     assert gains[choice.featured[1][1].case] == min(gains.values())
     firsts = [case for case, model in choice.moving if model is None]
@@ -93,7 +94,7 @@ def test_extremes_are_the_extremes(evaluation: Path) -> None:
     ends = [gains[case] for case, model in choice.moving if model is not None]
     assert sorted(ends) == pytest.approx([-0.05, -0.05, 0.1])  # of the two highest one is the first prompt of its set
     assert all(gains[case] < 0 for case, _ in choice.worst)
-    assert choose(evidence, 0, evidence.models).moving == []
+    assert select_cases(data, 0, data.models).moving == []
     assert choice.fixed["scenes"] == [Case("scenes", 20, 0, 0), Case("scenes", 20, 1, 0)]
 
 
@@ -101,12 +102,12 @@ MANY = {name: [f"prompt {number}" for number in range(7)] for name in ("in_domai
 
 
 def test_words_and_tables_say_what_the_numbers_say(tmp_path: Path) -> None:
-    evidence = read_evidence(write_evaluation(tmp_path / "ev", sets=MANY))
-    (told,) = tell(evidence)
+    data = read_evaluation(write_evaluation(tmp_path / "ev", sets=MANY))
+    (told,) = tell(data)
     assert told.headline == "Held-out reward: no change beyond chance in 4 comparisons."
     assert "reward 0.330 to 0.380 (rose: +0.050" in told.lines[0]
     assert told.lines[0].endswith("Of 7 videos 4 are better by the held-out reward and 3 worse.")
-    rows = table(evidence, 20)
+    rows = table(data, 20)
     told_rows = [(name, model.name, count) for name, model, count, _ in rows]
     assert told_rows[:2] == [("in_domain", "base", 7), ("in_domain", "toy", 7)]
     base, tuned = rows[0][3][0], rows[1][3][0]
@@ -118,13 +119,13 @@ def test_words_and_tables_say_what_the_numbers_say(tmp_path: Path) -> None:
 
 def test_few_prompts_are_never_beyond_chance(tmp_path: Path) -> None:
     sets = {"five": [f"prompt {number}" for number in range(5)], "six": [f"prompt {number}" for number in range(6)]}
-    evidence = read_evidence(write_evaluation(tmp_path / "ev", sets=sets, steps=(20,), copies=2))
-    found = {name: evidence.differences["toy", name, 20, "reward"] for name in sets}
+    data = read_evaluation(write_evaluation(tmp_path / "ev", sets=sets, steps=(20,), copies=2))
+    found = {name: data.differences["toy", name, 20, "reward"] for name in sets}
     assert all(each.low > 0 for each in found.values())
     assert {name: (each.pairs, each.prompts, each.way) for name, each in found.items()} == {
         "five": (10, 5, 0), "six": (12, 6, 1),
     }  # fmt: skip
-    (told,) = tell(evidence)
+    (told,) = tell(data)
     assert "(no change beyond chance: +0.050" in told.lines[0]
     assert "rose" not in told.lines[0]
     assert "(rose: +0.050" in told.lines[1]
@@ -137,7 +138,7 @@ def test_a_rising_reward_beside_a_falling_held_out_one_is_called_by_its_name(tmp
         if row["metric"] == "held_out":
             row.update(difference=-0.2, low=-0.3, high=-0.1)
     parquet.write_table(pa.Table.from_pylist(rows), folder / "comparison.parquet")
-    (told,) = tell(read_evidence(folder))
+    (told,) = tell(read_evaluation(folder))
     assert told.headline == "Held-out reward fell beyond chance in all 4 comparisons."
     assert len(told.cautions) == 4
     assert "over-optimisation" in told.cautions[0]
@@ -195,14 +196,14 @@ def test_side_by_side_shows_every_pixel_of_every_model() -> None:
 
 def test_evaluations_of_the_same_prompts_are_joined_and_others_refused(tmp_path: Path, evaluation: Path) -> None:
     other = write_evaluation(tmp_path / "other")
-    joined = join([read_evidence(evaluation), read_evidence(other)])
+    joined = join([read_evaluation(evaluation), read_evaluation(other)])
     assert [model.name for model in joined.models] == ["base", "toy", "toy (other)"]
     made = write_report([evaluation, other], tmp_path / "out", moving=0)
     assert made.videos == 30
     about = yaml.safe_load((other / "evaluation.yaml").read_text()) | {"size": 64}
     (other / "evaluation.yaml").write_text(yaml.safe_dump(about))
     with pytest.raises(ValueError, match=r"differ in size \(32 and 64\)"):
-        gather([evaluation, other])
+        read_inputs([evaluation, other])
 
 
 def test_copies_repeated_prompts_and_a_lost_run_are_told(tmp_path: Path) -> None:
@@ -223,7 +224,7 @@ def test_evaluations_by_different_rewards_are_not_joined(tmp_path: Path, evaluat
     shifted = pa.array([value + 0.01 for value in table_.column("reward").to_pylist()])
     parquet.write_table(table_.set_column(place, "reward", shifted), other / "evaluation.parquet")
     with pytest.raises(ValueError, match=r"give the base's videos other scores \(reward\)"):
-        gather([evaluation, other])
+        read_inputs([evaluation, other])
 
 
 def test_sets_whose_names_are_alike_or_mean_something_in_an_address_have_pictures_of_their_own(tmp_path: Path) -> None:
@@ -363,7 +364,7 @@ def test_what_cannot_be_shown_is_one_line(tmp_path: Path, capsys: pytest.Capture
     folder = write_evaluation(tmp_path / "good", steps=(20,))
     assert "is no report" in refused(capsys, str(folder), "--out", str(tmp_path / "file"))
     assert "could not be written" in refused(capsys, str(folder), "--out", str(tmp_path / "file" / "in"))
-    assert SETS["scenes"][0] in read_evidence(folder).sets["scenes"]
+    assert SETS["scenes"][0] in read_evaluation(folder).about.sets["scenes"]
 
 
 def test_the_bars_of_a_picture_are_no_shorter_with_more_videos_of_the_same_prompts() -> None:

@@ -17,11 +17,11 @@ from PIL import Image
 
 from rlvid.plots.style import LOOKS, looks_of
 from rlvid.report.curves import along_runs, reward_curves
-from rlvid.report.inputs import Group, gather
+from rlvid.report.inputs import Group, read_inputs
 from rlvid.report.page import told_of
 from rlvid.report.runs import read_run
 from rlvid.report.seeds import over_seeds
-from rlvid.report.select import choose
+from rlvid.report.select import select_cases
 from rlvid.report.write import write_report
 
 
@@ -60,13 +60,13 @@ def test_runs_bring_curves_costs_config_card_and_evolution(tmp_path: Path) -> No
     assert runs[0].clock[39] == pytest.approx(80)
     assert runs[0].kind == runs[1].kind
     assert (made.folder / "pictures" / "along-seconds-50.png").is_file()
-    gathered = gather([folder])
-    assert {step: model.name for step, model in gathered.line(runs[0]).items()} == {20: "s20", 40: "s40"}
-    drawn = along_runs(gathered, 20, "steps")
+    inputs = read_inputs([folder])
+    assert {step: model.name for step, model in inputs.line(runs[0]).items()} == {20: "s20", 40: "s40"}
+    drawn = along_runs(inputs, 20, "steps")
     assert drawn is not None
     assert b"<svg" in drawn["dark"]
-    assert along_runs(gather([tmp_path / "alone"]), 20, "steps") is None  # one checkpoint is no line
-    (group,) = gather([folder, *folders]).groups()
+    assert along_runs(read_inputs([tmp_path / "alone"]), 20, "steps") is None  # one checkpoint is no line
+    (group,) = read_inputs([folder, *folders]).groups()
     assert {run.name for run in group.runs} == {"one", "two"}
     drawn = reward_curves([Group("both", group.runs, group.look)], "seconds")
     assert drawn is not None
@@ -79,19 +79,19 @@ def test_runs_bring_curves_costs_config_card_and_evolution(tmp_path: Path) -> No
 def test_a_run_without_checkpoints_is_told_and_its_videos_are_shown(tmp_path: Path) -> None:
     folder = several_seeds(tmp_path)
     shutil.rmtree(tmp_path / "other" / "step-000003")
-    gathered = gather([folder])
-    assert [run.name for run in gathered.runs] == ["iv-seed0", "iv-seed1"]
-    assert any(note.startswith("other: its run cannot be read") for note in gathered.notes)
+    inputs = read_inputs([folder])
+    assert [run.name for run in inputs.runs] == ["iv-seed0", "iv-seed1"]
+    assert any(note.startswith("other: its run cannot be read") for note in inputs.notes)
 
 
 def test_extremes_are_those_of_any_seed(tmp_path: Path) -> None:
-    gathered = gather([several_seeds(tmp_path)])
-    choice = choose(gathered.evidence, 2, gathered.pictured)
+    inputs = read_inputs([several_seeds(tmp_path)])
+    choice = select_cases(inputs.evaluation, 2, inputs.pictured)
     assert choice.featured[1][1].model.name == "other"  # later models lose more, see score()
-    evidence = replace(gathered.evidence, scores=dict(gathered.evidence.scores))
-    lowest = evidence.cases[3]
-    evidence.scores["iv-seed1", lowest] = evidence.scores["iv-seed1", lowest] | {"held_out": -9.0}
-    assert choose(evidence, 2, gathered.pictured).worst[0] == (lowest, evidence.models[2])
+    data = replace(inputs.evaluation, scores=dict(inputs.evaluation.scores))
+    lowest = data.cases[3]
+    data.scores["iv-seed1", lowest] = data.scores["iv-seed1", lowest] | {"held_out": -9.0}
+    assert select_cases(data, 2, inputs.pictured).worst[0] == (lowest, data.models[2])
 
 
 def test_looks_are_told_apart_without_colour() -> None:
@@ -104,25 +104,25 @@ def test_looks_are_told_apart_without_colour() -> None:
 
 def test_models_that_differ_in_seed_alone_are_a_row_of_tables_and_have_one_look(tmp_path: Path) -> None:
     folder = several_seeds(tmp_path)
-    gathered = gather([folder])
-    assert gathered.seeds == {"instructvideo (2 seeds)": ["iv-seed0", "iv-seed1"], "other": ["other"]}
-    assert gathered.looks["iv-seed0"] == gathered.looks["iv-seed1"]
-    assert len(set(gathered.looks.values())) == 3
-    assert [model.name for model in gathered.pictured] == ["base", "iv-seed0", "other"]
-    assert gathered.called("iv-seed1") == "instructvideo (2 seeds)"
+    inputs = read_inputs([folder])
+    assert inputs.seeds == {"instructvideo (2 seeds)": ["iv-seed0", "iv-seed1"], "other": ["other"]}
+    assert inputs.looks["iv-seed0"] == inputs.looks["iv-seed1"]
+    assert len(set(inputs.looks.values())) == 3
+    assert [model.name for model in inputs.pictured] == ["base", "iv-seed0", "other"]
+    assert inputs.called("iv-seed1") == "instructvideo (2 seeds)"
     made = write_report([folder], moving=2)
     page = Page(made.folder / "index.html")
     for words in ("Each against each, D = 50", "a bootstrap over prompts, paired", "Welch's", "Each of the 3 models"):
         assert words in page.text, words
-    first = over_seeds(gathered)[0].grid.rows[1]
+    first = over_seeds(inputs)[0].grid.rows[1]
     assert first[0].text == "instructvideo (2 seeds)"
     gains = [score(model, index, 0, case) for model in (1, 2) for case, index in enumerate(range(3))]
     assert first[1].text == f"{np.mean(gains):.3f} ± {np.std(gains, ddof=1):.3f}"
     again = yaml.safe_load((folder / "evaluation.yaml").read_text())
     again["models"][2]["path"] = again["models"][1]["path"]  # one run under two names: no second seed
     (folder / "evaluation.yaml").write_text(yaml.safe_dump(again))
-    assert gather([folder]).seeds == {}
-    assert over_seeds(gather([folder])) == []
+    assert read_inputs([folder]).seeds == {}
+    assert over_seeds(read_inputs([folder])) == []
 
 
 def test_runs_that_differ_in_more_than_the_seed_have_looks_of_their_own_and_other_rewards_are_told(
@@ -145,13 +145,13 @@ def test_runs_that_differ_in_more_than_the_seed_have_looks_of_their_own_and_othe
         for run in (runs[0], runs[2])
     ]
     folder = write_evaluation(tmp_path / "ev", models)
-    gathered = gather([runs[2], runs[1], folder])  # the second was not evaluated
-    groups = gathered.groups()
+    inputs = read_inputs([runs[2], runs[1], folder])  # the second was not evaluated
+    groups = inputs.groups()
     assert [group.label for group in groups] == ["third", "second", "run"]
     assert len({group.look for group in groups}) == 3
-    assert groups[0].look == gathered.looks["third"]
-    assert groups[2].look == gathered.looks["run"]
-    told = {each.model.name: " ".join(each.cautions) for each in told_of(gathered)}
+    assert groups[0].look == inputs.looks["third"]
+    assert groups[2].look == inputs.looks["run"]
+    told = {each.model.name: " ".join(each.cautions) for each in told_of(inputs)}
     assert "trained on" not in told["run"]
     assert "It was trained on the reward brightness; what is called the reward here is builtin." in told["third"]
     assert "brightness is held out here, but not for this model" in told["third"]

@@ -7,6 +7,8 @@ import pytest
 from evaluations import write_evaluation
 from markdown_it import MarkdownIt
 
+from rlvid.evaluate.results.about import read_about
+from rlvid.evaluate.results.read import read_scores
 from rlvid.evaluate.results.run_card import over_optimisation, worse_prompts
 from rlvid.export.evaluation import find_evaluation
 
@@ -22,6 +24,12 @@ def look(run: Path, *held: float) -> Path:
         lines.append({"step": 20 * place, "time": 0.0, "of": "x", "mean": {}, "values": values})
     (run / "guard.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return run
+
+
+def worse(folder: Path, model: str = "toy") -> str:
+    """The section of a card on an evaluation's folder."""
+    about = read_about(folder)
+    return worse_prompts(read_scores(folder, about), about.sets, "base", [model])
 
 
 def test_the_guards_warnings_and_its_best_step_are_told(tmp_path: Path) -> None:
@@ -49,14 +57,14 @@ def test_prompts_that_got_worse_are_named_the_worst_first(tmp_path: Path) -> Non
     folder = write_evaluation(tmp_path / "ev", sets=sets, steps=(20,))
     path = find_evaluation(folder)
     assert path == folder / "evaluation.parquet"
-    told = worse_prompts(path)
+    told = worse(folder)
     assert "toy: 1 of 3 prompts have a lower held-out reward than with the base" in told
     page = MarkdownIt("commonmark", {"html": False}).enable("table").render(told)
     assert "<td>two | &lt;b&gt;2&lt;/b&gt; ![x](http://x.org/y.png)</td>" in page
     assert "0.411</td>" in page, "0.4 + 0.01 of the case + 0.001 of the prompt"
     assert "-0.050</td>" in page
     assert "three" not in told
-    assert "no pair of videos" in worse_prompts(path, models=["nobody"])
+    assert "no pair of videos" in worse(folder, "nobody")
     path.write_bytes(b"PAR1")
     with pytest.raises(ValueError, match=r"evaluation\.parquet is damaged"):
-        worse_prompts(path)
+        worse(folder)

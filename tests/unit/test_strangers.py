@@ -17,16 +17,16 @@ from helpers import damaged_event
 from pyarrow import parquet
 
 from rlvid.evaluate.cache import identity_of, read_part
-from rlvid.evaluate.results.read import read_about, read_results
+from rlvid.evaluate.results.about import read_about
+from rlvid.evaluate.results.read import read_evaluation, read_results
 from rlvid.evaluate.results.run_card import worse_prompts
 from rlvid.evaluate.results.untrusted import read_table
 from rlvid.evaluate.tables.pages import write_results
-from rlvid.report.evidence import read_evidence
 from rlvid.report.write import write_report
 from rlvid.runs.guard_log import warnings_of
 from rlvid.runs.scalars import read_scalars
-from rlvid.study.evaluation import Videos, read_scores
 from rlvid.study.pairs import choose_pairs
+from rlvid.study.videos import Videos
 from rlvid.train.metrics import TensorBoard
 
 SETS = {"s": ["a red square", "a blue square"]}
@@ -106,14 +106,14 @@ def test_evaluation_yaml_is_checked_by_every_reader(folder: Path, what: str) -> 
         about(folder, **WRONG[what])
     else:
         (folder / "evaluation.yaml").write_bytes(TEXTS[what])
-    for reader in (read_evidence, Videos):
+    for reader in (read_evaluation, Videos):
         one_line(lambda reader=reader: reader(folder), "evaluation.yaml is damaged")
 
 
 def test_further_keys_and_models_are_no_harm(folder: Path) -> None:
     about(folder, future={"a": [1, None]}, sets=SETS)
-    assert read_about(folder)[0].fps == 8
-    assert read_evidence(folder).fps == 8
+    assert read_about(folder).fps == 8
+    assert read_evaluation(folder).about.fps == 8
 
 
 CELLS: dict[str, tuple[str, Any]] = {
@@ -134,7 +134,7 @@ def test_scores_are_checked(folder: Path, what: str) -> None:
     )  # fmt: skip
     path = folder / "evaluation.parquet"
     table(path, lambda rows: [row | {column: value} if every or at == 0 else row for at, row in enumerate(rows)])
-    one_line(lambda: read_evidence(folder), "evaluation.parquet", "damaged")
+    one_line(lambda: read_evaluation(folder), "evaluation.parquet", "damaged")
 
 
 def test_scores_that_are_doubled_lacking_or_empty_are_told(folder: Path) -> None:
@@ -142,18 +142,18 @@ def test_scores_that_are_doubled_lacking_or_empty_are_told(folder: Path) -> None
     whole = path.read_bytes()
     for change in (lambda rows: rows[:-1], lambda rows: [*rows[:-1], rows[0]], lambda rows: rows + rows):
         table(path, change)
-        one_line(lambda: read_evidence(folder), "evaluation.parquet")
+        one_line(lambda: read_evaluation(folder), "evaluation.parquet")
         path.write_bytes(whole)
     schema = parquet.read_schema(path)
     parquet.write_table(schema.empty_table(), path)
-    one_line(lambda: read_evidence(folder), "4 videos have no scores")
-    assert "no pair of videos" in worse_prompts(path)
-    assert read_scores(folder) == {}
+    one_line(lambda: read_evaluation(folder), "4 videos have no scores")
+    assert "no pair of videos" in worse_prompts({}, SETS, "base", ["toy"])
+    assert Videos(folder).scores() == {}
 
 
 def test_the_name_of_a_folder_is_no_column(tmp_path: Path) -> None:
     folder = write_evaluation(tmp_path / "model=other", sets=SETS, steps=(20,))
-    assert {name for name, _ in read_evidence(folder).scores} == {"base", "toy"}
+    assert {name for name, _ in read_evaluation(folder).scores} == {"base", "toy"}
 
 
 FRAMES: dict[str, tuple[list[Any], str]] = {
@@ -179,7 +179,7 @@ def test_frames_are_checked_by_every_reader(tmp_path: Path, folder: Path, what: 
     def study() -> None:
         videos = Videos(folder)
         (pair, *_) = choose_pairs(videos, [], 1, 0, 0)
-        videos.pixels(pair.first, pair.spot)
+        videos.pixels(pair.first, pair.case)
 
     one_line(study, word)
 
@@ -200,7 +200,7 @@ def test_files_that_lead_elsewhere_are_not_followed(tmp_path: Path, folder: Path
         os.unlink(inner)
         os.replace(outer, inner)
     (tmp_path / "link").symlink_to(folder)  # to the folder itself, as people have on a larger disk
-    assert len(read_evidence(tmp_path / "link").scores) == 4
+    assert len(read_evaluation(tmp_path / "link").scores) == 4
     part = folder / "videos" / "part-00000.parquet"
     os.unlink(part)
     part.symlink_to("/dev/zero")
@@ -213,7 +213,7 @@ def test_what_is_no_parquet_is_told(folder: Path, content: bytes) -> None:
         path = folder / name
         whole = path.read_bytes()
         path.write_bytes(content)
-        one_line(lambda: read_evidence(folder), name, "damaged")
+        one_line(lambda: read_evaluation(folder), name, "damaged")
         path.write_bytes(whole)
     part = folder / "videos" / "part-00000.parquet"
     part.write_bytes(content)

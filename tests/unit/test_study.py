@@ -16,11 +16,11 @@ from PIL import Image, ImageSequence
 from studies import begin, client, fields
 from watched import PROMPTS, frames, make_evaluation
 
-from rlvid.evaluate.results.frames import decode_frames
-from rlvid.study.evaluation import Videos
+from rlvid.evaluate.results.videos import decode_frames
 from rlvid.study.pairs import AXES, choose_pairs, order, second_on_left
 from rlvid.study.serve import is_local
 from rlvid.study.store import SIDES, AnsweredOtherwiseError, Store
+from rlvid.study.videos import Videos
 
 
 @pytest.fixture
@@ -36,9 +36,9 @@ def test_pairs_share_prompt_and_noise_and_are_spread_evenly(folder: Path) -> Non
     pairs = choose_pairs(videos, [], 12, 0, seed=0)
     assert pairs == choose_pairs(videos, [], 12, 0, seed=0)
     assert pairs != choose_pairs(videos, [], 12, 0, seed=1)
-    assert len({(pair.spot, pair.first, pair.second) for pair in pairs}) == 12
-    assert all(pair.prompt == PROMPTS["in_domain"][pair.spot.index] for pair in pairs)
-    groups = [(pair.spot.steps, pair.first, pair.second) for pair in pairs]
+    assert len({(pair.case, pair.first, pair.second) for pair in pairs}) == 12
+    assert all(pair.prompt == PROMPTS["in_domain"][pair.case.index] for pair in pairs)
+    groups = [(pair.case.steps, pair.first, pair.second) for pair in pairs]
     assert {groups.count(group) for group in groups} == {2}  # 2 D x 3 pairs of models, 12 pairs
     assert len(choose_pairs(videos, [], 100, 0, seed=0)) == 18
 
@@ -184,8 +184,8 @@ def test_the_picture_shows_both_videos_each_on_its_side(folder: Path) -> None:
         shown = np.stack([np.asarray(each.convert("RGB")) for each in ImageSequence.Iterator(image)])
         names = [pair.first, pair.second][:: -1 if second_on_left(0, "ada", pair.number) else 1]
         models = [["base", "tuned", "best"].index(name) for name in names]
-        spot = pair.spot
-        wanted = [decode_frames(frames(model, spot.index, spot.steps + spot.copy), "") for model in models]
+        case = pair.case
+        wanted = [decode_frames(frames(model, case.index, case.steps + case.copy), "") for model in models]
         assert np.array_equal(shown, np.concatenate(wanted, axis=2))
         assert not any(name.encode() in film.content for name in names)
         still = pages.get("/video", params={"annotator": "ada", "pair": pair.number, "still": True})

@@ -9,9 +9,10 @@ from studies import begin, client, fields, one_line, rlvid
 from watched import frames, make_evaluation, write_videos
 
 from rlvid.evaluate.cache import write_part
-from rlvid.study.evaluation import Spot, Videos
+from rlvid.evaluate.results.about import Case
 from rlvid.study.pairs import AXES
 from rlvid.study.store import Store
+from rlvid.study.videos import Videos
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def test_where_a_model_has_no_frames_nothing_is_asked_and_the_command_says_so(
     asked = Store(folder / "study.sqlite").study().pairs
     videos = Videos(folder)
     assert len(asked) == 4 * 3 + 3  # four places, three pairs of models, three checks
-    assert all(videos.has_frames(name, pair.spot) for pair in asked for name in ("base", "tuned", "best"))
+    assert all(videos.has_frames(name, pair.case) for pair in asked for name in ("base", "tuned", "best"))
 
 
 @pytest.mark.usefixtures("no_server")
@@ -83,8 +84,8 @@ def test_what_evaluate_keeps_of_a_video_that_is_not_finite_counts_as_without_fra
     frames_BFCHW[4, 1, 0, 3, 3] = torch.nan
     write_part(path, rows, frames_BFCHW, "identity")
     videos = Videos(folder)
-    lacking = [spot for spot in videos.spots if not videos.has_frames("tuned", spot)]
-    assert lacking == [Spot(*(rows[4][key] for key in ("set", "steps", "index", "copy")))]
+    lacking = [case for case in videos.cases if not videos.has_frames("tuned", case)]
+    assert lacking == [Case(*(rows[4][key] for key in ("set", "steps", "index", "copy")))]
 
 
 def test_frames_are_counted_where_a_file_has_no_statistics(folder: Path) -> None:
@@ -92,7 +93,7 @@ def test_frames_are_counted_where_a_file_has_no_statistics(folder: Path) -> None
     path = folder / "videos" / "part-00001.parquet"
     parquet.write_table(parquet.read_table(path), path, write_statistics=False)
     videos = Videos(folder)
-    assert [videos.has_frames("tuned", spot) for spot in sorted(videos.spots)].count(False) == 1
+    assert [videos.has_frames("tuned", case) for case in sorted(videos.cases)].count(False) == 1
 
 
 # ----------------------------------------------------------------------------------------- changed or gone

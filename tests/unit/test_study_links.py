@@ -13,12 +13,12 @@ from studies import begin, client, fields, one_line, rlvid
 from watched import make_evaluation
 
 from rlvid.study.app import create_app
-from rlvid.study.evaluation import Videos
 from rlvid.study.gate import MOST_BYTES
 from rlvid.study.pairs import AXES
 from rlvid.study.results import summarise
 from rlvid.study.serve import listen, run
 from rlvid.study.store import Store
+from rlvid.study.videos import Videos
 
 SAID = {"quality": "left", "alignment": "right"}
 

@@ -17,11 +17,11 @@ from studies import one_line, rlvid
 from watched import PROMPTS, frames, make_evaluation, write_videos
 
 from rlvid.stats import wilson
-from rlvid.study.evaluation import Videos, read_scores
 from rlvid.study.pairs import choose_pairs, second_on_left
 from rlvid.study.results import Results, summarise
 from rlvid.study.store import Side, Store
 from rlvid.study.tables import markdown
+from rlvid.study.videos import Videos
 
 
 def side_of(store: Store, annotator: str, pair: int, chosen: str) -> Side:
@@ -51,7 +51,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def results(store: Store) -> Results:
-    return summarise(store.study(), store.answers(), read_scores(store.study().evaluation))
+    return summarise(store.study(), store.answers(), Videos(store.study().evaluation).scores())
 
 
 def test_wins_ties_and_losses(store: Store) -> None:
@@ -211,9 +211,9 @@ def _row(**other: object) -> dict[str, object]:
         ({}, ["--host", "999.1.1.1"], ["--host 999.1.1.1"]),
         ({"sets": {"in_domain": ["a square", " "]}}, [], ["set 'in_domain': prompt 2 is empty"]),
         ({"sets": {"in_domain": ["a disc", "a ball", "a disc"]}}, [], ["'a disc' is in set in_domain twice"]),
-        ({"rows": [_row()]}, [], ["2 videos of model 'tuned' are missing", "prompt 1", "rlvid evaluate makes them"]),
-        ({"rows": [_row(), _row()]}, [], ["'tuned' for set in_domain", "is there twice"]),
-        ({"rows": [_row(prompt="another")]}, [], ["different prompts"]),
+        ({"rows": [_row()]}, [], ["2 videos of model 'tuned' are missing", "prompt 2", "rlvid evaluate makes them"]),
+        ({"rows": [_row(), _row()]}, [], ["'tuned', set 'in_domain'", "is there twice"]),
+        ({"rows": [_row(prompt="another")]}, [], ["'another'", repr(PROMPTS["in_domain"][0])]),
         ({"rows": _rows(frames=[])}, [], ["for none of 3 prompts", "tuned lacks 3", "compare others with --models"]),
         ({"rows": _rows(frames=frames(1, 0, 20)[:5])}, [], ["5 frames of 32 x 32", "8 frames", "one shape"]),
         ({"rows": _rows(frames=frames(1, 0, 20, size=48))}, [], ["8 frames of 48 x 48", "one shape"]),

@@ -1,104 +1,66 @@
-"""What an evaluation's folder says, checked: ``evaluation.yaml``, ``evaluation.json`` and the scores of all videos."""
+"""Reads an evaluation's folder: the one reader, for tables, cards, reports and studies.
+
+``evaluation.yaml``         models, prompt sets, steps and metrics: ``rlvid.evaluate.results.about``
+``evaluation.parquet``      the scores of every video: ``read_scores``
+``comparison.parquet``      differences to the base: ``read_differences``
+``evaluation.json``         means and comparisons, as the tables have them: ``read_results``
+``videos/part-*.parquet``   the videos: ``rlvid.evaluate.results.videos``
+
+``read_evaluation`` reads all but the JSON of a finished evaluation. Each file may come from somebody else, so each is
+checked (``rlvid.evaluate.results.untrusted``); what is wrong is a ValueError of one line that names the file.
+"""
 
 import math
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import BeforeValidator
 
+from rlvid.evaluate.results.about import (
+    About,
+    Case,
+    Count,
+    ModelRecord,
+    Name,
+    StepCount,
+    VideoKey,
+    describe,
+    key_of,
+    read_about,
+)
 from rlvid.evaluate.results.rows import METRICS
 from rlvid.evaluate.results.summary import Comparison, Summary
-from rlvid.evaluate.results.untrusted import (
-    FASTEST,
-    KEY,
-    MOST_ROWS,
-    SLOWEST,
-    Checked,
-    check,
-    damaged,
-    read_json,
-    read_table,
-    read_text,
-    sound,
-)  # fmt: skip
-from rlvid.files import read_yaml
+from rlvid.evaluate.results.untrusted import KEY, Checked, check, damaged, read_json, read_table
+from rlvid.evaluate.results.videos import StoredVideo, find_videos
+from rlvid.stats import beyond_chance
 
-
-def _printable(value: str) -> str:
-    if not value.strip() or any(ord(c) < 32 or c == "\x7f" for c in value):
-        raise ValueError("expected a name without control characters")
-    return value
-
-
-def _path(value: str) -> str:
-    if any(ord(c) < 32 for c in value) or any(len(part.encode()) > 255 for part in value.split("/")):
-        raise ValueError("expected the path of a folder")
-    return value
-
-
-_Name = Annotated[str, Field(max_length=300), AfterValidator(_printable)]
-_Text = Annotated[str, Field(max_length=4096), AfterValidator(_path)]
-_Prompt = Annotated[str, Field(max_length=10_000)]
-_Step = Annotated[int, Field(ge=0, le=10**9)]
-_Count = Annotated[int, Field(ge=0, le=MOST_ROWS)]
-_D = Annotated[int, Field(ge=1, le=1000)]
+Scores = dict[VideoKey, dict[str, float]]
+"""Metric -> value of each video; NaN where it was not measured."""
 _Score = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 
 
-class AboutModel(Checked):
-    """A model of an evaluation; ``path`` is its run's folder, or the base model."""
-
-    name: _Name
-    label: _Name | None = None
-    kind: Annotated[str, Field(pattern="^(base|run|checkpoint)$")]
-    path: _Text | None = None
-    step: _Step | None = None
-    scale: Annotated[float, Field(ge=0, le=4, allow_inf_nan=False)] | None = None
-
-
-class About(Checked):
-    """``evaluation.yaml``: what an evaluation consists of."""
-
-    models: Annotated[list[AboutModel], Field(min_length=1, max_length=1000)]
-    sets: Annotated[dict[_Name, list[_Prompt]], Field(min_length=1)]
-    steps: Annotated[list[_D], Field(min_length=1, max_length=100)]
-    copies: Annotated[int, Field(ge=1, le=1000)] = 1
-    metrics: Annotated[list[_Name], Field(min_length=1, max_length=1000)]
-    fps: Annotated[float, Field(ge=SLOWEST, le=FASTEST, allow_inf_nan=False)]
-    rewards: dict[_Name, _Text | None] | None = None
-    created: _Name | None = None
-    seed: int | None = None
-    clip: _Text | None = None
-    frames: _Count | None = None
-    size: _Count | None = None
-    complete: bool = True
-
-    @property
-    def count(self) -> int:
-        """Videos of all models."""
-        return len(self.models) * len(self.steps) * self.copies * sum(map(len, self.sets.values()))
-
-
 class _Summary(Checked):
-    model: _Name
-    set: _Name
-    steps: _D
-    count: _Count
-    broken: _Count
-    mean: dict[_Name, _Score]
-    std: dict[_Name, _Score]
-    used: dict[_Name, _Count]
+    model: Name
+    set: Name
+    steps: StepCount
+    count: Count
+    broken: Count
+    mean: dict[Name, _Score]
+    std: dict[Name, _Score]
+    used: dict[Name, Count]
 
 
 class _Comparison(Checked):
-    base: _Name
-    tuned: _Name
-    set: _Name
-    steps: _D
-    metric: _Name
-    pairs: _Count
-    prompts: _Count
-    excluded: _Count
+    base: Name
+    tuned: Name
+    set: Name
+    steps: StepCount
+    metric: Name
+    pairs: Count
+    prompts: Count
+    excluded: Count
     difference: _Score
     low: _Score
     high: _Score
@@ -111,32 +73,8 @@ class _Results(Checked):
     comparisons: list[_Comparison]
 
 
-def read_about(folder: Path) -> tuple[About, dict[str, Any]]:
-    """``evaluation.yaml`` of a folder, checked, and all of its keys.
-
-    Raises:
-        ValueError: it is missing or damaged, two models have one name, or a set has no prompts or an empty one.
-    """
-    path = folder / "evaluation.yaml"
-    if not path.is_file():
-        raise ValueError(f"{folder}: no evaluation there (no evaluation.yaml); rlvid evaluate writes one")
-    text = read_text(folder, path)
-    with sound(path):
-        content = read_yaml(text)
-    about = check(path, About, content)
-    names = [model.name for model in about.models]
-    if len(set(names)) < len(names):
-        raise ValueError(f"{path}: two models have one name; give each its own label")
-    for name, prompts in about.sets.items():
-        empty = next((place for place, prompt in enumerate(prompts) if not prompt.strip()), None)
-        if empty is not None or not prompts:
-            what = "has no prompts" if not prompts else f"prompt {empty + 1} is empty"
-            raise ValueError(f"{folder}: set {name!r}: {what}; mend the prompts and evaluate again")
-    return about, content
-
-
 def read_results(path: Path) -> tuple[list[Summary], list[Comparison], dict[str, str]]:
-    """Reads ``evaluation.json``: NaN where it has null, or where a metric is newer than the file.
+    """Reads ``evaluation.json``: NaN where it has null, or lacks a metric.
 
     Raises:
         ValueError: the file is damaged.
@@ -154,21 +92,131 @@ def read_results(path: Path) -> tuple[list[Summary], list[Comparison], dict[str,
     return summaries, [Comparison(**each.model_dump()) for each in content.comparisons], content.facts
 
 
-def score_rows(folder: Path, about: About) -> dict[tuple[str, str, int, int, int], dict[str, Any]]:
-    """The rows of ``evaluation.parquet`` by ``KEY``: one for each video that ``evaluation.yaml`` names.
+def read_scores(folder: Path, about: About) -> Scores:
+    """Reads ``evaluation.parquet``: every metric of every video, those that ``evaluation.yaml`` lacks too.
 
     Raises:
-        ValueError: the file is missing or damaged, lacks a video, or has one twice or one of others.
+        ValueError: the file is missing or damaged, lacks a metric, or has a video twice or one of others.
     """
     path = folder / "evaluation.parquet"
-    rows = read_table(folder, path, (*KEY, "prompt", *about.metrics), limit=about.count)
-    names, found = {model.name for model in about.models}, {}
-    for row in rows:
-        key = tuple(row[name] for name in KEY)
-        prompts = about.sets.get(row["set"], [])
-        known = row["model"] in names and row["steps"] in about.steps and 0 <= row["copy"] < about.copies
-        if not known or not 0 <= row["index"] < len(prompts):
-            raise damaged(path, f"a video of {row['model']!r}, set {row['set']!r}, is not in evaluation.yaml")
-        if found.setdefault(key, row) is not row:
-            raise damaged(path, f"a video of {row['model']!r}, set {row['set']!r}, is there twice")
+    found: Scores = {}
+    for row in read_table(folder, path, (*KEY, "prompt", *about.metrics), metrics=True, limit=about.count):
+        key = key_of(row)
+        if not about.has(key):
+            raise damaged(path, f"a video of {key[0]!r}, set {key[1].set!r}, is not in evaluation.yaml")
+        if key in found:
+            raise damaged(path, f"a video of {key[0]!r}, set {key[1].set!r}, is there twice")
+        found[key] = {name: value for name, value in row.items() if name not in (*KEY, "prompt")}
     return found
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A metric's mean gain over the base in ``pairs`` pairs of videos, and its 95 % interval (NaN where unknown).
+
+    ``prompts`` is how many prompts the pairs are of.
+    """
+
+    pairs: int
+    difference: float
+    low: float
+    high: float
+    prompts: int
+
+    @property
+    def way(self) -> int:
+        """1 where a gain is above chance, -1 where a loss is, else 0; see ``rlvid.stats.beyond_chance``."""
+        return beyond_chance(self.low, self.high, self.prompts)
+
+
+def read_differences(folder: Path, about: About) -> dict[tuple[str, str, int, str], Difference]:
+    """Reads ``comparison.parquet``: (model, set, steps, metric) -> its difference to the base.
+
+    Raises:
+        ValueError: the file is missing or damaged.
+    """
+    columns = ("model", "set", "steps", "metric", "pairs", "difference", "low", "high")
+    return {
+        (row["model"], row["set"], row["steps"], row["metric"]): Difference(
+            row["pairs"], row["difference"], row["low"], row["high"],
+            min(row["pairs"], len(set(about.sets.get(row["set"], ())))),
+        )
+        for row in read_table(folder, folder / "comparison.parquet", columns)
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """A finished evaluation, or several joined: ``models[0]`` is the base, ``about`` is the first one's."""
+
+    folders: tuple[Path, ...]
+    about: About
+    models: tuple[ModelRecord, ...]
+    scores: Scores
+    differences: dict[tuple[str, str, int, str], Difference]
+    videos: dict[VideoKey, StoredVideo]
+
+    @property
+    def base(self) -> ModelRecord:
+        """What the others are compared with."""
+        return self.models[0]
+
+    @property
+    def tuned(self) -> tuple[ModelRecord, ...]:
+        """All but the base."""
+        return self.models[1:]
+
+    @property
+    def cases(self) -> list[Case]:
+        """Every case, in the order of sets, D, prompts and copies."""
+        return list(self.about.cases())
+
+    def prompt(self, case: Case) -> str:
+        """What was asked for."""
+        return self.about.sets[case.set][case.index]
+
+    def gain(self, model: str, case: Case, metric: str) -> float:
+        """Of a model over the base in one case; NaN where either has no number."""
+        return self.scores[model, case][metric] - self.scores[self.base.name, case][metric]
+
+    @property
+    def judge(self) -> str:
+        """The metric that cases are ranked by: the held-out reward, or the trained one where there is none."""
+        known = self.about.metrics
+        return next((m for m in ("held_out", "reward", *known) if m in known and self.has(m)), "reward")
+
+    def has(self, metric: str) -> bool:
+        """Whether any video has a number for a metric."""
+        return any(math.isfinite(values[metric]) for values in self.scores.values())
+
+
+def read_evaluation(folder: Path) -> EvaluationData:
+    """Reads a finished evaluation.
+
+    Raises:
+        ValueError: it is none or unfinished, a file of it is missing or damaged, a prompt is empty, or scores or
+            videos are missing.
+    """
+    about = read_about(folder)
+    if not about.complete:
+        raise ValueError(
+            f"{folder}: the evaluation is not finished, and tables there may be of an earlier one; run `rlvid "
+            "evaluate` again: it makes only what is missing"
+        )
+    scores = read_scores(folder, about)
+    lacking = f"{folder / 'evaluation.parquet'}: {about.count - len(scores)} videos have no scores"
+    _check_complete(about, scores, lacking)
+    differences = read_differences(folder, about) if len(about.models) > 1 else {}
+    videos = find_videos(folder, about)
+    lacking = f"{folder / 'videos'}: {about.count - len(videos)} of {about.count} videos are missing"
+    _check_complete(about, videos, lacking)
+    return EvaluationData((folder,), about, tuple(about.models), scores, differences, videos)
+
+
+def _check_complete(about: About, found: Collection[VideoKey], lacking: str) -> None:
+    """Raises ValueError, which begins with ``lacking``, where a video of ``evaluation.yaml`` was not found."""
+    if len(found) < about.count:
+        first = next((m.name, case) for m in about.models for case in about.cases() if (m.name, case) not in found)
+        raise ValueError(
+            f"{lacking}, the first of {describe(first)}; run `rlvid evaluate` again: it makes only what is missing"
+        )

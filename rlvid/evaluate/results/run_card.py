@@ -5,7 +5,7 @@ Warnings are the signs of over-optimisation that the guard saw, and the prompts 
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from rlvid import __version__
 from rlvid.config import RunConfig
 from rlvid.config.reward import RewardConfig
 from rlvid.escape import markdown_code, markdown_text
-from rlvid.evaluate.results.untrusted import KEY, read_table
+from rlvid.evaluate.results.read import Scores
 from rlvid.runs.checkpoints import CheckpointRef, State, read_state
 from rlvid.runs.guard_log import best_step, read_means, warnings_of
 
@@ -42,20 +42,18 @@ smaller `--lora-scale` for less of the effect. A reward on single frames teaches
 """
 
 
-def run_card(config: RunConfig, checkpoint: CheckpointRef, run: Path, evaluation: Path, models: list[str]) -> str:
+def run_card(config: RunConfig, checkpoint: CheckpointRef, run: Path, worse: str) -> str:
     """The card of a run as a report shows it: without the hub's heading, usage and settings.
 
     Args:
         config: the run's.
         checkpoint: its latest.
         run: its folder.
-        evaluation: an ``evaluation.parquet`` with models of the run.
-        models: their names there.
+        worse: of ``worse_prompts``; empty where no model of the run was evaluated.
     """
     state = read_state(checkpoint.folder)
-    parts = [describe_model(config, checkpoint), training_table(config, state), LIMITS, over_optimisation(run)]
-    parts += [worse_prompts(evaluation, models)] if models else []
-    return "\n\n".join(part.strip() for part in parts) + "\n"
+    parts = [describe_model(config, checkpoint), training_table(config, state), LIMITS, over_optimisation(run), worse]
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
 @dataclass(frozen=True)
@@ -101,23 +99,17 @@ def over_optimisation(run: Path) -> str:
     return "\n".join(lines)
 
 
-def worse_prompts(path: Path, models: Iterable[str] | None = None, shown: int = _SHOWN) -> str:
+def worse_prompts(scores: Scores, sets: Mapping[str, Sequence[str]], base: str, models: Iterable[str]) -> str:
     """The card's section on prompts that got worse (Markdown), the worst first.
 
     Args:
-        path: an ``evaluation.parquet``, whose first model is the base.
-        models: the models that are looked at; default: all but the base.
-        shown: most prompts that are named for each.
-
-    Raises:
-        ValueError: the file is damaged.
+        scores: of all videos.
+        sets: the prompts.
+        base: name of the base model.
+        models: names of the models that are looked at.
     """
-    rows = read_table(path.parent, path, (*KEY, "prompt"), metrics=True)
-    base = rows[0]["model"] if rows else ""
-    wanted = list(dict.fromkeys(row["model"] for row in rows if row["model"] != base))
-    wanted = [model for model in wanted if models is None or model in set(models)]
-    metric = next((m for m in _NAMES if any(math.isfinite(row.get(m, math.nan)) for row in rows)), None)
-    found = {} if metric is None else {model: _outcomes(rows, base, model, metric) for model in wanted}
+    metric = next((m for m in _NAMES if any(math.isfinite(each.get(m, math.nan)) for each in scores.values())), None)
+    found = {} if metric is None else {model: _outcomes(scores, sets, base, model, metric) for model in models}
     parts = ["## Prompts that got worse", ""]
     if not any(found.values()):
         return "\n".join([*parts, "The evaluation has no pair of videos with a reward to compare."])
@@ -129,30 +121,25 @@ def worse_prompts(path: Path, models: Iterable[str] | None = None, shown: int = 
         ]  # fmt: skip
         if worse:
             parts += [f"| Prompts | Prompt | Base | {markdown_text(model)} | Change |", "|---|---|---:|---:|---:|"]
-            for each in worse[:shown]:
+            for each in worse[:_SHOWN]:
                 named = f"{markdown_text(each.set.replace('_', ' '))} | {markdown_text(each.prompt)}"
                 parts.append(f"| {named} | {each.before:.3f} | {each.after:.3f} | {each.gain:+.3f} |")
             parts.append("")
     return "\n".join(parts).rstrip()
 
 
-def _outcomes(rows: list[dict[str, Any]], base: str, model: str, metric: str) -> list[Worse]:
+def _outcomes(
+    scores: Scores, sets: Mapping[str, Sequence[str]], base: str, model: str, metric: str
+) -> list[Worse]:  # fmt: skip
     """For each prompt of each set, over D and copies; pairs of which either has no number are left out."""
-
-    def keyed(name: str) -> dict[tuple, tuple[str, float]]:
-        return {
-            (row["set"], row["index"], row["steps"], row["copy"]): (row["prompt"], row[metric])
-            for row in rows if row["model"] == name and math.isfinite(row[metric])
-        }  # fmt: skip
-
-    before, after = keyed(base), keyed(model)
-    pairs: dict[tuple[str, int, str], list[tuple[float, float]]] = {}
-    for key in before.keys() & after.keys():
-        prompt, value = before[key]
-        pairs.setdefault((key[0], key[1], prompt), []).append((value, after[key][1]))
+    pairs: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    for (name, case), values in scores.items():
+        pair = (scores[base, case][metric], values[metric]) if name == model and (base, case) in scores else ()
+        if pair and all(map(math.isfinite, pair)):
+            pairs.setdefault((case.set, case.index), []).append(pair)
     return [
-        Worse(name, prompt, *(sum(side) / len(side) for side in zip(*values, strict=True)))
-        for (name, _, prompt), values in sorted(pairs.items())
+        Worse(name, sets[name][index], *(sum(side) / len(side) for side in zip(*values, strict=True)))
+        for (name, index), values in sorted(pairs.items())
     ]
 
 

@@ -1,0 +1,151 @@
+"""Reads the videos of an evaluation, which may come from somebody else: frames are PNG within limits, nothing else."""
+
+import io
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from PIL import Image
+from pyarrow import parquet
+
+from rlvid.evaluate.results.about import About, VideoKey, describe, key_of
+from rlvid.evaluate.results.untrusted import KEY, open_table, rows_of, sound
+
+MOST_PIXELS, MOST_PIXELS_OF_VIDEO = 2**24, 2**28
+"""Of a frame (4096 x 4096), and of a video: more is an attack on memory."""
+
+
+@contextmanager
+def open_frame(data: bytes, where: str) -> Iterator[Image.Image]:
+    """A frame, not yet decoded, whose size is within the limits.
+
+    Raises:
+        ValueError: it is no PNG, damaged, or too large; begins with ``where``.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            sides = (image.width, image.height)
+            if image.width * image.height > MOST_PIXELS or max(sides) > 32 * min(sides):
+                raise _FrameError(f"has {image.width} x {image.height} pixels")
+            yield image
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        reason = "has too many pixels"
+    except _FrameError as error:
+        reason = str(error)
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error):
+        raise ValueError(f"{where} is no whole PNG; delete that file and evaluate again") from None
+    else:
+        return
+    raise ValueError(
+        f"{where} {reason}; allowed are {MOST_PIXELS} pixels, and a side at most 32 times the other"
+    ) from None
+
+
+class _FrameError(Exception):
+    """A frame beyond the limits."""
+
+
+def decode_frames(frames: Sequence[bytes], where: str) -> np.ndarray:
+    """The frames of a video as pixels (F, H, W, 3), uint8.
+
+    Raises:
+        ValueError: there are none, one is damaged or too large, or they have several sizes; begins with ``where``.
+    """
+    made: list[np.ndarray] = []
+    for place, data in enumerate(frames):
+        with open_frame(data, f"{where}: frame {place}") as image:
+            made.append(np.asarray(image.convert("RGB")))
+        if made[place].shape != made[0].shape:
+            raise ValueError(f"{where} has frames of several sizes; delete that file and evaluate again")
+        height, width, _ = made[0].shape
+        if height * width * len(frames) > MOST_PIXELS_OF_VIDEO:
+            raise ValueError(
+                f"{where} has {len(frames)} frames of {width} x {height} pixels; allowed are {MOST_PIXELS_OF_VIDEO} "
+                "pixels in all"
+            )
+    if not made:
+        raise ValueError(f"{where} has no frames; delete that file and evaluate again")
+    return np.stack(made)
+
+
+@dataclass(frozen=True)
+class StoredVideo:
+    """Where a video is on disk, and what is known of it without its frames.
+
+    ``has_frames`` is False for a video of which a pixel was no number.
+    """
+
+    folder: Path
+    path: Path
+    group: int
+    row: int
+    fps: float
+    has_frames: bool
+
+
+def find_videos(folder: Path, about: About) -> dict[VideoKey, StoredVideo]:
+    """Finds the videos of ``evaluation.yaml`` in ``videos/``, in the order on disk; other models' are passed over.
+
+    Raises:
+        ValueError: there are no files, one is damaged or has a video twice, or a prompt is not the evaluation's.
+    """
+    paths = sorted((folder / "videos").glob("part-*.parquet"))
+    if not paths:
+        raise ValueError(f"{folder}: its videos are missing (no videos/part-*.parquet); run `rlvid evaluate` again")
+    found: dict[VideoKey, StoredVideo] = {}
+    for path in paths:
+        for row, video in _stored(folder, path):
+            key = key_of(row)
+            if not about.has(key):
+                continue
+            if key in found:
+                raise ValueError(f"{path}: the video of {describe(key)} is there twice")
+            if row["prompt"] != (prompt := about.sets[key[1].set][key[1].index]):
+                raise ValueError(
+                    f"{path}: {describe(key)} was made for {row['prompt']!r}, and evaluation.yaml has {prompt!r} "
+                    "there; evaluate into a new folder"
+                )
+            found[key] = video
+    return found
+
+
+def _stored(folder: Path, path: Path) -> Iterator[tuple[dict[str, Any], StoredVideo]]:
+    """The columns of each video but its frames, and where it is."""
+    with open_table(folder, path, [*KEY, "prompt", "fps", "frames"]) as file:
+        for group in range(file.num_row_groups):
+            with sound(path):
+                table = file.read_row_group(group, columns=[*KEY, "prompt", "fps"])
+                empty = _without_frames(file, group)
+            for place, row in enumerate(rows_of(path, table)):
+                yield row, StoredVideo(folder, path, group, place, row["fps"], place not in empty)
+
+
+def _without_frames(file: parquet.ParquetFile, group: int) -> set[int]:
+    """The rows of a group that have no frames; these are read only where the file's statistics leave it open."""
+    about = file.metadata.row_group(group)
+    columns = (about.column(index) for index in range(about.num_columns))
+    known = next(each.statistics for each in columns if each.path_in_schema.split(".")[0] == "frames")
+    if known is not None and known.has_null_count and not known.null_count:  # an empty list counts as a null
+        return set()
+    lengths = pc.list_value_length(file.read_row_group(group, columns=["frames"]).column(0))
+    return {row for row, length in enumerate(lengths.to_pylist()) if not length}
+
+
+def read_frames(videos: Iterable[StoredVideo]) -> Iterator[list[bytes]]:
+    """Reads the frames of each video, PNG each; those that lie beside each other on disk are read at once.
+
+    Raises:
+        ValueError: a file is missing or damaged.
+        IndexError: the file has fewer videos than it had.
+    """
+    for (folder, path, group), members in groupby(videos, lambda video: (video.folder, video.path, video.group)):
+        with open_table(folder, path, ["frames"]) as file, sound(path):
+            table = file.read_row_group(group, columns=["frames"])
+        for video in members:
+            yield rows_of(path, table.slice(video.row, 1))[0]["frames"]
