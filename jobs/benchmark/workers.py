@@ -36,7 +36,7 @@ def measure_in_workers(
     from rlvid.cluster.nodes import check_resources
     from rlvid.data.sources import encoded_clips
     from rlvid.runs.find import run_folder
-    from rlvid.train.progress import Board
+    from rlvid.train.progress import ProgressActor
 
     asked = time.time()
     start_ray(address)
@@ -47,7 +47,7 @@ def measure_in_workers(
     environment = {"OMP_NUM_THREADS": str(max(1, int(config.train.cpus_per_worker)))}
     with kept(f"the run folder {short(folder)} stays"):
         clips, result = encoded_clips(config, Console()), folder / "benchmark.json"
-        job = Job.of(config, clips=clips, run=folder, use_gpu=use_gpu, board=Board.remote())
+        job = Job.of(config, clips=clips, run=folder, use_gpu=use_gpu, progress=ProgressActor.remote())
         times = {"asked": asked, "connected": connected, "fitted": time.time()}
         TorchTrainer(
             partial(measure, job, {"steps": steps, "result": result, **times}),

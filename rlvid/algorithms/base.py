@@ -145,7 +145,7 @@ def peak_memory(device: torch.device) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
 
 
-class Team:
+class WorkerGroup:
     """The workers that compute together; by default one alone.
 
     What a method computes from several videos (statistics, a ranking) it computes from the global batch, or its result
@@ -184,7 +184,7 @@ class Context:
     reward: ImageReward
     held_out: ImageReward | None
     stopwatch: Stopwatch
-    team: Team = field(default_factory=Team)
+    workers: WorkerGroup = field(default_factory=WorkerGroup)
     observer: Observer = field(default_factory=Observer)
 
     def normal(self, purpose: str, batch: Batch, index: int = 0) -> Tensor:

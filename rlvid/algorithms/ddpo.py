@@ -53,10 +53,10 @@ class Ddpo(Algorithm):
 
     def advantages(self, batch: Batch, scores: list[Scored]) -> Tensor:
         """advantage_B of this worker's videos, from the rewards of all workers' videos."""
-        team = self.context.team
-        prompts, rewards, rounding = all_rewards(team, batch, scores)
+        workers = self.context.workers
+        prompts, rewards, rounding = all_rewards(workers, batch, scores)
         advantage_N = self.statistics.advantages(prompts, rewards, self.method.advantage_clip, rounding)
-        return advantage_N[team.rank :: team.size].to(scores[0].reward_B)
+        return advantage_N[workers.rank :: workers.size].to(scores[0].reward_B)
 
     def order(self, batch: Batch, steps: int, epoch: int) -> Tensor:
         """Each video's steps in an order of its own, (T, B)."""

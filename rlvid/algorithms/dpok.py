@@ -87,7 +87,7 @@ class Dpok(Algorithm):
             part.backward()
             total += float(part.detach())
         gradients = [p.grad for p in self.value.parameters() if p.grad is not None]
-        self.context.team.mean_(gradients)
+        self.context.workers.mean_(gradients)
         if all(gradient.isfinite().all() for gradient in gradients):  # latents of an overflow would ruin it for good
             self.optimizer.step()
         return total

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlvid import randomness
 from rlvid.algorithms.advantages import rounding_of
-from rlvid.algorithms.base import Batch, Context, Observer, Samples, Team, Update, summed, totals
+from rlvid.algorithms.base import Batch, Context, Observer, Samples, Update, WorkerGroup, summed, totals
 from rlvid.faults import describe
 from rlvid.reward.mixture import MixtureReward
 from rlvid.reward.preprocess import saturated_share
@@ -94,13 +94,13 @@ def score(context: Context, batch: Batch, latents_BCFhw: Tensor) -> Scored:
     return Scored(reward_B, valid_B, metrics, samples, rounding)
 
 
-def all_rewards(team: Team, batch: Batch, scores: list[Scored]) -> tuple[list[str], list[float], float]:
+def all_rewards(workers: WorkerGroup, batch: Batch, scores: list[Scored]) -> tuple[list[str], list[float], float]:
     """Prompts and rewards of all workers' videos in the global order, NaN where there is none; their rounding."""
     sound = [torch.where(s.valid_B & s.reward_B.isfinite(), s.reward_B, torch.nan) for s in scores]
     reward_B = torch.cat(sound).tolist()
     rounding_B = [each.rounding for each in scores for _ in each.reward_B]
     prompts, rewards, roundings = zip(
-        *team.gather(list(zip(batch.prompts, reward_B, rounding_B, strict=True))), strict=True
+        *workers.gather(list(zip(batch.prompts, reward_B, rounding_B, strict=True))), strict=True
     )
     return list(prompts), list(rewards), max(roundings)
 

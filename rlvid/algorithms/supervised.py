@@ -28,11 +28,11 @@ class Supervised(Algorithm):
     def updates(self, batch: Batch) -> Iterator[Update]:
         """Collects, then trains; every optimiser step sees the whole batch, accumulated over micro-batches."""
         latents, scores = self.collect(batch)
-        team = self.context.team
-        prompts, rewards, rounding = all_rewards(team, batch, scores)
+        workers = self.context.workers
+        prompts, rewards, rounding = all_rewards(workers, batch, scores)
         weight_N = self.weights(prompts, torch.tensor(rewards), rounding)
-        rows = trained_rows(weight_N, team.rank, team.size)
-        weight_B = weight_N[team.rank :: team.size].to(latents)
+        rows = trained_rows(weight_N, workers.rank, workers.size)
+        weight_B = weight_N[workers.rank :: workers.size].to(latents)
         yield from attach(self.train(batch.take(rows), latents[rows], weight_B[rows], len(batch)), scores)
 
     @torch.no_grad()

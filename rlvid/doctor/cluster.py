@@ -156,13 +156,13 @@ def worker_step(job: dict[str, Any]) -> dict[str, Any]:
     from torch import distributed
 
     from rlvid.train.engine import DeepSpeedEngine
-    from rlvid.train.worker import TorchTeam
+    from rlvid.train.group import TorchWorkerGroup
 
     torch.set_num_threads(1)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     config = miniature(job["method"], world)
-    method = belongings(config, TorchTeam(rank, world))
+    method = belongings(config, TorchWorkerGroup(rank, world))
     network = method.context.model.denoiser
     engine = DeepSpeedEngine(network, config.optimizer, config.train, config.micro_batch)
     method.context.model.denoiser = engine.module

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlvid import randomness
-from rlvid.algorithms.base import Algorithm, Batch, Context, Stopwatch, Team
+from rlvid.algorithms.base import Algorithm, Batch, Context, Stopwatch, WorkerGroup
 from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.config import RunConfig, parse_config
 from rlvid.doctor.finding import Finding, judged
@@ -36,14 +36,15 @@ def miniature(method: str, workers: int = 1) -> RunConfig:
     )
 
 
-def belongings(config: RunConfig, team: Team | None = None) -> Algorithm:
+def belongings(config: RunConfig, workers: WorkerGroup | None = None) -> Algorithm:
     """A method on the tiny model, whose adapter is drawn so that it does something."""
     model = tiny_model()
     drawn = torch.Generator().manual_seed(2)
     for parameter in inject_lora(model.denoiser, 2, config.model.lora.targets, seed=0):
         parameter.data.copy_(torch.randn(parameter.shape, generator=drawn) / 4)
     stopwatch = Stopwatch(torch.device("cpu"))
-    return ALGORITHMS[config.method.name](Context(config, model, tiny_reward(), None, stopwatch, team or Team()))
+    context = Context(config, model, tiny_reward(), None, stopwatch, workers or WorkerGroup())
+    return ALGORITHMS[config.method.name](context)
 
 
 def share(method: Algorithm, rank: int, world: int) -> Batch:

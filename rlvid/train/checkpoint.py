@@ -28,7 +28,7 @@ _SIGNS_OF_TORCH = ("inline_container", "PytorchStreamWriter", "iostream error")
 def save_checkpoint(
     folder: Path,
     rank: int,
-    standing: dict[str, float],
+    train_state: dict[str, float],
     config: RunConfig,
     engine: Engine,
     algorithm: Algorithm,
@@ -36,7 +36,7 @@ def save_checkpoint(
 ) -> None:
     """Writes this worker's part of a checkpoint; every worker must call it, each with a folder of its own.
 
-    ``standing``: finished ``step``s, ``workers``, steps ``skipped`` as non-finite, ``seconds`` of training and
+    ``train_state``: finished ``step``s, ``workers``, steps ``skipped`` as non-finite, ``seconds`` of training and
     ``videos`` rewarded.
     """
     (folder / "engine").mkdir(parents=True)
@@ -52,7 +52,7 @@ def save_checkpoint(
         return
     packages = {name: version(name) for name in ("torch", "ray", "deepspeed", "diffusers", "peft")}
     description = {
-        **standing,
+        **train_state,
         "hardware": hardware(next(denoiser.parameters()).device),
         "seed": config.seed,
         "fingerprint": config.fingerprint,

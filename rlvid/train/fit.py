@@ -20,14 +20,14 @@ GRACE = 10.0
 """Seconds that workers have for a checkpoint after an interruption."""
 
 
-def run_fit(fit: Callable[[], Any], board: Any, console: Console) -> Any:
+def run_fit(fit: Callable[[], Any], progress: Any, console: Console) -> Any:
     """Calls ``fit`` in a thread of its own and returns its result; an interruption asks the workers for a checkpoint.
 
     In the main thread Ray Train would take Ctrl-C for itself, and end the workers at once.
 
     Args:
         fit: the trainer's.
-        board: the run's ``rlvid.train.progress.Board``.
+        progress: the run's ``rlvid.train.progress.ProgressActor``.
         console: prints that the command waits for a checkpoint.
 
     Raises:
@@ -46,7 +46,7 @@ def run_fit(fit: Callable[[], Any], board: Any, console: Console) -> Any:
         threading.Thread(target=call, name="fit", daemon=True).start()
         return outcome.result()
     except KeyboardInterrupt:
-        if not outcome.done() and _asked_to_end(board):
+        if not outcome.done() and _asked_to_end(progress):
             line = f"interrupted: finishes the step and saves a checkpoint within {GRACE:.0f} s; again ends at once"
             with contextlib.suppress(OSError, SystemExit):  # the terminal may be gone
                 console.print(line, highlight=False, soft_wrap=True)
@@ -54,12 +54,12 @@ def run_fit(fit: Callable[[], Any], board: Any, console: Console) -> Any:
         raise
 
 
-def _asked_to_end(board: Any) -> bool:
+def _asked_to_end(progress: Any) -> bool:
     """Asks the workers to end after the step under way; whether there is a step to wait for."""
     import ray
 
     try:
-        return bool(ray.get(board.end.remote(), timeout=2))
+        return bool(ray.get(progress.end.remote(), timeout=2))
     except ray.exceptions.RayError:
         return False
 
@@ -93,7 +93,7 @@ def fit_again(fit: Callable[[], Any], failures: int, repair: Callable[[dict[str,
         repair(done["damaged"])
 
 
-def reason(error: Exception, folder: Path, board: Any) -> str:
+def reason(error: Exception, folder: Path, progress: Any) -> str:
     """Why a run failed, in one line: which worker, at which step, what happened; and where its log is.
 
     Of several workers that failed, the one that failed by itself is named. What killed a process is noted in its log,
@@ -102,7 +102,7 @@ def reason(error: Exception, folder: Path, board: Any) -> str:
     Args:
         error: what Ray Train raised.
         folder: the run's.
-        board: the run's ``rlvid.train.progress.Board``.
+        progress: the run's ``rlvid.train.progress.ProgressActor``.
     """
     from rlvid.train.reporter import WorkerError
 
@@ -113,7 +113,7 @@ def reason(error: Exception, folder: Path, board: Any) -> str:
     first = next((rank for rank, each in spoken.items() if not each.secondary), None)
     if first is None and dead:
         first = min(dead)
-        text = _death(first, dead[first], board)
+        text = _death(first, dead[first], progress)
         _note(folder / "logs" / f"worker-{first:02d}.log", f"{text}\n{dead[first]}")
     elif spoken:
         first = min(spoken) if first is None else first
@@ -125,14 +125,14 @@ def reason(error: Exception, folder: Path, board: Any) -> str:
     return f"training stopped: {text} (full log: {shown}; start the same command again to resume)"
 
 
-def _death(rank: int, error: Any, board: Any) -> str:
+def _death(rank: int, error: Any, progress: Any) -> str:
     """What is known of a process that ended without a word of its own."""
     import ray
 
     step, overdue = 0, dict[int, str]()
     with contextlib.suppress(ray.exceptions.RayError):
-        step = ray.get(board.get.remote(), timeout=2)[0].get("step", 0)
-        overdue = ray.get(board.overdue.remote(), timeout=2)
+        step = ray.get(progress.get.remote(), timeout=2)[0].get("step", 0)
+        overdue = ray.get(progress.overdue.remote(), timeout=2)
     if rank in overdue:
         return overdue[rank]
     text = str(error)

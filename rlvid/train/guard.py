@@ -87,7 +87,7 @@ class Watch:
         self._told = set[str]()
         self._job = (config.model_dump(), movable(config.model.path), config.reward.resolved().model_dump(), prompts)
         self._gpus = guard_gpus(config, use_gpu)
-        self._board: TensorBoard | None = None
+        self._tensorboard: TensorBoard | None = None
         self._actor: Any = None
         self._there: Any = None
         self._ended, self._given_up = threading.Event(), threading.Event()
@@ -135,8 +135,8 @@ class Watch:
             log.exception("no more looks")
             self._say(f"no more looks in this start, training goes on: {lines[-1]}")
         finally:
-            if self._board is not None:
-                self._board.close()
+            if self._tensorboard is not None:
+                self._tensorboard.close()
 
     def _watch(self) -> None:
         if self.looks.all:  # what an earlier start was killed before it could tell or keep
@@ -196,13 +196,13 @@ class Watch:
     def _tell(self, step: int, verdict: Verdict) -> None:
         """To TensorBoard, to the log, and what is new also to the console."""
         look = self.looks.all[-1]
-        if self._board is None:
-            self._board = TensorBoard(self.folder / "tensorboard" / "guard", step)
+        if self._tensorboard is None:
+            self._tensorboard = TensorBoard(self.folder / "tensorboard" / "guard", step)
         values = {f"guard/{metric}": look.mean(metric) for metric in SHOWN if math.isfinite(look.mean(metric))}
         values |= {"guard/over_optimised": float(verdict.over_optimised)}
         values |= {"guard/collapsed": float(COLLAPSE in verdict.warnings)}
         values |= {"guard/best_step": float(self.looks.all[verdict.best].step)}
-        self._board.scalars(step, values)
+        self._tensorboard.scalars(step, values)
         log.info("step %d %s", step, " ".join(f"{name}={value:.6g}" for name, value in values.items()))
         for metric, loss in verdict.warnings.items():
             if metric not in self._told:
@@ -212,10 +212,10 @@ class Watch:
                     best = self.looks.all[verdict.best].step
                     line += f"; best checkpoint: step {best}, kept in {_shown(self.folder / 'best')}"
                     line += "; training ends (guard.stop)" if self.config.guard.stop else ""
-                self._board.text(step, f"guard/{metric}", line)
+                self._tensorboard.text(step, f"guard/{metric}", line)
                 log.warning(line)
                 self._say(line)
-        self._board.flush()
+        self._tensorboard.flush()
 
     def _summary(self) -> str:
         best, shown = self.looks.all[self.verdict.best], _shown(self.folder)

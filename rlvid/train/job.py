@@ -24,8 +24,8 @@ class Job:
     run: Path
     """The run's folder."""
     use_gpu: bool
-    board: Any
-    """The actor ``rlvid.train.progress.Board``."""
+    progress: Any
+    """The actor ``rlvid.train.progress.ProgressActor``."""
     stop: bool = False
     """Whether the guard ended the run before."""
     watched: bool = False

@@ -62,23 +62,23 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Tr
         import ray.train
 
         from rlvid.train.guard import watching
-        from rlvid.train.progress import Board, ProgressLine
+        from rlvid.train.progress import ProgressActor, ProgressLine
 
         folder = mirror.folder
         use_gpu, has_room = _check_cluster(config, folder, console)
         clips = _clips_of(config, mirror, console)
-        board = Board.remote()
+        progress = ProgressActor.remote()
         try:
             with (
                 watching(config, folder, clips, use_gpu, console) as stop,
-                ProgressLine(board, config.train.steps, console),
+                ProgressLine(progress, config.train.steps, console),
             ):
                 watched = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "").lower() in ("1", "true")
-                more = {"use_gpu": use_gpu, "board": board, "stop": stop, "watched": watched}
+                more = {"use_gpu": use_gpu, "progress": progress, "stop": stop, "watched": watched}
                 trainer = _trainer(Job.of(config, clips=clips, run=folder, **more), wait=not has_room)
-                done = run_fit(partial(fit_again, trainer.fit, config.train.max_failures, put_aside), board, console)
+                done = run_fit(partial(fit_again, trainer.fit, config.train.max_failures, put_aside), progress, console)
         except (ray.train.WorkerGroupError, ray.train.ControllerError, ray.exceptions.RayActorError) as error:
-            raise RuntimeError(reason(error, folder, board)) from error
+            raise RuntimeError(reason(error, folder, progress)) from error
         if done["problem"]:
             raise RuntimeError(f"training stopped: {done['problem']}")
         run_mirror(config.output.storage, config.name)

@@ -22,7 +22,7 @@ def train_worker(job: Job) -> dict[str, Any]:
     """
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    reporter = Reporter(rank, job.board, job.config.reward.timeout)
+    reporter = Reporter(rank, job.progress, job.config.reward.timeout)
     with reporter.last_words(), temporary_folder(job.storage, job.run) as temporary:
         with resumed() as checkpoint:
             if checkpoint and (damaged := damage(checkpoint, rank, world)):
@@ -43,7 +43,7 @@ def run_steps(worker: Worker) -> dict[str, Any]:
             worker.record(step, updates, outcomes, time.perf_counter() - started)
             if worker.problem:
                 break
-            leaving = worker.told_to_leave()
+            leaving = worker.preempted()
             if worker.checkpoint_due(step) or leaving:
                 worker.save(step + 1)
         return worker.summary()

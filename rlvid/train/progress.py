@@ -1,4 +1,4 @@
-"""How far a run is: worker 0 tells a small Ray actor, the driver asks it and shows one line."""
+"""Shows how far a run is: worker 0 reports to a small Ray actor, the driver asks it and shows one line."""
 
 import threading
 import time
@@ -11,11 +11,11 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRe
 
 
 @ray.remote(num_cpus=0, max_restarts=-1)  # its node may be lost
-class Board:
-    """Holds the latest news of a run."""
+class ProgressActor:
+    """Holds the progress of a run: its latest step, notes for the console, and rewards that are waited for."""
 
     def __init__(self) -> None:
-        self._news: dict[str, Any] = {}
+        self._latest: dict[str, Any] = {}
         self._notes: list[str] = []
         self._asked: dict[int, tuple[str, str, float, float]] = {}
         self._overdue: dict[int, str] = {}
@@ -28,9 +28,9 @@ class Board:
         if self._starts > 1:
             self.note(f"the workers were started again and go on after step {step}")
 
-    def put(self, news: dict[str, Any]) -> None:
-        """Replaces the news."""
-        self._news = news
+    def put(self, latest: dict[str, Any]) -> None:
+        """Replaces the numbers of the latest step."""
+        self._latest = latest
 
     def note(self, line: str) -> None:
         """Keeps a line for the console; the same one only once in a row."""
@@ -48,19 +48,19 @@ class Board:
     def end(self) -> bool:
         """Asks the workers to end after the step under way, with a checkpoint; whether they have made a step."""
         self._ending = True
-        return bool(self._news)
+        return bool(self._latest)
 
     def ending(self) -> bool:
         """Whether they were asked to end."""
         return self._ending
 
     def get(self, seen: int = 0) -> tuple[dict[str, Any], list[str]]:
-        """The latest news, empty before the first step, and the notes but for the first ``seen``."""
+        """The numbers of the latest step, empty before the first one, and the notes but for the first ``seen``."""
         for rank, (where, reward, timeout, since) in self._asked.items():
             if rank not in self._overdue and time.monotonic() - since >= timeout:
                 self._overdue[rank] = f"{where}: the reward {reward} gave no answer for {timeout:g} s (reward.timeout)"
                 self.note(self._overdue[rank])
-        return self._news, self._notes[seen:]
+        return self._latest, self._notes[seen:]
 
     def overdue(self) -> dict[int, str]:
         """Messages about rewards that exceeded reward.timeout, by worker."""
@@ -68,10 +68,10 @@ class Board:
 
 
 class ProgressLine:
-    """Shows a board's news while its block runs: a live line on a terminal, one line now and then elsewhere."""
+    """Shows a run's progress while its block runs: a live line on a terminal, one line now and then elsewhere."""
 
-    def __init__(self, board: Any, steps: int, console: Console) -> None:
-        self._board, self._steps, self._console, self._seen = board, steps, console, 0
+    def __init__(self, actor: Any, steps: int, console: Console) -> None:
+        self._actor, self._steps, self._console, self._seen = actor, steps, console, 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
 
@@ -97,33 +97,35 @@ class ProgressLine:
             with Progress(*columns, console=self._console, transient=True) as bar:
                 task = bar.add_task("starting workers", total=self._steps)
                 while not self._stop.wait(0.5):
-                    if news := self._ask():
-                        bar.update(task, completed=news["step"], description=_describe(news))
+                    if latest := self._ask():
+                        bar.update(task, completed=latest["step"], description=_describe(latest))
             return
         shown, due, ended = 0, 0.0, False
         while not ended:
             ended = self._stop.wait(0.5)  # then once more: the last step may be younger than the last look
-            news = self._ask()
-            if news and news["step"] != shown and (news["elapsed"] >= due or ended or news["step"] == self._steps):
-                shown, due = news["step"], news["elapsed"] + 10
+            latest = self._ask()
+            if not latest or latest["step"] == shown:
+                continue
+            if latest["elapsed"] >= due or ended or latest["step"] == self._steps:
+                shown, due = latest["step"], latest["elapsed"] + 10
                 self._console.print(
-                    f"step {shown}/{self._steps}  {_describe(news)}  {_eta(news['eta'])} to go", highlight=False
+                    f"step {shown}/{self._steps}  {_describe(latest)}  {_eta(latest['eta'])} to go", highlight=False
                 )
 
     def _ask(self) -> dict[str, Any]:
         try:
-            news, notes = ray.get(self._board.get.remote(self._seen), timeout=2)
+            latest, notes = ray.get(self._actor.get.remote(self._seen), timeout=2)
         except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError):
             return {}
         self._seen += len(notes)
         for note in notes:
             self._console.print(note, markup=False, highlight=False, soft_wrap=True)
-        return dict(news)
+        return dict(latest)
 
 
-def _describe(news: dict[str, Any]) -> str:
-    held_out = f"  held-out {news['held_out']:.4f}" if "held_out" in news else ""
-    return f"reward {news['reward']:.4f}{held_out}  {news['seconds']:.2f} s/step"
+def _describe(latest: dict[str, Any]) -> str:
+    held_out = f"  held-out {latest['held_out']:.4f}" if "held_out" in latest else ""
+    return f"reward {latest['reward']:.4f}{held_out}  {latest['seconds']:.2f} s/step"
 
 
 def _eta(seconds: float) -> str:

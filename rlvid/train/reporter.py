@@ -1,4 +1,4 @@
-"""What a worker says of itself: to the driver, by the run's board, and in its own log, with the traceback."""
+"""What a worker says of itself: to the driver, by the run's progress actor, and in its own log, with the traceback."""
 
 import faulthandler
 import logging
@@ -37,12 +37,12 @@ class Reporter(Observer):
 
     Args:
         rank: the worker's.
-        board: the run's ``rlvid.train.progress.Board``.
+        progress: the run's ``rlvid.train.progress.ProgressActor``.
         timeout: seconds that a reward may take for one call; 0 or None: as long as it likes.
     """
 
-    def __init__(self, rank: int, board: Any, timeout: float | None = None) -> None:
-        self.rank, self.board, self.timeout = rank, board, timeout
+    def __init__(self, rank: int, progress: Any, timeout: float | None = None) -> None:
+        self.rank, self.progress, self.timeout = rank, progress, timeout
         self.step: int | None = None
         self.latest: str | None = None
         self._file: Any = None
@@ -60,7 +60,7 @@ class Reporter(Observer):
         kind = re.sub(r"\d+", "", line)
         if kind not in self._told:
             self._told.add(kind)
-            self.board.note.remote(f"{self.where}: {line}")
+            self.progress.note.remote(f"{self.where}: {line}")
 
     @contextmanager
     def asking(self, reward: str) -> Iterator[None]:
@@ -72,13 +72,13 @@ class Reporter(Observer):
         if not self.timeout:
             yield
             return
-        self.board.ask.remote(self.rank, self.where, reward, self.timeout)
+        self.progress.ask.remote(self.rank, self.where, reward, self.timeout)
         faulthandler.dump_traceback_later(self.timeout, exit=True, file=self._file or sys.__stderr__)
         try:
             yield
         finally:
             faulthandler.cancel_dump_traceback_later()
-            self.board.answered.remote(self.rank)
+            self.progress.answered.remote(self.rank)
 
     @contextmanager
     def last_words(self) -> Iterator[None]:
@@ -90,7 +90,7 @@ class Reporter(Observer):
             text = f"{self.where}: {describe(error)}"
             secondary = _lost_others(error)
             if not secondary:
-                self.board.note.remote(text)
+                self.progress.note.remote(text)
             raise WorkerError(text, secondary) from error
 
     def log_to(self, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A worker's belongings: model, method, engine, clips, and where it writes what it sees."""
+"""State of one training worker: model, method, engine, clips, logs."""
 
 import logging
 import math
@@ -14,7 +14,7 @@ import torch
 from torch import distributed
 
 from rlvid import randomness
-from rlvid.algorithms.base import Batch, Context, Samples, Stopwatch, Team, Update, peak_memory, summed
+from rlvid.algorithms.base import Batch, Context, Samples, Stopwatch, Update, peak_memory, summed
 from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.data.archive import ArchiveWriter, is_later_part, trim
 from rlvid.data.clips import EncodedClips, clip_index
@@ -25,6 +25,7 @@ from rlvid.runs.checkpoints import checkpoint_name, read_state
 from rlvid.storage import clips_here, worker_mirror
 from rlvid.train.checkpoint import load_checkpoint, save_checkpoint, told_if_unwritable
 from rlvid.train.engine import DeepSpeedEngine, StepOutcome
+from rlvid.train.group import TorchWorkerGroup
 from rlvid.train.guard_folder import stop_flag
 from rlvid.train.job import Job
 from rlvid.train.metrics import TensorBoard, average
@@ -37,25 +38,6 @@ MAX_SKIPPED = 5
 """Steps in a row without a finite loss, or without any reward, after which a run stops."""
 VIDEO_PROMPTS = 6
 """Fixed prompts that are sampled for TensorBoard."""
-
-
-class TorchTeam(Team):
-    """Workers joined by a torch process group."""
-
-    def __init__(self, rank: int, size: int) -> None:
-        self.rank, self.size = rank, size
-
-    def gather(self, items: list[Any]) -> list[Any]:
-        """See ``Team.gather``."""
-        everyone: list[Any] = [None] * self.size
-        distributed.all_gather_object(everyone, items)
-        return [item for row in zip(*everyone, strict=True) for item in row]
-
-    def mean_(self, tensors: list[torch.Tensor]) -> None:
-        """See ``Team.mean_``."""
-        for tensor in tensors:
-            distributed.all_reduce(tensor)
-            tensor /= self.size
 
 
 class Worker:
@@ -78,11 +60,11 @@ class Worker:
         config, context = job.config, ray.train.get_context()
         self.temporary = temporary
         self.mirror = worker_mirror(job.storage, config.name, job.run, temporary)
-        self.config, self.run, self.board = config, self.mirror.folder, job.board
+        self.config, self.run, self.progress = config, self.mirror.folder, job.progress
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         own_log = f"logs/worker-{self.rank:02d}.log"
         self.mirror.pull(lambda name: name == own_log)
-        self.reporter = reporter or Reporter(self.rank, self.board, config.reward.timeout)
+        self.reporter = reporter or Reporter(self.rank, self.progress, config.reward.timeout)
         self.reporter.log_to(self.run / own_log)
         device = torch.device("cuda", torch.cuda.current_device()) if job.use_gpu else torch.device("cpu")
 
@@ -100,7 +82,7 @@ class Worker:
                 trained_reward(job.reward, device),
                 held_out_reward(job.reward, device),
                 self.stopwatch,
-                TorchTeam(self.rank, self.world),
+                TorchWorkerGroup(self.rank, self.world),
                 self.reporter,
             )
         )
@@ -114,16 +96,16 @@ class Worker:
         if self.rank == 0:
             trim(self.run / "archive", self.first_step)
             self.mirror.delete(lambda path: is_later_part(path, self.first_step))
-            self.board.start.remote(self.first_step)
+            self.progress.start.remote(self.first_step)
         distributed.barrier()  # nobody writes to the archive before it is tidy
 
         name, fingerprint, seed = config.method.name, config.fingerprint, config.seed
         self.archive = ArchiveWriter(
             self.run / "archive", config.name, name, fingerprint, seed, self.model.fps, spec.path
         )
-        self.board_writer: TensorBoard | None = None
+        self.tensorboard: TensorBoard | None = None
         if self.rank == 0:
-            self.board_writer = TensorBoard(self.run / "tensorboard", self.first_step, self.mirror.sizes() or ())
+            self.tensorboard = TensorBoard(self.run / "tensorboard", self.first_step, self.mirror.sizes() or ())
 
     def __enter__(self) -> "Worker":
         every = self.config.output.videos_every
@@ -135,8 +117,8 @@ class Worker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.archive.close()
-        if self.board_writer is not None:
-            self.board_writer.close()
+        if self.tensorboard is not None:
+            self.tensorboard.close()
         self.mirror.push(move="archive")
 
     def fetch(self, step: int) -> Batch:
@@ -187,9 +169,9 @@ class Worker:
                 samples = Samples.join([update.samples for update in updates if update.samples])
                 self.archive.write(step, self.rank, samples, samples.held_out_B)
         with self.stopwatch.stage("tensorboard"):
-            if self.board_writer is not None:
-                self.board_writer.scalars(step, values)
-        if self.board_writer is not None:
+            if self.tensorboard is not None:
+                self.tensorboard.scalars(step, values)
+        if self.tensorboard is not None:
             self._tell(step, values)
         if self.config.output.videos_every and (step + 1) % self.config.output.videos_every == 0:
             self._show_videos(step + 1)
@@ -206,14 +188,14 @@ class Worker:
         """A checkpoint after ``step`` steps, kept by Ray Train; every worker takes part."""
         # First what a run that resumes here will not write again: a kill after the report must not lose it.
         self.archive.flush()
-        if self.board_writer is not None:
-            self.board_writer.flush()
+        if self.tensorboard is not None:
+            self.tensorboard.flush()
         self.mirror.push(move="archive")
-        standing = {"step": step, "workers": self.world, "skipped": self._skipped, "seconds": self._seconds}
-        standing["videos"] = self._videos
+        train_state = {"step": step, "workers": self.world, "skipped": self._skipped, "seconds": self._seconds}
+        train_state["videos"] = self._videos
         part = self.temporary / checkpoint_name(step)
         with told_if_unwritable(step, self.run):
-            save_checkpoint(part, self.rank, standing, self.config, self.engine, self.algorithm, self.network)
+            save_checkpoint(part, self.rank, train_state, self.config, self.engine, self.algorithm, self.network)
             ray.train.report(
                 {"step": step},
                 checkpoint=ray.train.Checkpoint.from_directory(str(part)),
@@ -226,7 +208,7 @@ class Worker:
         last = step + 1 == self.config.train.steps or self.out_of_time or self.stopped
         return last or (step + 1) % self.config.output.checkpoint_every == 0
 
-    def told_to_leave(self) -> bool:
+    def preempted(self) -> bool:
         """Whether a worker's node has newly been announced to be taken away; every worker must ask after each step."""
         if not self._watched:
             return False
@@ -240,7 +222,7 @@ class Worker:
     def _asked_to_end(self) -> bool:
         """Whether an interrupted driver asks for a checkpoint and the end."""
         try:
-            return bool(ray.get(self.board.ending.remote(), timeout=1))
+            return bool(ray.get(self.progress.ending.remote(), timeout=1))
         except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError):  # its node is lost, or slow
             return False
 
@@ -272,15 +254,15 @@ class Worker:
     def _tell(self, step: int, values: dict[str, float]) -> None:
         done = step + 1 - self.first_step
         pace = (time.perf_counter() - self._began) / done
-        news = {"step": step + 1, "reward": values["reward/trained"], "seconds": values["seconds/step"]}
+        latest = {"step": step + 1, "reward": values["reward/trained"], "seconds": values["seconds/step"]}
         left = pace * min(
             self.config.train.steps - step - 1,
             ((self.config.train.max_seconds or math.inf) - self._seconds) / max(1e-9, values["seconds/step"]),
         )
-        news |= {"elapsed": pace * done, "eta": max(0.0, left)}
+        latest |= {"elapsed": pace * done, "eta": max(0.0, left)}
         if "reward/held_out" in values:
-            news["held_out"] = values["reward/held_out"]
-        self.board.put.remote(news)
+            latest["held_out"] = values["reward/held_out"]
+        self.progress.put.remote(latest)
         log.info("step %d %s", step, " ".join(f"{name}={value:.6g}" for name, value in values.items()))
 
     def _show_videos(self, step: int) -> None:
@@ -300,10 +282,10 @@ class Worker:
         )
         gathered: list[Any] = [None] * self.world
         distributed.all_gather_object(gathered, frames)
-        if self.board_writer is not None:
+        if self.tensorboard is not None:
             for prompt, clip in zip(wanted, torch.cat(gathered), strict=False):
-                self.board_writer.video(step, f"videos/{prompt}", clip, self.model.fps)
-            self.board_writer.flush()
+                self.tensorboard.video(step, f"videos/{prompt}", clip, self.model.fps)
+            self.tensorboard.flush()
 
 
 def used_up(seconds: float, steps: int, budget: float) -> bool:

@@ -96,9 +96,9 @@ def random_run(folder: Path) -> Path:
     for parameter in lora_parameters(model.denoiser):
         parameter.data += torch.randn(parameter.shape, generator=generator) / 16
     method = ALGORITHMS[config.method.name](Context(config, model, nn.Identity(), None, Stopwatch(torch.device("cpu"))))
-    standing = {"step": 1, "workers": 1, "skipped": 0, "seconds": 0.0, "videos": 8}
+    train_state = {"step": 1, "workers": 1, "skipped": 0, "seconds": 0.0, "videos": 8}
     engine = TorchEngine(model.denoiser, config.optimizer)
-    save_checkpoint(folder / checkpoint_name(1), 0, standing, config, engine, method, model.denoiser)
+    save_checkpoint(folder / checkpoint_name(1), 0, train_state, config, engine, method, model.denoiser)
     (folder / "config.yaml").write_text(json.dumps(config.model_dump(mode="json")))  # JSON is YAML
     return folder
 

@@ -50,10 +50,11 @@ def on_workers(folder: Path, workers: int, runs: dict[str, RunConfig]) -> dict[s
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    from rlvid.train.progress import Board
+    from rlvid.train.progress import ProgressActor
 
     name = f"{next(iter(runs))}-on-{workers}"
-    shared = {"clips": encoded_clips(next(iter(runs.values())), QUIET), "use_gpu": False, "board": Board.remote()}
+    clips, progress = encoded_clips(next(iter(runs.values())), QUIET), ProgressActor.remote()
+    shared = {"clips": clips, "use_gpu": False, "progress": progress}
     jobs = {key: Job.of(run, run=folder / f"{name}-{key}", **shared) for key, run in runs.items()}
     TorchTrainer(
         partial(trajectories, jobs),

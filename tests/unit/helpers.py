@@ -146,9 +146,9 @@ def save_run(home: Path, step: int = 3, **model: Any) -> tuple[Path, RunConfig]:
                 8 if config.model.finetune == "lora" else 50
             )
     context = Context(config, made, tiny_reward(), None, Stopwatch(torch.device("cpu")))
-    standing = {"step": step, "workers": 2, "skipped": 1, "seconds": 75.5, "videos": 24}
+    train_state = {"step": step, "workers": 2, "skipped": 1, "seconds": 75.5, "videos": 24}
     save_checkpoint(
-        home / "run" / checkpoint_name(step), 0, standing, config, TorchEngine(made.denoiser, config.optimizer),
+        home / "run" / checkpoint_name(step), 0, train_state, config, TorchEngine(made.denoiser, config.optimizer),
         ALGORITHMS[config.method.name](context), made.denoiser,
     )  # fmt: skip
     (home / "run" / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")

@@ -410,9 +410,9 @@ def test_a_node_that_is_announced_to_leave_brings_one_checkpoint(monkeypatch: py
         return None if nodes is None else SimpleNamespace(preempted_node_ids=nodes)
 
     monkeypatch.setattr(worker_module.ray.train, "get_preemption_info", info)
-    assert [worker.told_to_leave() for _ in range(5)] == [False, True, False, True, False]
+    assert [worker.preempted() for _ in range(5)] == [False, True, False, True, False]
     worker._watched = False
-    assert not worker.told_to_leave()  # and Ray Train is not asked, for that is a barrier
+    assert not worker.preempted()  # and Ray Train is not asked, for that is a barrier
 
 
 def test_a_node_lost_while_workers_start_is_outlived_as_often_as_lost_workers_are() -> None:

@@ -50,7 +50,7 @@ class Cluster:
     """What a worker sees of Ray: the run's folder keeps the checkpoints that it reports."""
 
     def __init__(self, patch: pytest.MonkeyPatch, home: Path) -> None:
-        self.home, self.board = home, MagicMock()
+        self.home, self.progress = home, MagicMock()
         self.reported: list[int] = []
         self.latest: Path | None = None
         self.ending: Callable[[], bool] = lambda: False
@@ -73,7 +73,7 @@ class Cluster:
     def train(self, settings: RunConfig, **job: Any) -> dict[str, Any]:
         self.run = self.home / "runs" / settings.name
         self.run.mkdir(parents=True, exist_ok=True)
-        where = {"clips": self.home / "clips", "run": self.run, "use_gpu": False, "board": self.board}
+        where = {"clips": self.home / "clips", "run": self.run, "use_gpu": False, "progress": self.progress}
         return train_worker(Job.of(settings, **where, **job))
 
     def told(self, name: str) -> list[float]:
@@ -108,7 +108,7 @@ def test_a_run_takes_the_steps_of_plain_torch_and_resumes_to_the_same_bits(clust
     assert difference(whole, expected) <= 1e-6
     assert difference(adapter(cluster.run, 1), expected) > 1e-4
     assert cluster.told("optimiser/gradient_norm") == pytest.approx(norms[1::2], rel=1e-4), "the last of each batch"
-    assert [call.args[0]["step"] for call in cluster.board.put.remote.call_args_list] == [1, 2]
+    assert [call.args[0]["step"] for call in cluster.progress.put.remote.call_args_list] == [1, 2]
     stages = [cluster.told(f"seconds/{name}") for name in ("step", "backward", "sync", "data")]
     assert all(len(each) == 2 and min(each) > 0 for each in stages)
     assert all(total >= sum(parts) for total, *parts in zip(*stages, strict=True))
@@ -122,9 +122,9 @@ def test_a_run_takes_the_steps_of_plain_torch_and_resumes_to_the_same_bits(clust
 
     file = cluster.run / "step-000002" / "adapter" / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\x01")
-    cluster.board.reset_mock()
+    cluster.progress.reset_mock()
     assert list(cluster.train(run)["damaged"]) == ["step-000002"]
-    assert not cluster.board.start.remote.called
+    assert not cluster.progress.start.remote.called
 
 
 def test_a_run_ends_early_with_a_checkpoint_when_it_is_asked_to(cluster: Cluster, home: Path) -> None:

@@ -75,7 +75,7 @@ def test_the_rounding_of_a_batch_is_that_of_its_coarsest_rewards() -> None:
     parts = list(batch.split(2))
     scores = [score(method.context, part, part.latents_BCFhw) for part in parts]
     scores = [replace(each, rounding=rounding) for each, rounding in zip(scores, (2.0**-19, 2.0**-8), strict=True)]
-    prompts, rewards, rounding = all_rewards(method.context.team, batch, scores)
+    prompts, rewards, rounding = all_rewards(method.context.workers, batch, scores)
     assert prompts == batch.prompts
     assert rewards == pytest.approx([*scores[0].reward_B.tolist(), *scores[1].reward_B.tolist()])
     assert rounding == 2.0**-8

@@ -65,7 +65,7 @@ def test_equal_videos_are_chosen_by_their_place_alone(settings: dict[str, Any]) 
         method.context.reward = lambda frames, prompts: torch.full(frames.shape[:2], 21.3) + frames.mean() * 1e-6
         batch = clips(method)
         _, scores = method.collect(batch)
-        prompts, rewards, rounding = all_rewards(method.context.team, batch, scores)
+        prompts, rewards, rounding = all_rewards(method.context.workers, batch, scores)
         assert rounding == 2.0**-19
         chosen.append(method.weights(prompts, torch.tensor(rewards), rounding).tolist())
     assert chosen == [[2.0, 2.0, 0.0, 0.0] if settings["name"] == "raft" else [1.0] * 4] * 3

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rlvid import randomness
-from rlvid.algorithms.base import Team
+from rlvid.algorithms.base import WorkerGroup
 from rlvid.algorithms.dpok import Dpok
 from rlvid.algorithms.rollout import roll_out_and_score
 from rlvid.algorithms.value import ValueNetwork
@@ -53,7 +53,7 @@ def test_the_value_network_is_drawn_from_the_runs_seed_alone() -> None:
     assert not torch.equal(drawn[0], drawn[2])
 
 
-class Against(Team):
+class Against(WorkerGroup):
     """Other workers, whose gradients outweigh one's own."""
 
     def mean_(self, tensors: list[Tensor]) -> None:
@@ -64,7 +64,7 @@ class Against(Team):
 def test_the_value_network_is_fitted_by_adamw_to_the_rewards_of_all_workers() -> None:
     """Over two micro-batches, with a video that takes no part; the error is a mean over the worker's videos."""
     method = make({"name": "dpok", "value_lr": 0.02}, train={"batch_size": 4, "micro_batch": 2})
-    method.context.model, method.context.team = TwoParameters(method.context.model), Against()
+    method.context.model, method.context.workers = TwoParameters(method.context.model), Against()
     batch = clips(method)
     rollouts, scores = roll_out_and_score(method.context, batch)
     rewards, valid = torch.tensor([[1.0, -2.0], [7.0, 0.5]]), torch.tensor([[True, True], [False, True]])
