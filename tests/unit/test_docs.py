@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,31 @@ def test_links_of_the_readme_lead_somewhere() -> None:
         headings = re.findall(r"^#+ (.+)$", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE) if anchor else []
         anchors = [re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings]
         assert not anchor or anchor in anchors, link
+
+
+def test_code_in_the_readme_is_the_code_of_the_named_files() -> None:
+    readme = PAGES["README"].read_text(encoding="utf-8")
+    shown = re.findall(r"\(`(rlvid/[\w/]+\.py)`\):\n\n```python\n(.*?)```", readme, re.DOTALL)
+    assert len(shown) == readme.count("```python") == 2
+    for file, code in shown:
+        source = (ROOT / file).read_text(encoding="utf-8")
+        assert any(textwrap.indent(code, " " * depth) in source for depth in (4, 8)), file
+
+
+def test_the_tree_in_the_readme_names_every_file_of_the_core_and_every_room() -> None:
+    readme = PAGES["README"].read_text(encoding="utf-8")
+    (tree,) = re.findall(r"^## The tree\n.*?```text\n(.*?)```", readme, re.DOTALL | re.MULTILINE)
+    named, folders = set(), [""]
+    for line in tree.splitlines():
+        depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
+        folders[depth + 1 :] = [folders[depth] + name] if name.endswith("/") else []
+        named.add(folders[depth] + name)
+    core = ("models", "diffusion", "reward", "algorithms")
+    files = {str(path.relative_to(ROOT)) for room in core for path in (ROOT / "rlvid" / room).glob("[!_]*.py")}
+    files |= {f"rlvid/{path.name}" for path in (ROOT / "rlvid").glob("[!_]*.py")}
+    rooms = {f"rlvid/{path.name}/" for path in (ROOT / "rlvid").iterdir() if any(path.glob("*.py"))}
+    assert files | rooms <= named, sorted((files | rooms) - named)
+    assert all((ROOT / name).exists() for name in named), sorted(name for name in named if not (ROOT / name).exists())
 
 
 # ---------------------------------------------------------------------------------------------------------- config
