@@ -13,6 +13,7 @@ from rlvid.doctor.finding import Finding, examine, judged
 from rlvid.runs.checkpoints import checkpoint_name, flaw, read_settings, read_state, step_of
 from rlvid.runs.guard_log import best_step, find_best, read_means
 from rlvid.runs.scalars import read_events
+from rlvid.train.audit import compare, step_faults
 from rlvid.train.record import recorded
 from rlvid.train.resume import carries_over
 
@@ -96,12 +97,11 @@ def check_archive(folder: Path, config: RunConfig) -> Iterator[Finding]:
     if bad:
         way = "delete these files; other parts are whole, and a resumed run writes again what it makes again"
         yield Finding("archive", "error", f"cannot be read: {', '.join(bad[:3])}{' ...' * (len(bad) > 3)}", way)
-    twice, steps = len(keys) - len(set(keys)), sorted({step for step, _ in keys})
-    gaps = (
-        sorted(set(range(0, (steps or [0])[-1] + 1, config.output.archive_every or 1)) - set(steps)) if not bad else []
-    )
+    twice, steps = compare(keys, keys).repeated, {step for step, _ in keys}
+    expected = range(0, max(steps, default=0) + 1, config.output.archive_every or 1)
+    gaps = compare(expected, steps).missing if not bad else []
     if twice or gaps:
-        found = f"{twice} samples twice, {len(gaps)} steps missing{f' (the first: {gaps[0]})' if gaps else ''}"
+        found = f"{len(twice)} samples twice, {len(gaps)} steps missing{f' (the first: {gaps[0]})' if gaps else ''}"
         way = "two processes wrote into one run, or files were deleted or copied by hand; averages by step suffer"
         yield Finding("archive", "warning", found, way)
     elif not bad:
@@ -117,7 +117,7 @@ def check_tensorboard(folder: Path, config: RunConfig) -> Iterator[Finding]:
         yield Finding("tensorboard", "error" if begun else "warning", "no scalars can be read", way)
         return
     steps = [step for step, _ in found["reward/trained"]]
-    fine = steps == list(range(len(steps)))
+    fine = not step_faults(steps, max(steps) + 1)
     way = "event files were deleted, damaged or copied; the numbers are in logs/ too"
     seen = f"{len(found)} scalars of {len(steps)} steps{'' if fine else ', with gaps or repetitions'}"
     yield judged("tensorboard", fine, seen, way, "warning")

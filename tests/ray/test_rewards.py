@@ -8,9 +8,9 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlvid.config import load_config
+from rlvid.runs.scalars import read_events
 from rlvid.toy.tiny import save_tiny_model
 from rlvid.train.launch import train
 
@@ -40,10 +40,9 @@ def test_a_mixture_with_a_function_from_a_relative_path(tmp_path: Path, monkeypa
     done = train(load_config("toy", overrides), Console(file=io.StringIO()))
     adapter = load_file(done.checkpoint / "adapter" / "adapter_model.safetensors")
     assert all(tensor.any() for name, tensor in adapter.items() if "lora_B" in name)
-    events = EventAccumulator(str(done.folder / "tensorboard"))
-    events.Reload()
+    events = read_events(done.folder / "tensorboard", lambda tag: True)
     warm, bright, trained, held_out = (
-        torch.tensor([event.value for event in events.Scalars(f"reward/{tag}")])
+        torch.tensor([value for _, value in events[f"reward/{tag}"]])
         for tag in ("part_warm", "part_brightness", "trained", "held_out")
     )
     torch.testing.assert_close(trained, 2 * warm - bright, atol=1e-5, rtol=0)
