@@ -24,6 +24,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pyarrow as pa
 from pyarrow import fs
@@ -108,7 +109,7 @@ class Mirror:
     def __init__(self, storage: str, under: str, folder: Path | None = None) -> None:
         self.folder = folder or home(storage) / under
         self._storage, self._sent = storage, dict[str, tuple[int, int]]()
-        self._store: fs.FileSystem | None = None
+        self._store: Any = None
         if is_uri(storage):
             self._store, self._root = locate(storage, under)
             if folder is None:

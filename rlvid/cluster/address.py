@@ -204,7 +204,7 @@ def _show_token(address: str, target: str) -> None:
     if not _lets_in(address, target, held):
         raise _wrong_token(address)
     os.environ["RAY_AUTH_MODE"] = "token"
-    from ray._raylet import Config
+    from ray._raylet import Config  # type: ignore[attr-defined]
 
     Config.initialize("")  # which has read the environment when Ray was imported
 

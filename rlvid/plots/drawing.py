@@ -79,7 +79,7 @@ def shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 
 def wrap(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> list[str]:
     """At most so many lines of at most ``width`` pixels; the last one ends in an ellipsis where text is left over."""
-    words, wrapped = one_line(text[: 8 * width * lines])[: width * lines].split(), []
+    words, wrapped = one_line(text[: 8 * width * lines])[: width * lines].split(), list[str]()
     while words and len(wrapped) + 1 < lines:
         fit = next((n for n in range(len(words), 0, -1) if font.getlength(" ".join(words[:n])) <= width), 1)
         wrapped.append(shorten(" ".join(words[:fit]), font, width))

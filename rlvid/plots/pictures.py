@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from rlvid.files import write_whole
 from rlvid.plots.drawing import GAP, MARGIN, TILE, font, paste, save, shorten, tile, tiles, wrap, write
-from rlvid.plots.style import INK, LOOKS, RULE, SOFT, drawing, legend_label
+from rlvid.plots.style import INK, LOOKS, RULE, SOFT, Dash, drawing, legend_label
 
 _LINES = tuple((look.colour, look.dash) for look in LOOKS[:4])
 
@@ -178,8 +179,8 @@ def reward_curve(
             raise ValueError(f"reward_curve: series {label!r} has {len(values)} values for {len(steps)} steps")
     reach = (max(1, len(steps) // 20) if window is None else window) // 2
     with drawing(11):
-        figure = Figure(figsize=(9.6, 5.0), dpi=150, layout="constrained", facecolor="white")
-        figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12)
+        layout = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.12)
+        figure = Figure(figsize=(9.6, 5.0), dpi=150, layout=layout, facecolor="white")
         axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
         for (label, values), (colour, dashes) in zip(series.items(), _LINES, strict=False):
             _curve(
@@ -193,9 +194,11 @@ def reward_curve(
             )
         for place, (label, step) in enumerate((marks or {}).items()):
             axes.axvline(step, color=SOFT, linewidth=1, linestyle=(0, (2, 2)))
-            where = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points", "va": "bottom"}
             side, shift = ("right", -4) if step > (steps[0] + steps[-1]) / 2 else ("left", 4)
-            axes.annotate(label, (step, 0), (shift, 4 + 14 * place), color=SOFT, fontsize=9, ha=side, **where)
+            axes.annotate(
+                label, (step, 0), (shift, 4 + 14 * place), axes.get_xaxis_transform(), "offset points", color=SOFT,
+                fontsize=9, ha=side, va="bottom",
+            )  # fmt: skip
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="y", color=RULE, linewidth=0.6)
@@ -216,7 +219,7 @@ def reward_curve(
     write_whole(Path(path), data.getvalue())
 
 
-def _curve(axes: Axes, steps: np.ndarray, raw: np.ndarray, reach: int, label: str, colour: str, dashes: str) -> None:
+def _curve(axes: Axes, steps: np.ndarray, raw: np.ndarray, reach: int, label: str, colour: str, dashes: Dash) -> None:
     """One series, its raw values light and its smoothed ones on top; a value that is missing is passed over."""
     known = np.isfinite(raw)
     smooth, marker = _smooth(raw, reach)[known], "o" if known.sum() == 1 else None

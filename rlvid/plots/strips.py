@@ -4,6 +4,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -116,13 +117,12 @@ def write_moving(stem: Path, film: np.ndarray, fps: float) -> list[Path]:
     paths = [stem.with_name(stem.name + suffix) for suffix in (".mp4", ".webp", ".gif")]
     write_mp4(paths[0], torch.from_numpy(film).permute(0, 3, 1, 2) / 255, fps)
     images = [Image.fromarray(frame) for frame in film]
-    animated = {"save_all": True, "append_images": images[1:], "loop": 0}
-    for path, options in (
-        (paths[1], {"format": "WEBP", "duration": round(1000 / fps), "quality": 85, "method": 3}),
-        (paths[2], {"format": "GIF", "duration": max(20, round(100 / fps) * 10), "disposal": 1}),
-    ):
+    animated: dict[str, Any] = {"save_all": True, "append_images": images[1:], "loop": 0}
+    webp = animated | {"format": "WEBP", "duration": round(1000 / fps), "quality": 85, "method": 3}
+    gif = animated | {"format": "GIF", "duration": max(20, round(100 / fps) * 10), "disposal": 1}
+    for path, options in ((paths[1], webp), (paths[2], gif)):
         data = io.BytesIO()
-        images[0].save(data, **options, **animated)
+        images[0].save(data, **options)
         write_whole(path, data.getvalue())
     return paths
 

@@ -6,10 +6,14 @@ Colours are Okabe and Ito's, which the colour-blind tell apart; dash and marker 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from rlvid.escape import one_line
 
 INK, SOFT, RULE = "#1a1a1a", "#666666", "#c8c8c8"
+
+Dash = str | tuple[int, tuple[int, ...]]
+"""A line's dashes, as matplotlib takes them."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,7 @@ class Look:
 
     colour: str
     on_dark: str
-    dash: str | tuple[int, tuple[int, ...]]
+    dash: Dash
     marker: str
     glyph: str
 
@@ -63,7 +67,7 @@ def drawing(size: float, ink: str = INK, soft: str = INK, **further: object) -> 
     """
     import matplotlib  # here, so that pages without a picture do not wait for it
 
-    settings: dict[str, object] = dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), ink)
+    settings: Any = dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), ink)
     settings |= dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), soft)
     settings |= {"font.family": "DejaVu Sans", "font.size": size, "text.parse_math": False, "text.usetex": False}
     with matplotlib.rc_context(settings | further):

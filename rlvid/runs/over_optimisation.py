@@ -96,7 +96,8 @@ def judge(looks: Sequence[Look], alpha: float = ALPHA) -> Verdict:
     if not looks:
         raise ValueError("judge: no looks; the base model's is the first")
     held_out = tuple(_mean(look[HELD_OUT]) for look in looks)
-    best, warnings, before, lost = 0, {}, {}, {}
+    best = 0
+    warnings, before, lost = dict[str, Loss](), dict[str, Loss](), dict[str, Loss]()
     for at in range(1, len(looks)):
         rising = _mean(looks[at][TRAINED]) > _mean(looks[best][TRAINED])
         lost = {m: loss for m in TOLERANCE if (loss := lost_at(looks, m, at, alpha)) and rising}

@@ -48,7 +48,7 @@ class GuardEvaluator:
         rewards = RewardConfig.model_validate(reward)
         self.trained, self.held_out = trained_reward(rewards, device), held_out_reward(rewards, device)
         clips = [each for each in (self.held_out, self.trained) if isinstance(each, ClipReward)]
-        self.clip = clips[0] if clips else load_reward("builtin-heldout", device)
+        self.clip: Any = clips[0] if clips else load_reward("builtin-heldout", device)
         self.prompts, self.fresh, self.ask = prompts, True, Asker(rewards.timeout)
 
     def look(self, folder: str | None) -> dict[str, list[float]]:

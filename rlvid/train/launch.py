@@ -67,7 +67,7 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Tr
         folder = mirror.folder
         use_gpu, has_room = _check_cluster(config, folder, console)
         clips = _clips_of(config, mirror, console)
-        progress = ProgressActor.remote()
+        progress = ProgressActor.remote()  # type: ignore[attr-defined]
         try:
             with (
                 watching(config, folder, clips, use_gpu, console) as stop,

@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def repair_record(mirror: Mirror, damaged: dict[str, str] | None = None) -> list
             lines.append(f"checkpoint {name} is missing")
         elif counted is not None and name not in {*counted, *(damaged or {})}:
             shutil.rmtree(run / name, ignore_errors=True)
-            mirror.delete(lambda path, name=name: path.startswith(f"{name}/"))
+            mirror.delete(methodcaller("startswith", f"{name}/"))
             lines.append(f"checkpoint {name} was not finished when the run was stopped, and was deleted")
         else:
             aside = _free(f"{name}.damaged", there)

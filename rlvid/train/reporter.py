@@ -73,7 +73,8 @@ class Reporter(Observer):
             yield
             return
         self.progress.ask.remote(self.rank, self.where, reward, self.timeout)
-        faulthandler.dump_traceback_later(self.timeout, exit=True, file=self._file or sys.__stderr__)
+        file: Any = self._file or sys.__stderr__
+        faulthandler.dump_traceback_later(self.timeout, exit=True, file=file)
         try:
             yield
         finally:
