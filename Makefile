@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml constraints.txt
 browser: venv ## have a browser for the tests of pages: the system's Chromium, or else one that Playwright fetches (100 MB)
 	@{ chromium --version || chromium-browser --version || google-chrome --version; } >/dev/null 2>&1 </dev/null || \
 		PLAYWRIGHT_BROWSERS_PATH=0 $(BIN)/playwright install --only-shell chromium || \
-		echo "NO BROWSER: tests of pages are skipped. Install one (apt install chromium), or run make browser with a network."
+		echo "no browser could be fetched: tests of pages will be skipped"
 
 demo: venv ## fine-tune the built-in model on a reward, evaluate it, and say where to look (CPU, minutes)
 	$(BIN)/rlvid demo

@@ -27,6 +27,7 @@ for _name, _value in {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the default of 2 s is also the pace of ray.train.report
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # by default 60, too little where others start beside them
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_prestart_worker_first_driver": "0",  # a process for each CPU, of which most would never work
     "RAY_worker_niceness": "0",  # by default 15: beside other tests they would starve
     "TOKENIZERS_PARALLELISM": "false",
 }.items():
@@ -48,6 +49,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(folder)
         if item.get_closest_marker("gpu") and not _has_cuda():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Say last how many tests of pages were skipped because no browser starts, and how to get one; CI reads it."""
+    summary: Any = config.pluginmanager.get_plugin("terminalreporter")
+    skipped = summary.stats.get("skipped", []) if summary else []
+    if count := sum("NO BROWSER" in str(each.longrepr) for each in skipped):
+        way = "apt install chromium, or make browser with a network"
+        summary.write_line(f"NO BROWSER: {count} tests of pages were skipped; to have one: {way}")
 
 
 def _has_cuda() -> bool:

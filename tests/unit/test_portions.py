@@ -2,10 +2,6 @@
 
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -16,7 +12,7 @@ from helpers import save_run
 
 from rlvid.actions import evaluate_and_show
 from rlvid.diffusion.generate import generate
-from rlvid.evaluate.cache import copy_part, identity_of, read_part, write_part
+from rlvid.evaluate.cache import copy_part, read_part, write_part
 from rlvid.evaluate.command import write_all
 from rlvid.evaluate.load import load_run
 from rlvid.evaluate.models import find_models
@@ -85,33 +81,6 @@ def test_portions_give_the_numbers_of_the_whole_and_survive_an_interruption(
     assert told == [("scored", done, 9) for done in (1, 4, 5, 8, 9)]  # 7 videos had their scores
     for found, expected in zip(numbers(rows), numbers(whole), strict=True):
         assert found == pytest.approx(expected, abs=1e-6)
-
-
-@pytest.mark.slow
-def test_a_killed_evaluation_goes_on_with_the_videos_that_are_there(tmp_path: Path) -> None:
-    run, _ = save_run(tmp_path)
-    (tmp_path / "own.txt").write_text("\n".join(f"a {colour} star" for colour in "abcdefghijklmnopqrstuvwx"))
-    command = [sys.executable, "-m", "rlvid.cli", "evaluate", run, "--sets", tmp_path / "own.txt", "--steps", "20,21"]
-    first = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while not list(run.glob("videos/part-*.parquet")) and first.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    parts = sorted(run.glob("videos/part-*.parquet"))
-    assert 0 < len(parts) < 8, "the evaluation was not interrupted"
-    labels = pq.read_table(parts[0]).drop_columns("frames").to_pylist()
-    white = torch.ones(len(labels), 4, 3, 16, 16)
-    write_part(parts[0], labels, white, identity_of(parts[0]))
-    kept = {path: path.read_bytes() for path in parts}
-    again = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
-    assert again.returncode == 0, again.stderr
-    assert f"{16 * len(parts)} of 96 videos are there already" in again.stdout or len(parts) > 1
-    assert {path: path.read_bytes() for path in parts} == kept
-    motion = pq.read_table(run / "evaluation.parquet")["motion"].to_pylist()
-    assert motion[: len(labels)] == [0.0] * len(labels)  # taken as they were found
-    assert min(motion[len(labels) :]) > 0
-    assert yaml.safe_load((run / "evaluation.yaml").read_text())["complete"]
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
