@@ -87,7 +87,7 @@ class ArchiveWriter:
             raise ValueError(
                 f"archive {folder}: the folder cannot be made ({error.strerror}); choose one you can write to"
             ) from error
-        self._common = {
+        self._common: dict[str, Any] = {
             "run": run, "algorithm": algorithm, "config_hash": config_hash, "seed": seed, "fps": fps, "model": model
         }  # fmt: skip
         self._held_up = False

@@ -163,7 +163,7 @@ class ClipEncoder:
         threads = max(1, min(8, (os.cpu_count() or 1) // workers))
         torch.set_num_threads(threads)  # Ray says 1 to actors that reserve less than a core
         self._readers = 1 if denoiser else threads
-        shape = {"frames": config.frames, "size": config.size, "decode_chunk": config.decode_chunk}
+        shape: dict[str, Any] = {"frames": config.frames, "size": config.size, "decode_chunk": config.decode_chunk}
         self._model = load_model(config.path, **shape, precision=config.precision, device=device)
         if not denoiser:
             self._model.denoiser = torch.nn.Identity()
@@ -221,7 +221,7 @@ def encode_clips(
     if is_reusable(out, made_with):
         log.info("%s holds these clips already; nothing is encoded", out)
     else:
-        shape = {"frames": from_model["frames"], "size": from_model["size"]}
+        shape: dict[str, Any] = {"frames": from_model["frames"], "size": from_model["size"]}
         exact = model.model_copy(update=shape | {"path": movable(model.path)})  # actors run elsewhere
         with ClipWriter(out, made_with) as writer, kept(lambda: _kept(writer, len(items))):
             left = [item for item in items if item["index"] not in writer.done]

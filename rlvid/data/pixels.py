@@ -1,5 +1,7 @@
 """Pixels of a decoded video frame as a player shows them: turned, mirrored, and in the colours of BT.709."""
 
+from typing import Any
+
 import av
 import numpy as np
 import torch
@@ -11,7 +13,7 @@ _MOST_PIXELS = 2**26
 """Of a frame: 8192 x 8192. A small file may announce any number."""
 _MOST_ASPECT = 8
 """Longer side over the shorter one, beyond which only the middle of a frame is scaled."""
-_OTHER_CURVES = {
+_OTHER_CURVES: dict[int, str] = {
     ColorTrc.LINEAR: "linear light",
     ColorTrc.LOG: "a logarithmic curve",
     ColorTrc.LOG_SQRT: "a logarithmic curve",
@@ -22,7 +24,7 @@ _OTHER_CURVES = {
 _UNSPECIFIED = (0, 2)
 _MATRICES = (0, 1, 2, 4, 5, 6, 7, 9)
 """Codes in ITU-T H.273 of the ways to store RGB as YUV that swscale reads: not YCgCo, constant luminance or ICtCp."""
-_WIDE_GAMUTS = {
+_WIDE_GAMUTS: dict[int, tuple[tuple[float, float], ...]] = {
     ColorPrimaries.BT2020: ((0.708, 0.292), (0.170, 0.797), (0.131, 0.046)),
     ColorPrimaries.SMPTE432: ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060)),
 }
@@ -66,7 +68,7 @@ def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool] | None:
 
     The display matrix maps a pixel (x, y) to (a x + c y, b x + d y), stored in rows (a, b, u), (c, d, v), (x, y, w).
     """
-    side_data = frame.side_data.get("DISPLAYMATRIX")
+    side_data: Any = frame.side_data.get("DISPLAYMATRIX")
     if side_data is None:
         return False, False, False
     (a, b), (c, d) = np.frombuffer(side_data, np.int32).reshape(3, 3)[:2, :2].astype(float)

@@ -131,7 +131,7 @@ def encoded_clips(config: RunConfig, console: Console) -> Path:
         prompts = sample_prompts(config)
         made_with = samples_made_with(prompts, seed, config.sampling, model) | {"model": model_fingerprint(model)}
         name = f"samples-{count}-seed{seed}-{digest(made_with)[:8]}"
-        workers = {"workers": config.train.workers, "use_gpu": config.train.use_gpu, "batch_size": 1}
+        workers: dict[str, Any] = {"workers": config.train.workers, "use_gpu": config.train.use_gpu, "batch_size": 1}
         make = partial(encode_samples, prompts, seed, config.sampling, model, **workers)
     else:
         return Path(config.data.source).expanduser().resolve()

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -84,6 +85,7 @@ def _timestamps(path: Path, index: int) -> tuple[np.ndarray, float]:
     """When each decodable frame starts, and when the last one ends, in seconds from the first one."""
     with _open(path) as container:
         stream = container.streams[index]
+        assert isinstance(stream, av.VideoStream), "_main_stream chose it"
         tick = float(stream.time_base or 0)
         period = 1 / float(stream.average_rate or stream.guessed_rate or 25)
         pts: list[float] = []
@@ -113,7 +115,7 @@ def _decode(container: av.container.InputContainer, stream: av.VideoStream) -> I
     if stream.metadata.get("alpha_mode") != "1" or name not in _ALPHA_DECODERS:
         yield from container.decode(stream)
         return
-    decoder = av.CodecContext.create(_ALPHA_DECODERS[name], "r")
+    decoder: Any = av.CodecContext.create(_ALPHA_DECODERS[name], "r")
     for packet in container.demux(stream):
         yield from decoder.decode(packet if packet.size else None)
 
@@ -136,6 +138,7 @@ def _pick(path: Path, index: int, chosen: list[int], size: int) -> Tensor:
     kept: dict[int, Tensor] = {}
     with _open(path) as container:
         stream = container.streams[index]
+        assert isinstance(stream, av.VideoStream), "_main_stream chose it"
         wanted = set(chosen)
         for number, frame in enumerate(_decode(container, stream)):
             if number in wanted:

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -45,7 +46,7 @@ def check_run(run: str | Path) -> Iterator[Finding]:
         "guard": (check_guard, "delete guard.jsonl, and the guard begins anew"),
     }
     for name, (check, way) in parts.items():
-        yield from examine(name, lambda check=check: check(folder, config), way)
+        yield from examine(name, partial(check, folder, config), way)
 
 
 def check_checkpoints(folder: Path, config: RunConfig) -> Iterator[Finding]:

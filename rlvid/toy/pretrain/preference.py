@@ -1,6 +1,7 @@
 """Stage 2: the image reward, a small open_clip model: contrastive first, then on preference pairs as HPSv2 was."""
 
 import math
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -18,7 +19,7 @@ from rlvid.world.render import BACKGROUNDS, COLOURS, SUBJECTS, Clips, degrade, r
 LARGEST_SCALE = 20.0
 """Bound of the logit scale: a small one spreads the cosines of good and bad frames instead of saturating early."""
 
-ARCHITECTURE = {
+ARCHITECTURE: dict[str, Any] = {
     "embed_dim": 64,
     "vision_cfg": {"layers": 3, "width": 64, "head_width": 16, "image_size": 32, "patch_size": 4},
     "text_cfg": {"context_length": CONTEXT_LENGTH, "width": 64, "heads": 4, "layers": 2},
