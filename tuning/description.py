@@ -9,11 +9,11 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from rlvid.config import RunConfig, load_config, read_description
+from rlvid.config.parse import explain, read_named, split_override
 from rlvid.config.reward import absolute
 from rlvid.config.section import Section
 from rlvid.credentials import refuse_credentials, refuse_credentials_in_arguments
 from rlvid.data.prompts import has_prompts, resolve_prompts
-from rlvid.files import read_yaml
 from rlvid.models.folders import movable
 from rlvid.world.captions import PROMPT_SETS
 from tuning.space import MOST_TRIALS, VARIANT, Dimension, draw, grid, parse_space, shown, size
@@ -277,17 +277,7 @@ def load_sweep(source: str, overrides: list[str] | None = None) -> Sweep:
     Raises:
         ValueError: in one line: the file or key, the value, what is allowed.
     """
-    path = shipped_sweeps().get(source, Path(source))
-    if not path.is_file():
-        raise ValueError(
-            f"sweep {source!r} is neither a file nor a shipped one; shipped: {', '.join(shipped_sweeps())}"
-        )
-    try:
-        data = read_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"sweep {path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"sweep {path} must be a mapping with name, config, space, rungs, ...")
+    path, data = read_named("sweep", source, shipped_sweeps(), "name, config, space, rungs, ...")
     evaluation = data.get("evaluation")
     if isinstance(evaluation, dict) and has_prompts(beside := path.parent / str(evaluation.get("prompts"))):
         data["evaluation"] = evaluation | {"prompts": str(beside)}
@@ -298,17 +288,11 @@ def load_sweep(source: str, overrides: list[str] | None = None) -> Sweep:
     try:
         return Sweep.model_validate(data)
     except ValidationError as error:
-        raise ValueError(f"sweep {source}: " + "; ".join(_explain(each) for each in error.errors())) from None
+        raise ValueError(f"sweep {source}: " + "; ".join(explain(each, Sweep, {}) for each in error.errors())) from None
 
 
 def _override(data: dict[str, Any], text: str) -> None:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise ValueError(f"override {text!r} must have the form key=value, such as trials=12 or train.batch_size=4")
-    try:
-        parsed = read_yaml(value)
-    except yaml.YAMLError as error:
-        raise ValueError(f"override {text!r}: the value is not valid YAML") from error
+    key, parsed = split_override(text, "key=value, such as trials=12 or train.batch_size=4")
     section, _, rest = key.partition(".")
     if section in RunConfig.model_fields and key not in Sweep.model_fields:
         section, rest = "settings", key
@@ -316,7 +300,7 @@ def _override(data: dict[str, Any], text: str) -> None:
         if not isinstance(data.get(section), dict | None):
             raise ValueError(
                 f"override {text!r}: {section} = {data[section]!r} has no keys; write it as a mapping, such as "
-                f"{section}: {{{rest}: {value}}}"
+                f"{section}: {{{rest}: {_yaml(parsed)}}}"
             )
         data[section] = {**(data.get(section) or {}), rest: parsed}
         _fix_or_vary(data, section, [rest])
@@ -333,14 +317,3 @@ def _fix_or_vary(data: dict[str, Any], section: str, keys: list[str]) -> None:
     other = {"space": "settings", "settings": "space"}.get(section, "")
     if isinstance(data.get(other), dict):
         data[other] = {key: value for key, value in data[other].items() if key not in keys}
-
-
-def _explain(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        section = Evaluation if len(error["loc"]) > 1 else Sweep
-        return f"unknown key {where}; allowed: {', '.join(section.model_fields)}"
-    if error["type"] == "missing":
-        return f"{where} is missing: {Sweep.model_fields[where].description}"
-    message = error["msg"].removeprefix("Value error, ")
-    return f"{where} = {error['input']!r}: {message[0].lower()}{message[1:]}" if where else message

@@ -22,15 +22,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from rlvid.files import read_mapping, write_whole
+from rlvid.files import damaged, write_whole
 from tuning.space import VARIANT
 
 GOES_ON, STOPPED, FINISHED = "goes on", "stopped early", "finished"
 INVALID = "no valid run"
 ENDS = (STOPPED, FINISHED, INVALID)
 """How a trial may end for good; one that failed is tried again."""
+
+
+_WAY_OUT = "delete that line and those after it, or the sweep's folder, and start again"
 
 
 class _Line(BaseModel):
@@ -141,19 +144,13 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             continue
         try:
             entry = _Line.model_validate(json.loads(line)).model_dump(exclude_unset=True)
-        except (ValueError, ValidationError) as error:
-            raise _damaged(path, f"line {number}: {' '.join(str(error).split())[:200]}") from None
+        except ValueError as error:
+            raise damaged(path, f"line {number}: {error}", _WAY_OUT) from None
         if "settings" in entry:
             known.add(entry["trial"])
         elif entry["trial"] not in known or not entry.keys() & {"failed", "invalid", "decision"}:
-            raise _damaged(path, f"line {number} is of no trial that was proposed, or says nothing of it")
+            raise damaged(path, f"line {number}: it is of no trial that was proposed, or has no result", _WAY_OUT)
         yield entry
-
-
-def _damaged(path: Path, why: str) -> ValueError:
-    return ValueError(
-        f"{path} is damaged ({why}); delete that line and those after it, or the sweep's folder, and start again"
-    )
 
 
 def scores_path(folder: Path, name: str, rung: int) -> Path:
@@ -170,10 +167,9 @@ def read_scores(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return _Scores.model_validate(read_mapping(path)).model_dump()
+        return _Scores.model_validate(json.loads(path.read_text(encoding="utf-8"))).model_dump()
     except ValueError as error:
-        why = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path} is damaged ({why}); delete it, and the sweep measures anew") from None
+        raise damaged(path, error, "delete it, and the sweep measures anew") from None
 
 
 def write_scores(path: Path, scores: dict[str, Any]) -> None:

@@ -2,22 +2,19 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
 from copy import deepcopy
-from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from rlvid.config.guard import GuardConfig
-from rlvid.config.methods import METHODS, AnyMethod, InstructVideoConfig
+from rlvid.config.methods import AnyMethod, InstructVideoConfig
+from rlvid.config.parse import explain, read_named, split_override
 from rlvid.config.reward import Precision, RewardConfig
 from rlvid.config.section import Decay, Section
 from rlvid.credentials import refuse_credentials, refuse_credentials_in_arguments
-from rlvid.files import read_yaml
 
 
 class LoraConfig(Section):
@@ -291,19 +288,8 @@ def load_config(source: str | Path | dict[str, Any], overrides: list[str] | None
 
 def read_description(source: str | Path) -> dict[str, Any]:
     """The sections of a description, as they are written: see ``load_config``."""
-    path = shipped_configs().get(str(source), Path(source))
-    if not path.is_file():
-        raise ValueError(
-            f"config {str(source)!r} is neither a file nor a shipped description; "
-            f"shipped: {', '.join(shipped_configs())}"
-        )
-    try:
-        data = read_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"config {path} must be a mapping of sections (model, sampling, method, ...)")
-    return data
+    sections = "sections (model, sampling, method, ...)"
+    return read_named("config", str(source), shipped_configs(), sections)[1]
 
 
 def parse_config(data: dict[str, Any]) -> RunConfig:
@@ -312,13 +298,11 @@ def parse_config(data: dict[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:
-        raise ValueError("; ".join(_explain(e) for e in error.errors())) from None
+        raise ValueError("; ".join(explain(each, RunConfig, _FORMER_KEYS) for each in error.errors())) from None
 
 
 def _override(data: dict[str, Any], text: str) -> None:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise ValueError(f"override {text!r} must have the form section.key=value, such as train.steps=100")
+    key, value = split_override(text, "section.key=value, such as train.steps=100")
     *parents, last = key.split(".")
     here = data
     for parent in parents:
@@ -327,40 +311,4 @@ def _override(data: dict[str, Any], text: str) -> None:
             raise ValueError(f"override {text!r}: {parent} is a value and has no keys of its own")
         here[parent] = {"name": inner} if isinstance(inner, str) else dict(inner or {})
         here = here[parent]
-    try:
-        here[last] = read_yaml(value)
-    except yaml.YAMLError as error:
-        raise ValueError(f"override {text!r}: the value is not valid YAML") from error
-
-
-def _explain(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"] if part not in METHODS)
-    if error["type"] == "union_tag_invalid":
-        return f"{where}.name = {error['ctx']['tag']!r} is not a method; allowed: {', '.join(METHODS)}"
-    if error["type"] == "extra_forbidden":
-        if where in _FORMER_KEYS:
-            return f"the key {where} {_FORMER_KEYS[where]}"
-        *above, key = error["loc"]
-        keys = _section(above).model_fields
-        guess = "".join(f"; do you mean {near}?" for near in get_close_matches(str(key), keys, 1))
-        return f"unknown key {where}; allowed here: {', '.join(keys)}{guess}"
-    if error["type"] == "model_type":
-        keys = _section(error["loc"]).model_fields
-        return f"{where} = {error['input']!r}: expected a section with keys of its own; allowed: {', '.join(keys)}"
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "value_error" and isinstance(error["input"], dict) and where:
-        return f"{where}: {message}"
-    return f"{where} = {error['input']!r}: {message[0].lower()}{message[1:]}" if where else message
-
-
-def _section(place: Sequence[str | int]) -> Any:
-    """The section that an error's place leads to."""
-    section: Any = RunConfig
-    for part in place:
-        section = METHODS[part] if part in METHODS else _inner(section, part)
-    return section
-
-
-def _inner(section: Any, part: str | int) -> Any:
-    """The section that a key, or a place in a list of sections, leads to."""
-    return get_args(section)[0] if isinstance(part, int) else section.model_fields[part].annotation
+    here[last] = value

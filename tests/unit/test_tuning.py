@@ -62,7 +62,7 @@ def test_shipped_sweeps_are_valid(name: str) -> None:
         (["space.train.steps=[1, 2]"], "train.steps belongs to the sweep"),
         (["reward.held_out=null"], "objective held_out: the base has reward.held_out = null"),
         (["trails=3"], "'trails' is a key neither of a sweep nor of a run"),
-        (["evaluation.video=3"], "unknown key evaluation.video; allowed: prompts, videos"),
+        (["evaluation.video=3"], "unknown key evaluation.video; allowed here: prompts, videos"),
         (["evaluation.prompts=nowhere.txt"], "evaluation.prompts = 'nowhere.txt' is neither"),
         (["train.batch_size=-1"], "train.batch_size = -1"),
         (["space=[1]", "space.seed=[0, 1]"], "'space.seed=[0, 1]': space = [1] has no keys; write it as a mapping"),

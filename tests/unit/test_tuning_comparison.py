@@ -152,7 +152,7 @@ def test_damaged_files_of_a_sweep_are_named_in_one_line(tmp_path: Path) -> None:
     for line in ("nonsense", '{"trial": 0, "sett', "[]", '{"trial": "0", "settings": {}}', '{"trial": 0}',
                  '{"trial": 1, "failed": "x"}', '{"trial": 0, "step": 2, "score": 0.5, "decision": "so"}'):  # fmt: skip
         journal.write_text(f"{whole_line}{line}\n{whole_line}")
-        with pytest.raises(ValueError, match=r"journal.jsonl is damaged \(line 2.*start again$") as error:
+        with pytest.raises(ValueError, match=r"journal.jsonl is damaged \(line 2: .*start again$") as error:
             Journal(tmp_path)
         assert "\n" not in str(error.value)
     journal.write_text(whole_line)
