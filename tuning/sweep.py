@@ -69,14 +69,18 @@ def keep_description(sweep: Sweep) -> None:
     Raises:
         ValueError: the folder holds another sweep (names what has changed), or something else.
     """
-    from rlvid.files import read_mapping, write_whole
+    from rlvid.files import damaged, read_mapping, write_whole
 
     note, rung = sweep.folder / "sweep.yaml", sweep.rungs[-1]
     base = sweep.run({}, "base", rung)
     variants = {label: sweep.run({VARIANT: label}, "base", rung) for label in sweep.variants}
     if note.is_file():
         kept = read_mapping(note)
-        if changed := _changes(kept, sweep, base, variants):
+        try:
+            changed = _changes(kept, sweep, base, variants)
+        except (LookupError, TypeError, ValueError) as error:
+            raise damaged(note, error, "choose another name=..., or delete the folder to start anew") from None
+        if changed:
             raise ValueError(
                 f"sweep {sweep.name!r} exists in {sweep.folder} with another description ({changed}); "
                 "choose another name=..., or delete the folder to start anew"

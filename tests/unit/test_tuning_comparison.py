@@ -157,3 +157,9 @@ def test_damaged_files_of_a_sweep_are_named_in_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
     journal.write_text(whole_line)
     assert Journal(tmp_path).trials[0].settings == {"seed": 1, "reward.held_out": None}
+    made = sweep(tmp_path)
+    keep_description(made)
+    (made.folder / "sweep.yaml").write_text("sweep: {name: methods}\n")
+    with pytest.raises(ValueError, match=r"sweep.yaml is damaged .*; choose another name=") as error:
+        keep_description(made)
+    assert "\n" not in str(error.value)
