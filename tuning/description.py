@@ -69,7 +69,7 @@ class Sweep(Section):
     unit: Literal["steps", "seconds", "videos"] = Field(
         "steps", description="what rungs count: training steps, seconds of them, or videos that the reward scores"
     )
-    reduction: float = Field(3.0, gt=1, description="ASHA goes on with the best 1 / reduction of a rung")
+    reduction: float = Field(3.0, gt=1, description="ASHA continues the best 1 / reduction of the trials of a rung")
     metric: str = Field("held_out", description="the objective that ASHA, Optuna and the best config go by")
     objectives: list[str] = Field(
         ["reward", "held_out", "consistency", "motion", COST], min_length=1, description="of the Pareto table"
@@ -313,7 +313,7 @@ def _override(data: dict[str, Any], text: str) -> None:
 
 
 def _fix_or_vary(data: dict[str, Any], section: str, keys: list[str]) -> None:
-    """What is said last wins: a setting is fixed or it varies."""
+    """Removes keys from the other of settings and space: the last override decides whether a key varies."""
     other = {"space": "settings", "settings": "space"}.get(section, "")
     if isinstance(data.get(other), dict):
         data[other] = {key: value for key, value in data[other].items() if key not in keys}

@@ -1,4 +1,4 @@
-"""What a sweep has done, on disk, so that it goes on from there whenever its driver dies.
+"""The record of a sweep on disk, from which it resumes whenever its driver dies.
 
 A sweep's folder, ``{storage}/{name}``::
 
@@ -89,7 +89,7 @@ def trial_name(number: int, settings: dict[str, Any]) -> str:
 class Journal:
     """Appends lines that survive the process, and reads them back.
 
-    A line that a kill has cut short is dropped: what it told is done again. A failed trial is open again, so that
+    A last line that a kill has cut short is dropped, and its work is done again. A failed trial is open again, so that
     starting the sweep once more gives it another chance.
     """
 

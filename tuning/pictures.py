@@ -1,7 +1,7 @@
 """Pictures of a sweep: every trial as a line through its settings and scores, and a map of two settings.
 
 White, one face, one scale of colours that stays in order for the colour-blind and in grey (cividis: darker is more).
-What ended how is told by line style and by words, not by colour.
+Line style and words show how a trial ended, colour does not.
 """
 
 import io

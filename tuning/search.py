@@ -1,8 +1,8 @@
-"""Who proposes settings and who stops trials: Ray Tune's parts, with the journal as their memory.
+"""Proposes settings and stops trials: Ray Tune's searcher and scheduler, with the journal as their memory.
 
 Tune's own restore keeps neither what ASHA has seen nor trials that began after its last snapshot, and unpickles. Here a
 start reads the journal instead: finished trials are not run, the others come first with what was proposed for them, and
-ASHA is told the past in its order, Optuna by the number of the trial.
+ASHA gets the past results in their order, Optuna by the number of the trial.
 """
 
 import json
@@ -80,7 +80,7 @@ class Proposals(Searcher):
         return trial
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tells Optuna how a trial ended."""
+        """Gives Optuna the score of a trial that ended."""
         number = self._running.pop(trial_id, None)
         if self._optuna is None or number is None:
             return

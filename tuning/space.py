@@ -27,7 +27,7 @@ MOST_TRIALS = 1000
 
 _ENUMERATED = 100_000  # spaces up to this size are shuffled; in larger ones, draws that meet are drawn again
 _BETWEEN = 0.381966  # of a range, where no whole number lies by chance
-_MISSES = 1000  # that often in a row, before a space is said to have no more
+_MISSES = 1000  # draws in a row that meet known settings, after which the space counts as exhausted
 
 
 @dataclass(frozen=True)

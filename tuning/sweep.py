@@ -100,10 +100,10 @@ def _changes(kept: dict[str, Any], sweep: Sweep, base: RunConfig, variants: dict
 
     Paths are compared as they are written and prompts by their texts: a job's working folder lies elsewhere each time.
     """
-    told = kept["sweep"]
-    before = Sweep.model_validate(told | {"evaluation": told["evaluation"] | {"prompts": "in_domain"}})
+    noted = kept["sweep"]
+    before = Sweep.model_validate(noted | {"evaluation": noted["evaluation"] | {"prompts": "in_domain"}})
     free = {key: getattr(before, key) for key in _FREE}
-    old = _by_name(before, told["evaluation"]["prompts"])
+    old = _by_name(before, noted["evaluation"]["prompts"])
     new = _by_name(sweep.model_copy(update=free), sweep.evaluation.prompts)
     changed = differences(old, new) or _of_run(kept["base"], base)
     for label, now in variants.items():

@@ -100,8 +100,8 @@ def setup(options: argparse.Namespace) -> dict[str, Any]:
 
 def driver() -> str:
     """The NVIDIA driver's version."""
-    told = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    return told.splitlines()[0] if told else "unknown"
+    text = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return text.splitlines()[0] if text else "unknown"
 
 
 def commit() -> str:

@@ -4,9 +4,9 @@
     python tests/faults/chaos.py --kills 6 --victims worker,driver --seed 7 train.workers=1 train.steps=10
     python tests/faults/chaos.py --config my.yaml output.storage=/mnt/shared/chaos   # your model, your storage
 
-It starts a Ray cluster of its own on this machine, of a head and two nodes, and trains one run that nothing befalls.
-Then, for each seed, the same run again, in which one thing dies without warning (SIGKILL), at a random moment of its
-start or of its steps:
+It starts a Ray cluster of its own on this machine, of a head and two nodes, and first trains an
+undisturbed reference run. Then, for each seed, it trains the same run again and kills one process without warning
+(SIGKILL), at a random moment of its start or of its steps:
 
     worker   a process that trains
     raylet   Ray's daemon on the node where the workers are, and with it all of the node; another node joins
@@ -89,7 +89,7 @@ class Chaos:
         self.seconds, self.first_worker, self.first_step = 0.0, 0.0, 0.0
 
     def run_whole(self) -> None:
-        """The run that nothing befalls; its clips are encoded first, so that it takes as long as the others."""
+        """The undisturbed reference run; its clips are encoded first, so that it takes as long as the others."""
         import ray
 
         from rlvid.cluster.connect import start_ray
@@ -110,7 +110,7 @@ class Chaos:
         if code:
             raise RuntimeError(f"the run that nothing befell failed: {printed}")
         if told := self._faults("whole"):
-            raise RuntimeError(f"the run that nothing befell: {'; '.join(told)}")
+            raise RuntimeError(f"the undisturbed run: {'; '.join(told)}")
 
     def run_killed(self, seed: int, victim: str, moment: float) -> Outcome | None:
         """A run whose ``victim`` dies at ``moment``; None if it had ended before.

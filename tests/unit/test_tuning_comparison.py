@@ -3,19 +3,24 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
+from rlvid.config import RunConfig
 from rlvid.config.methods import METHODS
 from rlvid.evaluate.results.rows import METRICS
 from tuning.comparison import SHOWN, by_seed, table
 from tuning.description import Sweep, load_sweep
 from tuning.journal import Journal, Trial, read_scores, scores_path, write_scores
+from tuning.measure import job_of
 from tuning.outcomes import collect
 from tuning.report import write_report
+from tuning.search import Proposals
 from tuning.sweep import keep_description
+from tuning.trial import run_trial
 
 
 def sweep(tmp_path: Path, *overrides: str) -> Sweep:
@@ -137,6 +142,34 @@ def test_the_report_has_the_seeds_of_each_variant_in_one_row(tmp_path: Path) -> 
 def whole(scores: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
     mean = dict.fromkeys(METRICS, 0.5) | scores["mean"]
     return scores | {"mean": mean, "std": dict.fromkeys(METRICS, 0.1) | scores["std"], "rows": [row]}
+
+
+def test_a_trial_is_trained_to_each_rung_and_goes_on_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = sweep(tmp_path, "space.seed=[3]", "space.variant={a: {}}")
+    proposal = Proposals(made, Journal(tmp_path), made.planned()).suggest("id")
+    trained, reported = [], []
+
+    def train(config: RunConfig, console: Any) -> Any:
+        trained.append((config.name, config.train.max_seconds))
+        return SimpleNamespace(folder=made.folder / config.name, last_step=int(config.train.max_seconds or 0) // 10)
+
+    def measured(job: dict[str, Any], run: Path, step: int) -> dict[str, Any]:
+        return whole(point(step, 0.5), {"prompt": run.name})
+
+    made.folder.mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("rlvid.train.launch.train", train)
+    monkeypatch.setattr("tuning.trial.measured", measured)
+    monkeypatch.setattr("tuning.trial.tune.report", reported.append)
+    run_trial(proposal, job_of(made, use_gpu=False))
+    assert trained == [("a-seed3", 100.0), ("a-seed3", 200.0)]
+    assert [(each["step"], each["seconds"]) for each in reported] == [(100, 20.0), (200, 40.0)]
+    scores_path(made.folder, "a-seed3", 200).unlink()  # as after a kill in the second measurement
+    run_trial(proposal | {"judged": [100]}, job_of(made, use_gpu=False))
+    assert trained[2:] == [("a-seed3", 200.0)]
+    assert [each["step"] for each in reported[2:]] == [200]
 
 
 def test_damaged_files_of_a_sweep_are_named_in_one_line(tmp_path: Path) -> None:
