@@ -22,6 +22,12 @@ def t_quantile(probability: float, freedom: float) -> float:
     return float(stdtrit(freedom, probability))
 
 
+def finite_mean(values: Iterable[float]) -> float:
+    """Averages the finite values; NaN where there is none."""
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan
+
+
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean, and half of Student's 95 % interval of it (NaN for one value)."""
     mean = float(np.mean(values))

@@ -21,6 +21,7 @@ from matplotlib.patches import Rectangle
 
 from rlvid.files import write_whole
 from rlvid.plots.style import INK, RULE, SOFT, drawing
+from rlvid.stats import finite_mean
 from tuning.description import COST, Sweep
 from tuning.outcomes import TITLES, Outcome
 from tuning.space import Dimension, label
@@ -186,8 +187,7 @@ def _cells(sweep: Sweep, outcomes: list[Outcome], up: Dimension, across: Dimensi
                 one.value(sweep.metric, step) for one in outcomes
                 if one.trial.settings[up.key] == row and one.trial.settings[across.key] == column
             ]  # fmt: skip
-            finite = [value for value in here if math.isfinite(value)]
-            table[i, j] = sum(finite) / len(finite) if finite else math.nan
+            table[i, j] = finite_mean(here)
     return table
 
 

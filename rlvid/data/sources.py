@@ -5,7 +5,6 @@ A run's ``data.source`` is one of these, or a folder that ``rlvid encode`` made.
 """
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +26,7 @@ from rlvid.diffusion.schedule import timesteps
 from rlvid.files import held
 from rlvid.models.base import Posterior, VideoModel
 from rlvid.storage import Mirror
+from rlvid.terminal import short
 from rlvid.world.captions import PROMPT_SETS, write_captions
 from rlvid.world.render import RENDERER, degrade, render, sample_clips, sample_degradation
 
@@ -146,8 +146,7 @@ def encoded_clips(config: RunConfig, console: Console) -> Path:
         if report.encoded or not there:
             mirror.push()
     if report.encoded:
-        shown = os.path.relpath(out) if out.is_relative_to(Path.cwd()) else out
-        console.print(f"{report.clips} clips encoded in {shown}, {report.seconds:.0f} s", highlight=False)
+        console.print(f"{report.clips} clips encoded in {short(out)}, {report.seconds:.0f} s", highlight=False)
         for skipped in report.skipped:
             console.print(f"skipped {skipped}", highlight=False, markup=False)
     return out

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from rlvid.files import damaged, read_mapping
 from rlvid.runs.checkpoints import CheckpointRef, flaw, read_state
 from rlvid.runs.over_optimisation import COLLAPSE, HELD_OUT, TOLERANCE, TRAINED, Loss, judge
+from rlvid.stats import finite_mean
 
 NAMES = {
     HELD_OUT: "held-out reward", COLLAPSE: "held-out reward", "consistency": "temporal consistency", "motion": "motion",
@@ -50,8 +51,7 @@ class GuardEvaluation:
 
     def mean(self, metric: str) -> float:
         """Over the prompts with a finite value; NaN where there is none."""
-        finite = [value for value in self.values[metric] if math.isfinite(value)]
-        return sum(finite) / len(finite) if finite else math.nan
+        return finite_mean(self.values[metric])
 
 
 def describe(looks: Sequence[GuardEvaluation], loss: Loss) -> str:

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from rlvid.shapes import ROUNDING
-from rlvid.stats import t_quantile
+from rlvid.stats import finite_mean, t_quantile
 
 Look = Mapping[str, Sequence[float]]
 """Metric -> one value a prompt; NaN where a video was not finite."""
@@ -95,11 +95,11 @@ def judge(looks: Sequence[Look], alpha: float = ALPHA) -> Verdict:
     """
     if not looks:
         raise ValueError("judge: no looks; the base model's is the first")
-    held_out = tuple(_mean(look[HELD_OUT]) for look in looks)
+    held_out = tuple(finite_mean(look[HELD_OUT]) for look in looks)
     best = 0
     warnings, before, lost = dict[str, Loss](), dict[str, Loss](), dict[str, Loss]()
     for at in range(1, len(looks)):
-        rising = _mean(looks[at][TRAINED]) > _mean(looks[best][TRAINED])
+        rising = finite_mean(looks[at][TRAINED]) > finite_mean(looks[best][TRAINED])
         lost = {m: loss for m in TOLERANCE if (loss := lost_at(looks, m, at, alpha)) and rising}
         if (loss := lost_at(looks, HELD_OUT, at, alpha)) and lost_at(looks, TRAINED, at, alpha):
             lost[COLLAPSE] = replace(loss, metric=COLLAPSE)
@@ -113,7 +113,7 @@ def judge(looks: Sequence[Look], alpha: float = ALPHA) -> Verdict:
 
 def lost_at(looks: Sequence[Look], metric: str, at: int, alpha: float = ALPHA) -> Loss | None:
     """What ``metric`` lost at look ``at`` beyond its tolerance and noise; None where that cannot be said."""
-    means = [_mean(look[metric]) for look in looks[:at]]
+    means = [finite_mean(look[metric]) for look in looks[:at]]
     if not any(map(math.isfinite, means)):
         return None
     best = int(np.nanargmax(means))
@@ -130,8 +130,3 @@ def lost_at(looks: Sequence[Look], metric: str, at: int, alpha: float = ALPHA) -
     if not float(left.mean()) + half < 0:
         return None
     return Loss(metric, at, best, float(before.mean()), float(after.mean()), half)
-
-
-def _mean(values: Sequence[float]) -> float:
-    finite = [value for value in values if math.isfinite(value)]
-    return sum(finite) / len(finite) if finite else math.nan

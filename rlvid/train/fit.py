@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, wait
@@ -13,6 +12,7 @@ from rich.console import Console
 
 from rlvid import interrupt
 from rlvid.faults import one_line
+from rlvid.terminal import short
 
 log = logging.getLogger("rlvid.train")
 
@@ -121,8 +121,7 @@ def reason(error: Exception, folder: Path, progress: Any) -> str:
     else:
         text = one_line(error)
     logs = folder / "logs" / ("" if first is None else f"worker-{first:02d}.log")
-    shown = os.path.relpath(logs) if logs.is_relative_to(Path.cwd()) else str(logs)
-    return f"training stopped: {text} (full log: {shown}; start the same command again to resume)"
+    return f"training stopped: {text} (full log: {short(logs)}; start the same command again to resume)"
 
 
 def _death(rank: int, error: Any, progress: Any) -> str:

@@ -8,7 +8,6 @@ looks that are missing. What it leaves is listed in ``rlvid.train.guard_folder``
 
 import logging
 import math
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from rlvid.plots.pictures import reward_curve
 from rlvid.runs.checkpoints import checkpoint_name
 from rlvid.runs.guard_log import GuardEvaluation, best_step, read_means
 from rlvid.runs.over_optimisation import COLLAPSE, HELD_OUT, TOLERANCE, TRAINED, Verdict
+from rlvid.terminal import short
 from rlvid.train.guard_evaluator import GuardEvaluator
 from rlvid.train.guard_folder import GuardLog, guard_prompts
 from rlvid.train.metrics import TensorBoard
@@ -210,7 +210,7 @@ class Watch:
                 line = self.looks.describe(loss)
                 if metric in (HELD_OUT, COLLAPSE):
                     best = self.looks.all[verdict.best].step
-                    line += f"; best checkpoint: step {best}, kept in {_shown(self.folder / 'best')}"
+                    line += f"; best checkpoint: step {best}, kept in {short(self.folder / 'best')}"
                     line += "; training ends (guard.stop)" if self.config.guard.stop else ""
                 self._tensorboard.text(step, f"guard/{metric}", line)
                 log.warning(line)
@@ -218,7 +218,7 @@ class Watch:
         self._tensorboard.flush()
 
     def _summary(self) -> str:
-        best, shown = self.looks.all[self.verdict.best], _shown(self.folder)
+        best, shown = self.looks.all[self.verdict.best], short(self.folder)
         what = f"step {best.step}, in {shown}/best" if best.step else "the base model"
         steps = ", ".join(str(step) for step in self.looks.steps)
         return f"best of steps {steps} by held-out reward: {what}; {shown}/guard.png, {shown}/guard.jsonl"
@@ -248,7 +248,3 @@ def draw(folder: Path, verdict: Verdict, looks: GuardLog) -> None:
         step = looks.all[verdict.spoilt.at].step
         marks[f"warning: step {step}"] = float(step)
     reward_curve(folder / "guard.png", steps, series, window=1, y_label="mean over the guard's videos", marks=marks)
-
-
-def _shown(path: Path) -> str:
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,6 +1,5 @@
 """A look of the guard: the fixed videos of one checkpoint, made and scored. It knows nothing of Ray."""
 
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from rlvid.evaluate.score import evaluate_model
 from rlvid.models.trained import load_trainable, load_trained
 from rlvid.reward.clip import ClipReward
 from rlvid.reward.load import held_out_reward, load_reward, trained_reward
+from rlvid.stats import finite_mean
 
 
 class GuardEvaluator:
@@ -75,9 +75,4 @@ class GuardEvaluator:
             batch=copies * max(1, 8 // copies),  # a prompt's videos stay together, for the diversity
         )
         groups = [rows[start : start + copies] for start in range(0, len(rows), copies)]
-        return {metric: [_mean([getattr(row, metric) for row in group]) for group in groups] for metric in METRICS}
-
-
-def _mean(values: list[float]) -> float:
-    finite = [value for value in values if math.isfinite(value)]
-    return sum(finite) / len(finite) if finite else math.nan
+        return {metric: [finite_mean(getattr(row, metric) for row in group) for group in groups] for metric in METRICS}

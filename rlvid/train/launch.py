@@ -15,6 +15,7 @@ from rlvid.data.sources import encoded_clips
 from rlvid.interrupt import kept
 from rlvid.runs.checkpoints import find_checkpoints
 from rlvid.storage import Mirror, is_uri, run_mirror
+from rlvid.terminal import short
 from rlvid.train.fit import fit_again, reason, run_fit
 from rlvid.train.job import Job
 from rlvid.train.preflight import cut_captions, open_run, record_clips, repair
@@ -90,8 +91,7 @@ def _last_checkpoint(folder: Path, resumable: bool) -> str:
     """What an interrupted run has: its last checkpoint."""
     found = find_checkpoints(folder, resumable)
     if found:
-        shown = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
-        return f"run {folder.name} stands after step {found[-1].step}, in {shown}"
+        return f"run {folder.name} stands after step {found[-1].step}, in {short(folder)}"
     return f"run {folder.name} has no checkpoint yet and begins at step 0" if resumable else "its checkpoints are kept"
 
 
