@@ -72,13 +72,15 @@ def _draw_before_after(run: Path, prompts: list[str], seed: int) -> None:
 
 def _draw_reward_curve(run: Path) -> None:
     """Writes ``reward.png``: the trained and the held-out reward of each step."""
+    from rlvid.metric_names import REWARD_TAGS
     from rlvid.plots.pictures import reward_curve
     from rlvid.runs.scalars import read_scalars
 
-    names = {"reward/trained": "trained reward", "reward/held_out": "held-out reward"}
-    scalars = read_scalars(run / "tensorboard", names.__contains__)
+    scalars = read_scalars(run / "tensorboard", REWARD_TAGS.__contains__)
     steps = sorted({step for values in scalars.values() for step in values})
-    series = {name: [scalars[tag].get(s, math.nan) for s in steps] for tag, name in names.items() if tag in scalars}
+    series = {
+        name: [scalars[tag].get(s, math.nan) for s in steps] for tag, name in REWARD_TAGS.items() if tag in scalars
+    }
     reward_curve(run / "reward.png", steps, series)
 
 

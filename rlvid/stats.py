@@ -28,6 +28,12 @@ def finite_mean(values: Iterable[float]) -> float:
     return sum(finite) / len(finite) if finite else math.nan
 
 
+def mean_and_std(values: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation of a sample; NaN without any, or for fewer than two."""
+    mean = float(values.mean()) if len(values) else math.nan
+    return mean, float(values.std(ddof=1)) if len(values) > 1 else math.nan
+
+
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean, and half of Student's 95 % interval of it (NaN for one value)."""
     mean = float(np.mean(values))

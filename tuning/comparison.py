@@ -9,24 +9,19 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from rlvid.escape import markdown_text
+from rlvid.evaluate.tables.table import Cell, Grid
 from rlvid.files import write_whole
+from rlvid.metric_names import MAIN, metric_of
 from rlvid.plots.style import RULE, drawing, legend_label, looks_of
 from rlvid.stats import mean_interval
 from tuning.description import Sweep
-from tuning.outcomes import TITLES, Outcome
+from tuning.outcomes import Outcome
 from tuning.space import VARIANT, shown
-
-SHOWN = ("reward", "held_out", "clipsim", "consistency", "motion", "diversity", "oracle_score")
-"""Metrics of the table, in its order."""
 
 PANELS = (
     ("seconds", "reward"), ("videos", "reward"), ("seconds", "oracle_score"), ("reward", "oracle_score"),
 )  # fmt: skip
-PANEL_NAMES = {
-    "seconds": "seconds of training", "videos": "videos rewarded", "reward": "trained reward",
-    "oracle_score": "oracle score",
-}  # fmt: skip
+COSTS = {"seconds": "seconds of training", "videos": "videos rewarded"}
 
 
 def by_seed(sweep: Sweep, outcomes: list[Outcome]) -> dict[str, list[list[dict[str, Any]]]]:
@@ -47,19 +42,21 @@ def table(base: dict[str, Any], results: dict[str, list[list[dict[str, Any]]]]) 
     without a value are left out.
     """
     groups = {"base": [base]} | {name: [run[-1] for run in runs] for name, runs in results.items()}
-    known = [m for m in SHOWN if any(math.isfinite(end["mean"][m]) for ends in groups.values() for end in ends)]
-    heads = ["Settings", "Seconds", "Videos", *(TITLES[metric] for metric in known), "Std of rewards"]
-    lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
+    known = [m for m in MAIN if any(math.isfinite(end["mean"][m]) for ends in groups.values() for end in ends)]
+    rows: list[list[Cell | str]] = []
     for name, ends in groups.items():
-        cells = [f"{statistics.mean(end['seconds'] for end in ends):.0f}"]
-        cells.append(f"{statistics.mean(end['videos'] for end in ends):.0f}")
+        seconds, videos, std = (statistics.mean(values) for values in zip(*map(_cost, ends), strict=True))
+        cells = []
         for metric in known:
             mean, half = mean_interval([end["mean"][metric] for end in ends])
-            text = f"{mean:.3f}" + ("" if math.isnan(half) else f" ± {half:.3f}")
-            cells.append(f"**{text}**" if mean - half > base["mean"][metric] else text)
-        cells.append(f"{statistics.mean(end['std']['reward'] for end in ends):.3f}")
-        lines.append(f"| {markdown_text(name)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+            cells.append(Cell(metric_of(metric).mean(mean, half), mean - half > base["mean"][metric]))
+        rows.append([name, f"{seconds:.0f}", f"{videos:.0f}", *cells, f"{std:.3f}"])
+    heads = ["Settings", "Seconds", "Videos", *(metric_of(metric).name for metric in known), "Std of rewards"]
+    return Grid(heads, rows).markdown() + "\n"
+
+
+def _cost(end: dict[str, Any]) -> tuple[float, float, float]:
+    return end["seconds"], end["videos"], end["std"]["reward"]
 
 
 def draw(base: dict[str, Any], results: dict[str, list[list[dict[str, Any]]]], path: Path) -> None:
@@ -84,8 +81,8 @@ def draw(base: dict[str, Any], results: dict[str, list[list[dict[str, Any]]]], p
                 panel.plot(
                     x, y, linewidth=1.8, marker=looks[name].marker, markersize=5, label=legend_label(name), **look
                 )
-            panel.set_xlabel(PANEL_NAMES[across])
-            panel.set_ylabel(PANEL_NAMES[up])
+            panel.set_xlabel(COSTS.get(across, metric_of(across).spoken))
+            panel.set_ylabel(metric_of(up).spoken)
             panel.spines[["top", "right"]].set_visible(False)
             panel.grid(color=RULE, linewidth=0.6)
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=9)

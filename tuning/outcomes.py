@@ -5,15 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlvid.evaluate.results.summary import Comparison, compare
+from rlvid.metric_names import metric_of
 from tuning.description import COST, Sweep
 from tuning.journal import Journal, Trial, read_scores, scores_path
 from tuning.measure import rows_of
-
-TITLES = {
-    "reward": "Reward", "held_out": "Held-out reward", "clipsim": "CLIPSIM", "consistency": "Temporal consistency",
-    "consistency_all_pairs": "Consistency, all pairs", "consistency_vbench": "Consistency, VBench", "motion": "Motion",
-    "flickering": "Steadiness", "diversity": "Diversity", COST: "Seconds", "oracle_score": "Oracle score",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,10 +41,11 @@ def collect(sweep: Sweep, journal: Journal) -> list[Outcome]:
 
 
 def pareto(outcomes: list[Outcome], objectives: list[str]) -> list[Outcome]:
-    """Those that no other one beats: as good in every objective and better in one. Seconds count downwards."""
+    """Those that no other one beats: as good in every objective and better in one."""
+    signs = {name: -1 if metric_of(name).higher_is_better is False else 1 for name in objectives}
 
     def points(one: Outcome) -> list[float]:
-        return [-one.value(name) if name == COST else one.value(name) for name in objectives]
+        return [sign * one.value(name) for name, sign in signs.items()]
 
     def beats(a: list[float], b: list[float]) -> bool:
         return all(x >= y for x, y in zip(a, b, strict=True)) and a != b

@@ -20,10 +20,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from rlvid.files import write_whole
+from rlvid.metric_names import metric_of
 from rlvid.plots.style import INK, RULE, SOFT, drawing
 from rlvid.stats import finite_mean
 from tuning.description import COST, Sweep
-from tuning.outcomes import TITLES, Outcome
+from tuning.outcomes import Outcome
 from tuning.space import Dimension, label
 
 COLOURS = "cividis_r"
@@ -76,7 +77,7 @@ class _Scale:
         low, high = (low, high) if high > low else (low - 0.5, high + 0.5)
         digits = ".0f" if name == COST else ".3f"
         ticks = [(v, f"{v:{digits}}") for v in (low, (low + high) / 2, high)]
-        return _Scale(TITLES[name].replace(" ", "\n", 1), ticks, None, False)
+        return _Scale(metric_of(name).name.replace(" ", "\n", 1), ticks, None, False)
 
     def at(self, value: Any) -> float:
         """Height of a value; NaN where it has none."""
@@ -121,7 +122,7 @@ def parallel_coordinates(path: Path, sweep: Sweep, outcomes: list[Outcome], best
         axes.set_xticks(range(len(scales)), [scale.title for scale in scales])
         axes.tick_params(axis="x", length=0, labelsize=9.5, labeltop=True, labelbottom=False)
         axes.spines[:].set_visible(False)
-        figure.colorbar(colour, ax=axes, label=TITLES[sweep.metric], shrink=0.8, pad=0.02)
+        figure.colorbar(colour, ax=axes, label=metric_of(sweep.metric).name, shrink=0.8, pad=0.02)
         lines = [
             Line2D([], [], color=SOFT, linewidth=1.4, label="finished"),
             Line2D([], [], color=SOFT, linewidth=1.4, linestyle=(0, (4, 2)), label="stopped early, at its last rung"),
@@ -170,9 +171,9 @@ def heat_map(path: Path, sweep: Sweep, outcomes: list[Outcome], base: dict[str, 
             _map(panel, tables[step], colour, up, across)
             panel.set_title(f"after {step} {sweep.unit}", loc="left", fontsize=10.5)
         panels[0].set_ylabel(_short(up.key).replace("\n", " "))
-        figure.colorbar(colour, ax=list(panels), label=TITLES[sweep.metric], shrink=0.9, pad=0.02)
+        figure.colorbar(colour, ax=list(panels), label=metric_of(sweep.metric).name, shrink=0.9, pad=0.02)
         known = "" if base is None else f" (base model: {base['mean'][sweep.metric]:.3f})"
-        title = f"{sweep.name}: {TITLES[sweep.metric].lower()}{known}"
+        title = f"{sweep.name}: {metric_of(sweep.metric).spoken}{known}"
         figure.suptitle(title, x=0.015, ha="left", fontsize=13, fontweight="bold")
         figure.text(0.015, 0.012, "hatched: no trial came so far", ha="left", color=SOFT, fontsize=8.5)
     return True

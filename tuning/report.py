@@ -1,6 +1,7 @@
 """The report of a sweep: all trials in a table, Pareto front, pictures, the best settings as a run, plain words."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,14 @@ import yaml
 
 from rlvid.escape import csv_text, markdown_text, one_line
 from rlvid.evaluate.results.rows import METRICS as ALL_METRICS
+from rlvid.evaluate.tables.table import Grid
 from rlvid.files import write_whole
+from rlvid.metric_names import metric_of
 from tuning.board import write_hparams
 from tuning.comparison import by_seed, draw, table
 from tuning.description import COST, Sweep
 from tuning.journal import Journal, read_scores
-from tuning.outcomes import TITLES, Outcome, collect, columns, pareto, ranked
+from tuning.outcomes import Outcome, collect, columns, pareto, ranked
 from tuning.pictures import heat_map, parallel_coordinates
 from tuning.space import label, shown
 from tuning.words import found, next_steps
@@ -43,7 +46,7 @@ def write_report(sweep: Sweep, journal: Journal) -> Path | None:
     dumped = yaml.safe_dump(best.model_dump(mode="json"), sort_keys=False)
     write_whole(folder / "best.yaml", (head + dumped).encode())
     write_whole(folder / "results.csv", results_csv(sweep, outcomes).encode())
-    write_whole(folder / "results.md", ("\n".join(results_table(sweep, outcomes, base)) + "\n").encode())
+    write_whole(folder / "results.md", (results_table(sweep, outcomes, base) + "\n").encode())
     drawn = [name for name, made in pictures.items() if made]
     write_whole(folder / "report.md", page(sweep, outcomes, order, base, over_seeds, drawn).encode())
     write_hparams(sweep, outcomes)
@@ -64,44 +67,36 @@ def results_csv(sweep: Sweep, outcomes: list[Outcome]) -> str:
     return csv_text(lines)
 
 
-def results_table(sweep: Sweep, outcomes: list[Outcome], base: dict[str, Any] | None) -> list[str]:
+def results_table(sweep: Sweep, outcomes: list[Outcome], base: dict[str, Any] | None) -> str:
     """The same in Markdown, with the objectives alone; furthest first, then by the metric."""
-    names = columns(sweep, outcomes)
-    lines = _head(sweep, names)
-    if base is not None:
-        values = _cells([0.0 if name == COST else base["mean"][name] for name in names], names)
-        lines.append("| " + " | ".join(["base", *["" for _ in sweep.space], "0", "", *values]) + " |")
 
     def key(one: Outcome) -> tuple[int, float]:
         value = one.value(sweep.metric)
         return -(one.step or 0), -value if math.isfinite(value) else math.inf
 
-    for one in sorted(outcomes, key=key):
-        lines.append(_row(sweep, one, names))
-    return lines
+    first = []
+    if base is not None:
+        known = {COST: 0.0, **base["mean"]}
+        values = [metric_of(name).number(known[name]) for name in columns(sweep, outcomes)]
+        first = [["base", *["" for _ in sweep.space], "0", "", *values]]
+    return _grid(sweep, sorted(outcomes, key=key), columns(sweep, outcomes), first).markdown()
 
 
-def _head(sweep: Sweep, names: list[str]) -> list[str]:
+def _grid(sweep: Sweep, outcomes: list[Outcome], names: list[str], first: Sequence[list[str]] = ()) -> Grid:
+    """A row for each trial, below the rows of ``first``."""
     rung = "Steps" if sweep.unit == "steps" else f"Budget ({sweep.unit})"
-    titles, words = ["Trial", *sweep.space, rung, "End", *(TITLES[name] for name in names)], 3 + len(sweep.space)
-    return [
-        "| " + " | ".join(map(markdown_text, titles)) + " |",
-        "|" + "---|" * words + "---:|" * (len(titles) - words),
+    heads = ["Trial", *sweep.space, rung, "End", *(metric_of(name).name for name in names)]
+    rows = [
+        [
+            one.trial.name,
+            *(label(one.trial.settings[key]) for key in sweep.space),
+            str(one.step or 0),
+            one.trial.end or "open",
+            *(metric_of(name).number(one.value(name)) for name in names),
+        ]
+        for one in outcomes
     ]
-
-
-def _row(sweep: Sweep, one: Outcome, names: list[str]) -> str:
-    settings = [label(one.trial.settings[key]) for key in sweep.space]
-    end = one.trial.end or "open"
-    values = _cells([one.value(name) for name in names], names)
-    return "| " + " | ".join(map(markdown_text, [one.trial.name, *settings, str(one.step or 0), end, *values])) + " |"
-
-
-def _cells(values: list[float], names: list[str]) -> list[str]:
-    return [
-        "–" if not math.isfinite(value) else f"{value:.0f}" if name == COST else f"{value:.3f}"
-        for value, name in zip(values, names, strict=True)
-    ]
+    return Grid(heads, [*first, *rows], words=3 + len(sweep.space))
 
 
 def page(
@@ -135,13 +130,12 @@ def page(
         f"{how.seed}), all frames alike, with the base description's rewards, sampling and guidance: the settings that "
         f"vary do not touch the scale. Trials of different {sweep.unit} are not to be compared with each other. "
         "Seconds are those of training steps, and trials that ran side by side slowed each other down.", "",
-        *results_table(sweep, outcomes, base), "",
+        results_table(sweep, outcomes, base), "",
         "## Pareto front", "",
-        f"No other trial is at least as good in all of {', '.join(TITLES[n].lower() for n in sweep.objectives)} and "
+        f"No other trial is at least as good in all of {', '.join(metric_of(n).spoken for n in sweep.objectives)} and "
         f"better in one (seconds: the fewer the better): {len(front)} of {len(outcomes)}. The more objectives, the "
         "more trials are on the front; consistency is to be read beside motion, for a frozen clip has all of it.", "",
-        *_head(sweep, names),
-        *(_row(sweep, one, names) for one in front), "",
+        _grid(sweep, front, names).markdown(), "",
     ]  # fmt: skip
     lines += [line for name in pictures for line in (f"![{name.removesuffix('.png')}]({name})", "")]
     return "\n".join(lines)

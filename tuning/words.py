@@ -4,17 +4,18 @@ import math
 from typing import Any
 
 from rlvid.escape import markdown_text
+from rlvid.metric_names import metric_of
 from rlvid.models.folders import resolved_shape
 from rlvid.stats import MIN_PROMPTS
 from tuning.description import Sweep
 from tuning.journal import INVALID
-from tuning.outcomes import TITLES, Outcome, difference
+from tuning.outcomes import Outcome, difference
 from tuning.space import Dimension, label, shown
 
 
 def found(sweep: Sweep, outcomes: list[Outcome], order: list[Outcome], base: dict[str, Any] | None) -> list[str]:
     """Sentences, as a list in Markdown: the best, whether it is told apart, and what each setting did."""
-    best, metric = order[0], TITLES[sweep.metric].lower()
+    best, metric = order[0], metric_of(sweep.metric)
     settings = markdown_text(shown(best.trial.settings))
     ends = [one.trial.end for one in outcomes]
     invalid = f"{ends.count(INVALID)} were {INVALID}, " if INVALID in ends else ""
@@ -22,20 +23,21 @@ def found(sweep: Sweep, outcomes: list[Outcome], order: list[Outcome], base: dic
         f"- {len(outcomes)} trials: {ends.count('finished')} ran to the last of {', '.join(map(str, sweep.rungs))} "
         f"{sweep.unit}, {ends.count('stopped early')} were stopped early, {ends.count('failed')} failed, "
         f"{invalid}{ends.count(None)} are open.",
-        f"- **Best by {metric}: {best.trial.name}, {settings}**, with {best.value(sweep.metric):.3f} "
+        f"- **Best by {metric.spoken}: {best.trial.name}, {settings}**, with {best.value(sweep.metric):.3f} "
         f"after {best.step} {sweep.unit}.",
     ]
     if gain := difference(best, base, sweep.metric):
         lines.append(
-            f"- The base has {base['mean'][sweep.metric]:.3f}: a gain of {_interval(gain)} (paired over {gain.pairs} "
-            f"videos, 95 % bootstrap interval){'' if gain.way > 0 else f', which may be chance{_few(gain)}'}."
+            f"- The base has {base['mean'][sweep.metric]:.3f}: a gain of "
+            f"{metric.gain(gain.difference, gain.low, gain.high)} (paired over {gain.pairs} videos, 95 % bootstrap "
+            f"interval){'' if gain.way > 0 else f', which may be chance{_few(gain)}'}."
         )
     if len(order) > 1 and best.step is not None:
         second = order[1]
         gain = difference(best, second.scores[best.step], sweep.metric)
         lines.append(
             f"- The next one, {second.trial.name} ({markdown_text(shown(second.trial.settings))}), has "
-            f"{second.value(sweep.metric):.3f}: a difference of {_interval(gain)}, "
+            f"{second.value(sweep.metric):.3f}: a difference of {metric.gain(gain.difference, gain.low, gain.high)}, "
             + ("which these videos tell apart." if gain.way > 0 else f"which may be chance{_few(gain)}.")
         )
     lines += [line for dimension in sweep.dimensions if (line := _effect(sweep, dimension, outcomes))]
@@ -50,10 +52,6 @@ def _few(gain: Any) -> str:
     return f" ({gain.prompts} prompts; certainty takes {MIN_PROMPTS})" if few else ""
 
 
-def _interval(gain: Any) -> str:
-    return f"{gain.difference:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
-
-
 def _effect(sweep: Sweep, dimension: Dimension, outcomes: list[Outcome]) -> str | None:
     """Means over the trials of each value, at the first rung, where all of them have had the same number of steps."""
     step, groups = sweep.rungs[0], _groups(dimension, outcomes)
@@ -64,7 +62,7 @@ def _effect(sweep: Sweep, dimension: Dimension, outcomes: list[Outcome]) -> str 
             means.append(f"{markdown_text(name)}: {sum(values) / len(values):.3f} ({len(values)})")
     if len(means) < 2:
         return None
-    name = TITLES[sweep.metric].lower()
+    name = metric_of(sweep.metric).spoken
     return f"- `{dimension.key}` after {step} {sweep.unit}, mean {name} (trials): {', '.join(means)}."
 
 

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from rlvid.data.archive import png_bytes
-from rlvid.evaluate.results.rows import REWARD_PREFIX, Row, rows_table
+from rlvid.evaluate.results.rows import Row, rows_table
 from rlvid.evaluate.results.untrusted import damaged, open_table, read_table, sound
 from rlvid.evaluate.results.videos import decode_frames
 from rlvid.files import whole_file
+from rlvid.metric_names import REWARD_PREFIX
 from rlvid.plots.video import to_bytes
 
 SCHEMA = pa.schema(

@@ -9,7 +9,7 @@ from rlvid.data.prompts import ANIMAL_SETS, resolve_prompts
 from rlvid.evaluate.cache import explain_full_disk
 from rlvid.evaluate.models import EvaluatedModel
 from rlvid.evaluate.results.pairwise import MAX_PAIRWISE_ROWS, pairwise
-from rlvid.evaluate.results.rows import REWARD_PREFIX, Row, pooled
+from rlvid.evaluate.results.rows import Row, pooled
 from rlvid.evaluate.results.seeds import seed_results
 from rlvid.evaluate.results.summary import summarise
 from rlvid.evaluate.tables.groups import write_pairwise, write_seeds
@@ -17,6 +17,7 @@ from rlvid.evaluate.tables.pages import write_results
 from rlvid.evaluate.tables.paper import write_layouts
 from rlvid.evaluate.tradeoff import draw_tradeoff
 from rlvid.evaluate.work import Evaluation, check_distinct
+from rlvid.metric_names import REWARD_PREFIX
 from rlvid.storage import Mirror, split_uri
 from rlvid.world.captions import PROMPT_SETS, prompts_in_set
 

@@ -12,7 +12,7 @@ from rlvid.config.reward import RewardConfig, absolute, is_function
 from rlvid.data.clips import digest
 from rlvid.evaluate.clip import load_clip
 from rlvid.evaluate.models import stamp
-from rlvid.evaluate.results.rows import REWARD_PREFIX
+from rlvid.metric_names import REWARD_PREFIX
 from rlvid.models.folders import movable
 from rlvid.reward.load import NAMES, check_one, held_out_reward, load_reward, trained_reward
 

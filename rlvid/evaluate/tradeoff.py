@@ -8,11 +8,11 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from rlvid.evaluate.results.summary import Summary
-from rlvid.evaluate.tables.names import set_title
 from rlvid.files import write_whole
+from rlvid.metric_names import metric_of, set_title
 from rlvid.plots.style import LOOKS, RULE, Look, drawing, legend_label
 
-UP = {"held_out": "held-out reward", "consistency": "temporal consistency", "motion": "motion"}
+UP = ("held_out", "consistency", "motion")
 
 
 def draw_tradeoff(path: str | Path, summaries: Sequence[Summary], scales: Mapping[str, float]) -> None:
@@ -39,13 +39,15 @@ def draw_tradeoff(path: str | Path, summaries: Sequence[Summary], scales: Mappin
         grid = figure.subplots(len(all_steps), len(UP), squeeze=False)
         for steps, row in zip(all_steps, grid, strict=True):
             here = [s for s in summaries if s.steps == steps]
-            for axes, (metric, label) in zip(row, UP.items(), strict=True):
+            for axes, metric in zip(row, UP, strict=True):
                 for place, name in enumerate(dict.fromkeys(s.set for s in here)):
                     by_model = {s.model: s for s in here if s.set == name}
                     points = [(by_model[m].mean["reward"], by_model[m].mean[metric], k) for m, k in placed.items()]
                     _line(axes, points, set_title(name), LOOKS[place % len(LOOKS)])
                 axes.set(
-                    xlabel="trained reward", ylabel=label, title=f"{steps} DDIM steps" if len(all_steps) > 1 else ""
+                    xlabel=metric_of("reward").spoken,
+                    ylabel=metric_of(metric).spoken,
+                    title=f"{steps} DDIM steps" if len(all_steps) > 1 else "",
                 )
                 axes.spines[["top", "right"]].set_visible(False)
                 axes.grid(color=RULE, linewidth=0.5)

@@ -15,12 +15,13 @@ from rlvid.evaluate.results.about import Case, ModelRecord
 from rlvid.evaluate.results.pairwise import MAX_PAIRWISE_ROWS
 from rlvid.evaluate.results.read import EvaluationData
 from rlvid.evaluate.results.run_card import run_card, without_folders, worse_prompts
+from rlvid.metric_names import metric_of
 from rlvid.plots.style import LOOKS
 from rlvid.report.inputs import ReportInputs
 from rlvid.report.runs import Run
 from rlvid.report.seeds import over_seeds
 from rlvid.report.select import CaseSelection
-from rlvid.report.summary import ModelSummary, gain_text, number, percent, shown_metrics, shown_set, table, tell, title
+from rlvid.report.summary import ModelSummary, gain_text, number, shown_metrics, shown_set, table, tell, title
 from rlvid.runs.guard_log import warnings_of
 from rlvid.stats import MIN_PROMPTS
 
@@ -175,7 +176,7 @@ def _data(evaluation: EvaluationData, assets: PageAssets) -> dict[str, Any]:
     return {
         "fps": evaluation.about.fps, "frames": frames, "columns": assets.columns, "size": [width, height],
         "models": [model.label for model in evaluation.models],
-        "metrics": [{"key": m, "title": title(m), "percent": percent(m)} for m in metrics],
+        "metrics": [{"key": m, "title": title(m), "percent": metric_of(m).unit == "%"} for m in metrics],
         "cases": [
             [[_finite(evaluation.scores[model.name, case][m]) for m in metrics] for model in evaluation.models]
             for case in evaluation.cases

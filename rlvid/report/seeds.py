@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 from rlvid.evaluate.results.pairwise import MAX_PAIRWISE_ROWS, pairwise
 from rlvid.evaluate.results.read import EvaluationData
-from rlvid.evaluate.results.rows import METRICS, REWARD_PREFIX, Row, pooled
+from rlvid.evaluate.results.rows import METRICS, Row, pooled
 from rlvid.evaluate.tables.groups import pairwise_grids, pairwise_legend
 from rlvid.evaluate.tables.paper import GAINED, LAYOUTS, paper_table
 from rlvid.evaluate.tables.table import Grid
+from rlvid.metric_names import REWARD_PREFIX
 from rlvid.report.inputs import ReportInputs
 
 

@@ -7,14 +7,9 @@ import numpy as np
 
 from rlvid.evaluate.results.about import ModelRecord
 from rlvid.evaluate.results.read import Difference, EvaluationData
-from rlvid.evaluate.tables.names import COLUMNS, set_title
+from rlvid.metric_names import KNOWN, metric_of, set_title
+from rlvid.stats import mean_and_std
 
-_KNOWN = {column.metric: column for column in COLUMNS}
-_TITLES = {
-    "consistency_all_pairs": "Temporal consistency (all pairs)",
-    "consistency_vbench": "Temporal consistency (VBench)",
-    "diversity": "Diversity",
-}
 _SPOKEN = ("held_out", "reward", "consistency", "motion", "diversity", "oracle_score")
 _TRAINED, _HELD_OUT, _MOTION, _CONSISTENCY = "reward", "held_out", "motion", "consistency"
 
@@ -41,13 +36,7 @@ class Cell:
 
 def title(metric: str) -> str:
     """How a metric is called."""
-    known = _KNOWN.get(metric)
-    return _TITLES.get(metric) or (known.title if known else metric.replace("_", " ").capitalize())
-
-
-def percent(metric: str) -> bool:
-    """Whether it is a share, shown in percent."""
-    return metric in _KNOWN and _KNOWN[metric].percent
+    return metric_of(metric).name
 
 
 def shown_set(name: str) -> str:
@@ -59,12 +48,7 @@ def number(value: float, metric: str = "", signed: bool = False) -> str:
     """A value of a metric as pages show it, with a true minus; a dash where there is none."""
     if not math.isfinite(value):
         return "–"
-    known = _KNOWN.get(metric)
-    text = (
-        f"{100 * value:{'+' if signed else ''}.0f} %"
-        if known and known.percent
-        else f"{value:{'+' if signed else ''}.3f}"
-    )
+    text = metric_of(metric).number(value, "+" if signed else "")
     bare = text.lstrip("+-").replace("0", "").strip(".% ")
     return (text if bare else text.lstrip("+-")).replace("-", "−")
 
@@ -72,7 +56,7 @@ def number(value: float, metric: str = "", signed: bool = False) -> str:
 def shown_metrics(evaluation: EvaluationData) -> list[str]:
     """Metrics with a number for any video, those that tables know first."""
     metrics = evaluation.about.metrics
-    known = [metric for metric in _KNOWN if metric in metrics]
+    known = [metric for metric in KNOWN if metric in metrics]
     return [m for m in [*known, *(m for m in metrics if m not in known)] if evaluation.has(m)]
 
 
@@ -91,8 +75,7 @@ def finite_scores(
 def mean(evaluation: EvaluationData, model: str, name: str, steps: int, metric: str) -> tuple[float, float, int]:
     """Mean, standard deviation over videos, and how many have a number."""
     values, _ = finite_scores(evaluation, model, name, steps, metric)
-    spread = float(values.std(ddof=1)) if len(values) > 1 else math.nan
-    return (float(values.mean()) if len(values) else math.nan), spread, len(values)
+    return *mean_and_std(values), len(values)
 
 
 def tell(evaluation: EvaluationData) -> list[ModelSummary]:
@@ -164,17 +147,14 @@ def _change(
     before, after = (mean(evaluation, m, name, steps, metric)[0] for m in (evaluation.base.name, model.name))
     word = ("no change beyond chance", "rose", "fell")[found.way]
     return (
-        f"{title(metric).lower() if metric != 'clipsim' else 'CLIPSIM'} {number(before, metric)} to "
+        f"{metric_of(metric).spoken} {number(before, metric)} to "
         f"{number(after, metric)} ({word}: {gain_text(found, metric)})"
     )
 
 
 def gain_text(found: Difference, metric: str) -> str:
-    """``+0.123 [+0.100, +0.140]``."""
-    interval = (
-        f" [{number(found.low, metric, True)}, {number(found.high, metric, True)}]" if math.isfinite(found.low) else ""
-    )
-    return number(found.difference, metric, True) + interval
+    """``+0.123 [0.100, 0.140]``, with a true minus."""
+    return metric_of(metric).gain(found.difference, found.low, found.high).replace("-", "−")
 
 
 def table(evaluation: EvaluationData, steps: int) -> list[tuple[str, ModelRecord, int, list[Cell]]]:
@@ -190,15 +170,9 @@ def table(evaluation: EvaluationData, steps: int) -> list[tuple[str, ModelRecord
 
 
 def _cell(evaluation: EvaluationData, stats: dict, model: ModelRecord, name: str, steps: int, metric: str) -> Cell:
-    known = _KNOWN.get(metric)
-    value, spread, _ = stats[model.name, metric]
-    text = number(value, metric)
-    if known and known.spread and math.isfinite(spread):
-        text += f" ± {number(spread, metric)}"
-    digits = 2 if known and known.percent else 3
-    all_means = {round(stats[m.name, metric][0], digits) for m in evaluation.models if stats[m.name, metric][2]}
-    best = bool(known and known.ranked and len(all_means) > 1 and stats[model.name, metric][2]
-                and round(value, digits) == max(all_means))  # fmt: skip
+    known, (middle, std, _) = metric_of(metric), stats[model.name, metric]
+    text = known.mean(middle, std if known.spread else math.nan).replace("-", "−")
+    best = model.name in known.best({m.name: stats[m.name, metric][0] for m in evaluation.models})
     found = evaluation.differences.get((model.name, name, steps, metric))
     if found is None or not found.pairs:
         return Cell(text, best=best)

@@ -12,14 +12,10 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from rlvid.files import damaged, read_mapping
+from rlvid.metric_names import metric_of
 from rlvid.runs.checkpoints import CheckpointRef, flaw, read_state
 from rlvid.runs.over_optimisation import COLLAPSE, HELD_OUT, TOLERANCE, TRAINED, Loss, judge
 from rlvid.stats import finite_mean
-
-NAMES = {
-    HELD_OUT: "held-out reward", COLLAPSE: "held-out reward", "consistency": "temporal consistency", "motion": "motion",
-    "diversity": "diversity",
-}  # fmt: skip
 
 _ANEW = "delete the folder best, and the guard makes it anew as long as the run goes on"
 
@@ -58,10 +54,11 @@ def describe(looks: Sequence[GuardEvaluation], loss: Loss) -> str:
     """What a warning says in one line; ``loss`` gives looks by their place in ``looks``."""
     now, then = looks[loss.at], looks[loss.best]
     side = "" if loss.metric in (HELD_OUT, COLLAPSE) else "side effect, "
-    what = {HELD_OUT: "over-optimised", COLLAPSE: "collapsed"}.get(loss.metric, f"{NAMES[loss.metric]} falls")
+    name = metric_of(HELD_OUT if loss.metric == COLLAPSE else loss.metric).spoken
+    what = {HELD_OUT: "over-optimised", COLLAPSE: "collapsed"}.get(loss.metric, f"{name} falls")
     return (
         f"{side}{what} at step {now.step}: since step {then.step} the trained reward went from "
-        f"{then.mean(TRAINED):.3f} to {now.mean(TRAINED):.3f} and {NAMES[loss.metric]} from {loss.before:.3f} to "
+        f"{then.mean(TRAINED):.3f} to {now.mean(TRAINED):.3f} and {name} from {loss.before:.3f} to "
         f"{loss.after:.3f}, at two looks in a row beyond noise (± {loss.half:.3f} over {len(now.values[TRAINED])} "
         "prompts)"
     )

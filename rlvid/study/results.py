@@ -10,9 +10,7 @@ from types import MappingProxyType
 import numpy as np
 
 from rlvid.evaluate.results.about import VideoKey
-from rlvid.evaluate.results.rows import REWARD_PREFIX
-from rlvid.evaluate.tables import names as columns
-from rlvid.evaluate.tables.names import COLUMNS
+from rlvid.metric_names import metric_of
 from rlvid.stats import bradley_terry, krippendorff_alpha, wilson
 from rlvid.study.pairs import AXES, Pair
 from rlvid.study.store import Answer, Study
@@ -148,10 +146,7 @@ def summarise(
 
 def title_of(metric: str, rewards: Mapping[str, str]) -> str:
     """What a metric is called: as in an evaluation's tables, with the name of a reward where it is known."""
-    if metric.startswith(REWARD_PREFIX) or any(metric == column.metric for column in COLUMNS):
-        title = columns.title_of(metric).replace("…", columns.title_of("consistency"))
-    else:  # no table has it
-        title = metric.replace("_", " ").capitalize()
+    title = metric_of(metric).name
     known = metric in rewards and not title.endswith(rewards[metric])
     return f"{title} ({rewards[metric]})" if known else title
 

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from rlvid.cluster.nodes import Shape, guard_gpus, worker_gpus
 from rlvid.config import RunConfig
 from rlvid.data.clips import EncodedClips
+from rlvid.metric_names import metric_of
 from rlvid.models.folders import movable
 from rlvid.plots.pictures import reward_curve
 from rlvid.runs.checkpoints import checkpoint_name
@@ -240,8 +241,8 @@ def watching(config: RunConfig, folder: Path, clips: Path, use_gpu: bool, consol
 def draw(folder: Path, verdict: Verdict, looks: GuardLog) -> None:
     """Writes ``guard.png``: rewards over the looks, with the best checkpoint and the warning marked."""
     steps, means = read_means(folder)
-    names = {TRAINED: "trained reward", HELD_OUT: "held-out reward", "oracle_score": "oracle (never asked)"}
-    series = {label: means[m] for m, label in names.items() if any(map(math.isfinite, means[m]))}
+    shown = (m for m in (TRAINED, HELD_OUT, "oracle_score") if any(map(math.isfinite, means[m])))
+    series = {metric_of(m).spoken: means[m] for m in shown}
     best = best_step(folder)
     marks = {} if best is None else {f"best: step {best}": float(best)}
     if verdict.spoilt:

@@ -12,9 +12,9 @@ from rows import models_of_the_paper, row
 from rlvid.evaluate.results.pairwise import Pairwise, pairwise
 from rlvid.evaluate.results.rows import Row, pooled
 from rlvid.evaluate.tables.groups import write_pairwise
-from rlvid.evaluate.tables.names import gain_text
 from rlvid.evaluate.tables.paper import paper_table, write_layouts
 from rlvid.evaluate.tables.table import Cell
+from rlvid.metric_names import metric_of
 
 OTHER = "Draft_LV & 100 %"
 
@@ -146,8 +146,11 @@ def test_a_row_says_which_seeds_it_lacks(tmp_path: Path) -> None:
 
 
 def test_what_rounds_to_nothing_has_no_minus() -> None:
-    assert gain_text(-0.0004, -0.0003, 0.007) == "+0.000 [0.000, 0.007]"
-    assert [gain_text(0.1, math.nan, math.nan), gain_text(math.nan, 0, 0)] == ["+0.100", "–"]
+    assert metric_of("reward").gain(-0.0004, -0.0003, 0.007) == "+0.000 [0.000, 0.007]"
+    assert [metric_of("reward").gain(0.1, math.nan, math.nan), metric_of("reward").gain(math.nan, 0, 0)] == [
+        "+0.100",
+        "–",
+    ]
 
 
 def test_a_difference_without_a_bound_or_over_few_prompts_is_not_sure() -> None:

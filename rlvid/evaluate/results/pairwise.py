@@ -12,7 +12,8 @@ from itertools import combinations
 
 import numpy as np
 
-from rlvid.evaluate.results.rows import Row, main_metrics, metrics_of
+from rlvid.evaluate.results.rows import Row, metrics_of
+from rlvid.metric_names import main_metrics
 from rlvid.stats import RESAMPLES, beyond_chance, bootstrap_interval, welch
 
 MAX_PAIRWISE_ROWS = 10

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, fields, replace
 
 import pyarrow as pa
 
-REWARD_PREFIX = "reward_"
-"""How the metric of a further reward begins; its name follows."""
+from rlvid.metric_names import REWARD_PREFIX
+
 ALL = "all_prompts"
 """The set of all videos, where there are several sets."""
 
@@ -77,12 +77,3 @@ def rows_table(rows: Iterable[Row]) -> pa.Table:
     columns = {name: pa.array([getattr(row, name) for row in rows], kind) for name, kind in named.items()}
     scores = {m: pa.array([row.score(m) for row in rows], pa.float32()) for m in metrics_of(rows)}
     return pa.table(columns | scores)
-
-
-MAIN = ("reward", "held_out", "clipsim", "consistency", "motion", "diversity", "oracle_score")
-"""What tables over seeds and of every two models show, beside further rewards."""
-
-
-def main_metrics(metrics: Iterable[str]) -> list[str]:
-    """Those of ``metrics`` that are in ``MAIN`` or further rewards."""
-    return [metric for metric in metrics if metric in MAIN or metric.startswith(REWARD_PREFIX)]

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from rlvid.evaluate.results.rows import Row, metrics_of
 from rlvid.shapes import ROUNDING
-from rlvid.stats import beyond_chance, bootstrap_interval
+from rlvid.stats import beyond_chance, bootstrap_interval, mean_and_std
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,7 @@ def summarise(rows: Iterable[Row]) -> list[Summary]:
             values = np.array([row.score(metric) for row in group], dtype=np.float64)
             values = values[np.isfinite(values)]
             used[metric] = len(values)
-            mean[metric] = float(values.mean()) if len(values) else float("nan")
-            std[metric] = float(values.std(ddof=1)) if len(values) > 1 else float("nan")
+            mean[metric], std[metric] = mean_and_std(values)
         summaries.append(Summary(model, set_name, steps, len(group), len(group) - used["reward"], mean, std, used))
     return summaries
 

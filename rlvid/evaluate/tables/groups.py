@@ -7,11 +7,9 @@ from pathlib import Path
 
 from rlvid.escape import csv_text
 from rlvid.evaluate.results.pairwise import Pairwise
-from rlvid.evaluate.results.rows import main_metrics
 from rlvid.evaluate.results.seeds import SeedResult
-from rlvid.evaluate.tables.names import gain_text, set_title, title_of
-from rlvid.evaluate.tables.table import Cell, Grid, latex_page
-from rlvid.files import write_whole
+from rlvid.evaluate.tables.table import Cell, Grid, steps_page, write_tables
+from rlvid.metric_names import NONE, main_metrics, metric_of, set_title
 from rlvid.stats import MIN_PROMPTS
 
 _SEEDS_HEADS = ("group", "set", "steps", "metric", "seeds", "mean", "half", "difference", "low", "high")
@@ -30,23 +28,17 @@ def seeds_grids(results: Sequence[SeedResult]) -> dict[int, Grid]:
         places = sorted({(r.set, r.group): None for r in results if r.steps == steps}, key=_order(results))
         rows = [
             [
-                Cell(set_title(s)),
-                Cell(group),
+                set_title(s),
+                group,
                 *(_seed_cell(found.get((group, s, steps, m)), found, results[0].group) for m in metrics),
-                Cell(_over_base(found.get((group, s, steps, "reward")))),
+                _over_base(found.get((group, s, steps, "reward"))),
             ]
             for s, group in places
         ]
-        grids[steps] = Grid(["Prompts", "Runs", *map(title_of, metrics), "Reward over base"], rows, words=2)
+        grids[steps] = Grid(
+            ["Prompts", "Runs", *(metric_of(m).name for m in metrics), "Reward over base"], rows, words=2
+        )
     return grids
-
-
-def seeds_markdown(results: Sequence[SeedResult]) -> str:
-    """A page with a table for each number of steps."""
-    lines = ["# Over seeds", ""]
-    for steps, grid in seeds_grids(results).items():
-        lines += [f"## {steps} DDIM steps", "", grid.markdown(), ""]
-    return "\n".join([*lines, _SEEDS_LEGEND, ""])
 
 
 def _order(results: Sequence[SeedResult]):
@@ -54,26 +46,28 @@ def _order(results: Sequence[SeedResult]):
     return lambda place: (sets.index(place[0]), groups.index(place[1]))
 
 
-def _seed_cell(result: SeedResult | None, found: dict, base: str) -> Cell:
+def _seed_cell(result: SeedResult | None, found: dict[tuple[str, str, int, str], SeedResult], base: str) -> Cell:
     if result is None:
-        return Cell("–")
-    text = f"{result.mean:.3f}" + (f" ± {result.half_width:.3f}" if math.isfinite(result.half_width) else "")
+        return Cell(NONE)
     least = found.get((base, result.set, result.steps, result.metric))
+    text = metric_of(result.metric).mean(result.mean, result.half_width)
     return Cell(text, least is not None and result.mean - result.half_width > least.mean)
 
 
 def _over_base(result: SeedResult | None) -> str:
-    return gain_text(result.difference, result.low, result.high) if result else "–"
+    return metric_of("reward").gain(result.difference, result.low, result.high) if result else NONE
 
 
 def write_seeds(folder: Path, results: Sequence[SeedResult]) -> list[Path]:
     """Writes ``seeds.md``, ``seeds.tex`` and ``seeds.csv`` (a line a group, set, number of steps and metric)."""
-    lines = csv_text([_SEEDS_HEADS, *map(astuple, results)])
-    tables = [grid.latex(f"{steps} DDIM steps. {_SEEDS_LEGEND}") for steps, grid in seeds_grids(results).items()]
-    contents = {"md": seeds_markdown(results), "csv": lines, "tex": latex_page(tables)}
-    for suffix, text in contents.items():
-        write_whole(folder / f"seeds.{suffix}", text.encode())
-    return [folder / f"seeds.{suffix}" for suffix in contents]
+    grids = seeds_grids(results)
+    return write_tables(
+        folder,
+        "seeds",
+        page=steps_page("Over seeds", grids, _SEEDS_LEGEND),
+        csv=csv_text([_SEEDS_HEADS, *map(astuple, results)]),
+        latex=[grid.latex(f"{steps} DDIM steps. {_SEEDS_LEGEND}") for steps, grid in grids.items()],
+    )
 
 
 def pairwise_grids(found: Sequence[Pairwise]) -> dict[int, Grid]:
@@ -88,9 +82,9 @@ def pairwise_grids(found: Sequence[Pairwise]) -> dict[int, Grid]:
         for by_metric in pairs.values():
             first = next(iter(by_metric.values()))  # all differences of a row go the way of its first
             signs = {metric: 1 if each.first == first.first else -1 for metric, each in by_metric.items()}
-            cells = [_pair_cell(by_metric[m], signs[m]) if m in by_metric else Cell("–") for m in metrics]
-            rows.append([Cell(first.first), Cell(first.second), *cells])
-        grids[steps] = Grid(["Model", "minus", *map(title_of, metrics)], rows, 2)
+            cells = [_pair_cell(by_metric[m], signs[m]) if m in by_metric else Cell(NONE) for m in metrics]
+            rows.append([first.first, first.second, *cells])
+        grids[steps] = Grid(["Model", "minus", *(metric_of(m).name for m in metrics)], rows, 2)
     return grids
 
 
@@ -105,26 +99,19 @@ def pairwise_legend(groups: Mapping[str, Sequence[str]]) -> str:
     )
 
 
-def pairwise_markdown(found: Sequence[Pairwise], groups: Mapping[str, Sequence[str]]) -> str:
-    """A page with a table for each number of steps."""
-    lines = ["# Each against each, over all prompts", ""]
-    for steps, grid in pairwise_grids(found).items():
-        lines += [f"## {steps} DDIM steps", "", grid.markdown(), ""]
-    return "\n".join([*lines, pairwise_legend(groups), ""])
-
-
 def _pair_cell(each: Pairwise, sign: int) -> Cell:
     low, high = sorted((sign * each.low, sign * each.high))
-    text = gain_text(sign * each.difference, low, high)
+    text = metric_of(each.metric).gain(sign * each.difference, low, high)
     return Cell(text + (f" ± {each.half_width:.3f}" if math.isfinite(each.half_width) else ""), each.significant)
 
 
 def write_pairwise(folder: Path, found: Sequence[Pairwise], groups: Mapping[str, Sequence[str]]) -> list[Path]:
     """Writes ``versus.md``, ``.tex`` and ``.csv`` (a line for every two rows, number of steps and metric)."""
-    lines = csv_text([_PAIRWISE_HEADS, *map(astuple, found)])
-    legend = pairwise_legend(groups)
-    tables = [grid.latex(f"Each against each, D = {steps}. {legend}") for steps, grid in pairwise_grids(found).items()]
-    contents = {"md": pairwise_markdown(found, groups), "csv": lines, "tex": latex_page(tables)}
-    for suffix, text in contents.items():
-        write_whole(folder / f"versus.{suffix}", text.encode())
-    return [folder / f"versus.{suffix}" for suffix in contents]
+    grids, legend = pairwise_grids(found), pairwise_legend(groups)
+    return write_tables(
+        folder,
+        "versus",
+        page=steps_page("Each against each, over all prompts", grids, legend),
+        csv=csv_text([_PAIRWISE_HEADS, *map(astuple, found)]),
+        latex=[grid.latex(f"Each against each, D = {steps}. {legend}") for steps, grid in grids.items()],
+    )

@@ -1,11 +1,11 @@
 """Evaluation results as tables: Markdown, CSV, JSON, LaTeX, Parquet, and on the console."""
 
 import io
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from textwrap import fill
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -14,26 +14,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from rlvid.escape import csv_text, markdown_text
-from rlvid.evaluate.results.rows import METRICS, REWARD_PREFIX, Row, rows_table
+from rlvid.evaluate.results.rows import METRICS, Row, rows_table
 from rlvid.evaluate.results.summary import Comparison, Summary, compare_all, comparisons_table, summarise
-from rlvid.evaluate.tables.names import Column, best_of, gain_text, set_title, shown_columns, text_of
-from rlvid.evaluate.tables.table import Cell, Grid, latex_page
+from rlvid.evaluate.tables.table import Cell, Grid, json_text, latex_page
 from rlvid.files import write_whole
+from rlvid.metric_names import KNOWN, NONE, REWARD_PREFIX, Metric, metric_of, set_title
 
-_GAINS = {"reward": "reward", "held_out": "held-out reward", "oracle_score": "oracle score"}
-
-_LEGEND = """\
-Reward and held-out reward: mean ± standard deviation over videos of the mean score of all frames; only the first was
-trained on. CLIPSIM: mean over frames of the cosine of image and prompt. Temporal consistency: mean cosine of
-consecutive frames; of all pairs of frames (TGVE); as VBench has it, half with the frame before and half with the first,
-negative ones as 0. Flickering: VBench's, 1 less the mean absolute difference of consecutive 8-bit frames. Motion: mean
-absolute difference of consecutive frames in pixel values of [0, 1]; a frozen video has a consistency and a flickering
-of 1 and a motion of 0, so read them together."""
-_DIVERSITY_LEGEND = "Diversity: mean CLIP distance of a video to the other videos of its prompt."
-_ORACLE_LEGEND = """\
-Subject, colour, background and motion direction: share of videos that show what the prompt asks for, as the oracle
-reads it from the pixels. Sharpness: 1 for a clean rendering. Oracle score: those four hits times the closeness to a
-clean rendering; it is never trained on."""
+_GAINS = ("reward", "held_out", "oracle_score")
+"""Metrics whose gains stand below a table, beside further rewards."""
 _GAIN_LEGEND = (
     "Gains are paired by video (same prompt, same noise), with the 95 % interval of a bootstrap over prompts."
 )
@@ -56,58 +44,83 @@ def markdown(
         facts: what the reader must know of the run (seed, guidance, hardware, ...), shown at the top.
         level: of the page's heading.
     """
-    columns = shown_columns(summaries)
+    metrics = shown_metrics(summaries)
     lines = [f"{'#' * level} Evaluation", ""]
     if facts:
         lines += [*(f"- {markdown_text(f'{key}: {value}')}" for key, value in facts.items()), ""]
     for steps in dict.fromkeys(s.steps for s in summaries):
         here = [s for s in summaries if s.steps == steps]
-        lines += [f"{'#' * level}# {steps} DDIM steps", "", _grid(here, columns).markdown(), ""]
+        lines += [f"{'#' * level}# {steps} DDIM steps", "", _grid(here, metrics).markdown(), ""]
         notes = [*gain_lines(comparisons or [], steps), *_broken_lines(here)]
         lines += [*(f"- {markdown_text(note)}" for note in notes), ""] if notes else []
-    lines += [*_legend(list(rows), columns, bool(comparisons)), ""]
+    lines += [_legend(list(rows), metrics, bool(comparisons)), ""]
     return "\n".join(lines)
 
 
-def _grid(summaries: list[Summary], columns: list[Column]) -> Grid:
+def shown_metrics(summaries: list[Summary]) -> list[Metric]:
+    """The metrics for which any model has a number; further rewards follow the run's two."""
+    keys = dict.fromkeys([*KNOWN, *(key for s in summaries for key in s.mean)])
+    extra = [key for key in keys if key.startswith(REWARD_PREFIX)]
+    ordered = ["reward", "held_out", *extra, *(key for key in keys if key not in ("reward", "held_out", *extra))]
+    return [m for m in map(metric_of, ordered) if m.tabled and any(s.used.get(m.key) for s in summaries)]
+
+
+def _grid(summaries: list[Summary], metrics: list[Metric]) -> Grid:
     """The table of one number of steps."""
-    best = best_of(summaries, columns)
+    best = _best(summaries, metrics)
     rows = [
         [
-            *(Cell(text) for text in (set_title(s.set), s.model, str(s.count))),
-            *(Cell(text, (id(s), column.metric) in best) for column, text in _texts(s, columns)),
+            *(set_title(s.set), s.model, str(s.count)),
+            *(Cell(_mean(s, metric), (id(s), metric.key) in best) for metric in metrics),
         ]
         for s in _by_set(summaries)
     ]
-    return Grid(["Prompts", "Model", "Videos", *(c.title for c in columns)], rows, words=2)
+    return Grid(["Prompts", "Model", "Videos", *(m.name for m in metrics)], rows, words=2)
+
+
+def _best(summaries: list[Summary], metrics: list[Metric]) -> set[tuple[int, str]]:
+    """(id of summary, key of metric) of the cells that are best of their set."""
+    return {
+        (each, metric.key)
+        for name in dict.fromkeys(s.set for s in summaries)
+        for metric in metrics
+        for each in metric.best({id(s): s.mean[metric.key] for s in summaries if s.set == name})
+    }
+
+
+def _mean(summary: Summary, metric: Metric) -> str:
+    return metric.mean(summary.mean[metric.key], summary.std[metric.key] if metric.spread else math.nan)
 
 
 def latex(summaries: list[Summary], comparisons: list[Comparison] | None = None) -> str:
     """A page of LaTeX tables (booktabs): for each number of steps the scores, and what was gained over the base."""
-    columns, parts = shown_columns(summaries), []
+    metrics, parts = shown_metrics(summaries), []
     for steps in dict.fromkeys(s.steps for s in summaries):
         here = [s for s in summaries if s.steps == steps]
         parts.append(
-            _grid(here, columns).latex(f"Scores with {steps} DDIM steps: mean ± standard deviation over videos.")
+            _grid(here, metrics).latex(f"Scores with {steps} DDIM steps: mean ± standard deviation over videos.")
         )
         gained = [c for c in comparisons or [] if c.steps == steps and c.pairs]
         for name in dict.fromkeys(c.set for c in gained):
             caption = (
                 f"Difference to the base with {steps} DDIM steps, {set_title(name)}; 95 % interval by a bootstrap."
             )
-            parts.append(_gain_grid([c for c in gained if c.set == name], columns).latex(caption))
+            parts.append(_gain_grid([c for c in gained if c.set == name], metrics).latex(caption))
     return latex_page(parts)
 
 
-def _gain_grid(comparisons: list[Comparison], columns: list[Column]) -> Grid:
-    """What was gained with one prompt set: a row a metric, a column a model."""
+def _gain_grid(comparisons: list[Comparison], metrics: list[Metric]) -> Grid:
+    """What was gained with one prompt set: a row a metric, a column a model; shares stand as fractions of 1."""
     models = list(dict.fromkeys(c.tuned for c in comparisons))
-    texts = {(c.metric, c.tuned): gain_text(c.difference, c.low, c.high) for c in comparisons}
-    metrics = {c.metric for c in comparisons}
+    found = {(c.metric, c.tuned): c for c in comparisons}
+    gains = {
+        key: replace(metric_of(key[0]), unit="", digits=3).gain(c.difference, c.low, c.high) for key, c in found.items()
+    }
+    compared = {c.metric for c in comparisons}
     rows = [
-        [Cell(column.title), *(Cell(texts.get((column.metric, model), "–")) for model in models)]
-        for column in columns
-        if column.metric in metrics
+        [metric.name, *(gains.get((metric.key, model), NONE) for model in models)]
+        for metric in metrics
+        if metric.key in compared
     ]
     return Grid(["Metric", *models], rows)
 
@@ -122,7 +135,7 @@ def render_table(summaries: list[Summary], comparisons: list[Comparison] | None 
     if not here:
         evaluated = ", ".join(str(s) for s in dict.fromkeys(s.steps for s in summaries)) or "none"
         raise ValueError(f"render_table: no summary has steps = {steps}; there are: {evaluated}")
-    columns = [replace(c, spread=c.metric == "reward") for c in shown_columns(here) if c.short]  # to fit 120 columns
+    metrics = [replace(m, spread=m.key == "reward") for m in shown_metrics(here) if m.short]  # to fit 120 columns
     notes = [*gain_lines(comparisons or [], steps), *_broken_lines(here)]
     table = Table(
         title=f"Evaluation, {steps} DDIM steps", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD,
@@ -131,13 +144,14 @@ def render_table(summaries: list[Summary], comparisons: list[Comparison] | None 
     )  # fmt: skip
     for heading in ("prompts", "model"):
         table.add_column(heading, no_wrap=True)
-    for column in columns:
-        table.add_column(column.short, justify="right", no_wrap=True)
-    best, before = best_of(here, columns), None
+    for metric in metrics:
+        table.add_column(metric.short, justify="right", no_wrap=True)
+    best, before = _best(here, metrics), None
     for summary in _by_set(here):
         if before is not None and before != summary.set:
             table.add_section()
-        values = [f"[bold]{t}[/bold]" if (id(summary), c.metric) in best else t for c, t in _texts(summary, columns)]
+        texts = ((metric.key, _mean(summary, metric)) for metric in metrics)
+        values = [f"[bold]{text}[/bold]" if (id(summary), key) in best else text for key, text in texts]
         table.add_row("" if before == summary.set else escape(set_title(summary.set)), escape(summary.model), *values)
         before = summary.set
     return table
@@ -152,18 +166,6 @@ def summaries_csv(summaries: list[Summary]) -> str:
         numbers = [n for m in metrics for n in (s.mean[m], s.std[m], s.used[m])]
         lines.append([s.model, s.set, s.steps, s.count, s.broken, *numbers])
     return csv_text(lines)
-
-
-def json_text(
-    summaries: list[Summary], comparisons: list[Comparison] | None = None, facts: Mapping[str, object] | None = None
-) -> str:
-    """``{"facts", "summaries", "comparisons"}`` as strict JSON, null where there is no number."""
-    content = {
-        "facts": {key: str(value) for key, value in (facts or {}).items()},
-        "summaries": [asdict(s) for s in summaries],
-        "comparisons": [asdict(c) for c in comparisons or []],
-    }
-    return json.dumps(_without_nan(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_results(
@@ -190,7 +192,13 @@ def write_results(
     contents = {
         "evaluation.md": markdown(rows, summaries, comparisons, facts).encode(),
         "evaluation.csv": summaries_csv(summaries).encode(),
-        "evaluation.json": json_text(summaries, comparisons, facts).encode(),
+        "evaluation.json": json_text(
+            {
+                "facts": {key: str(value) for key, value in (facts or {}).items()},
+                "summaries": list(map(asdict, summaries)),
+                "comparisons": list(map(asdict, comparisons)),
+            }
+        ).encode(),
         "evaluation.tex": latex(summaries, comparisons).encode(),
         "evaluation.parquet": _parquet(rows_table(rows)),
         "comparison.parquet": _parquet(comparisons_table(comparisons)),
@@ -213,22 +221,16 @@ def _parquet(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def _gains(comparisons: Iterable[Comparison]) -> dict[str, str]:
-    """Metrics whose gains are shown, and what sentences call them."""
-    extra = [c.metric for c in comparisons if c.metric.startswith(REWARD_PREFIX)]
-    return _GAINS | {metric: f"reward {metric.removeprefix(REWARD_PREFIX)}" for metric in extra}
-
-
 def gain_lines(comparisons: Iterable[Comparison], steps: int) -> list[str]:
     """One line for each tuned model and prompt set: ``in domain: reward +0.123 [0.110, 0.135] (1.3 base std); ...``."""
     comparisons = list(comparisons)
     lines: dict[tuple[str, str, str], list[str]] = {}
-    named = _gains(comparisons)
     for c in comparisons:
-        if c.steps == steps and c.metric in named and c.pairs:
+        metric = metric_of(c.metric)
+        if c.steps == steps and c.pairs and (c.metric in _GAINS or c.metric.startswith(REWARD_PREFIX)):
             spread = f" ({c.in_base_std:.1f} base std)".replace("-0.0 ", "0.0 ") if math.isfinite(c.in_base_std) else ""
             lines.setdefault((c.set, c.base, c.tuned), []).append(
-                f"{named[c.metric]} {gain_text(c.difference, c.low, c.high)}{spread}"
+                f"{metric.spoken} {metric.gain(c.difference, c.low, c.high)}{spread}"
             )
     return [f"{set_title(s)}, {tuned} over {base}: " + "; ".join(t) for (s, base, tuned), t in lines.items()]
 
@@ -246,30 +248,14 @@ def _by_set(summaries: list[Summary]) -> list[Summary]:
     return sorted(summaries, key=lambda s: order.index(s.set))
 
 
-def _texts(summary: Summary, columns: list[Column]) -> list[tuple[Column, str]]:
-    return [(c, text_of(summary, c)) for c in columns]
-
-
-def _legend(rows: list[Row], columns: list[Column], gains: bool) -> list[str]:
-    lines = [_LEGEND]
+def _legend(rows: list[Row], metrics: list[Metric], gains: bool) -> str:
+    shown, paragraphs = {m.key for m in metrics}, {"": list[str](), "diversity": [], "oracle": []}
+    for metric in KNOWN.values():
+        kind = metric.key.partition("_")[0]
+        if kind not in paragraphs or metric.key in shown:
+            paragraphs.get(kind, paragraphs[""]).append(metric.meaning)
     pairs = [(row.clipsim, row.held_out) for row in rows if math.isfinite(row.held_out)]
-    if pairs and all(math.isclose(a, b, abs_tol=1e-6) for a, b in pairs):
-        lines.append(
-            "CLIPSIM is measured with the held-out reward's own model here: the two columns are one measurement."
-        )
-    if any(c.metric == "diversity" for c in columns):
-        lines.append(_DIVERSITY_LEGEND)
-    if any(c.metric.startswith("oracle_") for c in columns):
-        lines.append(_ORACLE_LEGEND)
-    if gains:
-        lines.append(_GAIN_LEGEND)
-    return ["\n\n".join(lines)]
-
-
-def _without_nan(value: object) -> object:
-    """The same structure with None for every float that is not finite."""
-    if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    same = "CLIPSIM is measured with the held-out reward's own model here: the two columns are one measurement."
+    alike = bool(pairs) and all(math.isclose(a, b, abs_tol=1e-6) for a, b in pairs)
+    first, *others = (fill(" ".join(filter(None, each)), 120) for each in paragraphs.values())
+    return "\n\n".join(filter(None, [first, same if alike else "", *others, _GAIN_LEGEND if gains else ""]))

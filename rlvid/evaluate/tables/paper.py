@@ -20,9 +20,8 @@ from rlvid.escape import csv_text, markdown_text
 from rlvid.evaluate.results.rows import Row, pooled
 from rlvid.evaluate.results.seeds import SeedResult, seed_results
 from rlvid.evaluate.results.summary import Summary, summarise
-from rlvid.evaluate.tables.names import COLUMNS, gain_text, set_title, title_of
-from rlvid.evaluate.tables.table import Cell, Grid, latex_page
-from rlvid.files import write_whole
+from rlvid.evaluate.tables.table import Cell, Grid, write_tables
+from rlvid.metric_names import NONE, metric_of, set_title
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,6 @@ GAINED = (
     "seeds."
 )
 """What stands below a table of differences."""
-_RANKED = {column.metric for column in COLUMNS if column.ranked}
 
 Place = tuple[str, int, str]
 """A prompt set, a number of steps and a metric: a column."""
@@ -66,12 +64,10 @@ class PaperTable:
     summaries: Mapping[tuple[str, str, int], Summary]
     gains: Mapping[tuple[str, Place], SeedResult]
 
-    def mean(self, row: str, place: Place, digits: int | None = None) -> float:
-        """A cell's mean, rounded to ``digits``; NaN where there is none."""
+    def mean(self, row: str, place: Place) -> float:
+        """A cell's mean; NaN where there is none."""
         summary = self.summaries.get((row, *place[:2]))
-        if not summary or not summary.used[place[2]]:
-            return math.nan
-        return summary.mean[place[2]] if digits is None else round(summary.mean[place[2]], digits)
+        return summary.mean[place[2]] if summary else math.nan
 
     def std(self, row: str, place: Place) -> float:
         """A cell's standard deviation over videos; NaN where there is none."""
@@ -80,39 +76,27 @@ class PaperTable:
 
     def grid(self) -> Grid:
         """The table of means."""
-        best = {}
+        columns = []
         for place in self.places:
-            means = [mean for row in self.rows if not math.isnan(mean := self.mean(row, place, 3))]
-            if place[2] in _RANKED and len(set(means)) > 1:
-                best[place] = max(means)
-        lines = [
-            [
-                Cell(row),
-                *(Cell(self._text(row, place), self.mean(row, place, 3) == best.get(place)) for place in self.places),
-            ]
-            for row in self.rows
-        ]
+            metric, means = metric_of(place[2]), {row: self.mean(row, place) for row in self.rows}
+            best = metric.best(means)
+            columns.append([Cell(metric.mean(means[row], self.std(row, place)), row in best) for row in self.rows])
+        lines = [[row, *cells] for row, *cells in zip(self.rows, *columns, strict=True)]
         return Grid(["Model", *self._heads()], lines, 1, self._groups())
 
     def gain_grid(self) -> Grid:
         """The table of differences to the base."""
-        lines = [[Cell(row), *(Cell(self._gain(row, place)) for place in self.places)] for row in self.rows[1:]]
+        lines = [[row, *(self._gain(row, place) for place in self.places)] for row in self.rows[1:]]
         return Grid(["Over the base", *self._heads()], lines, 1, self._groups())
-
-    def _text(self, row: str, place: Place) -> str:
-        mean, std = self.mean(row, place), self.std(row, place)
-        if math.isnan(mean):
-            return "–"
-        return f"{mean:.3f}" + (f" ± {std:.3f}" if math.isfinite(std) else "")
 
     def _gain(self, row: str, place: Place) -> str:
         gain = self.gains.get((row, place))
-        return gain_text(gain.difference, gain.low, gain.high) if gain else "–"
+        return metric_of(place[2]).gain(gain.difference, gain.low, gain.high) if gain else NONE
 
     def _heads(self) -> list[str]:
         if not self.layout.pooled:
             return [f"D = {steps}" for _, steps, _ in self.places]
-        return [title_of(metric) for *_, metric in self.places]
+        return [metric_of(key).name for *_, key in self.places]
 
     def _groups(self) -> list[tuple[str, int]]:
         sets, steps = (list(dict.fromkeys(place[i] for place in self.places)) for i in (0, 1))
@@ -124,9 +108,9 @@ class PaperTable:
     def notes(self, groups: Mapping[str, Sequence[str]]) -> list[str]:
         """What a row of several seeds lacks: seeds without a finite score."""
         return [
-            f"{row}: {title_of(place[2])}, {set_title(place[0])}, D = {place[1]}: {gain.seeds} of {len(groups[row])} "
+            f"{row}: {metric_of(key).name}, {set_title(name)}, D = {steps}: {gain.seeds} of {len(groups[row])} "
             "seeds have a finite score"
-            for (row, place), gain in self.gains.items()
+            for (row, (name, steps, key)), gain in self.gains.items()
             if row in groups and gain.seeds < len(groups[row])
         ]
 
@@ -179,18 +163,18 @@ def write_layouts(
     folder: Path, rows: Sequence[Row], base: str, groups: Mapping[str, Sequence[str]] | None = None
 ) -> list[Path]:
     """Writes ``table-a1`` and ``table-a2``, as ``.md``, ``.csv`` and ``.tex``; see ``paper_table``."""
-    paths, seeds = [], any(len(names) > 1 for names in (groups or {}).values())
+    paths, seeds = list[Path](), any(len(names) > 1 for names in (groups or {}).values())
     for name, layout in LAYOUTS.items():
         table = paper_table(name, rows, base, groups)
         grids = {layout.caption: table.grid(), GAINED: table.gain_grid()}
         below = ["The best of a column is bold" + ("; a row has the videos of all seeds." if seeds else ".")]
         below += [f"- {markdown_text(note)}" for note in table.notes(groups or {})]
-        contents = {
-            "md": "\n\n".join([*(f"{grid.markdown()}\n\n{caption}" for caption, grid in grids.items()), *below]) + "\n",
-            "csv": table.csv(),
-            "tex": latex_page([grid.latex(caption) for caption, grid in grids.items()]),
-        }
-        for suffix, text in contents.items():
-            paths.append(folder / f"{name}.{suffix}")
-            write_whole(paths[-1], text.encode())
+        means = [f"{grid.markdown()}\n\n{caption}" for caption, grid in grids.items()]
+        paths += write_tables(
+            folder,
+            name,
+            page="\n\n".join([*means, *below]) + "\n",
+            csv=table.csv(),
+            latex=[grid.latex(caption) for caption, grid in grids.items()],
+        )
     return paths

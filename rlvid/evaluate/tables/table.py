@@ -1,10 +1,21 @@
-"""A table of texts, as Markdown and as LaTeX. Names and prompts are foreign text: what they hold stays text."""
+"""A table of texts, as Markdown, as LaTeX and on the console, and numbers as JSON; the files that hold them.
 
-from collections.abc import Sequence
+Names and prompts are foreign text: what they hold stays text.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
+from pathlib import Path
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
 
 from rlvid.escape import latex_text, markdown_text
+from rlvid.files import write_whole
 
 _PAGE, _GAP = 75, 3
 """Characters of a line of LaTeX's article in small type, and those that the space between two columns takes."""
@@ -24,13 +35,13 @@ class Grid:
 
     Attributes:
         heads: of all columns.
-        rows: cells of all columns.
+        rows: cells of all columns; a text is a cell that is not bold.
         words: columns at the left that hold words.
         groups: (text, number of columns) of a row above the heads; may be missing.
     """
 
     heads: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
+    rows: Sequence[Sequence[Cell | str]]
     words: int = 1
     groups: Sequence[tuple[str, int]] = field(default_factory=list)
 
@@ -40,10 +51,7 @@ class Grid:
         above += [""] * (len(self.heads) - len(above))
         heads = [markdown_text(a + head) for a, head in zip(above, self.heads, strict=True)]
         rules = ["---"] * self.words + ["---:"] * (len(heads) - self.words)
-        rows = [
-            [f"**{markdown_text(cell.text)}**" if cell.bold else markdown_text(cell.text) for cell in row]
-            for row in self.rows
-        ]
+        rows = [_marked(row, "**{}**", markdown_text) for row in self.rows]
         return "\n".join("| " + " | ".join(line) + " |" for line in (heads, rules, *rows))
 
     def latex(self, caption: str) -> str:
@@ -60,20 +68,74 @@ class Grid:
             ends = list(accumulate((span for _, span in self.groups), initial=self.words))
             lines.append("".join(rf"\cmidrule(lr){{{a + 1}-{b}}}" for a, b in pairwise(ends)))
         lines += [" & ".join(map(latex_text, self.heads)) + r" \\", r"\midrule"]
-        for place, row in enumerate(self.rows):
-            if place and self.words > 1 and row[0].text != self.rows[place - 1][0].text:
+        before = None
+        for row in self.rows:
+            first = _text(row[0])
+            if before not in (None, first) and self.words > 1:
                 lines.append(r"\midrule")
-            texts = [rf"\textbf{{{latex_text(cell.text)}}}" if cell.bold else latex_text(cell.text) for cell in row]
-            lines.append(" & ".join(texts) + r" \\")
+            lines.append(" & ".join(_marked(row, r"\textbf{{{}}}", latex_text)) + r" \\")
+            before = first
         end = r"\end{tabular}}" if self._wide else r"\end{tabular}"
         return "\n".join([*lines, r"\bottomrule", end, r"\end{table}"])
 
+    def console(self, title: str) -> Table:
+        """For a terminal."""
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, caption_justify="left")
+        for place, head in enumerate(self.heads):
+            table.add_column(head, justify="left" if place < self.words else "right")
+        for row in self.rows:
+            table.add_row(*_marked(row, "[bold]{}[/bold]", escape))
+        return table
+
     @property
     def _wide(self) -> bool:
-        texts = [self.heads, *([cell.text for cell in row] for row in self.rows)]
+        texts = [self.heads, *(list(map(_text, row)) for row in self.rows)]
         return sum(max(map(len, column)) + _GAP for column in zip(*texts, strict=True)) > _PAGE
+
+
+def _text(cell: Cell | str) -> str:
+    return cell if isinstance(cell, str) else cell.text
+
+
+def _marked(row: Sequence[Cell | str], bold: str, escaped: Callable[[str], str]) -> list[str]:
+    """The texts of a row in a language that has marks for what is bold."""
+    texts = [escaped(_text(cell)) for cell in row]
+    return [
+        bold.format(text) if isinstance(cell, Cell) and cell.bold else text
+        for cell, text in zip(row, texts, strict=True)
+    ]
 
 
 def latex_page(tables: Sequence[str]) -> str:
     r"""Tables for ``\input``; what the document needs stands at the top."""
     return "\n\n".join([r"% needs \usepackage{booktabs,graphicx} and \usepackage[T1]{fontenc}", *tables]) + "\n"
+
+
+def steps_page(title: str, grids: Mapping[int, Grid], legend: str) -> str:
+    """A page of Markdown with a table for each number of DDIM steps, and how to read them."""
+    lines = [f"# {title}", ""]
+    for steps, grid in grids.items():
+        lines += [f"## {steps} DDIM steps", "", grid.markdown(), ""]
+    return "\n".join([*lines, legend, ""])
+
+
+def write_tables(folder: Path, stem: str, *, page: str, csv: str, latex: Sequence[str]) -> list[Path]:
+    """Writes ``stem.md``, ``stem.csv`` and ``stem.tex``; returns their paths."""
+    contents = {"md": page, "csv": csv, "tex": latex_page(latex)}
+    for suffix, text in contents.items():
+        write_whole(folder / f"{stem}.{suffix}", text.encode())
+    return [folder / f"{stem}.{suffix}" for suffix in contents]
+
+
+def json_text(content: object) -> str:
+    """Strict JSON: null where a number is not finite."""
+    return json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _finite(value: object) -> object:
+    """The same structure with None for every float that is not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

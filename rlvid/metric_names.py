@@ -1,0 +1,156 @@
+"""THE table of metrics: what each is called wherever a person reads it, how its numbers are shown, which way is better.
+
+Intervals, means with their deviation, and the best of a column have one format each, which stands here too.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from rlvid.escape import one_line
+
+K = TypeVar("K")
+
+REWARD_PREFIX = "reward_"
+"""How the key of a further reward begins; its name follows."""
+REWARD_TAGS = {"reward/trained": "trained reward", "reward/held_out": "held-out reward"}
+"""Training's scalars that curves show, and what curves call them."""
+NONE = "–"
+"""What stands where there is no number."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric and how it is shown.
+
+    Attributes:
+        key: in rows, files and configs.
+        name: at the head of a column.
+        meaning: for the legend below tables; a metric without one is explained beside the metric before it.
+        short: at the head of a column on the console, which does not show a metric without one.
+        unit: ``%`` for a share of 1 that is shown in percent.
+        digits: after the point.
+        spread: whether its means stand with their standard deviation.
+        higher_is_better: None where neither way is.
+        tabled: whether an evaluation's tables show it.
+    """
+
+    key: str
+    name: str
+    meaning: str = ""
+    short: str = ""
+    unit: str = ""
+    digits: int = 3
+    spread: bool = False
+    higher_is_better: bool | None = True
+    tabled: bool = True
+
+    @property
+    def spoken(self) -> str:
+        """The name inside a sentence."""
+        return self.name if self.name.isupper() else self.name[0].lower() + self.name[1:]
+
+    @property
+    def _scale(self) -> int:
+        return 100 if self.unit == "%" else 1
+
+    def number(self, value: float, sign: str = "") -> str:
+        """A value as text; ``sign`` is ``+`` where a rise has one."""
+        if not math.isfinite(value):
+            return NONE
+        return f"{self._scale * value:{sign}.{self.digits}f}" + (f" {self.unit}" if self.unit else "")
+
+    def mean(self, mean: float, half: float = math.nan) -> str:
+        """``0.123 ± 0.045``: a mean and its deviation or half its interval, where that is finite."""
+        return self.number(mean) + (f" ± {self.number(half)}" if math.isfinite(mean) and math.isfinite(half) else "")
+
+    def gain(self, difference: float, low: float, high: float) -> str:
+        """``+0.123 [0.110, 0.135]``: a difference and its interval, where that is finite."""
+        if not math.isfinite(difference):
+            return NONE
+        interval = f" [{self.number(low)}, {self.number(high)}]" if math.isfinite(low) else ""
+        zero = self.number(0.0)
+        return self.number(difference, "+").replace(f"-{zero}", f"+{zero}") + interval.replace(f"-{zero}", zero)
+
+    def best(self, means: Mapping[K, float]) -> set[K]:
+        """The keys of the best mean, by the digits that are shown; none where all are equal or no way is better."""
+        shown = {key: round(self._scale * mean, self.digits) for key, mean in means.items() if math.isfinite(mean)}
+        if self.higher_is_better is None or len(set(shown.values())) < 2:
+            return set()
+        top = (max if self.higher_is_better else min)(shown.values())
+        return {key for key, value in shown.items() if value == top}
+
+
+KNOWN = {
+    each.key: each
+    for each in (
+        Metric(
+            "reward", "Reward",
+            "Reward and held-out reward: mean ± standard deviation over videos of the mean score of all frames; only "
+            "the first was trained on.",
+            "reward", spread=True,
+        ),
+        Metric("held_out", "Held-out reward", "", "held-out", spread=True),
+        Metric("clipsim", "CLIPSIM", "CLIPSIM: mean over frames of the cosine of image and prompt.", "CLIPSIM"),
+        Metric(
+            "consistency", "Temporal consistency",
+            "Temporal consistency: mean cosine of consecutive frames; of all pairs of frames (TGVE); as VBench has it, "
+            "half with the frame before and half with the first, negative ones as 0.",
+            "cons.",
+        ),
+        Metric("consistency_all_pairs", "Temporal consistency of all pairs"),
+        Metric("consistency_vbench", "Temporal consistency of VBench"),
+        Metric(
+            "flickering", "Flickering",
+            "Flickering: VBench's, 1 less the mean absolute difference of consecutive 8-bit frames.",
+            higher_is_better=None,
+        ),
+        Metric(
+            "motion", "Motion",
+            "Motion: mean absolute difference of consecutive frames in pixel values of [0, 1]; a frozen video has a "
+            "consistency and a flickering of 1 and a motion of 0, so read them together.",
+            "motion", higher_is_better=None,
+        ),
+        Metric("diversity", "Diversity", "Diversity: mean CLIP distance of a video to the other videos of its prompt."),
+        Metric(
+            "oracle_subject", "Subject",
+            "Subject, colour, background and motion direction: share of videos that show what the prompt asks for, as "
+            "the oracle reads it from the pixels.",
+            "subj.", "%", 0,
+        ),
+        Metric("oracle_colour", "Colour", "", "colour", "%", 0),
+        Metric("oracle_background", "Background", "", "ground", "%", 0),
+        Metric("oracle_motion", "Motion direction", "", "dir.", "%", 0),
+        Metric("oracle_sharpness", "Sharpness", "Sharpness: 1 for a clean rendering.", "sharp."),
+        Metric(
+            "oracle_score", "Oracle score",
+            "Oracle score: those four hits times the closeness to a clean rendering; it is never trained on.",
+            "oracle",
+        ),
+        Metric("oracle_fidelity", "Oracle fidelity", tabled=False),
+        Metric("seconds", "Seconds", digits=0, higher_is_better=False, tabled=False),
+    )
+}  # fmt: skip
+"""Key -> metric, in the order of tables."""
+MAIN = ("reward", "held_out", "clipsim", "consistency", "motion", "diversity", "oracle_score")
+"""What tables over seeds and of every two models show, beside further rewards."""
+
+
+def metric_of(key: str) -> Metric:
+    """The metric of a key: one of the table, a further reward, or one that this version does not know."""
+    if key in KNOWN:
+        return KNOWN[key]
+    if key.startswith(REWARD_PREFIX):
+        return Metric(key, f"Reward {key.removeprefix(REWARD_PREFIX)}", spread=True)
+    return Metric(key, key.replace("_", " ").capitalize(), higher_is_better=None, tabled=False)
+
+
+def main_metrics(keys: Iterable[str]) -> list[str]:
+    """Those of ``keys`` that are in ``MAIN`` or further rewards."""
+    return [key for key in keys if key in MAIN or key.startswith(REWARD_PREFIX)]
+
+
+def set_title(name: str) -> str:
+    """What tables call a prompt set."""
+    return one_line(name.replace("_", " "))
