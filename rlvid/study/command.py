@@ -1,5 +1,6 @@
 """`rlvid study`: serve pairs to people, say what they answered, hand it on; everything heavy is imported inside."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -123,10 +124,11 @@ def results(file: File, evaluation: Folder = None, without: Without = None) -> N
 
     Prints tables, and writes them beside the study's file as STUDY-results.md and .json.
     """
+    from rlvid.evaluate.tables.table import json_text
     from rlvid.files import write_whole
     from rlvid.study.results import summarise
     from rlvid.study.store import Store
-    from rlvid.study.tables import json_text, markdown, render
+    from rlvid.study.tables import markdown, render
 
     store = Store(_database(file))
     asked = store.study()
@@ -138,7 +140,7 @@ def results(file: File, evaluation: Folder = None, without: Without = None) -> N
     if not scores:
         say(f"note         nothing on agreement with metrics, see --evaluation. {lacking}")
     base = store.path.with_suffix("")
-    for suffix, text in ((".md", markdown(found)), (".json", json_text(found))):
+    for suffix, text in ((".md", markdown(found)), (".json", json_text(asdict(found)))):
         write_whole(base.with_name(f"{base.name}-results{suffix}"), text.encode())
     say(f"tables       {short(base.with_name(f'{base.name}-results.md'))} (.json)")
 

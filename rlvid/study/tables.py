@@ -1,16 +1,13 @@
-"""Results of a study as tables: on the console, in Markdown, and as JSON."""
+"""Results of a study as tables: on the console and in Markdown."""
 
-import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
-from rich import box
-from rich.markup import escape
 from rich.table import Table
 
-from rlvid.escape import markdown_text
+from rlvid.evaluate.tables.table import Grid
+from rlvid.metric_names import NONE
 from rlvid.study.pairs import AXES
 from rlvid.study.results import Results, Share
 
@@ -39,93 +36,61 @@ _PEOPLE = "A check is passed when the video without noise is chosen for its qual
 
 @dataclass(frozen=True)
 class Section:
-    """A table with a title and a note; the first ``words`` columns are words, the others numbers."""
+    """A table with a title and a note."""
 
     title: str
     note: str
-    words: int
-    heads: list[str]
-    rows: list[list[str]]
+    grid: Grid
 
 
 def sections(results: Results) -> Iterator[Section]:
     """The tables of a study, without those that would be empty."""
     label = results.models.__getitem__
-    yield Section(
-        "Wins, ties and losses", _DUELS, 3,
-        ["Axis", "Model", "against", "Wins", "Ties", "Losses", "Decided pairs", "Preferred"],
-        [
-            [AXES[d.axis], label(d.first), label(d.second), *map(str, (d.wins, d.ties, d.losses, d.preferred.pairs)),
-             _share(d.preferred)]
-            for d in results.duels
-        ],
-    )  # fmt: skip
-    yield Section(
-        "Ranking", _STANDINGS, 2, ["Axis", "Model", "Strength", "Won"],
-        [[AXES[s.axis], label(s.model), _number(s.strength, "+.2f"), _number(s.won, ".0%")] for s in results.standings],
-    )  # fmt: skip
+    duels = [
+        [AXES[d.axis], label(d.first), label(d.second), *map(str, (d.wins, d.ties, d.losses, d.preferred.pairs)),
+         _share(d.preferred)]
+        for d in results.duels
+    ]  # fmt: skip
+    heads = ["Axis", "Model", "against", "Wins", "Ties", "Losses", "Decided pairs", "Preferred"]
+    yield Section("Wins, ties and losses", _DUELS, Grid(heads, duels, words=3))
+    standings = [
+        [AXES[s.axis], label(s.model), _number(s.strength, "+.2f"), _number(s.won, ".0%")] for s in results.standings
+    ]
+    yield Section("Ranking", _STANDINGS, Grid(["Axis", "Model", "Strength", "Won"], standings, words=2))
     if len(results.people) > 1:
-        yield Section(
-            "Agreement between people", _CONCORD, 1, ["Axis", "Pairs", "Equal", "Alpha"],
-            [[AXES[c.axis], str(c.pairs), _number(c.equal, ".0%"), _number(c.alpha, ".2f")] for c in results.concord],
-        )  # fmt: skip
+        concord = [
+            [AXES[c.axis], str(c.pairs), _number(c.equal, ".0%"), _number(c.alpha, ".2f")] for c in results.concord
+        ]
+        yield Section("Agreement between people", _CONCORD, Grid(["Axis", "Pairs", "Equal", "Alpha"], concord))
     if results.metrics:
-        yield Section(
-            "Agreement with metrics", _METRICS, 2, ["Axis", "Metric", "Answers", "Pairs", "Agrees"],
-            [
-                [AXES[m.axis], m.title, str(m.agrees.count), str(m.agrees.pairs), _share(m.agrees)]
-                for m in results.metrics
-            ],
-        )  # fmt: skip
-    yield Section(
-        "People", f"{_PEOPLE} {_LINKS}" if any(person.checks for person in results.people) else _LINKS, 2,
-        ["Annotator", "Link", "Pairs", "Checks passed"],
-        [
-            [p.name, p.link, f"{p.pairs} of {results.asked}", f"{p.passed} of {p.checks}" if p.checks else "none asked"]
-            for p in results.people
-        ],
-    )  # fmt: skip
+        agrees = [
+            [AXES[m.axis], m.title, str(m.agrees.count), str(m.agrees.pairs), _share(m.agrees)] for m in results.metrics
+        ]
+        heads = ["Axis", "Metric", "Answers", "Pairs", "Agrees"]
+        yield Section("Agreement with metrics", _METRICS, Grid(heads, agrees, words=2))
+    people = [
+        [p.name, p.link, f"{p.pairs} of {results.asked}", f"{p.passed} of {p.checks}" if p.checks else "none asked"]
+        for p in results.people
+    ]
+    note = f"{_PEOPLE} {_LINKS}" if any(person.checks for person in results.people) else _LINKS
+    yield Section("People", note, Grid(["Annotator", "Link", "Pairs", "Checks passed"], people, words=2))
 
 
 def markdown(results: Results) -> str:
     """All tables as one page."""
-    parts = ["# Study\n"]
-    for each in sections(results):
-        parts.append(f"## {each.title}\n")
-        parts.append("| " + " | ".join(each.heads) + " |")
-        parts.append("|" + "---|" * each.words + "---:|" * (len(each.heads) - each.words))
-        parts += ["| " + " | ".join(map(markdown_text, row)) + " |" for row in each.rows]
-        parts.append(f"\n{each.note}\n" if each.note else "")
-    return "\n".join(parts).rstrip() + "\n"
+    parts = [f"## {each.title}\n\n{each.grid.markdown()}\n\n{each.note}" for each in sections(results)]
+    return "\n\n".join(["# Study", *parts]) + "\n"
 
 
 def render(results: Results) -> Iterator[Table]:
     """All tables for the console."""
     for each in sections(results):
-        table = Table(title=each.title, title_justify="left", box=box.SIMPLE_HEAD, caption_justify="left")
-        for index, head in enumerate(each.heads):
-            table.add_column(head, justify="left" if index < each.words else "right")
-        for row in each.rows:
-            table.add_row(*map(escape, row))
-        yield table
-
-
-def json_text(results: Results) -> str:
-    """All numbers; what is not known is null."""
-    return json.dumps(_plain(asdict(results)), indent=2, ensure_ascii=False) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_plain(each) for each in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+        yield each.grid.console(each.title)
 
 
 def _share(share: Share) -> str:
-    return f"{share.share:.0%} [{share.low:.0%}, {share.high:.0%}]" if share.count else "–"
+    return f"{share.share:.0%} [{share.low:.0%}, {share.high:.0%}]" if share.count else NONE
 
 
 def _number(value: float, form: str) -> str:
-    return "–" if math.isnan(value) else format(value, form)
+    return NONE if math.isnan(value) else format(value, form)

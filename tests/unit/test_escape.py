@@ -19,11 +19,12 @@ from rlvid.evaluate.tables.groups import write_pairwise, write_seeds
 from rlvid.evaluate.tables.pages import gain_lines, markdown, render_table, write_results
 from rlvid.evaluate.tables.paper import write_layouts
 from rlvid.evaluate.tradeoff import draw_tradeoff
+from rlvid.metric_names import MAIN
 from rlvid.plots.drawing import font, shorten, wrap
 from rlvid.plots.pictures import reward_curve
 from rlvid.plots.style import drawing, legend_label
 from rlvid.terminal import console
-from tuning.comparison import SHOWN, draw, table
+from tuning.comparison import draw, table
 
 HOSTILE = (
     "=HYPERLINK(\"http://x.org\",\"y\")", "+1+cmd|'/c calc'!A0", "-2+3", "@SUM(1)", "\t=1", "\r=1", " =1", "\u200b=1",
@@ -112,7 +113,7 @@ def test_every_table_and_picture_of_an_evaluation_takes_every_name(tmp_path: Pat
 
 
 def test_every_picture_takes_every_name(tmp_path: Path) -> None:
-    point = {"step": 0, "seconds": 1, "videos": 1, "mean": dict.fromkeys(SHOWN, 0.5), "std": {"reward": 0.1}}
+    point = {"step": 0, "seconds": 1, "videos": 1, "mean": dict.fromkeys(MAIN, 0.5), "std": {"reward": 0.1}}
     names = [name for name in HOSTILE if "\uff1d" not in name]  # which the face of type lacks
     draw(point, {name: [[point]] for name in names}, tmp_path / "comparison.png")
     assert len(table(point, {name: [[point]] for name in names}).splitlines()) == 3 + len(names)

@@ -15,12 +15,14 @@ from rlvid.config import RunConfig
 from rlvid.config.reward import RewardConfig
 from rlvid.escape import markdown_code, markdown_text
 from rlvid.evaluate.results.read import Scores
+from rlvid.metric_names import metric_of
 from rlvid.runs.checkpoints import CheckpointRef, State, read_state
 from rlvid.runs.guard_log import best_step, read_means, warnings_of
 
 _SHOWN = 10
 _FEWEST_LOOKS = 3  # the base's, and two in a row that lost
-_NAMES = {"held_out": "held-out reward", "reward": "trained reward"}
+_REWARDS = ("held_out", "reward")
+"""Metrics that a prompt gets worse by: the first that was measured."""
 _METHODS = {
     "instructvideo": "InstructVideo", "draft": "DRaFT", "draft-lv": "DRaFT-LV", "alignprop": "AlignProp",
     "ddpo": "DDPO", "dpok": "DPOK", "rwr": "RWR", "raft": "RAFT",
@@ -108,7 +110,7 @@ def worse_prompts(scores: Scores, sets: Mapping[str, Sequence[str]], base: str, 
         base: name of the base model.
         models: names of the models that are looked at.
     """
-    metric = next((m for m in _NAMES if any(math.isfinite(each.get(m, math.nan)) for each in scores.values())), None)
+    metric = next((m for m in _REWARDS if any(math.isfinite(each.get(m, math.nan)) for each in scores.values())), None)
     found = {} if metric is None else {model: _outcomes(scores, sets, base, model, metric) for model in models}
     parts = ["## Prompts that got worse", ""]
     if not any(found.values()):
@@ -116,8 +118,8 @@ def worse_prompts(scores: Scores, sets: Mapping[str, Sequence[str]], base: str, 
     for model, outcomes in found.items():
         worse = sorted((each for each in outcomes if each.gain < 0), key=lambda each: each.gain)
         parts += [
-            f"{markdown_text(model)}: {len(worse)} of {len(outcomes)} prompts have a lower {_NAMES[metric]} than with "
-            "the base. Each is the mean of few videos, so part of it is chance.", "",
+            f"{markdown_text(model)}: {len(worse)} of {len(outcomes)} prompts have a lower {metric_of(metric).spoken} "
+            "than with the base. Each is the mean of few videos, so part of it is chance.", "",
         ]  # fmt: skip
         if worse:
             parts += [f"| Prompts | Prompt | Base | {markdown_text(model)} | Change |", "|---|---|---:|---:|---:|"]
