@@ -17,7 +17,7 @@ import numpy as np
 from rlvid.config import RunConfig
 from rlvid.evaluate.models import EvaluatedModel
 from rlvid.evaluate.results.rows import Row, metrics_of
-from rlvid.evaluate.results.summary import pair_up
+from rlvid.evaluate.results.summary import pair_up, paired_scores
 from rlvid.stats import RESAMPLES, bootstrap_interval, mean_interval
 
 
@@ -148,20 +148,13 @@ def seed_results(
         paired = [pair_up(by_model[base], by_model[name]) for name in names]
         for set_name, steps in paired[0]:
             for metric in metrics or metrics_of(rows):
-                seeds = [_values(each[(set_name, steps)], metric) for each in paired]
+                seeds = [paired_scores(each[(set_name, steps)], metric) for each in paired]
                 seeds = [each for each in seeds if len(each[0])]
                 if seeds:
                     mean, half = mean_interval([float(after.mean()) for _, after, _ in seeds])
                     gained = _gain(seeds, resamples) if group != base else (math.nan,) * 3
                     results.append(SeedResult(group, set_name, steps, metric, len(seeds), mean, half, *gained))
     return results
-
-
-def _values(pairs: list[tuple[Row, Row]], metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Before, after and the prompt's index, of the videos where both are finite."""
-    before, after = (np.array([pair[i].score(metric) for pair in pairs], dtype=np.float64) for i in (0, 1))
-    both = np.isfinite(before) & np.isfinite(after)
-    return before[both], after[both], np.array([pair[0].index for pair in pairs])[both]
 
 
 def _gain(seeds: list[tuple[np.ndarray, np.ndarray, np.ndarray]], resamples: int) -> tuple[float, float, float]:

@@ -1,6 +1,6 @@
 """What the scores of videos sum up to, and how two models compare, prompt by prompt."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,11 +96,9 @@ def compare(
     comparisons = []
     for (set_name, steps), pairs in pair_up(base_rows, tuned_rows).items():
         for metric in metrics_of(row for pair in pairs for row in pair):
-            before, after = (np.array([pair[i].score(metric) for pair in pairs], dtype=np.float64) for i in (0, 1))
-            both = np.isfinite(before) & np.isfinite(after)
-            prompts = np.array([pair[0].index for pair in pairs])[both]
-            gained = _paired(before[both], after[both], prompts, resamples, seed)
-            counts = (int(both.sum()), len(np.unique(prompts)), int((~both).sum()))
+            before, after, prompts = paired_scores(pairs, metric)
+            gained = _paired(before, after, prompts, resamples, seed)
+            counts = (len(before), len(np.unique(prompts)), len(pairs) - len(before))
             comparisons.append(
                 Comparison(pairs[0][0].model, pairs[0][1].model, set_name, steps, metric, *counts, *gained)
             )
@@ -125,6 +123,13 @@ def pair_up(base_rows: Iterable[Row], tuned_rows: Iterable[Row]) -> dict[tuple[s
             raise ValueError(f"compare: video {key} has two prompts, {row.prompt!r} and {tuned[key].prompt!r}")
         groups.setdefault(key[:2], []).append((row, tuned[key]))
     return groups
+
+
+def paired_scores(pairs: Sequence[tuple[Row, Row]], metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Before, after and the prompt's index, of the videos where both scores are finite."""
+    before, after = (np.array([pair[i].score(metric) for pair in pairs], dtype=np.float64) for i in (0, 1))
+    both = np.isfinite(before) & np.isfinite(after)
+    return before[both], after[both], np.array([pair[0].index for pair in pairs])[both]
 
 
 def _by_video(rows: Iterable[Row], side: str) -> dict[tuple[str, int, int, int], Row]:
