@@ -18,10 +18,11 @@ from torch import Tensor
 
 from rlvid import randomness
 from rlvid.diffusion.generate import generate
-from rlvid.evaluate import metrics, tables
+from rlvid.evaluate import metrics
 from rlvid.evaluate.results.rows import METRICS, Row
-from rlvid.evaluate.results.summary import compare, summarise
+from rlvid.evaluate.results.summary import compare, compare_all, summarise
 from rlvid.evaluate.score import evaluate_model, score_videos
+from rlvid.evaluate.tables import pages
 from rlvid.files import write_whole
 from rlvid.toy.tiny import tiny_model, tiny_reward
 from rlvid.world.captions import write_captions
@@ -258,7 +259,7 @@ def example_rows() -> list[Row]:
 
 def test_the_files_hold_what_was_measured(tmp_path: Path) -> None:
     rows = example_rows()
-    paths = tables.write_results(tmp_path / "out", rows, facts={"seed": 0, "guidance": 3.0})
+    paths = pages.write_results(tmp_path / "out", rows, facts={"seed": 0, "guidance": 3.0})
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(p.name for p in paths)
     page = (tmp_path / "out" / "evaluation.md").read_text(encoding="utf-8")
     assert "- seed: 0" in page
@@ -284,30 +285,30 @@ def test_the_files_hold_what_was_measured(tmp_path: Path) -> None:
 
 def test_the_console_shows_one_number_of_steps_in_120_columns() -> None:
     rows = [dataclasses.replace(r, **dict.fromkeys(METRICS, 0.5)) for r in example_rows()]
-    comparisons = tables.compare_all(rows)
+    comparisons = compare_all(rows)
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(tables.render_table(summarise(rows), comparisons, steps=20))
+    console.print(pages.render_table(summarise(rows), comparisons, steps=20))
     text = console.export_text()
     assert "Evaluation, 20 DDIM steps" in text
     assert "…" not in text
     assert "oracle" in text
     assert "scenes, tuned over base: reward +0.000 [0.000, 0.000]" in text
     with pytest.raises(ValueError, match="there are: 20"):
-        tables.render_table(summarise(rows), steps=50)
+        pages.render_table(summarise(rows), steps=50)
     with pytest.raises(ValueError, match="models: base, tuned"):
-        tables.compare_all(rows, base="other")
+        compare_all(rows, base="other")
 
 
 def test_what_is_shown_alike_is_not_told_apart_by_bold() -> None:
     rows = [row(index=i, reward=0.5, oracle_subject=float(i == 0)) for i in range(50)]
     rows += [row("tuned", index=i, reward=0.5, oracle_subject=float(i == 0)) for i in range(40)]
-    page = tables.markdown(rows, summarise(rows))
+    page = pages.markdown(rows, summarise(rows))
     assert "| in domain | base | 50 | 0.500 ± 0.000 | 2 % |" in page
     assert "| in domain | tuned | 40 | 0.500 ± 0.000 | 2 % |" in page
 
 
 def test_one_model_alone_is_neither_best_nor_compared(tmp_path: Path) -> None:
-    tables.write_results(tmp_path, [row(reward=0.5)])
+    pages.write_results(tmp_path, [row(reward=0.5)])
     page = (tmp_path / "evaluation.md").read_text(encoding="utf-8")
     assert "| in domain | base | 1 | 0.500 |" in page
     assert "**" not in page

@@ -24,11 +24,11 @@ from rlvid.cli import main
 from rlvid.config import parse_config
 from rlvid.diffusion.chain import denoise
 from rlvid.diffusion.schedule import timesteps
-from rlvid.evaluate import tables
 from rlvid.evaluate.load import load_run
 from rlvid.evaluate.results.read import read_results
 from rlvid.evaluate.results.rows import METRICS, Row
 from rlvid.evaluate.results.summary import compare, summarise
+from rlvid.evaluate.tables import pages
 from rlvid.export.export import export_run, sampler
 from rlvid.models.folders import builtin_folder
 from rlvid.models.lora import merge_lora, read_lora
@@ -271,7 +271,7 @@ def test_the_card_tells_what_the_hub_and_a_reader_need(tmp_path: Path) -> None:
     run, _ = save_run(tmp_path)
     text = (export_run(run, tmp_path / "bare") / "README.md").read_text(encoding="utf-8")
     assert "None was made in the run's folder." in text
-    tables.write_results(run, rows("base", 0.2) + rows("instructvideo", 0.4), base="base", facts={"step": 2})
+    pages.write_results(run, rows("base", 0.2) + rows("instructvideo", 0.4), base="base", facts={"step": 2})
     text = (export_run(run, tmp_path / "mine") / "README.md").read_text(encoding="utf-8")
     data = ModelCard(text).data
     assert (data.library_name, data.pipeline_tag, data.license) == ("diffusers", "text-to-video", None)
@@ -399,7 +399,7 @@ def test_the_card_names_what_was_trained_on(tmp_path: Path, reward: dict[str, An
 
 def test_results_survive_the_disk_and_older_ones_lack_what_is_newer(tmp_path: Path) -> None:
     base, tuned = rows("base", 0.2), rows("tuned", 0.4)
-    tables.write_results(tmp_path, base + tuned, facts={"step": 2})
+    pages.write_results(tmp_path, base + tuned, facts={"step": 2})
     summaries, comparisons, facts = read_results(tmp_path / "evaluation.json")
     assert repr(summaries) == repr(summarise(base + tuned))  # NaN is not equal to itself
     assert repr(comparisons) == repr(compare(base, tuned))
