@@ -81,12 +81,12 @@ class PaperTable:
             metric, means = metric_of(place[2]), {row: self.mean(row, place) for row in self.rows}
             best = metric.best(means)
             columns.append([Cell(metric.mean(means[row], self.std(row, place)), row in best) for row in self.rows])
-        lines = [[row, *cells] for row, *cells in zip(self.rows, *columns, strict=True)]
+        lines = [[Cell(row), *cells] for row, *cells in zip(self.rows, *columns, strict=True)]
         return Grid(["Model", *self._heads()], lines, 1, self._groups())
 
     def gain_grid(self) -> Grid:
         """The table of differences to the base."""
-        lines = [[row, *(self._gain(row, place) for place in self.places)] for row in self.rows[1:]]
+        lines = [[Cell(row), *(Cell(self._gain(row, place)) for place in self.places)] for row in self.rows[1:]]
         return Grid(["Over the base", *self._heads()], lines, 1, self._groups())
 
     def _gain(self, row: str, place: Place) -> str:

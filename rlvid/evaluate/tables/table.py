@@ -45,13 +45,18 @@ class Grid:
     words: int = 1
     groups: Sequence[tuple[str, int]] = field(default_factory=list)
 
+    @property
+    def cells(self) -> list[list[Cell]]:
+        """The rows, each text as a cell."""
+        return [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in self.rows]
+
     def markdown(self) -> str:
         """Lines of a pipe table; a group stands in the head of each of its columns."""
         above = [""] * self.words + [f"{text}, " for text, span in self.groups for _ in range(span)]
         above += [""] * (len(self.heads) - len(above))
         heads = [markdown_text(a + head) for a, head in zip(above, self.heads, strict=True)]
         rules = ["---"] * self.words + ["---:"] * (len(heads) - self.words)
-        rows = [_marked(row, "**{}**", markdown_text) for row in self.rows]
+        rows = [_marked(row, "**{}**", markdown_text) for row in self.cells]
         return "\n".join("| " + " | ".join(line) + " |" for line in (heads, rules, *rows))
 
     def latex(self, caption: str) -> str:
@@ -69,12 +74,11 @@ class Grid:
             lines.append("".join(rf"\cmidrule(lr){{{a + 1}-{b}}}" for a, b in pairwise(ends)))
         lines += [" & ".join(map(latex_text, self.heads)) + r" \\", r"\midrule"]
         before = None
-        for row in self.rows:
-            first = _text(row[0])
-            if before not in (None, first) and self.words > 1:
+        for row in self.cells:
+            if before not in (None, row[0].text) and self.words > 1:
                 lines.append(r"\midrule")
             lines.append(" & ".join(_marked(row, r"\textbf{{{}}}", latex_text)) + r" \\")
-            before = first
+            before = row[0].text
         end = r"\end{tabular}}" if self._wide else r"\end{tabular}"
         return "\n".join([*lines, r"\bottomrule", end, r"\end{table}"])
 
@@ -83,27 +87,19 @@ class Grid:
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, caption_justify="left")
         for place, head in enumerate(self.heads):
             table.add_column(head, justify="left" if place < self.words else "right")
-        for row in self.rows:
+        for row in self.cells:
             table.add_row(*_marked(row, "[bold]{}[/bold]", escape))
         return table
 
     @property
     def _wide(self) -> bool:
-        texts = [self.heads, *(list(map(_text, row)) for row in self.rows)]
+        texts = [self.heads, *([cell.text for cell in row] for row in self.cells)]
         return sum(max(map(len, column)) + _GAP for column in zip(*texts, strict=True)) > _PAGE
 
 
-def _text(cell: Cell | str) -> str:
-    return cell if isinstance(cell, str) else cell.text
-
-
-def _marked(row: Sequence[Cell | str], bold: str, escaped: Callable[[str], str]) -> list[str]:
+def _marked(row: Sequence[Cell], bold: str, escaped: Callable[[str], str]) -> list[str]:
     """The texts of a row in a language that has marks for what is bold."""
-    texts = [escaped(_text(cell)) for cell in row]
-    return [
-        bold.format(text) if isinstance(cell, Cell) and cell.bold else text
-        for cell, text in zip(row, texts, strict=True)
-    ]
+    return [bold.format(escaped(cell.text)) if cell.bold else escaped(cell.text) for cell in row]
 
 
 def latex_page(tables: Sequence[str]) -> str:
