@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from rlvid.evaluate.tables.table import Cell, Grid
 from rlvid.files import write_whole
 from rlvid.metric_names import MAIN, metric_of
-from rlvid.plots.style import RULE, drawing, legend_label, looks_of
+from rlvid.plots.style import RULE, drawing, legend_label, styles_of
 from rlvid.stats import mean_interval
 from tuning.description import Sweep
 from tuning.outcomes import Outcome
@@ -64,7 +64,7 @@ def draw(base: dict[str, Any], results: dict[str, list[list[dict[str, Any]]]], p
 
     The strong line of some settings is the mean over seeds, the faint ones are the seeds.
     """
-    looks = looks_of(list(results))
+    looks = styles_of(list(results))
     with drawing(10):
         figure = Figure(figsize=(13, 9), layout="constrained")
         FigureCanvasAgg(figure)

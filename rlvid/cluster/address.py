@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rlvid.cluster.token import PLACES, token
+from rlvid.cluster.token import PLACES, auth_token
 from rlvid.credentials import refuse_credentials
 
 _SECONDS = 10.0
@@ -39,17 +39,17 @@ def check_cluster(address: str) -> dict[str, str]:
     _pass_proxies_by(address)
     headers: dict[str, str] = {}
     try:
-        theirs = ask(address, "/api/version", headers)
+        theirs = get_json(address, "/api/version", headers)
     except PermissionError:  # only a cluster that asks for a token is shown it
-        held = token()
+        held = auth_token()
         if held is None:
             raise _no_token(address) from None
         headers = {"Authorization": f"Bearer {held}"}
         try:
-            theirs = ask(address, "/api/version", headers)
+            theirs = get_json(address, "/api/version", headers)
         except PermissionError:
             raise _wrong_token(address) from None
-    python = (ask(address, "/api/v0/cluster_metadata", headers).get("data") or {}).get("pythonVersion")
+    python = (get_json(address, "/api/v0/cluster_metadata", headers).get("data") or {}).get("pythonVersion")
     check_versions(address, str(theirs.get("ray_version")), python)
     return headers
 
@@ -95,7 +95,7 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         """Has the redirect raised as an error."""
 
 
-def ask(address: str, path: str, headers: dict[str, str]) -> dict[str, Any]:
+def get_json(address: str, path: str, headers: dict[str, str]) -> dict[str, Any]:
     """The JSON at a path of the dashboard, {} where the path is unknown.
 
     Raises:
@@ -194,7 +194,7 @@ def _show_token(address: str, target: str) -> None:
     """Has Ray show the token if the cluster asks for it, once it is known to be the right one."""
     if _lets_in(address, target, None):
         return
-    held = token()
+    held = auth_token()
     if held is None:
         raise _no_token(address)
     if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
@@ -227,7 +227,7 @@ def _lets_in(address: str, target: str, held: str | None) -> bool:
     return True
 
 
-def refusal(address: str, error: Exception) -> ValueError:
+def connection_error(address: str, error: Exception) -> ValueError:
     """Why a cluster did not let us in, in one line."""
     text = " ".join(str(error).split())
     if found := re.search(r"started with: Ray: (\S+) Python: (\S+)", text):
@@ -236,7 +236,7 @@ def refusal(address: str, error: Exception) -> ValueError:
         except ValueError as told:
             return told
     if "authentic" in text.lower() or "token" in text.lower():
-        return _no_token(address) if token() is None else _wrong_token(address)
+        return _no_token(address) if auth_token() is None else _wrong_token(address)
     return ValueError(
         f"no Ray cluster answers at {address!r} ({text[:200]}); start one (`ray start --head`) or leave the address out"
     )

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rlvid.cluster.address import check_session_folder, reach, refusal
+from rlvid.cluster.address import check_session_folder, connection_error, reach
 from rlvid.cluster.token import make_own_token
 from rlvid.interrupt import starting_ray
 
@@ -41,7 +41,7 @@ def start_ray(address: str | None = None) -> None:
         with _silent_stderr(), starting_ray():
             ray.init(address=target, log_to_driver=False, logging_level="ERROR", **local)
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
-        raise refusal(target, error) from error
+        raise connection_error(target, error) from error
 
 
 @contextmanager

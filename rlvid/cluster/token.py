@@ -10,7 +10,7 @@ PLACES = "RAY_AUTH_TOKEN, the file of RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token"
 _SPACES = " \t\n\r\f\v"  # what Ray strips
 
 
-def token() -> str | None:
+def auth_token() -> str | None:
     """Reads the token from the places and in the order of Ray, see ``PLACES``; None where there is none.
 
     Raises:
@@ -53,10 +53,10 @@ def make_own_token() -> None:
     Raises:
         ValueError: see ``token``.
     """
-    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token" or token() is not None:
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token" or auth_token() is not None:
         return
     fresh = secrets.token_hex(32)
-    if not (_keep(fresh) and token() is not None):
+    if not (_keep(fresh) and auth_token() is not None):
         os.environ["RAY_AUTH_TOKEN"] = fresh
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rlvid.cluster.address import check_session_folder, session_folder, session_room
-from rlvid.cluster.token import PLACES, token, token_file
+from rlvid.cluster.token import PLACES, auth_token, token_file
 from rlvid.doctor.finding import Finding, judged
 
 _GIB = 2**30
@@ -39,7 +39,7 @@ def check_token() -> Iterator[Finding]:
         yield Finding("token", "warning", f"RAY_AUTH_MODE = {os.environ['RAY_AUTH_MODE']!r} switches it off", way)
         return
     try:
-        held = token()
+        held = auth_token()
     except ValueError as error:
         yield Finding("token", "error", str(error), f"one of: {PLACES}")
         return

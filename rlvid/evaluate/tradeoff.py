@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from rlvid.evaluate.results.summary import Summary
 from rlvid.files import write_whole
 from rlvid.metric_names import metric_of, set_title
-from rlvid.plots.style import LOOKS, RULE, Look, drawing, legend_label
+from rlvid.plots.style import RULE, STYLES, PlotStyle, drawing, legend_label
 
 UP = ("held_out", "consistency", "motion")
 
@@ -43,7 +43,7 @@ def draw_tradeoff(path: str | Path, summaries: Sequence[Summary], scales: Mappin
                 for place, name in enumerate(dict.fromkeys(s.set for s in here)):
                     by_model = {s.model: s for s in here if s.set == name}
                     points = [(by_model[m].mean["reward"], by_model[m].mean[metric], k) for m, k in placed.items()]
-                    _line(axes, points, set_title(name), LOOKS[place % len(LOOKS)])
+                    _line(axes, points, set_title(name), STYLES[place % len(STYLES)])
                 axes.set(
                     xlabel=metric_of("reward").spoken,
                     ylabel=metric_of(metric).spoken,
@@ -59,7 +59,7 @@ def draw_tradeoff(path: str | Path, summaries: Sequence[Summary], scales: Mappin
     write_whole(Path(path), data.getvalue())
 
 
-def _line(axes, points: list[tuple[float, float, float]], label: str, look: Look) -> None:
+def _line(axes, points: list[tuple[float, float, float]], label: str, look: PlotStyle) -> None:
     finite = [p for p in points if math.isfinite(p[0]) and math.isfinite(p[1])]
     across, up = [p[0] for p in finite], [p[1] for p in finite]
     axes.plot(

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from rlvid.files import write_whole
 from rlvid.plots.drawing import GAP, MARGIN, TILE, font, paste, save, shorten, tile, tiles, wrap, write
-from rlvid.plots.style import INK, LOOKS, RULE, SOFT, Dash, drawing, legend_label
+from rlvid.plots.style import INK, RULE, SOFT, STYLES, Dash, drawing, legend_label
 
-_LINES = tuple((look.colour, look.dash) for look in LOOKS[:4])
+_LINES = tuple((style.colour, style.dash) for style in STYLES[:4])
 
 
 def before_after(

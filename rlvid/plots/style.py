@@ -1,4 +1,4 @@
-"""How pictures and pages tell things apart: ink, and looks of a colour, a dash, a marker and its letter each.
+"""Styles that tell things apart in pictures and on pages: a colour, a dash, a marker and its letter each.
 
 Colours are Okabe and Ito's, which the colour-blind tell apart; dash and marker say the same in black and white.
 """
@@ -17,8 +17,8 @@ Dash = str | tuple[int, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Look:
-    """One thing's look: ``colour`` on white and ``on_dark`` on black; matplotlib's dash and marker, and a text's."""
+class PlotStyle:
+    """One thing's style: ``colour`` on white and ``on_dark`` on black; matplotlib's dash and marker, and a text's."""
 
     colour: str
     on_dark: str
@@ -27,29 +27,29 @@ class Look:
     glyph: str
 
 
-LOOKS = (
-    Look("#0072B2", "#5CB8F0", "-", "o", "●"),
-    Look("#D55E00", "#FF8C42", "--", "s", "■"),
-    Look("#009E73", "#35CFA0", "-.", "^", "▲"),
-    Look("#000000", "#FFFFFF", ":", "D", "◆"),
-    Look("#A8508A", "#E6A3CB", (0, (7, 2)), "v", "▼"),
-    Look("#B37A00", "#F2B632", (0, (3, 1, 1, 1, 1, 1)), "P", "✚"),
-    Look("#2F8FC4", "#A6DBF7", (0, (1, 1)), "X", "✖"),
-    Look("#0072B2", "#5CB8F0", (0, (9, 3)), "<", "◀"),
-    Look("#D55E00", "#FF8C42", (0, (4, 1, 1, 1)), ">", "▶"),
-    Look("#009E73", "#35CFA0", (0, (2, 2)), "*", "★"),
-    Look("#A8508A", "#E6A3CB", (0, (8, 2, 2, 2)), "p", "⬟"),
-    Look("#B37A00", "#F2B632", (0, (5, 1)), "h", "⬢"),
-    Look("#2F8FC4", "#A6DBF7", (0, (1, 3)), "d", "♦"),
+STYLES = (
+    PlotStyle("#0072B2", "#5CB8F0", "-", "o", "●"),
+    PlotStyle("#D55E00", "#FF8C42", "--", "s", "■"),
+    PlotStyle("#009E73", "#35CFA0", "-.", "^", "▲"),
+    PlotStyle("#000000", "#FFFFFF", ":", "D", "◆"),
+    PlotStyle("#A8508A", "#E6A3CB", (0, (7, 2)), "v", "▼"),
+    PlotStyle("#B37A00", "#F2B632", (0, (3, 1, 1, 1, 1, 1)), "P", "✚"),
+    PlotStyle("#2F8FC4", "#A6DBF7", (0, (1, 1)), "X", "✖"),
+    PlotStyle("#0072B2", "#5CB8F0", (0, (9, 3)), "<", "◀"),
+    PlotStyle("#D55E00", "#FF8C42", (0, (4, 1, 1, 1)), ">", "▶"),
+    PlotStyle("#009E73", "#35CFA0", (0, (2, 2)), "*", "★"),
+    PlotStyle("#A8508A", "#E6A3CB", (0, (8, 2, 2, 2)), "p", "⬟"),
+    PlotStyle("#B37A00", "#F2B632", (0, (5, 1)), "h", "⬢"),
+    PlotStyle("#2F8FC4", "#A6DBF7", (0, (1, 3)), "d", "♦"),
 )
-"""Told apart in this order; the fourth, ink itself, suits what the others are compared with. From the eighth on
-colours come again, with other dashes and markers."""
-REFERENCE = LOOKS[3]
-_OTHERS = tuple(look for look in LOOKS if look is not REFERENCE)
+"""In the order in which they are given; the fourth, ink itself, suits what the others are compared with. From the
+eighth on colours come again, with other dashes and markers."""
+REFERENCE = STYLES[3]
+_OTHERS = tuple(style for style in STYLES if style is not REFERENCE)
 
 
-def looks_of(names: list[str], reference: str | None = None) -> dict[str, Look]:
-    """A look for each name; ``reference`` gets the one in ink. With more than twelve others, looks come again."""
+def styles_of(names: list[str], reference: str | None = None) -> dict[str, PlotStyle]:
+    """Gives each name a style; ``reference`` gets the one in ink. With more than twelve others, styles come again."""
     others = [name for name in names if name != reference]
     found = {name: _OTHERS[place % len(_OTHERS)] for place, name in enumerate(others)}
     return {name: REFERENCE if name == reference else found[name] for name in names}

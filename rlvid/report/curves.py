@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rlvid.evaluate.results.read import EvaluationData
-from rlvid.plots.style import INK, RULE, SOFT, Look, drawing, legend_label
+from rlvid.plots.style import INK, RULE, SOFT, PlotStyle, drawing, legend_label
 from rlvid.report.inputs import Group, ReportInputs
 from rlvid.report.runs import REWARDS, Run
 from rlvid.report.summary import finite_scores, mean, shown_metrics, shown_set, title
@@ -29,7 +29,7 @@ class Theme:
     rule: str
     dark: bool
 
-    def colour(self, look: Look) -> str:
+    def colour(self, look: PlotStyle) -> str:
         """Of a look on this paper."""
         return look.on_dark if self.dark else look.colour
 
@@ -158,7 +158,7 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def pareto(
-    evaluation: EvaluationData, looks: Mapping[str, Look], called: Mapping[str, str], steps: int
+    evaluation: EvaluationData, looks: Mapping[str, PlotStyle], called: Mapping[str, str], steps: int
 ) -> Drawing | None:
     """Temporal consistency and motion against the held-out reward: a panel a prompt set, a point a model.
 
@@ -189,8 +189,8 @@ def pareto(
 
 
 def _points(
-    axes: Axes, evaluation: EvaluationData, looks: Mapping[str, Look], called: Mapping[str, str], name: str, steps: int,
-    metric: str, theme: Theme,
+    axes: Axes, evaluation: EvaluationData, looks: Mapping[str, PlotStyle], called: Mapping[str, str], name: str,
+    steps: int, metric: str, theme: Theme,
 ) -> None:  # fmt: skip
     found = []
     for model in evaluation.models:

@@ -9,7 +9,7 @@ import numpy as np
 from rlvid.evaluate.results.about import ModelRecord
 from rlvid.evaluate.results.read import EvaluationData, read_evaluation
 from rlvid.evaluate.results.seeds import Alike, end_or_step, name_groups, part_of_run
-from rlvid.plots.style import LOOKS, Look, looks_of
+from rlvid.plots.style import STYLES, PlotStyle, styles_of
 from rlvid.report.runs import Run, read_run
 
 _NAME = "evaluation.yaml"
@@ -21,7 +21,7 @@ class Group:
 
     label: str
     runs: tuple[Run, ...]
-    look: Look
+    look: PlotStyle
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ReportInputs:
 
     evaluation: EvaluationData
     runs: tuple[Run, ...]
-    looks: dict[str, Look]
+    looks: dict[str, PlotStyle]
     seeds: dict[str, list[str]]
     notes: tuple[str, ...]
 
@@ -75,12 +75,12 @@ class ReportInputs:
             for runs in by_kind.values()
         ]
         looks = [self.looks[models[0].name] if models else None for models in ends]
-        spare = [look for look in LOOKS if look not in self.looks.values()]
+        spare = [look for look in STYLES if look not in self.looks.values()]
         found: list[Group] = []
         for label, runs, look in zip(labels, by_kind.values(), looks, strict=True):
             taken = [group.look for group in found]
             if look is None or look in taken:
-                look = next((each for each in [*spare, *LOOKS] if each not in taken), LOOKS[0])
+                look = next((each for each in [*spare, *STYLES] if each not in taken), STYLES[0])
             found.append(Group(label, tuple(runs), look))
         return found
 
@@ -134,7 +134,7 @@ def read_inputs(targets: Sequence[str | Path]) -> ReportInputs:
                 f"{model.label}: its run cannot be read ({error}); its curves, costs, config and card are left out."
             )
     groups = _alike(evaluation, runs)
-    by_group = looks_of([evaluation.base.name, *groups], evaluation.base.name)
+    by_group = styles_of([evaluation.base.name, *groups], evaluation.base.name)
     if len(by_group) > len(set(by_group.values())):
         notes.append("There are more models than looks, so some share a marker: tell them apart by name.")
     looks = {evaluation.base.name: by_group[evaluation.base.name]}

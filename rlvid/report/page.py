@@ -16,7 +16,7 @@ from rlvid.evaluate.results.pairwise import MAX_PAIRWISE_ROWS
 from rlvid.evaluate.results.read import EvaluationData
 from rlvid.evaluate.results.run_card import run_card, without_folders, worse_prompts
 from rlvid.metric_names import metric_of
-from rlvid.plots.style import LOOKS
+from rlvid.plots.style import STYLES
 from rlvid.report.inputs import ReportInputs
 from rlvid.report.runs import Run
 from rlvid.report.seeds import over_seeds
@@ -62,7 +62,7 @@ def render(inputs: ReportInputs, selection: CaseSelection, assets: PageAssets) -
     )  # fmt: skip
     frames, height, width, _ = assets.shape
     glyphs = {name: look.glyph for name, look in inputs.looks.items()}
-    classes = {name: f"look-{LOOKS.index(look)}" for name, look in inputs.looks.items()}
+    classes = {name: f"look-{STYLES.index(look)}" for name, look in inputs.looks.items()}
     cases = _cases(evaluation, assets)
     by_key = {case["key"]: case for case in cases}
     page = environment.get_template("index.html.j2").render(
@@ -80,7 +80,7 @@ def render(inputs: ReportInputs, selection: CaseSelection, assets: PageAssets) -
         shown_set=shown_set, fewest=MIN_PROMPTS,
     )  # fmt: skip
     card = min(48.0, max(18.0, 9.0 * len(inputs.pictured)))  # rem
-    style = environment.get_template("report.css.j2").render(looks=LOOKS, width=width, height=height, card=card)
+    style = environment.get_template("report.css.j2").render(looks=STYLES, width=width, height=height, card=card)
     return {"index.html": page, "report.css": style, "report.js": _read(environment, "report.js")}
 
 

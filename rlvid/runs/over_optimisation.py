@@ -29,7 +29,7 @@ import numpy as np
 from rlvid.shapes import ROUNDING
 from rlvid.stats import finite_mean, t_quantile
 
-Look = Mapping[str, Sequence[float]]
+MetricValues = Mapping[str, Sequence[float]]
 """Metric -> one value a prompt; NaN where a video was not finite."""
 
 TRAINED, HELD_OUT = "reward", "held_out"
@@ -87,7 +87,7 @@ class Verdict:
         )  # fmt: skip
 
 
-def judge(looks: Sequence[Look], alpha: float = ALPHA) -> Verdict:
+def judge(looks: Sequence[MetricValues], alpha: float = ALPHA) -> Verdict:
     """The verdict on looks in the order of their steps, the base model first; see the top of this file.
 
     Raises:
@@ -111,7 +111,7 @@ def judge(looks: Sequence[Look], alpha: float = ALPHA) -> Verdict:
     return Verdict(best, warnings, tuple(lost.values()), held_out)
 
 
-def lost_at(looks: Sequence[Look], metric: str, at: int, alpha: float = ALPHA) -> Loss | None:
+def lost_at(looks: Sequence[MetricValues], metric: str, at: int, alpha: float = ALPHA) -> Loss | None:
     """What ``metric`` lost at look ``at`` beyond its tolerance and noise; None where that cannot be said."""
     means = [finite_mean(look[metric]) for look in looks[:at]]
     if not any(map(math.isfinite, means)):

@@ -15,7 +15,7 @@ from helpers import save_run
 from pages import Page
 from PIL import Image
 
-from rlvid.plots.style import LOOKS, looks_of
+from rlvid.plots.style import STYLES, styles_of
 from rlvid.report.curves import along_runs, reward_curves
 from rlvid.report.inputs import Group, read_inputs
 from rlvid.report.page import told_of
@@ -95,11 +95,11 @@ def test_extremes_are_those_of_any_seed(tmp_path: Path) -> None:
 
 
 def test_looks_are_told_apart_without_colour() -> None:
-    assert len({look.marker for look in LOOKS}) == len({look.glyph for look in LOOKS}) == len(LOOKS)
-    assert len({look.dash for look in LOOKS}) == len(LOOKS)
-    assert len({look.colour for look in LOOKS[:7]}) == 7
+    assert len({look.marker for look in STYLES}) == len({look.glyph for look in STYLES}) == len(STYLES)
+    assert len({look.dash for look in STYLES}) == len(STYLES)
+    assert len({look.colour for look in STYLES[:7]}) == 7
     names = [f"model {number}" for number in range(13)]
-    assert len(set(looks_of(names, "model 0").values())) == 13
+    assert len(set(styles_of(names, "model 0").values())) == 13
 
 
 def test_models_that_differ_in_seed_alone_are_a_row_of_tables_and_have_one_look(tmp_path: Path) -> None:

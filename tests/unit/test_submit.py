@@ -22,8 +22,8 @@ from aiohttp import ServerDisconnectedError
 
 from jobs import submit
 from rlvid import interrupt
-from rlvid.cluster.address import check_cluster, check_session_folder, reach, refusal
-from rlvid.cluster.token import make_own_token, token
+from rlvid.cluster.address import check_cluster, check_session_folder, connection_error, reach
+from rlvid.cluster.token import auth_token, make_own_token
 
 PYTHON = ".".join(map(str, sys.version_info[:3]))
 
@@ -266,7 +266,7 @@ def test_a_token_path_without_a_file_is_named(monkeypatch: pytest.MonkeyPatch) -
 def test_a_ray_of_our_own_has_a_token_with_and_without_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     make_own_token()
     file = tmp_path / ".ray" / "auth_token"
-    assert token() == file.read_text("ascii")
+    assert auth_token() == file.read_text("ascii")
     assert file.stat().st_mode & 0o777 == 0o600
     assert [path.name for path in file.parent.iterdir()] == ["auth_token"]
     (tmp_path / "file").touch()
@@ -274,12 +274,12 @@ def test_a_ray_of_our_own_has_a_token_with_and_without_a_home(monkeypatch: pytes
         monkeypatch.setenv("HOME", home)
         monkeypatch.setenv("RAY_AUTH_TOKEN", "")
         make_own_token()
-        assert len(token() or "") == 64
-        assert os.environ["RAY_AUTH_TOKEN"] == token()
+        assert len(auth_token() or "") == 64
+        assert os.environ["RAY_AUTH_TOKEN"] == auth_token()
     monkeypatch.setenv("RAY_AUTH_TOKEN", "")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     make_own_token()
-    assert token() is None
+    assert auth_token() is None
 
 
 @pytest.mark.parametrize("folder", ["/proc/nothing", "file", "long-" * 20])
@@ -341,7 +341,8 @@ def test_rays_own_words_become_one_line() -> None:
 
     with pytest.raises(RuntimeError) as caught:
         check_version_info({"ray_version": "2.50.0", "python_version": PYTHON}, "process")
-    assert str(refusal("head:6379", caught.value)).startswith("the cluster at head:6379 runs Ray 2.50.0 and this")
+    found = str(connection_error("head:6379", caught.value))
+    assert found.startswith("the cluster at head:6379 runs Ray 2.50.0 and this")
 
 
 @pytest.mark.parametrize(
