@@ -132,6 +132,9 @@ def test_what_travels_with_a_job_is_small_and_enough(tmp_path: Path) -> None:
     names = zipfile.ZipFile(package).namelist()
     tops = {name.partition("/")[0] for name in names}
     assert tops.isdisjoint({".git", ".venv", ".cache", ".ci", "runs", "tests", "docs", ".mypy_cache", ".ruff_cache"})
-    assert {"rlvid/cli.py", "rlvid/configs/toy.yaml", "tuning/sweep.py"} <= set(names)
+    code = {
+        path.relative_to(ROOT).as_posix() for top in ("rlvid", "jobs", "tuning") for path in (ROOT / top).rglob("*.py")
+    }
+    assert code | {"rlvid/configs/toy.yaml", "tuning/sweep.py"} <= set(names), "a folder of the package is left at home"
     assert any(name.startswith("rlvid/toy/weights/") and name.endswith(".safetensors") for name in names)
     assert package.stat().st_size < 20 * 2**20
