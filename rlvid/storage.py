@@ -243,11 +243,6 @@ def run_mirror(storage: str, name: str) -> Mirror:
     return mirror
 
 
-def temporary_home(storage: str | None, run: Path) -> Path:
-    """The folder for temporary files of a run's workers: in the run's own, or for a store in this machine's cache."""
-    return run / ".tmp" if storage is None else home(storage) / ".tmp"
-
-
 def worker_mirror(storage: str | None, name: str, folder: Path, temporary: Path) -> Mirror:
     """Where a worker writes: the run's folder, or for the store a folder in ``temporary``."""
     if storage is None:

@@ -152,7 +152,7 @@ def record_clips(folder: Path, clips: Path) -> None:
             f"run {folder.name!r} began with other clips than those in {clips} now are; bring them (or the prompts "
             "they were sampled from) back, or choose another name=..."
         )
-    note.write_text(now, encoding="utf-8")
+    write_whole(note, now.encode())
 
 
 def cut_captions(config: RunConfig, clips: Path) -> list[str]:

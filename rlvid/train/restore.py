@@ -15,7 +15,7 @@ from torch import distributed
 
 from rlvid.files import scratch
 from rlvid.runs.checkpoints import flaw, wrong_bytes
-from rlvid.storage import temporary_home
+from rlvid.storage import home
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ def temporary_folder(storage: str | None, run: Path) -> Iterator[Path]:
         storage: URI of the store that the run is kept in, if it is kept in one.
         run: the run's folder.
     """
-    home = temporary_home(storage, run)
-    with scratch(home) as folder:
+    place = (run if storage is None else home(storage)) / ".tmp"
+    with scratch(place) as folder:
         if storage is not None:
-            tempfile.tempdir = str(home)  # where Ray Train fetches a checkpoint to, once for all workers of a machine
+            tempfile.tempdir = str(place)  # where Ray Train fetches a checkpoint to, once for all workers of a machine
         yield folder
 
 
