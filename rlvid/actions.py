@@ -50,7 +50,7 @@ def _draw_before_after(run: Path, prompts: list[str], seed: int) -> None:
     """Writes ``before-after.png``: the prompts' videos of the base and the tuned model, their trained reward below."""
     from rlvid.diffusion.generate import generate
     from rlvid.evaluate.load import device, load_run
-    from rlvid.plots.pictures import before_after
+    from rlvid.plots.frames import draw_models
     from rlvid.reward.load import trained_reward
     from rlvid.reward.video import mean_of_frames
 
@@ -67,13 +67,16 @@ def _draw_before_after(run: Path, prompts: list[str], seed: int) -> None:
         )
         for scale in (0.0, 1.0)
     ]
-    before_after(run / "before-after.png", prompts, *videos, *(mean_of_frames(reward(v, prompts)) for v in videos))
+    names = ("Base model", "Fine-tuned")
+    rewards = {name: mean_of_frames(reward(each, prompts)).tolist() for name, each in zip(names, videos, strict=True)}
+    shown = {name: list(each) for name, each in zip(names, videos, strict=True)}
+    draw_models(run / "before-after.png", prompts, shown, rewards, shown=4, gains=True)
 
 
 def _draw_reward_curve(run: Path) -> None:
     """Writes ``reward.png``: the trained and the held-out reward of each step."""
     from rlvid.metric_names import REWARD_TAGS
-    from rlvid.plots.pictures import reward_curve
+    from rlvid.plots.curves import draw_rewards
     from rlvid.runs.scalars import read_scalars
 
     scalars = read_scalars(run / "tensorboard", REWARD_TAGS.__contains__)
@@ -81,7 +84,7 @@ def _draw_reward_curve(run: Path) -> None:
     series = {
         name: [scalars[tag].get(s, math.nan) for s in steps] for tag, name in REWARD_TAGS.items() if tag in scalars
     }
-    reward_curve(run / "reward.png", steps, series)
+    draw_rewards(run / "reward.png", steps, series)
 
 
 def evaluate_and_show(

@@ -56,7 +56,7 @@ def styles_of(names: list[str], reference: str | None = None) -> dict[str, PlotS
 
 
 @contextmanager
-def drawing(size: float, ink: str = INK, soft: str = INK, **further: object) -> Iterator[None]:
+def drawing(size: float, ink: str = INK, soft: str = INK, **further: Any) -> Iterator[None]:
     """Settings of matplotlib for every picture, in which a name with ``$`` or a backslash is no formula.
 
     Args:

@@ -21,7 +21,7 @@ class Group:
 
     label: str
     runs: tuple[Run, ...]
-    look: PlotStyle
+    style: PlotStyle
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ReportInputs:
 
     evaluation: EvaluationData
     runs: tuple[Run, ...]
-    looks: dict[str, PlotStyle]
+    styles: dict[str, PlotStyle]
     seeds: dict[str, list[str]]
     notes: tuple[str, ...]
 
@@ -65,7 +65,7 @@ class ReportInputs:
         return dict(sorted(found.items()))
 
     def groups(self) -> list[Group]:
-        """The runs as they are drawn: those that differ in seed alone together, in their models' looks."""
+        """The runs as they are drawn: those that differ in seed alone together, in their models' styles."""
         by_kind: dict[str, list[Run]] = {}
         for run in self.runs:
             by_kind.setdefault(run.kind, []).append(run)
@@ -74,14 +74,14 @@ class ReportInputs:
             sorted((m for run in runs for m in self.models_of(run)), key=lambda m: (m.step or 0, m.scale))[-1:]
             for runs in by_kind.values()
         ]
-        looks = [self.looks[models[0].name] if models else None for models in ends]
-        spare = [look for look in STYLES if look not in self.looks.values()]
+        styles = [self.styles[models[0].name] if models else None for models in ends]
+        spare = [style for style in STYLES if style not in self.styles.values()]
         found: list[Group] = []
-        for label, runs, look in zip(labels, by_kind.values(), looks, strict=True):
-            taken = [group.look for group in found]
-            if look is None or look in taken:
-                look = next((each for each in [*spare, *STYLES] if each not in taken), STYLES[0])
-            found.append(Group(label, tuple(runs), look))
+        for label, runs, style in zip(labels, by_kind.values(), styles, strict=True):
+            taken = [group.style for group in found]
+            if style is None or style in taken:
+                style = next((each for each in [*spare, *STYLES] if each not in taken), STYLES[0])
+            found.append(Group(label, tuple(runs), style))
         return found
 
 
@@ -136,11 +136,11 @@ def read_inputs(targets: Sequence[str | Path]) -> ReportInputs:
     groups = _alike(evaluation, runs)
     by_group = styles_of([evaluation.base.name, *groups], evaluation.base.name)
     if len(by_group) > len(set(by_group.values())):
-        notes.append("There are more models than looks, so some share a marker: tell them apart by name.")
-    looks = {evaluation.base.name: by_group[evaluation.base.name]}
-    looks |= {name: by_group[label] for label, names in groups.items() for name in names}
+        notes.append("There are more models than styles, so some share a marker: tell them apart by name.")
+    styles = {evaluation.base.name: by_group[evaluation.base.name]}
+    styles |= {name: by_group[label] for label, names in groups.items() for name in names}
     seeds = groups if any(len(names) > 1 for names in groups.values()) else {}
-    return ReportInputs(evaluation, tuple(runs.values()), looks, seeds, tuple(dict.fromkeys(notes)))
+    return ReportInputs(evaluation, tuple(runs.values()), styles, seeds, tuple(dict.fromkeys(notes)))
 
 
 def _alike(evaluation: EvaluationData, runs: dict[Path, Run]) -> dict[str, list[str]]:
@@ -148,7 +148,8 @@ def _alike(evaluation: EvaluationData, runs: dict[Path, Run]) -> dict[str, list[
     groups: dict[tuple[object, ...], list[ModelRecord]] = {}
     of = {m.name: runs.get(_place(m.path, evaluation)) if m.path else None for m in evaluation.tuned}
     for model in evaluation.tuned:
-        run, key = of[model.name], (model.name,)
+        run = of[model.name]
+        key: tuple[object, ...] = (model.name,)
         if run is not None:
             at = end_or_step(run.config, model.kind == "run", model.step)
             shared = (run.kind, at, model.scale)
@@ -241,6 +242,7 @@ def _joined(one: EvaluationData, two: EvaluationData) -> EvaluationData:
         folders=one.folders + two.folders,
         models=(*one.models, *added),
         scores=one.scores | {(names[m], case): v for (m, case), v in two.scores.items() if m in names},
-        differences=one.differences | {(names[m], *rest): d for (m, *rest), d in two.differences.items() if m in names},
+        differences=one.differences
+        | {(names[m], name, steps, k): d for (m, name, steps, k), d in two.differences.items() if m in names},
         videos=one.videos | {(names[m], case): v for (m, case), v in two.videos.items() if m in names},
     )

@@ -21,7 +21,16 @@ from rlvid.report.inputs import ReportInputs
 from rlvid.report.runs import Run
 from rlvid.report.seeds import over_seeds
 from rlvid.report.select import CaseSelection
-from rlvid.report.summary import ModelSummary, gain_text, number, shown_metrics, shown_set, table, tell, title
+from rlvid.report.summary import (
+    ModelSummary,
+    gain_text,
+    number,
+    shown_metrics,
+    shown_set,
+    summarise_models,
+    table,
+    title,
+)
 from rlvid.runs.guard_log import warnings_of
 from rlvid.stats import MIN_PROMPTS
 
@@ -30,11 +39,11 @@ _DIGITS = 5
 
 @dataclass(frozen=True)
 class Strip:
-    """A still picture: its file, heading and words, and the moving files of its first prompt."""
+    """A still picture: its file, heading and words in its place, and the moving files of its first prompt."""
 
     name: str
     heading: str
-    told: str
+    alt: str
     files: list[str]
 
 
@@ -61,14 +70,14 @@ def render(inputs: ReportInputs, selection: CaseSelection, assets: PageAssets) -
         autoescape=select_autoescape(enabled_extensions=("html", "html.j2"), default=True),
     )  # fmt: skip
     frames, height, width, _ = assets.shape
-    glyphs = {name: look.glyph for name, look in inputs.looks.items()}
-    classes = {name: f"look-{STYLES.index(look)}" for name, look in inputs.looks.items()}
+    glyphs = {name: style.glyph for name, style in inputs.styles.items()}
+    classes = {name: f"look-{STYLES.index(style)}" for name, style in inputs.styles.items()}
     cases = _cases(evaluation, assets)
     by_key = {case["key"]: case for case in cases}
     page = environment.get_template("index.html.j2").render(
         heading=_heading(evaluation), lead=_lead(evaluation), evaluation=evaluation, looks=classes, glyphs=glyphs,
         copies=evaluation.about.copies, width=width, height=height, frames=frames, notes=[*inputs.notes, *assets.notes],
-        told=told_of(inputs), pictured={model.name for model in inputs.pictured}, seeds=over_seeds(inputs),
+        summaries=summaries_of(inputs), pictured={model.name for model in inputs.pictured}, seeds=over_seeds(inputs),
         rows=inputs.seeds, most=MAX_PAIRWISE_ROWS, tiles=_tiles(evaluation),
         judge_title=title(evaluation.judge).lower(),
         featured=[(why, by_key[each.case], (evaluation.base, each.model)) for why, each in selection.featured],
@@ -90,18 +99,18 @@ def _read(environment: Environment, name: str) -> str:
     return loader.get_source(environment, name)[0]
 
 
-def told_of(inputs: ReportInputs) -> list[ModelSummary]:
+def summaries_of(inputs: ReportInputs) -> list[ModelSummary]:
     """The summary, with what the guards of the runs saw."""
-    told = tell(inputs.evaluation)
+    summaries = summarise_models(inputs.evaluation)
     first = inputs.evaluation.tuned[:1]
     measured = next((r.config.reward for r in inputs.runs if set(first) & set(inputs.models_of(r))), None)
     for run in inputs.runs:
         models = {model.name for model in inputs.models_of(run)}
-        for each in told:
+        for each in summaries:
             if each.model.name in models:
                 each.cautions += [] if measured is None else _otherwise(measured, run.config.reward)
                 each.cautions += [f"The guard of run {run.name}: {line}." for line in warnings_of(run.folder) or []]
-    return told
+    return summaries
 
 
 def _otherwise(measured: RewardConfig, own: RewardConfig) -> list[str]:

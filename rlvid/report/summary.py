@@ -16,12 +16,16 @@ _TRAINED, _HELD_OUT, _MOTION, _CONSISTENCY = "reward", "held_out", "motion", "co
 
 @dataclass
 class ModelSummary:
-    """What is said of one model: a headline, one line a prompt set and D, and what to be wary of."""
+    """The summary of one model: a headline, one line a prompt set and D, and what to be wary of."""
 
     model: ModelRecord
     headline: str
     lines: list[str] = field(default_factory=list)
     cautions: list[str] = field(default_factory=list)
+
+
+Stats = dict[tuple[str, str], tuple[float, float, int]]
+"""Mean, standard deviation and count of each (model, metric)."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +82,12 @@ def mean(evaluation: EvaluationData, model: str, name: str, steps: int, metric: 
     return *mean_and_std(values), len(values)
 
 
-def tell(evaluation: EvaluationData) -> list[ModelSummary]:
+def summarise_models(evaluation: EvaluationData) -> list[ModelSummary]:
     """The summary: one entry for each tuned model."""
-    return [_tell(evaluation, model) for model in evaluation.tuned]
+    return [_summarise(evaluation, model) for model in evaluation.tuned]
 
 
-def _tell(evaluation: EvaluationData, model: ModelRecord) -> ModelSummary:
+def _summarise(evaluation: EvaluationData, model: ModelRecord) -> ModelSummary:
     groups = [(name, steps) for name in evaluation.about.sets for steps in evaluation.about.steps]
     found = {
         (name, steps, metric): difference
@@ -91,7 +95,7 @@ def _tell(evaluation: EvaluationData, model: ModelRecord) -> ModelSummary:
     }  # fmt: skip
     judge = evaluation.judge
     ways = [found[name, steps, judge].way for name, steps in groups if (name, steps, judge) in found]
-    told = ModelSummary(model, _headline(title(judge), ways))
+    summary = ModelSummary(model, _headline(title(judge), ways))
     for name, steps in groups:
         parts = [
             _change(evaluation, model, name, steps, metric, found[name, steps, metric])
@@ -103,7 +107,7 @@ def _tell(evaluation: EvaluationData, model: ModelRecord) -> ModelSummary:
         gains = [evaluation.gain(model.name, c, judge) for c in evaluation.cases if (c.set, c.steps) == (name, steps)]
         better, worse = sum(g > 0 for g in gains), sum(g < 0 for g in gains)
         tally = f"Of {len(gains)} videos {better} are better by the {title(judge).lower()} and {worse} worse."
-        told.lines.append(
+        summary.lines.append(
             f"{_where(name, steps)}: {'; '.join(parts)}. {tally}" if parts else f"{_where(name, steps)}: {tally}"
         )
 
@@ -111,17 +115,19 @@ def _tell(evaluation: EvaluationData, model: ModelRecord) -> ModelSummary:
             return found[name, steps, metric].way if (name, steps, metric) in found else 0
 
         if way(_TRAINED) > 0 and way(_HELD_OUT) < 0:
-            told.cautions.append(
+            summary.cautions.append(
                 f"{_where(name, steps)}: the trained reward rose while the held-out reward fell, the mark of "
                 "over-optimisation."
             )
         if way(_MOTION) < 0 and way(_CONSISTENCY) > 0:
-            told.cautions.append(
+            summary.cautions.append(
                 f"{_where(name, steps)}: consistency rose while motion fell: look whether videos freeze."
             )
         if way("diversity") < 0:
-            told.cautions.append(f"{_where(name, steps)}: diversity fell: videos of a prompt have become more alike.")
-    return told
+            summary.cautions.append(
+                f"{_where(name, steps)}: diversity fell: videos of a prompt have become more alike."
+            )
+    return summary
 
 
 def _headline(name: str, ways: list[int]) -> str:
@@ -169,7 +175,7 @@ def table(evaluation: EvaluationData, steps: int) -> list[tuple[str, ModelRecord
     return rows
 
 
-def _cell(evaluation: EvaluationData, stats: dict, model: ModelRecord, name: str, steps: int, metric: str) -> Cell:
+def _cell(evaluation: EvaluationData, stats: Stats, model: ModelRecord, name: str, steps: int, metric: str) -> Cell:
     known, (middle, std, _) = metric_of(metric), stats[model.name, metric]
     text = known.mean(middle, std if known.spread else math.nan).replace("-", "−")
     best = model.name in known.best({m.name: stats[m.name, metric][0] for m in evaluation.models})

@@ -11,9 +11,9 @@ import torch
 
 from rlvid.evaluate.results.about import Case, ModelRecord, VideoKey
 from rlvid.files import whole_folder
-from rlvid.plots.pictures import evolution
-from rlvid.plots.strips import comparison, side_by_side, write_moving
-from rlvid.report.curves import Drawing, along_runs, pareto, reward_curves
+from rlvid.plots.curves import Drawing
+from rlvid.plots.frames import draw_models, draw_steps, side_by_side, write_moving
+from rlvid.report.drawings import along_runs, pareto, reward_curves
 from rlvid.report.inputs import ReportInputs, read_inputs
 from rlvid.report.page import PageAssets, Strip, render
 from rlvid.report.select import CaseSelection, select_cases
@@ -131,9 +131,9 @@ def _strips(inputs: ReportInputs, selection: CaseSelection, kept: Frames, assets
     ) -> None:
         frames = {label: [_tensor(kept[key]) for key in keys] for label, keys in columns.items()}
         values = {label: [evaluation.scores[key][judge] for key in keys] for label, keys in columns.items()}
-        comparison(part / "pictures" / name, prompts, frames, values, value_name=title(judge).lower())
-        told = f"Frames of {', '.join(columns)} for the prompts: {'; '.join(prompts)}."
-        assets.strips.append(Strip(name, heading, told, files))
+        draw_models(part / "pictures" / name, prompts, frames, values, value_name=title(judge).lower())
+        alt = f"Frames of {', '.join(columns)} for the prompts: {'; '.join(prompts)}."
+        assets.strips.append(Strip(name, heading, alt, files))
 
     for place, (name, cases) in enumerate(selection.fixed.items(), 1):
         columns = {m.label: [(m.name, case) for case in cases] for m in inputs.pictured}
@@ -159,13 +159,13 @@ def _evolving(
             prompts = [evaluation.prompt(case) for case in cases]
             frames = {s: torch.stack([_tensor(kept[m.name, case]) for case in cases]) for s, m in line.items()}
             stem = f"evolution-{number}-{place}-{_file(name)}"
-            evolution(part / "pictures" / f"{stem}.png", prompts, frames)
+            draw_steps(part / "pictures" / f"{stem}.png", prompts, frames)
             run = Path(next(m.path for m in line.values() if m.path)).name
             heading = f"{shown_set(name).capitalize()}: along the run {run}"
-            told = f"The central frame at steps {', '.join(map(str, sorted(line)))} for: {'; '.join(prompts)}."
+            alt = f"The central frame at steps {', '.join(map(str, sorted(line)))} for: {'; '.join(prompts)}."
             films = {f"step {step}": kept[line[step].name, cases[0]] for step in _spread(sorted(line))}
             files = _moving(part, stem, prompts[0], films, evaluation.about.fps) if moving else []
-            assets.strips.append(Strip(f"{stem}.png", heading, told, files))
+            assets.strips.append(Strip(f"{stem}.png", heading, alt, files))
 
 
 def _spread(steps: list[int], most: int = 6) -> list[int]:
@@ -177,29 +177,29 @@ def _drawings(inputs: ReportInputs, assets: PageAssets, part: Path) -> None:
     evaluation = inputs.evaluation
     groups = inputs.groups()
 
-    def keep(where: list, name: str, heading: str, told: str, made: Drawing | None) -> None:
+    def keep(where: list[tuple[str, str, str]], name: str, heading: str, alt: str, made: Drawing | None) -> None:
         if made is not None:
             (part / "pictures" / f"{name}.svg").write_bytes(made["light"])
             (part / "pictures" / f"{name}-dark.svg").write_bytes(made["dark"])
             (part / "pictures" / f"{name}.png").write_bytes(made["png"])
-            where.append((name, heading, told))
+            where.append((name, heading, alt))
 
     names = ", ".join(group.label for group in groups)
     lines = ", ".join(g.label for g in groups if any(len(inputs.line(run)) > 1 for run in g.runs))
     called = {model.name: inputs.called(model.name) for model in evaluation.models}
     for across in ("steps", "seconds") if groups else ():
-        told = f"Trained and held-out reward of {names} against {across} of training."
+        alt = f"Trained and held-out reward of {names} against {across} of training."
         heading = f"Rewards in training against {across}"
-        keep(assets.curves, f"rewards-{across}", heading, told, reward_curves(groups, across))
+        keep(assets.curves, f"rewards-{across}", heading, alt, reward_curves(groups, across))
     for steps in evaluation.about.steps if groups else ():
         for across in ("steps", "seconds"):
-            told = f"Rewards, motion and oracle score of evaluated checkpoints of {lines} against {across} of training; the numbers are in the tables."  # noqa: E501
+            alt = f"Rewards, motion and oracle score of evaluated checkpoints of {lines} against {across} of training; the numbers are in the tables."  # noqa: E501
             heading = f"Evaluation along the runs against {across}, D = {steps}"
-            keep(assets.along, f"along-{across}-{steps}", heading, told, along_runs(inputs, steps, across))
+            keep(assets.along, f"along-{across}-{steps}", heading, alt, along_runs(inputs, steps, across))
     for steps in evaluation.about.steps:
-        told = f"Each model's {title(evaluation.judge).lower()} against temporal consistency and motion, D = {steps}; the numbers are in the tables."  # noqa: E501
+        alt = f"Each model's {title(evaluation.judge).lower()} against temporal consistency and motion, D = {steps}; the numbers are in the tables."  # noqa: E501
         heading = f"What the gain costs, D = {steps}"
-        keep(assets.paretos, f"pareto-{steps}", heading, told, pareto(evaluation, inputs.looks, called, steps))
+        keep(assets.paretos, f"pareto-{steps}", heading, alt, pareto(evaluation, inputs.styles, called, steps))
 
 
 def _tensor(frames: np.ndarray) -> torch.Tensor:

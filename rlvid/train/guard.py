@@ -24,7 +24,7 @@ from rlvid.config import RunConfig
 from rlvid.data.clips import EncodedClips
 from rlvid.metric_names import metric_of
 from rlvid.models.folders import movable
-from rlvid.plots.pictures import reward_curve
+from rlvid.plots.curves import draw_rewards
 from rlvid.runs.checkpoints import checkpoint_name
 from rlvid.runs.guard_log import GuardEvaluation, best_step, read_means
 from rlvid.runs.over_optimisation import COLLAPSE, HELD_OUT, TOLERANCE, TRAINED, Verdict
@@ -248,4 +248,4 @@ def draw(folder: Path, verdict: Verdict, looks: GuardLog) -> None:
     if verdict.spoilt:
         step = looks.all[verdict.spoilt.at].step
         marks[f"warning: step {step}"] = float(step)
-    reward_curve(folder / "guard.png", steps, series, window=1, y_label="mean over the guard's videos", marks=marks)
+    draw_rewards(folder / "guard.png", steps, series, window=1, y_label="mean over the guard's videos", marks=marks)

@@ -20,8 +20,8 @@ from rlvid.evaluate.tables.pages import gain_lines, markdown, render_table, writ
 from rlvid.evaluate.tables.paper import write_layouts
 from rlvid.evaluate.tradeoff import draw_tradeoff
 from rlvid.metric_names import MAIN
-from rlvid.plots.drawing import font, shorten, wrap
-from rlvid.plots.pictures import reward_curve
+from rlvid.plots.curves import draw_rewards
+from rlvid.plots.frames import font, shorten, wrap
 from rlvid.plots.style import drawing, legend_label
 from rlvid.terminal import console
 from tuning.comparison import draw, table
@@ -123,7 +123,7 @@ def test_every_picture_takes_every_name(tmp_path: Path) -> None:
     for name in names:
         for line in (shorten(name, font(16), 400), *wrap(f"{name} {name}", font(16), 200, 2)):
             assert "\n" not in line
-    reward_curve(tmp_path / "curve.png", [1, 2], {r"$\bad$": [0.1, 0.2], "_b": [0.1, 0.2]}, title="$x$", y_label="$")
+    draw_rewards(tmp_path / "curve.png", [1, 2], {r"$\bad$": [0.1, 0.2], "_b": [0.1, 0.2]}, title="$x$", y_label="$")
 
 
 def test_a_long_text_is_drawn_at_once() -> None:

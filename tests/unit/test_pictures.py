@@ -1,6 +1,7 @@
 """Pictures show the frames they were given, pixel by pixel, with nothing clipped and nothing half written."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rlvid.plots import drawing, pictures
-from rlvid.plots.pictures import before_after, evolution, reward_curve
+from rlvid.plots import curves, frames
+from rlvid.plots.curves import draw_rewards
+from rlvid.plots.frames import draw_models, draw_steps
 from rlvid.world.captions import write_captions
 from rlvid.world.render import degrade, render, sample_clips
+
+
+def before_after(path: Path, prompts: list[str], base: Tensor, tuned: Tensor, *rewards: Sequence[float]) -> None:
+    """As training ends."""
+    values = dict(zip(("base", "tuned"), rewards, strict=True))
+    draw_models(path, prompts, {"base": base, "tuned": tuned}, values, shown=4, gains=True)
+
 
 LONG = "a very long prompt that goes on and on, " * 20
 
@@ -80,36 +89,36 @@ def test_small_and_large_frames_make_pictures_of_like_width(tmp_path: Path, size
 
 def test_evolution_shows_the_central_frames_from_the_first_step_to_the_last(tmp_path: Path) -> None:
     prompts, spoilt, clean = clips()
-    frames = {step: spoilt * (1 - step / 1000) for step in range(0, 1000, 50)} | {1000: clean}
-    evolution(tmp_path / "a.png", [prompts[0], LONG], frames)
+    shown = {step: spoilt * (1 - step / 1000) for step in range(0, 1000, 50)} | {1000: clean}
+    draw_steps(tmp_path / "a.png", [prompts[0], LONG], shown)
     page = pixels(tmp_path / "a.png")
     assert page.shape[1] <= 1600
-    (first,), (last,) = (contains(page, frames[step][0, 4], 4) for step in (0, 1000))
+    (first,), (last,) = (contains(page, shown[step][0, 4], 5) for step in (0, 1000))
     assert first < last
-    assert not contains(page, clean[0, 0], 4)
-    evolution(tmp_path / "b.png", prompts, {0: spoilt})
+    assert not contains(page, clean[0, 0], 5)
+    draw_steps(tmp_path / "b.png", prompts, {0: spoilt})
     assert contains(pixels(tmp_path / "b.png"), spoilt[1, 4], 5)
 
 
 def test_text_is_wrapped_and_ends_in_an_ellipsis_within_its_width() -> None:
-    font = drawing.font(18)
-    lines = drawing.wrap(LONG, font, 300, 3)
+    font = frames.font(18)
+    lines = frames.wrap(LONG, font, 300, 3)
     assert len(lines) == 3
     assert lines[-1].endswith("…")
     assert all(font.getlength(line) <= 300 for line in lines)
     assert LONG.startswith(" ".join(lines)[:-1])
-    assert drawing.wrap("a short one", font, 300, 3) == ["a short one"]
-    assert drawing.wrap("", font, 300, 3) == [""]
-    assert font.getlength(drawing.wrap("x" * 500, font, 300, 2)[0]) <= 300
+    assert frames.wrap("a short one", font, 300, 3) == ["a short one"]
+    assert frames.wrap("", font, 300, 3) == [""]
+    assert font.getlength(frames.wrap("x" * 500, font, 300, 2)[0]) <= 300
 
 
 def test_curve_is_drawn_for_whole_sparse_and_single_values(tmp_path: Path) -> None:
     steps = list(range(100))
     rising = [0.2 + 0.001 * s for s in steps]
     sparse = [0.2 if s % 10 == 0 else math.nan for s in steps]
-    reward_curve(tmp_path / "a.png", steps, {"trained reward": rising, "held-out reward": sparse}, title="A run")
-    reward_curve(tmp_path / "b.png", steps, {"trained reward": rising}, title="A run")
-    reward_curve(tmp_path / "c.png", [3], {"trained reward": [0.5]})
+    draw_rewards(tmp_path / "a.png", steps, {"trained reward": rising, "held-out reward": sparse}, title="A run")
+    draw_rewards(tmp_path / "b.png", steps, {"trained reward": rising}, title="A run")
+    draw_rewards(tmp_path / "c.png", [3], {"trained reward": [0.5]})
     a, b = pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png")
     vermillion = np.array([0xD5, 0x5E, 0x00])
     assert (a == vermillion).all(2).sum() > 300
@@ -122,31 +131,31 @@ def test_curve_is_drawn_for_whole_sparse_and_single_values(tmp_path: Path) -> No
 
 def test_smoothing_is_a_triangular_mean_of_the_finite_values() -> None:
     values = np.array([1.0, np.nan, 4.0, 10.0, np.nan, np.nan, np.nan])
-    assert pictures._smooth(values, 1)[:4] == pytest.approx([1.0, (1 + 4) / 2, (2 * 4 + 10) / 3, (4 + 2 * 10) / 3])
-    assert np.isnan(pictures._smooth(values, 1)[5:]).all()
-    assert pictures._smooth(values[2:4], 0) == pytest.approx([4.0, 10.0])
+    assert curves._smooth(values, 1)[:4] == pytest.approx([1.0, (1 + 4) / 2, (2 * 4 + 10) / 3, (4 + 2 * 10) / 3])
+    assert np.isnan(curves._smooth(values, 1)[5:]).all()
+    assert curves._smooth(values[2:4], 0) == pytest.approx([4.0, 10.0])
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     prompts, spoilt, clean = clips()
     path = tmp_path / "a.png"
-    with pytest.raises(ValueError, match="base_frames: shape"):
+    with pytest.raises(ValueError, match=r"draw_models: 2 prompts, 2 models, videos or values \[1, 2\]"):
         before_after(path, prompts, spoilt[:1], clean, [0.1, 0.2], [0.1, 0.2])
-    with pytest.raises(ValueError, match="expected a reward a prompt"):
+    with pytest.raises(ValueError, match=r"draw_models: 2 prompts, 2 models, videos or values \[1, 2\]"):
         before_after(path, prompts, spoilt, clean, [0.1], [0.1, 0.2])
-    with pytest.raises(ValueError, match="0 steps in 8 columns"):
-        evolution(path, prompts, {})
+    with pytest.raises(ValueError, match="0 steps"):
+        draw_steps(path, prompts, {})
     with pytest.raises(ValueError, match="has 1 values for 2 steps"):
-        reward_curve(path, [0, 1], {"reward": [0.1]})
+        draw_rewards(path, [0, 1], {"reward": [0.1]})
     with pytest.raises(ValueError, match="0 series"):
-        reward_curve(path, [0, 1], {})
+        draw_rewards(path, [0, 1], {})
     assert not list(tmp_path.iterdir())
 
 
 def test_marks_are_lines_in_a_curve(tmp_path: Path) -> None:
     series = {"a": [0.1, 0.2, 0.3]}
-    reward_curve(tmp_path / "plain.png", [0, 10, 20], series, window=1)
-    reward_curve(tmp_path / "marked.png", [0, 10, 20], series, window=1, marks={"best: step 0": 0, "warning": 20})
-    soft = tuple(int(pictures.SOFT[i : i + 2], 16) for i in (1, 3, 5))
+    draw_rewards(tmp_path / "plain.png", [0, 10, 20], series, window=1)
+    draw_rewards(tmp_path / "marked.png", [0, 10, 20], series, window=1, marks={"best: step 0": 0, "warning": 20})
+    soft = tuple(int(curves.SOFT[i : i + 2], 16) for i in (1, 3, 5))
     counts = [(pixels(tmp_path / f"{name}.png") == soft).all(2).sum() for name in ("plain", "marked")]
     assert counts[1] > counts[0] + 200

@@ -22,13 +22,14 @@ from pyarrow import parquet
 from rlvid.cli import main
 from rlvid.evaluate.results.about import Case
 from rlvid.evaluate.results.read import read_evaluation
-from rlvid.plots.strips import side_by_side
+from rlvid.plots.curves import _bar
+from rlvid.plots.frames import side_by_side
 from rlvid.report import write as writing
-from rlvid.report.curves import _bar
+from rlvid.report.drawings import _interval
 from rlvid.report.inputs import join, read_inputs
 from rlvid.report.select import select_cases
 from rlvid.report.sprites import sprite
-from rlvid.report.summary import number, table, tell
+from rlvid.report.summary import number, summarise_models, table
 from rlvid.report.write import write_report
 
 
@@ -103,7 +104,7 @@ MANY = {name: [f"prompt {number}" for number in range(7)] for name in ("in_domai
 
 def test_words_and_tables_say_what_the_numbers_say(tmp_path: Path) -> None:
     data = read_evaluation(write_evaluation(tmp_path / "ev", sets=MANY))
-    (told,) = tell(data)
+    (told,) = summarise_models(data)
     assert told.headline == "Held-out reward: no change beyond chance in 4 comparisons."
     assert "reward 0.330 to 0.380 (rose: +0.050" in told.lines[0]
     assert told.lines[0].endswith("Of 7 videos 4 are better by the held-out reward and 3 worse.")
@@ -125,7 +126,7 @@ def test_few_prompts_are_never_beyond_chance(tmp_path: Path) -> None:
     assert {name: (each.pairs, each.prompts, each.way) for name, each in found.items()} == {
         "five": (10, 5, 0), "six": (12, 6, 1),
     }  # fmt: skip
-    (told,) = tell(data)
+    (told,) = summarise_models(data)
     assert "(no change beyond chance: +0.050" in told.lines[0]
     assert "rose" not in told.lines[0]
     assert "(rose: +0.050" in told.lines[1]
@@ -138,7 +139,7 @@ def test_a_rising_reward_beside_a_falling_held_out_one_is_called_by_its_name(tmp
         if row["metric"] == "held_out":
             row.update(difference=-0.2, low=-0.3, high=-0.1)
     parquet.write_table(pa.Table.from_pylist(rows), folder / "comparison.parquet")
-    (told,) = tell(read_evaluation(folder))
+    (told,) = summarise_models(read_evaluation(folder))
     assert told.headline == "Held-out reward fell beyond chance in all 4 comparisons."
     assert len(told.cautions) == 4
     assert "over-optimisation" in told.cautions[0]
@@ -369,8 +370,8 @@ def test_what_cannot_be_shown_is_one_line(tmp_path: Path, capsys: pytest.Capture
 
 def test_the_bars_of_a_picture_are_no_shorter_with_more_videos_of_the_same_prompts() -> None:
     values, prompts = np.arange(8.0), np.arange(8)
-    bars = _bar(values, prompts)
+    bars = _bar(*_interval(values, prompts))
     assert bars.shape == (2, 1)
     assert (bars > 1).all()
-    assert _bar(values.repeat(4), prompts.repeat(4)) == pytest.approx(bars)
-    assert not _bar(values[:1], prompts[:1]).any()
+    assert _bar(*_interval(values.repeat(4), prompts.repeat(4))) == pytest.approx(bars)
+    assert not _bar(*_interval(values[:1], prompts[:1])).any()

@@ -16,9 +16,9 @@ from pages import Page
 from PIL import Image
 
 from rlvid.plots.style import STYLES, styles_of
-from rlvid.report.curves import along_runs, reward_curves
+from rlvid.report.drawings import along_runs, reward_curves
 from rlvid.report.inputs import Group, read_inputs
-from rlvid.report.page import told_of
+from rlvid.report.page import summaries_of
 from rlvid.report.runs import read_run
 from rlvid.report.seeds import over_seeds
 from rlvid.report.select import select_cases
@@ -68,7 +68,7 @@ def test_runs_bring_curves_costs_config_card_and_evolution(tmp_path: Path) -> No
     assert along_runs(read_inputs([tmp_path / "alone"]), 20, "steps") is None  # one checkpoint is no line
     (group,) = read_inputs([folder, *folders]).groups()
     assert {run.name for run in group.runs} == {"one", "two"}
-    drawn = reward_curves([Group("both", group.runs, group.look)], "seconds")
+    drawn = reward_curves([Group("both", group.runs, group.style)], "seconds")
     assert drawn is not None
     assert drawn["light"] != drawn["dark"]
     assert b"<svg" in drawn["light"]
@@ -106,8 +106,8 @@ def test_models_that_differ_in_seed_alone_are_a_row_of_tables_and_have_one_look(
     folder = several_seeds(tmp_path)
     inputs = read_inputs([folder])
     assert inputs.seeds == {"instructvideo (2 seeds)": ["iv-seed0", "iv-seed1"], "other": ["other"]}
-    assert inputs.looks["iv-seed0"] == inputs.looks["iv-seed1"]
-    assert len(set(inputs.looks.values())) == 3
+    assert inputs.styles["iv-seed0"] == inputs.styles["iv-seed1"]
+    assert len(set(inputs.styles.values())) == 3
     assert [model.name for model in inputs.pictured] == ["base", "iv-seed0", "other"]
     assert inputs.called("iv-seed1") == "instructvideo (2 seeds)"
     made = write_report([folder], moving=2)
@@ -148,10 +148,10 @@ def test_runs_that_differ_in_more_than_the_seed_have_looks_of_their_own_and_othe
     inputs = read_inputs([runs[2], runs[1], folder])  # the second was not evaluated
     groups = inputs.groups()
     assert [group.label for group in groups] == ["third", "second", "run"]
-    assert len({group.look for group in groups}) == 3
-    assert groups[0].look == inputs.looks["third"]
-    assert groups[2].look == inputs.looks["run"]
-    told = {each.model.name: " ".join(each.cautions) for each in told_of(inputs)}
+    assert len({group.style for group in groups}) == 3
+    assert groups[0].style == inputs.styles["third"]
+    assert groups[2].style == inputs.styles["run"]
+    told = {each.model.name: " ".join(each.cautions) for each in summaries_of(inputs)}
     assert "trained on" not in told["run"]
     assert "It was trained on the reward brightness; what is called the reward here is builtin." in told["third"]
     assert "brightness is held out here, but not for this model" in told["third"]

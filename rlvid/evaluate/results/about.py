@@ -17,7 +17,7 @@ class Case(NamedTuple):
 
     set: str
     steps: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index
     copy: int
 
     def __str__(self) -> str:
@@ -125,9 +125,9 @@ def read_about(folder: Path) -> About:
     if len(set(names)) < len(names):
         raise ValueError(f"{path}: two models have one name; give each its own label")
     for name, prompts in about.sets.items():
-        empty = next((place for place, prompt in enumerate(prompts) if not prompt.strip()), None)
+        empty = next((number for number, prompt in enumerate(prompts, 1) if not prompt.strip()), None)
         if empty is not None or not prompts:
-            what = "has no prompts" if not prompts else f"prompt {empty + 1} is empty"
+            what = "has no prompts" if not prompts else f"prompt {empty} is empty"
             raise ValueError(f"{folder}: set {name!r}: {what}; correct the prompts and evaluate again")
     return about
 

@@ -6,7 +6,6 @@ Warnings are the signs of over-optimisation that the guard saw, and the prompts 
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,21 +57,6 @@ def run_card(config: RunConfig, checkpoint: CheckpointRef, run: Path, worse: str
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
-@dataclass(frozen=True)
-class Worse:
-    """What became of one prompt: means over its videos with the base and with the tuned model."""
-
-    set: str
-    prompt: str
-    before: float
-    after: float
-
-    @property
-    def gain(self) -> float:
-        """After less before."""
-        return self.after - self.before
-
-
 def over_optimisation(run: Path) -> str:
     """The card's section on what the guard saw (Markdown); says so where none looked."""
     lines = ["## Signs of over-optimisation", ""]
@@ -86,8 +70,8 @@ def over_optimisation(run: Path) -> str:
         lines += ["The guard warned:", "", *(f"- {markdown_text(warning)}" for warning in warnings)]
         best = best_step(run)
         if best is not None:
-            best = "the base model, before any step" if best == 0 else f"that of step {best}"
-            lines += ["", f"By the held-out reward the best checkpoint is {best}."]
+            which = "the base model, before any step" if best == 0 else f"that of step {best}"
+            lines += ["", f"By the held-out reward the best checkpoint is {which}."]
     else:
         looks = len(read_means(run)[0])
         lines.append(
@@ -110,37 +94,37 @@ def worse_prompts(scores: Scores, sets: Mapping[str, Sequence[str]], base: str, 
         base: name of the base model.
         models: names of the models that are looked at.
     """
-    metric = next((m for m in _REWARDS if any(math.isfinite(each.get(m, math.nan)) for each in scores.values())), None)
-    found = {} if metric is None else {model: _outcomes(scores, sets, base, model, metric) for model in models}
+    metric = next((m for m in _REWARDS if any(math.isfinite(each.get(m, math.nan)) for each in scores.values())), "")
+    found = {model: _outcomes(scores, sets, base, model, metric) for model in models} if metric else {}
     parts = ["## Prompts that got worse", ""]
     if not any(found.values()):
         return "\n".join([*parts, "The evaluation has no pair of videos with a reward to compare."])
     for model, outcomes in found.items():
-        worse = sorted((each for each in outcomes if each.gain < 0), key=lambda each: each.gain)
+        worse = sorted((each for each in outcomes if each[3] < each[2]), key=lambda each: each[3] - each[2])
         parts += [
             f"{markdown_text(model)}: {len(worse)} of {len(outcomes)} prompts have a lower {metric_of(metric).spoken} "
             "than with the base. Each is the mean of few videos, so part of it is chance.", "",
         ]  # fmt: skip
         if worse:
             parts += [f"| Prompts | Prompt | Base | {markdown_text(model)} | Change |", "|---|---|---:|---:|---:|"]
-            for each in worse[:_SHOWN]:
-                named = f"{markdown_text(each.set.replace('_', ' '))} | {markdown_text(each.prompt)}"
-                parts.append(f"| {named} | {each.before:.3f} | {each.after:.3f} | {each.gain:+.3f} |")
+            for name, prompt, before, after in worse[:_SHOWN]:
+                named = f"{markdown_text(name.replace('_', ' '))} | {markdown_text(prompt)}"
+                parts.append(f"| {named} | {before:.3f} | {after:.3f} | {after - before:+.3f} |")
             parts.append("")
     return "\n".join(parts).rstrip()
 
 
 def _outcomes(
     scores: Scores, sets: Mapping[str, Sequence[str]], base: str, model: str, metric: str
-) -> list[Worse]:  # fmt: skip
-    """For each prompt of each set, over D and copies; pairs of which either has no number are left out."""
+) -> list[tuple[str, str, float, float]]:  # fmt: skip
+    """Set, prompt, its means with the base and the model; over D and copies, without pairs that lack a number."""
     pairs: dict[tuple[str, int], list[tuple[float, float]]] = {}
     for (name, case), values in scores.items():
         pair = (scores[base, case][metric], values[metric]) if name == model and (base, case) in scores else ()
         if pair and all(map(math.isfinite, pair)):
             pairs.setdefault((case.set, case.index), []).append(pair)
     return [
-        Worse(name, sets[name][index], *(sum(side) / len(side) for side in zip(*values, strict=True)))
+        (name, sets[name][index], *(sum(side) / len(side) for side in zip(*values, strict=True)))
         for (name, index), values in sorted(pairs.items())
     ]
 
