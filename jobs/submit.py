@@ -88,7 +88,6 @@ def job_name(command: str, arguments: list[str], given: str | None = None) -> st
     Raises:
         ValueError: a setting is wrong, an address holds credentials, a path is not one of the cluster's, or the name
             cannot be a job's.
-            cannot be a job's.
     """
     refuse_credentials_in_arguments(arguments)
     name, own = given or command, positional(arguments)

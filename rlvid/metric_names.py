@@ -1,6 +1,6 @@
-"""THE table of metrics: what each is called wherever a person reads it, how its numbers are shown, which way is better.
+"""The table of metrics: name, unit, number format and direction of each, for everything that a person reads.
 
-Intervals, means with their deviation, and the best of a column have one format each, which stands here too.
+The formats of an interval, of a mean with its deviation, and of the best value of a column are here too.
 """
 
 import math

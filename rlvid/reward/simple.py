@@ -1,4 +1,4 @@
-"""Rewards that need no model, for tests and first trials: brightness and smoothness of a frame."""
+"""Rewards without a model, for tests and first trials: brightness, and compression (few bits in JPEG) of a frame."""
 
 import math
 
