@@ -156,6 +156,8 @@ def damaged(path: Path | str, reason: object, way_out: str = "") -> ValueError:
 def unwritable(what: str, error: Exception, way_out: str) -> OSError:
     """Makes the error, in one line, of something that could not be written, as on a full disk."""
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+    if (file := getattr(error, "filename", None)) and str(file) not in what:
+        reason += f": {file}"
     return OSError(getattr(error, "errno", None), f"{what} could not be written ({reason}); {way_out}")
 
 
@@ -167,12 +169,12 @@ def held(lock: Path, otherwise: str, *folders: Path, patience: float = 0) -> Ite
 
     Args:
         lock: the file; it stays afterwards. It tells who holds it.
-        otherwise: message if another process holds it.
+        otherwise: message if another process holds it; what follows "another process" there says which.
         folders: where unfinished files of killed processes are deleted; nobody may write there without the lock.
         patience: seconds to wait for the other process.
 
     Raises:
-        ValueError: ``otherwise``, and which process holds it.
+        ValueError: another process holds it.
     """
     until = time.monotonic() + patience
     with open(lock, "a+", encoding="utf-8") as file:  # not "w": that would erase who holds it
@@ -180,7 +182,8 @@ def held(lock: Path, otherwise: str, *folders: Path, patience: float = 0) -> Ite
             if time.monotonic() >= until:
                 file.seek(0)
                 holder = file.read(200).strip()
-                raise ValueError(otherwise + (f" (held by {holder})" if holder else ""))
+                found = f"another process ({holder})" if holder else "another process"
+                raise ValueError(otherwise.replace("another process", found, 1))
             time.sleep(0.1)
         with suppress(OSError):  # a full disk holds nobody up
             os.ftruncate(file.fileno(), 0)

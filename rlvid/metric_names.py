@@ -34,6 +34,7 @@ class Metric:
         spread: whether its means stand with their standard deviation.
         higher_is_better: None where neither way is.
         tabled: whether an evaluation's tables show it.
+        alone: the name where nothing beside it says more; default: the name.
     """
 
     key: str
@@ -45,6 +46,12 @@ class Metric:
     spread: bool = False
     higher_is_better: bool | None = True
     tabled: bool = True
+    alone: str = ""
+
+    @property
+    def axis(self) -> str:
+        """The name on an axis, in a legend, and wherever no other reward stands beside it."""
+        return self.alone or self.spoken
 
     @property
     def spoken(self) -> str:
@@ -56,10 +63,10 @@ class Metric:
         return 100 if self.unit == "%" else 1
 
     def number(self, value: float, sign: str = "") -> str:
-        """A value as text; ``sign`` is ``+`` where a rise has one."""
+        """A value as text, without a sign of zero; ``sign`` is ``+`` where a rise has one."""
         if not math.isfinite(value):
             return NONE
-        return f"{self._scale * value:{sign}.{self.digits}f}" + (f" {self.unit}" if self.unit else "")
+        return f"{self._scale * value:{sign}z.{self.digits}f}" + (f" {self.unit}" if self.unit else "")
 
     def mean(self, mean: float, half: float = math.nan) -> str:
         """``0.123 ± 0.045``: a mean and its deviation or half its interval, where that is finite."""
@@ -70,8 +77,7 @@ class Metric:
         if not math.isfinite(difference):
             return NONE
         interval = f" [{self.number(low)}, {self.number(high)}]" if math.isfinite(low) else ""
-        zero = self.number(0.0)
-        return self.number(difference, "+").replace(f"-{zero}", f"+{zero}") + interval.replace(f"-{zero}", zero)
+        return self.number(difference, "+") + interval
 
     def best(self, means: Mapping[K, float]) -> set[K]:
         """The keys of the best mean, by the digits that are shown; none where all are equal or no way is better."""
@@ -89,7 +95,7 @@ KNOWN = {
             "reward", "Reward",
             "Reward and held-out reward: mean ± standard deviation over videos of the mean score of all frames; only "
             "the first was trained on.",
-            "reward", spread=True,
+            "reward", spread=True, alone="trained reward",
         ),
         Metric("held_out", "Held-out reward", "", "held-out", spread=True),
         Metric("clipsim", "CLIPSIM", "CLIPSIM: mean over frames of the cosine of image and prompt.", "CLIPSIM"),

@@ -138,7 +138,7 @@ class Mirror:
             self._sent = self._here()
 
     def push(self, names: Iterable[str] | None = None, move: str | None = None) -> None:
-        """Uploads files: those named, by default what is new or has changed since the last pull or push.
+        """Uploads files in the order of their names given, by default what is new or has changed since the last time.
 
         Args:
             names: paths below the folder. By default dot files and ``.tmp`` stay.
@@ -146,12 +146,13 @@ class Mirror:
         """
         if self._store is None:
             return
-        for name, state in self._here().items():
-            hidden = name.endswith(".tmp") or name.startswith(".") or "/." in name
-            if (hidden or self._sent.get(name) == state) if names is None else name not in names:
-                continue
+        here = self._here()
+        if names is None:
+            hidden = {name for name in here if name.endswith(".tmp") or name.startswith(".") or "/." in name}
+            names = [name for name, state in here.items() if name not in hidden and self._sent.get(name) != state]
+        for name in (name for name in names if name in here):
             self._upload(name)
-            self._sent[name] = state
+            self._sent[name] = here[name]
             if move is not None and name.startswith(f"{move}/"):
                 (self.folder / name).unlink()
 
@@ -200,9 +201,16 @@ class Mirror:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as part:
-            with self._store.open_input_stream(f"{self._root}/{name}") as source, open(part, "wb") as sink:
-                shutil.copyfileobj(source, sink, _CHUNK)
+            with _reaching(self._storage):
+                source = self._store.open_input_stream(f"{self._root}/{name}")
+            with source, open(part, "wb") as sink:
+                while chunk := self._read(source):
+                    sink.write(chunk)
             os.utime(part, ns=(mtime_ns, mtime_ns))
+
+    def _read(self, source: Any) -> bytes:
+        with _reaching(self._storage):
+            return bytes(source.read(_CHUNK))
 
     def _move(self, old: str, new: str, size: int) -> None:
         source, target = f"{self._root}/{old}", self._target(new)

@@ -30,7 +30,7 @@ def by_seed(sweep: Sweep, outcomes: list[Outcome]) -> dict[str, list[list[dict[s
     for one in outcomes:
         settings = {key: one.trial.settings[key] for key in sweep.space if key != "seed"}
         label = str(settings[VARIANT]) if settings.keys() == {VARIANT} else shown(settings) or sweep.config
-        if one.step == sweep.rungs[-1]:
+        if one.scores.keys() >= {*sweep.rungs}:
             found.setdefault(label, []).append([one.scores[rung] for rung in sweep.rungs])
     return found
 
@@ -81,8 +81,8 @@ def draw(base: dict[str, Any], results: dict[str, list[list[dict[str, Any]]]], p
                 panel.plot(
                     x, y, linewidth=1.8, marker=looks[name].marker, markersize=5, label=legend_label(name), **look
                 )
-            panel.set_xlabel(COSTS.get(across, metric_of(across).spoken))
-            panel.set_ylabel(metric_of(up).spoken)
+            panel.set_xlabel(COSTS.get(across, metric_of(across).axis))
+            panel.set_ylabel(metric_of(up).axis)
             panel.spines[["top", "right"]].set_visible(False)
             panel.grid(color=RULE, linewidth=0.6)
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=9)

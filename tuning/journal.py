@@ -148,7 +148,9 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             raise damaged(path, f"line {number}: {error}", _WAY_OUT) from None
         if "settings" in entry:
             known.add(entry["trial"])
-        elif entry["trial"] not in known or not entry.keys() & {"failed", "invalid", "decision"}:
+        elif entry["trial"] not in known or not (
+            entry.keys() & {"failed", "invalid"} or entry.keys() >= {"decision", "step", "score"}
+        ):
             raise damaged(path, f"line {number}: it is of no trial that was proposed, or has no result", _WAY_OUT)
         yield entry
 
@@ -169,7 +171,7 @@ def read_scores(path: Path) -> dict[str, Any] | None:
     try:
         return _Scores.model_validate(json.loads(path.read_text(encoding="utf-8"))).model_dump()
     except ValueError as error:
-        raise damaged(path, error, "delete it, and the sweep measures anew") from None
+        raise damaged(path, error, "bring it back, or choose another name=... to sweep anew") from None
 
 
 def write_scores(path: Path, scores: dict[str, Any]) -> None:

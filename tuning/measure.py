@@ -76,6 +76,7 @@ def measure(job: dict[str, Any], run: str | None, step: int) -> dict[str, Any]:
         final=sampling.final_level,
         seed=how.seed,
         use_oracle=config.model.path == "builtin",
+        batch=how.copies * max(1, 16 // how.copies),  # the copies of a prompt are compared within a batch
     )
     (summary,) = summarise(rows)
     kept = [{key: value for key, value in asdict(row).items() if key != "extra"} for row in rows]

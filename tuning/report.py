@@ -128,7 +128,7 @@ def page(
         "## All trials", "",
         f"Each was measured by the same {how.videos} prompts ({prompts}) from the same noise (seed "
         f"{how.seed}), all frames alike, with the base description's rewards, sampling and guidance: the settings that "
-        f"vary do not touch the scale. Trials of different {sweep.unit} are not to be compared with each other. "
+        f"vary do not touch the scale. Do not compare trials that were measured at different budgets. "
         "Seconds are those of training steps, and trials that ran side by side slowed each other down.", "",
         results_table(sweep, outcomes, base), "",
         "## Pareto front", "",

@@ -16,6 +16,7 @@ The key ``variant`` is none of a run. It names groups of settings that vary toge
 import itertools
 import math
 import random
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,7 +138,13 @@ def _variants(given: Any) -> Dimension:
             f"space.{VARIANT} = {given!r}; expected labels with settings, such as "
             "{base: {}, short: {method.tau: 0.4}}"
         )
-    return Dimension(VARIANT, "choice", tuple(map(str, given)))
+    for label in given:
+        if not isinstance(label, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", label):
+            raise ValueError(
+                f"space.{VARIANT}: label {label!r}; runs are named by it: allowed are letters, digits, dot, dash and "
+                "underscore, a letter or digit first, at most 80"
+            )
+    return Dimension(VARIANT, "choice", tuple(given))
 
 
 def _kind(key: str, given: Any) -> tuple[str, Any]:

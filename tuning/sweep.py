@@ -78,8 +78,13 @@ def keep_description(sweep: Sweep) -> None:
         kept = read_mapping(note)
         try:
             changed = _changes(kept, sweep, base, variants)
-        except (LookupError, TypeError, ValueError) as error:
+        except (LookupError, TypeError) as error:
             raise damaged(note, error, "choose another name=..., or delete the folder to start anew") from None
+        except ValueError as error:
+            raise ValueError(
+                f"{note}: {' '.join(str(error).split())}; the sweep is of another version of rlvid: choose another "
+                "name=..., or delete the folder to start anew"
+            ) from None
         if changed:
             raise ValueError(
                 f"sweep {sweep.name!r} exists in {sweep.folder} with another description ({changed}); "
@@ -278,7 +283,7 @@ def say_where(sweep: Sweep) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """The command; a user's mistake is one line and exit code 2, trials that failed give 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sweep", nargs="?", default="toy", help="a shipped sweep (toy, modelscope) or a YAML file")
+    parser.add_argument("sweep", nargs="?", default="toy", help="toy, methods, modelscope or a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="keys of the sweep or of the run")
     parser.add_argument("--address", help="Ray cluster to use; default: RAY_ADDRESS, else Ray on this machine")
     options = parser.parse_intermixed_args(arguments)

@@ -41,7 +41,8 @@ def run_trial(config: dict[str, Any], job: dict[str, Any]) -> None:
             scores = read_scores(path)
             if scores is None:
                 ended = _train(folder, config["run"], budget)
-                scores = measured(job, ended.folder, ended.last_step)
+                at = budget["steps"] if budget["max_seconds"] is None else ended.last_step
+                scores = measured(job, ended.folder, at)
                 write_scores(path, scores)
             if rung not in config["judged"]:
                 tune.report({"trial": number, "step": rung, **objectives(scores)})

@@ -51,7 +51,7 @@ def make_own_token() -> None:
     this process and its children.
 
     Raises:
-        ValueError: see ``token``.
+        ValueError: see ``auth_token``.
     """
     if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token" or auth_token() is not None:
         return

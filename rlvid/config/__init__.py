@@ -255,10 +255,10 @@ _FORMER_KEYS = {
     "sampling.final": "is now sampling.final_level",
     "data.clips": "is now data.count",
     "guard.copies": "is now guard.videos_per_prompt",
-    "output.video_prompts": "is no key any more: leave it out; six prompts are sampled",
-    "train.max_skipped": "is no key any more: leave it out; a run stops after five non-finite steps in a row",
-    "guard.cpus": "is no key any more: leave it out; the guard takes the CPU time that the workers leave",
-    "reward.differentiable": "is no key any more: leave it out; set the attribute `differentiable` of your function",
+    "output.video_prompts": "is gone: leave it out",
+    "train.max_skipped": "is gone: leave it out",
+    "guard.cpus": "is gone: leave it out; the guard takes the CPU time that the workers leave",
+    "reward.differentiable": "is gone: leave it out; set the attribute `differentiable` of your function",
 }
 """Keys of earlier versions, and the way out."""
 

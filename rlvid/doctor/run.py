@@ -34,7 +34,7 @@ def check_run(run: str | Path) -> Iterator[Finding]:
     try:
         config = read_settings(folder)
     except ValueError as error:
-        yield Finding("run", "error", str(error), "bring the file back")
+        yield Finding("run", "error", str(error), "bring back the file with which the run began")
         return
     yield Finding(
         "run", "ok", f"{folder}: {config.method.name} on {config.reward.name!r}, fingerprint {config.fingerprint}"

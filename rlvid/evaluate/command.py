@@ -159,16 +159,18 @@ class Store:
             self._mirror.pull(_is_video_file, missing=True)
 
     def send(self, written: Sequence[Path]) -> None:
-        """Brings tables and videos to the store."""
+        """Brings videos and tables to the store, ``evaluation.yaml`` last: it says that the rest is there."""
         if self._mirror is not None:
             folder, stored, tables = self._mirror.folder, self._mirror.sizes() or {}, {path.name for path in written}
             videos = {f"videos/{p.name}": p.stat() for p in (folder / "videos").glob("[!.]*") if p.is_file()}
             changed = {
                 name for name, now in videos.items() if stored.get(name) != now.st_size or now.st_ctime >= self._began
             }
-            self._mirror.push(changed | tables)
             unwanted = {name for name in stored if _is_video_file(name)} - videos.keys() | {*OPTIONAL_FILES} - tables
+            self._mirror.push(changed)
+            self._mirror.push(tables - {"evaluation.yaml"})
             self._mirror.delete(lambda name: name in unwanted)
+            self._mirror.push({"evaluation.yaml"})
 
 
 def _is_video_file(name: str) -> bool:

@@ -49,4 +49,4 @@ def _panel(
         finite = [point for point in points if math.isfinite(point[0]) and math.isfinite(point[1])]
         x, y, notes = zip(*finite, strict=True) if finite else ((), (), ())
         lines.append(Line(set_title(name), STYLES[place % len(STYLES)], [(np.array(x), np.array(y))], notes=notes))
-    return Panel(metric_of("reward").spoken, metric_of(metric).spoken, f"{steps} DDIM steps" if titled else "", lines)
+    return Panel(metric_of("reward").axis, metric_of(metric).axis, f"{steps} DDIM steps" if titled else "", lines)

@@ -56,7 +56,8 @@ def draw_models(
         not prompts
         or counts != {len(prompts)}
         or len(shapes) != 1
-        or any(len(shape) != 3 for shape in shapes)
+        or any(len(shape) != 3 or shape[0] != 3 for shape in shapes)
+        or not all(len(video) for each in videos.values() for video in each)
         or shown < 1
     ):
         raise ValueError(
@@ -106,8 +107,8 @@ def draw_steps(path: str | Path, prompts: Sequence[str], frames: Mapping[int, Te
     Raises:
         ValueError: no prompts or steps, or shapes that do not fit.
     """
-    if not frames:
-        raise ValueError("draw_steps: 0 steps; expected one or more")
+    if not frames or columns < 2:
+        raise ValueError(f"draw_steps: {len(frames)} steps, columns = {columns}; expected 1 or more, and 2 or more")
     steps = sorted(frames)
     steps = [steps[round(i)] for i in np.linspace(0, len(steps) - 1, min(columns, len(steps)))]
     draw_models(path, prompts, {f"step {step:,}": list(frames[step]) for step in steps}, shown=1)

@@ -53,7 +53,7 @@ def write_report(
         progress: called with (videos done, all videos).
 
     Raises:
-        ValueError: what is named cannot be assets, or ``out`` holds something that is no report.
+        ValueError: what is named cannot be shown, or ``out`` holds something that is no report.
         OSError: ``out`` cannot be written, or the disk is full; what was there is as it was.
     """
     inputs = read_inputs(targets)

@@ -91,7 +91,8 @@ def read_settings(run: Path) -> RunConfig:
         return parse_config(data)
     except ValueError as error:
         raise ValueError(
-            f"{path}: {' '.join(str(error).split())}; the run is of another version of rlvid: train it again"
+            f"{path}: {' '.join(str(error).split())}; correct the file or, if the run is of another version of rlvid, "
+            "train it again"
         ) from None
 
 

@@ -62,7 +62,7 @@ class Videos:
         """The frames of a video, PNG each; raises UnreadableError if they cannot be read."""
         try:
             return next(read_frames([self._videos[model, case]]))
-        except (ValueError, IndexError) as error:
+        except ValueError as error:
             raise UnreadableError(f"the video of {describe((model, case))} cannot be read: {error}") from error
 
     def pixels(self, model: str, case: Case) -> np.ndarray:

@@ -2,8 +2,8 @@
 
 The driver's thread watches the run's folder. A checkpoint that is due is copied (or it might be deleted before its
 turn), handed to an actor that makes and scores the fixed videos, noted in ``guard.jsonl``, and judged with all looks
-before it (``rlvid.runs.over_optimisation``). A killed run goes on with the
-looks that are missing. What it leaves is listed in ``rlvid.train.guard_folder``.
+before it (``rlvid.runs.over_optimisation``). A resumed run makes up for missing
+looks. Its files are listed in ``rlvid.train.guard_folder``.
 """
 
 import logging
@@ -242,7 +242,7 @@ def draw(folder: Path, verdict: Verdict, looks: GuardLog) -> None:
     """Writes ``guard.png``: rewards over the looks, with the best checkpoint and the warning marked."""
     steps, means = read_means(folder)
     shown = (m for m in (TRAINED, HELD_OUT, "oracle_score") if any(map(math.isfinite, means[m])))
-    series = {metric_of(m).spoken: means[m] for m in shown}
+    series = {metric_of(m).axis: means[m] for m in shown}
     best = best_step(folder)
     marks = {} if best is None else {f"best: step {best}": float(best)}
     if verdict.spoilt:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What training came to: the run's folder, its last checkpoint, its first and last step this time, what it skipped.
+    """The result of one start of training.
 
     Attributes:
         folder: the run's.
@@ -75,8 +75,10 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Tr
                 ProgressLine(progress, config.train.steps, console),
             ):
                 watched = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "").lower() in ("1", "true")
-                more = {"use_gpu": use_gpu, "progress": progress, "stop": stop, "watched": watched}
-                trainer = _trainer(Job.of(config, clips=clips, run=folder, **more), wait=not has_room)
+                job = Job.of(
+                    config, clips=clips, run=folder, use_gpu=use_gpu, progress=progress, stop=stop, watched=watched
+                )
+                trainer = _trainer(job, wait=not has_room)
                 done = run_fit(partial(fit_again, trainer.fit, config.train.max_failures, put_aside), progress, console)
         except (ray.train.WorkerGroupError, ray.train.ControllerError, ray.exceptions.RayActorError) as error:
             raise RuntimeError(reason(error, folder, progress)) from error

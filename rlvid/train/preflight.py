@@ -117,7 +117,7 @@ def prepare(config: RunConfig) -> Path:
         try:
             before = read_settings(folder)
         except ValueError as error:
-            raise ValueError(f"{error}; bring the file back, or choose another name=...") from None
+            raise ValueError(f"{error}; or choose another name=...") from None
         begun = (folder / "archive").is_dir()  # workers make it once they are ready; a failed start is no run yet
         if begun:
             check_resume(folder, before, config, resumable=not is_uri(config.output.storage))

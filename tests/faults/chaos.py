@@ -108,7 +108,7 @@ class Chaos:
         code, printed = self._finish(driver, "whole")
         self.seconds = time.monotonic() - began
         if code:
-            raise RuntimeError(f"the run that nothing befell failed: {printed}")
+            raise RuntimeError(f"the undisturbed run failed: {printed}")
         if told := self._faults("whole"):
             raise RuntimeError(f"the undisturbed run: {'; '.join(told)}")
 

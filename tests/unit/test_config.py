@@ -68,7 +68,7 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"reward": {"preprocess": "clip"}}, ["reward: preprocess = 'clip' is for hpsv2,", "not for 'builtin'"]),
     ({"model": {"train": "lora"}}, ["the key model.train is now model.finetune"]),
     ({"data": {"clips": 4}, "guard": {"copies": 1}}, ["data.clips is now data.count; the key guard.copies is now"]),
-    ({"train": {"max_skipped": 9}}, ["the key train.max_skipped is no key any more: leave it out"]),
+    ({"train": {"max_skipped": 9}}, ["the key train.max_skipped is gone: leave it out"]),
     ({"reward": {"precision": "int8"}}, ["reward.precision = 'int8'", "'bfloat16'"]),
     ({"reward": {"chunk": 0}}, ["reward.chunk = 0", "greater than or equal to 1"]),
     ({"seed": -1, "train": {"steps": 0}}, ["seed = -1", "; train.steps = 0"]),

@@ -76,12 +76,12 @@ def test_a_file_that_a_killed_process_left_half_written_is_deleted_by_the_next_t
 
 def test_a_lock_tells_who_holds_it(tmp_path: Path) -> None:
     lock = tmp_path / ".lock"
-    with held(lock, "busy"):
+    with held(lock, "another process has it; wait"):
         for patience in (0.0, 0.2):
-            mine = rf"^busy \(held by process {os.getpid()} on .+\)$"
-            with pytest.raises(ValueError, match=mine), held(lock, "busy", patience=patience):
+            mine = rf"^another process \(process {os.getpid()} on .+\) has it; wait$"
+            with pytest.raises(ValueError, match=mine), held(lock, "another process has it; wait", patience=patience):
                 pass
-    with held(lock, "busy"):
+    with held(lock, "another process has it; wait"):
         pass
 
 

@@ -78,18 +78,23 @@ def test_the_command_brings_videos_table_and_picture_to_the_store(
     arguments = ["evaluate", f"file://{run}", "--steps", "2", "--videos", "2", "--sets", "in_domain,scenes"]
     monkeypatch.setattr(sys, "argv", ["rlvid", *arguments, "--lora-scale", "0.5,1"])
 
-    def unreachable(*_: object) -> None:
-        raise ValueError("the store cannot be reached")
+    upload = Mirror._upload
+
+    def unreachable(mirror: Mirror, name: str) -> None:
+        if name.startswith("videos/"):
+            raise ValueError("the store cannot be reached")
+        upload(mirror, name)
 
     for fails in (True, False):
         with monkeypatch.context() as patch:
             if fails:
-                patch.setattr(Mirror, "delete", unreachable)
+                patch.setattr(Mirror, "_upload", unreachable)
             with pytest.raises(SystemExit) as ended:
                 main()
         assert (ended.value.code or 0) == (2 if fails else 0)
         assert len(list((tmp_path / "cache").rglob("videos/part-*.parquet"))) == 6  # made once, in the first attempt
-        assert len(list((run / "videos").glob("part-*"))) == 6
+        assert len(list((run / "videos").glob("part-*"))) == (0 if fails else 6)
+        assert (run / "evaluation.yaml").is_file() != fails, "it says that the videos are there"
     page = (run / "evaluation.md").read_text(encoding="utf-8")
     assert [page.count(f"| {model} |") for model in ("base", "instructvideo × 0.5", "instructvideo")] == [2, 2, 2]
     assert (run / "tradeoff.png").stat().st_size > 10_000

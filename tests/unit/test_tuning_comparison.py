@@ -178,7 +178,7 @@ def test_damaged_files_of_a_sweep_are_named_in_one_line(tmp_path: Path) -> None:
     assert read_scores(scores) is None
     for text in ("", '{"step": 4', "[1]", '{"step": 4}', '{"step": 4, "seconds": "?"}'):
         scores.write_text(text)
-        with pytest.raises(ValueError, match=r"000004.json is damaged .*; delete it, and the sweep measures") as error:
+        with pytest.raises(ValueError, match=r"000004.json is damaged .*; bring it back") as error:
             read_scores(scores)
         assert "\n" not in str(error.value)
     whole_line = '{"trial": 0, "settings": {"seed": 1, "reward.held_out": null}}\n'

@@ -54,7 +54,7 @@ StepCount = Annotated[int, Field(ge=1, le=1000)]
 
 
 class ModelRecord(Checked):
-    """A model of an evaluation: ``path`` is its run's folder, ``scale`` how much of what was learned; base: no path."""
+    """A model of an evaluation: ``path`` is its run's folder, ``scale`` the scale of the learned change."""
 
     name: Name
     label: Name
@@ -66,7 +66,9 @@ class ModelRecord(Checked):
     @model_validator(mode="before")
     @classmethod
     def _default_label(cls, value: Any) -> Any:
-        return {"label": value.get("name"), **value} if isinstance(value, dict) else value
+        if not isinstance(value, dict):
+            return value
+        return {"label": value.get("name")} | {name: given for name, given in value.items() if given is not None}
 
 
 class About(Checked):
@@ -112,7 +114,8 @@ def read_about(folder: Path) -> About:
     """Reads ``evaluation.yaml``.
 
     Raises:
-        ValueError: it is missing or damaged, two models have one name, or a set has no prompts or an empty one.
+        ValueError: it is missing or damaged, two models or two of ``steps`` are the same, or a set has no prompts or an
+            empty one.
     """
     path = folder / "evaluation.yaml"
     if not path.is_file():
@@ -121,6 +124,8 @@ def read_about(folder: Path) -> About:
     with sound(path):
         content = read_yaml(text)
     about = check(path, About, content)
+    if len(set(about.steps)) < len(about.steps):
+        raise ValueError(f"{path}: steps = {about.steps} has a number twice; give each once and evaluate again")
     names = [model.name for model in about.models]
     if len(set(names)) < len(names):
         raise ValueError(f"{path}: two models have one name; give each its own label")

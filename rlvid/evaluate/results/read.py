@@ -96,8 +96,14 @@ def read_scores(folder: Path, about: About) -> Scores:
     """Reads ``evaluation.parquet``: every metric of every video, those that ``evaluation.yaml`` lacks too.
 
     Raises:
-        ValueError: the file is missing or damaged, lacks a metric, or has a video twice or one of others.
+        ValueError: the evaluation is not finished, or the file is missing or damaged, lacks a metric, or has a video
+            twice or one of others.
     """
+    if not about.complete:
+        raise ValueError(
+            f"{folder}: the evaluation is not finished, and tables there may be of an earlier one; run `rlvid "
+            "evaluate` again: it makes only what is missing"
+        )
     path = folder / "evaluation.parquet"
     found: Scores = {}
     for row in read_table(folder, path, (*KEY, "prompt", *about.metrics), metrics=True, limit=about.count):
@@ -198,11 +204,6 @@ def read_evaluation(folder: Path) -> EvaluationData:
             videos are missing.
     """
     about = read_about(folder)
-    if not about.complete:
-        raise ValueError(
-            f"{folder}: the evaluation is not finished, and tables there may be of an earlier one; run `rlvid "
-            "evaluate` again: it makes only what is missing"
-        )
     scores = read_scores(folder, about)
     lacking = f"{folder / 'evaluation.parquet'}: {about.count - len(scores)} videos have no scores"
     _check_complete(about, scores, lacking)

@@ -102,7 +102,7 @@ def worse_prompts(scores: Scores, sets: Mapping[str, Sequence[str]], base: str, 
     for model, outcomes in found.items():
         worse = sorted((each for each in outcomes if each[3] < each[2]), key=lambda each: each[3] - each[2])
         parts += [
-            f"{markdown_text(model)}: {len(worse)} of {len(outcomes)} prompts have a lower {metric_of(metric).spoken} "
+            f"{markdown_text(model)}: {len(worse)} of {len(outcomes)} prompts have a lower {metric_of(metric).axis} "
             "than with the base. Each is the mean of few videos, so part of it is chance.", "",
         ]  # fmt: skip
         if worse:
@@ -120,9 +120,10 @@ def _outcomes(
     """Set, prompt, its means with the base and the model; over D and copies, without pairs that lack a number."""
     pairs: dict[tuple[str, int], list[tuple[float, float]]] = {}
     for (name, case), values in scores.items():
-        pair = (scores[base, case][metric], values[metric]) if name == model and (base, case) in scores else ()
-        if pair and all(map(math.isfinite, pair)):
-            pairs.setdefault((case.set, case.index), []).append(pair)
+        if name == model and (base, case) in scores:
+            before, after = (each.get(metric, math.nan) for each in (scores[base, case], values))
+            if math.isfinite(before) and math.isfinite(after):
+                pairs.setdefault((case.set, case.index), []).append((before, after))
     return [
         (name, sets[name][index], *(sum(side) / len(side) for side in zip(*values, strict=True)))
         for (name, index), values in sorted(pairs.items())

@@ -5,20 +5,23 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 from pyarrow import parquet
 
 from rlvid.evaluate.results.about import About, VideoKey, describe, key_of
 from rlvid.evaluate.results.untrusted import KEY, open_table, rows_of, sound
+from rlvid.files import damaged
 
 MOST_PIXELS, MOST_PIXELS_OF_VIDEO = 2**24, 2**28
 """Of a frame (4096 x 4096), and of a video: more is an attack on memory."""
+_VIDEOS_AT_ONCE = 8
 
 
 @contextmanager
@@ -105,7 +108,10 @@ def find_videos(folder: Path, about: About) -> dict[VideoKey, StoredVideo]:
             if not about.has(key):
                 continue
             if key in found:
-                raise ValueError(f"{path}: the video of {describe(key)} is there twice")
+                raise ValueError(
+                    f"{path}: the video of {describe(key)} is there twice, also in {found[key].path.name}; delete the "
+                    "file that is a copy"
+                )
             if row["prompt"] != (prompt := about.sets[key[1].set][key[1].index]):
                 raise ValueError(
                     f"{path}: {describe(key)} was made for {row['prompt']!r}, and evaluation.yaml has {prompt!r} "
@@ -133,19 +139,31 @@ def _without_frames(file: parquet.ParquetFile, group: int) -> set[int]:
     known = next(each.statistics for each in columns if each.path_in_schema.split(".")[0] == "frames")
     if known is not None and known.has_null_count and not known.null_count:  # an empty list counts as a null
         return set()
-    lengths = pc.list_value_length(file.read_row_group(group, columns=["frames"]).column(0))
-    return {row for row, length in enumerate(lengths.to_pylist()) if not length}
+    lengths = (pc.list_value_length(batch.column(0)).to_pylist() for batch in _batches(file, group))
+    return {row for row, length in enumerate(chain.from_iterable(lengths)) if not length}
+
+
+def _batches(file: parquet.ParquetFile, group: int) -> Iterator[pa.RecordBatch]:
+    """The frames of a row group, few videos at a time: a small file can hold far more than fits into memory."""
+    return iter(file.iter_batches(_VIDEOS_AT_ONCE, row_groups=[group], columns=["frames"]))
 
 
 def read_frames(videos: Iterable[StoredVideo]) -> Iterator[list[bytes]]:
-    """Reads the frames of each video, PNG each; those that lie beside each other on disk are read at once.
+    """Reads the frames of each video, PNG each; a row group is opened once for videos that come in its order.
 
     Raises:
-        ValueError: a file is missing or damaged.
-        IndexError: the file has fewer videos than it had.
+        ValueError: a file is missing or damaged, or has fewer videos than it had.
     """
     for (folder, path, group), members in groupby(videos, lambda video: (video.folder, video.path, video.group)):
-        with open_table(folder, path, ["frames"]) as file, sound(path):
-            table = file.read_row_group(group, columns=["frames"])
-        for video in members:
-            yield rows_of(path, table.slice(video.row, 1))[0]["frames"]
+        with open_table(folder, path, ["frames"]) as file:
+            batches, table, first = _batches(file, group), None, 0
+            for video in members:
+                assert video.row >= first, "videos of a row group come in its order"
+                while table is None or video.row >= first + len(table):
+                    first += len(table) if table is not None else 0
+                    with sound(path):
+                        batch = next(batches, None)
+                    if batch is None:
+                        raise damaged(path, "it has fewer videos than before")
+                    table = pa.Table.from_batches([batch])
+                yield rows_of(path, table.slice(video.row - first, 1))[0]["frames"]
