@@ -26,13 +26,26 @@ from rlvid.evaluate.load import load_run
 from rlvid.runs.checkpoints import read_settings
 from rlvid.toy.tiny import save_tiny_model
 from rlvid.train.audit import faults
+from rlvid.train.record import RECORD
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 TOKEN = "a-token-of-the-tests-0123456789abcdef"
-STEPS, EVERY, BATCH = 32, 2, 2
+STEPS, EVERY, BATCH = 6, 2, 2
 CAN_HIDE = subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode == 0
 """Whether this user may make mount namespaces."""
+
+
+REWARD = """
+import time
+from pathlib import Path
+home = Path(__file__).parent
+def score(frames, prompts):
+    while (home / "hold").exists() and (home / "store" / "mine" / "step-000002").exists():
+        time.sleep(0.05)
+    return frames.mean((2, 3, 4))
+"""
+"""Holds the run ``mine`` after its first checkpoint, while there is a file ``hold``: for as long as a test likes."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +71,7 @@ class Cluster:
             "data.count=4", f"output.storage=file://{self.store}", "sampling.steps=4", "reward.segments=2",
             f"train.batch_size={BATCH}", "train.workers=2", "train.cpus_per_worker=1.5", "train.zero_stage=2",
             "optimizer.warmup=0", f"train.steps={STEPS}", f"output.checkpoint_every={EVERY}", "output.videos_every=0",
-            *overrides,
+            "reward.name=custom", f"reward.path={self.home / 'held.py'}:score", "reward.held_out=null", *overrides,
         ]  # fmt: skip
 
     def start(self, *command: str, **environment: str) -> AbstractContextManager[subprocess.Popen[str]]:
@@ -108,12 +121,14 @@ def cluster() -> Iterator[Cluster]:
     environment = kept | {
         "HOME": str(home), "PATH": f"{BIN}{os.pathsep}{kept['PATH']}", "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_TOKEN": TOKEN, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "NO_PROXY": "127.0.0.1,localhost",
-        "RAY_worker_niceness": "0", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+        "RAY_prestart_worker_first_driver": "0", "RAY_worker_niceness": "0",
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
     }  # fmt: skip
     made = Cluster(home, f"http://127.0.0.1:{dashboard}", environment)
     made.store.mkdir()
     made.hidden.mkdir()
     save_tiny_model(home / "tiny")
+    (home / "held.py").write_text(REWARD)
     nodes: list[subprocess.Popen[bytes]] = []
 
     def node(number: int, cpus: int, *options: str) -> None:
@@ -198,20 +213,23 @@ def check_traces(run: Path) -> None:
 def test_a_stopped_job_resumes_on_machines_that_have_nothing_to_the_same_adapter(
     cluster: Cluster, whole: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, settings = cluster.store / "mine", cluster.settings("mine")
+    run, settings, hold = cluster.store / "mine", cluster.settings("mine"), cluster.home / "hold"
+    hold.touch()
     cluster.ray_job(
         "submit", "--submission-id", "mine", "--no-wait", "--working-dir", str(ROOT), "--",
         "python", "-m", "rlvid.cli", *settings,
     )  # fmt: skip
     with cluster.submit(*settings) as follower:
-        _wait((run / f"step-{EVERY:06d}").is_dir, "the first checkpoint")
+        record = run / RECORD
+        _wait(lambda: record.is_file() and f"step-{EVERY:06d}" in record.read_text("utf-8"), "the first checkpoint")
         cluster.ray_job("stop", "mine")
         out, error = follower.communicate(timeout=HANG)
     assert "job mine is running already; this follows it" in error
     assert "job mine was stopped" in error
     assert "run mine: instructvideo on the reward" in out
     assert follower.returncode == 1
-    assert not (run / f"step-{STEPS:06d}").exists(), "the job was stopped too late to prove anything"
+    assert [path.name for path in run.glob("step-*")] == [f"step-{EVERY:06d}"]
+    hold.unlink()
     caches = [cluster.home / f"cache-{number}" for number in range(3)]
     assert all((cache / "storage").is_dir() for cache in caches), "a node had no cache of its own"
     for cache in caches:
@@ -223,8 +241,7 @@ def test_a_stopped_job_resumes_on_machines_that_have_nothing_to_the_same_adapter
     assert "job mine-2 submitted" in error
     assert "rlvid evaluate" in out
     log = (run / "logs" / "worker-00.log").read_text(encoding="utf-8")
-    assert "continues after step" in log
-    assert "continues after step 0" not in log
+    assert f"continues after step {EVERY}" in log
     found = adapter(run)
     assert found.keys() == whole.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in whole.items())
@@ -234,8 +251,11 @@ def test_a_stopped_job_resumes_on_machines_that_have_nothing_to_the_same_adapter
     assert {path.name for path in run.iterdir()} >= {"config.yaml", "clips.txt", "before-after.png", "reward.png"}
 
 
-def check_refused(cluster: Cluster, asked: dict[str, tuple[str, str]]) -> None:
-    """Jobs, by name: a setting, and the words that they end with."""
+def test_what_can_never_run_is_said_at_once_and_its_exit_code_passed_on(cluster: Cluster) -> None:
+    """A worker that no node has room for, and storage that a node does not see."""
+    asked = {"thick": ("train.cpus_per_worker=2.5", "only 0 fit, as a worker lies on one node")}
+    if CAN_HIDE:
+        asked["hidden"] = (f"output.storage={cluster.hidden}", "does not see what the driver writes there")
     with ExitStack() as stack:
         jobs = {
             name: stack.enter_context(cluster.submit(*cluster.settings(name, *more.split())))
@@ -247,19 +267,6 @@ def check_refused(cluster: Cluster, asked: dict[str, tuple[str, str]]) -> None:
             assert "Traceback" not in out
             assert f"job {name} failed with exit code 2" in error
             assert job.returncode == 2
-
-
-def test_what_can_never_run_is_said_at_once_and_its_exit_code_passed_on(cluster: Cluster) -> None:
-    asked = {
-        "thick": ("train.cpus_per_worker=2.5", "only 0 fit, as a worker lies on one node"),
-    }
-    check_refused(cluster, asked)
-
-
-@pytest.mark.skipif(not CAN_HIDE, reason="needs the right to make mount namespaces")
-def test_storage_that_a_node_does_not_see_is_refused(cluster: Cluster) -> None:
-    hidden = f"output.storage={cluster.hidden}"
-    check_refused(cluster, {"hidden": (hidden, "does not see what the driver writes there")})
 
 
 def test_a_wrong_token_and_an_address_where_nobody_is_are_one_line(cluster: Cluster) -> None:
