@@ -12,7 +12,7 @@ import pytest
 import torch
 from processes import HANG
 from rich.console import Console
-from runs import QUIET, adapter, config, difference, plain_torch, tiny_state
+from runs import QUIET, adapter, config, difference, plain_torch
 
 from rlvid.data.sources import encoded_clips
 from rlvid.train.audit import faults
@@ -40,20 +40,6 @@ def _wait_for_part(run: Path, step: int, seconds: float = HANG) -> None:
 def test_name_of_another_run_is_refused(folder: Path, uninterrupted: dict[str, torch.Tensor]) -> None:
     with pytest.raises(ValueError, match=r"run 'whole' exists .* another config \(optimizer.lr: 1e-05 -> 0.1\)"):
         train(config(folder, "whole", *LONG, "optimizer.lr=0.1"), QUIET)
-
-
-def test_a_run_of_zero_0_goes_on_with_any_number_of_workers(folder: Path, ray_cluster: Any) -> None:
-    """One worker, then two, each for two steps; the method has a state of its own (a value network)."""
-    common = ("method=dpok", "optimizer.clip_norm=0", "train.zero_stage=0")
-    for workers, steps in ((1, 2), (2, 4)):
-        run = config(folder, "elastic", *common, f"train.workers={workers}", f"train.steps={steps}")
-        done = train(run, QUIET)
-        assert (done.first_step, done.last_step) == (steps - 2, steps)
-    plain = config(folder, "plain", *common, "train.workers=1", "train.micro_batch=4", "train.steps=4")
-    reference, _ = plain_torch(plain, encoded_clips(plain, QUIET))
-    assert difference(reference, tiny_state(folder)) > 2e-5
-    assert difference(adapter(done.folder, 4), reference) <= 1e-6
-    assert faults(done.folder, run, 4) == []
 
 
 def test_another_number_of_workers_under_zero_2_takes_an_explicit_choice_and_a_cut_off_record_is_mended(

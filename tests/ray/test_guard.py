@@ -11,7 +11,6 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from rlvid.config import RunConfig, load_config
-from rlvid.doctor.cluster import check_cluster
 from rlvid.runs.over_optimisation import HELD_OUT, Loss, Verdict
 from rlvid.runs.scalars import read_events
 from rlvid.toy.tiny import save_tiny_model
@@ -83,11 +82,3 @@ def test_the_guard_changes_nothing_looks_once_at_each_checkpoint_and_ends_traini
     assert after[:3] == before, "a look was made twice"
     held_out = read_events(run / "tensorboard" / "guard", "guard/held_out".__eq__)["guard/held_out"]
     assert [step for step, _ in held_out] == [line["step"] for line in after]
-
-
-def test_the_doctor_finds_the_cluster_in_order(folder: Path) -> None:
-    found = list(check_cluster(None, folder / "runs"))
-    assert {each.status for each in found} == {"ok"}, found
-    names = ["ray", "resources", "nodes", "shared storage", "gradient of workers", "samples of workers"]
-    assert [each.name for each in found] == names
-    assert not list((folder / "runs").glob(".doctor-*"))

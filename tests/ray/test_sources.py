@@ -15,7 +15,6 @@ import av
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 import yaml
 from PIL import Image
 from processes import HANG, started
@@ -25,7 +24,7 @@ from safetensors.torch import load_file
 from rlvid.config import ModelConfig, RunConfig, load_config
 from rlvid.data.clips import EncodedClips
 from rlvid.data.encode import encode_folder
-from rlvid.data.sources import encoded_clips, rendered_clip
+from rlvid.data.sources import rendered_clip
 from rlvid.data.writing import unfinished
 from rlvid.plots.video import write_mp4
 from rlvid.toy.tiny import save_tiny_model
@@ -153,22 +152,3 @@ def test_a_killed_encoding_goes_on_and_ends_with_the_same_bytes(ray_cluster: Any
     }
     assert json.loads((out / "report.json").read_text()) == json.loads((whole.folder / "report.json").read_text())
     assert not unfinished(out).exists()
-
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_the_base_models_samples_are_made_once_for_all_methods(home: Path, tmp_path: Path) -> None:
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("a dog\na cat\n")
-    data = ("data.source=samples", f"data.prompts={prompts}", "data.count=5")
-    done = train(config(home, "own", *data), QUIET)
-    assert has_learned(done.folder)
-    (made,) = (home / "runs" / "clips").glob("samples-5-*")
-    clips = EncodedClips.open(made)
-    assert clips.captions == ["a dog", "a cat", "a dog", "a cat", "a dog"]
-    posterior = clips.fetch([0, 2])[2]
-    assert not posterior.std.any()
-    assert (posterior.mean[0] - posterior.mean[1]).abs().max() > 0.1
-    times = {path: path.stat().st_mtime_ns for path in made.iterdir()}
-    assert encoded_clips(config(home, "own-raft", *data, "method={name: raft, share: 0.5}"), QUIET) == made
-    assert {path: path.stat().st_mtime_ns for path in made.iterdir()} == times
-    assert torch.equal(EncodedClips.open(made).fetch([0])[2].mean, posterior.mean[:1])

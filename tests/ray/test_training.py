@@ -1,6 +1,7 @@
 """The trust in training: workers and ZeRO stages change nothing; a continued run ends as one that is not."""
 
 import logging
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -10,25 +11,34 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from runs import QUIET, Trajectory, config, difference, plain_torch, tiny_state
+from runs import QUIET, Trajectory, adapter, config, difference, plain_torch, tiny_state
 from safetensors.torch import load_file
 
 from rlvid.config import RunConfig
+from rlvid.data.clips import EncodedClips
 from rlvid.data.sources import encoded_clips
+from rlvid.doctor.cluster import check_cluster
 from rlvid.evaluate.models import find_models
 from rlvid.evaluate.work import Evaluation
 from rlvid.evaluate.workers import run_evaluation
 from rlvid.export.export import export_run
 from rlvid.models.trained import trained_state
+from rlvid.train import launch
+from rlvid.train.audit import faults
 from rlvid.train.job import Job
 from rlvid.train.launch import train
 
 log = logging.getLogger(__name__)
 
 
-def trajectories(jobs: dict[str, Job]) -> None:
-    """Runs the product's worker loop for several jobs in the same processes; worker 0 writes the adapters."""
-    from rlvid.train.loop import run_step
+def trajectories(jobs: dict[str, Job], begun: list[Job]) -> None:
+    """Runs the product's worker loop for several jobs in the same processes; worker 0 writes the adapters.
+
+    Runs that are begun here for others to continue leave a checkpoint each in Ray Train's storage.
+    """
+    import ray.train
+
+    from rlvid.train.loop import run_step, train_worker
     from rlvid.train.restore import temporary_folder
     from rlvid.train.worker import Worker
 
@@ -43,24 +53,32 @@ def trajectories(jobs: dict[str, Job]) -> None:
                 state = trained_state(worker.network, job.config.model)
             if worker.rank == 0:
                 torch.save((state, norms), f"{job.run}.pt")
+    ray.train.get_checkpoint = lambda: None  # they would resume from one another's
+    for job in begun:
+        train_worker(job)
 
 
-def on_workers(folder: Path, workers: int, runs: dict[str, RunConfig]) -> dict[str, Trajectory]:
-    """What each run came to on so many Ray workers."""
+def on_workers(folder: Path, workers: int, runs: dict[str, RunConfig], begun: list[RunConfig]) -> dict[str, Trajectory]:
+    """What each run came to on so many Ray workers; those that are begun have one checkpoint, after their last step."""
     import ray.train
     from ray.train.torch import TorchTrainer
 
     from rlvid.train.progress import ProgressActor
 
     name = f"{next(iter(runs))}-on-{workers}"
-    clips, progress = encoded_clips(next(iter(runs.values())), QUIET), ProgressActor.remote()
-    shared = {"clips": clips, "use_gpu": False, "progress": progress}
-    jobs = {key: Job.of(run, run=folder / f"{name}-{key}", **shared) for key, run in runs.items()}
+    shared = {"use_gpu": False, "progress": ProgressActor.remote()}
+    clips = encoded_clips(next(iter(runs.values())), QUIET)
+    jobs = {key: Job.of(run, clips=clips, run=folder / f"{name}-{key}", **shared) for key, run in runs.items()}
+    others = [Job.of(run, clips=encoded_clips(run, QUIET), run=folder / "runs" / run.name, **shared) for run in begun]
     TorchTrainer(
-        partial(trajectories, jobs),
+        partial(trajectories, jobs, others),
         scaling_config=ray.train.ScalingConfig(num_workers=workers),
         run_config=ray.train.RunConfig(name=name, storage_path=str(folder / "ray")),
     ).fit()
+    for run in begun:
+        own, checkpoint = folder / "runs" / run.name, f"step-{run.train.steps:06d}"
+        shutil.copytree(folder / "ray" / name / checkpoint, own / checkpoint)
+        (own / "config.yaml").write_text(yaml.safe_dump(run.model_dump(mode="json")), encoding="utf-8")
     return {key: torch.load(f"{job.run}.pt", weights_only=True) for key, job in jobs.items()}
 
 
@@ -72,14 +90,29 @@ OF_OTHERS = ("train.zero_stage=2", "train.micro_batch=2", "optimizer.clip_norm=0
 @pytest.fixture(scope="module")
 def together(folder: Path, ray_cluster: Any) -> dict[str, Trajectory]:
     """Three steps by two workers, without an interruption: each ZeRO stage with an adapter, those that share gradients
-    with all weights, and methods. One start serves them all."""
+    with all weights, and methods; and two runs that are begun. One start serves them all."""
     stages, two = (0, 1, 2, 3), "train.workers=2"
     runs = {f"zero-{stage}": config(folder, "equal", two, f"train.zero_stage={stage}") for stage in stages}
     runs |= {f"full-zero-{stage}": config(folder, "full", WHOLE, two, f"train.zero_stage={stage}") for stage in (2, 3)}
     runs |= {
         name: config(folder, "methods", two, "train.micro_batch=2", f"method={name}", *OF_OTHERS) for name in OTHERS
     }
-    return on_workers(folder, 2, runs)
+    begun = [all_weights(folder, "train.steps=2"), elastic(folder, "train.workers=2", "train.steps=3")]
+    return on_workers(folder, 2, runs, begun)
+
+
+def all_weights(folder: Path, *overrides: str) -> RunConfig:
+    """A run of all weights, which two workers share."""
+    return config(folder, "halves", WHOLE, "train.workers=2", "train.zero_stage=3", *overrides)
+
+
+def elastic(folder: Path, *overrides: str) -> RunConfig:
+    """A run on clips that are the base model's own samples, by a method with a state of its own (a value network)."""
+    prompts = folder / "prompts.txt"
+    prompts.write_text("a dog\na cat\n")
+    data = ("data.source=samples", f"data.prompts={prompts}", "data.count=5", "output.checkpoint_every=3")
+    method = ("method=dpok", "optimizer.clip_norm=0", "train.zero_stage=0")
+    return config(folder, "elastic", *method, *data, *overrides)
 
 
 def test_workers_and_zero_stages_compute_what_plain_torch_computes(
@@ -117,9 +150,7 @@ def test_a_run_of_all_weights_resumes_to_the_same_weights_and_is_evaluated_and_e
     folder: Path, together: dict[str, Trajectory]
 ) -> None:
     """The run ends after step 2, is continued to 3, and ends where one of 3 steps does."""
-    common = (WHOLE, "train.workers=2", "train.zero_stage=3")
-    train(config(folder, "halves", *common, "train.steps=2"), QUIET)
-    halves = train(config(folder, "halves", *common), QUIET)
+    halves = train(all_weights(folder), QUIET)
     assert halves.first_step == 2
     file = "unet/diffusion_pytorch_model.safetensors"
     found, (expected, _) = load_file(halves.checkpoint / file), together["full-zero-3"]
@@ -130,6 +161,32 @@ def test_a_run_of_all_weights_resumes_to_the_same_weights_and_is_evaluated_and_e
     out = export_run(halves.folder, folder / "exported")
     assert difference(load_file(out / file), expected) == 0
     assert "all weights of its denoiser; 3 steps" in (out / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_run_of_zero_0_goes_on_with_any_number_of_workers(folder: Path, together: dict[str, Trajectory]) -> None:
+    """Two workers, then one."""
+    run = elastic(folder, "train.workers=1", "train.steps=4")
+    done = train(run, QUIET)
+    assert (done.first_step, done.last_step) == (3, 4)
+    plain = elastic(folder, "train.workers=1", "train.micro_batch=4", "train.steps=4")
+    reference, _ = plain_torch(plain, encoded_clips(plain, QUIET))
+    assert difference(reference, tiny_state(folder)) > 2e-5
+    assert difference(adapter(done.folder, 4), reference) <= 1e-6
+    assert faults(done.folder, run, 4) == []
+
+
+def test_the_base_models_samples_are_made_once_for_all_methods(folder: Path, ray_cluster: Any) -> None:
+    made = encoded_clips(elastic(folder), QUIET)
+    assert list((folder / "runs" / "clips").glob("samples-5-*")) == [made]
+    clips = EncodedClips.open(made)
+    assert clips.captions == ["a dog", "a cat", "a dog", "a cat", "a dog"]
+    posterior = clips.fetch([0, 2])[2]
+    assert not posterior.std.any()
+    assert (posterior.mean[0] - posterior.mean[1]).abs().max() > 0.1
+    times = {path: path.stat().st_mtime_ns for path in made.iterdir()}
+    assert encoded_clips(elastic(folder, "method={name: raft, share: 0.5}"), QUIET) == made
+    assert {path: path.stat().st_mtime_ns for path in made.iterdir()} == times
+    assert torch.equal(EncodedClips.open(made).fetch([0])[2].mean, posterior.mean[:1])
 
 
 def test_two_workers_compute_what_plain_torch_computes_with_other_methods(
@@ -175,7 +232,18 @@ def test_more_workers_than_cores_are_refused_before_anything_starts(folder: Path
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_non_finite_steps_are_skipped_and_stop_the_run(folder: Path) -> None:
-    broken = config(folder, "broken", "optimizer.lr=1e30", "optimizer.clip_norm=0", "train.steps=8")
-    with pytest.raises(RuntimeError, match="5 steps in a row had a non-finite loss or gradient"):
-        train(broken, QUIET)
+def test_non_finite_steps_stop_the_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the driver does; that workers skip such steps and return the problem is in the unit tests."""
+    problem = "5 steps in a row had a non-finite loss or gradient"
+    monkeypatch.setattr(launch, "run_fit", lambda *_: {"problem": problem})
+    with pytest.raises(RuntimeError, match=f"^training stopped: {problem}$"):
+        train(config(folder, "broken"), QUIET)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_doctor_finds_the_cluster_in_order(folder: Path) -> None:
+    found = list(check_cluster(None, str(folder / "runs")))
+    assert {each.status for each in found} == {"ok"}, found
+    names = ["ray", "resources", "nodes", "shared storage", "gradient of workers", "samples of workers"]
+    assert [each.name for each in found] == names
+    assert not list((folder / "runs").glob(".doctor-*"))
