@@ -1,4 +1,4 @@
-"""A seeded kill in short, of a node with its worker; drivers die in test_cluster.py and test_sweep.py."""
+"""A seeded kill in short, of a node with its worker; drivers die in test_sweep.py."""
 
 import json
 import os

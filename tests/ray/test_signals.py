@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,16 +20,21 @@ from rlvid.train.audit import archive_faults
 from rlvid.train.launch import train
 
 REWARD = """
-import os, signal, time
-calls = 0
+import os, time
+from pathlib import Path
+calls, before = 0, Path(__file__).with_suffix(".before")
 def score(frames, prompts):
     global calls
     calls += 1
     print("call", calls)
+    if calls == 3 and before.exists():
+        SECOND
     if calls == 3:
-        END
+        before.touch()
+        FIRST
     return frames.mean((2, 3, 4))
 """
+"""Ends its process, or the training step, at the third call: FIRST in the first start of the workers, then SECOND."""
 
 
 def processes_with(mark: str) -> list[int]:
@@ -70,28 +76,37 @@ def test_a_signal_ends_training_after_a_checkpoint_and_leaves_nobody_behind(fold
         time.sleep(0.2)
 
 
-@pytest.mark.parametrize(
-    ("end", "settled", "words", "logged"),
-    [
-        ("time.sleep(99)", "reward.timeout=3", "worker 0, step 1: the reward mine.py:score gave no answer", "mine.py"),
-        ("os.kill(os.getpid(), 9)", "seed=1", r"worker 0, after step 1: its process died", "its process died"),
-        ("return frames[0]", "seed=1", r"worker 0, step 1: the reward mine.py:score gave scores of shape", "Traceback"),
-    ],
-)  # fmt: skip
-def test_what_ended_a_worker_is_named_with_its_step_and_its_log(
-    folder: Path, ray_cluster: Any, tmp_path: Path, end: str, settled: str, words: str, logged: str
-) -> None:
-    (tmp_path / "mine.py").write_text(REWARD.replace("END", end))
-    own = ("reward.name=custom", f"reward.path={tmp_path}/mine.py:score", "reward.held_out=null")
-    own = (*own, "train.workers=1", "train.micro_batch=2")
-    run = config(folder, f"ended-{tmp_path.name}", *own, settled, "train.max_failures=0")
-    said = Console(file=io.StringIO(), width=500)
-    with pytest.raises(
-        RuntimeError, match=rf"^training stopped: {words}.* \(full log: .*worker-00.log; start the same"
-    ):
+def end(folder: Path, name: str, first: str, second: str, *settled: str) -> tuple[str, str, str]:
+    """Trains with a reward that ends each start of the worker; the error, what was printed before, and the log."""
+    mine = folder / f"{name}.py"
+    mine.write_text(REWARD.replace("FIRST", first).replace("SECOND", second))
+    own = ("reward.name=custom", f"reward.path={mine}:score", "reward.held_out=null", "train.workers=1")
+    run, said = config(folder, name, *own, "train.micro_batch=2", *settled), Console(file=io.StringIO(), width=500)
+    with pytest.raises(RuntimeError) as error:
         train(run, said)
-    at_once = words in said.file.getvalue()
-    assert at_once == ("died" not in words)  # a process that is killed says nothing itself
-    log = (folder / "runs" / run.name / "logs" / "worker-00.log").read_text()
-    assert logged in log
+    log = (folder / "runs" / name / "logs" / "worker-00.log").read_text()
+    return str(error.value), said.file.getvalue(), log
+
+
+ENDED = r"^training stopped: worker 0, {}.* \(full log: .*worker-00.log; start the same"
+
+
+def test_a_reward_that_hangs_and_one_that_gives_no_scores_are_named_with_the_step_and_the_log(
+    folder: Path, ray_cluster: Any
+) -> None:
+    settled = ("reward.timeout=3", "train.max_failures=1")
+    error, said, log = end(folder, "hanging", "time.sleep(99)", "return frames[0]", *settled)
+    assert "worker 0, step 1: the reward hanging.py:score gave no answer" in said
+    assert "worker 0, step 1: the reward hanging.py:score gave scores of shape" in said
+    assert re.match(ENDED.format("step 1: the reward hanging.py:score gave scores of shape"), error)
+    assert "hanging.py" in log
+    assert "Traceback" in log
+    assert log.count("call 2") == 2
+
+
+def test_a_process_that_is_killed_is_named_with_its_step_and_its_log(folder: Path, ray_cluster: Any) -> None:
+    error, said, log = end(folder, "killed", "os.kill(os.getpid(), 9)", "pass", "train.max_failures=0")
+    assert re.match(ENDED.format("after step 1: its process died"), error)
+    assert "died" not in said, "a process that is killed says nothing itself"
+    assert "its process died" in log
     assert "call 2" in log

@@ -1,4 +1,4 @@
-"""From clips of any kind to a tuned model: odd videos, an encoding that was killed, the base model's own samples."""
+"""From clips of any kind and rewards of the user's own to a tuned model; an encoding that was killed."""
 
 import csv
 import io
@@ -13,8 +13,10 @@ from typing import Any
 
 import av
 import numpy as np
+import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from PIL import Image
 from processes import HANG, started
@@ -27,6 +29,7 @@ from rlvid.data.encode import encode_folder
 from rlvid.data.sources import rendered_clip
 from rlvid.data.writing import unfinished
 from rlvid.plots.video import write_mp4
+from rlvid.runs.scalars import read_events
 from rlvid.toy.tiny import save_tiny_model
 from rlvid.train.launch import train
 
@@ -51,12 +54,6 @@ def config(home: Path, name: str, *overrides: str) -> RunConfig:
     ])  # fmt: skip
 
 
-def has_learned(run: Path) -> bool:
-    """Whether every B of the adapter has left zero."""
-    adapter = load_file(run / "step-000002" / "adapter" / "adapter_model.safetensors")
-    return all(bool(tensor.any()) for name, tensor in adapter.items() if "lora_B" in name)
-
-
 def write_video(path: Path, codec: str, form: str, frames_FHWC: np.ndarray, seconds: list[float]) -> None:
     """Frames at their times; the rate is of the codec's book-keeping only."""
     with av.open(path, "w") as container:
@@ -70,6 +67,13 @@ def write_video(path: Path, codec: str, form: str, frames_FHWC: np.ndarray, seco
         container.mux(stream.encode(None))
 
 
+MINE = """
+def warm(frames, prompts):
+    return (frames[:, :, 0] - frames[:, :, 2]).mean((2, 3))
+def moving(frames, prompts):
+    return frames.diff(dim=1).abs().mean((1, 2, 3, 4))
+moving.whole_video = True
+"""
 GOOD = ("odd.mp4", "portrait.webm", "wide.avi", "uneven.mkv", "animated.gif")
 
 
@@ -99,7 +103,10 @@ def odd_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_odd_videos_go_in_and_a_tuned_model_comes_out(home: Path, odd_videos: Path) -> None:
+def test_odd_videos_and_a_mixture_of_rewards_go_in_and_a_tuned_model_comes_out(
+    home: Path, odd_videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rewards' functions and the storage are given by relative paths, which workers see from other folders."""
     model, out = ModelConfig(path=str(home / "tiny"), frames=4, size=16), home / "odd-clips"
     report = encode_folder(odd_videos, model, out, batch_size=2)
     reasons = {(skipped.path.name, skipped.reason.rpartition("manifest.jsonl")[2]) for skipped in report.skipped}
@@ -113,9 +120,25 @@ def test_odd_videos_go_in_and_a_tuned_model_comes_out(home: Path, odd_videos: Pa
     assert clips.captions == [f"this is {name}" for name in GOOD]
     assert clips.fetch([0, 1, 2, 3, 4])[2].mean.isfinite().all()
 
-    done = train(config(home, "odd", f"data.source={out}"), QUIET)
+    monkeypatch.chdir(home)
+    Path("mine.py").write_text(MINE)
+    parts = "[{path: mine.py:warm, weight: 2}, {name: brightness, weight: -1}]"
+    own = ("reward.name=mixture", f"reward.mixture={parts}", "reward.held_out=custom")
+    own = (*own, "reward.held_out_path=mine.py:moving", "output.storage=runs")
+    done = train(config(home, "odd", f"data.source={out}", *own), QUIET)
     assert (done.first_step, done.last_step) == (0, 2)
-    assert has_learned(done.folder)
+    adapter = load_file(done.checkpoint / "adapter" / "adapter_model.safetensors")
+    assert all(bool(tensor.any()) for name, tensor in adapter.items() if "lora_B" in name)
+    events = read_events(done.folder / "tensorboard", lambda tag: True)
+    warm, bright, trained, held_out = (
+        torch.tensor([value for _, value in events[f"reward/{tag}"]])
+        for tag in ("part_warm", "part_brightness", "trained", "held_out")
+    )
+    torch.testing.assert_close(trained, 2 * warm - bright, atol=1e-5, rtol=0)
+    assert (held_out > 0).all()
+    rows = pads.dataset(done.folder / "archive", format="parquet").to_table()
+    assert rows.num_rows == 4
+    assert min(rows["held_out"].to_pylist()) > 0
 
 
 @pytest.mark.slow
