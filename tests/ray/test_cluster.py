@@ -139,23 +139,26 @@ def cluster() -> Iterator[Cluster]:
         ]  # fmt: skip
         if number == 2 and CAN_HIDE:  # a mount namespace in which something else lies over the hidden folder
             command = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(made.hidden), *command]
-        with open(home / f"node-{number}.log", "wb") as log:
-            own = {"RAY_AUTH_MODE": "token", "RLVID_CACHE": str(home / f"cache-{number}")}
-            nodes.append(
-                subprocess.Popen(command, env=environment | own, stdout=log, stderr=log, start_new_session=True)
-            )
+        own = {"RAY_AUTH_MODE": "token", "RLVID_CACHE": str(home / f"cache-{number}")}
+        log = home / f"node-{number}.log"
+        for _ in range(3):  # Ray gives a node 30 s to start, however slow the machine is
+            with open(log, "wb") as file:
+                process = subprocess.Popen(
+                    command, env=environment | own, stdout=file, stderr=file, start_new_session=True
+                )
+            nodes.append(process)
+            _wait(lambda: process.poll() is not None or "Ray runtime started" in log.read_text("utf-8"), log.stem)
+            if process.poll() is None:
+                return
+        raise AssertionError(f"{log.stem} does not start: {log.read_text('utf-8')[-2000:]}")
 
     try:
         node(
             0, 1, "--head", f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
             "--include-dashboard=true", f"--ray-client-server-port={free_port()}",
         )  # fmt: skip
-        _wait(lambda: _listens(port), "the head")
         for number in (1, 2):
             node(number, 2, f"--address=127.0.0.1:{port}")
-        for number in range(3):
-            log = home / f"node-{number}.log"
-            _wait(lambda log=log: "Ray runtime started" in log.read_text("utf-8"), f"node {number}")
         _wait(lambda: _listens(dashboard), "the dashboard")
         yield made
     finally:
@@ -187,7 +190,7 @@ def _wait(done: Callable[[], bool], what: str) -> None:
 
 @pytest.fixture(scope="module")
 def whole(cluster: Cluster) -> dict[str, torch.Tensor]:
-    """The adapter of a run in a folder that all nodes see, and that nothing befell."""
+    """The adapter of a run in a folder that all nodes see, without an interruption."""
     storage = cluster.home / "shared"
     with cluster.submit(*cluster.settings("whole", f"output.storage={storage}")) as process:
         out, error = process.communicate(timeout=HANG)

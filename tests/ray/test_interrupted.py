@@ -45,7 +45,7 @@ def looked(run: Path) -> list[dict[str, Any]]:
 
 def test_name_of_another_run_is_refused(folder: Path, watched: tuple[Path, str]) -> None:
     with pytest.raises(ValueError, match=r"run 'watched' exists .* another config \(optimizer.lr: 1e-05 -> 0.1\)"):
-        train(config(folder, "watched", *LONG, *GUARD, "optimizer.lr=0.1"), QUIET)
+        train(config(folder, "watched", *LONG, *GUARD, "output.keep_checkpoints=1", "optimizer.lr=0.1"), QUIET)
 
 
 def test_a_run_whose_storage_fails_and_whose_newest_checkpoint_is_damaged_ends_with_the_same_adapter(
