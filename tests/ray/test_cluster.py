@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -147,7 +148,7 @@ def cluster() -> Iterator[Cluster]:
                     command, env=environment | own, stdout=file, stderr=file, start_new_session=True
                 )
             nodes.append(process)
-            _wait(lambda: process.poll() is not None or "Ray runtime started" in log.read_text("utf-8"), log.stem)
+            _wait(partial(_started_or_ended, process, log), log.stem)
             if process.poll() is None:
                 return
         raise AssertionError(f"{log.stem} does not start: {log.read_text('utf-8')[-2000:]}")
@@ -174,6 +175,10 @@ def cluster() -> Iterator[Cluster]:
         for process in nodes:
             process.wait()
         shutil.rmtree(home, ignore_errors=True)
+
+
+def _started_or_ended(node: subprocess.Popen[bytes], log: Path) -> bool:
+    return node.poll() is not None or "Ray runtime started" in log.read_text("utf-8")
 
 
 def _listens(port: int) -> bool:

@@ -91,7 +91,7 @@ def test_a_folder_is_replaced_at_once_and_a_killed_writer_leaves_nothing_for_eve
         (part / "old").touch()
     assert files(out) == ["old"]
     with another_process("whole_folder(Path(sys.argv[1]))", out) as other:
-        with pytest.raises(ValueError, match="another process .*writes"), whole_folder(out):
+        with pytest.raises(ValueError, match=r"another process .*writes"), whole_folder(out):
             pass
         other.send_signal(signal.SIGKILL)
         other.wait()
