@@ -1,7 +1,7 @@
 """The archive of generated samples: Parquet, one row a video, written beside training.
 
 A part holds what one worker made in one step, and is named after both: a run that resumes writes the same names again
-and leaves no duplicates. A part is written whole or not at all. DuckDB, pandas and Ray read the folder as it is:
+and leaves no duplicates. A part is written atomically. DuckDB, pandas and Ray read the folder as it is:
 
     select step, avg(reward) from 'archive/*.parquet' group by step
 

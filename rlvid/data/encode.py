@@ -3,7 +3,7 @@
     items (path, caption) -> actors that hold the model: read, encode -> rows, in order -> part files
 
 Every clip goes through the model by itself, so that the result depends neither on the batch nor on the number of
-workers. The folder appears whole or not at all, and is reused as long as the same would come out. What was encoded when
+workers. The folder appears atomically, and is reused as long as the same would come out. What was encoded when
 the process is killed is kept, and the next call goes on from there (see ``rlvid.data.writing``).
 """
 

@@ -1,4 +1,4 @@
-"""Writing a folder of encoded clips: it appears whole or not at all, and an interrupted encoding goes on where it was.
+"""Writes a folder of encoded clips. The folder appears atomically, and an interrupted encoding is resumed.
 
 Until it is complete, everything lies beside it, in ``FOLDER.unfinished``:
 
@@ -9,10 +9,10 @@ file                       content
 ``rows-000000012.parquet`` encoded clips, of which the first has index 12, that are in no part yet
 ``skipped-000000012.json`` clips that could not be read, and why
 ``part-00000.parquet``     the first 256 clips, as they will stay; and so on
-``lock``                   held by the process that writes
+``.lock``                  held by the process that writes
 =========================  =========================================================================
 
-Every file is written whole or not at all, so whatever is there may be relied on.
+Every file is written atomically, so each file that is there is complete.
 """
 
 import json
@@ -68,7 +68,7 @@ class ClipWriter:
 
     Args:
         out: the folder to be made; one that ``is_reusable`` found to be incomplete is replaced.
-        made_with: what the clips are made with. An unfinished encoding of the same clips is gone on with.
+        made_with: what the clips are made with. Resumes an unfinished encoding of the same clips.
 
     Attributes:
         done: indices of the clips that need not be encoded any more, the unreadable ones among them.

@@ -15,7 +15,7 @@ from pyarrow import fs
 
 from rlvid.doctor.finding import Finding, examine, judged
 from rlvid.doctor.machine import reason, scratch
-from rlvid.doctor.sums import alone, belongings, miniature, one_step, share
+from rlvid.doctor.selftest import build_algorithm, one_step, reference_step, share, tiny_config
 from rlvid.models.trained import trained_state
 from rlvid.storage import is_uri, locate
 
@@ -151,7 +151,7 @@ def storage_shared(answers: dict[str, dict[str, Any]], arrived: set[str], storag
 
 
 def worker_step(job: dict[str, Any]) -> dict[str, Any]:
-    """A step of the miniature on one of several workers, through the engine of real training; those of all workers."""
+    """Takes a step of the tiny model on one of several workers, as training does; the results of all workers."""
     import ray.train
     from torch import distributed
 
@@ -161,8 +161,8 @@ def worker_step(job: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(1)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    config = miniature(job["method"], world)
-    method = belongings(config, TorchWorkerGroup(rank, world))
+    config = tiny_config(job["method"], world)
+    method = build_algorithm(config, TorchWorkerGroup(rank, world))
     network = method.context.model.denoiser
     engine = DeepSpeedEngine(network, config.optimizer, config.train, config.micro_batch)
     method.context.model.denoiser = engine.module
@@ -195,7 +195,7 @@ def check_workers(storage: str) -> Iterator[Finding]:
 
 def compared(workers: list[dict[str, Any]]) -> Iterator[Finding]:
     """What workers came to, beside one process that made the whole batch in plain torch."""
-    one, start, reference = alone("instructvideo")
+    one, start, reference = reference_step("instructvideo")
     way = "do not train on this cluster before this is mended: compare versions (packages, nodes), then report it"
     norms = [worker["norm"] / one["norm"] - 1 for worker in workers]
     moved = max((reference[name] - tensor).abs().max().item() for name, tensor in start.items())

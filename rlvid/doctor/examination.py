@@ -35,12 +35,12 @@ def examination(storage: str, address: str | None, run: str | None, quick: bool)
     yield from examine("storage", partial(machine.check_storage, storage), "choose another folder: --storage")
 
     def sums() -> Iterator[Finding]:
-        from rlvid.doctor.sums import check_first_ratio, check_gradient_step, check_samples
+        from rlvid.doctor.selftest import check_first_ratio, check_gradient_step, check_samples
 
         for name, check in {
             "gradient": check_gradient_step, "first-step ratio": check_first_ratio, "samples": check_samples,
         }.items():  # fmt: skip
-            yield from examine(name, check, "first mend what is said above")
+            yield from examine(name, check, "first correct the errors above")
 
     yield from examine("sums", sums, broken)
     if not quick:
@@ -50,7 +50,7 @@ def examination(storage: str, address: str | None, run: str | None, quick: bool)
 
             yield from check_cluster(address, storage)
 
-        yield from examine("cluster", cluster, "first mend what is said above, or leave Ray out: --quick")
+        yield from examine("cluster", cluster, "first correct the errors above, or skip Ray: --quick")
 
 
 def show(findings: Iterator[Finding]) -> int:

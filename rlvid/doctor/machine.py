@@ -81,7 +81,7 @@ def _plain(name: str) -> str:
 
 
 def check_accelerator() -> Iterator[Finding]:
-    """Which devices torch can use; a GPU that torch does not see is told."""
+    """Checks which devices torch can use; warns of a GPU that torch does not see."""
     import torch
 
     if torch.cuda.is_available():

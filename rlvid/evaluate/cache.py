@@ -1,6 +1,6 @@
 """The videos of an evaluation on disk: Parquet, one row a video, frames as PNG of 8 bits.
 
-A part is written whole or not at all, and says in its metadata what its videos were made from: an evaluation takes a
+A part is written atomically, and says in its metadata what its videos were made from: an evaluation takes a
 part for its own only if that is what it would make. ``frames`` is empty where the model gave a pixel that is no number.
 """
 
@@ -80,7 +80,7 @@ def identity_of(path: Path) -> str:
 
 
 def copy_part(source: Path, target: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """The same videos under other names: what the rows say, whole or not at all."""
+    """Writes the same videos under the names of ``rows``, atomically."""
     with open_table(source.parent, source, ["frames"]) as file, sound(source):
         frames = file.read(columns=["frames"])["frames"]
     if len(frames) != len(rows):

@@ -14,7 +14,7 @@ from rlvid.files import whole_file
 
 
 def write_mp4(path: str | Path, frames_FCHW: Tensor, fps: float) -> None:
-    """Writes an H.264 video (yuv420p, which every player shows), whole or not at all.
+    """Writes an H.264 video (yuv420p, which every player shows), atomically.
 
     Args:
         path: of the file; an old one is replaced.

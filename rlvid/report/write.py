@@ -1,4 +1,4 @@
-"""Writes the report's folder: sprites, drawings, strips, moving files and the page, whole or not at all."""
+"""Writes the report's folder atomically: sprites, drawings, strips, moving files and the page."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence

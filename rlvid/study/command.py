@@ -69,7 +69,7 @@ def serve(
     if lacking := without_frames(videos, [*named]):
         told = ", ".join(f"{name} lacks {len(cases)}" for name, cases in lacking.items())
         many = f"{len(set().union(*lacking.values()))} of {len(videos.cases)}"
-        say(f"left out     {many} prompts with D and noise, for want of frames, as a pixel was no number: {told}")
+        say(f"left out     {many} prompts, whose videos have no frames because a pixel was not finite: {told}")
     with listen(host, port) as listening:
         store = Store.begin(path, evaluation, seed, named, asked, private=not local)
         token = None if local else store.token()

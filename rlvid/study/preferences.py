@@ -47,7 +47,7 @@ def check_same(study: Study, videos: Videos) -> None:
 
 
 def write_preferences(path: Path, study: Study, answers: Sequence[Answer], videos: Videos) -> int:
-    """Writes the file whole or not at all, attention checks and ties left out; returns its number of rows."""
+    """Writes the file atomically, without attention checks and ties; returns its number of rows."""
     decided: dict[Pair, list[Answer]] = defaultdict(list)
     pairs = {pair.number: pair for pair in study.pairs}
     for answer in answers:

@@ -155,7 +155,7 @@ def stop_flag(run: Path) -> Path:
 
 
 def copy_trained(checkpoint: Path, target: Path) -> None:
-    """Copies what evaluation needs of a checkpoint; ``target`` appears whole or not at all, unless it is there."""
+    """Copies what evaluation needs of a checkpoint; ``target`` appears atomically, unless it is there."""
     part = target if target.is_dir() else target.with_name(f".{target.name}")
     if part != target:
         shutil.rmtree(part, ignore_errors=True)

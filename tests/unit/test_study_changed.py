@@ -54,7 +54,7 @@ def test_where_a_model_has_no_frames_nothing_is_asked_and_the_command_says_so(
     assert rlvid(monkeypatch, "serve", str(folder), "--port", "0", "--checks", "3") == 0
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out")]
     assert said == [
-        "left out     2 of 6 prompts with D and noise, for want of frames, as a pixel was no number: "
+        "left out     2 of 6 prompts, whose videos have no frames because a pixel was not finite: "
         "tuned lacks 2, best lacks 1"
     ]
     asked = Store(folder / "study.sqlite").study().pairs

@@ -173,7 +173,7 @@ def write_results(
 ) -> list[Path]:
     """Writes ``evaluation.md``, ``.csv``, ``.json``, ``.tex`` and ``.parquet``, ``comparison.parquet`` and ``.csv``.
 
-    Each is written whole or not at all.
+    Each is written atomically.
 
     Args:
         folder: made if it is missing.

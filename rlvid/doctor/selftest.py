@@ -1,4 +1,4 @@
-"""The sums of training on a miniature model: what a worker computes, in one process or as one of several."""
+"""A numerical self-test of the training step on a tiny model, in one process or as one of several."""
 
 import hashlib
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ _PROMPTS = ("a red circle moving left", "a dog", "a blue star growing", "a green
 _BUG = "please report it with this output: trained weights cannot be trusted"
 
 
-def miniature(method: str, workers: int = 1) -> RunConfig:
+def tiny_config(method: str, workers: int = 1) -> RunConfig:
     """A run of a tiny model on four videos a step."""
     return parse_config(
         {
@@ -36,7 +36,7 @@ def miniature(method: str, workers: int = 1) -> RunConfig:
     )
 
 
-def belongings(config: RunConfig, workers: WorkerGroup | None = None) -> Algorithm:
+def build_algorithm(config: RunConfig, workers: WorkerGroup | None = None) -> Algorithm:
     """A method on the tiny model, whose adapter is drawn so that it does something."""
     model = tiny_model()
     drawn = torch.Generator().manual_seed(2)
@@ -66,10 +66,10 @@ def one_step(method: Algorithm, engine: Engine, batch: Batch) -> dict[str, Any]:
 
 
 @cache
-def alone(method: str) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+def reference_step(method: str) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
     """The step in one process, in plain torch, and the adapter before and after it."""
-    config = miniature(method)
-    made = belongings(config)
+    config = tiny_config(method)
+    made = build_algorithm(config)
     start = {n: t.clone() for n, t in trained_state(made.context.model.denoiser, config.model).items()}
     done = one_step(made, TorchEngine(made.context.model.denoiser, config.optimizer), share(made, 0, 1))
     return done, start, trained_state(made.context.model.denoiser, config.model)
@@ -77,14 +77,14 @@ def alone(method: str) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Ten
 
 def check_gradient_step() -> Iterator[Finding]:
     """A step of InstructVideo in plain torch moves the adapter by a finite gradient."""
-    done, _, _ = alone("instructvideo")
+    done, _, _ = reference_step("instructvideo")
     fine = 0 < done["norm"] < float("inf")
-    yield judged("gradient", fine, f"norm {done['norm']:.3g} on a miniature model", _BUG)
+    yield judged("gradient", fine, f"norm {done['norm']:.3g} on a tiny model", _BUG)
 
 
 def check_first_ratio() -> Iterator[Finding]:
     """DDPO's probability ratio is 1 before the first optimiser step: rollout and replay agree."""
-    made = belongings(miniature("ddpo"))
+    made = build_algorithm(tiny_config("ddpo"))
     (total, count) = next(iter(made.updates(share(made, 0, 1)))).metrics["policy/first_ratio_error"]
     error = total / count
     yield judged("first-step ratio", error < 1e-4, f"mean |ratio - 1| = {error:.1e} (DDPO)", _BUG)
