@@ -255,7 +255,7 @@ def test_an_error_is_its_cause_in_one_line() -> None:
 
 def test_every_program_beside_the_package_ends_as_its_commands_do() -> None:
     root = Path(program.__file__).parents[1]
-    programs = [path for folder in ("jobs", "tuning") for path in (root / folder).glob("*.py")]
+    programs = [path for folder in ("jobs", "tuning", "tests/faults") for path in (root / folder).rglob("*.py")]
     programs = [path for path in programs if 'if __name__ == "__main__":' in path.read_text(encoding="utf-8")]
     assert len(programs) >= 6
     for path in programs:

@@ -41,6 +41,7 @@ def begin(page: Page, address: str, name: str) -> None:
     page.get_by_label("Your name").fill(name)
     page.get_by_role("button", name="Begin").click()
     expect(page.get_by_role("heading")).to_have_text("Pair 1 of 3")
+    page.wait_for_load_state("domcontentloaded")  # the script that hears keys has run
 
 
 def choice(page: Page, question: str, side: str) -> None:

@@ -222,7 +222,7 @@ def test_trained_weights_that_are_damaged_are_refused_early(tiny: Path, tmp_path
     for data in (b"", b"\x08", b"<html>", file.read_bytes()[:-1]):
         file.write_bytes(data)
         for read in (lambda: check_trained(config, tmp_path), lambda: load_trained(model.denoiser, config, tmp_path)):
-            with pytest.raises(ValueError, match=r"\.safetensors is (empty|damaged or cut off|a web page)") as error:
+            with pytest.raises(ValueError, match=r"\.safetensors is (empty|damaged|a web page)") as error:
                 read()
             assert "\n" not in str(error.value)
 
