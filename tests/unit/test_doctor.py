@@ -18,7 +18,7 @@ from rlvid.algorithms.base import Samples
 from rlvid.cli import main
 from rlvid.cluster.token import make_own_token
 from rlvid.data.archive import ArchiveWriter
-from rlvid.doctor import cluster, machine, places, sums
+from rlvid.doctor import cluster, machine, places, selftest
 from rlvid.doctor.examination import examination, show
 from rlvid.doctor.finding import Finding, examine
 from rlvid.doctor.run import check_run
@@ -168,14 +168,14 @@ def test_a_first_step_that_is_not_on_policy_is_an_error(monkeypatch: pytest.Monk
         return real(*arguments) + 0.01 * len(calls)
 
     monkeypatch.setattr(rollout, "log_probability", drifting)
-    found = only(sums.check_first_ratio())
+    found = only(selftest.check_first_ratio())
     assert found.status == "error"
     assert "|ratio - 1|" in found.found
 
 
 def test_samples_that_share_noise_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(randomness, "normal", lambda shape, *_: torch.ones((len(_[-1]), *shape)))
-    found = only(sums.check_samples())
+    found = only(selftest.check_samples())
     assert found.status == "error"
     assert "1 of 64 samples differ" in found.found
 
@@ -193,7 +193,7 @@ def test_a_check_that_breaks_is_an_error_and_not_a_traceback() -> None:
 
 def workers(spoil: Callable[[list[dict[str, Any]]], None] = lambda found: None) -> list[Finding]:
     """The comparison of two workers that computed what one does, spoilt or not."""
-    one, _, state = sums.alone("instructvideo")
+    one, _, state = selftest.reference_step("instructvideo")
     half = [{s: d for s, d in one["noise"].items() if s % 2 == rank} for rank in (0, 1)]
     found = [{**one, "noise": each, "state": {n: t.tolist() for n, t in state.items()}} for each in half]
     spoil(found)
@@ -214,7 +214,7 @@ def test_workers_that_do_not_average_their_gradients_are_an_error() -> None:
 
 
 def test_a_worker_whose_weights_are_its_own_is_an_error() -> None:
-    _, start, _ = sums.alone("instructvideo")
+    _, start, _ = selftest.reference_step("instructvideo")
 
     def spoil(found: list[dict[str, Any]]) -> None:
         found[1]["state"] = {name: tensor.tolist() for name, tensor in start.items()}  # it never stepped
