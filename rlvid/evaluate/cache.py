@@ -141,7 +141,7 @@ def explain_full_disk(folder: Path) -> Iterator[None]:
 
 
 def write_rows(path: Path, rows: list[Row]) -> None:
-    """Writes the scores of a portion."""
+    """Writes the scores of a shard."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as part, open(part, "wb") as file:
         pq.write_table(rows_table(rows), file)

@@ -4,7 +4,7 @@
 ``evaluation.yaml``         what it is: models, prompt sets, steps, seed; ``complete`` once its tables are written
 ``videos/part-00000...``    the videos of a shard: up to 16 of one model, set and number of steps
 ``videos/.others/``         parts of earlier evaluations in this folder: nothing that was made is thrown away
-``.scores/``                the scores of a shard, named after videos and measure
+``.scores/``                the scores of a shard, named after its videos and scorers
 ==========================  ==========================================================================================
 """
 

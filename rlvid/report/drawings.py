@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from rlvid.evaluate.results.read import EvaluationData
+from rlvid.metric_names import REWARD_TAGS
 from rlvid.plots.curves import Drawing, Line, Panel, Point, Series, draw_panels
 from rlvid.plots.style import PlotStyle
 from rlvid.report.inputs import Group, ReportInputs
-from rlvid.report.runs import REWARDS, Run
+from rlvid.report.runs import Run
 from rlvid.report.summary import finite_scores, mean, shown_metrics, shown_set, title
 from rlvid.stats import bootstrap_interval
 
@@ -23,7 +24,7 @@ def reward_curves(groups: Sequence[Group], across: str) -> Drawing | None:
         groups: at least one.
         across: ``steps``, or ``seconds`` of training.
     """
-    tags = [tag for tag in REWARDS if any(run.scalars.get(tag) for group in groups for run in group.runs)]
+    tags = [tag for tag in REWARD_TAGS if any(run.scalars.get(tag) for group in groups for run in group.runs)]
     if not tags:
         return None
 
@@ -33,7 +34,7 @@ def reward_curves(groups: Sequence[Group], across: str) -> Drawing | None:
         return _finite((place[s], scalars[s]) for s in sorted(scalars) if s in place)
 
     panels = [
-        Panel(_ACROSS[across], "", REWARDS[tag].capitalize(), [
+        Panel(_ACROSS[across], "", REWARD_TAGS[tag].capitalize(), [
             Line(group.label, group.style, _drawn((series(run, tag) for run in group.runs), 1), smooth=True)
             for group in groups
         ])

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from rlvid.config import RunConfig
 from rlvid.evaluate.results.seeds import but_for_seed
+from rlvid.metric_names import REWARD_TAGS
 from rlvid.runs.checkpoints import CheckpointRef
 from rlvid.runs.find import find_run
 from rlvid.runs.scalars import read_scalars
 
-REWARDS = {"reward/trained": "trained reward", "reward/held_out": "held-out reward"}
 _STEP = "seconds/step"
 
 
@@ -72,7 +72,7 @@ def read_run(folder: str | Path) -> Run:
 
 
 def _wanted(tag: str) -> bool:
-    return tag in REWARDS or tag.startswith("seconds/")
+    return tag in REWARD_TAGS or tag.startswith("seconds/")
 
 
 def _mean(values: dict[int, float]) -> float:

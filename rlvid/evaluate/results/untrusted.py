@@ -46,8 +46,8 @@ class Checked(BaseModel):
 
 def damaged(path: Path, why: object) -> ValueError:
     """Makes the error of a file that is not what rlvid writes."""
-    again = ", or delete it and run `rlvid evaluate` again: it makes only what is missing"
-    return files.damaged(path, why, "get a whole copy" + (again if path.name != "state.json" else ""))
+    way_out = "get a whole copy, or delete it and run `rlvid evaluate` again: it makes only what is missing"
+    return files.damaged(path, why, way_out)
 
 
 @contextmanager
@@ -74,7 +74,7 @@ def inside(folder: Path, path: Path) -> Path:
 
 
 def check(path: Path, kind: type[T], value: object) -> T:
-    """A value as one of the types above, or of another room's own files.
+    """A value as one of the types above.
 
     Raises:
         ValueError: it is not; names the file, the key and what is allowed.

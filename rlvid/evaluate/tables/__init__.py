@@ -1,1 +1,1 @@
-"""How an evaluation's numbers are shown: names and formats of metrics, tables, pages."""
+"""Tables and pages of an evaluation's numbers."""
