@@ -387,7 +387,7 @@ def test_an_unfinished_encoding_takes_the_same_clips_only(encoded: tuple[Path, d
     out, work = tmp_path / "clips", tmp_path / "clips.unfinished"
     with ClipWriter(out, made_with) as writer:
         writer.add(table.slice(0, 8))
-        with pytest.raises(ValueError, match=r"clips: another process is encoding into it"):
+        with pytest.raises(ValueError, match=r"clips: another process .* is encoding into it"):
             ClipWriter(out, made_with)
     assert not out.exists()
     with pytest.raises(ValueError, match=r"clips.unfinished: holds an unfinished encoding .*\(size 8 there, 16 now\)"):
