@@ -227,7 +227,7 @@ def generate(
 
     [bold]rlvid generate toy "a red star moving left on a navy background"[/bold]
     """
-    from rlvid.config import SamplingConfig
+    from rlvid.config.model import SamplingConfig
     from rlvid.data.prompts import check_prompt, is_prompt_file, read_prompts
     from rlvid.diffusion import generate as make
     from rlvid.evaluate.load import device, load_run

@@ -7,147 +7,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from rlvid.config.guard import GuardConfig
 from rlvid.config.methods import AnyMethod, InstructVideoConfig
+from rlvid.config.model import ModelConfig, SamplingConfig
 from rlvid.config.parse import explain, read_named, split_override
-from rlvid.config.reward import Precision, RewardConfig
-from rlvid.config.section import Decay, Section
+from rlvid.config.reward import RewardConfig
+from rlvid.config.section import Section
+from rlvid.config.train import DataConfig, OptimizerConfig, OutputConfig, TrainConfig
 from rlvid.credentials import refuse_credentials, refuse_credentials_in_arguments
-
-
-class LoraConfig(Section):
-    """The low-rank adapter that learns."""
-
-    rank: int = Field(4, ge=1, le=1024, description="rank r of the adapter; its scale alpha / r is 1")
-    targets: list[str] = Field(
-        ["to_q", "to_k", "to_v", "to_out.0"],
-        min_length=1,
-        description="which linear layers get an adapter: ends of their names, or the sets 'attention' (those four), "
-        "'attention+ff' (and the feed-forward layers) and 'temporal' (attention between frames alone)",
-    )
-
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
-
-
-class ModelConfig(Section):
-    """The text-to-video model."""
-
-    path: str = Field(
-        "builtin",
-        description="'builtin', a folder in diffusers' layout (unet, vae, text_encoder, ...), a hub id that is in the "
-        "Hugging Face cache, or 'random': ModelScopeT2V's structure with random weights, for dry runs",
-    )
-    frames: int | None = Field(
-        None, ge=2, description="frames F of a video; default: 8 for the built-in model, else 16"
-    )
-    size: int | None = Field(None, ge=8, description="height and width in pixels; default: what the model was made for")
-    precision: Precision = Field(
-        "float32", description="of the frozen weights and of the computation; what is trained is always kept in float32"
-    )
-    decode_chunk: int = Field(
-        64, ge=1, description="most frames that go through the autoencoder at once; fewer need less memory"
-    )
-    finetune: Literal["lora", "full"] = Field("lora", description="what learns: an adapter, or the whole denoiser")
-    lora: LoraConfig = Field(LoraConfig(), description="the adapter (finetune: lora)")
-
-
-class SamplingConfig(Section):
-    """The DDIM chain."""
-
-    steps: int = Field(20, ge=1, le=500, description="D, steps of the whole DDIM chain")
-    guidance: float = Field(3.0, ge=0, description="classifier-free guidance g; 1 is without guidance, in one branch")
-    eta: float | None = Field(
-        None,
-        ge=0,
-        le=1,
-        description="DDIM's eta in training: 0 is deterministic, 1 ancestral; default: 1 for alignprop, ddpo and dpok, "
-        "else 0. Evaluation samples with 0",
-    )
-    final_level: Literal["exact", "paper"] = Field(
-        "exact", description="where the last step ends: at alpha-bar = 1, or at alpha-bar_0 as the paper's code does"
-    )
-
-
-class DataConfig(Section):
-    """Where clips and prompts come from."""
-
-    source: str = Field(
-        "builtin",
-        description="'builtin' (rendered clips), 'samples' (the base model's own, made once), or a folder of encoded "
-        "clips made by `rlvid encode`",
-    )
-    count: int = Field(512, ge=1, description="how many clips to render or to sample; a folder has its own number")
-    prompts: str | None = Field(
-        None,
-        description="what to sample (samples only): a file of prompts, used round and round, or 'in_domain', "
-        "'new_shapes' or 'scenes'; default: in_domain",
-    )
-
-
-class OptimizerConfig(Section):
-    """AdamW."""
-
-    lr: float = Field(1e-5, gt=0, description="learning rate after warm-up")
-    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="AdamW's two decay rates")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
-    warmup: int = Field(10, ge=0, description="steps of linear warm-up")
-    clip_norm: float = Field(1.0, ge=0, description="largest norm of the gradient; 0 does not clip")
-
-
-class TrainConfig(Section):
-    """Steps, workers and what happens on failures."""
-
-    steps: int = Field(20_000, ge=1, description="batches; most methods take one optimiser step on each")
-    max_seconds: float | None = Field(
-        None, gt=0, description="seconds of steps, without checkpoints and videos; training ends at the nearest step"
-    )
-    batch_size: int = Field(8, ge=1, description="videos in a step, over all workers")
-    group_size: int = Field(1, ge=1, description="videos of one prompt that stand together in a batch")
-    micro_batch: int | None = Field(
-        None, ge=1, description="videos in one forward pass of a worker; default: its share"
-    )
-    checkpoint_activations: bool = Field(
-        True, description="recompute the denoiser and the decoder in the backward pass to save memory"
-    )
-    workers: int = Field(1, ge=1, description="Ray Train workers")
-    cpus_per_worker: float = Field(1, gt=0, description="CPU cores reserved for a worker")
-    use_gpu: bool | None = Field(None, description="one GPU a worker; default: when the cluster has enough of them")
-    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage")
-    max_failures: int = Field(2, ge=0, description="times that lost workers are started again")
-    resume: Literal["all", "weights"] = Field(
-        "all",
-        description="what a resumed run must find: 'all', or 'weights' to go on without the optimiser's state where "
-        "that is of another number of workers (ZeRO 1 to 3) or another ZeRO stage",
-    )
-
-
-class OutputConfig(Section):
-    """Checkpoints, logs and samples."""
-
-    storage: str = Field(
-        "runs",
-        description="folder that holds run folders; on a cluster, one that all nodes share, or s3://BUCKET/FOLDER or "
-        "gs://BUCKET/FOLDER",
-    )
-    checkpoint_every: int = Field(50, ge=1, description="steps between checkpoints")
-    keep_checkpoints: int = Field(3, ge=1, description="how many of the latest checkpoints stay")
-    videos_every: int = Field(25, ge=0, description="steps between videos of fixed prompts in TensorBoard; 0: never")
-    archive_every: int = Field(1, ge=0, description="steps between archived training samples; 0: none")
-
-    @field_validator("storage")
-    @classmethod
-    def _is_known(cls, value: str) -> str:
-        scheme, there, place = value.partition("://")
-        if there and (scheme not in ("s3", "gs", "file") or not place.strip("/")):
-            raise ValueError(
-                "must be a folder, such as one that all nodes mount, or s3://BUCKET/... or gs://BUCKET/..."
-            )
-        return value.rstrip("/") or value
 
 
 class RunConfig(Section):

@@ -24,7 +24,7 @@ from torch import Tensor
 from rlvid import __version__
 from rlvid.cluster.connect import start_ray
 from rlvid.cluster.nodes import nodes_possible, workers_that_fit
-from rlvid.config import ModelConfig
+from rlvid.config.model import ModelConfig
 from rlvid.data.clips import ROWS, digest
 from rlvid.data.find import Skipped, find_clips, hash_contents, read_contents
 from rlvid.data.videos import VideoError, read_video

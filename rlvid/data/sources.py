@@ -16,7 +16,8 @@ from rich.console import Console
 from torch import Tensor
 
 from rlvid import randomness
-from rlvid.config import ModelConfig, RunConfig, SamplingConfig
+from rlvid.config import RunConfig
+from rlvid.config.model import ModelConfig, SamplingConfig
 from rlvid.data.clips import digest
 from rlvid.data.encode import EncodeReport, Item, encode_clips, hash_weights, model_fingerprint
 from rlvid.data.prompts import has_prompts, read_prompts, resolve_prompts

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rlvid.config import ModelConfig
+from rlvid.config.model import ModelConfig
 from rlvid.models.lora import check_lora, inject_lora, load_lora, lora_state, save_lora
 from rlvid.models.unet3d import DTYPES, UNet3DModel, denoiser_outline, load_model
 from rlvid.models.weights import check_finite, check_fit, headers, read_weights

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlvid.config import OptimizerConfig, TrainConfig
+from rlvid.config.train import OptimizerConfig, TrainConfig
 
 TAG = "engine"
 

@@ -25,7 +25,8 @@ from torch import nn
 from rlvid import randomness
 from rlvid.algorithms.base import Context, Stopwatch
 from rlvid.algorithms.catalogue import ALGORITHMS
-from rlvid.config import RunConfig, SamplingConfig
+from rlvid.config import RunConfig
+from rlvid.config.model import SamplingConfig
 from rlvid.diffusion.generate import generate
 from rlvid.export.export import export_run
 from rlvid.models.folders import model_folder

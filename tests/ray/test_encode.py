@@ -9,7 +9,7 @@ import pytest
 import ray
 import torch
 
-from rlvid.config import ModelConfig
+from rlvid.config.model import ModelConfig
 from rlvid.data.archive import ArchiveWriter
 from rlvid.data.clips import EncodedClips
 from rlvid.data.encode import encode_folder, encode_items, model_fingerprint

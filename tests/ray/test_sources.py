@@ -23,7 +23,8 @@ from processes import HANG, started
 from rich.console import Console
 from safetensors.torch import load_file
 
-from rlvid.config import ModelConfig, RunConfig, load_config
+from rlvid.config import RunConfig, load_config
+from rlvid.config.model import ModelConfig
 from rlvid.data.clips import EncodedClips
 from rlvid.data.encode import encode_folder
 from rlvid.data.sources import rendered_clip

@@ -20,7 +20,8 @@ import torch
 from PIL import Image
 
 from rlvid.algorithms.base import Samples
-from rlvid.config import SamplingConfig, parse_config
+from rlvid.config import parse_config
+from rlvid.config.model import SamplingConfig
 from rlvid.data import writing
 from rlvid.data.archive import SCHEMA, ArchiveWriter, read_archive, trim
 from rlvid.data.clips import EncodedClips, clip_index, digest

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rlvid import randomness
-from rlvid.config import OptimizerConfig, TrainConfig
+from rlvid.config.train import OptimizerConfig, TrainConfig
 from rlvid.train.engine import DeepSpeedEngine, TorchEngine, load_plain
 from rlvid.train.worker import used_up
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from rlvid.algorithms.base import Batch
 from rlvid.algorithms.instructvideo import InstructVideo
 from rlvid.algorithms.scoring import plan
-from rlvid.config import OptimizerConfig
+from rlvid.config.train import OptimizerConfig
 from rlvid.reward.clip import ClipReward
 from rlvid.toy.tiny import tiny_reward
 from rlvid.train.engine import TorchEngine

@@ -18,8 +18,9 @@ from rlvid import randomness
 from rlvid.algorithms.base import Stopwatch, peak_memory
 from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.algorithms.scoring import plan
-from rlvid.config import OptimizerConfig, load_config, parse_config, shipped_configs
+from rlvid.config import load_config, parse_config, shipped_configs
 from rlvid.config.methods import METHODS
+from rlvid.config.train import OptimizerConfig
 from rlvid.models.lora import lora_state
 from rlvid.reward.load import load_reward
 from rlvid.train.engine import TorchEngine

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from rlvid.algorithms.base import Context, Stopwatch
 from rlvid.algorithms.catalogue import ALGORITHMS
-from rlvid.config import ModelConfig, OptimizerConfig, RunConfig, parse_config
+from rlvid.config import RunConfig, parse_config
+from rlvid.config.model import ModelConfig
+from rlvid.config.train import OptimizerConfig
 from rlvid.evaluate.load import load_run
 from rlvid.models.lora import inject_lora
 from rlvid.models.trained import check_trained, load_trainable, load_trained, save_trained, trained_path, trained_state

@@ -1,0 +1,84 @@
+"""Settings of the data, the optimiser, the steps and workers, and the output."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from rlvid.config.section import Decay, Section
+
+
+class DataConfig(Section):
+    """Where clips and prompts come from."""
+
+    source: str = Field(
+        "builtin",
+        description="'builtin' (rendered clips), 'samples' (the base model's own, made once), or a folder of encoded "
+        "clips made by `rlvid encode`",
+    )
+    count: int = Field(512, ge=1, description="how many clips to render or to sample; a folder has its own number")
+    prompts: str | None = Field(
+        None,
+        description="what to sample (samples only): a file of prompts, used round and round, or 'in_domain', "
+        "'new_shapes' or 'scenes'; default: in_domain",
+    )
+
+
+class OptimizerConfig(Section):
+    """AdamW."""
+
+    lr: float = Field(1e-5, gt=0, description="learning rate after warm-up")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="AdamW's two decay rates")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
+    warmup: int = Field(10, ge=0, description="steps of linear warm-up")
+    clip_norm: float = Field(1.0, ge=0, description="largest norm of the gradient; 0 does not clip")
+
+
+class TrainConfig(Section):
+    """Steps, workers and what happens on failures."""
+
+    steps: int = Field(20_000, ge=1, description="batches; most methods take one optimiser step on each")
+    max_seconds: float | None = Field(
+        None, gt=0, description="seconds of steps, without checkpoints and videos; training ends at the nearest step"
+    )
+    batch_size: int = Field(8, ge=1, description="videos in a step, over all workers")
+    group_size: int = Field(1, ge=1, description="videos of one prompt that stand together in a batch")
+    micro_batch: int | None = Field(
+        None, ge=1, description="videos in one forward pass of a worker; default: its share"
+    )
+    checkpoint_activations: bool = Field(
+        True, description="recompute the denoiser and the decoder in the backward pass to save memory"
+    )
+    workers: int = Field(1, ge=1, description="Ray Train workers")
+    cpus_per_worker: float = Field(1, gt=0, description="CPU cores reserved for a worker")
+    use_gpu: bool | None = Field(None, description="one GPU a worker; default: when the cluster has enough of them")
+    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage")
+    max_failures: int = Field(2, ge=0, description="times that lost workers are started again")
+    resume: Literal["all", "weights"] = Field(
+        "all",
+        description="what a resumed run must find: 'all', or 'weights' to go on without the optimiser's state where "
+        "that is of another number of workers (ZeRO 1 to 3) or another ZeRO stage",
+    )
+
+
+class OutputConfig(Section):
+    """Checkpoints, logs and samples."""
+
+    storage: str = Field(
+        "runs",
+        description="folder that holds run folders; on a cluster, one that all nodes share, or s3://BUCKET/FOLDER or "
+        "gs://BUCKET/FOLDER",
+    )
+    checkpoint_every: int = Field(50, ge=1, description="steps between checkpoints")
+    keep_checkpoints: int = Field(3, ge=1, description="how many of the latest checkpoints stay")
+    videos_every: int = Field(25, ge=0, description="steps between videos of fixed prompts in TensorBoard; 0: never")
+    archive_every: int = Field(1, ge=0, description="steps between archived training samples; 0: none")
+
+    @field_validator("storage")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        scheme, there, place = value.partition("://")
+        if there and (scheme not in ("s3", "gs", "file") or not place.strip("/")):
+            raise ValueError(
+                "must be a folder, such as one that all nodes mount, or s3://BUCKET/... or gs://BUCKET/..."
+            )
+        return value.rstrip("/") or value
