@@ -99,10 +99,10 @@ def job_name(command: str, arguments: list[str], given: str | None = None) -> st
         travels(own[0], "config")
         name = given or config.name
     elif command == "sweep":
-        from tuning.description import load_sweep
+        from tuning.load import load_sweep, split_source
 
-        source = "toy" if not own or "=" in own[0] else own.pop(0)
-        sweep = load_sweep(source, own)
+        source, overrides = split_source(own)
+        sweep = load_sweep(source, overrides)
         sweep.planned()  # reads each setting
         shared(sweep.storage, "sweep: storage")
         travels(source, "sweep")

@@ -6,19 +6,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from rlvid.config import RunConfig, load_config, read_description
-from rlvid.config.parse import explain, read_named, split_override
 from rlvid.config.reward import absolute
 from rlvid.config.section import Section
-from rlvid.credentials import refuse_credentials, refuse_credentials_in_arguments
 from rlvid.data.prompts import has_prompts, resolve_prompts
 from rlvid.models.folders import movable
 from rlvid.world.captions import PROMPT_SETS
 from tuning.space import MOST_TRIALS, VARIANT, Dimension, draw, grid, parse_space, shown, size
 
-FOLDER = Path(__file__).parent
 COST = "seconds"
 """The objective that is not a metric of videos: seconds of training steps."""
 METRICS = (
@@ -98,9 +95,9 @@ class Sweep(Section):
                 raise ValueError(f"{key} belongs to the sweep: {_RESERVED[key]}")
         if both := sorted({*self.settings, *own} & self.space.keys()):
             raise ValueError(f"{both[0]} is in space, and in settings or a variant too; leave it out of one")
-        for one in self.first:
-            if one.keys() != self.space.keys():
-                raise ValueError(f"first: {one} must name each key of space once ({', '.join(self.space)})")
+        for settings in self.first:
+            if settings.keys() != self.space.keys():
+                raise ValueError(f"first: {settings} must name each key of space once ({', '.join(self.space)})")
         if self.evaluation.prompts not in PROMPT_SETS and not has_prompts(Path(self.evaluation.prompts).expanduser()):
             raise ValueError(
                 f"evaluation.prompts = {self.evaluation.prompts!r} is neither a file nor one of "
@@ -173,7 +170,7 @@ class Sweep(Section):
         Raises:
             ValueError: they are not those of a run; names them.
         """
-        place = [f"name={name}", f"output.storage={_yaml(str(self.folder))}"]
+        place = [f"name={name}", f"output.storage={yaml_text(str(self.folder))}"]
         made = self._load(settings, [*place, "guard.stop=false"])
         return made.model_copy(update={"train": made.train.model_copy(update=self.budget(made, rung))})
 
@@ -188,23 +185,23 @@ class Sweep(Section):
         """The same for `rlvid train`: of the base's own length, and in the storage of the sweep."""
         original = load_config(self.original(settings))
         budget = f"train.max_seconds={'null' if original.train.max_seconds is None else original.train.max_seconds}"
-        place = [f"name={name}", f"output.storage={_yaml(self.storage)}"]
-        fixed = [*place, f"train.steps={original.train.steps}", budget]
-        return self._load(settings, [*fixed, *_output_of(original, self.settings)])
+        place = [f"name={name}", f"output.storage={yaml_text(self.storage)}", f"train.steps={original.train.steps}"]
+        outputs = {f"output.{key}": getattr(original.output, key) for key in ("videos_every", "archive_every")}
+        kept = [f"{key}={value}" for key, value in outputs.items() if key not in self.settings]
+        return self._load(settings, [*place, budget, *kept])
 
     def _load(self, settings: dict[str, Any], fixed: list[str]) -> RunConfig:
-        given, original = self._given(settings), self.original(settings)
-        quiet = ["output.videos_every=0", "output.archive_every=0"]
-        pairs = [f"{key}={_yaml(value)}" for key, value in given.items() if key not in ("method", "method.name")]
+        """The run with these settings, without videos and archive unless they are among ``fixed``."""
+        variant = {key: value for key, value in self._variant(settings).items() if key != "config"}
+        given = self.settings | variant | {key: value for key, value in settings.items() if key != VARIANT}
+        method = given.pop("method.name", given.pop("method", None))
+        original, first = self.original(settings), ["output.videos_every=0", "output.archive_every=0"]
         try:
-            return load_config(original, [*quiet, *_method(given, original), *pairs, *fixed])
+            if method is not None and method != load_config(original).method.name:
+                first.append(f"method={yaml_text(method)}")  # has keys of its own: the original's section goes
+            return load_config(original, [*first, *(f"{k}={yaml_text(v)}" for k, v in given.items()), *fixed])
         except ValueError as error:
             raise ValueError(f"{f'space: a trial with {shown(settings)}: ' if settings else ''}{error}") from None
-
-    def _given(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """Settings of a trial by the keys of a run."""
-        variant = {key: value for key, value in self._variant(settings).items() if key != "config"}
-        return self.settings | variant | {key: value for key, value in settings.items() if key != VARIANT}
 
     def planned(self) -> list[dict[str, Any]]:
         """The settings of all trials, each of them a valid run, as are ``probes``.
@@ -243,77 +240,6 @@ class Sweep(Section):
         return (size(self.dimensions) or 0) if self.algorithm == "grid" else (self.trials or 0)
 
 
-def _method(given: dict[str, Any], original: dict[str, Any]) -> list[str]:
-    """Another method than the original's has keys of its own, so the original's section goes."""
-    name = given.get("method.name", given.get("method"))
-    if name is None or name == load_config(original).method.name:
-        return []
-    return [f"method={_yaml(name)}"]
-
-
-def _yaml(value: Any) -> str:
+def yaml_text(value: Any) -> str:
+    """A value as YAML, in one line."""
     return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...")
-
-
-def _output_of(original: RunConfig, settings: dict[str, Any]) -> list[str]:
-    """What a trial does without and a run of its own need not: videos and the archive."""
-    keys = ("videos_every", "archive_every")
-    return [f"output.{key}={getattr(original.output, key)}" for key in keys if f"output.{key}" not in settings]
-
-
-def shipped_sweeps() -> dict[str, Path]:
-    """Sweeps beside this file, by name."""
-    return {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
-
-
-def load_sweep(source: str, overrides: list[str] | None = None) -> Sweep:
-    """Reads a sweep's description.
-
-    Args:
-        source: name of a shipped sweep, or path of a YAML file.
-        overrides: ``key=value`` strings: keys of the sweep (``trials=12``, ``space.method.tau=[0.4, 0.6]``), or of
-            the run (``train.batch_size=4``, the same as ``settings.train.batch_size=4``).
-
-    Raises:
-        ValueError: in one line: the file or key, the value, what is allowed.
-    """
-    path, data = read_named("sweep", source, shipped_sweeps(), "name, config, space, rungs, ...")
-    evaluation = data.get("evaluation")
-    if isinstance(evaluation, dict) and has_prompts(beside := path.parent / str(evaluation.get("prompts"))):
-        data["evaluation"] = evaluation | {"prompts": str(beside)}
-    refuse_credentials_in_arguments(overrides or [])
-    for override in overrides or []:
-        _override(data, override)
-    refuse_credentials(data, "")
-    try:
-        return Sweep.model_validate(data)
-    except ValidationError as error:
-        raise ValueError(f"sweep {source}: " + "; ".join(explain(each, Sweep, {}) for each in error.errors())) from None
-
-
-def _override(data: dict[str, Any], text: str) -> None:
-    key, parsed = split_override(text, "key=value, such as trials=12 or train.batch_size=4")
-    section, _, rest = key.partition(".")
-    if section in RunConfig.model_fields and key not in Sweep.model_fields:
-        section, rest = "settings", key
-    if section in ("space", "settings", "evaluation") and rest:
-        if not isinstance(data.get(section), dict | None):
-            raise ValueError(
-                f"override {text!r}: {section} = {data[section]!r} has no keys; write it as a mapping, such as "
-                f"{section}: {{{rest}: {_yaml(parsed)}}}"
-            )
-        data[section] = {**(data.get(section) or {}), rest: parsed}
-        _fix_or_vary(data, section, [rest])
-    elif key in Sweep.model_fields:
-        data[key] = parsed
-        _fix_or_vary(data, key, list(parsed) if isinstance(parsed, dict) else [])
-    else:
-        allowed = ", ".join((*Sweep.model_fields, *(k for k in RunConfig.model_fields if k not in Sweep.model_fields)))
-        raise ValueError(f"override {text!r}: {section!r} is a key neither of a sweep nor of a run; allowed: {allowed}")
-
-
-def _fix_or_vary(data: dict[str, Any], section: str, keys: list[str]) -> None:
-    """Removes keys from the other of settings and space: the last override decides whether a key varies."""
-    other = {"space": "settings", "settings": "space"}.get(section, "")
-    if isinstance(data.get(other), dict):
-        data[other] = {key: value for key, value in data[other].items() if key not in keys}

@@ -193,11 +193,13 @@ def grid(dimensions: list[Dimension], trials: int | None) -> list[dict[str, Any]
             f"the grid has {count} combinations ({sizes}), more than {'trials = ' if trials else ''}{most}; leave "
             "values out, raise trials, or set algorithm=random"
         )
-    return [dict(zip([d.key for d in dimensions], row, strict=True)) for row in _product(dimensions)]
+    return _combinations(dimensions)
 
 
-def _product(dimensions: list[Dimension]) -> list[tuple[Any, ...]]:
-    return list(itertools.product(*(dimension.listed for dimension in dimensions)))
+def _combinations(dimensions: list[Dimension]) -> list[dict[str, Any]]:
+    """All settings of a space without continuous ranges, the last key varying fastest."""
+    rows = itertools.product(*(dimension.listed for dimension in dimensions))
+    return [dict(zip([dimension.key for dimension in dimensions], row, strict=True)) for row in rows]
 
 
 def draw(dimensions: list[Dimension], first: list[dict[str, Any]], trials: int, seed: int) -> list[dict[str, Any]]:
@@ -213,13 +215,13 @@ def draw(dimensions: list[Dimension], first: list[dict[str, Any]], trials: int, 
             f"trials = {trials} exceeds the {total} different settings of the space; allowed: 1 to {total} "
             "(or algorithm=grid for all of them)"
         )
-    generator, keys = random.Random(seed), [dimension.key for dimension in dimensions]
+    generator = random.Random(seed)
     found = [{dimension.key: dimension.own(one[dimension.key]) for dimension in dimensions} for one in first]
     if twice := [one for place, one in enumerate(found) if one in found[:place]]:
         raise ValueError(f"first: {shown(twice[0])} stands there twice; give each once")
     found = found[:trials]
     if total is not None and total <= _ENUMERATED:
-        rows = [dict(zip(keys, row, strict=True)) for row in _product(dimensions)]
+        rows = _combinations(dimensions)
         generator.shuffle(rows)
         return [*found, *(row for row in rows if row not in found)][:trials]
     missed = 0

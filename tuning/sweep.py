@@ -13,28 +13,23 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 if sys.path and Path(sys.path[0] or ".").resolve() == ROOT / "tuning":
     sys.path[0] = str(ROOT)  # started as a script: modules are found as tuning.*, and none by its bare name
 
-from rlvid.config import RunConfig, parse_config  # noqa: E402
+from rlvid.config import RunConfig  # noqa: E402
 from rlvid.files import held  # noqa: E402
 from rlvid.interrupt import kept  # noqa: E402
 from rlvid.terminal import console, run_command, say, shell, short  # noqa: E402
-from rlvid.train.resume import differences  # noqa: E402
-from tuning.description import Sweep, load_sweep  # noqa: E402
+from tuning.description import Sweep  # noqa: E402
 from tuning.journal import ENDS, Journal, read_scores, write_scores  # noqa: E402
-from tuning.space import VARIANT  # noqa: E402
-
-_FREE = {"concurrent", "trials", "storage", "config"}
-"""Keys that may differ when a sweep is started again; ``trials`` may grow, and of ``config`` the content counts."""
+from tuning.load import load_sweep, split_source  # noqa: E402
+from tuning.resume import keep_description  # noqa: E402
 
 
 def check(sweep: Sweep, planned: list[dict[str, Any]]) -> None:
@@ -53,81 +48,25 @@ def check(sweep: Sweep, planned: list[dict[str, Any]]) -> None:
             "path that all nodes share"
         )
     _ = sweep.prompts  # are read here, before anything starts
-    seen = set()
-    for settings in [*planned, *sweep.probes] or [{}]:
-        run = sweep.run(settings, "trial", sweep.rungs[-1])
+
+    def files_of(run: RunConfig) -> object:
         reward = run.reward.model_dump_json(exclude={"attenuation"})
-        about = (reward, run.model.model_dump_json(), run.data.model_dump_json(), run.method.name)
-        if about not in seen:
-            check_run(run)
-        seen.add(about)
+        return reward, run.model.model_dump_json(), run.data.model_dump_json(), run.method.name
+
+    for run in different_runs(sweep, planned, files_of):
+        check_run(run)
 
 
-def keep_description(sweep: Sweep) -> None:
-    """Makes the sweep's folder and notes what it is.
-
-    Raises:
-        ValueError: the folder holds another sweep (names what has changed), or something else.
-    """
-    from rlvid.files import damaged, read_mapping, write_whole
-
-    note, rung = sweep.folder / "sweep.yaml", sweep.rungs[-1]
-    base = sweep.run({}, "base", rung)
-    variants = {label: sweep.run({VARIANT: label}, "base", rung) for label in sweep.variants}
-    if note.is_file():
-        kept = read_mapping(note)
-        try:
-            changed = _changes(kept, sweep, base, variants)
-        except (LookupError, TypeError) as error:
-            raise damaged(note, error, "choose another name=..., or delete the folder to start anew") from None
-        except ValueError as error:
-            raise ValueError(
-                f"{note}: {' '.join(str(error).split())}; the sweep is of another version of rlvid: choose another "
-                "name=..., or delete the folder to start anew"
-            ) from None
-        if changed:
-            raise ValueError(
-                f"sweep {sweep.name!r} exists in {sweep.folder} with another description ({changed}); "
-                "choose another name=..., or delete the folder to start anew"
-            )
-        began = kept["sweep"]["trials"]
-        if began and (sweep.trials or 0) < began:
-            raise ValueError(f"trials = {sweep.trials}: the sweep began with {began}, and cannot have fewer")
-    elif sweep.folder.is_dir() and any(entry.name != ".lock" for entry in sweep.folder.iterdir()):
-        raise ValueError(f"{sweep.folder} exists and is not a sweep; choose another name=... or storage=...")
-    now = {"sweep": sweep.model_dump(mode="json"), "base": base.model_dump(mode="json"), "prompts": sweep.prompts}
-    now["variants"] = {label: each.model_dump(mode="json") for label, each in variants.items()}
-    write_whole(note, yaml.safe_dump(now, sort_keys=False).encode())
-
-
-def _changes(kept: dict[str, Any], sweep: Sweep, base: RunConfig, variants: dict[str, RunConfig]) -> str:
-    """What makes it another sweep than the kept one, if anything.
-
-    Paths are compared as they are written and prompts by their texts: a job's working folder lies elsewhere each time.
-    """
-    noted = kept["sweep"]
-    before = Sweep.model_validate(noted | {"evaluation": noted["evaluation"] | {"prompts": "in_domain"}})
-    free = {key: getattr(before, key) for key in _FREE}
-    old = _by_name(before, noted["evaluation"]["prompts"])
-    new = _by_name(sweep.model_copy(update=free), sweep.evaluation.prompts)
-    changed = differences(old, new) or _of_run(kept["base"], base)
-    for label, now in variants.items():
-        changed = changed or _of_run(kept["variants"][label], now)
-    if not changed and list(before.space) != list(sweep.space):
-        changed = f"the order of space: {', '.join(before.space)} -> {', '.join(sweep.space)}"
-    if not changed and kept["prompts"] != sweep.prompts:
-        here, there = next((a, b) for a, b in zip(kept["prompts"], sweep.prompts, strict=True) if a != b)
-        changed = f"a text of evaluation.prompts: {here!r} -> {there!r}"
-    return changed
-
-
-def _of_run(kept: dict[str, Any], now: RunConfig) -> str:
-    before = parse_config(kept)
-    return differences(before, now.model_copy(update={"output": before.output}))
-
-
-def _by_name(sweep: Sweep, prompts: str) -> Sweep:
-    return sweep.model_copy(update={"evaluation": sweep.evaluation.model_copy(update={"prompts": Path(prompts).name})})
+def different_runs(
+    sweep: Sweep, planned: list[dict[str, Any]], about: Callable[[RunConfig], object]
+) -> Iterator[RunConfig]:
+    """The runs of planned trials and probes: the first one of all that have the same ``about``."""
+    seen = set()
+    for settings in [*planned, *sweep.probes]:
+        run = sweep.run(settings, "trial", sweep.rungs[-1])
+        if (key := about(run)) not in seen:
+            seen.add(key)
+            yield run
 
 
 @contextmanager
@@ -254,13 +193,7 @@ def check_room(sweep: Sweep, planned: list[dict[str, Any]]) -> bool:
     """
     from rlvid.cluster.nodes import check_resources, needed, nodes_possible, workers_that_fit
 
-    seen = set()
-    for settings in [*planned, *sweep.probes]:
-        run = sweep.run(settings, "trial", sweep.rungs[0])
-        about = (run.train.model_dump_json(), run.guard.model_dump_json())
-        if about in seen:
-            continue
-        seen.add(about)
+    for run in different_runs(sweep, planned, lambda run: (run.train.model_dump_json(), run.guard.model_dump_json())):
         need = needed(run, check_resources(run))
         fit = int(workers_that_fit(nodes_possible(), need) // run.train.workers)
         if fit < sweep.concurrent:
@@ -290,9 +223,8 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore")
     os.environ.setdefault("TQDM_DISABLE", "1")
     logging.basicConfig(level=logging.ERROR)
-    given = [options.sweep, *options.overrides]
-    source = "toy" if "=" in given[0] else given.pop(0)
-    return run_command(lambda: run(load_sweep(source, given), options.address))
+    source = split_source([options.sweep, *options.overrides])
+    return run_command(lambda: run(load_sweep(*source), options.address))
 
 
 if __name__ == "__main__":

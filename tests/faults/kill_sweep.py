@@ -19,8 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # for tuning, which is not installed
 
 from rlvid.terminal import numbers, run_command, say  # noqa: E402
-from tuning.description import Sweep, load_sweep  # noqa: E402
+from tuning.description import Sweep  # noqa: E402
 from tuning.journal import FINISHED, STOPPED, Journal  # noqa: E402
+from tuning.load import load_sweep, split_source  # noqa: E402
 
 
 def written(folder: Path) -> dict[str, int]:
@@ -93,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
 def prove(options: argparse.Namespace, given: list[str]) -> int:
     """Runs and kills the sweep, and says what its folder shows; 0 if that is as it should be."""
     kills = numbers(options.kills, "--kills")
-    sweep = load_sweep(*((given[0], given[1:]) if given and "=" not in given[0] else ("toy", given)))
+    sweep = load_sweep(*split_source(given))
     began = time.monotonic()
     found = facts(sweep, run_killed(given, sweep.folder, kills))
     for name, (value, right) in found.items():

@@ -15,8 +15,8 @@ from processes import HANG
 from rlvid.config import load_config
 from rlvid.toy.tiny import save_tiny_model
 from rlvid.train.preflight import check
-from tuning.description import load_sweep
 from tuning.journal import Journal
+from tuning.load import load_sweep
 
 ROOT = Path(__file__).parents[2]
 

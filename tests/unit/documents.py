@@ -29,7 +29,7 @@ from rlvid.evaluate.models import parse_spec
 from rlvid.evaluate.scorers import parse_rewards
 from rlvid.terminal import fractions, numbers
 from rlvid.world.captions import PROMPT_SETS
-from tuning.description import load_sweep
+from tuning.load import load_sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {path.stem: path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}

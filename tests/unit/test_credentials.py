@@ -13,7 +13,7 @@ from rlvid.credentials import refuse_credentials
 from rlvid.doctor.examination import examination
 from rlvid.evaluate.models import parse_spec
 from rlvid.storage import Mirror, locate
-from tuning.description import load_sweep
+from tuning.load import load_sweep
 
 SECRET = "hunter2"
 

@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from rlvid.config import load_config
-from tuning.description import Sweep, load_sweep, shipped_sweeps
+from tuning.description import Sweep
 from tuning.journal import INVALID, Journal, scores_path, trial_name
+from tuning.load import load_sweep, shipped_sweeps
 from tuning.measure import job_of
 from tuning.search import Judge, Proposals
 from tuning.space import draw, grid, parse_space

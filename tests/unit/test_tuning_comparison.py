@@ -14,13 +14,14 @@ from rlvid.config.methods import METHODS
 from rlvid.evaluate.results.rows import METRICS
 from rlvid.metric_names import MAIN
 from tuning.comparison import by_seed, table
-from tuning.description import Sweep, load_sweep
+from tuning.description import Sweep
 from tuning.journal import Journal, Trial, read_scores, scores_path, write_scores
+from tuning.load import load_sweep
 from tuning.measure import job_of
 from tuning.outcomes import collect
 from tuning.report import write_report
+from tuning.resume import keep_description
 from tuning.search import Proposals
-from tuning.sweep import keep_description
 from tuning.trial import run_trial
 
 

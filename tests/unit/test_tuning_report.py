@@ -15,8 +15,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from rlvid.config import load_config
 from rlvid.evaluate.results.rows import METRICS
 from rlvid.evaluate.results.summary import Comparison
-from tuning.description import Sweep, load_sweep
+from tuning.description import Sweep
 from tuning.journal import Journal, scores_path, write_scores
+from tuning.load import load_sweep
 from tuning.outcomes import collect, pareto, ranked
 from tuning.report import write_report
 from tuning.words import _few

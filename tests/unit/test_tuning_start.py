@@ -16,10 +16,12 @@ from rlvid import files
 from rlvid.config import shipped_configs
 from tuning import sweep as tuning_sweep
 from tuning import trial
-from tuning.description import Sweep, load_sweep, shipped_sweeps
+from tuning.description import Sweep
 from tuning.journal import Journal
+from tuning.load import load_sweep, shipped_sweeps
 from tuning.measure import job_of, measure
-from tuning.sweep import check, check_room, keep_description, main, run
+from tuning.resume import keep_description
+from tuning.sweep import check, check_room, main, run
 
 
 def sweep(tmp_path: Path, *overrides: str, source: str = "toy") -> Sweep:
