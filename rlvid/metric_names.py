@@ -14,8 +14,6 @@ K = TypeVar("K")
 
 REWARD_PREFIX = "reward_"
 """How the key of a further reward begins; its name follows."""
-REWARD_TAGS = {"reward/trained": "trained reward", "reward/held_out": "held-out reward"}
-"""Training's scalars that curves show, and what curves call them."""
 NONE = "–"
 """What stands where there is no number."""
 
@@ -68,16 +66,27 @@ class Metric:
             return NONE
         return f"{self._scale * value:{sign}z.{self.digits}f}" + (f" {self.unit}" if self.unit else "")
 
+    def change(self, difference: float) -> str:
+        """``+0.123``: a difference alone, without a sign where it shows as zero."""
+        text = self.number(difference, "+")
+        return text if any(digit in text for digit in "123456789") else text.lstrip("+")
+
     def mean(self, mean: float, half: float = math.nan) -> str:
         """``0.123 ± 0.045``: a mean and its deviation or half its interval, where that is finite."""
-        return self.number(mean) + (f" ± {self.number(half)}" if math.isfinite(mean) and math.isfinite(half) else "")
+        return self.number(mean) + (self.margin(half) if math.isfinite(mean) else "")
+
+    def margin(self, half: float) -> str:
+        """`` ± 0.045``, to stand behind a number; nothing where ``half`` is not finite."""
+        return f" ± {self.number(half)}" if math.isfinite(half) else ""
+
+    def interval(self, value: float, low: float, high: float, sign: str = "") -> str:
+        """``0.123 [0.110, 0.135]``: a value and its interval, where that is finite."""
+        ends = f" [{self.number(low)}, {self.number(high)}]" if math.isfinite(value) and math.isfinite(low) else ""
+        return self.number(value, sign) + ends
 
     def gain(self, difference: float, low: float, high: float) -> str:
         """``+0.123 [0.110, 0.135]``: a difference and its interval, where that is finite."""
-        if not math.isfinite(difference):
-            return NONE
-        interval = f" [{self.number(low)}, {self.number(high)}]" if math.isfinite(low) else ""
-        return self.number(difference, "+") + interval
+        return self.interval(difference, low, high, "+")
 
     def best(self, means: Mapping[K, float]) -> set[K]:
         """The keys of the best mean, by the digits that are shown; none where all are equal or no way is better."""
@@ -139,6 +148,10 @@ KNOWN = {
     )
 }  # fmt: skip
 """Key -> metric, in the order of tables."""
+REWARD_TAGS = {"reward/trained": KNOWN["reward"].axis, "reward/held_out": KNOWN["held_out"].axis}
+"""Training's scalars that curves show, and what curves call them."""
+SHARE = Metric("share", "Share", unit="%", digits=0)
+"""A share of 1, as text in percent."""
 MAIN = ("reward", "held_out", "clipsim", "consistency", "motion", "diversity", "oracle_score")
 """What tables over seeds and of every two models show, beside further rewards."""
 

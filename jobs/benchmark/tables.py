@@ -5,6 +5,7 @@ from typing import Any
 
 from jobs.benchmark.record import Record
 from jobs.benchmark.variants import EXPLAINED
+from rlvid.evaluate.tables.table import Grid
 
 _GIB = 2**30
 
@@ -55,10 +56,10 @@ def _step(record: Record) -> Iterator[str]:
     ours, theirs = found["sides"]["rlvid"], found["sides"]["released"]
     rate = record.parts.get("rate", {}).get("rate")
     columns = ("seconds", "TFLOP", "share of the rate", "peak GiB")
-    yield from _begin("stage", *columns, *(f"released: {column}" for column in columns))
-    for stage in dict.fromkeys([*theirs["seconds"], *ours["seconds"]]):
-        yield _row(stage, *_stage(ours, stage, rate), *_stage(theirs, stage, rate))
-    yield _row("step", *_whole(ours, rate), *_whole(theirs, rate))
+    stages = dict.fromkeys([*theirs["seconds"], *ours["seconds"]])
+    rows = [[stage, *_stage(ours, stage, rate), *_stage(theirs, stage, rate)] for stage in stages]
+    rows.append(["step", *_whole(ours, rate), *_whole(theirs, rate)])
+    yield from _table(["stage", *columns, *(f"released: {column}" for column in columns)], rows)
     work = sum(theirs["flops"].values()) / max(1, sum(ours["flops"].values()))
     yield ""
     yield (
@@ -87,27 +88,25 @@ def _memory(record: Record) -> Iterator[str]:
     found = record.parts.get("videos-1", {})
     if "planned" not in found:
         return
-    yield from _begin("peak of", "measured GiB", "planned GiB", "measured / planned")
-    for stage, planned in found["planned"].items():
-        if peak := found["peaks"].get(stage):
-            yield _row(stage, f"{peak / _GIB:.2f}", f"{planned / _GIB:.2f}", f"{peak / planned:.2f}")
+    rows = [
+        [stage, f"{peak / _GIB:.2f}", f"{planned / _GIB:.2f}", f"{peak / planned:.2f}"]
+        for stage, planned in found["planned"].items()
+        if (peak := found["peaks"].get(stage))
+    ]
+    yield from _table(["peak of", "measured GiB", "planned GiB", "measured / planned"], rows)
 
 
 def _videos(record: Record) -> Iterator[str]:
-    rows = {name: part for name, part in record.parts.items() if name.startswith(("videos-", "kept-"))}
-    if not rows:
-        return
-    yield from _begin("videos at once", "activations", "s a step", "s a video", "peak GiB", "planned GiB")
-    for name in sorted(rows, key=lambda name: (name.split("-")[0], int(name.split("-")[1]))):
-        found, number = rows[name], int(name.split("-")[1])
-        kind = "kept" if name.startswith("kept") else "recomputed"
-        if "out of memory" in found:
-            yield _row(str(number), kind, "out of memory", "", "", "")
-            continue
-        peak, planned = max(found["peaks"].values()), max(found["planned"].values())
-        seconds = found["step"]
-        cells = (f"{seconds:.3f}", f"{seconds / number:.3f}", f"{peak / _GIB:.2f}", f"{planned / _GIB:.2f}")
-        yield _row(str(number), kind, *cells)
+    rows = []
+    parts = [name.split("-") for name in record.parts if name.startswith(("videos-", "kept-"))]
+    for kind, number in sorted(parts, key=lambda part: (part[0], int(part[1]))):
+        found = record.parts[f"{kind}-{number}"]
+        cells = ["out of memory", "", "", ""]
+        if "out of memory" not in found:
+            seconds, planned = found["step"], max(found["planned"].values())
+            cells = [f"{seconds:.3f}", f"{seconds / int(number):.3f}", _peak(found), f"{planned / _GIB:.2f}"]
+        rows.append([number, "kept" if kind == "kept" else "recomputed", *cells])
+    yield from _table(["videos at once", "activations", "s a step", "s a video", "peak GiB", "planned GiB"], rows)
 
 
 def _changes(record: Record) -> Iterator[str]:
@@ -116,31 +115,25 @@ def _changes(record: Record) -> Iterator[str]:
     if "on" in (found := record.parts.get("compile", {})):
         on, off = found["on"], found["off"]
         note = f"first step {on['first']:.1f} s; gradients differ by {found['gradient difference']:.1e}"
-        rows.append(_row("torch.compile", f"{on['step']:.3f}", f"{on['step'] / off['step']:.2f}", _peak(on), note))
+        rows.append(["torch.compile", f"{on['step']:.3f}", f"{on['step'] / off['step']:.2f}", _peak(on), note])
     base = record.parts.get("step", {}).get("sides", {}).get("rlvid", {}).get("step")
     for name in EXPLAINED:
         found = record.parts.get(name, {})
         if name == "compile" or not found:
             continue
         if "out of memory" in found:
-            rows.append(_row(EXPLAINED[name], "out of memory", "", "", ""))
+            rows.append([EXPLAINED[name], "out of memory", "", "", ""])
         else:
             ratio = f"{found['step'] / base:.2f}" if base else ""
-            rows.append(_row(EXPLAINED[name], f"{found['step']:.3f}", ratio, _peak(found), ""))
-    if rows:
-        yield from _begin("changed", "s a step", "x seconds", "peak GiB", "")
-        yield from rows
+            rows.append([EXPLAINED[name], f"{found['step']:.3f}", ratio, _peak(found), ""])
+    yield from _table(["changed", "s a step", "x seconds", "peak GiB", ""], rows)
 
 
 def _peak(found: dict[str, Any]) -> str:
     return f"{max(found['peaks'].values()) / _GIB:.2f}"
 
 
-def _begin(*columns: str) -> Iterator[str]:
-    yield ""
-    yield _row(*columns)
-    yield _row("---", *("---:" for _ in columns[1:]))
-
-
-def _row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
+def _table(heads: list[str], rows: list[list[str]]) -> Iterator[str]:
+    """Nothing where there are no rows."""
+    if rows:
+        yield from ("", Grid(heads, rows).markdown())

@@ -10,7 +10,8 @@ from rlvid.config import RunConfig
 from rlvid.escape import markdown_text
 from rlvid.evaluate.results.about import read_about
 from rlvid.evaluate.results.read import read_results, read_scores
-from rlvid.evaluate.results.run_card import (
+from rlvid.evaluate.tables.pages import markdown
+from rlvid.evaluate.tables.run_card import (
     LIMITS,
     base_title,
     describe_model,
@@ -20,7 +21,6 @@ from rlvid.evaluate.results.run_card import (
     without_folders,
     worse_prompts,
 )
-from rlvid.evaluate.tables.pages import markdown
 from rlvid.export.evaluation import Evaluated, Exported, find_evaluated
 from rlvid.models.stored import OLDEST
 from rlvid.runs.checkpoints import CheckpointRef, read_state

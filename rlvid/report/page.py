@@ -14,7 +14,7 @@ from rlvid.config.reward import RewardConfig
 from rlvid.evaluate.results.about import Case, ModelRecord
 from rlvid.evaluate.results.pairwise import MAX_PAIRWISE_ROWS
 from rlvid.evaluate.results.read import EvaluationData
-from rlvid.evaluate.results.run_card import run_card, without_folders, worse_prompts
+from rlvid.evaluate.tables.run_card import run_card, without_folders, worse_prompts
 from rlvid.metric_names import metric_of
 from rlvid.plots.style import STYLES
 from rlvid.report.inputs import ReportInputs

@@ -54,13 +54,13 @@ def describe(looks: Sequence[GuardEvaluation], loss: Loss) -> str:
     """What a warning says in one line; ``loss`` gives looks by their place in ``looks``."""
     now, then = looks[loss.at], looks[loss.best]
     side = "" if loss.metric in (HELD_OUT, COLLAPSE) else "side effect, "
-    name = metric_of(HELD_OUT if loss.metric == COLLAPSE else loss.metric).spoken
-    what = {HELD_OUT: "over-optimised", COLLAPSE: "collapsed"}.get(loss.metric, f"{name} falls")
+    trained, lost = metric_of(TRAINED), metric_of(HELD_OUT if loss.metric == COLLAPSE else loss.metric)
+    what = {HELD_OUT: "over-optimised", COLLAPSE: "collapsed"}.get(loss.metric, f"{lost.spoken} falls")
     return (
-        f"{side}{what} at step {now.step}: since step {then.step} the trained reward went from "
-        f"{then.mean(TRAINED):.3f} to {now.mean(TRAINED):.3f} and {name} from {loss.before:.3f} to "
-        f"{loss.after:.3f}, at two looks in a row beyond noise (± {loss.half:.3f} over {len(now.values[TRAINED])} "
-        "prompts)"
+        f"{side}{what} at step {now.step}: since step {then.step} the {trained.axis} went from "
+        f"{trained.number(then.mean(TRAINED))} to {trained.number(now.mean(TRAINED))} and {lost.spoken} from "
+        f"{lost.number(loss.before)} to {lost.number(loss.after)}, at two looks in a row beyond noise "
+        f"({lost.margin(loss.half).strip()} over {len(now.values[TRAINED])} prompts)"
     )
 
 

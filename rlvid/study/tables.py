@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from rlvid.evaluate.tables.table import Grid
-from rlvid.metric_names import NONE
+from rlvid.metric_names import NONE, SHARE
 from rlvid.study.pairs import AXES
 from rlvid.study.results import Results, Share
 
@@ -54,12 +54,12 @@ def sections(results: Results) -> Iterator[Section]:
     heads = ["Axis", "Model", "against", "Wins", "Ties", "Losses", "Decided pairs", "Preferred"]
     yield Section("Wins, ties and losses", _DUELS, Grid(heads, duels, words=3))
     standings = [
-        [AXES[s.axis], label(s.model), _number(s.strength, "+.2f"), _number(s.won, ".0%")] for s in results.standings
+        [AXES[s.axis], label(s.model), _number(s.strength, "+.2f"), SHARE.number(s.won)] for s in results.standings
     ]
     yield Section("Ranking", _STANDINGS, Grid(["Axis", "Model", "Strength", "Won"], standings, words=2))
     if len(results.people) > 1:
         concord = [
-            [AXES[c.axis], str(c.pairs), _number(c.equal, ".0%"), _number(c.alpha, ".2f")] for c in results.concord
+            [AXES[c.axis], str(c.pairs), SHARE.number(c.equal), _number(c.alpha, ".2f")] for c in results.concord
         ]
         yield Section("Agreement between people", _CONCORD, Grid(["Axis", "Pairs", "Equal", "Alpha"], concord))
     if results.metrics:
@@ -89,7 +89,7 @@ def render(results: Results) -> Iterator[Table]:
 
 
 def _share(share: Share) -> str:
-    return f"{share.share:.0%} [{share.low:.0%}, {share.high:.0%}]" if share.count else NONE
+    return SHARE.interval(share.share, share.low, share.high)
 
 
 def _number(value: float, form: str) -> str:

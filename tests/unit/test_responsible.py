@@ -9,7 +9,7 @@ from markdown_it import MarkdownIt
 
 from rlvid.evaluate.results.about import read_about
 from rlvid.evaluate.results.read import read_scores
-from rlvid.evaluate.results.run_card import over_optimisation, worse_prompts
+from rlvid.evaluate.tables.run_card import over_optimisation, worse_prompts
 from rlvid.export.evaluation import find_evaluation
 
 

@@ -19,9 +19,9 @@ from pyarrow import parquet
 from rlvid.evaluate.cache import identity_of, read_part
 from rlvid.evaluate.results.about import read_about
 from rlvid.evaluate.results.read import read_evaluation, read_results
-from rlvid.evaluate.results.run_card import worse_prompts
 from rlvid.evaluate.results.untrusted import read_table
 from rlvid.evaluate.tables.pages import write_results
+from rlvid.evaluate.tables.run_card import worse_prompts
 from rlvid.report.write import write_report
 from rlvid.runs.guard_log import warnings_of
 from rlvid.runs.scalars import read_scalars

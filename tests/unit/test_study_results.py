@@ -115,7 +115,7 @@ def test_the_command_prints_and_writes_results(
     page = store.path.with_name("study-results.md").read_text(encoding="utf-8")
     written = json.loads(store.path.with_name("study-results.json").read_text(encoding="utf-8"))
     for text in (printed, page):
-        assert all(word in text for word in ("Base", "Tuned", "video-text alignment", "0 of 1", "22% [4%, 64%]"))
+        assert all(word in text for word in ("Base", "Tuned", "video-text alignment", "0 of 1", "22 % [4 %, 64 %]"))
     assert written["duels"][0]["preferred"]["share"] == pytest.approx(2 / 9)
     assert rlvid(monkeypatch, "results", str(store.path.parent), "--without", "ben") == 0
     written = json.loads(store.path.with_name("study-results.json").read_text(encoding="utf-8"))

@@ -1,6 +1,5 @@
 """Pages on groups of models: over seeds, and every two rows against each other."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
@@ -101,8 +100,8 @@ def pairwise_legend(groups: Mapping[str, Sequence[str]]) -> str:
 
 def _pair_cell(each: Pairwise, sign: int) -> Cell:
     low, high = sorted((sign * each.low, sign * each.high))
-    text = metric_of(each.metric).gain(sign * each.difference, low, high)
-    return Cell(text + (f" ± {each.half_width:.3f}" if math.isfinite(each.half_width) else ""), each.significant)
+    metric = metric_of(each.metric)
+    return Cell(metric.gain(sign * each.difference, low, high) + metric.margin(each.half_width), each.significant)
 
 
 def write_pairwise(folder: Path, found: Sequence[Pairwise], groups: Mapping[str, Sequence[str]]) -> list[Path]:

@@ -55,9 +55,7 @@ class Grid:
         above = [""] * self.words + [f"{text}, " for text, span in self.groups for _ in range(span)]
         above += [""] * (len(self.heads) - len(above))
         heads = [markdown_text(a + head) for a, head in zip(above, self.heads, strict=True)]
-        rules = ["---"] * self.words + ["---:"] * (len(heads) - self.words)
-        rows = [_marked(row, "**{}**", markdown_text) for row in self.cells]
-        return "\n".join("| " + " | ".join(line) + " |" for line in (heads, rules, *rows))
+        return markdown_table(heads, [marked(row, "**{}**", markdown_text) for row in self.cells], self.words)
 
     def latex(self, caption: str) -> str:
         """A ``table`` with a ``tabular`` in the style of booktabs; a rule where the first word changes.
@@ -77,7 +75,7 @@ class Grid:
         for row in self.cells:
             if before not in (None, row[0].text) and self.words > 1:
                 lines.append(r"\midrule")
-            lines.append(" & ".join(_marked(row, r"\textbf{{{}}}", latex_text)) + r" \\")
+            lines.append(" & ".join(marked(row, r"\textbf{{{}}}", latex_text)) + r" \\")
             before = row[0].text
         end = r"\end{tabular}}" if self._wide else r"\end{tabular}"
         return "\n".join([*lines, r"\bottomrule", end, r"\end{table}"])
@@ -88,7 +86,7 @@ class Grid:
         for place, head in enumerate(self.heads):
             table.add_column(head, justify="left" if place < self.words else "right")
         for row in self.cells:
-            table.add_row(*_marked(row, "[bold]{}[/bold]", escape))
+            table.add_row(*marked(row, "[bold]{}[/bold]", escape))
         return table
 
     @property
@@ -97,7 +95,13 @@ class Grid:
         return sum(max(map(len, column)) + _GAP for column in zip(*texts, strict=True)) > _PAGE
 
 
-def _marked(row: Sequence[Cell], bold: str, escaped: Callable[[str], str]) -> list[str]:
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
+    """Lines of a pipe table whose cells are Markdown already; see ``Grid`` for ``words``."""
+    rules = ["---"] * words + ["---:"] * (len(heads) - words)
+    return "\n".join("| " + " | ".join(line) + " |" for line in (heads, rules, *rows))
+
+
+def marked(row: Sequence[Cell], bold: str, escaped: Callable[[str], str]) -> list[str]:
     """The texts of a row in a language that has marks for what is bold."""
     return [bold.format(escaped(cell.text)) if cell.bold else escaped(cell.text) for cell in row]
 

@@ -14,7 +14,8 @@ from rlvid.config import RunConfig
 from rlvid.config.reward import RewardConfig
 from rlvid.escape import markdown_code, markdown_text
 from rlvid.evaluate.results.read import Scores
-from rlvid.metric_names import metric_of
+from rlvid.evaluate.tables.table import Grid, markdown_table
+from rlvid.metric_names import metric_of, set_title
 from rlvid.runs.checkpoints import CheckpointRef, State, read_state
 from rlvid.runs.guard_log import best_step, read_means, warnings_of
 
@@ -96,21 +97,21 @@ def worse_prompts(scores: Scores, sets: Mapping[str, Sequence[str]], base: str, 
     """
     metric = next((m for m in _REWARDS if any(math.isfinite(each.get(m, math.nan)) for each in scores.values())), "")
     found = {model: _outcomes(scores, sets, base, model, metric) for model in models} if metric else {}
-    parts = ["## Prompts that got worse", ""]
+    parts, known = ["## Prompts that got worse", ""], metric_of(metric)
     if not any(found.values()):
         return "\n".join([*parts, "The evaluation has no pair of videos with a reward to compare."])
     for model, outcomes in found.items():
         worse = sorted((each for each in outcomes if each[3] < each[2]), key=lambda each: each[3] - each[2])
         parts += [
-            f"{markdown_text(model)}: {len(worse)} of {len(outcomes)} prompts have a lower {metric_of(metric).axis} "
+            f"{markdown_text(model)}: {len(worse)} of {len(outcomes)} prompts have a lower {known.axis} "
             "than with the base. Each is the mean of few videos, so part of it is chance.", "",
         ]  # fmt: skip
         if worse:
-            parts += [f"| Prompts | Prompt | Base | {markdown_text(model)} | Change |", "|---|---|---:|---:|---:|"]
-            for name, prompt, before, after in worse[:_SHOWN]:
-                named = f"{markdown_text(name.replace('_', ' '))} | {markdown_text(prompt)}"
-                parts.append(f"| {named} | {before:.3f} | {after:.3f} | {after - before:+.3f} |")
-            parts.append("")
+            rows = [
+                [set_title(name), prompt, known.number(before), known.number(after), known.change(after - before)]
+                for name, prompt, before, after in worse[:_SHOWN]
+            ]
+            parts += [Grid(["Prompts", "Prompt", "Base", model, "Change"], rows, words=2).markdown(), ""]
     return "\n".join(parts).rstrip()
 
 
@@ -187,7 +188,7 @@ def training_table(config: RunConfig, state: State) -> str:
         "Precision": f"{config.model.precision}, trained weights float32; ZeRO stage {config.train.zero_stage}",
         "Versions": markdown_text(", ".join(f"{package} {number}" for package, number in state.versions.items())),
     }
-    return "\n".join(["## Training", "", "| | |", "|---|---|", *(f"| {key} | {text} |" for key, text in rows.items())])
+    return "## Training\n\n" + markdown_table(["", ""], list(rows.items()), words=2)
 
 
 def _rewards(reward: RewardConfig) -> str:
