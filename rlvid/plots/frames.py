@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rlvid.escape import one_line
 from rlvid.files import write_whole
+from rlvid.metric_names import metric_of
 from rlvid.plots.style import INK, RULE, SOFT
 from rlvid.plots.video import gif_bytes, write_mp4
 
@@ -32,7 +33,7 @@ def draw_models(
     values: Mapping[str, Sequence[float]] | None = None,
     *,
     shown: int = 3,
-    value_name: str = "reward",
+    metric: str = "reward",
     gains: bool = False,
 ) -> None:
     """Writes a PNG with a row a prompt and a column a model: frames of each video, the model's value below.
@@ -44,7 +45,7 @@ def draw_models(
             is drawn as a crossed box.
         values: model -> N values that are written below the videos, if any.
         shown: most frames of a video; with more than three models, only the central one is shown.
-        value_name: how the value is called.
+        metric: of the values, which gives their name and format.
         gains: whether each model's gain over the first is written too.
 
     Raises:
@@ -73,6 +74,7 @@ def draw_models(
     titles = [wrap(prompt, text, width - 2 * MARGIN, 2) for prompt in prompts]
     heights = [24 * len(lines) + 8 + high + (26 if values else 4) for lines in titles]
     top = MARGIN + 44
+    known = metric_of(metric)
     image = Image.new("RGB", (width, top + sum(heights) + 22 * (len(prompts) - 1) + MARGIN), "white")
     draw = ImageDraw.Draw(image)
     for name, left in lefts.items():
@@ -84,10 +86,11 @@ def draw_models(
             paste(image, rows[name][row], left, below)
             if values:
                 value, under = float(values[name][row]), below + high + 7
-                draw.text((left, under), shorten(f"{value_name} {_number(value)}", small, block), SOFT, small)
+                said = f"{known.spoken} {known.number(value).replace('-', '−')}"
+                draw.text((left, under), shorten(said, small, block), SOFT, small)
                 gain = value - float(next(iter(values.values()))[row])
                 if gains and left > MARGIN and math.isfinite(gain):
-                    over = f"{_number(gain, '+')} over {next(iter(rows))}"
+                    over = f"{known.change(gain).replace('-', '−')} over {next(iter(rows))}"
                     draw.text((left + block, under), over, SOFT, small, anchor="ra")
         top += heights[row] + 22
         if row + 1 < len(prompts):
@@ -169,10 +172,6 @@ def _still(video_FCHW: Tensor, shown: int) -> list[Image.Image]:
     count = len(video_FCHW)
     places = [count // 2] if shown == 1 else [round(i) for i in np.linspace(0, count - 1, min(shown, count))]
     return [tile(video_FCHW[place]) for place in places]
-
-
-def _number(value: float, sign: str = "") -> str:
-    return f"{value:{sign}.3f}".replace("-", "−") if math.isfinite(value) else "–"
 
 
 def tile(frame_CHW: Tensor) -> Image.Image:

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from rlvid.evaluate.results.read import EvaluationData
-from rlvid.metric_names import REWARD_TAGS
+from rlvid.evaluate.results.summary import Summary
+from rlvid.metric_names import REWARD_TAGS, Metric, metric_of, set_title
 from rlvid.plots.curves import Drawing, Line, Panel, Point, Series, draw_panels
 from rlvid.plots.style import PlotStyle
 from rlvid.report.inputs import Group, ReportInputs
 from rlvid.report.runs import Run
-from rlvid.report.summary import finite_scores, mean, shown_metrics, shown_set, title
+from rlvid.report.summary import shown_metrics
 from rlvid.stats import bootstrap_interval
 
 _ACROSS = {"steps": "optimiser step", "seconds": "seconds of training"}
@@ -57,16 +58,16 @@ def along_runs(inputs: ReportInputs, steps: int, across: str) -> Drawing | None:
         for group in inputs.groups()
         if any(len(inputs.line(run)) > 1 and (run.clock or across == "steps") for run in group.runs)
     ]
-    shown = shown_metrics(evaluation)
+    shown = {metric.key for metric in shown_metrics(evaluation)}
     metrics = [metric for metric in ("reward", "held_out", "motion", "oracle_score") if metric in shown]
     if not groups or not metrics:
         return None
 
     def series(run: Run, name: str, metric: str) -> Series:
-        points = [(0.0, mean(evaluation, evaluation.base.name, name, steps, metric)[0])]
+        points = [(0.0, evaluation.summaries[evaluation.base.name, name, steps].mean[metric])]
         for step, model in inputs.line(run).items():
             x = float(step) if across == "steps" else run.clock.get(step - 1, math.nan)
-            points.append((x, mean(evaluation, model.name, name, steps, metric)[0]))
+            points.append((x, evaluation.summaries[model.name, name, steps].mean[metric]))
         return _finite(points)
 
     def panel(metric: str, name: str) -> Panel:
@@ -76,11 +77,12 @@ def along_runs(inputs: ReportInputs, steps: int, across: str) -> Drawing | None:
             ))
             for group in groups
         ]  # fmt: skip
-        first, last, top = name == sets[0], metric == metrics[-1], metric == metrics[0]
-        if len(sets) == 1:
-            return Panel(_ACROSS[across], title(metric), shown_set(name).capitalize() if top else "", lines)
-        heading = shown_set(name).capitalize() if top else ""
-        return Panel(_ACROSS[across] if last else "", title(metric) if first else "", heading, lines)
+        return Panel(
+            _ACROSS[across] if len(sets) == 1 or metric == metrics[-1] else "",
+            metric_of(metric).name if name == sets[0] else "",
+            set_title(name).capitalize() if metric == metrics[0] else "",
+            lines,
+        )
 
     sets = list(evaluation.about.sets)
     rows = [[panel(metric, name) for name in sets] for metric in metrics]
@@ -99,22 +101,31 @@ def pareto(
     Bars are 95 % intervals of the means, by a bootstrap over prompts. The thin line joins models that no other exceeds
     in held-out reward and consistency. None where there is nothing to draw.
     """
-    metrics = [metric for metric in ("consistency", "motion") if metric in shown_metrics(evaluation)]
+    judge = metric_of(evaluation.judge)
+    metrics = [metric for metric in shown_metrics(evaluation) if metric.key in ("consistency", "motion")]
     if not metrics:
         return None
 
-    def panel(metric: str, name: str) -> Panel:
+    def scores(summary: Summary, metric: str) -> tuple[np.ndarray, np.ndarray]:
+        """The finite scores, and the prompt of each."""
+        group = (summary.model, summary.set, summary.steps)
+        rows = [row for row in evaluation.rows if (row.model, row.set, row.steps) == group]
+        known = [(row.score(metric), row.index) for row in rows if math.isfinite(row.score(metric))]
+        return np.array([score for score, _ in known]), np.array([index for _, index in known])
+
+    def panel(metric: Metric, name: str) -> Panel:
         points = []
         for model in evaluation.models:
-            scores = [finite_scores(evaluation, model.name, name, steps, m) for m in (evaluation.judge, metric)]
-            if all(len(values) for values, _ in scores):
-                points.append(Point(called[model.name], styles[model.name], *(_interval(*each) for each in scores)))
+            summary = evaluation.summaries[model.name, name, steps]
+            if summary.used[judge.key] and summary.used[metric.key]:
+                bars = [_interval(*scores(summary, each.key)) for each in (judge, metric)]
+                points.append(Point(called[model.name], styles[model.name], *bars))
         return Panel(
-            title(evaluation.judge) if metric == metrics[-1] else "",
-            title(metric) if name == sets[0] else "",
-            shown_set(name).capitalize() if metric == metrics[0] else "",
+            judge.name if metric == metrics[-1] else "",
+            metric.name if name == sets[0] else "",
+            set_title(name).capitalize() if metric == metrics[0] else "",
             points=points,
-            front=metric != "motion",  # more of it is not better
+            front=metric.key != "motion",  # more of it is not better
         )
 
     sets = list(evaluation.about.sets)

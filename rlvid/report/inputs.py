@@ -9,6 +9,7 @@ import numpy as np
 from rlvid.evaluate.results.about import ModelRecord
 from rlvid.evaluate.results.read import EvaluationData, read_evaluation
 from rlvid.evaluate.results.seeds import Alike, end_or_step, name_groups, part_of_run
+from rlvid.metric_names import set_title
 from rlvid.plots.style import STYLES, PlotStyle, styles_of
 from rlvid.report.runs import Run, read_run
 
@@ -178,7 +179,7 @@ def _repeated(evaluation: EvaluationData) -> list[str]:
         many = len(prompts) - len(set(prompts))
         if many:
             found.append(
-                f"Set {name.replace('_', ' ')}: {many} of {len(prompts)} prompts are repeated; each is a case of its "
+                f"Set {set_title(name)}: {many} of {len(prompts)} prompts are repeated; each is a case of its "
                 "own, from other noise, and they are not independent."
             )
     return found

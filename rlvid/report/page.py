@@ -15,22 +15,13 @@ from rlvid.evaluate.results.about import Case, ModelRecord
 from rlvid.evaluate.results.pairwise import MAX_PAIRWISE_ROWS
 from rlvid.evaluate.results.read import EvaluationData
 from rlvid.evaluate.tables.run_card import run_card, without_folders, worse_prompts
-from rlvid.metric_names import metric_of
+from rlvid.metric_names import metric_of, set_title
 from rlvid.plots.style import STYLES
 from rlvid.report.inputs import ReportInputs
 from rlvid.report.runs import Run
 from rlvid.report.seeds import over_seeds
 from rlvid.report.select import CaseSelection
-from rlvid.report.summary import (
-    ModelSummary,
-    gain_text,
-    number,
-    shown_metrics,
-    shown_set,
-    summarise_models,
-    table,
-    title,
-)
+from rlvid.report.summary import ModelSummary, shown_metrics, summarise_models, table
 from rlvid.runs.guard_log import warnings_of
 from rlvid.stats import MIN_PROMPTS
 
@@ -79,14 +70,14 @@ def render(inputs: ReportInputs, selection: CaseSelection, assets: PageAssets) -
         copies=evaluation.about.copies, width=width, height=height, frames=frames, notes=[*inputs.notes, *assets.notes],
         summaries=summaries_of(inputs), pictured={model.name for model in inputs.pictured}, seeds=over_seeds(inputs),
         rows=inputs.seeds, most=MAX_PAIRWISE_ROWS, tiles=_tiles(evaluation),
-        judge_title=title(evaluation.judge).lower(),
+        judge=metric_of(evaluation.judge).spoken,
         featured=[(why, by_key[each.case], (evaluation.base, each.model)) for why, each in selection.featured],
         cases=cases, metrics=shown_metrics(evaluation),
         tables=[(steps, table(evaluation, steps)) for steps in evaluation.about.steps], curves=assets.curves,
         along=assets.along, paretos=assets.paretos,
         strips=assets.strips, runs=[_run(inputs, run) for run in inputs.runs],
-        facts=_facts(evaluation, assets), version=__version__, data=_data(evaluation, assets), title=title,
-        shown_set=shown_set, fewest=MIN_PROMPTS,
+        facts=_facts(evaluation, assets), version=__version__, data=_data(evaluation, assets),
+        set_title=set_title, fewest=MIN_PROMPTS,
     )  # fmt: skip
     card = min(48.0, max(18.0, 9.0 * len(inputs.pictured)))  # rem
     style = environment.get_template("report.css.j2").render(looks=STYLES, width=width, height=height, card=card)
@@ -146,20 +137,20 @@ def _lead(evaluation: EvaluationData) -> str:
 def _tiles(evaluation: EvaluationData) -> dict[str, list[dict[str, str]]]:
     """For each tuned model, the gain in the judging metric in every set with the first D."""
     found: dict[str, list[dict[str, str]]] = {}
-    metric, steps = evaluation.judge, evaluation.about.steps[0]
+    metric, steps = metric_of(evaluation.judge), evaluation.about.steps[0]
     for model in evaluation.tuned:
         found[model.name] = []
         for name in evaluation.about.sets:
-            gain = evaluation.differences.get((model.name, name, steps, metric))
+            gain = evaluation.differences.get((model.name, name, steps, metric.key))
             if gain is None or not gain.pairs:
                 continue
-            interval = gain_text(gain, metric).partition(" [")[2].rstrip("]").replace(", ", " to ")
+            interval = f"95 %: {metric.number(gain.low)} to {metric.number(gain.high)}"
             found[model.name].append({
-                "where": f"{title(metric)}, {shown_set(name)}, D = {steps}",
-                "gain": number(gain.difference, metric, signed=True),
+                "where": f"{metric.name}, {set_title(name)}, D = {steps}",
+                "gain": metric.change(gain.difference),
                 "arrow": ("", "▲", "▼")[gain.way],
                 "kind": ("", "up", "down")[gain.way],
-                "interval": f"95 %: {interval}" if interval else f"{gain.pairs} pair",
+                "interval": interval if math.isfinite(gain.low) else f"{gain.pairs} pair",
             })  # fmt: skip
     return found
 
@@ -185,9 +176,9 @@ def _data(evaluation: EvaluationData, assets: PageAssets) -> dict[str, Any]:
     return {
         "fps": evaluation.about.fps, "frames": frames, "columns": assets.columns, "size": [width, height],
         "models": [model.label for model in evaluation.models],
-        "metrics": [{"key": m, "title": title(m), "percent": metric_of(m).unit == "%"} for m in metrics],
+        "metrics": [{"key": m.key, "title": m.name, "percent": m.unit == "%"} for m in metrics],
         "cases": [
-            [[_finite(evaluation.scores[model.name, case][m]) for m in metrics] for model in evaluation.models]
+            [[_finite(evaluation.scores[model.name, case][m.key]) for m in metrics] for model in evaluation.models]
             for case in evaluation.cases
         ],
     }  # fmt: skip
@@ -229,7 +220,7 @@ def _facts(evaluation: EvaluationData, assets: PageAssets) -> list[tuple[str, st
     return [
         ("Evaluated", about.created or "–"),
         ("Models", "; ".join(f"{m.label} ({_kind(m)})" for m in evaluation.models)),
-        ("Prompts", "; ".join(f"{shown_set(name)}: {len(prompts)}" for name, prompts in evaluation.about.sets.items())),
+        ("Prompts", "; ".join(f"{set_title(name)}: {len(prompts)}" for name, prompts in evaluation.about.sets.items())),
         ("Denoising steps D", ", ".join(map(str, evaluation.about.steps))),
         ("Videos", f"{frames} frames of {width} x {height} pixels, {evaluation.about.fps:g} a second"),
         ("Seed of the noise", "–" if about.seed is None else str(about.seed)),
@@ -240,7 +231,7 @@ def _facts(evaluation: EvaluationData, assets: PageAssets) -> list[tuple[str, st
 
 def _rewards(rewards: dict[str, str | None]) -> list[tuple[str, str]]:
     """What is called the reward and the held-out reward here; nothing for evaluations that do not say it."""
-    return [(f"{title(metric)} is", without_folders(name)) for metric, name in rewards.items() if name]
+    return [(f"{metric_of(metric).name} is", without_folders(name)) for metric, name in rewards.items() if name]
 
 
 def _kind(model: ModelRecord) -> str:

@@ -11,6 +11,7 @@ import torch
 
 from rlvid.evaluate.results.about import Case, ModelRecord, VideoKey
 from rlvid.files import whole_folder
+from rlvid.metric_names import metric_of, set_title
 from rlvid.plots.curves import Drawing
 from rlvid.plots.frames import draw_models, draw_steps, side_by_side, write_moving
 from rlvid.report.drawings import along_runs, pareto, reward_curves
@@ -18,7 +19,6 @@ from rlvid.report.inputs import ReportInputs, read_inputs
 from rlvid.report.page import PageAssets, Strip, render
 from rlvid.report.select import CaseSelection, select_cases
 from rlvid.report.sprites import Video, crossed_out, read_videos, sprite
-from rlvid.report.summary import shown_set, title
 
 MARK = '<meta name="generator" content="rlvid report">'
 _OURS = {"index.html", "report.css", "report.js", "videos", "pictures", "moving"}
@@ -131,13 +131,13 @@ def _strips(inputs: ReportInputs, selection: CaseSelection, kept: Frames, assets
     ) -> None:
         frames = {label: [_tensor(kept[key]) for key in keys] for label, keys in columns.items()}
         values = {label: [evaluation.scores[key][judge] for key in keys] for label, keys in columns.items()}
-        draw_models(part / "pictures" / name, prompts, frames, values, value_name=title(judge).lower())
+        draw_models(part / "pictures" / name, prompts, frames, values, metric=judge)
         alt = f"Frames of {', '.join(columns)} for the prompts: {'; '.join(prompts)}."
         assets.strips.append(Strip(name, heading, alt, files))
 
     for place, (name, cases) in enumerate(selection.fixed.items(), 1):
         columns = {m.label: [(m.name, case) for case in cases] for m in inputs.pictured}
-        heading = f"{shown_set(name).capitalize()}: the first prompts"
+        heading = f"{set_title(name).capitalize()}: the first prompts"
         prompts, files = [evaluation.prompt(case) for case in cases], assets.files.get(cases[0], [])
         strip(f"comparison-{place}-{_file(name)}.png", heading, prompts, columns, files)
     if selection.worst:
@@ -146,7 +146,9 @@ def _strips(inputs: ReportInputs, selection: CaseSelection, kept: Frames, assets
             evaluation.base.label: [(evaluation.base.name, each.case) for each in selection.worst],
             "what lost most": [(each.model.name, each.case) for each in selection.worst],
         }
-        strip("comparison-worst.png", f"What lost most in {title(judge).lower()}, of all models", prompts, columns, [])
+        strip(
+            "comparison-worst.png", f"What lost most in {metric_of(judge).spoken}, of all models", prompts, columns, []
+        )
 
 
 def _evolving(
@@ -161,7 +163,7 @@ def _evolving(
             stem = f"evolution-{number}-{place}-{_file(name)}"
             draw_steps(part / "pictures" / f"{stem}.png", prompts, frames)
             run = Path(next(m.path for m in line.values() if m.path)).name
-            heading = f"{shown_set(name).capitalize()}: along the run {run}"
+            heading = f"{set_title(name).capitalize()}: along the run {run}"
             alt = f"The central frame at steps {', '.join(map(str, sorted(line)))} for: {'; '.join(prompts)}."
             films = {f"step {step}": kept[line[step].name, cases[0]] for step in _spread(sorted(line))}
             files = _moving(part, stem, prompts[0], films, evaluation.about.fps) if moving else []
@@ -197,7 +199,7 @@ def _drawings(inputs: ReportInputs, assets: PageAssets, part: Path) -> None:
             heading = f"Evaluation along the runs against {across}, D = {steps}"
             keep(assets.along, f"along-{across}-{steps}", heading, alt, along_runs(inputs, steps, across))
     for steps in evaluation.about.steps:
-        alt = f"Each model's {title(evaluation.judge).lower()} against temporal consistency and motion, D = {steps}; the numbers are in the tables."  # noqa: E501
+        alt = f"Each model's {metric_of(evaluation.judge).spoken} against temporal consistency and motion, D = {steps}; the numbers are in the tables."  # noqa: E501
         heading = f"What the gain costs, D = {steps}"
         keep(assets.paretos, f"pareto-{steps}", heading, alt, pareto(evaluation, inputs.styles, called, steps))
 

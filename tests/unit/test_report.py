@@ -22,6 +22,7 @@ from pyarrow import parquet
 from rlvid.cli import main
 from rlvid.evaluate.results.about import Case
 from rlvid.evaluate.results.read import read_evaluation
+from rlvid.metric_names import metric_of
 from rlvid.plots.curves import _bar
 from rlvid.plots.frames import side_by_side
 from rlvid.report import write as writing
@@ -29,7 +30,7 @@ from rlvid.report.drawings import _interval
 from rlvid.report.inputs import join, read_inputs
 from rlvid.report.select import select_cases
 from rlvid.report.sprites import sprite
-from rlvid.report.summary import number, summarise_models, table
+from rlvid.report.summary import summarise_models, table
 from rlvid.report.write import write_report
 
 
@@ -109,13 +110,14 @@ def test_words_and_tables_say_what_the_numbers_say(tmp_path: Path) -> None:
     assert "reward 0.330 to 0.380 (rose: +0.050" in told.lines[0]
     assert told.lines[0].endswith("Of 7 videos 4 are better by the held-out reward and 3 worse.")
     rows = table(data, 20)
-    told_rows = [(name, model.name, count) for name, model, count, _ in rows]
+    told_rows = [(summary.set, model.name, summary.count) for model, summary, _ in rows]
     assert told_rows[:2] == [("in_domain", "base", 7), ("in_domain", "toy", 7)]
-    base, tuned = rows[0][3][0], rows[1][3][0]
-    assert (base.text, base.best, base.gain) == ("0.330 ± 0.022", False, "")
-    assert (tuned.text, tuned.best, tuned.way) == ("0.380 ± 0.022", True, 1)
-    assert not any(cell.best for cell in rows[1][3][4:]), "more motion is not better"
-    assert [number(x, "", True) for x in (0.1, -0.1, -0.0001, math.nan)] == ["+0.100", "−0.100", "0.000", "–"]
+    base, tuned = rows[0][2][0], rows[1][2][0]
+    assert (base.text, base.bold, base.gain) == ("0.330 ± 0.022", False, "")
+    assert (tuned.text, tuned.bold, tuned.way) == ("0.380 ± 0.022", True, 1)
+    assert not any(cell.bold for cell in rows[1][2][4:]), "more motion is not better"
+    changes = [metric_of("reward").change(x).replace("-", "−") for x in (0.1, -0.1, -0.0001, math.nan)]
+    assert changes == ["+0.100", "−0.100", "0.000", "–"]
 
 
 def test_few_prompts_are_never_beyond_chance(tmp_path: Path) -> None:

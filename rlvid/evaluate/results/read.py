@@ -13,6 +13,7 @@ checked (``rlvid.evaluate.results.untrusted``); what is wrong is a ValueError of
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
@@ -30,8 +31,8 @@ from rlvid.evaluate.results.about import (
     key_of,
     read_about,
 )
-from rlvid.evaluate.results.rows import METRICS
-from rlvid.evaluate.results.summary import Comparison, Summary
+from rlvid.evaluate.results.rows import METRICS, Row
+from rlvid.evaluate.results.summary import Comparison, Summary, summarise
 from rlvid.evaluate.results.untrusted import KEY, Checked, check, damaged, read_json, read_table
 from rlvid.evaluate.results.videos import StoredVideo, find_videos
 from rlvid.stats import beyond_chance
@@ -177,6 +178,24 @@ class EvaluationData:
         """Every case, in the order of sets, D, prompts and copies."""
         return list(self.about.cases())
 
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The scores of all videos; NaN for metrics that the evaluation lacks."""
+        further = [metric for metric in self.about.metrics if metric not in METRICS]
+        return [
+            Row(
+                name, case.set, case.steps, case.index, self.prompt(case), copy=case.copy,
+                extra={metric: scores[metric] for metric in further},
+                **{metric: scores.get(metric, math.nan) for metric in METRICS},
+            )
+            for (name, case), scores in self.scores.items()
+        ]  # fmt: skip
+
+    @cached_property
+    def summaries(self) -> dict[tuple[str, str, int], Summary]:
+        """(model, set, steps) -> the summary of its videos."""
+        return {(each.model, each.set, each.steps): each for each in summarise(self.rows)}
+
     def prompt(self, case: Case) -> str:
         """What was asked for."""
         return self.about.sets[case.set][case.index]
@@ -193,7 +212,7 @@ class EvaluationData:
 
     def has(self, metric: str) -> bool:
         """Whether any video has a number for a metric."""
-        return any(math.isfinite(values[metric]) for values in self.scores.values())
+        return any(each.used[metric] for each in self.summaries.values())
 
 
 def read_evaluation(folder: Path) -> EvaluationData:

@@ -19,7 +19,7 @@ class Row:
     was not; ``consistency`` is of consecutive frames, the paper's, and two other definitions stand beside it (see
     ``rlvid.evaluate.metrics``); ``diversity`` compares the videos that a prompt has in one batch, where there are
     several. ``oracle_*`` are ``rlvid.world.oracle.grade``'s. ``copy`` tells the videos of a prompt apart. ``extra``
-    holds further rewards under the names of their metrics, ``reward_NAME``.
+    holds further rewards under the names of their metrics, ``reward_NAME``, and metrics of other versions.
     """
 
     model: str
@@ -48,7 +48,8 @@ class Row:
 
     def score(self, metric: str) -> float:
         """Of a metric, also of a further reward; NaN where it was not measured."""
-        return self.extra.get(metric, float("nan")) if metric.startswith(REWARD_PREFIX) else getattr(self, metric)
+        further = metric in self.extra or metric.startswith(REWARD_PREFIX)
+        return self.extra.get(metric, float("nan")) if further else getattr(self, metric)
 
 
 METRICS = tuple(each.name for each in fields(Row) if each.type is float)

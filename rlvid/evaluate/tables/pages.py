@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from textwrap import fill
@@ -16,7 +16,7 @@ from rich.table import Table
 from rlvid.escape import csv_text, markdown_text
 from rlvid.evaluate.results.rows import METRICS, Row, rows_table
 from rlvid.evaluate.results.summary import Comparison, Summary, compare_all, comparisons_table, summarise
-from rlvid.evaluate.tables.table import Cell, Grid, json_text, latex_page
+from rlvid.evaluate.tables.table import Cell, Grid, json_text, latex_page, marked
 from rlvid.files import write_whole
 from rlvid.metric_names import KNOWN, NONE, REWARD_PREFIX, Metric, metric_of, set_title
 
@@ -65,31 +65,22 @@ def shown_metrics(summaries: list[Summary]) -> list[Metric]:
     return [m for m in map(metric_of, ordered) if m.tabled and any(s.used.get(m.key) for s in summaries)]
 
 
+def score_rows(summaries: Sequence[Summary], metrics: Sequence[Metric]) -> list[tuple[Summary, list[Cell]]]:
+    """Each summary of one number of steps, set by set, with the cells of its row; the best of a set are bold."""
+    rows = []
+    for name in dict.fromkeys(s.set for s in summaries):
+        here = [s for s in summaries if s.set == name]
+        best = {m.key: m.best({s.model: s.mean[m.key] for s in here}) for m in metrics}
+        for s in here:
+            texts = {m.key: m.mean(s.mean[m.key], s.std[m.key] if m.spread else math.nan) for m in metrics}
+            rows.append((s, [Cell(text, s.model in best[key]) for key, text in texts.items()]))
+    return rows
+
+
 def _grid(summaries: list[Summary], metrics: list[Metric]) -> Grid:
     """The table of one number of steps."""
-    best = _best(summaries, metrics)
-    rows = [
-        [
-            *(set_title(s.set), s.model, str(s.count)),
-            *(Cell(_mean(s, metric), (id(s), metric.key) in best) for metric in metrics),
-        ]
-        for s in _by_set(summaries)
-    ]
+    rows = [[set_title(s.set), s.model, str(s.count), *cells] for s, cells in score_rows(summaries, metrics)]
     return Grid(["Prompts", "Model", "Videos", *(m.name for m in metrics)], rows, words=2)
-
-
-def _best(summaries: list[Summary], metrics: list[Metric]) -> set[tuple[int, str]]:
-    """(id of summary, key of metric) of the cells that are best of their set."""
-    return {
-        (each, metric.key)
-        for name in dict.fromkeys(s.set for s in summaries)
-        for metric in metrics
-        for each in metric.best({id(s): s.mean[metric.key] for s in summaries if s.set == name})
-    }
-
-
-def _mean(summary: Summary, metric: Metric) -> str:
-    return metric.mean(summary.mean[metric.key], summary.std[metric.key] if metric.spread else math.nan)
 
 
 def latex(summaries: list[Summary], comparisons: list[Comparison] | None = None) -> str:
@@ -146,12 +137,11 @@ def render_table(summaries: list[Summary], comparisons: list[Comparison] | None 
         table.add_column(heading, no_wrap=True)
     for metric in metrics:
         table.add_column(metric.short, justify="right", no_wrap=True)
-    best, before = _best(here, metrics), None
-    for summary in _by_set(here):
+    before = None
+    for summary, cells in score_rows(here, metrics):
         if before is not None and before != summary.set:
             table.add_section()
-        texts = ((metric.key, _mean(summary, metric)) for metric in metrics)
-        values = [f"[bold]{text}[/bold]" if (id(summary), key) in best else text for key, text in texts]
+        values = marked(cells, "[bold]{}[/bold]", escape)
         table.add_row("" if before == summary.set else escape(set_title(summary.set)), escape(summary.model), *values)
         before = summary.set
     return table
@@ -241,11 +231,6 @@ def _broken_lines(summaries: list[Summary]) -> list[str]:
         for s in summaries
         if s.broken
     ]
-
-
-def _by_set(summaries: list[Summary]) -> list[Summary]:
-    order = list(dict.fromkeys(s.set for s in summaries))
-    return sorted(summaries, key=lambda s: order.index(s.set))
 
 
 def _legend(rows: list[Row], metrics: list[Metric], gains: bool) -> str:
