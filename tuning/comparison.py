@@ -1,18 +1,14 @@
 """Trials that differ in their seed alone, as one: a table with intervals over seeds, and curves."""
 
-import io
 import math
 import statistics
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from rlvid.evaluate.tables.table import Cell, Grid
-from rlvid.files import write_whole
 from rlvid.metric_names import MAIN, metric_of
-from rlvid.plots.style import RULE, drawing, legend_label, styles_of
+from rlvid.plots.curves import AXES, png_page
+from rlvid.plots.style import RULE, legend_label, styles_of
 from rlvid.stats import mean_interval
 from tuning.description import Sweep
 from tuning.outcomes import Outcome
@@ -21,7 +17,6 @@ from tuning.space import VARIANT, shown
 PANELS = (
     ("seconds", "reward"), ("videos", "reward"), ("seconds", "oracle_score"), ("reward", "oracle_score"),
 )  # fmt: skip
-COSTS = {"seconds": "seconds of training", "videos": "videos rewarded"}
 
 
 def by_seed(sweep: Sweep, outcomes: list[Outcome]) -> dict[str, list[list[dict[str, Any]]]]:
@@ -50,7 +45,8 @@ def table(base: dict[str, Any], results: dict[str, list[list[dict[str, Any]]]]) 
         for metric in known:
             mean, half = mean_interval([end["mean"][metric] for end in ends])
             cells.append(Cell(metric_of(metric).mean(mean, half), mean - half > base["mean"][metric]))
-        rows.append([name, f"{seconds:.0f}", f"{videos:.0f}", *cells, f"{std:.3f}"])
+        costs = metric_of("seconds").number(seconds), f"{videos:.0f}"
+        rows.append([name, *costs, *cells, metric_of("reward").number(std)])
     heads = ["Settings", "Seconds", "Videos", *(metric_of(metric).name for metric in known), "Std of rewards"]
     return Grid(heads, rows).markdown() + "\n"
 
@@ -65,9 +61,7 @@ def draw(base: dict[str, Any], results: dict[str, list[list[dict[str, Any]]]], p
     The strong line of some settings is the mean over seeds, the faint ones are the seeds.
     """
     looks = styles_of(list(results))
-    with drawing(10):
-        figure = Figure(figsize=(13, 9), layout="constrained")
-        FigureCanvasAgg(figure)
+    with png_page(path, 13, 9, dpi=100) as figure:
         panels = figure.subplots(2, 2).flatten()
         for panel, (across, up) in zip(panels, PANELS, strict=True):
             for name, runs in results.items():
@@ -81,14 +75,11 @@ def draw(base: dict[str, Any], results: dict[str, list[list[dict[str, Any]]]], p
                 panel.plot(
                     x, y, linewidth=1.8, marker=looks[name].marker, markersize=5, label=legend_label(name), **look
                 )
-            panel.set_xlabel(COSTS.get(across, metric_of(across).axis))
+            panel.set_xlabel(AXES.get(across, metric_of(across).axis))
             panel.set_ylabel(metric_of(up).axis)
             panel.spines[["top", "right"]].set_visible(False)
             panel.grid(color=RULE, linewidth=0.6)
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=9)
-        data = io.BytesIO()
-        figure.savefig(data, format="png", dpi=100)
-    write_whole(path, data.getvalue())
 
 
 def _value(point: dict[str, Any], name: str) -> float:

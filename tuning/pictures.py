@@ -4,10 +4,7 @@ White, one face, one scale of colours that stays in order for the colour-blind a
 Line style and words show how a trial ended, colour does not.
 """
 
-import io
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +12,20 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from rlvid.files import write_whole
-from rlvid.metric_names import metric_of
-from rlvid.plots.style import INK, RULE, SOFT, drawing
+from rlvid.metric_names import Metric, metric_of
+from rlvid.plots.curves import png_page
+from rlvid.plots.style import INK, RULE, SOFT
 from rlvid.stats import finite_mean
-from tuning.description import COST, Sweep
+from tuning.description import Sweep
 from tuning.outcomes import Outcome
 from tuning.space import Dimension, label
 
 COLOURS = "cividis_r"
 _MAP_OF = ("reward.attenuation", "reward.segments")
 _MOST_CELLS = 12  # a side of the map
-
-
-@contextmanager
-def _page(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure in the house's style, written whole when the block ends."""
-    with drawing(10):
-        figure = Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
-        figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12)
-        yield figure
-        data = io.BytesIO()
-        figure.savefig(data, format="png")
-    write_whole(path, data.getvalue())
 
 
 def _short(key: str) -> str:
@@ -75,9 +59,9 @@ class _Scale:
         finite = [value for value in values if math.isfinite(value)] or [0.0]
         low, high = min(finite), max(finite)
         low, high = (low, high) if high > low else (low - 0.5, high + 0.5)
-        digits = ".0f" if name == COST else ".3f"
-        ticks = [(v, f"{v:{digits}}") for v in (low, (low + high) / 2, high)]
-        return _Scale(metric_of(name).name.replace(" ", "\n", 1), ticks, None, False)
+        metric = metric_of(name)
+        ticks = [(v, metric.number(v)) for v in (low, (low + high) / 2, high)]
+        return _Scale(metric.name.replace(" ", "\n", 1), ticks, None, False)
 
     def at(self, value: Any) -> float:
         """Height of a value; NaN where it has none."""
@@ -93,17 +77,13 @@ class _Scale:
         return self.ticks if self._place is not None else [(self.at(value), text) for value, text in self.ticks]
 
 
-def parallel_coordinates(path: Path, sweep: Sweep, outcomes: list[Outcome], best: Outcome) -> bool:
-    """Writes a PNG: an upright axis for each setting and objective, a line a trial at its last rung; the best is thick.
-
-    Returns:
-        True: it is always drawn.
-    """
+def parallel_coordinates(path: Path, sweep: Sweep, outcomes: list[Outcome], best: Outcome) -> None:
+    """Writes a PNG: an upright axis for each setting and objective, a line a trial at its last rung, the best thick."""
     known = [one for one in outcomes if one.step is not None]
     scales = [_Scale.of_setting(dimension) for dimension in sweep.dimensions]
     scales += [_Scale.of_score(name, [one.value(name) for one in known]) for name in sweep.objectives]
     colour = _colours([one.value(sweep.metric) for one in known])
-    with _page(path, max(8.0, 1.6 * len(scales) + 1.5), 5.2) as figure:
+    with png_page(path, max(8.0, 1.6 * len(scales) + 1.5), 5.2) as figure:
         axes = figure.add_subplot()
         spread = np.linspace(-0.02, 0.02, len(known)) if len(known) > 1 else [0.0]
         for one, aside in zip(known, spread, strict=True):  # a little apart, where many choose the same
@@ -130,7 +110,6 @@ def parallel_coordinates(path: Path, sweep: Sweep, outcomes: list[Outcome], best
         ]
         figure.legend(handles=lines, loc="outside lower left", ncols=3, frameon=False, handlelength=3)
         figure.suptitle(f"{sweep.name}: {len(known)} trials", x=0.015, ha="left", fontsize=13, fontweight="bold")
-    return True
 
 
 def _upright(axes: Axes, place: int, scale: _Scale) -> None:
@@ -160,21 +139,20 @@ def heat_map(path: Path, sweep: Sweep, outcomes: list[Outcome], base: dict[str, 
     chosen += [d for d in few if d not in chosen]
     if len(chosen) < 2:
         return False
-    up, across = chosen[:2]
+    (up, across), metric = chosen[:2], metric_of(sweep.metric)
     tables = {step: _cells(sweep, outcomes, up, across, step) for step in sweep.rungs}
     drawn = [step for step in sweep.rungs if np.isfinite(tables[step]).any()]
     colour = _colours([value for step in drawn for value in tables[step].flatten()])
     width = 1.3 + len(drawn) * (0.95 * len(across.listed) + 1.3)
-    with _page(path, max(6.5, width), 1.9 + 0.62 * len(up.listed)) as figure:
+    with png_page(path, max(6.5, width), 1.9 + 0.62 * len(up.listed)) as figure:
         panels = figure.subplots(1, len(drawn), squeeze=False)[0]
         for panel, step in zip(panels, drawn, strict=True):
-            _map(panel, tables[step], colour, up, across)
+            _map(panel, tables[step], metric, colour, up, across)
             panel.set_title(f"after {step} {sweep.unit}", loc="left", fontsize=10.5)
         panels[0].set_ylabel(_short(up.key).replace("\n", " "))
-        figure.colorbar(colour, ax=list(panels), label=metric_of(sweep.metric).name, shrink=0.9, pad=0.02)
-        known = "" if base is None else f" (base model: {base['mean'][sweep.metric]:.3f})"
-        title = f"{sweep.name}: {metric_of(sweep.metric).spoken}{known}"
-        figure.suptitle(title, x=0.015, ha="left", fontsize=13, fontweight="bold")
+        figure.colorbar(colour, ax=list(panels), label=metric.name, shrink=0.9, pad=0.02)
+        known = "" if base is None else f" (base model: {metric.number(base['mean'][sweep.metric])})"
+        figure.suptitle(f"{sweep.name}: {metric.spoken}{known}", x=0.015, ha="left", fontsize=13, fontweight="bold")
         figure.text(0.015, 0.012, "hatched: no trial came so far", ha="left", color=SOFT, fontsize=8.5)
     return True
 
@@ -192,7 +170,9 @@ def _cells(sweep: Sweep, outcomes: list[Outcome], up: Dimension, across: Dimensi
     return table
 
 
-def _map(panel: Axes, table: np.ndarray, colour: ScalarMappable, up: Dimension, across: Dimension) -> None:
+def _map(
+    panel: Axes, table: np.ndarray, metric: Metric, colour: ScalarMappable, up: Dimension, across: Dimension
+) -> None:
     panel.imshow(table, cmap=colour.cmap, norm=colour.norm, origin="lower", aspect="auto")
     middle = (colour.norm.vmin + colour.norm.vmax) / 2
     best = np.nanmax(table)
@@ -201,7 +181,8 @@ def _map(panel: Axes, table: np.ndarray, colour: ScalarMappable, up: Dimension, 
             panel.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, hatch="///", edgecolor=RULE, linewidth=0))
             continue
         ink, weight = ("white" if value > middle else INK), ("bold" if value == best else "normal")
-        panel.annotate(f"{value:.3f}", (j, i), ha="center", va="center", color=ink, fontweight=weight, fontsize=9)
+        text = metric.number(value)
+        panel.annotate(text, (j, i), ha="center", va="center", color=ink, fontweight=weight, fontsize=9)
     panel.set_xticks(range(len(across.listed)), [label(value) for value in across.listed])
     panel.set_yticks(range(len(up.listed)), [label(value) for value in up.listed])
     panel.set_xlabel(_short(across.key).replace("\n", " "))

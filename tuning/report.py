@@ -29,14 +29,16 @@ def write_report(sweep: Sweep, journal: Journal) -> Path | None:
     if not order:
         return None
     base = read_scores(sweep.folder / "base.json")
-    pictures = {"parallel.png": parallel_coordinates(folder / "parallel.png", sweep, outcomes, order[0])}
-    pictures["heatmap.png"] = heat_map(folder / "heatmap.png", sweep, outcomes, base)
+    parallel_coordinates(folder / "parallel.png", sweep, outcomes, order[0])
+    pictures = ["parallel.png"]
+    if heat_map(folder / "heatmap.png", sweep, outcomes, base):
+        pictures.append("heatmap.png")
     over_seeds = ""
     if base is not None and "seed" in sweep.space and (seeds := by_seed(sweep, outcomes)):
         over_seeds = table(base, seeds)
         write_whole(folder / "comparison.md", over_seeds.encode())
         draw(base, seeds, folder / "comparison.png")
-        pictures["comparison.png"] = True
+        pictures.append("comparison.png")
     best = sweep.to_train(order[0].trial.settings, f"{sweep.name}-best")
     first = one_line(f"{order[0].trial.name}, {shown(order[0].trial.settings)}")
     head = (
@@ -47,8 +49,7 @@ def write_report(sweep: Sweep, journal: Journal) -> Path | None:
     write_whole(folder / "best.yaml", (head + dumped).encode())
     write_whole(folder / "results.csv", results_csv(sweep, outcomes).encode())
     write_whole(folder / "results.md", (results_table(sweep, outcomes, base) + "\n").encode())
-    drawn = [name for name, made in pictures.items() if made]
-    write_whole(folder / "report.md", page(sweep, outcomes, order, base, over_seeds, drawn).encode())
+    write_whole(folder / "report.md", page(sweep, outcomes, order, base, over_seeds, pictures).encode())
     write_hparams(sweep, outcomes)
     return folder
 

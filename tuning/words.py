@@ -1,6 +1,7 @@
 """What a sweep found, in sentences, with no more certainty than its videos give."""
 
 import math
+import statistics
 from typing import Any
 
 from rlvid.escape import markdown_text
@@ -23,12 +24,12 @@ def found(sweep: Sweep, outcomes: list[Outcome], order: list[Outcome], base: dic
         f"- {len(outcomes)} trials: {ends.count('finished')} ran to the last of {', '.join(map(str, sweep.rungs))} "
         f"{sweep.unit}, {ends.count('stopped early')} were stopped early, {ends.count('failed')} failed, "
         f"{invalid}{ends.count(None)} are open.",
-        f"- **Best by {metric.spoken}: {best.trial.name}, {settings}**, with {best.value(sweep.metric):.3f} "
-        f"after {best.step} {sweep.unit}.",
+        f"- **Best by {metric.spoken}: {best.trial.name}, {settings}**, with "
+        f"{metric.number(best.value(sweep.metric))} after {best.step} {sweep.unit}.",
     ]
     if gain := difference(best, base, sweep.metric):
         lines.append(
-            f"- The base has {base['mean'][sweep.metric]:.3f}: a gain of "
+            f"- The base has {metric.number(base['mean'][sweep.metric])}: a gain of "
             f"{metric.gain(gain.difference, gain.low, gain.high)} (paired over {gain.pairs} videos, 95 % bootstrap "
             f"interval){'' if gain.way > 0 else f', which may be chance{_few(gain)}'}."
         )
@@ -37,7 +38,8 @@ def found(sweep: Sweep, outcomes: list[Outcome], order: list[Outcome], base: dic
         gain = difference(best, second.scores[best.step], sweep.metric)
         lines.append(
             f"- The next one, {second.trial.name} ({markdown_text(shown(second.trial.settings))}), has "
-            f"{second.value(sweep.metric):.3f}: a difference of {metric.gain(gain.difference, gain.low, gain.high)}, "
+            f"{metric.number(second.value(sweep.metric))}: a difference of "
+            f"{metric.gain(gain.difference, gain.low, gain.high)}, "
             + ("which these videos tell apart." if gain.way > 0 else f"which may be chance{_few(gain)}.")
         )
     lines += [line for dimension in sweep.dimensions if (line := _effect(sweep, dimension, outcomes))]
@@ -54,16 +56,14 @@ def _few(gain: Any) -> str:
 
 def _effect(sweep: Sweep, dimension: Dimension, outcomes: list[Outcome]) -> str | None:
     """Means over the trials of each value, at the first rung, where all of them have had the same number of steps."""
-    step, groups = sweep.rungs[0], _groups(dimension, outcomes)
-    means = []
-    for name, members in groups.items():
+    step, metric, means = sweep.rungs[0], metric_of(sweep.metric), []
+    for name, members in _groups(dimension, outcomes).items():
         values = [v for v in (one.value(sweep.metric, step) for one in members) if math.isfinite(v)]
         if values:
-            means.append(f"{markdown_text(name)}: {sum(values) / len(values):.3f} ({len(values)})")
+            means.append(f"{markdown_text(name)}: {metric.number(statistics.fmean(values))} ({len(values)})")
     if len(means) < 2:
         return None
-    name = metric_of(sweep.metric).spoken
-    return f"- `{dimension.key}` after {step} {sweep.unit}, mean {name} (trials): {', '.join(means)}."
+    return f"- `{dimension.key}` after {step} {sweep.unit}, mean {metric.spoken} (trials): {', '.join(means)}."
 
 
 def _groups(dimension: Dimension, outcomes: list[Outcome]) -> dict[str, list[Outcome]]:

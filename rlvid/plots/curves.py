@@ -1,8 +1,8 @@
 """Curves and points: rewards along training, and what a gain costs; as PNG, or as SVG for a light and a dark page."""
 
 import io
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,8 @@ from rlvid.files import write_whole
 from rlvid.plots.style import INK, RULE, SOFT, STYLES, PlotStyle, drawing, legend_label
 
 _MOST = 4  # series in one curve
+AXES = {"steps": "optimiser step", "seconds": "seconds of training", "videos": "videos rewarded"}
+"""What pictures write along the cost of a run."""
 Series = tuple[np.ndarray, np.ndarray]
 """x and y, both finite; x ascends where there are several runs."""
 
@@ -195,13 +197,31 @@ def _saved(figure: Figure, kind: str, **options: Any) -> bytes:
     return data.getvalue()
 
 
+@contextmanager
+def png_page(path: str | Path, width: float, height: float, size: float = 10, dpi: int = 150) -> Iterator[Figure]:
+    """A white figure, written as PNG when the block ends.
+
+    Args:
+        path: of the PNG; written as a whole.
+        width: in inches.
+        height: the same.
+        size: of the type, in points.
+        dpi: pixels an inch.
+    """
+    with drawing(size):
+        layout = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.12)
+        figure = Figure(figsize=(width, height), dpi=dpi, layout=layout, facecolor="white")
+        yield figure
+        write_whole(Path(path), _saved(figure, "png"))
+
+
 def draw_rewards(
     path: str | Path,
     steps: Sequence[int],
     series: Mapping[str, Sequence[float]],
     *,
     window: int | None = None,
-    x_label: str = "optimiser step",
+    x_label: str = AXES["steps"],
     y_label: str = "reward (cosine similarity)",
     title: str | None = None,
     marks: Mapping[str, float] | None = None,
@@ -229,9 +249,7 @@ def draw_rewards(
         if len(values) != len(steps):
             raise ValueError(f"draw_rewards: series {label!r} has {len(values)} values for {len(steps)} steps")
     reach = (max(1, len(steps) // 20) if window is None else window) // 2
-    with drawing(11):
-        layout = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.12)
-        figure = Figure(figsize=(9.6, 5.0), dpi=150, layout=layout, facecolor="white")
+    with png_page(path, 9.6, 5.0, size=11) as figure:
         axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
         for (label, values), style in zip(series.items(), STYLES, strict=False):
             _curve(axes, np.asarray(steps), np.asarray(values, dtype=np.float64), reach, legend_label(label), style)
@@ -257,7 +275,6 @@ def draw_rewards(
             axes.annotate(
                 note, (1, 0), (0, -27), "axes fraction", "offset points", ha="right", va="top", color=SOFT, fontsize=9
             )
-        write_whole(Path(path), _saved(figure, "png"))
 
 
 def _curve(axes: Axes, steps: np.ndarray, raw: np.ndarray, reach: int, label: str, style: PlotStyle) -> None:

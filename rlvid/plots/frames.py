@@ -112,9 +112,13 @@ def draw_steps(path: str | Path, prompts: Sequence[str], frames: Mapping[int, Te
     """
     if not frames or columns < 2:
         raise ValueError(f"draw_steps: {len(frames)} steps, columns = {columns}; expected 1 or more, and 2 or more")
-    steps = sorted(frames)
-    steps = [steps[round(i)] for i in np.linspace(0, len(steps) - 1, min(columns, len(steps)))]
-    draw_models(path, prompts, {f"step {step:,}": list(frames[step]) for step in steps}, shown=1)
+    shown = spread(sorted(frames), columns)
+    draw_models(path, prompts, {f"step {step:,}": list(frames[step]) for step in shown}, shown=1)
+
+
+def spread(values: Sequence[int], most: int) -> list[int]:
+    """At most so many of the values, evenly, the first and the last among them."""
+    return [values[round(i)] for i in np.linspace(0, len(values) - 1, min(most, len(values)))]
 
 
 def side_by_side(prompt: str, films: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -170,7 +174,7 @@ def write_moving(stem: Path, film: np.ndarray, fps: float) -> list[Path]:
 def _still(video_FCHW: Tensor, shown: int) -> list[Image.Image]:
     """At most ``shown`` frames, spread over the video, or its central one alone."""
     count = len(video_FCHW)
-    places = [count // 2] if shown == 1 else [round(i) for i in np.linspace(0, count - 1, min(shown, count))]
+    places = [count // 2] if shown == 1 else spread(range(count), shown)
     return [tile(video_FCHW[place]) for place in places]
 
 
@@ -180,14 +184,19 @@ def tile(frame_CHW: Tensor) -> Image.Image:
     factor = TILE // width
     size = (width * factor, height * factor) if factor else (TILE, max(1, round(height * TILE / width)))
     if not torch.isfinite(frame_CHW.float()).all():
-        image = Image.new("RGB", size, "white")
-        cross = ImageDraw.Draw(image)
-        cross.line((0, 0, size[0], size[1]), SOFT, 2)
-        cross.line((0, size[1], size[0], 0), SOFT, 2)
-        return image
+        return crossed(size)
     pixels = frame_CHW if frame_CHW.dtype == torch.uint8 else (frame_CHW.clamp(0, 1) * 255).round().to(torch.uint8)
     image = Image.fromarray(pixels.permute(1, 2, 0).cpu().contiguous().numpy())
     return image.resize(size, Image.Resampling.NEAREST if factor else Image.Resampling.LANCZOS)
+
+
+def crossed(size: tuple[int, int]) -> Image.Image:
+    """A white frame with a cross over it, which stands for one whose pixels are no numbers."""
+    image = Image.new("RGB", size, "white")
+    cross, (right, low) = ImageDraw.Draw(image), (size[0] - 1, size[1] - 1)
+    cross.line((0, 0, right, low), SOFT, 2)
+    cross.line((0, low, right, 0), SOFT, 2)
+    return image
 
 
 def paste(image: Image.Image, tiles: list[Image.Image], left: int, top: int) -> None:

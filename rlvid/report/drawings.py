@@ -8,14 +8,12 @@ import numpy as np
 from rlvid.evaluate.results.read import EvaluationData
 from rlvid.evaluate.results.summary import Summary
 from rlvid.metric_names import REWARD_TAGS, Metric, metric_of, set_title
-from rlvid.plots.curves import Drawing, Line, Panel, Point, Series, draw_panels
+from rlvid.plots.curves import AXES, Drawing, Line, Panel, Point, Series, draw_panels
 from rlvid.plots.style import PlotStyle
 from rlvid.report.inputs import Group, ReportInputs
 from rlvid.report.runs import Run
 from rlvid.report.summary import shown_metrics
 from rlvid.stats import bootstrap_interval
-
-_ACROSS = {"steps": "optimiser step", "seconds": "seconds of training"}
 
 
 def reward_curves(groups: Sequence[Group], across: str) -> Drawing | None:
@@ -35,7 +33,7 @@ def reward_curves(groups: Sequence[Group], across: str) -> Drawing | None:
         return _finite((place[s], scalars[s]) for s in sorted(scalars) if s in place)
 
     panels = [
-        Panel(_ACROSS[across], "", REWARD_TAGS[tag].capitalize(), [
+        Panel(AXES[across], "", REWARD_TAGS[tag].capitalize(), [
             Line(group.label, group.style, _drawn((series(run, tag) for run in group.runs), 1), smooth=True)
             for group in groups
         ])
@@ -78,7 +76,7 @@ def along_runs(inputs: ReportInputs, steps: int, across: str) -> Drawing | None:
             for group in groups
         ]  # fmt: skip
         return Panel(
-            _ACROSS[across] if len(sets) == 1 or metric == metrics[-1] else "",
+            AXES[across] if len(sets) == 1 or metric == metrics[-1] else "",
             metric_of(metric).name if name == sets[0] else "",
             set_title(name).capitalize() if metric == metrics[0] else "",
             lines,

@@ -2,10 +2,11 @@
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
@@ -26,6 +27,7 @@ from rlvid.runs.guard_log import warnings_of
 from rlvid.stats import MIN_PROMPTS
 
 _DIGITS = 5
+_PAGE = Path(__file__).parent / "page"
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def render(inputs: ReportInputs, selection: CaseSelection, assets: PageAssets) -
     """File name -> text of the page, its style and its script."""
     evaluation = inputs.evaluation
     environment = Environment(
-        loader=PackageLoader("rlvid.report", "page"), undefined=StrictUndefined, trim_blocks=False,
+        loader=FileSystemLoader(_PAGE), undefined=StrictUndefined, trim_blocks=False,
         autoescape=select_autoescape(enabled_extensions=("html", "html.j2"), default=True),
     )  # fmt: skip
     frames, height, width, _ = assets.shape
@@ -81,13 +83,7 @@ def render(inputs: ReportInputs, selection: CaseSelection, assets: PageAssets) -
     )  # fmt: skip
     card = min(48.0, max(18.0, 9.0 * len(inputs.pictured)))  # rem
     style = environment.get_template("report.css.j2").render(looks=STYLES, width=width, height=height, card=card)
-    return {"index.html": page, "report.css": style, "report.js": _read(environment, "report.js")}
-
-
-def _read(environment: Environment, name: str) -> str:
-    loader = environment.loader
-    assert loader is not None
-    return loader.get_source(environment, name)[0]
+    return {"index.html": page, "report.css": style, "report.js": (_PAGE / "report.js").read_text(encoding="utf-8")}
 
 
 def summaries_of(inputs: ReportInputs) -> list[ModelSummary]:

@@ -1,25 +1,14 @@
 """Runs of several seeds as one row: the paper's tables, and every two rows against each other."""
 
-from dataclasses import dataclass
-
 from rlvid.evaluate.results.pairwise import MAX_PAIRWISE_ROWS, pairwise
 from rlvid.evaluate.results.rows import pooled
 from rlvid.evaluate.tables.groups import pairwise_grids, pairwise_legend
 from rlvid.evaluate.tables.paper import GAINED, LAYOUTS, paper_table
-from rlvid.evaluate.tables.table import Grid
+from rlvid.evaluate.tables.table import Section
 from rlvid.report.inputs import ReportInputs
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table and what stands above and below it."""
-
-    heading: str
-    grid: Grid
-    legend: str
-
-
-def over_seeds(inputs: ReportInputs) -> list[Table]:
+def over_seeds(inputs: ReportInputs) -> list[Section]:
     """The tables; none where no two models differ in seed alone."""
     groups, base = inputs.seeds, inputs.evaluation.base.name
     if not groups:
@@ -29,9 +18,9 @@ def over_seeds(inputs: ReportInputs) -> list[Table]:
         table = paper_table(name, rows, base, groups)
         what = "All prompts" if layout.pooled else "Reward of each prompt set"
         notes = "".join(f" {note}." for note in table.notes(groups))
-        tables.append(Table(what, table.grid(), f"{layout.caption} A row has the videos of all seeds.{notes}"))
-        tables.append(Table(f"{what}: over the base", table.gain_grid(), GAINED))
+        tables.append(Section(what, table.grid(), f"{layout.caption} A row has the videos of all seeds.{notes}"))
+        tables.append(Section(f"{what}: over the base", table.gain_grid(), GAINED))
     if len(groups) < MAX_PAIRWISE_ROWS:
         for steps, grid in pairwise_grids(pairwise(pooled(rows), groups, base)).items():
-            tables.append(Table(f"Each against each, D = {steps}", grid, pairwise_legend(groups)))
+            tables.append(Section(f"Each against each, D = {steps}", grid, pairwise_legend(groups)))
     return tables

@@ -6,12 +6,12 @@ from math import ceil, sqrt
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from rlvid.evaluate.results.about import Case, describe
 from rlvid.evaluate.results.read import EvaluationData
 from rlvid.evaluate.results.videos import decode_frames, read_frames
-from rlvid.plots.style import SOFT
+from rlvid.plots.frames import crossed
 
 _CRISP = 128
 """Frames up to so many pixels wide are kept pixel by pixel as PNG; larger ones are WebP, a tenth of the size."""
@@ -69,8 +69,4 @@ def sprite(frames: np.ndarray) -> tuple[bytes, str, int]:
 def crossed_out(shape: tuple[int, ...]) -> np.ndarray:
     """A white video of ``shape`` (F, H, W, 3) with a cross over it."""
     count, height, width, _ = shape
-    image = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(image)
-    draw.line((0, 0, width - 1, height - 1), SOFT, 2)
-    draw.line((0, height - 1, width - 1, 0), SOFT, 2)
-    return np.repeat(np.asarray(image)[None], count, 0)
+    return np.repeat(np.asarray(crossed((width, height)))[None], count, 0)

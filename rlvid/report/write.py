@@ -13,7 +13,7 @@ from rlvid.evaluate.results.about import Case, ModelRecord, VideoKey
 from rlvid.files import whole_folder
 from rlvid.metric_names import metric_of, set_title
 from rlvid.plots.curves import Drawing
-from rlvid.plots.frames import draw_models, draw_steps, side_by_side, write_moving
+from rlvid.plots.frames import draw_models, draw_steps, side_by_side, spread, write_moving
 from rlvid.report.drawings import along_runs, pareto, reward_curves
 from rlvid.report.inputs import ReportInputs, read_inputs
 from rlvid.report.page import PageAssets, Strip, render
@@ -165,14 +165,9 @@ def _evolving(
             run = Path(next(m.path for m in line.values() if m.path)).name
             heading = f"{set_title(name).capitalize()}: along the run {run}"
             alt = f"The central frame at steps {', '.join(map(str, sorted(line)))} for: {'; '.join(prompts)}."
-            films = {f"step {step}": kept[line[step].name, cases[0]] for step in _spread(sorted(line))}
+            films = {f"step {step}": kept[line[step].name, cases[0]] for step in spread(sorted(line), 6)}
             files = _moving(part, stem, prompts[0], films, evaluation.about.fps) if moving else []
             assets.strips.append(Strip(f"{stem}.png", heading, alt, files))
-
-
-def _spread(steps: list[int], most: int = 6) -> list[int]:
-    """At most so many of them, the first and the last among them."""
-    return [steps[round(i)] for i in np.linspace(0, len(steps) - 1, min(most, len(steps)))]
 
 
 def _drawings(inputs: ReportInputs, assets: PageAssets, part: Path) -> None:

@@ -2,11 +2,10 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from rich.table import Table
 
-from rlvid.evaluate.tables.table import Grid
+from rlvid.evaluate.tables.table import Grid, Section
 from rlvid.metric_names import NONE, SHARE
 from rlvid.study.pairs import AXES
 from rlvid.study.results import Results, Share
@@ -34,15 +33,6 @@ _LINKS = (
 _PEOPLE = "A check is passed when the video without noise is chosen for its quality."
 
 
-@dataclass(frozen=True)
-class Section:
-    """A table with a title and a note."""
-
-    title: str
-    note: str
-    grid: Grid
-
-
 def sections(results: Results) -> Iterator[Section]:
     """The tables of a study, without those that would be empty."""
     label = results.models.__getitem__
@@ -52,40 +42,40 @@ def sections(results: Results) -> Iterator[Section]:
         for d in results.duels
     ]  # fmt: skip
     heads = ["Axis", "Model", "against", "Wins", "Ties", "Losses", "Decided pairs", "Preferred"]
-    yield Section("Wins, ties and losses", _DUELS, Grid(heads, duels, words=3))
+    yield Section("Wins, ties and losses", Grid(heads, duels, words=3), _DUELS)
     standings = [
         [AXES[s.axis], label(s.model), _number(s.strength, "+.2f"), SHARE.number(s.won)] for s in results.standings
     ]
-    yield Section("Ranking", _STANDINGS, Grid(["Axis", "Model", "Strength", "Won"], standings, words=2))
+    yield Section("Ranking", Grid(["Axis", "Model", "Strength", "Won"], standings, words=2), _STANDINGS)
     if len(results.people) > 1:
         concord = [
             [AXES[c.axis], str(c.pairs), SHARE.number(c.equal), _number(c.alpha, ".2f")] for c in results.concord
         ]
-        yield Section("Agreement between people", _CONCORD, Grid(["Axis", "Pairs", "Equal", "Alpha"], concord))
+        yield Section("Agreement between people", Grid(["Axis", "Pairs", "Equal", "Alpha"], concord), _CONCORD)
     if results.metrics:
         agrees = [
             [AXES[m.axis], m.title, str(m.agrees.count), str(m.agrees.pairs), _share(m.agrees)] for m in results.metrics
         ]
         heads = ["Axis", "Metric", "Answers", "Pairs", "Agrees"]
-        yield Section("Agreement with metrics", _METRICS, Grid(heads, agrees, words=2))
+        yield Section("Agreement with metrics", Grid(heads, agrees, words=2), _METRICS)
     people = [
         [p.name, p.link, f"{p.pairs} of {results.asked}", f"{p.passed} of {p.checks}" if p.checks else "none asked"]
         for p in results.people
     ]
     note = f"{_PEOPLE} {_LINKS}" if any(person.checks for person in results.people) else _LINKS
-    yield Section("People", note, Grid(["Annotator", "Link", "Pairs", "Checks passed"], people, words=2))
+    yield Section("People", Grid(["Annotator", "Link", "Pairs", "Checks passed"], people, words=2), note)
 
 
 def markdown(results: Results) -> str:
     """All tables as one page."""
-    parts = [f"## {each.title}\n\n{each.grid.markdown()}\n\n{each.note}" for each in sections(results)]
+    parts = [f"## {each.heading}\n\n{each.grid.markdown()}\n\n{each.note}" for each in sections(results)]
     return "\n\n".join(["# Study", *parts]) + "\n"
 
 
 def render(results: Results) -> Iterator[Table]:
     """All tables for the console."""
     for each in sections(results):
-        yield each.grid.console(each.title)
+        yield each.grid.console(each.heading)
 
 
 def _share(share: Share) -> str:

@@ -95,6 +95,15 @@ class Grid:
         return sum(max(map(len, column)) + _GAP for column in zip(*texts, strict=True)) > _PAGE
 
 
+@dataclass(frozen=True)
+class Section:
+    """A table with a heading above and a note below."""
+
+    heading: str
+    grid: Grid
+    note: str
+
+
 def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
     """Lines of a pipe table whose cells are Markdown already; see ``Grid`` for ``words``."""
     rules = ["---"] * words + ["---:"] * (len(heads) - words)
