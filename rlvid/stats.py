@@ -34,6 +34,15 @@ def mean_and_std(values: np.ndarray) -> tuple[float, float]:
     return mean, float(values.std(ddof=1)) if len(values) > 1 else math.nan
 
 
+def pareto_front(points: Sequence[Sequence[float]]) -> list[Sequence[float]]:
+    """The points, of finite values, that no other beats: as high in every value and higher in one."""
+
+    def beats(a: Sequence[float], b: Sequence[float]) -> bool:
+        return a != b and all(x >= y for x, y in zip(a, b, strict=True))
+
+    return [point for point in points if not any(beats(other, point) for other in points)]
+
+
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean, and half of Student's 95 % interval of it (NaN for one value)."""
     mean = float(np.mean(values))

@@ -6,6 +6,7 @@ from typing import Any
 
 from rlvid.evaluate.results.summary import Comparison, compare
 from rlvid.metric_names import metric_of
+from rlvid.stats import pareto_front
 from tuning.description import COST, Sweep
 from tuning.journal import Journal, Trial, read_scores, scores_path
 from tuning.measure import rows_of
@@ -47,11 +48,9 @@ def pareto(outcomes: list[Outcome], objectives: list[str]) -> list[Outcome]:
     def points(one: Outcome) -> list[float]:
         return [sign * one.value(name) for name, sign in signs.items()]
 
-    def beats(a: list[float], b: list[float]) -> bool:
-        return all(x >= y for x, y in zip(a, b, strict=True)) and a != b
-
     known = [one for one in outcomes if one.step is not None and all(map(math.isfinite, points(one)))]
-    return [one for one in known if not any(beats(points(other), points(one)) for other in known)]
+    front = pareto_front([points(one) for one in known])
+    return [one for one in known if points(one) in front]
 
 
 def ranked(sweep: Sweep, outcomes: list[Outcome]) -> list[Outcome]:

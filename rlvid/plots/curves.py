@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from rlvid.files import write_whole
 from rlvid.plots.style import INK, RULE, SOFT, STYLES, PlotStyle, drawing, legend_label
+from rlvid.stats import pareto_front
 
 _MOST = 4  # series in one curve
 AXES = {"steps": "optimiser step", "seconds": "seconds of training", "videos": "videos rewarded"}
@@ -144,8 +145,7 @@ def _panel(axes: Axes, panel: Panel, theme: Theme) -> None:
             label=legend_label(point.label),
         )  # fmt: skip
     if panel.front:
-        places = [(point.x[0], point.y[0]) for point in panel.points]
-        front = sorted(p for p in places if not any(q[0] >= p[0] and q[1] >= p[1] and q != p for q in places))
+        front = sorted(pareto_front([(point.x[0], point.y[0]) for point in panel.points]))
         if len(front) > 1:
             axes.plot(*zip(*front, strict=True), color=theme.soft, linewidth=0.9, zorder=0)
     if panel.points or any(line.notes for line in panel.lines):
@@ -221,9 +221,7 @@ def draw_rewards(
     series: Mapping[str, Sequence[float]],
     *,
     window: int | None = None,
-    x_label: str = AXES["steps"],
     y_label: str = "reward (cosine similarity)",
-    title: str | None = None,
     marks: Mapping[str, float] | None = None,
 ) -> None:
     """Writes a PNG with each series against the training step: raw and light, and smoothed on top.
@@ -233,9 +231,7 @@ def draw_rewards(
         steps: N training steps, ascending.
         series: label -> N values; NaN where there is none. At most four.
         window: values that the smoothed line averages around each step; default: a twentieth of the run, at least 1.
-        x_label: of the horizontal axis.
         y_label: of the vertical axis, with its unit.
-        title: above the curve, if any.
         marks: label -> step that gets a vertical line.
 
     Raises:
@@ -250,7 +246,7 @@ def draw_rewards(
             raise ValueError(f"draw_rewards: series {label!r} has {len(values)} values for {len(steps)} steps")
     reach = (max(1, len(steps) // 20) if window is None else window) // 2
     with png_page(path, 9.6, 5.0, size=11) as figure:
-        axes = figure.add_subplot(xlabel=x_label, ylabel=y_label)
+        axes = figure.add_subplot(xlabel=AXES["steps"], ylabel=y_label)
         for (label, values), style in zip(series.items(), STYLES, strict=False):
             _curve(axes, np.asarray(steps), np.asarray(values, dtype=np.float64), reach, legend_label(label), style)
         for place, (label, step) in enumerate((marks or {}).items()):
@@ -264,8 +260,6 @@ def draw_rewards(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="y", color=RULE, linewidth=0.6)
         axes.margins(x=0.01)
-        if title is not None:
-            figure.suptitle(title, x=0.015, ha="left", fontsize=13, fontweight="bold")
         columns = len(series) if sum(map(len, series)) <= 70 else 2
         axes.legend(
             loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, handlelength=3, borderaxespad=0.2

@@ -220,14 +220,9 @@ def _facts(evaluation: EvaluationData, assets: PageAssets) -> list[tuple[str, st
         ("Denoising steps D", ", ".join(map(str, evaluation.about.steps))),
         ("Videos", f"{frames} frames of {width} x {height} pixels, {evaluation.about.fps:g} a second"),
         ("Seed of the noise", "–" if about.seed is None else str(about.seed)),
-        *_rewards(about.rewards or {}),
+        *((f"{metric_of(key).name} is", without_folders(name)) for key, name in (about.rewards or {}).items() if name),
         ("CLIPSIM and consistency by", without_folders(about.clip or "builtin-heldout")),
     ]
-
-
-def _rewards(rewards: dict[str, str | None]) -> list[tuple[str, str]]:
-    """What is called the reward and the held-out reward here; nothing for evaluations that do not say it."""
-    return [(f"{metric_of(metric).name} is", without_folders(name)) for metric, name in rewards.items() if name]
 
 
 def _kind(model: ModelRecord) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rlvid.evaluate.results.about import Case, ModelRecord, VideoKey
+from rlvid.evaluate.results.about import Case, VideoKey
 from rlvid.files import whole_folder
 from rlvid.metric_names import metric_of, set_title
 from rlvid.plots.curves import Drawing
@@ -66,7 +66,7 @@ def write_report(
             (part / name).mkdir()
         assets, kept = _sprites(inputs, selection, part, progress)
         for number, (case, model) in enumerate(selection.moving, 1):
-            films = {m.label: kept[m.name, case] for m in _with(inputs.pictured, model)}
+            films = {m.label: kept[m.name, case] for m in (*inputs.pictured, *filter(None, [model]))}
             name = f"{number:02d}-{_file(case.set)}-{case.steps}-{case.index + 1:03d}-{case.copy + 1}"
             assets.files[case] = _moving(part, name, evaluation.prompt(case), films, evaluation.about.fps)
         _strips(inputs, selection, kept, assets, part)
@@ -112,10 +112,6 @@ def _sprites(
         label = next(m.label for m in evaluation.models if m.name == name)
         assets.notes.append(f"{label}: {many} of its videos, crossed out here, had pixels that were no numbers.")
     return assets, kept
-
-
-def _with(models: Sequence[ModelRecord], further: ModelRecord | None) -> list[ModelRecord]:
-    return [*models, *([further] if further and further not in models else [])]
 
 
 def _moving(part: Path, name: str, prompt: str, films: dict[str, np.ndarray], fps: float) -> list[str]:

@@ -123,7 +123,7 @@ def test_every_picture_takes_every_name(tmp_path: Path) -> None:
     for name in names:
         for line in (shorten(name, font(16), 400), *wrap(f"{name} {name}", font(16), 200, 2)):
             assert "\n" not in line
-    draw_rewards(tmp_path / "curve.png", [1, 2], {r"$\bad$": [0.1, 0.2], "_b": [0.1, 0.2]}, title="$x$", y_label="$")
+    draw_rewards(tmp_path / "curve.png", [1, 2], {r"$\bad$": [0.1, 0.2], "_b": [0.1, 0.2]}, y_label="$")
 
 
 def test_a_long_text_is_drawn_at_once() -> None:

@@ -116,8 +116,8 @@ def test_curve_is_drawn_for_whole_sparse_and_single_values(tmp_path: Path) -> No
     steps = list(range(100))
     rising = [0.2 + 0.001 * s for s in steps]
     sparse = [0.2 if s % 10 == 0 else math.nan for s in steps]
-    draw_rewards(tmp_path / "a.png", steps, {"trained reward": rising, "held-out reward": sparse}, title="A run")
-    draw_rewards(tmp_path / "b.png", steps, {"trained reward": rising}, title="A run")
+    draw_rewards(tmp_path / "a.png", steps, {"trained reward": rising, "held-out reward": sparse})
+    draw_rewards(tmp_path / "b.png", steps, {"trained reward": rising})
     draw_rewards(tmp_path / "c.png", [3], {"trained reward": [0.5]})
     a, b = pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png")
     vermillion = np.array([0xD5, 0x5E, 0x00])
