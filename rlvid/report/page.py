@@ -172,7 +172,9 @@ def _data(evaluation: EvaluationData, assets: PageAssets) -> dict[str, Any]:
     return {
         "fps": evaluation.about.fps, "frames": frames, "columns": assets.columns, "size": [width, height],
         "models": [model.label for model in evaluation.models],
-        "metrics": [{"key": m.key, "title": m.name, "percent": m.unit == "%"} for m in metrics],
+        "metrics": [
+            {"key": m.key, "title": m.name, "percent": m.unit == "%", "digits": m.digits} for m in metrics
+        ],
         "cases": [
             [[_finite(evaluation.scores[model.name, case][m.key]) for m in metrics] for model in evaluation.models]
             for case in evaluation.cases

@@ -93,7 +93,8 @@
   }
   function text(value, metric, signed) {
     if (value === null) return "–";
-    const percent = data.metrics[metric].percent, words = percent ? (100 * value).toFixed(0) + " %" : value.toFixed(3);
+    const { percent, digits } = data.metrics[metric];
+    const words = percent ? (100 * value).toFixed(digits) + " %" : value.toFixed(digits);
     const plus = signed && !/^-/.test(words) && /[1-9]/.test(words) ? "+" : "";
     return plus + (/[1-9]/.test(words) ? words : words.replace("-", "")).replace("-", "−");
   }
