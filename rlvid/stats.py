@@ -34,10 +34,10 @@ def mean_and_std(values: np.ndarray) -> tuple[float, float]:
     return mean, float(values.std(ddof=1)) if len(values) > 1 else math.nan
 
 
-def pareto_front(points: Sequence[Sequence[float]]) -> list[Sequence[float]]:
+def pareto_front(points: Sequence[tuple[float, ...]]) -> list[tuple[float, ...]]:
     """The points, of finite values, that no other beats: as high in every value and higher in one."""
 
-    def beats(a: Sequence[float], b: Sequence[float]) -> bool:
+    def beats(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
         return a != b and all(x >= y for x, y in zip(a, b, strict=True))
 
     return [point for point in points if not any(beats(other, point) for other in points)]

@@ -45,12 +45,12 @@ def pareto(outcomes: list[Outcome], objectives: list[str]) -> list[Outcome]:
     """Those that no other one beats: as good in every objective and better in one."""
     signs = {name: -1 if metric_of(name).higher_is_better is False else 1 for name in objectives}
 
-    def points(one: Outcome) -> list[float]:
-        return [sign * one.value(name) for name, sign in signs.items()]
+    def point(one: Outcome) -> tuple[float, ...]:
+        return tuple(sign * one.value(name) for name, sign in signs.items())
 
-    known = [one for one in outcomes if one.step is not None and all(map(math.isfinite, points(one)))]
-    front = pareto_front([points(one) for one in known])
-    return [one for one in known if points(one) in front]
+    known = [one for one in outcomes if one.step is not None and all(map(math.isfinite, point(one)))]
+    front = pareto_front([point(one) for one in known])
+    return [one for one in known if point(one) in front]
 
 
 def ranked(sweep: Sweep, outcomes: list[Outcome]) -> list[Outcome]:

@@ -251,11 +251,11 @@ def test_a_folder_is_one_processes_at_a_time_until_its_tables_are_written(
         with exclusive(evaluation):
             raise AssertionError("another process could have begun")
 
-    with exclusive(planned(run)), pytest.raises(ValueError, match="another process .* evaluates into this folder"):
+    with exclusive(planned(run)), pytest.raises(ValueError, match=r"another process .* evaluates into this folder"):
         evaluate_and_show([str(run)], steps=[2], sets=["scenes"], videos=2)
     assert not (run / "videos").exists()
     monkeypatch.setattr("rlvid.evaluate.command.write_all", comes_between)
-    with pytest.raises(ValueError, match="another process .* evaluates into this folder"):
+    with pytest.raises(ValueError, match=r"another process .* evaluates into this folder"):
         evaluate_and_show([str(run)], steps=[2], sets=["scenes"], videos=2)
     assert len(list((run / "videos").glob("part-*"))) == 2
 
