@@ -40,11 +40,11 @@ ENTRYPOINTS = {
     "sweep": "python tuning/sweep.py",
 }
 _SECONDS_TO_START = 30.0
-"""How long a cluster that has only just started may say that nobody is there to start the job."""
+"""Seconds in which a cluster that has just started may have no agent for the job."""
 
 
 def main() -> int:
-    """Submits or follows; returns the exit code of the job, 0 when it was left alone."""
+    """Submits or follows a job; returns its exit code, 0 when it keeps running."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--address", help="of the dashboard; default: RAY_API_SERVER_ADDRESS, else port 8265 here")
     parser.add_argument("--name", help="of the job; default: the run's name")
@@ -70,12 +70,12 @@ def main() -> int:
 
 
 def stop_command(address: str, job: str) -> str:
-    """What stops a job from a shell."""
+    """Returns the shell command that stops a job."""
     return f"ray job stop --address {shell(address)} {job}"
 
 
 def say(text: str) -> None:
-    """One line of our own between those of the job."""
+    """Prints a line of this program between those of the job."""
     print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
@@ -83,7 +83,7 @@ def say(text: str) -> None:
 
 
 def job_name(command: str, arguments: list[str], given: str | None = None) -> str:
-    """The job's name, once everything that can be known here to be wrong has been looked for.
+    """Returns the job's name, once everything that can be known here to be wrong has been looked for.
 
     Raises:
         ValueError: a setting is wrong, an address holds credentials, a path is not one of the cluster's, or the name
@@ -133,7 +133,7 @@ def job_name(command: str, arguments: list[str], given: str | None = None) -> st
 
 
 def positional(arguments: list[str]) -> list[str]:
-    """What is neither an option nor its value; no command here has an option without one."""
+    """Returns the arguments that are neither an option nor its value; every option here has a value."""
     before = ["", *arguments]
     return [
         each
@@ -150,7 +150,7 @@ def travels(file: str, what: str) -> None:
 
 
 def option(arguments: list[str], name: str) -> str | None:
-    """The value of ``--name VALUE`` or ``--name=VALUE``."""
+    """Returns the value of ``--name VALUE`` or ``--name=VALUE``."""
     for index, each in enumerate(arguments):
         if each == name and index + 1 < len(arguments):
             return arguments[index + 1]
@@ -178,7 +178,7 @@ def known_jobs(client: Any, name: str) -> dict[str, Any]:
 
 
 def running_job(client: Any, name: str, entrypoint: str) -> str | None:
-    """The job of this name that has not ended, if there is one.
+    """Returns the job of this name that has not ended, if there is one.
 
     Raises:
         ValueError: it does something else than the entrypoint.
@@ -229,23 +229,23 @@ def follow(client: Any, job: str, address: str) -> int:
                 return outcome(client, job)
             time.sleep(0.5)
         except KeyboardInterrupt:
-            with kept(f"job {job} goes on, and {stop_command(address, job)} stops it"):
+            with kept(f"job {job} keeps running; to stop it: {stop_command(address, job)}"):
                 answer = interrupted(job)
                 if answer is None:
                     raise
-            interrupt.forget()
+            interrupt.clear_received()
             if answer == "stop":
                 client.stop_job(job)
                 say(f"job {job} is being stopped")
             elif answer == "detach":
-                say(f"job {job} goes on. Follow it: the same command again. Stop it: {stop_command(address, job)}")
+                say(f"job {job} keeps running; follow it: the same command; stop it: {stop_command(address, job)}")
                 return 0
         except (RuntimeError, OSError, ClientError) as error:  # the job did not break
             lost = 1 if printed[0] > before else lost + 1
             if lost > 5:
                 why = " ".join(str(error).split())
                 raise RuntimeError(
-                    f"lost sight of job {job} ({why}); it may go on; the same command follows it"
+                    f"lost the connection to job {job} ({why}); it may still run; the same command follows it"
                 ) from None
 
 
@@ -262,18 +262,18 @@ async def _tail(client: Any, job: str, printed: list[int]) -> None:
 
 
 def interrupted(job: str, read: Callable[[str], str] = input) -> str | None:
-    """What to do after Ctrl-C: detach, stop or continue; None after another signal, or where nobody can be asked."""
+    """Asks what to do after Ctrl-C: detach, stop or continue; None after another signal, or without a terminal."""
     if not sys.stdin.isatty() or interrupt.received() not in (None, signal.SIGINT):
         return None
     try:
-        answer = read(f"\njob {job} is running on the cluster. [d]etach (it goes on), [s]top it, or [c]ontinue? [d] ")
+        answer = read(f"\njob {job} is running on the cluster. [d]etach (it runs on), [s]top it, or [c]ontinue? [d] ")
     except EOFError:
         return None
     return {"s": "stop", "c": "continue"}.get(answer.strip().lower()[:1], "detach")
 
 
 def outcome(client: Any, job: str) -> int:
-    """The exit code of a job that has ended; says why where its log does not."""
+    """Returns the exit code of a job that has ended; says why where its log does not."""
     info = client.get_job_info(job)
     status = str(info.status.value).lower()
     if status == "succeeded":

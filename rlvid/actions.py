@@ -1,4 +1,4 @@
-"""What `rlvid train` and `rlvid evaluate` do and say; everything heavy is imported inside the functions."""
+"""The longer commands: `rlvid train`, `evaluate` and `report`. Heavy modules are imported inside the functions."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def train_and_show(config: "RunConfig", address: str | None) -> Path:
-    """Trains or resumes a run, draws its pictures, says where everything is; returns the run's folder."""
+    """Trains or resumes a run, draws its pictures, prints where the results are; returns the run's folder."""
     from rlvid.data.clips import EncodedClips
     from rlvid.data.sources import encoded_clips
     from rlvid.runs.find import run_folder
@@ -26,7 +26,7 @@ def train_and_show(config: "RunConfig", address: str | None) -> Path:
     )
     done = train(config, console, address)
     if done.first_step == done.last_step:
-        say(f"run {config.name} was finished already; set train.steps (or train.max_seconds) higher to go on")
+        say(f"run {config.name} is already finished; to train longer, increase train.steps (or train.max_seconds)")
     clips = EncodedClips.open(encoded_clips(config, console))
     folder = run_folder(config)
     _draw_before_after(folder, list(dict.fromkeys(clips.captions))[:6], config.seed)
@@ -105,11 +105,10 @@ def evaluate_and_show(
     address: str | None = None,
     trust: bool = False,
 ) -> None:
-    """Sets models side by side, writes videos and tables into a folder and prints the tables.
+    """Compares models, writes videos and tables into a folder, and prints the tables.
 
-    See ``rlvid evaluate --help`` for the arguments. With ``workers``, so many Ray actors share the work. What was
-    finished before an interruption is not made again. Without ``trust``, a Python file that a run's own settings name
-    does not run.
+    ``rlvid evaluate --help`` describes the arguments. ``workers`` Ray actors share the work. Videos and scores that an
+    interrupted call finished are reused. Without ``trust``, a Python file that a run's own settings name does not run.
     """
     from rlvid.evaluate.clip import NamedClip, load_clip
     from rlvid.evaluate.command import Store, default_sets, evaluation_folder, prompts_of, write_all
@@ -134,8 +133,8 @@ def evaluate_and_show(
     stored = next((run for run in runs if is_uri(run)), None)
     if workers and stored:
         raise ValueError(
-            f"--workers: actors share a folder, and {stored} is in a store of objects; leave --workers and --address "
-            "out, or keep runs in a folder that all nodes mount"
+            f"--workers: actors share a folder, and {stored} is in an object store; omit --workers and --address, "
+            "or keep runs in a folder that all nodes mount"
         )
     further = parse_rewards(rewards)
     compared = find_models(models, scales=scales, step=checkpoint)
@@ -147,7 +146,7 @@ def evaluate_and_show(
     for model in {each.checkpoint.folder: each for each in compared}.values():
         check_trained(model.config.model, model.checkpoint.folder)
     check_reward(config.reward, needs_gradient=False)
-    measured = load_clip(clip or DEFAULT_CLIP)  # says what is wrong with it before anything is made
+    measured = load_clip(clip or DEFAULT_CLIP)  # an error in it comes before any video
     limits = [model_text_limit(config.model.path), *reward_text_limits(config.reward)]
     limits += [limit for each in further if (limit := reward_text_limit(each.name, each.path))]
     limits += [measured.limit] if isinstance(measured, NamedClip) else []
@@ -161,7 +160,7 @@ def evaluate_and_show(
     say(f"{len(compared)} models ({', '.join(model.name for model in compared)}), {evaluation.count} videos")
     for line in [*differences(compared), *notes]:
         say(line)
-    with exclusive(evaluation), kept(f"the videos and scores made so far are in {short(evaluation.folder)}"):
+    with exclusive(evaluation), kept(f"the finished videos and scores are in {short(evaluation.folder)}"):
         store = Store(stored if out is None and len(runs) == 1 else None, evaluation)
         rows = run_evaluation(evaluation, workers=workers, address=address, progress=counter("videos"), tell=say)
         written = write_all(evaluation, rows, groups)
@@ -173,22 +172,22 @@ def evaluate_and_show(
 
 
 def _say_where(shown: str, here: str, written: Sequence[Path]) -> None:
-    """Where an evaluation's files are to be found, in a store or ``here``, and what to do next."""
+    """Prints where an evaluation's files are, in a store or ``here``, and the next commands."""
     names = {path.name for path in written}
     if "tradeoff.png" in names:
         say(f"trade-off    {shown}/tradeoff.png (rewards and motion for each --lora-scale)")
     if "seeds.md" in names:
         say(f"over seeds   {shown}/seeds.md (.csv, .tex)")
     if "versus.md" in names:
-        say(f"every two    {shown}/versus.md (.csv, .tex): each model against each, over all prompts")
+        say(f"pairwise     {shown}/versus.md (.csv, .tex): every pair of models, over all prompts")
     say(f"tables       {shown}/evaluation.md (.csv, .json, .tex, .parquet), comparison.csv (.parquet)")
-    say(f"the paper's  {shown}/table-a1.md and table-a2.md (.csv, .tex)")
+    say(f"paper tables {shown}/table-a1.md and table-a2.md (.csv, .tex)")
     say(f"videos       {shown}/videos (Parquet: select * from {sql(f'{shown}/videos/*.parquet')})")
     say(f"next         rlvid report {shell(here)}; rlvid study serve {shell(here)}")  # neither takes a URI
 
 
 def report_and_show(targets: list[str], out: Path | None, moving: int) -> Path:
-    """Writes the report page of evaluations and runs, and says where it is; returns its folder."""
+    """Writes the report page of evaluations and runs, and prints where it is; returns its folder."""
     from rlvid.report.write import write_report
 
     made = write_report(targets, out, moving=moving, progress=counter("videos"))

@@ -28,8 +28,7 @@ app = typer.Typer(
     help="""Fine-tunes text-to-video diffusion models on rewards, on Ray.
 
 Start with [bold]rlvid demo[/bold]: it fine-tunes the built-in model in minutes, without a GPU, and shows the change.
-Then try settings: [bold]rlvid train toy method.tau=0.8[/bold]. Put your own YAML file in the place of \
-[bold]toy[/bold].""",
+Then try settings: [bold]rlvid train toy method.tau=0.8[/bold]. Use your own YAML file instead of [bold]toy[/bold].""",
 )
 app.add_typer(study, name="study")
 Overrides = Annotated[
@@ -37,7 +36,7 @@ Overrides = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as train.steps=50 seed=1."),
 ]
 Address = Annotated[
-    str | None, typer.Option(help="Ray cluster to use; default: RAY_ADDRESS, else Ray on this machine.")
+    str | None, typer.Option(help="Address of the Ray cluster; default: RAY_ADDRESS, else Ray on this machine.")
 ]
 
 
@@ -53,7 +52,7 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Reads the options before the verb."""
+    """Reads the options before the command's name."""
 
 
 @app.command()
@@ -90,8 +89,8 @@ def evaluate(
         int | None,
         typer.Option(
             min=2,
-            help="Most prompts of each set; default: all of a file and of the sets of animals, 48 of in_domain, "
-            "new_shapes and scenes.",
+            help="Maximum number of prompts of each set; default: all prompts of files and of the animal sets, "
+            "48 of in_domain, new_shapes and scenes.",
         ),
     ] = None,
     copies: Annotated[int, typer.Option(min=1, max=16, help="Videos of each prompt, each from its own noise.")] = 1,
@@ -110,8 +109,8 @@ def evaluate(
     clip: Annotated[
         str | None,
         typer.Option(
-            help="What measures CLIPSIM and consistency: a folder or hub id of a Hugging Face CLIP, or "
-            "ARCHITECTURE:FILE of open_clip; default: builtin-heldout, which knows only the built-in world."
+            help="CLIP model for CLIPSIM and consistency: a folder or hub id of a Hugging Face CLIP, or "
+            "ARCHITECTURE:FILE of open_clip; default: builtin-heldout, which was trained on the built-in world alone."
         ),
     ] = None,
     rewards: Annotated[
@@ -123,7 +122,8 @@ def evaluate(
     ] = "",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise, the same for all models.")] = 0,
     lora_scale: Annotated[
-        str, typer.Option(help="Scales of the learned change, separated by commas, one model each: 0.25,0.5,0.75,1.")
+        str,
+        typer.Option(help="Scales of the learned change, separated by commas; each gives one model: 0.25,0.5,0.75,1."),
     ] = "1",
     group_seeds: Annotated[
         bool, typer.Option("--group-seeds", help="Also write tables over runs that differ only in their seed.")
@@ -144,10 +144,10 @@ def evaluate(
     [bold]rlvid evaluate 'toy@all' --steps 20[/bold] takes all checkpoints; [bold]'toy@best*0.5'[/bold] takes the \
 guard's best at half scale.
     [bold]rlvid evaluate toy toy-draft 'long=toy-ddpo@300' --out runs/methods[/bold] takes several runs.
-    Put a MODEL with * into quotes, or the shell reads it as a pattern.
+    Quote a MODEL that contains *, because the shell reads * as a pattern.
 
-    All models start from the same noise. Videos are made once and kept. Another --clip or --rewards scores the same
-    videos again. After an interruption, start the same command again: it keeps finished videos and scores.
+    All models start from the same noise. Each video is generated once and kept; another --clip or --rewards scores it
+    again. After an interruption, start the same command again: it keeps finished videos and scores.
     """
     evaluate_and_show(
         models, steps=numbers(steps, "--steps"), sets=None if sets is None else sets.split(","), videos=videos,
@@ -167,7 +167,7 @@ def export(
     ] = 1.0,
     evaluation: Annotated[
         Path | None,
-        typer.Option(help="Folder of an evaluation with this model, for the card; default: the one in the run's."),
+        typer.Option(help="Evaluation whose numbers the model card shows; default: the one in the run's folder."),
     ] = None,
 ) -> None:
     """Exports a run's model: merged weights in diffusers' layout, the adapter in PEFT's layout, and a model card.
@@ -181,7 +181,7 @@ def export(
     say(f"model        {folder} (diffusers: TextToVideoSDPipeline.from_pretrained; rlvid: {setting})")
     if (folder / "adapter").is_dir():
         say(f"adapter      {folder / 'adapter'} (PEFT)")
-    say(f"model card   {folder / 'README.md'}; its licence is yours to fill in")
+    say(f"model card   {folder / 'README.md'}; add the licence yourself")
 
 
 @app.command()
@@ -197,8 +197,8 @@ def report(
         int,
         typer.Option(
             min=0,
-            help="Cases that are also written as mp4, WebP and GIF, best and worst by half, beside the first prompt "
-            "of each set; 0 for no such files.",
+            help="Number of videos that are also written as mp4, WebP and GIF: half of them the best, half the "
+            "worst, besides the first prompt of each set; 0 writes none.",
         ),
     ] = 6,
 ) -> None:
@@ -223,7 +223,7 @@ def generate(
     ] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
 ) -> None:
-    """Makes videos: an mp4 and a GIF for each prompt.
+    """Generates videos: an mp4 and a GIF for each prompt.
 
     [bold]rlvid generate toy "a red star moving left on a navy background"[/bold]
     """
@@ -231,7 +231,7 @@ def generate(
     from rlvid.data.prompts import check_prompt, is_prompt_file, read_prompts
     from rlvid.diffusion import generate as make
     from rlvid.evaluate.load import device, load_run
-    from rlvid.files import write_whole
+    from rlvid.files import write_atomic
     from rlvid.models.text_limit import model_text_limit, notices
     from rlvid.models.unet3d import load_model
     from rlvid.plots.video import gif_bytes, write_mp4
@@ -255,19 +255,19 @@ def generate(
         final=sampling.final_level,
         progress=counter("videos"),
     )
-    with kept(f"some of the videos are written, in {out}"):
+    with kept(f"{out} holds the videos that were finished"):
         for index, (text, frames) in enumerate(zip(prompts, videos, strict=True)):
             words = re.sub(r"[^a-z0-9]+", "-", text.lower())[:60].strip("-")
             stem = out / (f"{index:03d}-{words}" if words else f"{index:03d}")
             write_mp4(stem.with_suffix(".mp4"), frames, model.fps)
-            write_whole(stem.with_suffix(".gif"), gif_bytes(frames, model.fps, max(1, 256 // model.size)))
+            write_atomic(stem.with_suffix(".gif"), gif_bytes(frames, model.fps, max(1, 256 // model.size)))
     say(f"{len(prompts)} videos (mp4 and gif) in {out}")
 
 
 @app.command()
 def encode(
     source: Annotated[Path, typer.Argument(help="Folder of videos with .txt captions beside them, or a manifest.")],
-    out: Annotated[Path, typer.Argument(help="Folder for the encoded clips; give it to training as data.source.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the encoded clips; training reads it with data.source=OUT.")],
     config: Annotated[str, typer.Option(help="Description whose model encodes the clips.")] = "toy",
     workers: Annotated[int, typer.Option(min=1, help="Ray actors, each with its own model.")] = 1,
     outside: Annotated[
@@ -291,7 +291,7 @@ def encode(
     from rlvid.models.stored import check_model
 
     description = load_config(config)
-    find_clips(source.resolve(), outside=outside)  # says at once what is wrong with the source
+    find_clips(source.resolve(), outside=outside)  # an error in the source comes before the rest
     check_model(description.model.path)
     if address is not None:  # else Ray starts when there is something to encode
         start_ray(address)
@@ -300,7 +300,7 @@ def encode(
     )
     for line in [*(f"skipped {skipped}" for skipped in report.skipped), *report.notes]:
         say(line)
-    before = f" ({report.clips - report.encoded} of them before)" if report.encoded < report.clips else ""
+    before = f" ({report.clips - report.encoded} of them by an earlier call)" if report.encoded < report.clips else ""
     skips = f"{len(report.skipped)} skipped" + (f" (named in {out / 'report.txt'})" if report.skipped else "")
     say(f"{report.clips} clips encoded{before} in {out}, {skips}")
     say(f"next: rlvid train {shell(config)} name=mine {shell(f'data.source={out}')}")
@@ -334,7 +334,7 @@ def doctor(
     storage: Annotated[str, typer.Option(help="Folder or URI that runs will be written to (output.storage).")] = "runs",
     address: Address = None,
 ) -> None:
-    """Checks the machine, the cluster or a run. Each line says ok, warning or error, and how to correct it.
+    """Checks the machine, the cluster or a run. Each line is ok, a warning or an error, with the way to correct it.
 
     Machine: versions, devices, memory, disk, and a numerical self-test of the training step on a tiny model.
     Cluster: resources, versions and storage of every node, and whether two workers compute the same as one.
@@ -363,7 +363,7 @@ def demo(overrides: Overrides = None) -> None:
 def main() -> None:
     """Runs the command. A user's error is one line and exit code 2; a signal is one line and exit code 128 + n."""
     warnings.filterwarnings("ignore")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries while they load weights
+    os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars of libraries that load weights
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s")
     sys.exit(run_command(_run))
 
@@ -373,8 +373,8 @@ def _run() -> None:
     if wrong := [text for text in sys.argv[1:] if not is_utf8(text)]:
         if sys.getfilesystemencoding() != "utf-8":
             raise ValueError(
-                f"argument {wrong[0]}: Python reads text as {sys.getfilesystemencoding()} here, by the locale and "
-                "PYTHONUTF8=0; set PYTHONUTF8=1"
+                f"argument {wrong[0]}: the locale and PYTHONUTF8=0 make Python read text as "
+                f"{sys.getfilesystemencoding()}; set PYTHONUTF8=1"
             )
         raise ValueError(f"argument {wrong[0]}: is not UTF-8; rename the file, or write the text in UTF-8")
     app()

@@ -1,4 +1,4 @@
-"""Keeps passwords, keys and signatures out of addresses, which stand in settings, logs and reports."""
+"""Refuses addresses with passwords, keys or signatures, because settings, logs and reports show addresses."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ def refuse_credentials_in_arguments(arguments: Sequence[str]) -> None:
 
 
 def _credentials(scheme: str, rest: str) -> str | None:
-    """What kind of credentials the part of an address after ``://`` holds."""
+    """Returns the kind of credentials in the part of an address after ``://``."""
     place, *options = re.split(r"[?#&;]", rest)
     host, _, path = place.partition("/")
     user, at, _ = host.rpartition("@")

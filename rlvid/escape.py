@@ -1,4 +1,4 @@
-"""Text of others (labels, prompts, names of sets and files) in Markdown, LaTeX and CSV: it stays text there.
+"""Escapes foreign text (labels, prompts, names of sets and files) for Markdown, LaTeX and CSV.
 
 No such text becomes a link, a picture, a tag or a column of a page, a command of LaTeX, or a formula of a spreadsheet.
 """
@@ -25,7 +25,7 @@ _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
 def one_line(value: object) -> str:
-    """Text in one line, without control characters: a terminal, a page and LaTeX would each obey others."""
+    """Returns text in one line, without control characters: a terminal, a page and LaTeX would each obey others."""
     line = " ".join(str(value).split())
     return line if line.isprintable() else "".join("\N{REPLACEMENT CHARACTER}" if _is_control(c) else c for c in line)
 
@@ -35,7 +35,7 @@ def _is_control(character: str) -> bool:
 
 
 def markdown_text(value: object) -> str:
-    """Text as Markdown that shows it and does nothing else, in one line: a paragraph, an item of a list or a cell.
+    """Escapes text for Markdown, in one line: for a paragraph, an item of a list or a cell.
 
     Intervals such as ``[0.110, 0.135]`` stay as they are, so that a page can be read without a renderer too.
     """
@@ -54,7 +54,7 @@ def _escaped(found: re.Match[str]) -> str:
 
 
 def markdown_code(value: object) -> str:
-    """Text as code of Markdown, in one line, which no backtick in it ends."""
+    """Returns text as code of Markdown, in one line, which no backtick in it ends."""
     text = one_line(value).replace("|", r"\|")
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     aside = " " if text.startswith("`") or text.endswith("`") else ""
@@ -62,12 +62,12 @@ def markdown_code(value: object) -> str:
 
 
 def latex_text(text: str) -> str:
-    """Text as LaTeX shows it literally, in one line."""
+    """Returns text as LaTeX shows it literally, in one line."""
     return "".join(_LATEX.get(character, character) for character in one_line(text))
 
 
 def csv_text(rows: Iterable[Iterable[object]]) -> str:
-    """Rows as CSV: numbers stay numbers, what is None or NaN is empty, and no text is a formula.
+    """Returns rows as CSV: numbers stay numbers, what is None or NaN is empty, and no text is a formula.
 
     A spreadsheet runs a cell that begins with ``= + - @``, a tab or a line break; such a text gets an apostrophe in
     front, which spreadsheets know as the mark of text. Cells that hold the separator of any locale are quoted.
@@ -85,7 +85,7 @@ def _csv_cell(value: object) -> str:
 
 
 def _is_formula(text: str) -> bool:
-    """Whether a spreadsheet may run a text; programs skip what is invisible, and some know the full-width signs."""
+    """Returns whether a spreadsheet may run a text; programs skip invisible characters, some read full-width signs."""
     visible = next((c for c in text if unicodedata.category(c)[0] not in "CZ"), "")
     begins = unicodedata.normalize("NFKC", visible)[:1] in ("=", "+", "-", "@") or text[:1] in ("\t", "\r", "\n")
     return begins and not _NUMBER.fullmatch(text)

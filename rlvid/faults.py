@@ -1,4 +1,4 @@
-"""Errors as one line: what happened, and where in a file of the user's."""
+"""Errors as one line: the error, and its place in a user's file."""
 
 import re
 import traceback
@@ -7,13 +7,13 @@ from pathlib import Path
 from rlvid.text import printable
 
 OF_A_REWARD = "rlvid_reward_"
-"""How the modules begin that ``rlvid.reward.custom`` makes of a user's files."""
+"""The beginning of the names of modules that ``rlvid.reward.custom`` makes of a user's files."""
 _PLAIN = (ValueError, RuntimeError, OSError)
 _MOST = 600
 
 
 def one_line(error: BaseException) -> str:
-    """An error's text as one line; of a traceback its end, which names the cause; the type where there is no text."""
+    """Returns an error's text as one line: of a traceback the end, with the cause; the type if there is no text."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     lines = [line for line in text.splitlines() if line.strip()]
     if "Traceback (most recent call last)" in text:
@@ -24,7 +24,7 @@ def one_line(error: BaseException) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """An error in one line: its type where that says more, its text, and the line of a user's reward that raised it."""
+    """Describes an error in one line: its type if useful, its text, and the line of a user's reward that raised it."""
     text, of_reward = one_line(error), place(error)
     if isinstance(error, SystemExit):
         text = f"sys.exit({'' if error.code is None else repr(error.code)})"

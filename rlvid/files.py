@@ -1,4 +1,4 @@
-"""Files and folders on disk: whole writes, locks, folders for temporary files, checksums, and errors about files."""
+"""Files and folders on disk: atomic writes, locks, temporary folders, checksums, and errors about files."""
 
 import fcntl
 import hashlib
@@ -19,20 +19,20 @@ import yaml
 _LOCK = ".lock"
 _MOST_NODES = 1_000_000
 _ODD = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
-"""What PyYAML raises at `!!int x`, `!!bool x` or the 30th of February."""
+"""The errors of PyYAML at `!!int x`, `!!bool x` or the 30th of February."""
 _UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}")
-"""Name of a file while ``whole_file`` writes it."""
+"""Name of a file while ``atomic_file`` writes it."""
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes) -> None:
     """Writes a file at once: a reader finds the old content or the new, never a part. Makes missing folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as part:
+    with atomic_file(path) as part:
         part.write_bytes(data)
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """Yields the path of a new file, which takes the place of ``path`` when the block succeeds.
 
     A reader finds the old content or the new, never a part, also after the machine went down. When the block fails, the
@@ -57,7 +57,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Deletes files that ``whole_file`` left in a folder when its process was killed; nobody may write there now."""
+    """Deletes files that ``atomic_file`` left in a folder when its process was killed; nobody may write there now."""
     for path in folder.glob(".*"):
         if _UNFINISHED.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
@@ -70,7 +70,7 @@ def sha256(path: Path) -> str:
 
 
 def stand_in(file: Path) -> str | None:
-    """Names what a download or a clone left in place of a file, and the way out: a Git LFS pointer or a web page."""
+    """Returns the fault of a file that is a placeholder, and the way out: a Git LFS pointer or a web page."""
     with file.open("rb") as stream:
         head = stream.read(512)
     if head.startswith(b"version https://git-lfs.github.com/spec/"):
@@ -81,7 +81,7 @@ def stand_in(file: Path) -> str | None:
 
 
 def read_yaml(text: str) -> Any:
-    """Reads YAML whose meaning is what a person sees in it.
+    """Reads YAML that has only one possible meaning for a reader.
 
     Raises:
         yaml.YAMLError: it is not valid, a mapping has a key twice (PyYAML keeps the last one), a value is none of its
@@ -103,7 +103,7 @@ def read_yaml(text: str) -> Any:
 
 
 def _check_node(node: yaml.Node, sizes: dict[int, int]) -> int:
-    """How many nodes a node is with its aliases written out; ``sizes`` holds those that are known, 0 of open ones."""
+    """Counts the nodes below a node, with its aliases written out; ``sizes`` holds known counts, 0 of open ones."""
     if id(node) in sizes:
         if not sizes[id(node)]:
             raise yaml.MarkedYAMLError(problem="an alias holds itself", problem_mark=node.start_mark)
@@ -148,13 +148,13 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def damaged(path: Path | str, reason: object, way_out: str = "") -> ValueError:
-    """Makes the error, in one line, of a file whose content is not what was written."""
+    """Makes the error, in one line, of a damaged file."""
     text = " ".join(str(reason).split())[:200]
     return ValueError(f"{path} is damaged ({text}){way_out and '; '}{way_out}")
 
 
-def unwritable(what: str, error: Exception, way_out: str) -> OSError:
-    """Makes the error, in one line, of something that could not be written, as on a full disk."""
+def write_error(what: str, error: Exception, way_out: str) -> OSError:
+    """Makes the error, in one line, of a failed write, such as on a full disk."""
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
     if (file := getattr(error, "filename", None)) and str(file) not in what:
         reason += f": {file}"
@@ -194,7 +194,7 @@ def held(lock: Path, otherwise: str, *folders: Path, patience: float = 0) -> Ite
 
 
 @contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
+def atomic_folder(out: Path) -> Iterator[Path]:
     """Yields a new folder that takes the place of ``out`` when the block succeeds, and is deleted when it fails.
 
     The folder is ``.NAME.part`` beside ``out``. What a killed process left there is deleted first.

@@ -1,10 +1,10 @@
-"""Ctrl-C, SIGTERM and SIGHUP, the same in every command: one line, exit code 128 + signal; the second ends at once.
+"""Handles Ctrl-C, SIGTERM and SIGHUP in every command: one line, exit code 128 + signal; a second one ends at once.
 
-A signal raises KeyboardInterrupt in the main thread, so that blocks clean up after themselves, and ``received`` keeps
-which signal it was: libraries lose that, or raise errors of their own when their processes go. ``kept`` notes what the
-block under it leaves on disk, and ``line`` says it with the command that continues.
+A signal raises KeyboardInterrupt in the main thread, so that blocks clean up. ``received`` remembers the signal,
+because libraries lose it, or raise their own errors when their processes end. ``kept`` notes the files that a block
+leaves on disk, and ``line`` returns them with the command to continue.
 
-Nothing here changes before ``listen`` is called, which ``rlvid.terminal.run_command`` does for every command.
+``listen`` installs the handlers; ``rlvid.terminal.run_command`` calls it for every command.
 """
 
 import _thread
@@ -47,15 +47,15 @@ def listen() -> None:
 
 
 def ended() -> None:
-    """Notes that the command is over: a signal now ends what libraries still do as the process exits."""
+    """Notes that the command has ended: a signal now stops the libraries' work at exit."""
     global _ended
     _ended = True
 
 
 def unlisten() -> None:
-    """Puts the handlers back that ``listen`` found, and forgets what was received."""
+    """Restores the handlers that ``listen`` found, and forgets the received signal."""
     global _ended
-    forget()
+    clear_received()
     _ended = False
     for number, handler in _found.items():
         signal.signal(number, handler)
@@ -63,19 +63,19 @@ def unlisten() -> None:
 
 
 def received() -> int | None:
-    """The signal that interrupts this command, if one came."""
+    """Returns the signal that interrupts this command, if one came."""
     return _received
 
 
-def forget() -> None:
-    """Takes a signal as answered: the command goes on as if none had come."""
+def clear_received() -> None:
+    """Forgets a signal that was handled: the command continues."""
     global _received, _kept
     _received = _kept = None
 
 
 @contextmanager
 def kept(what: Callable[[], str] | str) -> Iterator[None]:
-    """Notes what an interruption of the block leaves; of blocks in each other, the innermost has the word."""
+    """Notes the files that an interruption of the block leaves; the innermost block's note is printed."""
     global _kept
     try:
         yield
@@ -87,7 +87,7 @@ def kept(what: Callable[[], str] | str) -> Iterator[None]:
 
 @contextmanager
 def starting_ray() -> Iterator[None]:
-    """While Ray starts: its processes ignore a terminal that closes, and its own handler of SIGTERM goes again.
+    """Starts Ray in the block: its processes ignore a closed terminal, and its own handler of SIGTERM is removed.
 
     Ray's handler raises SystemExit, at which its C++ parts abort the process.
     """
@@ -108,7 +108,7 @@ def starting_ray() -> Iterator[None]:
 
 
 def line() -> str:
-    """What to print at the end of an interrupted command: the signal, what is kept, how to continue."""
+    """Returns the last line of an interrupted command: the signal, the files that are kept, the command to continue."""
     name = NAMES.get(signal.Signals(_received or signal.SIGINT), "signal")
     if _kept is None:
         return f"interrupted ({name}): nothing was written; start again: {command()}"
@@ -121,7 +121,7 @@ def exit_code() -> int:
 
 
 def command() -> str:
-    """The command as it was typed, quoted for a shell."""
+    """Returns the command as it was typed, quoted for a shell."""
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
         return "submit the same job again"
     words = sys.orig_argv[1:]

@@ -15,7 +15,7 @@ K = TypeVar("K")
 REWARD_PREFIX = "reward_"
 """How the key of a further reward begins; its name follows."""
 NONE = "–"
-"""What stands where there is no number."""
+"""The text in place of a missing number."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Metric:
         return 100 if self.unit == "%" else 1
 
     def number(self, value: float, sign: str = "") -> str:
-        """A value as text, without a sign of zero; ``sign`` is ``+`` where a rise has one."""
+        """Returns a value as text, without a sign of zero; ``sign`` is ``+`` where a rise has one."""
         if not math.isfinite(value):
             return NONE
         return f"{self._scale * value:{sign}z.{self.digits}f}" + (f" {self.unit}" if self.unit else "")
@@ -89,7 +89,7 @@ class Metric:
         return self.interval(difference, low, high, "+")
 
     def best(self, means: Mapping[K, float]) -> set[K]:
-        """The keys of the best mean, by the digits that are shown; none where all are equal or no way is better."""
+        """Returns the keys of the best mean, at the digits that are shown; none if all are equal or none is better."""
         shown = {key: round(self._scale * mean, self.digits) for key, mean in means.items() if math.isfinite(mean)}
         if self.higher_is_better is None or len(set(shown.values())) < 2:
             return set()
@@ -153,11 +153,11 @@ REWARD_TAGS = {"reward/trained": KNOWN["reward"].axis, "reward/held_out": KNOWN[
 SHARE = Metric("share", "Share", unit="%", digits=0)
 """A share of 1, as text in percent."""
 MAIN = ("reward", "held_out", "clipsim", "consistency", "motion", "diversity", "oracle_score")
-"""What tables over seeds and of every two models show, beside further rewards."""
+"""The metrics of tables over seeds and of pairwise comparisons, besides further rewards."""
 
 
 def metric_of(key: str) -> Metric:
-    """The metric of a key: one of the table, a further reward, or one that this version does not know."""
+    """Returns the metric of a key: one of the table, a further reward, or one that this version does not know."""
     if key in KNOWN:
         return KNOWN[key]
     if key.startswith(REWARD_PREFIX):
@@ -166,10 +166,10 @@ def metric_of(key: str) -> Metric:
 
 
 def main_metrics(keys: Iterable[str]) -> list[str]:
-    """Those of ``keys`` that are in ``MAIN`` or further rewards."""
+    """Returns those of ``keys`` that are in ``MAIN`` or further rewards."""
     return [key for key in keys if key in MAIN or key.startswith(REWARD_PREFIX)]
 
 
 def set_title(name: str) -> str:
-    """What tables call a prompt set."""
+    """Returns the name of a prompt set in tables."""
     return one_line(name.replace("_", " "))

@@ -12,14 +12,14 @@ from torch import Tensor
 
 
 def generator(seed: int, purpose: str, *position: int) -> torch.Generator:
-    """A CPU generator for one purpose at one position, such as ``(step, sample index)``."""
+    """Returns a CPU generator for one purpose at one position, such as ``(step, sample index)``."""
     text = f"{seed}/{purpose}/" + "/".join(map(str, position))
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
 def normal(shape: tuple[int, ...], seed: int, purpose: str, positions: Sequence[tuple[int, ...]]) -> Tensor:
-    """Standard normal draws (B, *shape), float32 on the CPU; row i comes from ``positions[i]`` alone."""
+    """Returns standard normal draws (B, *shape), float32 on the CPU; row i comes from ``positions[i]`` alone."""
     return torch.stack([torch.randn(shape, generator=generator(seed, purpose, *p)) for p in positions])
 
 
@@ -29,5 +29,5 @@ def uniform(shape: tuple[int, ...], seed: int, purpose: str, positions: Sequence
 
 
 def permutation(count: int, seed: int, purpose: str, *position: int) -> Tensor:
-    """A permutation of 0 .. count - 1, int64."""
+    """Returns a permutation of 0 .. count - 1, int64."""
     return torch.randperm(count, generator=generator(seed, purpose, *position))

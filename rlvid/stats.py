@@ -29,7 +29,7 @@ def finite_mean(values: Iterable[float]) -> float:
 
 
 def mean_and_std(values: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation of a sample; NaN without any, or for fewer than two."""
+    """Returns mean and standard deviation of a sample; NaN without any, or for fewer than two."""
     mean = float(values.mean()) if len(values) else math.nan
     return mean, float(values.std(ddof=1)) if len(values) > 1 else math.nan
 
@@ -69,7 +69,7 @@ def welch(*samples: Sequence[float]) -> float:
 def bootstrap_means(
     values: np.ndarray, clusters: np.ndarray, resamples: int, generator: np.random.Generator
 ) -> np.ndarray:
-    """The mean of each resample (R,), where whole clusters are drawn with replacement, as many as there are.
+    """Returns the mean of each resample (R,), where whole clusters are drawn with replacement, as many as there are.
 
     Args:
         values: N numbers.

@@ -1,4 +1,4 @@
-"""Where runs are kept: a folder that all nodes mount, or an object store (S3, GCS) behind a URI.
+"""The storage of runs: a folder that all nodes mount, or an object store (S3, GCS) with a URI.
 
 With a folder there is nothing to do. With a URI every process works in a folder of its own machine, and what it wrote
 is sent to the store at moments that it chooses. The store is what counts: a machine that has nothing begins with what
@@ -30,35 +30,35 @@ import pyarrow as pa
 from pyarrow import fs
 
 from rlvid.credentials import refuse_credentials
-from rlvid.files import held, whole_file
+from rlvid.files import atomic_file, held
 
 _CHUNK = 8 * 2**20
 _MOST_RENAMED = 5 * 2**30
 """Bytes: S3 copies no larger object by itself, and a rename there is a copy."""
 _LEFT_OUT = re.compile(r"archive/|videos/|step-\d+/(engine/|algorithm\.pt)|step-\d+\.|\.|.*\.tmp$")
-"""Of a run, what only workers or evaluations need, or nobody."""
+"""Files of a run that only workers or evaluations need, or nobody."""
 
 
 def is_uri(storage: str | Path) -> bool:
-    """Whether storage is an object store and no folder."""
+    """Returns whether storage is an object store and no folder."""
     return "://" in str(storage)
 
 
 def split_uri(run: str | Path) -> tuple[str, str]:
-    """The storage and the name of a run's URI; options (``?endpoint_override=...``) stay with the storage."""
+    """Returns the storage and the name of a run's URI; options (``?endpoint_override=...``) stay with the storage."""
     place, mark, options = str(run).partition("?")
     storage, _, name = place.rstrip("/").rpartition("/")
     return storage + mark + options, name
 
 
 def run_uri(storage: str, name: str) -> str:
-    """The URI of a run."""
+    """Returns the URI of a run."""
     place, mark, options = storage.partition("?")
     return f"{place.rstrip('/')}/{name}{mark}{options}"
 
 
 def home(storage: str) -> Path:
-    """Absolute folder of this machine that holds run folders: the storage itself, or the cache of a URI."""
+    """Returns absolute folder of this machine that holds run folders: the storage itself, or the cache of a URI."""
     if not is_uri(storage):
         return Path(storage).expanduser().resolve()
     try:
@@ -69,7 +69,7 @@ def home(storage: str) -> Path:
 
 
 def locate(storage: str, under: str) -> tuple[fs.FileSystem, str]:
-    """The file system of a folder or URI, and the path in it of a place below.
+    """Returns the file system of a folder or URI, and the path in it of a place below.
 
     Raises:
         ValueError: the URI is not one that pyarrow reads, or holds credentials.
@@ -116,11 +116,11 @@ class Mirror:
                 _check_cache(storage)
 
     def sizes(self) -> dict[str, int] | None:
-        """Bytes of each file of the store, by its path; None where the storage is a folder."""
+        """Returns bytes of each file of the store, by its path; None where the storage is a folder."""
         return None if self._store is None else {name: info.size for name, info in self._there().items()}
 
     def pull(self, wanted: Callable[[str], bool] = lambda name: True, missing: bool = False) -> None:
-        """Brings the folder to the store's state: downloads what differs, deletes what the store does not have.
+        """Copies the store's state: downloads files that differ, deletes files that the store does not have.
 
         Args:
             wanted: says of a file's path below the folder whether it is looked at.
@@ -178,12 +178,12 @@ class Mirror:
         return {i.path[len(self._root) :].lstrip("/"): i for i in found if i.type == fs.FileType.File}
 
     def _here(self) -> dict[str, tuple[int, int]]:
-        """Size and time of each file of the folder."""
+        """Returns size and time of each file of the folder."""
         paths = [path for path in self.folder.rglob("*") if path.is_file()] if self.folder.is_dir() else []
         return {p.relative_to(self.folder).as_posix(): (p.stat().st_size, p.stat().st_mtime_ns) for p in paths}
 
     def _target(self, name: str) -> str:
-        """The path of a file in the store, in a folder that is there."""
+        """Returns the path of a file in the store, in a folder that is there."""
         path = f"{self._root}/{name}"
         if self._store.type_name == "local":  # a store of objects has no folders to make
             self._store.create_dir(path.rpartition("/")[0])
@@ -200,7 +200,7 @@ class Mirror:
     def _download(self, name: str, mtime_ns: int) -> None:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as part:
+        with atomic_file(path) as part:
             with _reaching(self._storage):
                 source = self._store.open_input_stream(f"{self._root}/{name}")
             with source, open(part, "wb") as sink:
@@ -237,7 +237,7 @@ def _check_cache(storage: str) -> None:
 
 
 def run_mirror(storage: str, name: str) -> Mirror:
-    """A run on this machine, brought to the store's state but for files that only workers need.
+    """Returns a run on this machine, brought to the store's state but for files that only workers need.
 
     Raises:
         ValueError: the store cannot be reached.
@@ -252,14 +252,14 @@ def run_mirror(storage: str, name: str) -> Mirror:
 
 
 def worker_mirror(storage: str | None, name: str, folder: Path, temporary: Path) -> Mirror:
-    """Where a worker writes: the run's folder, or for the store a folder in ``temporary``."""
+    """Returns a worker's folder: the run's folder, or for a store a folder in ``temporary``."""
     if storage is None:
         return Mirror(str(folder.parent), name, folder)
     return Mirror(storage, name, temporary / name)
 
 
 def clips_here(clips: Path, storage: str | None) -> Path:
-    """The folder of encoded clips on this machine; those of a store are fetched, while other processes wait."""
+    """Returns the folder of encoded clips on this machine; those of a store are fetched, while other processes wait."""
     if storage is None:
         return clips
     folder = home(storage) / "clips" / clips.name

@@ -1,4 +1,4 @@
-"""What commands print, and how they end: lines as they are, progress, errors, exit codes."""
+"""The output and the exit codes of commands: lines, progress, errors."""
 
 import contextlib
 import io
@@ -19,17 +19,17 @@ console = Console(width=None if sys.stdout.isatty() else 120)
 
 
 def say(text: str) -> None:
-    r"""One line, as it is: neither wrapped nor coloured; control characters are shown as ``\x1b``."""
+    r"""Prints one line, neither wrapped nor coloured; control characters are shown as ``\x1b``."""
     console.print(printable(text, lines=True), soft_wrap=True, markup=False, highlight=False)
 
 
 def short(path: Path) -> str:
-    """A path as one would type it here: relative where it lies below."""
+    """Returns a path as one would type it here: relative where it lies below."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def numbers(text: str, option: str) -> list[int]:
-    """The whole numbers of ``20,50``, from 1 to 500 and each once; raises ValueError that names the option."""
+    """Returns the whole numbers of ``20,50``, from 1 to 500 and each once; raises ValueError that names the option."""
     try:
         found = [int(part) for part in text.split(",")]
     except ValueError:
@@ -40,7 +40,7 @@ def numbers(text: str, option: str) -> list[int]:
 
 
 def fractions(text: str, option: str) -> list[float]:
-    """The numbers of ``0.25,0.5,1``, above 0 and at most 4, ascending; raises ValueError that names the option."""
+    """Parses ``0.25,0.5,1``: numbers above 0 and at most 4, ascending; raises ValueError that names the option."""
     try:
         found = [float(part) for part in text.split(",")]
     except ValueError:
@@ -54,7 +54,7 @@ def fractions(text: str, option: str) -> list[float]:
 
 
 def counter(unit: str) -> Callable[..., None]:
-    """A callback that shows how far something is and when it will be done, at most every ten seconds."""
+    """Returns a callback that shows how far something is and when it will be done, at most every ten seconds."""
     start = time.perf_counter()
     began, shown, last = [start], [start], [0]
 
@@ -73,12 +73,12 @@ def counter(unit: str) -> Callable[..., None]:
 
 
 def shell(path: Path | str) -> str:
-    """A path or an argument as a shell reads it, for a command to copy: in quotes where it needs them."""
+    """Returns a path or an argument as a shell reads it, for a command to copy: in quotes where it needs them."""
     return shlex.quote(short(path) if isinstance(path, Path) else path)
 
 
 def sql(path: str) -> str:
-    """A path as SQL reads it: in quotes."""
+    """Returns a path as SQL reads it: in quotes."""
     return "'" + path.replace("'", "''") + "'"
 
 

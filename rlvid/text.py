@@ -1,4 +1,4 @@
-"""Text from outside: what a prompt may hold, and how a message shows a text that may hold anything."""
+"""Checks of foreign text: the characters that a prompt may hold, and safe text for messages."""
 
 import re
 import unicodedata
@@ -11,12 +11,12 @@ _UNSAFE_IN_LINES = re.compile(rf"(?![\t\n]){_UNSAFE.pattern}")
 
 
 def is_utf8(text: str) -> bool:
-    """Whether a text can be written as UTF-8: a file name or an argument of other bytes cannot, nor half a pair."""
+    """Returns whether a text can be written as UTF-8; a file name or an argument of other bytes cannot."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def clean(text: str) -> str:
-    """The text on one line: line ends and tabs become one space, and none is left at either end.
+    """Returns the text on one line: line ends and tabs become one space, and none is left at either end.
 
     Raises:
         ValueError: it cannot be written as UTF-8, holds a control character or one that reverses the direction of
@@ -38,12 +38,12 @@ def clean(text: str) -> str:
 
 
 def is_blank(text: str) -> bool:
-    """Whether nothing of a text is visible: white space, or characters of no width."""
+    """Returns whether nothing of a text is visible: white space, or characters of no width."""
     return all(unicodedata.category(character) in ("Zs", "Zl", "Zp", "Cc", "Cf") for character in text)
 
 
 def printable(text: str, *, lines: bool = False) -> str:
-    r"""The text as a terminal or a log may show it: control characters become ``\x1b``, bytes of no UTF-8 ``\xe9``.
+    r"""Returns text that is safe in a terminal or log: control characters become ``\x1b``, invalid bytes ``\xe9``.
 
     Args:
         text: anything, a path for example.

@@ -1,4 +1,4 @@
-"""Trials that differ in their seed alone, as one: a table with intervals over seeds, and curves."""
+"""Joins trials that differ in their seed alone: a table with intervals over seeds, and curves."""
 
 import math
 import statistics
@@ -20,7 +20,7 @@ PANELS = (
 
 
 def by_seed(sweep: Sweep, outcomes: list[Outcome]) -> dict[str, list[list[dict[str, Any]]]]:
-    """Label of the settings -> for each seed the scores at all rungs; of trials that reached the last one."""
+    """Returns label of the settings -> for each seed the scores at all rungs; of trials that reached the last one."""
     found: dict[str, list[list[dict[str, Any]]]] = {}
     for one in outcomes:
         settings = {key: one.trial.settings[key] for key in sweep.space if key != "seed"}

@@ -1,4 +1,4 @@
-"""What a sweep is: YAML plus ``key=value`` overrides, validated whole before anything starts."""
+"""The description of a sweep: YAML plus ``key=value`` overrides, validated before anything starts."""
 
 from functools import cached_property
 from itertools import pairwise
@@ -36,17 +36,17 @@ _ENDLESS = 100_000
 
 
 class Evaluation(Section):
-    """The fixed measurement: the same prompts from the same noise for every trial, all frames weighed alike."""
+    """The fixed measurement: the same prompts from the same noise for every trial, with equal weights of all frames."""
 
     prompts: str = Field("in_domain", description="a built-in set, or a file, also one beside the sweep's")
-    videos: int = Field(12, ge=2, le=240, description="how many prompts")
+    videos: int = Field(12, ge=2, le=240, description="number of prompts")
     copies: int = Field(1, ge=1, le=16, description="videos of each prompt; from 2 on, diversity is measured")
     steps: int | None = Field(None, ge=1, le=500, description="DDIM steps D; default: sampling.steps of the base")
     seed: int = Field(0, ge=0, description="of the noise")
 
 
 class Sweep(Section):
-    """One sweep, whole."""
+    """The settings of a sweep."""
 
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,94}$",  # the best run is called NAME-best
@@ -57,17 +57,17 @@ class Sweep(Section):
     settings: dict[str, Any] = Field({}, description="settings of every trial, by their dotted keys")
     space: dict[str, Any] = Field({}, description="what varies, by dotted keys; forms: tuning/space.py")
     first: list[dict[str, Any]] = Field([], description="settings that are tried first (random, optuna)")
-    algorithm: Literal["random", "grid", "optuna"] = Field("random", description="who proposes settings")
-    scheduler: Literal["asha", "none"] = Field("asha", description="who stops trials early")
+    algorithm: Literal["random", "grid", "optuna"] = Field("random", description="search algorithm")
+    scheduler: Literal["asha", "none"] = Field("asha", description="scheduler that stops trials early")
     trials: int | None = Field(None, ge=1, le=MOST_TRIALS, description="how many; a grid has its own number")
     concurrent: int = Field(1, ge=1, description="trials at a time")
-    seed: int = Field(0, ge=0, description="of the drawing of settings; a trial's own seed is its setting `seed`")
+    seed: int = Field(0, ge=0, description="seed of the drawn settings; a trial's own seed is its setting `seed`")
     rungs: list[int] = Field(description="budgets after which a trial is measured; the last one ends it")
     unit: Literal["steps", "seconds", "videos"] = Field(
         "steps", description="what rungs count: training steps, seconds of them, or videos that the reward scores"
     )
     reduction: float = Field(3.0, gt=1, description="ASHA continues the best 1 / reduction of the trials of a rung")
-    metric: str = Field("held_out", description="the objective that ASHA, Optuna and the best config go by")
+    metric: str = Field("held_out", description="objective of ASHA, Optuna and the best config")
     objectives: list[str] = Field(
         ["reward", "held_out", "consistency", "motion", COST], min_length=1, description="of the Pareto table"
     )
@@ -132,7 +132,7 @@ class Sweep(Section):
         return {name: read_description(name) for name in dict.fromkeys(named)}
 
     def original(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """The description that these settings change: the variant's, or else the sweep's."""
+        """Returns the description that these settings change: the variant's, or else the sweep's."""
         return self.originals[str(self._variant(settings).get("config", self.config))]
 
     def _variant(self, settings: dict[str, Any]) -> dict[str, Any]:
@@ -162,7 +162,7 @@ class Sweep(Section):
         return made.model_copy(update={"reward": made.reward.resolved(), "model": model, "data": data})
 
     def run(self, settings: dict[str, Any], name: str, rung: int) -> RunConfig:
-        """The description of a run with these settings, in the sweep's folder and as long as a rung.
+        """Returns the description of a run with these settings, in the sweep's folder and as long as a rung.
 
         Its paths are as they are written, so that a trial goes on where the sweep is started from another copy of its
         working folder. A guard only warns: a trial that it ended would never reach its rung.
@@ -182,7 +182,7 @@ class Sweep(Section):
         return {"steps": max(1, rung // step), "max_seconds": None}
 
     def to_train(self, settings: dict[str, Any], name: str) -> RunConfig:
-        """The same for `rlvid train`: of the base's own length, and in the storage of the sweep."""
+        """Returns the same for `rlvid train`: of the base's own length, and in the storage of the sweep."""
         original = load_config(self.original(settings))
         budget = f"train.max_seconds={'null' if original.train.max_seconds is None else original.train.max_seconds}"
         place = [f"name={name}", f"output.storage={yaml_text(self.storage)}", f"train.steps={original.train.steps}"]
@@ -204,7 +204,7 @@ class Sweep(Section):
             raise ValueError(f"{f'space: a trial with {shown(settings)}: ' if settings else ''}{error}") from None
 
     def planned(self) -> list[dict[str, Any]]:
-        """The settings of all trials, each of them a valid run, as are ``probes``.
+        """Returns the settings of all trials, each of them a valid run, as are ``probes``.
 
         Optuna's are not known but for ``first``.
 

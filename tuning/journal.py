@@ -1,4 +1,4 @@
-"""The record of a sweep on disk, from which it resumes whenever its driver dies.
+"""The journal of a sweep on disk, from which it resumes after the end of its driver.
 
 A sweep's folder, ``{storage}/{name}``::
 
@@ -24,13 +24,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from rlvid.files import damaged, write_whole
+from rlvid.files import damaged, write_atomic
 from tuning.space import VARIANT
 
 GOES_ON, STOPPED, FINISHED = "goes on", "stopped early", "finished"
 INVALID = "no valid run"
 ENDS = (STOPPED, FINISHED, INVALID)
-"""How a trial may end for good; one that failed is tried again."""
+"""The final ends of a trial; a failed trial is tried again."""
 
 
 _WAY_OUT = "delete that line and those after it, or the sweep's folder, and start again"
@@ -65,7 +65,7 @@ class _Scores(BaseModel):
 
 @dataclass
 class Trial:
-    """What the journal knows of a trial: the rungs that were judged, and how it ended, if it has."""
+    """A trial in the journal: the rungs that were judged, and how it ended, if it has."""
 
     number: int
     settings: dict[str, Any]
@@ -96,7 +96,7 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "journal.jsonl"
         if self.path.is_file():
-            write_whole(self.path, b"".join(_line(entry) for entry in self.entries))
+            write_atomic(self.path, b"".join(_line(entry) for entry in self.entries))
 
     @property
     def entries(self) -> list[dict[str, Any]]:
@@ -156,7 +156,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def scores_path(folder: Path, name: str, rung: int) -> Path:
-    """Where a trial keeps its scores at a rung."""
+    """Returns the path of a trial's scores at a rung."""
     return folder / name / "rungs" / f"{rung:06d}.json"
 
 
@@ -176,4 +176,4 @@ def read_scores(path: Path) -> dict[str, Any] | None:
 
 def write_scores(path: Path, scores: dict[str, Any]) -> None:
     """Writes scores in one step."""
-    write_whole(path, json.dumps(scores).encode())
+    write_atomic(path, json.dumps(scores).encode())

@@ -1,4 +1,4 @@
-"""The fixed measurement that all trials are compared by.
+"""The fixed measurement that compares all trials.
 
 It generates the same prompts from the same noise with the trial's model, in the sampling of the *base* description, and
 scores all frames alike with the base's rewards. So lambda, S, the trial's own reward or its guidance in training change
@@ -25,7 +25,7 @@ from tuning.description import COST, Evaluation, Sweep
 
 
 def job_of(sweep: Sweep, use_gpu: bool) -> dict[str, Any]:
-    """What the driver knows and every process of the sweep needs: plain values, read once."""
+    """Returns the values that every process of the sweep needs: plain values, read once."""
     return {
         "rungs": sweep.rungs, "evaluation": sweep.evaluation.model_dump(), "prompts": sweep.prompts,
         "base": sweep.base().model_dump(), "use_gpu": use_gpu, "here": os.getcwd(),
@@ -86,5 +86,5 @@ def measure(job: dict[str, Any], run: str | None, step: int) -> dict[str, Any]:
 
 
 def rows_of(scores: dict[str, Any]) -> list[Row]:
-    """The rows that scores were made of."""
+    """Returns the rows that scores were made of."""
     return [Row(**row) for row in scores["rows"]]

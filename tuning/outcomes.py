@@ -1,4 +1,4 @@
-"""What was measured of each trial; which trials are best, and which are on the Pareto front."""
+"""The measurements of all trials, their ranking, and the Pareto front."""
 
 import math
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Outcome:
         return max(self.scores, default=None)
 
     def value(self, objective: str, step: int | None = None) -> float:
-        """An objective at a step, by default the last; NaN where it was not measured."""
+        """Returns an objective at a step, by default the last; NaN where it was not measured."""
         scores = self.scores.get(step if step is not None else self.step or -1)
         if scores is None:
             return math.nan
@@ -33,7 +33,7 @@ class Outcome:
 
 
 def collect(sweep: Sweep, journal: Journal) -> list[Outcome]:
-    """All trials with what was measured of them."""
+    """Returns all trials with what was measured of them."""
     found = []
     for trial in journal.trials:
         scores = {step: read_scores(scores_path(sweep.folder, trial.name, step)) for step in sweep.rungs}
@@ -42,7 +42,7 @@ def collect(sweep: Sweep, journal: Journal) -> list[Outcome]:
 
 
 def pareto(outcomes: list[Outcome], objectives: list[str]) -> list[Outcome]:
-    """Those that no other one beats: as good in every objective and better in one."""
+    """Returns those that no other one beats: as good in every objective and better in one."""
     signs = {name: -1 if metric_of(name).higher_is_better is False else 1 for name in objectives}
 
     def point(one: Outcome) -> tuple[float, ...]:
@@ -62,13 +62,13 @@ def ranked(sweep: Sweep, outcomes: list[Outcome]) -> list[Outcome]:
 
 
 def columns(sweep: Sweep, outcomes: list[Outcome]) -> list[str]:
-    """The objectives, and the oracle's score where there is one, though nothing was chosen by it."""
+    """Returns the objectives, and the oracle's score where there is one, though nothing was chosen by it."""
     seen = any(one.step is not None and math.isfinite(one.value("oracle_score")) for one in outcomes)
     return [*sweep.objectives, *(["oracle_score"] if seen else [])]
 
 
 def difference(one: Outcome, other: dict[str, Any] | None, metric: str) -> Comparison | None:
-    """A trial's gain in a metric over other scores, video by video, with its 95 % bootstrap interval."""
+    """Returns a trial's gain in a metric over other scores, video by video, with its 95 % bootstrap interval."""
     if other is None or one.step is None:
         return None
     pairs = compare(rows_of(other), rows_of(one.scores[one.step]))

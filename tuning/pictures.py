@@ -55,7 +55,7 @@ class _Scale:
 
     @staticmethod
     def of_score(name: str, values: list[float]) -> "_Scale":
-        """From the least to the most of the finite values."""
+        """Makes a scale from the lowest to the highest finite value."""
         finite = [value for value in values if math.isfinite(value)] or [0.0]
         low, high = min(finite), max(finite)
         low, high = (low, high) if high > low else (low - 0.5, high + 0.5)
@@ -158,7 +158,7 @@ def heat_map(path: Path, sweep: Sweep, outcomes: list[Outcome], base: dict[str, 
 
 
 def _cells(sweep: Sweep, outcomes: list[Outcome], up: Dimension, across: Dimension, step: int) -> np.ndarray:
-    """Mean metric (up, across) at a rung; NaN where there is none."""
+    """Returns mean metric (up, across) at a rung; NaN where there is none."""
     table = np.full((len(up.listed), len(across.listed)), np.nan)
     for i, row in enumerate(up.listed):
         for j, column in enumerate(across.listed):

@@ -1,4 +1,4 @@
-"""The report of a sweep: all trials in a table, Pareto front, pictures, the best settings as a run, plain words."""
+"""The report of a sweep: a table of all trials, the Pareto front, pictures, the best settings as a run, findings."""
 
 import math
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ import yaml
 from rlvid.escape import csv_text, markdown_text, one_line
 from rlvid.evaluate.results.rows import METRICS as ALL_METRICS
 from rlvid.evaluate.tables.table import Grid
-from rlvid.files import write_whole
+from rlvid.files import write_atomic
 from rlvid.metric_names import metric_of
-from tuning.board import write_hparams
 from tuning.comparison import by_seed, draw, table
 from tuning.description import COST, Sweep
+from tuning.hparams import write_hparams
 from tuning.journal import Journal, read_scores
 from tuning.outcomes import Outcome, collect, columns, pareto, ranked
 from tuning.pictures import heat_map, parallel_coordinates
@@ -36,7 +36,7 @@ def write_report(sweep: Sweep, journal: Journal) -> Path | None:
     over_seeds = ""
     if base is not None and "seed" in sweep.space and (seeds := by_seed(sweep, outcomes)):
         over_seeds = table(base, seeds)
-        write_whole(folder / "comparison.md", over_seeds.encode())
+        write_atomic(folder / "comparison.md", over_seeds.encode())
         draw(base, seeds, folder / "comparison.png")
         pictures.append("comparison.png")
     best = sweep.to_train(order[0].trial.settings, f"{sweep.name}-best")
@@ -46,16 +46,16 @@ def write_report(sweep: Sweep, journal: Journal) -> Path | None:
         f"# Measured after {order[0].step} {sweep.unit}; this run has as many steps as the base.\n"
     )
     dumped = yaml.safe_dump(best.model_dump(mode="json"), sort_keys=False)
-    write_whole(folder / "best.yaml", (head + dumped).encode())
-    write_whole(folder / "results.csv", results_csv(sweep, outcomes).encode())
-    write_whole(folder / "results.md", (results_table(sweep, outcomes, base) + "\n").encode())
-    write_whole(folder / "report.md", page(sweep, outcomes, order, base, over_seeds, pictures).encode())
+    write_atomic(folder / "best.yaml", (head + dumped).encode())
+    write_atomic(folder / "results.csv", results_csv(sweep, outcomes).encode())
+    write_atomic(folder / "results.md", (results_table(sweep, outcomes, base) + "\n").encode())
+    write_atomic(folder / "report.md", page(sweep, outcomes, order, base, over_seeds, pictures).encode())
     write_hparams(sweep, outcomes)
     return folder
 
 
 def results_csv(sweep: Sweep, outcomes: list[Outcome]) -> str:
-    """A line a trial: its settings, how far it came and how it ended, and every metric there."""
+    """Returns a line a trial: its settings, how far it came and how it ended, and every metric there."""
     lines = [["trial", *sweep.space, "step", "end", "pareto", "seconds", "videos", *ALL_METRICS]]
     front = {one.trial.number for one in pareto(outcomes, sweep.objectives)}
     for one in outcomes:
@@ -69,7 +69,7 @@ def results_csv(sweep: Sweep, outcomes: list[Outcome]) -> str:
 
 
 def results_table(sweep: Sweep, outcomes: list[Outcome], base: dict[str, Any] | None) -> str:
-    """The same in Markdown, with the objectives alone; furthest first, then by the metric."""
+    """Returns the same in Markdown, with the objectives alone; furthest first, then by the metric."""
 
     def key(one: Outcome) -> tuple[int, float]:
         value = one.value(sweep.metric)
@@ -84,7 +84,7 @@ def results_table(sweep: Sweep, outcomes: list[Outcome], base: dict[str, Any] | 
 
 
 def _grid(sweep: Sweep, outcomes: list[Outcome], names: list[str], first: Sequence[list[str]] = ()) -> Grid:
-    """A row for each trial, below the rows of ``first``."""
+    """Returns a row for each trial, below the rows of ``first``."""
     rung = "Steps" if sweep.unit == "steps" else f"Budget ({sweep.unit})"
     heads = ["Trial", *sweep.space, rung, "End", *(metric_of(name).name for name in names)]
     rows = [
@@ -104,7 +104,7 @@ def page(
     sweep: Sweep, outcomes: list[Outcome], order: list[Outcome], base: dict[str, Any] | None, over_seeds: str,
     pictures: list[str],
 ) -> str:  # fmt: skip
-    """The whole report in Markdown."""
+    """Returns the whole report in Markdown."""
     front = pareto(outcomes, sweep.objectives)
     names = columns(sweep, outcomes)
     how = sweep.evaluation

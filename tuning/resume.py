@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from rlvid.config import RunConfig, parse_config
-from rlvid.files import damaged, read_mapping, write_whole
+from rlvid.files import damaged, read_mapping, write_atomic
 from rlvid.train.resume import differences
 from tuning.description import Sweep
 from tuning.space import VARIANT
@@ -47,7 +47,7 @@ def keep_description(sweep: Sweep) -> None:
         raise ValueError(f"{sweep.folder} exists and is not a sweep; choose another name=... or storage=...")
     now = {"sweep": sweep.model_dump(mode="json"), "base": base.model_dump(mode="json"), "prompts": sweep.prompts}
     now["variants"] = {label: each.model_dump(mode="json") for label, each in variants.items()}
-    write_whole(note, yaml.safe_dump(now, sort_keys=False).encode())
+    write_atomic(note, yaml.safe_dump(now, sort_keys=False).encode())
 
 
 def _changes(kept: dict[str, Any], sweep: Sweep, base: RunConfig, variants: dict[str, RunConfig]) -> str:

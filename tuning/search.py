@@ -49,7 +49,7 @@ class Proposals(Searcher):
         return len(self._open) + self._sweep.count - self._next
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
-        """The space is the sweep's: nothing to set."""
+        """Does nothing: the space is the sweep's."""
         return True
 
     def suggest(self, trial_id: str) -> Any:
@@ -80,7 +80,7 @@ class Proposals(Searcher):
         return trial
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Gives Optuna the score of a trial that ended."""
+        """Passes the score of a trial that ended to Optuna."""
         number = self._running.pop(trial_id, None)
         if self._optuna is None or number is None:
             return
@@ -89,11 +89,11 @@ class Proposals(Searcher):
             self._optuna.add_evaluated_point(*_outcome(self._journal, trial))
 
     def save(self, checkpoint_path: str) -> None:
-        """For Tune, which keeps snapshots: the numbers that are left. Nothing is restored from it."""
+        """Writes the numbers that are left into Tune's snapshot; nothing is restored from it."""
         Path(checkpoint_path).write_text(json.dumps([trial.number for trial in self._open]), encoding="utf-8")
 
     def restore(self, checkpoint_path: str) -> None:
-        """Never: a sweep is restored from its journal.
+        """Fails always: a sweep is restored from its journal.
 
         Raises:
             RuntimeError: always.
@@ -102,7 +102,7 @@ class Proposals(Searcher):
 
 
 def _outcome(journal: Journal, trial: Trial) -> tuple[dict[str, Any], float]:
-    """A trial's settings and its last score, the larger the better."""
+    """Returns a trial's settings and its last score, the larger the better."""
     scores = [entry["score"] for entry in journal.entries if entry["trial"] == trial.number and "score" in entry]
     return trial.settings, scores[-1]
 
@@ -142,10 +142,10 @@ def _optuna(sweep: Sweep, past: list[tuple[dict[str, Any], float]], seed: int) -
 
 
 class Judge(FIFOScheduler):
-    """Decides after each rung whether a trial goes on: ASHA (Li et al. 2018), or all of them do.
+    """Decides after each rung whether a trial continues: by ASHA (Li et al. 2018), or all continue.
 
-    A rung counts as the time reduction^k, so that ASHA's rungs are the sweep's, whatever their steps. The last one ends
-    a trial and is no occasion to stop it.
+    A rung counts as the time reduction^k, so that ASHA's rungs are the sweep's, whatever their steps. The last rung
+    ends a trial, so ASHA does not stop it there.
 
     Args:
         sweep: the sweep.
@@ -185,7 +185,7 @@ class Judge(FIFOScheduler):
         return TrialScheduler.STOP if decision == STOPPED else TrialScheduler.CONTINUE
 
     def _ask(self, number: int, step: int, score: float) -> bool:
-        """Whether ASHA would stop the trial here; it keeps the score either way."""
+        """Returns whether ASHA would stop the trial here; it keeps the score either way."""
         rung = self._sweep.rungs.index(step)
         if self._asha is None or rung + 1 == len(self._sweep.rungs):
             return False

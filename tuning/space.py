@@ -1,4 +1,4 @@
-"""The search space of a sweep: which settings vary and over what, written as YAML, drawn from or enumerated.
+"""The search space of a sweep: the settings that vary and their values, in YAML, drawn from or enumerated.
 
 =========================  ==========================================================
 in the sweep's file        meaning
@@ -67,7 +67,7 @@ class Dimension:
         return [low, high, low + (high - low) * _BETWEEN]
 
     def draw(self, generator: random.Random) -> Any:
-        """One value; continuous ones are rounded to four digits, of a narrow range's width, as tables show them."""
+        """Draws a value; a continuous one is rounded to four digits, or to four of a narrow range's width."""
         if self.count is not None:
             return generator.choice(self.listed) if self.kind == "choice" else generator.randint(*self.values)
         low, high = self.values
@@ -79,7 +79,7 @@ class Dimension:
         return min(high, max(low, round(value, 3 - math.floor(math.log10(width)))))
 
     def own(self, value: Any) -> Any:
-        """The value as it stands in the space.
+        """Returns the value as it stands in the space.
 
         Raises:
             ValueError: it does not.
@@ -157,7 +157,7 @@ def _kind(key: str, given: Any) -> tuple[str, Any]:
 
 
 def _number(value: Any) -> Any:
-    """The number that a text is: YAML has 1.0e-4 and .inf, people write 1e-4 and inf."""
+    """Returns the number that a text is: YAML has 1.0e-4 and .inf, people write 1e-4 and inf."""
     try:
         return float(value) if isinstance(value, str) and value != "nan" else value
     except ValueError:
@@ -169,13 +169,13 @@ def _finite(value: Any) -> bool:
 
 
 def size(dimensions: list[Dimension]) -> int | None:
-    """How many different settings a space has; None when a range is continuous."""
+    """Counts the different settings of a space; None if a range is continuous."""
     counts = [dimension.count for dimension in dimensions]
     return None if None in counts else math.prod(count or 1 for count in counts)
 
 
 def grid(dimensions: list[Dimension], trials: int | None) -> list[dict[str, Any]]:
-    """All combinations, the last setting varying fastest.
+    """Returns all combinations, the last setting varying fastest.
 
     Raises:
         ValueError: a range is continuous, or there are more combinations than ``trials`` or than ``MOST_TRIALS``.
@@ -238,12 +238,12 @@ def draw(dimensions: list[Dimension], first: list[dict[str, Any]], trials: int, 
 
 
 def shown(settings: dict[str, Any]) -> str:
-    """Settings as a person reads them: ``reward.attenuation=1 reward.segments=4``."""
+    """Returns settings as a person reads them: ``reward.attenuation=1 reward.segments=4``."""
     return " ".join(f"{key}={label(value)}" for key, value in settings.items())
 
 
 def label(value: Any) -> str:
-    """A value as tables and pictures show it: ``0.001``, ``inf``, ``draft``."""
+    """Returns a value as tables and pictures show it: ``0.001``, ``inf``, ``draft``."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return f"{value:.4g}"

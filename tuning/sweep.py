@@ -1,4 +1,4 @@
-"""Searches for settings: many short runs, of which the unpromising ones are stopped early, then a report.
+"""Searches for settings: trains many short runs, stops weak ones early, and writes a report.
 
     python tuning/sweep.py                                       # tuning/toy.yaml: lambda and S on the built-in world
     python tuning/sweep.py toy name=mine trials=12 algorithm=random 'space.method.tau={uniform: [0.4, 0.8]}'
@@ -33,7 +33,7 @@ from tuning.resume import keep_description  # noqa: E402
 
 
 def check(sweep: Sweep, planned: list[dict[str, Any]]) -> None:
-    """What can be known to be wrong before Ray starts, beside what the description says.
+    """Checks a sweep before Ray starts, besides the checks of its description.
 
     Raises:
         ValueError: the storage would be lost, a trial's files or the prompts are not there, or settings do not fit the
@@ -70,8 +70,8 @@ def different_runs(
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Holds the sweep's folder for this process; the hold ends with it, however it ends.
+def exclusive(folder: Path) -> Iterator[None]:
+    """Locks the sweep's folder while the block runs.
 
     Raises:
         ValueError: another process holds it, or it cannot be written.
@@ -97,7 +97,7 @@ def run(sweep: Sweep, address: str | None = None) -> None:
     """
     planned = sweep.planned()
     check(sweep, planned)
-    with alone(sweep.folder):
+    with exclusive(sweep.folder):
         keep_description(sweep)
         journal = Journal(sweep.folder)
         os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")  # is read when ray is imported
@@ -131,7 +131,7 @@ def _kept(sweep: Sweep, journal: Journal) -> str:
 
 
 def fit(sweep: Sweep, planned: list[dict[str, Any]], journal: Journal, proposals: Any, address: str | None) -> None:
-    """Lets Tune run what is left."""
+    """Runs the remaining trials with Tune."""
     for name, value in {
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "RAY_AIR_NEW_OUTPUT": "0",
@@ -186,7 +186,7 @@ def fit(sweep: Sweep, planned: list[dict[str, Any]], journal: Journal, proposals
 
 
 def check_room(sweep: Sweep, planned: list[dict[str, Any]]) -> bool:
-    """Whether the base's workers, and so measurements, get a GPU each.
+    """Returns whether the base's workers, and so measurements, get a GPU each.
 
     Raises:
         ValueError: so many trials at a time do not fit into the cluster: they would wait for each other.
@@ -206,7 +206,7 @@ def check_room(sweep: Sweep, planned: list[dict[str, Any]]) -> bool:
 
 
 def say_where(sweep: Sweep) -> None:
-    """Says where to look."""
+    """Prints where the results are."""
     shown = os.path.relpath(sweep.folder)
     say(f"report       {shown}/report/report.md (results.csv, parallel.png, heatmap.png)")
     say(f"TensorBoard  tensorboard --logdir {shell(shown)}")
@@ -214,7 +214,7 @@ def say_where(sweep: Sweep) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; a user's mistake is one line and exit code 2, trials that failed give 1."""
+    """Runs the command; a user's mistake is one line and exit code 2, failed trials give 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweep", nargs="?", default="toy", help="toy, methods, modelscope or a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="keys of the sweep or of the run")

@@ -1,7 +1,7 @@
-"""A trial: a run that is trained to a rung, measured, reported, and trained on from there to the next one.
+"""A trial: trains a run to a rung, measures and reports it, and trains on to the next rung.
 
-Each rung is a training of its own that ends by itself and resumes bit for bit. Tune may stop a trial only while it
-reports, when nothing of it runs: no training is killed, and no placement group is left behind for others to wait on.
+Each rung is a separate training that ends by itself and resumes bit for bit. Tune may stop a trial only while it
+reports, when it has no processes: no training is killed, and no placement group is left behind.
 """
 
 from contextlib import suppress
@@ -23,7 +23,7 @@ _PATIENCE_S = 60  # how long the processes of a killed driver may take to end
 
 
 def trainable(job: dict[str, Any]) -> Any:
-    """What Tune runs.
+    """Returns the function that Tune runs for each trial.
 
     A trial's config has its number (``trial``), its ``run``, the keys of ``train`` that end it at each rung
     (``budgets``), and the rungs ``judged`` already.
@@ -81,5 +81,5 @@ def measured(job: dict[str, Any], run: Path | None, step: int) -> dict[str, Any]
 
 
 def objectives(scores: dict[str, Any]) -> dict[str, float]:
-    """Everything that may be an objective, out of scores."""
+    """Returns all possible objectives from scores."""
     return {name: scores["mean"][name] for name in METRICS} | {COST: scores[COST]}

@@ -1,4 +1,4 @@
-"""What a sweep found, in sentences, with no more certainty than its videos give."""
+"""The findings of a sweep in sentences, with the certainty that its videos allow."""
 
 import math
 import statistics
@@ -15,7 +15,7 @@ from tuning.space import Dimension, label, shown
 
 
 def found(sweep: Sweep, outcomes: list[Outcome], order: list[Outcome], base: dict[str, Any] | None) -> list[str]:
-    """Sentences, as a list in Markdown: the best, whether it is told apart, and what each setting did."""
+    """Returns the findings as a list in Markdown: the best trial, its certainty, and the effect of each setting."""
     best, metric = order[0], metric_of(sweep.metric)
     settings = markdown_text(shown(best.trial.settings))
     ends = [one.trial.end for one in outcomes]
@@ -49,7 +49,7 @@ def found(sweep: Sweep, outcomes: list[Outcome], order: list[Outcome], base: dic
 
 
 def _few(gain: Any) -> str:
-    """Why an interval above 0 proves nothing, where there are too few prompts."""
+    """Returns a note that there are too few prompts, if the interval is above 0."""
     few = gain.low > 0 and gain.prompts < MIN_PROMPTS
     return f" ({gain.prompts} prompts; certainty takes {MIN_PROMPTS})" if few else ""
 
@@ -80,7 +80,7 @@ def _groups(dimension: Dimension, outcomes: list[Outcome]) -> dict[str, list[Out
 
 
 def next_steps(sweep: Sweep, order: list[Outcome]) -> list[str]:
-    """What to do with it, as a list in Markdown."""
+    """Returns the next steps as a list in Markdown."""
     lines = [
         "- `rlvid train best.yaml` trains the best settings for the base's own number of steps, `best.yaml` is here."
     ]

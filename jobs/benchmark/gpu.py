@@ -1,4 +1,4 @@
-"""What a full-size step costs on this GPU: torch alone, no Ray, and under 8 minutes on an H100.
+"""Measures a full-size step on this GPU, with torch alone and without Ray, in under 8 minutes on an H100.
 
     python -m jobs.benchmark gpu --out h100.json                      # again with the same file: only what is missing
     python -m jobs.benchmark gpu --out h100.json --show               # the tables of a file, on any machine
@@ -63,7 +63,7 @@ class Session:
         return Planned(self.options)
 
     def restore(self) -> None:
-        """Brings back the adapter and an optimiser without a past, and gives up memory that a part has left."""
+        """Restores the adapter, makes a new optimiser, and frees the memory of the last part."""
         bench = self.bench
         parameters = lora_parameters(bench.model.denoiser)
         with torch.no_grad():
@@ -130,7 +130,7 @@ PARTS: dict[str, Part] = {
 
 
 def expected(name: str, record: Record, options: argparse.Namespace) -> float:
-    """Seconds that a part takes at least, by the seconds of a step if they are known."""
+    """Returns seconds that a part takes at least, by the seconds of a step if they are known."""
     if "step" not in record.parts:
         return 0.0
     one = record.parts["step"]["sides"]["rlvid"]["step"] * (options.steps + 1)
@@ -166,7 +166,7 @@ def main(arguments: list[str]) -> int:
 def in_time(
     missing: list[str], record: Record, options: argparse.Namespace, began: float
 ) -> Iterator[tuple[str, float]]:
-    """The parts that fit into the minutes, and the seconds that are left to each; the others are named."""
+    """Yields the parts that fit into the minutes, and the seconds that are left to each; the others are named."""
     for name in missing:
         left = options.minutes * 60 - (time.monotonic() - began)
         if (need := expected(name, record, options)) >= left:
@@ -203,7 +203,7 @@ def one_line(error: BaseException) -> str:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """The options; raises ValueError for those that cannot be."""
+    """Returns the options; raises ValueError for those that cannot be."""
     parser = argparse.ArgumentParser(
         "python -m jobs.benchmark gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

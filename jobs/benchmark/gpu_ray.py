@@ -64,7 +64,7 @@ class Comparison:
 
 
 def apart(pairs: list[tuple[float, float]]) -> float:
-    """Largest difference of pairs, as a part of the second."""
+    """Returns largest difference of pairs, as a part of the second."""
     return max((abs(a - b) / max(abs(b), 1e-12) for a, b in pairs), default=math.inf)
 
 
@@ -92,7 +92,7 @@ def run(config: list[str], name: str, *overrides: str, hidden: bool = False) -> 
 
 
 def scalars(folder: Path) -> dict[str, list[float]]:
-    """What TensorBoard has of each step."""
+    """Reads the scalars of each step from TensorBoard."""
     from rlvid.runs.scalars import read_events
 
     names = (*SCALARS, "cost/peak_memory_gib")
@@ -101,7 +101,7 @@ def scalars(folder: Path) -> dict[str, list[float]]:
 
 
 def adapter(folder: Path, config: RunConfig) -> dict[str, Tensor]:
-    """The adapter after the last step, under the names that it has in the network."""
+    """Returns the adapter after the last step, under the names that it has in the network."""
     from safetensors.torch import load_file
 
     from rlvid.models.trained import trained_path
@@ -112,14 +112,14 @@ def adapter(folder: Path, config: RunConfig) -> dict[str, Tensor]:
 
 
 def untrained(config: RunConfig) -> dict[str, Tensor]:
-    """The adapter before the first step."""
+    """Returns the adapter before the first step."""
     from rlvid.models.trained import load_trainable, trained_state
 
     return trained_state(load_trainable(config.model, config.seed, config.model.path).denoiser, config.model)
 
 
 def compare(found: Path, reference: Path, config: RunConfig, device: str) -> Comparison:
-    """Two runs of the same settings."""
+    """Returns two runs of the same settings."""
     ours, theirs, start = adapter(found, config), adapter(reference, config), untrained(config)
     a, b, zero = (
         torch.cat([each[name].flatten().double() for name in sorted(start)]) for each in (ours, theirs, start)
@@ -167,7 +167,7 @@ def main(arguments: list[str]) -> int:
 
 
 def tiny(options: argparse.Namespace, folder: Path) -> list[str]:
-    """Settings of the preset; the miniature model lies in ``folder``."""
+    """Returns settings of the preset; the miniature model lies in ``folder``."""
     if options.preset != "tiny":
         return []
     from rlvid.toy.tiny import save_tiny_model
@@ -193,7 +193,7 @@ def show(found: Comparison, peak: float) -> None:
 
 
 def parse(arguments: list[str]) -> Any:
-    """The options; raises ValueError for those that cannot be."""
+    """Returns the options; raises ValueError for those that cannot be."""
     parser = argparse.ArgumentParser(
         "python -m jobs.benchmark gpu-ray", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""What a training step costs, stage by stage, and what Ray and DeepSpeed add to the bare torch step, in one run.
+"""Measures a training step stage by stage, and the overhead of Ray and DeepSpeed over bare torch, in one run.
 
     python -m jobs.benchmark overhead              # the built-in model, one worker
     python -m jobs.benchmark overhead --steps 10 train.batch_size=4

@@ -1,4 +1,4 @@
-"""What both sides of the benchmark run on: the networks with random weights, a batch of clips, and a meter."""
+"""The parts of both sides of the benchmark: networks with random weights, a batch of clips, and a meter."""
 
 import argparse
 import ctypes
@@ -54,7 +54,7 @@ class Meter(Stopwatch):
 
 
 def reset_peak(device: torch.device) -> None:
-    """The peak starts anew from what is in use now."""
+    """Resets the peak to the memory that is in use now."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":
@@ -63,7 +63,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, side: int | None = None) -> float:
-    """Operations a second of products of two square matrices: the median of several, after a second to warm up."""
+    """Measures the operations per second of matrix products: the median of several, after a second of warm-up."""
     gpu = device.type == "cuda"
     side, at_once, repeats = side or (8192 if gpu else 2048), 10 if gpu else 1, 10 if gpu else 4
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
@@ -79,7 +79,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, side: int | None = Non
 
 
 def build(preset: str, precision: str, device: torch.device) -> tuple[dict[str, Any], ClipReward]:
-    """Arguments of ``UNet3DModel`` by name, and HPSv2 (a small CLIP for ``tiny``); random weights."""
+    """Returns arguments of ``UNet3DModel`` by name, and HPSv2 (a small CLIP for ``tiny``); random weights."""
     from rlvid.models.folders import modelscope_folder
     from rlvid.models.untrained import random_parts
     from rlvid.reward.load import load_reward
@@ -116,7 +116,7 @@ class Bench:
     posterior: Posterior
 
     def step(self, side: str, index: int, update: bool = True) -> None:
-        """One training step of ``rlvid`` or ``released``; without ``update`` the gradient stays where it is."""
+        """Runs a training step of ``rlvid`` or ``released``; without ``update`` the gradient is kept."""
         meter, ours = self.meter, side == "rlvid"
         serials = list(range(len(self.prompts)))
         noise = randomness.normal(self.model.latent_shape, 0, "posterior", [(serial,) for serial in serials])
@@ -140,7 +140,7 @@ class Bench:
                 self.engine.step(index)
 
     def with_clips(self, number: int, recompute: bool = True) -> "Bench":
-        """The same networks on so many videos at once, with or without activation checkpointing."""
+        """Returns the same networks on so many videos at once, with or without activation checkpointing."""
         train = self.config.train.model_copy(update={"batch_size": number, "checkpoint_activations": recompute})
         config = self.config.model_copy(update={"train": train})
         return replace(self, config=config, **draw_clips(self.model, number))

@@ -26,7 +26,7 @@ class Planned:
             self._parts = outline_parts(self._config)
 
     def __call__(self, videos: int, recompute: bool) -> dict[str, int]:
-        """Bytes at the peak of each stage of a step on so many videos."""
+        """Returns bytes at the peak of each stage of a step on so many videos."""
         update = {"batch_size": videos, "checkpoint_activations": recompute}
         config = self._config.model_copy(update={"train": self._config.train.model_copy(update=update)})
         fixed = sum(resident(self._parts, config).values())
@@ -35,7 +35,7 @@ class Planned:
 
 
 def described(options: argparse.Namespace, paths: dict[str, str]) -> RunConfig:
-    """The settings that ``parts.prepare`` builds by hand, as a run has them."""
+    """Returns the settings that ``parts.prepare`` builds by hand, as a run has them."""
     model = {"path": paths["model"], "precision": options.precision, "frames": options.frames, "size": options.size}
     reward: dict[str, Any] = {"path": paths["reward"], "held_out": None, "segments": options.segments}
     reward |= {"name": "clip" if options.preset == "tiny" else "hpsv2", "precision": options.precision}
@@ -46,7 +46,7 @@ def described(options: argparse.Namespace, paths: dict[str, str]) -> RunConfig:
 
 
 def tiny_paths(folder: Path) -> dict[str, str]:
-    """The miniatures as the plan looks at them: a model's folder, and the structure of a reward."""
+    """Returns the miniatures as the plan looks at them: a model's folder, and the structure of a reward."""
     from rlvid.toy.tiny import save_tiny_model, tiny_reward
 
     save_tiny_model(folder)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from rlvid.files import write_whole
+from rlvid.files import write_atomic
 from rlvid.terminal import say
 
 SETTINGS = ("preset", "device", "precision", "steps", "frames", "size", "segments", "sampling_steps")
@@ -54,7 +54,7 @@ class Record:
 
     @classmethod
     def read(cls, path: Path) -> "Record":
-        """The content of a file; raises ValueError if there is none, or it is damaged."""
+        """Returns the content of a file; raises ValueError if there is none, or it is damaged."""
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             record = cls.__new__(cls)
@@ -80,13 +80,13 @@ class Record:
     def _write(self) -> None:
         found = {"setup": self.setup, "parts": self.parts, "left out": self.left_out}
         try:
-            write_whole(self.path, json.dumps(found, indent=1).encode())
+            write_atomic(self.path, json.dumps(found, indent=1).encode())
         except OSError as error:
             raise ValueError(f"--out {self.path}: cannot be written ({error.strerror}); choose another file") from None
 
 
 def setup(options: argparse.Namespace) -> dict[str, Any]:
-    """Settings, device and versions that a measurement belongs to."""
+    """Returns settings, device and versions that a measurement belongs to."""
     found = {name: getattr(options, name) for name in SETTINGS}
     if options.device.startswith("cuda"):
         card = torch.cuda.get_device_properties(options.device)
@@ -99,13 +99,13 @@ def setup(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def driver() -> str:
-    """The NVIDIA driver's version."""
+    """Returns the NVIDIA driver's version."""
     text = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     return text.splitlines()[0] if text else "unknown"
 
 
 def commit() -> str:
-    """What is measured: the commit, with a plus where files differ from it."""
+    """Returns the commit that is measured, with a plus where files differ from it."""
     home = ["git", "-C", str(Path(__file__).parent)]
     if not (found := _output(*home, "rev-parse", "--short=12", "HEAD")):
         return "unknown"
@@ -113,7 +113,7 @@ def commit() -> str:
 
 
 def processor() -> str:
-    """The CPU's name."""
+    """Returns the CPU's name."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -121,7 +121,7 @@ def processor() -> str:
 
 
 def _output(*command: str) -> str:
-    """What a command prints; nothing where it is not there or fails."""
+    """Returns the output of a command; an empty text where the command is missing or fails."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
     except (OSError, subprocess.SubprocessError):

@@ -38,7 +38,7 @@ class Released(UNet3DModel):
     negative_1LD: Tensor
 
     def encode_text(self, prompts: list[str]) -> Tensor:
-        """Embeddings of prompts; the negative prompt's are made anew, too."""
+        """Returns embeddings of prompts; the negative prompt's are made anew, too."""
         self.negative_1LD = self.encode_prompts([""])
         return self.encode_prompts(prompts)
 
@@ -52,7 +52,7 @@ class Released(UNet3DModel):
         unconditional_gradient: bool = True,
         recompute: bool = False,
     ) -> Prediction:
-        """One branch after the other; ``recompute`` checkpoints the whole."""
+        """Predicts with one branch after the other; ``recompute`` checkpoints the whole network."""
         if recompute and torch.is_grad_enabled():
             whole = partial(self.predict, timestep=timestep, text_BLD=text_BLD, guidance=guidance)
             return checkpoint(whole, latents_BCFhw, use_reentrant=False)  # type: ignore[no-any-return]
@@ -65,7 +65,7 @@ class Released(UNet3DModel):
         return Prediction((latents_BCFhw - (1 - abar).sqrt() * eps) / abar.sqrt(), eps)
 
     def decode_frames(self, latents_BCFhw: Tensor, frames_BS: Tensor, **_: Any) -> Tensor:
-        """All frames, of which the chosen ones are returned."""
+        """Returns all frames, of which the chosen ones are returned."""
         every_BF = torch.arange(self.frames, device=latents_BCFhw.device).expand(len(latents_BCFhw), -1)
         decoded_BFCHW = super().decode_frames(latents_BCFhw, every_BF)
         return decoded_BFCHW[torch.arange(len(frames_BS))[:, None], frames_BS]

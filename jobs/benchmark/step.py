@@ -38,7 +38,7 @@ PRESETS: dict[str, dict[str, int]] = {
 
 
 def gradient(bench: Bench) -> Tensor:
-    """Of the adapter, flat and on the CPU, and cleared."""
+    """Returns the adapter's gradient, flat and on the CPU, and clears it."""
     parameters = lora_parameters(bench.model.denoiser)
     flat = torch.cat([p.grad.flatten().float().cpu() for p in parameters if p.grad is not None])
     bench.engine.optimizer.zero_grad(set_to_none=True)
@@ -46,7 +46,7 @@ def gradient(bench: Bench) -> Tensor:
 
 
 def measure(bench: Bench, sides: list[str], steps: int, count: bool = True) -> dict[str, dict[str, Any]]:
-    """Medians of each side's stages over ``steps``, taken in turns after a step that counts and warms up."""
+    """Returns medians of each side's stages over ``steps``, taken in turns after a step that counts and warms up."""
     meter, calls = bench.meter, Calls(bench.model, bench.meter)
     found: dict[str, dict[str, Any]] = {side: {"seen": []} for side in sides}
     for side in sides:
@@ -112,7 +112,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """The options, with the preset's numbers where none are given; raises ValueError for those that cannot be."""
+    """Returns the options, by default the preset's; raises ValueError for invalid ones."""
     parser = argparse.ArgumentParser(
         "python -m jobs.benchmark step", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -165,7 +165,7 @@ def show(found: dict[str, Any], console: Console) -> None:
 
 
 def ratios(found: dict[str, Any]) -> str:
-    """What the published way costs more, in one line."""
+    """Returns the extra cost of the published way, in one line."""
     ours, theirs, gib = found["sides"]["rlvid"], found["sides"]["released"], 2**30
     before, peaks = found["before"], [max(each["peaks"].values()) for each in (theirs, ours)]
     work = sum(theirs["flops"].values()) / sum(ours["flops"].values())
@@ -178,6 +178,6 @@ def ratios(found: dict[str, Any]) -> str:
 
 
 def cells(seconds: float, flops: int, rate: float, memory: int) -> list[str]:
-    """Of a row of the table."""
+    """Returns the cells of a row of the table."""
     share = f"{100 * flops / max(seconds, 1e-9) / rate:.0f} %" if flops else ""
     return [f"{seconds:.3f}", f"{flops / 1e12:.3g}" if flops else "", share, f"{memory / 2**30:.2f}"]

@@ -1,4 +1,4 @@
-"""What was measured as a line for each part, and as Markdown tables for docs/costs.md."""
+"""Prints measurements, a line per part, and writes them as Markdown tables for docs/costs.md."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ _GIB = 2**30
 
 
 def brief(name: str, found: dict[str, Any], record: Record) -> str:
-    """The result of a part in a few words."""
+    """Returns the result of a part in a few words."""
     if "out of memory" in found:
         return "out of memory"
     if name == "rate":
@@ -30,7 +30,7 @@ def brief(name: str, found: dict[str, Any], record: Record) -> str:
 
 
 def tables(record: Record) -> str:
-    """Everything that is there, as Markdown."""
+    """Returns all recorded measurements as Markdown."""
     return "\n".join(["", *_head(record), *_step(record), *_memory(record), *_videos(record), *_changes(record)])
 
 
@@ -84,7 +84,7 @@ def _cells(seconds: float, flops: float, rate: float | None, peak: int) -> Seque
 
 
 def _memory(record: Record) -> Iterator[str]:
-    """Each stage's peak beside the plan's, of one video."""
+    """Yields each stage's peak beside the plan's, of one video."""
     found = record.parts.get("videos-1", {})
     if "planned" not in found:
         return

@@ -1,4 +1,4 @@
-"""Rewards compared with one another: advantages from per-prompt statistics (DDPO, Black et al., ICLR 2024, appendix).
+"""Advantages from per-prompt statistics (DDPO, Black et al., ICLR 2024, appendix).
 
 Rewards that differ by rounding alone are equal. Otherwise a spread that rounding made would be divided by, and a
 constant reward of 21.3 would give advantages of 1.
@@ -14,7 +14,7 @@ from rlvid.shapes import ROUNDING
 
 
 def rounding_of(*dtypes: torch.dtype) -> float:
-    """The largest relative difference that rounding makes to a reward computed in these types.
+    """Returns the largest relative difference that rounding makes to a reward computed in these types.
 
     ``ROUNDING``, or half the distance of neighbouring numbers in a coarser type: 2^-8 in bfloat16, 2^-11 in float16.
     More would silence HPSv2, whose scores of one prompt's videos differ by a few hundredths of their size.
@@ -49,7 +49,7 @@ class PromptStatistics:
     def advantages(
         self, prompts: Sequence[str], rewards: Sequence[float], limit: float, rounding: float = ROUNDING
     ) -> Tensor:
-        """Standardised rewards, clipped to +-``limit``; remembers the rewards first.
+        """Returns standardised rewards, clipped to +-``limit``; remembers the rewards first.
 
         Args:
             prompts: N prompts.
@@ -73,7 +73,7 @@ class PromptStatistics:
         return result.float().clamp(-limit, limit)
 
     def state_dict(self) -> dict[str, list[float]]:
-        """Rewards by prompt, oldest first."""
+        """Returns rewards by prompt, oldest first."""
         return {prompt: list(values) for prompt, values in self.rewards.items()}
 
     def load_state_dict(self, state: dict[str, list[float]]) -> None:

@@ -20,14 +20,14 @@ class AlignProp(RewardGradient):
     method: AlignPropConfig
 
     def sample(self, batch: Batch) -> Tensor:
-        """Clean latents of a micro-batch."""
+        """Returns clean latents of a micro-batch."""
         grid = timesteps(self.context.config.sampling.steps)
         carried = len(grid) - draw_cut(self.method, len(grid), self.context.config.seed, batch.step)
         return self.chain(batch, self.context.normal("start", batch), grid, carried)
 
 
 def draw_cut(method: AlignPropConfig, steps: int, seed: int, step: int) -> int:
-    """The cut of training step ``step``: how many of the chain's ``steps`` carry no gradient."""
+    """Returns the cut of training step ``step``: how many of the chain's ``steps`` carry no gradient."""
     if method.cut is not None:
         return method.cut
     generator = randomness.generator(seed, "cut", step)

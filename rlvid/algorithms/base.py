@@ -50,7 +50,7 @@ class Batch:
             yield self.take(range(start, min(start + size, len(self))))
 
     def take(self, rows: Sequence[int]) -> "Batch":
-        """The videos at these places."""
+        """Returns the videos at these places."""
         index = torch.as_tensor(list(rows), device=self.text_BLD.device)
         return Batch(
             self.step,
@@ -63,7 +63,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Samples:
-    """Generated videos with their scores, for the archive: everything detached and on the CPU.
+    """Generated videos with their scores, for the archive: all tensors detached and on the CPU.
 
     ``frames_BSCHW`` in [0, 1] holds the decoded frames, ``frames_BS`` says which they are; ``held_out_B`` is the
     reward of the same frames under the reward that is not trained on, if there is one.
@@ -110,7 +110,7 @@ class Update:
 
 
 class Stopwatch:
-    """Seconds spent in named stages since the last ``read``; waits for the device at the borders of a stage."""
+    """Measures the seconds of named stages since the last ``read``; waits for the device at the borders of a stage."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -126,7 +126,7 @@ class Stopwatch:
             self._seconds[name] = self._seconds.get(name, 0.0) + self._now() - start
 
     def read(self) -> dict[str, float]:
-        """The sums, which then start again from nothing."""
+        """Returns the sums, which then start again from nothing."""
         seconds, self._seconds = self._seconds, {}
         return seconds
 
@@ -137,7 +137,7 @@ class Stopwatch:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes so far: of tensors on a GPU, else of this process; 0 where neither CUDA nor Linux tells."""
+    """Returns the peak memory in bytes: of tensors on a GPU, else of this process; 0 where it is unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
@@ -146,7 +146,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 class WorkerGroup:
-    """The workers that compute together; by default one alone.
+    """The workers that compute together; by default a single one.
 
     What a method computes from several videos (statistics, a ranking) it computes from the global batch, or its result
     would depend on the number of workers.
@@ -156,7 +156,7 @@ class WorkerGroup:
     size: int = 1
 
     def gather(self, items: list[Any]) -> list[Any]:
-        """The items of all workers, in the global order of the samples: worker r holds every W-th one from r on."""
+        """Returns the items of all workers in the samples' global order: worker r holds every W-th one from r on."""
         return items
 
     def mean_(self, tensors: list[Tensor]) -> None:
@@ -164,20 +164,20 @@ class WorkerGroup:
 
 
 class Observer:
-    """Hears of a reward what whoever runs it should know; by default nobody does."""
+    """Receives failures and calls of rewards; this one ignores them."""
 
-    def tell(self, line: str) -> None:
-        """Takes a line on a reward that failed."""
+    def report(self, line: str) -> None:
+        """Receives a line about a reward that failed."""
 
     @contextmanager
-    def asking(self, reward: str) -> Iterator[None]:
-        """Surrounds a call of the reward of that name."""
+    def calling(self, reward: str) -> Iterator[None]:
+        """Surrounds each call of the reward of that name."""
         yield
 
 
 @dataclass
 class Context:
-    """What every method works with: the model, the reward trained on, an optional held-out one, the run's settings."""
+    """The inputs of every method: the model, the trained reward, an optional held-out reward, the run's settings."""
 
     config: RunConfig
     model: VideoModel
@@ -188,7 +188,7 @@ class Context:
     observer: Observer = field(default_factory=Observer)
 
     def normal(self, purpose: str, batch: Batch, index: int = 0) -> Tensor:
-        """Standard normal latents (B, C, F, h, w), a function of (seed, purpose, sample, index) alone."""
+        """Returns standard normal latents (B, C, F, h, w), a function of (seed, purpose, sample, index) alone."""
         positions = [(serial, index) for serial in batch.serials]
         draw = randomness.normal(self.model.latent_shape, self.config.seed, purpose, positions)
         return draw.to(self.model.device)
@@ -204,14 +204,14 @@ class Algorithm(ABC):
 
     @abstractmethod
     def updates(self, batch: Batch) -> Iterator[Update]:
-        """The losses of one batch, in order; the last one of each optimiser step has ``step`` set."""
+        """Yields the losses of one batch, in order; the last one of each optimiser step has ``step`` set."""
 
     def state_dict(self) -> dict[str, Any]:
         """State to be saved; empty by default."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what ``state_dict`` gave."""
+        """Restores the state of ``state_dict``."""
         if state:
             raise ValueError(f"{type(self).__name__} keeps no state, but the checkpoint holds {sorted(state)[:3]}")
 

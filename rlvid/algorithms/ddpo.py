@@ -38,7 +38,7 @@ class Ddpo(Algorithm):
         yield from attach(self.train(rollouts, advantages, len(batch)), scores)
 
     def train(self, rollouts: list[Rollout], advantages: Sequence[Tensor], share: int) -> Iterator[Update]:
-        """The losses of ``inner_epochs`` optimiser steps; ``share`` is how many videos the worker made."""
+        """Yields the losses of ``inner_epochs`` optimiser steps; ``share`` is how many videos the worker made."""
         steps = len(rollouts[0])
         trained = max(1, round(self.method.timestep_fraction * steps))
         for epoch in range(self.method.inner_epochs):
@@ -52,20 +52,20 @@ class Ddpo(Algorithm):
                     yield Update(loss * (len(rollout.batch) / share / trained), last, metrics)
 
     def advantages(self, batch: Batch, scores: list[Scored]) -> Tensor:
-        """advantage_B of this worker's videos, from the rewards of all workers' videos."""
+        """Returns advantage_B of this worker's videos, from the rewards of all workers' videos."""
         workers = self.context.workers
         prompts, rewards, rounding = all_rewards(workers, batch, scores)
         advantage_N = self.statistics.advantages(prompts, rewards, self.method.advantage_clip, rounding)
         return advantage_N[workers.rank :: workers.size].to(scores[0].reward_B)
 
     def order(self, batch: Batch, steps: int, epoch: int) -> Tensor:
-        """Each video's steps in an order of its own, (T, B)."""
+        """Returns each video's steps in an order of its own, (T, B)."""
         seed = self.context.config.seed
         orders = [randomness.permutation(steps, seed, "timesteps", serial, epoch) for serial in batch.serials]
         return torch.stack(orders, dim=1).to(batch.text_BLD.device)
 
     def loss(self, rollout: Rollout, advantage_B: Tensor, index_B: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        """The clipped objective of one step of each video."""
+        """Returns the clipped objective of one step of each video."""
         taken = rollout.at(index_B)
         with self.context.stopwatch.stage("replay"):
             now_B, _ = replay(self.context, taken)
@@ -85,5 +85,5 @@ class Ddpo(Algorithm):
         return {"rewards": self.statistics.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores them."""
+        """Restores the per-prompt rewards."""
         self.statistics.load_state_dict(state["rewards"])

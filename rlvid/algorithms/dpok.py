@@ -36,7 +36,7 @@ class Dpok(Algorithm):
         self._saved: dict[str, Any] = {}
 
     def updates(self, batch: Batch) -> Iterator[Update]:
-        """One optimiser step for each of ``policy_steps``, accumulated over micro-batches."""
+        """Yields the losses of one optimiser step for each of ``policy_steps``, accumulated over micro-batches."""
         rollouts, scores = roll_out_and_score(self.context, batch)
         self.build(batch)
         with self.context.stopwatch.stage("value"):
@@ -44,7 +44,7 @@ class Dpok(Algorithm):
         yield from attach(self.train(rollouts, scores, errors[-1], len(batch)), scores)
 
     def train(self, rollouts: list[Rollout], scores: list[Scored], error: float, share: int) -> Iterator[Update]:
-        """The losses of ``policy_steps`` optimiser steps; ``share`` is how many videos the worker made."""
+        """Yields the losses of ``policy_steps`` optimiser steps; ``share`` is how many videos the worker made."""
         for turn in range(self.method.policy_steps):
             for place, (rollout, scored) in enumerate(zip(rollouts, scores, strict=True)):
                 loss, metrics = self.loss(scored, self.pick(rollout, "policy", turn))
@@ -52,7 +52,7 @@ class Dpok(Algorithm):
                 yield Update(loss * (len(rollout.batch) / share), place + 1 == len(rollouts), metrics)
 
     def build(self, batch: Batch) -> None:
-        """The value network and its optimiser, from the run's seed or from a checkpoint."""
+        """Builds the value network and its optimiser, from the run's seed or from a checkpoint."""
         if self.value is not None:
             return
         with torch.random.fork_rng():
@@ -65,18 +65,18 @@ class Dpok(Algorithm):
             self.optimizer.load_state_dict(self._saved["optimizer"])
 
     def pick(self, rollout: Rollout, purpose: str, turn: int) -> Transition:
-        """A random step of each video's chain."""
+        """Returns a random step of each video's chain."""
         positions = [(serial, turn) for serial in rollout.batch.serials]
         uniform_B = randomness.uniform((), self.context.config.seed, purpose, positions)
         return rollout.at((uniform_B * len(rollout)).long().to(rollout.timestep_D.device))
 
     def values(self, taken: Transition) -> Tensor:
-        """value_B of the latents before the picked steps."""
+        """Returns value_B of the latents before the picked steps."""
         assert self.value is not None
         return self.value(taken.before_BCFhw, taken.text_BLD, taken.timestep_B)
 
     def fit_value(self, batch: Batch, rollouts: list[Rollout], scores: list[Scored], turn: int) -> float:
-        """One step of the value network towards the final rewards; gives the mean squared error before it."""
+        """Takes one step of the value network towards the final rewards; returns the mean squared error before it."""
         assert self.value is not None
         self.optimizer.zero_grad()
         total = 0.0
@@ -93,7 +93,7 @@ class Dpok(Algorithm):
         return total
 
     def loss(self, scored: Scored, taken: Transition) -> tuple[Tensor, dict[str, Any]]:
-        """The policy and the KL term of one step of each video."""
+        """Returns the policy and the KL term of one step of each video."""
         context, guidance = self.context, self.context.config.sampling.guidance
         with torch.no_grad():
             advantage_B = torch.where(scored.valid_B, scored.reward_B - self.values(taken), 0.0)
@@ -112,11 +112,11 @@ class Dpok(Algorithm):
         return -self.method.reward_weight * gain + self.method.kl * distance, totals(**metrics)
 
     def state_dict(self) -> dict[str, Any]:
-        """The value network and its optimiser."""
+        """Returns the value network and its optimiser."""
         if self.value is None:
             return self._saved
         return {"value": self.value.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Kept until the network is built."""
+        """Keeps the state until the network is built."""
         self._saved = state

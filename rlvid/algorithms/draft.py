@@ -15,7 +15,7 @@ from rlvid.diffusion.schedule import timesteps
 
 
 class Draft(RewardGradient):
-    """DRaFT-K; K = D back-propagates through everything."""
+    """DRaFT-K; K = D back-propagates through the whole chain."""
 
     method: DraftConfig
 
@@ -32,7 +32,7 @@ class DraftLV(RewardGradient):
     method: DraftLVConfig
 
     def updates(self, batch: Batch) -> Iterator[Update]:
-        """One optimiser step; each micro-batch is sampled once and gives n losses."""
+        """Yields the losses of one optimiser step; each micro-batch is sampled once and gives n losses."""
         repeats = self.method.repeats
         parts = list(batch.split(self.context.config.micro_batch))
         for index, part in enumerate(parts):
@@ -52,7 +52,7 @@ class DraftLV(RewardGradient):
         return self.chain(batch, self.context.normal("start", batch), grid, 0)
 
     def once_more(self, batch: Batch, clean_BCFhw: Tensor, repeat: int) -> Tensor:
-        """The finished samples, noised to the last timestep and brought back by one step with gradient."""
+        """Returns the finished samples, noised to the last timestep and brought back by one step with gradient."""
         t = timesteps(self.context.config.sampling.steps)[-1]
         noisy = self.context.model.add_noise(clean_BCFhw, self.context.normal("low-variance", batch, repeat), t)
         return self.chain(batch, noisy, [t], 1)

@@ -25,14 +25,14 @@ class InstructVideo(RewardGradient):
     method: InstructVideoConfig
 
     def sample(self, batch: Batch) -> Tensor:
-        """The edited clips."""
+        """Returns the edited clips."""
         config = self.context.config
         grid = partial(timesteps(config.sampling.steps), self.method.tau)
         noisy = self.context.model.add_noise(batch.latents_BCFhw, self.noise(batch), grid[0])
         return self.chain(batch, noisy, grid, self.method.gradient_steps)
 
     def noise(self, batch: Batch) -> Tensor:
-        """The corruption of each clip, with noise that is constant over a frame's pixels added to it."""
+        """Returns the corruption of each clip, with noise that is constant over a frame's pixels added to it."""
         shape, seed = self.context.model.latent_shape, self.context.config.seed
         offset = randomness.normal(shape[:2], seed, "offset", [(serial,) for serial in batch.serials])
         return offset_noise(

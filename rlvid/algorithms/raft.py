@@ -1,4 +1,4 @@
-"""RAFT (Dong et al. 2023), reward-ranked fine-tuning: keep the best of one's own samples and train on them.
+"""RAFT (Dong et al. 2023), reward-ranked fine-tuning: keeps the best of the own samples and trains on them.
 
 ``local`` keeps the best of each prompt's samples, ``global`` the best share of the batch. A kept sample weighs
 N / kept, so the loss is the mean over what was kept, on whichever workers it lies.
@@ -13,7 +13,7 @@ from rlvid.shapes import ROUNDING
 
 
 class Raft(Supervised):
-    """Weights of zero and N / kept."""
+    """Weights kept samples with N / kept, all others with 0."""
 
     method: RaftConfig
 
@@ -25,7 +25,7 @@ class Raft(Supervised):
 
 
 def best_of_each(prompts: list[str], reward_N: Tensor, rounding: float = ROUNDING) -> Tensor:
-    """Whether a sample is the best of its prompt (bool, (N,)); the first of equals, and none of a prompt of NaNs."""
+    """Returns whether a sample is its prompt's best (bool, (N,)); the first of equals, none of a prompt of NaNs."""
     kept_N = torch.zeros(len(prompts), dtype=torch.bool)
     for prompt in dict.fromkeys(prompts):
         mine = torch.tensor([i for i, p in enumerate(prompts) if p == prompt])
@@ -34,12 +34,12 @@ def best_of_each(prompts: list[str], reward_N: Tensor, rounding: float = ROUNDIN
 
 
 def best_share(reward_N: Tensor, share: float, rounding: float = ROUNDING) -> Tensor:
-    """Whether a sample is among the best int(share N) (bool, (N,)); the first of equals, never a NaN."""
+    """Returns whether a sample is among the best int(share N) (bool, (N,)); the first of equals, never a NaN."""
     return highest(reward_N, int(round(share * len(reward_N), 6)), rounding)
 
 
 def highest(reward_N: Tensor, count: int, rounding: float) -> Tensor:
-    """Whether a reward is among the ``count`` highest that are no NaN: (N,), bool.
+    """Returns whether a reward is among the ``count`` highest that are no NaN: (N,), bool.
 
     All that rounding may have put above or below the last one that is kept are its equals, of which the first are
     kept; else the number of workers, or the micro-batches, would decide.
@@ -55,5 +55,5 @@ def highest(reward_N: Tensor, count: int, rounding: float) -> Tensor:
 
 
 def kept_weights(kept_N: Tensor) -> Tensor:
-    """N / kept where a sample is kept, else 0."""
+    """Returns N / kept where a sample is kept, else 0."""
     return kept_N.float() * (len(kept_N) / kept_N.sum().clamp_min(1))

@@ -1,4 +1,4 @@
-"""What the methods that back-propagate the reward share: one optimiser step a batch, and the loss 1 - reward."""
+"""The common part of methods that back-propagate the reward: one optimiser step per batch, and the loss 1 - reward."""
 
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -23,10 +23,10 @@ class RewardGradient(Algorithm):
 
     @abstractmethod
     def sample(self, batch: Batch) -> Tensor:
-        """Clean latents of a micro-batch, with the graph that the method wants."""
+        """Returns clean latents of a micro-batch, with the method's graph."""
 
     def updates(self, batch: Batch) -> Iterator[Update]:
-        """One optimiser step, accumulated over micro-batches."""
+        """Yields the losses of one optimiser step, accumulated over micro-batches."""
         parts = list(batch.split(self.context.config.micro_batch))
         for index, part in enumerate(parts):
             update = self.loss(part)
@@ -35,13 +35,13 @@ class RewardGradient(Algorithm):
             )
 
     def loss(self, batch: Batch) -> Update:
-        """The loss of one micro-batch on its samples."""
+        """Returns the loss of one micro-batch on its samples."""
         with self.context.stopwatch.stage("chain"):
             latents_BCFhw = self.sample(batch)
         return self.loss_of(batch, latents_BCFhw)
 
     def loss_of(self, batch: Batch, latents_BCFhw: Tensor) -> Update:
-        """The loss of given samples; videos that the reward failed on count as 0."""
+        """Returns the loss of given samples; videos on which the reward failed count as 0."""
         scored = score(self.context, batch, latents_BCFhw)
         loss = torch.where(scored.valid_B, 1 - scored.reward_B, 0.0).mean()
         metrics = scored.metrics
@@ -53,7 +53,7 @@ class RewardGradient(Algorithm):
         return Update(loss, True, metrics, scored.samples)
 
     def chain(self, batch: Batch, latents_BCFhw: Tensor, grid: list[int], gradient_steps: int) -> Tensor:
-        """The run's DDIM chain from noisy latents, of which the last steps carry gradient."""
+        """Returns the run's DDIM chain from noisy latents, of which the last steps carry gradient."""
         context, config = self.context, self.context.config
         return denoise(
             context.model,

@@ -1,4 +1,4 @@
-"""A stochastic DDIM chain as a policy: what it did, how probable that was, and how probable it is now (DDPO, eq. 4)."""
+"""A stochastic DDIM chain as a policy: its steps, and their probabilities then and now (DDPO, equation 4)."""
 
 import math
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from rlvid.models.base import Prediction
 
 @dataclass(frozen=True)
 class Transition:
-    """One random step of each video: the latents before and after it, where it lies, how probable it was."""
+    """One random step of each video: the latents before and after it, its timestep, its log-probability."""
 
     text_BLD: Tensor
     before_BCFhw: Tensor
@@ -48,7 +48,7 @@ class Rollout:
         return len(self.before_TBCFhw)
 
     def at(self, index_B: Tensor) -> Transition:
-        """The ``index_B``-th step (int64, 0 to T - 1) of each video."""
+        """Returns the ``index_B``-th step (int64, 0 to T - 1) of each video."""
         row_B = torch.arange(len(index_B), device=index_B.device)
         return Transition(
             self.batch.text_BLD,
@@ -61,7 +61,7 @@ class Rollout:
 
 
 def sample(context: Context, batch: Batch, observe: Callable[[Step], None] | None = None) -> Tensor:
-    """Clean latents (B, C, F, h, w) of the run's whole chain, from pure noise."""
+    """Returns clean latents (B, C, F, h, w) of the run's whole chain, from pure noise."""
     config = context.config
     with context.stopwatch.stage("chain"):
         return denoise(
@@ -79,7 +79,7 @@ def sample(context: Context, batch: Batch, observe: Callable[[Step], None] | Non
 
 @torch.no_grad()
 def roll_out(context: Context, batch: Batch) -> Rollout:
-    """Samples with the run's eta, and keeps every random step."""
+    """Samples with the run's eta and keeps every random step."""
     grid, taken = timesteps(context.config.sampling.steps), []
 
     def keep(step: Step) -> None:
@@ -93,13 +93,13 @@ def roll_out(context: Context, batch: Batch) -> Rollout:
 
 @torch.no_grad()
 def roll_out_and_score(context: Context, batch: Batch) -> tuple[list[Rollout], list[Scored]]:
-    """Rollouts of the batch's micro-batches, and what each was worth."""
+    """Returns the rollouts of the batch's micro-batches, and their rewards."""
     rollouts = [roll_out(context, part) for part in batch.split(context.config.micro_batch)]
     return rollouts, [score(context, rollout.batch, rollout.latents_BCFhw) for rollout in rollouts]
 
 
 def replay(context: Context, taken: Transition) -> tuple[Tensor, Prediction]:
-    """How probable a step of each video is under the present weights, with gradient.
+    """Computes the log-probability of a step of each video under the present weights, with gradient.
 
     Returns:
         log_probability_B, and the guided prediction that it comes from.
@@ -113,7 +113,7 @@ def replay(context: Context, taken: Transition) -> tuple[Tensor, Prediction]:
 
 
 def clip_range(context: Context, method: PolicyGradient) -> float:
-    """How far the probability ratio may move from 1.
+    """Returns how far the probability ratio may move from 1.
 
     Log-probabilities are means over the latents' elements, so the spread of their difference falls with the square
     root of that number; a relative range is in units of it.

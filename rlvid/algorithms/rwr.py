@@ -1,4 +1,4 @@
-"""RWR, reward-weighted regression: train on one's own samples with weights that grow with the reward.
+"""RWR, reward-weighted regression: trains on own samples, with weights that grow with the reward.
 
 w_i = N softmax(beta r)_i over the batch, or n softmax over the n samples of each prompt; the mean weight is 1.
 """
@@ -12,7 +12,7 @@ from rlvid.shapes import ROUNDING
 
 
 class Rwr(Supervised):
-    """Exponential weights."""
+    """Weights own samples exponentially by their rewards."""
 
     method: RwrConfig
 

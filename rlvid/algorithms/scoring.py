@@ -1,4 +1,4 @@
-"""From latents to rewards: choose frames, decode those, score them; what all methods do with what they generated."""
+"""Scores generated latents, for all methods: chooses frames, decodes those, and rewards them."""
 
 import logging
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ log = logging.getLogger("rlvid.algorithms")
 
 @dataclass(frozen=True)
 class Scored:
-    """What a batch was worth: ``reward_B`` with its graph, if any.
+    """The rewards of a batch: ``reward_B`` with its graph, if there is one.
 
     Where ``valid_B`` is False the reward failed on sound frames: ``reward_B`` is 0 there, without gradient.
     ``rounding`` is the relative difference up to which rewards are equal.
@@ -34,7 +34,7 @@ class Scored:
 
 
 def plan(context: Context, batch: Batch) -> FramePlan:
-    """SegVR's frames and TAR's weights, chosen before decoding; all frames for a reward of whole videos."""
+    """Returns SegVR's frames and TAR's weights, chosen before decoding; all frames for a reward of whole videos."""
     settings = context.config.reward
     if whole_video(context.reward):
         return every_frame(context, batch)
@@ -50,7 +50,7 @@ def plan(context: Context, batch: Batch) -> FramePlan:
 
 
 def every_frame(context: Context, batch: Batch) -> FramePlan:
-    """All frames, weighed alike."""
+    """Returns all frames, weighed alike."""
     every_BF = torch.arange(context.model.frames).expand(len(batch), -1).to(batch.text_BLD.device)
     alike_BF = torch.full(every_BF.shape, 1 / context.model.frames, device=every_BF.device)
     return FramePlan(every_BF, alike_BF, normalised=True)
@@ -77,8 +77,8 @@ def score(context: Context, batch: Batch, latents_BCFhw: Tensor) -> Scored:
     held_out_B = None
     if context.held_out is not None:
         with context.stopwatch.stage("held-out"), torch.no_grad():
-            held_out_B, told = _held_out(context, batch, latents_BCFhw, chosen, frames_BSCHW.detach())
-        metrics |= told
+            held_out_B, held_out_metrics = _held_out(context, batch, latents_BCFhw, chosen, frames_BSCHW.detach())
+        metrics |= held_out_metrics
     for place in range(chosen.frames_BS.shape[1]):
         metrics |= totals(**{f"frames/weight_{place}": chosen.weights_BS[:, place]})
     samples = Samples(
@@ -95,7 +95,7 @@ def score(context: Context, batch: Batch, latents_BCFhw: Tensor) -> Scored:
 
 
 def all_rewards(workers: WorkerGroup, batch: Batch, scores: list[Scored]) -> tuple[list[str], list[float], float]:
-    """Prompts and rewards of all workers' videos in the global order, NaN where there is none; their rounding."""
+    """Returns prompts and rewards of all workers' videos in the global order, NaN without a reward; their rounding."""
     sound = [torch.where(s.valid_B & s.reward_B.isfinite(), s.reward_B, torch.nan) for s in scores]
     reward_B = torch.cat(sound).tolist()
     rounding_B = [each.rounding for each in scores for _ in each.reward_B]
@@ -106,7 +106,7 @@ def all_rewards(workers: WorkerGroup, batch: Batch, scores: list[Scored]) -> tup
 
 
 def attach(updates: Iterator[Update], scores: list[Scored]) -> Iterator[Update]:
-    """The updates of a batch; the first one carries what its videos were worth, and the videos."""
+    """Yields the updates of a batch; the first one carries the metrics of its videos, and the videos."""
     for index, update in enumerate(updates):
         if index == 0:
             metrics = summed([update.metrics, *(each.metrics for each in scores)])
@@ -117,7 +117,7 @@ def attach(updates: Iterator[Update], scores: list[Scored]) -> Iterator[Update]:
 def _held_out(
     context: Context, batch: Batch, latents_BCFhw: Tensor, chosen: FramePlan, frames_BSCHW: Tensor
 ) -> tuple[Tensor, dict[str, tuple[float, float]]]:
-    """The held-out reward of each video, NaN where it failed, and its metric; from all frames if it needs them."""
+    """Returns each video's held-out reward, NaN where it failed, and its metric; from all frames if it needs them."""
     assert context.held_out is not None
     if whole_video(context.held_out) and not whole_video(context.reward):
         chosen = every_frame(context, batch)
@@ -137,9 +137,9 @@ def _parts(reward: ImageReward, valid_B: Tensor) -> dict[str, tuple[float, float
 
 
 def _scores(reward: ImageReward, frames_BSCHW: Tensor, prompts: list[str], observer: Observer) -> tuple[Tensor, Tensor]:
-    """Scores (B, S), and which videos they are good for; a video that the reward fails on takes no part.
+    """Returns scores (B, S), and which videos have valid ones; a video on which the reward fails is left out.
 
-    Frames that are not finite are no fault of the reward: their scores pass, and the optimiser step is skipped.
+    Frames that are not finite are not the reward's fault: their scores pass, and the optimiser step is skipped.
 
     Raises:
         ValueError: the reward gives another shape, or no gradient where the frames carry one.
@@ -151,11 +151,11 @@ def _scores(reward: ImageReward, frames_BSCHW: Tensor, prompts: list[str], obser
         # A NaN inside the reward must not reach the denoiser through a score that is left out.
         frames_BSCHW.register_hook(lambda g: torch.where(accepted_B[:, None, None, None, None], g, 0.0))
     try:
-        with observer.asking(label):
+        with observer.calling(label):
             scores_BS = reward(frames_BSCHW, prompts)
-    except (Exception, SystemExit) as error:  # a reward may be anybody's code; what it raises costs its videos alone
+    except (Exception, SystemExit) as error:  # a user's code may raise anything
         log.exception("the reward %s raised on %d videos, which are left out", label, len(prompts))
-        observer.tell(f"the reward {label} raised {describe(error)}; {len(prompts)} videos are left out")
+        observer.report(f"the reward {label} raised {describe(error)}; {len(prompts)} videos are left out")
         accepted_B[:] = False
         return frames_BSCHW.float().flatten(2).mean(2).nan_to_num() * 0, accepted_B
     if check_shape(scores_BS, shape, label).shape == shape[:1]:
@@ -167,5 +167,5 @@ def _scores(reward: ImageReward, frames_BSCHW: Tensor, prompts: list[str], obser
         )
     accepted_B &= scores_BS.detach().isfinite().all(1) | ~sound_B
     if lost := int((~accepted_B).sum()):
-        observer.tell(f"the reward {label} gave NaN or infinity for {lost} of {shape[0]} videos, which are left out")
+        observer.report(f"the reward {label} gave NaN or infinity for {lost} of {shape[0]} videos, which are left out")
     return torch.where(accepted_B[:, None], scores_BS, 0.0), accepted_B

@@ -1,4 +1,4 @@
-"""What RWR and RAFT share: sample without gradient, then noise prediction on the samples, weighed."""
+"""The common part of RWR and RAFT: sampling without gradient, then weighted noise prediction on the samples."""
 
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -14,13 +14,13 @@ from rlvid.config import methods as settings
 
 
 class Supervised(Algorithm):
-    """Samples a batch, weighs it by its rewards, and takes ``inner_steps`` optimiser steps on it."""
+    """Samples a batch, weights it by its rewards, and takes ``inner_steps`` optimiser steps on it."""
 
     method: settings.Supervised
 
     @abstractmethod
     def weights(self, prompts: list[str], reward_N: Tensor, rounding: float) -> Tensor:
-        """weight_N of the global batch, with mean 1; NaN rewards, of videos that take no part, must weigh 0.
+        """Returns weight_N of the global batch, with mean 1; NaN rewards, of videos that take no part, must weigh 0.
 
         Rewards whose relative difference is no more than ``rounding`` count as equal.
         """
@@ -37,14 +37,14 @@ class Supervised(Algorithm):
 
     @torch.no_grad()
     def collect(self, batch: Batch) -> tuple[Tensor, list[Scored]]:
-        """Clean latents (B, C, F, h, w) from pure noise, and what each micro-batch was worth."""
+        """Returns clean latents (B, C, F, h, w) from pure noise, and what each micro-batch was worth."""
         parts = list(batch.split(self.context.config.micro_batch))
         latents = [sample(self.context, part) for part in parts]
         scores = [score(self.context, part, clean) for part, clean in zip(parts, latents, strict=True)]
         return torch.cat(latents), scores
 
     def train(self, batch: Batch, clean_BCFhw: Tensor, weight_B: Tensor, share: int) -> Iterator[Update]:
-        """The accumulated losses of ``inner_steps`` optimiser steps; ``share`` is how many videos the worker made."""
+        """Yields the losses of ``inner_steps`` optimiser steps; ``share`` is the worker's number of videos."""
         size = self.context.config.micro_batch
         for turn in range(self.method.inner_steps):
             for start in range(0, len(batch), size):
@@ -55,7 +55,7 @@ class Supervised(Algorithm):
                 yield Update((weight_b * error_b).sum() / share, stop == len(batch), metrics)
 
     def error(self, batch: Batch, clean_BCFhw: Tensor, turn: int) -> Tensor:
-        """Mean (eps - eps_theta)^2 of each video at a random timestep of the training schedule: (B,)."""
+        """Returns mean (eps - eps_theta)^2 of each video at a random timestep of the training schedule: (B,)."""
         context, config = self.context, self.context.config
         positions = [(serial, turn) for serial in batch.serials]
         uniform_B = randomness.uniform((), config.seed, "supervised-timestep", positions)
@@ -71,7 +71,7 @@ class Supervised(Algorithm):
 
 
 def trained_rows(weight_N: Tensor, rank: int, workers: int) -> list[int]:
-    """Which of a worker's videos to train on: those that weigh anything.
+    """Returns which of a worker's videos to train on: those with a weight above 0.
 
     All workers get the same number, filled up with videos of weight 0, for they must take part in the same number of
     backward passes.

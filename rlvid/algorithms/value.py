@@ -1,4 +1,4 @@
-"""DPOK's value network: what reward a half-finished video will bring."""
+"""DPOK's value network: predicts the reward of a video in the middle of its chain."""
 
 import math
 
@@ -28,7 +28,7 @@ class ValueNetwork(nn.Module):
         self.judge = nn.Sequential(nn.Linear(3 * width, width), nn.SiLU(), nn.Linear(width, 1))
 
     def forward(self, latents_BCFhw: Tensor, text_BLD: Tensor, timestep_B: Tensor) -> Tensor:
-        """value_B, float32."""
+        """Returns value_B, float32."""
         frequency = torch.exp(torch.linspace(0, -math.log(1000), self.width // 2, device=timestep_B.device))
         angle = timestep_B[:, None].float() * frequency
         seen = self.look(latents_BCFhw.float()).mean((2, 3, 4))

@@ -1,4 +1,4 @@
-"""Whether a Ray cluster answers, lets us in, and runs the versions that we run; in seconds, and in one line if not.
+"""Checks that a Ray cluster answers, accepts the token, and has this machine's versions; fails in seconds, in one line.
 
 Jobs go through the dashboard (``http://HOST:8265``), drivers that run here to the cluster itself (``HOST:6379``).
 """
@@ -22,13 +22,13 @@ from rlvid.cluster.token import PLACES, auth_token
 from rlvid.credentials import refuse_credentials
 
 _SECONDS = 10.0
-"""How long the cluster may take to answer."""
+"""Seconds that the cluster may take to answer."""
 _SOCKET_BYTES = 107
-"""How long the path of a Unix socket may be."""
+"""Largest number of bytes in the path of a Unix socket."""
 
 
 def check_cluster(address: str) -> dict[str, str]:
-    """Headers that the cluster takes; it answers, lets us in and has our versions of Ray and Python.
+    """Checks that the cluster answers, accepts the token, and has this Ray and Python; returns the headers for it.
 
     Raises:
         ValueError: otherwise, in one line.
@@ -55,7 +55,7 @@ def check_cluster(address: str) -> dict[str, str]:
 
 
 def _pass_proxies_by(address: str) -> None:
-    """Keeps what is asked of this machine, and the token, from a proxy of the environment (http_proxy)."""
+    """Keeps requests to this machine, and the token, away from a proxy of the environment (http_proxy)."""
     found = re.match(r"https?://(?:(localhost|127\.[\d.]+)|\[(::1)\])(?:[:/]|$)", address)
     if found:
         listed = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
@@ -92,11 +92,11 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
     """Follows no redirect, which would take the token to whatever host an answer names."""
 
     def redirect_request(self, *_: Any) -> None:
-        """Has the redirect raised as an error."""
+        """Turns a redirect into an error."""
 
 
 def get_json(address: str, path: str, headers: dict[str, str]) -> dict[str, Any]:
-    """The JSON at a path of the dashboard, {} where the path is unknown.
+    """Returns the JSON at a path of the dashboard, {} where the path is unknown.
 
     Raises:
         ValueError: nobody answers, or not a Ray dashboard.
@@ -131,7 +131,7 @@ def get_json(address: str, path: str, headers: dict[str, str]) -> dict[str, Any]
 
 
 def connect(address: str, headers: dict[str, str]) -> Any:
-    """Ray's client of the Jobs API."""
+    """Returns Ray's client of the Jobs API."""
     from ray.job_submission import JobSubmissionClient
 
     for handler in logging.getLogger("ray").handlers:  # what it leaves out of the package, and that a log has ended
@@ -176,7 +176,7 @@ def reach(address: str) -> str:
 
 
 def _resolve(address: str) -> str:
-    """The address that ``auto`` stands for: the latest cluster of this machine."""
+    """Returns the address that ``auto`` stands for: the latest cluster of this machine."""
     if address != "auto":
         return address
     from ray._private.services import canonicalize_bootstrap_address
@@ -191,7 +191,7 @@ def _resolve(address: str) -> str:
 
 
 def _show_token(address: str, target: str) -> None:
-    """Has Ray show the token if the cluster asks for it, once it is known to be the right one."""
+    """Makes Ray send the token if the cluster requires it, after a check of the token."""
     if _lets_in(address, target, None):
         return
     held = auth_token()
@@ -210,7 +210,7 @@ def _show_token(address: str, target: str) -> None:
 
 
 def _lets_in(address: str, target: str, held: str | None) -> bool:
-    """Whether the cluster answers a question of Ray's protocol, with a token or without."""
+    """Returns whether the cluster answers a question of Ray's protocol, with a token or without."""
     import grpc
 
     metadata = [("authorization", f"Bearer {held}")] if held else None
@@ -228,13 +228,13 @@ def _lets_in(address: str, target: str, held: str | None) -> bool:
 
 
 def connection_error(address: str, error: Exception) -> ValueError:
-    """Why a cluster did not let us in, in one line."""
+    """Returns why a cluster refused the connection, in one line."""
     text = " ".join(str(error).split())
     if found := re.search(r"started with: Ray: (\S+) Python: (\S+)", text):
         try:
             check_versions(address, found[1], found[2])
-        except ValueError as told:
-            return told
+        except ValueError as refusal:
+            return refusal
     if "authentic" in text.lower() or "token" in text.lower():
         return _no_token(address) if auth_token() is None else _wrong_token(address)
     return ValueError(
@@ -243,12 +243,12 @@ def connection_error(address: str, error: Exception) -> ValueError:
 
 
 def session_folder() -> str:
-    """The folder below which the Ray of this machine keeps its sockets and logs."""
+    """Returns the folder below which the Ray of this machine keeps its sockets and logs."""
     return os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
 
 
 def session_room() -> int:
-    """How many bytes longer the path of ``session_folder`` might be; below 0 where it is too long for a socket."""
+    """Returns how many bytes longer the path of ``session_folder`` may be; below 0 if it is too long for a socket."""
     below = f"/ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
     return _SOCKET_BYTES - len(os.fsencode(session_folder())) - len(below)
 

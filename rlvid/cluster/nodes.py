@@ -1,7 +1,4 @@
-"""What the nodes of a cluster must have before a run starts on them: room for its workers, its storage, this rlvid.
-
-All of it is looked at in seconds, so that nothing waits for what can never come.
-"""
+"""Checks of a cluster's nodes before a run, in seconds: room for its workers, the storage, the version of rlvid."""
 
 import math
 import time
@@ -18,13 +15,13 @@ from rlvid.storage import locate
 
 Shape = dict[str, float]
 BOOTSTRAP = Path.home() / "ray_bootstrap_config.yaml"
-"""Where ``ray up`` puts the description of the cluster on its head."""
+"""The file on the head with ``ray up``'s description of the cluster."""
 _SECONDS = 120.0
-"""How long a node may take to start a process and look."""
+"""Seconds that a node may take for its check."""
 
 
 def workers_that_fit(nodes: list[tuple[Shape, float]], need: Shape) -> float:
-    """How many workers fit on nodes, none of them across two: ``nodes`` are (resources, how many of that shape)."""
+    """Counts the workers that fit, each on one node: ``nodes`` are (resources, number of nodes of that shape)."""
     return sum(
         count * min(math.floor(have.get(name, 0) / amount + 1e-9) for name, amount in need.items())
         for have, count in nodes
@@ -33,14 +30,14 @@ def workers_that_fit(nodes: list[tuple[Shape, float]], need: Shape) -> float:
 
 
 def nodes_now() -> list[tuple[Shape, float]]:
-    """The nodes that are there."""
+    """Returns the nodes that are there."""
     import ray
 
     return [(node["Resources"], 1.0) for node in ray.nodes() if node["Alive"]]
 
 
 def nodes_possible(described: Path = BOOTSTRAP) -> list[tuple[Shape, float]]:
-    """The nodes that the autoscaler may bring the cluster to; without one, those that are there.
+    """Returns the nodes that the autoscaler may bring the cluster to; without one, those that are there.
 
     What the autoscaler may do stands in a file on the head, where the drivers of jobs run. A driver elsewhere, and one
     under KubeRay, which keeps no such file, goes by the nodes that are there.
@@ -57,30 +54,30 @@ def nodes_possible(described: Path = BOOTSTRAP) -> list[tuple[Shape, float]]:
 
 
 def guard_gpus(config: RunConfig, use_gpu: bool) -> float:
-    """GPUs that the guard reserves: ``guard.gpus``, by default one where workers have GPUs."""
+    """Returns GPUs that the guard reserves: ``guard.gpus``, by default one where workers have GPUs."""
     if not config.guard.every:
         return 0.0
     return float(use_gpu) if config.guard.gpus is None else config.guard.gpus
 
 
 def worker_gpus(config: RunConfig) -> float:
-    """GPUs that a worker reserves: one, less the part that the guard may share."""
+    """Returns GPUs that a worker reserves: one, less the part that the guard may share."""
     share = guard_gpus(config, True)
     return 1 - share if 0 < share < 1 else 1
 
 
 def needed(config: RunConfig, use_gpu: bool) -> Shape:
-    """What one worker reserves."""
+    """Returns the resources that one worker reserves."""
     return {"CPU": config.train.cpus_per_worker} | ({"GPU": worker_gpus(config)} if use_gpu else {})
 
 
 def fits_now(config: RunConfig, use_gpu: bool) -> bool:
-    """Whether the nodes that are there, were they free, hold all workers."""
+    """Returns whether the nodes that are there, were they free, hold all workers."""
     return workers_that_fit(nodes_now(), needed(config, use_gpu)) >= config.train.workers
 
 
 def check_resources(config: RunConfig) -> bool:
-    """Whether workers get a GPU each.
+    """Returns whether workers get a GPU each.
 
     Raises:
         ValueError: the cluster is too small for the workers, even with all nodes that its autoscaler may bring.
@@ -114,7 +111,7 @@ def _shape(shape: Shape) -> str:
 
 
 def check_nodes(storage: str, run: str) -> None:
-    """Every node that may get a worker sees what the driver writes to the storage, can write there, and has this rlvid.
+    """Checks that every node for a worker sees the driver's files in the storage, can write, and has this rlvid.
 
     Args:
         storage: absolute folder, or URI, that holds runs.
@@ -152,7 +149,7 @@ def check_nodes(storage: str, run: str) -> None:
 
 
 def visit(storage: str, run: str, marker: str, patience: float = 5.0) -> tuple[str, str | None]:
-    """What a node says: the version of rlvid there, and what is wrong with the storage, if anything is."""
+    """Returns a node's version of rlvid, and the fault of its storage, if there is one."""
     until = time.monotonic() + patience  # a network file system may tell others of a new file a little later
     try:
         store, root = locate(storage, run)

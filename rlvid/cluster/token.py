@@ -35,7 +35,7 @@ def auth_token() -> str | None:
 
 
 def token_file() -> Path | None:
-    """The file that ``token`` reads; None where the token is in RAY_AUTH_TOKEN, or there is no home."""
+    """Returns the file that ``token`` reads; None where the token is in RAY_AUTH_TOKEN, or there is no home."""
     if os.environ.get("RAY_AUTH_TOKEN"):
         return None
     path = os.environ.get("RAY_AUTH_TOKEN_PATH")
@@ -43,7 +43,7 @@ def token_file() -> Path | None:
 
 
 def make_own_token() -> None:
-    """Gives the Ray that this process starts a token, unless there is one or RAY_AUTH_MODE switches tokens off.
+    """Makes a token for the Ray that this process starts, unless there is one or RAY_AUTH_MODE switches tokens off.
 
     Ray listens on every interface of the machine. Its own way of making a token fails where the home folder cannot be
     written, lets every user of the machine read the file, and mixes up two first starts at the same moment. Here the
@@ -61,7 +61,7 @@ def make_own_token() -> None:
 
 
 def _keep(fresh: str) -> bool:
-    """Whether the home folder has a token now: this one, or that of a process which came first."""
+    """Returns whether the home folder has a token now: this one, or that of a process which came first."""
     file = _home_file()
     if file is None:
         return False
@@ -82,18 +82,18 @@ def _keep(fresh: str) -> bool:
 
 
 def _home_file() -> Path | None:
-    """Ray's own file below HOME, which its C++ part reads from the environment alone."""
+    """Returns Ray's own file below HOME, which its C++ part reads from the environment alone."""
     home = os.environ.get("HOME")
     return Path(home) / ".ray" / "auth_token" if home else None
 
 
 def _first_line(file: Path) -> str:
-    """The first line, all that Ray reads."""
+    """Returns the first line, all that Ray reads."""
     return file.read_bytes().partition(b"\n")[0].decode("latin-1")
 
 
 def _checked(text: str, where: str) -> str:
-    """The token without spaces around it; the message names the place and never the token."""
+    """Returns the token without spaces around it; the message names the place and never the token."""
     held = text.strip(_SPACES)
     if not re.fullmatch(r"[\x20-\x7e]+", held):
         what = "holds a line break or a letter that no header can carry" if held else "is empty"

@@ -20,7 +20,7 @@ from rlvid.credentials import refuse_credentials, refuse_credentials_in_argument
 
 
 class RunConfig(Section):
-    """One run, whole."""
+    """The settings of a run."""
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="name of the run and its folder")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of every draw of the run")
@@ -82,7 +82,7 @@ class RunConfig(Section):
         every, often = self.guard.every, self.output.checkpoint_every
         if every % often:
             raise ValueError(
-                f"guard.every = {every} is not a multiple of output.checkpoint_every = {often}, and the guard looks at "
+                f"guard.every = {every} is not a multiple of output.checkpoint_every = {often}, and the guard reads "
                 f"checkpoints; set output.checkpoint_every={every}, or guard.every={-(-every // often) * often}"
             )
         if every and self.reward.held_out is None:
@@ -133,7 +133,7 @@ _FORMER_KEYS = {
 
 
 def shipped_configs() -> dict[str, Path]:
-    """Run descriptions inside the package, by name."""
+    """Returns the paths of the run descriptions inside the package, by name."""
     folder = Path(str(resources.files("rlvid"))) / "configs"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 

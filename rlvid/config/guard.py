@@ -1,4 +1,4 @@
-"""Looks at checkpoints beside training: does the trained reward rise while what it stands for falls?"""
+"""Settings of the guard, which detects over-optimisation: the trained reward rises while the held-out reward falls."""
 
 from pydantic import Field, field_validator
 
@@ -6,23 +6,23 @@ from rlvid.config.section import Section
 
 
 class GuardConfig(Section):
-    """Fixed prompts from fixed noise, scored beside training; nothing of it enters the run's result."""
+    """The guard's fixed prompts and noise; it scores checkpoints beside training and has no influence on the result."""
 
     every: int = Field(
-        0, ge=0, description="steps between looks, a multiple of output.checkpoint_every; 0: none (docs/guard.md)"
+        0, ge=0, description="steps between evaluations, a multiple of output.checkpoint_every; 0: none (docs/guard.md)"
     )
     prompts: str | None = Field(
         None, description="a built-in set or a file of prompts; default: the first captions of the run's own clips"
     )
-    count: int = Field(16, ge=4, le=1000, description="how many prompts; noise is judged over them")
-    videos_per_prompt: int = Field(2, ge=1, le=16, description="videos of a prompt; diversity needs two")
+    count: int = Field(16, ge=4, le=1000, description="number of prompts, over which noise is estimated")
+    videos_per_prompt: int = Field(2, ge=1, le=16, description="videos per prompt; diversity needs two")
     steps: int | None = Field(None, ge=1, le=500, description="DDIM steps of a video; default: sampling.steps")
-    stop: bool = Field(False, description="end training once it over-optimises or collapses; else it only warns")
+    stop: bool = Field(False, description="end training when it over-optimises or collapses; else only warn")
     gpus: float | None = Field(
         None,
         ge=0,
-        description="GPUs reserved for it; a part of one may be a worker's, which then reserves so much less; default: "
-        "one when the workers have GPUs, else none",
+        description="GPUs reserved for the guard; a part of one (such as 0.3) is shared with a worker; default: one "
+        "when the workers have GPUs, else none",
     )
 
     @field_validator("gpus")

@@ -13,10 +13,10 @@ def kept_steps(steps: int, tau: float) -> int:
 
 
 class Method(Section):
-    """What all methods share."""
+    """The settings that all methods share."""
 
     needs_gradient: ClassVar[bool]
-    """Whether the reward is back-propagated; the others learn from its value alone."""
+    """Whether the method back-propagates the reward; other methods use only its value."""
     eta: ClassVar[float] = 0.0
     """DDIM's eta when sampling.eta does not say."""
 
@@ -101,7 +101,7 @@ class AlignPropConfig(RewardGradient):
         "gaussian", description="how the cut is drawn, once a batch; noise predictions before it carry no gradient"
     )
     mean: float = Field(
-        0.84, gt=0, lt=1, description="of the gaussian cut, as a fraction of the chain (42 of 50 steps)"
+        0.84, gt=0, lt=1, description="mean of the gaussian cut, as a fraction of the chain (42 of 50 steps)"
     )
     spread: float = Field(0.1, gt=0, description="standard deviation of the gaussian cut, as a fraction of the chain")
     cut: int | None = Field(None, ge=0, description="the fixed cut: how many first steps carry no gradient")
@@ -147,7 +147,7 @@ class DdpoConfig(PolicyGradient):
     name: Literal["ddpo"] = "ddpo"
     inner_epochs: int = Field(1, ge=1, description="optimiser steps on each batch of rollouts")
     timestep_fraction: float = Field(1.0, gt=0, le=1, description="share of a rollout's steps that is trained on")
-    buffer: int = Field(32, ge=1, description="latest rewards of each prompt that its mean and deviation come from")
+    buffer: int = Field(32, ge=1, description="number of latest rewards of each prompt, for its mean and deviation")
     min_count: int = Field(16, ge=2, description="rewards a prompt needs before its own statistics are used")
     advantage_clip: float = Field(5.0, gt=0, description="largest absolute advantage")
 
@@ -183,14 +183,14 @@ class Supervised(Method):
     needs_gradient: ClassVar[bool] = False
 
     inner_steps: int = Field(4, ge=1, description="optimiser steps on each batch of samples")
-    guided: bool = Field(False, description="whether the noise prediction that is trained is the guided one")
+    guided: bool = Field(False, description="whether training uses the guided noise prediction")
 
 
 class RwrConfig(Supervised):
     """Reward-weighted regression (Lee et al. 2023; as compared with in DDPO): exponential weights."""
 
     name: Literal["rwr"] = "rwr"
-    beta: float = Field(0.2, gt=0, description="what rewards are multiplied with before the softmax")
+    beta: float = Field(0.2, gt=0, description="factor of rewards before the softmax")
     per_prompt: bool = Field(False, description="softmax within the samples of a prompt and not over the batch")
 
     def check(self, steps: int, eta: float, batch_size: int, group_size: int) -> None:

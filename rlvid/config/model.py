@@ -36,14 +36,14 @@ class ModelConfig(Section):
     frames: int | None = Field(
         None, ge=2, description="frames F of a video; default: 8 for the built-in model, else 16"
     )
-    size: int | None = Field(None, ge=8, description="height and width in pixels; default: what the model was made for")
+    size: int | None = Field(None, ge=8, description="height and width in pixels; default: the model's own")
     precision: Precision = Field(
-        "float32", description="of the frozen weights and of the computation; what is trained is always kept in float32"
+        "float32", description="precision of frozen weights and computation; trained weights are always float32"
     )
     decode_chunk: int = Field(
-        64, ge=1, description="most frames that go through the autoencoder at once; fewer need less memory"
+        64, ge=1, description="largest number of frames in the autoencoder at once; fewer need less memory"
     )
-    finetune: Literal["lora", "full"] = Field("lora", description="what learns: an adapter, or the whole denoiser")
+    finetune: Literal["lora", "full"] = Field("lora", description="trained part: an adapter, or the whole denoiser")
     lora: LoraConfig = Field(LoraConfig(), description="the adapter (finetune: lora)")
 
 

@@ -53,7 +53,7 @@ def split_override(text: str, form: str) -> tuple[str, Any]:
 
 
 def explain(error: Any, top: Any, former: Mapping[str, str]) -> str:
-    """Says in one line what is wrong with a key.
+    """Describes the error of a key in one line.
 
     Args:
         error: one of pydantic's ``ValidationError.errors()``.
@@ -83,12 +83,12 @@ def explain(error: Any, top: Any, former: Mapping[str, str]) -> str:
 
 
 def _section(section: Any, place: Sequence[str | int]) -> Any:
-    """The section that an error's place leads to."""
+    """Returns the section that an error's place leads to."""
     for part in place:
         section = METHODS[part] if part in METHODS else _inner(section, part)
     return section
 
 
 def _inner(section: Any, part: str | int) -> Any:
-    """The section that a key, or a place in a list of sections, leads to."""
+    """Returns the section that a key, or a place in a list of sections, leads to."""
     return get_args(section)[0] if isinstance(part, int) else section.model_fields[part].annotation

@@ -1,4 +1,4 @@
-"""Every key of a run description as Markdown tables, from the descriptions in the code: the docs' config reference."""
+"""The config reference of the docs: every key of a run description in Markdown tables, from the code's descriptions."""
 
 import json
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ _KINDS = {"integer": "whole number", "number": "number", "string": "text", "bool
 
 
 def reference() -> str:
-    """The reference: a heading and a table for each section of a run, and one for the keys of each method."""
+    """Returns the reference: a heading and a table for each section of a run, and one for the keys of each method."""
     schema = RunConfig.model_json_schema()
     defs, parts = schema["$defs"], []
     whole = {name: field for name, field in schema["properties"].items() if "$ref" not in field and name != "method"}
@@ -45,7 +45,7 @@ def _table(title: str, about: str, rows: list[str], level: int = 2) -> str:
 
 
 def _rows(prefix: str, section: dict[str, Any], defs: dict[str, Any]) -> Iterator[str]:
-    """A row a key; sections within the section, and the parts of a list, follow the key that holds them."""
+    """Yields a row a key; sections within the section, and the parts of a list, follow the key that holds them."""
     for name, field in section.get("properties", section).items():
         path = f"{prefix}{name}"
         if "$ref" in field:
@@ -79,10 +79,10 @@ def _resolve(field: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _value(value: Any) -> str:
-    """As it is written in YAML."""
+    """Writes a value as YAML."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def _escape(text: str) -> str:
-    """Keeps a table's cell one cell, and what looks like markup text."""
+    """Escapes the characters that would end a table's cell or be markup."""
     return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")

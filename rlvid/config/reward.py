@@ -1,4 +1,4 @@
-"""What is maximised: which reward, where its weights are, and how a video's frames make one number."""
+"""The settings of the rewards: which reward, its weights, and the reduction of a video's frames to one number."""
 
 import re
 from pathlib import Path
@@ -28,12 +28,12 @@ _PATH = (
 
 
 def is_function(path: str | None) -> bool:
-    """Whether a path has the form FILE.py:FUNCTION."""
+    """Returns whether a path has the form FILE.py:FUNCTION."""
     return path is not None and _FUNCTION.fullmatch(path) is not None
 
 
 def absolute(path: str | None) -> str | None:
-    """The path from the root, with its function if it has one; 'random' stays."""
+    """Returns the path from the root, with its function if it has one; 'random' stays."""
     if path is None or path == "random":
         return path
     file, colon, function = path.rpartition(":") if is_function(path) else (path, "", "")
@@ -41,11 +41,11 @@ def absolute(path: str | None) -> str | None:
 
 
 class RewardPart(Section):
-    """One of several rewards that are added up."""
+    """A part of a mixture of rewards."""
 
     name: SingleReward = Field(description="as reward.name")
     path: str | None = Field(None, description=_PATH)
-    weight: float = Field(1.0, description="its scores are multiplied by it; negative ones are avoided, not sought")
+    weight: float = Field(1.0, description="factor of its scores; a negative one penalises high scores")
     preprocess: Preset | None = Field(None, description="as reward.preprocess")
 
     @model_validator(mode="before")
@@ -64,12 +64,12 @@ class RewardPart(Section):
 
     @property
     def label(self) -> str:
-        """What its metric is called: the reward's name, or that of the user's function."""
+        """The name of its metric: the reward's name, or that of the user's function."""
         return self.path.rpartition(":")[2] if self.name == "custom" and self.path else self.name
 
 
 class RewardConfig(Section):
-    """What is maximised: a reward on frames or whole videos, and how a video's frames make one number."""
+    """The rewards of a run: on frames or whole videos, and the reduction of a video's frames to one number."""
 
     name: Literal[SingleReward, "mixture"] = Field(
         "builtin",
@@ -80,11 +80,11 @@ class RewardConfig(Section):
         "builtin-heldout", description="a second reward that is logged and never trained on"
     )
     held_out_path: str | None = Field(None, description="path of the held-out reward, as reward.path")
-    mixture: list[RewardPart] = Field([], description="rewards that are added up: {name, path, weight} each")
+    mixture: list[RewardPart] = Field([], description="parts of the weighted sum: {name, path, weight} each")
     preprocess: Preset | None = Field(
         None, description="how frames become the model's input; default: as the reward's own code has it"
     )
-    precision: Precision = Field("float32", description="of the rewards' frozen weights; scores are float32")
+    precision: Precision = Field("float32", description="precision of the rewards' frozen weights; scores are float32")
     chunk: int | None = Field(
         None, ge=1, description="most frames in a reward model at once; default: 64 for the built-in ones, else 8"
     )
@@ -94,8 +94,8 @@ class RewardConfig(Section):
     timeout: float | None = Field(
         600.0,
         ge=0,
-        description="seconds that a reward may take for one call; a worker whose reward takes longer ends and says so, "
-        "and is started again (train.max_failures); 0 or null: no limit",
+        description="limit for one call of a reward, in seconds; a worker that exceeds it ends with a message and is "
+        "restarted (train.max_failures); 0 or null: no limit",
     )
     segments: int = Field(
         4,
@@ -104,7 +104,7 @@ class RewardConfig(Section):
         "F, the last F % S frames are never drawn",
     )
     attenuation: float = Field(
-        1.0, ge=0, allow_inf_nan=True, description="lambda of TAR: 0 weighs frames alike, inf the central one alone"
+        1.0, ge=0, allow_inf_nan=True, description="lambda of TAR: 0: equal weights; inf: the central frame alone"
     )
     tar_normalisation: Literal["paper", "normalised"] | None = Field(
         None,
@@ -134,7 +134,7 @@ class RewardConfig(Section):
         labels = [part.label for part in parts]
         twice = sorted({label for label in labels if labels.count(label) > 1})
         if twice:
-            raise ValueError(f"two parts are called {twice[0]!r} and could not be told apart in the log; rename one")
+            raise ValueError(f"two parts are called {twice[0]!r}, and the log would show one; rename one")
         return parts
 
     @model_validator(mode="after")
@@ -170,7 +170,7 @@ class RewardConfig(Section):
         return next((name for name, _ in self.parts if name in NOT_DIFFERENTIABLE), None)
 
     def resolved(self) -> "RewardConfig":
-        """The same with absolute paths, for a process that works in another folder."""
+        """Returns the same with absolute paths, for a process that works in another folder."""
         parts = [part.model_copy(update={"path": absolute(part.path)}) for part in self.mixture]
         paths = {"path": absolute(self.path), "held_out_path": absolute(self.held_out_path)}
         return self.model_copy(update=paths | {"mixture": parts})

@@ -8,14 +8,14 @@ from rlvid.config.section import Decay, Section
 
 
 class DataConfig(Section):
-    """Where clips and prompts come from."""
+    """The source of clips and prompts."""
 
     source: str = Field(
         "builtin",
         description="'builtin' (rendered clips), 'samples' (the base model's own, made once), or a folder of encoded "
         "clips made by `rlvid encode`",
     )
-    count: int = Field(512, ge=1, description="how many clips to render or to sample; a folder has its own number")
+    count: int = Field(512, ge=1, description="number of clips to render or to sample; a folder has its own number")
     prompts: str | None = Field(
         None,
         description="what to sample (samples only): a file of prompts, used round and round, or 'in_domain', "
@@ -34,14 +34,14 @@ class OptimizerConfig(Section):
 
 
 class TrainConfig(Section):
-    """Steps, workers and what happens on failures."""
+    """Steps, workers, and restarts after failures."""
 
     steps: int = Field(20_000, ge=1, description="batches; most methods take one optimiser step on each")
     max_seconds: float | None = Field(
         None, gt=0, description="seconds of steps, without checkpoints and videos; training ends at the nearest step"
     )
     batch_size: int = Field(8, ge=1, description="videos in a step, over all workers")
-    group_size: int = Field(1, ge=1, description="videos of one prompt that stand together in a batch")
+    group_size: int = Field(1, ge=1, description="videos of one prompt, neighbours in a batch")
     micro_batch: int | None = Field(
         None, ge=1, description="videos in one forward pass of a worker; default: its share"
     )
@@ -52,11 +52,11 @@ class TrainConfig(Section):
     cpus_per_worker: float = Field(1, gt=0, description="CPU cores reserved for a worker")
     use_gpu: bool | None = Field(None, description="one GPU a worker; default: when the cluster has enough of them")
     zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage")
-    max_failures: int = Field(2, ge=0, description="times that lost workers are started again")
+    max_failures: int = Field(2, ge=0, description="number of restarts of lost workers")
     resume: Literal["all", "weights"] = Field(
         "all",
-        description="what a resumed run must find: 'all', or 'weights' to go on without the optimiser's state where "
-        "that is of another number of workers (ZeRO 1 to 3) or another ZeRO stage",
+        description="state that a resumed run needs: 'all', or 'weights' to continue without the optimiser's state if "
+        "it is of another number of workers (ZeRO 1 to 3) or another ZeRO stage",
     )
 
 
@@ -69,7 +69,7 @@ class OutputConfig(Section):
         "gs://BUCKET/FOLDER",
     )
     checkpoint_every: int = Field(50, ge=1, description="steps between checkpoints")
-    keep_checkpoints: int = Field(3, ge=1, description="how many of the latest checkpoints stay")
+    keep_checkpoints: int = Field(3, ge=1, description="number of latest checkpoints that are kept")
     videos_every: int = Field(25, ge=0, description="steps between videos of fixed prompts in TensorBoard; 0: never")
     archive_every: int = Field(1, ge=0, description="steps between archived training samples; 0: none")
 

@@ -1,1 +1,1 @@
-"""What goes in and what comes out: prompts, videos, clips that are encoded once, and the archive of samples."""
+"""Inputs and outputs: prompts, videos, clips that are encoded once, and the archive of samples."""

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from rlvid.algorithms.base import Samples
 from rlvid.data.parquet import open_parquet
-from rlvid.files import unwritable, whole_file
+from rlvid.files import atomic_file, write_error
 from rlvid.plots.video import to_bytes
 
 log = logging.getLogger(__name__)
@@ -166,7 +166,7 @@ def trim(folder: str | Path, from_step: int) -> int:
 
 
 def read_archive(folder: str | Path, columns: list[str] | None = None) -> pa.Table:
-    """The archive, ordered by step, rank and place in the batch; without ``frames`` it is small.
+    """Returns the archive, ordered by step, rank and place in the batch; without ``frames`` it is small.
 
     Raises:
         ValueError: no parts there, or one is damaged or lacks a column.
@@ -185,7 +185,7 @@ def read_archive(folder: str | Path, columns: list[str] | None = None) -> pa.Tab
 
 
 def is_later_part(path: str, from_step: int) -> bool:
-    """Whether a path below a run's folder is a part of its archive of ``from_step`` or later."""
+    """Returns whether a path below a run's folder is a part of its archive of ``from_step`` or later."""
     match = _PART.fullmatch(path.removeprefix("archive/"))
     return match is not None and path.startswith("archive/") and int(match[1]) >= from_step
 
@@ -203,7 +203,7 @@ def _parts(folder: Path) -> list[tuple[int, int, Path]]:
 
 
 def _rows(step: int, rank: int, samples: Samples, held_out_B: Tensor | None) -> list[dict[str, Any]]:
-    """One dict a video; frames are uint8 (S, H, W, 3) for now, since the encoding into PNG belongs to the thread."""
+    """Returns one dict per video, with frames as uint8 (S, H, W, 3); the thread encodes them into PNG."""
     held_out = [None] * len(samples.serials) if held_out_B is None else held_out_B.tolist()
     columns: dict[str, list[Any]] = {
         "serial": samples.serials,
@@ -222,7 +222,7 @@ def _rows(step: int, rank: int, samples: Samples, held_out_B: Tensor | None) -> 
 
 
 def png_bytes(pixels_HWC: np.ndarray) -> bytes:
-    """A PNG file of a uint8 image (H, W, 3)."""
+    """Returns a PNG file of a uint8 image (H, W, 3)."""
     buffer = io.BytesIO()
     Image.fromarray(pixels_HWC).save(buffer, "PNG")
     return buffer.getvalue()
@@ -231,8 +231,8 @@ def png_bytes(pixels_HWC: np.ndarray) -> bytes:
 def _write_part(path: Path, rows: list[dict[str, Any]]) -> None:
     table = pa.Table.from_pylist([{**row, "frames": [png_bytes(p) for p in row["frames"]]} for row in rows], SCHEMA)
     try:
-        with whole_file(path) as part, open(part, "wb") as file:
+        with atomic_file(path) as part, open(part, "wb") as file:
             pq.write_table(table, file)
     except OSError as error:
-        way_out = "make room or mend the folder, earlier parts are whole"
-        raise unwritable(f"archive part {path}", error, way_out) from error
+        way_out = "make room or repair the folder; earlier parts are complete"
+        raise write_error(f"archive part {path}", error, way_out) from error

@@ -44,11 +44,11 @@ SCHEMA = pa.schema(
     ]
 )
 ROWS = SCHEMA.append(pa.field("error", pa.string()))
-"""What the encoder makes: a row of the folder, or one with an ``error`` and nothing encoded."""
+"""The encoder's rows: a row of the folder, or one with an ``error`` and nothing encoded."""
 
 
 def clip_index(serial: int, count: int, seed: int) -> int:
-    """Which clip a run's sample ``serial`` starts from: every clip once an epoch, in an order drawn for each epoch.
+    """Returns the clip from which a run's sample ``serial`` starts: each clip once an epoch, in the epoch's order.
 
     Args:
         serial: place of the sample in the run's global order, from 0.
@@ -73,7 +73,7 @@ def _order(count: int, seed: int, epoch: int) -> Tensor:
 
 
 def read_meta(folder: Path) -> dict[str, Any] | None:
-    """The content of ``meta.json``; None when there is none, so that the folder is not a whole set of clips.
+    """Returns the content of ``meta.json``; None when there is none, so that the folder is not a whole set of clips.
 
     Raises:
         ValueError: the file is damaged.
@@ -189,5 +189,5 @@ def _tensor(data: pa.BinaryScalar, shape: pa.ListScalar) -> Tensor:
 
 
 def digest(made_with: dict[str, Any]) -> str:
-    """Sixteen hex digits over what clips are made with."""
+    """Returns sixteen hex digits over what clips are made with."""
     return hashlib.sha256(json.dumps(made_with, sort_keys=True).encode()).hexdigest()[:16]

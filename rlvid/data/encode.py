@@ -38,7 +38,7 @@ from rlvid.models.unet3d import load_model
 log = logging.getLogger(__name__)
 
 _CPUS = 0.5
-"""Of an actor: little, so that a pool fits beside other work even on two cores."""
+"""CPU cores that an actor reserves: few, so that a pool fits beside other work on two cores."""
 _FPS = 8  # of every model that `load_model` gives; the actors assert it
 
 Item = dict[str, Any]  # index, source (the path of a video, or a name), caption
@@ -48,7 +48,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class EncodeReport:
-    """What came of it."""
+    """The result of an encoding."""
 
     folder: Path
     clips: int  # in the folder
@@ -104,12 +104,12 @@ def encode_folder(
 
 
 def read_item(item: Item, model: VideoModel) -> tuple[str, Tensor]:
-    """Caption and frames_FCHW of a video file, as the model needs them."""
+    """Returns caption and frames_FCHW of a video file, as the model needs them."""
     return item["caption"], read_video(item["source"], frames=model.frames, size=model.size, fps=model.fps)
 
 
 def encode_items(model: VideoModel, items: list[Item], read: Reader = read_item, threads: int = 1) -> pa.Table:
-    """What an actor does with a batch, without Ray.
+    """Encodes a batch, as an actor does, without Ray.
 
     Args:
         model: encodes frames and prompts.
@@ -175,7 +175,7 @@ class ClipEncoder:
 
 
 def model_fingerprint(model: ModelConfig) -> str:
-    """Hash of what encoded clips owe to the model: weights, precision, length, size and rate; not its place on disk."""
+    """Hashes all that encoded clips depend on: weights, precision, length, size, rate, but not the model's folder."""
     return digest(_made_with(model))
 
 
@@ -194,7 +194,7 @@ def encode_clips(
     denoiser: bool = False,
     notes: list[str] | None = None,
 ) -> EncodeReport:
-    """From checks to the finished folder.
+    """Encodes clips into a folder, or resumes an unfinished encoding, or does nothing if the folder holds them.
 
     Args:
         items: what to encode, ``index`` counting from 0.
@@ -276,7 +276,7 @@ def _kept(writer: ClipWriter, clips: int) -> str:
 
 
 def _made_with(model: ModelConfig) -> dict[str, Any]:
-    """Everything about the model that encoded clips depend on."""
+    """Returns all properties of the model on which encoded clips depend."""
     frames, size = resolved_shape(model.path, model.frames, model.size)
     shape = {"frames": frames, "size": size, "fps": _FPS}
     weights = hash_weights(model.path, ("vae", "text_encoder", "tokenizer"))
@@ -284,7 +284,7 @@ def _made_with(model: ModelConfig) -> dict[str, Any]:
 
 
 def hash_weights(path: str, parts: tuple[str, ...]) -> str:
-    """Sixteen hex digits over weights and settings of a model's parts."""
+    """Returns sixteen hex digits over weights and settings of a model's parts."""
     folder, total = model_folder(path), hashlib.sha256()
     for part in parts:
         for file_path in sorted((folder / part).rglob("*")):

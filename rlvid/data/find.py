@@ -1,8 +1,8 @@
 """Finds clips: video files with their captions, in a folder or by a manifest.
 
-A clip that cannot be used never costs the others: it is left out and named. A clip and its caption lie in the folder of
-the source; what links, ``..`` or absolute paths place elsewhere is read only where the user asks for it, since a
-stranger's folder may point at files that are not his.
+A clip that cannot be used is skipped and named; the others are used. A clip and its caption lie in the folder of the
+source. Files elsewhere (through links, ``..`` or absolute paths) are read only with ``outside``, because a folder from
+somebody else may point at private files.
 """
 
 import hashlib
@@ -35,13 +35,13 @@ class Skipped:
     reason: str
 
     def __str__(self) -> str:
-        """One line that names the file once, safe to print."""
+        """Returns one line that names the file once, safe to print."""
         named = self.reason.startswith(str(self.path))
         return printable(self.reason if named else f"{self.path}: {self.reason}")
 
 
 def find_clips(source: str | Path, *, outside: bool = False) -> tuple[list[ClipFile], list[Skipped]]:
-    """Videos with their captions, in the order of their paths, and everything that is not used.
+    """Returns videos with their captions, in the order of their paths, and everything that is not used.
 
     Args:
         source: a folder, searched with its sub-folders, where ``a.mp4`` has its caption in ``a.txt``; or a folder with
@@ -76,7 +76,7 @@ def find_clips(source: str | Path, *, outside: bool = False) -> tuple[list[ClipF
 
 
 def read_contents(clips: list[ClipFile]) -> tuple[dict[ClipFile, str], list[Skipped]]:
-    """What identifies each clip, be it copied or moved, and the clips whose files cannot be read.
+    """Returns an identity of each clip, the same for a copy, and the clips whose files cannot be read.
 
     It is the caption, the size and a hash over both ends of the file.
     """
@@ -96,12 +96,12 @@ def read_contents(clips: list[ClipFile]) -> tuple[dict[ClipFile, str], list[Skip
 
 
 def hash_contents(contents: dict[ClipFile, str]) -> str:
-    """Sixteen hex digits over clips in their order."""
+    """Returns sixteen hex digits over clips in their order."""
     return hashlib.sha256("".join(contents.values()).encode()).hexdigest()[:16]
 
 
 def _files(source: Path, outside: bool) -> tuple[list[Path], list[Skipped]]:
-    """All files of a folder and its sub-folders in the order of their paths, and what cannot be one."""
+    """Returns all files of a folder and its sub-folders in the order of their paths, and what cannot be one."""
     files: list[Path] = []
     skipped: list[Skipped] = []
     seen, waiting = {os.path.realpath(source)}, [source]

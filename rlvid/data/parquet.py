@@ -1,4 +1,4 @@
-"""Parquet files as data alone: a column of Python objects, which reading would unpickle and so run, is refused."""
+"""Opens Parquet files safely: refuses columns of Python objects, because reading them would run code."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ def open_parquet(path: str | Path, **options: Any) -> pq.ParquetFile:
 
 
 def _extension(kind: pa.DataType) -> str | None:
-    """Name of a type of a program's own that a type is, or has inside."""
+    """Returns name of a type of a program's own that a type is, or has inside."""
     if isinstance(kind, pa.BaseExtensionType):
         return str(kind.extension_name)
     if pa.types.is_dictionary(kind):

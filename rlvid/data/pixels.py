@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _MOST_PIXELS = 2**26
-"""Of a frame: 8192 x 8192. A small file may announce any number."""
+"""Largest number of pixels of a frame, 8192 x 8192. A small file may announce any number."""
 _MOST_ASPECT = 8
 """Longer side over the shorter one, beyond which only the middle of a frame is scaled."""
 _OTHER_CURVES: dict[int, str] = {
@@ -33,7 +33,7 @@ _BT709 = ((0.640, 0.330), (0.300, 0.600), (0.150, 0.060))
 
 
 def problem(frame: av.VideoFrame, codec_tag: str) -> str | None:
-    """Says why a decoded frame cannot be shown as a player shows it; None if it can.
+    """Returns why a decoded frame cannot be shown as a player shows it; None if it can.
 
     ``codec_tag``: of the stream in its container, such as ``hvc1``.
     """
@@ -64,7 +64,7 @@ def shown(frame: av.VideoFrame, size: int, aspect: float) -> Tensor:
 
 
 def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool] | None:
-    """Whether a player transposes, then mirrors rows, then columns; None for other matrices than these eight.
+    """Returns whether a player transposes, then mirrors rows, then columns; None for other matrices than these eight.
 
     The display matrix maps a pixel (x, y) to (a x + c y, b x + d y), stored in rows (a, b, u), (c, d, v), (x, y, w).
     """
@@ -120,7 +120,7 @@ def _fit(pixels_CHW: Tensor, size: int, aspect: float) -> Tensor:
 
 
 def _middle(pixels_CHW: Tensor, height: int, width: int) -> Tensor:
-    """The middle of at most that height and width."""
+    """Returns the middle of at most that height and width."""
     top, left = (
         (have - most) // 2 if have > most else 0
         for have, most in zip(pixels_CHW.shape[1:], (height, width), strict=True)

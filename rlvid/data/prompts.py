@@ -10,13 +10,13 @@ from rlvid.text import clean, is_blank, is_utf8
 from rlvid.world.captions import PROMPT_SETS, prompt_set
 
 MAX_CHARACTERS = 10_000
-"""What is kept of a prompt. No text encoder reads so far, so such a prompt is counted among those it cuts."""
+"""Characters that are kept of a prompt. No text encoder reads so many, so such a prompt counts as cut."""
 ANIMAL_SETS = ("animals", "new_animals", "non_animals")
 """Shipped prompts for models of the real world: animals to train on, other animals, and no animals at all."""
 
 
 def check_prompt(text: Any, where: str) -> str:
-    """The prompt on one line, without surrounding white space; at most its first 10,000 characters.
+    """Returns the prompt on one line, without surrounding white space; at most its first 10,000 characters.
 
     All text that a user gives to a model comes through here, from arguments and from files.
 
@@ -39,17 +39,17 @@ def check_prompt(text: Any, where: str) -> str:
 
 
 def is_prompt_file(path: str | Path) -> bool:
-    """Whether a text names a file of prompts by its suffix, be it there or not."""
+    """Returns whether a text names a file of prompts by its suffix, be it there or not."""
     return Path(path).suffix.lower() in (".txt", *TABLES)
 
 
 def has_prompts(path: str | Path) -> bool:
-    """Whether there is a file of prompts, or a folder of parts, at a path."""
+    """Returns whether there is a file of prompts, or a folder of parts, at a path."""
     return is_utf8(str(path)) and (os.path.isfile(path) or bool(table_files(Path(path))))
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """Prompts of a file, in its order, repetitions kept.
+    """Returns prompts of a file, in its order, repetitions kept.
 
     Args:
         path: ``.txt`` (a prompt a line, blank lines are skipped), or a table of ``rlvid.data.tables`` with a column
@@ -79,7 +79,7 @@ def _prompt(row: Row) -> str:
 
 
 def resolve_prompts(spec: str, count: int | None = None, seed: int = 0) -> list[str]:
-    """Prompts by the name of a built-in set or from a file.
+    """Returns prompts by the name of a built-in set or from a file.
 
     Args:
         spec: ``in_domain``, ``new_shapes``, ``scenes``, one of ``ANIMAL_SETS``, or the path of a file for

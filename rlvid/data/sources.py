@@ -1,4 +1,4 @@
-"""Clips that nobody has to bring: those of the built-in renderer, and the base model's own samples.
+"""Clips without a source folder: those of the built-in renderer, and the base model's own samples.
 
 A run's ``data.source`` is one of these, or a folder that ``rlvid encode`` made. They are encoded once and kept under
 ``{storage}/clips``, for all runs that ask for the same.
@@ -33,7 +33,7 @@ from rlvid.world.render import RENDERER, degrade, render, sample_clips, sample_d
 
 
 def rendered_clip(seed: int, index: int, frames: int, size: int) -> tuple[str, Tensor]:
-    """Caption and frames_FCHW of one built-in clip: an in-domain subject, every second clip degraded on average."""
+    """Returns caption and frames_FCHW of a built-in clip: an in-domain subject, every second clip degraded."""
     draw = randomness.generator(seed, "clip", index)
     clips = sample_clips(1, draw, PROMPT_SETS["in_domain"])
     (caption,) = write_captions(clips, draw)
@@ -42,7 +42,7 @@ def rendered_clip(seed: int, index: int, frames: int, size: int) -> tuple[str, T
 
 
 def read_rendered(seed: int, item: Item, model: VideoModel) -> tuple[str, Tensor]:
-    """Caption and frames_FCHW of a built-in clip, as the model needs them."""
+    """Returns caption and frames_FCHW of a built-in clip, as the model needs them."""
     return rendered_clip(seed, item["index"], model.frames, model.size)
 
 
@@ -67,7 +67,7 @@ class BaseSampler:
 
     @torch.no_grad()
     def __call__(self, item: Item, model: VideoModel) -> tuple[str, Posterior]:
-        """Caption and latents (1, C, F, h, w); raises ``VideoError`` where these are not finite."""
+        """Returns caption and latents (1, C, F, h, w); raises ``VideoError`` where these are not finite."""
         index, caption = item["index"], item["caption"]
         noise = randomness.normal(model.latent_shape, self.seed, "base-sample", [(index,)])
         latents = denoise(
@@ -84,7 +84,7 @@ class BaseSampler:
 
 
 def sample_prompts(config: RunConfig) -> list[str]:
-    """The prompts of ``data.source=samples``, data.count of them: a file's go round as often as it takes.
+    """Returns the prompts of ``data.source=samples``, data.count of them: a file's go round as often as it takes.
 
     Raises:
         ValueError: data.prompts is neither a built-in set with so many prompts nor a file that can be read.
@@ -104,21 +104,21 @@ def sample_prompts(config: RunConfig) -> list[str]:
 def encode_samples(
     prompts: list[str], seed: int, sampling: SamplingConfig, model: ModelConfig, out: str | Path, **how: Any
 ) -> EncodeReport:
-    """Keeps the base model's sample for each prompt, see ``BaseSampler``; ``how`` as for ``encode_folder``."""
+    """Keeps a sample of the base model for each prompt, see ``BaseSampler``; ``how`` as for ``encode_folder``."""
     items = [{"index": i, "source": f"sample {seed}/{i}", "caption": prompt} for i, prompt in enumerate(prompts)]
     source = samples_made_with(prompts, seed, sampling, model)
     return encode_clips(items, BaseSampler(seed, sampling), source, [], model, Path(out), denoiser=True, **how)
 
 
 def samples_made_with(prompts: list[str], seed: int, sampling: SamplingConfig, model: ModelConfig) -> dict[str, Any]:
-    """What samples depend on beside the parts of the model that encode."""
+    """Returns all that samples depend on, besides the parts of the model that encode."""
     chain = {"steps": sampling.steps, "guidance": sampling.guidance, "final": sampling.final_level}
     denoiser = hash_weights(model.path, ("unet", "scheduler"))
     return {"prompts": digest({"prompts": prompts}), "count": len(prompts), "seed": seed, "denoiser": denoiser, **chain}
 
 
 def encoded_clips(config: RunConfig, console: Console) -> Path:
-    """The folder of encoded clips: the one the config names, or clips that are made once and kept.
+    """Returns the folder of encoded clips: the one the config names, or clips that are made once and kept.
 
     Raises:
         ValueError: they cannot be written, or data.prompts cannot be read.

@@ -39,7 +39,7 @@ class Row:
 
 
 def table_files(path: Path) -> list[Path]:
-    """The files of a table: itself, or the parts in a folder that has a table's name; none where it is no table.
+    """Returns the files of a table: itself, or the parts in a folder with a table's name; none where it is no table.
 
     Parts lie anywhere in the folder and have its suffix; names that begin with ``_`` or ``.`` are notes of writers.
     """
@@ -52,7 +52,7 @@ def table_files(path: Path) -> list[Path]:
 
 
 def read_rows(path: Path, columns: tuple[str, ...], gaps: bool = False) -> Iterator[Row]:
-    """Rows of a table.
+    """Yields rows of a table.
 
     Args:
         path: ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet``; or a folder of that name with parts of that format.
@@ -79,7 +79,7 @@ def read_rows(path: Path, columns: tuple[str, ...], gaps: bool = False) -> Itera
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, without a byte order mark.
+    """Returns the text of a UTF-8 file, without a byte order mark.
 
     Raises:
         ValueError: it is missing, cannot be read, is a Git LFS pointer or a web page, is not UTF-8, or ends lines with
@@ -127,7 +127,7 @@ def _cell_rows(path: Path, columns: tuple[str, ...], delimiter: str) -> Iterator
 
 
 def _records(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Line and cells of each record, by RFC 4180; blank lines are left out.
+    """Returns line and cells of each record, by RFC 4180; blank lines are left out.
 
     The csv module cannot do this: it takes quotation marks within a cell as they come, and refuses long cells.
     """
@@ -217,7 +217,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _fault(found: list[str], needed: tuple[str, ...], gaps: bool = False) -> str | None:
-    """What is wrong with the names of columns: one that is needed is missing, or there twice."""
+    """Returns the fault of the names of columns: a required one is missing, or there twice."""
     if twice := [name for name in needed if found.count(name) > 1]:
         return f"has {' and '.join(map(repr, twice))} twice; keep one"
     missing = [name for name in needed if name not in found]

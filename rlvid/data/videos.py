@@ -69,7 +69,7 @@ def _open(path: Path) -> av.container.InputContainer:
 
 
 def _main_stream(path: Path) -> int:
-    """Index of the stream that a player shows: no cover picture, and no single frame beside a film."""
+    """Returns index of the stream that a player shows: no cover picture, and no single frame beside a film."""
     with _open(path) as container:
         films = [s for s in container.streams.video if not s.disposition & _PICTURES]
         if not films:
@@ -82,7 +82,7 @@ def _main_stream(path: Path) -> int:
 
 
 def _timestamps(path: Path, index: int) -> tuple[np.ndarray, float]:
-    """When each decodable frame starts, and when the last one ends, in seconds from the first one."""
+    """Returns the start of each decodable frame, and the end of the last one, in seconds from the first one."""
     with _open(path) as container:
         stream = container.streams[index]
         assert isinstance(stream, av.VideoStream), "_main_stream chose it"
@@ -109,7 +109,7 @@ def _timestamps(path: Path, index: int) -> tuple[np.ndarray, float]:
 
 
 def _decode(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
-    """The frames of a video stream, with their alpha channel if there is one."""
+    """Yields the frames of a video stream, with their alpha channel if there is one."""
     stream.thread_type = "AUTO"
     name = stream.codec_context.name
     if stream.metadata.get("alpha_mode") != "1" or name not in _ALPHA_DECODERS:
@@ -121,7 +121,7 @@ def _decode(container: av.container.InputContainer, stream: av.VideoStream) -> I
 
 
 def _choose(starts: np.ndarray, end: float, path: Path, frames: int, fps: float) -> list[int]:
-    """Indices of the frames on show at the middles of F equal intervals."""
+    """Returns indices of the frames on show at the middles of F equal intervals."""
     needed = frames / fps
     if end + 0.5 / fps < needed and len(starts) < frames:
         raise VideoError(

@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 from rlvid.data.clips import SCHEMA, digest, read_meta
 from rlvid.data.find import Skipped
 from rlvid.data.parquet import open_parquet
-from rlvid.files import damaged, held, whole_file, write_whole
+from rlvid.files import atomic_file, damaged, held, write_atomic
 
 _ROWS_IN_PART = 256
 _LAYOUT = {"row_group_size": 4, "compression": "none", "use_dictionary": False, "write_statistics": ["index"]}
@@ -39,7 +39,7 @@ _LAYOUT = {"row_group_size": 4, "compression": "none", "use_dictionary": False, 
 
 
 def is_reusable(out: Path, made_with: dict[str, Any]) -> bool:
-    """Whether ``out`` holds just these clips already; False when they can be written there.
+    """Returns whether ``out`` holds just these clips already; False when they can be written there.
 
     Raises:
         ValueError: ``out`` holds other clips, or something that is not rlvid's to delete.
@@ -59,12 +59,12 @@ def is_reusable(out: Path, made_with: dict[str, Any]) -> bool:
 
 
 def unfinished(out: Path) -> Path:
-    """Where clips stay until ``out`` is complete."""
+    """Returns the folder of the clips until ``out`` is complete."""
     return out.with_name(f"{out.name}.unfinished")
 
 
 class ClipWriter:
-    """Takes encoded clips in any order; those that ``add`` has returned from survive the process.
+    """Writes encoded clips in any order; a clip survives the process once ``add`` has returned.
 
     Args:
         out: the folder to be made; one that ``is_reusable`` found to be incomplete is replaced.
@@ -102,16 +102,16 @@ class ClipWriter:
         self._held.close()
 
     def add(self, table: pa.Table) -> int:
-        """Keeps rows of schema ``ROWS``; returns how many of them are clips, and not errors."""
+        """Keeps rows of schema ``ROWS``; returns the number of clips among them."""
         good = table.filter(table["error"].is_null()).select(SCHEMA.names).cast(SCHEMA)
         bad = table.filter(table["error"].is_valid()).select(["index", "source", "error"]).to_pylist()
         if bad:
             path = self.work / f"skipped-{bad[0]['index']:09d}.json"
-            write_whole(path, json.dumps(bad).encode())
+            write_atomic(path, json.dumps(bad).encode())
             self._note_skipped(bad)
         if good.num_rows:
             path = self.work / f"rows-{good['index'][0].as_py():09d}.parquet"
-            with whole_file(path) as part:
+            with atomic_file(path) as part:
                 pq.write_table(good, part, **_LAYOUT)
             self._note_rows(path, good["index"].to_pylist())
         self._make_parts(last=False)
@@ -141,7 +141,7 @@ class ClipWriter:
         first = open_parquet(self._parts[0]).read_row_group(0, columns=["latent_shape", "text_shape"])
         _write_report(self.work, count, skipped + failed, notes or [])
         meta = meta | {"made_with": self._made_with} | first.to_pylist()[0] | {"clips": count}
-        write_whole(self.work / "meta.json", (json.dumps(meta, indent=2) + "\n").encode())
+        write_atomic(self.work / "meta.json", (json.dumps(meta, indent=2) + "\n").encode())
         if is_reusable(self.out, self._made_with):  # another process has made it meanwhile
             shutil.rmtree(self.work)
             return count
@@ -164,7 +164,7 @@ class ClipWriter:
         foreign = [p.name for p in self.work.glob("*") if not (plan.is_file() or p.name == ".lock")]
         if foreign:
             raise ValueError(f"{self.work}: is in the way (it has {foreign[0]}); move it or name another folder")
-        write_whole(plan, json.dumps(self._made_with).encode())
+        write_atomic(plan, json.dumps(self._made_with).encode())
 
     def _read(self) -> None:
         self.done: set[int] = set()
@@ -204,7 +204,7 @@ class ClipWriter:
         table = pa.concat_tables([open_parquet(path).read() for path in files])
         table = table.filter(pc.is_in(table["index"], value_set=pa.array(indices))).sort_by("index").combine_chunks()
         path = self.work / f"part-{len(self._parts):05d}.parquet"
-        with whole_file(path) as part:
+        with atomic_file(path) as part:
             pq.write_table(table, part, **_LAYOUT)
         self._parts.append(path)
         for index in indices:
@@ -214,7 +214,7 @@ class ClipWriter:
 
 
 def read_report(folder: Path) -> tuple[int, list[Skipped]]:
-    """Number of clips, and the files that were skipped."""
+    """Returns number of clips, and the files that were skipped."""
     report = _read_kept(
         folder / "report.json",
         lambda found: isinstance(found["clips"], int) and _are_rows(found["skipped"], path=str, reason=str),
@@ -239,7 +239,7 @@ def _read_kept(path: Path, is_sound: Callable[[Any], bool]) -> Any:
 
 
 def _are_rows(found: Any, **kinds: type) -> bool:
-    """Whether it is a list of mappings that have values of these types."""
+    """Returns whether it is a list of mappings that have values of these types."""
     return isinstance(found, list) and all(
         isinstance(row, dict) and all(isinstance(row.get(key), kind) for key, kind in kinds.items()) for row in found
     )

@@ -12,7 +12,7 @@ from rlvid.models.base import Prediction, VideoModel
 
 @dataclass(frozen=True)
 class Step:
-    """A step of the chain as it was taken: ``before`` at ``timestep``, then ``after`` ~ N(mean, spread^2)."""
+    """A step of the chain: ``before`` at ``timestep``, then ``after`` ~ N(mean, spread^2)."""
 
     index: int
     timestep: int

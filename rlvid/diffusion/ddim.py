@@ -19,18 +19,18 @@ from rlvid.models.base import Prediction
 
 
 def sigma(abar: Tensor, abar_prev: Tensor, eta: float) -> Tensor:
-    """Standard deviation of the noise that a step adds; any broadcastable shapes."""
+    """Returns standard deviation of the noise that a step adds; any broadcastable shapes."""
     return eta * ((1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev)).clamp_min(0).sqrt()
 
 
 def step_mean(prediction: Prediction, abar_prev: Tensor, sigma: Tensor) -> Tensor:
-    """Mean of the next latents (B, C, F, h, w)."""
+    """Returns mean of the next latents (B, C, F, h, w)."""
     direction = (1 - abar_prev - sigma**2).clamp_min(0).sqrt()
     return abar_prev.sqrt() * prediction.x0 + direction * prediction.eps
 
 
 def log_probability(sample: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:
-    """Log-density of ``sample`` (B, ...) under N(mean, sigma^2), averaged over all but the batch: (B,), float32.
+    """Computes the log-density of ``sample`` (B, ...) under N(mean, sigma^2), averaged over all but the batch: (B,).
 
     The sample is a constant here: gradient flows through the mean alone.
     """

@@ -1,4 +1,4 @@
-"""Videos from pure noise, the same noise for every model, so that models are compared sample by sample."""
+"""Generates videos from pure noise, the same for every model, so that models are compared sample by sample."""
 
 from collections.abc import Callable, Sequence
 

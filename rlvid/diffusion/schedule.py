@@ -1,10 +1,10 @@
-"""Which timesteps a chain visits, and where a partial chain starts."""
+"""The timesteps of a chain, and the start of a partial chain."""
 
 from rlvid.config.methods import kept_steps
 
 
 def timesteps(steps: int, *, train_steps: int = 1000, offset: int = 1) -> list[int]:
-    """DDIM's timesteps, from noisy to clean, in leading spacing: 951, 901, ..., 51, 1 for 20 steps.
+    """Returns DDIM's timesteps, from noisy to clean, in leading spacing: 951, 901, ..., 51, 1 for 20 steps.
 
     Raises:
         ValueError: ``steps`` outside 1 .. ``train_steps / 2``: with more, the grid stays too far below full noise.
@@ -16,7 +16,7 @@ def timesteps(steps: int, *, train_steps: int = 1000, offset: int = 1) -> list[i
 
 
 def partial(grid: list[int], tau: float) -> list[int]:
-    """The last int(tau * D) timesteps of a grid, InstructVideo's editing chain: from 551 on for D = 20, tau = 0.6.
+    """Returns the last int(tau * D) timesteps of a grid, InstructVideo's editing chain: from 551 for D = 20, tau = 0.6.
 
     Raises:
         ValueError: no step is left, or tau is over 1.

@@ -1,1 +1,1 @@
-"""`rlvid doctor`: is machine, cluster or run in order? Each line ok, warning or error, with the way out."""
+"""`rlvid doctor`: checks of the machine, the cluster or a run; each line is ok, a warning or an error."""

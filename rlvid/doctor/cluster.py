@@ -1,4 +1,4 @@
-"""The cluster: does Ray start, what does it have, are its nodes alike, do workers share storage and compute as one?"""
+"""Checks of a cluster: start of Ray, resources, versions and storage of its nodes, results of its workers."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 from pyarrow import fs
 
-from rlvid.doctor.finding import Finding, examine, judged
+from rlvid.doctor.finding import Finding, examine, finding
 from rlvid.doctor.machine import reason, scratch
 from rlvid.doctor.selftest import build_algorithm, one_step, reference_step, share, tiny_config
 from rlvid.models.trained import trained_state
@@ -27,7 +27,7 @@ _MIB = 2**20
 
 
 def check_cluster(address: str | None, storage: str) -> Iterator[Finding]:
-    """Starts Ray, or connects to a cluster, and looks at all of it."""
+    """Starts Ray, or connects to a cluster, and checks it."""
     import ray
 
     from rlvid.cluster.connect import start_ray
@@ -51,7 +51,7 @@ def check_cluster(address: str | None, storage: str) -> Iterator[Finding]:
 
 
 def check_resources() -> Iterator[Finding]:
-    """What the cluster has, and what of it is free."""
+    """Checks the cluster's resources, and which of them are free."""
     import ray
 
     have, free = ray.cluster_resources(), ray.available_resources()
@@ -68,11 +68,11 @@ def check_resources() -> Iterator[Finding]:
         ways.append("all cores are reserved: another run holds them (ray status), and a new one would wait")
     if store < 75:
         ways.append("give Ray an object store of 150 MiB or more: ray start --object-store-memory=...")
-    yield judged("resources", not ways, found, "; ".join(ways), "warning")
+    yield finding("resources", not ways, found, "; ".join(ways), "warning")
 
 
 def probe(place: str, name: str) -> dict[str, Any]:
-    """What a node sees of a place in the storage, and what it runs; called on the node."""
+    """Returns what a node sees in the storage, and its versions; called on the node."""
     seen, trouble = False, ""
     try:
         store, root = locate(place, ".")
@@ -87,7 +87,7 @@ def probe(place: str, name: str) -> dict[str, Any]:
 
 
 def check_nodes(storage: str) -> Iterator[Finding]:
-    """Every node runs the same versions, and reads and writes the same storage."""
+    """Checks that every node runs the same versions, and reads and writes the same storage."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -116,7 +116,7 @@ def check_nodes(storage: str) -> Iterator[Finding]:
 
 
 def versions_alike(answers: dict[str, dict[str, Any]]) -> Iterator[Finding]:
-    """Whether all nodes have the packages of the driver."""
+    """Checks that all nodes have the packages of the driver."""
     here = {package: metadata.version(package) for package in _ALIKE} | {"python": platform.python_version()}
     other = [
         f"{answer['host']}: {package} {answer['versions'][package]}, here {version}"
@@ -133,7 +133,7 @@ def versions_alike(answers: dict[str, dict[str, Any]]) -> Iterator[Finding]:
 
 
 def storage_shared(answers: dict[str, dict[str, Any]], arrived: set[str], storage: str) -> Iterator[Finding]:
-    """Whether all nodes read what the driver wrote, and the driver what they wrote."""
+    """Checks that all nodes read the driver's file, and the driver theirs."""
     bad = []
     for node, answer in answers.items():
         if answer["trouble"]:
@@ -151,7 +151,7 @@ def storage_shared(answers: dict[str, dict[str, Any]], arrived: set[str], storag
 
 
 def worker_step(job: dict[str, Any]) -> dict[str, Any]:
-    """Takes a step of the tiny model on one of several workers, as training does; the results of all workers."""
+    """Takes a training step of the tiny model on one of several workers; returns the results of all workers."""
     import ray.train
     from torch import distributed
 
@@ -174,7 +174,7 @@ def worker_step(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_workers(storage: str) -> Iterator[Finding]:
-    """Two workers compute the step of one: the same gradient, the same weights, the same noise for each sample."""
+    """Checks that two workers compute the step of one: the same gradient, weights, and noise of each sample."""
     import ray.train
     from ray.train.torch import TorchTrainer
 
@@ -190,13 +190,13 @@ def check_workers(storage: str) -> Iterator[Finding]:
                 worker_runtime_env={"env_vars": {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}},
             ),
         ).fit()
-    yield from compared(result.return_value["workers"])
+    yield from compare_workers(result.return_value["workers"])
 
 
-def compared(workers: list[dict[str, Any]]) -> Iterator[Finding]:
-    """What workers came to, beside one process that made the whole batch in plain torch."""
+def compare_workers(workers: list[dict[str, Any]]) -> Iterator[Finding]:
+    """Compares the results of workers with one process that computed the whole batch in plain torch."""
     one, start, reference = reference_step("instructvideo")
-    way = "do not train on this cluster before this is mended: compare versions (packages, nodes), then report it"
+    way = "do not train on this cluster until this is corrected: compare versions (packages, nodes), then report it"
     norms = [worker["norm"] / one["norm"] - 1 for worker in workers]
     moved = max((reference[name] - tensor).abs().max().item() for name, tensor in start.items())
     apart = max(
@@ -209,9 +209,9 @@ def compared(workers: list[dict[str, Any]]) -> Iterator[Finding]:
         f"{len(workers)} workers against plain torch: norm differs by {max(map(abs, norms)):.1e}, weights by "
         f"{apart:.1e} of {moved:.1e} moved"
     )
-    yield judged("gradient of workers", fine, found, way)
+    yield finding("gradient of workers", fine, found, way)
     noise = {serial: digest for worker in workers for serial, digest in worker["noise"].items()}
     fine = noise == one["noise"] and len(set(noise.values())) == len(noise)
     found = f"{len(set(noise.values()))} of {len(noise)} samples of workers differ, "
     found += "each as in one process" if noise == one["noise"] else "and NOT as in one process"
-    yield judged("samples of workers", fine, found, way)
+    yield finding("samples of workers", fine, found, way)

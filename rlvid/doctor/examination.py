@@ -1,4 +1,4 @@
-"""What the doctor looks at, in which order, and how it is shown."""
+"""The doctor's checks in their order, and the output of their findings."""
 
 import time
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ _STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
 
 def examination(storage: str, address: str | None, run: str | None, quick: bool) -> Iterator[Finding]:
-    """All findings: of a run alone where one is named, else of the machine, and without ``quick`` of the cluster."""
+    """Yields all findings: of a run if one is named, else of the machine, and without ``quick`` of the cluster."""
     refuse_credentials(storage, "--storage")
     if run is not None:
         from rlvid.doctor.run import check_run
@@ -34,7 +34,7 @@ def examination(storage: str, address: str | None, run: str | None, quick: bool)
     yield from examine("temporary folder", places.check_temporary, "set RAY_TMPDIR to another folder")
     yield from examine("storage", partial(machine.check_storage, storage), "choose another folder: --storage")
 
-    def sums() -> Iterator[Finding]:
+    def selftest() -> Iterator[Finding]:
         from rlvid.doctor.selftest import check_first_ratio, check_gradient_step, check_samples
 
         for name, check in {
@@ -42,7 +42,7 @@ def examination(storage: str, address: str | None, run: str | None, quick: bool)
         }.items():  # fmt: skip
             yield from examine(name, check, "first correct the errors above")
 
-    yield from examine("sums", sums, broken)
+    yield from examine("self-test", selftest, broken)
     if not quick:
 
         def cluster() -> Iterator[Finding]:
@@ -54,7 +54,7 @@ def examination(storage: str, address: str | None, run: str | None, quick: bool)
 
 
 def show(findings: Iterator[Finding]) -> int:
-    """Prints findings as they come, a line each and a line for the way out; how many of them are errors."""
+    """Prints findings as they come, a line each and a line for the way out; returns the number of errors."""
     began, counts = time.perf_counter(), dict.fromkeys(_STYLES, 0)
     for each in findings:
         counts[each.status] += 1
@@ -63,6 +63,6 @@ def show(findings: Iterator[Finding]) -> int:
         if each.way_out:
             console.print(f"{'':<8} {'way out:':>20} {escape(each.way_out)}", soft_wrap=True, highlight=False)
     seconds = time.perf_counter() - began
-    told = f"{counts['ok']} ok, {counts['warning']} warnings, {counts['error']} errors; {seconds:.0f} s"
-    console.print(told, soft_wrap=True, highlight=False)
+    summary = f"{counts['ok']} ok, {counts['warning']} warnings, {counts['error']} errors; {seconds:.0f} s"
+    console.print(summary, soft_wrap=True, highlight=False)
     return counts["error"]

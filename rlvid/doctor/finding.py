@@ -1,4 +1,4 @@
-"""One line of the doctor's."""
+"""A finding of the doctor: one line of its output."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ Status = Literal["ok", "warning", "error"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What was looked at, how it is, what was found, and (unless it is ok) the way out."""
+    """A check's name, its status, what it found, and (unless the status is ok) the way out."""
 
     name: str
     status: Status
@@ -19,8 +19,8 @@ class Finding:
     way_out: str = ""
 
 
-def judged(name: str, fine: bool, found: str, way_out: str, otherwise: Status = "error") -> Finding:
-    """A finding that is ok, or ``otherwise`` with the way out."""
+def finding(name: str, fine: bool, found: str, way_out: str, otherwise: Status = "error") -> Finding:
+    """Returns a finding that is ok, or ``otherwise`` with the way out."""
     return Finding(name, "ok", found) if fine else Finding(name, otherwise, found, way_out)
 
 
@@ -28,9 +28,9 @@ Check = Callable[[], Iterator[Finding]]
 
 
 def examine(name: str, check: Check, way_out: str) -> Iterator[Finding]:
-    """The findings of a check; one that fails is an error, and hides none that would follow.
+    """Yields the findings of a check; a check that fails yields an error, and the next checks still run.
 
-    ``way_out`` is for a failure that the check itself has no word for.
+    ``way_out`` is for a failure for which the check itself has none.
     """
     try:
         yield from check()

@@ -1,4 +1,4 @@
-"""The machine: Python, packages, accelerator, memory, disk, and whether runs can be written."""
+"""Checks of the machine: Python, packages, accelerator, memory, disk, and the storage of runs."""
 
 import os
 import platform
@@ -19,7 +19,7 @@ from packaging.version import Version
 from pyarrow import fs
 
 import rlvid
-from rlvid.doctor.finding import Finding, judged
+from rlvid.doctor.finding import Finding, finding
 from rlvid.storage import home, is_uri, locate, run_uri
 
 _ROOT = Path(rlvid.__file__).resolve().parents[1]
@@ -28,7 +28,7 @@ _REINSTALL = "make venv, or: pip install -c constraints.txt -e ."
 
 
 def wanted(root: Path = _ROOT) -> tuple[str, list[Requirement]]:
-    """The allowed Pythons and the requirements of rlvid: of the clone that it runs from, else of the package."""
+    """Returns the allowed Python versions and rlvid's requirements, of the clone or of the package."""
     project = root / "pyproject.toml"
     if project.is_file():
         table = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
@@ -39,15 +39,15 @@ def wanted(root: Path = _ROOT) -> tuple[str, list[Requirement]]:
 
 
 def check_python() -> Iterator[Finding]:
-    """The interpreter is one that rlvid supports."""
+    """Checks that rlvid supports this Python."""
     allowed, here = wanted()[0], platform.python_version()
     fits = SpecifierSet(allowed).contains(here)
     way = "make a new environment with another Python: make venv PYTHON=python3.11"
-    yield judged("python", fits, f"{here} (allowed {allowed}), {sys.executable}", way)
+    yield finding("python", fits, f"{here} (allowed {allowed}), {sys.executable}", way)
 
 
 def check_packages() -> Iterator[Finding]:
-    """Every package is there and within bounds; those of the tested set are the tested ones."""
+    """Checks that every package is installed and within bounds, and warns of versions that were not tested."""
     wrong, other, needed = [], [], wanted()[1]
     tested = pins()
     for each in needed:
@@ -70,7 +70,7 @@ def check_packages() -> Iterator[Finding]:
 
 
 def pins(root: Path = _ROOT) -> dict[str, str]:
-    """The pins of constraints.txt where rlvid runs from a clone; else none."""
+    """Returns the pins of constraints.txt where rlvid runs from a clone; else none."""
     file = root / "constraints.txt"
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     return {_plain(name): pin for name, _, pin in (line.partition("==") for line in lines) if pin}
@@ -91,7 +91,7 @@ def check_accelerator() -> Iterator[Finding]:
                 f"{torch.cuda.get_device_name(index)}, {free:.1f} of {total:.1f} GiB free, CUDA {torch.version.cuda}"
             )
             way = "another process holds its memory (nvidia-smi), or it is small: rlvid plan CONFIG"
-            yield judged("accelerator", free >= 8, found, way, "warning")
+            yield finding("accelerator", free >= 8, found, way, "warning")
     elif Path("/proc/driver/nvidia/version").is_file() or shutil.which("nvidia-smi"):
         found = f"there is an NVIDIA driver, and torch {torch.__version__} sees no GPU"
         way = "install a torch for this driver's CUDA (nvidia-smi shows it), or unset CUDA_VISIBLE_DEVICES"
@@ -101,23 +101,23 @@ def check_accelerator() -> Iterator[Finding]:
 
 
 def check_memory() -> Iterator[Finding]:
-    """Free memory, and the shared memory that Ray keeps objects in."""
+    """Checks the free memory, and the shared memory for Ray's objects."""
     listed = Path("/proc/meminfo")
     found = dict(re.findall(r"^(\w+):\s+(\d+) kB", listed.read_text("utf-8"), re.M)) if listed.is_file() else {}
     if "MemAvailable" in found:
         free, total = (int(found[key]) * 1024 / _GIB for key in ("MemAvailable", "MemTotal"))
         way = "end other processes; a worker of the built-in model needs 1.5 GiB (rlvid plan CONFIG)"
-        yield judged(
+        yield finding(
             "memory", free >= 4, f"{free:.1f} of {total:.1f} GiB free", way, "error" if free < 2 else "warning"
         )
     if Path("/dev/shm").is_dir():
         shared = shutil.disk_usage("/dev/shm").total / _GIB
         way = "start the container with --shm-size=8g: Ray's object store falls back to disk"
-        yield judged("shared memory", shared >= 1, f"/dev/shm of {shared:.1f} GiB", way, "warning")
+        yield finding("shared memory", shared >= 1, f"/dev/shm of {shared:.1f} GiB", way, "warning")
 
 
 def check_storage(storage: str) -> Iterator[Finding]:
-    """Runs can be written where they belong, and there is room for them."""
+    """Checks that the storage of runs can be written and has room."""
     way = "choose a place that you may write to: output.storage=..., here --storage"
     try:
         with scratch(storage) as (_, store, root), store.open_output_stream(f"{root}/file") as file:
@@ -131,19 +131,19 @@ def check_storage(storage: str) -> Iterator[Finding]:
     folder = home(storage)
     free = shutil.disk_usage(folder).free / _GIB
     way = "free some space, or choose another folder: output.storage=... (rlvid plan CONFIG says how much)"
-    yield judged(
+    yield finding(
         "storage", free >= 5, f"{folder} can be written, {free:.1f} GiB free", way, "error" if free < 0.2 else "warning"
     )
 
 
 def reason(error: Exception) -> str:
-    """Why a file system refused, without the address that pyarrow puts before it."""
+    """Returns the reason of a file system's error, without the address that pyarrow puts before it."""
     return " ".join(str(error).split()).rpartition("Detail: ")[2] or type(error).__name__
 
 
 @contextmanager
 def scratch(storage: str) -> Iterator[tuple[str, fs.FileSystem, str]]:
-    """A place of its own below a folder or URI, gone afterwards: what to call it, its file system, its path there.
+    """Yields a temporary folder below a folder or URI: its name for messages, its file system, its path there.
 
     Raises:
         ValueError: the URI is not one that can be reached.

@@ -1,4 +1,4 @@
-"""The places that programs keep files in beside the storage of runs: home, the token of Ray's clusters, sessions."""
+"""Checks of other places on the machine: the home folder, the token of Ray's clusters, the folder of sessions."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rlvid.cluster.address import check_session_folder, session_folder, session_room
 from rlvid.cluster.token import PLACES, auth_token, token_file
-from rlvid.doctor.finding import Finding, judged
+from rlvid.doctor.finding import Finding, finding
 
 _GIB = 2**30
 _FULL = 0.95
@@ -17,7 +17,7 @@ _FULL = 0.95
 
 
 def check_home() -> Iterator[Finding]:
-    """The home folder is there and can be written; runs do without, downloads and caches do not."""
+    """Checks that the home folder exists and can be written; downloads and caches need it."""
     way = "set HOME to a folder that you may write to; or HF_HOME, TORCH_HOME and RLVID_CACHE, for what is kept there"
     try:
         home = Path.home()
@@ -33,7 +33,7 @@ def check_home() -> Iterator[Finding]:
 
 
 def check_token() -> Iterator[Finding]:
-    """Which token clusters are shown, and that nobody else can read it."""
+    """Checks which token clusters get, and that nobody else can read it."""
     if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
         way = "unset RAY_AUTH_MODE: whoever reaches a port of Ray without a token runs code as you"
         yield Finding("token", "warning", f"RAY_AUTH_MODE = {os.environ['RAY_AUTH_MODE']!r} switches it off", way)
@@ -51,11 +51,11 @@ def check_token() -> Iterator[Finding]:
     else:
         mode = stat.S_IMODE(file.stat().st_mode)
         found = f"{file}, mode {mode:04o}{', which others can read' if mode & 0o077 else ''}"
-        yield judged("token", not mode & 0o077, found, f"chmod 600 {file}", "warning")
+        yield finding("token", not mode & 0o077, found, f"chmod 600 {file}", "warning")
 
 
 def check_temporary() -> Iterator[Finding]:
-    """Ray's sessions fit into the temporary folder: its path is short enough for sockets, and it has room."""
+    """Checks the temporary folder of Ray's sessions: its path is short enough for sockets, and it has room."""
     try:
         check_session_folder()
     except ValueError as error:
@@ -66,4 +66,4 @@ def check_temporary() -> Iterator[Finding]:
     free, share = disk.free / _GIB, 1 - disk.free / disk.total
     found = f"{folder}, {free:.1f} GiB free ({share:.0%} used), path {session_room()} bytes below a socket's longest"
     way = "free some space, or set RAY_TMPDIR to a folder on another disk: Ray puts objects there that exceed memory"
-    yield judged("temporary folder", free >= 2 and share < _FULL, found, way, "warning")
+    yield finding("temporary folder", free >= 2 and share < _FULL, found, way, "warning")

@@ -1,4 +1,4 @@
-"""A run's folder: settings, checkpoints, archive, TensorBoard and guard, read as their readers read them."""
+"""Checks of a run's folder: settings, checkpoints, archive, TensorBoard and guard, by their own readers."""
 
 import io
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 from rlvid.config import RunConfig
 from rlvid.data.parquet import open_parquet
-from rlvid.doctor.finding import Finding, examine, judged
+from rlvid.doctor.finding import Finding, examine, finding
 from rlvid.runs.checkpoints import checkpoint_name, flaw, read_settings, read_state, step_of
 from rlvid.runs.guard_log import best_step, find_best, read_means
 from rlvid.runs.scalars import read_events
@@ -24,7 +24,7 @@ _PICTURES = 50
 
 
 def check_run(run: str | Path) -> Iterator[Finding]:
-    """Everything in a run's folder, or in that of a name under ``runs``."""
+    """Checks all parts of a run, by its folder or its name under ``runs``."""
     folder = next((p for p in (Path(run), Path("runs") / run) if (p / "config.yaml").is_file()), None)
     if folder is None:
         yield Finding(
@@ -50,7 +50,7 @@ def check_run(run: str | Path) -> Iterator[Finding]:
 
 
 def check_checkpoints(folder: Path, config: RunConfig) -> Iterator[Finding]:
-    """Each checkpoint is whole by its checksums, and of this run, also where its workers or ZeRO stage were others."""
+    """Checks that each checkpoint matches its checksums and is of this run, also with other workers or ZeRO stages."""
     found = sorted(path for path in folder.iterdir() if step_of(path.name) is not None)
     bad, foreign = dict[str, str](), list[str]()
     for path in found:
@@ -58,14 +58,14 @@ def check_checkpoints(folder: Path, config: RunConfig) -> Iterator[Finding]:
             bad[path.name] = why
             continue
         try:
-            carries_over(read_state(path).settings, config, begun=False)
+            carries_over(read_state(path).settings, config, has_checkpoint=False)
         except ValueError as error:
             foreign.append(f"{path.name} is of {error}")
     gone = sorted(set(recorded(folder) or []) - {path.name for path in found})
     if bad or gone:
         lines = [*(f"{name} ({why})" for name, why in bad.items()), *(f"{name} (it is missing)" for name in gone)]
         way = f"{_PUT_ASIDE} (or the run is writing it at this moment)"
-        yield Finding("checkpoints", "error", f"damaged or not whole: {', '.join(lines)}", way)
+        yield Finding("checkpoints", "error", f"damaged or incomplete: {', '.join(lines)}", way)
     if foreign:
         way = "bring back the config.yaml that they were made under, or move them to a folder of their own"
         yield Finding("checkpoints", "error", "; ".join(foreign), way)
@@ -78,11 +78,11 @@ def check_checkpoints(folder: Path, config: RunConfig) -> Iterator[Finding]:
 
 
 def check_archive(folder: Path, config: RunConfig) -> Iterator[Finding]:
-    """Each part can be read, pictures included; no sample is there twice, and no step is missing."""
+    """Checks that each part can be read, pictures included; no sample is there twice, and no step is missing."""
     paths = sorted((folder / "archive").glob("step-*-rank-*.parquet"))
     if not paths:
         way = "it comes with the first step; output.archive_every=0 would switch it off"
-        yield judged("archive", config.output.archive_every == 0, "no samples", way, "warning")
+        yield finding("archive", config.output.archive_every == 0, "no samples", way, "warning")
         return
     keys: list[tuple[int, int]] = []
     bad = []
@@ -110,26 +110,26 @@ def check_archive(folder: Path, config: RunConfig) -> Iterator[Finding]:
 
 
 def check_tensorboard(folder: Path, config: RunConfig) -> Iterator[Finding]:
-    """The scalars can be read, every step is there once and in order, and DDPO's first ratio is 1."""
+    """Checks that the scalars can be read, every step is there once and in order, and DDPO's first ratio is 1."""
     found = read_events(folder / "tensorboard", lambda tag: True)
     if "reward/trained" not in found:
-        begun = any(folder.glob("step-*")) or any((folder / "archive").glob("*.parquet"))
-        way = "the event files in tensorboard/ are damaged or gone" if begun else "they come with the first step"
-        yield Finding("tensorboard", "error" if begun else "warning", "no scalars can be read", way)
+        started = any(folder.glob("step-*")) or any((folder / "archive").glob("*.parquet"))
+        way = "the event files in tensorboard/ are damaged or gone" if started else "they come with the first step"
+        yield Finding("tensorboard", "error" if started else "warning", "no scalars can be read", way)
         return
     steps = [step for step, _ in found["reward/trained"]]
     fine = not step_faults(steps, max(steps) + 1)
     way = "event files were deleted, damaged or copied; the numbers are in logs/ too"
     seen = f"{len(found)} scalars of {len(steps)} steps{'' if fine else ', with gaps or repetitions'}"
-    yield judged("tensorboard", fine, seen, way, "warning")
+    yield finding("tensorboard", fine, seen, way, "warning")
     if "policy/first_ratio_error" in found:
         worst = max(value for _, value in found["policy/first_ratio_error"])
         way = "rollout and replay disagree: set model.precision=float32"
-        yield judged("first-step ratio", worst < 1e-2, f"at most {worst:.1e} from 1 in the run", way, "warning")
+        yield finding("first-step ratio", worst < 1e-2, f"at most {worst:.1e} from 1 in the run", way, "warning")
 
 
 def check_guard(folder: Path, config: RunConfig) -> Iterator[Finding]:
-    """The guard's looks can be read, and its best checkpoint is there."""
+    """Checks that the guard's evaluations can be read, and its best checkpoint exists."""
     steps, _ = read_means(folder)
     if not steps:
         if config.guard.every:
@@ -138,4 +138,4 @@ def check_guard(folder: Path, config: RunConfig) -> Iterator[Finding]:
     best = best_step(folder)
     fine = best == 0 or ((found := find_best(folder)) is not None and found.step == best)
     way = f"start training again: it is brought back while {checkpoint_name(best or 0)} exists"
-    yield judged("guard", fine, f"{len(steps)} looks, best: step {best}", way, "warning")
+    yield finding("guard", fine, f"{len(steps)} evaluations, best: step {best}", way, "warning")

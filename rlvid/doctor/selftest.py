@@ -12,7 +12,7 @@ from rlvid import randomness
 from rlvid.algorithms.base import Algorithm, Batch, Context, Stopwatch, WorkerGroup
 from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.config import RunConfig, parse_config
-from rlvid.doctor.finding import Finding, judged
+from rlvid.doctor.finding import Finding, finding
 from rlvid.models.lora import inject_lora
 from rlvid.models.trained import trained_state
 from rlvid.toy.tiny import tiny_model, tiny_reward
@@ -23,7 +23,7 @@ _BUG = "please report it with this output: trained weights cannot be trusted"
 
 
 def tiny_config(method: str, workers: int = 1) -> RunConfig:
-    """A run of a tiny model on four videos a step."""
+    """Returns a run of a tiny model on four videos a step."""
     return parse_config(
         {
             "name": "doctor",
@@ -37,7 +37,7 @@ def tiny_config(method: str, workers: int = 1) -> RunConfig:
 
 
 def build_algorithm(config: RunConfig, workers: WorkerGroup | None = None) -> Algorithm:
-    """A method on the tiny model, whose adapter is drawn so that it does something."""
+    """Returns a method on the tiny model, whose adapter is drawn so that it does something."""
     model = tiny_model()
     drawn = torch.Generator().manual_seed(2)
     for parameter in inject_lora(model.denoiser, 2, config.model.lora.targets, seed=0):
@@ -48,7 +48,7 @@ def build_algorithm(config: RunConfig, workers: WorkerGroup | None = None) -> Al
 
 
 def share(method: Algorithm, rank: int, world: int) -> Batch:
-    """This worker's share of the first batch, as training gives it out: every W-th sample."""
+    """Returns this worker's share of the first batch, as in training: every W-th sample."""
     serials = list(range(rank, method.context.config.train.batch_size, world))
     model, prompts = method.context.model, [_PROMPTS[serial] for serial in serials]
     latents = randomness.normal(model.latent_shape, 0, "doctor", [(serial,) for serial in serials])
@@ -56,7 +56,7 @@ def share(method: Algorithm, rank: int, world: int) -> Batch:
 
 
 def one_step(method: Algorithm, engine: Engine, batch: Batch) -> dict[str, Any]:
-    """One optimiser step: the gradient's norm, the adapter after it, and what noise each sample had."""
+    """Takes one optimiser step; returns the gradient's norm, the adapter after it, and each sample's noise."""
     norm, noise = 0.0, method.context.normal("start", batch)
     for update in method.updates(batch):
         engine.backward(update.loss, update.step)
@@ -67,7 +67,7 @@ def one_step(method: Algorithm, engine: Engine, batch: Batch) -> dict[str, Any]:
 
 @cache
 def reference_step(method: str) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
-    """The step in one process, in plain torch, and the adapter before and after it."""
+    """Returns the step in one process, in plain torch, and the adapter before and after it."""
     config = tiny_config(method)
     made = build_algorithm(config)
     start = {n: t.clone() for n, t in trained_state(made.context.model.denoiser, config.model).items()}
@@ -76,10 +76,10 @@ def reference_step(method: str) -> tuple[dict[str, Any], dict[str, Tensor], dict
 
 
 def check_gradient_step() -> Iterator[Finding]:
-    """A step of InstructVideo in plain torch moves the adapter by a finite gradient."""
+    """Yields a step of InstructVideo in plain torch moves the adapter by a finite gradient."""
     done, _, _ = reference_step("instructvideo")
     fine = 0 < done["norm"] < float("inf")
-    yield judged("gradient", fine, f"norm {done['norm']:.3g} on a tiny model", _BUG)
+    yield finding("gradient", fine, f"norm {done['norm']:.3g} on a tiny model", _BUG)
 
 
 def check_first_ratio() -> Iterator[Finding]:
@@ -87,7 +87,7 @@ def check_first_ratio() -> Iterator[Finding]:
     made = build_algorithm(tiny_config("ddpo"))
     (total, count) = next(iter(made.updates(share(made, 0, 1)))).metrics["policy/first_ratio_error"]
     error = total / count
-    yield judged("first-step ratio", error < 1e-4, f"mean |ratio - 1| = {error:.1e} (DDPO)", _BUG)
+    yield finding("first-step ratio", error < 1e-4, f"mean |ratio - 1| = {error:.1e} (DDPO)", _BUG)
 
 
 def check_samples() -> Iterator[Finding]:
@@ -99,7 +99,7 @@ def check_samples() -> Iterator[Finding]:
     same = all(torch.equal(whole[r::2], half) for r, half in halves.items())
     fine = distinct == len(serials) and same
     found = f"{distinct} of {len(serials)} samples differ; split in two they are {'the same' if same else 'OTHERS'}"
-    yield judged("samples", fine, found, _BUG)
+    yield finding("samples", fine, found, _BUG)
 
 
 def _digest(tensor: Tensor) -> str:

@@ -1,1 +1,1 @@
-"""Evaluation: videos from fixed noise, metrics of each, tables with intervals, pictures; Ray if it is asked for."""
+"""Evaluation: videos from fixed noise, their metrics, tables with intervals, pictures; with or without Ray."""

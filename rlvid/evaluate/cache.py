@@ -22,7 +22,7 @@ from rlvid.data.archive import png_bytes
 from rlvid.evaluate.results.rows import Row, rows_table
 from rlvid.evaluate.results.untrusted import damaged, open_table, read_table, sound
 from rlvid.evaluate.results.videos import decode_frames
-from rlvid.files import whole_file
+from rlvid.files import atomic_file
 from rlvid.metric_names import REWARD_PREFIX
 from rlvid.plots.video import to_bytes
 
@@ -64,12 +64,12 @@ def write_part(path: Path, rows: Sequence[dict[str, Any]], frames_BFCHW: Tensor,
 
 def _write(path: Path, table: pa.Table, identity: str) -> None:
     table = table.replace_schema_metadata({_KEY: identity.encode()})
-    with whole_file(path) as part, open(part, "wb") as file:
+    with atomic_file(path) as part, open(part, "wb") as file:
         pq.write_table(table, file, row_group_size=_ROWS_IN_GROUP, compression="none")
 
 
 def identity_of(path: Path) -> str:
-    """What ``write_part`` was given; empty for a part that it did not write.
+    """Reads the identity that ``write_part`` wrote; empty for another file.
 
     Raises:
         ValueError: the file is damaged.
@@ -90,7 +90,7 @@ def copy_part(source: Path, target: Path, rows: Sequence[dict[str, Any]]) -> Non
 
 
 def labels_of(path: Path) -> list[dict[str, Any]]:
-    """The rows of a part without their frames."""
+    """Returns the rows of a part without their frames."""
     names = [field.name for field in SCHEMA if field.name != "frames"]
     return read_table(path.parent, path, names)
 
@@ -124,10 +124,10 @@ def shape_of(path: Path) -> tuple[float, int, int] | None:
 
 @contextmanager
 def explain_full_disk(folder: Path) -> Iterator[None]:
-    """Around whatever an evaluation writes into its folder.
+    """Turns an error of a full disk, in the block, into a message with the way out.
 
     Raises:
-        ValueError: there was no space for it; says what to do.
+        ValueError: the disk is full.
     """
     try:
         yield
@@ -135,20 +135,20 @@ def explain_full_disk(folder: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise ValueError(
-            f"{folder}: {os.strerror(error.errno)}; make room and start the same command again: what was finished is "
-            "kept, and it goes on from there"
+            f"{folder}: {os.strerror(error.errno)}; make room and start the same command again: it keeps finished "
+            "videos and scores"
         ) from None
 
 
 def write_rows(path: Path, rows: list[Row]) -> None:
     """Writes the scores of a shard."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as part, open(part, "wb") as file:
+    with atomic_file(path) as part, open(part, "wb") as file:
         pq.write_table(rows_table(rows), file)
 
 
 def read_rows(path: Path) -> list[Row]:
-    """What ``write_rows`` kept.
+    """Reads the scores of a shard.
 
     Raises:
         ValueError: the file is damaged.

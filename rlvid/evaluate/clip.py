@@ -1,4 +1,4 @@
-"""The CLIP that measures videos: a built-in one, or one that the user names, with its own preprocessing."""
+"""The CLIP model that measures videos: the built-in one, or a user's, with its own preprocessing."""
 
 import shlex
 from collections.abc import Callable
@@ -18,17 +18,17 @@ from rlvid.reward.load import BUILTIN, load_reward
 
 
 class FrameTextModel(Protocol):
-    """What embeds frames and prompts in one space; every CLIP reward does."""
+    """A model that embeds frames and prompts in one space, as every CLIP reward does."""
 
     def image_features(self, frames_BSCHW: Tensor) -> Tensor:
-        """Normalised embeddings (B, S, D) of frames in [0, 1], float32."""
+        """Returns normalised embeddings (B, S, D) of frames in [0, 1], float32."""
 
     def text_features(self, prompts: list[str]) -> Tensor:
-        """Normalised embeddings (B, D) of prompts, float32."""
+        """Returns normalised embeddings (B, D) of prompts, float32."""
 
 
 class NamedClip:
-    """A CLIP behind its own preprocessing of 8-bit images; it measures, and gives no gradient.
+    """A CLIP with its own preprocessing of 8-bit images, for measurement only: it gives no gradient.
 
     Args:
         images: N images (C, H, W), uint8, on the CPU -> features (N, D).
@@ -60,7 +60,7 @@ class NamedClip:
 
 
 def load_clip(name: str, device: str | torch.device = "cpu") -> FrameTextModel:
-    """The CLIP that ``--clip`` names.
+    """Returns the CLIP that ``--clip`` names.
 
     Args:
         name: ``builtin-heldout`` or ``builtin``; a folder or hub id of a Hugging Face CLIP, of which the hub's must be
@@ -79,22 +79,22 @@ def load_clip(name: str, device: str | torch.device = "cpu") -> FrameTextModel:
 def _hugging_face(name: str, device: str | torch.device) -> NamedClip:
     from transformers import CLIPConfig, CLIPModel, CLIPProcessor
 
-    told, folder = f"--clip {name!r}", Path(name) if Path(name).is_dir() else cached_folder(name, "config.json")
+    where, folder = f"--clip {name!r}", Path(name) if Path(name).is_dir() else cached_folder(name, "config.json")
     if folder is None or not (folder / "config.json").is_file():
         raise _no_clip(name)
-    check_texts(folder, told)
-    settings = read_json(folder / "config.json", told)
+    check_texts(folder, where)
+    settings = read_json(folder / "config.json", where)
     if settings.get("model_type") != "clip":
-        raise ValueError(f"{told} is a model of type {settings.get('model_type')!r}; expected a CLIP")
-    weights = {n: tensor for n, tensor in read_weights(folder, told).items() if not n.endswith(".position_ids")}
+        raise ValueError(f"{where} is a model of type {settings.get('model_type')!r}; expected a CLIP")
+    weights = {n: tensor for n, tensor in read_weights(folder, where).items() if not n.endswith(".position_ids")}
     try:
-        # No code of the folder is run, and nobody is asked whether it may be.
+        # No code of the folder is run, and the user is not asked for permission.
         processor = CLIPProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except OSError:
         raise _no_clip(name) from None
     with torch.device("meta"):
         model = CLIPModel(CLIPConfig.from_dict(settings))
-    fill(model, weights, told)
+    fill(model, weights, where)
     fill_constants(model)
     model = model.eval().float().to(device)
     length = model.config.text_config.max_position_embeddings
@@ -123,18 +123,18 @@ def _open_clip(architecture: str, file: Path, device: str | torch.device) -> Nam
     from open_clip.model import convert_to_custom_text_state_dict
     from torchvision.transforms.functional import to_pil_image
 
-    told = f"--clip {architecture}:{file}"
+    where = f"--clip {architecture}:{file}"
     if architecture not in open_clip.list_models():
-        raise ValueError(f"{told}: open_clip has no {architecture!r}; it has ViT-B-32, ViT-H-14, ...")
+        raise ValueError(f"{where}: open_clip has no {architecture!r}; it has ViT-B-32, ViT-H-14, ...")
     if not file.is_file():
-        raise ValueError(f"{told}: there is no file {file}; expected a checkpoint of open_clip")
-    weights = read_weights(file, told)
-    _check_activation(architecture, file, weights, told)
+        raise ValueError(f"{where}: there is no file {file}; expected a checkpoint of open_clip")
+    weights = read_weights(file, where)
+    _check_activation(architecture, file, weights, where)
     weights = {name: tensor for name, tensor in weights.items() if name not in _OPENAI}
     model, _, prepare = open_clip.create_model_and_transforms(architecture, pretrained=None, pretrained_hf=False)
     if "positional_embedding" in weights and not hasattr(model, "positional_embedding"):
         weights = convert_to_custom_text_state_dict(weights)
-    fill(model, weights, told)
+    fill(model, weights, where)
     model = model.eval().float().to(device)
     tokenise = open_clip.get_tokenizer(architecture)
 
@@ -157,7 +157,7 @@ _QUICK = "-quickgelu"
 """End of open_clip's names of architectures that compute with QuickGELU."""
 
 
-def _check_activation(architecture: str, file: Path, weights: dict[str, Tensor], told: str) -> None:
+def _check_activation(architecture: str, file: Path, weights: dict[str, Tensor], where: str) -> None:
     """Raises ValueError for weights that were trained with the other activation, as far as can be known.
 
     Names and shapes fit either way, and scores are off by about 1e-3. Files are known by the names that open_clip
@@ -181,6 +181,6 @@ def _check_activation(architecture: str, file: Path, weights: dict[str, Tensor],
         quick, why = True, "its numbers are of 16 bits, as OpenAI's are"
     if quick is not None and pair[quick] != architecture:
         raise ValueError(
-            f"{told}: {file.name} was trained with another activation ({why}), and scores would be off by about 1e-3; "
+            f"{where}: {file.name} was trained with another activation ({why}), and scores would be off by about 1e-3; "
             f"name it {pair[quick]}:{file}, or give a folder of transformers, whose config.json names the activation"
         )

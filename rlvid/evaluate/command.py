@@ -1,4 +1,4 @@
-"""From rows to what an evaluation leaves: tables, layouts, the trade-off, and the way into a store of objects."""
+"""Writes the results of an evaluation: tables, layouts, the trade-off, and the copies in an object store."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,20 +25,20 @@ OPTIONAL_FILES = (
     "tradeoff.png",
     *(f"{stem}.{suffix}" for stem in ("seeds", "versus") for suffix in ("md", "csv", "tex")),
 )
-"""What not every evaluation writes."""
+"""Files that only some evaluations write."""
 PROMPTS_DRAWN = 48
-"""Prompts that are drawn from a set of the built-in world, by default."""
+"""Default number of prompts from a set of the built-in world."""
 
 
 def default_sets(config: RunConfig) -> tuple[str, ...]:
-    """The prompt sets for a run: those of the built-in world for its model or its clips, animals for any other."""
+    """Returns a run's prompt sets: those of the built-in world for its model or clips, animals for any other."""
     return tuple(PROMPT_SETS) if "builtin" in (config.model.path, config.data.source) else ANIMAL_SETS
 
 
 def prompts_of(
     sets: Sequence[str], videos: int | None = None, tell: Callable[[str], None] = lambda line: None
 ) -> dict[str, list[str]]:
-    """The prompts of each set by its name; a file's set has the name of the file.
+    """Returns the prompts of each set by its name; a file's set has the name of the file.
 
     Args:
         sets: names of shipped sets, or files.
@@ -64,7 +64,7 @@ def prompts_of(
 
 
 def evaluation_folder(models: Sequence[EvaluatedModel], out: Path | None) -> Path:
-    """Where an evaluation goes: ``out``, or the folder of the only run, or ``runs/evaluation``.
+    """Returns an evaluation's folder: ``out``, or the folder of the only run, or ``runs/evaluation``.
 
     Raises:
         ValueError: the folder holds something else.
@@ -80,7 +80,7 @@ def evaluation_folder(models: Sequence[EvaluatedModel], out: Path | None) -> Pat
 
 
 def write_all(evaluation: Evaluation, rows: list[Row], groups: Mapping[str, list[str]]) -> list[Path]:
-    """Writes everything that follows from the rows into the evaluation's folder, ``evaluation.yaml`` last.
+    """Writes all tables and pictures into the evaluation's folder, ``evaluation.yaml`` last.
 
     Args:
         evaluation: whose rows they are.
@@ -119,7 +119,7 @@ def _write(evaluation: Evaluation, rows: list[Row], groups: Mapping[str, list[st
 
 
 def _facts(evaluation: Evaluation) -> dict[str, object]:
-    """What a reader of the tables must know."""
+    """Returns the settings that the tables' heads show: models, seeds, rewards, hardware."""
     models, config = evaluation.models, evaluation.models[0].config
     checkpoints = list(dict.fromkeys((model.config.name, model.step) for model in models[1:]))
     if len(checkpoints) == 1:
@@ -144,7 +144,7 @@ def _facts(evaluation: Evaluation) -> dict[str, object]:
 
 
 class Store:
-    """An evaluation in the folder of a run that is in a store of objects; does nothing for one that is not.
+    """Copies an evaluation to the object store of its run; does nothing for a run in a folder.
 
     Args:
         uri: of the run, or None.
@@ -159,7 +159,7 @@ class Store:
             self._mirror.pull(_is_video_file, missing=True)
 
     def send(self, written: Sequence[Path]) -> None:
-        """Brings videos and tables to the store, ``evaluation.yaml`` last: it says that the rest is there."""
+        """Uploads videos and tables; ``evaluation.yaml`` comes last, because it marks the evaluation as complete."""
         if self._mirror is not None:
             folder, stored, tables = self._mirror.folder, self._mirror.sizes() or {}, {path.name for path in written}
             videos = {f"videos/{p.name}": p.stat() for p in (folder / "videos").glob("[!.]*") if p.is_file()}

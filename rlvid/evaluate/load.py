@@ -1,4 +1,4 @@
-"""Loads the model of a run, with what was trained of it."""
+"""Loads the model of a run with its trained weights."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ class TunedModel:
     base: dict[str, Tensor] | None = None
 
     def use(self, scale: float) -> UNet3DModel:
-        """The model at a scale: 0 is the base, 1 the fine-tuned model; between them part of what was learned."""
+        """Returns the model at a scale of the learned change: 0 is the base, 1 the fine-tuned model."""
         if self.base is None:
             lora_scale(self.model.denoiser, scale)
         else:
@@ -36,7 +36,7 @@ class TunedModel:
 
 
 def load_run(run: str | Path, step: int | None = None) -> TunedModel:
-    """Loads a run's model with what was trained of it; see ``find_run``.
+    """Loads a run's model with its trained weights; see ``find_run``.
 
     Raises:
         ValueError: no such run, or no such checkpoint in it; or what it holds does not fit the model.
@@ -45,7 +45,7 @@ def load_run(run: str | Path, step: int | None = None) -> TunedModel:
 
 
 def load_found(config: RunConfig, found: CheckpointRef) -> TunedModel:
-    """Loads the model of what ``find_run`` found.
+    """Loads the model of a checkpoint that ``find_run`` found.
 
     Raises:
         ValueError: what the checkpoint holds does not fit the model.
@@ -59,10 +59,10 @@ def load_found(config: RunConfig, found: CheckpointRef) -> TunedModel:
 
 
 def device() -> torch.device:
-    """Where evaluation runs: the GPU, if there is one."""
+    """Returns the device for evaluation: the GPU, if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def scale_name(method: str, scale: float) -> str:
-    """How tables call a model that has ``scale`` of what was learned."""
+    """Returns the name of a model at a scale of the learned change, for tables."""
     return method if scale == 1 else f"{method} × {scale:g}"

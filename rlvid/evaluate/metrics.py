@@ -1,4 +1,4 @@
-"""Metrics of videos, one number a clip. Consistency is never to be shown without motion: a frozen clip has 1 of it.
+"""Metrics of videos, one number per clip. Show consistency beside motion: a frozen clip has a consistency of 1.
 
 ==================  ======================================================================================
 metric              definition, with c_f and t the normalised CLIP features of frame f and of the prompt
@@ -27,12 +27,12 @@ CONSISTENCIES = ("consecutive", "all_pairs", "vbench")
 
 
 def similarity(image_BFD: Tensor, text_BD: Tensor) -> Tensor:
-    """CLIPSIM (B,) of normalised features, in [-1, 1]."""
+    """Returns CLIPSIM (B,) of normalised features, in [-1, 1]."""
     return torch.einsum("bfd,bd->bf", image_BFD, text_BD).mean(1)
 
 
 def consistency(image_BFD: Tensor, definition: Consistency = "consecutive") -> Tensor:
-    """Temporal consistency (B,) of normalised features, in [-1, 1], or [0, 1] for ``vbench``.
+    """Returns temporal consistency (B,) of normalised features, in [-1, 1], or [0, 1] for ``vbench``.
 
     Raises:
         ValueError: unknown definition, or fewer than two frames.
@@ -52,18 +52,18 @@ def consistency(image_BFD: Tensor, definition: Consistency = "consecutive") -> T
 
 @torch.no_grad()
 def clipsim(clip: FrameTextModel, frames_BFCHW: Tensor, prompts: list[str]) -> Tensor:
-    """CLIPSIM of frames in [0, 1] with their prompts: (B,), float32 in [-1, 1]."""
+    """Returns CLIPSIM of frames in [0, 1] with their prompts: (B,), float32 in [-1, 1]."""
     return similarity(clip.image_features(frames_BFCHW), clip.text_features(prompts))
 
 
 @torch.no_grad()
 def temporal_consistency(clip: FrameTextModel, frames_BFCHW: Tensor, definition: Consistency = "consecutive") -> Tensor:
-    """Temporal consistency of frames in [0, 1]: (B,), float32; see ``consistency``."""
+    """Returns temporal consistency of frames in [0, 1]: (B,), float32; see ``consistency``."""
     return consistency(clip.image_features(frames_BFCHW), definition)
 
 
 def motion(frames_BFCHW: Tensor) -> Tensor:
-    """Mean absolute difference of consecutive frames: (B,), in pixel values of [0, 1].
+    """Returns mean absolute difference of consecutive frames: (B,), in pixel values of [0, 1].
 
     Raises:
         ValueError: fewer than two frames.
@@ -75,7 +75,7 @@ def motion(frames_BFCHW: Tensor) -> Tensor:
 def flickering(frames_BFCHW: Tensor) -> Tensor:
     """VBench's temporal flickering: (255 - mean absolute difference of consecutive 8-bit frames) / 255, (B,) in [0, 1].
 
-    More is steadier. VBench reads it for scenes that ought to stand still.
+    A higher value means less flickering. VBench measures it on static scenes.
 
     Raises:
         ValueError: fewer than two frames.
@@ -85,7 +85,7 @@ def flickering(frames_BFCHW: Tensor) -> Tensor:
 
 @torch.no_grad()
 def diversity(image_BFD: Tensor, prompts: list[str]) -> Tensor:
-    """Mean CLIP distance of each clip to the other clips of its prompt: (B,), float32 in [0, 2].
+    """Returns mean CLIP distance of each clip to the other clips of its prompt: (B,), float32 in [0, 2].
 
     NaN where a prompt has one clip only. With equally many clips a prompt, the mean over clips is the mean pairwise
     distance.

@@ -1,4 +1,4 @@
-"""Which models an evaluation sets side by side: the base, runs, their checkpoints, parts of what they learned.
+"""The models of an evaluation: the base, runs, their checkpoints, and scales of the learned change.
 
 [LABEL=]RUN[@STEP|@best|@all][*SCALE]       toy    toy@40    toy@all    toy*0.5    half=toy@best*0.5
 """
@@ -31,7 +31,7 @@ _LABEL = re.compile(r"(?P<label>[^=/@*?:]+)=(?P<rest>.+)")
 
 @dataclass(frozen=True)
 class Spec:
-    """What a MODEL says: ``which`` is a step, ``best``, ``all`` or, for the latest checkpoint, None."""
+    """A MODEL argument: ``which`` is a step, ``best``, ``all`` or, for the latest checkpoint, None."""
 
     text: str
     label: str | None
@@ -41,7 +41,7 @@ class Spec:
 
 
 def parse_spec(text: str) -> Spec:
-    """Reads a MODEL; a run whose name holds ``=``, ``@`` or ``*`` itself is taken at its word.
+    """Parses a MODEL; the name of an existing run may itself hold ``=``, ``@`` or ``*``.
 
     Raises:
         ValueError: it is empty, or has no number where the scale should be.
@@ -115,7 +115,7 @@ class EvaluatedModel:
         return made
 
     def describe(self) -> dict[str, Any]:
-        """As ``evaluation.yaml`` has it."""
+        """Returns the model's entry in ``evaluation.yaml``."""
         about = {"name": self.name, "label": self.name, "kind": self.kind, "path": self.path}
         return about | {"step": self.step, "scale": self.scale}
 
@@ -123,7 +123,7 @@ class EvaluatedModel:
 def find_models(
     texts: Sequence[str], *, scales: Sequence[float] = (1.0,), step: int | None = None
 ) -> tuple[EvaluatedModel, ...]:
-    """The base model of the first run, and then the models that the texts name.
+    """Returns the base model of the first run, and then the models that the texts name.
 
     Args:
         texts: a MODEL each.
@@ -218,7 +218,7 @@ def _shape(model: EvaluatedModel) -> str:
 
 
 def differences(models: Sequence[EvaluatedModel]) -> list[str]:
-    """A line for each setting in which the runs differ, and in which all of them are evaluated as the first."""
+    """Returns a line for each setting in which the runs differ, and in which all of them are evaluated as the first."""
     runs = [model.config for model in models[1:]]
     found = {
         "sampling.guidance": [str(run.sampling.guidance) for run in runs],
@@ -234,7 +234,7 @@ def differences(models: Sequence[EvaluatedModel]) -> list[str]:
 
 
 def _no_held_out(run: RunConfig) -> str:
-    """What is measured where a run has no held-out reward; see ``rlvid.evaluate.scorers.Scorers.held_out``."""
+    """Returns the measurement of a run without a held-out reward; see ``rlvid.evaluate.scorers.Scorers.held_out``."""
     return "builtin-heldout" if run.model.path == "builtin" else "none"
 
 
@@ -244,7 +244,7 @@ def _reward_text(reward: RewardConfig) -> str:
 
 
 def stamp(path: str) -> Any:
-    """What tells a changed file or folder from the same one: names, sizes and times of its files, but not its place."""
+    """Returns a stamp that changes with a file or folder: names, sizes and times of its files, but not its path."""
     place = Path(path)
     if path == "builtin" or not place.exists():
         return [path, __version__]
@@ -254,14 +254,14 @@ def stamp(path: str) -> Any:
 
 
 class Loader:
-    """Has one model at a time; what it shares with the one before is not loaded again."""
+    """Loads one model at a time; reuses the parts that it shares with the model before."""
 
     def __init__(self) -> None:
         self._tuned: TunedModel | None = None
         self._now: EvaluatedModel | None = None
 
     def use(self, model: EvaluatedModel) -> UNet3DModel:
-        """The model, in place of the one before.
+        """Returns the model, in place of the one before.
 
         Raises:
             ValueError: its checkpoint is no longer the one that was planned with, or does not fit the model.

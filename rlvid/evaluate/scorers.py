@@ -1,4 +1,4 @@
-"""What videos are scored with: the run's two rewards, further ones, a CLIP, and in the built-in world the oracle."""
+"""The scorers of videos: the run's two rewards, further rewards, a CLIP, and in the built-in world the oracle."""
 
 import re
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from rlvid.reward.load import NAMES, check_one, held_out_reward, load_reward, tr
 
 DEFAULT_CLIP = BUILTIN_HELD_OUT = "builtin-heldout"
 _COUNTS = ("name", "path", "held_out", "held_out_path", "mixture", "preprocess", "precision")
-"""Of a reward's settings, those that the score of a whole video depends on."""
+"""The settings of a reward on which the score of a video depends."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def parse_rewards(text: str) -> tuple[FurtherReward, ...]:
 
 
 def named(name: str, path: str | None) -> str:
-    """What a reward is called where its place does not matter."""
+    """Names a reward without its folder."""
     if path == "random":
         return f"{name} with random weights"
     return Path(path).name if path and is_function(path) else name
@@ -69,7 +69,7 @@ def named(name: str, path: str | None) -> str:
 
 @dataclass(frozen=True)
 class Scorers:
-    """What videos are scored with.
+    """The scorers of an evaluation's videos.
 
     Attributes:
         reward: settings of the run's rewards, with absolute paths.
@@ -114,7 +114,7 @@ class Scorers:
         return found | {each.metric: named(each.name, each.path) for each in self.further}
 
     def cautions(self, clip_named: bool) -> list[str]:
-        """A line on each measurement of other videos than the built-in world's by a CLIP that knows only that one.
+        """Returns a warning for each measurement of real-world videos by a CLIP that was trained on the built-in world.
 
         Args:
             clip_named: whether the user chose ``clip``.
@@ -127,13 +127,13 @@ class Scorers:
         return [f"{begin} {knows}; {remedy}" for begin, (remedy, so) in what.items() if so]
 
     def movable(self) -> "Scorers":
-        """The same with a clip that a process in another working folder understands."""
+        """Returns the same with a clip that a process in another working folder understands."""
         architecture, colon, file = self.clip.partition(":")
         clip = f"{architecture}:{Path(file).resolve()}" if colon else movable(self.clip)
         return Scorers(self.reward, clip, self.further, self.use_oracle)
 
     def load(self, device: torch.device) -> dict[str, Any]:
-        """What ``rlvid.evaluate.score.score_videos`` takes.
+        """Loads the scorers, as arguments of ``rlvid.evaluate.score.score_videos``.
 
         Raises:
             ValueError: a reward or the CLIP cannot be loaded.

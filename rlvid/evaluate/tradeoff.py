@@ -1,4 +1,4 @@
-"""What a gain in the trained reward costs: one point a ``--lora-scale``, from the base to all that was learned."""
+"""The cost of a gain in the trained reward: one point per ``--lora-scale``, from the base to the tuned model."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from rlvid.evaluate.results.summary import Summary
-from rlvid.files import write_whole
+from rlvid.files import write_atomic
 from rlvid.metric_names import metric_of, set_title
 from rlvid.plots.curves import Line, Panel, png_of_panels
 from rlvid.plots.style import STYLES
@@ -35,7 +35,7 @@ def draw_tradeoff(path: str | Path, summaries: Sequence[Summary], scales: Mappin
     placed = {summaries[0].model: 0.0} | dict(sorted(scales.items(), key=lambda each: each[1]))
     all_steps = list(dict.fromkeys(s.steps for s in summaries))
     rows = [[_panel(summaries, placed, steps, metric, len(all_steps) > 1) for metric in UP] for steps in all_steps]
-    write_whole(Path(path), png_of_panels(rows, 13, 4.2 * len(rows)))
+    write_atomic(Path(path), png_of_panels(rows, 13, 4.2 * len(rows)))
 
 
 def _panel(

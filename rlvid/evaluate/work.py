@@ -1,4 +1,4 @@
-"""What an evaluation consists of, and where each piece of it lies.
+"""The work of an evaluation: its shards, and the files of their videos and scores.
 
 ==========================  ==========================================================================================
 ``evaluation.yaml``         what it is: models, prompt sets, steps, seed; ``complete`` once its tables are written
@@ -24,13 +24,13 @@ from rlvid.evaluate.cache import copy_part, identity_of, labels_of, read_rows, s
 from rlvid.evaluate.models import EvaluatedModel
 from rlvid.evaluate.results.rows import METRICS, Row
 from rlvid.evaluate.scorers import Scorers
-from rlvid.files import write_whole
+from rlvid.files import write_atomic
 from rlvid.models.folders import resolved_shape
 
 BATCH = 16
 """Most videos of a shard, and of a batch that is made or scored."""
 FPS = 8
-"""Of the models, as ``rlvid.models.unet3d`` makes them."""
+"""Frames a second of all models, as ``rlvid.models.unet3d`` makes them."""
 
 
 @dataclass(frozen=True)
@@ -45,21 +45,21 @@ class Shard:
     copies: int
 
     @property
-    def places(self) -> list[tuple[int, int, str]]:
-        """(index, copy, prompt) of each video; those of a prompt stand together."""
+    def video_keys(self) -> list[tuple[int, int, str]]:
+        """(index, copy, prompt) of each video; the videos of a prompt are neighbours."""
         numbered = enumerate(self.prompts, self.start)
         return [(index, copy, prompt) for index, prompt in numbered for copy in range(self.copies)]
 
     @property
     def labels(self) -> list[dict[str, Any]]:
-        """What stands beside the frames of each video."""
+        """The columns of each video besides its frames."""
         common = {"model": self.model.name, "set": self.set, "steps": self.steps, "fps": float(FPS)}
-        return [{**common, "index": index, "copy": copy, "prompt": prompt} for index, copy, prompt in self.places]
+        return [{**common, "index": index, "copy": copy, "prompt": prompt} for index, copy, prompt in self.video_keys]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is to be evaluated, and where it is kept.
+    """The plan of an evaluation, and its folder.
 
     Attributes:
         folder: of the evaluation.
@@ -151,15 +151,15 @@ class Evaluation:
         return self.count_of(range(len(self.shards)))
 
     def count_of(self, indices: Sequence[int]) -> int:
-        """How many videos some shards have."""
-        return sum(len(self.shards[index].places) for index in indices)
+        """Counts the videos of some shards."""
+        return sum(len(self.shards[index].video_keys) for index in indices)
 
     def part(self, index: int) -> Path:
-        """The file of a shard's videos."""
+        """Returns the file of a shard's videos."""
         return self.videos / f"part-{index:05d}.parquet"
 
     def scores(self, index: int) -> Path:
-        """The file of a shard's scores."""
+        """Returns the file of a shard's scores."""
         return self.folder / ".scores" / f"{digest([self.identities[index], self._scorers_identity])}.parquet"
 
     @cached_property
@@ -167,7 +167,7 @@ class Evaluation:
         return self.scorers.identity
 
     def adopt_cached(self) -> None:
-        """Puts every part that is of this evaluation to its place, and every other one aside.
+        """Moves cached videos of this evaluation into videos/ and all others to videos/.others.
 
         Raises:
             ValueError: a part is damaged.
@@ -192,35 +192,35 @@ class Evaluation:
         return [{key: row[key] for key in order} for row in self.shards[index].labels]
 
     def missing_videos(self) -> list[int]:
-        """The shards whose videos must be made; of two with the same ones (the best step, its number), the first."""
+        """Returns the shards whose videos are missing; of two shards with the same videos, the first."""
         first = {identity: index for index, identity in reversed(list(enumerate(self.identities)))}
-        made = self._places()
+        made = self._present()
         return sorted(index for identity, index in first.items() if identity not in made)
 
     def present_videos(self) -> list[int]:
-        """The shards whose videos are there, be it under another name."""
-        made = self._places()
+        """Returns the shards whose videos are there, be it under another name."""
+        made = self._present()
         return [index for index, identity in enumerate(self.identities) if identity in made]
 
-    def _places(self) -> dict[str, Path]:
-        """Where the videos of an identity lie, for those that are there."""
+    def _present(self) -> dict[str, Path]:
+        """Returns the file of each identity whose videos exist."""
         parts = ((identity, self.part(index)) for index, identity in enumerate(self.identities))
         return {identity: path for identity, path in parts if path.is_file()}
 
     def copy_duplicates(self) -> None:
         """Copies videos to the shards that have the same ones as another shard."""
-        made = self._places()
+        made = self._present()
         for index, identity in enumerate(self.identities):
             if not self.part(index).is_file():
                 copy_part(made[identity], self.part(index), self.shards[index].labels)
 
     def missing_scores(self) -> list[int]:
-        """The shards whose scores are missing; as ``missing_videos`` where two have the same."""
+        """Returns the shards whose scores are missing; as ``missing_videos`` where two have the same."""
         missing = {self.scores(index): index for index in reversed(range(len(self.shards)))}
         return sorted(index for path, index in missing.items() if not path.is_file())
 
     def rows(self) -> list[Row]:
-        """All rows, once no scores are missing."""
+        """Returns all rows, once no scores are missing."""
         return [row for index in range(len(self.shards)) for row in self._rows_of(index)]
 
     def _rows_of(self, index: int) -> list[Row]:
@@ -252,10 +252,10 @@ class Evaluation:
             "complete": complete,
         }
         text = yaml.safe_dump(about, sort_keys=False, allow_unicode=True, width=120)
-        write_whole(self.folder / "evaluation.yaml", text.encode())
+        write_atomic(self.folder / "evaluation.yaml", text.encode())
 
     def mark_complete(self) -> None:
-        """Says that the tables are written, and forgets scores that are not in them."""
+        """Marks the tables as written, and deletes scores that are not in them."""
         used = {self.scores(index) for index in range(len(self.shards))}
         for path in (self.folder / ".scores").glob("*.parquet"):
             if path not in used:

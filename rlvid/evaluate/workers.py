@@ -1,8 +1,8 @@
-"""Evaluating shard by shard, in this process or on many nodes: what is finished is kept and not made again.
+"""Evaluates shard by shard, in this process or on many nodes; keeps finished videos and scores.
 
 First all missing videos are made, then all missing scores, from the 8-bit frames on disk: another reward or metric
-needs no new video. A shard is the batch in which videos are made and scored, so that the numbers are the same however
-the shards are shared out.
+needs no new video. A shard is the batch in which videos are made and scored, so the numbers do not depend on the
+distribution of the shards.
 """
 
 import os
@@ -15,11 +15,11 @@ import torch
 from rlvid.cluster.connect import start_ray
 from rlvid.cluster.nodes import check_nodes
 from rlvid.diffusion.generate import generate
-from rlvid.evaluate.ask import Asker
 from rlvid.evaluate.cache import explain_full_disk, identity_of, read_part, write_part, write_rows
 from rlvid.evaluate.load import device
 from rlvid.evaluate.models import Loader
 from rlvid.evaluate.results.rows import Row
+from rlvid.evaluate.reward_calls import RewardCaller
 from rlvid.evaluate.score import rows_of, score_videos
 from rlvid.evaluate.work import BATCH, Evaluation
 from rlvid.faults import one_line
@@ -38,16 +38,16 @@ def run_evaluation(
     progress: Progress | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> list[Row]:
-    """Makes and scores what is missing, and gives all rows.
+    """Makes missing videos and scores, and returns all rows.
 
-    Keep the folder to yourself, with ``exclusive``, until the rows are where they should be.
+    Lock the folder with ``exclusive`` until the tables are written.
 
     Args:
         evaluation: what to evaluate; ``mark_complete`` it then.
         workers: Ray actors, each with a model of its own; default: this process, without Ray.
         address: of the Ray cluster, as for training.
         progress: called with ("made" or "scored", videos done, videos that were missing).
-        tell: called with a line on what was there already.
+        tell: called with a line on existing videos.
 
     Raises:
         ValueError: a file in the folder is damaged, its disk is full, or the cluster is too small.
@@ -76,18 +76,18 @@ def _work(evaluation: Evaluation, workers: int | None, address: str | None, prog
 def _tell_what_is_there(evaluation: Evaluation, tell: Callable[[str], None]) -> None:
     there, missing = evaluation.count_of(evaluation.present_videos()), evaluation.count_of(evaluation.missing_videos())
     if there:
-        tell(f"{there} of {evaluation.count} videos are there already, {missing} are to be made")
+        tell(f"{there} of {evaluation.count} videos exist already, {missing} are missing")
     others = list(evaluation.stale_dir.glob("*.parquet"))
     if others:
         size = sum(path.stat().st_size for path in others) / 2**20
         tell(
-            f"{len(others)} parts with videos of other models or settings lie aside, in {evaluation.stale_dir} "
-            f"({size:.0f} MiB); they are taken up when they are asked for again, and may be deleted"
+            f"{len(others)} parts with videos of other models or settings are kept in {evaluation.stale_dir} "
+            f"({size:.0f} MiB); a later evaluation reuses them if it needs them; you may delete them"
         )
 
 
 class Worker:
-    """Does shards one after the other.
+    """Processes shards one after the other.
 
     Args:
         evaluation: what the shards are of.
@@ -100,11 +100,11 @@ class Worker:
         self.evaluation = evaluation
 
     def do(self, index: int) -> int:
-        """Does a shard and keeps what it gives; returns its number of videos."""
+        """Processes a shard and keeps its result; returns its number of videos."""
         raise NotImplementedError
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """As Ray Data wants it: column ``index`` in, column ``videos`` out.
+        """Processes a batch of Ray Data: column ``index`` in, column ``videos`` out.
 
         An error is a row like any other, ``error`` and whether it is a ``mistake`` (a ValueError): Ray would wrap it in
         traces of its own.
@@ -128,19 +128,19 @@ class VideoWorker(Worker):
     def do(self, index: int) -> int:
         """Makes and keeps the videos of a shard."""
         evaluation, shard = self.evaluation, self.evaluation.shards[index]
-        places = shard.places
+        keys = shard.video_keys
         frames_BFCHW = generate(
             self._models.use(shard.model),
-            [prompt for _, _, prompt in places],
+            [prompt for _, _, prompt in keys],
             seed=evaluation.seed,
-            noise_of=[(evaluation.seed + copy, index_in_set) for index_in_set, copy, _ in places],
+            noise_of=[(evaluation.seed + copy, index_in_set) for index_in_set, copy, _ in keys],
             steps=shard.steps,
             guidance=evaluation.guidance,
             final=evaluation.final,
             batch=BATCH,
         )
         write_part(evaluation.part(index), shard.labels, frames_BFCHW, evaluation.identities[index])
-        return len(places)
+        return len(keys)
 
 
 class ScoreWorker(Worker):
@@ -148,7 +148,7 @@ class ScoreWorker(Worker):
 
     def __init__(self, evaluation: Evaluation, workers: int | None = None) -> None:
         super().__init__(evaluation, workers)
-        self._how = evaluation.scorers.load(device()) | {"ask": Asker(evaluation.scorers.reward.timeout)}
+        self._how = evaluation.scorers.load(device()) | {"call_reward": RewardCaller(evaluation.scorers.reward.timeout)}
 
     def do(self, index: int) -> int:
         """Scores the videos of a shard and keeps the rows."""
@@ -160,10 +160,10 @@ class ScoreWorker(Worker):
             )
         frames_BFCHW = read_part(part).to(device())
         try:
-            scores = score_videos(frames_BFCHW, [prompt for _, _, prompt in shard.places], **self._how)
+            scores = score_videos(frames_BFCHW, [prompt for _, _, prompt in shard.video_keys], **self._how)
         except RuntimeError as error:
             raise RuntimeError(f"{shard.model.name}, {shard.set}, D = {shard.steps}: {error}") from error
-        rows = rows_of(scores, shard.model.name, shard.set, shard.steps, shard.places)
+        rows = rows_of(scores, shard.model.name, shard.set, shard.steps, shard.video_keys)
         write_rows(self.evaluation.scores(index), rows)
         return len(rows)
 
@@ -178,7 +178,7 @@ def _here(work: type[Worker], evaluation: Evaluation, missing: list[int]) -> Ite
 def _in_pool(
     work: type[Worker], evaluation: Evaluation, missing: list[int], workers: int, address: str | None
 ) -> Iterator[int]:
-    """Videos of each shard that is finished; the actors write the files themselves, so that none is lost."""
+    """Yields videos of each shard that is finished; the actors write the files themselves, so that none is lost."""
     if not missing:
         return
     import ray
@@ -216,10 +216,10 @@ def _in_pool(
 
 @contextmanager
 def exclusive(evaluation: Evaluation) -> Iterator[None]:
-    """While no other process evaluates into the folder.
+    """Locks the folder for this process while the block runs.
 
     Raises:
-        ValueError: one does.
+        ValueError: another process evaluates into the folder.
         OSError: the folder cannot be written.
     """
     folder = evaluation.folder

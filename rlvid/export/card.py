@@ -1,4 +1,4 @@
-"""The model card: what a fine-tuned model is, how it came about, what it cost, what it scores, what it is not for."""
+"""The model card of a fine-tuned model: description, training, cost, scores, limits."""
 
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +21,7 @@ from rlvid.evaluate.tables.run_card import (
     without_folders,
     worse_prompts,
 )
-from rlvid.export.evaluation import Evaluated, Exported, find_evaluated
+from rlvid.export.evaluation import CardEvaluation, ExportedModel, find_evaluated
 from rlvid.models.stored import OLDEST
 from rlvid.runs.checkpoints import CheckpointRef, read_state
 
@@ -37,7 +37,7 @@ def model_card(
     evaluation: Path | None = None,
     transformers: str = OLDEST["transformers"],
 ) -> str:
-    """The README.md of an exported model, in the form that the Hugging Face hub reads.
+    """Returns the README.md of an exported model, in the form that the Hugging Face hub reads.
 
     Args:
         config: the run's.
@@ -53,7 +53,7 @@ def model_card(
     Raises:
         ValueError: the evaluation is damaged; or the one that was named has not the exported model.
     """
-    evaluated = find_evaluated(Exported(run, checkpoint.step, scale), evaluation)
+    evaluated = find_evaluated(ExportedModel(run, checkpoint.step, scale), evaluation)
     state = read_state(checkpoint.folder)
     parts = [_front_matter(config), f"# {markdown_text(name)}", _summary(config, checkpoint, scale)]
     parts += [
@@ -68,8 +68,8 @@ def model_card(
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def _worse(evaluated: Evaluated | None) -> list[str]:
-    """What an evaluation says of single prompts."""
+def _worse(evaluated: CardEvaluation | None) -> list[str]:
+    """Returns an evaluation's section on single prompts."""
     if evaluated is None:
         return []
     if evaluated.name is not None and evaluated.name not in evaluated.tuned:
@@ -147,8 +147,8 @@ make different videos. The same `latents` make the same video.
 {adapter if config.model.finetune == "lora" else ""}"""
 
 
-def _evaluation(evaluated: Evaluated | None) -> str:
-    """The table of the base and the exported model; of all models where the exported one is not there."""
+def _evaluation(evaluated: CardEvaluation | None) -> str:
+    """Returns the table of the base and the exported model; of all models where the exported one is not there."""
     if evaluated is None:
         return (
             "## Evaluation\n\nNone was made in the run's folder. `rlvid evaluate` compares the model with its base on "

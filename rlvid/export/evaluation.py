@@ -1,4 +1,4 @@
-"""Which row of an evaluation is an exported model: its run, step and scale, as ``evaluation.yaml`` has them."""
+"""Finds the row of an exported model in an evaluation, by run, step and scale in ``evaluation.yaml``."""
 
 import shlex
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ _FILES = ("evaluation.yaml", "evaluation.json", "evaluation.parquet")
 
 
 @dataclass(frozen=True)
-class Exported:
-    """What was exported: a run's folder, a step of it, and how much of what was learned."""
+class ExportedModel:
+    """An exported model: a run's folder, its step, and the scale of the learned change."""
 
     run: Path
     step: int
@@ -24,8 +24,8 @@ class Exported:
 
 
 @dataclass(frozen=True)
-class Evaluated:
-    """An evaluation, and what it knows of an exported model.
+class CardEvaluation:
+    """An evaluation for a model card, and the row of the exported model in it.
 
     Attributes:
         folder: of the evaluation.
@@ -40,8 +40,8 @@ class Evaluated:
     why: str
 
 
-def find_evaluated(exported: Exported, folder: Path | None = None) -> Evaluated | None:
-    """The evaluation that a card shows: of a folder, or else of the run's own; None where the run has none.
+def find_evaluated(exported: ExportedModel, folder: Path | None = None) -> CardEvaluation | None:
+    """Returns the evaluation that a card shows: of a folder, or else of the run's own; None where the run has none.
 
     Args:
         exported: what is looked for.
@@ -64,28 +64,28 @@ def find_evaluated(exported: Exported, folder: Path | None = None) -> Evaluated 
     return evaluated
 
 
-def _evaluated(exported: Exported, folder: Path) -> Evaluated:
+def _evaluated(exported: ExportedModel, folder: Path) -> CardEvaluation:
     path = folder / "evaluation.yaml"
     if not path.is_file():
         why = f"it has no evaluation.yaml, which tells its models apart; {_again(exported)}"
-        return Evaluated(folder, (), None, why)
+        return CardEvaluation(folder, (), None, why)
     about = read_about(folder)
     base = next((model.name for model in about.models if model.kind == "base"), None)
     tuned = {model.name: model for model in about.models if model.kind != "base"}
     name = _row_of(exported, tuned) if exported.scale else base
     if not about.complete:
-        return Evaluated(folder, tuple(tuned), None, "it is not finished; start the same rlvid evaluate again")
+        return CardEvaluation(folder, tuple(tuned), None, "it is not finished; start the same rlvid evaluate again")
     known = ", ".join(f"{each} (step {m.step})" for each, m in tuned.items()) or "the base alone"
     why = f"the exported model, {exported.model}, is not in it, but {known}; {_again(exported)}"
-    return Evaluated(folder, tuple(tuned), name, "" if name else why)
+    return CardEvaluation(folder, tuple(tuned), name, "" if name else why)
 
 
-def _again(exported: Exported) -> str:
+def _again(exported: ExportedModel) -> str:
     return f"evaluate it (rlvid evaluate {shlex.quote(exported.model)}), and export again"
 
 
-def _row_of(exported: Exported, models: dict[str, ModelRecord]) -> str | None:
-    """By the run's folder; where an evaluation's run is no longer at its place, by the name of the folder."""
+def _row_of(exported: ExportedModel, models: dict[str, ModelRecord]) -> str | None:
+    """Compares runs by their folder; if an evaluation's run has moved, by the folder's name."""
 
     def same(path: str) -> bool:
         place = Path(path)
@@ -100,6 +100,6 @@ def _row_of(exported: Exported, models: dict[str, ModelRecord]) -> str | None:
 
 
 def find_evaluation(run: Path) -> Path | None:
-    """The ``evaluation.parquet`` of a run, where there is one."""
+    """Returns the ``evaluation.parquet`` of a run, where there is one."""
     return next((p / "evaluation.parquet" for p in (run, run / "evaluation") if (p / "evaluation.parquet").is_file()),
                 None)  # fmt: skip

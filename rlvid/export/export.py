@@ -1,4 +1,4 @@
-"""A run's model for others: the whole model in diffusers' layout, the adapter in PEFT's, and a model card.
+"""Exports a run: the full model in diffusers' layout, the adapter in PEFT's, and a model card.
 
 The folder, whole or not there at all::
 
@@ -21,8 +21,8 @@ from diffusers import DDIMScheduler
 
 from rlvid.config import RunConfig
 from rlvid.export.card import model_card
-from rlvid.export.evaluation import Exported, find_evaluated
-from rlvid.files import whole_folder
+from rlvid.export.evaluation import ExportedModel, find_evaluated
+from rlvid.files import atomic_folder
 from rlvid.models.folders import RANDOM, model_folder
 from rlvid.models.lora import merge_lora, read_lora, save_lora
 from rlvid.models.stored import CLASSES, copy_part, oldest_transformers, save_text_encoder, save_tokenizer
@@ -55,7 +55,7 @@ def export_run(
         raise ValueError(f"--lora-scale {scale}: expected a finite number, such as 1")
     config, found = find_run(run, step)
     if evaluation is not None:  # before minutes are spent on the weights
-        find_evaluated(Exported(found.folder.parent, found.step, scale), evaluation)
+        find_evaluated(ExportedModel(found.folder.parent, found.step, scale), evaluation)
     with _whole(out) as folder:
         model = merged_model(config, found, scale)
         save_model(model, config, folder)
@@ -72,7 +72,7 @@ def export_run(
 
 
 def merged_model(config: RunConfig, found: CheckpointRef, scale: float) -> UNet3DModel:
-    """A run's model in float32 on the CPU, with ``scale`` of what was learned added to the denoiser's own weights."""
+    """Returns a run's model in float32 on the CPU, with ``scale`` of the learned change merged into the denoiser."""
     model = load_model(config.model.path, frames=config.model.frames, size=config.model.size)
     if config.model.finetune == "lora":
         merge_lora(model.denoiser, read_lora(found.folder / "adapter"), scale)
@@ -106,7 +106,7 @@ def save_model(model: UNet3DModel, config: RunConfig, folder: Path) -> None:
 
 
 def sampler(config: RunConfig) -> DDIMScheduler:
-    """The base's noise schedule on the timesteps of ``rlvid.diffusion``, ending where the run's chains end."""
+    """Returns the base's noise schedule on the timesteps of ``rlvid.diffusion``, ending where the run's chains end."""
     base = DDIMScheduler.from_pretrained(model_folder(config.model.path) / "scheduler").config
     kept = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
     return DDIMScheduler(
@@ -123,5 +123,5 @@ def _whole(out: Path) -> Iterator[Path]:
     """A folder to write into, that becomes ``out`` when all went well, and else is gone."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out {out} exists already; choose a folder that does not, or delete it")
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         yield folder

@@ -1,4 +1,4 @@
-"""The interface of a text-to-video model: everything above it is written once for all models.
+"""The interface of a text-to-video model, so that the rest of the code is the same for all models.
 
 A model's prediction, whatever it was trained to predict, is normalised to (x0, eps) here:
 
@@ -24,7 +24,7 @@ from rlvid.models.lora import lora_parameters, lora_scale
 
 @dataclass(frozen=True)
 class Prediction:
-    """A denoiser's answer for noisy latents: ``x0_BCFhw`` and ``eps_BCFhw``, both float32."""
+    """A denoiser's prediction for noisy latents: ``x0_BCFhw`` and ``eps_BCFhw``, both float32."""
 
     x0: Tensor
     eps: Tensor
@@ -32,13 +32,13 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Posterior:
-    """What an autoencoder says of frames: ``mean_BCFhw`` and ``std_BCFhw``, scaled like latents."""
+    """An autoencoder's posterior for frames: ``mean_BCFhw`` and ``std_BCFhw``, scaled like latents."""
 
     mean: Tensor
     std: Tensor
 
     def sample(self, noise_BCFhw: Tensor) -> Tensor:
-        """Latents for given standard normal noise."""
+        """Returns latents for given standard normal noise."""
         return self.mean + self.std * noise_BCFhw.to(self.mean)
 
 
@@ -71,11 +71,11 @@ class VideoModel(ABC):
 
     @abstractmethod
     def encode_prompts(self, prompts: list[str]) -> Tensor:
-        """Embeddings text_BLD of prompts."""
+        """Returns embeddings text_BLD of prompts."""
 
     @abstractmethod
     def encode_frames(self, frames_BFCHW: Tensor) -> Posterior:
-        """Posterior over the latents of frames in [0, 1]; no gradient."""
+        """Returns posterior over the latents of frames in [0, 1]; no gradient."""
 
     @abstractmethod
     def decode_frames(self, latents_BCFhw: Tensor, frames_BS: Tensor, *, recompute: bool = False) -> Tensor:
@@ -95,7 +95,7 @@ class VideoModel(ABC):
         unconditional_gradient: bool = True,
         recompute: bool = False,
     ) -> Prediction:
-        """The guided prediction at one timestep (int) or at one for each video (int64, (B,)).
+        """Returns the guided prediction at one timestep (int) or at one for each video (int64, (B,)).
 
         With both branches needed, they run in one batched call; without ``unconditional_gradient`` the
         unconditional branch runs on its own under ``no_grad``. With ``recompute`` the activations of the denoiser's
@@ -104,7 +104,7 @@ class VideoModel(ABC):
 
     @contextmanager
     def base(self) -> Iterator[None]:
-        """Within it the denoiser is the base model: adapters add nothing. Needs an adapter in the denoiser."""
+        """Switches the adapter off in the block, so that the denoiser is the base model."""
         assert lora_parameters(self.denoiser), "without an adapter, the base model's weights are gone"
         lora_scale(self.denoiser, 0.0)
         try:
@@ -118,6 +118,6 @@ class VideoModel(ABC):
         return abar.sqrt() * latents_BCFhw + (1 - abar).sqrt() * noise_BCFhw.to(latents_BCFhw)
 
     def abar_at(self, timestep: int | Tensor, like: Tensor) -> Tensor:
-        """Value of abar at a timestep, shaped to broadcast over ``like`` (B, ...), in its dtype and on its device."""
+        """Returns abar at a timestep, shaped to broadcast over ``like`` (B, ...), in its dtype and on its device."""
         value = self.abar.to(like.device)[torch.as_tensor(timestep, device=like.device)]
         return value.to(like.dtype).reshape(-1, *[1] * (like.dim() - 1))

@@ -1,6 +1,6 @@
-"""Where a model's parts lie: in the package, in a folder in diffusers' layout, or in the local Hugging Face cache.
+"""The folders of a model's parts: in the package, in diffusers' layout, or in the local Hugging Face cache.
 
-Nothing is ever downloaded: what is missing is named, with the command that fetches it.
+Nothing is downloaded: an error names missing files, and the command that downloads them.
 """
 
 import re
@@ -34,22 +34,22 @@ _EXPECTED = (
 
 
 def builtin_folder() -> Path:
-    """Folder of the built-in model inside the package."""
+    """Returns folder of the built-in model inside the package."""
     return Path(str(resources.files("rlvid"))) / "toy" / "weights" / "model"
 
 
 def modelscope_folder() -> Path:
-    """Folder of ModelScopeT2V's published configuration inside the package: its structure, without weights."""
+    """Returns folder of ModelScopeT2V's published configuration inside the package: its structure, without weights."""
     return Path(str(resources.files("rlvid"))) / "models" / "modelscope"
 
 
 def fetch_command(hub_id: str) -> str:
-    """The shell command that puts a model's float32 safetensors and configurations into the Hugging Face cache."""
+    """Returns the shell command that downloads a model's safetensors and configurations into the Hugging Face cache."""
     return f'hf download {shlex.quote(hub_id)} --include "*.json" --include "*.txt" --include "*model.safetensors"'
 
 
 def model_folder(path: str) -> Path:
-    """The folder of ``model.path``, checked to be whole and of the right classes; without weights for ``random``.
+    """Returns the folder of ``model.path``, after a check of its parts and classes; without weights for ``random``.
 
     Raises:
         ValueError: the folder or one of its parts is missing, or it holds another class of model.
@@ -72,7 +72,7 @@ def model_folder(path: str) -> Path:
 
 
 def structure_folder(path: str) -> Path:
-    """A folder whose configurations describe the model of ``model.path``, be its weights here or not.
+    """Returns a folder whose configurations describe the model of ``model.path``, be its weights here or not.
 
     ModelScopeT2V that is not in the Hugging Face cache is described by the configuration inside the package.
 
@@ -90,7 +90,7 @@ def structure_folder(path: str) -> Path:
 
 
 def resolved_shape(path: str, frames: int | None = None, size: int | None = None) -> tuple[int, int]:
-    """Frames F and size in pixels that ``load_model`` gives, from the configurations alone: no weights are read.
+    """Returns frames F and size in pixels of ``load_model``'s model, from its configurations; reads no weights.
 
     Raises:
         ValueError: as ``structure_folder``, or a size that the autoencoder cannot halve often enough.
@@ -109,7 +109,7 @@ def movable(path: str) -> str:
 
 
 def read_config(folder: Path, part: str) -> dict[str, Any]:
-    """The content of a part's ``config.json``; raises ValueError when it is damaged."""
+    """Returns the content of a part's ``config.json``; raises ValueError when it is damaged."""
     return read_json(folder / part / "config.json", part)
 
 
@@ -118,7 +118,7 @@ def _is_hub_id(path: str) -> bool:
 
 
 def _found(path: str) -> Path | None:
-    """The folder of a path; None for a hub id of which the cache holds nothing."""
+    """Returns the folder of a path; None for a hub id of which the cache holds nothing."""
     if path == "builtin":
         return builtin_folder()
     if Path(path).exists() or not _is_hub_id(path):
@@ -129,7 +129,7 @@ def _found(path: str) -> Path | None:
 
 
 def cached_folder(hub_id: str, file: str) -> Path | None:
-    """The folder of a file of a hub's repository in the local cache; None where it is not there, or for no hub id."""
+    """Returns the folder of a repository's file in the local cache; None if it is not there, or for no hub id."""
     found = try_to_load_from_cache(hub_id, file) if _is_hub_id(hub_id) else None
     return Path(found).parent if isinstance(found, str) else None
 

@@ -16,7 +16,7 @@ from rlvid.models.weights import check_finite, check_fit, headers, read_weights
 
 ADAPTER_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-"""What PEFT's own wrapper puts before a parameter's name in the files it writes and reads."""
+"""The prefix of parameters' names in PEFT's files."""
 
 _ATTENTION = r"to_q|to_k|to_v|to_out\.0"
 TARGET_SETS = {
@@ -32,7 +32,7 @@ def _pattern(target: str) -> str:
 
 
 def peft_targets(targets: list[str]) -> list[str] | str:
-    """What PEFT is told: ends of names as they are, or one pattern where a named set is among them."""
+    """Returns the targets for PEFT: ends of names, or one pattern if a named set is among them."""
     if not TARGET_SETS.keys() & set(targets):
         return targets
     return "|".join(_pattern(target) for target in targets)
@@ -50,7 +50,7 @@ def check_targets(denoiser: nn.Module, targets: list[str]) -> None:
 
 
 def _config(rank: int, targets: list[str], scale: float = 1.0) -> dict[str, Any]:
-    """Settings of PEFT's ``LoraConfig`` that every version knows, for an older one refuses those that it does not."""
+    """Returns settings of PEFT's ``LoraConfig`` that every version knows, because older ones refuse unknown ones."""
     return {
         "peft_type": "LORA",
         "task_type": None,
@@ -88,7 +88,7 @@ def inject_lora(denoiser: nn.Module, rank: int, targets: list[str], seed: int) -
 
 
 def lora_parameters(denoiser: nn.Module) -> list[nn.Parameter]:
-    """The adapter's parameters, in the module's order."""
+    """Returns the adapter's parameters, in the module's order."""
     return [p for name, p in denoiser.named_parameters() if "lora_" in name]
 
 
@@ -101,7 +101,7 @@ def lora_scale(denoiser: nn.Module, scale: float) -> None:
 
 
 def lora_state(denoiser: nn.Module) -> dict[str, Tensor]:
-    """The adapter's tensors under PEFT's names, on the CPU."""
+    """Returns the adapter's tensors under PEFT's names, on the CPU."""
     return {name: t.detach().cpu().contiguous() for name, t in get_peft_model_state_dict(denoiser).items()}
 
 
@@ -124,7 +124,7 @@ def _adapter_file(folder: Path) -> Path:
 
 
 def read_lora(folder: Path) -> dict[str, Tensor]:
-    """The tensors that ``save_lora`` wrote.
+    """Returns the tensors that ``save_lora`` wrote.
 
     Raises:
         ValueError: the folder holds no adapter, or its file is damaged or holds numbers that are not finite.
@@ -136,7 +136,7 @@ def read_lora(folder: Path) -> dict[str, Tensor]:
 
 
 def check_lora(denoiser: nn.Module, folder: Path) -> None:
-    """Whether a saved adapter fits a denoiser that has one, which may be on the meta device; no numbers are read.
+    """Checks that a saved adapter fits a denoiser with an adapter, also on the meta device; reads no numbers.
 
     Raises:
         ValueError: as ``load_lora``, but for numbers that are not finite.

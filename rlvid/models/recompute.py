@@ -20,7 +20,7 @@ _on = False
 
 @contextmanager
 def recomputing(on: bool) -> Iterator[None]:
-    """Within it, layers that were prepared are checkpointed when they run with a graph."""
+    """Checkpoints prepared layers in the block, when they run with a graph."""
     global _on
     before, _on = _on, on
     try:
@@ -30,7 +30,7 @@ def recomputing(on: bool) -> Iterator[None]:
 
 
 def prepare(network: nn.Module, layers: tuple[type[nn.Module], ...]) -> None:
-    """Lets every layer of these classes be checkpointed; names and weights stay as they are."""
+    """Prepares every layer of these classes for checkpointing; names and weights do not change."""
     for module in network.modules():
         if isinstance(module, layers) and "forward" not in vars(module):
             module.forward = partial(_run, module.forward)

@@ -1,8 +1,8 @@
-"""The parts of a model on disk, in the layout that older and newer libraries read.
+"""The parts of a model on disk, in a layout that older and newer libraries read.
 
-A text encoder's weights are named as published ones are (``text_model.``), and a tokenizer has its vocabulary in
-``vocab.json`` and ``merges.txt`` beside ``tokenizer.json``. Libraries change what they write; so a part that nobody
-trained is copied byte for byte, and a part that is made here is written by ``save_text_encoder`` or ``save_tokenizer``.
+A text encoder's weights have their published names (``text_model.``), and a tokenizer has its vocabulary in
+``vocab.json`` and ``merges.txt`` beside ``tokenizer.json``. Libraries change their formats. So an untrained part is
+copied byte for byte, and a new part is written by ``save_text_encoder`` or ``save_tokenizer``.
 """
 
 import json
@@ -49,7 +49,7 @@ _RENAMED = {
 
 
 def check_model(path: str) -> Path:
-    """The folder of ``model.path``, whose weights are all there and fit its structure; no numbers are read.
+    """Returns the folder of ``model.path``, whose weights are all there and fit its structure; no numbers are read.
 
     Raises:
         ValueError: as ``model_folder``; or weights are missing, damaged, of another structure, or no weights.
@@ -63,7 +63,7 @@ def check_model(path: str) -> Path:
 
 
 def stored_parts(path: str, dtype: torch.dtype, device: str | torch.device) -> dict[str, Any]:
-    """The parts of ``UNet3DModel`` with their stored weights, by its arguments' names.
+    """Returns the parts of ``UNet3DModel`` with their stored weights, by its arguments' names.
 
     Raises:
         ValueError: as ``check_model``, or weights are NaN or infinite.
@@ -84,7 +84,7 @@ def _where(path: str, name: str) -> str:
 
 
 def _own_names(part: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights under the names of the installed libraries, without the constants that older files hold."""
+    """Returns weights under the names of the installed libraries, without the constants that older files hold."""
     found = {}
     for key, tensor in weights.items():
         if key.endswith(".position_ids"):
@@ -133,7 +133,7 @@ def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
 
 
 def oldest_transformers(folder: Path) -> str:
-    """The oldest version of transformers that reads the text encoder and tokenizer of a model's folder."""
+    """Returns the oldest version of transformers that reads the text encoder and tokenizer of a model's folder."""
     encoder = folder / "text_encoder"
     if not all(name.startswith(_PREFIX) for name in headers(encoder, str(encoder))):
         return "5.6"

@@ -1,4 +1,4 @@
-"""How much of a prompt a text encoder reads: longer ones are cut, and that is counted and said."""
+"""The length of prompts that a text encoder reads; counts and reports longer prompts, which are cut."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class TextLimit:
 
 
 def notices(limits: Sequence[TextLimit], prompts: Iterable[str], kind: str = "prompts") -> list[str]:
-    """A line on the different prompts that are cut, with one of them; readers that cut the same ones share a line.
+    """Returns lines on the prompts that are cut, each with an example; readers that cut the same ones share a line.
 
     Args:
         limits: of all that read the prompts.
@@ -47,12 +47,12 @@ def notices(limits: Sequence[TextLimit], prompts: Iterable[str], kind: str = "pr
 
 
 def token_counts(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> list[int]:
-    """Tokens of each prompt by a tokenizer of transformers, with those that mark begin and end."""
+    """Returns tokens of each prompt by a tokenizer of transformers, with those that mark begin and end."""
     return [len(ids) for ids in tokenizer(prompts, verbose=False)["input_ids"]]
 
 
 def model_text_limit(path: str) -> TextLimit:
-    """The limit of a model's text encoder, from its tokenizer and configuration; no weights are read.
+    """Returns the limit of a model's text encoder, from its tokenizer and configuration; no weights are read.
 
     Args:
         path: ``model.path``.

@@ -1,4 +1,4 @@
-"""What of a denoiser is trained: an adapter (``model.finetune: lora``) or all of it (``full``).
+"""The trained part of a denoiser: an adapter (``model.finetune: lora``) or all weights (``full``).
 
 Trained weights are float32 whatever ``model.precision`` says. An adapter sits on frozen weights of that precision; a
 whole denoiser computes in it under autocast, which casts each weight where it is used.
@@ -22,7 +22,7 @@ _FILES = {"lora": "adapter/adapter_model.safetensors", "full": "unet/diffusion_p
 
 
 def load_trainable(spec: ModelConfig, seed: int, path: str, device: str | torch.device = "cpu") -> UNet3DModel:
-    """The model of a run as training begins with it, from ``path`` (``model.path``, made absolute where need be).
+    """Loads a run's model for training, from ``path`` (``model.path``, made absolute where necessary).
 
     Raises:
         ValueError: see ``rlvid.models.unet3d.load_model`` and ``rlvid.models.lora.inject_lora``.
@@ -51,7 +51,7 @@ def train_whole(denoiser: nn.Module, precision: str, device_type: str) -> None:
 
 
 def trained_state(denoiser: nn.Module, spec: ModelConfig) -> dict[str, Tensor]:
-    """What was trained, on the CPU: the adapter under PEFT's names, or all weights under the module's own."""
+    """Returns the trained weights on the CPU: the adapter under PEFT's names, or all weights under the module's."""
     if spec.finetune == "lora":
         return lora_state(denoiser)
     return {name: tensor.detach().cpu().contiguous() for name, tensor in denoiser.state_dict().items()}
@@ -69,22 +69,22 @@ def save_trained(state: dict[str, Tensor], denoiser: nn.Module, spec: ModelConfi
 
 
 def trained_path(spec: ModelConfig) -> str:
-    """Where in a checkpoint's folder the trained weights are."""
+    """Returns the path of the trained weights in a checkpoint's folder."""
     return _FILES[spec.finetune]
 
 
 def holds_trained(folder: Path) -> bool:
-    """Whether a checkpoint's folder holds what was trained."""
+    """Returns whether a checkpoint's folder holds what was trained."""
     return any((folder / file).is_file() for file in _FILES.values())
 
 
 def trained_file(folder: Path) -> Path:
-    """The file of a checkpoint's folder that holds what was trained, there or not yet."""
+    """Returns the file of a checkpoint's folder that holds what was trained, there or not yet."""
     return next((folder / file for file in _FILES.values() if (folder / file).is_file()), folder / _FILES["lora"])
 
 
 def check_trained(spec: ModelConfig, folder: Path) -> None:
-    """Whether what ``save_trained`` wrote is there and fits the model; no numbers are read.
+    """Checks that a checkpoint's trained weights exist and fit the model; reads no numbers.
 
     Raises:
         ValueError: as ``load_trained``, but for numbers that are not finite.
@@ -119,7 +119,7 @@ def load_trained(denoiser: nn.Module, spec: ModelConfig, folder: Path) -> None:
 
 @torch.no_grad()
 def blend(denoiser: nn.Module, base: dict[str, Tensor] | None, folder: Path, scale: float) -> None:
-    """Weights between those of the ``base`` (scale 0) and a checkpoint of full fine-tuning (scale 1), in place.
+    """Interpolates between the ``base`` (scale 0) and a checkpoint of full fine-tuning (scale 1), in place.
 
     Raises:
         ValueError: the checkpoint holds no whole denoiser, or one of another layout.

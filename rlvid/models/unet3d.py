@@ -1,4 +1,4 @@
-"""ModelScopeT2V and its kin: ``UNet3DConditionModel`` with a per-frame autoencoder and a CLIP text encoder.
+"""ModelScopeT2V and models of its structure: ``UNet3DConditionModel``, a per-frame autoencoder, a CLIP text encoder.
 
 The built-in model is of the same classes and loads through the same lines.
 """
@@ -20,7 +20,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 """The values of ``model.precision``."""
 
 LAYERS = (ResnetBlock2D, TemporalConvLayer, Transformer2DModel, TransformerTemporalModel)
-"""What the denoiser's blocks are made of; each is recomputed by itself."""
+"""The layers of the denoiser's blocks; each is recomputed by itself."""
 
 
 class UNet3DModel(VideoModel):
@@ -89,7 +89,7 @@ class UNet3DModel(VideoModel):
 
     @torch.no_grad()
     def encode_frames(self, frames_BFCHW: Tensor) -> Posterior:
-        """Posterior of each frame by itself, scaled by the autoencoder's ``scaling_factor``."""
+        """Returns posterior of each frame by itself, scaled by the autoencoder's ``scaling_factor``."""
         batch = len(frames_BFCHW)
         pixels = frames_BFCHW.flatten(0, 1).to(self.vae.device, self.vae.dtype) * 2 - 1
         parts = [self.vae.encode(chunk).latent_dist for chunk in pixels.split(self.decode_chunk)]
@@ -168,7 +168,7 @@ class UNet3DModel(VideoModel):
 
 
 def denoiser_outline(path: str) -> UNet3DConditionModel:
-    """The denoiser without weights, on the meta device: its layers and shapes, in a second or two at full size.
+    """Returns the denoiser without weights, on the meta device: its layers and shapes, in a second or two at full size.
 
     Raises:
         ValueError: as ``structure_folder``.

@@ -30,7 +30,7 @@ def outline(folder: Path) -> tuple[UNet3DConditionModel, AutoencoderKL, CLIPText
 
 
 def random_parts(folder: Path, dtype: torch.dtype, device: str | torch.device, seed: int = 0) -> dict[str, Any]:
-    """The parts of ``UNet3DModel`` with random weights, a function of the structure and ``seed`` alone.
+    """Returns the parts of ``UNet3DModel`` with random weights, a function of the structure and ``seed`` alone.
 
     Args:
         folder: configurations in diffusers' layout, such as ``rlvid.models.folders.modelscope_folder()``.
@@ -74,7 +74,7 @@ def fill(module: nn.Module, seed: int) -> None:
 
 
 def fill_constants(module: nn.Module) -> None:
-    """Gives a module the numbers that no file holds: the places of tokens."""
+    """Fills in the constants that no file holds: the positions of tokens."""
     for layer in module.modules():
         for name, buffer in layer.named_buffers(recurse=False):
             assert name == "position_ids", f"{type(layer).__name__}.{name} is unknown"

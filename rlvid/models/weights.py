@@ -1,7 +1,7 @@
-"""Weight files of models and rewards: finding them, what can be wrong with them, reading them.
+"""Finds, checks and reads the weight files of models and rewards.
 
-No code of others is run, and every key must fit. What is wrong with a file shows without its numbers: ``headers`` reads
-names, types and shapes alone, so it can be asked before anything heavy starts.
+No foreign code is run, and every key must fit. ``headers`` reads only names, types and shapes, so that a wrong file is
+found before anything heavy starts.
 """
 
 import json
@@ -27,7 +27,7 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 _CONSTANTS = ("position_ids", "num_batches_tracked", "input_resolution", "context_length", "vocab_size")
 """Ends of the names of constants, the only tensors of whole numbers among weights."""
 _TORCH = (b"PK\x03\x04", b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19")
-"""What files of torch.save begin with: a zip archive, or before torch 1.6 a number."""
+"""The first bytes of files of torch.save: a zip archive, or before torch 1.6 a number."""
 _DAMAGED = (
     SafetensorError, RuntimeError, EOFError, LookupError, TypeError, AttributeError, AssertionError, struct.error,
     UnicodeDecodeError,
@@ -37,7 +37,7 @@ _SHOWN = 3  # keys that an error names
 
 
 def weight_files(folder: Path, where: str) -> list[Path]:
-    """The weight files of a folder of transformers, diffusers or open_clip, all shards of a model.
+    """Returns the weight files of a folder of transformers, diffusers or open_clip, all shards of a model.
 
     Safetensors come before pickles, full precision comes before ``fp16``.
 
@@ -101,7 +101,7 @@ def check_texts(folder: Path, where: str) -> None:
 
 
 def read_json(file: Path, where: str) -> dict[str, Any]:
-    """The table in a JSON file; raises ValueError where there is none."""
+    """Returns the table in a JSON file; raises ValueError where there is none."""
     check_text(file, where)
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
@@ -113,7 +113,7 @@ def read_json(file: Path, where: str) -> dict[str, Any]:
 
 
 def headers(path: Path, where: str) -> dict[str, Tensor]:
-    """The tensors of a file or a folder on the meta device: names, types and shapes; see ``read_weights``."""
+    """Returns the tensors of a file or a folder on the meta device: names, types and shapes; see ``read_weights``."""
     weights: dict[str, Tensor] = {}
     for file in [path] if path.is_file() or path.is_symlink() else weight_files(path, where):
         weights |= _read(file, where, "meta")
@@ -121,7 +121,7 @@ def headers(path: Path, where: str) -> dict[str, Tensor]:
 
 
 def read_weights(path: Path, where: str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file, or of the weight files in a folder.
+    """Returns the tensors of a checkpoint file, or of the weight files in a folder.
 
     Reads ``.safetensors``, and torch files with ``weights_only``: a pickle that holds anything but tensors and plain
     containers is refused. Weights under ``state_dict`` and names that begin with ``module.`` are unwrapped.
@@ -236,7 +236,7 @@ def check_finite(weights: Mapping[str, Tensor], where: str) -> None:
 
 
 def fill(module: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
-    """Gives a module the weights, all of them and no others, taking the tensors as they are; it may be on ``meta``.
+    """Assigns weights to a module, without copies; every key must fit. The module may be on ``meta``.
 
     Raises:
         ValueError: keys are missing, foreign or of another shape, or numbers are not finite; the first few are named.

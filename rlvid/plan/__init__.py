@@ -1,4 +1,4 @@
-"""What a run will cost, before anything starts.
+"""The cost of a run, counted before it starts.
 
 Networks stand on the meta device, where tensors have shapes and no numbers; methods run on networks that only count.
 """

@@ -1,4 +1,4 @@
-"""How often a method calls the denoiser, the decoder and the reward for each sample.
+"""Counts a method's calls of the denoiser, the decoder and the reward for each sample.
 
 The method itself runs, on a denoiser and a reward that count and compute next to nothing: what is planned is what will
 be done, for every method alike.
@@ -64,12 +64,12 @@ class _Meter:
     def __init__(self) -> None:
         self.calls, self.held, self.backward_pass = Calls(), 0, False
 
-    def begun(self, rows: int) -> None:
-        """A call begins; one that recomputes is cut short, once it has all that the backward pass needs."""
+    def begin(self, rows: int) -> None:
+        """Counts the start of a call; a recomputation stops early, once it has all that the backward pass needs."""
         self.calls.again += rows * self.backward_pass
 
-    def done(self, rows: int, output: Tensor) -> None:
-        """A call has given its output."""
+    def end(self, rows: int, output: Tensor) -> None:
+        """Counts the end of a call."""
         calls = self.calls
         if self.backward_pass:
             return
@@ -97,7 +97,7 @@ class _Denoiser(nn.Module):
 
     def forward(self, latents: Tensor, timestep: Tensor, **options: Any) -> tuple[Tensor]:
         output = latents * self.part
-        self._meter.done(len(latents), output)
+        self._meter.end(len(latents), output)
         return (output,)
 
 
@@ -109,7 +109,7 @@ class _Reward:
 
     def __call__(self, frames_BSCHW: Tensor, prompts: list[str]) -> Tensor:
         scores_BS = frames_BSCHW.flatten(2).mean(2)
-        self._meter.done(scores_BS.numel(), scores_BS)
+        self._meter.end(scores_BS.numel(), scores_BS)
         return scores_BS.mean(1) if self.whole_video else scores_BS
 
 
@@ -153,9 +153,9 @@ def _counting_model(frames: int, decode_chunk: int, meters: dict[str, _Meter]) -
     meter = meters["decoder"]
 
     def counted(latents: Tensor) -> Any:
-        meter.begun(len(latents))
+        meter.begin(len(latents))
         output = decode(latents)
-        meter.done(len(latents), output.sample)
+        meter.end(len(latents), output.sample)
         return output
 
     model.vae.decode = counted

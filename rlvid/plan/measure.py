@@ -16,7 +16,7 @@ from torch.utils.flop_counter import flop_registry
 
 @dataclass(frozen=True)
 class Cost:
-    """What one row (a video in one branch, a frame, an image) costs.
+    """The cost of one row: a video in one branch, a frame, or an image.
 
     Attributes:
         flops: of the forward pass; a multiplication and an addition are two.
@@ -34,7 +34,7 @@ class Cost:
 
 
 FREE = Cost(0, 0, 0, 0, 0)
-"""What is no network costs next to nothing."""
+"""The cost of a reward without a network: almost nothing."""
 
 
 class Meter(TorchDispatchMode):
@@ -110,7 +110,7 @@ def measure(module: nn.Module, run: Callable[[], Tensor], *, backward: bool, kno
 
 @contextmanager
 def _memory_efficient_attention() -> Iterator[None]:
-    """On the meta device torch would take the attention that keeps its whole matrix; no other device does.
+    """Makes torch use memory-efficient attention on the meta device, as on other devices.
 
     Every device's fast kernel keeps queries, keys, values, output and one number a row, as the one for CPUs, whose
     shapes and FLOPs torch knows, does here.

@@ -11,7 +11,7 @@ _LIVE = 1_000_000_000
 
 
 def resident(parts: Parts, config: RunConfig) -> dict[str, int]:
-    """Bytes on each worker that stay through a step, by what they are.
+    """Returns bytes on each worker that stay through a step, by what they are.
 
     AdamW keeps two float32 numbers for each trained parameter, and under ZeRO a float32 copy beside them. Stage 1
     spreads these over the workers, stage 2 the gradients too, stage 3 the denoiser's own weights.
@@ -40,7 +40,7 @@ def stages(
     decode_chunk: int | None = None,
     recompute: bool | None = None,
 ) -> dict[str, int]:
-    """Bytes that each stage of a step needs at its peak, beside what is ``resident``.
+    """Returns bytes that each stage of a step needs at its peak, beside what is ``resident``.
 
     The last three arguments stand in for the run's settings of the same meaning, to see what they would change.
     """
@@ -80,7 +80,7 @@ def stages(
 
 
 def advice(parts: Parts, counts: Counts, config: RunConfig) -> dict[str, int]:
-    """Settings that lower the peak by a twentieth or more, each alone, and the peak with each."""
+    """Returns settings that lower the peak by a twentieth or more, each alone, and the peak with each."""
     fixed = sum(resident(parts, config).values())
     now = fixed + max(stages(parts, counts, config).values())
     tried: dict[str, int] = {}

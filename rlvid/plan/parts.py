@@ -147,7 +147,7 @@ def _network(module: nn.Module, cost: Cost, base: int | None = None) -> Network:
 
 
 def _reward(names: Sequence[tuple[str | None, str | None]], config: RewardConfig, size: int, backward: bool) -> Network:
-    """The networks of one reward, or of all parts of a mixture: their sums, as all of them see every image."""
+    """Returns the networks of one reward, or of all parts of a mixture: their sums, as all of them see every image."""
     judges = [judge for name, path in names if (judge := _judge(name, path))]
     if not judges:
         return _NONE
@@ -170,7 +170,7 @@ def _reward(names: Sequence[tuple[str | None, str | None]], config: RewardConfig
 
 
 def _judge(name: str | None, path: str | None) -> nn.Module | None:
-    """What is computed for each image, on the meta device; None where that is no network, or one that is not known."""
+    """Returns the network that a reward runs on each image, on the meta device; None for other rewards."""
     with torch.device("meta"):
         if name == "imagereward":
             return _BlipJudge()

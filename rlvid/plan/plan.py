@@ -11,7 +11,7 @@ from rlvid.plan.parts import Parts, outline_parts
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do and need; bytes are those of one worker, FLOPs those of one sample.
+    """The plan of a run: bytes of one worker, FLOPs of one sample.
 
     Attributes:
         parts: the networks.
@@ -128,7 +128,7 @@ def flops_by_stage(parts: Parts, counts: Counts, config: RunConfig) -> dict[str,
 
 
 def disk(parts: Parts, counts: Counts, config: RunConfig) -> dict[str, int]:
-    """Bytes of files: float32 numbers, and archived frames as PNG, which are never larger than their pixels."""
+    """Returns bytes of files: float32 numbers, and archived frames as PNG, which are never larger than their pixels."""
     trained, channels = parts.denoiser.trainable, parts.latent_shape
     latents = channels[0] * channels[1] * channels[2] * channels[3]
     frames = (counts.decoder.plain + counts.decoder.graph) * config.train.batch_size

@@ -12,7 +12,7 @@ from rlvid.reward.load import scores_whole_videos
 
 
 def render(plan: Plan) -> Iterator[RenderableType]:
-    """What to print, one thing after another."""
+    """Returns the tables and lines to print."""
     config, parts, counts = plan.config, plan.parts, plan.counts
     channels, frames, height, width = parts.latent_shape
     yield (
@@ -103,7 +103,7 @@ def _disk(plan: Plan) -> Table:
 
 
 def gib(size: float) -> str:
-    """Bytes as a number with a unit."""
+    """Returns bytes as a number with a unit."""
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""Curves and points: rewards along training, and what a gain costs; as PNG, or as SVG for a light and a dark page."""
+"""Draws curves and points: rewards along training, costs of a gain; as PNG, or as SVG for a light and a dark page."""
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-from rlvid.files import write_whole
+from rlvid.files import write_atomic
 from rlvid.plots.style import INK, RULE, SOFT, STYLES, PlotStyle, drawing, legend_label
 from rlvid.stats import pareto_front
 
@@ -36,7 +36,7 @@ class Theme:
     dark: bool
 
     def colour(self, style: PlotStyle) -> str:
-        """Of a style on this paper."""
+        """Returns a style's colour on this paper."""
         return style.on_dark if self.dark else style.colour
 
 
@@ -73,7 +73,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Panel:
-    """What one pair of axes shows; ``front`` joins the points that no other exceeds in both values."""
+    """The content of one pair of axes; ``front`` joins the points that no other exceeds in both values."""
 
     x_label: str
     y_label: str
@@ -161,7 +161,7 @@ def _panel(axes: Axes, panel: Panel, theme: Theme) -> None:
 
 
 def _line(axes: Axes, line: Line, theme: Theme) -> None:
-    """The mean of the runs where all of them are, and of several a band from the lowest to the highest."""
+    """Draws the mean of the runs where all have a value, and for several runs a band from the lowest to the highest."""
     if not line.runs:
         return
     colour, runs = theme.colour(line.style), line.runs
@@ -212,7 +212,7 @@ def png_page(path: str | Path, width: float, height: float, size: float = 10, dp
         layout = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.12)
         figure = Figure(figsize=(width, height), dpi=dpi, layout=layout, facecolor="white")
         yield figure
-        write_whole(Path(path), _saved(figure, "png"))
+        write_atomic(Path(path), _saved(figure, "png"))
 
 
 def draw_rewards(
@@ -272,7 +272,7 @@ def draw_rewards(
 
 
 def _curve(axes: Axes, steps: np.ndarray, raw: np.ndarray, reach: int, label: str, style: PlotStyle) -> None:
-    """One series, its raw values light and its smoothed ones on top; a value that is missing is passed over."""
+    """Draws one series: raw values light, smoothed values on top; missing values are skipped."""
     known = np.isfinite(raw)
     smooth, marker = _smooth(raw, reach)[known], "o" if known.sum() == 1 else None
     if reach:
@@ -281,7 +281,7 @@ def _curve(axes: Axes, steps: np.ndarray, raw: np.ndarray, reach: int, label: st
 
 
 def _smooth(values: np.ndarray, reach: int) -> np.ndarray:
-    """Mean of the finite values within ``reach`` places, in triangular weights; NaN where there are none."""
+    """Returns mean of the finite values within ``reach`` places, in triangular weights; NaN where there are none."""
     finite = np.isfinite(values)
     weights = np.bartlett(2 * reach + 3)[1:-1]
     total = np.convolve(np.where(finite, values, 0.0), weights)[reach : reach + len(values)]

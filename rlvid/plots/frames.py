@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from rlvid.escape import one_line
-from rlvid.files import write_whole
+from rlvid.files import write_atomic
 from rlvid.metric_names import metric_of
 from rlvid.plots.style import INK, RULE, SOFT
 from rlvid.plots.video import gif_bytes, write_mp4
@@ -122,7 +122,7 @@ def spread(values: Sequence[int], most: int) -> list[int]:
 
 
 def side_by_side(prompt: str, films: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Videos beside each other under their models' names, the prompt above: (F, H', W', 3), uint8, even H' and W'.
+    """Places videos side by side under their models' names, the prompt above: (F, H', W', 3), uint8, even H' and W'.
 
     Args:
         prompt: of all of them.
@@ -161,25 +161,25 @@ def write_moving(stem: Path, film: np.ndarray, fps: float) -> list[Path]:
     frames_FCHW = torch.from_numpy(film).permute(0, 3, 1, 2) / 255
     mp4, webp, gif = (stem.with_name(stem.name + suffix) for suffix in (".mp4", ".webp", ".gif"))
     write_mp4(mp4, frames_FCHW, fps)
-    write_whole(gif, gif_bytes(frames_FCHW, fps))
+    write_atomic(gif, gif_bytes(frames_FCHW, fps))
     first, *others = map(Image.fromarray, film)
     data = io.BytesIO()
     first.save(
         data, "WEBP", save_all=True, append_images=others, loop=0, duration=round(1000 / fps), quality=85, method=3
     )
-    write_whole(webp, data.getvalue())
+    write_atomic(webp, data.getvalue())
     return [mp4, webp, gif]
 
 
 def _still(video_FCHW: Tensor, shown: int) -> list[Image.Image]:
-    """At most ``shown`` frames, spread over the video, or its central one alone."""
+    """Returns at most ``shown`` frames, spread over the video, or its central one alone."""
     count = len(video_FCHW)
     places = [count // 2] if shown == 1 else spread(range(count), shown)
     return [tile(video_FCHW[place]) for place in places]
 
 
 def tile(frame_CHW: Tensor) -> Image.Image:
-    """A frame, enlarged by an integer so that its pixels stay crisp, or reduced to ``TILE`` pixels of width."""
+    """Returns a frame, enlarged by an integer so that its pixels stay crisp, or reduced to ``TILE`` pixels of width."""
     height, width = frame_CHW.shape[1:]
     factor = TILE // width
     size = (width * factor, height * factor) if factor else (TILE, max(1, round(height * TILE / width)))
@@ -210,13 +210,13 @@ def paste(image: Image.Image, tiles: list[Image.Image], left: int, top: int) -> 
 
 @cache
 def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """The sans serif that matplotlib brings, so that all pictures share one face."""
+    """Returns the sans serif that matplotlib brings, so that all pictures share one face."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, size)
 
 
 def fitting(texts: Iterable[str], width: int, most: int, least: int) -> ImageFont.FreeTypeFont:
-    """The bold face at the largest size, between the two, at which every text fits; at the least where none does."""
+    """Returns the bold font in the largest size between the two at which every text fits, else in the smallest."""
     texts = [one_line(text) for text in texts]
     sizes = range(most, least, -1)
     found = (size for size in sizes if all(font(size, True).getlength(text) <= width for text in texts))
@@ -224,7 +224,7 @@ def fitting(texts: Iterable[str], width: int, most: int, least: int) -> ImageFon
 
 
 def shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The text in one line, or as much of it as fits with an ellipsis."""
+    """Returns the text in one line, or as much of it as fits with an ellipsis."""
     text = one_line(text[: 8 * width])  # a character takes a pixel or more
     if len(text) <= width and font.getlength(text) <= width:
         return text
@@ -236,7 +236,7 @@ def shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 
 
 def wrap(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> list[str]:
-    """At most so many lines of at most ``width`` pixels; the last one ends in an ellipsis where text is left over."""
+    """Wraps text into at most ``lines`` lines of ``width`` pixels; an ellipsis marks text that does not fit."""
     words, wrapped = one_line(text[: 8 * width * lines])[: width * lines].split(), list[str]()
     while words and len(wrapped) + 1 < lines:
         fit = next((n for n in range(len(words), 0, -1) if font.getlength(" ".join(words[:n])) <= width), 1)
@@ -258,4 +258,4 @@ def save(image: Image.Image, path: str | Path) -> None:
     """Writes a PNG as a whole."""
     data = io.BytesIO()
     image.save(data, format="PNG", optimize=True)
-    write_whole(Path(path), data.getvalue())
+    write_atomic(Path(path), data.getvalue())

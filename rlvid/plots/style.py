@@ -42,14 +42,14 @@ STYLES = (
     PlotStyle("#B37A00", "#F2B632", (0, (5, 1)), "h", "⬢"),
     PlotStyle("#2F8FC4", "#A6DBF7", (0, (1, 3)), "d", "♦"),
 )
-"""In the order in which they are given; the fourth, ink itself, suits what the others are compared with. From the
+"""All styles in the order of their use; the fourth, in ink, is for the reference of a comparison. From the
 eighth on colours come again, with other dashes and markers."""
 REFERENCE = STYLES[3]
 _OTHERS = tuple(style for style in STYLES if style is not REFERENCE)
 
 
 def styles_of(names: list[str], reference: str | None = None) -> dict[str, PlotStyle]:
-    """Gives each name a style; ``reference`` gets the one in ink. With more than twelve others, styles come again."""
+    """Assigns a style to each name; ``reference`` gets the one in ink. With more than twelve others, styles repeat."""
     others = [name for name in names if name != reference]
     found = {name: _OTHERS[place % len(_OTHERS)] for place, name in enumerate(others)}
     return {name: REFERENCE if name == reference else found[name] for name in names}
@@ -57,7 +57,7 @@ def styles_of(names: list[str], reference: str | None = None) -> dict[str, PlotS
 
 @contextmanager
 def drawing(size: float, ink: str = INK, soft: str = INK, **further: Any) -> Iterator[None]:
-    """Settings of matplotlib for every picture, in which a name with ``$`` or a backslash is no formula.
+    """Sets matplotlib up for a picture, so that a name with ``$`` or a backslash is no formula.
 
     Args:
         size: of the type, in points.
@@ -75,6 +75,6 @@ def drawing(size: float, ink: str = INK, soft: str = INK, **further: Any) -> Ite
 
 
 def legend_label(text: str) -> str:
-    """A name as an entry of a legend: in one line, and matplotlib would leave one out that begins with ``_``."""
+    """Returns a name as a legend's entry: in one line, and not beginning with ``_``, which matplotlib would skip."""
     line = one_line(text)
     return f"\N{ZERO WIDTH SPACE}{line}" if line.startswith("_") else line

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rlvid.files import whole_file
+from rlvid.files import atomic_file
 
 
 def write_mp4(path: str | Path, frames_FCHW: Tensor, fps: float) -> None:
@@ -32,7 +32,7 @@ def write_mp4(path: str | Path, frames_FCHW: Tensor, fps: float) -> None:
         raise ValueError(
             f"{path}: H.264 video needs an even height and width; got {height} x {width}: crop or pad first"
         )
-    with whole_file(path) as part, av.open(part, "w", format="mp4") as container:
+    with atomic_file(path) as part, av.open(part, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.options = {"crf": "16"}
@@ -42,7 +42,7 @@ def write_mp4(path: str | Path, frames_FCHW: Tensor, fps: float) -> None:
 
 
 def gif_bytes(frames_FCHW: Tensor, fps: float, scale: int = 1) -> bytes:
-    """An animated GIF that loops for ever, each pixel enlarged to ``scale`` x ``scale``; values are clamped to [0, 1].
+    """Makes an animated GIF that loops for ever, each pixel ``scale`` x ``scale`` large; clamps values to [0, 1].
 
     GIF counts time in hundredths of a second, so the rate is rounded to 100 / n.
     """
@@ -54,7 +54,7 @@ def gif_bytes(frames_FCHW: Tensor, fps: float, scale: int = 1) -> bytes:
 
 
 def to_bytes(frames_FCHW: Tensor) -> np.ndarray:
-    """Frames as uint8 (F, H, W, 3): clamped to [0, 1] and rounded, NaN becomes 0.
+    """Returns frames as uint8 (F, H, W, 3): clamped to [0, 1] and rounded, NaN becomes 0.
 
     Raises:
         ValueError: not (F, 3, H, W) with F at least 1.

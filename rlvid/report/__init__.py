@@ -1,1 +1,1 @@
-"""The report page: one folder of static HTML that shows what fine-tuning did, from evaluations and runs."""
+"""The report page: a folder of static HTML with the results of evaluations and runs."""

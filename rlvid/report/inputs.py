@@ -1,4 +1,4 @@
-"""From what the user names to what a report shows: evaluations, joined, and the runs of their models."""
+"""The inputs of a report: the user's evaluations, joined, and the runs of their models."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ import numpy as np
 
 from rlvid.evaluate.results.about import ModelRecord
 from rlvid.evaluate.results.read import EvaluationData, read_evaluation
-from rlvid.evaluate.results.seeds import Alike, end_or_step, name_groups, part_of_run
+from rlvid.evaluate.results.seeds import RunGroup, end_or_step, name_groups, part_of_run
 from rlvid.metric_names import set_title
 from rlvid.plots.style import STYLES, PlotStyle, styles_of
 from rlvid.report.runs import Run, read_run
@@ -27,10 +27,10 @@ class Group:
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """What a report is made from.
+    """The inputs of a report.
 
     ``seeds`` maps a row of the tables over seeds to its models' names; empty where no two differ in seed alone.
-    ``notes`` say what is not there.
+    ``notes`` name missing parts.
     """
 
     evaluation: EvaluationData
@@ -46,19 +46,19 @@ class ReportInputs:
         return [model for model in self.evaluation.models if model.name not in further]
 
     def called(self, model: str) -> str:
-        """What a drawing's legend calls a model: its row among those over seeds, or its label."""
+        """Returns a model's name in legends: its row among those over seeds, or its label."""
         labels = {model.name: model.label for model in self.evaluation.models}
         return next((label for label, names in self.seeds.items() if model in names), labels[model])
 
     def models_of(self, run: Run) -> list[ModelRecord]:
-        """The evaluated models of a run."""
+        """Returns the evaluated models of a run."""
         return [m for m in self.evaluation.tuned if m.path and _place(m.path, self.evaluation) == run.folder.resolve()]
 
-    def _named(self, runs: Sequence[Run]) -> Alike:
+    def _named(self, runs: Sequence[Run]) -> RunGroup:
         """Runs by their names; one alone as its model is called, where it has one model."""
         models = self.models_of(runs[0]) if len(runs) == 1 else []
         names = [models[0].label] if len(models) == 1 else [run.name for run in runs]
-        return Alike(runs[0].config.method.name, "", names)
+        return RunGroup(runs[0].config.method.name, "", names)
 
     def line(self, run: Run) -> dict[int, ModelRecord]:
         """Step -> the run's model there, of those with all that was learned."""
@@ -66,7 +66,7 @@ class ReportInputs:
         return dict(sorted(found.items()))
 
     def groups(self) -> list[Group]:
-        """The runs as they are drawn: those that differ in seed alone together, in their models' styles."""
+        """Returns the runs as they are drawn: those that differ in seed alone together, in their models' styles."""
         by_kind: dict[str, list[Run]] = {}
         for run in self.runs:
             by_kind.setdefault(run.kind, []).append(run)
@@ -145,7 +145,7 @@ def read_inputs(targets: Sequence[str | Path]) -> ReportInputs:
 
 
 def _alike(evaluation: EvaluationData, runs: dict[Path, Run]) -> dict[str, list[str]]:
-    """Label -> the models that differ in seed alone, at one step and scale."""
+    """Returns label -> the models that differ in seed alone, at one step and scale."""
     groups: dict[tuple[object, ...], list[ModelRecord]] = {}
     of = {m.name: runs.get(_place(m.path, evaluation)) if m.path else None for m in evaluation.tuned}
     for model in evaluation.tuned:
@@ -162,13 +162,13 @@ def _alike(evaluation: EvaluationData, runs: dict[Path, Run]) -> dict[str, list[
         first, run = members[0], of[members[0].name]
         part = part_of_run(first.step if first.kind == "checkpoint" else None, first.scale)
         method = run.config.method.name if run else first.label
-        alike.append(Alike(method, part, [model.label for model in members]))
+        alike.append(RunGroup(method, part, [model.label for model in members]))
     named = name_groups(alike, evaluation.base.name)
     return {name: [model.name for model in members] for name, members in zip(named, groups.values(), strict=True)}
 
 
 def _place(path: str, evaluation: EvaluationData) -> Path:
-    """Where a model's run is: as written, or beside the evaluation."""
+    """Returns the folder of a model's run: as written, or beside the evaluation."""
     options = [Path(path), *(folder / path for folder in evaluation.folders)]
     return next((p for p in options if (p / "config.yaml").is_file()), Path(path)).resolve()
 

@@ -1,4 +1,4 @@
-"""The page itself: what the template is filled with. Prompts and labels are foreign text and stay text."""
+"""The report's page: fills the template. Prompts and labels are foreign text and are escaped."""
 
 import math
 from dataclasses import dataclass, field
@@ -42,7 +42,7 @@ class Strip:
 
 @dataclass
 class PageAssets:
-    """What was written beside the page: file names, and the shape (F, H, W, 3) of all videos."""
+    """The files beside the page: their names, and the shape (F, H, W, 3) of all videos."""
 
     sprites: dict[tuple[str, Case], str] = field(default_factory=dict)
     files: dict[Case, list[str]] = field(default_factory=dict)
@@ -87,7 +87,7 @@ def render(inputs: ReportInputs, selection: CaseSelection, assets: PageAssets) -
 
 
 def summaries_of(inputs: ReportInputs) -> list[ModelSummary]:
-    """The summary, with what the guards of the runs saw."""
+    """Returns the summary, with the warnings of the runs' guards."""
     summaries = summarise_models(inputs.evaluation)
     first = inputs.evaluation.tuned[:1]
     measured = next((r.config.reward for r in inputs.runs if set(first) & set(inputs.models_of(r))), None)
@@ -101,7 +101,7 @@ def summaries_of(inputs: ReportInputs) -> list[ModelSummary]:
 
 
 def _otherwise(measured: RewardConfig, own: RewardConfig) -> list[str]:
-    """What to know of a run trained on another reward than all models are measured by, or on the held-out one."""
+    """Returns warnings for a run that was trained on another reward than the measured one, or on the held-out one."""
     found = []
     if (own.parts, own.mixture) != (measured.parts, measured.mixture):
         names = " + ".join(name for name, _ in own.parts)
@@ -131,7 +131,7 @@ def _lead(evaluation: EvaluationData) -> str:
 
 
 def _tiles(evaluation: EvaluationData) -> dict[str, list[dict[str, str]]]:
-    """For each tuned model, the gain in the judging metric in every set with the first D."""
+    """Returns each tuned model's gain in the judging metric, in every set with the first D."""
     found: dict[str, list[dict[str, str]]] = {}
     metric, steps = metric_of(evaluation.judge), evaluation.about.steps[0]
     for model in evaluation.tuned:
@@ -166,7 +166,7 @@ def _cases(evaluation: EvaluationData, assets: PageAssets) -> list[dict[str, Any
 
 
 def _data(evaluation: EvaluationData, assets: PageAssets) -> dict[str, Any]:
-    """What the script knows: ``cases[number][model][metric]`` is a value or null."""
+    """Returns the data of the page's script: ``cases[number][model][metric]`` is a value or null."""
     metrics = shown_metrics(evaluation)
     frames, height, width, _ = assets.shape
     return {

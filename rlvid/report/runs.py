@@ -1,4 +1,4 @@
-"""What a run's folder says: its settings, its scalars over steps and seconds, and what a step cost."""
+"""A run for the report: its settings, its scalars over steps and seconds, and the costs of a step."""
 
 from dataclasses import dataclass, field
 from itertools import accumulate

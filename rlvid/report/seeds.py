@@ -1,4 +1,4 @@
-"""Runs of several seeds as one row: the paper's tables, and every two rows against each other."""
+"""Tables over seeds: the paper's tables with a row per method, and pairwise comparisons."""
 
 from rlvid.evaluate.results.pairwise import MAX_PAIRWISE_ROWS, pairwise
 from rlvid.evaluate.results.rows import pooled

@@ -1,4 +1,4 @@
-"""Which cases are pictured: fixed ones, chosen before anyone looked, and the extremes on both sides."""
+"""Selects the cases to show: fixed ones, chosen before any result is known, and the extremes on both sides."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -74,7 +74,7 @@ def select_cases(evaluation: EvaluationData, moving: int, pictured: Sequence[Mod
 
 
 def _distinct(extremes: Iterable[Extreme], *, by_prompt: bool = False) -> list[Extreme]:
-    """The first of each case, or of each prompt."""
+    """Returns the first of each case, or of each prompt."""
     found: dict[tuple[object, ...], Extreme] = {}
     for each in extremes:
         found.setdefault((each.case.set, each.case.index) if by_prompt else each.case, each)

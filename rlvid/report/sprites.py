@@ -26,7 +26,7 @@ class Video(NamedTuple):
 
 
 def read_videos(evaluation: EvaluationData) -> Iterator[Video]:
-    """Every video once, in the order on disk.
+    """Yields every video once, in the order on disk.
 
     Raises:
         ValueError: a file or a frame is damaged, or videos differ in shape.
@@ -50,7 +50,7 @@ def read_videos(evaluation: EvaluationData) -> Iterator[Video]:
 
 
 def sprite(frames: np.ndarray) -> tuple[bytes, str, int]:
-    """Frames (F, H, W, 3) in rows of one image: its bytes, its suffix, and how many frames a row has."""
+    """Returns frames (F, H, W, 3) in rows of one image: its bytes, its suffix, and how many frames a row has."""
     count, height, width, _ = frames.shape
     columns = ceil(sqrt(count))
     rows = ceil(count / columns)
@@ -67,6 +67,6 @@ def sprite(frames: np.ndarray) -> tuple[bytes, str, int]:
 
 
 def crossed_out(shape: tuple[int, ...]) -> np.ndarray:
-    """A white video of ``shape`` (F, H, W, 3) with a cross over it."""
+    """Returns a white video of ``shape`` (F, H, W, 3) with a cross over it."""
     count, height, width, _ = shape
     return np.repeat(np.asarray(crossed((width, height)))[None], count, 0)

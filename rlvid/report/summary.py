@@ -1,4 +1,4 @@
-"""An evaluation in plain words and in tables: what rose, what fell, what is not beyond chance, what to be wary of."""
+"""The summary of an evaluation in sentences and tables: gains, losses, changes within chance, warnings."""
 
 from dataclasses import dataclass, field
 from itertools import product
@@ -23,7 +23,7 @@ _CAUTIONS: dict[str, dict[str, int]] = {
 
 @dataclass
 class ModelSummary:
-    """The summary of one model: a headline, one line a prompt set and D, and what to be wary of."""
+    """The summary of one model: a headline, a line per prompt set and D, and warnings."""
 
     model: ModelRecord
     headline: str
@@ -47,7 +47,7 @@ def shown_metrics(evaluation: EvaluationData) -> list[Metric]:
 
 
 def summarise_models(evaluation: EvaluationData) -> list[ModelSummary]:
-    """The summary: one entry for each tuned model."""
+    """Returns the summary: one entry for each tuned model."""
     return [_summarise(evaluation, model) for model in evaluation.tuned]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from rlvid.evaluate.results.about import Case, VideoKey
-from rlvid.files import whole_folder
+from rlvid.files import atomic_folder
 from rlvid.metric_names import metric_of, set_title
 from rlvid.plots.curves import Drawing
 from rlvid.plots.frames import draw_models, draw_steps, side_by_side, spread, write_moving
@@ -28,7 +28,7 @@ Frames = dict[VideoKey, np.ndarray]
 
 @dataclass(frozen=True)
 class Report:
-    """What was written: the folder, how many videos and bytes it has, and what the reader must know."""
+    """A written report: its folder, its numbers of videos and bytes, and notes for the reader."""
 
     folder: Path
     videos: int
@@ -43,7 +43,7 @@ def write_report(
     moving: int = 6,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Writes one folder of static HTML that opens from disk and asks nothing of the network.
+    """Writes one folder of static HTML that opens from disk and needs no network.
 
     Args:
         targets: evaluations and runs; see ``rlvid.report.inputs``.
@@ -200,12 +200,12 @@ def _tensor(frames: np.ndarray) -> torch.Tensor:
 
 
 def _file(name: str) -> str:
-    """A set's name in a file's, where it neither leaves the folder nor means anything in an address; not unique."""
+    """Returns a set's name in a form that is safe in file names and addresses; not unique."""
     return "".join(c if c.isascii() and c.isalnum() else "-" for c in name)
 
 
 def _check_out(out: Path) -> None:
-    """Only a report to which nobody has added anything, or nothing, is replaced."""
+    """Checks that the folder is missing, empty, or a report without foreign files."""
     page = out / "index.html"
     ours = page.is_file() and MARK in page.read_text(encoding="utf-8", errors="replace")[:1000]
     if out.exists() and not ours and (not out.is_dir() or any(out.iterdir())):
@@ -217,9 +217,9 @@ def _check_out(out: Path) -> None:
 
 @contextmanager
 def _whole(out: Path) -> Iterator[Path]:
-    """A folder to write into, that takes the place of ``out`` when all went well, and else is gone."""
+    """Yields a new folder that replaces ``out`` when the block succeeds, and is deleted when it fails."""
     try:
-        with whole_folder(out) as part:
+        with atomic_folder(out) as part:
             yield part
     except OSError as error:
         reason = error.strerror or str(error)

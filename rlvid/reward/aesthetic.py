@@ -43,12 +43,12 @@ class AestheticReward(ImageFeatures):
         self.register_buffer("bias", bias)
 
     def forward(self, frames_BSCHW: Tensor, prompts: list[str]) -> Tensor:
-        """scores_BS, float32; the prompts play no part."""
+        """Returns scores_BS, float32; the prompts play no part."""
         return self.image_features(frames_BSCHW) @ self.get_buffer("weight_D") + self.get_buffer("bias")
 
 
 def fold(layers: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Linear layers (weight, bias) without activations between them, as one: weight (D,) and bias, float32.
+    """Returns linear layers (weight, bias) without activations between them, as one: weight (D,) and bias, float32.
 
     The product is taken in float64; the last layer has one output.
     """

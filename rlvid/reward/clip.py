@@ -41,12 +41,12 @@ def in_chunks(compute: Callable[..., Tensor], chunk: int, recompute: bool, *inpu
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """The values in float32, or as they are in float64."""
+    """Returns the values in float32, or as they are in float64."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 class ImageFeatures(nn.Module):
-    """What rewards on a CLIP image tower share; ``visual`` is the tower."""
+    """The common part of rewards on a CLIP image tower; ``visual`` is the tower."""
 
     visual: nn.Module
     preprocess: Preprocess
@@ -54,7 +54,7 @@ class ImageFeatures(nn.Module):
     recompute: bool
 
     def image_features(self, frames_BSCHW: Tensor) -> Tensor:
-        """Normalised embeddings (B, S, D) of frames in [0, 1], float32; differentiable."""
+        """Returns normalised embeddings (B, S, D) of frames in [0, 1], float32; differentiable."""
         images = normalise(self.preprocess(frames_BSCHW.flatten(0, 1)))
         dtype = next(self.visual.parameters()).dtype
         features = in_chunks(lambda part: self.visual(part.to(dtype)), self.chunk, self.recompute, images)
@@ -95,7 +95,7 @@ class ClipReward(ImageFeatures):
 
     @torch.no_grad()
     def text_features(self, prompts: list[str]) -> Tensor:
-        """Normalised embeddings (B, D) of prompts, float32, computed once for each prompt.
+        """Returns normalised embeddings (B, D) of prompts, float32, computed once for each prompt.
 
         A prompt is embedded by itself: in a batch, its last bits would depend on the other prompts of the batch, so
         what is kept here, and a run, would depend on the step at which the process started.
@@ -108,19 +108,19 @@ class ClipReward(ImageFeatures):
         return torch.stack([self._text[p] for p in prompts])
 
     def forward(self, frames_BSCHW: Tensor, prompts: list[str]) -> Tensor:
-        """scores_BS, float32."""
+        """Returns scores_BS, float32."""
         cosine_BS = torch.einsum("bsd,bd->bs", self.image_features(frames_BSCHW), self.text_features(prompts))
         return cosine_BS * self.scale
 
 
 def build_clip(config: dict[str, Any]) -> CLIP:
-    """An open_clip model of a configuration in open_clip's own form; its weights are open_clip's initial ones."""
+    """Builds an open_clip model of a configuration in open_clip's form, with open_clip's initial weights."""
     vision, text = CLIPVisionCfg(**config["vision_cfg"]), CLIPTextCfg(**config["text_cfg"])
     return CLIP(config["embed_dim"], vision, text, quick_gelu=config.get("quick_gelu", False))
 
 
 def pad_with(words: CLIPTokenizer, length: int) -> Tokenise:
-    """A transformers tokenizer as a function that pads and cuts to ``length`` tokens."""
+    """Returns a transformers tokenizer as a function that pads and cuts to ``length`` tokens."""
 
     def tokenise(prompts: list[str]) -> Tensor:
         return words(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
@@ -129,7 +129,7 @@ def pad_with(words: CLIPTokenizer, length: int) -> Tokenise:
 
 
 def load_clip_folder(folder: Path, tokenizer: Path, device: str | torch.device = "cpu", **settings: Any) -> ClipReward:
-    """A reward from ``config.json`` (open_clip's own) and ``model.safetensors``, with a CLIP tokenizer's folder."""
+    """Loads a reward from open_clip's ``config.json`` and ``model.safetensors``, and a CLIP tokenizer's folder."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     clip = build_clip(config)
     weights = read_weights(folder, str(folder))

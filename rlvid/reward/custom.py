@@ -1,4 +1,4 @@
-"""A reward of the user's own: one function in a Python file, named as FILE.py:FUNCTION."""
+"""A user's own reward: a function in a Python file, named as FILE.py:FUNCTION."""
 
 import hashlib
 import importlib.util
@@ -33,7 +33,7 @@ class CustomReward(nn.Module):
         self.label = _label(function)
 
     def forward(self, frames_BSCHW: Tensor, prompts: list[str]) -> Tensor:
-        """scores_BS or scores_B, float32, on the device of the frames."""
+        """Returns scores_BS or scores_B, float32, on the device of the frames."""
         if self.differentiable:
             scores = self.function(frames_BSCHW, prompts)
         else:
@@ -56,7 +56,7 @@ def _label(function: Callable[[Tensor, list[str]], Any]) -> str:
 
 
 def load_function(path: str, where: str) -> Callable[[Tensor, list[str]], Any]:
-    """The function of FILE.py:FUNCTION; the file is run, as importing it would.
+    """Returns the function of FILE.py:FUNCTION; the file is run, as importing it would.
 
     Args:
         path: the file, a colon and a name in it.

@@ -9,7 +9,7 @@ from transformers import CLIPConfig
 
 
 def open_clip_config(config: CLIPConfig, where: str = "config.json") -> dict[str, Any]:
-    """open_clip's configuration of a transformers one.
+    """Returns open_clip's configuration of a transformers one.
 
     Raises:
         ValueError: an activation that open_clip's class does not have.
@@ -55,7 +55,7 @@ _RENAMED = (
 
 
 def open_clip_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of transformers' ``CLIPModel`` under open_clip's names; queries, keys and values become one.
+    """Returns the weights of transformers' ``CLIPModel`` under open_clip's names; queries, keys and values become one.
 
     Names that are unknown stay, so that ``fill`` can name them.
     """

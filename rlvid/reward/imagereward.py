@@ -17,7 +17,7 @@ from rlvid.reward.clip import at_least_float32, in_chunks
 from rlvid.reward.preprocess import Preprocess, normalise, preset
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
-"""Of raw scores; the published score is (raw - MEAN) / STD."""
+"""Mean and deviation of raw scores; the published score is (raw - MEAN) / STD."""
 LENGTH = 35
 """Tokens of a prompt, with [CLS] and [SEP]; shorter ones are padded."""
 FILE, VOCABULARY = "ImageReward.pt", "vocab.txt"
@@ -64,12 +64,12 @@ class BlipReward(nn.Module):
         self.tokenizer, self.preprocess, self.chunk, self.recompute = tokenizer, preprocess, chunk, recompute
 
     def tokens(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        """Token ids and attention mask, (B, 35) each."""
+        """Returns token ids and attention mask, (B, 35) each."""
         found = self.tokenizer(prompts, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")
         return found.input_ids, found.attention_mask
 
     def forward(self, frames_BSCHW: Tensor, prompts: list[str]) -> Tensor:
-        """scores_BS, float32, about standard normal over ordinary images; differentiable."""
+        """Returns scores_BS, float32, about standard normal over ordinary images; differentiable."""
         images = normalise(self.preprocess(frames_BSCHW.flatten(0, 1)))
         shown = frames_BSCHW.shape[1]
         ids, mask = (each.to(images.device).repeat_interleave(shown, 0) for each in self.tokens(prompts))
@@ -88,7 +88,7 @@ class BlipReward(nn.Module):
 
 
 def build_blip(vision: BlipVisionConfig, text: BlipTextConfig) -> tuple[BlipVisionModel, BlipTextModel, nn.Sequential]:
-    """The three parts, with initial weights."""
+    """Returns the three parts, with initial weights."""
     ends = zip((text.hidden_size, *_WIDTHS[:-1]), _WIDTHS, strict=True)
     layers = [nn.Linear(into, out) for into, out in ends]
     # Dropout stands where Identity does, so that the checkpoint's places are kept: 0, 2, 4, 6, 7.
@@ -117,7 +117,7 @@ _UNUSED = re.compile(r"blip\.(vision|text)_proj\..*|.*\.position_ids")
 
 
 def renamed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The original checkpoint under the names of ``BlipReward``'s parts; its unused projections are left out.
+    """Returns the original checkpoint under the names of ``BlipReward``'s parts; its unused projections are left out.
 
     Names that are unknown stay, so that ``fill`` can name them.
     """
@@ -132,7 +132,7 @@ def renamed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def check_files(path: str, where: str) -> Path | None:
-    """The folder of a checkpoint whose weights fit, or None for ``random``; their numbers are not read.
+    """Returns the folder of a checkpoint whose weights fit, or None for ``random``; their numbers are not read.
 
     Raises:
         ValueError: as ``find_files``, or the weights are of another model.
@@ -147,7 +147,7 @@ def check_files(path: str, where: str) -> Path | None:
 
 
 def find_files(path: str, where: str) -> Path | None:
-    """The folder of a checkpoint, or None for ``random``; weights are not looked into.
+    """Returns the folder of a checkpoint, or None for ``random``; weights are not looked into.
 
     Raises:
         ValueError: it lacks ``ImageReward.pt`` or BERT's ``vocab.txt``.

@@ -1,4 +1,4 @@
-"""From a name and a path to a reward; what can be wrong is found before weights are read."""
+"""Loads rewards by name and path; finds errors before weights are read."""
 
 from importlib import resources
 from pathlib import Path
@@ -25,7 +25,7 @@ def load_reward(
     chunk: int | None = None,
     checkpoint_activations: bool | None = None,
 ) -> nn.Module:
-    """A reward ``(frames_BSCHW in [0, 1], prompts) -> scores_BS`` (or ``scores_B``), float32, frozen.
+    """Returns a reward ``(frames_BSCHW in [0, 1], prompts) -> scores_BS`` (or ``scores_B``), float32, frozen.
 
     ``builtin`` is the one of the built-in world to train on, ``builtin-heldout`` the one to be judged by, ``oracle``
     reads whole videos of that world. The others are in docs/rewards.md.
@@ -74,7 +74,7 @@ def load_reward(
 
 
 def _given(name: str, path: str | None, key: str) -> str:
-    """The setting, as errors begin; raises ValueError for an unknown reward, or a path that is not for it."""
+    """Returns the setting, as errors begin; raises ValueError for an unknown reward, or a path that is not for it."""
     if name not in NAMES:
         raise ValueError(f"reward {name!r} does not exist; allowed: {', '.join(NAMES)}")
     if path is None and (name == "custom" or name in FROM_A_FILE):
@@ -85,7 +85,7 @@ def _given(name: str, path: str | None, key: str) -> str:
 
 
 def check_one(name: str, path: str | None, key: str = "reward.path") -> None:
-    """Whether a reward's path is given and holds what it should; no weights are read, but a function is imported.
+    """Checks that a reward's path is given and holds the right files; reads no weights, but imports a function.
 
     Raises:
         ValueError: it does not, in one line.
@@ -106,7 +106,7 @@ def check_one(name: str, path: str | None, key: str = "reward.path") -> None:
 
 
 def trained_reward(config: RewardConfig, device: str | torch.device = "cpu") -> nn.Module:
-    """The reward that a run trains on.
+    """Returns the reward that a run trains on.
 
     Raises:
         ValueError: as ``load_reward``.
@@ -129,7 +129,7 @@ def trained_reward(config: RewardConfig, device: str | torch.device = "cpu") -> 
 
 
 def held_out_reward(config: RewardConfig, device: str | torch.device = "cpu") -> nn.Module | None:
-    """The reward that a run logs and never trains on, if it has one.
+    """Returns the reward that a run logs and never trains on, if it has one.
 
     Raises:
         ValueError: as ``load_reward``.
@@ -142,7 +142,7 @@ def held_out_reward(config: RewardConfig, device: str | torch.device = "cpu") ->
 
 
 def _labelled(reward: nn.Module, name: str) -> nn.Module:
-    """A reward that messages can name; a function of the user's has its own name already."""
+    """Returns a reward that messages can name; a function of the user's has its own name already."""
     if not isinstance(reward, CustomReward):
         reward.label = name  # type: ignore[assignment]
     return reward
@@ -157,7 +157,7 @@ def _settings(config: RewardConfig) -> dict[str, Any]:
 
 
 def check_trust(config: RewardConfig, run: Path, trusted: bool) -> None:
-    """Checks that no Python file runs only because a run's own settings name it, which may be somebody else's.
+    """Checks that a Python file which a run's own settings name is trusted, because the run may be somebody else's.
 
     Raises:
         ValueError: the rewards of ``run`` are in such a file, and the user did not say that it is ``trusted``.
@@ -165,13 +165,13 @@ def check_trust(config: RewardConfig, run: Path, trusted: bool) -> None:
     if config.functions and not trusted:
         file = config.functions[0].rpartition(":")[0]
         raise ValueError(
-            f"run {run}: its settings name a reward in {file}, and evaluating the run would run that file; read it, "
-            "and add --trust if you trust it"
+            f"run {run}: its settings name a reward in {file}, and an evaluation would run that file; read it, and add "
+            "--trust if you trust it"
         )
 
 
 def check_reward(config: RewardConfig, needs_gradient: bool) -> None:
-    """What can be known of a run's rewards before anything heavy starts; functions of the user's are imported.
+    """Checks a run's rewards before anything heavy starts; imports a user's functions.
 
     Raises:
         ValueError: a path is missing or wrong, or a function gives no gradient and the method needs one.
@@ -193,7 +193,7 @@ def check_reward(config: RewardConfig, needs_gradient: bool) -> None:
 
 
 def scores_whole_videos(config: RewardConfig) -> bool:
-    """Whether the trained reward looks at all frames of a video; functions of the user's are imported to see.
+    """Returns whether the trained reward looks at all frames of a video; functions of the user's are imported to see.
 
     Raises:
         ValueError: there is no such function.

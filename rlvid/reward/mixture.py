@@ -1,4 +1,4 @@
-"""A weighted sum of rewards that keeps the scores of its parts, to be logged one by one."""
+"""A weighted sum of rewards that keeps the scores of its parts for the log."""
 
 from collections.abc import Sequence
 
@@ -33,7 +33,7 @@ class MixtureReward(nn.Module):
         self.latest: dict[str, Tensor] = {}
 
     def forward(self, frames_BSCHW: Tensor, prompts: list[str]) -> Tensor:
-        """scores_BS, or scores_B of whole videos."""
+        """Returns scores_BS, or scores_B of whole videos."""
         self.latest = {}
         latest, total = {}, torch.zeros((), device=frames_BSCHW.device)
         for label, part, weight in zip(self.labels, self.parts, self.weights, strict=True):

@@ -1,4 +1,4 @@
-"""From decoded pixels to a reward model's input, differentiably: the policies of the published rewards, by name."""
+"""Prepares frames for a reward model, differentiably: the preprocessing of published rewards, by name."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -20,7 +20,7 @@ def normalise(images_NCHW: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Brings images of any size to the square that a model looks at.
+    """Resizes images of any size to a model's square input.
 
     ============  =================================================================================================
     fit           what happens to images that are not square
@@ -86,7 +86,7 @@ class Preprocess:
 
 
 def preset(name: str, size: int = 224) -> Preprocess:
-    """How a published code base prepares frames.
+    """Returns the preprocessing of a published code base.
 
     ``hpsv2``: the official package. ``instructvideo``: the paper's code; the torchvision of its time did not
     antialias tensors. ``videox_fun``: VideoX-Fun's HPS reward. ``imagereward``: the official package, as ReFL uses it
@@ -113,5 +113,5 @@ _PRESETS = {
 
 @torch.no_grad()
 def saturated_share(frames: Tensor) -> Tensor:
-    """Share of pixels outside [0, 1], where the reward's gradient is zero: a scalar."""
+    """Returns share of pixels outside [0, 1], where the reward's gradient is zero: a scalar."""
     return ((frames < 0) | (frames > 1)).float().mean()

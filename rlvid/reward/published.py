@@ -1,4 +1,4 @@
-"""Published CLIP models from local files: their structures, the names of their weights, and which file is which."""
+"""Published CLIP models from local files: their structures, names of weights, and versions."""
 
 import hashlib
 from pathlib import Path
@@ -45,7 +45,7 @@ def load_clip_reward(
     chunk: int = 8,
     recompute: bool = True,
 ) -> ClipReward | AestheticReward:
-    """One of ``STRUCTURES`` from its published weights.
+    """Loads a reward of ``STRUCTURES`` from its published weights.
 
     Args:
         name: which reward.
@@ -74,7 +74,7 @@ def load_clip_reward(
 
 
 def check_files(name: str, path: str, where: str) -> Path | None:
-    """What can be known to be wrong without the weights' numbers; the path, or None for ``random``.
+    """Checks a reward's files without reading numbers; returns the path, or None for ``random``.
 
     Raises:
         ValueError: as ``find_files``; or weights are of another model, or of the other version of HPS.
@@ -90,7 +90,7 @@ def check_files(name: str, path: str, where: str) -> Path | None:
 
 
 def find_files(name: str, path: str, where: str) -> Path | None:
-    """Where a reward's weights and settings are, or None for ``random``; weights are not looked into.
+    """Returns the path of a reward's weights and settings, or None for ``random``; opens no weights.
 
     HPSv2, HPSv2.1 and PickScore may be one file, whose structure is known. A folder is one of transformers
     (``config.json`` of a ``CLIPModel``) or of open_clip (``open_clip_config.json``); the aesthetic one also holds
@@ -141,7 +141,7 @@ def _random(name: str) -> tuple[CLIP, Tokenise]:
 
 
 def structure(name: str, source: Path | None, where: str) -> dict[str, Any]:
-    """open_clip's configuration of a published model: its folder's own, else the one that ``STRUCTURES`` names.
+    """Returns open_clip's configuration of a published model: its folder's own, else the one that ``STRUCTURES`` names.
 
     The activation must be the one of the training: with the other one scores are wrong by about 1e-3, and nothing else
     shows it. So the folder's word counts, and two words that differ are refused.
@@ -172,7 +172,7 @@ def structure(name: str, source: Path | None, where: str) -> dict[str, Any]:
 
 
 def _fitted(name: str, source: Path, weights: dict[str, Tensor], where: str) -> tuple[CLIP, dict[str, Tensor]]:
-    """The model on the meta device, and the weights under its names, which fit."""
+    """Returns the model on the meta device, and the weights under its names, which fit."""
     if any(key.startswith("vision_model.") for key in weights):
         weights = open_clip_names(weights)
     with torch.device("meta"):
@@ -190,7 +190,7 @@ def _published(name: str, source: Path, where: str) -> tuple[CLIP, Tokenise]:
 
 
 def _tokeniser(source: Path, config: dict[str, Any], where: str) -> Tokenise:
-    """The folder's own tokenizer, or else open_clip's, which is OpenAI's."""
+    """Returns the folder's own tokenizer, or else open_clip's, which is OpenAI's."""
     length = config["text_cfg"].get("context_length", 77)
     if (source / "tokenizer.json").is_file() or (source / "vocab.json").is_file():
         return pad_with(CLIPTokenizer.from_pretrained(source, local_files_only=True), length)

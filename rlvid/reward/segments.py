@@ -1,11 +1,11 @@
-"""Segmental Video Reward, SegVR (InstructVideo, section 3.3): one random frame of each segment stands for it."""
+"""Segmental Video Reward, SegVR (InstructVideo, section 3.3): one random frame represents each segment."""
 
 import torch
 from torch import Tensor
 
 
 def choose_frames(uniform_BS: Tensor, frames: int) -> Tensor:
-    """Indices of the scored frames.
+    """Returns indices of the scored frames.
 
     Args:
         uniform_BS: draws in [0, 1), one for each video and segment.

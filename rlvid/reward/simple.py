@@ -29,19 +29,19 @@ class BrightnessReward(nn.Module):
     """The mean luma of a frame, in [0, 1]; prompts play no part."""
 
     def forward(self, frames_BSCHW: Tensor, prompts: list[str]) -> Tensor:
-        """scores_BS, float32."""
+        """Returns scores_BS, float32."""
         return luma(frames_BSCHW).mean((2, 3))
 
 
 class CompressionReward(nn.Module):
-    """How small JPEG would make a frame, differentiably: minus the bits a pixel that its luma would need.
+    """The compressibility of a frame in JPEG, differentiably: minus the bits per pixel that its luma needs.
 
     Every 8 x 8 block is transformed by the DCT and divided by JPEG's table; a coefficient c counts log2(1 + |c|) bits
     where JPEG would round it. A frame of one colour scores highest, 0 but for its DC coefficient, which is left out.
     """
 
     def forward(self, frames_BSCHW: Tensor, prompts: list[str]) -> Tensor:
-        """scores_BS, float32, at most 0; prompts play no part."""
+        """Returns scores_BS, float32, at most 0; prompts play no part."""
         values_NHW = luma(frames_BSCHW).flatten(0, 1) * 255
         right, down = (-side % 8 for side in (values_NHW.shape[2], values_NHW.shape[1]))
         values_NHW = F.pad(values_NHW[:, None], (0, right, 0, down), mode="replicate")[:, 0]
@@ -53,7 +53,7 @@ class CompressionReward(nn.Module):
 
 
 def _dct(device: torch.device) -> Tensor:
-    """The orthonormal DCT-II of eight samples: (8, 8), rows are frequencies."""
+    """Returns the orthonormal DCT-II of eight samples: (8, 8), rows are frequencies."""
     place = torch.arange(8, device=device)
     waves = torch.cos(math.pi / 8 * (place + 0.5) * place[:, None]) / 2
     waves[0] /= math.sqrt(2)

@@ -1,4 +1,4 @@
-"""How much of a prompt a run's rewards read; from tokenizers and configurations alone, without weights."""
+"""The length of prompts that a run's rewards read, from tokenizers and configurations, without weights."""
 
 import json
 from functools import partial
@@ -17,7 +17,7 @@ _CLIP_LENGTH = 77
 
 
 def reward_text_limits(config: RewardConfig) -> list[TextLimit]:
-    """The limits of a run's rewards, the held-out one among them, each once.
+    """Returns the limits of a run's rewards, the held-out one among them, each once.
 
     Raises:
         ValueError: a reward's files are not what they should be.
@@ -27,7 +27,7 @@ def reward_text_limits(config: RewardConfig) -> list[TextLimit]:
 
 
 def reward_text_limit(name: str, path: str | None = None) -> TextLimit | None:
-    """The limit of a reward; None of one that reads no prompt, is the user's own, or has random weights.
+    """Returns the limit of a reward; None of one that reads no prompt, is the user's own, or has random weights.
 
     Raises:
         ValueError: its files are not what they should be.
@@ -49,7 +49,7 @@ def reward_text_limit(name: str, path: str | None = None) -> TextLimit | None:
 
 
 def _context_length(source: Path) -> int:
-    """Of a published CLIP: a folder's own, else that of OpenAI's."""
+    """Returns the context length of a published CLIP: the folder's own, else OpenAI's."""
     for file, keys in {
         "open_clip_config.json": ("model_cfg", "text_cfg", "context_length"),
         "config.json": ("text_config", "max_position_embeddings"),
@@ -63,7 +63,7 @@ def _context_length(source: Path) -> int:
 
 
 def _clip_counts(source: Path, prompts: list[str]) -> list[int]:
-    """Tokens by the folder's own tokenizer, else by OpenAI's."""
+    """Returns tokens by the folder's own tokenizer, else by OpenAI's."""
     if (source / "tokenizer.json").is_file() or (source / "vocab.json").is_file():
         return token_counts(CLIPTokenizer.from_pretrained(source, local_files_only=True), prompts)
     words = SimpleTokenizer()

@@ -1,4 +1,4 @@
-"""Where SegVR and TAR meet an image reward: which frames are decoded, and what a video's reward is."""
+"""SegVR and TAR around an image reward: the frames to decode, and the reward of a video."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,17 +15,17 @@ ImageReward = Callable[[Tensor, list[str]], Tensor]
 
 
 def whole_video(reward: ImageReward) -> bool:
-    """Whether a reward looks at all frames of a video at once and gives one score a video."""
+    """Returns whether a reward looks at all frames of a video at once and gives one score a video."""
     return bool(getattr(reward, "whole_video", False))
 
 
 def label_of(reward: ImageReward) -> str:
-    """What messages call a reward: FILE.py:FUNCTION for a user's own, else its name."""
+    """Returns the name of a reward in messages: FILE.py:FUNCTION for a user's own, else its name."""
     return str(getattr(reward, "label", type(reward).__name__))
 
 
 def check_shape(scores: Tensor, shape: Sequence[int], label: str) -> Tensor:
-    """The scores, whose shape is (B, S) or (B,).
+    """Returns the scores, whose shape is (B, S) or (B,).
 
     Args:
         scores: of a reward.
@@ -44,7 +44,7 @@ def check_shape(scores: Tensor, shape: Sequence[int], label: str) -> Tensor:
 
 
 def mean_of_frames(scores: Tensor) -> Tensor:
-    """The mean score of each video (B,), of scores (B, S), or (B,) from a reward of whole videos."""
+    """Returns the mean score of each video (B,), of scores (B, S), or (B,) from a reward of whole videos."""
     return scores if scores.dim() == 1 else scores.double().mean(1).to(torch.promote_types(scores.dtype, torch.float32))
 
 
@@ -99,7 +99,7 @@ def plan_frames(
 
 
 def expected_shares(segments: int, frames: int, attenuation: float) -> Tensor:
-    """Share of the summed TAR weight that each segment has on average: (S,), float32, sums to one."""
+    """Returns share of the summed TAR weight that each segment has on average: (S,), float32, sums to one."""
     length = frames // segments
     index_SL = torch.arange(segments * length).reshape(segments, length)
     weight_S = tar_weights(index_SL, frames, attenuation).mean(1)

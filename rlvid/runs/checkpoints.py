@@ -1,4 +1,4 @@
-"""Checkpoints of a run's folder: which there are, what they hold, and whether they are whole.
+"""Checkpoints of a run's folder: finds them, reads their state, and checks that they are complete.
 
 Layout of a checkpoint folder, the same for any number of workers::
 
@@ -42,7 +42,7 @@ class CheckpointRef:
 
 
 class State(BaseModel):
-    """What ``state.json`` of a checkpoint holds."""
+    """The content of a checkpoint's ``state.json``."""
 
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
 
@@ -52,13 +52,13 @@ class State(BaseModel):
     skipped: NonNegativeInt
     """Steps skipped as non-finite."""
     seconds: NonNegativeFloat
-    """Of training."""
+    """Seconds of training."""
     videos: NonNegativeInt
-    """Rewarded."""
+    """Videos that were rewarded."""
     hardware: str
     seed: int
     fingerprint: str
-    """Of the settings."""
+    """Fingerprint of the settings."""
     config: dict[str, Any]
     versions: dict[str, str]
     files: dict[str, Annotated[tuple[int, str], Strict(False)]]
@@ -75,7 +75,7 @@ class State(BaseModel):
 
 
 def checkpoint_name(step: int) -> str:
-    """Folder name of the checkpoint after ``step`` batches."""
+    """Returns folder name of the checkpoint after ``step`` batches."""
     return f"step-{step:06d}"
 
 
@@ -97,7 +97,7 @@ def read_settings(run: Path) -> RunConfig:
 
 
 def latest_checkpoint(run: Path, resumable: bool = True) -> tuple[RunConfig, int] | None:
-    """Settings and step of a run's latest whole checkpoint, if it has one.
+    """Returns settings and step of a run's latest whole checkpoint, if it has one.
 
     Here and below, without ``resumable`` the folder mirrors an object store and lacks what only workers need.
     """
@@ -180,7 +180,7 @@ def _within(folder: Path, error: Exception) -> str:
 
 
 def step_of(name: str) -> int | None:
-    """The step of a checkpoint by the name of its folder; None for any other name."""
+    """Returns the step of a checkpoint by the name of its folder; None for any other name."""
     match = _NAME.fullmatch(name)
     return int(match[1]) if match else None
 

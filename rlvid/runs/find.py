@@ -14,7 +14,7 @@ log = logging.getLogger("rlvid.evaluate")
 
 
 def find_run(run: str | Path, step: int | None = None) -> tuple[RunConfig, CheckpointRef]:
-    """A run's settings and one of its checkpoints, the latest by default.
+    """Returns a run's settings and one of its checkpoints, the latest by default.
 
     Args:
         run: see ``find_checkpoints_of``.
@@ -28,7 +28,7 @@ def find_run(run: str | Path, step: int | None = None) -> tuple[RunConfig, Check
 
 
 def choose(found: list[CheckpointRef], step: int | None) -> CheckpointRef:
-    """The checkpoint of a step, or the newest one, out of those of a run; its trained weights are as they were written.
+    """Returns the checkpoint of a step, or the newest one, of a run; its trained weights match their checksums.
 
     Newer ones that are damaged are passed over, and named in the log.
 
@@ -53,7 +53,7 @@ def check_whole(found: CheckpointRef) -> None:
 
 
 def _newest(run: Path, found: list[CheckpointRef]) -> CheckpointRef:
-    """The newest whole checkpoint; newer folders of checkpoints that are not whole are named in the log."""
+    """Returns the newest whole checkpoint; newer folders of checkpoints that are not whole are named in the log."""
     known = {each.folder for each in found}
     named = [(folder, step_of(folder.name)) for folder in run.iterdir() if folder not in known]
     other = [CheckpointRef(folder, step) for folder, step in named if step]
@@ -69,7 +69,7 @@ def _newest(run: Path, found: list[CheckpointRef]) -> CheckpointRef:
 
 
 def find_checkpoints_of(run: str | Path) -> tuple[RunConfig, list[CheckpointRef]]:
-    """A run's settings and all of its checkpoints, oldest first, with the guard's best where training deleted it.
+    """Returns a run's settings and all its checkpoints, oldest first, with the guard's best if training deleted it.
 
     Args:
         run: the run's folder, or the name of one under ``runs``, or the run's URI; what it holds of the model is
@@ -99,7 +99,7 @@ def find_checkpoints_of(run: str | Path) -> tuple[RunConfig, list[CheckpointRef]
 
 
 def _no_run(run: str) -> str:
-    """Why a run is not found, and what to name instead."""
+    """Returns the error for a run that is not found, with the names that exist."""
     known = ", ".join(sorted(p.parent.name for p in Path("runs").glob("*/config.yaml"))) or "none"
     there = next((p for p in (Path(run), Path("runs") / run) if p.is_dir()), None)
     if there is None:
@@ -113,10 +113,10 @@ def _no_run(run: str) -> str:
 
 
 def run_folder(config: RunConfig) -> Path:
-    """Absolute path of a run's folder on this machine."""
+    """Returns absolute path of a run's folder on this machine."""
     return home(config.output.storage) / config.name
 
 
 def run_folder_of(run: str | Path) -> Path | None:
-    """The folder of a run by its path or by its name under ``runs``; None where there is none."""
+    """Returns the folder of a run by its path or by its name under ``runs``; None where there is none."""
     return next((p for p in (Path(run), Path("runs") / run) if (p / "config.yaml").is_file()), None)

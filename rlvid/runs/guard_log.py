@@ -1,4 +1,4 @@
-"""Reads what the guard leaves in a run's folder: its evaluations, its warnings, and its best checkpoint.
+"""Reads the guard's files in a run's folder: its evaluations, its warnings, and its best checkpoint.
 
 ``rlvid.train.guard_folder`` lists the files, and writes them.
 """
@@ -17,7 +17,7 @@ from rlvid.runs.checkpoints import CheckpointRef, flaw, read_state
 from rlvid.runs.over_optimisation import COLLAPSE, HELD_OUT, TOLERANCE, TRAINED, Loss, judge
 from rlvid.stats import finite_mean
 
-_ANEW = "delete the folder best, and the guard makes it anew as long as the run goes on"
+_ANEW = "delete the folder best; while the run continues, the guard writes it again"
 
 
 class _Line(BaseModel):
@@ -34,57 +34,57 @@ class _Line(BaseModel):
 
 @dataclass(frozen=True)
 class GuardEvaluation:
-    """The guard's look at a checkpoint: its step (0 is the base model), and metric -> one value a prompt."""
+    """The guard's evaluation of a checkpoint: its step (0 is the base model), and metric -> one value per prompt."""
 
     step: int
     values: dict[str, list[float]]
 
     @classmethod
     def of(cls, line: dict[str, Any]) -> "GuardEvaluation":
-        """Takes a line of ``guard.jsonl``, as ``read_lines`` gives it."""
+        """Makes an evaluation of a line of ``guard.jsonl``."""
         values = {m: [math.nan if v is None else float(v) for v in each] for m, each in line["values"].items()}
         return cls(line["step"], values)
 
     def mean(self, metric: str) -> float:
-        """Over the prompts with a finite value; NaN where there is none."""
+        """Averages a metric over the prompts with a finite value; NaN where there is none."""
         return finite_mean(self.values[metric])
 
 
-def describe(looks: Sequence[GuardEvaluation], loss: Loss) -> str:
-    """What a warning says in one line; ``loss`` gives looks by their place in ``looks``."""
-    now, then = looks[loss.at], looks[loss.best]
+def describe(evaluations: Sequence[GuardEvaluation], loss: Loss) -> str:
+    """Describes a warning in one line; ``loss`` gives evaluations by their place in ``evaluations``."""
+    now, then = evaluations[loss.at], evaluations[loss.best]
     side = "" if loss.metric in (HELD_OUT, COLLAPSE) else "side effect, "
     trained, lost = metric_of(TRAINED), metric_of(HELD_OUT if loss.metric == COLLAPSE else loss.metric)
     what = {HELD_OUT: "over-optimised", COLLAPSE: "collapsed"}.get(loss.metric, f"{lost.spoken} falls")
     return (
         f"{side}{what} at step {now.step}: since step {then.step} the {trained.axis} went from "
         f"{trained.number(then.mean(TRAINED))} to {trained.number(now.mean(TRAINED))} and {lost.spoken} from "
-        f"{lost.number(loss.before)} to {lost.number(loss.after)}, at two looks in a row beyond noise "
+        f"{lost.number(loss.before)} to {lost.number(loss.after)}, at two evaluations in a row beyond noise "
         f"({lost.margin(loss.half).strip()} over {len(now.values[TRAINED])} prompts)"
     )
 
 
 def warnings_of(run: Path) -> list[str] | None:
-    """The warnings that a run's looks raised, a line each; None where no guard has looked.
+    """Returns the warnings of a run's guard, a line each; None where there was no guard.
 
     Raises:
         ValueError: ``guard.jsonl`` is damaged.
     """
-    looks = [GuardEvaluation.of(line) for line in read_lines(run)]
-    if not looks:
+    found = [GuardEvaluation.of(line) for line in read_lines(run)]
+    if not found:
         return None
-    return [describe(looks, loss) for loss in judge([look.values for look in looks]).warnings.values()]
+    return [describe(found, loss) for loss in judge([each.values for each in found]).warnings.values()]
 
 
 def find_best(run: Path) -> CheckpointRef | None:
-    """The guard's best checkpoint, if it has one that is not the base model."""
+    """Returns the guard's best checkpoint, if it has one that is not the base model."""
     if flaw(run / "best", resumable=False) is not None:
         return None
     return CheckpointRef(run / "best", read_state(run / "best").step)
 
 
 def best_step(run: Path) -> int | None:
-    """The step of the guard's best model, 0 for the base; None where the guard has not looked for one.
+    """Returns the step of the guard's best model, 0 for the base; None where there was no guard.
 
     Raises:
         ValueError: ``best.json`` is damaged.
@@ -102,7 +102,7 @@ def best_step(run: Path) -> int | None:
 
 
 def read_means(run: Path) -> tuple[list[int], dict[str, list[float]]]:
-    """Steps of a run's looks, and the means of every metric at them; both empty where there are none."""
+    """Reads the steps of a run's evaluations, and the means of every metric; both empty where there are none."""
     lines = read_lines(run)
     names = list(lines[0]["mean"]) if lines else []
     found = {m: [math.nan if x["mean"][m] is None else float(x["mean"][m]) for x in lines] for m in names}
@@ -110,7 +110,7 @@ def read_means(run: Path) -> tuple[list[int], dict[str, list[float]]]:
 
 
 def read_lines(run: Path) -> list[dict[str, Any]]:
-    """Reads ``guard.jsonl``, a dict a line with the keys of ``_Line``; empty where no guard has looked.
+    """Reads ``guard.jsonl``, a dict per line with the keys of ``_Line``; empty where there was no guard.
 
     Raises:
         ValueError: it is damaged.
@@ -126,5 +126,5 @@ def read_lines(run: Path) -> list[dict[str, Any]]:
         alike = line.values.keys() == found[0].values.keys() and line.mean.keys() == found[0].mean.keys()
         lengths = {len(each) for each in line.values.values()}
         if not alike or not {TRAINED, HELD_OUT, *TOLERANCE} <= line.values.keys() or len(lengths) != 1 or 0 in lengths:
-            raise damaged(path, f"the look at step {line.step} lacks numbers", way_out)
+            raise damaged(path, f"the evaluation at step {line.step} lacks numbers", way_out)
     return [line.model_dump() for line in found]

@@ -1,19 +1,19 @@
-"""When a run is over-optimised: the rule of the guard, on numbers alone.
+"""The guard's rule for over-optimisation, on numbers alone.
 
-A look holds, for each metric, one value a prompt: the mean over the prompt's videos. Look 0 is the base model. All
-looks have the same prompts and the same noise, so two looks are compared prompt by prompt.
+An evaluation has, for each metric, one value per prompt: the mean over the prompt's videos. Evaluation 0 is the base
+model. All evaluations have the same prompts and the same noise, so two evaluations are compared prompt by prompt.
 
 ==============  ====================================================================================================
 word            meaning
 ==============  ====================================================================================================
-best            the look with the largest mean held-out reward, of all up to the warning (later ones cannot win)
-lost(m, t)      metric m of look t is below (1 - ``TOLERANCE[m]``) of its value at its own best look b before t,
+best            the evaluation with the largest mean held-out reward up to the warning (later ones cannot win)
+lost(m, t)      metric m of evaluation t is below (1 - ``TOLERANCE[m]``) of its value at its best evaluation b before t,
                 beyond noise: the one-sided paired t interval of ``x_t - (1 - tolerance) x_b`` at level ``alpha / t``
-                is below 0. The t earlier looks among which b was chosen are so many comparisons, hence the division
-                (Bonferroni): the largest of several noisy means looks too good, and what follows it too bad
-rising(t)       the mean trained reward of look t is above the one at the best look
-warning(m)      lost(m) and rising at two looks in a row; once for each metric
-collapse        lost(held-out reward) and lost(trained reward) at two looks in a row: training itself went wrong
+                is below 0. The division by t is Bonferroni's correction: b was chosen among t earlier evaluations, and
+                the largest of several noisy means is too good by chance
+rising(t)       the mean trained reward of evaluation t is above the one at the best evaluation
+warning(m)      lost(m) and rising at two evaluations in a row; once for each metric
+collapse        lost(held-out reward) and lost(trained reward) at two evaluations in a row: training itself went wrong
 ==============  ====================================================================================================
 
 The warning of the held-out reward says that the run is over-optimised. Those of temporal consistency, motion and
@@ -35,13 +35,13 @@ MetricValues = Mapping[str, Sequence[float]]
 TRAINED, HELD_OUT = "reward", "held_out"
 COLLAPSE = "collapse"
 TOLERANCE = {HELD_OUT: 0.0, "consistency": 0.02, "motion": 0.25, "diversity": 0.25}
-"""Share of its best value that a metric may lose: a better video may well move or vary less than a spoilt one."""
+"""Share of its best value that a metric may lose: a better video may move or vary less than a noisy one."""
 ALPHA = 0.05
 
 
 @dataclass(frozen=True)
 class Loss:
-    """What metric ``metric`` of look ``at`` lost against look ``best``: means, and the interval of the difference."""
+    """The loss of ``metric`` at evaluation ``at`` against evaluation ``best``: means, and the difference's interval."""
 
     metric: str
     at: int
@@ -58,14 +58,14 @@ class Loss:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the looks so far say; looks are given by their place.
+    """The verdict on all evaluations so far; an evaluation is given by its place.
 
     Attributes:
-        best: the look with the largest mean held-out reward up to the warning.
-        warnings: by metric, the loss at the look that raised its warning, in order of looks; ``COLLAPSE`` has that of
-            the held-out reward.
-        losses: everything that was lost at the last look, whether or not it is a warning.
-        held_out: mean held-out reward of each look.
+        best: the evaluation with the largest mean held-out reward up to the warning.
+        warnings: by metric, the loss at the evaluation that raised its warning, in order of evaluations; ``COLLAPSE``
+            has that of the held-out reward.
+        losses: all losses at the last evaluation, whether or not there is a warning.
+        held_out: mean held-out reward of each evaluation.
     """
 
     best: int
@@ -79,7 +79,7 @@ class Verdict:
         return HELD_OUT in self.warnings
 
     @property
-    def spoilt(self) -> Loss | None:
+    def fatal_loss(self) -> Loss | None:
         """The first warning after which training does harm: over-optimised, or collapsed."""
         return min(
             (loss for metric, loss in self.warnings.items() if metric in (HELD_OUT, COLLAPSE)),
@@ -87,39 +87,39 @@ class Verdict:
         )  # fmt: skip
 
 
-def judge(looks: Sequence[MetricValues], alpha: float = ALPHA) -> Verdict:
-    """The verdict on looks in the order of their steps, the base model first; see the top of this file.
+def judge(evaluations: Sequence[MetricValues], alpha: float = ALPHA) -> Verdict:
+    """Judges evaluations in the order of their steps, the base model first; the rule is at the top of this file.
 
     Raises:
-        ValueError: no looks, or numbers of prompts that differ.
+        ValueError: no evaluations, or numbers of prompts that differ.
     """
-    if not looks:
-        raise ValueError("judge: no looks; the base model's is the first")
-    held_out = tuple(finite_mean(look[HELD_OUT]) for look in looks)
+    if not evaluations:
+        raise ValueError("judge: no evaluations; the base model's is the first")
+    held_out = tuple(finite_mean(evaluation[HELD_OUT]) for evaluation in evaluations)
     best = 0
     warnings, before, lost = dict[str, Loss](), dict[str, Loss](), dict[str, Loss]()
-    for at in range(1, len(looks)):
-        rising = finite_mean(looks[at][TRAINED]) > finite_mean(looks[best][TRAINED])
-        lost = {m: loss for m in TOLERANCE if (loss := lost_at(looks, m, at, alpha)) and rising}
-        if (loss := lost_at(looks, HELD_OUT, at, alpha)) and lost_at(looks, TRAINED, at, alpha):
+    for at in range(1, len(evaluations)):
+        rising = finite_mean(evaluations[at][TRAINED]) > finite_mean(evaluations[best][TRAINED])
+        lost = {m: loss for m in TOLERANCE if (loss := lost_at(evaluations, m, at, alpha)) and rising}
+        if (loss := lost_at(evaluations, HELD_OUT, at, alpha)) and lost_at(evaluations, TRAINED, at, alpha):
             lost[COLLAPSE] = replace(loss, metric=COLLAPSE)
         warnings |= {m: loss for m, loss in lost.items() if m in before and m not in warnings}
-        spoilt = bool({HELD_OUT, COLLAPSE} & warnings.keys())
-        if not spoilt and math.isfinite(held_out[at]) and not held_out[best] >= held_out[at]:
+        harmful = bool({HELD_OUT, COLLAPSE} & warnings.keys())
+        if not harmful and math.isfinite(held_out[at]) and not held_out[best] >= held_out[at]:
             best = at
         before = lost
     return Verdict(best, warnings, tuple(lost.values()), held_out)
 
 
-def lost_at(looks: Sequence[MetricValues], metric: str, at: int, alpha: float = ALPHA) -> Loss | None:
-    """What ``metric`` lost at look ``at`` beyond its tolerance and noise; None where that cannot be said."""
-    means = [finite_mean(look[metric]) for look in looks[:at]]
+def lost_at(evaluations: Sequence[MetricValues], metric: str, at: int, alpha: float = ALPHA) -> Loss | None:
+    """Returns the loss of ``metric`` at evaluation ``at`` beyond tolerance and noise; None if there is none."""
+    means = [finite_mean(evaluation[metric]) for evaluation in evaluations[:at]]
     if not any(map(math.isfinite, means)):
         return None
     best = int(np.nanargmax(means))
-    before, after = (np.asarray(looks[place][metric], dtype=np.float64) for place in (best, at))
+    before, after = (np.asarray(evaluations[place][metric], dtype=np.float64) for place in (best, at))
     if before.shape != after.shape:
-        raise ValueError(f"judge: look {at} has {len(after)} prompts and look {best} has {len(before)}; give the same")
+        raise ValueError(f"judge: evaluations {best} and {at} have {len(before)} and {len(after)} prompts")
     both = np.isfinite(before) & np.isfinite(after)
     before, after = before[both], after[both]
     left = after - (1 - TOLERANCE.get(metric, 0.0)) * before

@@ -13,7 +13,7 @@ _DAMAGED = (DecodeError, MemoryError, OSError)  # the length of a record may be 
 
 
 def read_events(folder: Path, wanted: Callable[[str], bool]) -> dict[str, list[tuple[int, float]]]:
-    """Tag -> (step, value) of the scalars of a run, as they were written.
+    """Reads tag -> (step, value) of a run's scalars, in the order in which they were written.
 
     Args:
         folder: of the event files; without it there are no scalars.
@@ -37,13 +37,13 @@ def read_events(folder: Path, wanted: Callable[[str], bool]) -> dict[str, list[t
 
 
 def _events(place: Path) -> EventAccumulator:
-    """The events of a folder or of one file."""
+    """Returns the events of a folder or of one file."""
     events = EventAccumulator(str(place), size_guidance={"scalars": 0}, purge_orphaned_data=True)
     return events.Reload()
 
 
 def _damaged_file(folder: Path) -> str:
-    """The event file of a folder that cannot be read."""
+    """Returns the event file of a folder that cannot be read."""
     for path in sorted(folder.glob("*tfevents*")):
         try:
             _events(path)
@@ -53,6 +53,6 @@ def _damaged_file(folder: Path) -> str:
 
 
 def read_scalars(folder: Path, wanted: Callable[[str], bool]) -> dict[str, dict[int, float]]:
-    """Tag -> step -> value of the finite scalars of a run; see ``read_events``."""
+    """Reads tag -> step -> value of the finite scalars of a run; see ``read_events``."""
     found = read_events(folder, wanted)
     return {tag: {step: value for step, value in each if math.isfinite(value)} for tag, each in found.items()}

@@ -1,1 +1,1 @@
-"""A study with people: pairs of videos in the browser, answers in SQLite, results with intervals."""
+"""The human study: pairs of videos in the browser, answers in SQLite, results with intervals."""

@@ -1,4 +1,4 @@
-"""The web application: a page to begin, a page for each pair, and the moving picture on it."""
+"""The study's web application: a start page, a page for each pair, and its moving picture."""
 
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ _HERE = Path(__file__).parent
 
 
 class Refusal(Exception):
-    """What somebody did cannot be done: shown as a page, with the way to go on."""
+    """An error that is shown to the annotator as a page, with a link to continue."""
 
     def __init__(self, status: int, title: str, text: str, onward: str = "./", label: str = "To the first page"):
         super().__init__(title)
@@ -45,7 +45,7 @@ def create_app(
     local: bool = True,
     shared: bool = False,
 ) -> FastAPI:
-    """The application for one study.
+    """Returns the application for one study.
 
     Args:
         store: of the study.

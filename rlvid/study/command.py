@@ -1,4 +1,4 @@
-"""`rlvid study`: serve pairs to people, say what they answered, hand it on; everything heavy is imported inside."""
+"""`rlvid study`: serves pairs to people, prints and exports their answers; heavy modules are imported inside."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 study = typer.Typer(
     no_args_is_help=True,
-    help="""Asks people which video is better, and says what they answered.
+    help="""Asks people which video is better, and prints the results.
 
 [bold]rlvid study serve EVALUATION[/bold] shows pairs of videos in the browser; EVALUATION is what rlvid evaluate wrote.
 [bold]rlvid study invite EVALUATION NAME...[/bold] makes people links of their own.
@@ -51,10 +51,10 @@ def serve(
         bool, typer.Option("--shared", help="Keep the shared link open though people have links of their own.")
     ] = False,
 ) -> None:
-    """Shows pairs of videos for the same prompt and noise, blind and in random order, and keeps the answers.
+    """Shows pairs of videos for the same prompt and noise, blind and in random order, and saves the answers.
 
-    An answer is on disk before the next pair appears. Start the same command again after an interruption: everybody
-    goes on where they were, by the same link. Interrupt it (Ctrl-C) when all have answered.
+    An answer is on disk before the next pair appears. After an interruption, start the same command again: everybody
+    continues with the same link. Stop it (Ctrl-C) when all have answered.
     """
     from rlvid.study.app import create_app
     from rlvid.study.pairs import choose_pairs, without_frames
@@ -67,9 +67,9 @@ def serve(
     named = {name: videos.models[name] for name in _names(models, "--models") or videos.models}
     people, path, local = _names(annotators, "--annotators"), out or evaluation / "study.sqlite", is_local(host)
     if lacking := without_frames(videos, [*named]):
-        told = ", ".join(f"{name} lacks {len(cases)}" for name, cases in lacking.items())
+        lacks = ", ".join(f"{name} lacks {len(cases)}" for name, cases in lacking.items())
         many = f"{len(set().union(*lacking.values()))} of {len(videos.cases)}"
-        say(f"left out     {many} prompts, whose videos have no frames because a pixel was not finite: {told}")
+        say(f"left out     {many} prompts, whose videos have no frames because a pixel was not finite: {lacks}")
     with listen(host, port) as listening:
         store = Store.begin(path, evaluation, seed, named, asked, private=not local)
         token = None if local else store.token()
@@ -96,7 +96,7 @@ def invite(
         str | None, typer.Option(help="Where people reach the study; default: where it was served last.")
     ] = None,
 ) -> None:
-    """Makes each person a link of their own, by which they alone can answer under their name.
+    """Makes each person their own link, by which they alone can answer under their name.
 
     From the first invitation on the shared link is closed (but see serve --shared). A second invitation replaces the
     first link. Links are shown once: the study's file holds no more than their digests. A server that runs need not
@@ -120,12 +120,12 @@ def invite(
 
 @study.command()
 def results(file: File, evaluation: Folder = None, without: Without = None) -> None:
-    """Says what people answered: wins, a ranking, agreement between people and with each metric.
+    """Prints the results: wins, a ranking, agreement between people and with each metric.
 
     Prints tables, and writes them beside the study's file as STUDY-results.md and .json.
     """
     from rlvid.evaluate.tables.table import json_text
-    from rlvid.files import write_whole
+    from rlvid.files import write_atomic
     from rlvid.study.results import summarise
     from rlvid.study.store import Store
     from rlvid.study.tables import markdown, render
@@ -141,7 +141,7 @@ def results(file: File, evaluation: Folder = None, without: Without = None) -> N
         say(f"note         nothing on agreement with metrics, see --evaluation. {lacking}")
     base = store.path.with_suffix("")
     for suffix, text in ((".md", markdown(found)), (".json", json_text(asdict(found)))):
-        write_whole(base.with_name(f"{base.name}-results{suffix}"), text.encode())
+        write_atomic(base.with_name(f"{base.name}-results{suffix}"), text.encode())
     say(f"tables       {short(base.with_name(f'{base.name}-results.md'))} (.json)")
 
 

@@ -1,4 +1,4 @@
-"""Who gets in: the link that all share or one's own, no other site's forms, and no more bytes than a form has."""
+"""Access to the study: requires the shared or a personal link, refuses other sites' forms and large requests."""
 
 import secrets
 import sqlite3
@@ -68,7 +68,7 @@ class Gate:
         await (answer or self.app)(scope, receive, guarded)
 
     def _enter(self, given: str) -> tuple[Response | None, str | None]:
-        """A refusal, if there is one, and whose own link it is."""
+        """Returns a refusal, if there is one, and whose own link it is."""
         try:
             invited = self.store.person_of(given) if given else None
             closed = not self.shared and bool(self.store.invited(revoked=True))
@@ -99,7 +99,7 @@ async def _body(receive: Receive, headers: dict[bytes, bytes]) -> bytes | None:
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
-    """A body that was read already, and then what comes next."""
+    """Returns a body that was read already, and then what comes next."""
     waiting = [body]
 
     async def replay() -> Message:

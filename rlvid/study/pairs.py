@@ -1,4 +1,4 @@
-"""Which pairs a study shows, to whom in which order, and which video is on the left."""
+"""The pairs of a study, their order for each person, and the side of each video."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ class Pair:
 
 
 def choose_pairs(videos: Videos, models: list[str], count: int, checks: int, seed: int) -> list[Pair]:
-    """The pairs of a study, the same ones for the same seed, and attention checks strewn among them.
+    """Returns the pairs of a study, the same ones for the same seed, and attention checks strewn among them.
 
     Sets, numbers of steps and pairs of models get equal shares as far as they go. Where there are fewer than
     ``count`` pairs, all are taken. Each video is looked at. Spots where a model has no frames are left out.
@@ -70,7 +70,7 @@ def choose_pairs(videos: Videos, models: list[str], count: int, checks: int, see
 
 
 def without_frames(videos: Videos, models: list[str]) -> dict[str, set[Case]]:
-    """Where models have a video without frames, since a pixel was no number: for each that has, in its order."""
+    """Returns the cases in which a model's video has no frames, because a pixel was not finite, by model."""
     found = {name: {s for s in videos.cases if not videos.has_frames(name, s)} for name in models or videos.models}
     return {name: cases for name, cases in found.items() if cases}
 
@@ -79,10 +79,10 @@ def _comparable(videos: Videos, models: list[str]) -> list[Case]:
     lacking = without_frames(videos, models)
     cases = sorted(set(videos.cases).difference(*lacking.values()))
     if not cases:
-        told = ", ".join(f"{name} lacks {len(each)}" for name, each in lacking.items())
+        lacks = ", ".join(f"{name} lacks {len(each)}" for name, each in lacking.items())
         raise ValueError(
             f"{videos.folder}: for none of {len(videos.cases)} prompts with D and noise do all models have frames, as "
-            f"pixels were no numbers ({told}); compare others with --models"
+            f"pixels were no numbers ({lacks}); compare others with --models"
         )
     return cases
 
@@ -113,19 +113,19 @@ def _look(
 
 
 def order(seed: int, annotator: str, numbers: Iterable[int]) -> list[int]:
-    """The order in which somebody sees the pairs; the same one however the name is capitalised."""
+    """Returns the order in which somebody sees the pairs; the same one however the name is capitalised."""
     shuffled = sorted(numbers)
     _generator(seed, "order", annotator.casefold()).shuffle(shuffled)
     return shuffled
 
 
 def second_on_left(seed: int, annotator: str, number: int) -> bool:
-    """Whether somebody sees a pair's second video on the left; the same however the name is capitalised."""
+    """Returns whether somebody sees a pair's second video on the left; the same however the name is capitalised."""
     return _generator(seed, "side", annotator.casefold(), number).random() < 0.5
 
 
 def noise_seed(seed: int, number: int) -> int:
-    """Of the noise in an attention check."""
+    """Returns the seed of the noise in an attention check."""
     return _generator(seed, "noise", number).getrandbits(64)
 
 

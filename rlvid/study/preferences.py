@@ -1,4 +1,4 @@
-"""A study's answers as preference pairs: chosen and rejected frames in one Parquet file."""
+"""Writes a study's answers as preference pairs: chosen and rejected frames in one Parquet file."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import parquet
 
-from rlvid.files import whole_file
+from rlvid.files import atomic_file
 from rlvid.study.pairs import Pair
 from rlvid.study.store import Answer, Study
 from rlvid.study.videos import UnreadableError, Videos
@@ -24,7 +24,7 @@ SCHEMA = pa.schema(
 
 
 def difference(pair: Pair, videos: Videos) -> str | None:
-    """Why a pair's videos are not those that its study began with; None if they are. Raises ValueError if damaged."""
+    """Returns how a pair's videos differ from those at the study's start; None if equal; ValueError if damaged."""
     models = (pair.first, pair.second)
     try:
         if all(videos.has_frames(model, pair.case) for model in models) and pair.digest == "".join(
@@ -53,7 +53,7 @@ def write_preferences(path: Path, study: Study, answers: Sequence[Answer], video
     for answer in answers:
         if answer.chosen != "tie" and not pairs[answer.pair].check:
             decided[pairs[answer.pair]].append(answer)
-    with whole_file(path) as part, parquet.ParquetWriter(part, SCHEMA, compression="zstd") as file:
+    with atomic_file(path) as part, parquet.ParquetWriter(part, SCHEMA, compression="zstd") as file:
         for pair, each in decided.items():
             file.write_table(pa.Table.from_pylist(_rows(pair, each, videos), SCHEMA))
     return sum(map(len, decided.values()))

@@ -1,4 +1,4 @@
-"""What the answers of a study say: wins, a ranking, agreement between people and with each metric."""
+"""The results of a study: wins, a ranking, agreement between people and with each metric."""
 
 import math
 import statistics
@@ -18,9 +18,9 @@ from rlvid.study.store import Answer, Study
 
 @dataclass(frozen=True)
 class Share:
-    """Of ``count`` answers that say one thing or the other, the share that says the one, with its 95 % interval.
+    """A share of ``count`` answers, with its 95 % interval.
 
-    People who look at the same pair do not answer independently, so the interval counts ``pairs`` and not answers.
+    Answers of several people to the same pair are not independent, so the interval counts ``pairs`` and not answers.
     """
 
     count: int
@@ -31,7 +31,7 @@ class Share:
 
     @classmethod
     def of(cls, answers: Iterable[tuple[int, bool]]) -> "Share":
-        """From (number of the pair, whether it says the one)."""
+        """Makes a share from (number of the pair, whether the answer counts for it)."""
         answers = list(answers)
         pairs = len({pair for pair, _ in answers})
         share = statistics.mean(said for _, said in answers) if answers else math.nan
@@ -66,7 +66,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Concord:
-    """How far people agree on one axis: pairs that several answered, share of equal answers, Krippendorff's alpha."""
+    """People's agreement on one axis: pairs that several answered, share of equal answers, Krippendorff's alpha."""
 
     axis: str
     pairs: int
@@ -76,7 +76,7 @@ class Concord:
 
 @dataclass(frozen=True)
 class Metric:
-    """How often a metric prefers the video that people chose, where both prefer one; ``title`` is for readers."""
+    """A metric's agreement with people, where both prefer one video; ``title`` is its name for readers."""
 
     axis: str
     metric: str
@@ -86,7 +86,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Person:
-    """What one annotator did: pairs answered, and attention checks passed (in quality, by the video without noise).
+    """An annotator: pairs answered, and attention checks passed (the video without noise has the better quality).
 
     ``link`` says by whose link: ``own``, which is this person's alone, ``shared``, or ``both``.
     """
@@ -100,7 +100,7 @@ class Person:
 
 @dataclass(frozen=True)
 class Results:
-    """Everything that a study says; models are named as in the evaluation."""
+    """All results of a study; models have their names in the evaluation."""
 
     models: Mapping[str, str]
     asked: int
@@ -117,7 +117,7 @@ Scores = Mapping[str, Mapping[VideoKey, float]]
 def summarise(
     study: Study, answers: Sequence[Answer], scores: Scores, rewards: Mapping[str, str] = MappingProxyType({})
 ) -> Results:
-    """The results of a study.
+    """Returns the results of a study.
 
     Args:
         study: what was asked.
@@ -145,7 +145,7 @@ def summarise(
 
 
 def title_of(metric: str, rewards: Mapping[str, str]) -> str:
-    """What a metric is called: as in an evaluation's tables, with the name of a reward where it is known."""
+    """Returns the title of a metric, as in an evaluation's tables, with the name of a reward if known."""
     title = metric_of(metric).name
     known = metric in rewards and not title.endswith(rewards[metric])
     return f"{title} ({rewards[metric]})" if known else title
@@ -182,7 +182,7 @@ def _standings(axis: str, answers: list[Answer], pairs: Mapping[int, Pair], mode
 
 
 def _place(standing: Standing) -> float:
-    """By strength, or by wins where there is none; a model that nobody has compared yet comes last."""
+    """Returns the sort key of a model: strength, or wins where there is none; a model without comparisons is last."""
     value = standing.won if math.isnan(standing.strength) else standing.strength
     return math.inf if math.isnan(value) else -value
 

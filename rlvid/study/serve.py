@@ -10,12 +10,12 @@ _MOST_BYTES_OF_HEAD = 16_384  # the request line and all headers: whoever sends 
 
 
 def is_local(host: str) -> bool:
-    """Whether only this machine can reach what listens there, by one of the names that pages then answer to."""
+    """Returns whether only this machine can reach what listens there, by one of the names that pages then answer to."""
     return host in ("127.0.0.1", "localhost", "::1")
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; raises ValueError if the address is taken, unknown or not allowed."""
+    """Returns a listening socket; raises ValueError if the address is taken, unknown or not allowed."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, protocol)
@@ -34,7 +34,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def address_of(listening: socket.socket, token: str | None) -> str:
-    """What to open in a browser."""
+    """Returns the address to open in a browser."""
     host, port = listening.getsockname()[:2]
     if host in ("0.0.0.0", "::"):
         host = socket.gethostname()

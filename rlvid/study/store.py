@@ -1,4 +1,4 @@
-"""A study in one SQLite file: what is asked, and one row an answer, on disk before anybody is told that it is saved."""
+"""A study in one SQLite file: its pairs, and one row per answer, which is on disk before the page confirms it."""
 
 import hashlib
 import json
@@ -40,7 +40,7 @@ CREATE TABLE invitations (person TEXT PRIMARY KEY, name TEXT NOT NULL, digest TE
 
 @dataclass(frozen=True)
 class Study:
-    """What a study asks: ``evaluation`` is the folder its videos are in, ``key`` sets it apart from any other."""
+    """A study: ``evaluation`` is the folder of its videos, ``key`` identifies it."""
 
     key: str
     evaluation: Path
@@ -128,7 +128,7 @@ class Store:
             database.execute("INSERT INTO pairs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
     def study(self) -> Study:
-        """What is asked; raises ValueError if the file is not there, or no study's."""
+        """Returns the study; raises ValueError if the file is missing, or not a study's."""
         if not self.path.is_file():
             raise ValueError(f"{self.path}: no such study; rlvid study serve makes one")
         with _named(self.path), closing(self._connect()) as database:
@@ -146,7 +146,7 @@ class Store:
         return Study(facts["key"], folder, int(facts["seed"]), json.loads(facts["models"]), pairs)
 
     def token(self) -> str:
-        """What the study's address holds where others can reach it: drawn once, so that links outlive a restart.
+        """Returns the token of the study's address, for other machines; drawn once, so that links survive a restart.
 
         The file becomes its owner's alone. Raises ValueError if it is somebody else's, or cannot be written.
         """
@@ -190,19 +190,19 @@ class Store:
             database.execute("COMMIT")
 
     def invited(self, revoked: bool = False) -> list[str]:
-        """Who has a link of their own; or who had one too, with ``revoked``."""
+        """Returns the people with their own link; with ``revoked`` also those who had one."""
         with closing(self._connect()) as database:
             sql = "SELECT name FROM invitations WHERE ? OR digest IS NOT NULL ORDER BY 1"
             return [name for (name,) in database.execute(sql, (revoked,))]
 
     def person_of(self, token: str) -> str | None:
-        """Whose link has this token."""
+        """Returns the person whose link has this token."""
         with closing(self._connect()) as database:
             row = database.execute("SELECT name FROM invitations WHERE digest = ?", (_digest(token),)).fetchone()
         return row and str(row[0])
 
     def served_at(self, address: str | None = None) -> str | None:
-        """Where the study was served last, without any token; ``address`` is noted."""
+        """Returns the last address of the study, without its token; saves a new ``address``."""
         with _named(self.path), closing(self._connect()) as database:
             if address is not None:
                 database.execute("INSERT OR REPLACE INTO study VALUES ('address', ?)", (address,))
@@ -243,7 +243,7 @@ class Store:
             return {pair for (pair,) in database.execute(sql, (annotator,))}
 
     def answers(self) -> list[Answer]:
-        """Everything that was answered, in the order in which it was saved."""
+        """Returns all answers in the order of their saving."""
         with _named(self.path), closing(self._connect()) as database:
             columns = "annotator, pair, axis, answer, chosen, saved_at, invited"
             sql = f"SELECT {columns} FROM answers ORDER BY saved_at, annotator, pair"
@@ -253,7 +253,7 @@ class Store:
             ]
 
     def annotators(self) -> list[str]:
-        """Who has answered something."""
+        """Returns the people who have answered."""
         with closing(self._connect()) as database:
             return [name for (name,) in database.execute("SELECT DISTINCT annotator FROM answers ORDER BY 1")]
 
@@ -264,7 +264,7 @@ class Store:
 
 
 def name_of(given: str) -> str:
-    """A person's name as it is kept; raises ValueError unless it is 1 to 60 characters that can be shown."""
+    """Returns a person's name as it is kept; raises ValueError unless it is 1 to 60 characters that can be shown."""
     name = " ".join(unicodedata.normalize("NFC", given).split())
     if not 1 <= len(name) <= 60 or not name.isprintable():
         raise ValueError(f"{given[:60]!r} is no name; give one of 1 to 60 characters")
@@ -272,7 +272,7 @@ def name_of(given: str) -> str:
 
 
 def _digest(token: str) -> str:
-    """What is kept of a token: nobody who reads the file can open the link."""
+    """Returns the digest of a token, from which nobody can derive the link."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 

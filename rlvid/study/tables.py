@@ -34,7 +34,7 @@ _PEOPLE = "A check is passed when the video without noise is chosen for its qual
 
 
 def sections(results: Results) -> Iterator[Section]:
-    """The tables of a study, without those that would be empty."""
+    """Yields the tables of a study, without those that would be empty."""
     label = results.models.__getitem__
     duels = [
         [AXES[d.axis], label(d.first), label(d.second), *map(str, (d.wins, d.ties, d.losses, d.preferred.pairs)),
@@ -73,7 +73,7 @@ def markdown(results: Results) -> str:
 
 
 def render(results: Results) -> Iterator[Table]:
-    """All tables for the console."""
+    """Yields all tables for the console."""
     for each in sections(results):
         yield each.grid.console(each.heading)
 

@@ -47,30 +47,30 @@ class Videos:
         self.cases = {case: self._about.sets[case.set][case.index] for _, case in self._videos}
 
     def has(self, model: str, case: Case) -> bool:
-        """Whether there is such a video, be it without frames."""
+        """Returns whether there is such a video, be it without frames."""
         return (model, case) in self._videos
 
     def has_frames(self, model: str, case: Case) -> bool:
-        """Whether a video has frames; one of which a pixel was no number is kept without."""
+        """Returns whether a video has frames; one of which a pixel was no number is kept without."""
         return self.has(model, case) and self._videos[model, case].has_frames
 
     def fps(self, model: str, case: Case) -> float:
-        """Frames a second."""
+        """Returns frames a second."""
         return self._videos[model, case].fps
 
     def frames(self, model: str, case: Case) -> list[bytes]:
-        """The frames of a video, PNG each; raises UnreadableError if they cannot be read."""
+        """Returns the frames of a video, PNG each; raises UnreadableError if they cannot be read."""
         try:
             return next(read_frames([self._videos[model, case]]))
         except ValueError as error:
             raise UnreadableError(f"the video of {describe((model, case))} cannot be read: {error}") from error
 
     def pixels(self, model: str, case: Case) -> np.ndarray:
-        """The frames of a video, uint8 (F, H, W, 3); raises ValueError if they cannot be read."""
+        """Returns the frames of a video, uint8 (F, H, W, 3); raises ValueError if they cannot be read."""
         return decode_frames(self.frames(model, case), self._named(model, case))
 
     def inspect(self, model: str, case: Case) -> tuple[str, str]:
-        """What a video looks like ("8 frames of 32 x 32 at 8 a second"), and a digest of its frames.
+        """Returns a video's shape in words ("8 frames of 32 x 32 at 8 a second"), and a digest of its frames.
 
         Raises:
             UnreadableError: it cannot be read.
@@ -94,7 +94,7 @@ class Videos:
         return f"{self._videos[model, case].path}: the video of {describe((model, case))}"
 
     def scores(self) -> dict[str, dict[VideoKey, float]]:
-        """Each metric of ``evaluation.parquet`` where it is finite; nothing where there is no such file."""
+        """Returns each metric of ``evaluation.parquet`` where it is finite; nothing where there is no such file."""
         found: dict[str, dict[VideoKey, float]] = {}
         if (self.folder / "evaluation.parquet").is_file():
             for key, values in read_scores(self.folder, self._about).items():

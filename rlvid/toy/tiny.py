@@ -58,7 +58,7 @@ def save_tiny_model(folder: Path) -> None:
 
 
 def tiny_reward(seed: int = 0, size: int = 16) -> ClipReward:
-    """A random reward of open_clip's class over frames of ``size`` pixels."""
+    """Returns a random reward of open_clip's class over frames of ``size`` pixels."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
     vision = CLIPVisionCfg(layers=1, width=16, head_width=8, image_size=size, patch_size=4)

@@ -11,7 +11,7 @@ from rlvid.runs.scalars import read_events
 
 
 class Difference(NamedTuple):
-    """How found items differ from the expected ones; each field is sorted."""
+    """The difference of found items from the expected ones; each field is sorted."""
 
     missing: list[Any]
     foreign: list[Any]
@@ -58,11 +58,11 @@ def step_faults(seen: Sequence[int], steps: int) -> list[str]:
 
 
 def starts(run: Path) -> int:
-    """Counts the starts of a run's worker 0: each has an event file of its own."""
+    """Counts the starts of a run's worker 0: each start has its own event file."""
     return len(list((run / "tensorboard").glob("events.out.tfevents.*")))
 
 
 def _lines(what: str, difference: Difference) -> list[str]:
     words = ("missing", "not of this run", "more than once")
-    told = zip(words, difference, strict=True)
-    return [f"{what} {items[0]} {fault} ({len(items)} in all)" for fault, items in told if items]
+    faulty = zip(words, difference, strict=True)
+    return [f"{what} {items[0]} {fault} ({len(items)} in all)" for fault, items in faulty if items]

@@ -15,14 +15,14 @@ from torch import distributed, nn
 
 from rlvid.algorithms.base import Algorithm
 from rlvid.config import RunConfig
-from rlvid.files import sha256, unwritable
+from rlvid.files import sha256, write_error
 from rlvid.models.trained import save_trained, trained_state
 from rlvid.runs.checkpoints import State, read_state, state_digest
 from rlvid.train.engine import Engine, load_plain
 from rlvid.train.resume import carries_over
 
 _SIGNS_OF_TORCH = ("inline_container", "PytorchStreamWriter", "iostream error")
-"""In what torch.save says, as a RuntimeError, when a file cannot be written."""
+"""Words of the RuntimeError that torch.save raises when a file cannot be written."""
 
 
 def save_checkpoint(
@@ -65,7 +65,7 @@ def save_checkpoint(
 
 
 def _of_all_workers(mine: Mapping[str, Path]) -> dict[str, tuple[int, str]]:
-    """Size and SHA-256 of every worker's files; every worker must call it."""
+    """Returns size and SHA-256 of every worker's files; every worker must call it."""
     own = {name: (path.stat().st_size, sha256(path)) for name, path in mine.items()}
     if not distributed.is_initialized():
         return own
@@ -75,7 +75,7 @@ def _of_all_workers(mine: Mapping[str, Path]) -> dict[str, tuple[int, str]]:
 
 
 def hardware(device: torch.device) -> str:
-    """Name of the processor that a worker computes on."""
+    """Returns name of the processor that a worker computes on."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     listed = Path("/proc/cpuinfo")
@@ -85,11 +85,11 @@ def hardware(device: torch.device) -> str:
 
 
 @contextmanager
-def told_if_unwritable(step: int, run: Path) -> Iterator[None]:
-    """Around the writing of a checkpoint after ``step``.
+def checkpoint_write_errors(step: int, run: Path) -> Iterator[None]:
+    """Turns errors of the block, which writes the checkpoint after ``step``, into one message.
 
     Raises:
-        OSError: it could not be written, whichever library says so, for torch and safetensors have their own errors.
+        OSError: the checkpoint could not be written; torch and safetensors raise other errors for this.
     """
     try:
         yield
@@ -97,11 +97,11 @@ def told_if_unwritable(step: int, run: Path) -> Iterator[None]:
         if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in _SIGNS_OF_TORCH):
             raise
         way_out = f"make room in {run}, earlier checkpoints are whole"
-        raise unwritable(f"checkpoint after step {step}", error, way_out) from error
+        raise write_error(f"checkpoint after step {step}", error, way_out) from error
 
 
 def load_checkpoint(folder: Path, config: RunConfig, engine: Engine, algorithm: Algorithm) -> State:
-    """Restores a run; returns where it stands.
+    """Restores a run; returns its step and counts.
 
     Where only the weights carry over (see ``rlvid.train.resume.carries_over``), they must have been loaded before the
     engine was made, and the optimiser's state stays behind.

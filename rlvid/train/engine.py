@@ -1,4 +1,4 @@
-"""The optimiser step: DeepSpeed ZeRO across workers, or plain torch in one process. Only this file knows DeepSpeed."""
+"""The optimiser step: DeepSpeed ZeRO across workers, or plain torch in one process. No other file imports DeepSpeed."""
 
 import math
 from abc import ABC, abstractmethod
@@ -17,12 +17,12 @@ from rlvid.config.train import OptimizerConfig, TrainConfig
 TAG = "engine"
 
 BUCKET = 500_000_000
-"""Most gradients that ZeRO reduces at once."""
+"""Largest number of gradients that ZeRO reduces at once."""
 
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What an optimiser step did: the gradient's norm before clipping, the rate used, whether it was skipped."""
+    """The outcome of an optimiser step: the gradient's norm before clipping, the rate, whether it was skipped."""
 
     gradient_norm: float
     lr: float
@@ -30,7 +30,7 @@ class StepOutcome:
 
 
 LOSS_SCALE = {"float32": 1.0, "bfloat16": 1.0, "float16": 2.0**14}
-"""What losses are multiplied with before the backward pass, and the adapter's gradients divided by after it.
+"""The factor of losses before the backward pass; the adapter's gradients are divided by it afterwards.
 
 Under frozen float16 weights, gradients below 6e-8 would vanish on their way; powers of two round nothing.
 """
@@ -60,7 +60,7 @@ class Engine(ABC):
         """Restores what ``save`` wrote, with the same number of workers."""
 
     def gathered(self) -> AbstractContextManager[Any]:
-        """Within it the trainable parameters are whole on every worker (ZeRO-3 keeps slices)."""
+        """Gathers the trainable parameters on every worker while the block runs (ZeRO-3 keeps slices)."""
         return nullcontext()
 
     def rate(self, index: int) -> float:
@@ -96,7 +96,7 @@ def load_plain(path: str | Path, classes: Sequence[type] = (), map_location: Any
 
 
 class TorchEngine(Engine):
-    """One process without DeepSpeed: the reference that the distributed engine is held to."""
+    """An engine in one process without DeepSpeed: the reference for the distributed engine."""
 
     def __init__(self, module: nn.Module, config: OptimizerConfig, precision: str = "float32") -> None:
         self.module, self.config, self.loss_scale = module, config, LOSS_SCALE[precision]

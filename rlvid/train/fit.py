@@ -1,4 +1,4 @@
-"""Calls Ray Train and waits: interruptions, nodes that are lost, and the one line that says why a run failed."""
+"""Calls Ray Train: handles interruptions and lost nodes, and says in one line why a run failed."""
 
 import contextlib
 import logging
@@ -16,22 +16,25 @@ from rlvid.terminal import short
 
 log = logging.getLogger("rlvid.train")
 
+TIMEOUT = "Timeout ("
+"""The beginning of the line that faulthandler writes when it ends a process."""
+
 GRACE = 10.0
 """Seconds that workers have for a checkpoint after an interruption."""
 
 
 def run_fit(fit: Callable[[], Any], progress: Any, console: Console) -> Any:
-    """Calls ``fit`` in a thread of its own and returns its result; an interruption asks the workers for a checkpoint.
+    """Calls ``fit`` in a thread and returns its result; after an interruption the workers write a checkpoint.
 
-    In the main thread Ray Train would take Ctrl-C for itself, and end the workers at once.
+    In the main thread, Ray Train would handle Ctrl-C itself and end the workers at once.
 
     Args:
         fit: the trainer's.
         progress: the run's ``rlvid.train.progress.ProgressActor``.
-        console: prints that the command waits for a checkpoint.
+        console: for the line that the command waits for a checkpoint.
 
     Raises:
-        KeyboardInterrupt: the run was interrupted; the workers had ``GRACE`` seconds for the step under way and a
+        KeyboardInterrupt: the run was interrupted; the workers had ``GRACE`` seconds for the current step and a
             checkpoint.
     """
     outcome: Future[Any] = Future()
@@ -46,35 +49,35 @@ def run_fit(fit: Callable[[], Any], progress: Any, console: Console) -> Any:
         threading.Thread(target=call, name="fit", daemon=True).start()
         return outcome.result()
     except KeyboardInterrupt:
-        if not outcome.done() and _asked_to_end(progress):
-            line = f"interrupted: finishes the step and saves a checkpoint within {GRACE:.0f} s; again ends at once"
+        if not outcome.done() and _request_end(progress):
+            line = f"interrupted: the workers save a checkpoint within {GRACE:.0f} s; a second signal ends at once"
             with contextlib.suppress(OSError, SystemExit):  # the terminal may be gone
                 console.print(line, highlight=False, soft_wrap=True)
             wait([outcome], GRACE)
         raise
 
 
-def _asked_to_end(progress: Any) -> bool:
-    """Asks the workers to end after the step under way; whether there is a step to wait for."""
+def _request_end(progress: Any) -> bool:
+    """Asks the workers to end after the current step; returns whether there is a step to wait for."""
     import ray
 
     try:
-        return bool(ray.get(progress.end.remote(), timeout=2))
+        return bool(ray.get(progress.request_end.remote(), timeout=2))
     except ray.exceptions.RayError:
         return False
 
 
 def fit_again(fit: Callable[[], Any], failures: int, repair: Callable[[dict[str, str]], None]) -> dict[str, Any]:
-    """Calls ``fit`` until training has ended; what its first worker returned.
+    """Calls ``fit`` until training has ended; returns the result of the first worker.
 
-    Ray Train 2.60 starts lost workers again, but gives the run up if their node dies between their start and that of
-    the training function, or if its own controller dies. A further ``fit`` goes on from the last checkpoint.
+    Ray Train 2.60 restarts lost workers. But it gives up if a node dies between the start of the workers and that of
+    the training function, or if its own controller dies. Another ``fit`` then continues from the last checkpoint.
 
     Args:
         fit: the trainer's.
-        failures: how often it is called again after such a loss.
-        repair: is called with the checkpoints that workers found damaged (name -> what is wrong), before another
-            ``fit`` goes on from an earlier one.
+        failures: number of further calls after such a loss.
+        repair: called with the checkpoints that workers found damaged (name -> fault), before another ``fit``
+            continues from an earlier one.
     """
     import ray.train
 
@@ -86,23 +89,24 @@ def fit_again(fit: Callable[[], Any], failures: int, repair: Callable[[dict[str,
             if failures == 0 or not isinstance(lost, ray.exceptions.RayActorError) or interrupt.received():
                 raise
             failures -= 1
-            log.warning("a node or the controller was lost; workers are started again (%s)", lost)
+            log.warning("a node or the controller was lost; the workers are restarted (%s)", lost)
             continue
         if "damaged" not in done:
             return done
         repair(done["damaged"])
 
 
-def reason(error: Exception, folder: Path, progress: Any) -> str:
-    """Why a run failed, in one line: which worker, at which step, what happened; and where its log is.
+def reason(error: Exception, folder: Path, progress: Any, logs_here: bool) -> str:
+    """Says why a run failed, in one line: the worker, its step, the error, and where its log is.
 
-    Of several workers that failed, the one that failed by itself is named. What killed a process is noted in its log,
-    since it could not do so itself.
+    Of several workers that failed, the message names the one that failed first. A killed process cannot write its
+    log, so the reason is added to it here.
 
     Args:
         error: what Ray Train raised.
         folder: the run's.
         progress: the run's ``rlvid.train.progress.ProgressActor``.
+        logs_here: whether the workers write their logs into ``folder``, and not into an object store.
     """
     from rlvid.train.reporter import WorkerError
 
@@ -113,8 +117,9 @@ def reason(error: Exception, folder: Path, progress: Any) -> str:
     first = next((rank for rank, each in spoken.items() if not each.secondary), None)
     if first is None and dead:
         first = min(dead)
-        text = _death(first, dead[first], progress)
-        _note(folder / "logs" / f"worker-{first:02d}.log", f"{text}\n{dead[first]}")
+        log_file = folder / "logs" / f"worker-{first:02d}.log"
+        text = _death(first, dead[first], progress, log_file if logs_here else None)
+        _note(log_file, f"{text}\n{dead[first]}")
     elif spoken:
         first = min(spoken) if first is None else first
         text = spoken[first].text
@@ -124,15 +129,20 @@ def reason(error: Exception, folder: Path, progress: Any) -> str:
     return f"training stopped: {text} (full log: {short(logs)}; start the same command again to resume)"
 
 
-def _death(rank: int, error: Any, progress: Any) -> str:
-    """What is known of a process that ended without a word of its own."""
+def _death(rank: int, error: Any, progress: Any, log_file: Path | None) -> str:
+    """Says why a worker's process ended that raised no error itself.
+
+    A process that a reward held up for longer than reward.timeout ends itself, and leaves ``TIMEOUT`` in its log. One
+    that was killed inside a reward's call leaves none.
+    """
     import ray
 
     step, overdue = 0, dict[int, str]()
     with contextlib.suppress(ray.exceptions.RayError):
         step = ray.get(progress.get.remote(), timeout=2)[0].get("step", 0)
         overdue = ray.get(progress.overdue.remote(), timeout=2)
-    if rank in overdue:
+    killed = log_file is not None and log_file.is_file() and TIMEOUT not in log_file.read_text(errors="replace")
+    if rank in overdue and not killed:
         return overdue[rank]
     text = str(error)
     if "OutOfMemory" in text or "low on memory" in text:
@@ -145,7 +155,7 @@ def _death(rank: int, error: Any, progress: Any) -> str:
 
 
 def _note(log_file: Path, text: str) -> None:
-    """Adds to a worker's log, where it lies on this machine."""
+    """Adds a line to a worker's log, if the log is on this machine."""
     if log_file.is_file():
         with contextlib.suppress(OSError), open(log_file, "a", encoding="utf-8") as file:
             file.write(f"{text}\n")

@@ -1,4 +1,4 @@
-"""The workers that train together, as a torch process group joins them."""
+"""The workers of a run as a torch process group."""
 
 from typing import Any
 

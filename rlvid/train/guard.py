@@ -1,9 +1,9 @@
-"""The guard: checkpoints are looked at beside training, by an actor of its own, and training never waits for it.
+"""The guard: an actor evaluates checkpoints beside training; training never waits for it.
 
-The driver's thread watches the run's folder. A checkpoint that is due is copied (or it might be deleted before its
-turn), handed to an actor that makes and scores the fixed videos, noted in ``guard.jsonl``, and judged with all looks
-before it (``rlvid.runs.over_optimisation``). A resumed run makes up for missing
-looks. Its files are listed in ``rlvid.train.guard_folder``.
+A thread of the driver watches the run's folder. It copies a checkpoint that is due (training might delete it), and
+passes it to an actor that generates and scores the fixed videos. The thread saves the evaluation in ``guard.jsonl``
+and judges it with all earlier ones (``rlvid.runs.over_optimisation``). A resumed run makes missing evaluations first.
+``rlvid.train.guard_folder`` lists the files.
 """
 
 import logging
@@ -35,15 +35,15 @@ from rlvid.train.metrics import TensorBoard
 
 log = logging.getLogger("rlvid.guard")
 
-SHOWN = (TRAINED, *TOLERANCE, "oracle_score")
+LOGGED_METRICS = (TRAINED, *TOLERANCE, "oracle_score")
 _PAUSE = 1.0
-"""Seconds between two glances at the run's folder."""
+"""Seconds between two readings of the run's folder."""
 _START = 180.0
-"""Seconds that the actor may take to start once training has ended and left the cluster to it."""
+"""Seconds that the actor may take to start after the end of training."""
 
 
 def check_room(config: RunConfig, use_gpu: bool, nodes: list[tuple[Shape, float]]) -> None:
-    """Whether the cluster has room for the guard beside the workers, or it would wait for ever.
+    """Checks that the cluster has room for the guard beside the workers; otherwise it would wait for ever.
 
     Args:
         config: the run's.
@@ -51,7 +51,7 @@ def check_room(config: RunConfig, use_gpu: bool, nodes: list[tuple[Shape, float]
         nodes: (resources, how many of that shape), as of ``rlvid.cluster.nodes.nodes_possible``.
 
     Raises:
-        ValueError: it has not.
+        ValueError: there is no room.
     """
     if not config.guard.every:
         return
@@ -66,7 +66,7 @@ def check_room(config: RunConfig, use_gpu: bool, nodes: list[tuple[Shape, float]
 
 
 class Watch:
-    """Looks at a run's checkpoints while its block runs, and at those that are left when it ends.
+    """Evaluates a run's checkpoints while the block runs, and the remaining ones when it ends.
 
     Args:
         config: the run's; ``guard.every`` above 0.
@@ -82,15 +82,15 @@ class Watch:
     def __init__(self, config: RunConfig, folder: Path, clips: Path, use_gpu: bool, console: Console):
         self.config, self.folder, self.console = config, folder, console
         prompts = guard_prompts(config, EncodedClips.open(clips).captions)
-        self.looks = GuardLog(folder, prompts, config)
-        self.verdict = self.looks.verdict() if self.looks.all else Verdict(0)
-        self.stopping = self.looks.flag(self.verdict)
-        self._told = set[str]()
+        self.guard_log = GuardLog(folder, prompts, config)
+        self.verdict = self.guard_log.verdict() if self.guard_log.all else Verdict(0)
+        self.stopping = self.guard_log.flag(self.verdict)
+        self._reported = set[str]()
         self._job = (config.model_dump(), movable(config.model.path), config.reward.resolved().model_dump(), prompts)
         self._gpus = guard_gpus(config, use_gpu)
         self._tensorboard: TensorBoard | None = None
         self._actor: Any = None
-        self._there: Any = None
+        self._ready: Any = None
         self._ended, self._given_up = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="guard", daemon=True)
 
@@ -102,7 +102,7 @@ class Watch:
         log.propagate = False
         log.setLevel(logging.INFO)
         if self.stopping:
-            self._say("it warned before, so training does not go on; guard.stop=false lets it")
+            self._say("there was a warning before, so training does not continue; set guard.stop=false to train on")
         self._thread.start()
         return self
 
@@ -115,7 +115,7 @@ class Watch:
         try:
             self._thread.join(timeout=5)
             if self._thread.is_alive() and error is None:
-                self._say("training has ended, its last checkpoints are looked at")
+                self._say("training has ended; the guard evaluates the last checkpoints")
             self._thread.join()  # an interrupt ends it
         finally:
             self._given_up.set()
@@ -124,8 +124,8 @@ class Watch:
             for handler in list(log.handlers):
                 log.removeHandler(handler)
                 handler.close()
-        if error is None and self.looks.all:
-            draw(self.folder, self.verdict, self.looks)
+        if error is None and self.guard_log.all:
+            draw(self.folder, self.verdict, self.guard_log)
             self._say(self._summary())
 
     def _run(self) -> None:
@@ -133,42 +133,43 @@ class Watch:
             self._watch()
         except (ray.exceptions.RayError, OSError, ValueError, SafetensorError) as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-            log.exception("no more looks")
-            self._say(f"no more looks in this start, training goes on: {lines[-1]}")
+            log.exception("no more evaluations")
+            self._say(f"no more evaluations in this start, training continues: {lines[-1]}")
         finally:
             if self._tensorboard is not None:
                 self._tensorboard.close()
 
     def _watch(self) -> None:
-        if self.looks.all:  # what an earlier start was killed before it could tell or keep
-            self._follow(self.looks.all[-1].step)
+        if self.guard_log.all:  # an earlier start may have been killed before it acted on its last evaluation
+            self._act_on(self.guard_log.all[-1].step)
         else:
-            self._look(0)
+            self._evaluate(0)
         while not self._given_up.is_set():
-            ended = self._ended.is_set()  # asked before the folder is read: what came before the end is seen
-            waiting = self.looks.stage(last=ended)
+            ended = self._ended.is_set()  # settings before the folder is read: what came before the end is seen
+            waiting = self.guard_log.stage(last=ended)
             if waiting:
-                self._look(waiting[0])
+                self._evaluate(waiting[0])
             elif ended:
                 return
             else:
                 self._ended.wait(_PAUSE)
 
-    def _look(self, step: int) -> None:
-        """One look from beginning to end; noted before anything follows from it, so that it is never made twice."""
+    def _evaluate(self, step: int) -> None:
+        """Evaluates a checkpoint; saves the result before it acts on it."""
         actor = self._actor = self._actor or self._start()
-        values = self._wait_for(actor.look.remote(str(self.looks.pending / checkpoint_name(step)) if step else None))
+        folder = str(self.guard_log.pending / checkpoint_name(step)) if step else None
+        values = self._wait_for(actor.evaluate.remote(folder))
         if values is None:
             return
-        self.looks.add(GuardEvaluation(step, values))
-        self._follow(step)
+        self.guard_log.add(GuardEvaluation(step, values))
+        self._act_on(step)
 
-    def _follow(self, step: int) -> None:
-        """What follows from the looks, the last of them at ``step``."""
-        self.verdict = verdict = self.looks.verdict()
-        self.looks.settle(verdict)
-        self._tell(step, verdict)
-        self.stopping = self.looks.flag(verdict)
+    def _act_on(self, step: int) -> None:
+        """Updates verdict, best checkpoint, reports and flag after the evaluation at ``step``."""
+        self.verdict = verdict = self.guard_log.verdict()
+        self.guard_log.update_best(verdict)
+        self._report(step, verdict)
+        self.stopping = self.guard_log.flag(verdict)
 
     def _start(self) -> Any:
         threads = {"env_vars": {"OMP_NUM_THREADS": "1"}}
@@ -177,40 +178,41 @@ class Watch:
         # DEFAULT: not in the placement group of a trial, which has no room for it.
         made = ray.remote(GuardEvaluator).options(**options, scheduling_strategy="DEFAULT", runtime_env=threads)
         actor = made.remote(*self._job, self._gpus > 0, aside=not self._gpus)
-        self._there = actor.__ray_ready__.remote()  # before any look: an actor does one thing after the other
+        self._ready = actor.__ray_ready__.remote()  # before any evaluation: an actor runs its calls in order
         return actor
 
     def _wait_for(self, reference: Any) -> Any:
-        """The result of a look; copies checkpoints meanwhile. None when the guard is given up."""
+        """Waits for an evaluation and returns it; copies checkpoints meanwhile. None when the guard is given up."""
         waited = 0.0
         while not self._given_up.is_set():
             done, _ = ray.wait([reference], timeout=_PAUSE)
             if done:
                 return ray.get(reference)
-            self.looks.stage(last=False)
-            begun = bool(ray.wait([self._there], timeout=0)[0])
-            waited += _PAUSE if self._ended.is_set() and not begun else 0
+            self.guard_log.stage(last=False)
+            started = bool(ray.wait([self._ready], timeout=0)[0])
+            waited += _PAUSE if self._ended.is_set() and not started else 0
             if waited > _START:
                 raise ValueError(f"its actor found no room in the cluster for {_START:.0f} s after training")
         return None
 
-    def _tell(self, step: int, verdict: Verdict) -> None:
-        """To TensorBoard, to the log, and what is new also to the console."""
-        look = self.looks.all[-1]
+    def _report(self, step: int, verdict: Verdict) -> None:
+        """Writes the evaluation to TensorBoard and the log, and new warnings also to the console."""
+        latest = self.guard_log.all[-1]
         if self._tensorboard is None:
             self._tensorboard = TensorBoard(self.folder / "tensorboard" / "guard", step)
-        values = {f"guard/{metric}": look.mean(metric) for metric in SHOWN if math.isfinite(look.mean(metric))}
+        means = {metric: latest.mean(metric) for metric in LOGGED_METRICS}
+        values = {f"guard/{metric}": mean for metric, mean in means.items() if math.isfinite(mean)}
         values |= {"guard/over_optimised": float(verdict.over_optimised)}
         values |= {"guard/collapsed": float(COLLAPSE in verdict.warnings)}
-        values |= {"guard/best_step": float(self.looks.all[verdict.best].step)}
+        values |= {"guard/best_step": float(self.guard_log.all[verdict.best].step)}
         self._tensorboard.scalars(step, values)
         log.info("step %d %s", step, " ".join(f"{name}={value:.6g}" for name, value in values.items()))
         for metric, loss in verdict.warnings.items():
-            if metric not in self._told:
-                self._told.add(metric)
-                line = self.looks.describe(loss)
+            if metric not in self._reported:
+                self._reported.add(metric)
+                line = self.guard_log.describe(loss)
                 if metric in (HELD_OUT, COLLAPSE):
-                    best = self.looks.all[verdict.best].step
+                    best = self.guard_log.all[verdict.best].step
                     line += f"; best checkpoint: step {best}, kept in {short(self.folder / 'best')}"
                     line += "; training ends (guard.stop)" if self.config.guard.stop else ""
                 self._tensorboard.text(step, f"guard/{metric}", line)
@@ -219,9 +221,9 @@ class Watch:
         self._tensorboard.flush()
 
     def _summary(self) -> str:
-        best, shown = self.looks.all[self.verdict.best], short(self.folder)
+        best, shown = self.guard_log.all[self.verdict.best], short(self.folder)
         what = f"step {best.step}, in {shown}/best" if best.step else "the base model"
-        steps = ", ".join(str(step) for step in self.looks.steps)
+        steps = ", ".join(str(step) for step in self.guard_log.steps)
         return f"best of steps {steps} by held-out reward: {what}; {shown}/guard.png, {shown}/guard.jsonl"
 
     def _say(self, line: str) -> None:
@@ -230,7 +232,7 @@ class Watch:
 
 @contextmanager
 def watching(config: RunConfig, folder: Path, clips: Path, use_gpu: bool, console: Console) -> Iterator[bool]:
-    """Guards the block's training, if the config asks for it; yields whether the run is to end before it begins."""
+    """Guards the block's training, if the config says so; yields whether the run should end before it begins."""
     if not config.guard.every:
         yield False
         return
@@ -238,14 +240,14 @@ def watching(config: RunConfig, folder: Path, clips: Path, use_gpu: bool, consol
         yield watch.stopping
 
 
-def draw(folder: Path, verdict: Verdict, looks: GuardLog) -> None:
-    """Writes ``guard.png``: rewards over the looks, with the best checkpoint and the warning marked."""
+def draw(folder: Path, verdict: Verdict, guard_log: GuardLog) -> None:
+    """Writes ``guard.png``: rewards over the evaluations, with marks for the best checkpoint and the warning."""
     steps, means = read_means(folder)
     shown = (m for m in (TRAINED, HELD_OUT, "oracle_score") if any(map(math.isfinite, means[m])))
     series = {metric_of(m).axis: means[m] for m in shown}
     best = best_step(folder)
     marks = {} if best is None else {f"best: step {best}": float(best)}
-    if verdict.spoilt:
-        step = looks.all[verdict.spoilt.at].step
+    if verdict.fatal_loss:
+        step = guard_log.all[verdict.fatal_loss.at].step
         marks[f"warning: step {step}"] = float(step)
     draw_rewards(folder / "guard.png", steps, series, window=1, y_label="mean over the guard's videos", marks=marks)

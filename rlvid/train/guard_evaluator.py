@@ -1,4 +1,4 @@
-"""A look of the guard: the fixed videos of one checkpoint, made and scored. It knows nothing of Ray."""
+"""The guard's evaluation of a checkpoint: generates and scores fixed videos, without Ray."""
 
 import os
 from pathlib import Path
@@ -8,8 +8,8 @@ import torch
 
 from rlvid.config import RunConfig
 from rlvid.config.reward import RewardConfig
-from rlvid.evaluate.ask import Asker
 from rlvid.evaluate.results.rows import METRICS
+from rlvid.evaluate.reward_calls import RewardCaller
 from rlvid.evaluate.score import evaluate_model
 from rlvid.models.trained import load_trainable, load_trained
 from rlvid.reward.clip import ClipReward
@@ -18,7 +18,7 @@ from rlvid.stats import finite_mean
 
 
 class GuardEvaluator:
-    """Makes the fixed videos of a checkpoint and scores them; a Ray actor, or used as it is.
+    """Generates the fixed videos of a checkpoint and scores them; works as a Ray actor or in this process.
 
     Args:
         config: the run's.
@@ -49,12 +49,12 @@ class GuardEvaluator:
         self.trained, self.held_out = trained_reward(rewards, device), held_out_reward(rewards, device)
         clips = [each for each in (self.held_out, self.trained) if isinstance(each, ClipReward)]
         self.clip: Any = clips[0] if clips else load_reward("builtin-heldout", device)
-        self.prompts, self.fresh, self.ask = prompts, True, Asker(rewards.timeout)
+        self.prompts, self.fresh, self.call_reward = prompts, True, RewardCaller(rewards.timeout)
 
-    def look(self, folder: str | None) -> dict[str, list[float]]:
-        """Metric -> one value a prompt, the mean over its videos; ``folder`` holds a checkpoint, None is the base."""
+    def evaluate(self, folder: str | None) -> dict[str, list[float]]:
+        """Returns metric -> one value per prompt, its videos' mean; ``folder`` is a checkpoint, None the base."""
         if folder is None:
-            assert self.fresh, "the base model is looked at first"
+            assert self.fresh, "the base model is evaluated first"
         else:
             load_trained(self.model.denoiser, self.config.model, Path(folder))
         self.fresh = False
@@ -71,7 +71,7 @@ class GuardEvaluator:
             final=sampling.final_level,
             seed=self.config.seed,
             use_oracle=self.config.model.path == "builtin",
-            ask=self.ask,
+            call_reward=self.call_reward,
             batch=copies * max(1, 8 // copies),  # a prompt's videos stay together, for the diversity
         )
         groups = [rows[start : start + copies] for start in range(0, len(rows), copies)]

@@ -1,12 +1,12 @@
-"""What the guard leaves in a run's folder: its looks, the best checkpoint, and the flag that ends training.
+"""The guard's files in a run's folder: its evaluations, the best checkpoint, and the flag that ends training.
 
 ======================  ==========================================================================================
-``guard.jsonl``         a line a look: step, time, the mean of every metric, and one value a prompt
-``guard.png``           trained and held-out reward over the looks
-``guard/step-000040/``  copies of checkpoints that wait for their look, so that none is deleted before it
+``guard.jsonl``         a line per evaluation: step, time, the mean of every metric, and one value per prompt
+``guard.png``           trained and held-out reward over the evaluations
+``guard/step-000040/``  copies of checkpoints that wait for their evaluation, so that none is deleted before it
 ``guard/stop``          there once training is to end
 ``best/``               a copy of the best checkpoint's adapter (or unet), its state.json, and best.json
-``tensorboard/guard/``  the same numbers as scalars, the warnings as text
+``tensorboard/guard/``  the means as scalars, the warnings as text
 ``logs/guard.log``      warnings and errors
 ======================  ==========================================================================================
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from rlvid.config import RunConfig
 from rlvid.data.prompts import resolve_prompts
-from rlvid.files import write_whole
+from rlvid.files import write_atomic
 from rlvid.models.trained import trained_file
 from rlvid.runs.checkpoints import checkpoint_name, find_checkpoints, flaw
 from rlvid.runs.guard_log import GuardEvaluation, best_step, describe, read_lines
@@ -30,7 +30,7 @@ from rlvid.world.captions import PROMPT_SETS
 
 
 def guard_prompts(config: RunConfig, captions: list[str]) -> list[str]:
-    """The prompts of a run's looks: ``guard.prompts``, or the first distinct captions of its clips.
+    """Returns the prompts of a run's evaluations: ``guard.prompts``, or the first distinct captions of its clips.
 
     Raises:
         ValueError: there are fewer than four, or ``guard.prompts`` cannot be read.
@@ -51,11 +51,11 @@ def guard_prompts(config: RunConfig, captions: list[str]) -> list[str]:
 
 
 class GuardLog:
-    """The looks of one run, in the order of their steps.
+    """The evaluations of one run, in the order of their steps.
 
     Args:
         run: the run's folder.
-        prompts: of the looks.
+        prompts: of the evaluations.
         config: the run's.
 
     Raises:
@@ -65,36 +65,36 @@ class GuardLog:
     def __init__(self, run: Path, prompts: Sequence[str], config: RunConfig) -> None:
         self.run, self.config = run, config
         self.path, self.pending, self.best = run / "guard.jsonl", run / "guard", run / "best"
-        asked = [list(prompts), config.guard.videos_per_prompt, config.guard.steps or config.sampling.steps]
-        self.identity = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]
+        settings = [list(prompts), config.guard.videos_per_prompt, config.guard.steps or config.sampling.steps]
+        self.identity = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
         self._lines = read_lines(run)
         if any(line["of"] != self.identity for line in self._lines):
             raise ValueError(
-                f"{self.path} holds looks at other prompts, guard.videos_per_prompt or guard.steps than these; "
-                "bring the settings back, or delete that file to begin anew"
+                f"{self.path} holds evaluations with another guard.prompts, guard.videos_per_prompt or guard.steps; "
+                "restore these settings, or delete that file to start the guard anew"
             )
         self.all = [GuardEvaluation.of(line) for line in self._lines]
 
     @property
     def steps(self) -> list[int]:
-        """Of all looks, ascending."""
-        return [look.step for look in self.all]
+        """The steps of all evaluations, ascending."""
+        return [evaluation.step for evaluation in self.all]
 
-    def add(self, look: GuardEvaluation) -> None:
-        """Notes a look; one that is there already is replaced."""
-        mean = {metric: _number(look.mean(metric)) for metric in look.values}
-        values = {metric: [_number(value) for value in each] for metric, each in look.values.items()}
-        line = {"step": look.step, "time": time.time(), "of": self.identity, "mean": mean, "values": values}
-        self._lines = sorted([x for x in self._lines if x["step"] != look.step] + [line], key=lambda x: x["step"])
-        self.all = sorted([x for x in self.all if x.step != look.step] + [look], key=lambda x: x.step)
-        write_whole(self.path, "".join(f"{json.dumps(line, allow_nan=False)}\n" for line in self._lines).encode())
+    def add(self, evaluation: GuardEvaluation) -> None:
+        """Saves an evaluation, in place of an earlier one of its step."""
+        mean = {metric: _number(evaluation.mean(metric)) for metric in evaluation.values}
+        values = {metric: [_number(value) for value in each] for metric, each in evaluation.values.items()}
+        line = {"step": evaluation.step, "time": time.time(), "of": self.identity, "mean": mean, "values": values}
+        self._lines = sorted([x for x in self._lines if x["step"] != evaluation.step] + [line], key=lambda x: x["step"])
+        self.all = sorted([x for x in self.all if x.step != evaluation.step] + [evaluation], key=lambda x: x.step)
+        write_atomic(self.path, "".join(f"{json.dumps(line, allow_nan=False)}\n" for line in self._lines).encode())
 
     def verdict(self) -> Verdict:
-        """On all looks."""
-        return judge([look.values for look in self.all])
+        """Judges all evaluations."""
+        return judge([evaluation.values for evaluation in self.all])
 
     def stage(self, last: bool) -> list[int]:
-        """Copies checkpoints that are due for a look; the steps that wait, ascending.
+        """Copies checkpoints that are due for an evaluation; returns the waiting steps, ascending.
 
         Args:
             last: also the latest checkpoint, whatever its step.
@@ -113,18 +113,18 @@ class GuardLog:
                         raise  # else it is damaged, or was deleted meanwhile: a later one has come
         return sorted(each.step for each in find_checkpoints(self.pending, resumable=False) if each.step not in done)
 
-    def settle(self, verdict: Verdict) -> None:
-        """Brings ``best/`` up to what the looks say, and forgets copies that have had their look."""
-        look, fresh = self.all[verdict.best], self.run / ".best"
+    def update_best(self, verdict: Verdict) -> None:
+        """Updates ``best/``, and deletes the copies of evaluated checkpoints."""
+        best, fresh = self.all[verdict.best], self.run / ".best"
         if not self.best.is_dir() and (fresh / "best.json").is_file():  # killed between the two last steps below
             fresh.rename(self.best)
-        copied = next((p for p in self._copies(look.step) if look.step == 0 or flaw(p, resumable=False) is None), None)
-        if best_step(self.run) != look.step and copied is not None:
+        copied = next((p for p in self._copies(best.step) if best.step == 0 or flaw(p, resumable=False) is None), None)
+        if best_step(self.run) != best.step and copied is not None:
             shutil.rmtree(fresh, ignore_errors=True)
             fresh.mkdir()
-            if look.step:
+            if best.step:
                 copy_trained(copied, fresh)
-            about = {"step": look.step, "mean": {m: _number(look.mean(m)) for m in look.values}}
+            about = {"step": best.step, "mean": {m: _number(best.mean(m)) for m in best.values}}
             (fresh / "best.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
             shutil.rmtree(self.best, ignore_errors=True)
             fresh.rename(self.best)
@@ -136,26 +136,26 @@ class GuardLog:
         return [folder / checkpoint_name(step) for folder in (self.pending, self.run)]
 
     def flag(self, verdict: Verdict) -> bool:
-        """Whether training is to end (``guard.stop``); leaves or removes ``guard/stop``, which workers look for."""
+        """Returns whether training should end; writes or removes ``guard/stop``, which workers read."""
         path = stop_flag(self.run)
-        if self.config.guard.stop and verdict.spoilt:
-            write_whole(path, f"{verdict.spoilt.metric}\n".encode())
+        if self.config.guard.stop and verdict.fatal_loss:
+            write_atomic(path, f"{verdict.fatal_loss.metric}\n".encode())
             return True
         path.unlink(missing_ok=True)
         return False
 
     def describe(self, loss: Loss) -> str:
-        """One line: what was lost, since when, and at what trained reward."""
+        """Describes a loss in one line: the metric, the steps, and the trained reward."""
         return describe(self.all, loss)
 
 
 def stop_flag(run: Path) -> Path:
-    """The file whose presence asks training to end."""
+    """Returns the file whose presence asks training to end."""
     return run / "guard" / "stop"
 
 
 def copy_trained(checkpoint: Path, target: Path) -> None:
-    """Copies what evaluation needs of a checkpoint; ``target`` appears atomically, unless it is there."""
+    """Copies the files of a checkpoint that evaluation needs; ``target`` appears atomically, unless it exists."""
     part = target if target.is_dir() else target.with_name(f".{target.name}")
     if part != target:
         shutil.rmtree(part, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The job of a training worker: what the driver hands it across the process border."""
+"""The job of a training worker: the values that the driver sends to it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from rlvid.storage import is_uri
 
 @dataclass(frozen=True)
 class Job:
-    """What each worker of a run gets. Paths are absolute, as Ray Train moves its workers to another folder."""
+    """The values that each worker of a run gets. Paths are absolute: Ray Train's workers run in another folder."""
 
     config: RunConfig
     model: str

@@ -1,4 +1,4 @@
-"""Launches training: from a run that is ready to Ray Train's workers, and to the run's last checkpoint."""
+"""Launches training: starts Ray Train's workers, waits for them, and returns the run's last checkpoint."""
 
 import os
 from dataclasses import dataclass
@@ -81,7 +81,7 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Tr
                 trainer = _trainer(job, wait=not has_room)
                 done = run_fit(partial(fit_again, trainer.fit, config.train.max_failures, put_aside), progress, console)
         except (ray.train.WorkerGroupError, ray.train.ControllerError, ray.exceptions.RayActorError) as error:
-            raise RuntimeError(reason(error, folder, progress)) from error
+            raise RuntimeError(reason(error, folder, progress, not stored)) from error
         if done["problem"]:
             raise RuntimeError(f"training stopped: {done['problem']}")
         run_mirror(config.output.storage, config.name)
@@ -90,11 +90,11 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Tr
 
 
 def _last_checkpoint(folder: Path, resumable: bool) -> str:
-    """What an interrupted run has: its last checkpoint."""
+    """Describes an interrupted run by its last checkpoint."""
     found = find_checkpoints(folder, resumable)
     if found:
-        return f"run {folder.name} stands after step {found[-1].step}, in {short(folder)}"
-    return f"run {folder.name} has no checkpoint yet and begins at step 0" if resumable else "its checkpoints are kept"
+        return f"run {folder.name} has a checkpoint after step {found[-1].step}, in {short(folder)}"
+    return f"run {folder.name} has no checkpoint yet and starts at step 0" if resumable else "its checkpoints are kept"
 
 
 def _check_cluster(config: RunConfig, folder: Path, console: Console) -> tuple[bool, bool]:
@@ -110,7 +110,7 @@ def _check_cluster(config: RunConfig, folder: Path, console: Console) -> tuple[b
     check_room(config, use_gpu, nodes_possible())
     has_room = fits_now(config, use_gpu)
     if not has_room:
-        console.print("waiting for nodes that the cluster's autoscaler is to bring", highlight=False)
+        console.print("waiting for the autoscaler to start nodes", highlight=False)
     return use_gpu, has_room
 
 
@@ -132,7 +132,10 @@ def _trainer(job: Job, wait: bool) -> "TorchTrainer":
     from rlvid.train.loop import train_worker
 
     config = job.config
-    environment = {"OMP_NUM_THREADS": str(max(1, int(config.train.cpus_per_worker)))}
+    environment = {
+        "OMP_NUM_THREADS": str(max(1, int(config.train.cpus_per_worker))),
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # the reporter logs what is printed; Ray would log it again
+    }
     if not job.use_gpu:
         environment["DS_ACCELERATOR"] = "cpu"
     return TorchTrainer(

@@ -1,4 +1,4 @@
-"""What every worker runs. It knows no algorithm by name: a method is a generator of losses."""
+"""The training loop of every worker. It knows no method by name: a method is a generator of losses."""
 
 import time
 from typing import Any
@@ -9,7 +9,7 @@ from rlvid.algorithms.base import Update
 from rlvid.train.engine import StepOutcome
 from rlvid.train.job import Job
 from rlvid.train.reporter import Reporter
-from rlvid.train.restore import damage, resumed, temporary_folder
+from rlvid.train.restore import damage, resume_point, temporary_folder
 from rlvid.train.worker import Worker
 
 
@@ -23,8 +23,8 @@ def train_worker(job: Job) -> dict[str, Any]:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     reporter = Reporter(rank, job.progress, job.config.reward.timeout)
-    with reporter.last_words(), temporary_folder(job.storage, job.run) as temporary:
-        with resumed() as checkpoint:
+    with reporter.explain_errors(), temporary_folder(job.storage, job.run) as temporary:
+        with resume_point() as checkpoint:
             if checkpoint and (damaged := damage(checkpoint, rank, world)):
                 return {"damaged": damaged}
             worker = Worker(job, temporary, checkpoint.folder if checkpoint else None, reporter)
@@ -32,7 +32,7 @@ def train_worker(job: Job) -> dict[str, Any]:
 
 
 def run_steps(worker: Worker) -> dict[str, Any]:
-    """Takes a worker's steps to the last one, with checkpoints between them; what it did."""
+    """Runs a worker's steps to the last one, with checkpoints between them; returns the worker's summary."""
     config = worker.config
     with worker:
         for step in range(worker.first_step, config.train.steps):
@@ -50,7 +50,7 @@ def run_steps(worker: Worker) -> dict[str, Any]:
 
 
 def run_step(worker: Worker, step: int) -> tuple[list[Update], list[StepOutcome]]:
-    """One batch: every loss that the method yields for it, and what each optimiser step did."""
+    """Runs one batch: back-propagates every loss of the method; returns updates and outcomes of optimiser steps."""
     updates, outcomes = [], []
     for update in worker.algorithm.updates(worker.fetch(step)):
         with worker.stopwatch.stage("backward"):

@@ -18,7 +18,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter, _Async
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 
-from rlvid.files import unwritable
+from rlvid.files import write_error
 from rlvid.plots.video import gif_bytes
 
 _STAMP = re.compile(r"events\.out\.tfevents\.(\d+)\.")
@@ -104,15 +104,15 @@ class TensorBoard:
 
     @contextmanager
     def _naming(self) -> Iterator[None]:
-        """Says what could not be written: the events go to disk on a thread, whose errors come up later."""
+        """Names the events in an error of the block: a thread writes them, and its errors come later."""
         try:
             yield
         except OSError as error:
-            raise unwritable(f"TensorBoard events in {self._folder}", error, "make room or mend the folder") from error
+            raise write_error(f"TensorBoard events in {self._folder}", error, "make room, repair the folder") from error
 
 
 def average(sums: dict[str, tuple[float, float]]) -> dict[str, float]:
-    """Means of summed metrics over all workers; every worker must call it with the same names."""
+    """Returns means of summed metrics over all workers; every worker must call it with the same names."""
     names = sorted(sums)
     table = torch.tensor([sums[name] for name in names], dtype=torch.float64)
     if torch.distributed.is_initialized():

@@ -1,4 +1,4 @@
-"""What comes before a run: its settings are checked, its folder is made and held, what it begins with is recorded.
+"""Prepares a run: checks its settings, makes and locks its folder, records its settings and clips.
 
 A run's folder, ``{storage}/{name}``::
 
@@ -24,7 +24,7 @@ from rlvid.config import RunConfig
 from rlvid.data.clips import EncodedClips
 from rlvid.data.encode import model_fingerprint
 from rlvid.data.sources import sample_prompts
-from rlvid.files import held, write_whole
+from rlvid.files import held, write_atomic
 from rlvid.models.folders import resolved_shape
 from rlvid.models.lora import check_targets
 from rlvid.models.stored import check_model
@@ -61,13 +61,13 @@ def open_run(config: RunConfig, console: Console) -> Iterator[Mirror]:
     with held(folder / ".lock", otherwise, folder, folder / "guard"):
         repair(config, mirror, console)
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-        write_whole(folder / "config.yaml", text.encode())
+        write_atomic(folder / "config.yaml", text.encode())
         mirror.push()
         yield mirror
 
 
 def check(config: RunConfig) -> None:
-    """What can be known to be wrong before a folder is made or Ray starts.
+    """Checks the settings of a run before a folder is made or Ray starts.
 
     Raises:
         ValueError: the model's folder is not one, segments do not fit its frames, no layer has the name of an adapter's
@@ -96,7 +96,7 @@ def check(config: RunConfig) -> None:
 
 
 def in_a_job(folder: Path) -> bool:
-    """Whether a folder lies where Ray puts the copy of the working directory that a job runs in."""
+    """Returns whether a folder lies where Ray puts the copy of the working directory that a job runs in."""
     return "working_dir_files" in folder.parts
 
 
@@ -118,8 +118,8 @@ def prepare(config: RunConfig) -> Path:
             before = read_settings(folder)
         except ValueError as error:
             raise ValueError(f"{error}; or choose another name=...") from None
-        begun = (folder / "archive").is_dir()  # workers make it once they are ready; a failed start is no run yet
-        if begun:
+        started = (folder / "archive").is_dir()  # workers make it once they are ready; a failed start is no run yet
+        if started:
             check_resume(folder, before, config, resumable=not is_uri(config.output.storage))
     elif folder.is_dir() and any(not _of_a_killed_start(entry) for entry in folder.iterdir()):
         raise ValueError(f"{folder} exists and is not a run of rlvid; choose another name=... or output.storage=...")
@@ -152,11 +152,11 @@ def record_clips(folder: Path, clips: Path) -> None:
             f"run {folder.name!r} began with other clips than those in {clips} now are; bring them (or the prompts "
             "they were sampled from) back, or choose another name=..."
         )
-    write_whole(note, now.encode())
+    write_atomic(note, now.encode())
 
 
 def cut_captions(config: RunConfig, clips: Path) -> list[str]:
-    """A line on the captions and the guard's prompts that the text encoder or a reward reads in part only."""
+    """Returns a line on the captions and the guard's prompts that the text encoder or a reward reads in part only."""
     limits = [model_text_limit(config.model.path), *reward_text_limits(config.reward)]
     captions = EncodedClips.open(clips).captions
     own = guard_prompts(config, []) if config.guard.every and config.guard.prompts is not None else []
@@ -164,7 +164,7 @@ def cut_captions(config: RunConfig, clips: Path) -> list[str]:
 
 
 def _of_a_killed_start(entry: Path) -> bool:
-    """Whether a file is one that a first start leaves when it is killed before it has written the settings."""
+    """Returns whether a file is one that a first start leaves when it is killed before it has written the settings."""
     return entry.name[0] == "." or entry.name.endswith(".tmp")
 
 

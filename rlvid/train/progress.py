@@ -1,4 +1,4 @@
-"""Shows how far a run is: worker 0 reports to a small Ray actor, the driver asks it and shows one line."""
+"""The progress of a run: worker 0 reports to a small Ray actor; the driver reads it and shows one line."""
 
 import threading
 import time
@@ -10,65 +10,68 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 
-@ray.remote(num_cpus=0, max_restarts=-1)  # its node may be lost
+@ray.remote(num_cpus=0, max_restarts=-1)  # restarts if its node is lost
 class ProgressActor:
-    """Holds the progress of a run: its latest step, notes for the console, and rewards that are waited for."""
+    """Holds the progress of a run: its latest step, notes for the console, and reward calls that are running."""
 
     def __init__(self) -> None:
         self._latest: dict[str, Any] = {}
         self._notes: list[str] = []
-        self._asked: dict[int, tuple[str, str, float, float]] = {}
+        self._reward_calls: dict[int, tuple[str, str, float, float]] = {}
         self._overdue: dict[int, str] = {}
-        self._ending, self._starts = False, 0
+        self._end_requested, self._starts = False, 0
 
     def start(self, step: int) -> None:
-        """Notes that the workers begin, or begin again, after ``step``."""
+        """Notes that the workers start, or restart, after ``step``."""
         self._starts += 1
-        self._asked, self._overdue = {}, {}
+        self._reward_calls, self._overdue = {}, {}
         if self._starts > 1:
-            self.note(f"the workers were started again and go on after step {step}")
+            self.note(f"the workers were restarted and continue after step {step}")
 
     def put(self, latest: dict[str, Any]) -> None:
         """Replaces the numbers of the latest step."""
         self._latest = latest
 
     def note(self, line: str) -> None:
-        """Keeps a line for the console; the same one only once in a row."""
+        """Keeps a line for the console, unless it repeats the last one."""
         if self._notes[-1:] != [line]:
             self._notes.append(line)
 
-    def ask(self, rank: int, where: str, reward: str, timeout: float) -> None:
-        """Notes that a worker waits for a reward from now on."""
-        self._asked[rank] = (where, reward, timeout, time.monotonic())
+    def reward_started(self, rank: int, where: str, reward: str, timeout: float) -> None:
+        """Notes that a worker has called a reward."""
+        self._reward_calls[rank] = (where, reward, timeout, time.monotonic())
 
-    def answered(self, rank: int) -> None:
-        """Notes that it has its answer."""
-        self._asked.pop(rank, None)
+    def reward_ended(self, rank: int) -> None:
+        """Notes that the reward of a worker has returned."""
+        self._reward_calls.pop(rank, None)
 
-    def end(self) -> bool:
-        """Asks the workers to end after the step under way, with a checkpoint; whether they have made a step."""
-        self._ending = True
+    def request_end(self) -> bool:
+        """Asks the workers to end after the current step, with a checkpoint; returns whether a step was finished."""
+        self._end_requested = True
         return bool(self._latest)
 
-    def ending(self) -> bool:
-        """Whether they were asked to end."""
-        return self._ending
+    def end_requested(self) -> bool:
+        """Returns whether the workers should end."""
+        return self._end_requested
 
     def get(self, seen: int = 0) -> tuple[dict[str, Any], list[str]]:
-        """The numbers of the latest step, empty before the first one, and the notes but for the first ``seen``."""
-        for rank, (where, reward, timeout, since) in self._asked.items():
+        """Returns the numbers of the latest step, empty before the first one, and the notes from ``seen`` on."""
+        for rank, (where, reward, timeout, since) in self._reward_calls.items():
             if rank not in self._overdue and time.monotonic() - since >= timeout:
                 self._overdue[rank] = f"{where}: the reward {reward} gave no answer for {timeout:g} s (reward.timeout)"
                 self.note(self._overdue[rank])
         return self._latest, self._notes[seen:]
 
     def overdue(self) -> dict[int, str]:
-        """Messages about rewards that exceeded reward.timeout, by worker."""
+        """Returns messages about reward calls that exceeded reward.timeout, by worker.
+
+        A worker that was killed during a call is among them once the limit has passed: see ``rlvid.train.fit``.
+        """
         return self._overdue
 
 
 class ProgressLine:
-    """Shows a run's progress while its block runs: a live line on a terminal, one line now and then elsewhere."""
+    """Shows a run's progress while the block runs: a live line on a terminal, elsewhere a line every ten seconds."""
 
     def __init__(self, actor: Any, steps: int, console: Console) -> None:
         self._actor, self._steps, self._console, self._seen = actor, steps, console, 0
@@ -102,7 +105,7 @@ class ProgressLine:
             return
         shown, due, ended = 0, 0.0, False
         while not ended:
-            ended = self._stop.wait(0.5)  # then once more: the last step may be younger than the last look
+            ended = self._stop.wait(0.5)  # then once more: the last step may be newer than the last reading
             latest = self._ask()
             if not latest or latest["step"] == shown:
                 continue

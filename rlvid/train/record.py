@@ -1,4 +1,4 @@
-"""Ray Train's record of a run's checkpoints, brought in line with those that are whole before each start.
+"""Ray Train's record of a run's checkpoints, corrected before each start.
 
 Ray Train resumes from what ``checkpoint_manager_snapshot.json`` names, and gives up for good where that file is cut off
 or names a checkpoint that is gone. So before each start the checkpoints themselves count: those that are not whole are
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rlvid.config import RunConfig
-from rlvid.files import read_mapping, write_whole
+from rlvid.files import read_mapping, write_atomic
 from rlvid.runs.checkpoints import (
     CheckpointRef,
     checkpoint_name,
@@ -36,7 +36,7 @@ def check_resume(run: Path, before: RunConfig, now: RunConfig, resumable: bool =
     """
     latest = latest_checkpoint(run, resumable)
     try:
-        carries_over(latest[0] if latest else before, now, begun=latest is not None)
+        carries_over(latest[0] if latest else before, now, has_checkpoint=latest is not None)
     except ValueError as error:
         raise ValueError(
             f"run {now.name!r} exists in {run} with {error}; choose another name=..., or delete the folder to "
@@ -75,12 +75,12 @@ def repair_record(mirror: Mirror, damaged: dict[str, str] | None = None) -> list
             mirror.rename(name, aside)
             lines.append(f"checkpoint {name} is damaged ({why}) and was renamed to {aside}")
     whole.sort(key=lambda found: found.step)
-    goes_on = f"the run goes on after step {whole[-1].step}" if whole else "there is no other, and the run begins anew"
+    step = f"continues after step {whole[-1].step}" if whole else "starts at step 0, because there is no other"
     if names or (run / RECORD).exists():
         text = json.dumps(_record([found.step for found in whole]))
-        write_whole(run / RECORD, text.encode())
+        write_atomic(run / RECORD, text.encode())
     mirror.push()
-    return [f"{line}; {goes_on}" for line in lines]
+    return [f"{line}; the run {step}" for line in lines]
 
 
 def recorded(run: Path) -> list[str] | None:
@@ -95,7 +95,7 @@ def _below(folder: str, sizes: Mapping[str, int]) -> dict[str, int]:
 
 
 def _free(name: str, taken: set[str]) -> str:
-    """The name, with a number where it is taken."""
+    """Returns the name, with a number where it is taken."""
     number = 2
     free = name
     while free in taken:

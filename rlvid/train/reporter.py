@@ -1,4 +1,4 @@
-"""What a worker says of itself: to the driver, by the run's progress actor, and in its own log, with the traceback."""
+"""Reports of a worker: lines to the driver through the run's progress actor, and its own log with tracebacks."""
 
 import faulthandler
 import logging
@@ -17,11 +17,11 @@ log = logging.getLogger("rlvid.train")
 
 
 class WorkerError(RuntimeError):
-    """What ended a worker, in one line.
+    """The error that ended a worker, in one line.
 
     Args:
         text: the line.
-        secondary: whether the worker only lost the others, so that the cause is theirs.
+        secondary: whether the worker only lost its connection to the others, so that another worker is the cause.
     """
 
     def __init__(self, text: str, secondary: bool = False) -> None:
@@ -33,12 +33,12 @@ class WorkerError(RuntimeError):
 
 
 class Reporter(Observer):
-    """A worker's voice: each line names the worker and its step.
+    """Reports errors and warnings of a worker; each line names the worker and its step.
 
     Args:
         rank: the worker's.
         progress: the run's ``rlvid.train.progress.ProgressActor``.
-        timeout: seconds that a reward may take for one call; 0 or None: as long as it likes.
+        timeout: limit for one call of a reward, in seconds; 0 or None: no limit.
     """
 
     def __init__(self, rank: int, progress: Any, timeout: float | None = None) -> None:
@@ -50,11 +50,11 @@ class Reporter(Observer):
 
     @property
     def where(self) -> str:
-        """Which worker, and its step."""
+        """The worker and its step."""
         return f"worker {self.rank}, " + ("before its first step" if self.step is None else f"step {self.step}")
 
-    def tell(self, line: str) -> None:
-        """Says on the driver's console what went wrong with a reward; the first line of each kind alone."""
+    def report(self, line: str) -> None:
+        """Reports a failure of a reward on the driver's console, once for each kind of line."""
         self.latest = line
         log.warning("step %s: %s", self.step, line)
         kind = re.sub(r"\d+", "", line)
@@ -63,30 +63,30 @@ class Reporter(Observer):
             self.progress.note.remote(f"{self.where}: {line}")
 
     @contextmanager
-    def asking(self, reward: str) -> Iterator[None]:
-        """While a reward works: after ``timeout`` seconds the process ends, with its stacks in its log.
+    def calling(self, reward: str) -> Iterator[None]:
+        """Ends the process if the block, a call of a reward, exceeds ``timeout``; its stacks are in its log.
 
-        The limit is kept by a thread of C code, which needs neither Python nor the device: the reward may hold both.
-        The driver, which is told when the call begins, says what it was.
+        A thread of C code keeps the time. It needs neither Python nor the device, which the reward may hold. The
+        progress actor knows when the call began, so the driver prints the reason.
         """
         if not self.timeout:
             yield
             return
-        self.progress.ask.remote(self.rank, self.where, reward, self.timeout)
+        self.progress.reward_started.remote(self.rank, self.where, reward, self.timeout)
         file: Any = self._file or sys.__stderr__
         faulthandler.dump_traceback_later(self.timeout, exit=True, file=file)
         try:
             yield
         finally:
             faulthandler.cancel_dump_traceback_later()
-            self.progress.answered.remote(self.rank)
+            self.progress.reward_ended.remote(self.rank)
 
     @contextmanager
-    def last_words(self) -> Iterator[None]:
-        """Turns an error of the block into one line for the driver; the traceback goes into the worker's log."""
+    def explain_errors(self) -> Iterator[None]:
+        """Turns an error of the block into one line for the driver, and logs the traceback in the worker's log."""
         try:
             yield
-        except Exception as error:  # any: it is raised again, and only this process can log its traceback
+        except Exception as error:  # any error is raised again, and only this process can log its traceback
             log.exception("%s: this ends the worker", self.where)
             text = f"{self.where}: {describe(error)}"
             secondary = _lost_others(error)
@@ -95,7 +95,7 @@ class Reporter(Observer):
             raise WorkerError(text, secondary) from error
 
     def log_to(self, path: Path) -> None:
-        """Sends logging, warnings and what is printed into the worker's log."""
+        """Sends logging, warnings and printed lines into the worker's log."""
         path.parent.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(path)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
@@ -107,7 +107,7 @@ class Reporter(Observer):
 
 
 class _Printed:
-    """Stands in for stdout: each line that is printed becomes one of the log."""
+    """Replaces stdout: each printed line becomes a line of the log."""
 
     def __init__(self) -> None:
         self._rest = ""
@@ -119,13 +119,13 @@ class _Printed:
         return len(text)
 
     def flush(self) -> None:
-        """Lines are written when they end."""
+        """Does nothing: a line is logged when it ends."""
 
     def isatty(self) -> bool:
         return False
 
 
 def _lost_others(error: BaseException) -> bool:
-    """Whether an error came from a collective, where one worker's end shows in all others."""
+    """Returns whether an error came from a collective, which fails on all workers when one of them ends."""
     frames = traceback.extract_tb(error.__traceback__)
     return isinstance(error, RuntimeError) and any("/torch/distributed/" in frame.filename for frame in frames)

@@ -1,4 +1,4 @@
-"""What a worker begins with: a folder for temporary files, and the checkpoint that it resumes from.
+"""The start of a worker: a folder for temporary files, and the checkpoint from which it resumes.
 
 The workers themselves compare a checkpoint's bytes with their checksums, each a share of the files, just before they
 read them: so the driver fetches nothing from a store, and no file is read twice over a network.
@@ -19,7 +19,7 @@ from rlvid.storage import home
 
 
 @dataclass(frozen=True)
-class Resumed:
+class ResumePoint:
     """The checkpoint that a run resumes from: its name in the run's folder, and its files on this machine."""
 
     name: str
@@ -42,7 +42,7 @@ def temporary_folder(storage: str | None, run: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def resumed() -> Iterator[Resumed | None]:
+def resume_point() -> Iterator[ResumePoint | None]:
     """Yields the checkpoint that Ray Train resumes from, on this machine while the block runs; None if there is none.
 
     Every worker must take part.
@@ -52,11 +52,11 @@ def resumed() -> Iterator[Resumed | None]:
         yield None
         return
     with checkpoint.as_directory() as folder:
-        yield Resumed(Path(checkpoint.path).name, Path(folder))
+        yield ResumePoint(Path(checkpoint.path).name, Path(folder))
         distributed.barrier()  # nobody leaves while another still reads
 
 
-def damage(checkpoint: Resumed, rank: int, world: int) -> dict[str, str]:
+def damage(checkpoint: ResumePoint, rank: int, world: int) -> dict[str, str]:
     """Finds what is wrong with a checkpoint: its name -> a few words, or nothing; the same on every worker.
 
     Every worker must take part, and reads every ``world``-th file.

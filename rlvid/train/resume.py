@@ -1,4 +1,4 @@
-"""What of a checkpoint a resumed run can use: all of it, or with another split of the work the weights alone.
+"""The parts of a checkpoint that a resumed run can use: all, or the weights alone after another split of the work.
 
 ======================================================  ==========================================================
 between the checkpoint and now                          what carries over
@@ -18,13 +18,13 @@ _SPLIT = ("workers", "micro_batch", "zero_stage")
 """Keys of ``train`` that say how the work is split, and not what is computed."""
 
 
-def carries_over(before: RunConfig, now: RunConfig, *, begun: bool = True) -> Literal["all", "weights"]:
-    """What a run that goes on under ``now`` can use of a checkpoint made under ``before``.
+def carries_over(before: RunConfig, now: RunConfig, *, has_checkpoint: bool = True) -> Literal["all", "weights"]:
+    """Returns which parts of a checkpoint made under ``before`` a run under ``now`` can use.
 
     Args:
         before: settings of the checkpoint, or of the run's folder while there is no checkpoint.
         now: settings of the run that resumes.
-        begun: whether there is a checkpoint; else every split starts at step 0 alike.
+        has_checkpoint: whether there is a checkpoint; else every split starts at step 0 alike.
 
     Raises:
         ValueError: the settings are of another run, or the optimiser's state is of another split of the work.
@@ -33,7 +33,7 @@ def carries_over(before: RunConfig, now: RunConfig, *, begun: bool = True) -> Li
     if now.model_copy(update={"train": now.train.model_copy(update=split)}).fingerprint != before.fingerprint:
         raise ValueError(f"another config ({differences(before, now)})")
     stages, workers = {before.train.zero_stage, now.train.zero_stage}, {before.train.workers, now.train.workers}
-    if not begun or stages == {0} or (len(stages) == 1 and len(workers) == 1):
+    if not has_checkpoint or stages == {0} or (len(stages) == 1 and len(workers) == 1):
         return "all"
     if now.train.resume == "weights":
         return "weights"
@@ -46,22 +46,22 @@ def carries_over(before: RunConfig, now: RunConfig, *, begun: bool = True) -> Li
 
 
 def notice(before: RunConfig, now: RunConfig, step: int) -> str | None:
-    """What a user must know who resumes with another split of the work; None where nothing is lost."""
+    """Returns a notice for a run that resumes with another split of the work; None if nothing is lost."""
     if carries_over(before, now) == "weights":
         return (
-            f"WARNING: goes on after step {step} from the weights alone (train.resume=weights): the optimiser's "
-            "moments start anew, so the result is not that of an uninterrupted run"
+            f"WARNING: continues after step {step} from the weights alone (train.resume=weights): the optimiser's "
+            "moments start at zero, so the result differs from an uninterrupted run"
         )
     if before.train.workers != now.train.workers:
         return (
-            f"goes on after step {step} with {now.train.workers} workers instead of {before.train.workers}: the same "
+            f"continues after step {step} with {now.train.workers} workers instead of {before.train.workers}: the same "
             "result up to rounding, no longer bit for bit"
         )
     return None
 
 
 def differences(before: RunConfig, now: RunConfig) -> str:
-    """The settings that differ, as ``key: old -> new``, a few of them."""
+    """Returns the settings that differ, as ``key: old -> new``, a few of them."""
     old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
     changed = [f"{key}: {old.get(key)} -> {new.get(key)}" for key in sorted(old | new) if old.get(key) != new.get(key)]
     return ", ".join(changed[:4]) + (", ..." if len(changed) > 4 else "")

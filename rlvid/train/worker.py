@@ -23,7 +23,7 @@ from rlvid.models.trained import load_trainable, load_trained
 from rlvid.reward.load import held_out_reward, trained_reward
 from rlvid.runs.checkpoints import checkpoint_name, read_state
 from rlvid.storage import clips_here, worker_mirror
-from rlvid.train.checkpoint import load_checkpoint, save_checkpoint, told_if_unwritable
+from rlvid.train.checkpoint import checkpoint_write_errors, load_checkpoint, save_checkpoint
 from rlvid.train.engine import DeepSpeedEngine, StepOutcome
 from rlvid.train.group import TorchWorkerGroup
 from rlvid.train.guard_folder import stop_flag
@@ -41,7 +41,7 @@ VIDEO_PROMPTS = 6
 
 
 class Worker:
-    """One of W processes that train together; worker 0 also writes TensorBoard and tells the progress.
+    """One of W processes that train together; worker 0 also writes TensorBoard and reports the progress.
 
     Args:
         job: of the run.
@@ -122,7 +122,7 @@ class Worker:
         self.mirror.push(move="archive")
 
     def fetch(self, step: int) -> Batch:
-        """This worker's share of the batch of ``step``: every W-th sample of it."""
+        """Returns this worker's share of the batch of ``step``: every W-th sample of it."""
         self.reporter.step = step
         with self.stopwatch.stage("data"):
             size, seed = self.config.train.batch_size, self.config.seed
@@ -135,7 +135,7 @@ class Worker:
             return Batch(step, serials, prompts, text_BLD.to(self.model.device), latents)
 
     def record(self, step: int, updates: list[Update], outcomes: list[StepOutcome], seconds: float) -> None:
-        """Averages the step's numbers over workers, writes and tells them, and archives its samples.
+        """Averages the step's numbers over workers, writes and reports them, and archives its samples.
 
         Sets ``problem`` on all workers alike when too many steps in a row were skipped as non-finite.
         """
@@ -146,7 +146,7 @@ class Worker:
         rewarded = sum(update.metrics.get("reward/weighted", (0.0, 0.0))[1] for update in updates)
         sums |= {"optimiser/loss": (loss, 1.0), "cost/videos": (rewarded, 1.0)}
         guarded = self.config.guard.every > 0 and self.config.guard.stop
-        asked_to_stop = self.rank == 0 and ((guarded and stop_flag(self.run).is_file()) or self._asked_to_end())
+        asked_to_stop = self.rank == 0 and ((guarded and stop_flag(self.run).is_file()) or self._end_requested())
         sums["stop"] = (float(asked_to_stop), 1.0)  # summed with the rest, so that all workers stop at the same step
         values = average(summed([sums, *(update.metrics for update in updates)]))
         self.stopped = values.pop("stop") > 0
@@ -185,7 +185,7 @@ class Worker:
             )
 
     def save(self, step: int) -> None:
-        """A checkpoint after ``step`` steps, kept by Ray Train; every worker takes part."""
+        """Saves a checkpoint after ``step`` steps and reports it to Ray Train; every worker must call it."""
         # First what a run that resumes here will not write again: a kill after the report must not lose it.
         self.archive.flush()
         if self.tensorboard is not None:
@@ -194,7 +194,7 @@ class Worker:
         train_state = {"step": step, "workers": self.world, "skipped": self._skipped, "seconds": self._seconds}
         train_state["videos"] = self._videos
         part = self.temporary / checkpoint_name(step)
-        with told_if_unwritable(step, self.run):
+        with checkpoint_write_errors(step, self.run):
             save_checkpoint(part, self.rank, train_state, self.config, self.engine, self.algorithm, self.network)
             ray.train.report(
                 {"step": step},
@@ -204,25 +204,25 @@ class Worker:
             shutil.rmtree(part)
 
     def checkpoint_due(self, step: int) -> bool:
-        """Whether a checkpoint follows ``step``."""
+        """Returns whether a checkpoint follows ``step``."""
         last = step + 1 == self.config.train.steps or self.out_of_time or self.stopped
         return last or (step + 1) % self.config.output.checkpoint_every == 0
 
     def preempted(self) -> bool:
-        """Whether a worker's node has newly been announced to be taken away; every worker must ask after each step."""
+        """Returns whether a worker's node is newly announced to be taken away; every worker calls it after a step."""
         if not self._watched:
             return False
-        told = ray.train.get_preemption_info()
-        leaving = set(told.preempted_node_ids) - self._leaving if told else set()
+        info = ray.train.get_preemption_info()
+        leaving = set(info.preempted_node_ids) - self._leaving if info else set()
         self._leaving |= leaving
         if leaving:
             log.warning("a node is about to be taken away (%s): saves a checkpoint now", ", ".join(sorted(leaving)))
         return bool(leaving)
 
-    def _asked_to_end(self) -> bool:
-        """Whether an interrupted driver asks for a checkpoint and the end."""
+    def _end_requested(self) -> bool:
+        """Returns whether an interrupted driver asks for a checkpoint and the end."""
         try:
-            return bool(ray.get(self.progress.ending.remote(), timeout=1))
+            return bool(ray.get(self.progress.end_requested.remote(), timeout=1))
         except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError):  # its node is lost, or slow
             return False
 
@@ -233,12 +233,12 @@ class Worker:
         return budget is not None and used_up(self._seconds, self._done, budget)
 
     def summary(self) -> dict[str, Any]:
-        """What this worker did since it started."""
+        """Returns the numbers of this worker since its start."""
         seconds = time.perf_counter() - self._began
         return {"first_step": self.first_step, "skipped": self._skipped, "seconds": seconds, "problem": self.problem}
 
     def _load_weights_alone(self, checkpoint: Path | None) -> None:
-        """Where the optimiser's state does not carry over: before the engine takes its own copy of the weights."""
+        """Loads the weights before the engine copies them, if the optimiser's state cannot be used."""
         if checkpoint and carries_over(read_state(checkpoint).settings, self.config) == "weights":
             load_trained(self.network, self.config.model, checkpoint)
             log.warning("the optimiser's moments start anew (train.resume=weights)")
@@ -289,5 +289,5 @@ class Worker:
 
 
 def used_up(seconds: float, steps: int, budget: float) -> bool:
-    """Whether ``steps`` that took ``seconds`` are nearer to ``budget`` than with one more of their mean length."""
+    """Returns whether ``steps`` that took ``seconds`` are nearer to ``budget`` than one step more."""
     return steps > 0 and seconds + seconds / steps / 2 >= budget

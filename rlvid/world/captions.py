@@ -36,7 +36,7 @@ _MOTION_WORDS = {"rest": "still", "bigger": "growing", "larger": "growing"}
 
 @dataclass(frozen=True)
 class Labels:
-    """What a caption asks for, by name."""
+    """The properties of a clip in a caption, by name."""
 
     subject: str
     colour: str
@@ -49,7 +49,7 @@ def _with_article(phrase: str) -> str:
 
 
 def write_caption(labels: Labels, template: int = 0, phrasing: int = 0) -> str:
-    """The caption of ``labels`` in one of four templates and three phrasings of the motion."""
+    """Returns the caption of ``labels`` in one of four templates and three phrasings of the motion."""
     subject = f"{labels.colour} {labels.subject}"
     return _TEMPLATES[template].format(
         subject=subject if labels.subject in PATTERNS else _with_article(subject),
@@ -60,14 +60,14 @@ def write_caption(labels: Labels, template: int = 0, phrasing: int = 0) -> str:
 
 
 def write_captions(clips: Clips, generator: torch.Generator) -> list[str]:
-    """A caption for each of B clips, the wording drawn from ``generator``."""
+    """Returns a caption for each of B clips, the wording drawn from ``generator``."""
     template_B = torch.randint(len(_TEMPLATES), (len(clips),), generator=generator).tolist()
     phrasing_B = torch.randint(3, (len(clips),), generator=generator).tolist()
     return [write_caption(*each) for each in zip(labels_of(clips), template_B, phrasing_B, strict=True)]
 
 
 def labels_of(clips: Clips) -> list[Labels]:
-    """The labels of B clips, by name."""
+    """Returns the labels of B clips, by name."""
     return [
         Labels(SUBJECTS[s], _COLOUR_NAMES[c], _BACKGROUND_NAMES[b], MOTIONS[m])
         for s, c, b, m in zip(
@@ -81,7 +81,7 @@ def labels_of(clips: Clips) -> list[Labels]:
 
 
 def read_caption(caption: str) -> Labels | None:
-    """The labels that a caption asks for, or None when one of the four is missing from it."""
+    """Returns the labels that a caption asks for, or None when one of the four is missing from it."""
     words = re.findall(r"[a-z]+", caption.lower())
     subject = next((w for w in words if w in SUBJECTS), None)
     colour = next((w for w in words if w in COLOURS), None)
@@ -93,7 +93,7 @@ def read_caption(caption: str) -> Labels | None:
 
 
 def prompts_in_set(name: str) -> int:
-    """How many distinct prompts a set has."""
+    """Counts the distinct prompts of a set."""
     return len(PROMPT_SETS[name]) * len(COLOURS) * len(BACKGROUNDS) * (5 if name == "scenes" else len(MOTIONS))
 
 

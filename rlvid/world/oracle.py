@@ -36,7 +36,7 @@ _FAULT = 0.1  # root mean square error that halves fidelity
 
 @dataclass(frozen=True)
 class Reading:
-    """What the oracle read from B clips.
+    """The oracle's readings of B clips.
 
     ``labels`` names subject, colour, background and motion of each clip. ``sharpness_B`` in [0, 1] is the contrast
     across the fitted outline relative to that of the clean palette: 1 when clean, less when blurred or washed out.
@@ -50,7 +50,7 @@ class Reading:
 
 
 def _coverage(kind: int, placement_N3: Tensor) -> Tensor:
-    """Coverage (N, P) of a kind at placements (N, 3)."""
+    """Returns coverage (N, P) of a kind at placements (N, 3)."""
     subject, upright = _KINDS[kind]
     x_N, y_N, radius_N = placement_N3.unbind(-1)
     if subject in world.SHAPES:
@@ -59,7 +59,7 @@ def _coverage(kind: int, placement_N3: Tensor) -> Tensor:
 
 
 def _placements(kind: int) -> Tensor:
-    """The placements (T, 3) that the bank tries for a kind."""
+    """Returns the placements (T, 3) that the bank tries for a kind."""
     subject, upright = _KINDS[kind]
     if subject in world.SHAPES:
         offset_T2 = torch.cartesian_prod(torch.arange(-9, 10) / SIZE, torch.arange(-9, 10) / SIZE)
@@ -75,7 +75,7 @@ def _placements(kind: int) -> Tensor:
 
 @cache
 def _bank() -> tuple[Tensor, Tensor, list[int]]:
-    """All templates: coverages (T, P) with zero mean and unit norm, placements (T, 3), and T of each kind.
+    """Returns all templates: coverages (T, P) with zero mean and unit norm, placements (T, 3), and T of each kind.
 
     Each comes sharp and blurred: a blurred ring is nearer to a sharp disc than to a sharp ring.
     """
@@ -195,7 +195,7 @@ def _track_shape(_kind: int, placement_BF3: Tensor, share_BF: Tensor) -> tuple[T
 
 
 def _track_pattern(kind: int, placement_BF3: Tensor, share_BF: Tensor) -> tuple[Tensor, Tensor]:
-    """Motion (B,) that best aligns the shifts, and (x, y, radius, phase) as ``Clips`` has them.
+    """Returns motion (B,) that best aligns the shifts, and (x, y, radius, phase) as ``Clips`` has them.
 
     Sum and difference of the two shifts are periodic for all three patterns (checks repeat along the diagonals), so
     alignment is measured on the circle: |sum_f share_f exp(2 pi i (shift_f - travel_m t_f) / period)|.

@@ -136,7 +136,7 @@ def shape_coverage(subject: str, x: Tensor, y: Tensor, radius: Tensor, size: int
 
 
 def pattern_coverage(subject: str, shift_x: Tensor, shift_y: Tensor, upright: Tensor, size: int) -> Tensor:
-    """Coverage of a full-frame pattern shifted by fractions of the frame; ``upright`` picks vertical bands."""
+    """Returns coverage of a full-frame pattern shifted by fractions of the frame; ``upright`` picks vertical bands."""
     grid = (torch.arange(size, device=shift_x.device, dtype=shift_x.dtype) + 0.5) / size
     across = grid[None, :] - shift_x[..., None, None]
     down = grid[:, None] - shift_y[..., None, None]

@@ -84,7 +84,7 @@ def test_what_a_killed_evaluation_had_finished_is_not_made_again(tmp_path: Path)
     again = CliRunner().invoke(app, [str(word) for word in command[3:]])
     assert again.exit_code == 0, again.output
     there = sum(pq.read_metadata(path).num_rows for path in parts)
-    assert f"{there} of {2 * len(SETS['own'])} videos are there already" in again.output
+    assert f"{there} of {2 * len(SETS['own'])} videos" in again.output
     assert {path: path.read_bytes() for path in parts} == kept
     motion = pq.read_table(run / "evaluation.parquet")["motion"].to_pylist()
     assert len(motion) == 2 * len(SETS["own"])

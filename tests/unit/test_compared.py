@@ -31,7 +31,7 @@ from rlvid.evaluate.load import TunedModel
 from rlvid.evaluate.models import Loader, differences, find_models, load_found, parse_spec
 from rlvid.evaluate.results.pairwise import pairwise
 from rlvid.evaluate.results.rows import METRICS
-from rlvid.evaluate.results.seeds import Alike, group_seeds, name_groups, seed_results
+from rlvid.evaluate.results.seeds import RunGroup, group_seeds, name_groups, seed_results
 from rlvid.evaluate.results.summary import compare
 from rlvid.evaluate.scorers import Scorers, parse_rewards
 from rlvid.evaluate.tables.groups import write_pairwise, write_seeds
@@ -319,7 +319,7 @@ def test_foreign_text_is_text_in_latex_and_markdown() -> None:
 
 def test_groups_are_called_by_their_method_or_by_what_their_names_share() -> None:
     def named(*groups: tuple[str, str, list[str]], **options: bool) -> list[str]:
-        return name_groups([Alike(*group) for group in groups], "base", **options)
+        return name_groups([RunGroup(*group) for group in groups], "base", **options)
 
     assert named(("iv", "", ["x0", "x1"]), ("draft", "@40", ["d"])) == ["iv (2 seeds)", "d"]
     assert named(("iv", "@40", ["x0", "x1"]), ("iv", "", ["y0", "y1"])) == ["iv@40 (2 seeds)", "iv (2 seeds)"]

@@ -23,7 +23,7 @@ from rlvid.evaluate.results.rows import METRICS, Row
 from rlvid.evaluate.results.summary import compare, compare_all, summarise
 from rlvid.evaluate.score import evaluate_model, score_videos
 from rlvid.evaluate.tables import pages
-from rlvid.files import write_whole
+from rlvid.files import write_atomic
 from rlvid.toy.tiny import tiny_model, tiny_reward
 from rlvid.world.captions import write_captions
 from rlvid.world.render import render, sample_clips
@@ -317,8 +317,8 @@ def test_one_model_alone_is_neither_best_nor_compared(tmp_path: Path) -> None:
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "table.md"
-    write_whole(path, b"old")
+    write_atomic(path, b"old")
     with pytest.raises(TypeError):
-        write_whole(path, "not bytes")
+        write_atomic(path, "not bytes")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["table.md"]

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlvid.data.parquet import open_parquet
-from rlvid.files import held, read_mapping, scratch, whole_folder
+from rlvid.files import atomic_folder, held, read_mapping, scratch
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -62,9 +62,9 @@ def test_a_file_that_a_killed_process_left_half_written_is_deleted_by_the_next_t
     (tmp_path / "note.txt").write_text("whole")
     (tmp_path / ".mine").touch()
     code = (
-        "import os, signal, sys; from pathlib import Path; from rlvid.files import write_whole\n"
+        "import os, signal, sys; from pathlib import Path; from rlvid.files import write_atomic\n"
         "os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "write_whole(Path(sys.argv[1]), b'half')"
+        "write_atomic(Path(sys.argv[1]), b'half')"
     )
     for path in (tmp_path / "note.txt", tmp_path / "guard" / "stop"):
         subprocess.run([sys.executable, "-c", code, str(path)], check=False, cwd=ROOT)
@@ -87,23 +87,23 @@ def test_a_lock_tells_who_holds_it(tmp_path: Path) -> None:
 
 def test_a_folder_is_replaced_at_once_and_a_killed_writer_leaves_nothing_for_ever(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with whole_folder(out) as part:
+    with atomic_folder(out) as part:
         (part / "old").touch()
     assert files(out) == ["old"]
-    with another_process("whole_folder(Path(sys.argv[1]))", out) as other:
-        with pytest.raises(ValueError, match=r"another process .*writes"), whole_folder(out):
+    with another_process("atomic_folder(Path(sys.argv[1]))", out) as other:
+        with pytest.raises(ValueError, match=r"another process .*writes"), atomic_folder(out):
             pass
         other.send_signal(signal.SIGKILL)
         other.wait()
     assert files(out) == ["old"]
-    with pytest.raises(RuntimeError), whole_folder(out) as part:
+    with pytest.raises(RuntimeError), atomic_folder(out) as part:
         raise RuntimeError
     assert files(tmp_path) == ["old"]
     out.replace(tmp_path / ".out.old")  # killed between the two renames
-    with pytest.raises(RuntimeError), whole_folder(out):
+    with pytest.raises(RuntimeError), atomic_folder(out):
         raise RuntimeError
     assert files(out) == ["old"]
-    with whole_folder(out) as part:
+    with atomic_folder(out) as part:
         (part / "new").touch()
     assert files(tmp_path) == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -27,8 +27,10 @@ from rlvid.train.guard_folder import GuardLog, copy_trained, guard_prompts, stop
 PROMPTS = [f"prompt {i}" for i in range(16)]
 
 
-def look(rng: np.random.Generator, mean: dict[str, float], noise: float = 0.05, count: int = 16) -> dict[str, Any]:
-    """One value a prompt: prompts differ by the same amounts in every look, and noise comes on top."""
+def evaluation_of(
+    rng: np.random.Generator, mean: dict[str, float], noise: float = 0.05, count: int = 16
+) -> dict[str, Any]:
+    """One value a prompt: prompts differ by the same amounts in every evaluation, and noise comes on top."""
     spread = np.random.default_rng(5).normal(0, 0.3, count)
     base = {TRAINED: 0.5, HELD_OUT: 0.5, "consistency": 0.95, "motion": 0.1, "diversity": 0.1} | mean
     scale = {"consistency": 0.01, "motion": 0.1, "diversity": 0.1}
@@ -38,7 +40,7 @@ def look(rng: np.random.Generator, mean: dict[str, float], noise: float = 0.05, 
 def series(trained: list[float], held_out: list[float], **others: list[float]) -> list[dict[str, Any]]:
     rng = np.random.default_rng(1)
     columns = {TRAINED: trained, HELD_OUT: held_out, **others}
-    return [look(rng, {m: values[t] for m, values in columns.items()}) for t in range(len(trained))]
+    return [evaluation_of(rng, {m: values[t] for m, values in columns.items()}) for t in range(len(trained))]
 
 
 UP = [0.5 + 0.05 * t for t in range(9)]
@@ -56,7 +58,7 @@ def test_proxy_rises_and_held_out_falls_and_the_best_is_where_it_turned() -> Non
     assert verdict.over_optimised
     assert verdict.best == 3
     loss = verdict.warnings[HELD_OUT]
-    assert (loss.at, loss.best) == (5, 3), "the second look in a row warns"
+    assert (loss.at, loss.best) == (5, 3), "the second evaluation in a row warns"
     assert loss.difference == pytest.approx(-0.2, abs=0.05)
     assert loss.difference + loss.half < 0
     assert set(verdict.warnings) == {HELD_OUT}
@@ -67,10 +69,10 @@ def test_both_fall_and_it_is_a_collapse_and_no_over_optimisation() -> None:
     verdict = judge(series(turned, turned))
     assert not verdict.over_optimised
     assert set(verdict.warnings) == {COLLAPSE}
-    assert verdict.spoilt is verdict.warnings[COLLAPSE]
-    assert (verdict.spoilt.at, verdict.spoilt.best, verdict.best) == (4, 2, 2)
+    assert verdict.fatal_loss is verdict.warnings[COLLAPSE]
+    assert (verdict.fatal_loss.at, verdict.fatal_loss.best, verdict.best) == (4, 2, 2)
     level = series([0.5] * 9, [0.5] * 9)
-    assert judge(level).spoilt is None
+    assert judge(level).fatal_loss is None
 
 
 def test_one_bad_look_is_not_enough_and_later_looks_cannot_win_after_a_warning() -> None:
@@ -82,7 +84,7 @@ def test_one_bad_look_is_not_enough_and_later_looks_cannot_win_after_a_warning()
     verdict = judge(series(UP, back))
     assert verdict.over_optimised
     assert verdict.best == 1
-    assert not verdict.losses, "the last look has lost nothing"
+    assert not verdict.losses, "the last evaluation has lost nothing"
 
 
 @pytest.mark.parametrize(("metric", "from_to"), [("motion", (0.1, 0.05)), ("diversity", (0.1, 0.05))])
@@ -95,10 +97,10 @@ def test_side_effects_have_lines_of_their_own(metric: str, from_to: tuple[float,
     assert not judge(series(UP, UP, **{metric: slight})).warnings, "within what a metric may lose"
 
 
-def walk(kind: str, rng: np.random.Generator, looks: int, count: int) -> list[dict[str, list[float]]]:
+def walk(kind: str, rng: np.random.Generator, evaluations: int, count: int) -> list[dict[str, list[float]]]:
     """Held-out rewards that do not fall in truth: noise about a level, or a random walk without drift."""
     base, moved, found = rng.normal(0.5, 0.3, count), np.zeros(count), []
-    for t in range(looks):
+    for t in range(evaluations):
         moved = moved + rng.normal(0, 0.05, count) if kind == "walk" else rng.normal(0, 0.1, count)
         silent = dict.fromkeys(TOLERANCE, [math.nan] * count)
         trained = base + (rng.normal(0, 0.1, count) if kind == "flat, both" else 0.02 * t)
@@ -107,38 +109,38 @@ def walk(kind: str, rng: np.random.Generator, looks: int, count: int) -> list[di
 
 
 @pytest.mark.parametrize("kind", ["flat", "walk", "flat, both"])
-@pytest.mark.parametrize(("looks", "count"), [(6, 4), (16, 16)])
-def test_false_alarms_are_rare_however_often_it_looks(kind: str, looks: int, count: int) -> None:
+@pytest.mark.parametrize(("evaluations", "count"), [(6, 4), (16, 16)])
+def test_false_alarms_are_rare_however_often_it_looks(kind: str, evaluations: int, count: int) -> None:
     rng = np.random.default_rng(0)
-    alarms = sum(judge(walk(kind, rng, looks, count)).spoilt is not None for _ in range(150))
+    alarms = sum(judge(walk(kind, rng, evaluations, count)).fatal_loss is not None for _ in range(150))
     assert alarms <= 0.08 * 150, f"{alarms} of 150 runs"
 
 
 def test_a_fall_worth_a_deviation_of_the_noise_is_found() -> None:
     rng, found = np.random.default_rng(0), 0
     for _ in range(50):
-        looks = walk("flat", rng, 10, 16)
+        evaluations = walk("flat", rng, 10, 16)
         for t in range(5, 10):
-            looks[t][HELD_OUT] = [value - 0.15 for value in looks[t][HELD_OUT]]
-        found += judge(looks).over_optimised
+            evaluations[t][HELD_OUT] = [value - 0.15 for value in evaluations[t][HELD_OUT]]
+        found += judge(evaluations).over_optimised
     assert found >= 45, "power: a fall of 1.5 deviations of a prompt's noise"
 
 
 def test_what_rounding_lost_is_no_loss() -> None:
-    looks = [{TRAINED: [0.5 + 0.1 * t] * 16, HELD_OUT: [21.3 - 4e-6 * t] * 16} for t in range(5)]
-    assert not judge([{m: [math.nan] * 16 for m in TOLERANCE} | each for each in looks]).warnings
+    evaluations = [{TRAINED: [0.5 + 0.1 * t] * 16, HELD_OUT: [21.3 - 4e-6 * t] * 16} for t in range(5)]
+    assert not judge([{m: [math.nan] * 16 for m in TOLERANCE} | each for each in evaluations]).warnings
 
 
 def test_looks_without_numbers_are_passed_over() -> None:
-    looks = series(UP, UP)
-    for metric in looks[4]:
-        looks[4][metric] = [math.nan] * 16
-    assert judge(looks).best == 8
-    assert judge(looks[:1]).best == 0
-    with pytest.raises(ValueError, match="no looks"):
+    evaluations = series(UP, UP)
+    for metric in evaluations[4]:
+        evaluations[4][metric] = [math.nan] * 16
+    assert judge(evaluations).best == 8
+    assert judge(evaluations[:1]).best == 0
+    with pytest.raises(ValueError, match="base model"):
         judge([])
-    with pytest.raises(ValueError, match="look 1 has 3 prompts and look 0 has 16"):
-        judge([looks[0], {metric: values[:3] for metric, values in looks[1].items()}])
+    with pytest.raises(ValueError, match=r"\b0 and 1 .* 16 and 3 prompts"):
+        judge([evaluations[0], {metric: values[:3] for metric, values in evaluations[1].items()}])
 
 
 # ------------------------------------------------------------------------------------------------------ configuration
@@ -197,7 +199,7 @@ def test_prompts_are_the_first_captions_or_those_asked_for(tmp_path: Path) -> No
 
 
 def values(held_out: float, trained: float) -> dict[str, list[float]]:
-    return look(np.random.default_rng(0), {HELD_OUT: held_out, TRAINED: trained})
+    return evaluation_of(np.random.default_rng(0), {HELD_OUT: held_out, TRAINED: trained})
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +212,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunConfig]:
     return folder, config
 
 
-def looks_of(run: Path, config: RunConfig, **guard: Any) -> GuardLog:
+def guard_log_of(run: Path, config: RunConfig, **guard: Any) -> GuardLog:
     return GuardLog(
         run, PROMPTS, parse_config(config.model_dump() | {"guard": guard, "output": {"checkpoint_every": 2}})
     )
@@ -223,19 +225,19 @@ def guarded(trained: tuple[Path, RunConfig], tmp_path: Path) -> tuple[Path, RunC
 
 def test_every_checkpoint_gets_one_look_and_the_best_survives(guarded: tuple[Path, RunConfig]) -> None:
     run, config = guarded
-    looks = looks_of(run, config, every=2)
-    assert looks.stage(last=False) == [2, 4, 6]
+    evaluations = guard_log_of(run, config, every=2)
+    assert evaluations.stage(last=False) == [2, 4, 6]
     for step in (2, 4, 6):
-        shutil.rmtree(run / f"step-{step:06d}")  # as keep_checkpoints does while looks wait
+        shutil.rmtree(run / f"step-{step:06d}")  # as keep_checkpoints does while evaluations wait
     for step, held_out in ((0, 0.4), (2, 0.7), (4, 0.6)):
-        looks.add(GuardEvaluation(step, values(held_out, 0.4 + step / 10)))
-        looks.settle(looks.verdict())
+        evaluations.add(GuardEvaluation(step, values(held_out, 0.4 + step / 10)))
+        evaluations.update_best(evaluations.verdict())
     assert json.loads((run / "best" / "best.json").read_text())["step"] == 2
     assert not (run / "guard" / "step-000002").exists()
-    again = looks_of(run, config, every=2)  # as after a kill
+    again = guard_log_of(run, config, every=2)  # as after a kill
     assert again.steps == [0, 2, 4]
     assert again.stage(last=True) == [6]
-    assert again.verdict() == looks.verdict()
+    assert again.verdict() == evaluations.verdict()
     best = find_best(run)
     assert best is not None
     assert best.step == 2
@@ -249,29 +251,29 @@ def test_every_checkpoint_gets_one_look_and_the_best_survives(guarded: tuple[Pat
 
 def test_only_the_asked_steps_and_the_last_are_looked_at(guarded: tuple[Path, RunConfig]) -> None:
     run, config = guarded
-    looks = looks_of(run, config, every=4)
-    assert looks.stage(last=False) == [4]
-    assert looks.stage(last=True) == [4, 6]
+    evaluations = guard_log_of(run, config, every=4)
+    assert evaluations.stage(last=False) == [4]
+    assert evaluations.stage(last=True) == [4, 6]
 
 
 def test_a_checkpoint_that_is_half_there_is_left_for_later(guarded: tuple[Path, RunConfig]) -> None:
     run, config = guarded
     weights = run / "step-000006" / "adapter" / "adapter_model.safetensors"
     whole = weights.read_bytes()
-    looks = looks_of(run, config, every=2)
+    evaluations = guard_log_of(run, config, every=2)
     for damaged in (whole[:-10], whole[:-10] + b"0123456789"):  # cut off, and of the right length
         weights.write_bytes(damaged)
         assert flaw(run / "step-000006", read=True)
-        assert looks.stage(last=True) == [2, 4]
+        assert evaluations.stage(last=True) == [2, 4]
     weights.write_bytes(whole)
-    assert looks.stage(last=True) == [2, 4, 6]
+    assert evaluations.stage(last=True) == [2, 4, 6]
 
 
 def test_a_checkpoint_that_is_deleted_while_it_is_copied_is_passed_over(
     guarded: tuple[Path, RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, config = guarded
-    looks, copy = looks_of(run, config, every=2), shutil.copytree
+    evaluations, copy = guard_log_of(run, config, every=2), shutil.copytree
 
     def deleted_meanwhile(source: Path, target: Path) -> Any:
         if source.parent.name == "step-000002":
@@ -279,7 +281,7 @@ def test_a_checkpoint_that_is_deleted_while_it_is_copied_is_passed_over(
         return copy(source, target)
 
     monkeypatch.setattr(shutil, "copytree", deleted_meanwhile)
-    assert looks.stage(last=False) == [4, 6]
+    assert evaluations.stage(last=False) == [4, 6]
 
     def full(source: Path, target: Path) -> Any:
         raise OSError(28, "No space left on device")
@@ -287,19 +289,19 @@ def test_a_checkpoint_that_is_deleted_while_it_is_copied_is_passed_over(
     monkeypatch.setattr(shutil, "copytree", full)
     shutil.rmtree(run / "guard")
     with pytest.raises(OSError, match="No space left"):
-        looks.stage(last=False)
+        evaluations.stage(last=False)
 
 
 def test_a_kill_between_two_bests_loses_neither(guarded: tuple[Path, RunConfig]) -> None:
     run, config = guarded
-    looks = looks_of(run, config, every=2)
-    looks.add(GuardEvaluation(0, values(0.4, 0.4)))
-    looks.stage(last=False)
-    looks.add(GuardEvaluation(2, values(0.7, 0.5)))
-    looks.settle(looks.verdict())
+    evaluations = guard_log_of(run, config, every=2)
+    evaluations.add(GuardEvaluation(0, values(0.4, 0.4)))
+    evaluations.stage(last=False)
+    evaluations.add(GuardEvaluation(2, values(0.7, 0.5)))
+    evaluations.update_best(evaluations.verdict())
     (run / "best").rename(run / ".best")  # killed after the old one went and before the new one came
     shutil.rmtree(run / "step-000002")
-    looks.settle(looks.verdict())
+    evaluations.update_best(evaluations.verdict())
     best = find_best(run)
     assert best is not None
     assert best.step == 2
@@ -330,27 +332,27 @@ def test_a_damaged_best_checkpoint_is_not_called_the_base_model(guarded: tuple[P
 
 def test_the_flag_is_there_only_when_it_is_asked_for(guarded: tuple[Path, RunConfig]) -> None:
     run, config = guarded
-    looks = looks_of(run, config, every=2, stop=True)
-    assert not looks.flag(judge([values(0.5, 0.5)]))
+    evaluations = guard_log_of(run, config, every=2, stop=True)
+    assert not evaluations.flag(judge([values(0.5, 0.5)]))
     for step, held_out in ((0, 0.5), (2, 0.8), (4, 0.4), (6, 0.3)):
-        looks.add(GuardEvaluation(step, values(held_out, 0.5 + step / 10)))
-    assert looks.flag(looks.verdict())
+        evaluations.add(GuardEvaluation(step, values(held_out, 0.5 + step / 10)))
+    assert evaluations.flag(evaluations.verdict())
     assert stop_flag(run).is_file()
-    line = looks.describe(looks.verdict().warnings[HELD_OUT])
+    line = evaluations.describe(evaluations.verdict().warnings[HELD_OUT])
     assert line.startswith("over-optimised at step 6: since step 2 the trained reward went from ")
     assert "\n" not in line
-    assert not looks_of(run, config, every=2).flag(looks.verdict())
+    assert not guard_log_of(run, config, every=2).flag(evaluations.verdict())
     assert not stop_flag(run).exists()
 
 
 def test_looks_at_other_prompts_and_damaged_ones_are_refused(guarded: tuple[Path, RunConfig]) -> None:
     run, config = guarded
-    looks_of(run, config, every=2).add(GuardEvaluation(0, values(0.5, 0.5)))
-    with pytest.raises(ValueError, match=r"guard\.jsonl holds looks at other prompts"):
-        looks_of(run, config, every=2, videos_per_prompt=3)
+    guard_log_of(run, config, every=2).add(GuardEvaluation(0, values(0.5, 0.5)))
+    with pytest.raises(ValueError, match=r"guard\.jsonl .* guard\.videos_per_prompt"):
+        guard_log_of(run, config, every=2, videos_per_prompt=3)
     (run / "guard.jsonl").write_text('{"step": 0\n')
     with pytest.raises(ValueError, match=r"guard\.jsonl is damaged"):
-        looks_of(run, config, every=2)
+        guard_log_of(run, config, every=2)
 
 
 def test_a_look_is_the_same_whenever_it_is_made(trained: tuple[Path, RunConfig]) -> None:
@@ -360,17 +362,17 @@ def test_a_look_is_the_same_whenever_it_is_made(trained: tuple[Path, RunConfig])
         | {"guard": {"every": 2, "videos_per_prompt": 2, "steps": 2}, "output": {"checkpoint_every": 2}}
     )
     job = (asked.model_dump(), asked.model.path, asked.reward.model_dump(), ["a red circle", "a dog", "a star", "a b"])
-    looker = GuardEvaluator(*job, False)
-    base, tuned = looker.look(None), looker.look(str(run / "step-000004"))
-    again = GuardEvaluator(*job, False).look(str(run / "step-000004"))
+    evaluator = GuardEvaluator(*job, False)
+    base, tuned = evaluator.evaluate(None), evaluator.evaluate(str(run / "step-000004"))
+    again = GuardEvaluator(*job, False).evaluate(str(run / "step-000004"))
     for metric in tuned:
         assert tuned[metric] == pytest.approx(again[metric], nan_ok=True), metric
     assert base[TRAINED] != tuned[TRAINED]
     for metric in (TRAINED, *TOLERANCE):
         assert len(tuned[metric]) == 4
         assert all(map(math.isfinite, tuned[metric])), metric
-    with pytest.raises(AssertionError, match="base model is looked at first"):
-        looker.look(None)
+    with pytest.raises(AssertionError, match="base model"):
+        evaluator.evaluate(None)
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -379,7 +381,7 @@ def test_a_look_may_take_as_long_as_it_takes_and_room_for_it_may_not(
 ) -> None:
     run, config = guarded
     watch = object.__new__(guard.Watch)
-    watch.looks, watch._actor, watch._there = looks_of(run, config, every=2), None, "there"
+    watch.guard_log, watch._actor, watch._ready = guard_log_of(run, config, every=2), None, "there"
     watch._ended, watch._given_up = threading.Event(), threading.Event()
     watch._ended.set()
     waits = 0
@@ -409,6 +411,8 @@ def test_a_look_with_a_reward_that_hangs_ends_with_its_name(trained: tuple[Path,
         config.model_dump()
         | {"guard": {"every": 2, "videos_per_prompt": 2, "steps": 2}, "reward": own, "output": {"checkpoint_every": 2}}
     )
-    looker = GuardEvaluator(asked.model_dump(), asked.model.path, asked.reward.model_dump(), ["a dog", "a star"], False)
+    evaluator = GuardEvaluator(
+        asked.model_dump(), asked.model.path, asked.reward.model_dump(), ["a dog", "a star"], False
+    )
     with pytest.raises(RuntimeError, match=r"the reward mine.py:score gave no answer for 0.5 s .* 'a dog'$"):
-        looker.look(None)
+        evaluator.evaluate(None)

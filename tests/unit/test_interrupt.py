@@ -128,11 +128,11 @@ def test_interrupted_training_waits_for_the_workers_and_not_for_ever(tmp_path: P
         import threading
         from rlvid.train import fit
         stop = threading.Event()
-        def ask(board):
-            if not board:
+        def request_end(progress):
+            if not progress:
                 stop.set()
             return True
-        fit._asked_to_end, fit.GRACE = ask, 0.3
+        fit._request_end, fit.GRACE = request_end, 0.3
         def train():
             say("ready")
             sys.stdout.flush()

@@ -1,1 +1,1 @@
-"""What an evaluation leaves behind: its files, read with care, for other people send them too."""
+"""The results of an evaluation: summaries, and readers that check files from other people."""

@@ -1,4 +1,4 @@
-"""What an evaluation consists of: ``evaluation.yaml``, checked, and the keys of its videos."""
+"""The description of an evaluation, ``evaluation.yaml``, checked, and the keys of its videos."""
 
 from collections.abc import Iterator
 from functools import cached_property
@@ -8,12 +8,12 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, Field, model_validator
 
-from rlvid.evaluate.results.untrusted import FASTEST, MOST_ROWS, SLOWEST, Checked, check, read_text, sound
+from rlvid.evaluate.results.untrusted import FASTEST, MOST_ROWS, SLOWEST, CheckedModel, check, read_text, sound
 from rlvid.files import read_yaml
 
 
 class Case(NamedTuple):
-    """What each model made one video of, from the same noise: a prompt's place in its set, D steps, and the copy."""
+    """A case, of which each model makes a video from the same noise: set, D steps, the prompt's place, the copy."""
 
     set: str
     steps: int
@@ -29,7 +29,7 @@ VideoKey = tuple[str, Case]
 
 
 def describe(key: VideoKey) -> str:
-    """A video in words, for messages."""
+    """Returns a video in words, for messages."""
     return f"model {key[0]!r}, {key[1]}"
 
 
@@ -53,7 +53,7 @@ Count = Annotated[int, Field(ge=0, le=MOST_ROWS)]
 StepCount = Annotated[int, Field(ge=1, le=1000)]
 
 
-class ModelRecord(Checked):
+class ModelRecord(CheckedModel):
     """A model of an evaluation: ``path`` is its run's folder, ``scale`` the scale of the learned change."""
 
     name: Name
@@ -71,8 +71,8 @@ class ModelRecord(Checked):
         return {"label": value.get("name")} | {name: given for name, given in value.items() if given is not None}
 
 
-class About(Checked):
-    """``evaluation.yaml``: what an evaluation consists of."""
+class About(CheckedModel):
+    """The content of ``evaluation.yaml``: models, prompt sets, steps, metrics."""
 
     models: Annotated[list[ModelRecord], Field(min_length=1, max_length=1000)]
     sets: Annotated[dict[Name, list[_Prompt]], Field(min_length=1)]
@@ -94,7 +94,7 @@ class About(Checked):
         return len(self.models) * len(self.steps) * self.copies * sum(map(len, self.sets.values()))
 
     def cases(self) -> Iterator[Case]:
-        """Every case, in the order of sets, D, prompts and copies."""
+        """Yields every case, in the order of sets, D, prompts and copies."""
         for name, prompts in self.sets.items():
             yield from map(Case._make, product([name], self.steps, range(len(prompts)), range(self.copies)))
 
@@ -104,7 +104,7 @@ class About(Checked):
         return frozenset(model.name for model in self.models)
 
     def has(self, key: VideoKey) -> bool:
-        """Whether a video is one of the evaluation's."""
+        """Returns whether a video is one of the evaluation's."""
         model, (name, steps, index, copy) = key
         known = model in self.names and steps in self.steps and 0 <= copy < self.copies
         return known and 0 <= index < len(self.sets.get(name, ()))
@@ -138,5 +138,5 @@ def read_about(folder: Path) -> About:
 
 
 def key_of(row: dict[str, Any]) -> VideoKey:
-    """The key of a row of a table of videos."""
+    """Returns the key of a row of a table of videos."""
     return row["model"], Case(row["set"], row["steps"], row["index"], row["copy"])

@@ -1,6 +1,6 @@
-"""Every two rows of a table against each other, over all prompts: which is higher, and is that beyond chance?
+"""Compares every pair of rows of a table, over all prompts: which is higher, and is the difference beyond chance?
 
-Two things are chance, and each has a bound of its own. ``low`` and ``high`` are a bootstrap over prompts, paired by
+There are two sources of chance, each with its own bound. ``low`` and ``high`` are a bootstrap over prompts, paired by
 prompt and noise, for the seeds that were trained. ``half_width`` is that of Welch's interval over seeds, for these
 prompts: with v the variance of the seeds' means and n their number, the difference ± t sqrt(v1 / n1 + v2 / n2).
 """
@@ -17,12 +17,12 @@ from rlvid.metric_names import main_metrics
 from rlvid.stats import RESAMPLES, beyond_chance, bootstrap_interval, welch
 
 MAX_PAIRWISE_ROWS = 10
-"""Rows; of more, every two are too many to read."""
+"""Largest number of rows; more rows have too many pairs to read."""
 
 
 @dataclass(frozen=True)
 class Pairwise:
-    """How much higher ``first`` is than ``second``; NaN where there is no bound: one prompt, or one seed.
+    """The difference of ``first`` and ``second``; NaN where there is no bound: one prompt, or one seed.
 
     ``videos`` counts the noises, of ``prompts`` prompts, from which all models of both rows have a finite score.
     """
@@ -48,7 +48,7 @@ class Pairwise:
 def pairwise(
     rows: Sequence[Row], groups: Mapping[str, Sequence[str]], base: str, *, resamples: int = RESAMPLES
 ) -> list[Pairwise]:
-    """Every two rows, for each number of steps and metric; the higher one is ``first``.
+    """Compares every pair of rows, for each number of steps and metric; the higher one is ``first``.
 
     Args:
         rows: of one prompt set, see ``rlvid.evaluate.results.rows.pooled``.

@@ -7,7 +7,7 @@
 ``videos/part-*.parquet``   the videos: ``rlvid.evaluate.results.videos``
 
 ``read_evaluation`` reads all but the JSON of a finished evaluation. Each file may come from somebody else, so each is
-checked (``rlvid.evaluate.results.untrusted``); what is wrong is a ValueError of one line that names the file.
+checked (``rlvid.evaluate.results.untrusted``); an error is a ValueError of one line that names the file.
 """
 
 import math
@@ -33,7 +33,7 @@ from rlvid.evaluate.results.about import (
 )
 from rlvid.evaluate.results.rows import METRICS, Row
 from rlvid.evaluate.results.summary import Comparison, Summary, summarise
-from rlvid.evaluate.results.untrusted import KEY, Checked, check, damaged, read_json, read_table
+from rlvid.evaluate.results.untrusted import KEY, CheckedModel, check, damaged, read_json, read_table
 from rlvid.evaluate.results.videos import StoredVideo, find_videos
 from rlvid.stats import beyond_chance
 
@@ -42,7 +42,7 @@ Scores = dict[VideoKey, dict[str, float]]
 _Score = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 
 
-class _Summary(Checked):
+class _Summary(CheckedModel):
     model: Name
     set: Name
     steps: StepCount
@@ -53,7 +53,7 @@ class _Summary(Checked):
     used: dict[Name, Count]
 
 
-class _Comparison(Checked):
+class _Comparison(CheckedModel):
     base: Name
     tuned: Name
     set: Name
@@ -68,7 +68,7 @@ class _Comparison(Checked):
     in_base_std: _Score
 
 
-class _Results(Checked):
+class _Results(CheckedModel):
     facts: dict[str, str]
     summaries: list[_Summary]
     comparisons: list[_Comparison]
@@ -197,11 +197,11 @@ class EvaluationData:
         return {(each.model, each.set, each.steps): each for each in summarise(self.rows)}
 
     def prompt(self, case: Case) -> str:
-        """What was asked for."""
+        """Returns the prompt of a case."""
         return self.about.sets[case.set][case.index]
 
     def gain(self, model: str, case: Case, metric: str) -> float:
-        """Of a model over the base in one case; NaN where either has no number."""
+        """Returns a model's gain over the base in one case; NaN where either has no number."""
         return self.scores[model, case][metric] - self.scores[self.base.name, case][metric]
 
     @property

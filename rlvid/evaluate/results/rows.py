@@ -1,4 +1,4 @@
-"""Scores of videos: one row a video."""
+"""Scores of videos: one row per video."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -62,7 +62,7 @@ def metrics_of(rows: Iterable[Row]) -> tuple[str, ...]:
 
 
 def pooled(rows: Sequence[Row]) -> list[Row]:
-    """The rows of all prompt sets as one set, in which every prompt has an index of its own; as they are where one."""
+    """Joins the rows of all prompt sets into one set, in which every prompt has its own index; a single set stays."""
     sets = list(dict.fromkeys(row.set for row in rows))
     if len(sets) < 2:
         return list(rows)
@@ -71,7 +71,7 @@ def pooled(rows: Sequence[Row]) -> list[Row]:
 
 
 def rows_table(rows: Iterable[Row]) -> pa.Table:
-    """All videos, one a row, without their frames: float32 scores, NaN where there is none."""
+    """Returns all videos, one a row, without their frames: float32 scores, NaN where there is none."""
     rows = list(rows)
     named: dict[str, pa.DataType] = {"model": pa.string(), "set": pa.string(), "steps": pa.int32(), "index": pa.int32()}
     named |= {"copy": pa.int32(), "prompt": pa.string()}

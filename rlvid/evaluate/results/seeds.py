@@ -1,8 +1,8 @@
-"""Runs that differ in their seed alone, as one: the mean over seeds, its interval, and what was gained over the base.
+"""Results over runs that differ in their seed alone: the mean over seeds, its interval, and the gain over the base.
 
-``±`` is half the 95 % interval of Student's t over seeds: it holds what a run owes to chance. The interval of a
-difference is a bootstrap over prompts, each drawn with its videos of all seeds, for they are judged by the same
-prompts; it holds the prompts' chance, for these seeds.
+``±`` is half the 95 % interval of Student's t over seeds: it covers the chance of training. The interval of a
+difference is a bootstrap over prompts, each drawn with its videos of all seeds, because all seeds have the same
+prompts; it covers the chance of the prompts, for these seeds.
 """
 
 import json
@@ -65,7 +65,7 @@ def group_seeds(models: Sequence[EvaluatedModel]) -> dict[str, list[str]]:
             "name runs of one description with other seeds, or leave it out"
         )
     alike = [
-        Alike(
+        RunGroup(
             members[0].config.method.name,
             part_of_run(members[0].step if members[0].kind == "checkpoint" else None, members[0].scale),
             [model.name for model in members],
@@ -76,13 +76,13 @@ def group_seeds(models: Sequence[EvaluatedModel]) -> dict[str, list[str]]:
 
 
 def but_for_seed(config: RunConfig) -> str:
-    """The same for runs that differ in seed, name, place and guard alone."""
+    """Returns the same for runs that differ in seed, name, place and guard alone."""
     kept = config.model_dump(mode="json", exclude={"name": True, "seed": True, "output": True, "guard": True})
     return json.dumps(kept, sort_keys=True)
 
 
 def end_or_step(config: RunConfig, end: bool, step: int | None) -> str | int | None:
-    """What two models must share: the step, but ends of runs of a budget in seconds have steps of their own."""
+    """Returns the step that two models must share; None for the ends of runs with a budget in seconds."""
     return "end" if end and config.train.max_seconds else step
 
 
@@ -92,7 +92,7 @@ def part_of_run(step: int | None, scale: float) -> str:
 
 
 @dataclass(frozen=True)
-class Alike:
+class RunGroup:
     """Models, or runs, that differ in seed alone: their method, which part of the run they are, and their names."""
 
     method: str
@@ -103,8 +103,8 @@ class Alike:
 _COUNTED = re.compile(r"[-_ .=]+((seed|run|s)[-_ .=]*\d*)?$|(?<![a-z])(seed|run)$", re.IGNORECASE)
 
 
-def name_groups(groups: Sequence[Alike], base: str, *, count: bool = True) -> list[str]:
-    """What tables call each group, all different and none like the base.
+def name_groups(groups: Sequence[RunGroup], base: str, *, count: bool = True) -> list[str]:
+    """Names each group for tables; all names differ from each other and from the base.
 
     One model is called by its name. Several are called by their method, where no other group has it too, else by what
     their names begin with, without a trailing ``seed``; and how many they are, unless ``count`` is False.
@@ -131,7 +131,7 @@ def seed_results(
     *,
     resamples: int = RESAMPLES,
 ) -> list[SeedResult]:
-    """Every metric of the base and of every group, for each prompt set and number of steps.
+    """Returns every metric of the base and of every group, for each prompt set and number of steps.
 
     Args:
         rows: of all models.
@@ -158,7 +158,7 @@ def seed_results(
 
 
 def _gain(seeds: list[tuple[np.ndarray, np.ndarray, np.ndarray]], resamples: int) -> tuple[float, float, float]:
-    """The mean difference over the videos of all seeds, and its interval: a prompt is drawn with all its videos."""
+    """Returns the mean difference over the videos of all seeds, and its interval; a prompt is drawn with all videos."""
     gains = np.concatenate([after - before for before, after, _ in seeds])
     prompts = np.concatenate([each for *_, each in seeds])
     return float(gains.mean()), *bootstrap_interval(gains, prompts, resamples)

@@ -1,4 +1,4 @@
-"""What the scores of videos sum up to, and how two models compare, prompt by prompt."""
+"""Summaries of the scores of videos, and comparisons of two models, prompt by prompt."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from rlvid.stats import beyond_chance, bootstrap_interval, mean_and_std
 
 @dataclass(frozen=True)
 class Summary:
-    """All videos of one model, prompt set and number of steps.
+    """Means and deviations over all videos of one model, prompt set and number of steps.
 
     ``mean`` and ``std`` (of a sample, over videos) of every metric are over the ``used[metric]`` videos where it is
     finite, and NaN where there are none (std: fewer than two). ``broken`` videos of ``count`` have no finite reward.
@@ -31,7 +31,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What one metric gained from base to tuned, over the ``pairs`` of videos, of ``prompts``, where both are finite.
+    """The gain of a metric from base to tuned, over ``pairs`` of videos, of ``prompts``, where both are finite.
 
     ``low`` and ``high`` bound the 95 % interval of ``difference`` (percentiles of a paired bootstrap over prompts; NaN
     with fewer than two prompts). ``in_base_std`` is the difference in units of the base's standard deviation over
@@ -82,7 +82,7 @@ def summarise(rows: Iterable[Row]) -> list[Summary]:
 def compare(
     base_rows: Iterable[Row], tuned_rows: Iterable[Row], *, resamples: int = 2000, seed: int = 0
 ) -> list[Comparison]:
-    """Differences tuned minus base of every metric for each (set, steps), paired by (set, steps, index, copy).
+    """Returns differences tuned minus base of every metric for each (set, steps), paired by (set, steps, index, copy).
 
     Args:
         base_rows: rows of one model.
@@ -146,7 +146,7 @@ def _by_video(rows: Iterable[Row], side: str) -> dict[tuple[str, int, int, int],
 def _paired(
     before: np.ndarray, after: np.ndarray, prompts: np.ndarray, resamples: int, seed: int
 ) -> tuple[float, float, float, float]:
-    """Mean difference, its 95 % interval by the paired bootstrap, and the difference in base standard deviations."""
+    """Returns the mean difference, its 95 % interval by the paired bootstrap, and the same in base deviations."""
     gain = after - before
     if not len(gain):
         return (float("nan"),) * 4
@@ -157,7 +157,7 @@ def _paired(
 
 
 def compare_all(rows: Iterable[Row], base: str | None = None) -> list[Comparison]:
-    """Every other model compared with ``base`` (default: the first model); see ``compare``."""
+    """Returns every other model compared with ``base`` (default: the first model); see ``compare``."""
     by_model: dict[str, list[Row]] = {}
     for row in rows:
         by_model.setdefault(row.model, []).append(row)
@@ -170,7 +170,7 @@ def compare_all(rows: Iterable[Row], base: str | None = None) -> list[Comparison
 
 
 def comparisons_table(comparisons: Iterable[Comparison]) -> pa.Table:
-    """All differences, one a row: of a model to its base, in a metric, for a prompt set and number of steps."""
+    """Returns all differences, one a row: of a model to its base, in a metric, for a prompt set and number of steps."""
     comparisons = list(comparisons)
     named = {"model": "tuned", "base": "base", "set": "set", "steps": "steps", "metric": "metric", "pairs": "pairs"}
     kinds = {"steps": pa.int32(), "pairs": pa.int32()} | dict.fromkeys(("difference", "low", "high"), pa.float64())

@@ -1,6 +1,6 @@
-"""Files that may come from somebody else: each is checked before it is used.
+"""Checks of files that may come from somebody else, before they are used.
 
-What is wrong is a ``ValueError`` of one line that names the file. A link that leads out of the folder is not followed.
+An error is a ``ValueError`` of one line that names the file. A link that leads out of the folder is not followed.
 """
 
 import json
@@ -19,7 +19,7 @@ from rlvid import files
 from rlvid.data.parquet import open_parquet
 
 KEY = ("model", "set", "steps", "index", "copy")
-"""What tells the videos of an evaluation apart."""
+"""The columns that identify a video of an evaluation."""
 KINDS = {
     "model": "text", "set": "text", "steps": "whole", "index": "whole", "copy": "whole", "prompt": "text",
     "fps": "number", "frames": "frames", "metric": "text", "pairs": "whole", "difference": "number", "low": "number",
@@ -27,7 +27,7 @@ KINDS = {
 }  # fmt: skip
 """The kind of each column that has a name of its own; every other one is a metric, and a number."""
 MOST_ROWS = 10**7
-"""Of a table: more is an attack on memory."""
+"""Largest number of rows of a table; more would be an attack on memory."""
 _MOST_BYTES = 2**26  # of YAML and JSON
 _MOST_BYTES_OF_GROUP = 2**32
 _LARGEST = 1e38  # of a score; float32 holds no larger one, and its square must not overflow
@@ -38,21 +38,21 @@ SLOWEST, FASTEST = 0.1, 1000.0
 T = TypeVar("T")
 
 
-class Checked(BaseModel):
-    """Types are taken at their word: no text is a number, no truth value is one; further keys are left alone."""
+class CheckedModel(BaseModel):
+    """A model with strict types: no text and no truth value is a number; unknown keys are ignored."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 
 
 def damaged(path: Path, why: object) -> ValueError:
     """Makes the error of a file that is not what rlvid writes."""
-    way_out = "get a whole copy, or delete it and run `rlvid evaluate` again: it makes only what is missing"
+    way_out = "get a complete copy, or delete it and run `rlvid evaluate` again: it makes only what is missing"
     return files.damaged(path, why, way_out)
 
 
 @contextmanager
 def sound(path: Path) -> Iterator[None]:
-    """Around the reading of a file; raises ValueError that names it where it cannot be read."""
+    """Turns an error in the block, which reads a file, into a ValueError that names the file."""
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, OverflowError) as error:
@@ -60,7 +60,7 @@ def sound(path: Path) -> Iterator[None]:
 
 
 def inside(folder: Path, path: Path) -> Path:
-    """A file of a folder.
+    """Returns a file of a folder.
 
     Raises:
         ValueError: it is missing, or no file; or a link that leads out of the folder.
@@ -74,7 +74,7 @@ def inside(folder: Path, path: Path) -> Path:
 
 
 def check(path: Path, kind: type[T], value: object) -> T:
-    """A value as one of the types above.
+    """Returns a value as one of the types above.
 
     Raises:
         ValueError: it is not; names the file, the key and what is allowed.
@@ -88,7 +88,7 @@ def check(path: Path, kind: type[T], value: object) -> T:
 
 
 def read_text(folder: Path, path: Path) -> str:
-    """The text of a file; raises ValueError where it is missing, too large or not UTF-8."""
+    """Returns the text of a file; raises ValueError where it is missing, too large or not UTF-8."""
     with sound(inside(folder, path)), open(path, "rb") as file:
         data = file.read(_MOST_BYTES + 1)
         if len(data) > _MOST_BYTES:
@@ -97,7 +97,7 @@ def read_text(folder: Path, path: Path) -> str:
 
 
 def read_json(folder: Path, path: Path) -> Any:
-    """A file of JSON; raises ValueError where it is missing or damaged."""
+    """Returns a file of JSON; raises ValueError where it is missing or damaged."""
     text = read_text(folder, path)
     with sound(path):
         try:
@@ -107,7 +107,7 @@ def read_json(folder: Path, path: Path) -> Any:
 
 
 def open_table(folder: Path, path: Path, columns: Iterable[str]) -> parquet.ParquetFile:
-    """A Parquet file that has these columns, each once and of its kind.
+    """Returns a Parquet file that has these columns, each once and of its kind.
 
     Raises:
         ValueError: it is missing, damaged or too large, or lacks a column.
@@ -140,7 +140,7 @@ def _is(kind: str, found: pa.DataType) -> bool:
 
 
 def rows_of(path: Path, table: pa.Table | pa.RecordBatch) -> list[dict[str, Any]]:
-    """The rows of a table of ``open_table``; NaN where a number is missing.
+    """Returns the rows of a table of ``open_table``; NaN where a number is missing.
 
     Raises:
         ValueError: another cell is missing, or a number is beyond what a score can be.
@@ -165,7 +165,7 @@ def rows_of(path: Path, table: pa.Table | pa.RecordBatch) -> list[dict[str, Any]
 def read_table(
     folder: Path, path: Path, columns: Sequence[str], *, metrics: bool = False, limit: int = MOST_ROWS
 ) -> list[dict[str, Any]]:
-    """The rows of a whole Parquet file.
+    """Returns the rows of a whole Parquet file.
 
     Args:
         folder: of the evaluation.

@@ -20,7 +20,7 @@ from rlvid.evaluate.results.untrusted import KEY, open_table, rows_of, sound
 from rlvid.files import damaged
 
 MOST_PIXELS, MOST_PIXELS_OF_VIDEO = 2**24, 2**28
-"""Of a frame (4096 x 4096), and of a video: more is an attack on memory."""
+"""Largest numbers of pixels of a frame (4096 x 4096) and of a video; more would be an attack on memory."""
 _VIDEOS_AT_ONCE = 8
 
 
@@ -55,7 +55,7 @@ class _FrameError(Exception):
 
 
 def decode_frames(frames: Sequence[bytes], where: str) -> np.ndarray:
-    """The frames of a video as pixels (F, H, W, 3), uint8.
+    """Returns the frames of a video as pixels (F, H, W, 3), uint8.
 
     Raises:
         ValueError: there are none, one is damaged or too large, or they have several sizes; begins with ``where``.
@@ -79,7 +79,7 @@ def decode_frames(frames: Sequence[bytes], where: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class StoredVideo:
-    """Where a video is on disk, and what is known of it without its frames.
+    """A video's place on disk, and its columns without frames.
 
     ``has_frames`` is False for a video of which a pixel was no number.
     """
@@ -122,7 +122,7 @@ def find_videos(folder: Path, about: About) -> dict[VideoKey, StoredVideo]:
 
 
 def _stored(folder: Path, path: Path) -> Iterator[tuple[dict[str, Any], StoredVideo]]:
-    """The columns of each video but its frames, and where it is."""
+    """Yields the columns of each video but its frames, and where it is."""
     with open_table(folder, path, [*KEY, "prompt", "fps", "frames"]) as file:
         for group in range(file.num_row_groups):
             with sound(path):
@@ -144,7 +144,7 @@ def _without_frames(file: parquet.ParquetFile, group: int) -> set[int]:
 
 
 def _batches(file: parquet.ParquetFile, group: int) -> Iterator[pa.RecordBatch]:
-    """The frames of a row group, few videos at a time: a small file can hold far more than fits into memory."""
+    """Yields the frames of a row group, few videos at a time: a small file can hold far more than fits into memory."""
     return iter(file.iter_batches(_VIDEOS_AT_ONCE, row_groups=[group], columns=["frames"]))
 
 

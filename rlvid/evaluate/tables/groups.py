@@ -1,4 +1,4 @@
-"""Pages on groups of models: over seeds, and every two rows against each other."""
+"""Pages on groups of models: results over seeds, and pairwise comparisons."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
@@ -20,7 +20,7 @@ _SEEDS_LEGEND = (
 
 
 def seeds_grids(results: Sequence[SeedResult]) -> dict[int, Grid]:
-    """Number of steps -> its table, differences of the reward beside the means."""
+    """Returns number of steps -> its table, differences of the reward beside the means."""
     metrics, grids = main_metrics(dict.fromkeys(r.metric for r in results)), {}
     found = {(r.group, r.set, r.steps, r.metric): r for r in results}
     for steps in dict.fromkeys(r.steps for r in results):
@@ -70,7 +70,7 @@ def write_seeds(folder: Path, results: Sequence[SeedResult]) -> list[Path]:
 
 
 def pairwise_grids(found: Sequence[Pairwise]) -> dict[int, Grid]:
-    """Number of steps -> the table with a row for every two, metrics across."""
+    """Returns number of steps -> the table with a row for every two, metrics across."""
     metrics, grids = list(dict.fromkeys(each.metric for each in found)), {}
     for steps in dict.fromkeys(each.steps for each in found):
         pairs: dict[frozenset[str], dict[str, Pairwise]] = {}
@@ -88,7 +88,7 @@ def pairwise_grids(found: Sequence[Pairwise]) -> dict[int, Grid]:
 
 
 def pairwise_legend(groups: Mapping[str, Sequence[str]]) -> str:
-    """How to read the tables."""
+    """Returns the legend of the tables."""
     seeds = any(len(names) > 1 for names in groups.values())
     return (
         "The first minus the second: difference [95 % interval of a bootstrap over prompts, paired by prompt and noise"

@@ -17,7 +17,7 @@ from rlvid.escape import csv_text, markdown_text
 from rlvid.evaluate.results.rows import METRICS, Row, rows_table
 from rlvid.evaluate.results.summary import Comparison, Summary, compare_all, comparisons_table, summarise
 from rlvid.evaluate.tables.table import Cell, Grid, json_text, latex_page, marked
-from rlvid.files import write_whole
+from rlvid.files import write_atomic
 from rlvid.metric_names import KNOWN, NONE, REWARD_PREFIX, Metric, metric_of, set_title
 
 _GAINS = ("reward", "held_out", "oracle_score")
@@ -35,7 +35,7 @@ def markdown(
     *,
     level: int = 1,
 ) -> str:
-    """The evaluation as a Markdown page: one table for each number of steps, gains below it, a legend at the end.
+    """Writes the evaluation in Markdown: one table for each number of steps, gains below it, a legend at the end.
 
     Args:
         rows: the videos; tells which columns are one and the same measurement.
@@ -58,7 +58,7 @@ def markdown(
 
 
 def shown_metrics(summaries: list[Summary]) -> list[Metric]:
-    """The metrics for which any model has a number; further rewards follow the run's two."""
+    """Returns the metrics for which any model has a number; further rewards follow the run's two."""
     keys = dict.fromkeys([*KNOWN, *(key for s in summaries for key in s.mean)])
     extra = [key for key in keys if key.startswith(REWARD_PREFIX)]
     ordered = ["reward", "held_out", *extra, *(key for key in keys if key not in ("reward", "held_out", *extra))]
@@ -84,7 +84,7 @@ def _grid(summaries: list[Summary], metrics: list[Metric]) -> Grid:
 
 
 def latex(summaries: list[Summary], comparisons: list[Comparison] | None = None) -> str:
-    """A page of LaTeX tables (booktabs): for each number of steps the scores, and what was gained over the base."""
+    """Writes LaTeX tables (booktabs): for each number of steps the scores, and the gains over the base."""
     metrics, parts = shown_metrics(summaries), []
     for steps in dict.fromkeys(s.steps for s in summaries):
         here = [s for s in summaries if s.steps == steps]
@@ -101,7 +101,7 @@ def latex(summaries: list[Summary], comparisons: list[Comparison] | None = None)
 
 
 def _gain_grid(comparisons: list[Comparison], metrics: list[Metric]) -> Grid:
-    """What was gained with one prompt set: a row a metric, a column a model; shares stand as fractions of 1."""
+    """Returns the gains of one prompt set: a row per metric, a column per model; shares are fractions of 1."""
     models = list(dict.fromkeys(c.tuned for c in comparisons))
     found = {(c.metric, c.tuned): c for c in comparisons}
     gains = {
@@ -117,7 +117,7 @@ def _gain_grid(comparisons: list[Comparison], metrics: list[Metric]) -> Grid:
 
 
 def render_table(summaries: list[Summary], comparisons: list[Comparison] | None = None, *, steps: int) -> Table:
-    """The table of one number of DDIM steps for the console, gains below it; needs about 120 columns.
+    """Returns the table of one number of DDIM steps for the console, gains below it; needs about 120 columns.
 
     Raises:
         ValueError: nothing was evaluated with ``steps``.
@@ -148,7 +148,7 @@ def render_table(summaries: list[Summary], comparisons: list[Comparison] | None 
 
 
 def summaries_csv(summaries: list[Summary]) -> str:
-    """One line for each (model, set, steps), with mean, std and count of every metric; empty where there is none."""
+    """Returns a line per (model, set, steps), with mean, std and count of every metric; empty where there is none."""
     metrics = list(summaries[0].mean) if summaries else METRICS
     names = [f"{m}_{part}" for m in metrics for part in ("mean", "std", "used")]
     lines: list[list[object]] = [["model", "set", "steps", "videos", "broken", *names]]
@@ -195,12 +195,12 @@ def write_results(
         "comparison.csv": _comparisons_csv(comparisons).encode(),
     }
     for name, data in contents.items():
-        write_whole(Path(folder) / name, data)
+        write_atomic(Path(folder) / name, data)
     return [Path(folder) / name for name in contents]
 
 
 def _comparisons_csv(comparisons: list[Comparison]) -> str:
-    """The rows of ``comparison.parquet``, a line each."""
+    """Returns the rows of ``comparison.parquet``, a line each."""
     table = comparisons_table(comparisons)
     return csv_text([table.schema.names, *(row.values() for row in table.to_pylist())])
 
@@ -212,7 +212,7 @@ def _parquet(table: pa.Table) -> bytes:
 
 
 def gain_lines(comparisons: Iterable[Comparison], steps: int) -> list[str]:
-    """One line for each tuned model and prompt set: ``in domain: reward +0.123 [0.110, 0.135] (1.3 base std); ...``."""
+    """Returns a line per tuned model and set: ``in domain: reward +0.123 [0.110, 0.135] (1.3 base std); ...``."""
     comparisons = list(comparisons)
     lines: dict[tuple[str, str, str], list[str]] = {}
     for c in comparisons:

@@ -65,17 +65,17 @@ class PaperTable:
     gains: Mapping[tuple[str, Place], SeedResult]
 
     def mean(self, row: str, place: Place) -> float:
-        """A cell's mean; NaN where there is none."""
+        """Returns a cell's mean; NaN where there is none."""
         summary = self.summaries.get((row, *place[:2]))
         return summary.mean[place[2]] if summary else math.nan
 
     def std(self, row: str, place: Place) -> float:
-        """A cell's standard deviation over videos; NaN where there is none."""
+        """Returns a cell's standard deviation over videos; NaN where there is none."""
         summary = self.summaries.get((row, *place[:2]))
         return summary.std[place[2]] if summary and self.layout.spread else math.nan
 
     def grid(self) -> Grid:
-        """The table of means."""
+        """Returns the table of means."""
         columns = []
         for place in self.places:
             metric, means = metric_of(place[2]), {row: self.mean(row, place) for row in self.rows}
@@ -85,7 +85,7 @@ class PaperTable:
         return Grid(["Model", *self._heads()], lines, 1, self._groups())
 
     def gain_grid(self) -> Grid:
-        """The table of differences to the base."""
+        """Returns the table of differences to the base."""
         lines = [[Cell(row), *(Cell(self._gain(row, place)) for place in self.places)] for row in self.rows[1:]]
         return Grid(["Over the base", *self._heads()], lines, 1, self._groups())
 
@@ -106,7 +106,7 @@ class PaperTable:
         return [(f"{set_title(str(name))}, D = {each}", width) for name in sets for each in steps]
 
     def notes(self, groups: Mapping[str, Sequence[str]]) -> list[str]:
-        """What a row of several seeds lacks: seeds without a finite score."""
+        """Returns a note on each row of several seeds that has seeds without a finite score."""
         return [
             f"{row}: {metric_of(key).name}, {set_title(name)}, D = {steps}: {gain.seeds} of {len(groups[row])} "
             "seeds have a finite score"
@@ -115,7 +115,7 @@ class PaperTable:
         ]
 
     def csv(self) -> str:
-        """The same numbers unrounded: a line a row; empty where there is none."""
+        """Returns the same numbers unrounded: a line a row; empty where there is none."""
         parts = ("mean", *(["std"] if self.layout.spread else []), "difference", "low", "high")
         lines = [["model", *(f"{s}_d{d}_{metric}_{part}" for s, d, metric in self.places for part in parts)]]
         for row in self.rows:
@@ -131,7 +131,7 @@ class PaperTable:
 def paper_table(
     name: str, rows: Sequence[Row], base: str, groups: Mapping[str, Sequence[str]] | None = None
 ) -> PaperTable:
-    """A layout of the videos' scores.
+    """Returns a layout of the videos' scores.
 
     Args:
         name: of the layout.

@@ -45,7 +45,7 @@ smaller `--lora-scale` for less of the effect. A reward on single frames teaches
 
 
 def run_card(config: RunConfig, checkpoint: CheckpointRef, run: Path, worse: str) -> str:
-    """The card of a run as a report shows it: without the hub's heading, usage and settings.
+    """Returns the card of a run as a report shows it: without the hub's heading, usage and settings.
 
     Args:
         config: the run's.
@@ -59,7 +59,7 @@ def run_card(config: RunConfig, checkpoint: CheckpointRef, run: Path, worse: str
 
 
 def over_optimisation(run: Path) -> str:
-    """The card's section on what the guard saw (Markdown); says so where none looked."""
+    """Returns the card's section on what the guard saw (Markdown); says so where none looked."""
     lines = ["## Signs of over-optimisation", ""]
     warnings = warnings_of(run)
     if warnings is None:
@@ -87,7 +87,7 @@ def over_optimisation(run: Path) -> str:
 
 
 def worse_prompts(scores: Scores, sets: Mapping[str, Sequence[str]], base: str, models: Iterable[str]) -> str:
-    """The card's section on prompts that got worse (Markdown), the worst first.
+    """Returns the card's section on prompts that got worse (Markdown), the worst first.
 
     Args:
         scores: of all videos.
@@ -132,17 +132,17 @@ def _outcomes(
 
 
 def is_hub_id(path: str) -> bool:
-    """Whether ``model.path`` names a repository of the hub, and no folder here."""
+    """Returns whether ``model.path`` names a repository of the hub, and no folder here."""
     return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", path)) and not Path(path).exists()
 
 
 def method_title(config: RunConfig) -> str:
-    """The name of the run's method."""
+    """Returns the name of the run's method."""
     return _METHODS.get(config.method.name, config.method.name)
 
 
 def base_title(config: RunConfig) -> str:
-    """The base model, in Markdown: its id on the hub, or the name of its folder."""
+    """Returns the base model, in Markdown: its id on the hub, or the name of its folder."""
     path = config.model.path
     return (
         "the built-in model of rlvid"
@@ -163,7 +163,7 @@ def describe_model(config: RunConfig, checkpoint: CheckpointRef) -> str:
 
 
 def training_table(config: RunConfig, state: State) -> str:
-    """The section on training: rewards, data, steps, costs and versions."""
+    """Returns the section on training: rewards, data, steps, costs and versions."""
     reward, data = config.reward, config.data
     held_out = (
         f"{markdown_code(reward.held_out)} was measured and never trained on"
@@ -201,7 +201,7 @@ def _rewards(reward: RewardConfig) -> str:
 
 
 def without_folders(value: Any) -> Any:
-    """Settings with paths cut to their last part: where things lie is nobody's business."""
+    """Returns settings with paths cut to their last part: where things lie is nobody's business."""
     if isinstance(value, dict):
         return {key: without_folders(inner) for key, inner in value.items()}
     if isinstance(value, list):

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rlvid.escape import latex_text, markdown_text
-from rlvid.files import write_whole
+from rlvid.files import write_atomic
 
 _PAGE, _GAP = 75, 3
 """Characters of a line of LaTeX's article in small type, and those that the space between two columns takes."""
@@ -51,14 +51,14 @@ class Grid:
         return [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in self.rows]
 
     def markdown(self) -> str:
-        """Lines of a pipe table; a group stands in the head of each of its columns."""
+        """Returns lines of a pipe table; a group stands in the head of each of its columns."""
         above = [""] * self.words + [f"{text}, " for text, span in self.groups for _ in range(span)]
         above += [""] * (len(self.heads) - len(above))
         heads = [markdown_text(a + head) for a, head in zip(above, self.heads, strict=True)]
         return markdown_table(heads, [marked(row, "**{}**", markdown_text) for row in self.cells], self.words)
 
     def latex(self, caption: str) -> str:
-        """A ``table`` with a ``tabular`` in the style of booktabs; a rule where the first word changes.
+        """Returns a ``table`` with a ``tabular`` in the style of booktabs; a rule where the first word changes.
 
         One that is wider than a page is made as wide as its text.
         """
@@ -81,7 +81,7 @@ class Grid:
         return "\n".join([*lines, r"\bottomrule", end, r"\end{table}"])
 
     def console(self, title: str) -> Table:
-        """For a terminal."""
+        """Makes a table for a terminal."""
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, caption_justify="left")
         for place, head in enumerate(self.heads):
             table.add_column(head, justify="left" if place < self.words else "right")
@@ -121,7 +121,7 @@ def latex_page(tables: Sequence[str]) -> str:
 
 
 def steps_page(title: str, grids: Mapping[int, Grid], legend: str) -> str:
-    """A page of Markdown with a table for each number of DDIM steps, and how to read them."""
+    """Returns a page of Markdown with a table for each number of DDIM steps, and how to read them."""
     lines = [f"# {title}", ""]
     for steps, grid in grids.items():
         lines += [f"## {steps} DDIM steps", "", grid.markdown(), ""]
@@ -132,17 +132,17 @@ def write_tables(folder: Path, stem: str, *, page: str, csv: str, latex: Sequenc
     """Writes ``stem.md``, ``stem.csv`` and ``stem.tex``; returns their paths."""
     contents = {"md": page, "csv": csv, "tex": latex_page(latex)}
     for suffix, text in contents.items():
-        write_whole(folder / f"{stem}.{suffix}", text.encode())
+        write_atomic(folder / f"{stem}.{suffix}", text.encode())
     return [folder / f"{stem}.{suffix}" for suffix in contents]
 
 
 def json_text(content: object) -> str:
-    """Strict JSON: null where a number is not finite."""
+    """Returns strict JSON: null where a number is not finite."""
     return json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _finite(value: object) -> object:
-    """The same structure with None for every float that is not finite."""
+    """Returns the same structure with None for every float that is not finite."""
     if isinstance(value, dict):
         return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

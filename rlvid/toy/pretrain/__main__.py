@@ -87,7 +87,7 @@ def save_reward(model: CLIP, tokenizer: CLIPTokenizer, folder: Path) -> None:
 
 
 def load_reward_weights(folder: Path, device: torch.device) -> CLIP:
-    """The open_clip model in a folder that ``save_reward`` wrote."""
+    """Returns the open_clip model in a folder that ``save_reward`` wrote."""
     from rlvid.reward.clip import load_clip_folder
 
     return load_clip_folder(folder, folder.parent / "model" / "tokenizer", device).clip

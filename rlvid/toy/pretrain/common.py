@@ -1,4 +1,4 @@
-"""What all stages of pre-training share: the stream of clips, the schedule of the learning rate, the average."""
+"""The common parts of all stages of pre-training: the stream of clips, the learning rate's schedule, the average."""
 
 import logging
 import math
@@ -35,7 +35,7 @@ def draw_footage(count: int, generator: torch.Generator, degraded: float | Mappi
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:
-    """Linear warm-up, then half a cosine down to 2 % of the peak."""
+    """Returns linear warm-up, then half a cosine down to 2 % of the peak."""
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)

@@ -51,7 +51,7 @@ class Phase:
 
 
 def build_denoiser(text_width: int = 64) -> UNet3DConditionModel:
-    """Two levels of 32 and 64 channels, all attentions in both, 1.9 M parameters; no dropout."""
+    """Returns two levels of 32 and 64 channels, all attentions in both, 1.9 M parameters; no dropout."""
     denoiser = UNet3DConditionModel(
         sample_size=8,
         block_out_channels=(32, 64),
@@ -118,7 +118,7 @@ def fit_text_encoder(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, generator
 
 
 def tokens_of(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
-    """Token ids (B, 24) of captions."""
+    """Returns token ids (B, 24) of captions."""
     return tokenizer(
         captions, padding="max_length", truncation=True, max_length=CONTEXT_LENGTH, return_tensors="pt"
     ).input_ids
@@ -162,7 +162,7 @@ def fit_phase(
     empty: Tensor,
     generator: torch.Generator,
 ) -> None:
-    """One phase of training on noise prediction; one caption in ten is ``empty``, the tokens of no words."""
+    """Trains one phase on noise prediction; one caption in ten is ``empty``, the tokens of no words."""
     device, batch = denoiser.device, phase.batch
     abar = build_scheduler().alphas_cumprod.to(device)
 

@@ -1,4 +1,4 @@
-"""What the finished model is worth, by the oracle: the figures of the weights' card."""
+"""Measures the finished model by the oracle: the figures of the weights' card."""
 
 from pathlib import Path
 

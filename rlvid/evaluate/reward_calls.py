@@ -1,4 +1,4 @@
-"""Asks rewards for the scores of finished videos; one of the user's own may hang, raise, or give anything."""
+"""Scores finished videos with rewards; runs a user's own reward under a time limit, and checks its scores."""
 
 import faulthandler
 import sys
@@ -15,20 +15,20 @@ from rlvid.faults import describe
 from rlvid.reward.custom import CustomReward
 from rlvid.reward.video import ImageReward, check_shape, label_of, mean_of_frames
 
-_LONGER = 30.0
-"""Seconds after the limit at which the process ends, should C code hold Python so that nobody can say anything."""
+_EXIT_DELAY = 30.0
+"""Seconds after the limit at which the process ends, if C code holds Python so that no error can be raised."""
 
 _GRACE = 2.0
-"""Seconds that a call may still take after an interruption."""
+"""Seconds that a call may take after an interruption."""
 
 
-class Asker:
-    """Asks rewards; calls one of the user's own in a thread, which it waits for so many seconds.
+class RewardCaller:
+    """Scores videos with a reward; runs a user's own reward in a thread, with a time limit.
 
-    The rewards that rlvid has need no limit: they compute, on a slow machine for long.
+    The rewards of rlvid have no limit: they do not hang, but may be slow on a slow machine.
 
     Args:
-        seconds: that a reward of the user's may take for one call; 0 or None: as long as it likes.
+        seconds: limit for one call of a user's own reward; 0 or None: no limit.
     """
 
     def __init__(self, seconds: float | None = None) -> None:
@@ -37,10 +37,11 @@ class Asker:
         self._thread: threading.Thread | None = None
 
     def __call__(self, reward: ImageReward, frames_BFCHW: Tensor, prompts: list[str]) -> Tensor:
-        """The mean score of each video (B,).
+        """Returns the mean score of each video (B,).
 
         Raises:
-            RuntimeError: the reward raised, took too long, or gave scores of another shape; names it and the prompt.
+            RuntimeError: the reward raised an error, exceeded the limit, or returned another shape. The message names
+                the reward and the prompt.
         """
         if not (isinstance(reward, nn.Module) and any(isinstance(part, CustomReward) for part in reward.modules())):
             return mean_of_frames(reward(frames_BFCHW, prompts))
@@ -55,22 +56,22 @@ class Asker:
             return mean_of_frames(check_shape(outcome.result(), frames_BFCHW.shape[:2], label))
         except ValueError as error:  # check_shape's
             raise RuntimeError(f"{error}, on {where}") from error
-        except _Raised as error:
+        except _RewardError as error:
             raise RuntimeError(f"the reward {label} raised {describe(error.cause)} on {where}") from error.cause
 
     def _call(self, call: Callable[[], Tensor]) -> "Future[Tensor]":
-        """The outcome of a call, or what is none yet after the limit."""
-        if self._thread is None:  # one for all calls: what a reward keeps from one to the next may belong to a thread
+        """Runs a call in the thread; the returned future is not done where the call exceeded the limit."""
+        if self._thread is None:  # one thread for all calls: a reward's state may belong to the thread that made it
             self._thread = threading.Thread(target=self._answer, name="reward", daemon=True)
             self._thread.start()
         outcome: Future[Tensor] = Future()
         if self._seconds:
-            faulthandler.dump_traceback_later(self._seconds + _LONGER, exit=True, file=sys.__stderr__)
+            faulthandler.dump_traceback_later(self._seconds + _EXIT_DELAY, exit=True, file=sys.__stderr__)
         try:
             self._calls.put((call, outcome))
             wait([outcome], self._seconds)
         except KeyboardInterrupt:
-            wait([outcome], _GRACE)  # torch aborts a process that exits while a thread computes
+            wait([outcome], _GRACE)  # torch aborts a process that exits while another thread computes
             raise
         finally:
             faulthandler.cancel_dump_traceback_later()
@@ -80,14 +81,14 @@ class Asker:
         while True:
             call, outcome = self._calls.get()
             try:
-                with torch.no_grad():  # which is a thread's own
+                with torch.no_grad():  # each thread has its own gradient mode
                     outcome.set_result(call())
-            except BaseException as error:  # anybody's code may raise anything, sys.exit included
-                outcome.set_exception(_Raised(error))
+            except BaseException as error:  # a user's code may raise anything, also SystemExit
+                outcome.set_exception(_RewardError(error))
 
 
-class _Raised(Exception):
-    """What a reward raised."""
+class _RewardError(Exception):
+    """The error that a reward raised, as its ``cause``."""
 
     def __init__(self, cause: BaseException) -> None:
         super().__init__(cause)

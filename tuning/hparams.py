@@ -27,9 +27,9 @@ def write_hparams(sweep: Sweep, outcomes: list[Outcome]) -> None:
             old.unlink()
         settings = {k: v if k in numeric else label(v) for k, v in one.trial.settings.items()}
         names = columns(sweep, [one])
-        with SummaryWriter(str(folder)) as board:  # in the order of steps, or the curves go back and forth
+        with SummaryWriter(str(folder)) as writer:  # in the order of steps, or the curves go back and forth
             for step in sorted(one.scores)[:-1]:
                 for name in names:
-                    board.add_scalar(f"sweep/{name}", one.value(name, step), step)
+                    writer.add_scalar(f"sweep/{name}", one.value(name, step), step)
             metrics = {f"sweep/{name}": one.value(name) for name in names}
-            board.add_hparams(settings | {"end": one.trial.end or "open"}, metrics, run_name=".", global_step=one.step)
+            writer.add_hparams(settings | {"end": one.trial.end or "open"}, metrics, run_name=".", global_step=one.step)
