@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
 from open_clip.tokenizer import default_bpe
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from rlvid.models.folders import read_config
@@ -18,9 +19,18 @@ _BLOCK = 1_048_583
 """Numbers that are drawn and then repeated over the weights; prime, so that no two rows of a matrix are alike."""
 
 
+class _NoDraws(TorchFunctionMode):
+    """Leaves out the draws of layers' first weights: on the meta device they take most of the time, for nothing."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Gives torch.nn.init's functions their tensor back, and runs every other."""
+        named = kwargs or {}
+        return named["tensor"] if getattr(func, "__module__", "") == "torch.nn.init" else func(*args, **named)
+
+
 def outline(folder: Path) -> tuple[UNet3DConditionModel, AutoencoderKL, CLIPTextModel]:
     """Denoiser, autoencoder and text encoder on the meta device, float32: layers and shapes, no numbers."""
-    with torch.device("meta"):
+    with _NoDraws(), torch.device("meta"):
         unet = UNet3DConditionModel.from_config(read_config(folder, "unet"))
         vae = AutoencoderKL.from_config(read_config(folder, "vae"))
         config = read_config(folder, "text_encoder")
