@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rlvid.config import RunConfig
+from rlvid.models.folders import resolved_shape
 from rlvid.plan.counts import Counts, count
 from rlvid.plan.memory import advice, resident, stages
 from rlvid.plan.parts import Parts, outline_parts
@@ -81,13 +82,13 @@ def make_plan(config: RunConfig) -> Plan:
     Raises:
         ValueError: the model's configuration is missing, or its settings do not fit together.
     """
-    parts = outline_parts(config)
-    frames = parts.latent_shape[1]
+    frames, _ = resolved_shape(config.model.path, config.model.frames, config.model.size)
     if config.reward.segments > frames:
         raise ValueError(
             f"reward.segments = {config.reward.segments} exceeds the {frames} frames of a video; allowed: 1 to {frames}"
         )
-    counts, fixed = count(config, frames), sum(resident(parts, config).values())
+    parts, counts = outline_parts(config), count(config, frames)
+    fixed = sum(resident(parts, config).values())
     either = {
         name: fixed + max(stages(parts, counts, config, recompute=recompute).values())
         for name, recompute in (("recomputed", True), ("kept", False))
