@@ -3,7 +3,7 @@
 import torch
 from diffusers import AutoencoderKL
 
-from rlvid.toy.pretrain.common import draw_footage, fit
+from rlvid.toy.pretrain.common import draw_footage, fit, half
 
 
 def build_autoencoder() -> AutoencoderKL:
@@ -43,7 +43,7 @@ def fit_autoencoder(seed: int, steps: tuple[int, int, int], device: torch.device
 
     def whole(degraded: float) -> torch.Tensor:
         pixels = frames(degraded)
-        with torch.autocast(device.type, torch.bfloat16):
+        with half(device):
             posterior = vae.encode(pixels).latent_dist
             decoded = vae.decode(posterior.sample()).sample
         return (decoded.float() - pixels).abs().mean() + 1e-4 * posterior.kl().mean() / posterior.mean[0].numel()
@@ -54,7 +54,7 @@ def fit_autoencoder(seed: int, steps: tuple[int, int, int], device: torch.device
             latents = vae.encode(pixels).latent_dist.mean
             noise = torch.randn(latents.shape, generator=generator).to(latents)
             latents = latents + 0.03 * latents.std() * noise
-        with torch.autocast(device.type, torch.bfloat16):
+        with half(device):
             decoded = vae.decode(latents).sample
         return (decoded.float() - pixels).abs().mean()
 

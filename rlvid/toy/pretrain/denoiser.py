@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from rlvid.diffusion.chain import offset_noise
-from rlvid.toy.pretrain.common import draw_footage, fit
+from rlvid.toy.pretrain.common import draw_footage, fit, half
 from rlvid.toy.pretrain.text import CONTEXT_LENGTH, build_text_encoder
 from rlvid.world.captions import write_captions
 from rlvid.world.render import SUBJECTS, sample_clips
@@ -90,7 +90,7 @@ def encode_bank(
     for _ in range(count // 64):
         footage = draw_footage(64, generator, degraded)
         frames = footage.frames_BFCHW.flatten(0, 1).to(vae.device) * 2 - 1
-        with torch.autocast(vae.device.type, torch.bfloat16):
+        with half(vae.device):
             z = vae.encode(frames).latent_dist.mean * vae.config.scaling_factor
         latents.append(z.float().unflatten(0, (64, -1)).transpose(1, 2).contiguous())
         captions += footage.captions
@@ -189,7 +189,7 @@ def fit_phase(
         noise = torch.where(hidden_B, (noise - signal) / (1 - abar_B).sqrt(), noise)
         with torch.no_grad():
             text = encoder(tokens).last_hidden_state
-        with torch.autocast(device.type, torch.bfloat16):
+        with half(device):
             predicted = denoiser(noisy, timestep_B, encoder_hidden_states=text).sample
         weight_B = weights_of_timesteps(abar[timestep_B])
         return (weight_B * (predicted.float() - noise).square().flatten(1).mean(1)).sum() / weight_B.sum()
