@@ -1,7 +1,11 @@
 """The tiny model, reward and batch that the tests of the methods share."""
 
+import atexit
 import json
+import shutil
 import struct
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -128,9 +132,24 @@ class TwoParameters:
 
 def save_run(home: Path, step: int = 3, **model: Any) -> tuple[Path, RunConfig]:
     """A run's folder ``home/run`` with a checkpoint whose trained weights are random, and its settings."""
+    made, config = _made_run(step, json.dumps(model)), _settings_of_run(home, model)
     if not (home / "tiny").is_dir():
-        save_tiny_model(home / "tiny")
-    config = parse_config(
+        shutil.copytree(made / "tiny", home / "tiny")
+    shutil.copytree(made / "run", home / "run", dirs_exist_ok=True)
+    settings, state = home / "run" / "config.yaml", home / "run" / checkpoint_name(step) / "state.json"
+    settings.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
+    where = {str(made): str(home), _settings_of_run(made, model).fingerprint: config.fingerprint}
+    text = state.read_text(encoding="utf-8")
+    for before, after in where.items():
+        assert before in text
+        text = text.replace(before, after)
+    state.write_text(text, encoding="utf-8")
+    vouch(state.parent)
+    return home / "run", config
+
+
+def _settings_of_run(home: Path, model: dict[str, Any]) -> RunConfig:
+    return parse_config(
         {
             "name": "run",
             "model": {"path": str(home / "tiny"), "frames": 4, "size": 16, "finetune": "lora"} | model,
@@ -138,6 +157,15 @@ def save_run(home: Path, step: int = 3, **model: Any) -> tuple[Path, RunConfig]:
             "reward": {"segments": 2},
         }
     )
+
+
+@cache
+def _made_run(step: int, model: str) -> Path:
+    """The folder that ``save_run`` copies; made once a process, as it takes most of a second."""
+    home = Path(tempfile.mkdtemp(prefix="rlvid-run-"))
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    save_tiny_model(home / "tiny")
+    config = _settings_of_run(home, json.loads(model))
     made = load_trainable(config.model, config.seed, config.model.path)
     generator = torch.Generator().manual_seed(step)
     for parameter in made.denoiser.parameters():
@@ -151,8 +179,7 @@ def save_run(home: Path, step: int = 3, **model: Any) -> tuple[Path, RunConfig]:
         home / "run" / checkpoint_name(step), 0, train_state, config, TorchEngine(made.denoiser, config.optimizer),
         ALGORITHMS[config.method.name](context), made.denoiser,
     )  # fmt: skip
-    (home / "run" / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
-    return home / "run", config
+    return home
 
 
 def vouch(checkpoint: Path) -> None:
