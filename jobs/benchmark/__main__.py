@@ -7,10 +7,10 @@ Run it in the repository's root; the package needs no installation there. A meas
 else to do.
 """
 
-import argparse
 import importlib
 import sys
 
+from jobs.benchmark.options import make_parser
 from rlvid.terminal import run_command
 
 PARTS = {
@@ -29,8 +29,7 @@ def main() -> int:
         part = importlib.import_module(f"jobs.benchmark.{sys.argv[1].replace('-', '_')}")
         code = part.main(sys.argv[2:])
         return code if isinstance(code, int) else 0
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("python -m jobs.benchmark", description=__doc__, formatter_class=form)
+    parser = make_parser(__doc__)
     parts = parser.add_subparsers(metavar="PART", required=True)
     for name, text in PARTS.items():
         parts.add_parser(name, help=text)

@@ -28,12 +28,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from jobs.benchmark.options import PRESETS, check_out, fill_in, make_parser
 from jobs.benchmark.parts import DTYPES, Bench, matrix_rate, prepare
 from jobs.benchmark.planned import Planned
-from jobs.benchmark.record import Record, TooLong, at_most, setup
-from jobs.benchmark.step import PRESETS, measure
+from jobs.benchmark.record import Record, TooLong, at_most, open_record, setup
+from jobs.benchmark.step import distance, measure, measure_both
 from jobs.benchmark.tables import brief, tables
 from jobs.benchmark.variants import VARIANTS, compiled
 from rlvid.algorithms.base import peak_memory
@@ -76,9 +76,9 @@ class Session:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def steps(self, bench: Bench, count: bool = False) -> dict[str, Any]:
+    def steps(self, bench: Bench) -> dict[str, Any]:
         """Stages, peaks and seconds of rlvid's own step."""
-        return measure(bench, ["rlvid"], self.options.steps, count=count)["rlvid"]
+        return measure(bench, ["rlvid"], self.options.steps, count=False)["rlvid"]
 
 
 def rate(session: Session) -> dict[str, Any]:
@@ -87,10 +87,7 @@ def rate(session: Session) -> dict[str, Any]:
 
 
 def step(session: Session) -> dict[str, Any]:
-    before = peak_memory(session.device)
-    sides = measure(session.bench, ["rlvid", "released"], session.options.steps)
-    ours, theirs = (sides[side].pop("gradient") for side in ("rlvid", "released"))
-    return {"sides": sides, "before": before, "gradient difference": distance(theirs, ours)}
+    return {"before": peak_memory(session.device), **measure_both(session.bench, session.options.steps)}
 
 
 def videos(session: Session, number: int, recompute: bool) -> dict[str, Any]:
@@ -113,10 +110,6 @@ def variant(session: Session, name: str) -> dict[str, Any]:
         found = session.steps(changed)
     del found["gradient"]
     return found
-
-
-def distance(a: Tensor, b: Tensor) -> float:
-    return float((a - b).norm() / b.norm())
 
 
 PARTS: dict[str, Part] = {
@@ -146,7 +139,7 @@ def main(arguments: list[str]) -> int:
         say(tables(Record.read(options.out)))
         return 0
     began = time.monotonic()
-    record = Record(options.out, setup(options))
+    record = open_record(options.out, setup(options))
     missing = [name for name in options.parts if name not in record.parts]
     for name in options.parts:
         if name in record.parts:
@@ -193,7 +186,7 @@ def measured(name: str, session: Session, record: Record, left: float) -> bool:
         return clock.over
     found["took"] = time.monotonic() - began
     record.keep(name, found)
-    say(f"{name}: {brief(name, found, record)} ({found['took']:.0f} s)")
+    say(f"{name}: {brief(name, found)} ({found['took']:.0f} s)")
     return True
 
 
@@ -203,10 +196,8 @@ def one_line(error: BaseException) -> str:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """Returns the options; raises ValueError for those that cannot be."""
-    parser = argparse.ArgumentParser(
-        "python -m jobs.benchmark gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """The options; raises ValueError for those that cannot be."""
+    parser = make_parser(__doc__, "gpu")
     gpu = torch.cuda.is_available()
     parser.add_argument("--preset", choices=PRESETS, default="full", help="default: full")
     parser.add_argument("--device", default="cuda", help="default: cuda")
@@ -228,10 +219,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             f"--device {options.device!r}: torch {torch.__version__} sees {'no' if not gpu else 'a'} GPU; allowed: "
             "cuda where there is one, or cpu with --preset tiny"
         )
-    if options.out.is_dir() or not options.out.absolute().parent.is_dir():
-        raise ValueError(f"--out {options.out}: expected a file in a folder that exists")
-    options.precision = options.precision or ("bfloat16" if options.device.startswith("cuda") else "float32")
+    check_out(options.out)
     options.batch = 1
-    for name, value in PRESETS[options.preset].items():
-        setattr(options, name, value)
+    fill_in(options)
     return options

@@ -21,11 +21,11 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from jobs.benchmark.options import check_out, make_parser
 from rlvid.config import RunConfig, load_config
 from rlvid.terminal import say
 
@@ -192,18 +192,15 @@ def show(found: Comparison, peak: float) -> None:
         say(f"EQUAL: ZeRO 2 under Ray Train on {found.device} computes what a CPU computes")
 
 
-def parse(arguments: list[str]) -> Any:
+def parse(arguments: list[str]) -> argparse.Namespace:
     """Returns the options; raises ValueError for those that cannot be."""
-    parser = argparse.ArgumentParser(
-        "python -m jobs.benchmark gpu-ray", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, "gpu-ray", overrides=True)
     parser.add_argument("--preset", choices=("builtin", "tiny"), default="builtin", help="default: builtin")
     parser.add_argument("--steps", type=int, default=2, help="default: 2")
     parser.add_argument("--out", type=Path, help="JSON file for the result")
-    parser.add_argument("overrides", nargs="*", help="settings to change, as for rlvid train")
     options = parser.parse_intermixed_args(arguments)
     if not 1 <= options.steps <= 100:
         raise ValueError(f"--steps {options.steps}: allowed: 1 to 100")
-    if options.out and (options.out.is_dir() or not options.out.absolute().parent.is_dir()):
-        raise ValueError(f"--out {options.out}: expected a file in a folder that exists")
+    if options.out:
+        check_out(options.out)
     return options

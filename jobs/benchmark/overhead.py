@@ -6,7 +6,6 @@
 Both sides run in one worker process in turns, on the same batches, so that they share every disturbance.
 """
 
-import argparse
 import copy
 import json
 import statistics
@@ -14,10 +13,11 @@ import time
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
+from jobs.benchmark.options import make_parser
 from jobs.benchmark.workers import measure_in_workers
 from rlvid.config import RunConfig, load_config
+from rlvid.evaluate.tables.table import Grid
 from rlvid.train.job import Job
 
 
@@ -25,6 +25,7 @@ def measure(job: Job, how: dict[str, Any]) -> None:
     """Runs in a Ray Train worker; writes its findings to ``how['result']``."""
     import torch
 
+    from jobs.benchmark.parts import Calls
     from rlvid.algorithms.base import Stopwatch
     from rlvid.algorithms.catalogue import ALGORITHMS
     from rlvid.train.engine import TorchEngine
@@ -38,25 +39,19 @@ def measure(job: Job, how: dict[str, Any]) -> None:
         context.model.denoiser = copy.deepcopy(worker.network)
         bare = ALGORITHMS[job.config.method.name](context)
         engine = TorchEngine(context.model.denoiser, job.config.optimizer)
-        calls = {"denoiser": 0, "decoder": 0}
-
-        def count(name: str) -> Any:
-            return lambda module, inputs, output: calls.update({name: calls[name] + len(inputs[0])})
-
-        hooks = [context.model.denoiser.register_forward_hook(count("denoiser"))]
-        hooks.append(context.model.vae.decoder.register_forward_hook(count("decoder")))
+        calls = Calls(context.model)
         sides: dict[str, list[float]] = {"torch": [], "Ray + DeepSpeed": []}
         stages: list[dict[str, float]] = []
         for step in range(how["steps"] + 1):
             batch = worker.fetch(step)
-            before = dict(calls)
+            calls.made.clear()
             began = time.perf_counter()
             for update in bare.updates(batch):
                 engine.backward(update.loss, update.step)
                 if update.step:
                     engine.step(step)
             sides["torch"].append(time.perf_counter() - began)
-            used = {name: (calls[name] - before[name]) / len(batch) for name in calls}
+            used = {name: number / len(batch) for name, number in calls.made.items()}
             worker.stopwatch.read()
 
             began = time.perf_counter()
@@ -67,8 +62,7 @@ def measure(job: Job, how: dict[str, Any]) -> None:
             ended = time.perf_counter()
             sides["Ray + DeepSpeed"].append(ended - began)
             stages.append(seen | {"record": ended - recorded})
-        for hook in hooks:
-            hook.remove()
+        calls.remove()
         found = {
             "seconds": {name: statistics.median(values[1:]) for name, values in sides.items()},
             "stages": {name: statistics.median(s[name] for s in stages[1:]) for name in stages[0]},
@@ -80,11 +74,8 @@ def measure(job: Job, how: dict[str, Any]) -> None:
 
 def main(arguments: list[str]) -> None:
     """Starts one worker, measures in it, prints the tables."""
-    parser = argparse.ArgumentParser(
-        "python -m jobs.benchmark overhead", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, "overhead", overrides=True)
     parser.add_argument("--steps", type=int, default=5, help="measured steps a side, after one to warm up")
-    parser.add_argument("overrides", nargs="*", help="settings to change, as for rlvid train")
     options = parser.parse_args(arguments)
     console = Console()
     config = load_config("toy", ["name=benchmark", "train.workers=1", "output.videos_every=0", *options.overrides])
@@ -94,18 +85,14 @@ def main(arguments: list[str]) -> None:
 def show(found: dict[str, Any], config: RunConfig, console: Console) -> None:
     """Prints what was found."""
     bare, whole = found["seconds"]["torch"], found["seconds"]["Ray + DeepSpeed"]
-    table = Table(title=f"one step of {config.train.batch_size} videos, {found['threads']} threads, medians")
-    table.add_column("stage")
-    table.add_column("seconds", justify="right")
-    for name, seconds in found["stages"].items():
-        table.add_row(name, f"{seconds:.3f}")
-    table.add_section()
-    table.add_row("whole step, Ray + DeepSpeed", f"{whole:.3f}")
-    table.add_row("the same step, bare torch", f"{bare:.3f}")
-    table.add_row("overhead", f"{100 * (whole / bare - 1):.1f} %")
-    console.print(table)
+    times = found["stages"] | {"whole step, Ray + DeepSpeed": whole, "the same step, bare torch": bare}
+    rows = [[name, f"{seconds:.3f}"] for name, seconds in times.items()]
+    rows.append(["overhead", f"{100 * (whole / bare - 1):.1f} %"])
+    title = f"one step of {config.train.batch_size} videos, {found['threads']} threads, medians"
+    console.print(Grid(["stage", "seconds"], rows).console(title))
     console.print(
-        f"frames decoded a video: {found['calls']['decoder']:g}; denoiser evaluations: {found['calls']['denoiser']:g}"
+        f"frames decoded a video: {found['calls']['frames decoded']:g}; "
+        f"denoiser evaluations: {found['calls']['denoiser evaluations']:g}"
     )
     if config.method.name != "instructvideo":
         return

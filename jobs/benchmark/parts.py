@@ -5,9 +5,11 @@ import ctypes
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,22 @@ class Meter(Stopwatch):
         self.peaks[name] = max(self.peaks.get(name, 0), peak_memory(self.device))
         if self._counter:
             self.flops[name] = self.flops.get(name, 0) + self._counter.get_total_flops() - before
+
+
+class Calls:
+    """Counts videos in the denoiser and frames in the decoder; separately while ``again`` says so."""
+
+    def __init__(self, model: Any, again: Callable[[], bool] = lambda: False) -> None:
+        self.made, self._again = Counter[str](), again
+        parts = {"denoiser evaluations": model.denoiser, "frames decoded": model.vae.decoder}
+        self._hooks = [part.register_forward_pre_hook(partial(self._count, name)) for name, part in parts.items()]
+
+    def _count(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.made[name + " again" * self._again()] += len(inputs[0])
+
+    def remove(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
 
 
 def reset_peak(device: torch.device) -> None:
@@ -141,9 +159,24 @@ class Bench:
 
     def with_clips(self, number: int, recompute: bool = True) -> "Bench":
         """Returns the same networks on so many videos at once, with or without activation checkpointing."""
-        train = self.config.train.model_copy(update={"batch_size": number, "checkpoint_activations": recompute})
-        config = self.config.model_copy(update={"train": train})
-        return replace(self, config=config, **draw_clips(self.model, number))
+        return replace(self, config=with_batch(self.config, number, recompute), **draw_clips(self.model, number))
+
+
+def config_of(options: argparse.Namespace, **more: dict[str, Any]) -> RunConfig:
+    """Returns the options as a run has them, with ``more`` keys by section."""
+    sections: dict[str, dict[str, Any]] = {
+        "model": {"frames": options.frames, "size": options.size, "precision": options.precision},
+        "sampling": {"steps": options.sampling_steps},
+        "reward": {"held_out": None, "segments": options.segments},
+        "train": {"batch_size": options.batch},
+    }
+    return parse_config({name: keys | more.get(name, {}) for name, keys in sections.items()})
+
+
+def with_batch(config: RunConfig, number: int, recompute: bool) -> RunConfig:
+    """Returns the same run on so many videos at once, with or without activation checkpointing."""
+    train = config.train.model_copy(update={"batch_size": number, "checkpoint_activations": recompute})
+    return config.model_copy(update={"train": train})
 
 
 def draw_clips(model: UNet3DModel, number: int) -> dict[str, Any]:
@@ -161,10 +194,7 @@ def prepare(options: argparse.Namespace) -> Bench:
     torch.manual_seed(0)
     device = torch.device(options.device)
     shape = {"frames": options.frames, "size": options.size}
-    config = parse_config(
-        {"model": shape | {"precision": options.precision}, "sampling": {"steps": options.sampling_steps},
-         "reward": {"held_out": None, "segments": options.segments}, "train": {"batch_size": options.batch}}
-    )  # fmt: skip
+    config = config_of(options)
     parts, reward = build(options.preset, options.precision, device)
     model, released = UNet3DModel(**parts, **shape), Released(**parts, **shape, decode_chunk=1)
     inject_lora(model.denoiser, 4, config.model.lora.targets, seed=0)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,68 +22,69 @@ from rlvid.terminal import say
 SETTINGS = ("preset", "device", "precision", "steps", "frames", "size", "segments", "sampling_steps")
 
 
+@dataclass
 class Record:
-    """Parts by name with what they measured, and those that were left out with the reason.
+    """The file of results: parts by name with what they measured, and those that were left out with the reason."""
 
-    Args:
-        path: JSON; what it holds is kept if it was measured with the same ``setup``.
-        setup: settings, device and versions.
-
-    Raises:
-        ValueError: the file was measured with another setup, or cannot be read or written.
-    """
-
-    def __init__(self, path: Path, setup: dict[str, Any]) -> None:
-        self.path, self.setup = path, setup
-        self.parts: dict[str, dict[str, Any]] = {}
-        self.left_out: dict[str, str] = {}
-        if path.exists():
-            try:
-                before = Record.read(path)
-            except ValueError as error:
-                aside = path.with_name(f"{path.name}.damaged")
-                os.replace(path, aside)
-                say(f"{error}; it now is {aside}, and everything is measured anew")
-                return
-            if changed := [name for name in setup if before.setup.get(name) != setup[name]]:
-                raise ValueError(
-                    f"--out {path}: was measured with {changed[0]} = {before.setup.get(changed[0])!r}, and now it is "
-                    f"{setup[changed[0]]!r}; choose another file"
-                )
-            self.parts = before.parts
-        self._write()
+    path: Path
+    setup: dict[str, Any]
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> "Record":
         """Returns the content of a file; raises ValueError if there is none, or it is damaged."""
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            record = cls.__new__(cls)
-            record.path, record.setup = path, dict(found["setup"])
-            record.parts, record.left_out = dict(found["parts"]), dict(found["left out"])
+            return cls(path, *(dict(found[key]) for key in ("setup", "parts", "left out")))
         except OSError as error:
             raise ValueError(f"--out {path}: {error.strerror}") from None
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"--out {path}: is cut off or no file of this benchmark") from None
-        return record
 
     def keep(self, name: str, found: dict[str, Any]) -> None:
         """Adds a part."""
         self.parts[name] = found
         self.left_out.pop(name, None)
-        self._write()
+        self.write()
 
     def leave_out(self, name: str, why: str) -> None:
         """Notes why a part is not there."""
         self.left_out[name] = why
-        self._write()
+        self.write()
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Writes the file whole; raises ValueError if that cannot be."""
         found = {"setup": self.setup, "parts": self.parts, "left out": self.left_out}
         try:
             write_atomic(self.path, json.dumps(found, indent=1).encode())
         except OSError as error:
             raise ValueError(f"--out {self.path}: cannot be written ({error.strerror}); choose another file") from None
+
+
+def open_record(path: Path, setup: dict[str, Any]) -> Record:
+    """Opens the record of a file: it keeps what was measured with the same setup, and puts a damaged file aside.
+
+    Raises:
+        ValueError: the file was measured with another setup, or cannot be written.
+    """
+    record = Record(path, setup)
+    if path.exists():
+        try:
+            before = Record.read(path)
+        except ValueError as error:
+            aside = path.with_name(f"{path.name}.damaged")
+            os.replace(path, aside)
+            say(f"{error}; it now is {aside}, and everything is measured anew")
+            return record
+        if changed := [name for name in setup if before.setup.get(name) != setup[name]]:
+            raise ValueError(
+                f"--out {path}: was measured with {changed[0]} = {before.setup.get(changed[0])!r}, and now it is "
+                f"{setup[changed[0]]!r}; choose another file"
+            )
+        record.parts = before.parts
+    record.write()
+    return record
 
 
 def setup(options: argparse.Namespace) -> dict[str, Any]:

@@ -8,7 +8,6 @@ of 100 %. "Share" is of the mean step, as the training loop itself measures it: 
 step waiting, not what their threads do beside it.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -16,10 +15,11 @@ import time
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
+from jobs.benchmark.options import make_parser
 from jobs.benchmark.workers import measure_in_workers
 from rlvid.config import load_config
+from rlvid.evaluate.tables.table import Grid
 from rlvid.train.job import Job
 
 
@@ -61,39 +61,29 @@ def measure(job: Job, how: dict[str, Any]) -> None:
 
 def show(found: dict[int, dict[str, Any]], batch: int, console: Console) -> None:
     """Prints a column for each number of workers."""
-    threads = next(iter(found.values()))["threads"]
-    load = os.getloadavg()[0]
-    table = Table(title=f"{batch} videos a worker, {threads} threads each, {os.cpu_count()} cores, load {load:.1f}")
-    table.add_column("")
-    for workers in found:
-        table.add_column(f"{workers} worker{'s' * (workers > 1)}", justify="right")
-
-    def row(name: str, values: list[str]) -> None:
-        table.add_row(name, *values)
-
-    each = list(found.values())
-    first = each[0]["step"]
-    row("step, s (median)", [f"{one['step']:.3f}" for one in each])
-    row("videos a second", [f"{workers * batch / one['step']:.3f}" for workers, one in found.items()])
-    row("efficiency", [f"{100 * first / one['step']:.0f} %" for one in each])
+    each, load = list(found.values()), os.getloadavg()[0]
+    threads, first = each[0]["threads"], each[0]["step"]
+    rows = {
+        "step, s (median)": [f"{one['step']:.3f}" for one in each],
+        "videos a second": [f"{workers * batch / one['step']:.3f}" for workers, one in found.items()],
+        "efficiency": [f"{100 * first / one['step']:.0f} %" for one in each],
+    }
     for name in ("archive", "tensorboard"):
-        row(f"share of the {name}", [f"{100 * one['stages'][name] / one['step']:.2f} %" for one in each])
-    table.add_section()
+        rows[f"share of the {name}"] = [f"{100 * one['stages'][name] / one['step']:.2f} %" for one in each]
     for name in each[0]["start"]:
-        row(f"start-up: {name}, s", [f"{one['start'][name]:.1f}" for one in each])
-    row("start-up, s", [f"{sum(one['start'].values()):.1f}" for one in each])
-    console.print(table)
+        rows[f"start-up: {name}, s"] = [f"{one['start'][name]:.1f}" for one in each]
+    rows["start-up, s"] = [f"{sum(one['start'].values()):.1f}" for one in each]
+    heads = ["", *(f"{workers} worker{'s' * (workers > 1)}" for workers in found)]
+    title = f"{batch} videos a worker, {threads} threads each, {os.cpu_count()} cores, load {load:.1f}"
+    console.print(Grid(heads, [[name, *cells] for name, cells in rows.items()]).console(title))
 
 
 def main(arguments: list[str]) -> None:
     """Measures one number of workers after the other, and prints them side by side."""
-    parser = argparse.ArgumentParser(
-        "python -m jobs.benchmark scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, "scaling", overrides=True)
     parser.add_argument("--workers", default="1,2", help="numbers of workers, separated by commas (default: 1,2)")
     parser.add_argument("--steps", type=int, default=4, help="measured steps, after one to warm up (default: 4)")
     parser.add_argument("--address", help="Ray cluster; default: Ray on this machine, started anew each time")
-    parser.add_argument("overrides", nargs="*", help="settings to change, as for rlvid train")
     options = parser.parse_intermixed_args(arguments)
     try:
         numbers = [int(number) for number in options.workers.split(",")]

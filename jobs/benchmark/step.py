@@ -20,21 +20,14 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Column, Table
 from torch import Tensor
 
-from jobs.benchmark.parts import DTYPES, Bench, Meter, matrix_rate, prepare, reset_peak
+from jobs.benchmark.options import PRESETS, fill_in, make_parser
+from jobs.benchmark.parts import DTYPES, Bench, Calls, matrix_rate, prepare, reset_peak
+from jobs.benchmark.tables import stages_of
 from jobs.benchmark.variants import EXPLAINED, VARIANTS
 from rlvid.algorithms.base import peak_memory
 from rlvid.models.lora import lora_parameters
-from rlvid.models.unet3d import UNet3DModel
-
-PRESETS: dict[str, dict[str, int]] = {
-    "full": {"frames": 16, "size": 256, "segments": 4, "sampling_steps": 20},
-    # The full-size networks on a small video.
-    "reduced": {"frames": 8, "size": 64, "segments": 2, "sampling_steps": 20},
-    "tiny": {"frames": 4, "size": 16, "segments": 1, "sampling_steps": 5},  # miniatures of the networks
-}
 
 
 def gradient(bench: Bench) -> Tensor:
@@ -46,8 +39,9 @@ def gradient(bench: Bench) -> Tensor:
 
 
 def measure(bench: Bench, sides: list[str], steps: int, count: bool = True) -> dict[str, dict[str, Any]]:
-    """Returns medians of each side's stages over ``steps``, taken in turns after a step that counts and warms up."""
-    meter, calls = bench.meter, Calls(bench.model, bench.meter)
+    """Medians of each side's stages over ``steps``, taken in turns after a step that counts and warms up."""
+    meter = bench.meter
+    calls = Calls(bench.model, again=lambda: meter.current == "backward")
     found: dict[str, dict[str, Any]] = {side: {"seen": []} for side in sides}
     for side in sides:
         meter.peaks, meter.flops, calls.made = {}, {}, Counter()
@@ -69,24 +63,16 @@ def measure(bench: Bench, sides: list[str], steps: int, count: bool = True) -> d
     return found
 
 
-class Calls:
-    """Videos that go through the denoiser and frames through the decoder, and those once more in the backward pass."""
+def measure_both(bench: Bench, steps: int) -> dict[str, Any]:
+    """Measures rlvid's step and the released one: their ``sides``, and how far their gradients are apart."""
+    sides = measure(bench, ["rlvid", "released"], steps)
+    ours, theirs = (side.pop("gradient") for side in sides.values())
+    return {"sides": sides, "gradient difference": distance(theirs, ours)}
 
-    def __init__(self, model: UNet3DModel, meter: Meter) -> None:
-        self.made, self._meter = Counter[str](), meter
-        parts = {"denoiser evaluations": model.denoiser, "frames decoded": model.vae.decoder}
-        self._hooks = [part.register_forward_pre_hook(self._counter(name)) for name, part in parts.items()]
 
-    def _counter(self, name: str) -> Any:
-        def count(module: Any, inputs: tuple[Tensor, ...]) -> None:
-            again = " again" if self._meter.current == "backward" else ""
-            self.made[name + again] += len(inputs[0])
-
-        return count
-
-    def remove(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
+def distance(a: Tensor, b: Tensor) -> float:
+    """Returns the length of the difference, as a part of the length of ``b``."""
+    return float((a - b).norm() / b.norm())
 
 
 def main(arguments: list[str]) -> dict[str, Any]:
@@ -96,26 +82,20 @@ def main(arguments: list[str]) -> dict[str, Any]:
     rate = matrix_rate(bench.meter.device, DTYPES[options.precision])
     reset_peak(bench.meter.device)
     before = peak_memory(bench.meter.device)
-    sides = measure(bench, ["rlvid", "released"], options.steps)
-    ours, theirs = (sides[side].pop("gradient") for side in ("rlvid", "released"))
     found: dict[str, Any] = {"settings": vars(options), "threads": torch.get_num_threads(), "rate": rate}
-    found |= {"sides": sides, "before": before}
-    found["gradient difference"] = float((ours - theirs).norm() / ours.norm())
-    found["variants"] = {}
+    found |= {**measure_both(bench, options.steps), "before": before, "variants": {}}
     for name in options.compare:
         with VARIANTS[name](bench) as changed:
             found["variants"][name] = measure(changed, ["rlvid"], options.steps, count=False)["rlvid"]["step"]
     if options.out:
         Path(options.out).write_text(json.dumps(found, indent=2), encoding="utf-8")
-    show(found, Console(width=110))
+    show(found, Console(width=140))
     return found
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """Returns the options, by default the preset's; raises ValueError for invalid ones."""
-    parser = argparse.ArgumentParser(
-        "python -m jobs.benchmark step", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """The options, with the preset's numbers where none are given; raises ValueError for those that cannot be."""
+    parser = make_parser(__doc__, "step")
     parser.add_argument("--preset", choices=PRESETS, help="default: full on a GPU, else reduced")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=DTYPES, help="default: bfloat16 on a GPU, else float32")
@@ -126,11 +106,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--compare", type=lambda text: text.split(","), default=[], help=", ".join(VARIANTS))
     parser.add_argument("--out", help="JSON file for the result")
     options = parser.parse_args(arguments)
-    gpu = options.device.startswith("cuda")
-    options.preset = options.preset or ("full" if gpu else "reduced")
-    options.precision = options.precision or ("bfloat16" if gpu else "float32")
-    for name, value in PRESETS[options.preset].items():
-        setattr(options, name, getattr(options, name) or value)
+    options.preset = options.preset or ("full" if options.device.startswith("cuda") else "reduced")
+    fill_in(options)
     unknown = [name for name in options.compare if name not in VARIANTS]
     if unknown or min(options.batch, options.steps) < 1:
         raise ValueError(
@@ -149,16 +126,10 @@ def show(found: dict[str, Any], console: Console) -> None:
         f"products reach {found['rate'] / 1e12:.3g} TFLOP/s",
         highlight=False,
     )
+    title = "rlvid, and released: the same parts, driven as released code does"
+    console.print(stages_of(sides["rlvid"], sides["released"], found["rate"]).console(title))
     for side, each in sides.items():
-        table = Table("stage", *(Column(name, justify="right") for name in ("seconds", "TFLOP", "share", "peak GiB")))
-        table.title = {"rlvid": "rlvid", "released": "the same parts, driven as released code does"}[side]
-        for stage, seconds in each["seconds"].items():
-            table.add_row(stage, *cells(seconds, each["flops"].get(stage, 0), found["rate"], each["peaks"][stage]))
-        table.add_section()
-        total = sum(each["flops"].values())
-        table.add_row("step", *cells(each["step"], total, found["rate"], max(each["peaks"].values())))
-        console.print(table)
-        console.print("a video: " + ", ".join(f"{number:g} {name}" for name, number in each["calls"].items()))
+        console.print(f"{side}, a video: {', '.join(f'{number:g} {name}' for name, number in each['calls'].items())}")
     console.print(ratios(found), highlight=False)
     for name, seconds in found["variants"].items():
         console.print(f"{EXPLAINED[name]}: {seconds:.2f} s, {seconds / sides['rlvid']['step']:.2f} x", highlight=False)
@@ -175,9 +146,3 @@ def ratios(found: dict[str, Any]) -> str:
         f"{peaks[0] / max(1, peaks[1]):.2f} x peak memory ({beyond[0]} and {beyond[1]} GiB beyond the "
         f"{before / gib:.2f} of the idle process); their gradients differ by {found['gradient difference']:.1e}"
     )
-
-
-def cells(seconds: float, flops: int, rate: float, memory: int) -> list[str]:
-    """Returns the cells of a row of the table."""
-    share = f"{100 * flops / max(seconds, 1e-9) / rate:.0f} %" if flops else ""
-    return [f"{seconds:.3f}", f"{flops / 1e12:.3g}" if flops else "", share, f"{memory / 2**30:.2f}"]

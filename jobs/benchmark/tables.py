@@ -1,6 +1,6 @@
 """Prints measurements, a line per part, and writes them as Markdown tables for docs/costs.md."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from jobs.benchmark.record import Record
@@ -8,9 +8,10 @@ from jobs.benchmark.variants import EXPLAINED
 from rlvid.evaluate.tables.table import Grid
 
 _GIB = 2**30
+_COLUMNS = ("seconds", "TFLOP", "share of the rate", "peak GiB")
 
 
-def brief(name: str, found: dict[str, Any], record: Record) -> str:
+def brief(name: str, found: dict[str, Any]) -> str:
     """Returns the result of a part in a few words."""
     if "out of memory" in found:
         return "out of memory"
@@ -22,11 +23,30 @@ def brief(name: str, found: dict[str, Any], record: Record) -> str:
     if name == "compile":
         on, off = found["on"], found["off"]
         return f"{on['step']:.3f} s, without {off['step']:.3f} s; the first step took {on['first']:.1f} s"
-    peak = max(found["peaks"].values())
-    said = f"{found['step']:.3f} s, peak {peak / _GIB:.2f} GiB"
+    said = f"{found['step']:.3f} s, peak {_peak(found)} GiB"
     if "planned" in found:
-        said += f", planned {max(found['planned'].values()) / _GIB:.2f}"
+        said += f", planned {_peak(found, 'planned')}"
     return said
+
+
+def stages_of(ours: dict[str, Any], theirs: dict[str, Any], rate: float | None) -> Grid:
+    """Returns the table of rlvid's step beside the released one, stage by stage; shares are of the matrix ``rate``."""
+    a, b, empty = _stage_cells(ours, rate), _stage_cells(theirs, rate), [""] * len(_COLUMNS)
+    stages = sorted(dict.fromkeys([*b, *a]), key="step".__eq__)  # the whole comes last
+    heads = ["stage", *_COLUMNS, *(f"released: {column}" for column in _COLUMNS)]
+    return Grid(heads, [[stage, *a.get(stage, empty), *b.get(stage, empty)] for stage in stages])
+
+
+def _stage_cells(side: dict[str, Any], rate: float | None) -> dict[str, list[str]]:
+    """Returns the cells of each stage of a side, and of its whole ``step``."""
+
+    def cells(seconds: float, flops: int, memory: int) -> list[str]:
+        share = f"{100 * flops / max(seconds, 1e-9) / rate:.0f} %" if flops and rate else ""
+        return [f"{seconds:.3f}", f"{flops / 1e12:.3g}" if flops else "", share, f"{memory / _GIB:.2f}"]
+
+    flops, peaks = side["flops"], side["peaks"]
+    found = {name: cells(seconds, flops.get(name, 0), peaks.get(name, 0)) for name, seconds in side["seconds"].items()}
+    return found | {"step": cells(side["step"], sum(flops.values()), max(peaks.values()))}
 
 
 def tables(record: Record) -> str:
@@ -54,33 +74,13 @@ def _step(record: Record) -> Iterator[str]:
     if "sides" not in (found := record.parts.get("step", {})):
         return
     ours, theirs = found["sides"]["rlvid"], found["sides"]["released"]
-    rate = record.parts.get("rate", {}).get("rate")
-    columns = ("seconds", "TFLOP", "share of the rate", "peak GiB")
-    stages = dict.fromkeys([*theirs["seconds"], *ours["seconds"]])
-    rows = [[stage, *_stage(ours, stage, rate), *_stage(theirs, stage, rate)] for stage in stages]
-    rows.append(["step", *_whole(ours, rate), *_whole(theirs, rate)])
-    yield from _table(["stage", *columns, *(f"released: {column}" for column in columns)], rows)
+    yield from ("", stages_of(ours, theirs, record.parts.get("rate", {}).get("rate")).markdown())
     work = sum(theirs["flops"].values()) / max(1, sum(ours["flops"].values()))
     yield ""
     yield (
         f"Released / rlvid: {theirs['step'] / ours['step']:.2f} x seconds, {work:.2f} x operations; their gradients "
         f"differ by {found['gradient difference']:.1e}. Before the step {found['before'] / _GIB:.2f} GiB are in use."
     )
-
-
-def _stage(side: dict[str, Any], stage: str, rate: float | None) -> Sequence[str]:
-    if stage not in side["seconds"]:
-        return ("", "", "", "")
-    return _cells(side["seconds"][stage], side["flops"].get(stage, 0), rate, side["peaks"].get(stage, 0))
-
-
-def _whole(side: dict[str, Any], rate: float | None) -> Sequence[str]:
-    return _cells(side["step"], sum(side["flops"].values()), rate, max(side["peaks"].values()))
-
-
-def _cells(seconds: float, flops: float, rate: float | None, peak: int) -> Sequence[str]:
-    share = f"{100 * flops / seconds / rate:.0f} %" if flops and rate and seconds else ""
-    return f"{seconds:.3f}", f"{flops / 1e12:.3g}" if flops else "", share, f"{peak / _GIB:.2f}"
 
 
 def _memory(record: Record) -> Iterator[str]:
@@ -103,8 +103,8 @@ def _videos(record: Record) -> Iterator[str]:
         found = record.parts[f"{kind}-{number}"]
         cells = ["out of memory", "", "", ""]
         if "out of memory" not in found:
-            seconds, planned = found["step"], max(found["planned"].values())
-            cells = [f"{seconds:.3f}", f"{seconds / int(number):.3f}", _peak(found), f"{planned / _GIB:.2f}"]
+            seconds = found["step"]
+            cells = [f"{seconds:.3f}", f"{seconds / int(number):.3f}", _peak(found), _peak(found, "planned")]
         rows.append([number, "kept" if kind == "kept" else "recomputed", *cells])
     yield from _table(["videos at once", "activations", "s a step", "s a video", "peak GiB", "planned GiB"], rows)
 
@@ -129,8 +129,8 @@ def _changes(record: Record) -> Iterator[str]:
     yield from _table(["changed", "s a step", "x seconds", "peak GiB", ""], rows)
 
 
-def _peak(found: dict[str, Any]) -> str:
-    return f"{max(found['peaks'].values()) / _GIB:.2f}"
+def _peak(found: dict[str, Any], of: str = "peaks") -> str:
+    return f"{max(found[of].values()) / _GIB:.2f}"
 
 
 def _table(heads: list[str], rows: list[list[str]]) -> Iterator[str]:

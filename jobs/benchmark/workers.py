@@ -33,7 +33,7 @@ def measure_in_workers(
     from ray.train.torch import TorchTrainer
 
     from rlvid.cluster.connect import start_ray
-    from rlvid.cluster.nodes import check_resources
+    from rlvid.cluster.nodes import check_resources, needed
     from rlvid.data.sources import encoded_clips
     from rlvid.runs.find import run_folder
     from rlvid.train.progress import ProgressActor
@@ -54,7 +54,7 @@ def measure_in_workers(
             scaling_config=ray.train.ScalingConfig(
                 num_workers=config.train.workers,
                 use_gpu=use_gpu,
-                resources_per_worker={"CPU": config.train.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
+                resources_per_worker=needed(config, use_gpu),
             ),
             run_config=ray.train.RunConfig(
                 name=f"benchmark-{time.time_ns()}",

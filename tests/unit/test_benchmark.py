@@ -102,7 +102,7 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     found: dict[str, Any] = {}
     monkeypatch.setattr(gpu, "Session", NoNetworks)
     monkeypatch.setattr(gpu, "PARTS", found)
-    monkeypatch.setattr(gpu, "brief", lambda name, found, record: "measured")
+    monkeypatch.setattr(gpu, "brief", lambda name, found: "measured")
     return found
 
 

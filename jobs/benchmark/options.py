@@ -1,0 +1,35 @@
+"""Command lines of the parts: their parsers, and the presets of the full-size steps."""
+
+import argparse
+from pathlib import Path
+
+PRESETS: dict[str, dict[str, int]] = {
+    "full": {"frames": 16, "size": 256, "segments": 4, "sampling_steps": 20},
+    # The full-size networks on a small video.
+    "reduced": {"frames": 8, "size": 64, "segments": 2, "sampling_steps": 20},
+    "tiny": {"frames": 4, "size": 16, "segments": 1, "sampling_steps": 5},  # miniatures of the networks
+}
+
+
+def make_parser(about: str | None, part: str = "", overrides: bool = False) -> argparse.ArgumentParser:
+    """Makes the parser of a part from its module's docstring; with ``overrides`` it takes settings of a run."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        f"python -m jobs.benchmark {part}".strip(), description=about, formatter_class=form
+    )
+    if overrides:
+        parser.add_argument("overrides", nargs="*", help="settings to change, as for rlvid train")
+    return parser
+
+
+def fill_in(options: argparse.Namespace) -> None:
+    """Sets what was not given: the device's precision and the preset's numbers."""
+    options.precision = options.precision or ("bfloat16" if options.device.startswith("cuda") else "float32")
+    for name, value in PRESETS[options.preset].items():
+        setattr(options, name, getattr(options, name, None) or value)
+
+
+def check_out(out: Path) -> None:
+    """Raises ValueError unless ``--out`` can be a file's path."""
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        raise ValueError(f"--out {out}: expected a file in a folder that exists")
