@@ -10,21 +10,17 @@ import os
 import re
 import socket
 import sys
-import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-from rlvid.cluster.token import PLACES, auth_token
+from rlvid.cluster.token import PLACES, auth_token, tokens_are_off
 from rlvid.credentials import refuse_credentials
 
 _SECONDS = 10.0
 """Seconds that the cluster may take to answer."""
-_SOCKET_BYTES = 107
-"""Largest number of bytes in the path of a Unix socket."""
 
 
 def check_cluster(address: str) -> dict[str, str]:
@@ -43,12 +39,12 @@ def check_cluster(address: str) -> dict[str, str]:
     except PermissionError:  # only a cluster that asks for a token is shown it
         held = auth_token()
         if held is None:
-            raise _no_token(address) from None
+            raise _token_error(address, held) from None
         headers = {"Authorization": f"Bearer {held}"}
         try:
             theirs = get_json(address, "/api/version", headers)
         except PermissionError:
-            raise _wrong_token(address) from None
+            raise _token_error(address, held) from None
     python = (get_json(address, "/api/v0/cluster_metadata", headers).get("data") or {}).get("pythonVersion")
     check_versions(address, str(theirs.get("ray_version")), python)
     return headers
@@ -62,17 +58,18 @@ def _pass_proxies_by(address: str) -> None:
         os.environ["no_proxy"] = ",".join(filter(None, [listed, found[1] or found[2]]))
 
 
-def _no_token(address: str) -> ValueError:
-    return ValueError(
-        f"the cluster at {address} asks for a token and there is none here (looked for in {PLACES}); copy the "
-        "cluster's into one of these (`ray get-auth-token` on the head prints it)"
-    )
+def _token_error(address: str, held: str | None) -> ValueError:
+    """Makes the error of a cluster that refuses us: there is no token here, or ``held`` is wrong."""
+    why = f"refuses the token of this machine (the first of {PLACES}); copy the cluster's there"
+    if held is None:
+        why = f"asks for a token and there is none here (looked for in {PLACES}); copy the cluster's into one of these"
+    return ValueError(f"the cluster at {address} {why} (`ray get-auth-token` on the head prints it)")
 
 
-def _wrong_token(address: str) -> ValueError:
+def _no_answer(address: str, why: object) -> ValueError:
     return ValueError(
-        f"the cluster at {address} refuses the token of this machine (the first of {PLACES}); copy the cluster's there "
-        "(`ray get-auth-token` on the head prints it)"
+        f"no Ray cluster answers at {address!r} ({why}); start one (`ray start --head`) or leave the address out "
+        "(--address, RAY_ADDRESS)"
     )
 
 
@@ -166,10 +163,7 @@ def reach(address: str) -> str:
     try:
         socket.create_connection((found[1].strip("[]"), int(found[2])), timeout=_SECONDS).close()
     except (OSError, OverflowError, UnicodeError) as error:
-        raise ValueError(
-            f"no Ray cluster answers at {address!r} ({getattr(error, 'strerror', None) or error}); start one "
-            "(`ray start --head`) or leave the address out (--address, RAY_ADDRESS)"
-        ) from None
+        raise _no_answer(address, getattr(error, "strerror", None) or error) from None
     if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):  # certificates are Ray's to judge
         _show_token(address, target)
     return target
@@ -184,10 +178,7 @@ def _resolve(address: str) -> str:
     try:
         return str(canonicalize_bootstrap_address(address))
     except ConnectionError:
-        raise ValueError(
-            "no Ray cluster answers at 'auto' (none runs on this machine); start one (`ray start --head`) or leave the "
-            "address out (--address, RAY_ADDRESS)"
-        ) from None
+        raise _no_answer(address, "none runs on this machine") from None
 
 
 def _show_token(address: str, target: str) -> None:
@@ -196,13 +187,13 @@ def _show_token(address: str, target: str) -> None:
         return
     held = auth_token()
     if held is None:
-        raise _no_token(address)
-    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        raise _token_error(address, held)
+    if tokens_are_off():
         raise ValueError(
             f"the cluster at {address} asks for a token, and RAY_AUTH_MODE = 'disabled' holds it back; unset it"
         )
     if not _lets_in(address, target, held):
-        raise _wrong_token(address)
+        raise _token_error(address, held)
     os.environ["RAY_AUTH_MODE"] = "token"
     from ray._raylet import Config  # type: ignore[attr-defined]
 
@@ -236,36 +227,5 @@ def connection_error(address: str, error: Exception) -> ValueError:
         except ValueError as refusal:
             return refusal
     if "authentic" in text.lower() or "token" in text.lower():
-        return _no_token(address) if auth_token() is None else _wrong_token(address)
-    return ValueError(
-        f"no Ray cluster answers at {address!r} ({text[:200]}); start one (`ray start --head`) or leave the address out"
-    )
-
-
-def session_folder() -> str:
-    """Returns the folder below which the Ray of this machine keeps its sockets and logs."""
-    return os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
-
-
-def session_room() -> int:
-    """Returns how many bytes longer the path of ``session_folder`` may be; below 0 if it is too long for a socket."""
-    below = f"/ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
-    return _SOCKET_BYTES - len(os.fsencode(session_folder())) - len(below)
-
-
-def check_session_folder() -> None:
-    """Raises ValueError where the Ray of this machine could not keep its sockets and logs, which it waits for long."""
-    folder, why = session_folder(), None
-    if session_room() < 0:
-        why = f"it is too long for a socket, whose path ends at {_SOCKET_BYTES} bytes"
-    try:
-        Path(folder, "ray").mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=Path(folder, "ray")) as file:
-            file.write(bytes(2**20))
-    except OSError as error:
-        why = why or error.strerror
-    if why:
-        raise ValueError(
-            f"Ray cannot keep its session in {folder!r} (RAY_TMPDIR, else TMPDIR, else /tmp): {why}; set RAY_TMPDIR to "
-            "a short path of a folder that you may write to and that has room, such as RAY_TMPDIR=/tmp"
-        )
+        return _token_error(address, auth_token())
+    return _no_answer(address, text[:200])

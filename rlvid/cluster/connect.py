@@ -2,14 +2,18 @@
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rlvid.cluster.address import check_session_folder, connection_error, reach
+from rlvid.cluster.address import connection_error, reach
 from rlvid.cluster.token import make_own_token
 from rlvid.interrupt import starting_ray
+
+_SOCKET_BYTES = 107
+"""Largest number of bytes in the path of a Unix socket."""
 
 
 def start_ray(address: str | None = None) -> None:
@@ -55,3 +59,32 @@ def _silent_stderr() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+def session_folder() -> str:
+    """Returns the folder below which the Ray of this machine keeps its sockets and logs."""
+    return os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+
+
+def session_room() -> int:
+    """Returns how many bytes longer the path of ``session_folder`` may be; below 0 if it is too long for a socket."""
+    below = f"/ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
+    return _SOCKET_BYTES - len(os.fsencode(session_folder())) - len(below)
+
+
+def check_session_folder() -> None:
+    """Raises ValueError where the Ray of this machine could not keep its sockets and logs, which it waits for long."""
+    folder, why = session_folder(), None
+    if session_room() < 0:
+        why = f"it is too long for a socket, whose path ends at {_SOCKET_BYTES} bytes"
+    try:
+        Path(folder, "ray").mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=Path(folder, "ray")) as file:
+            file.write(bytes(2**20))
+    except OSError as error:
+        why = why or error.strerror
+    if why:
+        raise ValueError(
+            f"Ray cannot keep its session in {folder!r} (RAY_TMPDIR, else TMPDIR, else /tmp): {why}; set RAY_TMPDIR to "
+            "a short path of a folder that you may write to and that has room, such as RAY_TMPDIR=/tmp"
+        )

@@ -3,6 +3,7 @@
 import math
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,6 @@ def check_nodes(storage: str, run: str) -> None:
         ValueError: one does not, or does not answer.
     """
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     own = ray.get_runtime_context().get_node_id()
     nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU") and n["NodeID"] != own]
@@ -131,21 +131,52 @@ def check_nodes(storage: str, run: str) -> None:
     marker = f".seen-{uuid.uuid4().hex[:12]}"
     _write(store, f"{root}/{marker}")
     try:
-        visits = {
-            ray.remote(visit)
-            .options(
-                num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(n["NodeID"], soft=False)
-            )
-            .remote(storage, run, marker): n["NodeManagerAddress"]
-            for n in nodes
-        }
-        ready, late = ray.wait(list(visits), num_returns=len(visits), timeout=_SECONDS)
-        if late:
-            raise ValueError(f"node {visits[late[0]]} of the cluster does not answer within {_SECONDS:g} s; look at it")
-        for each in ready:
-            _judge(each, visits[each], storage)
+        answers, failed, silent = ask_nodes(visit, {n["NodeID"]: (storage, run, marker) for n in nodes}, _SECONDS)
     finally:
         store.delete_file(f"{root}/{marker}")
+    address = {n["NodeID"]: f"node {n['NodeManagerAddress']} of the cluster" for n in nodes}
+    if silent:
+        raise ValueError(f"{address[silent[0]]} does not answer within {_SECONDS:g} s; look at it")
+    for node, why in failed.items():
+        raise ValueError(f"{address[node]} cannot run rlvid ({why}); install it there with its dependencies")
+    for node, (version, problem) in answers.items():
+        if version != __version__:
+            raise ValueError(f"{address[node]} has rlvid {version} and the driver {__version__}; use one")
+        if problem:
+            raise ValueError(
+                f"output.storage: {address[node]} {problem}: {storage}; choose a folder that all nodes mount "
+                "(NFS, EFS, FSx), or s3://BUCKET/FOLDER or gs://BUCKET/FOLDER"
+            )
+
+
+def ask_nodes(
+    ask: Callable[..., Any], arguments: dict[str, tuple[Any, ...]], seconds: float
+) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+    """Calls a function on nodes, each in a process of its own that reserves nothing.
+
+    Args:
+        ask: the function.
+        arguments: its arguments by the id of the node.
+        seconds: that the nodes may take.
+
+    Returns:
+        The answers by node, the reasons of nodes where the process failed, and the nodes that were silent.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task, asked = ray.remote(ask), {}
+    for node, given in arguments.items():
+        pinned = NodeAffinitySchedulingStrategy(node, soft=False)
+        asked[task.options(num_cpus=0, max_retries=0, scheduling_strategy=pinned).remote(*given)] = node
+    done, late = ray.wait(list(asked), num_returns=len(asked), timeout=seconds)
+    answers, failed = dict[str, Any](), dict[str, str]()
+    for each in done:
+        try:
+            answers[asked[each]] = ray.get(each)
+        except ray.exceptions.RayError as error:
+            failed[asked[each]] = str(error).strip().splitlines()[-1].strip()
+    return answers, failed, [asked[each] for each in late]
 
 
 def visit(storage: str, run: str, marker: str, patience: float = 5.0) -> tuple[str, str | None]:
@@ -168,22 +199,3 @@ def visit(storage: str, run: str, marker: str, patience: float = 5.0) -> tuple[s
 def _write(store: fs.FileSystem, name: str) -> None:
     with store.open_output_stream(name) as file:
         file.write(b"rlvid")
-
-
-def _judge(answer: Any, address: str, storage: str) -> None:
-    import ray
-
-    try:
-        version, problem = ray.get(answer)
-    except ray.exceptions.RayError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ValueError(
-            f"node {address} of the cluster cannot run rlvid ({lines[-1]}); install it there with its dependencies"
-        ) from None
-    if version != __version__:
-        raise ValueError(f"node {address} of the cluster has rlvid {version} and the driver {__version__}; use one")
-    if problem:
-        raise ValueError(
-            f"output.storage: node {address} of the cluster {problem}: {storage}; choose a folder that all nodes mount "
-            "(NFS, EFS, FSx), or s3://BUCKET/FOLDER or gs://BUCKET/FOLDER"
-        )

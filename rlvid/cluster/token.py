@@ -34,6 +34,11 @@ def auth_token() -> str | None:
     return _checked(found, str(file)) if found.strip(_SPACES) else None
 
 
+def tokens_are_off() -> bool:
+    """Returns whether RAY_AUTH_MODE switches tokens off."""
+    return os.environ.get("RAY_AUTH_MODE", "token").lower() != "token"
+
+
 def token_file() -> Path | None:
     """Returns the file that ``token`` reads; None where the token is in RAY_AUTH_TOKEN, or there is no home."""
     if os.environ.get("RAY_AUTH_TOKEN"):
@@ -53,7 +58,7 @@ def make_own_token() -> None:
     Raises:
         ValueError: see ``auth_token``.
     """
-    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token" or auth_token() is not None:
+    if tokens_are_off() or auth_token() is not None:
         return
     fresh = secrets.token_hex(32)
     if not (_keep(fresh) and auth_token() is not None):

@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 from pyarrow import fs
 
-from rlvid.doctor.finding import Finding, examine, finding
+from rlvid.doctor.finding import Finding, examine_each, finding
 from rlvid.doctor.machine import reason, scratch
 from rlvid.doctor.selftest import build_algorithm, one_step, reference_step, share, tiny_config
 from rlvid.models.trained import trained_state
@@ -41,13 +41,16 @@ def check_cluster(address: str | None, storage: str) -> Iterator[Finding]:
         return
     where = address or os.environ.get("RAY_ADDRESS") or "started on this machine"
     yield Finding("ray", "ok", f"{ray.__version__}, {where}")
-    checks = {
-        "resources": (check_resources, "ray status says what the cluster is doing"),
-        "nodes": (lambda: check_nodes(storage), "ray list nodes says what became of them"),
-        "workers": (lambda: check_workers(storage), f"the logs are in {storage}; rlvid doctor --quick leaves Ray out"),
-    }
-    for name, (check, way) in checks.items():
-        yield from examine(name, check, way)
+    yield from examine_each(
+        {
+            "resources": (check_resources, "ray status says what the cluster is doing"),
+            "nodes": (lambda: check_nodes(storage), "ray list nodes says what became of them"),
+            "workers": (
+                lambda: check_workers(storage),
+                f"the logs are in {storage}; rlvid doctor --quick leaves Ray out",
+            ),
+        }
+    )
 
 
 def check_resources() -> Iterator[Finding]:
@@ -81,34 +84,28 @@ def probe(place: str, name: str) -> dict[str, Any]:
             file.write(name.encode())
     except (OSError, ValueError, pa.ArrowException) as error:
         trouble = reason(error)
-    versions = {package: metadata.version(package) for package in _ALIKE} | {"python": platform.python_version()}
     free = shutil.disk_usage(place).free if Path(place).is_dir() else 0
-    return {"host": socket.gethostname(), "seen": seen, "trouble": trouble, "versions": versions, "free": free}
+    return {"host": socket.gethostname(), "seen": seen, "trouble": trouble, "versions": versions(), "free": free}
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of this process that all nodes must share."""
+    return {package: metadata.version(package) for package in _ALIKE} | {"python": platform.python_version()}
 
 
 def check_nodes(storage: str) -> Iterator[Finding]:
     """Checks that every node runs the same versions, and reads and writes the same storage."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from rlvid.cluster.nodes import ask_nodes
 
     with scratch(storage) as (place, store, root):
         with store.open_output_stream(f"{root}/driver") as file:
             file.write(b"rlvid")
-        alive = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-        task = ray.remote(probe)
-        asked = {}
-        for node in alive:
-            pinned = NodeAffinitySchedulingStrategy(node, soft=False)
-            asked[task.options(num_cpus=0, max_retries=0, scheduling_strategy=pinned).remote(place, node)] = node
-        done, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_PATIENCE)
-        answers, lost = {}, [asked[each][:8] for each in silent]
-        for each in done:
-            try:
-                answers[asked[each]] = ray.get(each)
-            except ray.exceptions.RayError as error:
-                lost.append(f"{asked[each][:8]} ({str(error).strip().splitlines()[-1]})")
+        alive = {node["NodeID"]: (place, node["NodeID"]) for node in ray.nodes() if node["Alive"]}
+        answers, failed, silent = ask_nodes(probe, alive, _PATIENCE)
         arrived = {each.base_name for each in store.get_file_info(fs.FileSelector(root))}
-    if lost:
+    if lost := [*(node[:8] for node in silent), *(f"{node[:8]} ({why})" for node, why in failed.items())]:
         way = "look at that node's logs; it must have rlvid and its packages (a job's working_dir brings rlvid alone)"
         yield Finding("nodes", "error", f"no answer from node {', '.join(lost)}", way)
     yield from versions_alike(answers)
@@ -116,8 +113,8 @@ def check_nodes(storage: str) -> Iterator[Finding]:
 
 
 def versions_alike(answers: dict[str, dict[str, Any]]) -> Iterator[Finding]:
-    """Checks that all nodes have the packages of the driver."""
-    here = {package: metadata.version(package) for package in _ALIKE} | {"python": platform.python_version()}
+    """Whether all nodes have the packages of the driver."""
+    here = versions()
     other = [
         f"{answer['host']}: {package} {answer['versions'][package]}, here {version}"
         for answer in answers.values()

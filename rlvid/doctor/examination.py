@@ -7,7 +7,7 @@ from functools import partial
 from rich.markup import escape
 
 from rlvid.credentials import refuse_credentials
-from rlvid.doctor.finding import Finding, examine
+from rlvid.doctor.finding import Finding, examine, examine_each
 from rlvid.terminal import console
 
 _STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
@@ -24,23 +24,24 @@ def examination(storage: str, address: str | None, run: str | None, quick: bool)
     from rlvid.doctor import machine, places
 
     broken = "install the packages again: make venv"
-    yield from examine("python", machine.check_python, broken)
-    packages = list(examine("packages", machine.check_packages, broken))
-    yield from packages
-    yield from examine("accelerator", machine.check_accelerator, broken)
-    yield from examine("memory", machine.check_memory, "")
-    yield from examine("home", places.check_home, "set HOME to a folder that you may write to")
-    yield from examine("token", places.check_token, "")
-    yield from examine("temporary folder", places.check_temporary, "set RAY_TMPDIR to another folder")
-    yield from examine("storage", partial(machine.check_storage, storage), "choose another folder: --storage")
+    yield from examine_each(
+        {
+            "python": (machine.check_python, broken),
+            "packages": (machine.check_packages, broken),
+            "accelerator": (machine.check_accelerator, broken),
+            "memory": (machine.check_memory, ""),
+            "home": (places.check_home, "set HOME to a folder that you may write to"),
+            "token": (places.check_token, ""),
+            "temporary folder": (places.check_temporary, "set RAY_TMPDIR to another folder"),
+            "storage": (partial(machine.check_storage, storage), "choose another folder: --storage"),
+        }
+    )
 
     def selftest() -> Iterator[Finding]:
         from rlvid.doctor.selftest import check_first_ratio, check_gradient_step, check_samples
 
-        for name, check in {
-            "gradient": check_gradient_step, "first-step ratio": check_first_ratio, "samples": check_samples,
-        }.items():  # fmt: skip
-            yield from examine(name, check, "first correct the errors above")
+        checks = {"gradient": check_gradient_step, "first-step ratio": check_first_ratio, "samples": check_samples}
+        yield from examine_each({name: (check, "first correct the errors above") for name, check in checks.items()})
 
     yield from examine("self-test", selftest, broken)
     if not quick:

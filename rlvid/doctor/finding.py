@@ -1,6 +1,6 @@
 """A finding of the doctor: one line of its output."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,3 +36,9 @@ def examine(name: str, check: Check, way_out: str) -> Iterator[Finding]:
         yield from check()
     except Exception as error:  # any error is an answer to the user's question, and the other checks must still run
         yield Finding(name, "error", describe(error), way_out)
+
+
+def examine_each(checks: Mapping[str, tuple[Check, str]]) -> Iterator[Finding]:
+    """Yields the findings of checks, given by name with their way out: see ``examine``."""
+    for name, (check, way_out) in checks.items():
+        yield from examine(name, check, way_out)

@@ -69,9 +69,9 @@ def check_packages() -> Iterator[Finding]:
         yield Finding("packages", "ok", f"rlvid {rlvid.__version__}, {len(needed)} packages within bounds")
 
 
-def pins(root: Path = _ROOT) -> dict[str, str]:
+def pins() -> dict[str, str]:
     """Returns the pins of constraints.txt where rlvid runs from a clone; else none."""
-    file = root / "constraints.txt"
+    file = _ROOT / "constraints.txt"
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     return {_plain(name): pin for name, _, pin in (line.partition("==") for line in lines) if pin}
 

@@ -7,8 +7,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from rlvid.cluster.address import check_session_folder, session_folder, session_room
-from rlvid.cluster.token import PLACES, auth_token, token_file
+from rlvid.cluster.connect import check_session_folder, session_folder, session_room
+from rlvid.cluster.token import PLACES, auth_token, token_file, tokens_are_off
 from rlvid.doctor.finding import Finding, finding
 
 _GIB = 2**30
@@ -33,8 +33,8 @@ def check_home() -> Iterator[Finding]:
 
 
 def check_token() -> Iterator[Finding]:
-    """Checks which token clusters get, and that nobody else can read it."""
-    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+    """Which token clusters are shown, and that nobody else can read it."""
+    if tokens_are_off():
         way = "unset RAY_AUTH_MODE: whoever reaches a port of Ray without a token runs code as you"
         yield Finding("token", "warning", f"RAY_AUTH_MODE = {os.environ['RAY_AUTH_MODE']!r} switches it off", way)
         return

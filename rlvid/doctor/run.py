@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 from rlvid.config import RunConfig
 from rlvid.data.parquet import open_parquet
-from rlvid.doctor.finding import Finding, examine, finding
+from rlvid.doctor.finding import Finding, examine_each, finding
 from rlvid.runs.checkpoints import checkpoint_name, flaw, read_settings, read_state, step_of
 from rlvid.runs.guard_log import best_step, find_best, read_means
 from rlvid.runs.scalars import read_events
@@ -45,8 +45,7 @@ def check_run(run: str | Path) -> Iterator[Finding]:
         "tensorboard": (check_tensorboard, "delete the damaged event file; the numbers are in logs/ too"),
         "guard": (check_guard, "delete guard.jsonl, and the guard begins anew"),
     }
-    for name, (check, way) in parts.items():
-        yield from examine(name, partial(check, folder, config), way)
+    yield from examine_each({name: (partial(check, folder, config), way) for name, (check, way) in parts.items()})
 
 
 def check_checkpoints(folder: Path, config: RunConfig) -> Iterator[Finding]:

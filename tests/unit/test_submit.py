@@ -23,7 +23,8 @@ from aiohttp import ServerDisconnectedError
 
 from jobs import submit
 from rlvid import interrupt
-from rlvid.cluster.address import check_cluster, check_session_folder, connection_error, reach
+from rlvid.cluster.address import check_cluster, connection_error, reach
+from rlvid.cluster.connect import check_session_folder
 from rlvid.cluster.token import auth_token, make_own_token
 
 PYTHON = ".".join(map(str, sys.version_info[:3]))
