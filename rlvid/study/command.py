@@ -127,12 +127,9 @@ def results(file: File, evaluation: Folder = None, without: Without = None) -> N
     from rlvid.evaluate.tables.table import json_text
     from rlvid.files import write_atomic
     from rlvid.study.results import summarise
-    from rlvid.study.store import Store
     from rlvid.study.tables import markdown, render
 
-    store = Store(_database(file))
-    asked = store.study()
-    answers = _kept(store, without)
+    store, asked, answers = _answered(file, without)
     scores, rewards, lacking = _measured(asked, evaluation)
     found = summarise(asked, answers, scores, rewards)
     for table in render(found):
@@ -154,14 +151,11 @@ def export(
 ) -> None:
     """Writes preference pairs: prompt, chosen frames, rejected frames, axis, annotator; ties are left out."""
     from rlvid.study.preferences import check_same, write_preferences
-    from rlvid.study.store import Store
     from rlvid.study.videos import Videos
 
     if not out.parent.is_dir():
         raise ValueError(f"--out {out}: there is no folder {out.parent}")
-    store = Store(_database(file))
-    asked = store.study()
-    answers = _kept(store, without)
+    _, asked, answers = _answered(file, without)
     videos = Videos(evaluation or asked.evaluation)
     check_same(asked, videos)
     count = write_preferences(out, asked, answers, videos)
@@ -201,7 +195,12 @@ def _database(file: Path) -> Path:
     return file / "study.sqlite" if file.is_dir() else file
 
 
-def _kept(store: "Store", without: str | None) -> list["Answer"]:
+def _answered(file: Path, without: str | None) -> tuple["Store", "Study", list["Answer"]]:
+    """Returns the study's store, its questions, and its answers without those of some annotators."""
+    from rlvid.study.store import Store
+
+    store = Store(_database(file))
+    asked = store.study()
     left_out, people = _names(without, "--without"), store.annotators()
     for name in left_out:
         if name not in people:
@@ -209,4 +208,4 @@ def _kept(store: "Store", without: str | None) -> list["Answer"]:
     answers = [answer for answer in store.answers() if answer.annotator not in left_out]
     if not answers:
         raise ValueError(f"{store.path}: nobody has answered anything yet")
-    return answers
+    return store, asked, answers

@@ -51,7 +51,15 @@ class Study:
     @property
     def settings(self) -> str:
         """What its evaluation was made with, as far as the pairs tell."""
-        return _settings(self.models, self.pairs)
+        cases = [pair.case for pair in self.pairs]
+        sets, steps = sorted({case.set for case in cases}), sorted({case.steps for case in cases})
+        return f"models {', '.join(self.models)}; sets {', '.join(sets)}; D = {', '.join(map(str, steps))}"
+
+    @property
+    def outline(self) -> str:
+        """Returns its size, seed and settings, to tell two studies of one evaluation apart."""
+        checks = sum(pair.check for pair in self.pairs)
+        return f"{len(self.pairs) - checks} pairs and {checks} checks, seed {self.seed}, {self.settings}"
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,7 @@ class Store:
 
         Raises ValueError if it is another study's, or no study's at all, or cannot be written.
         """
-        store = cls(path)
+        store, wanted = cls(path), Study(uuid4().hex[:12], evaluation, seed, models, pairs)
         if not path.parent.is_dir():
             raise ValueError(f"--out {path}: there is no folder {path.parent}")
         with _named(path):
@@ -100,30 +108,27 @@ class Store:
                 database.execute("PRAGMA journal_mode=WAL")
                 database.execute("BEGIN IMMEDIATE")
                 if _is_empty(database):  # still, now that nobody else can write
-                    store._fill(database, evaluation, seed, models, pairs)
+                    store._fill(database, wanted)
                 database.execute("COMMIT")
         found = store.study()
         if (found.seed, [*found.models], [*found.pairs]) != (seed, [*models], [*pairs]):
             raise ValueError(
-                f"{path} belongs to another study ({_outline(found.models, found.pairs, found.seed)}; now "
-                f"{_outline(models, pairs, seed)}, or other videos); "
-                "name a new file with --out, or evaluate and ask as then"
+                f"{path} belongs to another study ({found.outline}; now {wanted.outline}, or other videos); name a new "
+                "file with --out, or evaluate and ask as then"
             )
         return store
 
     @staticmethod
-    def _fill(
-        database: sqlite3.Connection, evaluation: Path, seed: int, models: Mapping[str, str], pairs: Sequence[Pair]
-    ) -> None:
+    def _fill(database: sqlite3.Connection, study: Study) -> None:
         for statement in filter(None, map(str.strip, _SCHEMA.split(";\n"))):
             database.execute(statement)
         home = Path(database.execute("PRAGMA database_list").fetchone()[2]).parent
         facts = {
-            "format": FORMAT, "key": uuid4().hex[:12], "evaluation": os.path.relpath(evaluation.resolve(), home),
-            "seed": str(seed), "models": json.dumps(dict(models)),
+            "format": FORMAT, "key": study.key, "evaluation": os.path.relpath(study.evaluation.resolve(), home),
+            "seed": str(study.seed), "models": json.dumps(dict(study.models)),
         }  # fmt: skip
         database.executemany("INSERT INTO study VALUES (?, ?)", facts.items())
-        for pair in pairs:
+        for pair in study.pairs:
             row = (pair.number, *pair.case, pair.prompt, pair.first, pair.second, pair.check, pair.digest)
             database.execute("INSERT INTO pairs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
@@ -287,13 +292,3 @@ def _named(path: Path) -> Iterator[None]:
         yield
     except (sqlite3.DatabaseError, OSError) as error:
         raise ValueError(f"{path}: {error}; name another file") from error
-
-
-def _outline(models: Mapping[str, str], pairs: Sequence[Pair], seed: int) -> str:
-    checks = sum(pair.check for pair in pairs)
-    return f"{len(pairs) - checks} pairs and {checks} checks, seed {seed}, {_settings(models, pairs)}"
-
-
-def _settings(models: Mapping[str, str], pairs: Sequence[Pair]) -> str:
-    sets, steps = sorted({pair.case.set for pair in pairs}), sorted({pair.case.steps for pair in pairs})
-    return f"models {', '.join(models)}; sets {', '.join(sets)}; D = {', '.join(map(str, steps))}"
