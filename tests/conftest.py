@@ -1,8 +1,6 @@
 """What every test stands on: the environment, a seed, tiers by folder, and one local Ray cluster."""
 
-import atexit
 import os
-import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chaos_cluster import ask_for_token
 
 ROOT = Path(__file__).resolve().parents[1]
 TIERS = ("unit", "ray", "parity", "gpu")
@@ -20,7 +19,6 @@ for _name, _value in {
     "DS_ACCELERATOR": "cpu",  # DeepSpeed: the equivalence tests compare CPU runs, with or without a GPU beside them
     "HF_HUB_OFFLINE": "1",  # a test never downloads
     "MPLBACKEND": "Agg",
-    "RAY_AUTH_MODE": "token",  # Ray listens on every interface
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
@@ -32,11 +30,7 @@ for _name, _value in {
     "TOKENIZERS_PARALLELISM": "false",
 }.items():
     os.environ.setdefault(_name, _value)
-if not (os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")):  # none in the home folder
-    _private = tempfile.mkdtemp(prefix="rlvid-token-")
-    atexit.register(shutil.rmtree, _private, ignore_errors=True)
-    Path(_private, "auth_token").write_text(secrets.token_hex(32), encoding="ascii")
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(Path(_private, "auth_token"))
+ask_for_token()
 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)) > 1:  # threads that wait for one another would starve
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the programs that tests start, too
 

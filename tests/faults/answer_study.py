@@ -116,9 +116,9 @@ def _pixels(frames: list[np.ndarray]) -> bytes:
 class Annotator:
     """Somebody at a browser, who answers by chance and remembers what."""
 
-    def __init__(self, name: str, page: Page, server: Server, videos: dict[bytes, Video], record: Record, seed: int):
+    def __init__(self, name: str, page: Page, server: Server, videos: dict[bytes, Video], record: Record):
         self.name, self.page, self.server, self.videos, self.record = name, page, server, videos, record
-        self.random = random.Random(f"{seed}/{name}")
+        self.random = random.Random(f"0/{name}")
         self.words = re.compile(r"\b(" + "|".join(re.escape(m) for m in {v[0] for v in videos.values()}) + r")\b")
         page.on("pageerror", lambda error: record.faults.append(f"page error: {error}"))
         page.on("console", lambda line: record.faults.append(f"console: {line.text}") if line.type == "error" else None)
@@ -174,7 +174,7 @@ class Annotator:
         self.record.pages += 1
 
 
-def survive(server: Server, annotator: Annotator, decided: list[tuple[Any, ...]]) -> None:
+def survive(server: Server, annotator: Annotator) -> None:
     """The server dies when a pair is answered but not sent; started again, it must ask for that very pair."""
     heading, address = annotator.page.inner_text("h1"), annotator.page.url
     faults = len(annotator.record.faults)
@@ -217,25 +217,21 @@ def saved(database: Path) -> list[tuple[Any, ...]]:
 
 
 def answer_study(
-    evaluation: Path, out: Path, names: list[str], pairs: int, checks: int, kill_after: int, seed: int = 0,
-    pictures: Path | None = None, models: str | None = None,
-) -> Record:  # fmt: skip
+    evaluation: Path, out: Path, annotators: list[str], *, pairs: int, checks: int, kill_after: int
+) -> Record:
     """Answers a study; afterwards ``faults`` holds whatever was not as it must be."""
     record, videos = Record(), look_up(evaluation)
-    options = ["--models", models] if models else []
-    server = Server(str(evaluation), "--pairs", str(pairs), "--checks", str(checks), "--out", str(out), *options)
+    server = Server(str(evaluation), "--pairs", str(pairs), "--checks", str(checks), "--out", str(out))
     server.start()
     try:
         with sync_playwright() as player, launch(player) as browser:
-            people = [Annotator(name, browser.new_page(), server, videos, record, seed) for name in names]
+            people = [Annotator(name, browser.new_page(), server, videos, record) for name in annotators]
             while open_ones := [each for each in people if not each.done]:
                 for person in open_ones:
                     decided = person.decide()
                     person.press(decided)
-                    if pictures and not record.pages:
-                        person.page.screenshot(path=pictures / "pair.png", full_page=True)
                     if record.pages == kill_after:
-                        survive(server, person, decided)
+                        survive(server, person)
                         person.press(decided)
                     if record.pages == 0:
                         second_window(person, browser.new_page(), decided)
@@ -245,8 +241,8 @@ def answer_study(
         server.kill()
     if sorted(record.answers) != sorted(saved(out)):
         record.faults.append("the file does not hold what was answered")
-    if record.pages != (pairs + checks) * len(names):
-        record.faults.append(f"{record.pages} pages were answered, not {(pairs + checks) * len(names)}")
+    if record.pages != (pairs + checks) * len(annotators):
+        record.faults.append(f"{record.pages} pages were answered, not {(pairs + checks) * len(annotators)}")
     return record
 
 
@@ -256,27 +252,15 @@ def main() -> int:
     parser.add_argument("evaluation", type=Path)
     parser.add_argument("--pairs", type=int, default=40)
     parser.add_argument("--checks", type=int, default=0)
-    parser.add_argument("--models", help="of the evaluation, separated by commas; default: all")
-    parser.add_argument("--annotators", default="ada,ben")
+    parser.add_argument("--annotators", type=lambda text: text.split(","), default=["ada", "ben"])
     parser.add_argument("--kill-after", type=int, default=23, help="pairs answered when the server is killed")
     parser.add_argument("--out", type=Path, default=Path("study-robot.sqlite"))
-    parser.add_argument("--pictures", type=Path, help="folder for a screenshot")
     given = parser.parse_args()
-    names = given.annotators.split(",")
     if given.out.exists():
         raise ValueError(f"--out {given.out} exists; name a new file")
     began = time.perf_counter()
     with kept(lambda: f"delete {short(given.out)} first, or name another --out"):
-        record = answer_study(
-            given.evaluation,
-            given.out,
-            names,
-            given.pairs,
-            given.checks,
-            given.kill_after,
-            pictures=given.pictures,
-            models=given.models,
-        )
+        record = answer_study(**vars(given))
     seconds = time.perf_counter() - began
     summary = {"answers": len(record.answers), "pages": record.pages, "seconds": round(seconds, 1)}
     say(json.dumps(summary | {"faults": record.faults}))
