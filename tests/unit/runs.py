@@ -25,7 +25,7 @@ def settings(folder: Path, name: str, *overrides: str) -> list[str]:
     """Overrides of the toy description for a run of seconds."""
     return [
         f"name={name}", f"model.path={folder / 'tiny'}", "model.frames=4", "model.size=16", "data.count=6",
-        f"output.storage={folder / 'runs'}", "sampling.steps=5", "reward.segments=2", "train.batch_size=4",
+        f"output.storage={folder / 'runs'}", "sampling.steps=4", "reward.segments=2", "train.batch_size=4",
         "optimizer.lr=1e-5", "optimizer.warmup=0", f"train.steps={STEPS}", "output.checkpoint_every=2",
         "output.videos_every=0", "train.micro_batch=1", *overrides,
     ]  # fmt: skip
