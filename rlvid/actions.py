@@ -112,10 +112,10 @@ def evaluate_and_show(
     """
     from rlvid.evaluate.clip import NamedClip, load_clip
     from rlvid.evaluate.command import Store, default_sets, evaluation_folder, prompts_of, write_all
-    from rlvid.evaluate.models import differences, find_models, parse_spec
+    from rlvid.evaluate.models import find_models, parse_spec
     from rlvid.evaluate.results.seeds import group_seeds as groups_of
     from rlvid.evaluate.results.summary import compare_all, summarise
-    from rlvid.evaluate.scorers import DEFAULT_CLIP, Scorers, parse_rewards
+    from rlvid.evaluate.scorers import DEFAULT_CLIP, Scorers, differences, parse_rewards
     from rlvid.evaluate.tables.pages import render_table
     from rlvid.evaluate.work import Evaluation
     from rlvid.evaluate.workers import exclusive, run_evaluation
@@ -151,7 +151,7 @@ def evaluate_and_show(
     limits += [limit for each in further if (limit := reward_text_limit(each.name, each.path))]
     limits += [measured.limit] if isinstance(measured, NamedClip) else []
     notes += notices(limits, [prompt for each in prompts.values() for prompt in each])
-    scorers = Scorers(config.reward, clip or DEFAULT_CLIP, further, config.model.path == "builtin")
+    scorers = Scorers.of(config, clip or DEFAULT_CLIP, further)
     notes += scorers.cautions(clip is not None)
     evaluation = Evaluation.of(
         compared, prompts, steps_list=steps, folder=evaluation_folder(compared, out), seed=seed, copies=copies,

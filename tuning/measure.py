@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from rlvid.config import RunConfig
-from rlvid.evaluate.clip import load_clip
 from rlvid.evaluate.load import device, load_run
 from rlvid.evaluate.results.rows import Row
 from rlvid.evaluate.results.summary import summarise
-from rlvid.evaluate.score import evaluate_model
+from rlvid.evaluate.score import VideoBatch, evaluate_model, split
+from rlvid.evaluate.scorers import load_run_scorer
 from rlvid.models.trained import load_trainable
-from rlvid.reward.clip import ClipReward
-from rlvid.reward.load import held_out_reward, load_reward, trained_reward
 from rlvid.runs.checkpoints import read_state
 from tuning.description import COST, Evaluation, Sweep
 
@@ -54,34 +52,24 @@ def measure(job: dict[str, Any], run: str | None, step: int) -> dict[str, Any]:
     config, how = RunConfig.model_validate(job["base"]), Evaluation.model_validate(job["evaluation"])
     cost: dict[str, float] = {COST: 0.0, "videos": 0}
     if run is None:
-        model: Any = load_trainable(config.model, config.seed, config.model.path, device())
+        model = load_trainable(config.model, config.seed, config.model.path, device())
     else:
         tuned = load_run(run, step)
         model = tuned.use(1.0)
         state = read_state(tuned.checkpoint.folder)
         cost = {COST: state.seconds, "videos": state.videos}
-    reward = trained_reward(config.reward, device())
-    held_out = held_out_reward(config.reward, device()) or load_reward("builtin-heldout", device())
-    has_clip = isinstance(held_out, ClipReward) or isinstance(reward, ClipReward)
-    sampling = config.sampling
+    sampling, parts = config.sampling, split(job["prompts"], how.copies)
+    name, prompt_set, steps = "base" if run is None else Path(run).name, Path(how.prompts).stem, how.steps
     rows = evaluate_model(
         model,
-        {Path(how.prompts).stem: [prompt for prompt in job["prompts"] for _ in range(how.copies)]},
-        name="base" if run is None else Path(run).name,
-        reward=reward,
-        held_out=held_out,
-        clip=None if has_clip else load_clip("builtin-heldout", device()),
-        steps_list=[how.steps or sampling.steps],
+        (VideoBatch(name, prompt_set, steps or sampling.steps, start, part, how.copies) for start, part in parts),
+        load_run_scorer(config, device()),
+        seed=how.seed,
         guidance=sampling.guidance,
         final=sampling.final_level,
-        seed=how.seed,
-        use_oracle=config.model.path == "builtin",
-        batch=how.copies * max(1, 16 // how.copies),  # the copies of a prompt are compared within a batch
     )
     (summary,) = summarise(rows)
     kept = [{key: value for key, value in asdict(row).items() if key != "extra"} for row in rows]
-    for row in kept:  # the copies of a prompt are drawn together where intervals are computed
-        row["index"], row["copy"] = divmod(row["index"], how.copies)
     return {"step": step, **cost, "mean": summary.mean, "std": summary.std, "rows": kept}
 
 

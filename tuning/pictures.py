@@ -82,7 +82,7 @@ def parallel_coordinates(path: Path, sweep: Sweep, outcomes: list[Outcome], best
     known = [one for one in outcomes if one.step is not None]
     scales = [_Scale.of_setting(dimension) for dimension in sweep.dimensions]
     scales += [_Scale.of_score(name, [one.value(name) for one in known]) for name in sweep.objectives]
-    colour = _colours([one.value(sweep.metric) for one in known])
+    colour = ScalarMappable(Normalize(*_ends([one.value(sweep.metric) for one in known])), COLOURS)
     with png_page(path, max(8.0, 1.6 * len(scales) + 1.5), 5.2) as figure:
         axes = figure.add_subplot()
         spread = np.linspace(-0.02, 0.02, len(known)) if len(known) > 1 else [0.0]
@@ -93,9 +93,10 @@ def parallel_coordinates(path: Path, sweep: Sweep, outcomes: list[Outcome], best
             ]
             heights = np.array([scale.at(value) for scale, value in zip(scales, values, strict=True)])
             heights[: len(sweep.space)] += aside
-            look = {"linewidth": 4.0, "zorder": 3} if one is best else {"linewidth": 1.4}
+            thick, order = (4.0, 3) if one is best else (1.4, 2)
             dashes = "-" if one.trial.end == "finished" else (0, (4, 2))
-            axes.plot(range(len(scales)), heights, color=colour.to_rgba(one.value(sweep.metric)), ls=dashes, **look)
+            shade = colour.to_rgba(np.array(one.value(sweep.metric)))
+            axes.plot(range(len(scales)), heights, color=shade, ls=dashes, lw=thick, zorder=order)
         for place, scale in enumerate(scales):
             _upright(axes, place, scale)
         axes.set(xlim=(-0.3, len(scales) - 0.5), ylim=(-0.08, 1.08), yticks=[])
@@ -120,10 +121,11 @@ def _upright(axes: Axes, place: int, scale: _Scale) -> None:
         axes.annotate(text, (place - 0.06, height), ha="right", va="center", fontsize=8.5, bbox=box, zorder=4)
 
 
-def _colours(values: list[float]) -> ScalarMappable:
+def _ends(values: list[float]) -> tuple[float, float]:
+    """The values that the palest and the darkest colour stand for."""
     finite = [value for value in values if math.isfinite(value)] or [0.0]
     low, high = min(finite), max(finite)
-    return ScalarMappable(Normalize(low, high if high > low else low + 1e-6), COLOURS)
+    return low, high if high > low else low + 1e-6
 
 
 def heat_map(path: Path, sweep: Sweep, outcomes: list[Outcome], base: dict[str, Any] | None) -> bool:
@@ -142,14 +144,15 @@ def heat_map(path: Path, sweep: Sweep, outcomes: list[Outcome], base: dict[str, 
     (up, across), metric = chosen[:2], metric_of(sweep.metric)
     tables = {step: _cells(sweep, outcomes, up, across, step) for step in sweep.rungs}
     drawn = [step for step in sweep.rungs if np.isfinite(tables[step]).any()]
-    colour = _colours([value for step in drawn for value in tables[step].flatten()])
+    ends = _ends([value for step in drawn for value in tables[step].flatten()])
     width = 1.3 + len(drawn) * (0.95 * len(across.listed) + 1.3)
     with png_page(path, max(6.5, width), 1.9 + 0.62 * len(up.listed)) as figure:
         panels = figure.subplots(1, len(drawn), squeeze=False)[0]
         for panel, step in zip(panels, drawn, strict=True):
-            _map(panel, tables[step], metric, colour, up, across)
+            _map(panel, tables[step], metric, ends, up, across)
             panel.set_title(f"after {step} {sweep.unit}", loc="left", fontsize=10.5)
         panels[0].set_ylabel(_short(up.key).replace("\n", " "))
+        colour = ScalarMappable(Normalize(*ends), COLOURS)
         figure.colorbar(colour, ax=list(panels), label=metric.name, shrink=0.9, pad=0.02)
         known = "" if base is None else f" (base model: {metric.number(base['mean'][sweep.metric])})"
         figure.suptitle(f"{sweep.name}: {metric.spoken}{known}", x=0.015, ha="left", fontsize=13, fontweight="bold")
@@ -171,10 +174,10 @@ def _cells(sweep: Sweep, outcomes: list[Outcome], up: Dimension, across: Dimensi
 
 
 def _map(
-    panel: Axes, table: np.ndarray, metric: Metric, colour: ScalarMappable, up: Dimension, across: Dimension
+    panel: Axes, table: np.ndarray, metric: Metric, ends: tuple[float, float], up: Dimension, across: Dimension
 ) -> None:
-    panel.imshow(table, cmap=colour.cmap, norm=colour.norm, origin="lower", aspect="auto")
-    middle = (colour.norm.vmin + colour.norm.vmax) / 2
+    panel.imshow(table, cmap=COLOURS, vmin=ends[0], vmax=ends[1], origin="lower", aspect="auto")
+    middle = sum(ends) / 2
     best = np.nanmax(table)
     for (i, j), value in np.ndenumerate(table):
         if not math.isfinite(value):

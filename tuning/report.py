@@ -56,7 +56,7 @@ def write_report(sweep: Sweep, journal: Journal) -> Path | None:
 
 def results_csv(sweep: Sweep, outcomes: list[Outcome]) -> str:
     """Returns a line a trial: its settings, how far it came and how it ended, and every metric there."""
-    lines = [["trial", *sweep.space, "step", "end", "pareto", "seconds", "videos", *ALL_METRICS]]
+    lines: list[list[object]] = [["trial", *sweep.space, "step", "end", "pareto", "seconds", "videos", *ALL_METRICS]]
     front = {one.trial.number for one in pareto(outcomes, sweep.objectives)}
     for one in outcomes:
         scores = one.scores.get(one.step or -1, {})

@@ -127,14 +127,15 @@ def _optuna(sweep: Sweep, past: list[tuple[dict[str, Any], float]], seed: int) -
 
     kinds = optuna.distributions
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    space = {}
+    space: dict[str, optuna.distributions.BaseDistribution] = {}
     for one in sweep.dimensions:
         if one.kind == "choice":
             space[one.key] = kinds.CategoricalDistribution(one.values)
         elif one.kind == "integers":
             space[one.key] = kinds.IntDistribution(*one.values)
         else:
-            space[one.key] = kinds.FloatDistribution(*one.values, log=one.kind == "loguniform")
+            low, high = one.values
+            space[one.key] = kinds.FloatDistribution(low, high, log=one.kind == "loguniform")
     found = OptunaSearch(space, metric="score", mode="max", seed=seed)
     for settings, score in past:
         found.add_evaluated_point(settings, score)

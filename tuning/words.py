@@ -5,6 +5,7 @@ import statistics
 from typing import Any
 
 from rlvid.escape import markdown_text
+from rlvid.evaluate.results.summary import Comparison
 from rlvid.metric_names import metric_of
 from rlvid.models.folders import resolved_shape
 from rlvid.stats import MIN_PROMPTS
@@ -27,15 +28,14 @@ def found(sweep: Sweep, outcomes: list[Outcome], order: list[Outcome], base: dic
         f"- **Best by {metric.spoken}: {best.trial.name}, {settings}**, with "
         f"{metric.number(best.value(sweep.metric))} after {best.step} {sweep.unit}.",
     ]
-    if gain := difference(best, base, sweep.metric):
+    if base is not None and (gain := difference(best, base, sweep.metric)):
         lines.append(
             f"- The base has {metric.number(base['mean'][sweep.metric])}: a gain of "
             f"{metric.gain(gain.difference, gain.low, gain.high)} (paired over {gain.pairs} videos, 95 % bootstrap "
             f"interval){'' if gain.way > 0 else f', which may be chance{_few(gain)}'}."
         )
-    if len(order) > 1 and best.step is not None:
-        second = order[1]
-        gain = difference(best, second.scores[best.step], sweep.metric)
+    second = order[1] if len(order) > 1 else None
+    if second and best.step is not None and (gain := difference(best, second.scores[best.step], sweep.metric)):
         lines.append(
             f"- The next one, {second.trial.name} ({markdown_text(shown(second.trial.settings))}), has "
             f"{metric.number(second.value(sweep.metric))}: a difference of "
@@ -48,7 +48,7 @@ def found(sweep: Sweep, outcomes: list[Outcome], order: list[Outcome], base: dic
     return lines
 
 
-def _few(gain: Any) -> str:
+def _few(gain: Comparison) -> str:
     """Returns a note that there are too few prompts, if the interval is above 0."""
     few = gain.low > 0 and gain.prompts < MIN_PROMPTS
     return f" ({gain.prompts} prompts; certainty takes {MIN_PROMPTS})" if few else ""

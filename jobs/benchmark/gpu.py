@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 from jobs.benchmark.options import PRESETS, check_out, fill_in, make_parser
-from jobs.benchmark.parts import DTYPES, Bench, matrix_rate, prepare
+from jobs.benchmark.parts import Bench, matrix_rate, prepare
 from jobs.benchmark.planned import Planned
 from jobs.benchmark.record import Record, TooLong, at_most, open_record, setup
 from jobs.benchmark.step import distance, measure, measure_both
@@ -39,6 +39,7 @@ from jobs.benchmark.variants import VARIANTS, compiled
 from rlvid.algorithms.base import peak_memory
 from rlvid.interrupt import kept
 from rlvid.models.lora import lora_parameters
+from rlvid.models.unet3d import DTYPES
 from rlvid.terminal import say
 
 BACKENDS = {"tiny": "eager"}

@@ -34,7 +34,9 @@ class Meter(Stopwatch):
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
-        self.device, self.peaks, self.flops, self.current = device, {}, {}, ""
+        self.device, self.current = device, ""
+        self.peaks: dict[str, int] = {}
+        self.flops: dict[str, int] = {}
         self._counter: FlopCounterMode | None = None
 
     @contextmanager
@@ -110,6 +112,7 @@ def build(preset: str, precision: str, device: torch.device) -> tuple[dict[str, 
         reward = load_reward(
             "hpsv2", device, path="random", precision=precision, chunk=64, checkpoint_activations=False
         )
+        assert isinstance(reward, ClipReward)
         return random_parts(modelscope_folder(), dtype, device), reward
     small, reward = tiny_model(), tiny_reward()
     parts = {"unet": small.denoiser, "vae": small.vae, "text_encoder": small.text_encoder}

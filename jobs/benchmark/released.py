@@ -21,9 +21,9 @@ Everything else is shared, down to the noise, so that both sides come to the sam
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import torch
+from diffusers import UNet3DConditionModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -55,7 +55,7 @@ class Released(UNet3DModel):
         """Predicts with one branch after the other; ``recompute`` checkpoints the whole network."""
         if recompute and torch.is_grad_enabled():
             whole = partial(self.predict, timestep=timestep, text_BLD=text_BLD, guidance=guidance)
-            return checkpoint(whole, latents_BCFhw, use_reentrant=False)  # type: ignore[no-any-return]
+            return checkpoint(whole, latents_BCFhw, use_reentrant=False)
         cond = super().predict(latents_BCFhw, timestep, text_BLD, 1.0).eps
         negative_BLD = self.negative_1LD.expand(len(text_BLD), -1, -1)
         uncond = super().predict(latents_BCFhw, timestep, negative_BLD, 1.0).eps
@@ -64,8 +64,8 @@ class Released(UNet3DModel):
         abar = self.abar_at(timestep, latents_BCFhw)
         return Prediction((latents_BCFhw - (1 - abar).sqrt() * eps) / abar.sqrt(), eps)
 
-    def decode_frames(self, latents_BCFhw: Tensor, frames_BS: Tensor, **_: Any) -> Tensor:
-        """Returns all frames, of which the chosen ones are returned."""
+    def decode_frames(self, latents_BCFhw: Tensor, frames_BS: Tensor, *, recompute: bool = False) -> Tensor:
+        """Decodes all frames and returns the chosen ones; ``recompute`` changes nothing."""
         every_BF = torch.arange(self.frames, device=latents_BCFhw.device).expand(len(latents_BCFhw), -1)
         decoded_BFCHW = super().decode_frames(latents_BCFhw, every_BF)
         return decoded_BFCHW[torch.arange(len(frames_BS))[:, None], frames_BS]
@@ -86,7 +86,7 @@ class FreshText:
 
 
 @contextmanager
-def nested_checkpoints(unet: nn.Module) -> Iterator[None]:
+def nested_checkpoints(unet: UNet3DConditionModel) -> Iterator[None]:
     """Every block of the denoiser is checkpointed for itself, inside whatever checkpoints the whole."""
     blocks = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
     for block in blocks:

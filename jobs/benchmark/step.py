@@ -23,11 +23,12 @@ from rich.console import Console
 from torch import Tensor
 
 from jobs.benchmark.options import PRESETS, fill_in, make_parser
-from jobs.benchmark.parts import DTYPES, Bench, Calls, matrix_rate, prepare, reset_peak
+from jobs.benchmark.parts import Bench, Calls, matrix_rate, prepare, reset_peak
 from jobs.benchmark.tables import stages_of
 from jobs.benchmark.variants import EXPLAINED, VARIANTS
 from rlvid.algorithms.base import peak_memory
 from rlvid.models.lora import lora_parameters
+from rlvid.models.unet3d import DTYPES
 
 
 def gradient(bench: Bench) -> Tensor:

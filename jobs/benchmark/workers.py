@@ -47,7 +47,8 @@ def measure_in_workers(
     environment = {"OMP_NUM_THREADS": str(max(1, int(config.train.cpus_per_worker)))}
     with kept(f"the run folder {short(folder)} stays"):
         clips, result = encoded_clips(config, Console()), folder / "benchmark.json"
-        job = Job.of(config, clips=clips, run=folder, use_gpu=use_gpu, progress=ProgressActor.remote())
+        progress = ProgressActor.remote()  # type: ignore[attr-defined]  # ray.remote decorates the class
+        job = Job.of(config, clips=clips, run=folder, use_gpu=use_gpu, progress=progress)
         times = {"asked": asked, "connected": connected, "fitted": time.time()}
         TorchTrainer(
             partial(measure, job, {"steps": steps, "result": result, **times}),

@@ -188,6 +188,6 @@ def _tensor(data: pa.BinaryScalar, shape: pa.ListScalar) -> Tensor:
     return torch.from_numpy(values.astype(np.float32))  # a copy: Arrow's memory is read-only
 
 
-def digest(made_with: dict[str, Any]) -> str:
-    """Returns sixteen hex digits over what clips are made with."""
+def digest(made_with: object) -> str:
+    """Returns sixteen hex digits over what clips or videos are made with, in values that JSON can hold."""
     return hashlib.sha256(json.dumps(made_with, sort_keys=True).encode()).hexdigest()[:16]

@@ -16,7 +16,7 @@ def generate(
     model: VideoModel,
     prompts: list[str],
     *,
-    seed: int,
+    seed: int = 0,
     steps: int = 20,
     guidance: float = 3.0,
     eta: float = 0.0,

@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from rlvid.config import RunConfig
 from rlvid.data.parquet import open_parquet
 from rlvid.doctor.finding import Finding, examine_each, finding
-from rlvid.runs.checkpoints import checkpoint_name, flaw, read_settings, read_state, step_of
+from rlvid.runs.checkpoints import checkpoint_folders, checkpoint_name, flaw, read_settings, read_state
 from rlvid.runs.guard_log import best_step, find_best, read_means
 from rlvid.runs.scalars import read_events
 from rlvid.train.audit import compare, step_faults
@@ -50,7 +50,7 @@ def check_run(run: str | Path) -> Iterator[Finding]:
 
 def check_checkpoints(folder: Path, config: RunConfig) -> Iterator[Finding]:
     """Checks that each checkpoint matches its checksums and is of this run, also with other workers or ZeRO stages."""
-    found = sorted(path for path in folder.iterdir() if step_of(path.name) is not None)
+    found = [each.folder for each in checkpoint_folders(folder)]
     bad, foreign = dict[str, str](), list[str]()
     for path in found:
         if why := flaw(path, read=True):

@@ -9,7 +9,6 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +18,14 @@ import torch
 from torch import Tensor
 
 from rlvid.data.archive import png_bytes
-from rlvid.evaluate.results.rows import Row, rows_table
+from rlvid.evaluate.results.rows import METRICS, VIDEO, Row, rows_table
 from rlvid.evaluate.results.untrusted import damaged, open_table, read_table, sound
 from rlvid.evaluate.results.videos import decode_frames
 from rlvid.files import atomic_file
-from rlvid.metric_names import REWARD_PREFIX
 from rlvid.plots.video import to_bytes
 
-SCHEMA = pa.schema(
-    [
-        ("model", pa.string()),
-        ("set", pa.string()),
-        ("steps", pa.int32()),  # D
-        ("index", pa.int32()),  # place of the prompt in its set
-        ("copy", pa.int32()),  # which of the prompt's videos
-        ("prompt", pa.string()),
-        ("fps", pa.float32()),
-        ("frames", pa.list_(pa.binary())),
-    ]
-)
+_LABELS = VIDEO.append(pa.field("fps", pa.float32()))
+SCHEMA = _LABELS.append(pa.field("frames", pa.list_(pa.binary())))
 _KEY = b"rlvid.identity"
 _IDENTITY = re.compile(rb"[0-9a-f]{16}")
 _ROWS_IN_GROUP = 4  # a group is read whole, and pages show one video here and one there
@@ -85,14 +73,13 @@ def copy_part(source: Path, target: Path, rows: Sequence[dict[str, Any]]) -> Non
         frames = file.read(columns=["frames"])["frames"]
     if len(frames) != len(rows):
         raise damaged(source, f"{len(frames)} videos; expected {len(rows)}")
-    table = pa.Table.from_pylist([dict(row) for row in rows], pa.schema([f for f in SCHEMA if f.name != "frames"]))
+    table = pa.Table.from_pylist([dict(row) for row in rows], _LABELS)
     _write(target, table.append_column(SCHEMA.field("frames"), frames), identity_of(source))
 
 
 def labels_of(path: Path) -> list[dict[str, Any]]:
     """Returns the rows of a part without their frames."""
-    names = [field.name for field in SCHEMA if field.name != "frames"]
-    return read_table(path.parent, path, names)
+    return read_table(path.parent, path, _LABELS.names)
 
 
 def read_part(path: Path) -> Tensor:
@@ -153,12 +140,4 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         ValueError: the file is damaged.
     """
-    kept = read_table(path.parent, path, [f.name for f in fields(Row) if f.name != "extra"], metrics=True)
-    known = {each.name for each in fields(Row)}
-    return [
-        Row(
-            **{name: value for name, value in row.items() if name in known},
-            extra={name: value for name, value in row.items() if name.startswith(REWARD_PREFIX) and name not in known},
-        )
-        for row in kept
-    ]
+    return [Row.of(row) for row in read_table(path.parent, path, [*VIDEO.names, *METRICS], metrics=True)]

@@ -14,7 +14,7 @@ from rlvid.models.folders import cached_folder
 from rlvid.models.text_limit import TextLimit, token_counts
 from rlvid.models.untrained import fill_constants
 from rlvid.models.weights import check_texts, fill, read_json, read_weights
-from rlvid.reward.load import BUILTIN, load_reward
+from rlvid.reward.load import BUILTIN, load_builtin
 
 
 class FrameTextModel(Protocol):
@@ -71,7 +71,7 @@ def load_clip(name: str, device: str | torch.device = "cpu") -> FrameTextModel:
         ValueError: there is no such model, or it is not a CLIP.
     """
     if name in BUILTIN:
-        return load_reward(name, device)
+        return load_builtin(name, device)
     architecture, colon, file = name.partition(":")
     return _open_clip(architecture, Path(file), device) if colon else _hugging_face(name, device)
 

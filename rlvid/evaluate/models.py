@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 from rlvid import __version__
 from rlvid.config import RunConfig
-from rlvid.config.reward import RewardConfig
 from rlvid.credentials import refuse_credentials
 from rlvid.evaluate.load import TunedModel, load_found, scale_name
 from rlvid.models.folders import movable, resolved_shape
@@ -215,32 +214,6 @@ def _shape(model: EvaluatedModel) -> str:
     spec = model.config.model
     frames, size = resolved_shape(spec.path, spec.frames, spec.size)
     return f"{spec.path!r} with {frames} frames of {size} x {size} pixels"
-
-
-def differences(models: Sequence[EvaluatedModel]) -> list[str]:
-    """Returns a line for each setting in which the runs differ, and in which all of them are evaluated as the first."""
-    runs = [model.config for model in models[1:]]
-    found = {
-        "sampling.guidance": [str(run.sampling.guidance) for run in runs],
-        "sampling.final_level": [run.sampling.final_level for run in runs],
-        "reward": [_reward_text(run.reward) for run in runs],
-        "reward.held_out": [run.reward.held_out_path or run.reward.held_out or _no_held_out(run) for run in runs],
-    }
-    return [
-        f"the runs differ in {key} ({', '.join(dict.fromkeys(values))}); all are evaluated with {values[0]}"
-        for key, values in found.items()
-        if len(set(values)) > 1
-    ]
-
-
-def _no_held_out(run: RunConfig) -> str:
-    """Returns the measurement of a run without a held-out reward; see ``rlvid.evaluate.scorers.Scorers.held_out``."""
-    return "builtin-heldout" if run.model.path == "builtin" else "none"
-
-
-def _reward_text(reward: RewardConfig) -> str:
-    parts = [f"{part.weight:g} x {part.path or part.name}" for part in reward.mixture]
-    return " + ".join(parts) or reward.path or reward.name
 
 
 def stamp(path: str) -> Any:

@@ -66,7 +66,7 @@ class RewardCaller:
             self._thread.start()
         outcome: Future[Tensor] = Future()
         if self._seconds:
-            faulthandler.dump_traceback_later(self._seconds + _EXIT_DELAY, exit=True, file=sys.__stderr__)
+            faulthandler.dump_traceback_later(self._seconds + _EXIT_DELAY, exit=True, file=sys.__stderr__ or sys.stderr)
         try:
             self._calls.put((call, outcome))
             wait([outcome], self._seconds)

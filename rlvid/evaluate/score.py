@@ -1,6 +1,7 @@
-"""Scores videos: rewards, CLIP metrics, motion, and the oracle."""
+"""Makes the videos of a model and scores them, batch by batch."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,132 +12,141 @@ from rlvid.evaluate.clip import FrameTextModel
 from rlvid.evaluate.results.rows import METRICS, Row
 from rlvid.evaluate.reward_calls import RewardCaller
 from rlvid.models.base import VideoModel
-from rlvid.reward.clip import ClipReward
 from rlvid.reward.video import ImageReward
 from rlvid.world import oracle
 
+BATCH = 16
+"""Most videos that are made or scored at once, unless a prompt has more."""
 
-@torch.no_grad()
-def score_videos(
-    frames_BFCHW: Tensor,
-    prompts: list[str],
-    *,
-    reward: ImageReward,
-    held_out: ImageReward | None,
-    clip: FrameTextModel,
-    use_oracle: bool,
-    extra: Mapping[str, ImageReward] | None = None,
-    call_reward: RewardCaller | None = None,
-) -> dict[str, Tensor]:
-    """Computes every metric of B videos in [0, 1] on the rewards' device: name -> (B,), float32 on the CPU.
 
-    ``extra`` holds further rewards by the names of their metrics, ``reward_NAME``; ``call_reward`` limits the time of a
-    user's own reward, by default without a limit. All metrics of a video with a pixel that is not finite are NaN.
+@dataclass(frozen=True)
+class VideoBatch:
+    """Videos that are made and scored together: ``copies`` of some prompts of a set, by one model in D steps.
 
-    Raises:
-        RuntimeError: see ``RewardCaller``.
+    ``start`` is the place of the first prompt in its set.
     """
-    call_reward = call_reward or RewardCaller()
-    finite_B = frames_BFCHW.isfinite().flatten(1).all(1).cpu()
-    scores = {name: torch.full((len(prompts),), torch.nan) for name in (*METRICS, *(extra or {}))}
-    if not finite_B.any():
+
+    model: str
+    set: str
+    steps: int
+    start: int
+    prompts: tuple[str, ...]
+    copies: int
+
+    @property
+    def video_keys(self) -> list[tuple[int, int, str]]:
+        """(index, copy, prompt) of each video; the videos of a prompt are neighbours."""
+        numbered = enumerate(self.prompts, self.start)
+        return [(index, copy, prompt) for index, prompt in numbered for copy in range(self.copies)]
+
+    @property
+    def texts(self) -> list[str]:
+        """The prompt of each video."""
+        return [prompt for _, _, prompt in self.video_keys]
+
+
+def split(prompts: Sequence[str], copies: int, most: int = BATCH) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Parts a set into batches of up to ``most`` videos: (place of the first prompt, prompts) of each.
+
+    The videos of a prompt stay together, or their diversity could not be measured.
+    """
+    size = max(1, most // copies)
+    for start in range(0, len(prompts), size):
+        yield start, tuple(prompts[start : start + size])
+
+
+@dataclass(frozen=True)
+class VideoScorer:
+    """Scores videos by every metric.
+
+    Attributes:
+        reward: the image reward that was trained on.
+        held_out: one that was not; without it, its scores are NaN.
+        clip: measures CLIPSIM and consistency.
+        use_oracle: grade videos by the oracle of the built-in world too.
+        further: more rewards by the names of their metrics, ``reward_NAME``.
+        call_reward: limits the time of a user's own reward; by default without a limit.
+    """
+
+    reward: ImageReward
+    held_out: ImageReward | None
+    clip: FrameTextModel
+    use_oracle: bool
+    further: Mapping[str, ImageReward] = field(default_factory=dict)
+    call_reward: RewardCaller = field(default_factory=RewardCaller)
+
+    @torch.no_grad()
+    def scores(self, frames_BFCHW: Tensor, prompts: list[str]) -> dict[str, Tensor]:
+        """Computes every metric of B videos in [0, 1] on the rewards' device: name -> (B,), float32 on the CPU.
+
+        All metrics of a video with a pixel that is not finite are NaN.
+
+        Raises:
+            RuntimeError: see ``RewardCaller``.
+        """
+        finite_B = frames_BFCHW.isfinite().flatten(1).all(1).cpu()
+        scores = {name: torch.full((len(prompts),), torch.nan) for name in (*METRICS, *self.further)}
+        if not finite_B.any():
+            return scores
+        frames = frames_BFCHW[finite_B.to(frames_BFCHW.device)]
+        finite_prompts = [prompt for prompt, finite in zip(prompts, finite_B.tolist(), strict=True) if finite]
+        image_BFD = self.clip.image_features(frames)
+        found = {
+            "reward": self.call_reward(self.reward, frames, finite_prompts),
+            "clipsim": metrics.similarity(image_BFD, self.clip.text_features(finite_prompts)),
+            "consistency": metrics.consistency(image_BFD),
+            "consistency_all_pairs": metrics.consistency(image_BFD, "all_pairs"),
+            "consistency_vbench": metrics.consistency(image_BFD, "vbench"),
+            "motion": metrics.motion(frames),
+            "flickering": metrics.flickering(frames),
+            "diversity": metrics.diversity(image_BFD, finite_prompts),
+        }
+        if self.held_out is not None:
+            found["held_out"] = self.call_reward(self.held_out, frames, finite_prompts)
+        found |= {name: self.call_reward(each, frames, finite_prompts) for name, each in self.further.items()}
+        if self.use_oracle:
+            found |= {f"oracle_{name}": value for name, value in oracle.grade(frames, finite_prompts).items()}
+        for name, value in found.items():
+            scores[name][finite_B] = value.float().cpu()
         return scores
-    frames = frames_BFCHW[finite_B.to(frames_BFCHW.device)]
-    finite_prompts = [prompt for prompt, finite in zip(prompts, finite_B.tolist(), strict=True) if finite]
-    image_BFD = clip.image_features(frames)
-    found = {
-        "reward": call_reward(reward, frames, finite_prompts),
-        "clipsim": metrics.similarity(image_BFD, clip.text_features(finite_prompts)),
-        "consistency": metrics.consistency(image_BFD),
-        "consistency_all_pairs": metrics.consistency(image_BFD, "all_pairs"),
-        "consistency_vbench": metrics.consistency(image_BFD, "vbench"),
-        "motion": metrics.motion(frames),
-        "flickering": metrics.flickering(frames),
-        "diversity": metrics.diversity(image_BFD, finite_prompts),
-    }
-    if held_out is not None:
-        found["held_out"] = call_reward(held_out, frames, finite_prompts)
-    found |= {name: call_reward(each, frames, finite_prompts) for name, each in (extra or {}).items()}
-    if use_oracle:
-        found |= {f"oracle_{name}": value for name, value in oracle.grade(frames, finite_prompts).items()}
-    for name, value in found.items():
-        scores[name][finite_B] = value.float().cpu()
-    return scores
+
+    def rows(self, batch: VideoBatch, frames_BFCHW: Tensor) -> list[Row]:
+        """Scores the videos of a batch, which are in [0, 1] on the rewards' device.
+
+        Raises:
+            RuntimeError: see ``RewardCaller``.
+        """
+        scores = self.scores(frames_BFCHW, batch.texts)
+        rows = []
+        for place, (index, copy, prompt) in enumerate(batch.video_keys):
+            values = {metric: value[place].item() for metric, value in scores.items()}
+            extra = {metric: values.pop(metric) for metric in self.further}
+            rows.append(Row(batch.model, batch.set, batch.steps, index, prompt, **values, copy=copy, extra=extra))
+        return rows
+
+
+def make_videos(
+    model: VideoModel, batch: VideoBatch, noise_of: Sequence[tuple[int, int]], guidance: float, final: str
+) -> Tensor:
+    """Returns frames_BFCHW of a batch, float32 in [0, 1], on the CPU; see ``rlvid.diffusion.generate.generate``."""
+    texts = batch.texts
+    return generate(
+        model, texts, noise_of=noise_of, steps=batch.steps, guidance=guidance, final=final, batch=len(texts)
+    )
 
 
 def evaluate_model(
-    model: VideoModel,
-    prompts_by_set: Mapping[str, list[str]],
-    *,
-    name: str,
-    reward: ImageReward,
-    held_out: ImageReward | None = None,
-    clip: FrameTextModel | None = None,
-    steps_list: Iterable[int] = (20, 50),
-    guidance: float = 3.0,
-    final: str = "exact",
-    seed: int = 0,
-    use_oracle: bool = True,
-    call_reward: RewardCaller | None = None,
-    batch: int = 16,
-    first_index: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    model: VideoModel, batches: Iterable[VideoBatch], scorer: VideoScorer, *, seed: int, guidance: float, final: str
 ) -> list[Row]:
-    """Generates a video for every prompt and number of steps, and scores it.
+    """Makes and scores the videos of a model in memory; the model is on the rewards' device.
 
-    Args:
-        model: on the same device as the rewards.
-        prompts_by_set: prompts of each set; video ``index`` of every set starts from the same noise.
-        name: of the model, as tables show it.
-        reward: the image reward that was trained on.
-        held_out: one that was not; without it, its scores are NaN.
-        clip: measures CLIPSIM and consistency; default: ``held_out`` or else ``reward``, if they are CLIP models.
-        steps_list: numbers of DDIM steps.
-        guidance: classifier-free guidance g.
-        final: see ``generate``.
-        seed: of the noise.
-        use_oracle: grade videos of the built-in world by the oracle too.
-        call_reward: see ``score_videos``.
-        batch: most videos that are made and scored at once.
-        first_index: index of the first prompt of each set, where a set is evaluated in parts.
-        progress: called with (videos done, all videos).
+    Video v of a set, counted over prompts and copies, starts from noise (``seed``, v).
 
     Raises:
-        ValueError: a set without prompts, ``batch`` below 1, or no CLIP model to measure with.
         RuntimeError: see ``RewardCaller``.
     """
-    clip = clip or next((each for each in (held_out, reward) if isinstance(each, ClipReward)), None)
-    if clip is None:
-        raise ValueError("evaluate_model: neither reward is a CLIP model; give clip= for CLIPSIM and consistency")
-    if batch < 1 or not all(prompts_by_set.values()):
-        sizes = {each: len(prompts) for each, prompts in prompts_by_set.items()}
-        raise ValueError(f"evaluate_model: batch = {batch}, prompts = {sizes}; each must be 1 or more, or be left out")
-    steps_list = list(steps_list)
-    total = len(steps_list) * sum(map(len, prompts_by_set.values()))
     rows: list[Row] = []
-    for steps in steps_list:
-        for set_name, prompts in prompts_by_set.items():
-            for start in range(0, len(prompts), batch):
-                part, index = prompts[start : start + batch], first_index + start
-                settings = {"seed": seed, "steps": steps, "guidance": guidance, "final": final}
-                frames = generate(model, part, batch=batch, first_index=index, **settings)
-                scores = score_videos(
-                    frames.to(model.device), part, reward=reward, held_out=held_out, clip=clip, use_oracle=use_oracle,
-                    call_reward=call_reward,
-                )  # fmt: skip
-                rows += rows_of(scores, name, set_name, steps, ((index + i, 0, p) for i, p in enumerate(part)))
-                if progress is not None:
-                    progress(len(rows), total)
-    return rows
-
-
-def rows_of(
-    scores: Mapping[str, Tensor], model: str, set_name: str, steps: int, video_keys: Iterable[tuple[int, int, str]]
-) -> list[Row]:
-    """Returns the rows of a batch from its ``score_videos``; ``video_keys`` are (index, copy, prompt) of each video."""
-    rows = []
-    for place, (index, copy, prompt) in enumerate(video_keys):
-        values = {metric: value[place].item() for metric, value in scores.items()}
-        extra = {metric: values.pop(metric) for metric in list(values) if metric not in METRICS}
-        rows.append(Row(model, set_name, steps, index, prompt, **values, copy=copy, extra=extra))
+    for batch in batches:
+        noise_of = [(seed, index * batch.copies + copy) for index, copy, _ in batch.video_keys]
+        rows += scorer.rows(batch, make_videos(model, batch, noise_of, guidance, final).to(model.device))
     return rows

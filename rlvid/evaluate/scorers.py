@@ -1,19 +1,23 @@
 """The scorers of videos: the run's two rewards, further rewards, a CLIP, and in the built-in world the oracle."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from rlvid import __version__
+from rlvid.config import RunConfig
 from rlvid.config.reward import RewardConfig, absolute, is_function
 from rlvid.data.clips import digest
 from rlvid.evaluate.clip import load_clip
-from rlvid.evaluate.models import stamp
+from rlvid.evaluate.models import EvaluatedModel, stamp
+from rlvid.evaluate.reward_calls import RewardCaller
+from rlvid.evaluate.score import VideoScorer
 from rlvid.metric_names import REWARD_PREFIX
 from rlvid.models.folders import movable
+from rlvid.reward.clip import ClipReward
 from rlvid.reward.load import NAMES, check_one, held_out_reward, load_reward, trained_reward
 
 DEFAULT_CLIP = BUILTIN_HELD_OUT = "builtin-heldout"
@@ -83,6 +87,11 @@ class Scorers:
     further: tuple[FurtherReward, ...] = ()
     use_oracle: bool = False
 
+    @staticmethod
+    def of(config: RunConfig, clip: str = DEFAULT_CLIP, further: tuple[FurtherReward, ...] = ()) -> "Scorers":
+        """Returns the scorers of a run; the oracle grades videos of the built-in world alone."""
+        return Scorers(config.reward, clip, further, use_oracle=config.model.path == "builtin")
+
     @property
     def identity(self) -> str:
         """Sixteen hex digits over all that the scores of a video depend on."""
@@ -132,20 +141,65 @@ class Scorers:
         clip = f"{architecture}:{Path(file).resolve()}" if colon else movable(self.clip)
         return Scorers(self.reward, clip, self.further, self.use_oracle)
 
-    def load(self, device: torch.device) -> dict[str, Any]:
-        """Loads the scorers, as arguments of ``rlvid.evaluate.score.score_videos``.
+    def load(self, device: torch.device) -> VideoScorer:
+        """Loads all of them.
 
         Raises:
             ValueError: a reward or the CLIP cannot be loaded.
         """
-        how = {"precision": self.reward.precision, "chunk": self.reward.chunk}
-        return {
-            "reward": trained_reward(self.reward, device),
-            "held_out": held_out_reward(self.reward, device) or (self.held_out and load_reward(self.held_out, device)),
-            "clip": load_clip(self.clip, device),
-            "use_oracle": self.use_oracle,
-            "extra": {
-                each.metric: load_reward(each.name, device, path=each.path, key="--rewards", **how)
-                for each in self.further
-            },
+        held_out = held_out_reward(self.reward, device)
+        if held_out is None and self.held_out is not None:
+            held_out = load_reward(self.held_out, device)
+        precision, chunk = self.reward.precision, self.reward.chunk
+        further = {
+            each.metric: load_reward(
+                each.name, device, path=each.path, key="--rewards", precision=precision, chunk=chunk
+            )
+            for each in self.further
         }
+        return VideoScorer(
+            trained_reward(self.reward, device),
+            held_out,
+            load_clip(self.clip, device),
+            self.use_oracle,
+            further,
+            RewardCaller(self.reward.timeout),
+        )
+
+
+def load_run_scorer(config: RunConfig, device: torch.device) -> VideoScorer:
+    """Loads the scorers of a guard or a sweep: the run's own rewards, of which a CLIP also measures the videos.
+
+    Where the run has no held-out reward, or neither of the two is a CLIP, the built-in one takes that place.
+
+    Raises:
+        ValueError: a reward cannot be loaded.
+    """
+    trained, held_out = trained_reward(config.reward, device), held_out_reward(config.reward, device)
+    if held_out is None:
+        held_out = load_reward(BUILTIN_HELD_OUT, device)
+    clip = next((each for each in (held_out, trained) if isinstance(each, ClipReward)), None)
+    measuring = clip or load_clip(DEFAULT_CLIP, device)
+    use_oracle = Scorers.of(config).use_oracle
+    return VideoScorer(trained, held_out, measuring, use_oracle, call_reward=RewardCaller(config.reward.timeout))
+
+
+def differences(models: Sequence[EvaluatedModel]) -> list[str]:
+    """Returns a line for each setting in which the runs differ, and in which all of them are evaluated as the first."""
+    runs = [model.config for model in models[1:]]
+    found: dict[str, list[str]] = {
+        "sampling.guidance": [str(run.sampling.guidance) for run in runs],
+        "sampling.final_level": [run.sampling.final_level for run in runs],
+        "reward": [_reward_text(run.reward) for run in runs],
+        "reward.held_out": [run.reward.held_out_path or Scorers.of(run).held_out or "none" for run in runs],
+    }
+    return [
+        f"the runs differ in {key} ({', '.join(dict.fromkeys(values))}); all are evaluated with {values[0]}"
+        for key, values in found.items()
+        if len(set(values)) > 1
+    ]
+
+
+def _reward_text(reward: RewardConfig) -> str:
+    parts = [f"{part.weight:g} x {part.path or part.name}" for part in reward.mixture]
+    return " + ".join(parts) or reward.path or reward.name

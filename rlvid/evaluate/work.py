@@ -23,37 +23,25 @@ from rlvid.data.clips import digest
 from rlvid.evaluate.cache import copy_part, identity_of, labels_of, read_rows, shape_of
 from rlvid.evaluate.models import EvaluatedModel
 from rlvid.evaluate.results.rows import METRICS, Row
+from rlvid.evaluate.score import BATCH, VideoBatch, split
 from rlvid.evaluate.scorers import Scorers
 from rlvid.files import write_atomic
 from rlvid.models.folders import resolved_shape
 
-BATCH = 16
-"""Most videos of a shard, and of a batch that is made or scored."""
 FPS = 8
 """Frames a second of all models, as ``rlvid.models.unet3d`` makes them."""
 
 
 @dataclass(frozen=True)
-class Shard:
-    """Prompts of one set for one model and number of steps; the first of them is the ``start``-th of the set."""
+class Shard(VideoBatch):
+    """A batch whose videos and scores are kept on disk; ``source`` is the model."""
 
-    model: EvaluatedModel
-    set: str
-    steps: int
-    start: int
-    prompts: tuple[str, ...]
-    copies: int
-
-    @property
-    def video_keys(self) -> list[tuple[int, int, str]]:
-        """(index, copy, prompt) of each video; the videos of a prompt are neighbours."""
-        numbered = enumerate(self.prompts, self.start)
-        return [(index, copy, prompt) for index, prompt in numbered for copy in range(self.copies)]
+    source: EvaluatedModel
 
     @property
     def labels(self) -> list[dict[str, Any]]:
         """The columns of each video besides its frames."""
-        common = {"model": self.model.name, "set": self.set, "steps": self.steps, "fps": float(FPS)}
+        common = {"model": self.model, "set": self.set, "steps": self.steps, "fps": float(FPS)}
         return [{**common, "index": index, "copy": copy, "prompt": prompt} for index, copy, prompt in self.video_keys]
 
 
@@ -117,18 +105,18 @@ class Evaluation:
         sets = {name: tuple(prompts) for name, prompts in prompts_by_set.items()}
         for name, prompts in sets.items():
             check_distinct(name, prompts)
-        config, size = models[0].config, BATCH // copies
+        config = models[0].config
         sampling = config.sampling
-        scorers = scorers or Scorers(config.reward, use_oracle=config.model.path == "builtin")
+        scorers = scorers or Scorers.of(config)
         shards = tuple(
-            Shard(model, set_name, steps, start, prompts[start : start + size], copies)
+            Shard(model.name, set_name, steps, start, part, copies, source=model)
             for model in models
             for steps in steps_list
             for set_name, prompts in sets.items()
-            for start in range(0, len(prompts), size)
+            for start, part in split(prompts, copies)
         )
         how = [seed, sampling.guidance, sampling.final_level]
-        identities = tuple(digest([p.model.made_of, how, p.steps, p.start, p.prompts, copies]) for p in shards)
+        identities = tuple(digest([p.source.made_of, how, p.steps, p.start, p.prompts, copies]) for p in shards)
         place = (folder or models[0].run).expanduser().resolve()
         return Evaluation(
             place, tuple(models), sets, tuple(steps_list), seed, copies, sampling.guidance, sampling.final_level,
@@ -184,12 +172,8 @@ class Evaluation:
             kept, part = self.stale_dir / f"{identity}.parquet", self.part(index)
             if kept.is_file() and not part.is_file():
                 os.replace(kept, part)
-            if part.is_file() and labels_of(part) != self._as_stored(index):
+            if part.is_file() and labels_of(part) != self.shards[index].labels:
                 copy_part(part, part, self.shards[index].labels)  # the same videos under another name
-
-    def _as_stored(self, index: int) -> list[dict[str, Any]]:
-        order = ("model", "set", "steps", "index", "copy", "prompt", "fps")
-        return [{key: row[key] for key in order} for row in self.shards[index].labels]
 
     def missing_videos(self) -> list[int]:
         """Returns the shards whose videos are missing; of two shards with the same videos, the first."""
@@ -225,8 +209,8 @@ class Evaluation:
 
     def _rows_of(self, index: int) -> list[Row]:
         shard = self.shards[index]
-        about = {"model": shard.model.name, "set": shard.set, "steps": shard.steps}
-        return [replace(row, **about) for row in read_rows(self.scores(index))]
+        kept = read_rows(self.scores(index))
+        return [replace(row, model=shard.model, set=shard.set, steps=shard.steps) for row in kept]
 
     def describe(self, *, complete: bool) -> None:
         """Writes ``evaluation.yaml``."""

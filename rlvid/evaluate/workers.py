@@ -14,14 +14,12 @@ import torch
 
 from rlvid.cluster.connect import start_ray
 from rlvid.cluster.nodes import check_nodes
-from rlvid.diffusion.generate import generate
 from rlvid.evaluate.cache import explain_full_disk, identity_of, read_part, write_part, write_rows
 from rlvid.evaluate.load import device
 from rlvid.evaluate.models import Loader
 from rlvid.evaluate.results.rows import Row
-from rlvid.evaluate.reward_calls import RewardCaller
-from rlvid.evaluate.score import rows_of, score_videos
-from rlvid.evaluate.work import BATCH, Evaluation
+from rlvid.evaluate.score import make_videos
+from rlvid.evaluate.work import Evaluation
 from rlvid.faults import one_line
 from rlvid.files import held
 
@@ -128,19 +126,11 @@ class VideoWorker(Worker):
     def do(self, index: int) -> int:
         """Makes and keeps the videos of a shard."""
         evaluation, shard = self.evaluation, self.evaluation.shards[index]
-        keys = shard.video_keys
-        frames_BFCHW = generate(
-            self._models.use(shard.model),
-            [prompt for _, _, prompt in keys],
-            seed=evaluation.seed,
-            noise_of=[(evaluation.seed + copy, index_in_set) for index_in_set, copy, _ in keys],
-            steps=shard.steps,
-            guidance=evaluation.guidance,
-            final=evaluation.final,
-            batch=BATCH,
-        )
+        noise_of = [(evaluation.seed + copy, index_in_set) for index_in_set, copy, _ in shard.video_keys]
+        model = self._models.use(shard.source)
+        frames_BFCHW = make_videos(model, shard, noise_of, evaluation.guidance, evaluation.final)
         write_part(evaluation.part(index), shard.labels, frames_BFCHW, evaluation.identities[index])
-        return len(keys)
+        return len(noise_of)
 
 
 class ScoreWorker(Worker):
@@ -148,7 +138,7 @@ class ScoreWorker(Worker):
 
     def __init__(self, evaluation: Evaluation, workers: int | None = None) -> None:
         super().__init__(evaluation, workers)
-        self._how = evaluation.scorers.load(device()) | {"call_reward": RewardCaller(evaluation.scorers.reward.timeout)}
+        self._scorer = evaluation.scorers.load(device())
 
     def do(self, index: int) -> int:
         """Scores the videos of a shard and keeps the rows."""
@@ -160,10 +150,9 @@ class ScoreWorker(Worker):
             )
         frames_BFCHW = read_part(part).to(device())
         try:
-            scores = score_videos(frames_BFCHW, [prompt for _, _, prompt in shard.video_keys], **self._how)
+            rows = self._scorer.rows(shard, frames_BFCHW)
         except RuntimeError as error:
-            raise RuntimeError(f"{shard.model.name}, {shard.set}, D = {shard.steps}: {error}") from error
-        rows = rows_of(scores, shard.model.name, shard.set, shard.steps, shard.video_keys)
+            raise RuntimeError(f"{shard.model}, {shard.set}, D = {shard.steps}: {error}") from error
         write_rows(self.evaluation.scores(index), rows)
         return len(rows)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import diffusers
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, UNet3DConditionModel
 
 from rlvid.config import RunConfig
 from rlvid.export.card import model_card
@@ -91,6 +91,7 @@ def save_model(model: UNet3DModel, config: RunConfig, folder: Path) -> None:
     base = model_folder(config.model.path)
     if not torch.cuda.is_available():  # saving looks whether DeepSpeed is there, which then warns of the missing GPU
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    assert isinstance(model.denoiser, UNet3DConditionModel), "the network itself, in no wrapper of training"
     model.denoiser.save_pretrained(folder / "unet")
     if config.model.path == RANDOM:
         model.vae.save_pretrained(folder / "vae")

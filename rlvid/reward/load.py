@@ -2,13 +2,16 @@
 
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from rlvid.config.reward import FROM_A_FILE, RewardConfig, check_path
 from rlvid.reward.custom import CustomReward, load_function
+
+if TYPE_CHECKING:
+    from rlvid.reward.clip import ClipReward
 
 BUILTIN = {"builtin": "reward", "builtin-heldout": "heldout"}
 NAMES = (*BUILTIN, "oracle", *FROM_A_FILE, "brightness", "compression", "custom")
@@ -49,11 +52,7 @@ def load_reward(
 
         return OracleReward()
     if name in BUILTIN:
-        from rlvid.reward.clip import load_clip_folder
-
-        weights = Path(str(resources.files("rlvid"))) / "toy" / "weights"
-        settings: dict[str, Any] = {"chunk": chunk or 64, "recompute": bool(checkpoint_activations)}
-        made = load_clip_folder(weights / BUILTIN[name], weights / "model" / "tokenizer", device, **settings)
+        made = load_builtin(name, device, chunk=chunk or 64, recompute=bool(checkpoint_activations))
         return made.to(getattr(torch, precision))
     if name in ("brightness", "compression"):
         from rlvid.reward.simple import BrightnessReward, CompressionReward
@@ -62,7 +61,7 @@ def load_reward(
     assert path is not None
     if name == "custom":
         return CustomReward(load_function(path, where))
-    settings = {"precision": precision, "preprocess": preprocess, "chunk": chunk or 8}
+    settings: dict[str, Any] = {"precision": precision, "preprocess": preprocess, "chunk": chunk or 8}
     settings["recompute"] = checkpoint_activations is not False
     if name == "imagereward":
         from rlvid.reward.imagereward import load_imagereward
@@ -71,6 +70,17 @@ def load_reward(
     from rlvid.reward.published import load_clip_reward
 
     return load_clip_reward(name, path, device, where=where, **settings)
+
+
+def load_builtin(
+    name: str, device: str | torch.device = "cpu", *, chunk: int = 64, recompute: bool = False
+) -> "ClipReward":
+    """A CLIP reward of the built-in world; see ``load_reward``."""
+    from rlvid.reward.clip import load_clip_folder
+
+    weights = Path(str(resources.files("rlvid"))) / "toy" / "weights"
+    tokenizer = weights / "model" / "tokenizer"
+    return load_clip_folder(weights / BUILTIN[name], tokenizer, device, chunk=chunk, recompute=recompute)
 
 
 def _given(name: str, path: str | None, key: str) -> str:

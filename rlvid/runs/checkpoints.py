@@ -187,6 +187,11 @@ def step_of(name: str) -> int | None:
 
 def find_checkpoints(run: Path, resumable: bool = True) -> list[CheckpointRef]:
     """Finds the checkpoints of a run's folder that are whole by the names and sizes of their files, oldest first."""
+    return [each for each in checkpoint_folders(run) if flaw(each.folder, resumable=resumable) is None]
+
+
+def checkpoint_folders(run: Path) -> list[CheckpointRef]:
+    """Finds the folders that have the name of a checkpoint, whole or not, oldest first."""
     named = [(folder, step_of(folder.name)) for folder in (run.iterdir() if run.is_dir() else [])]
     found = [CheckpointRef(folder, step) for folder, step in named if step is not None]
-    return sorted((c for c in found if flaw(c.folder, resumable=resumable) is None), key=lambda each: each.step)
+    return sorted(found, key=lambda each: each.step)

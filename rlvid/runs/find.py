@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rlvid.config import RunConfig
 from rlvid.files import damaged
-from rlvid.runs.checkpoints import CheckpointRef, find_checkpoints, flaw, read_settings, step_of
+from rlvid.runs.checkpoints import CheckpointRef, checkpoint_folders, find_checkpoints, flaw, read_settings
 from rlvid.runs.guard_log import find_best
 from rlvid.storage import home, is_uri, run_mirror, split_uri
 
@@ -54,11 +54,8 @@ def check_whole(found: CheckpointRef) -> None:
 
 def _newest(run: Path, found: list[CheckpointRef]) -> CheckpointRef:
     """Returns the newest whole checkpoint; newer folders of checkpoints that are not whole are named in the log."""
-    known = {each.folder for each in found}
-    named = [(folder, step_of(folder.name)) for folder in run.iterdir() if folder not in known]
-    other = [CheckpointRef(folder, step) for folder, step in named if step]
     passed = list[str]()
-    for each in sorted([*found, *other], key=lambda each: each.step, reverse=True):
+    for each in sorted(dict.fromkeys([*found, *checkpoint_folders(run)]), key=lambda each: each.step, reverse=True):
         why = flaw(each.folder, resumable=False, read=True)
         if why is None:
             for line in passed:
@@ -87,9 +84,9 @@ def find_checkpoints_of(run: str | Path) -> tuple[RunConfig, list[CheckpointRef]
     kept, best = find_checkpoints(folder, resumable=False), find_best(folder)
     found = sorted([*kept, *([best] if best and best.step not in {c.step for c in kept} else [])], key=lambda c: c.step)
     if not found:
-        broken = {p.name: flaw(p, resumable=False) for p in sorted(folder.iterdir()) if step_of(p.name) is not None}
+        broken = [f"{each.folder.name}: {flaw(each.folder, resumable=False)}" for each in checkpoint_folders(folder)]
         if broken:
-            each = ", ".join(f"{name}: {why}" for name, why in broken.items())
+            each = ", ".join(broken)
             raise ValueError(f"run {folder}: no checkpoint is whole ({each}); start the run's `rlvid train` again")
         raise ValueError(
             f"run {folder}: no checkpoint; it has: none yet, and one is written every {config.output.checkpoint_every} "

@@ -9,11 +9,9 @@ import torch
 from rlvid.config import RunConfig
 from rlvid.config.reward import RewardConfig
 from rlvid.evaluate.results.rows import METRICS
-from rlvid.evaluate.reward_calls import RewardCaller
-from rlvid.evaluate.score import evaluate_model
+from rlvid.evaluate.score import VideoBatch, evaluate_model, split
+from rlvid.evaluate.scorers import load_run_scorer
 from rlvid.models.trained import load_trainable, load_trained
-from rlvid.reward.clip import ClipReward
-from rlvid.reward.load import held_out_reward, load_reward, trained_reward
 from rlvid.stats import finite_mean
 
 
@@ -46,10 +44,8 @@ class GuardEvaluator:
             torch.set_num_threads(1)
         self.model = load_trainable(self.config.model, self.config.seed, model, device)
         rewards = RewardConfig.model_validate(reward)
-        self.trained, self.held_out = trained_reward(rewards, device), held_out_reward(rewards, device)
-        clips = [each for each in (self.held_out, self.trained) if isinstance(each, ClipReward)]
-        self.clip: Any = clips[0] if clips else load_reward("builtin-heldout", device)
-        self.prompts, self.fresh, self.call_reward = prompts, True, RewardCaller(rewards.timeout)
+        self.scorer = load_run_scorer(self.config.model_copy(update={"reward": rewards}), device)
+        self.prompts, self.fresh = prompts, True
 
     def evaluate(self, folder: str | None) -> dict[str, list[float]]:
         """Returns metric -> one value per prompt, its videos' mean; ``folder`` is a checkpoint, None the base."""
@@ -59,20 +55,14 @@ class GuardEvaluator:
             load_trained(self.model.denoiser, self.config.model, Path(folder))
         self.fresh = False
         copies, sampling = self.config.guard.videos_per_prompt, self.config.sampling
+        steps, parts = self.config.guard.steps or sampling.steps, split(self.prompts, copies, most=8)
         rows = evaluate_model(
             self.model,
-            {"guard": [prompt for prompt in self.prompts for _ in range(copies)]},
-            name="guard",
-            reward=self.trained,
-            held_out=self.held_out,
-            clip=self.clip,
-            steps_list=[self.config.guard.steps or sampling.steps],
+            (VideoBatch("guard", "guard", steps, start, part, copies) for start, part in parts),
+            self.scorer,
+            seed=self.config.seed,
             guidance=sampling.guidance,
             final=sampling.final_level,
-            seed=self.config.seed,
-            use_oracle=self.config.model.path == "builtin",
-            call_reward=self.call_reward,
-            batch=copies * max(1, 8 // copies),  # a prompt's videos stay together, for the diversity
         )
         groups = [rows[start : start + copies] for start in range(0, len(rows), copies)]
         return {metric: [finite_mean(getattr(row, metric) for row in group) for group in groups] for metric in METRICS}

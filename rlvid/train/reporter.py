@@ -103,10 +103,10 @@ class Reporter(Observer):
         logging.getLogger("rlvid").setLevel(logging.INFO)
         logging.captureWarnings(True)
         self._file = handler.stream
-        sys.stdout = _Printed()
+        sys.stdout = _StdoutLog()
 
 
-class _Printed:
+class _StdoutLog:
     """Replaces stdout: each printed line becomes a line of the log."""
 
     def __init__(self) -> None:

@@ -13,6 +13,7 @@ any other key of the run                                nothing: it is another r
 from typing import Any, Literal
 
 from rlvid.config import RunConfig
+from rlvid.config.section import Section
 
 _SPLIT = ("workers", "micro_batch", "zero_stage")
 """Keys of ``train`` that say how the work is split, and not what is computed."""
@@ -60,7 +61,7 @@ def notice(before: RunConfig, now: RunConfig, step: int) -> str | None:
     return None
 
 
-def differences(before: RunConfig, now: RunConfig) -> str:
+def differences(before: Section, now: Section) -> str:
     """Returns the settings that differ, as ``key: old -> new``, a few of them."""
     old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
     changed = [f"{key}: {old.get(key)} -> {new.get(key)}" for key in sorted(old | new) if old.get(key) != new.get(key)]

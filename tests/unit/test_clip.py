@@ -12,7 +12,7 @@ from torchvision.transforms.functional import to_pil_image
 from rlvid.diffusion.generate import generate
 from rlvid.evaluate.clip import load_clip
 from rlvid.evaluate.metrics import clipsim, flickering, temporal_consistency
-from rlvid.evaluate.score import evaluate_model
+from rlvid.evaluate.score import VideoBatch, VideoScorer, evaluate_model
 from rlvid.reward.clip import ClipReward
 from rlvid.toy.tiny import save_tiny_clip, tiny_model, tiny_reward
 
@@ -40,10 +40,9 @@ def test_features_have_length_one_and_the_chunk_does_not_matter(tmp_path: Path) 
 def test_an_evaluation_measures_with_the_clip_that_was_named(tmp_path: Path) -> None:
     save_tiny_clip(tmp_path)
     clip, model = load_clip(str(tmp_path)), tiny_model()
-    rows = evaluate_model(
-        model, {"own": PROMPTS}, name="base", reward=tiny_reward(1), held_out=tiny_reward(2), clip=clip,
-        steps_list=[2], use_oracle=False,
-    )  # fmt: skip
+    scorer = VideoScorer(tiny_reward(1), tiny_reward(2), clip, use_oracle=False)
+    batch = VideoBatch("base", "own", 2, 0, tuple(PROMPTS), copies=1)
+    rows = evaluate_model(model, [batch], scorer, seed=0, guidance=3.0, final="exact")
     frames = generate(model, PROMPTS, seed=0, steps=2)
     assert [r.clipsim for r in rows] == pytest.approx(clipsim(clip, frames, PROMPTS).tolist(), abs=1e-6)
     assert [r.flickering for r in rows] == pytest.approx(flickering(frames).tolist(), abs=1e-6)

@@ -28,12 +28,12 @@ from rlvid.data.prompts import ANIMAL_SETS, resolve_prompts
 from rlvid.escape import latex_text
 from rlvid.evaluate.command import default_sets, evaluation_folder, prompts_of
 from rlvid.evaluate.load import TunedModel
-from rlvid.evaluate.models import Loader, differences, find_models, load_found, parse_spec
+from rlvid.evaluate.models import Loader, find_models, load_found, parse_spec
 from rlvid.evaluate.results.pairwise import pairwise
 from rlvid.evaluate.results.rows import METRICS
 from rlvid.evaluate.results.seeds import RunGroup, group_seeds, name_groups, seed_results
 from rlvid.evaluate.results.summary import compare
-from rlvid.evaluate.scorers import Scorers, parse_rewards
+from rlvid.evaluate.scorers import Scorers, differences, parse_rewards
 from rlvid.evaluate.tables.groups import write_pairwise, write_seeds
 from rlvid.evaluate.tables.pages import write_results
 from rlvid.evaluate.tables.paper import write_layouts
@@ -190,7 +190,7 @@ def test_a_held_out_reward_that_is_null_is_not_measured_but_in_the_built_in_worl
     for builtin, name in ((True, "builtin-heldout"), (False, None)):
         scorers = Scorers(reward, use_oracle=builtin)
         assert scorers.held_out == scorers.names["held_out"] == name
-        assert (scorers.load(torch.device("cpu"))["held_out"] is None) == (name is None)
+        assert (scorers.load(torch.device("cpu")).held_out is None) == (name is None)
     (tmp_path / "mine.py").write_text("def score(frames, prompts): return frames.mean((2, 3, 4))\n")
     parts = [{"name": "brightness", "weight": 0.5}, {"name": "compression"}]
     mixture = RewardConfig(name="mixture", mixture=parts, held_out_path=f"{tmp_path}/mine.py:score")

@@ -21,7 +21,7 @@ from rlvid.diffusion.generate import generate
 from rlvid.evaluate import metrics
 from rlvid.evaluate.results.rows import METRICS, Row
 from rlvid.evaluate.results.summary import compare, compare_all, summarise
-from rlvid.evaluate.score import evaluate_model, score_videos
+from rlvid.evaluate.score import VideoBatch, VideoScorer, evaluate_model, split
 from rlvid.evaluate.tables import pages
 from rlvid.files import write_atomic
 from rlvid.toy.tiny import tiny_model, tiny_reward
@@ -139,15 +139,18 @@ def test_vbench_clamps_and_the_others_do_not() -> None:
 def test_evaluation_scores_every_video_of_every_set() -> None:
     model, reward, held_out = tiny_model(), tiny_reward(1), tiny_reward(2)
     sets = {"in_domain": PROMPTS, "scenes": ["navy waves", "black checks"]}
-    done: list[tuple[int, int]] = []
-    rows = evaluate_model(
-        model, sets, name="base", reward=reward, held_out=held_out, steps_list=(2, 3), batch=2,
-        progress=lambda *each: done.append(each),
-    )  # fmt: skip
+    scorer = VideoScorer(reward, held_out, clip=held_out, use_oracle=True)
+    batches = [
+        VideoBatch("base", name, steps, start, part, copies=1)
+        for steps in (2, 3)
+        for name, prompts in sets.items()
+        for start, part in split(prompts, copies=1, most=2)
+    ]
+    assert [len(batch.texts) for batch in batches] == [2, 1, 2] * 2
+    rows = evaluate_model(model, batches, scorer, seed=0, guidance=3.0, final="exact")
     assert [(r.set, r.steps, r.index, r.prompt) for r in rows] == [
         (name, steps, index, prompt) for steps in (2, 3) for name in sets for index, prompt in enumerate(sets[name])
     ]
-    assert done[-1] == (10, 10)
     frames = generate(model, PROMPTS, seed=0, steps=2)
     with torch.no_grad():
         rewards = reward(frames, PROMPTS).mean(1)
@@ -157,17 +160,13 @@ def test_evaluation_scores_every_video_of_every_set() -> None:
     assert [r.clipsim for r in rows[:3]] == pytest.approx(others.tolist(), abs=1e-5)
     assert [math.isnan(r.oracle_subject) for r in rows[:3]] == [False, False, True]
     assert not any(math.isnan(r.oracle_sharpness) for r in rows)
-    with pytest.raises(ValueError, match="batch = 16, prompts = "):
-        evaluate_model(model, {"empty": []}, name="base", reward=reward)
-    with pytest.raises(ValueError, match="give clip="):
-        evaluate_model(model, sets, name="base", reward=lambda frames, prompts: frames.mean((2, 3, 4)))
 
 
 def test_diversity_is_of_the_videos_of_a_prompt() -> None:
     model, reward = tiny_model(), tiny_reward(1)
-    rows = evaluate_model(
-        model, {"twice": [*PROMPTS[:1] * 2, PROMPTS[1]]}, name="base", reward=reward, steps_list=[2], use_oracle=False
-    )
+    scorer = VideoScorer(reward, None, clip=reward, use_oracle=False)
+    batch = VideoBatch("base", "twice", 2, 0, (*PROMPTS[:1] * 2, PROMPTS[1]), copies=1)
+    rows = evaluate_model(model, [batch], scorer, seed=0, guidance=3.0, final="exact")
     frames = generate(model, [*PROMPTS[:1] * 2, PROMPTS[1]], seed=0, steps=2, final="exact")
     with torch.no_grad():
         a, b = torch.nn.functional.normalize(reward.image_features(frames[:2]).mean(1), dim=1)
@@ -177,17 +176,17 @@ def test_diversity_is_of_the_videos_of_a_prompt() -> None:
 
 def test_a_video_that_is_not_finite_has_no_scores_and_does_not_touch_its_neighbours() -> None:
     frames, prompts = clips_and_captions(3)
-    settings = {"reward": tiny_reward(1), "held_out": None, "clip": tiny_reward(2), "use_oracle": True}
-    clean = score_videos(frames, prompts, **settings)
+    scorer = VideoScorer(tiny_reward(1), None, clip=tiny_reward(2), use_oracle=True)
+    clean = scorer.scores(frames, prompts)
     spoilt = frames.clone()
     spoilt[1, 2, 0, 3, 3] = torch.nan
-    scores = score_videos(spoilt, prompts, **settings)
+    scores = scorer.scores(spoilt, prompts)
     for name in METRICS:
         assert scores[name][1].isnan(), name
         torch.testing.assert_close(scores[name][[0, 2]], clean[name][[0, 2]], equal_nan=True, atol=1e-6, rtol=0)
     assert clean["held_out"].isnan().all()
     assert clean["oracle_score"].isfinite().all()
-    assert all(value.isnan().all() for value in score_videos(spoilt[1:2], prompts[1:2], **settings).values())
+    assert all(value.isnan().all() for value in scorer.scores(spoilt[1:2], prompts[1:2]).values())
 
 
 def test_summaries_leave_out_and_count_what_is_not_finite() -> None:

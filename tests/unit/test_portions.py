@@ -18,7 +18,7 @@ from rlvid.evaluate.command import write_all
 from rlvid.evaluate.load import load_run
 from rlvid.evaluate.models import find_models
 from rlvid.evaluate.results.rows import METRICS, Row
-from rlvid.evaluate.score import rows_of, score_videos
+from rlvid.evaluate.score import VideoBatch, VideoScorer
 from rlvid.evaluate.scorers import Scorers, parse_rewards
 from rlvid.evaluate.work import Evaluation
 from rlvid.evaluate.workers import ScoreWorker, VideoWorker, exclusive, run_evaluation
@@ -45,14 +45,14 @@ def test_portions_give_the_numbers_of_the_whole_and_survive_an_interruption(
 ) -> None:
     run, _ = save_run(tmp_path)
     tuned, held_out = load_run(run), load_reward("builtin-heldout")
-    how = {"reward": load_reward("builtin"), "held_out": held_out, "clip": held_out, "use_oracle": False}
+    scorer = VideoScorer(load_reward("builtin"), held_out, clip=held_out, use_oracle=False)
     whole = []
     for name, scale in (("base", 0.0), ("instructvideo", 1.0)):
         for steps in (2, 3):
             for set_name, prompts in SETS.items():
                 frames = generate(tuned.use(scale), prompts, seed=0, steps=steps, guidance=2.0)
-                scores = score_videos((frames * 255).round() / 255, prompts, **how)
-                whole += rows_of(scores, name, set_name, steps, [(i, 0, p) for i, p in enumerate(prompts)])
+                batch = VideoBatch(name, set_name, steps, 0, tuple(prompts), copies=1)
+                whole += scorer.rows(batch, (frames * 255).round() / 255)
     evaluation = planned(run, steps_list=[2, 3])
     assert [len(shard.prompts) for shard in evaluation.shards] == [3, 1] * 4
     done: list[tuple[str, int]] = []
@@ -173,7 +173,7 @@ def test_copies_start_from_noise_of_their_own_which_all_models_share(
     do = VideoWorker.do
 
     def named(self: VideoWorker, index: int) -> int:
-        now[0] = self.evaluation.shards[index].model.name
+        now[0] = self.evaluation.shards[index].model
         return do(self, index)
 
     monkeypatch.setattr(VideoWorker, "do", named)

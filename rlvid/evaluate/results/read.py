@@ -31,9 +31,9 @@ from rlvid.evaluate.results.about import (
     key_of,
     read_about,
 )
-from rlvid.evaluate.results.rows import METRICS, Row
+from rlvid.evaluate.results.rows import METRICS, VIDEO, Row
 from rlvid.evaluate.results.summary import Comparison, Summary, summarise
-from rlvid.evaluate.results.untrusted import KEY, CheckedModel, check, damaged, read_json, read_table
+from rlvid.evaluate.results.untrusted import CheckedModel, check, damaged, read_json, read_table
 from rlvid.evaluate.results.videos import StoredVideo, find_videos
 from rlvid.stats import beyond_chance
 
@@ -107,13 +107,13 @@ def read_scores(folder: Path, about: About) -> Scores:
         )
     path = folder / "evaluation.parquet"
     found: Scores = {}
-    for row in read_table(folder, path, (*KEY, "prompt", *about.metrics), metrics=True, limit=about.count):
+    for row in read_table(folder, path, (*VIDEO.names, *about.metrics), metrics=True, limit=about.count):
         key = key_of(row)
         if not about.has(key):
             raise damaged(path, f"a video of {key[0]!r}, set {key[1].set!r}, is not in evaluation.yaml")
         if key in found:
             raise damaged(path, f"a video of {key[0]!r}, set {key[1].set!r}, is there twice")
-        found[key] = {name: value for name, value in row.items() if name not in (*KEY, "prompt")}
+        found[key] = {name: value for name, value in row.items() if name not in VIDEO.names}
     return found
 
 
@@ -181,15 +181,13 @@ class EvaluationData:
     @cached_property
     def rows(self) -> list[Row]:
         """The scores of all videos; NaN for metrics that the evaluation lacks."""
-        further = [metric for metric in self.about.metrics if metric not in METRICS]
         return [
-            Row(
-                name, case.set, case.steps, case.index, self.prompt(case), copy=case.copy,
-                extra={metric: scores[metric] for metric in further},
-                **{metric: scores.get(metric, math.nan) for metric in METRICS},
+            Row.of(
+                {"model": name, **case._asdict(), "prompt": self.prompt(case)}
+                | {metric: scores[metric] for metric in self.about.metrics}
             )
             for (name, case), scores in self.scores.items()
-        ]  # fmt: skip
+        ]
 
     @cached_property
     def summaries(self) -> dict[tuple[str, str, int], Summary]:

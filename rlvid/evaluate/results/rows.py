@@ -1,7 +1,9 @@
 """Scores of videos: one row per video."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import pyarrow as pa
 
@@ -9,6 +11,11 @@ from rlvid.metric_names import REWARD_PREFIX
 
 ALL = "all_prompts"
 """The set of all videos, where there are several sets."""
+VIDEO = pa.schema({
+    "model": pa.string(), "set": pa.string(), "steps": pa.int32(), "index": pa.int32(), "copy": pa.int32(),
+    "prompt": pa.string(),
+})  # fmt: skip
+"""The columns that say which video a row is of."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,14 @@ class Row:
     copy: int = 0
     extra: dict[str, float] = field(default_factory=dict)
 
+    @staticmethod
+    def of(columns: Mapping[str, Any]) -> "Row":
+        """From the columns of a table; NaN for a metric that it lacks, and columns of no metric are left alone."""
+        video = {name: columns[name] for name in VIDEO.names}
+        scores = {metric: columns.get(metric, math.nan) for metric in METRICS}
+        extra = {name: value for name, value in columns.items() if name.startswith(REWARD_PREFIX)}
+        return Row(**video, **scores, extra=extra)
+
     def score(self, metric: str) -> float:
         """Of a metric, also of a further reward; NaN where it was not measured."""
         further = metric in self.extra or metric.startswith(REWARD_PREFIX)
@@ -73,8 +88,6 @@ def pooled(rows: Sequence[Row]) -> list[Row]:
 def rows_table(rows: Iterable[Row]) -> pa.Table:
     """Returns all videos, one a row, without their frames: float32 scores, NaN where there is none."""
     rows = list(rows)
-    named: dict[str, pa.DataType] = {"model": pa.string(), "set": pa.string(), "steps": pa.int32(), "index": pa.int32()}
-    named |= {"copy": pa.int32(), "prompt": pa.string()}
-    columns = {name: pa.array([getattr(row, name) for row in rows], kind) for name, kind in named.items()}
+    columns = {each.name: pa.array([getattr(row, each.name) for row in rows], each.type) for each in VIDEO}
     scores = {m: pa.array([row.score(m) for row in rows], pa.float32()) for m in metrics_of(rows)}
     return pa.table(columns | scores)

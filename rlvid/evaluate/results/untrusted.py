@@ -18,8 +18,6 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from rlvid import files
 from rlvid.data.parquet import open_parquet
 
-KEY = ("model", "set", "steps", "index", "copy")
-"""The columns that identify a video of an evaluation."""
 KINDS = {
     "model": "text", "set": "text", "steps": "whole", "index": "whole", "copy": "whole", "prompt": "text",
     "fps": "number", "frames": "frames", "metric": "text", "pairs": "whole", "difference": "number", "low": "number",

@@ -16,7 +16,8 @@ from PIL import Image
 from pyarrow import parquet
 
 from rlvid.evaluate.results.about import About, VideoKey, describe, key_of
-from rlvid.evaluate.results.untrusted import KEY, open_table, rows_of, sound
+from rlvid.evaluate.results.rows import VIDEO
+from rlvid.evaluate.results.untrusted import open_table, rows_of, sound
 from rlvid.files import damaged
 
 MOST_PIXELS, MOST_PIXELS_OF_VIDEO = 2**24, 2**28
@@ -123,10 +124,10 @@ def find_videos(folder: Path, about: About) -> dict[VideoKey, StoredVideo]:
 
 def _stored(folder: Path, path: Path) -> Iterator[tuple[dict[str, Any], StoredVideo]]:
     """Yields the columns of each video but its frames, and where it is."""
-    with open_table(folder, path, [*KEY, "prompt", "fps", "frames"]) as file:
+    with open_table(folder, path, [*VIDEO.names, "fps", "frames"]) as file:
         for group in range(file.num_row_groups):
             with sound(path):
-                table = file.read_row_group(group, columns=[*KEY, "prompt", "fps"])
+                table = file.read_row_group(group, columns=[*VIDEO.names, "fps"])
                 empty = _without_frames(file, group)
             for place, row in enumerate(rows_of(path, table)):
                 yield row, StoredVideo(folder, path, group, place, row["fps"], place not in empty)

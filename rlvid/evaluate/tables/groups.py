@@ -1,6 +1,6 @@
 """Pages on groups of models: results over seeds, and pairwise comparisons."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def seeds_grids(results: Sequence[SeedResult]) -> dict[int, Grid]:
     found = {(r.group, r.set, r.steps, r.metric): r for r in results}
     for steps in dict.fromkeys(r.steps for r in results):
         places = sorted({(r.set, r.group): None for r in results if r.steps == steps}, key=_order(results))
-        rows = [
+        rows: list[list[Cell | str]] = [
             [
                 set_title(s),
                 group,
@@ -40,7 +40,7 @@ def seeds_grids(results: Sequence[SeedResult]) -> dict[int, Grid]:
     return grids
 
 
-def _order(results: Sequence[SeedResult]):
+def _order(results: Sequence[SeedResult]) -> Callable[[tuple[str, str]], tuple[int, int]]:
     sets, groups = (list(dict.fromkeys(getattr(r, key) for r in results)) for key in ("set", "group"))
     return lambda place: (sets.index(place[0]), groups.index(place[1]))
 
@@ -77,7 +77,7 @@ def pairwise_grids(found: Sequence[Pairwise]) -> dict[int, Grid]:
         for each in found:
             if each.steps == steps:
                 pairs.setdefault(frozenset((each.first, each.second)), {})[each.metric] = each
-        rows = []
+        rows: list[list[Cell | str]] = []
         for by_metric in pairs.values():
             first = next(iter(by_metric.values()))  # all differences of a row go the way of its first
             signs = {metric: 1 if each.first == first.first else -1 for metric, each in by_metric.items()}

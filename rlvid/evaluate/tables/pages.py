@@ -79,7 +79,9 @@ def score_rows(summaries: Sequence[Summary], metrics: Sequence[Metric]) -> list[
 
 def _grid(summaries: list[Summary], metrics: list[Metric]) -> Grid:
     """The table of one number of steps."""
-    rows = [[set_title(s.set), s.model, str(s.count), *cells] for s, cells in score_rows(summaries, metrics)]
+    rows: list[list[Cell | str]] = [
+        [set_title(s.set), s.model, str(s.count), *cells] for s, cells in score_rows(summaries, metrics)
+    ]
     return Grid(["Prompts", "Model", "Videos", *(m.name for m in metrics)], rows, words=2)
 
 

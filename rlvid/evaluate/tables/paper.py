@@ -117,7 +117,9 @@ class PaperTable:
     def csv(self) -> str:
         """Returns the same numbers unrounded: a line a row; empty where there is none."""
         parts = ("mean", *(["std"] if self.layout.spread else []), "difference", "low", "high")
-        lines = [["model", *(f"{s}_d{d}_{metric}_{part}" for s, d, metric in self.places for part in parts)]]
+        lines: list[list[object]] = [
+            ["model", *(f"{s}_d{d}_{metric}_{part}" for s, d, metric in self.places for part in parts)]
+        ]
         for row in self.rows:
             values: list[float] = []
             for place in self.places:
