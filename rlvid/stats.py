@@ -35,7 +35,7 @@ def mean_and_std(values: np.ndarray) -> tuple[float, float]:
 
 
 def pareto_front(points: Sequence[tuple[float, ...]]) -> list[tuple[float, ...]]:
-    """The points, of finite values, that no other beats: as high in every value and higher in one."""
+    """Returns the points, of finite values, that no other beats: as high in every value and higher in one."""
 
     def beats(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
         return a != b and all(x >= y for x, y in zip(a, b, strict=True))

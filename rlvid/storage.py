@@ -185,7 +185,7 @@ class Mirror:
     def _target(self, name: str) -> str:
         """Returns the path of a file in the store, in a folder that is there."""
         path = f"{self._root}/{name}"
-        if self._store.type_name == "local":  # a store of objects has no folders to make
+        if self._store.type_name == "local":  # an object store has no folders
             self._store.create_dir(path.rpartition("/")[0])
         return path
 

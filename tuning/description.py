@@ -149,7 +149,7 @@ class Sweep(Section):
         return parse_space(self.space)
 
     def base(self) -> RunConfig:
-        """The run that trials vary, with absolute paths, and the one whose reward and sampling measure them all."""
+        """The run that trials vary, with absolute paths; its reward and sampling measure all trials."""
         made = self.run({}, "base", self.rungs[-1])
         source, prompts = made.data.source, made.data.prompts
         data = made.data.model_copy(
@@ -191,7 +191,7 @@ class Sweep(Section):
         return self._load(settings, [*place, budget, *kept])
 
     def _load(self, settings: dict[str, Any], fixed: list[str]) -> RunConfig:
-        """The run with these settings, without videos and archive unless they are among ``fixed``."""
+        """Returns the run with these settings, without videos and archive unless they are among ``fixed``."""
         variant = {key: value for key, value in self._variant(settings).items() if key != "config"}
         given = self.settings | variant | {key: value for key, value in settings.items() if key != VARIANT}
         method = given.pop("method.name", given.pop("method", None))
@@ -241,5 +241,5 @@ class Sweep(Section):
 
 
 def yaml_text(value: Any) -> str:
-    """A value as YAML, in one line."""
+    """Returns a value as YAML, in one line."""
     return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...")

@@ -43,7 +43,7 @@ def load_sweep(source: str, overrides: list[str] | None = None) -> Sweep:
 
 
 def split_source(arguments: list[str]) -> tuple[str, list[str]]:
-    """The source and the overrides among arguments of the command; without a source it is the sweep ``toy``."""
+    """Returns the source and the overrides among arguments of the command; without a source it is the sweep ``toy``."""
     named = bool(arguments) and "=" not in arguments[0]
     return (arguments[0], arguments[1:]) if named else ("toy", arguments)
 

@@ -54,7 +54,7 @@ def pareto(outcomes: list[Outcome], objectives: list[str]) -> list[Outcome]:
 
 
 def ranked(sweep: Sweep, outcomes: list[Outcome]) -> list[Outcome]:
-    """The trials that came furthest, the best by the sweep's metric first; those that were stopped cannot be best."""
+    """Returns the trials that came furthest, the best by the sweep's metric first; stopped ones cannot be best."""
     known = [one for one in outcomes if one.step is not None and math.isfinite(one.value(sweep.metric))]
     furthest = max((one.step or 0 for one in known), default=0)
     last = [one for one in known if one.step == furthest]

@@ -51,7 +51,7 @@ def keep_description(sweep: Sweep) -> None:
 
 
 def _changes(kept: dict[str, Any], sweep: Sweep, base: RunConfig, variants: dict[str, RunConfig]) -> str:
-    """What makes it another sweep than the kept one, if anything.
+    """Returns the differences that make it another sweep than the kept one.
 
     Paths are compared as they are written and prompts by their texts: a job's working folder lies elsewhere each time.
     """

@@ -53,7 +53,7 @@ class Proposals(Searcher):
         return True
 
     def suggest(self, trial_id: str) -> Any:
-        """The next trial's number, run, budgets, and rungs that were judged before; Tune hands them to ``run_trial``.
+        """Returns the next trial's number, run, budgets, and judged rungs; Tune passes them to ``run_trial``.
 
         Optuna knows no more than the ranges: a combination that is no valid run ends there, and the next one comes.
         """

@@ -197,7 +197,7 @@ def grid(dimensions: list[Dimension], trials: int | None) -> list[dict[str, Any]
 
 
 def _combinations(dimensions: list[Dimension]) -> list[dict[str, Any]]:
-    """All settings of a space without continuous ranges, the last key varying fastest."""
+    """Returns all settings of a space without continuous ranges, the last key varying fastest."""
     rows = itertools.product(*(dimension.listed for dimension in dimensions))
     return [dict(zip([dimension.key for dimension in dimensions], row, strict=True)) for row in rows]
 

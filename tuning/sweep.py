@@ -60,7 +60,7 @@ def check(sweep: Sweep, planned: list[dict[str, Any]]) -> None:
 def different_runs(
     sweep: Sweep, planned: list[dict[str, Any]], about: Callable[[RunConfig], object]
 ) -> Iterator[RunConfig]:
-    """The runs of planned trials and probes: the first one of all that have the same ``about``."""
+    """Yields the runs of planned trials and probes: the first one of all that have the same ``about``."""
     seen = set()
     for settings in [*planned, *sweep.probes]:
         run = sweep.run(settings, "trial", sweep.rungs[-1])

@@ -55,7 +55,7 @@ def _few(gain: Comparison) -> str:
 
 
 def _effect(sweep: Sweep, dimension: Dimension, outcomes: list[Outcome]) -> str | None:
-    """Means over the trials of each value, at the first rung, where all of them have had the same number of steps."""
+    """Returns means over the trials of each value, at the first rung, where all have the same number of steps."""
     step, metric, means = sweep.rungs[0], metric_of(sweep.metric), []
     for name, members in _groups(dimension, outcomes).items():
         values = [v for v in (one.value(sweep.metric, step) for one in members) if math.isfinite(v)]
@@ -100,7 +100,7 @@ def next_steps(sweep: Sweep, order: list[Outcome]) -> list[str]:
 
 
 def _could_go_on(sweep: Sweep, dimension: Dimension, settings: dict[str, Any]) -> bool:
-    """Whether the best value is at an end of its range, or within 5 % of it, and a run may have a value beyond."""
+    """Returns whether the best value is at or within 5 % of an end of its range, and a run may have one beyond."""
     value = settings[dimension.key]
     numeric = (isinstance(each, int | float) and not isinstance(each, bool) for each in dimension.values)
     if dimension.key == "seed" or not all(numeric):

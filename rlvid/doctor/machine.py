@@ -152,7 +152,7 @@ def scratch(storage: str) -> Iterator[tuple[str, fs.FileSystem, str]]:
     name = f".doctor-{uuid4().hex[:8]}"
     place = run_uri(storage, name) if is_uri(storage) else str(home(storage) / name)
     store, root = locate(place, ".")
-    if store.type_name == "local":  # a store of objects has no folders to make
+    if store.type_name == "local":  # an object store has no folders
         store.create_dir(root)
     try:
         yield place, store, root

@@ -1,6 +1,6 @@
 """Exports a run: the full model in diffusers' layout, the adapter in PEFT's, and a model card.
 
-The folder, whole or not there at all::
+The folder, which appears atomically::
 
     README.md                             the model card
     model_index.json, unet/, vae/, text_encoder/, tokenizer/, scheduler/     the merged model

@@ -117,7 +117,7 @@ def draw_steps(path: str | Path, prompts: Sequence[str], frames: Mapping[int, Te
 
 
 def spread(values: Sequence[int], most: int) -> list[int]:
-    """At most so many of the values, evenly, the first and the last among them."""
+    """Returns at most ``most`` of the values, evenly spaced, with the first and the last."""
     return [values[round(i)] for i in np.linspace(0, len(values) - 1, min(most, len(values)))]
 
 
@@ -191,7 +191,7 @@ def tile(frame_CHW: Tensor) -> Image.Image:
 
 
 def crossed(size: tuple[int, int]) -> Image.Image:
-    """A white frame with a cross over it, which stands for one whose pixels are no numbers."""
+    """Returns a white frame with a cross over it, which stands for one whose pixels are no numbers."""
     image = Image.new("RGB", size, "white")
     cross, (right, low) = ImageDraw.Draw(image), (size[0] - 1, size[1] - 1)
     cross.line((0, 0, right, low), SOFT, 2)

@@ -43,7 +43,7 @@ def reward_curves(groups: Sequence[Group], across: str) -> Drawing | None:
 
 
 def along_runs(inputs: ReportInputs, steps: int, across: str) -> Drawing | None:
-    """The evaluation of checkpoints along their runs: rewards, motion and the oracle; None where no run has two.
+    """Draws evaluations of checkpoints along their runs: rewards, motion and the oracle; None where no run has two.
 
     Args:
         inputs: the models; those with a part of what was learned are left out.
@@ -105,7 +105,7 @@ def pareto(
         return None
 
     def scores(summary: Summary, metric: str) -> tuple[np.ndarray, np.ndarray]:
-        """The finite scores, and the prompt of each."""
+        """Returns the finite scores, and the prompt of each."""
         group = (summary.model, summary.set, summary.steps)
         rows = [row for row in evaluation.rows if (row.model, row.set, row.steps) == group]
         known = [(row.score(metric), row.index) for row in rows if math.isfinite(row.score(metric))]
@@ -132,7 +132,7 @@ def pareto(
 
 
 def _interval(values: np.ndarray, prompts: np.ndarray) -> tuple[float, float, float]:
-    """A mean, and the ends of its 95 % interval by a bootstrap over prompts; NaN where one prompt gives none."""
+    """Returns a mean and the ends of its 95 % interval by a bootstrap over prompts; NaN for one prompt."""
     return float(values.mean()), *bootstrap_interval(values, prompts)
 
 

@@ -9,7 +9,7 @@ from rlvid.report.inputs import ReportInputs
 
 
 def over_seeds(inputs: ReportInputs) -> list[Section]:
-    """The tables; none where no two models differ in seed alone."""
+    """Returns the tables; none where no two models differ in seed alone."""
     groups, base = inputs.seeds, inputs.evaluation.base.name
     if not groups:
         return []

@@ -101,7 +101,7 @@ def _change(
 
 
 def table(evaluation: EvaluationData, steps: int) -> list[tuple[ModelRecord, Summary, list[GainCell]]]:
-    """The rows of the table of one D: a model, the summary of its videos of a set, a cell for each of the metrics."""
+    """Returns the table's rows for one D: a model, the summary of its videos of a set, a cell per metric."""
     models, metrics = {model.name: model for model in evaluation.models}, shown_metrics(evaluation)
     summaries = [evaluation.summaries[name, each, steps] for each in evaluation.about.sets for name in models]
     rows = []

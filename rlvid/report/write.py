@@ -150,7 +150,7 @@ def _strips(inputs: ReportInputs, selection: CaseSelection, kept: Frames, assets
 def _evolving(
     inputs: ReportInputs, selection: CaseSelection, kept: Frames, assets: PageAssets, part: Path, *, moving: bool
 ) -> None:  # fmt: skip
-    """The fixed prompts along each run with several checkpoints; with ``moving``, the first of each set as files."""
+    """Draws the fixed prompts along each run with several checkpoints; with ``moving``, writes each set's first."""
     evaluation = inputs.evaluation
     for number, line in enumerate(selection.evolutions, 1):
         for place, (name, cases) in enumerate(selection.fixed.items(), 1):

@@ -136,7 +136,7 @@ def flaw(
         folder: the checkpoint's.
         resumable: look at all files; without it, at those that evaluation needs.
         read: compare the bytes of these files with their checksums, too, which takes as long as to read them.
-        sizes: bytes of each file that the checkpoint has in a store of objects, where ``folder`` lacks some of them.
+        sizes: bytes of each file that the checkpoint has in an object store, where ``folder`` lacks some of them.
     """
     if not folder.is_dir():
         return "the folder is missing"

@@ -17,7 +17,7 @@ collapse        lost(held-out reward) and lost(trained reward) at two evaluation
 ==============  ====================================================================================================
 
 The warning of the held-out reward says that the run is over-optimised. Those of temporal consistency, motion and
-diversity are side effects, and say so. Where fewer than two prompts have finite values, nothing is said.
+diversity are called side effects. Where fewer than two prompts have finite values, there is no verdict.
 """
 
 import math

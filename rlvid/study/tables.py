@@ -67,7 +67,7 @@ def sections(results: Results) -> Iterator[Section]:
 
 
 def markdown(results: Results) -> str:
-    """All tables as one page."""
+    """Returns all tables as one page."""
     parts = [f"## {each.heading}\n\n{each.grid.markdown()}\n\n{each.note}" for each in sections(results)]
     return "\n\n".join(["# Study", *parts]) + "\n"
 

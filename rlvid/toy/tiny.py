@@ -18,7 +18,7 @@ from rlvid.toy.pretrain.text import CONTEXT_LENGTH, build_text_encoder, build_to
 
 
 def tiny_model(seed: int = 0, *, frames: int = 4, size: int = 16) -> UNet3DModel:
-    """A random model with 60 k parameters; temporal convolutions are re-drawn, or they would pass nothing on."""
+    """Makes a random model with 60 k parameters; draws temporal convolutions anew, because they start at zero."""
     torch.manual_seed(seed)
     unet = UNet3DConditionModel(
         sample_size=size // 2,

@@ -89,7 +89,7 @@ def check(config: RunConfig) -> None:
     if config.guard.every and is_uri(config.output.storage):
         raise ValueError(
             f"guard.every = {config.guard.every}: the guard looks at checkpoints in a folder, and output.storage = "
-            f"{config.output.storage!r} is a store of objects; set guard.every=0, or a folder that all nodes mount"
+            f"{config.output.storage!r} is an object store; set guard.every=0, or a folder that all nodes mount"
         )
     if config.guard.every and config.guard.prompts is not None:
         guard_prompts(config, [])

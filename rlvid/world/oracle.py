@@ -92,7 +92,7 @@ def _bank() -> tuple[Tensor, Tensor, list[int]]:
 
 
 def _relief(frames_BFCHW: Tensor) -> Tensor:
-    """Each frame's component (B, F, P) along the clip's main colour axis, zero on average, ground below zero."""
+    """Returns each frame's component (B, F, P) along the clip's main colour axis: mean zero, ground below zero."""
     pixels_BFCP = frames_BFCHW.flatten(3) - frames_BFCHW.flatten(3).mean(3, keepdim=True)
     axis_BC = torch.linalg.eigh((pixels_BFCP @ pixels_BFCP.mT).sum(1))[1][..., -1]
     relief_BFP = torch.einsum("bfcp,bc->bfp", pixels_BFCP, axis_BC)
@@ -179,7 +179,7 @@ def _paint(frames_BFCHW: Tensor, kind: int, placement_BF3: Tensor) -> tuple[Tens
 
 
 def _track_shape(_kind: int, placement_BF3: Tensor, share_BF: Tensor) -> tuple[Tensor, Tensor]:
-    """Motion (B,) nearest to the slopes of x, y and log radius over time, and (x, y, radius, 0) at half time."""
+    """Fits the motion (B,) to the slopes of x, y and log radius over time; also (x, y, radius, 0) at half time."""
     time_F1, share_BF1 = torch.linspace(-0.5, 0.5, share_BF.shape[1])[:, None], share_BF[..., None]
     value_BF3 = torch.cat([placement_BF3[..., :2], placement_BF3[..., 2:].log()], dim=2)
     late_BF1 = time_F1 - (share_BF1 * time_F1).sum(1, keepdim=True)

@@ -127,7 +127,7 @@ def _distance(subject: str, u: Tensor, v: Tensor) -> Tensor:
 
 
 def shape_coverage(subject: str, x: Tensor, y: Tensor, radius: Tensor, size: int) -> Tensor:
-    """Coverage in [0, 1] of a shape at centres x, y with a radius (any equal shape N, fractions): (N, size, size)."""
+    """Returns the coverage in [0, 1] of a shape at centres x, y with a radius, N fractions each: (N, size, size)."""
     grid = (torch.arange(size, device=x.device, dtype=x.dtype) + 0.5) / size
     u = (grid[None, :] - x[..., None, None]) / radius[..., None, None]
     v = (y[..., None, None] - grid[:, None]) / radius[..., None, None]

@@ -291,7 +291,7 @@ def test_the_card_tells_what_the_hub_and_a_reader_need(tmp_path: Path) -> None:
         "instructvideo over base: reward +0.200",
         "This may not be of the exported model: it has no evaluation.yaml", "evaluate it (rlvid evaluate run@3)",
         "## Intended use and limits", "**Over-optimisation.**", "gradient_steps: 1",
-        "## Signs of over-optimisation", "No guard looked on", "## Prompts that got worse",
+        "## Signs of over-optimisation", "guard.every", "## Prompts that got worse",
         "Not known: the evaluation is not of the exported model.",
     ):  # fmt: skip
         assert words in text, words

@@ -43,13 +43,13 @@ def test_the_guards_warnings_and_its_best_step_are_told(tmp_path: Path) -> None:
 
 def test_no_warning_and_no_guard_are_two_things(tmp_path: Path) -> None:
     assert "raised no warning" in over_optimisation(look(tmp_path / "run", 0.4, 0.5, 0.6))
-    assert "looked 3 times" in over_optimisation(tmp_path / "run")
+    assert "made 3 evaluations" in over_optimisation(tmp_path / "run")
     short = over_optimisation(look(tmp_path / "short", 0.4, 0.1))
-    assert "looked 2 times" in short
+    assert "made 2 evaluations" in short
     assert "none could be raised" in short
     assert "raised no warning" not in short
     (tmp_path / "blind").mkdir()
-    assert "No guard looked on" in over_optimisation(tmp_path / "blind")
+    assert "guard.every" in over_optimisation(tmp_path / "blind")
 
 
 def test_prompts_that_got_worse_are_named_the_worst_first(tmp_path: Path) -> None:

@@ -209,7 +209,7 @@ class EvaluationData:
         return next((m for m in ("held_out", "reward", *known) if m in known and self.has(m)), "reward")
 
     def has(self, metric: str) -> bool:
-        """Whether any video has a number for a metric."""
+        """Returns whether any video has a number for a metric."""
         return any(each.used[metric] for each in self.summaries.values())
 
 

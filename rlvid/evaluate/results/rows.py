@@ -62,7 +62,7 @@ class Row:
         return Row(**video, **scores, extra=extra)
 
     def score(self, metric: str) -> float:
-        """Of a metric, also of a further reward; NaN where it was not measured."""
+        """Returns the score of a metric or a further reward; NaN where it was not measured."""
         further = metric in self.extra or metric.startswith(REWARD_PREFIX)
         return self.extra.get(metric, float("nan")) if further else getattr(self, metric)
 

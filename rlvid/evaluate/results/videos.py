@@ -134,7 +134,7 @@ def _stored(folder: Path, path: Path) -> Iterator[tuple[dict[str, Any], StoredVi
 
 
 def _without_frames(file: parquet.ParquetFile, group: int) -> set[int]:
-    """The rows of a group that have no frames; these are read only where the file's statistics leave it open."""
+    """Returns the rows of a group without frames; reads them only where the file's statistics do not decide."""
     about = file.metadata.row_group(group)
     columns = (about.column(index) for index in range(about.num_columns))
     known = next(each.statistics for each in columns if each.path_in_schema.split(".")[0] == "frames")

@@ -66,7 +66,7 @@ def shown_metrics(summaries: list[Summary]) -> list[Metric]:
 
 
 def score_rows(summaries: Sequence[Summary], metrics: Sequence[Metric]) -> list[tuple[Summary, list[Cell]]]:
-    """Each summary of one number of steps, set by set, with the cells of its row; the best of a set are bold."""
+    """Yields each summary of one number of steps, set by set, with its row's cells; the best of a set are bold."""
     rows = []
     for name in dict.fromkeys(s.set for s in summaries):
         here = [s for s in summaries if s.set == name]
@@ -78,7 +78,7 @@ def score_rows(summaries: Sequence[Summary], metrics: Sequence[Metric]) -> list[
 
 
 def _grid(summaries: list[Summary], metrics: list[Metric]) -> Grid:
-    """The table of one number of steps."""
+    """Returns the table of one number of steps."""
     rows: list[list[Cell | str]] = [
         [set_title(s.set), s.model, str(s.count), *cells] for s, cells in score_rows(summaries, metrics)
     ]

@@ -20,7 +20,7 @@ from rlvid.runs.checkpoints import CheckpointRef, State, read_state
 from rlvid.runs.guard_log import best_step, read_means, warnings_of
 
 _SHOWN = 10
-_FEWEST_LOOKS = 3  # the base's, and two in a row that lost
+_MIN_EVALUATIONS = 3  # the base's, and two in a row that lost
 _REWARDS = ("held_out", "reward")
 """Metrics that a prompt gets worse by: the first that was measured."""
 _METHODS = {
@@ -59,13 +59,13 @@ def run_card(config: RunConfig, checkpoint: CheckpointRef, run: Path, worse: str
 
 
 def over_optimisation(run: Path) -> str:
-    """Returns the card's section on what the guard saw (Markdown); says so where none looked."""
+    """Returns the card's section on the guard's warnings (Markdown), or on the lack of a guard."""
     lines = ["## Signs of over-optimisation", ""]
     warnings = warnings_of(run)
     if warnings is None:
         lines.append(
-            "No guard looked on while this model was trained (`guard.every`), so none were looked for: that is not to "
-            "say that there are none."
+            "No guard evaluated this model during training (`guard.every`), so its signs of over-optimisation are not "
+            "known."
         )
     elif warnings:
         lines += ["The guard warned:", "", *(f"- {markdown_text(warning)}" for warning in warnings)]
@@ -74,14 +74,13 @@ def over_optimisation(run: Path) -> str:
             which = "the base model, before any step" if best == 0 else f"that of step {best}"
             lines += ["", f"By the held-out reward the best checkpoint is {which}."]
     else:
-        looks = len(read_means(run)[0])
+        count = len(read_means(run)[0])
         lines.append(
-            f"The guard looked {looks} time{'s' * (looks > 1)} while this model was trained, at the base too, and "
-            + (
-                "raised no warning."
-                if looks >= _FEWEST_LOOKS
-                else f"a warning takes {_FEWEST_LOOKS}, so none could be raised: that is not to say that all is well."
-            )
+            f"The guard made {count} evaluation{'s' * (count > 1)} during training, the base included, and raised no "
+            "warning."
+            if count >= _MIN_EVALUATIONS
+            else f"The guard made {count} evaluation{'s' * (count > 1)} during training, the base included. A warning "
+            f"takes {_MIN_EVALUATIONS}, so none could be raised: this is no proof that all is well."
         )
     return "\n".join(lines)
 
@@ -93,7 +92,7 @@ def worse_prompts(scores: Scores, sets: Mapping[str, Sequence[str]], base: str, 
         scores: of all videos.
         sets: the prompts.
         base: name of the base model.
-        models: names of the models that are looked at.
+        models: names of the models to compare.
     """
     metric = next((m for m in _REWARDS if any(math.isfinite(each.get(m, math.nan)) for each in scores.values())), "")
     found = {model: _outcomes(scores, sets, base, model, metric) for model in models} if metric else {}

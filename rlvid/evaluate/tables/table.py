@@ -105,13 +105,13 @@ class Section:
 
 
 def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
-    """Lines of a pipe table whose cells are Markdown already; see ``Grid`` for ``words``."""
+    """Returns lines of a pipe table whose cells are Markdown already; see ``Grid`` for ``words``."""
     rules = ["---"] * words + ["---:"] * (len(heads) - words)
     return "\n".join("| " + " | ".join(line) + " |" for line in (heads, rules, *rows))
 
 
 def marked(row: Sequence[Cell], bold: str, escaped: Callable[[str], str]) -> list[str]:
-    """The texts of a row in a language that has marks for what is bold."""
+    """Returns the texts of a row in a language that has marks for what is bold."""
     return [bold.format(escaped(cell.text)) if cell.bold else escaped(cell.text) for cell in row]
 
 

@@ -85,7 +85,7 @@ def build_scheduler() -> DDIMScheduler:
 def encode_bank(
     vae: AutoencoderKL, count: int, degraded: float | Mapping[str, float], generator: torch.Generator
 ) -> tuple[Tensor, list[str]]:
-    """Latents (N, C, F, h, w), scaled to unit variance, and captions of N drawn clips, of which a share is degraded."""
+    """Encodes N drawn clips, some degraded: latents (N, C, F, h, w), scaled to unit variance, and captions."""
     latents, captions = [], []
     for _ in range(count // 64):
         footage = draw_footage(64, generator, degraded)

@@ -34,7 +34,7 @@ def build_reward(vocabulary: int) -> CLIP:
 
 
 def swap_one_label(clips: Clips, generator: torch.Generator) -> Clips:
-    """The same clips with the subject, the colour or the background exchanged: what a caption must tell apart."""
+    """Exchanges the subject, the colour or the background of clips, which the reward must distinguish."""
     count = len(clips)
     which_B = torch.randint(3, (count,), generator=generator)
     step_B = torch.randint(1, 5, (count,), generator=generator)
@@ -78,7 +78,7 @@ class PreferencePairs:
         return (self.vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
 
     def draw(self, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Tokens (B, 24) and frames_BCHW in [0, 1]: the preferred, its degraded copy, and one of another caption."""
+        """Draws tokens (B, 24) and frames_BCHW in [0, 1]: the preferred one, its degraded copy, another caption's."""
         clips = sample_clips(count, self.generator)
         other = swap_one_label(clips, self.generator)
         good, wrong = self._frame(clips), self._frame(other)
