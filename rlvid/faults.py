@@ -9,7 +9,7 @@ from rlvid.text import printable
 OF_A_REWARD = "rlvid_reward_"
 """The beginning of the names of modules that ``rlvid.reward.custom`` makes of a user's files."""
 _PLAIN = (ValueError, RuntimeError, OSError)
-_MOST = 600
+_MAX = 600
 
 
 def one_line(error: BaseException) -> str:
@@ -20,7 +20,7 @@ def one_line(error: BaseException) -> str:
         indented = [place for place, line in enumerate(lines[:-1]) if line.startswith(("  ", "Traceback"))]
         lines = lines[indented[-1] + 1 :] if indented else lines[-1:]
     said = printable(" ".join(line.strip() for line in lines)) or type(error).__name__
-    return said if len(said) <= _MOST else f"{said[:_MOST]}..."
+    return said if len(said) <= _MAX else f"{said[:_MAX]}..."
 
 
 def describe(error: BaseException) -> str:

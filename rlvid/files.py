@@ -17,7 +17,7 @@ from uuid import uuid4
 import yaml
 
 _LOCK = ".lock"
-_MOST_NODES = 1_000_000
+_MAX_NODES = 1_000_000
 _ODD = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 """The errors of PyYAML at `!!int x`, `!!bool x` or the 30th of February."""
 _UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}")
@@ -85,7 +85,7 @@ def read_yaml(text: str) -> Any:
 
     Raises:
         yaml.YAMLError: it is not valid, a mapping has a key twice (PyYAML keeps the last one), a value is none of its
-            type, it is nested deeper than Python reads, or its aliases make it larger than ``_MOST_NODES``.
+            type, it is nested deeper than Python reads, or its aliases make it larger than ``_MAX_NODES``.
     """
     loader = yaml.SafeLoader(text)
     try:
@@ -123,7 +123,7 @@ def _check_node(node: yaml.Node, sizes: dict[int, int]) -> int:
     elif isinstance(node, yaml.SequenceNode):
         below = node.value
     size = 1 + sum(_check_node(each, sizes) for each in below)
-    if size > _MOST_NODES:
+    if size > _MAX_NODES:
         raise yaml.MarkedYAMLError(problem="aliases make it too large", problem_mark=node.start_mark)
     sizes[id(node)] = size
     return size

@@ -33,7 +33,7 @@ from rlvid.credentials import refuse_credentials
 from rlvid.files import atomic_file, held
 
 _CHUNK = 8 * 2**20
-_MOST_RENAMED = 5 * 2**30
+_MAX_RENAMED = 5 * 2**30
 """Bytes: S3 copies no larger object by itself, and a rename there is a copy."""
 _LEFT_OUT = re.compile(r"archive/|videos/|step-\d+/(engine/|algorithm\.pt)|step-\d+\.|\.|.*\.tmp$")
 """Files of a run that only workers or evaluations need, or nobody."""
@@ -215,7 +215,7 @@ class Mirror:
     def _move(self, old: str, new: str, size: int) -> None:
         source, target = f"{self._root}/{old}", self._target(new)
         with _reaching(self._storage):
-            if size < _MOST_RENAMED:
+            if size < _MAX_RENAMED:
                 self._store.move(source, target)
                 return
             with self._store.open_input_stream(source) as read, self._store.open_output_stream(target) as write:

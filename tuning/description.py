@@ -14,7 +14,7 @@ from rlvid.config.section import Section
 from rlvid.data.prompts import has_prompts, resolve_prompts
 from rlvid.models.folders import movable
 from rlvid.world.captions import PROMPT_SETS
-from tuning.space import MOST_TRIALS, VARIANT, Dimension, draw, grid, parse_space, shown, size
+from tuning.space import MAX_TRIALS, VARIANT, Dimension, draw, grid, parse_space, shown, size
 
 COST = "seconds"
 """The objective that is not a metric of videos: seconds of training steps."""
@@ -59,7 +59,7 @@ class Sweep(Section):
     first: list[dict[str, Any]] = Field([], description="settings that are tried first (random, optuna)")
     algorithm: Literal["random", "grid", "optuna"] = Field("random", description="search algorithm")
     scheduler: Literal["asha", "none"] = Field("asha", description="scheduler that stops trials early")
-    trials: int | None = Field(None, ge=1, le=MOST_TRIALS, description="how many; a grid has its own number")
+    trials: int | None = Field(None, ge=1, le=MAX_TRIALS, description="how many; a grid has its own number")
     concurrent: int = Field(1, ge=1, description="trials at a time")
     seed: int = Field(0, ge=0, description="seed of the drawn settings; a trial's own seed is its setting `seed`")
     rungs: list[int] = Field(description="budgets after which a trial is measured; the last one ends it")

@@ -25,7 +25,7 @@ from tuning.space import Dimension, label
 
 COLOURS = "cividis_r"
 _MAP_OF = ("reward.attenuation", "reward.segments")
-_MOST_CELLS = 12  # a side of the map
+_MAX_CELLS = 12  # a side of the map
 
 
 def _short(key: str) -> str:
@@ -136,7 +136,7 @@ def heat_map(path: Path, sweep: Sweep, outcomes: list[Outcome], base: dict[str, 
     Returns:
         Whether there are two such settings.
     """
-    few = [d for d in sweep.dimensions if d.count is not None and d.count <= _MOST_CELLS]
+    few = [d for d in sweep.dimensions if d.count is not None and d.count <= _MAX_CELLS]
     chosen = [d for key in _MAP_OF for d in few if d.key == key]
     chosen += [d for d in few if d not in chosen]
     if len(chosen) < 2:

@@ -1,4 +1,4 @@
-"""Keeps the description of a sweep in its folder, and refuses to go on with another one."""
+"""Keeps the description of a sweep in its folder, and refuses to resume it with another one."""
 
 from pathlib import Path
 from typing import Any

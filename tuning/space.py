@@ -23,7 +23,7 @@ from typing import Any
 VARIANT = "variant"
 """Key of the space whose values are the labels of groups of settings."""
 KINDS = ("choice", "uniform", "loguniform", "integers")
-MOST_TRIALS = 1000
+MAX_TRIALS = 1000
 """More than this is no sweep but a typing error."""
 
 _ENUMERATED = 100_000  # spaces up to this size are shuffled; in larger ones, draws that meet are drawn again
@@ -178,7 +178,7 @@ def grid(dimensions: list[Dimension], trials: int | None) -> list[dict[str, Any]
     """Returns all combinations, the last setting varying fastest.
 
     Raises:
-        ValueError: a range is continuous, or there are more combinations than ``trials`` or than ``MOST_TRIALS``.
+        ValueError: a range is continuous, or there are more combinations than ``trials`` or than ``MAX_TRIALS``.
     """
     for dimension in dimensions:
         if dimension.count is None:
@@ -186,7 +186,7 @@ def grid(dimensions: list[Dimension], trials: int | None) -> list[dict[str, Any]
                 f"space.{dimension.key}: a grid needs a list of values, and {dimension.kind} is a range; write the "
                 "values out, or set algorithm=random"
             )
-    count, most = size(dimensions) or 0, min(trials or MOST_TRIALS, MOST_TRIALS)
+    count, most = size(dimensions) or 0, min(trials or MAX_TRIALS, MAX_TRIALS)
     if count > most:
         sizes = " x ".join(str(dimension.count) for dimension in dimensions)
         raise ValueError(

@@ -32,7 +32,7 @@ def trainable(job: dict[str, Any]) -> Any:
 
 
 def run_trial(config: dict[str, Any], job: dict[str, Any]) -> None:
-    """Runs a trial to its last rung, or until Tune stops it at a report; reports ``failed`` when it cannot go on."""
+    """Runs a trial to its last rung, or until Tune stops it at a report; reports ``failed`` when it cannot continue."""
     number, folder = int(config["trial"]), Path(job["base"]["output"]["storage"])
     work_here(job)
     try:

@@ -13,7 +13,7 @@ from rlvid.diffusion.chain import Step, denoise
 
 
 class RewardGradient(Algorithm):
-    """Minimises the mean over videos of 1 - reward, plus a penalty for leaving the base model if one is asked for."""
+    """Minimises the mean over videos of 1 - reward, plus an optional penalty for distance from the base model."""
 
     method: settings.RewardGradient
 

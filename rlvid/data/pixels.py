@@ -9,9 +9,9 @@ from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc
 from torch import Tensor
 from torch.nn import functional as F
 
-_MOST_PIXELS = 2**26
+_MAX_PIXELS = 2**26
 """Largest number of pixels of a frame, 8192 x 8192. A small file may announce any number."""
-_MOST_ASPECT = 8
+_MAX_ASPECT = 8
 """Longer side over the shorter one, beyond which only the middle of a frame is scaled."""
 _OTHER_CURVES: dict[int, str] = {
     ColorTrc.LINEAR: "linear light",
@@ -39,8 +39,8 @@ def problem(frame: av.VideoFrame, codec_tag: str) -> str | None:
     """
     if frame.is_corrupt:
         return "is damaged"
-    if frame.width * frame.height > _MOST_PIXELS:
-        return f"has {frame.width} x {frame.height} pixels; allowed: up to {_MOST_PIXELS:,}"
+    if frame.width * frame.height > _MAX_PIXELS:
+        return f"has {frame.width} x {frame.height} pixels; allowed: up to {_MAX_PIXELS:,}"
     curve = _OTHER_CURVES.get(frame.color_trc)
     if frame.color_trc in _UNSPECIFIED and codec_tag.lower()[:2] in ("dv", "da"):
         curve = "HDR (Dolby Vision)"  # dvh1, dvhe, dva1, dvav, dav1: without a base that other players know
@@ -109,7 +109,7 @@ def _to_xyz(primaries: tuple[tuple[float, float], ...]) -> np.ndarray:
 
 def _fit(pixels_CHW: Tensor, size: int, aspect: float) -> Tensor:
     """Scales the shorter side to ``size`` and cuts out the middle; ``aspect`` is a pixel's width over its height."""
-    most = int(_MOST_ASPECT * max(1, min(pixels_CHW.shape[1], pixels_CHW.shape[2] * aspect)))
+    most = int(_MAX_ASPECT * max(1, min(pixels_CHW.shape[1], pixels_CHW.shape[2] * aspect)))
     pixels_CHW = _middle(pixels_CHW, most, max(1, int(most / aspect)))
     height, width = pixels_CHW.shape[1], pixels_CHW.shape[2] * aspect
     scale = size / min(height, width)

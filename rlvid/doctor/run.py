@@ -18,7 +18,7 @@ from rlvid.train.audit import compare, step_faults
 from rlvid.train.record import recorded
 from rlvid.train.resume import carries_over
 
-_PUT_ASIDE = "start the same `rlvid train` again: it puts damaged ones aside and goes on from the newest whole one"
+_PUT_ASIDE = "start the same `rlvid train` again: it puts damaged ones aside and continues from the newest intact one"
 _PICTURES = 50
 """Parts of the archive whose pictures are opened too, spread over all."""
 
@@ -41,9 +41,9 @@ def check_run(run: str | Path) -> Iterator[Finding]:
     )
     parts = {
         "checkpoints": (check_checkpoints, _PUT_ASIDE),
-        "archive": (check_archive, "delete the damaged part; training goes on without it"),
+        "archive": (check_archive, "delete the damaged part; training continues without it"),
         "tensorboard": (check_tensorboard, "delete the damaged event file; the numbers are in logs/ too"),
-        "guard": (check_guard, "delete guard.jsonl, and the guard begins anew"),
+        "guard": (check_guard, "delete guard.jsonl; the guard then starts anew"),
     }
     yield from examine_each({name: (partial(check, folder, config), way) for name, (check, way) in parts.items()})
 

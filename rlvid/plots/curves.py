@@ -18,7 +18,7 @@ from rlvid.files import write_atomic
 from rlvid.plots.style import INK, RULE, SOFT, STYLES, PlotStyle, drawing, legend_label
 from rlvid.stats import pareto_front
 
-_MOST = 4  # series in one curve
+_MAX = 4  # series in one curve
 AXES = {"steps": "optimiser step", "seconds": "seconds of training", "videos": "videos rewarded"}
 """What pictures write along the cost of a run."""
 Series = tuple[np.ndarray, np.ndarray]
@@ -237,9 +237,9 @@ def draw_rewards(
     Raises:
         ValueError: no values, more than four series, or lengths that do not fit.
     """
-    if not 1 <= len(series) <= _MOST or len(steps) == 0:
+    if not 1 <= len(series) <= _MAX or len(steps) == 0:
         raise ValueError(
-            f"draw_rewards: {len(series)} series over {len(steps)} steps; allowed: 1 to {_MOST} over 1 or more"
+            f"draw_rewards: {len(series)} series over {len(steps)} steps; allowed: 1 to {_MAX} over 1 or more"
         )
     for label, values in series.items():
         if len(values) != len(steps):

@@ -115,7 +115,7 @@ def read_lines(run: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: it is damaged.
     """
-    path, way_out = run / "guard.jsonl", "delete it, and the guard begins anew"
+    path, way_out = run / "guard.jsonl", "delete it; the guard then starts anew"
     if not path.is_file():
         return []
     try:

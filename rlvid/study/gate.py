@@ -12,7 +12,7 @@ from rlvid.study.store import Store
 
 INVITED = "rlvid.invited"
 """Key of a request's scope: whose own link it came by; None for the link that all share."""
-MOST_BYTES = 8192
+MAX_BYTES = 8192
 """Of a body: a form of this site has less than 1,000."""
 _FORM = b"application/x-www-form-urlencoded"
 _HEADERS = {
@@ -86,13 +86,13 @@ class Gate:
 async def _body(receive: Receive, headers: dict[bytes, bytes]) -> bytes | None:
     """The whole body; None for one that is too large, of which no more is read."""
     length = headers.get(b"content-length", b"0")
-    if not length.isdigit() or len(length) > 9 or int(length) > MOST_BYTES:
+    if not length.isdigit() or len(length) > 9 or int(length) > MAX_BYTES:
         return None
     body = b""
     while True:
         message = await receive()
         body += message.get("body", b"")
-        if len(body) > MOST_BYTES:
+        if len(body) > MAX_BYTES:
             return None
         if not message.get("more_body", False):
             return body

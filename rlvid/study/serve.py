@@ -6,7 +6,7 @@ import socket
 import uvicorn
 from starlette.types import ASGIApp
 
-_MOST_BYTES_OF_HEAD = 16_384  # the request line and all headers: whoever sends more is answered with 400
+_MAX_BYTES_OF_HEAD = 16_384  # the request line and all headers: whoever sends more is answered with 400
 
 
 def is_local(host: str) -> bool:
@@ -46,6 +46,6 @@ def run(app: ASGIApp, listening: socket.socket) -> None:
     config = uvicorn.Config(
         app, log_level="warning", server_header=False, ws="none", lifespan="off", timeout_graceful_shutdown=3,
         access_log=False,  # it would keep the tokens, which are in the addresses
-        http="h11", h11_max_incomplete_event_size=_MOST_BYTES_OF_HEAD, limit_concurrency=1000,
+        http="h11", h11_max_incomplete_event_size=_MAX_BYTES_OF_HEAD, limit_concurrency=1000,
     )  # fmt: skip
     uvicorn.Server(config).run(sockets=[listening])

@@ -29,7 +29,7 @@ RECORD = "checkpoint_manager_snapshot.json"
 
 
 def check_resume(run: Path, before: RunConfig, now: RunConfig, resumable: bool = True) -> None:
-    """Checks that a run that has begun may go on under ``now``; ``before`` are the settings in its folder.
+    """Checks that a run may continue under ``now``; ``before`` are the settings in its folder.
 
     Raises:
         ValueError: it may not; see ``rlvid.train.resume.carries_over``.

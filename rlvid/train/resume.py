@@ -42,7 +42,7 @@ def carries_over(before: RunConfig, now: RunConfig, *, has_checkpoint: bool = Tr
         f"a checkpoint of {before.train.workers} workers under ZeRO stage {before.train.zero_stage}, whose optimiser "
         f"state does not fit {now.train.workers} under stage {now.train.zero_stage}; set "
         f"train.workers={before.train.workers} train.zero_stage={before.train.zero_stage}, or train.resume=weights to "
-        "go on from the weights alone"
+        "continue from the weights alone"
     )
 
 

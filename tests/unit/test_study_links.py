@@ -13,7 +13,7 @@ from studies import begin, client, fields, one_line, rlvid
 from watched import make_evaluation
 
 from rlvid.study.app import create_app
-from rlvid.study.gate import MOST_BYTES
+from rlvid.study.gate import MAX_BYTES
 from rlvid.study.pairs import AXES
 from rlvid.study.results import summarise
 from rlvid.study.serve import listen, run
@@ -142,7 +142,7 @@ def test_a_body_is_read_no_further_than_a_form_goes(store: Store) -> None:
 
     pages = client(store)
     form = {"content-type": "application/x-www-form-urlencoded"}
-    assert pages.post("/start", content=b"annotator=" + b"x" * MOST_BYTES, headers=form).status_code == 413
+    assert pages.post("/start", content=b"annotator=" + b"x" * MAX_BYTES, headers=form).status_code == 413
     assert pages.post("/answer", content=b"&a=1" * 3000, headers=form).status_code == 413
     assert pages.post("/start", content=endless(), headers=form).status_code == 413
     for wrong in ("-1", "1e3", "9" * 50, "", "+5"):

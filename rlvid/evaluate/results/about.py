@@ -8,7 +8,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, Field, model_validator
 
-from rlvid.evaluate.results.untrusted import FASTEST, MOST_ROWS, SLOWEST, CheckedModel, check, read_text, sound
+from rlvid.evaluate.results.untrusted import MAX_FPS, MAX_ROWS, MIN_FPS, CheckedModel, check, read_text, sound
 from rlvid.files import read_yaml
 
 
@@ -49,7 +49,7 @@ Name = Annotated[str, Field(max_length=300), AfterValidator(_printable)]
 _Text = Annotated[str, Field(max_length=4096), AfterValidator(_path)]
 _Prompt = Annotated[str, Field(max_length=10_000)]
 _Step = Annotated[int, Field(ge=0, le=10**9)]
-Count = Annotated[int, Field(ge=0, le=MOST_ROWS)]
+Count = Annotated[int, Field(ge=0, le=MAX_ROWS)]
 StepCount = Annotated[int, Field(ge=1, le=1000)]
 
 
@@ -79,7 +79,7 @@ class About(CheckedModel):
     steps: Annotated[list[StepCount], Field(min_length=1, max_length=100)]
     copies: Annotated[int, Field(ge=1, le=1000)] = 1
     metrics: Annotated[list[Name], Field(min_length=1, max_length=1000)]
-    fps: Annotated[float, Field(ge=SLOWEST, le=FASTEST, allow_inf_nan=False)]
+    fps: Annotated[float, Field(ge=MIN_FPS, le=MAX_FPS, allow_inf_nan=False)]
     rewards: dict[Name, _Text | None] | None = None
     created: Name | None = None
     seed: int | None = None

@@ -24,12 +24,12 @@ KINDS = {
     "high": "number",
 }  # fmt: skip
 """The kind of each column that has a name of its own; every other one is a metric, and a number."""
-MOST_ROWS = 10**7
+MAX_ROWS = 10**7
 """Largest number of rows of a table; more would be an attack on memory."""
-_MOST_BYTES = 2**26  # of YAML and JSON
-_MOST_BYTES_OF_GROUP = 2**32
+_MAX_BYTES = 2**26  # of YAML and JSON
+_MAX_BYTES_OF_GROUP = 2**32
 _LARGEST = 1e38  # of a score; float32 holds no larger one, and its square must not overflow
-SLOWEST, FASTEST = 0.1, 1000.0
+MIN_FPS, MAX_FPS = 0.1, 1000.0
 """Frames a second."""
 
 
@@ -88,9 +88,9 @@ def check(path: Path, kind: type[T], value: object) -> T:
 def read_text(folder: Path, path: Path) -> str:
     """Returns the text of a file; raises ValueError where it is missing, too large or not UTF-8."""
     with sound(inside(folder, path)), open(path, "rb") as file:
-        data = file.read(_MOST_BYTES + 1)
-        if len(data) > _MOST_BYTES:
-            raise damaged(path, f"more than {_MOST_BYTES >> 20} MiB")
+        data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise damaged(path, f"more than {_MAX_BYTES >> 20} MiB")
         return data.decode("utf-8")
 
 
@@ -114,7 +114,7 @@ def open_table(folder: Path, path: Path, columns: Iterable[str]) -> parquet.Parq
         file = open_parquet(path)
         about, schema = file.metadata, file.schema_arrow
         sizes = (about.row_group(index).total_byte_size for index in range(about.num_row_groups))
-        if about.num_rows > MOST_ROWS or max(sizes, default=0) > _MOST_BYTES_OF_GROUP:
+        if about.num_rows > MAX_ROWS or max(sizes, default=0) > _MAX_BYTES_OF_GROUP:
             raise damaged(path, f"{about.num_rows} rows, or more bytes than a table has")
         for name in columns:
             if schema.names.count(name) != 1:
@@ -155,13 +155,13 @@ def rows_of(path: Path, table: pa.Table | pa.RecordBatch) -> list[dict[str, Any]
                     raise damaged(path, f"column {name} has {value:g}, which is no score")
             elif value is None or (kind == "frames" and None in value):
                 raise damaged(path, f"column {name} has an empty cell")
-            if name == "fps" and not SLOWEST <= value <= FASTEST:
-                raise damaged(path, f"fps of {value:g}; allowed: {SLOWEST:g} to {FASTEST:g}")
+            if name == "fps" and not MIN_FPS <= value <= MAX_FPS:
+                raise damaged(path, f"fps of {value:g}; allowed: {MIN_FPS:g} to {MAX_FPS:g}")
     return rows
 
 
 def read_table(
-    folder: Path, path: Path, columns: Sequence[str], *, metrics: bool = False, limit: int = MOST_ROWS
+    folder: Path, path: Path, columns: Sequence[str], *, metrics: bool = False, limit: int = MAX_ROWS
 ) -> list[dict[str, Any]]:
     """Returns the rows of a whole Parquet file.
 

@@ -20,7 +20,7 @@ from rlvid.evaluate.results.rows import VIDEO
 from rlvid.evaluate.results.untrusted import open_table, rows_of, sound
 from rlvid.files import damaged
 
-MOST_PIXELS, MOST_PIXELS_OF_VIDEO = 2**24, 2**28
+MAX_PIXELS, MAX_PIXELS_OF_VIDEO = 2**24, 2**28
 """Largest numbers of pixels of a frame (4096 x 4096) and of a video; more would be an attack on memory."""
 _VIDEOS_AT_ONCE = 8
 
@@ -35,7 +35,7 @@ def open_frame(data: bytes, where: str) -> Iterator[Image.Image]:
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             sides = (image.width, image.height)
-            if image.width * image.height > MOST_PIXELS or max(sides) > 32 * min(sides):
+            if image.width * image.height > MAX_PIXELS or max(sides) > 32 * min(sides):
                 raise _FrameError(f"has {image.width} x {image.height} pixels")
             yield image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -47,7 +47,7 @@ def open_frame(data: bytes, where: str) -> Iterator[Image.Image]:
     else:
         return
     raise ValueError(
-        f"{where} {reason}; allowed are {MOST_PIXELS} pixels, and a side at most 32 times the other"
+        f"{where} {reason}; allowed are {MAX_PIXELS} pixels, and a side at most 32 times the other"
     ) from None
 
 
@@ -68,9 +68,9 @@ def decode_frames(frames: Sequence[bytes], where: str) -> np.ndarray:
         if made[place].shape != made[0].shape:
             raise ValueError(f"{where} has frames of several sizes; delete that file and evaluate again")
         height, width, _ = made[0].shape
-        if height * width * len(frames) > MOST_PIXELS_OF_VIDEO:
+        if height * width * len(frames) > MAX_PIXELS_OF_VIDEO:
             raise ValueError(
-                f"{where} has {len(frames)} frames of {width} x {height} pixels; allowed are {MOST_PIXELS_OF_VIDEO} "
+                f"{where} has {len(frames)} frames of {width} x {height} pixels; allowed are {MAX_PIXELS_OF_VIDEO} "
                 "pixels in all"
             )
     if not made:

@@ -66,7 +66,7 @@ def shown_metrics(summaries: list[Summary]) -> list[Metric]:
 
 
 def score_rows(summaries: Sequence[Summary], metrics: Sequence[Metric]) -> list[tuple[Summary, list[Cell]]]:
-    """Yields each summary of one number of steps, set by set, with its row's cells; the best of a set are bold."""
+    """Returns each summary of one number of steps, set by set, with its row's cells; the best of a set are bold."""
     rows = []
     for name in dict.fromkeys(s.set for s in summaries):
         here = [s for s in summaries if s.set == name]
