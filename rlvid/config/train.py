@@ -55,7 +55,7 @@ class TrainConfig(Section):
     max_failures: int = Field(2, ge=0, description="number of restarts of lost workers")
     resume: Literal["all", "weights"] = Field(
         "all",
-        description="state that a resumed run needs: 'all', or 'weights' to continue without the optimiser's state if "
+        description="part of a checkpoint to restore: 'all', or 'weights' to continue without the optimiser's state if "
         "it is of another number of workers (ZeRO 1 to 3) or another ZeRO stage",
     )
 
