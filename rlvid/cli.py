@@ -57,7 +57,7 @@ def options(
 
 @app.command()
 def train(
-    config: Annotated[str, typer.Argument(help="A shipped description (toy) or a YAML file.")],
+    config: Annotated[str, typer.Argument(help="A shipped config (toy) or a YAML file.")],
     overrides: Overrides = None,
     address: Address = None,
 ) -> None:
@@ -89,8 +89,8 @@ def evaluate(
         int | None,
         typer.Option(
             min=2,
-            help="Maximum number of prompts of each set; default: all prompts of files and of the animal sets, "
-            "48 of in_domain, new_shapes and scenes.",
+            help="Use at most this many prompts of each set, one video each (see --copies); default: all prompts of "
+            "files and of the animal sets, 48 of in_domain, new_shapes and scenes.",
         ),
     ] = None,
     copies: Annotated[int, typer.Option(min=1, max=16, help="Videos of each prompt, each from its own noise.")] = 1,
@@ -197,8 +197,8 @@ def report(
         int,
         typer.Option(
             min=0,
-            help="Number of videos that are also written as mp4, WebP and GIF: half of them the best, half the "
-            "worst, besides the first prompt of each set; 0 writes none.",
+            help="Number of prompts whose videos are also written as mp4, WebP and GIF: half have the largest gains, "
+            "half the largest losses. The first prompt of each set is written too. 0 writes none.",
         ),
     ] = 6,
 ) -> None:
@@ -268,13 +268,11 @@ def generate(
 def encode(
     source: Annotated[Path, typer.Argument(help="Folder of videos with .txt captions beside them, or a manifest.")],
     out: Annotated[Path, typer.Argument(help="Folder for the encoded clips; training reads it with data.source=OUT.")],
-    config: Annotated[str, typer.Option(help="Description whose model encodes the clips.")] = "toy",
+    config: Annotated[str, typer.Option(help="Config whose model encodes the clips.")] = "toy",
     workers: Annotated[int, typer.Option(min=1, help="Ray actors, each with its own model.")] = 1,
     outside: Annotated[
         bool,
-        typer.Option(
-            "--outside", help="Also read clips and captions outside SOURCE, where links, .. or absolute paths lead."
-        ),
+        typer.Option("--outside", help="Also read files outside SOURCE that a link, .. or an absolute path points to."),
     ] = False,
     address: Address = None,
 ) -> None:
@@ -308,7 +306,7 @@ def encode(
 
 @app.command()
 def plan(
-    config: Annotated[str, typer.Argument(help="A shipped description (modelscope-hpsv2) or a YAML file.")],
+    config: Annotated[str, typer.Argument(help="A shipped config (modelscope-hpsv2) or a YAML file.")],
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -330,7 +328,7 @@ def plan(
 @app.command()
 def doctor(
     run: Annotated[str | None, typer.Option(help="Check this run instead: a folder, or a name under runs/.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Skip the checks on Ray: seconds, not a minute.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Skip the checks that need Ray.")] = False,
     storage: Annotated[str, typer.Option(help="Folder or URI that runs will be written to (output.storage).")] = "runs",
     address: Address = None,
 ) -> None:

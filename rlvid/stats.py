@@ -29,7 +29,7 @@ def finite_mean(values: Iterable[float]) -> float:
 
 
 def mean_and_std(values: np.ndarray) -> tuple[float, float]:
-    """Returns mean and standard deviation of a sample; NaN without any, or for fewer than two."""
+    """Returns the mean and standard deviation of a sample; NaN without any, or for fewer than two."""
     mean = float(values.mean()) if len(values) else math.nan
     return mean, float(values.std(ddof=1)) if len(values) > 1 else math.nan
 

@@ -58,7 +58,7 @@ def run_uri(storage: str, name: str) -> str:
 
 
 def home(storage: str) -> Path:
-    """Returns absolute folder of this machine that holds run folders: the storage itself, or the cache of a URI."""
+    """Returns the absolute folder of this machine that holds run folders: the storage itself, or the cache of a URI."""
     if not is_uri(storage):
         return Path(storage).expanduser().resolve()
     try:
@@ -116,7 +116,7 @@ class Mirror:
                 _check_cache(storage)
 
     def sizes(self) -> dict[str, int] | None:
-        """Returns bytes of each file of the store, by its path; None where the storage is a folder."""
+        """Returns the bytes of each file of the store, by its path; None where the storage is a folder."""
         return None if self._store is None else {name: info.size for name, info in self._there().items()}
 
     def pull(self, wanted: Callable[[str], bool] = lambda name: True, missing: bool = False) -> None:
@@ -178,7 +178,7 @@ class Mirror:
         return {i.path[len(self._root) :].lstrip("/"): i for i in found if i.type == fs.FileType.File}
 
     def _here(self) -> dict[str, tuple[int, int]]:
-        """Returns size and time of each file of the folder."""
+        """Returns the size and time of each file of the folder."""
         paths = [path for path in self.folder.rglob("*") if path.is_file()] if self.folder.is_dir() else []
         return {p.relative_to(self.folder).as_posix(): (p.stat().st_size, p.stat().st_mtime_ns) for p in paths}
 

@@ -20,7 +20,7 @@ PANELS = (
 
 
 def by_seed(sweep: Sweep, outcomes: list[Outcome]) -> dict[str, list[list[dict[str, Any]]]]:
-    """Returns label of the settings -> for each seed the scores at all rungs; of trials that reached the last one."""
+    """Maps the label of settings to each seed's scores at all rungs, for trials that reached the last rung."""
     found: dict[str, list[list[dict[str, Any]]]] = {}
     for one in outcomes:
         settings = {key: one.trial.settings[key] for key in sweep.space if key != "seed"}

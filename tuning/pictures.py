@@ -161,7 +161,7 @@ def heat_map(path: Path, sweep: Sweep, outcomes: list[Outcome], base: dict[str, 
 
 
 def _cells(sweep: Sweep, outcomes: list[Outcome], up: Dimension, across: Dimension, step: int) -> np.ndarray:
-    """Returns mean metric (up, across) at a rung; NaN where there is none."""
+    """Returns the mean metric (up, across) at a rung; NaN where there is none."""
     table = np.full((len(up.listed), len(across.listed)), np.nan)
     for i, row in enumerate(up.listed):
         for j, column in enumerate(across.listed):

@@ -55,7 +55,7 @@ def _few(gain: Comparison) -> str:
 
 
 def _effect(sweep: Sweep, dimension: Dimension, outcomes: list[Outcome]) -> str | None:
-    """Returns means over the trials of each value, at the first rung, where all have the same number of steps."""
+    """Returns a line with the mean of each value at the first rung, where all have the same number of steps."""
     step, metric, means = sweep.rungs[0], metric_of(sweep.metric), []
     for name, members in _groups(dimension, outcomes).items():
         values = [v for v in (one.value(sweep.metric, step) for one in members) if math.isfinite(v)]

@@ -64,7 +64,7 @@ class Comparison:
 
 
 def apart(pairs: list[tuple[float, float]]) -> float:
-    """Returns largest difference of pairs, as a part of the second."""
+    """Returns the largest difference of pairs, as a part of the second."""
     return max((abs(a - b) / max(abs(b), 1e-12) for a, b in pairs), default=math.inf)
 
 
@@ -119,7 +119,7 @@ def untrained(config: RunConfig) -> dict[str, Tensor]:
 
 
 def compare(found: Path, reference: Path, config: RunConfig, device: str) -> Comparison:
-    """Returns two runs of the same settings."""
+    """Compares two runs of the same settings."""
     ours, theirs, start = adapter(found, config), adapter(reference, config), untrained(config)
     a, b, zero = (
         torch.cat([each[name].flatten().double() for name in sorted(start)]) for each in (ours, theirs, start)
@@ -167,7 +167,7 @@ def main(arguments: list[str]) -> int:
 
 
 def tiny(options: argparse.Namespace, folder: Path) -> list[str]:
-    """Returns settings of the preset; the miniature model lies in ``folder``."""
+    """Returns the settings of the preset; the miniature model lies in ``folder``."""
     if options.preset != "tiny":
         return []
     from rlvid.toy.tiny import save_tiny_model

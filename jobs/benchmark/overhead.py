@@ -39,7 +39,8 @@ def measure(job: Job, how: dict[str, Any]) -> None:
         context.model.denoiser = copy.deepcopy(worker.network)
         bare = ALGORITHMS[job.config.method.name](context)
         engine = TorchEngine(context.model.denoiser, job.config.optimizer)
-        calls = Calls(context.model)
+        backward = [False]
+        calls = Calls(context.model, again=lambda: backward[0])
         sides: dict[str, list[float]] = {"torch": [], "Ray + DeepSpeed": []}
         stages: list[dict[str, float]] = []
         for step in range(how["steps"] + 1):
@@ -47,7 +48,9 @@ def measure(job: Job, how: dict[str, Any]) -> None:
             calls.made.clear()
             began = time.perf_counter()
             for update in bare.updates(batch):
+                backward[0] = True
                 engine.backward(update.loss, update.step)
+                backward[0] = False
                 if update.step:
                     engine.step(step)
             sides["torch"].append(time.perf_counter() - began)

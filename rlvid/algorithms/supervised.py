@@ -55,7 +55,7 @@ class Supervised(Algorithm):
                 yield Update((weight_b * error_b).sum() / share, stop == len(batch), metrics)
 
     def error(self, batch: Batch, clean_BCFhw: Tensor, turn: int) -> Tensor:
-        """Returns mean (eps - eps_theta)^2 of each video at a random timestep of the training schedule: (B,)."""
+        """Returns the mean (eps - eps_theta)^2 of each video at a random timestep of the training schedule: (B,)."""
         context, config = self.context, self.context.config
         positions = [(serial, turn) for serial in batch.serials]
         uniform_B = randomness.uniform((), config.seed, "supervised-timestep", positions)

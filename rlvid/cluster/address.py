@@ -219,7 +219,7 @@ def _lets_in(address: str, target: str, held: str | None) -> bool:
 
 
 def connection_error(address: str, error: Exception) -> ValueError:
-    """Returns why a cluster refused the connection, in one line."""
+    """Makes the error, in one line, of a cluster that refused the connection."""
     text = " ".join(str(error).split())
     if found := re.search(r"started with: Ray: (\S+) Python: (\S+)", text):
         try:

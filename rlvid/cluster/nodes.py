@@ -55,14 +55,14 @@ def nodes_possible(described: Path = BOOTSTRAP) -> list[tuple[Shape, float]]:
 
 
 def guard_gpus(config: RunConfig, use_gpu: bool) -> float:
-    """Returns GPUs that the guard reserves: ``guard.gpus``, by default one where workers have GPUs."""
+    """Returns the GPUs that the guard reserves: ``guard.gpus``, by default one where workers have GPUs."""
     if not config.guard.every:
         return 0.0
     return float(use_gpu) if config.guard.gpus is None else config.guard.gpus
 
 
 def worker_gpus(config: RunConfig) -> float:
-    """Returns GPUs that a worker reserves: one, less the part that the guard may share."""
+    """Returns the GPUs that a worker reserves: one, less the part that the guard may share."""
     share = guard_gpus(config, True)
     return 1 - share if 0 < share < 1 else 1
 

@@ -28,7 +28,7 @@ def open_parquet(path: str | Path, **options: Any) -> pq.ParquetFile:
 
 
 def _extension(kind: pa.DataType) -> str | None:
-    """Returns name of a type of a program's own that a type is, or has inside."""
+    """Returns the name of the extension type that a type is or contains; None without one."""
     if isinstance(kind, pa.BaseExtensionType):
         return str(kind.extension_name)
     if pa.types.is_dictionary(kind):

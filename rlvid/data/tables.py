@@ -127,7 +127,7 @@ def _cell_rows(path: Path, columns: tuple[str, ...], delimiter: str) -> Iterator
 
 
 def _records(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Returns line and cells of each record, by RFC 4180; blank lines are left out.
+    """Yields the line and the cells of each record, by RFC 4180; skips blank lines.
 
     The csv module cannot do this: it takes quotation marks within a cell as they come, and refuses long cells.
     """

@@ -69,7 +69,7 @@ def _open(path: Path) -> av.container.InputContainer:
 
 
 def _main_stream(path: Path) -> int:
-    """Returns index of the stream that a player shows: no cover picture, and no single frame beside a film."""
+    """Returns the index of the stream that a player shows: no cover picture, and no single frame beside a film."""
     with _open(path) as container:
         films = [s for s in container.streams.video if not s.disposition & _PICTURES]
         if not films:
@@ -121,7 +121,7 @@ def _decode(container: av.container.InputContainer, stream: av.VideoStream) -> I
 
 
 def _choose(starts: np.ndarray, end: float, path: Path, frames: int, fps: float) -> list[int]:
-    """Returns indices of the frames on show at the middles of F equal intervals."""
+    """Returns the indices of the frames on show at the middles of F equal intervals."""
     needed = frames / fps
     if end + 0.5 / fps < needed and len(starts) < frames:
         raise VideoError(

@@ -214,7 +214,7 @@ class ClipWriter:
 
 
 def read_report(folder: Path) -> tuple[int, list[Skipped]]:
-    """Returns number of clips, and the files that were skipped."""
+    """Returns the number of clips, and the files that were skipped."""
     report = _read_kept(
         folder / "report.json",
         lambda found: isinstance(found["clips"], int) and _are_rows(found["skipped"], path=str, reason=str),

@@ -19,12 +19,12 @@ from rlvid.models.base import Prediction
 
 
 def sigma(abar: Tensor, abar_prev: Tensor, eta: float) -> Tensor:
-    """Returns standard deviation of the noise that a step adds; any broadcastable shapes."""
+    """Returns the standard deviation of the noise that a step adds; any broadcastable shapes."""
     return eta * ((1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev)).clamp_min(0).sqrt()
 
 
 def step_mean(prediction: Prediction, abar_prev: Tensor, sigma: Tensor) -> Tensor:
-    """Returns mean of the next latents (B, C, F, h, w)."""
+    """Returns the mean of the next latents (B, C, F, h, w)."""
     direction = (1 - abar_prev - sigma**2).clamp_min(0).sqrt()
     return abar_prev.sqrt() * prediction.x0 + direction * prediction.eps
 

@@ -37,7 +37,7 @@ def tiny_config(method: str, workers: int = 1) -> RunConfig:
 
 
 def build_algorithm(config: RunConfig, workers: WorkerGroup | None = None) -> Algorithm:
-    """Returns a method on the tiny model, whose adapter is drawn so that it does something."""
+    """Builds a method on the tiny model, with a random adapter that changes the output."""
     model = tiny_model()
     drawn = torch.Generator().manual_seed(2)
     for parameter in inject_lora(model.denoiser, 2, config.model.lora.targets, seed=0):
@@ -76,7 +76,7 @@ def reference_step(method: str) -> tuple[dict[str, Any], dict[str, Tensor], dict
 
 
 def check_gradient_step() -> Iterator[Finding]:
-    """Yields a step of InstructVideo in plain torch moves the adapter by a finite gradient."""
+    """Checks that a step of InstructVideo in plain torch moves the adapter by a finite gradient."""
     done, _, _ = reference_step("instructvideo")
     fine = 0 < done["norm"] < float("inf")
     yield finding("gradient", fine, f"norm {done['norm']:.3g} on a tiny model", _BUG)

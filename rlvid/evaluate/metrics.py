@@ -32,7 +32,7 @@ def similarity(image_BFD: Tensor, text_BD: Tensor) -> Tensor:
 
 
 def consistency(image_BFD: Tensor, definition: Consistency = "consecutive") -> Tensor:
-    """Returns temporal consistency (B,) of normalised features, in [-1, 1], or [0, 1] for ``vbench``.
+    """Returns the temporal consistency (B,) of normalised features, in [-1, 1], or [0, 1] for ``vbench``.
 
     Raises:
         ValueError: unknown definition, or fewer than two frames.
@@ -58,12 +58,12 @@ def clipsim(clip: FrameTextModel, frames_BFCHW: Tensor, prompts: list[str]) -> T
 
 @torch.no_grad()
 def temporal_consistency(clip: FrameTextModel, frames_BFCHW: Tensor, definition: Consistency = "consecutive") -> Tensor:
-    """Returns temporal consistency of frames in [0, 1]: (B,), float32; see ``consistency``."""
+    """Returns the temporal consistency of frames in [0, 1]: (B,), float32; see ``consistency``."""
     return consistency(clip.image_features(frames_BFCHW), definition)
 
 
 def motion(frames_BFCHW: Tensor) -> Tensor:
-    """Returns mean absolute difference of consecutive frames: (B,), in pixel values of [0, 1].
+    """Returns the mean absolute difference of consecutive frames: (B,), in pixel values of [0, 1].
 
     Raises:
         ValueError: fewer than two frames.
@@ -85,7 +85,7 @@ def flickering(frames_BFCHW: Tensor) -> Tensor:
 
 @torch.no_grad()
 def diversity(image_BFD: Tensor, prompts: list[str]) -> Tensor:
-    """Returns mean CLIP distance of each clip to the other clips of its prompt: (B,), float32 in [0, 2].
+    """Returns the mean CLIP distance of each clip to the other clips of its prompt: (B,), float32 in [0, 2].
 
     NaN where a prompt has one clip only. With equally many clips a prompt, the mean over clips is the mean pairwise
     distance.

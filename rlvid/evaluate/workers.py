@@ -167,7 +167,7 @@ def _here(work: type[Worker], evaluation: Evaluation, missing: list[int]) -> Ite
 def _in_pool(
     work: type[Worker], evaluation: Evaluation, missing: list[int], workers: int, address: str | None
 ) -> Iterator[int]:
-    """Yields videos of each shard that is finished; the actors write the files themselves, so that none is lost."""
+    """Yields the number of videos of each finished shard; the actors write the files themselves, so none is lost."""
     if not missing:
         return
     import ray

@@ -75,7 +75,7 @@ class VideoModel(ABC):
 
     @abstractmethod
     def encode_frames(self, frames_BFCHW: Tensor) -> Posterior:
-        """Returns posterior over the latents of frames in [0, 1]; no gradient."""
+        """Returns the posterior over the latents of frames in [0, 1]; no gradient."""
 
     @abstractmethod
     def decode_frames(self, latents_BCFhw: Tensor, frames_BS: Tensor, *, recompute: bool = False) -> Tensor:

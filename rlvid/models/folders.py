@@ -34,12 +34,12 @@ _EXPECTED = (
 
 
 def builtin_folder() -> Path:
-    """Returns folder of the built-in model inside the package."""
+    """Returns the folder of the built-in model inside the package."""
     return Path(str(resources.files("rlvid"))) / "toy" / "weights" / "model"
 
 
 def modelscope_folder() -> Path:
-    """Returns folder of ModelScopeT2V's published configuration inside the package: its structure, without weights."""
+    """Returns the folder of ModelScopeT2V's published configuration inside the package; it has no weights."""
     return Path(str(resources.files("rlvid"))) / "models" / "modelscope"
 
 
@@ -90,7 +90,7 @@ def structure_folder(path: str) -> Path:
 
 
 def resolved_shape(path: str, frames: int | None = None, size: int | None = None) -> tuple[int, int]:
-    """Returns frames F and size in pixels of ``load_model``'s model, from its configurations; reads no weights.
+    """Returns the frames F and size in pixels of ``load_model``'s model, from its configurations; reads no weights.
 
     Raises:
         ValueError: as ``structure_folder``, or a size that the autoencoder cannot halve often enough.

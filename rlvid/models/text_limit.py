@@ -47,7 +47,7 @@ def notices(limits: Sequence[TextLimit], prompts: Iterable[str], kind: str = "pr
 
 
 def token_counts(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> list[int]:
-    """Returns tokens of each prompt by a tokenizer of transformers, with those that mark begin and end."""
+    """Returns each prompt's number of tokens, with those that mark begin and end."""
     return [len(ids) for ids in tokenizer(prompts, verbose=False)["input_ids"]]
 
 

@@ -89,7 +89,7 @@ class UNet3DModel(VideoModel):
 
     @torch.no_grad()
     def encode_frames(self, frames_BFCHW: Tensor) -> Posterior:
-        """Returns posterior of each frame by itself, scaled by the autoencoder's ``scaling_factor``."""
+        """Returns the posterior of each frame by itself, scaled by the autoencoder's ``scaling_factor``."""
         batch = len(frames_BFCHW)
         pixels = frames_BFCHW.flatten(0, 1).to(self.vae.device, self.vae.dtype) * 2 - 1
         parts = [self.vae.encode(chunk).latent_dist for chunk in pixels.split(self.decode_chunk)]

@@ -12,7 +12,7 @@ from rlvid.reward.load import scores_whole_videos
 
 
 def render(plan: Plan) -> Iterator[RenderableType]:
-    """Returns the tables and lines to print."""
+    """Yields the tables and lines to print."""
     config, parts, counts = plan.config, plan.parts, plan.counts
     channels, frames, height, width = parts.latent_shape
     yield (

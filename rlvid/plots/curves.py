@@ -281,7 +281,7 @@ def _curve(axes: Axes, steps: np.ndarray, raw: np.ndarray, reach: int, label: st
 
 
 def _smooth(values: np.ndarray, reach: int) -> np.ndarray:
-    """Returns mean of the finite values within ``reach`` places, in triangular weights; NaN where there are none."""
+    """Returns the mean of the finite values within ``reach`` places, with triangular weights; NaN without any."""
     finite = np.isfinite(values)
     weights = np.bartlett(2 * reach + 3)[1:-1]
     total = np.convolve(np.where(finite, values, 0.0), weights)[reach : reach + len(values)]

@@ -92,7 +92,7 @@ def along_runs(inputs: ReportInputs, steps: int, across: str) -> Drawing | None:
 def pareto(
     evaluation: EvaluationData, styles: Mapping[str, PlotStyle], called: Mapping[str, str], steps: int
 ) -> Drawing | None:  # fmt: skip
-    """Returns temporal consistency and motion against the held-out reward: a panel a prompt set, a point a model.
+    """Draws temporal consistency and motion against the held-out reward: a panel per set, a point per model.
 
     ``called`` says by a model's name what the legend calls it; several may share an entry, and then a style.
 
@@ -142,5 +142,5 @@ def _finite(points: Iterable[tuple[float, float]]) -> Series:
 
 
 def _drawn(series: Iterable[Series], least: int) -> list[Series]:
-    """Returns those with so many points or more."""
+    """Returns the series that have ``least`` points or more."""
     return [each for each in series if len(each[0]) >= least]

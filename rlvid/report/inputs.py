@@ -145,7 +145,7 @@ def read_inputs(targets: Sequence[str | Path]) -> ReportInputs:
 
 
 def _alike(evaluation: EvaluationData, runs: dict[Path, Run]) -> dict[str, list[str]]:
-    """Returns label -> the models that differ in seed alone, at one step and scale."""
+    """Maps each label to the models that differ in seed alone, at one step and scale."""
     groups: dict[tuple[object, ...], list[ModelRecord]] = {}
     of = {m.name: runs.get(_place(m.path, evaluation)) if m.path else None for m in evaluation.tuned}
     for model in evaluation.tuned:

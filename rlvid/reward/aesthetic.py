@@ -48,7 +48,7 @@ class AestheticReward(ImageFeatures):
 
 
 def fold(layers: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Returns linear layers (weight, bias) without activations between them, as one: weight (D,) and bias, float32.
+    """Folds linear layers (weight, bias) without activations between them into one: weight (D,), bias, float32.
 
     The product is taken in float64; the last layer has one output.
     """

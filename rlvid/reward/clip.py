@@ -120,7 +120,7 @@ def build_clip(config: dict[str, Any]) -> CLIP:
 
 
 def pad_with(words: CLIPTokenizer, length: int) -> Tokenise:
-    """Returns a transformers tokenizer as a function that pads and cuts to ``length`` tokens."""
+    """Wraps a transformers tokenizer into a function that pads and cuts to ``length`` tokens."""
 
     def tokenise(prompts: list[str]) -> Tensor:
         return words(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids

@@ -113,5 +113,5 @@ _PRESETS = {
 
 @torch.no_grad()
 def saturated_share(frames: Tensor) -> Tensor:
-    """Returns share of pixels outside [0, 1], where the reward's gradient is zero: a scalar."""
+    """Returns the share of pixels outside [0, 1], where the reward's gradient is zero: a scalar."""
     return ((frames < 0) | (frames > 1)).float().mean()

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def choose_frames(uniform_BS: Tensor, frames: int) -> Tensor:
-    """Returns indices of the scored frames.
+    """Returns the indices of the scored frames.
 
     Args:
         uniform_BS: draws in [0, 1), one for each video and segment.

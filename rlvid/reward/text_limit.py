@@ -63,7 +63,7 @@ def _context_length(source: Path) -> int:
 
 
 def _clip_counts(source: Path, prompts: list[str]) -> list[int]:
-    """Returns tokens by the folder's own tokenizer, else by OpenAI's."""
+    """Returns each prompt's number of tokens, by the folder's own tokenizer or else OpenAI's."""
     if (source / "tokenizer.json").is_file() or (source / "vocab.json").is_file():
         return token_counts(CLIPTokenizer.from_pretrained(source, local_files_only=True), prompts)
     words = SimpleTokenizer()

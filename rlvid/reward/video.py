@@ -99,7 +99,7 @@ def plan_frames(
 
 
 def expected_shares(segments: int, frames: int, attenuation: float) -> Tensor:
-    """Returns share of the summed TAR weight that each segment has on average: (S,), float32, sums to one."""
+    """Returns the share of the summed TAR weight that each segment has on average: (S,), float32, sums to one."""
     length = frames // segments
     index_SL = torch.arange(segments * length).reshape(segments, length)
     weight_S = tar_weights(index_SL, frames, attenuation).mean(1)

@@ -75,7 +75,7 @@ class State(BaseModel):
 
 
 def checkpoint_name(step: int) -> str:
-    """Returns folder name of the checkpoint after ``step`` batches."""
+    """Returns the folder name of the checkpoint after ``step`` batches."""
     return f"step-{step:06d}"
 
 
@@ -97,7 +97,7 @@ def read_settings(run: Path) -> RunConfig:
 
 
 def latest_checkpoint(run: Path, resumable: bool = True) -> tuple[RunConfig, int] | None:
-    """Returns settings and step of a run's latest whole checkpoint, if it has one.
+    """Returns the settings and step of a run's latest whole checkpoint, if it has one.
 
     Here and below, without ``resumable`` the folder mirrors an object store and lacks what only workers need.
     """

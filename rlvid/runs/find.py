@@ -110,7 +110,7 @@ def _no_run(run: str) -> str:
 
 
 def run_folder(config: RunConfig) -> Path:
-    """Returns absolute path of a run's folder on this machine."""
+    """Returns the absolute path of a run's folder on this machine."""
     return home(config.output.storage) / config.name
 
 

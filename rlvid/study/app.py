@@ -124,7 +124,7 @@ class Site:
         return self._templates.TemplateResponse(request, name, content, status, headers=headers)
 
     def _known(self, request: Request, given: str) -> str:
-        """Returns who asks, as the name was first written; raises Refusal if they may not answer by it."""
+        """Returns the name of the person who asks, as it was first written; raises Refusal if they may not use it."""
         invited = request.scope[INVITED]
         try:
             name = name_of(given or invited or "")

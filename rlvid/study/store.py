@@ -57,7 +57,7 @@ class Study:
 
     @property
     def outline(self) -> str:
-        """Returns its size, seed and settings, to tell two studies of one evaluation apart."""
+        """The study's size, seed and settings, which tell two studies of one evaluation apart."""
         checks = sum(pair.check for pair in self.pairs)
         return f"{len(self.pairs) - checks} pairs and {checks} checks, seed {self.seed}, {self.settings}"
 

@@ -55,7 +55,7 @@ class Videos:
         return self.has(model, case) and self._videos[model, case].has_frames
 
     def fps(self, model: str, case: Case) -> float:
-        """Returns frames a second."""
+        """Returns a video's number of frames a second."""
         return self._videos[model, case].fps
 
     def frames(self, model: str, case: Case) -> list[bytes]:

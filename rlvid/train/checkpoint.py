@@ -65,7 +65,7 @@ def save_checkpoint(
 
 
 def _of_all_workers(mine: Mapping[str, Path]) -> dict[str, tuple[int, str]]:
-    """Returns size and SHA-256 of every worker's files; every worker must call it."""
+    """Returns the size and SHA-256 of every worker's files; every worker must call it."""
     own = {name: (path.stat().st_size, sha256(path)) for name, path in mine.items()}
     if not distributed.is_initialized():
         return own
@@ -75,7 +75,7 @@ def _of_all_workers(mine: Mapping[str, Path]) -> dict[str, tuple[int, str]]:
 
 
 def hardware(device: torch.device) -> str:
-    """Returns name of the processor that a worker computes on."""
+    """Returns the name of the processor that a worker computes on."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     listed = Path("/proc/cpuinfo")

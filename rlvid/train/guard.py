@@ -145,7 +145,7 @@ class Watch:
         else:
             self._evaluate(0)
         while not self._given_up.is_set():
-            ended = self._ended.is_set()  # settings before the folder is read: what came before the end is seen
+            ended = self._ended.is_set()  # before the folder is read, so that no checkpoint is missed
             waiting = self.guard_log.stage(last=ended)
             if waiting:
                 self._evaluate(waiting[0])

@@ -112,7 +112,7 @@ class TensorBoard:
 
 
 def average(sums: dict[str, tuple[float, float]]) -> dict[str, float]:
-    """Returns means of summed metrics over all workers; every worker must call it with the same names."""
+    """Returns the means of summed metrics over all workers; every worker must call it with the same names."""
     names = sorted(sums)
     table = torch.tensor([sums[name] for name in names], dtype=torch.float64)
     if torch.distributed.is_initialized():

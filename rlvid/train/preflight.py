@@ -8,7 +8,7 @@ A run's folder, ``{storage}/{name}``::
     tensorboard/      scalars and videos
     archive/          generated samples with their rewards, Parquet
     logs/             one full log a worker
-    guard.jsonl, best/, ...   where a guard looked on, see rlvid.train.guard_folder
+    guard.jsonl, best/, ...   with a guard, see rlvid.train.guard_folder
 """
 
 import shutil
@@ -88,7 +88,7 @@ def check(config: RunConfig) -> None:
         EncodedClips.open(Path(config.data.source).expanduser(), model_fingerprint(config.model))
     if config.guard.every and is_uri(config.output.storage):
         raise ValueError(
-            f"guard.every = {config.guard.every}: the guard looks at checkpoints in a folder, and output.storage = "
+            f"guard.every = {config.guard.every}: the guard reads checkpoints from a folder, and output.storage = "
             f"{config.output.storage!r} is an object store; set guard.every=0, or a folder that all nodes mount"
         )
     if config.guard.every and config.guard.prompts is not None:

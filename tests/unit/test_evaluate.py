@@ -165,13 +165,17 @@ def test_evaluation_scores_every_video_of_every_set() -> None:
 def test_diversity_is_of_the_videos_of_a_prompt() -> None:
     model, reward = tiny_model(), tiny_reward(1)
     scorer = VideoScorer(reward, None, clip=reward, use_oracle=False)
-    batch = VideoBatch("base", "twice", 2, 0, (*PROMPTS[:1] * 2, PROMPTS[1]), copies=1)
-    rows = evaluate_model(model, [batch], scorer, seed=0, guidance=3.0, final="exact")
-    frames = generate(model, [*PROMPTS[:1] * 2, PROMPTS[1]], seed=0, steps=2, final="exact")
+    batches = [
+        VideoBatch("base", "twice", 2, 0, tuple(PROMPTS[:2]), copies=2),
+        VideoBatch("base", "once", 2, 0, tuple(PROMPTS[:1]), copies=1),
+    ]
+    rows = evaluate_model(model, batches, scorer, seed=0, guidance=3.0, final="exact")
+    frames = generate(model, [PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[1]], seed=0, steps=2, final="exact")
     with torch.no_grad():
-        a, b = torch.nn.functional.normalize(reward.image_features(frames[:2]).mean(1), dim=1)
-    assert [r.diversity for r in rows[:2]] == pytest.approx([1 - float(a @ b)] * 2, abs=1e-5)
-    assert math.isnan(rows[2].diversity)
+        videos_BD = torch.nn.functional.normalize(reward.image_features(frames).mean(1), dim=1)
+    distances = [1 - float(videos_BD[i] @ videos_BD[i + 1]) for i in (0, 2)]
+    assert [r.diversity for r in rows[:4]] == pytest.approx([distances[0]] * 2 + [distances[1]] * 2, abs=1e-5)
+    assert math.isnan(rows[4].diversity)
 
 
 def test_a_video_that_is_not_finite_has_no_scores_and_does_not_touch_its_neighbours() -> None:

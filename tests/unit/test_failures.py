@@ -31,7 +31,7 @@ from rlvid.storage import Mirror, run_mirror
 from rlvid.train import worker as worker_module
 from rlvid.train.audit import archive_faults, starts, tensorboard_faults
 from rlvid.train.checkpoint import checkpoint_write_errors
-from rlvid.train.fit import fit_again
+from rlvid.train.fit import fit_again, reason
 from rlvid.train.metrics import TensorBoard
 from rlvid.train.preflight import prepare
 from rlvid.train.record import RECORD, check_resume, recorded, repair_record
@@ -441,3 +441,24 @@ def test_a_node_lost_while_workers_start_is_outlived_as_often_as_lost_workers_ar
     ends = [broken, lost, done]
     assert fit_again(fit, 1, repaired.append) == done
     assert repaired == [broken["damaged"]]
+
+
+@pytest.mark.parametrize(
+    ("written", "said"), [("Timeout (0:00:02)!\n", "gave no answer for 2 s"), ("step 3\n", "worker 0, after step 3")]
+)
+def test_a_worker_killed_inside_a_rewards_call_is_told_from_one_whose_reward_hung(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str, said: str
+) -> None:
+    import ray
+
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "worker-00.log").write_text(written)
+    monkeypatch.setattr(ray, "get", lambda given, timeout: given)
+    progress = SimpleNamespace(
+        get=SimpleNamespace(remote=lambda: ({"step": 3},)),
+        overdue=SimpleNamespace(remote=lambda: {0: "the reward mine gave no answer for 2 s"}),
+    )
+    error = RuntimeError("workers failed")
+    error.worker_failures = {0: RuntimeError("actor died")}  # type: ignore[attr-defined]
+    assert said in reason(error, tmp_path, progress, logs_here=True)
+    assert "gave no answer" in reason(error, tmp_path, progress, logs_here=False)

@@ -53,6 +53,20 @@ def test_everything_that_the_page_names_is_there_and_nothing_is_elsewhere(made: 
     assert sorted(p.name for p in made.parent.iterdir()) == ["report"]
 
 
+def test_a_metric_of_another_version_is_shown_by_its_own_name(tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path / "ev")
+    about = yaml.safe_load((folder / "evaluation.yaml").read_text())
+    (folder / "evaluation.yaml").write_text(yaml.safe_dump(about | {"metrics": [*METRICS, "dynamics"]}))
+    table = parquet.read_table(folder / "evaluation.parquet")
+    values = pa.array([0.25] * len(table), pa.float32())
+    parquet.write_table(table.append_column("dynamics", values), folder / "evaluation.parquet")
+    evaluation = read_evaluation(folder)
+    assert evaluation.has("dynamics")
+    assert {row.score("dynamics") for row in evaluation.rows} == {0.25}
+    page = Page(write_report([folder], tmp_path / "report", moving=0).folder / "index.html")
+    assert "dynamics" in page.text
+
+
 def test_foreign_text_stays_text(made: Path) -> None:
     page = Page(made / "index.html")
     assert "b" not in page.tags

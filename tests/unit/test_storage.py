@@ -132,7 +132,7 @@ def test_a_node_says_what_is_wrong_with_the_storage(tmp_path: Path) -> None:
 
 def test_a_guard_needs_a_folder(store: Path) -> None:
     config = parse_config({"guard": {"every": 50}, "output": {"storage": f"file://{store}"}})
-    with pytest.raises(ValueError, match=r"guard\.every = 50: the guard looks at checkpoints in a folder"):
+    with pytest.raises(ValueError, match=r"guard\.every = 50: the guard reads checkpoints from a folder"):
         check(config)
 
 

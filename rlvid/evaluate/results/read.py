@@ -12,7 +12,7 @@ checked (``rlvid.evaluate.results.untrusted``); an error is a ValueError of one 
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated
@@ -181,10 +181,14 @@ class EvaluationData:
     @cached_property
     def rows(self) -> list[Row]:
         """The scores of all videos; NaN for metrics that the evaluation lacks."""
+        further = [metric for metric in self.about.metrics if metric not in METRICS]
         return [
-            Row.of(
-                {"model": name, **case._asdict(), "prompt": self.prompt(case)}
-                | {metric: scores[metric] for metric in self.about.metrics}
+            replace(
+                Row.of(
+                    {metric: scores[metric] for metric in self.about.metrics}
+                    | {"model": name, **case._asdict(), "prompt": self.prompt(case)}
+                ),
+                extra={metric: scores[metric] for metric in further},
             )
             for (name, case), scores in self.scores.items()
         ]

@@ -55,7 +55,7 @@ class Row:
 
     @staticmethod
     def of(columns: Mapping[str, Any]) -> "Row":
-        """From the columns of a table; NaN for a metric that it lacks, and columns of no metric are left alone."""
+        """Makes a row from the columns of a table; a missing metric is NaN, other columns are ignored."""
         video = {name: columns[name] for name in VIDEO.names}
         scores = {metric: columns.get(metric, math.nan) for metric in METRICS}
         extra = {name: value for name, value in columns.items() if name.startswith(REWARD_PREFIX)}

@@ -76,7 +76,7 @@ def group_seeds(models: Sequence[EvaluatedModel]) -> dict[str, list[str]]:
 
 
 def but_for_seed(config: RunConfig) -> str:
-    """Returns the same for runs that differ in seed, name, place and guard alone."""
+    """Returns a text that is equal for runs that differ in seed, name, place and guard alone."""
     kept = config.model_dump(mode="json", exclude={"name": True, "seed": True, "output": True, "guard": True})
     return json.dumps(kept, sort_keys=True)
 

@@ -82,7 +82,7 @@ def summarise(rows: Iterable[Row]) -> list[Summary]:
 def compare(
     base_rows: Iterable[Row], tuned_rows: Iterable[Row], *, resamples: int = 2000, seed: int = 0
 ) -> list[Comparison]:
-    """Returns differences tuned minus base of every metric for each (set, steps), paired by (set, steps, index, copy).
+    """Compares two models: tuned minus base in every metric for each (set, steps), paired by (set, steps, index, copy).
 
     Args:
         base_rows: rows of one model.
@@ -157,7 +157,7 @@ def _paired(
 
 
 def compare_all(rows: Iterable[Row], base: str | None = None) -> list[Comparison]:
-    """Returns every other model compared with ``base`` (default: the first model); see ``compare``."""
+    """Compares every other model with ``base`` (default: the first model); see ``compare``."""
     by_model: dict[str, list[Row]] = {}
     for row in rows:
         by_model.setdefault(row.model, []).append(row)

@@ -58,7 +58,7 @@ def sound(path: Path) -> Iterator[None]:
 
 
 def inside(folder: Path, path: Path) -> Path:
-    """Returns a file of a folder.
+    """Returns the path of a file, after a check that it lies in the folder.
 
     Raises:
         ValueError: it is missing, or no file; or a link that leads out of the folder.
@@ -95,7 +95,7 @@ def read_text(folder: Path, path: Path) -> str:
 
 
 def read_json(folder: Path, path: Path) -> Any:
-    """Returns a file of JSON; raises ValueError where it is missing or damaged."""
+    """Returns the content of a JSON file; raises ValueError where it is missing or damaged."""
     text = read_text(folder, path)
     with sound(path):
         try:
@@ -105,7 +105,7 @@ def read_json(folder: Path, path: Path) -> Any:
 
 
 def open_table(folder: Path, path: Path, columns: Iterable[str]) -> parquet.ParquetFile:
-    """Returns a Parquet file that has these columns, each once and of its kind.
+    """Opens a Parquet file and checks that it has these columns, each once and of its kind.
 
     Raises:
         ValueError: it is missing, damaged or too large, or lacks a column.

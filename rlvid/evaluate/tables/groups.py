@@ -20,7 +20,7 @@ _SEEDS_LEGEND = (
 
 
 def seeds_grids(results: Sequence[SeedResult]) -> dict[int, Grid]:
-    """Returns number of steps -> its table, differences of the reward beside the means."""
+    """Maps each number of steps to its table, differences of the reward beside the means."""
     metrics, grids = main_metrics(dict.fromkeys(r.metric for r in results)), {}
     found = {(r.group, r.set, r.steps, r.metric): r for r in results}
     for steps in dict.fromkeys(r.steps for r in results):
@@ -70,7 +70,7 @@ def write_seeds(folder: Path, results: Sequence[SeedResult]) -> list[Path]:
 
 
 def pairwise_grids(found: Sequence[Pairwise]) -> dict[int, Grid]:
-    """Returns number of steps -> the table with a row for every two, metrics across."""
+    """Maps each number of steps to the table with a row for every two, metrics across."""
     metrics, grids = list(dict.fromkeys(each.metric for each in found)), {}
     for steps in dict.fromkeys(each.steps for each in found):
         pairs: dict[frozenset[str], dict[str, Pairwise]] = {}

@@ -133,7 +133,7 @@ class PaperTable:
 def paper_table(
     name: str, rows: Sequence[Row], base: str, groups: Mapping[str, Sequence[str]] | None = None
 ) -> PaperTable:
-    """Returns a layout of the videos' scores.
+    """Fills a layout with the videos' scores.
 
     Args:
         name: of the layout.

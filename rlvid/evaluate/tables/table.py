@@ -51,7 +51,7 @@ class Grid:
         return [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in self.rows]
 
     def markdown(self) -> str:
-        """Returns lines of a pipe table; a group stands in the head of each of its columns."""
+        """Returns the table in Markdown; a group stands in the head of each of its columns."""
         above = [""] * self.words + [f"{text}, " for text, span in self.groups for _ in range(span)]
         above += [""] * (len(self.heads) - len(above))
         heads = [markdown_text(a + head) for a, head in zip(above, self.heads, strict=True)]

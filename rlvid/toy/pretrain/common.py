@@ -35,7 +35,7 @@ def draw_footage(count: int, generator: torch.Generator, degraded: float | Mappi
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:
-    """Returns linear warm-up, then half a cosine down to 2 % of the peak."""
+    """Returns the learning rate of a step: linear warm-up, then half a cosine down to 2 % of the peak."""
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)
@@ -44,7 +44,7 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> floa
 
 def half(device: torch.device) -> torch.autocast:
     """Bfloat16 where the device computes in it; a CPU without AVX-512 takes nine times as long as with float32."""
-    able = device.type != "cpu" or torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
+    able = device.type != "cpu" or torch.backends.cpu.get_cpu_capability() not in ("NO AVX", "DEFAULT", "AVX2")
     return torch.autocast(device.type, torch.bfloat16, enabled=able)
 
 

@@ -51,7 +51,7 @@ class Phase:
 
 
 def build_denoiser(text_width: int = 64) -> UNet3DConditionModel:
-    """Returns two levels of 32 and 64 channels, all attentions in both, 1.9 M parameters; no dropout."""
+    """Builds the denoiser: two levels of 32 and 64 channels, attention in both, 1.9 M parameters, no dropout."""
     denoiser = UNet3DConditionModel(
         sample_size=8,
         block_out_channels=(32, 64),

@@ -27,7 +27,7 @@ ARCHITECTURE: dict[str, Any] = {
 
 
 def build_reward(vocabulary: int) -> CLIP:
-    """Returns a ViT of three layers over 4 x 4 patches and a text transformer of two, 0.3 M parameters."""
+    """Builds the reward: a ViT of three layers over 4 x 4 patches, a text transformer of two; 0.3 M parameters."""
     vision = CLIPVisionCfg(**ARCHITECTURE["vision_cfg"])
     text = CLIPTextCfg(vocab_size=vocabulary, **ARCHITECTURE["text_cfg"])
     return CLIP(embed_dim=ARCHITECTURE["embed_dim"], vision_cfg=vision, text_cfg=text)
@@ -130,7 +130,7 @@ def fit_reward(
 
 @torch.no_grad()
 def preference_accuracy(model: CLIP, vae: AutoencoderKL, tokenizer: CLIPTokenizer, seed: int = 99) -> dict[str, float]:
-    """Returns share of held-out pairs in which the clean frame, and the frame that fits the caption, scores higher."""
+    """Returns the share of held-out pairs where the clean frame, or the one that fits the caption, scores higher."""
     pairs = PreferencePairs(vae, tokenizer, torch.Generator().manual_seed(seed))
     tokens, good, bad, wrong = pairs.draw(512)
     text = model.encode_text(tokens, normalize=True)

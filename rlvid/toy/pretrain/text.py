@@ -54,7 +54,7 @@ def _byte_alphabet() -> list[int]:
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer, width: int = 64) -> CLIPTextModel:
-    """Returns two layers of four heads; trained together with the denoiser."""
+    """Builds the text encoder: two layers of four heads, trained together with the denoiser."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
