@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import re
 import resource
 import shutil
@@ -17,8 +16,6 @@ from typing import Any
 import pytest
 import torch
 from helpers import save_run
-from ray.exceptions import ActorUnavailableError
-from ray.train import ControllerError
 
 from rlvid.algorithms.base import Samples
 from rlvid.config import load_config
@@ -31,7 +28,6 @@ from rlvid.storage import Mirror, run_mirror
 from rlvid.train import worker as worker_module
 from rlvid.train.audit import archive_faults, starts, tensorboard_faults
 from rlvid.train.checkpoint import checkpoint_write_errors
-from rlvid.train.fit import fit_again, reason
 from rlvid.train.metrics import TensorBoard
 from rlvid.train.preflight import prepare
 from rlvid.train.record import RECORD, check_resume, recorded, repair_record
@@ -413,52 +409,3 @@ def test_a_node_that_is_announced_to_leave_brings_one_checkpoint(monkeypatch: py
     assert [worker.preempted() for _ in range(5)] == [False, True, False, True, False]
     worker._watched = False
     assert not worker.preempted()  # and Ray Train is not asked, for that is a barrier
-
-
-def test_a_node_lost_while_workers_start_is_outlived_as_often_as_lost_workers_are() -> None:
-    lost = ControllerError(ActorUnavailableError("Socket closed", b"0" * 16))
-    lost = pickle.loads(pickle.dumps(lost))  # as it comes from Ray Train's controller
-    done, broken = {"problem": None}, {"damaged": {"step-000004": "wrong bytes"}}
-    ends: list[Any] = [lost, lost, done]
-    repaired: list[dict[str, str]] = []
-
-    def fit() -> Any:
-        end = ends.pop(0)
-        if isinstance(end, Exception):
-            raise end
-        return SimpleNamespace(return_value=end)
-
-    assert fit_again(fit, 2, repaired.append) == done
-    ends = [ActorUnavailableError("the controller is gone", b"0" * 16), done]
-    assert fit_again(fit, 1, repaired.append) == done
-    ends = [lost, lost, done]
-    with pytest.raises(ControllerError, match="Socket closed"):
-        fit_again(fit, 1, repaired.append)
-    ends = [ControllerError(ValueError("a fault of the program")), done]
-    with pytest.raises(ControllerError, match="a fault of the program"):
-        fit_again(fit, 2, repaired.append)
-    assert (ends, repaired) == ([done], [])
-    ends = [broken, lost, done]
-    assert fit_again(fit, 1, repaired.append) == done
-    assert repaired == [broken["damaged"]]
-
-
-@pytest.mark.parametrize(
-    ("written", "said"), [("Timeout (0:00:02)!\n", "gave no answer for 2 s"), ("step 3\n", "worker 0, after step 3")]
-)
-def test_a_worker_killed_inside_a_rewards_call_is_told_from_one_whose_reward_hung(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str, said: str
-) -> None:
-    import ray
-
-    (tmp_path / "logs").mkdir()
-    (tmp_path / "logs" / "worker-00.log").write_text(written)
-    monkeypatch.setattr(ray, "get", lambda given, timeout: given)
-    progress = SimpleNamespace(
-        get=SimpleNamespace(remote=lambda: ({"step": 3},)),
-        overdue=SimpleNamespace(remote=lambda: {0: "the reward mine gave no answer for 2 s"}),
-    )
-    error = RuntimeError("workers failed")
-    error.worker_failures = {0: RuntimeError("actor died")}  # type: ignore[attr-defined]
-    assert said in reason(error, tmp_path, progress, logs_here=True)
-    assert "gave no answer" in reason(error, tmp_path, progress, logs_here=False)
