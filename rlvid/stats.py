@@ -83,14 +83,12 @@ def bootstrap_means(
     return sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
 
 
-def bootstrap_interval(
-    values: np.ndarray, clusters: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[float, float]:
+def bootstrap_interval(values: np.ndarray, clusters: np.ndarray, resamples: int = RESAMPLES) -> tuple[float, float]:
     """Ends of the 95 % interval of the mean: percentiles over ``bootstrap_means``; NaN for fewer than two clusters."""
     if len(np.unique(clusters)) < 2:
         return math.nan, math.nan
     low, high = np.percentile(
-        bootstrap_means(values, clusters, resamples, np.random.default_rng(seed)), [100 * (1 - _UPPER), 100 * _UPPER]
+        bootstrap_means(values, clusters, resamples, np.random.default_rng(0)), [100 * (1 - _UPPER), 100 * _UPPER]
     )
     return float(low), float(high)
 

@@ -31,7 +31,7 @@ import torch
 
 from jobs.benchmark.options import PRESETS, check_out, fill_in, make_parser
 from jobs.benchmark.parts import Bench, matrix_rate, prepare
-from jobs.benchmark.planned import Planned
+from jobs.benchmark.prediction import PeakPrediction
 from jobs.benchmark.record import Record, TooLong, at_most, open_record, setup
 from jobs.benchmark.step import distance, measure, measure_both
 from jobs.benchmark.tables import brief, tables
@@ -59,9 +59,9 @@ class Session:
         self._adapter = [parameter.detach().clone() for parameter in lora_parameters(self.bench.model.denoiser)]
 
     @cached_property
-    def planned(self) -> Planned:
-        """The plan, which takes half a minute at full size."""
-        return Planned(self.options)
+    def prediction(self) -> PeakPrediction:
+        """What the plan predicts; it takes half a minute at full size."""
+        return PeakPrediction(self.options)
 
     def restore(self) -> None:
         """Restores the adapter, makes a new optimiser, and frees the memory of the last part."""
@@ -94,7 +94,7 @@ def step(session: Session) -> dict[str, Any]:
 def videos(session: Session, number: int, recompute: bool) -> dict[str, Any]:
     found = session.steps(session.bench.with_clips(number, recompute))
     del found["gradient"]
-    return found | {"videos": number, "recompute": recompute, "planned": session.planned(number, recompute)}
+    return found | {"videos": number, "recompute": recompute, "planned": session.prediction(number, recompute)}
 
 
 def torch_compile(session: Session) -> dict[str, Any]:

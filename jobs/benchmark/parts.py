@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from jobs.benchmark.released import FreshText, Released, nested_checkpoints
+from jobs.benchmark.released import FreshText, ReleasedModel, nested_checkpoints
 from rlvid import randomness
 from rlvid.algorithms.base import Batch, Context, Stopwatch, peak_memory
 from rlvid.algorithms.instructvideo import InstructVideo
@@ -127,7 +127,7 @@ class Bench:
 
     config: RunConfig
     model: UNet3DModel
-    released: Released
+    released: ReleasedModel
     reward: ClipReward
     engine: TorchEngine
     meter: Meter
@@ -199,7 +199,7 @@ def prepare(options: argparse.Namespace) -> Bench:
     shape = {"frames": options.frames, "size": options.size}
     config = config_of(options)
     parts, reward = build(options.preset, options.precision, device)
-    model, released = UNet3DModel(**parts, **shape), Released(**parts, **shape, decode_chunk=1)
+    model, released = UNet3DModel(**parts, **shape), ReleasedModel(**parts, **shape, decode_chunk=1)
     inject_lora(model.denoiser, 4, config.model.lora.targets, seed=0)
     for parameter in lora_parameters(model.denoiser):
         nn.init.normal_(parameter, std=0.02)  # an adapter whose B is zero would leave A without gradient

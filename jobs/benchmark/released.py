@@ -32,8 +32,8 @@ from rlvid.models.unet3d import UNet3DModel
 from rlvid.reward.clip import ClipReward
 
 
-class Released(UNet3DModel):
-    """The model; ``decode_chunk=1`` makes it encode and decode frame by frame."""
+class ReleasedModel(UNet3DModel):
+    """The model as released code drives it; ``decode_chunk=1`` makes it encode and decode frame by frame."""
 
     negative_1LD: Tensor
 

@@ -18,7 +18,7 @@ from rlvid import randomness
 from rlvid.algorithms.advantages import PromptStatistics
 from rlvid.algorithms.base import Algorithm, Batch, Context, Update, totals
 from rlvid.algorithms.rollout import Rollout, clip_range, replay, roll_out_and_score
-from rlvid.algorithms.scoring import Scored, all_rewards, attach
+from rlvid.algorithms.scoring import BatchRewards, all_rewards, attach
 from rlvid.config.methods import DdpoConfig
 
 
@@ -51,7 +51,7 @@ class Ddpo(Algorithm):
                     last = place + 1 == len(rollouts) and turn + 1 == trained
                     yield Update(loss * (len(rollout.batch) / share / trained), last, metrics)
 
-    def advantages(self, batch: Batch, scores: list[Scored]) -> Tensor:
+    def advantages(self, batch: Batch, scores: list[BatchRewards]) -> Tensor:
         """Returns advantage_B of this worker's videos, from the rewards of all workers' videos."""
         workers = self.context.workers
         prompts, rewards, rounding = all_rewards(workers, batch, scores)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from rlvid import randomness
 from rlvid.algorithms.base import Algorithm, Batch, Context, Update, totals
 from rlvid.algorithms.rollout import Rollout, Transition, clip_range, replay, roll_out_and_score
-from rlvid.algorithms.scoring import Scored, attach
+from rlvid.algorithms.scoring import BatchRewards, attach
 from rlvid.algorithms.value import ValueNetwork
 from rlvid.config.methods import DpokConfig
 
@@ -43,7 +43,7 @@ class Dpok(Algorithm):
             errors = [self.fit_value(batch, rollouts, scores, turn) for turn in range(self.method.value_steps)]
         yield from attach(self.train(rollouts, scores, errors[-1], len(batch)), scores)
 
-    def train(self, rollouts: list[Rollout], scores: list[Scored], error: float, share: int) -> Iterator[Update]:
+    def train(self, rollouts: list[Rollout], scores: list[BatchRewards], error: float, share: int) -> Iterator[Update]:
         """Yields the losses of ``policy_steps`` optimiser steps; ``share`` is how many videos the worker made."""
         for turn in range(self.method.policy_steps):
             for place, (rollout, scored) in enumerate(zip(rollouts, scores, strict=True)):
@@ -75,7 +75,7 @@ class Dpok(Algorithm):
         assert self.value is not None
         return self.value(taken.before_BCFhw, taken.text_BLD, taken.timestep_B)
 
-    def fit_value(self, batch: Batch, rollouts: list[Rollout], scores: list[Scored], turn: int) -> float:
+    def fit_value(self, batch: Batch, rollouts: list[Rollout], scores: list[BatchRewards], turn: int) -> float:
         """Takes one step of the value network towards the final rewards; returns the mean squared error before it."""
         assert self.value is not None
         self.optimizer.zero_grad()
@@ -92,7 +92,7 @@ class Dpok(Algorithm):
             self.optimizer.step()
         return total
 
-    def loss(self, scored: Scored, taken: Transition) -> tuple[Tensor, dict[str, Any]]:
+    def loss(self, scored: BatchRewards, taken: Transition) -> tuple[Tensor, dict[str, Any]]:
         """Returns the policy and the KL term of one step of each video."""
         context, guidance = self.context, self.context.config.sampling.guidance
         with torch.no_grad():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlvid.algorithms.base import Batch, Context
-from rlvid.algorithms.scoring import Scored, score
+from rlvid.algorithms.scoring import BatchRewards, score
 from rlvid.config.methods import PolicyGradient
 from rlvid.diffusion.chain import Step, denoise
 from rlvid.diffusion.ddim import log_probability, sigma, step_mean
@@ -92,7 +92,7 @@ def roll_out(context: Context, batch: Batch) -> Rollout:
 
 
 @torch.no_grad()
-def roll_out_and_score(context: Context, batch: Batch) -> tuple[list[Rollout], list[Scored]]:
+def roll_out_and_score(context: Context, batch: Batch) -> tuple[list[Rollout], list[BatchRewards]]:
     """Returns the rollouts of the batch's micro-batches, and their rewards."""
     rollouts = [roll_out(context, part) for part in batch.split(context.config.micro_batch)]
     return rollouts, [score(context, rollout.batch, rollout.latents_BCFhw) for rollout in rollouts]

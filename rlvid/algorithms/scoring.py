@@ -19,7 +19,7 @@ log = logging.getLogger("rlvid.algorithms")
 
 
 @dataclass(frozen=True)
-class Scored:
+class BatchRewards:
     """The rewards of a batch: ``reward_B`` with its graph, if there is one.
 
     Where ``valid_B`` is False the reward failed on sound frames: ``reward_B`` is 0 there, without gradient.
@@ -56,7 +56,7 @@ def every_frame(context: Context, batch: Batch) -> FramePlan:
     return FramePlan(every_BF, alike_BF, normalised=True)
 
 
-def score(context: Context, batch: Batch, latents_BCFhw: Tensor) -> Scored:
+def score(context: Context, batch: Batch, latents_BCFhw: Tensor) -> BatchRewards:
     """Decodes the planned frames of clean latents and rewards them; gradient flows if it may."""
     chosen = plan(context, batch)
     with context.stopwatch.stage("decode"):
@@ -91,10 +91,10 @@ def score(context: Context, batch: Batch, latents_BCFhw: Tensor) -> Scored:
         held_out_B,
     )
     rounding = rounding_of(scores_BS.dtype, getattr(torch, context.config.reward.precision))
-    return Scored(reward_B, valid_B, metrics, samples, rounding)
+    return BatchRewards(reward_B, valid_B, metrics, samples, rounding)
 
 
-def all_rewards(workers: WorkerGroup, batch: Batch, scores: list[Scored]) -> tuple[list[str], list[float], float]:
+def all_rewards(workers: WorkerGroup, batch: Batch, scores: list[BatchRewards]) -> tuple[list[str], list[float], float]:
     """Returns prompts and rewards of all workers' videos in the global order, NaN without a reward; their rounding."""
     sound = [torch.where(s.valid_B & s.reward_B.isfinite(), s.reward_B, torch.nan) for s in scores]
     reward_B = torch.cat(sound).tolist()
@@ -105,7 +105,7 @@ def all_rewards(workers: WorkerGroup, batch: Batch, scores: list[Scored]) -> tup
     return list(prompts), list(rewards), max(roundings)
 
 
-def attach(updates: Iterator[Update], scores: list[Scored]) -> Iterator[Update]:
+def attach(updates: Iterator[Update], scores: list[BatchRewards]) -> Iterator[Update]:
     """Yields the updates of a batch; the first one carries the metrics of its videos, and the videos."""
     for index, update in enumerate(updates):
         if index == 0:

@@ -9,7 +9,7 @@ from torch import Tensor
 from rlvid import randomness
 from rlvid.algorithms.base import Algorithm, Batch, Update, totals
 from rlvid.algorithms.rollout import sample
-from rlvid.algorithms.scoring import Scored, all_rewards, attach, score
+from rlvid.algorithms.scoring import BatchRewards, all_rewards, attach, score
 from rlvid.config import methods as settings
 
 
@@ -36,7 +36,7 @@ class Supervised(Algorithm):
         yield from attach(self.train(batch.take(rows), latents[rows], weight_B[rows], len(batch)), scores)
 
     @torch.no_grad()
-    def collect(self, batch: Batch) -> tuple[Tensor, list[Scored]]:
+    def collect(self, batch: Batch) -> tuple[Tensor, list[BatchRewards]]:
         """Returns clean latents (B, C, F, h, w) from pure noise, and what each micro-batch was worth."""
         parts = list(batch.split(self.context.config.micro_batch))
         latents = [sample(self.context, part) for part in parts]

@@ -2,17 +2,19 @@
 
 from rlvid.config.methods import kept_steps
 
+_TRAIN_STEPS = 1000
 
-def timesteps(steps: int, *, train_steps: int = 1000, offset: int = 1) -> list[int]:
+
+def timesteps(steps: int) -> list[int]:
     """Returns DDIM's timesteps, from noisy to clean, in leading spacing: 951, 901, ..., 51, 1 for 20 steps.
 
     Raises:
-        ValueError: ``steps`` outside 1 .. ``train_steps / 2``: with more, the grid stays too far below full noise.
+        ValueError: ``steps`` outside 1 .. 500: with more, the grid stays too far below full noise.
     """
-    if not 1 <= steps <= train_steps // 2:
-        raise ValueError(f"sampling.steps = {steps}; allowed: 1 to {train_steps // 2}")
-    stride = train_steps // steps
-    return [index * stride + offset for index in reversed(range(steps))]
+    if not 1 <= steps <= _TRAIN_STEPS // 2:
+        raise ValueError(f"sampling.steps = {steps}; allowed: 1 to {_TRAIN_STEPS // 2}")
+    stride = _TRAIN_STEPS // steps
+    return [index * stride + 1 for index in reversed(range(steps))]
 
 
 def partial(grid: list[int], tau: float) -> list[int]:

@@ -16,6 +16,8 @@ from rlvid.models.untrained import fill_constants
 from rlvid.models.weights import check_texts, fill, read_json, read_weights
 from rlvid.reward.load import BUILTIN, load_builtin
 
+_CHUNK = 64  # most images that are embedded at once
+
 
 class FrameTextModel(Protocol):
     """A model that embeds frames and prompts in one space, as every CLIP reward does."""
@@ -34,7 +36,6 @@ class NamedClip:
         images: N images (C, H, W), uint8, on the CPU -> features (N, D).
         texts: N prompts -> features (N, D).
         limit: of a prompt.
-        chunk: most images that are embedded at once.
     """
 
     def __init__(
@@ -42,15 +43,14 @@ class NamedClip:
         images: Callable[[list[Tensor]], Tensor],
         texts: Callable[[list[str]], Tensor],
         limit: TextLimit,
-        chunk: int = 64,
     ) -> None:
-        self._images, self._texts, self.limit, self._chunk = images, texts, limit, chunk
+        self._images, self._texts, self.limit = images, texts, limit
 
     @torch.no_grad()
     def image_features(self, frames_BSCHW: Tensor) -> Tensor:
         """See ``FrameTextModel``; frames are rounded to 8 bits, as in a video file."""
         pixels = (frames_BSCHW.flatten(0, 1).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
-        features = torch.cat([self._images(list(part)) for part in pixels.split(self._chunk)]).float()
+        features = torch.cat([self._images(list(part)) for part in pixels.split(_CHUNK)]).float()
         return F.normalize(features, dim=-1).unflatten(0, frames_BSCHW.shape[:2])
 
     @torch.no_grad()

@@ -24,6 +24,7 @@ from rlvid.plots.video import gif_bytes, write_mp4
 MARGIN, GAP, TILE = 36, 6, 160
 """Pixels; a tile is at most TILE wide unless a frame's integer multiple says less."""
 _SIDE = 192  # pixels of a frame in a moving file, at least
+_COLUMNS = 8  # of `draw_steps`, at most
 
 
 def draw_models(
@@ -98,21 +99,21 @@ def draw_models(
     save(image, path)
 
 
-def draw_steps(path: str | Path, prompts: Sequence[str], frames: Mapping[int, Tensor], *, columns: int = 8) -> None:
+def draw_steps(path: str | Path, prompts: Sequence[str], frames: Mapping[int, Tensor]) -> None:
     """Writes a PNG with a row a prompt and a column a training step: the central frame of each video.
 
     Args:
         path: of the PNG; written as a whole.
         prompts: N prompts, written above their rows.
-        frames: training step -> (N, F, 3, H, W), float in [0, 1] or uint8.
-        columns: most steps that are shown; with more, the first, the last and some between.
+        frames: training step -> (N, F, 3, H, W), float in [0, 1] or uint8; of many, the first, the last and some
+            between are shown.
 
     Raises:
         ValueError: no prompts or steps, or shapes that do not fit.
     """
-    if not frames or columns < 2:
-        raise ValueError(f"draw_steps: {len(frames)} steps, columns = {columns}; expected 1 or more, and 2 or more")
-    shown = spread(sorted(frames), columns)
+    if not frames:
+        raise ValueError("draw_steps: 0 steps; expected 1 or more")
+    shown = spread(sorted(frames), _COLUMNS)
     draw_models(path, prompts, {f"step {step:,}": list(frames[step]) for step in shown}, shown=1)
 
 

@@ -87,7 +87,7 @@ class Verdict:
         )  # fmt: skip
 
 
-def judge(evaluations: Sequence[MetricValues], alpha: float = ALPHA) -> Verdict:
+def judge(evaluations: Sequence[MetricValues]) -> Verdict:
     """Judges evaluations in the order of their steps, the base model first; the rule is at the top of this file.
 
     Raises:
@@ -100,8 +100,8 @@ def judge(evaluations: Sequence[MetricValues], alpha: float = ALPHA) -> Verdict:
     warnings, before, lost = dict[str, Loss](), dict[str, Loss](), dict[str, Loss]()
     for at in range(1, len(evaluations)):
         rising = finite_mean(evaluations[at][TRAINED]) > finite_mean(evaluations[best][TRAINED])
-        lost = {m: loss for m in TOLERANCE if (loss := lost_at(evaluations, m, at, alpha)) and rising}
-        if (loss := lost_at(evaluations, HELD_OUT, at, alpha)) and lost_at(evaluations, TRAINED, at, alpha):
+        lost = {m: loss for m in TOLERANCE if (loss := lost_at(evaluations, m, at)) and rising}
+        if (loss := lost_at(evaluations, HELD_OUT, at)) and lost_at(evaluations, TRAINED, at):
             lost[COLLAPSE] = replace(loss, metric=COLLAPSE)
         warnings |= {m: loss for m, loss in lost.items() if m in before and m not in warnings}
         harmful = bool({HELD_OUT, COLLAPSE} & warnings.keys())
@@ -111,7 +111,7 @@ def judge(evaluations: Sequence[MetricValues], alpha: float = ALPHA) -> Verdict:
     return Verdict(best, warnings, tuple(lost.values()), held_out)
 
 
-def lost_at(evaluations: Sequence[MetricValues], metric: str, at: int, alpha: float = ALPHA) -> Loss | None:
+def lost_at(evaluations: Sequence[MetricValues], metric: str, at: int) -> Loss | None:
     """Returns the loss of ``metric`` at evaluation ``at`` beyond tolerance and noise; None if there is none."""
     means = [finite_mean(evaluation[metric]) for evaluation in evaluations[:at]]
     if not any(map(math.isfinite, means)):
@@ -125,7 +125,7 @@ def lost_at(evaluations: Sequence[MetricValues], metric: str, at: int, alpha: fl
     left = after - (1 - TOLERANCE.get(metric, 0.0)) * before
     if len(left) < 2:
         return None
-    half = t_quantile(1 - alpha / at, len(left) - 1) * float(left.std(ddof=1)) / math.sqrt(len(left))
+    half = t_quantile(1 - ALPHA / at, len(left) - 1) * float(left.std(ddof=1)) / math.sqrt(len(left))
     half = max(half, ROUNDING * float(np.abs(before).max()))
     if not float(left.mean()) + half < 0:
         return None

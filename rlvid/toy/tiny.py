@@ -17,9 +17,9 @@ from rlvid.toy.pretrain.denoiser import build_scheduler
 from rlvid.toy.pretrain.text import CONTEXT_LENGTH, build_text_encoder, build_tokenizer
 
 
-def tiny_model(seed: int = 0, *, frames: int = 4, size: int = 16) -> UNet3DModel:
+def tiny_model(*, frames: int = 4, size: int = 16) -> UNet3DModel:
     """Makes a random model with 60 k parameters; draws temporal convolutions anew, because they start at zero."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     unet = UNet3DConditionModel(
         sample_size=size // 2,
         block_out_channels=(8, 16),
@@ -57,11 +57,11 @@ def save_tiny_model(folder: Path) -> None:
     save_tokenizer(model.tokenizer, folder / "tokenizer")
 
 
-def tiny_reward(seed: int = 0, size: int = 16) -> ClipReward:
-    """Returns a random reward of open_clip's class over frames of ``size`` pixels."""
+def tiny_reward(seed: int = 0) -> ClipReward:
+    """Returns a random reward of open_clip's class over frames of 16 pixels."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
-    vision = CLIPVisionCfg(layers=1, width=16, head_width=8, image_size=size, patch_size=4)
+    vision = CLIPVisionCfg(layers=1, width=16, head_width=8, image_size=16, patch_size=4)
     text = CLIPTextCfg(context_length=CONTEXT_LENGTH, vocab_size=len(tokenizer), width=16, heads=2, layers=1)
 
     def tokenise(prompts: list[str]) -> Tensor:
@@ -69,20 +69,20 @@ def tiny_reward(seed: int = 0, size: int = 16) -> ClipReward:
             prompts, padding="max_length", truncation=True, max_length=CONTEXT_LENGTH, return_tensors="pt"
         ).input_ids
 
-    return ClipReward(CLIP(16, vision, text), tokenise, Preprocess(size))
+    return ClipReward(CLIP(16, vision, text), tokenise, Preprocess(16))
 
 
-def save_tiny_clip(folder: Path, seed: int = 0, size: int = 16) -> None:
+def save_tiny_clip(folder: Path, seed: int = 0) -> None:
     """Writes a random CLIP as a Hugging Face folder: model, tokenizer and image processor."""
     tokenizer = build_tokenizer()
     shared = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     text = shared | {"vocab_size": len(tokenizer), "max_position_embeddings": CONTEXT_LENGTH}
     text |= {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
-    vision = shared | {"image_size": size, "patch_size": 4}
+    vision = shared | {"image_size": 16, "patch_size": 4}
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16))
     generator = torch.Generator().manual_seed(seed)
     for _, parameter in sorted(model.named_parameters()):
         parameter.data.copy_(torch.randn(parameter.shape, generator=generator) / 4)
-    processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    processor = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
     for part in (model, tokenizer, processor):
         part.save_pretrained(folder)

@@ -121,12 +121,12 @@ def _match(relief_BFP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return kind_B, placement_T3[index_BF], F.normalize(explained_BFK.gather(2, chosen_BF1)[..., 0], p=1, dim=1)
 
 
-def _refine(relief_BFP: Tensor, kind: int, placement_BF3: Tensor, steps: int = 5) -> Tensor:
+def _refine(relief_BFP: Tensor, kind: int, placement_BF3: Tensor) -> Tensor:
     """Gauss-Newton on the placement: relief = a + b * coverage(placement), with a and b free in every frame."""
     delta, reach = 0.1 / SIZE, 1.5 / SIZE
     relief_NP1 = relief_BFP.flatten(0, 1)[:, :, None]
     placement_N3 = start_N3 = placement_BF3.flatten(0, 1)
-    for _ in range(steps):
+    for _ in range(5):
         coverage_NP = _coverage(kind, placement_N3)
         slopes = [(_coverage(kind, placement_N3 + delta * e) - coverage_NP) / delta for e in torch.eye(3)]
         basis_NP5 = torch.stack([torch.ones_like(coverage_NP), coverage_NP, *slopes], dim=2)

@@ -98,8 +98,8 @@ def test_every_table_and_picture_of_an_evaluation_takes_every_name(tmp_path: Pat
     summaries, comparisons = summarise(rows), compare_all(rows)
     write_results(tmp_path, rows, facts={name: name})
     write_layouts(tmp_path, rows, "base", groups)
-    write_pairwise(tmp_path, pairwise(rows, groups, "base", resamples=10), groups)
-    write_seeds(tmp_path, seed_results(rows, groups, "base", resamples=10))
+    write_pairwise(tmp_path, pairwise(rows, groups, "base"), groups)
+    write_seeds(tmp_path, seed_results(rows, groups, "base"))
     for path in tmp_path.glob("*.md"):
         assert not re.search("<(?:a|img|b|code|em|strong>[^<]*http)", html(path.read_text(encoding="utf-8"))), path
     for path in tmp_path.glob("*.csv"):

@@ -14,7 +14,7 @@ import numpy as np
 
 from rlvid.evaluate.results.rows import Row, metrics_of
 from rlvid.metric_names import main_metrics
-from rlvid.stats import RESAMPLES, beyond_chance, bootstrap_interval, welch
+from rlvid.stats import beyond_chance, bootstrap_interval, welch
 
 MAX_PAIRWISE_ROWS = 10
 """Largest number of rows; more rows have too many pairs to read."""
@@ -45,16 +45,13 @@ class Pairwise:
         return beyond_chance(self.low, self.high, self.prompts) != 0 and by_seeds
 
 
-def pairwise(
-    rows: Sequence[Row], groups: Mapping[str, Sequence[str]], base: str, *, resamples: int = RESAMPLES
-) -> list[Pairwise]:
+def pairwise(rows: Sequence[Row], groups: Mapping[str, Sequence[str]], base: str) -> list[Pairwise]:
     """Compares every pair of rows, for each number of steps and metric; the higher one is ``first``.
 
     Args:
         rows: of one prompt set, see ``rlvid.evaluate.results.rows.pooled``.
         groups: names of models by the row that they are together.
         base: name of the base model, a row of its own.
-        resamples: of the bootstrap.
     """
     metrics, videos = main_metrics(metrics_of(rows)), dict[int, dict[tuple[int, int], dict[str, Row]]]()
     for row in rows:
@@ -73,7 +70,7 @@ def pairwise(
                     one, other = (1, 0) if sides[1][whole].mean() > sides[0][whole].mean() else (0, 1)
                     seeds = [[] if pair[i] == base else sides[i][whole].mean(0).tolist() for i in (one, other)]
                     gains = sides[one][whole].mean(1) - sides[other][whole].mean(1)
-                    low, high = bootstrap_interval(gains, prompts, resamples)
+                    low, high = bootstrap_interval(gains, prompts)
                     counts = (len(gains), len(set(prompts.tolist())))
                     found.append(
                         Pairwise(

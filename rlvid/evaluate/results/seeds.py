@@ -18,7 +18,7 @@ from rlvid.config import RunConfig
 from rlvid.evaluate.models import EvaluatedModel
 from rlvid.evaluate.results.rows import Row, metrics_of
 from rlvid.evaluate.results.summary import pair_up, paired_scores
-from rlvid.stats import RESAMPLES, bootstrap_interval, mean_interval
+from rlvid.stats import bootstrap_interval, mean_interval
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,6 @@ def seed_results(
     groups: Mapping[str, Sequence[str]],
     base: str,
     metrics: Sequence[str] | None = None,
-    *,
-    resamples: int = RESAMPLES,
 ) -> list[SeedResult]:
     """Returns every metric of the base and of every group, for each prompt set and number of steps.
 
@@ -138,7 +136,6 @@ def seed_results(
         groups: as ``group_seeds`` gives them.
         base: name of the base model.
         metrics: default: all.
-        resamples: of the bootstrap.
     """
     by_model: dict[str, list[Row]] = {}
     for row in rows:
@@ -152,13 +149,13 @@ def seed_results(
                 seeds = [each for each in seeds if len(each[0])]
                 if seeds:
                     mean, half = mean_interval([float(after.mean()) for _, after, _ in seeds])
-                    gained = _gain(seeds, resamples) if group != base else (math.nan,) * 3
+                    gained = _gain(seeds) if group != base else (math.nan,) * 3
                     results.append(SeedResult(group, set_name, steps, metric, len(seeds), mean, half, *gained))
     return results
 
 
-def _gain(seeds: list[tuple[np.ndarray, np.ndarray, np.ndarray]], resamples: int) -> tuple[float, float, float]:
+def _gain(seeds: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[float, float, float]:
     """Returns the mean difference over the videos of all seeds, and its interval; a prompt is drawn with all videos."""
     gains = np.concatenate([after - before for before, after, _ in seeds])
     prompts = np.concatenate([each for *_, each in seeds])
-    return float(gains.mean()), *bootstrap_interval(gains, prompts, resamples)
+    return float(gains.mean()), *bootstrap_interval(gains, prompts)

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from rlvid.evaluate.results.rows import Row, metrics_of
 from rlvid.shapes import ROUNDING
-from rlvid.stats import beyond_chance, bootstrap_interval, mean_and_std
+from rlvid.stats import RESAMPLES, beyond_chance, bootstrap_interval, mean_and_std
 
 
 @dataclass(frozen=True)
@@ -79,16 +79,13 @@ def summarise(rows: Iterable[Row]) -> list[Summary]:
     return summaries
 
 
-def compare(
-    base_rows: Iterable[Row], tuned_rows: Iterable[Row], *, resamples: int = 2000, seed: int = 0
-) -> list[Comparison]:
+def compare(base_rows: Iterable[Row], tuned_rows: Iterable[Row], *, resamples: int = RESAMPLES) -> list[Comparison]:
     """Compares two models: tuned minus base in every metric for each (set, steps), paired by (set, steps, index, copy).
 
     Args:
         base_rows: rows of one model.
         tuned_rows: rows of another model, from the same prompts, steps and seed.
         resamples: of the bootstrap over prompts; the videos of a prompt are drawn together.
-        seed: of the bootstrap.
 
     Raises:
         ValueError: the two do not hold the same videos, or one holds more than one model.
@@ -97,7 +94,7 @@ def compare(
     for (set_name, steps), pairs in pair_up(base_rows, tuned_rows).items():
         for metric in metrics_of(row for pair in pairs for row in pair):
             before, after, prompts = paired_scores(pairs, metric)
-            gained = _paired(before, after, prompts, resamples, seed)
+            gained = _paired(before, after, prompts, resamples)
             counts = (len(before), len(np.unique(prompts)), len(pairs) - len(before))
             comparisons.append(
                 Comparison(pairs[0][0].model, pairs[0][1].model, set_name, steps, metric, *counts, *gained)
@@ -144,13 +141,13 @@ def _by_video(rows: Iterable[Row], side: str) -> dict[tuple[str, int, int, int],
 
 
 def _paired(
-    before: np.ndarray, after: np.ndarray, prompts: np.ndarray, resamples: int, seed: int
+    before: np.ndarray, after: np.ndarray, prompts: np.ndarray, resamples: int
 ) -> tuple[float, float, float, float]:
     """Returns the mean difference, its 95 % interval by the paired bootstrap, and the same in base deviations."""
     gain = after - before
     if not len(gain):
         return (float("nan"),) * 4
-    low, high = bootstrap_interval(gain, prompts, resamples, seed)
+    low, high = bootstrap_interval(gain, prompts, resamples)
     std = before.std(ddof=1) if len(gain) > 1 else 0.0
     real = std > ROUNDING * np.abs(before).max()  # else rounding made it
     return float(gain.mean()), low, high, float(gain.mean() / std) if real else float("nan")

@@ -69,8 +69,8 @@ def fit_autoencoder(seed: int, steps: tuple[int, int, int], device: torch.device
 
 
 @torch.no_grad()
-def clean_error(vae: AutoencoderKL, seed: int = 7) -> float:
+def clean_error(vae: AutoencoderKL) -> float:
     """Returns the mean absolute error of reconstruction on clean frames in [-1, 1]."""
-    footage = draw_footage(128, torch.Generator().manual_seed(seed), degraded=0.0)
+    footage = draw_footage(128, torch.Generator().manual_seed(7), degraded=0.0)
     frames = footage.clean_BFCHW[:, ::4].flatten(0, 1).to(vae.device) * 2 - 1
     return (vae.decode(vae.encode(frames).latent_dist.mean).sample - frames).abs().mean().item()

@@ -34,8 +34,9 @@ def draw_footage(count: int, generator: torch.Generator, degraded: float | Mappi
     return Footage(clips, write_captions(clips, generator), clean, frames)
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:
-    """Returns the learning rate of a step: linear warm-up, then half a cosine down to 2 % of the peak."""
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Returns a step's learning rate: linear warm-up over 100 steps, then half a cosine down to 2 % of the peak."""
+    warmup = 100
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)

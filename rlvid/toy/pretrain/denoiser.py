@@ -50,7 +50,7 @@ class Phase:
     """Share of degraded clips, of all kinds or of each; in the last phase it is the room for reward fine-tuning."""
 
 
-def build_denoiser(text_width: int = 64) -> UNet3DConditionModel:
+def build_denoiser() -> UNet3DConditionModel:
     """Builds the denoiser: two levels of 32 and 64 channels, attention in both, 1.9 M parameters, no dropout."""
     denoiser = UNet3DConditionModel(
         sample_size=8,
@@ -59,7 +59,7 @@ def build_denoiser(text_width: int = 64) -> UNet3DConditionModel:
         up_block_types=("CrossAttnUpBlock3D",) * 2,
         layers_per_block=1,
         norm_num_groups=8,
-        cross_attention_dim=text_width,
+        cross_attention_dim=64,
         attention_head_dim=8,
     )
     for module in denoiser.modules():

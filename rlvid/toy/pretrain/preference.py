@@ -129,9 +129,9 @@ def fit_reward(
 
 
 @torch.no_grad()
-def preference_accuracy(model: CLIP, vae: AutoencoderKL, tokenizer: CLIPTokenizer, seed: int = 99) -> dict[str, float]:
+def preference_accuracy(model: CLIP, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> dict[str, float]:
     """Returns the share of held-out pairs where the clean frame, or the one that fits the caption, scores higher."""
-    pairs = PreferencePairs(vae, tokenizer, torch.Generator().manual_seed(seed))
+    pairs = PreferencePairs(vae, tokenizer, torch.Generator().manual_seed(99))
     tokens, good, bad, wrong = pairs.draw(512)
     text = model.encode_text(tokens, normalize=True)
     good_B, bad_B, wrong_B = (

@@ -13,7 +13,7 @@ from rlvid.world.oracle import grade
 
 
 @torch.no_grad()
-def quality_of_model(weights: Path, videos: int = 256, others: int = 96, batch: int = 16) -> dict[str, float]:
+def quality_of_model(weights: Path, videos: int, others: int) -> dict[str, float]:
     """Oracle accuracy of generated videos (D = 20, g = 3): ``videos`` in domain, ``others`` of each other set."""
     model = load_model(str(weights / "model"), frames=8)
     every = torch.arange(model.frames)[None]
@@ -21,8 +21,8 @@ def quality_of_model(weights: Path, videos: int = 256, others: int = 96, batch: 
     for name in PROMPT_SETS:
         prompts = prompt_set(name, videos if name == "in_domain" else others)
         grades = []
-        for start in range(0, len(prompts), batch):
-            part = prompts[start : start + batch]
+        for start in range(0, len(prompts), 16):
+            part = prompts[start : start + 16]
             noise = randomness.normal(model.latent_shape, 0, "generate", [(start + i,) for i in range(len(part))])
             latents = denoise(model, noise, model.encode_prompts(part), timesteps(20), guidance=3.0)
             frames = model.decode_frames(latents, every.expand(len(part), -1)).clamp(0, 1)

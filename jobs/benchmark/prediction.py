@@ -14,8 +14,8 @@ STAGES = ("chain", "decode", "reward", "backward")
 """Stages of the loop; the plan's names of stages begin with them."""
 
 
-class Planned:
-    """The plan of the benchmark's own settings; the networks are measured on the meta device, once."""
+class PeakPrediction:
+    """What the plan predicts for the benchmark's settings; the networks are measured on the meta device, once."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._frames = options.frames
