@@ -5,7 +5,7 @@ The formats of an interval, of a mean with its deviation, and of the best value 
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from rlvid.escape import one_line
@@ -154,6 +154,11 @@ SHARE = Metric("share", "Share", unit="%", digits=0)
 """A share of 1, as text in percent."""
 MAIN = ("reward", "held_out", "clipsim", "consistency", "motion", "diversity", "oracle_score")
 """The metrics of tables over seeds and of pairwise comparisons, besides further rewards."""
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """``12.3 %``: a share of 1 with its digits after the point."""
+    return replace(SHARE, digits=digits).number(share)
 
 
 def metric_of(key: str) -> Metric:

@@ -18,6 +18,7 @@ from jobs.benchmark.options import make_parser
 from jobs.benchmark.workers import measure_in_workers
 from rlvid.config import RunConfig, load_config
 from rlvid.evaluate.tables.table import Grid
+from rlvid.metric_names import percent
 from rlvid.train.job import Job
 
 
@@ -90,7 +91,7 @@ def show(found: dict[str, Any], config: RunConfig, console: Console) -> None:
     bare, whole = found["seconds"]["torch"], found["seconds"]["Ray + DeepSpeed"]
     times = found["stages"] | {"whole step, Ray + DeepSpeed": whole, "the same step, bare torch": bare}
     rows = [[name, f"{seconds:.3f}"] for name, seconds in times.items()]
-    rows.append(["overhead", f"{100 * (whole / bare - 1):.1f} %"])
+    rows.append(["overhead", percent(whole / bare - 1)])
     title = f"one step of {config.train.batch_size} videos, {found['threads']} threads, medians"
     console.print(Grid(["stage", "seconds"], rows).console(title))
     console.print(

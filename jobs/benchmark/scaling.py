@@ -20,6 +20,7 @@ from jobs.benchmark.options import make_parser
 from jobs.benchmark.workers import measure_in_workers
 from rlvid.config import load_config
 from rlvid.evaluate.tables.table import Grid
+from rlvid.metric_names import percent
 from rlvid.train.job import Job
 
 
@@ -66,10 +67,10 @@ def show(found: dict[int, dict[str, Any]], batch: int, console: Console) -> None
     rows = {
         "step, s (median)": [f"{one['step']:.3f}" for one in each],
         "videos a second": [f"{workers * batch / one['step']:.3f}" for workers, one in found.items()],
-        "efficiency": [f"{100 * first / one['step']:.0f} %" for one in each],
+        "efficiency": [percent(first / one["step"], 0) for one in each],
     }
     for name in ("archive", "tensorboard"):
-        rows[f"share of the {name}"] = [f"{100 * one['stages'][name] / one['step']:.2f} %" for one in each]
+        rows[f"share of the {name}"] = [percent(one["stages"][name] / one["step"], 2) for one in each]
     for name in each[0]["start"]:
         rows[f"start-up: {name}, s"] = [f"{one['start'][name]:.1f}" for one in each]
     rows["start-up, s"] = [f"{sum(one['start'].values()):.1f}" for one in each]

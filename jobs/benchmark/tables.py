@@ -6,6 +6,7 @@ from typing import Any
 from jobs.benchmark.record import Record
 from jobs.benchmark.variants import EXPLAINED
 from rlvid.evaluate.tables.table import Grid
+from rlvid.metric_names import percent
 
 _GIB = 2**30
 _COLUMNS = ("seconds", "TFLOP", "share of the rate", "peak GiB")
@@ -41,7 +42,7 @@ def _stage_cells(side: dict[str, Any], rate: float | None) -> dict[str, list[str
     """Returns the cells of each stage of a side, and of its whole ``step``."""
 
     def cells(seconds: float, flops: int, memory: int) -> list[str]:
-        share = f"{100 * flops / max(seconds, 1e-9) / rate:.0f} %" if flops and rate else ""
+        share = percent(flops / max(seconds, 1e-9) / rate, 0) if flops and rate else ""
         return [f"{seconds:.3f}", f"{flops / 1e12:.3g}" if flops else "", share, f"{memory / _GIB:.2f}"]
 
     flops, peaks = side["flops"], side["peaks"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from rlvid.cluster.connect import check_session_folder, session_folder, session_room
 from rlvid.cluster.token import PLACES, auth_token, token_file, tokens_are_off
 from rlvid.doctor.finding import Finding, finding
+from rlvid.metric_names import percent
 
 _GIB = 2**30
 _FULL = 0.95
@@ -64,6 +65,7 @@ def check_temporary() -> Iterator[Finding]:
     folder = session_folder()
     disk = shutil.disk_usage(folder)
     free, share = disk.free / _GIB, 1 - disk.free / disk.total
-    found = f"{folder}, {free:.1f} GiB free ({share:.0%} used), path {session_room()} bytes below a socket's longest"
+    room = f"{free:.1f} GiB free ({percent(share, 0)} used)"
+    found = f"{folder}, {room}, path {session_room()} bytes below a socket's longest"
     way = "free some space, or set RAY_TMPDIR to a folder on another disk: Ray puts objects there that exceed memory"
     yield finding("temporary folder", free >= 2 and share < _FULL, found, way, "warning")

@@ -93,6 +93,11 @@ class EvaluatedModel:
     step: int | None
 
     @property
+    def label(self) -> str:
+        """As pages call it."""
+        return self.name
+
+    @property
     def run(self) -> Path:
         """The run's folder."""
         return self.checkpoint.folder.parent
@@ -115,7 +120,7 @@ class EvaluatedModel:
 
     def describe(self) -> dict[str, Any]:
         """Returns the model's entry in ``evaluation.yaml``."""
-        about = {"name": self.name, "label": self.name, "kind": self.kind, "path": self.path}
+        about = {"name": self.name, "label": self.label, "kind": self.kind, "path": self.path}
         return about | {"step": self.step, "scale": self.scale}
 
 

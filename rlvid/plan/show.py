@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from rich.console import RenderableType
 from rich.table import Table
 
+from rlvid.metric_names import percent
 from rlvid.plan.counts import Calls
 from rlvid.plan.plan import Plan
 from rlvid.reward.load import scores_whole_videos
@@ -61,9 +62,9 @@ def _work(plan: Plan) -> Table:
         flops, size = plan.flops.get(name, 0.0), plan.stages.get(name, 0)
         if flops or size:
             peak = f"{gib(fixed + size)}" if size else ""
-            table.add_row(name, f"{flops / 1e12:,.2f}", f"{100 * flops / total:.1f} %", peak)
+            table.add_row(name, f"{flops / 1e12:,.2f}", percent(flops / total), peak)
     table.add_section()
-    table.add_row("all", f"{total / 1e12:,.2f}", "100 %", gib(plan.peak))
+    table.add_row("all", f"{total / 1e12:,.2f}", percent(1, 0), gib(plan.peak))
     return table
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from rlvid.evaluate.results.about import ModelRecord
 from rlvid.evaluate.results.read import EvaluationData, read_evaluation
-from rlvid.evaluate.results.seeds import RunGroup, end_or_step, name_groups, part_of_run
+from rlvid.evaluate.results.seeds import RunGroup, name_groups, name_models, seedless
 from rlvid.metric_names import set_title
 from rlvid.plots.style import STYLES, PlotStyle, styles_of
 from rlvid.report.runs import Run, read_run
@@ -152,19 +152,12 @@ def _alike(evaluation: EvaluationData, runs: dict[Path, Run]) -> dict[str, list[
         run = of[model.name]
         key: tuple[object, ...] = (model.name,)
         if run is not None:
-            at = end_or_step(run.config, model.kind == "run", model.step)
-            shared = (run.kind, at, model.scale)
+            shared = seedless(model, run.config)
             seeds = {other.config.seed for m in groups.get(shared, ()) if (other := of[m.name])}
             key = shared if run.config.seed not in seeds else key  # the same run by another name is no other seed
         groups.setdefault(key, []).append(model)
-    alike = []
-    for members in groups.values():
-        first, run = members[0], of[members[0].name]
-        part = part_of_run(first.step if first.kind == "checkpoint" else None, first.scale)
-        method = run.config.method.name if run else first.label
-        alike.append(RunGroup(method, part, [model.label for model in members]))
-    named = name_groups(alike, evaluation.base.name)
-    return {name: [model.name for model in members] for name, members in zip(named, groups.values(), strict=True)}
+    methods = [run.config.method.name if (run := of[first.name]) else first.label for first, *_ in groups.values()]
+    return name_models(list(zip(methods, groups.values(), strict=True)), evaluation.base.name)
 
 
 def _place(path: str, evaluation: EvaluationData) -> Path:

@@ -13,15 +13,16 @@ from itertools import combinations
 import numpy as np
 
 from rlvid.evaluate.results.rows import Row, metrics_of
+from rlvid.evaluate.results.summary import BootstrapGain
 from rlvid.metric_names import main_metrics
-from rlvid.stats import beyond_chance, bootstrap_interval, welch
+from rlvid.stats import bootstrap_interval, welch
 
 MAX_PAIRWISE_ROWS = 10
 """Largest number of rows; more rows have too many pairs to read."""
 
 
 @dataclass(frozen=True)
-class Pairwise:
+class Pairwise(BootstrapGain):
     """The difference of ``first`` and ``second``; NaN where there is no bound: one prompt, or one seed.
 
     ``videos`` counts the noises, of ``prompts`` prompts, from which all models of both rows have a finite score.
@@ -42,7 +43,7 @@ class Pairwise:
     def significant(self) -> bool:
         """Whether the difference is beyond every bound that there is, over enough prompts."""
         by_seeds = not math.isfinite(self.half_width) or abs(self.difference) > self.half_width
-        return beyond_chance(self.low, self.high, self.prompts) != 0 and by_seeds
+        return self.way != 0 and by_seeds
 
 
 def pairwise(rows: Sequence[Row], groups: Mapping[str, Sequence[str]], base: str) -> list[Pairwise]:

@@ -32,10 +32,9 @@ from rlvid.evaluate.results.about import (
     read_about,
 )
 from rlvid.evaluate.results.rows import METRICS, VIDEO, Row
-from rlvid.evaluate.results.summary import Comparison, Summary, summarise
+from rlvid.evaluate.results.summary import BootstrapGain, Comparison, Summary, summarise
 from rlvid.evaluate.results.untrusted import CheckedModel, check, damaged, read_json, read_table
 from rlvid.evaluate.results.videos import StoredVideo, find_videos
-from rlvid.stats import beyond_chance
 
 Scores = dict[VideoKey, dict[str, float]]
 """Metric -> value of each video; NaN where it was not measured."""
@@ -118,7 +117,7 @@ def read_scores(folder: Path, about: About) -> Scores:
 
 
 @dataclass(frozen=True)
-class Difference:
+class Difference(BootstrapGain):
     """A metric's mean gain over the base in ``pairs`` pairs of videos, and its 95 % interval (NaN where unknown).
 
     ``prompts`` is how many prompts the pairs are of.
@@ -129,11 +128,6 @@ class Difference:
     low: float
     high: float
     prompts: int
-
-    @property
-    def way(self) -> int:
-        """1 where a gain is above chance, -1 where a loss is, else 0; see ``rlvid.stats.beyond_chance``."""
-        return beyond_chance(self.low, self.high, self.prompts)
 
 
 def read_differences(folder: Path, about: About) -> dict[tuple[str, str, int, str], Difference]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from rlvid.config import RunConfig
 from rlvid.evaluate.models import EvaluatedModel
+from rlvid.evaluate.results.about import ModelRecord
 from rlvid.evaluate.results.rows import Row, metrics_of
 from rlvid.evaluate.results.summary import pair_up, paired_scores
 from rlvid.stats import bootstrap_interval, mean_interval
@@ -44,15 +45,12 @@ class SeedResult:
 def group_seeds(models: Sequence[EvaluatedModel]) -> dict[str, list[str]]:
     """Group -> the names of its models: what differs in seed, name and place alone, at one step and scale.
 
-    Runs of a budget in seconds (``train.max_seconds``) end at steps of their own; their ends are one group.
-
     Raises:
         ValueError: no two models differ in their seed alone.
     """
-    groups: dict[str, list[EvaluatedModel]] = {}
+    groups: dict[tuple[object, ...], list[EvaluatedModel]] = {}
     for model in models[1:]:
-        at = end_or_step(model.config, model.kind == "run", model.step)
-        groups.setdefault(repr((but_for_seed(model.config), at, model.scale)), []).append(model)
+        groups.setdefault(seedless(model, model.config), []).append(model)
     for members in groups.values():
         seeds = [model.config.seed for model in members]
         twice = next((seed for seed in seeds if seeds.count(seed) > 1), None)
@@ -64,15 +62,7 @@ def group_seeds(models: Sequence[EvaluatedModel]) -> dict[str, list[str]]:
             "--group-seeds: no two of the runs differ in their seed alone (settings, step and scale are compared); "
             "name runs of one description with other seeds, or leave it out"
         )
-    alike = [
-        RunGroup(
-            members[0].config.method.name,
-            part_of_run(members[0].step if members[0].kind == "checkpoint" else None, members[0].scale),
-            [model.name for model in members],
-        )
-        for members in groups.values()
-    ]
-    return {name: list(each.names) for name, each in zip(name_groups(alike, models[0].name), alike, strict=True)}
+    return name_models([(members[0].config.method.name, members) for members in groups.values()], models[0].name)
 
 
 def but_for_seed(config: RunConfig) -> str:
@@ -81,14 +71,13 @@ def but_for_seed(config: RunConfig) -> str:
     return json.dumps(kept, sort_keys=True)
 
 
-def end_or_step(config: RunConfig, end: bool, step: int | None) -> str | int | None:
-    """Returns the step that two models must share; None for the ends of runs with a budget in seconds."""
-    return "end" if end and config.train.max_seconds else step
+def seedless(model: EvaluatedModel | ModelRecord, config: RunConfig) -> tuple[object, ...]:
+    """Returns what models that differ in seed alone have in common: settings, step and scale.
 
-
-def part_of_run(step: int | None, scale: float) -> str:
-    """``@40 × 0.5``; nothing for all that was learned up to a run's end (step None)."""
-    return (f"@{step}" if step is not None else "") + (f" × {scale:g}" if scale != 1 else "")
+    Runs of a budget in seconds (``train.max_seconds``) end at steps of their own; their ends count as one step.
+    """
+    at = "end" if model.kind == "run" and config.train.max_seconds else model.step
+    return but_for_seed(config), at, model.scale
 
 
 @dataclass(frozen=True)
@@ -121,6 +110,21 @@ def name_groups(groups: Sequence[RunGroup], base: str, *, count: bool = True) ->
             shown += "'"
         found.append(shown)
     return found
+
+
+def name_models(
+    groups: Sequence[tuple[str, Sequence[EvaluatedModel | ModelRecord]]], base: str
+) -> dict[str, list[str]]:
+    """Group -> the names of its models, from the method and the models of each group; see ``name_groups``."""
+    alike = [RunGroup(method, _part(members[0]), [model.label for model in members]) for method, members in groups]
+    names = name_groups(alike, base)
+    return {name: [model.name for model in members] for name, (_, members) in zip(names, groups, strict=True)}
+
+
+def _part(model: EvaluatedModel | ModelRecord) -> str:
+    """``@40 × 0.5``; nothing for all that was learned up to a run's end."""
+    at = f"@{model.step}" if model.kind == "checkpoint" and model.step is not None else ""
+    return at + (f" × {model.scale:g}" if model.scale != 1 else "")
 
 
 def seed_results(

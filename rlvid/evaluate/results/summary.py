@@ -29,8 +29,21 @@ class Summary:
     used: dict[str, int]
 
 
+class BootstrapGain:
+    """A mean gain with the ends of its 95 % interval, over ``prompts`` prompts."""
+
+    prompts: int
+    low: float
+    high: float
+
+    @property
+    def way(self) -> int:
+        """1 where a gain is above chance, -1 where a loss is, else 0; see ``rlvid.stats.beyond_chance``."""
+        return beyond_chance(self.low, self.high, self.prompts)
+
+
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(BootstrapGain):
     """The gain of a metric from base to tuned, over ``pairs`` of videos, of ``prompts``, where both are finite.
 
     ``low`` and ``high`` bound the 95 % interval of ``difference`` (percentiles of a paired bootstrap over prompts; NaN
@@ -50,11 +63,6 @@ class Comparison:
     low: float
     high: float
     in_base_std: float
-
-    @property
-    def way(self) -> int:
-        """1 where the gain is above chance, -1 where a loss is, else 0; see ``rlvid.stats.beyond_chance``."""
-        return beyond_chance(self.low, self.high, self.prompts)
 
 
 def summarise(rows: Iterable[Row]) -> list[Summary]:
