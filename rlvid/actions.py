@@ -1,6 +1,7 @@
-"""The longer commands: `rlvid train`, `evaluate` and `report`. Heavy modules are imported inside the functions."""
+"""The bodies of the longer commands, each under its verb. Heavy modules are imported inside the functions."""
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -195,3 +196,81 @@ def report_and_show(targets: list[str], out: Path | None, moving: int) -> Path:
         say(f"note         {note}")
     say(f"report       {short(made.folder / 'index.html')} ({made.videos} videos, {made.size / 2**20:.1f} MiB)")
     return made.folder
+
+
+def generate_and_show(
+    run: str,
+    prompts: list[str],
+    *,
+    out: Path,
+    steps: int | None,
+    guidance: float | None,
+    lora_scale: float,
+    seed: int,
+) -> None:
+    """Generates a video for each prompt, or each of a file of them, writes it as mp4 and GIF, and prints where.
+
+    ``rlvid generate --help`` describes the arguments.
+    """
+    from rlvid.config.model import SamplingConfig
+    from rlvid.data.prompts import check_prompt, is_prompt_file, read_prompts
+    from rlvid.diffusion.generate import generate
+    from rlvid.evaluate.load import device, load_run
+    from rlvid.files import write_atomic
+    from rlvid.models.text_limit import model_text_limit, notices
+    from rlvid.models.unet3d import load_model
+    from rlvid.plots.video import gif_bytes, write_mp4
+
+    if len(prompts) == 1 and is_prompt_file(prompts[0]):
+        prompts = read_prompts(prompts[0])
+    else:
+        prompts = [check_prompt(text, f"prompt {i + 1}") for i, text in enumerate(prompts)]
+    if run == "builtin":
+        path, model, sampling = "builtin", load_model("builtin", device=device()), SamplingConfig()
+    else:
+        tuned = load_run(run)
+        path, model, sampling = tuned.config.model.path, tuned.use(lora_scale), tuned.config.sampling
+    for line in notices([model_text_limit(path)], prompts):
+        say(line)
+    out.mkdir(parents=True, exist_ok=True)
+    videos = generate(
+        model,
+        prompts,
+        seed=seed,
+        steps=sampling.steps if steps is None else steps,
+        guidance=sampling.guidance if guidance is None else guidance,
+        final=sampling.final_level,
+        progress=counter("videos"),
+    )
+    with kept(f"{out} holds the videos that were finished"):
+        for index, (text, frames) in enumerate(zip(prompts, videos, strict=True)):
+            words = re.sub(r"[^a-z0-9]+", "-", text.lower())[:60].strip("-")
+            stem = out / (f"{index:03d}-{words}" if words else f"{index:03d}")
+            write_mp4(stem.with_suffix(".mp4"), frames, model.fps)
+            write_atomic(stem.with_suffix(".gif"), gif_bytes(frames, model.fps, max(1, 256 // model.size)))
+    say(f"{len(prompts)} videos (mp4 and gif) in {out}")
+
+
+def encode_and_show(source: Path, out: Path, config: str, *, workers: int, outside: bool, address: str | None) -> None:
+    """Encodes video clips for training, and prints what was skipped, where they are, and the next command.
+
+    ``rlvid encode --help`` describes the arguments.
+    """
+    from rlvid.cluster.connect import start_ray
+    from rlvid.config import load_config
+    from rlvid.data.encode import encode_folder
+    from rlvid.data.find import find_clips
+    from rlvid.models.stored import check_model
+
+    model = load_config(config).model
+    find_clips(source.resolve(), outside=outside)  # an error in the source comes before the rest
+    check_model(model.path)
+    if address is not None:  # else Ray starts when there is something to encode
+        start_ray(address)
+    report = encode_folder(source, model, out, workers=workers, on_progress=counter("clips"), outside=outside)
+    for line in [*(f"skipped {skipped}" for skipped in report.skipped), *report.notes]:
+        say(line)
+    before = f" ({report.clips - report.encoded} of them by an earlier call)" if report.encoded < report.clips else ""
+    skips = f"{len(report.skipped)} skipped" + (f" (named in {out / 'report.txt'})" if report.skipped else "")
+    say(f"{report.clips} clips encoded{before} in {out}, {skips}")
+    say(f"next: rlvid train {shell(config)} name=mine {shell(f'data.source={out}')}")

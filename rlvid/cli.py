@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import sys
 import time
 import warnings
@@ -12,11 +11,10 @@ from typing import Annotated
 import typer
 
 from rlvid import __version__
-from rlvid.actions import evaluate_and_show, report_and_show, train_and_show
+from rlvid.actions import encode_and_show, evaluate_and_show, generate_and_show, report_and_show, train_and_show
 from rlvid.credentials import refuse_credentials_in_arguments
-from rlvid.interrupt import kept
 from rlvid.study.command import study
-from rlvid.terminal import console, counter, fractions, numbers, run_command, say, shell
+from rlvid.terminal import console, fractions, numbers, run_command, say, shell
 from rlvid.text import is_utf8
 
 app = typer.Typer(
@@ -227,41 +225,7 @@ def generate(
 
     [bold]rlvid generate toy "a red star moving left on a navy background"[/bold]
     """
-    from rlvid.config.model import SamplingConfig
-    from rlvid.data.prompts import check_prompt, is_prompt_file, read_prompts
-    from rlvid.diffusion import generate as make
-    from rlvid.evaluate.load import device, load_run
-    from rlvid.files import write_atomic
-    from rlvid.models.text_limit import model_text_limit, notices
-    from rlvid.models.unet3d import load_model
-    from rlvid.plots.video import gif_bytes, write_mp4
-
-    is_file = len(prompt) == 1 and is_prompt_file(prompt[0])
-    prompts = read_prompts(prompt[0]) if is_file else [check_prompt(p, f"prompt {i + 1}") for i, p in enumerate(prompt)]
-    if run == "builtin":
-        path, model, sampling = "builtin", load_model("builtin", device=device()), SamplingConfig()
-    else:
-        tuned = load_run(run)
-        path, model, sampling = tuned.config.model.path, tuned.use(lora_scale), tuned.config.sampling
-    for line in notices([model_text_limit(path)], prompts):
-        say(line)
-    out.mkdir(parents=True, exist_ok=True)
-    videos = make.generate(
-        model,
-        prompts,
-        seed=seed,
-        steps=sampling.steps if steps is None else steps,
-        guidance=sampling.guidance if guidance is None else guidance,
-        final=sampling.final_level,
-        progress=counter("videos"),
-    )
-    with kept(f"{out} holds the videos that were finished"):
-        for index, (text, frames) in enumerate(zip(prompts, videos, strict=True)):
-            words = re.sub(r"[^a-z0-9]+", "-", text.lower())[:60].strip("-")
-            stem = out / (f"{index:03d}-{words}" if words else f"{index:03d}")
-            write_mp4(stem.with_suffix(".mp4"), frames, model.fps)
-            write_atomic(stem.with_suffix(".gif"), gif_bytes(frames, model.fps, max(1, 256 // model.size)))
-    say(f"{len(prompts)} videos (mp4 and gif) in {out}")
+    generate_and_show(run, prompt, out=out, steps=steps, guidance=guidance, lora_scale=lora_scale, seed=seed)
 
 
 @app.command()
@@ -282,26 +246,7 @@ def encode(
     Files that cannot be read are skipped and listed. After an interruption, start the same command again: it resumes.
     Then: [bold]rlvid train toy data.source=OUT[/bold]
     """
-    from rlvid.cluster.connect import start_ray
-    from rlvid.config import load_config
-    from rlvid.data.encode import encode_folder
-    from rlvid.data.find import find_clips
-    from rlvid.models.stored import check_model
-
-    description = load_config(config)
-    find_clips(source.resolve(), outside=outside)  # an error in the source comes before the rest
-    check_model(description.model.path)
-    if address is not None:  # else Ray starts when there is something to encode
-        start_ray(address)
-    report = encode_folder(
-        source, description.model, out, workers=workers, on_progress=counter("clips"), outside=outside
-    )
-    for line in [*(f"skipped {skipped}" for skipped in report.skipped), *report.notes]:
-        say(line)
-    before = f" ({report.clips - report.encoded} of them by an earlier call)" if report.encoded < report.clips else ""
-    skips = f"{len(report.skipped)} skipped" + (f" (named in {out / 'report.txt'})" if report.skipped else "")
-    say(f"{report.clips} clips encoded{before} in {out}, {skips}")
-    say(f"next: rlvid train {shell(config)} name=mine {shell(f'data.source={out}')}")
+    encode_and_show(source, out, config, workers=workers, outside=outside, address=address)
 
 
 @app.command()
