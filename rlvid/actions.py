@@ -11,6 +11,7 @@ from rlvid.terminal import console, counter, say, shell, short, sql
 
 if TYPE_CHECKING:
     from rlvid.config import RunConfig
+    from rlvid.evaluate.results.rows import Row
 
 
 def train_and_show(config: "RunConfig", address: str | None) -> Path:
@@ -111,20 +112,15 @@ def evaluate_and_show(
     ``rlvid evaluate --help`` describes the arguments. ``workers`` Ray actors share the work. Videos and scores that an
     interrupted call finished are reused. Without ``trust``, a Python file that a run's own settings name does not run.
     """
-    from rlvid.evaluate.clip import NamedClip, load_clip
+    from rlvid.evaluate.clip import load_clip
     from rlvid.evaluate.command import Store, default_sets, evaluation_folder, prompts_of, write_all
-    from rlvid.evaluate.models import find_models, parse_spec
+    from rlvid.evaluate.models import check_weights, find_models, parse_spec
     from rlvid.evaluate.results.seeds import group_seeds as groups_of
-    from rlvid.evaluate.results.summary import compare_all, summarise
     from rlvid.evaluate.scorers import DEFAULT_CLIP, Scorers, differences, parse_rewards
-    from rlvid.evaluate.tables.pages import render_table
     from rlvid.evaluate.work import Evaluation
     from rlvid.evaluate.workers import exclusive, run_evaluation
-    from rlvid.models.stored import check_model
     from rlvid.models.text_limit import model_text_limit, notices
-    from rlvid.models.trained import check_trained
     from rlvid.reward.load import check_reward, check_trust
-    from rlvid.reward.text_limit import reward_text_limit, reward_text_limits
     from rlvid.storage import is_uri
 
     notes = list[str]()
@@ -143,16 +139,12 @@ def evaluate_and_show(
     check_trust(config.reward, compared[0].run, trust)
     prompts = prompts or prompts_of(default_sets(config), videos, notes.append)
     groups = groups_of(compared) if group_seeds else {}
-    check_model(config.model.path)
-    for model in {each.checkpoint.folder: each for each in compared}.values():
-        check_trained(model.config.model, model.checkpoint.folder)
+    check_weights(compared)
     check_reward(config.reward, needs_gradient=False)
     measured = load_clip(clip or DEFAULT_CLIP)  # an error in it comes before any video
-    limits = [model_text_limit(config.model.path), *reward_text_limits(config.reward)]
-    limits += [limit for each in further if (limit := reward_text_limit(each.name, each.path))]
-    limits += [measured.limit] if isinstance(measured, NamedClip) else []
-    notes += notices(limits, [prompt for each in prompts.values() for prompt in each])
     scorers = Scorers.of(config, clip or DEFAULT_CLIP, further)
+    limits = [model_text_limit(config.model.path), *scorers.text_limits(measured)]
+    notes += notices(limits, [prompt for each in prompts.values() for prompt in each])
     notes += scorers.cautions(clip is not None)
     evaluation = Evaluation.of(
         compared, prompts, steps_list=steps, folder=evaluation_folder(compared, out), seed=seed, copies=copies,
@@ -166,10 +158,18 @@ def evaluate_and_show(
         rows = run_evaluation(evaluation, workers=workers, address=address, progress=counter("videos"), tell=say)
         written = write_all(evaluation, rows, groups)
         store.send(written)
-    comparisons, summaries = compare_all(rows, compared[0].name), summarise(rows)
+    _print_tables(rows, compared[0].name, steps)
+    _say_where(store.uri or short(evaluation.folder), short(evaluation.folder), written)
+
+
+def _print_tables(rows: "Sequence[Row]", base: str, steps: Sequence[int]) -> None:
+    """Prints the scores and the gains over the base, a table for each number of DDIM steps."""
+    from rlvid.evaluate.results.summary import compare_all, summarise
+    from rlvid.evaluate.tables.pages import render_table
+
+    comparisons, summaries = compare_all(rows, base), summarise(rows)
     for each in steps:
         console.print(render_table(summaries, comparisons, steps=each))
-    _say_where(store.uri or short(evaluation.folder), short(evaluation.folder), written)
 
 
 def _say_where(shown: str, here: str, written: Sequence[Path]) -> None:

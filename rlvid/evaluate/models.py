@@ -15,7 +15,8 @@ from rlvid.config import RunConfig
 from rlvid.credentials import refuse_credentials
 from rlvid.evaluate.load import TunedModel, load_found, scale_name
 from rlvid.models.folders import movable, resolved_shape
-from rlvid.models.trained import load_trained
+from rlvid.models.stored import check_model
+from rlvid.models.trained import check_trained, load_trained
 from rlvid.models.unet3d import UNet3DModel
 from rlvid.runs.checkpoints import CheckpointRef, flaw
 from rlvid.runs.find import check_whole, choose, find_checkpoints_of, run_folder_of
@@ -166,6 +167,17 @@ def find_models(
     models = [EvaluatedModel(BASE, "base", first.config, first.checkpoint, 0.0, None), *models]
     _check(models)
     return tuple(models)
+
+
+def check_weights(models: Sequence[EvaluatedModel]) -> None:
+    """Checks the base model and every checkpoint before anything is loaded.
+
+    Raises:
+        ValueError: a file of them is missing, damaged or of another model.
+    """
+    check_model(models[0].config.model.path)
+    for model in {each.checkpoint.folder: each for each in models}.values():
+        check_trained(model.config.model, model.checkpoint.folder)
 
 
 def _located(spec: Spec) -> tuple[RunConfig, list[CheckpointRef]]:

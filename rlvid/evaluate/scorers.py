@@ -11,14 +11,16 @@ from rlvid import __version__
 from rlvid.config import RunConfig
 from rlvid.config.reward import RewardConfig, absolute, is_function
 from rlvid.data.clips import digest
-from rlvid.evaluate.clip import load_clip
+from rlvid.evaluate.clip import FrameTextModel, NamedClip, load_clip
 from rlvid.evaluate.models import EvaluatedModel, stamp
 from rlvid.evaluate.reward_calls import RewardCaller
 from rlvid.evaluate.score import VideoScorer
 from rlvid.metric_names import REWARD_PREFIX
 from rlvid.models.folders import movable
+from rlvid.models.text_limit import TextLimit
 from rlvid.reward.clip import ClipReward
 from rlvid.reward.load import NAMES, check_one, held_out_reward, load_reward, trained_reward
+from rlvid.reward.text_limit import reward_text_limit, reward_text_limits
 
 DEFAULT_CLIP = BUILTIN_HELD_OUT = "builtin-heldout"
 _COUNTS = ("name", "path", "held_out", "held_out_path", "mixture", "preprocess", "precision")
@@ -134,6 +136,12 @@ class Scorers:
         what["the held-out reward is"] = ("set the run's reward.held_out", self.held_out == BUILTIN_HELD_OUT)
         knows = f"{BUILTIN_HELD_OUT}, a CLIP that knows only the built-in world"
         return [f"{begin} {knows}; {remedy}" for begin, (remedy, so) in what.items() if so]
+
+    def text_limits(self, clip: FrameTextModel) -> list[TextLimit]:
+        """Returns the limits of prompts of the rewards, and of ``clip`` unless it is the built-in one."""
+        limits = reward_text_limits(self.reward)
+        limits += [limit for each in self.further if (limit := reward_text_limit(each.name, each.path))]
+        return limits + ([clip.limit] if isinstance(clip, NamedClip) else [])
 
     def movable(self) -> "Scorers":
         """Returns the same with a clip that a process in another working folder understands."""

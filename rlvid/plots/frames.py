@@ -52,20 +52,7 @@ def draw_models(
     Raises:
         ValueError: no prompts or models, or counts and shapes that do not fit.
     """
-    shapes = {tuple(video.shape[1:]) for each in videos.values() for video in each}
-    counts = {len(each) for each in [*videos.values(), *(values or {}).values()]}
-    if (
-        not prompts
-        or counts != {len(prompts)}
-        or len(shapes) != 1
-        or any(len(shape) != 3 or shape[0] != 3 for shape in shapes)
-        or not all(len(video) for each in videos.values() for video in each)
-        or shown < 1
-    ):
-        raise ValueError(
-            f"draw_models: {len(prompts)} prompts, {len(videos)} models, videos or values {sorted(counts)}, frames "
-            f"{sorted(shapes)}, shown = {shown}; expected a video (F, 3, H, W) a prompt of each model, and one size"
-        )
+    _check_models(prompts, videos, values or {}, shown)
     rows = {name: [_still(video, shown if len(videos) <= 3 else 1) for video in each] for name, each in videos.items()}
     wide, high = next(iter(rows.values()))[0][0].size
     block, gutter = max(len(found) for each in rows.values() for found in each) * (wide + GAP) - GAP, 28
@@ -97,6 +84,29 @@ def draw_models(
         if row + 1 < len(prompts):
             draw.line((MARGIN, top - 12, width - MARGIN - 1, top - 12), RULE, 1)
     save(image, path)
+
+
+def _check_models(
+    prompts: Sequence[str],
+    videos: Mapping[str, Sequence[Tensor]],
+    values: Mapping[str, Sequence[float]],
+    shown: int,
+) -> None:
+    """Raises ValueError where ``draw_models`` has no prompts or models, or counts or shapes that do not fit."""
+    shapes = {tuple(video.shape[1:]) for each in videos.values() for video in each}
+    counts = {len(each) for each in [*videos.values(), *values.values()]}
+    if (
+        not prompts
+        or counts != {len(prompts)}
+        or len(shapes) != 1
+        or any(len(shape) != 3 or shape[0] != 3 for shape in shapes)
+        or not all(len(video) for each in videos.values() for video in each)
+        or shown < 1
+    ):
+        raise ValueError(
+            f"draw_models: {len(prompts)} prompts, {len(videos)} models, videos or values {sorted(counts)}, frames "
+            f"{sorted(shapes)}, shown = {shown}; expected a video (F, 3, H, W) a prompt of each model, and one size"
+        )
 
 
 def draw_steps(path: str | Path, prompts: Sequence[str], frames: Mapping[int, Tensor]) -> None:
