@@ -13,7 +13,7 @@ from rlvid.evaluate.results.rows import METRICS, Row
 from rlvid.evaluate.reward_calls import RewardCaller
 from rlvid.models.base import VideoModel
 from rlvid.reward.video import ImageReward
-from rlvid.world import oracle
+from rlvid.world.grade import grade
 
 BATCH = 16
 """Most videos that are made or scored at once, unless a prompt has more."""
@@ -105,7 +105,7 @@ class VideoScorer:
             found["held_out"] = self.call_reward(self.held_out, frames, finite_prompts)
         found |= {name: self.call_reward(each, frames, finite_prompts) for name, each in self.further.items()}
         if self.use_oracle:
-            found |= {f"oracle_{name}": value for name, value in oracle.grade(frames, finite_prompts).items()}
+            found |= {f"oracle_{name}": value for name, value in grade(frames, finite_prompts).items()}
         for name, value in found.items():
             scores[name][finite_B] = value.float().cpu()
         return scores

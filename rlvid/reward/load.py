@@ -48,7 +48,7 @@ def load_reward(
     """
     where = _given(name, path, key)
     if name == "oracle":
-        from rlvid.world.oracle import OracleReward
+        from rlvid.world.grade import OracleReward
 
         return OracleReward()
     if name in BUILTIN:

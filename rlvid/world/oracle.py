@@ -1,4 +1,4 @@
-"""The oracle: the gold reward of the built-in world, read from pixels by matching against the renderer.
+"""The oracle: the labels of clips of the built-in world, read from pixels by matching against the renderer.
 
 Nothing here is learned. A clip of the world mixes two palette colours by a coverage map, so the oracle inverts that:
 it finds the coverage that explains each frame (a bank of renderings, then Gauss-Newton), the two colours given the
@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from rlvid.world import render as world
-from rlvid.world.captions import Labels, labels_of, read_caption
+from rlvid.world.captions import Labels, labels_of
 
 SIZE = 32
 """Pixels at which the oracle looks; other sizes are resampled to it."""
@@ -270,44 +270,3 @@ def read(frames_BFCHW: Tensor) -> Reading:
     halves = [(error_BFP * w).sum((1, 2)) / w.sum((1, 2)).clamp(min=1e-3) for w in (coverage_BFP, 1 - coverage_BFP)]
     sharpness_B = _sharpness(frames_BFCHW, coverage_BFP, _INK[colour_B], _GROUND[background_B])
     return Reading(labels_of(clips), sharpness_B, 1 / (1 + (halves[0] + halves[1]) / 2 / _FAULT**2))
-
-
-class OracleReward(nn.Module):
-    """``grade``'s score as a reward of whole videos: (B, F, 3, H, W) in [0, 1] to (B,), without gradient.
-
-    NaN, which leaves a video out, where the oracle cannot read the prompt.
-    """
-
-    whole_video = True
-
-    def forward(self, frames_BFCHW: Tensor, prompts: list[str]) -> Tensor:
-        """score_B on the device of the frames."""
-        return grade(frames_BFCHW.clamp(0, 1), prompts)["score"].to(frames_BFCHW.device)
-
-
-def grade(frames_BFCHW: Tensor, prompts: list[str]) -> dict[str, Tensor]:
-    """Grades B clips against their prompts.
-
-    Args:
-        frames_BFCHW: as for ``read``.
-        prompts: B captions of the built-in world.
-
-    Returns:
-        Float32 tensors (B,): ``subject``, ``colour``, ``background``, ``motion`` (1 right, 0 wrong); ``sharpness`` and
-        ``fidelity`` in [0, 1], see ``Reading``, whatever the prompt; and ``score`` in [0, 1], the gold reward: the
-        mean of the four hits times the fidelity, so that neither pays without the other. Hits and score are NaN
-        where ``read_caption`` cannot read the prompt.
-
-    Raises:
-        ValueError: as ``read``, or a number of prompts other than B.
-    """
-    if len(prompts) != len(frames_BFCHW):
-        raise ValueError(f"prompts: expected one for each of {len(frames_BFCHW)} clips, got {len(prompts)}")
-    reading = read(frames_BFCHW)
-    pairs = list(zip(map(read_caption, prompts), reading.labels, strict=True))
-    grades = {
-        name: torch.tensor([math.nan if w is None else float(getattr(w, name) == getattr(r, name)) for w, r in pairs])
-        for name in ("subject", "colour", "background", "motion")
-    }
-    score_B = torch.stack(list(grades.values())).mean(0) * reading.fidelity_B
-    return grades | {"sharpness": reading.sharpness_B, "fidelity": reading.fidelity_B, "score": score_B}

@@ -19,6 +19,7 @@ from rlvid.world.captions import (
     write_caption,
     write_captions,
 )
+from rlvid.world.grade import grade
 from rlvid.world.render import (
     BACKGROUNDS,
     COLOURS,
@@ -359,7 +360,7 @@ def test_oracle_takes_other_lengths_and_sizes(sampled: tuple[Clips, Tensor], fra
 
 def test_grade_gives_full_marks_to_what_the_prompt_asks(sampled: tuple[Clips, Tensor]) -> None:
     clips, frames = sampled[0][:32], sampled[1][:32]
-    grades = oracle.grade(frames, write_captions(clips, generator()))
+    grades = grade(frames, write_captions(clips, generator()))
     assert set(grades) == {*NAMES, "sharpness", "fidelity", "score"}
     assert all(value.shape == (32,) and value.dtype == torch.float32 for value in grades.values())
     assert grades["score"].min() > 0.7
@@ -374,7 +375,7 @@ def test_a_wrong_caption_is_graded_wrong(sampled: tuple[Clips, Tensor], wrong: s
     for labels in labels_of(clips):
         other = next(o for o in others if o != getattr(labels, wrong))
         captions.append(write_caption(dataclasses.replace(labels, **{wrong: other})))
-    grades = oracle.grade(frames, captions)
+    grades = grade(frames, captions)
     for name in NAMES:
         assert grades[name].mean().item() == pytest.approx(0.0 if name == wrong else 1.0)
     torch.testing.assert_close(grades["score"], 0.75 * grades["fidelity"])
@@ -382,7 +383,7 @@ def test_a_wrong_caption_is_graded_wrong(sampled: tuple[Clips, Tensor], wrong: s
 
 def test_a_prompt_from_elsewhere_has_no_grade() -> None:
     clips = Clips.cat([one_clip("heart", "up"), one_clip("heart", "up")])
-    grades = oracle.grade(render(clips), ["a dog on the beach", "a red heart rising up on a black background"])
+    grades = grade(render(clips), ["a dog on the beach", "a red heart rising up on a black background"])
     for name in (*NAMES, "score"):
         assert grades[name].isnan().tolist() == [True, False]
     assert grades["score"][1] > 0.95
@@ -406,4 +407,4 @@ def test_oracle_refuses_what_is_not_a_clip() -> None:
     with pytest.raises(ValueError, match="NaN"):
         oracle.read(frames * math.nan)
     with pytest.raises(ValueError, match="one for each of 1 clips, got 2"):
-        oracle.grade(frames, ["a", "b"])
+        grade(frames, ["a", "b"])

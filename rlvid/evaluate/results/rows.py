@@ -25,7 +25,7 @@ class Row:
     ``reward`` is the mean over all frames of the image reward that was trained on, ``held_out`` that of the one that
     was not; ``consistency`` is of consecutive frames, the paper's, and two other definitions stand beside it (see
     ``rlvid.evaluate.metrics``); ``diversity`` compares the videos that a prompt has in one batch, where there are
-    several. ``oracle_*`` are ``rlvid.world.oracle.grade``'s. ``copy`` tells the videos of a prompt apart. ``extra``
+    several. ``oracle_*`` are ``rlvid.world.grade.grade``'s. ``copy`` tells the videos of a prompt apart. ``extra``
     holds further rewards under the names of their metrics, ``reward_NAME``, and metrics of other versions.
     """
 

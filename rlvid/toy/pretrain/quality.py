@@ -9,7 +9,7 @@ from rlvid.diffusion.chain import denoise
 from rlvid.diffusion.schedule import timesteps
 from rlvid.models.unet3d import load_model
 from rlvid.world.captions import PROMPT_SETS, prompt_set
-from rlvid.world.oracle import grade
+from rlvid.world.grade import grade
 
 
 @torch.no_grad()
