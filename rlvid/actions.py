@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 def train_and_show(config: "RunConfig", address: str | None) -> Path:
     """Trains or resumes a run, draws its pictures, prints where the results are; returns the run's folder."""
-    from rlvid.data.clips import EncodedClips
-    from rlvid.data.sources import encoded_clips
     from rlvid.runs.find import run_folder
     from rlvid.storage import Mirror, is_uri, run_uri
     from rlvid.train.launch import train
@@ -29,9 +27,8 @@ def train_and_show(config: "RunConfig", address: str | None) -> Path:
     done = train(config, console, address)
     if done.first_step == done.last_step:
         say(f"run {config.name} is already finished; to train longer, increase train.steps (or train.max_seconds)")
-    clips = EncodedClips.open(encoded_clips(config, console))
     folder = run_folder(config)
-    _draw_before_after(folder, list(dict.fromkeys(clips.captions))[:6], config.seed)
+    _draw_before_after(folder, list(done.prompts), config.seed)
     _draw_reward_curve(folder)
     Mirror(config.output.storage, config.name).push([path.name for path in folder.glob("*.png")])
     storage = config.output.storage

@@ -154,7 +154,7 @@ class Sweep(Section):
         source, prompts = made.data.source, made.data.prompts
         data = made.data.model_copy(
             update={
-                "source": source if source in ("builtin", "samples") else absolute(source),
+                "source": source if made.data.is_made else absolute(source),
                 "prompts": prompts if prompts in PROMPT_SETS else absolute(prompts),
             }
         )

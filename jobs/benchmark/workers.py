@@ -36,22 +36,26 @@ def measure_in_workers(
     from rlvid.cluster.nodes import check_resources, needed
     from rlvid.data.sources import encoded_clips
     from rlvid.runs.find import run_folder
+    from rlvid.train.feeding import RunFeed
     from rlvid.train.progress import ProgressActor
 
     asked = time.time()
     start_ray(address)
     connected = time.time()
     use_gpu = check_resources(config)
+    steps_of_feed = max(config.train.steps, steps + 1)  # one more warms up
+    config = config.model_copy(update={"train": config.train.model_copy(update={"steps": steps_of_feed})})
     folder = run_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
     environment = {"OMP_NUM_THREADS": str(max(1, int(config.train.cpus_per_worker)))}
     with kept(f"the run folder {short(folder)} stays"):
         clips, result = encoded_clips(config, Console()), folder / "benchmark.json"
         progress = ProgressActor.remote()  # type: ignore[attr-defined]  # ray.remote decorates the class
-        job = Job.of(config, clips=clips, run=folder, use_gpu=use_gpu, progress=progress)
+        job = Job.of(config, run=folder, use_gpu=use_gpu, progress=progress)
         times = {"asked": asked, "connected": connected, "fitted": time.time()}
         TorchTrainer(
             partial(measure, job, {"steps": steps, "result": result, **times}),
+            **RunFeed.of(config, clips, folder).trainer_arguments,
             scaling_config=ray.train.ScalingConfig(
                 num_workers=config.train.workers,
                 use_gpu=use_gpu,

@@ -32,14 +32,15 @@ class Batch:
     """A worker's share of a global batch, on the model's device.
 
     ``serials`` are the samples' places in the run's global order (step x batch size + place in the batch): the
-    position that randomness is drawn at. ``latents_BCFhw`` are source latents (posterior samples).
+    position that randomness is drawn at. ``latents_BCFhw`` are source latents (posterior samples); None where
+    the run has prompts and no clips.
     """
 
     step: int
     serials: list[int]
     prompts: list[str]
     text_BLD: Tensor
-    latents_BCFhw: Tensor
+    latents_BCFhw: Tensor | None
 
     def __len__(self) -> int:
         return len(self.serials)
@@ -57,7 +58,7 @@ class Batch:
             [self.serials[row] for row in rows],
             [self.prompts[row] for row in rows],
             self.text_BLD[index],
-            self.latents_BCFhw[index],
+            None if self.latents_BCFhw is None else self.latents_BCFhw[index],
         )
 
 

@@ -28,6 +28,7 @@ class InstructVideo(RewardGradient):
         """Returns the edited clips."""
         config = self.context.config
         grid = partial(timesteps(config.sampling.steps), self.method.tau)
+        assert batch.latents_BCFhw is not None, "the config lets no run without clips come here"
         noisy = self.context.model.add_noise(batch.latents_BCFhw, self.noise(batch), grid[0])
         return self.chain(batch, noisy, grid, self.method.gradient_steps)
 
@@ -36,5 +37,5 @@ class InstructVideo(RewardGradient):
         shape, seed = self.context.model.latent_shape, self.context.config.seed
         offset = randomness.normal(shape[:2], seed, "offset", [(serial,) for serial in batch.serials])
         return offset_noise(
-            self.context.normal("noise", batch), offset.to(batch.latents_BCFhw), self.method.offset_noise
+            self.context.normal("noise", batch), offset.to(self.context.model.device), self.method.offset_noise
         )

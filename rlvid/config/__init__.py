@@ -55,11 +55,7 @@ class RunConfig(Section):
                 f"{'method.kl' if self.method.needs_gradient else f'method {self.method.name!r}'} compares with; "
                 f"set model.finetune=lora{' or method.kl=0' if self.method.needs_gradient else ''}"
             )
-        if self.data.prompts is not None and self.data.source != "samples":
-            raise ValueError(
-                f"data.prompts = {self.data.prompts!r} is for data.source=samples; data.source = {self.data.source!r} "
-                "has captions of its own: set data.source=samples or leave data.prompts out"
-            )
+        self._data_fits()
         share, rest = divmod(self.train.batch_size, self.train.workers)
         if rest:
             raise ValueError(
@@ -77,6 +73,19 @@ class RunConfig(Section):
                 f"allowed: 1 to {self.model.frames}"
             )
         return self
+
+    def _data_fits(self) -> None:
+        data, method = self.data, self.method
+        if data.prompts is not None and data.source not in ("prompts", "samples"):
+            raise ValueError(
+                f"data.prompts = {data.prompts!r} is for data.source=prompts and data.source=samples; data.source = "
+                f"{data.source!r} has captions of its own: set one of the two, or leave data.prompts out"
+            )
+        if data.source == "prompts" and method.needs_clips:
+            raise ValueError(
+                f"data.source = 'prompts' has no clips, and method {method.name!r} edits clips; set "
+                "data.source=samples, or a method that starts from noise"
+            )
 
     def _guard_fits(self) -> None:
         every, often = self.guard.every, self.output.checkpoint_every

@@ -17,6 +17,8 @@ class Method(Section):
 
     needs_gradient: ClassVar[bool]
     """Whether the method back-propagates the reward; other methods use only its value."""
+    needs_clips: ClassVar[bool] = False
+    """Whether the method starts from clips; other methods start from noise."""
     eta: ClassVar[float] = 0.0
     """DDIM's eta when sampling.eta does not say."""
 
@@ -49,6 +51,8 @@ class RewardGradient(Method):
 
 class InstructVideoConfig(RewardGradient):
     """InstructVideo (CVPR 2024): reward fine-tuning as editing."""
+
+    needs_clips: ClassVar[bool] = True
 
     name: Literal["instructvideo"] = "instructvideo"
     tau: float = Field(0.6, gt=0, le=1, description="noise level at which editing starts, as a fraction of the chain")

@@ -12,15 +12,25 @@ class DataConfig(Section):
 
     source: str = Field(
         "builtin",
-        description="'builtin' (rendered clips), 'samples' (the base model's own, made once), or a folder of encoded "
-        "clips made by `rlvid encode`",
+        description="'builtin' (rendered clips), 'prompts' (no clips, for methods that start from noise), 'samples' "
+        "(the base model's own clips of the prompts, made once), or a folder of encoded clips made by `rlvid encode`",
     )
-    count: int = Field(512, ge=1, description="number of clips to render or to sample; a folder has its own number")
+    count: int = Field(
+        512,
+        ge=1,
+        description="number of clips to render or to sample, or of prompts to draw from a built-in set; a folder "
+        "and a file of prompts have their own number",
+    )
     prompts: str | None = Field(
         None,
-        description="what to sample (samples only): a file of prompts, used round and round, or 'in_domain', "
-        "'new_shapes' or 'scenes'; default: in_domain",
+        description="for the sources 'prompts' and 'samples': a file of prompts (samples use it round and round), or "
+        "'in_domain', 'new_shapes' or 'scenes'; default: in_domain",
     )
+
+    @property
+    def is_made(self) -> bool:
+        """Whether the run makes its data itself and keeps it in its storage; else ``source`` is a folder."""
+        return self.source in ("builtin", "prompts", "samples")
 
 
 class OptimizerConfig(Section):

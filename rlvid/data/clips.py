@@ -1,4 +1,4 @@
-"""The folder of encoded clips: its layout, and random access to it.
+"""The folder of encoded clips, or of prompts alone: its layout, and random access to it.
 
 =====================  ===========================================================================================
 file                   content
@@ -12,24 +12,23 @@ file                   content
 in ``latent_shape`` (C, F, h, w) and ``text_shape`` (L, D):
 
     numpy.frombuffer(row["mean"], "<f4").reshape(row["latent_shape"])
+
+A folder of prompts alone has the columns ``index`` and ``caption``.
 """
 
 import hashlib
 import json
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from torch import Tensor
 
 from rlvid.data.parquet import open_parquet
 from rlvid.files import damaged
-from rlvid.models.base import Posterior
-from rlvid.randomness import permutation
 
 SCHEMA = pa.schema(
     [
@@ -43,33 +42,10 @@ SCHEMA = pa.schema(
         ("text_shape", pa.list_(pa.int32())),
     ]
 )
+PROMPTS = pa.schema([("index", pa.int64()), ("caption", pa.string())])
+"""The rows of a folder of prompts."""
 ROWS = SCHEMA.append(pa.field("error", pa.string()))
 """The encoder's rows: a row of the folder, or one with an ``error`` and nothing encoded."""
-
-
-def clip_index(serial: int, count: int, seed: int) -> int:
-    """Returns the clip from which a run's sample ``serial`` starts: each clip once an epoch, in the epoch's order.
-
-    Args:
-        serial: place of the sample in the run's global order, from 0.
-        count: number of clips.
-        seed: of the run.
-
-    Returns:
-        An index in [0, count), a function of the arguments alone.
-
-    Raises:
-        ValueError: ``count`` is not positive or ``serial`` is negative.
-    """
-    if count < 1 or serial < 0:
-        raise ValueError(f"serial = {serial} of count = {count} clips: serial starts at 0 and count at 1")
-    epoch, place = divmod(serial, count)
-    return int(_order(count, seed, epoch)[place])
-
-
-@lru_cache(maxsize=4)  # the epoch's, and the next one's when a batch lies across the border
-def _order(count: int, seed: int, epoch: int) -> Tensor:
-    return permutation(count, seed, "order", epoch)
 
 
 def read_meta(folder: Path) -> dict[str, Any] | None:
@@ -88,30 +64,27 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
         raise damaged(path, error, f"delete {folder} and encode again") from error
 
 
+CLIP = ("caption", "text", "text_shape", "mean", "std", "latent_shape")
+"""The columns that training needs of a clip."""
+
+
 class EncodedClips:
-    """Random access to encoded clips, straight from the (memory-mapped) Parquet files.
+    """Random access to encoded clips, straight from the (memory-mapped) Parquet files; no torch.
+
+    Positions run from 0 to ``len(clips) - 1`` in order of ``index``; clips that could not be read have none. Memory
+    holds the files' footers, and nothing for each clip.
 
     Attributes:
-        meta: what ``meta.json`` holds.
-        captions: of all clips, by position. Positions run from 0 to ``len(clips) - 1`` in order of ``index``; clips
-            that could not be read have none.
+        folder: of the files.
+        meta: the content of ``meta.json``.
     """
 
-    def __init__(self, meta: dict[str, Any], files: list[pq.ParquetFile]) -> None:
-        self.meta = meta
+    def __init__(self, folder: Path, meta: dict[str, Any], files: list[pq.ParquetFile]) -> None:
+        self.folder, self.meta = folder, meta
         self._files = files
-        indices: list[int] = []
-        captions: list[str] = []
-        places: list[tuple[int, int, int]] = []  # file, row group, row in it
-        for number, file in enumerate(files):
-            head = file.read(columns=["index", "caption"])
-            indices += head["index"].to_pylist()
-            captions += head["caption"].to_pylist()
-            for group in range(file.num_row_groups):
-                places += [(number, group, row) for row in range(file.metadata.row_group(group).num_rows)]
-        order = np.argsort(np.array(indices, dtype=np.int64), kind="stable").tolist()
-        self.captions = [captions[i] for i in order]
-        self._places = [places[i] for i in order]
+        rows = [[file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)] for file in files]
+        self._first_group = np.cumsum([0, *map(len, rows)])  # of each file
+        self._first_row = np.cumsum([0, *(count for counts in rows for count in counts)])  # of each group
 
     @staticmethod
     def open(folder: str | Path, fingerprint: str | None = None) -> "EncodedClips":
@@ -135,57 +108,81 @@ class EncodedClips:
             made = ", ".join(f"{name} {value}" for name, value in sorted(meta.get("made_with", {}).items()))
             raise ValueError(f"{folder}: was encoded with another model or size ({made}); encode with this run's model")
         paths = sorted(folder.glob("part-*.parquet"))
-        files = [_open_part(path) for path in paths]
+        files = [_open_part(path, PROMPTS.names if meta.get("kind") == "prompts" else SCHEMA.names) for path in paths]
         rows = sum(file.metadata.num_rows for file in files)
         if rows != meta["clips"] or not rows:
             raise ValueError(f"{folder}: holds {rows} clips where meta.json says {meta['clips']}; encode again")
-        try:
-            return EncodedClips(meta, files)
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise damaged(folder, error, "encode again") from error
+        with _reading(folder):
+            return EncodedClips(folder, meta, files)
 
     def __len__(self) -> int:
-        return len(self.captions)
+        return int(self._first_row[-1])
 
-    def fetch(self, indices: list[int]) -> tuple[list[str], Tensor, Posterior]:
-        """Clips by position, in any order and any number of times.
-
-        Returns:
-            ``(captions, text_BLD, posterior)``, tensors float32 on the CPU.
+    def captions(self) -> Iterator[str]:
+        """Yields the captions in order of position; holds those of one file at a time.
 
         Raises:
-            ValueError: no position is given, or one is outside [0, len).
+            ValueError: they are damaged.
         """
-        wrong = [i for i in indices if not 0 <= i < len(self)]
-        if wrong or not indices:
+        for file in self._files:
+            with _reading(self.folder):
+                captions = file.read(columns=["caption"])["caption"].to_pylist()
+            yield from captions
+
+    def first_captions(self, count: int) -> tuple[str, ...]:
+        """Returns the first different captions, ``count`` at most; reads no more than it needs."""
+        found = dict[str, None]()
+        for caption in self.captions():
+            if len(found) == count:
+                break
+            found[caption] = None
+        return tuple(found)
+
+    def rows(self, positions: Sequence[int]) -> pa.Table:
+        """Returns the columns ``CLIP`` of clips by position, in any order and any number of times.
+
+        Of prompts alone there is ``caption``.
+
+        Raises:
+            ValueError: no position is given, one is outside [0, len), or a file is damaged.
+        """
+        wrong = [i for i in positions if not 0 <= i < len(self)]
+        if wrong or not positions:
             raise ValueError(f"clips {wrong}: allowed positions are 0 to {len(self) - 1}, at least one")
-        groups: dict[tuple[int, int], pa.Table] = {}
-        texts, means, stds = [], [], []
-        for index in indices:
-            number, group, row = self._places[index]
-            if (number, group) not in groups:
-                groups[number, group] = self._files[number].read_row_group(group, columns=SCHEMA.names[3:])
-            values = {name: groups[number, group][name][row] for name in SCHEMA.names[3:]}
-            texts.append(_tensor(values["text"], values["text_shape"]))
-            means.append(_tensor(values["mean"], values["latent_shape"]))
-            stds.append(_tensor(values["std"], values["latent_shape"]))
-        return [self.captions[i] for i in indices], torch.stack(texts), Posterior(torch.stack(means), torch.stack(stds))
+        groups = np.searchsorted(self._first_row, positions, side="right") - 1
+        with _reading(self.folder):
+            read = {group: self._read_group(group) for group in dict.fromkeys(groups.tolist())}
+        starts = self._first_row[groups].tolist()
+        return pa.concat_tables(
+            read[group].slice(position - start, 1)
+            for position, group, start in zip(positions, groups.tolist(), starts, strict=True)
+        )
+
+    def _read_group(self, group: int) -> pa.Table:
+        number = int(np.searchsorted(self._first_group, group, side="right")) - 1
+        file = self._files[number]
+        columns = [name for name in CLIP if name in file.schema_arrow.names]
+        return file.read_row_group(group - int(self._first_group[number]), columns=columns).select(columns)
 
 
-def _open_part(path: Path) -> pq.ParquetFile:
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Turns errors of damaged files into one line."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise damaged(folder, error, "encode again") from error
+
+
+def _open_part(path: Path, names: Sequence[str]) -> pq.ParquetFile:
     try:
         file = open_parquet(path, memory_map=True)
     except (pa.ArrowException, OSError) as error:
         raise damaged(path, error, "encode again") from error
-    missing = [name for name in SCHEMA.names if name not in file.schema_arrow.names]
+    missing = [name for name in names if name not in file.schema_arrow.names]
     if missing:
         raise ValueError(f"{path}: lacks {', '.join(missing)}; columns found: {', '.join(file.schema_arrow.names)}")
     return file
-
-
-def _tensor(data: pa.BinaryScalar, shape: pa.ListScalar) -> Tensor:
-    values = np.frombuffer(data.as_buffer(), dtype="<f4").reshape(shape.as_py())
-    return torch.from_numpy(values.astype(np.float32))  # a copy: Arrow's memory is read-only
 
 
 def digest(made_with: object) -> str:

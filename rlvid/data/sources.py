@@ -1,4 +1,4 @@
-"""Clips without a source folder: those of the built-in renderer, and the base model's own samples.
+"""Data without a source folder: rendered clips, the base model's own samples, and prompts alone.
 
 A run's ``data.source`` is one of these, or a folder that ``rlvid encode`` made. They are encoded once and kept under
 ``{storage}/clips``, for all runs that ask for the same.
@@ -6,6 +6,7 @@ A run's ``data.source`` is one of these, or a folder that ``rlvid encode`` made.
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,10 +19,11 @@ from torch import Tensor
 from rlvid import randomness
 from rlvid.config import RunConfig
 from rlvid.config.model import ModelConfig, SamplingConfig
-from rlvid.data.clips import digest
+from rlvid.data.clips import digest, read_meta
 from rlvid.data.encode import EncodeReport, Item, encode_clips, hash_weights, model_fingerprint
 from rlvid.data.prompts import has_prompts, read_prompts, resolve_prompts
 from rlvid.data.videos import VideoError
+from rlvid.data.writing import write_prompts
 from rlvid.diffusion.chain import denoise
 from rlvid.diffusion.schedule import timesteps
 from rlvid.files import held
@@ -83,8 +85,11 @@ class BaseSampler:
         return caption, Posterior(latents, torch.zeros_like(latents))
 
 
-def sample_prompts(config: RunConfig) -> list[str]:
-    """Returns the prompts of ``data.source=samples``, data.count of them: a file's go round as often as it takes.
+def training_prompts(config: RunConfig) -> list[str]:
+    """Returns the prompts of ``data.source=prompts`` or ``samples``.
+
+    A built-in set gives ``data.count`` of them. A file gives all its prompts to ``prompts``; to ``samples`` it gives
+    ``data.count``, round and round.
 
     Raises:
         ValueError: data.prompts is neither a built-in set with so many prompts nor a file that can be read.
@@ -98,7 +103,28 @@ def sample_prompts(config: RunConfig) -> list[str]:
             f".jsonl or .parquet file, or one of {', '.join(PROMPT_SETS)}"
         )
     prompts = read_prompts(Path(spec).expanduser())
-    return [prompts[index % len(prompts)] for index in range(count)]
+    return prompts if config.data.source == "prompts" else [prompts[index % len(prompts)] for index in range(count)]
+
+
+def _kept_prompts(config: RunConfig, console: Console) -> Path:
+    """Returns the folder of a run's prompts: a copy, since a file may change while the run reads it."""
+    prompts = training_prompts(config)
+    mirror = Mirror(config.output.storage, f"clips/prompts-{len(prompts)}-{digest(prompts)[:8]}")
+    out = mirror.folder
+    with _one_at_a_time(out):
+        if "meta.json" in (mirror.sizes() or ()):
+            mirror.pull()
+        if read_meta(out) is None:
+            write_prompts(prompts, out)
+            mirror.push([*(path.name for path in sorted(out.glob("part-*"))), "meta.json"])  # the last says: complete
+            console.print(f"{len(prompts)} prompts in {short(out)}", highlight=False)
+    return out
+
+
+def _one_at_a_time(out: Path) -> AbstractContextManager[None]:
+    """Makes runs that start together write a folder of clips once."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return held(out.parent / f".{out.name}.lock", "", patience=math.inf)
 
 
 def encode_samples(
@@ -124,12 +150,14 @@ def encoded_clips(config: RunConfig, console: Console) -> Path:
         ValueError: they cannot be written, or data.prompts cannot be read.
     """
     make: Callable[[Path], EncodeReport]
+    if config.data.source == "prompts":
+        return _kept_prompts(config, console)
     count, seed, model = config.data.count, config.seed, config.model
     if config.data.source == "builtin":
         name = f"builtin{RENDERER}-{count}-seed{seed}-{model_fingerprint(model)[:8]}"
         make = partial(encode_builtin, count, seed, model)
     elif config.data.source == "samples":
-        prompts = sample_prompts(config)
+        prompts = training_prompts(config)
         made_with = samples_made_with(prompts, seed, config.sampling, model) | {"model": model_fingerprint(model)}
         name = f"samples-{count}-seed{seed}-{digest(made_with)[:8]}"
         workers: dict[str, Any] = {"workers": config.train.workers, "use_gpu": config.train.use_gpu, "batch_size": 1}
@@ -138,8 +166,7 @@ def encoded_clips(config: RunConfig, console: Console) -> Path:
         return Path(config.data.source).expanduser().resolve()
     mirror = Mirror(config.output.storage, f"clips/{name}")
     out = mirror.folder
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with held(out.parent / f".{name}.lock", "", patience=math.inf):  # runs that start together encode once
+    with _one_at_a_time(out):
         there = mirror.sizes()
         if there:
             mirror.pull()

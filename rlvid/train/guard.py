@@ -81,7 +81,7 @@ class Watch:
 
     def __init__(self, config: RunConfig, folder: Path, clips: Path, use_gpu: bool, console: Console):
         self.config, self.folder, self.console = config, folder, console
-        prompts = guard_prompts(config, EncodedClips.open(clips).captions)
+        prompts = guard_prompts(config, EncodedClips.open(clips).first_captions(config.guard.count))
         self.guard_log = GuardLog(folder, prompts, config)
         self.verdict = self.guard_log.verdict() if self.guard_log.all else Verdict(0)
         self.stopping = self.guard_log.flag(self.verdict)

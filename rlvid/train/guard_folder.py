@@ -29,7 +29,7 @@ from rlvid.runs.over_optimisation import Loss, Verdict, judge
 from rlvid.world.captions import PROMPT_SETS
 
 
-def guard_prompts(config: RunConfig, captions: list[str]) -> list[str]:
+def guard_prompts(config: RunConfig, captions: Sequence[str]) -> list[str]:
     """Returns the prompts of a run's evaluations: ``guard.prompts``, or the first distinct captions of its clips.
 
     Raises:

@@ -19,13 +19,13 @@ class Job:
     """Path of the model."""
     reward: RewardConfig
     """The run's reward, with absolute paths."""
-    clips: Path
-    """Folder of encoded clips."""
     run: Path
     """The run's folder."""
     use_gpu: bool
     progress: Any
     """The actor ``rlvid.train.progress.ProgressActor``."""
+    prompts: tuple[str, ...] = ()
+    """Prompts of the videos for TensorBoard."""
     stop: bool = False
     """Whether the guard ended the run before."""
     watched: bool = False
@@ -40,8 +40,3 @@ class Job:
     def storage(self) -> str | None:
         """URI of the object store that the run is kept in, if it is kept in one."""
         return self.config.output.storage if is_uri(self.config.output.storage) else None
-
-    @property
-    def clips_storage(self) -> str | None:
-        """The same of the clips: those that are made for a run are kept where it is."""
-        return self.storage if self.config.data.source in ("builtin", "samples") else None

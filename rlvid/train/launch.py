@@ -11,6 +11,7 @@ from rich.console import Console
 from rlvid.cluster.connect import start_ray
 from rlvid.cluster.nodes import BOOTSTRAP, check_nodes, check_resources, fits_now, needed, nodes_possible
 from rlvid.config import RunConfig
+from rlvid.data.clips import EncodedClips
 from rlvid.data.sources import encoded_clips
 from rlvid.interrupt import kept
 from rlvid.runs.checkpoints import find_checkpoints
@@ -22,6 +23,9 @@ from rlvid.train.preflight import cut_captions, open_run, record_clips, repair
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
+
+VIDEO_PROMPTS = 6
+"""Fixed prompts that are sampled for TensorBoard."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class TrainResult:
         last_step: of the last checkpoint.
         skipped: steps with a loss or gradient that was not finite.
         seconds: of this start.
+        prompts: those of the videos in TensorBoard.
     """
 
     folder: Path
@@ -43,6 +48,7 @@ class TrainResult:
     last_step: int
     skipped: int
     seconds: float
+    prompts: tuple[str, ...]
 
 
 def train(config: RunConfig, console: Console, address: str | None = None) -> TrainResult:
@@ -75,10 +81,11 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Tr
                 ProgressLine(progress, config.train.steps, console),
             ):
                 watched = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "").lower() in ("1", "true")
+                prompts = EncodedClips.open(clips).first_captions(VIDEO_PROMPTS)
                 job = Job.of(
-                    config, clips=clips, run=folder, use_gpu=use_gpu, progress=progress, stop=stop, watched=watched
+                    config, run=folder, use_gpu=use_gpu, progress=progress, prompts=prompts, stop=stop, watched=watched
                 )
-                trainer = _trainer(job, wait=not has_room)
+                trainer = _trainer(job, clips, wait=not has_room)
                 done = run_fit(partial(fit_again, trainer.fit, config.train.max_failures, put_aside), progress, console)
         except (ray.train.WorkerGroupError, ray.train.ControllerError, ray.exceptions.RayActorError) as error:
             raise RuntimeError(reason(error, folder, progress, not stored)) from error
@@ -86,7 +93,9 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Tr
             raise RuntimeError(f"training stopped: {done['problem']}")
         run_mirror(config.output.storage, config.name)
         last = find_checkpoints(folder, resumable=not stored)[-1]
-        return TrainResult(folder, last.folder, done["first_step"], last.step, done["skipped"], done["seconds"])
+        return TrainResult(
+            folder, last.folder, done["first_step"], last.step, done["skipped"], done["seconds"], prompts
+        )
 
 
 def _last_checkpoint(folder: Path, resumable: bool) -> str:
@@ -124,11 +133,12 @@ def _clips_of(config: RunConfig, mirror: Mirror, console: Console) -> Path:
     return clips
 
 
-def _trainer(job: Job, wait: bool) -> "TorchTrainer":
+def _trainer(job: Job, clips: Path, wait: bool) -> "TorchTrainer":
     """Makes Ray Train's trainer of a job; with ``wait`` its workers wait for room as long as it takes."""
     import ray.train
     from ray.train.torch import TorchTrainer
 
+    from rlvid.train.feeding import RunFeed
     from rlvid.train.loop import train_worker
 
     config = job.config
@@ -140,6 +150,7 @@ def _trainer(job: Job, wait: bool) -> "TorchTrainer":
         environment["DS_ACCELERATOR"] = "cpu"
     return TorchTrainer(
         partial(train_worker, job),
+        **RunFeed.of(config, clips, job.run).trainer_arguments,
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.train.workers,
             use_gpu=job.use_gpu,

@@ -23,7 +23,7 @@ from rich.console import Console
 from rlvid.config import RunConfig
 from rlvid.data.clips import EncodedClips
 from rlvid.data.encode import model_fingerprint
-from rlvid.data.sources import sample_prompts
+from rlvid.data.sources import training_prompts
 from rlvid.files import held, write_atomic
 from rlvid.models.folders import resolved_shape
 from rlvid.models.lora import check_targets
@@ -82,8 +82,8 @@ def check(config: RunConfig) -> None:
     check_reward(config.reward, config.method.needs_gradient)
     if config.model.finetune == "lora":
         check_targets(denoiser_outline(config.model.path), config.model.lora.targets)
-    if config.data.source == "samples":
-        sample_prompts(config)
+    if config.data.source in ("prompts", "samples"):
+        training_prompts(config)
     elif config.data.source != "builtin":
         EncodedClips.open(Path(config.data.source).expanduser(), model_fingerprint(config.model))
     if config.guard.every and is_uri(config.output.storage):
@@ -158,7 +158,7 @@ def record_clips(folder: Path, clips: Path) -> None:
 def cut_captions(config: RunConfig, clips: Path) -> list[str]:
     """Returns a line on the captions and the guard's prompts that the text encoder or a reward reads in part only."""
     limits = [model_text_limit(config.model.path), *reward_text_limits(config.reward)]
-    captions = EncodedClips.open(clips).captions
+    captions = EncodedClips.open(clips).captions()
     own = guard_prompts(config, []) if config.guard.every and config.guard.prompts is not None else []
     return [*notices(limits, captions, "captions"), *notices(limits, own, "guard.prompts")]
 

@@ -13,6 +13,8 @@ from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
+from pyarrow import fs
+
 from rlvid.config import RunConfig
 from rlvid.files import read_mapping, write_atomic
 from rlvid.runs.checkpoints import (
@@ -88,6 +90,15 @@ def recorded(run: Path) -> list[str] | None:
     with suppress(ValueError, KeyError, TypeError):
         return [str(result["checkpoint_dir_name"]) for result in read_mapping(run / RECORD)["checkpoint_results"]]
     return None
+
+
+def recorded_step(store: fs.FileSystem, path: str) -> int:
+    """Returns the step of the checkpoint that Ray Train resumes from, by its record in a store; 0 without a record."""
+    if store.get_file_info(path).type != fs.FileType.File:
+        return 0
+    with store.open_input_stream(path) as file:
+        latest = json.loads(file.read())["latest_checkpoint_result"]
+    return 0 if latest is None else step_of(latest["checkpoint_dir_name"]) or 0
 
 
 def _below(folder: str, sizes: Mapping[str, int]) -> dict[str, int]:

@@ -4,6 +4,7 @@ import logging
 import math
 import shutil
 import time
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,12 +18,13 @@ from rlvid import randomness
 from rlvid.algorithms.base import Batch, Context, Samples, Stopwatch, Update, peak_memory, summed
 from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.data.archive import ArchiveWriter, is_later_part, trim
-from rlvid.data.clips import EncodedClips, clip_index
+from rlvid.data.feed import NAME, rows
+from rlvid.data.shares import Share
 from rlvid.diffusion.generate import generate
 from rlvid.models.trained import load_trainable, load_trained
 from rlvid.reward.load import held_out_reward, trained_reward
 from rlvid.runs.checkpoints import checkpoint_name, read_state
-from rlvid.storage import clips_here, worker_mirror
+from rlvid.storage import worker_mirror
 from rlvid.train.checkpoint import checkpoint_write_errors, load_checkpoint, save_checkpoint
 from rlvid.train.engine import DeepSpeedEngine, StepOutcome
 from rlvid.train.group import TorchWorkerGroup
@@ -36,8 +38,8 @@ log = logging.getLogger("rlvid.train")
 
 MAX_SKIPPED = 5
 """Steps in a row without a finite loss, or without any reward, after which a run stops."""
-VIDEO_PROMPTS = 6
-"""Fixed prompts that are sampled for TensorBoard."""
+EMBEDDINGS = 256
+"""Embeddings of prompts that a worker keeps; 80 MB for ModelScopeT2V. Only runs without clips make any."""
 
 
 class Worker:
@@ -66,6 +68,7 @@ class Worker:
         self.mirror.pull(lambda name: name == own_log)
         self.reporter = reporter or Reporter(self.rank, self.progress, config.reward.timeout)
         self.reporter.log_to(self.run / own_log)
+        self._rows, self._prompts = rows(ray.train.get_dataset_shard(NAME)), job.prompts
         device = torch.device("cuda", torch.cuda.current_device()) if job.use_gpu else torch.device("cpu")
 
         spec = config.model
@@ -74,6 +77,7 @@ class Worker:
         self._load_weights_alone(checkpoint)
         self.engine = DeepSpeedEngine(self.network, config.optimizer, config.train, config.micro_batch, spec.precision)
         self.model.denoiser = self.engine.module
+        self._embed = lru_cache(EMBEDDINGS)(self._embedding)
         self.stopwatch = Stopwatch(device)
         self.algorithm = ALGORITHMS[config.method.name](
             Context(
@@ -86,7 +90,6 @@ class Worker:
                 self.reporter,
             )
         )
-        self.clips = EncodedClips.open(clips_here(job.clips, job.clips_storage))
         self.problem: str | None = None
         self._watched, self._leaving = job.watched, set[str]()
         self.stopped = job.stop
@@ -116,6 +119,7 @@ class Worker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._rows.close()
         self.archive.close()
         if self.tensorboard is not None:
             self.tensorboard.close()
@@ -125,14 +129,18 @@ class Worker:
         """Returns this worker's share of the batch of ``step``: every W-th sample of it."""
         self.reporter.step = step
         with self.stopwatch.stage("data"):
-            size, seed = self.config.train.batch_size, self.config.seed
-            serials = list(range(step * size + self.rank, (step + 1) * size, self.world))
-            group = self.config.train.group_size
-            clips = [clip_index(serial // group, len(self.clips), seed) for serial in serials]
-            prompts, text_BLD, posterior = self.clips.fetch(clips)
-            noise = randomness.normal(self.model.latent_shape, seed, "posterior", [(serial,) for serial in serials])
-            latents = posterior.sample(noise).to(self.model.device)
-            return Batch(step, serials, prompts, text_BLD.to(self.model.device), latents)
+            share, latents = Share.of(next(self._rows, None), step, self.rank), None
+            if share.posterior is not None:
+                positions = [(serial,) for serial in share.serials]
+                noise = randomness.normal(self.model.latent_shape, self.config.seed, "posterior", positions)
+                latents = share.posterior.sample(noise).to(self.model.device)
+            text = share.text_BLD if share.text_BLD is not None else torch.stack([*map(self._embed, share.prompts)])
+            return Batch(step, share.serials, share.prompts, text.to(self.model.device), latents)
+
+    def _embedding(self, prompt: str) -> torch.Tensor:
+        """Embeds a prompt by itself, so that the result does not depend on its neighbours: (L, D), on the CPU."""
+        with torch.no_grad():
+            return self.model.encode_prompts([prompt])[0].float().cpu()
 
     def record(self, step: int, updates: list[Update], outcomes: list[StepOutcome], seconds: float) -> None:
         """Averages the step's numbers over workers, writes and reports them, and archives its samples.
@@ -267,7 +275,7 @@ class Worker:
 
     def _show_videos(self, step: int) -> None:
         """Fixed prompts, the same noise each time; the workers share the work, and all of them take part."""
-        wanted = list(dict.fromkeys(self.clips.captions))[:VIDEO_PROMPTS]
+        wanted = self._prompts
         share = -(-len(wanted) // self.world)
         mine = [wanted[(self.rank * share + i) % len(wanted)] for i in range(share)]
         sampling = self.config.sampling

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import HANG
 
 from rlvid.toy.tiny import save_tiny_model
 
@@ -28,7 +29,7 @@ def compare(folder: Path) -> subprocess.CompletedProcess[str]:
             "model.frames=4", "model.size=16", "data.count=6", "sampling.steps=4", "reward.segments=2",
             "train.batch_size=4",
         ],
-        capture_output=True, text=True, timeout=400, cwd=folder,
+        capture_output=True, text=True, timeout=HANG, cwd=folder,
     )  # fmt: skip
 
 

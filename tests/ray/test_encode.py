@@ -13,6 +13,7 @@ from rlvid.config.model import ModelConfig
 from rlvid.data.archive import ArchiveWriter
 from rlvid.data.clips import EncodedClips
 from rlvid.data.encode import encode_folder, encode_items, model_fingerprint
+from rlvid.data.shares import tensors
 from rlvid.data.sources import encode_builtin, read_rendered, rendered_clip
 from rlvid.models.unet3d import load_model
 from rlvid.plots.video import write_mp4
@@ -91,7 +92,7 @@ def test_built_in_clips_are_encoded(ray_cluster: Any, model: ModelConfig, tmp_pa
     report = encode_builtin(6, 3, model, tmp_path / "clips", workers=1, batch_size=4)
     assert (report.clips, report.encoded, report.skipped) == (6, 6, [])
     clips = EncodedClips.open(tmp_path / "clips")
-    captions, text_BLD, posterior = clips.fetch([4, 1])
+    captions, text_BLD, posterior = tensors(clips.rows([4, 1]))
     loaded = load_model(model.path, frames=4, size=16)
     want_captions, frames = zip(*(read_rendered(3, {"index": i}, loaded) for i in (4, 1)), strict=True)
     assert captions == list(want_captions)

@@ -27,6 +27,7 @@ from rlvid.config import RunConfig, load_config
 from rlvid.config.model import ModelConfig
 from rlvid.data.clips import EncodedClips
 from rlvid.data.encode import encode_folder
+from rlvid.data.shares import tensors
 from rlvid.data.sources import rendered_clip
 from rlvid.data.writing import unfinished
 from rlvid.plots.video import write_mp4
@@ -118,8 +119,8 @@ def test_odd_videos_and_a_mixture_of_rewards_go_in_and_a_tuned_model_comes_out(
     assert "short.mp4: lasts 0.09 s and has 3 frames; needed: 0.50 s (4 frames at 8 a second), or 4 frames" in said
     assert "damaged.webm: has no frames" in said
     clips = EncodedClips.open(out)
-    assert clips.captions == [f"this is {name}" for name in GOOD]
-    assert clips.fetch([0, 1, 2, 3, 4])[2].mean.isfinite().all()
+    assert list(clips.captions()) == [f"this is {name}" for name in GOOD]
+    assert tensors(clips.rows([0, 1, 2, 3, 4]))[2].mean.isfinite().all()
 
     monkeypatch.chdir(home)
     Path("mine.py").write_text(MINE)

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from runs import QUIET, Trajectory, adapter, config, difference, plain_torch, tiny_state
+from runs import QUIET, LocalShard, Trajectory, adapter, config, difference, plain_torch, tiny_state
 from safetensors.torch import load_file
 
 from rlvid.config import RunConfig
 from rlvid.data.clips import EncodedClips
+from rlvid.data.shares import tensors
 from rlvid.data.sources import encoded_clips
 from rlvid.doctor.cluster import check_cluster
 from rlvid.evaluate.models import find_models
@@ -31,7 +32,7 @@ from rlvid.train.launch import train
 log = logging.getLogger(__name__)
 
 
-def trajectories(jobs: dict[str, Job], begun: list[Job]) -> None:
+def trajectories(jobs: dict[str, Job], begun: list[Job], clips: dict[str, Path]) -> None:
     """Runs the product's worker loop for several jobs in the same processes; worker 0 writes the adapters.
 
     Runs that are begun here for others to continue leave a checkpoint each in Ray Train's storage.
@@ -42,7 +43,12 @@ def trajectories(jobs: dict[str, Job], begun: list[Job]) -> None:
     from rlvid.train.restore import temporary_folder
     from rlvid.train.worker import Worker
 
+    def feed(job: Job) -> None:
+        rank = ray.train.get_context().get_world_rank()
+        ray.train.get_dataset_shard = lambda _: LocalShard(job.config, clips[job.config.name], rank)
+
     for job in jobs.values():
+        feed(job)
         norms = []
         with temporary_folder(None, job.run) as temporary, Worker(job, temporary) as worker:
             for step in range(job.config.train.steps):
@@ -55,6 +61,7 @@ def trajectories(jobs: dict[str, Job], begun: list[Job]) -> None:
                 torch.save((state, norms), f"{job.run}.pt")
     ray.train.get_checkpoint = lambda: None  # they would resume from one another's
     for job in begun:
+        feed(job)
         train_worker(job)
 
 
@@ -67,11 +74,12 @@ def on_workers(folder: Path, workers: int, runs: dict[str, RunConfig], begun: li
 
     name = f"{next(iter(runs))}-on-{workers}"
     shared = {"use_gpu": False, "progress": ProgressActor.remote()}
-    clips = encoded_clips(next(iter(runs.values())), QUIET)
-    jobs = {key: Job.of(run, clips=clips, run=folder / f"{name}-{key}", **shared) for key, run in runs.items()}
-    others = [Job.of(run, clips=encoded_clips(run, QUIET), run=folder / "runs" / run.name, **shared) for run in begun]
+    clips = {run.name: encoded_clips(run, QUIET) for run in [next(iter(runs.values())), *begun]}
+    clips |= {run.name: next(iter(clips.values())) for run in runs.values()}
+    jobs = {key: Job.of(run, run=folder / f"{name}-{key}", **shared) for key, run in runs.items()}
+    others = [Job.of(run, run=folder / "runs" / run.name, **shared) for run in begun]
     TorchTrainer(
-        partial(trajectories, jobs, others),
+        partial(trajectories, jobs, others, clips),
         scaling_config=ray.train.ScalingConfig(num_workers=workers),
         run_config=ray.train.RunConfig(name=name, storage_path=str(folder / "ray")),
     ).fit()
@@ -179,14 +187,14 @@ def test_the_base_models_samples_are_made_once_for_all_methods(folder: Path, ray
     made = encoded_clips(elastic(folder), QUIET)
     assert list((folder / "runs" / "clips").glob("samples-5-*")) == [made]
     clips = EncodedClips.open(made)
-    assert clips.captions == ["a dog", "a cat", "a dog", "a cat", "a dog"]
-    posterior = clips.fetch([0, 2])[2]
+    assert list(clips.captions()) == ["a dog", "a cat", "a dog", "a cat", "a dog"]
+    posterior = tensors(clips.rows([0, 2]))[2]
     assert not posterior.std.any()
     assert (posterior.mean[0] - posterior.mean[1]).abs().max() > 0.1
     times = {path: path.stat().st_mtime_ns for path in made.iterdir()}
     assert encoded_clips(elastic(folder, "method={name: raft, share: 0.5}"), QUIET) == made
     assert {path: path.stat().st_mtime_ns for path in made.iterdir()} == times
-    assert torch.equal(EncodedClips.open(made).fetch([0])[2].mean, posterior.mean[:1])
+    assert torch.equal(tensors(EncodedClips.open(made).rows([0]))[2].mean, posterior.mean[:1])
 
 
 def test_two_workers_compute_what_plain_torch_computes_with_other_methods(

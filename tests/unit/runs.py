@@ -1,8 +1,11 @@
 """Runs of seconds on the tiny model, which the tests on Ray share, and what plain torch makes of them."""
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import torch
 import yaml
 from rich.console import Console
@@ -12,10 +15,13 @@ from rlvid import randomness
 from rlvid.algorithms.base import Batch, Context, Stopwatch
 from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.config import RunConfig, load_config, parse_config
-from rlvid.data.clips import EncodedClips, clip_index
+from rlvid.data.clips import EncodedClips
+from rlvid.data.order import clip_indices
+from rlvid.data.shares import tensors
 from rlvid.models.trained import load_trainable, load_trained, trained_state
 from rlvid.reward.load import load_reward
 from rlvid.train.engine import TorchEngine
+from rlvid.train.feeding import RunFeed
 
 STEPS = 3
 QUIET = Console(file=io.StringIO())
@@ -72,9 +78,24 @@ def plain_torch(run: RunConfig, clips: Path, checkpoint: Path | None = None, fir
 def _batch(run: RunConfig, shape: tuple[int, ...], data: EncodedClips, step: int) -> Batch:
     size = run.train.batch_size
     serials = list(range(step * size, (step + 1) * size))
-    prompts, text, posterior = data.fetch([clip_index(s, len(data), run.seed) for s in serials])
+    prompts, text, posterior = tensors(data.rows(clip_indices(serials, len(data), run.seed).tolist()))
     noise = randomness.normal(shape, run.seed, "posterior", [(s,) for s in serials])
     return Batch(step, serials, prompts, text, posterior.sample(noise))
+
+
+class LocalShard:
+    """A worker's part of the feed, read in its own process: what Ray Data would deal out."""
+
+    def __init__(self, run: RunConfig, clips: Path, rank: int = 0, first_step: int = 0) -> None:
+        self._shares = RunFeed.of(run, clips, Path()).shares(first_step)
+        self._rank = rank
+
+    def iter_batches(self, **_: Any) -> "LocalShard":
+        """Returns what can be iterated over and is no iterator, as ``ray.data.DataIterator`` does."""
+        return self
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        return (block for block in self._shares() if block["rank"][0].as_py() == self._rank)
 
 
 def tiny_state(folder: Path, *overrides: str) -> dict[str, torch.Tensor]:

@@ -1,31 +1,45 @@
 """The order of clips, and encoded folders; no Ray."""
 
+import io
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from rich.console import Console
 
 from rlvid.config import parse_config
 from rlvid.config.model import SamplingConfig
 from rlvid.data import writing
-from rlvid.data.clips import EncodedClips, clip_index, digest
+from rlvid.data.batches import Shares
+from rlvid.data.clips import EncodedClips, digest
 from rlvid.data.encode import encode_items
+from rlvid.data.feed import rows
 from rlvid.data.find import Skipped
+from rlvid.data.order import clip_indices
 from rlvid.data.prompts import resolve_prompts
-from rlvid.data.sources import BaseSampler, read_rendered, rendered_clip, sample_prompts, samples_made_with
+from rlvid.data.shares import Share, tensors
+from rlvid.data.sources import (
+    BaseSampler,
+    encoded_clips,
+    read_rendered,
+    rendered_clip,
+    samples_made_with,
+    training_prompts,
+)
 from rlvid.data.videos import VideoError
-from rlvid.data.writing import ClipWriter, is_reusable
+from rlvid.data.writing import ClipWriter, is_reusable, write_prompts
 from rlvid.diffusion.chain import denoise
 from rlvid.diffusion.schedule import timesteps
 from rlvid.models.base import VideoModel
-from rlvid.randomness import normal
+from rlvid.randomness import normal, permutation
 from rlvid.toy.tiny import tiny_model
 from rlvid.train.preflight import cut_captions, record_clips
 from rlvid.world.captions import PROMPT_SETS, read_caption
@@ -33,16 +47,17 @@ from rlvid.world.captions import PROMPT_SETS, read_caption
 
 def test_every_epoch_is_a_permutation_whatever_was_asked_before() -> None:
     serials = list(range(35))
-    forward = [clip_index(s, 7, seed=3) for s in serials]
-    clip_index.__globals__["_order"].cache_clear()
-    backward = [clip_index(s, 7, seed=3) for s in reversed(serials)][::-1]
-    assert forward == backward
+    forward = clip_indices(serials, 7, seed=3).tolist()
+    assert forward == [int(clip_indices([s], 7, seed=3)[0]) for s in serials]
+    assert forward == clip_indices(serials[::-1], 7, seed=3)[::-1].tolist()
+    assert forward[:7] == permutation(7, 3, "order", 0).tolist()
     epochs = [forward[i : i + 7] for i in range(0, 35, 7)]
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
     assert len(set(map(tuple, epochs))) > 1
-    assert forward != [clip_index(s, 7, seed=4) for s in serials]
-    with pytest.raises(ValueError, match="and count at 1"):
-        clip_index(0, 0, seed=0)
+    assert forward != clip_indices(serials, 7, seed=4).tolist()
+    for wrong in (([0], 0), ([3, -1], 7)):
+        with pytest.raises(ValueError, match="and count at 1"):
+            clip_indices(*wrong, seed=0)
 
 
 def test_built_in_clips_belong_to_their_index() -> None:
@@ -87,9 +102,9 @@ def test_encoded_clips_are_what_the_model_said(encoded: tuple[Path, dict, pa.Tab
     model = tiny_model(frames=2, size=8)
     assert len(clips) == 280
     indices = [279, 0, 5, 0, 256]  # position 5 is clip 6, since clip 5 could not be read
-    captions, text_BLD, posterior = clips.fetch(indices)
+    captions, text_BLD, posterior = tensors(clips.rows(indices))
     drawn = [rendered_clip(0, i, 2, 8) for i in (7, 0, 6, 0, 4)]
-    assert captions == [caption for caption, _ in drawn] == [clips.captions[i] for i in indices]
+    assert captions == [caption for caption, _ in drawn] == [list(clips.captions())[i] for i in indices]
     want = model.encode_frames(torch.stack([frames for _, frames in drawn]))
     torch.testing.assert_close(posterior.mean, want.mean, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(posterior.std, want.std, atol=1e-5, rtol=1e-5)
@@ -98,7 +113,7 @@ def test_encoded_clips_are_what_the_model_said(encoded: tuple[Path, dict, pa.Tab
     assert posterior.sample(torch.ones_like(posterior.mean)).isfinite().all()
     for wrong in ([280], [-1], []):
         with pytest.raises(ValueError, match="allowed positions are 0 to 279"):
-            clips.fetch(wrong)
+            clips.rows(wrong)
 
 
 def test_plain_arrow_reads_encoded_clips_and_the_report_names_the_rest(encoded: tuple[Path, dict, pa.Table]) -> None:
@@ -279,13 +294,13 @@ def test_prompts_of_samples_go_round(tmp_path: Path) -> None:
     path = tmp_path / "p.txt"
     path.write_text("a\nb\nc\n")
     data = {"source": "samples", "count": 5}
-    assert sample_prompts(parse_config({"data": data | {"prompts": str(path)}})) == ["a", "b", "c", "a", "b"]
-    drawn = sample_prompts(parse_config({"data": data}))
+    assert training_prompts(parse_config({"data": data | {"prompts": str(path)}})) == ["a", "b", "c", "a", "b"]
+    drawn = training_prompts(parse_config({"data": data}))
     assert drawn == resolve_prompts("in_domain", 5, 0)
-    assert drawn != sample_prompts(parse_config({"data": data, "seed": 1}))
-    assert len(set(sample_prompts(parse_config({"data": data | {"prompts": "scenes"}})))) == 5
+    assert drawn != training_prompts(parse_config({"data": data, "seed": 1}))
+    assert len(set(training_prompts(parse_config({"data": data | {"prompts": "scenes"}})))) == 5
     with pytest.raises(ValueError, match="'in_domains' is neither a file of prompts nor a built-in set"):
-        sample_prompts(parse_config({"data": data | {"prompts": "in_domains"}}))
+        training_prompts(parse_config({"data": data | {"prompts": "in_domains"}}))
     config = parse_config({"data": data})
     kept = samples_made_with(drawn, 0, config.sampling, config.model)
     for changed in (
@@ -337,7 +352,8 @@ def cut_part(folder: Path) -> None:
 def break_page(folder: Path) -> None:
     path = folder / "part-00001.parquet"
     content = bytearray(path.read_bytes())
-    content[4:60] = bytes(56)
+    start = pq.read_metadata(path).row_group(0).column(2).data_page_offset
+    content[start : start + 20] = bytes(20)
     path.write_bytes(content)
 
 
@@ -373,5 +389,43 @@ def test_bad_folders_are_refused(
     folder = shutil.copytree(encoded[0], tmp_path / "clips")
     harm(folder)
     with pytest.raises(ValueError, match=complaint) as caught:
-        EncodedClips.open(folder, fingerprint)
+        list(EncodedClips.open(folder, fingerprint).captions())
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_of_prompts_is_read_like_clips_and_a_changed_file_is_another(tmp_path: Path) -> None:
+    prompts = [f"prompt {i}" for i in range(70_000)]  # two parts
+    write_prompts(prompts, tmp_path / "prompts")
+    found = EncodedClips.open(tmp_path / "prompts")
+    assert len(found) == 70_000
+    assert found.rows([69_999, 0, 65_536]).to_pydict() == {"caption": ["prompt 69999", "prompt 0", "prompt 65536"]}
+    assert found.first_captions(2) == ("prompt 0", "prompt 1")
+    shares = Shares(tmp_path / "prompts", found.meta["fingerprint"], None, 1, 0, np.array([[5, 7]]))
+    share = Share.of(next(rows(SimpleNamespace(iter_batches=lambda **_: [*shares()]))), 0, 0)
+    assert (share.prompts, share.text_BLD, share.posterior) == (["prompt 5", "prompt 7"], None, None)
+
+    path, data = tmp_path / "own.txt", {"source": "prompts", "count": 5, "prompts": str(tmp_path / "own.txt")}
+    path.write_text("a\nb\nc\n")
+    run = parse_config({"method": "ddpo", "data": data, "output": {"storage": str(tmp_path / "runs")}})
+    assert training_prompts(run) == ["a", "b", "c"], "each once, whatever data.count is"
+    kept, console = tmp_path / "runs" / "run", Console(file=io.StringIO())
+    (kept / "archive").mkdir(parents=True)
+    folder = encoded_clips(run, console)
+    record_clips(kept, folder)
+    assert encoded_clips(run, console) == folder
+    path.write_text("a\nb\n")
+    assert list(EncodedClips.open(folder).captions()) == ["a", "b", "c"], "a run reads its own copy"
+    with pytest.raises(ValueError, match="began with other clips"):
+        record_clips(kept, encoded_clips(run, console))
+
+
+def test_a_share_of_another_step_or_worker_is_refused(encoded: tuple[Path, dict, pa.Table]) -> None:
+    """Ray Data documents no order, so each row says where it belongs."""
+    shares = Shares(encoded[0], "m", None, 2, 7, np.array([[3, 1, 3]]))
+    first, second = rows(SimpleNamespace(iter_batches=lambda **_: [*shares()]))
+    assert Share.of(first, 7, 0).serials == [21, 23]
+    assert Share.of(second, 7, 1).serials == [22]
+    assert Share.of(first, 7, 0).prompts == [*EncodedClips.open(encoded[0]).captions()][3:4] * 2
+    for row, step, rank in ((first, 7, 1), (first, 8, 0), (None, 7, 0)):
+        with pytest.raises(RuntimeError, match=f"worker {rank} expects its samples of step {step}, and Ray Data"):
+            Share.of(row, step, rank)

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import save_run
+from pyarrow import fs
 
 from rlvid.algorithms.base import Samples
 from rlvid.config import load_config
@@ -30,7 +31,7 @@ from rlvid.train.audit import archive_faults, starts, tensorboard_faults
 from rlvid.train.checkpoint import checkpoint_write_errors
 from rlvid.train.metrics import TensorBoard
 from rlvid.train.preflight import prepare
-from rlvid.train.record import RECORD, check_resume, recorded, repair_record
+from rlvid.train.record import RECORD, check_resume, recorded, recorded_step, repair_record
 from rlvid.train.resume import carries_over, notice
 from rlvid.train.worker import Worker
 
@@ -170,6 +171,7 @@ def steps_of(run: Path) -> tuple[list[str], int | None]:
     """What Ray Train's record counts, and the step of the latest."""
     record = json.loads((run / RECORD).read_text())
     latest = record["latest_checkpoint_result"]
+    assert recorded_step(fs.LocalFileSystem(), str(run / RECORD)) == (latest["metrics"]["step"] if latest else 0)
     return recorded(run) or [], latest and latest["metrics"]["step"]
 
 

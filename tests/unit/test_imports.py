@@ -1,4 +1,4 @@
-"""What an import loads: the core no Ray (the command: test_cli.py). `make lint` holds the layers."""
+"""Modules that an import loads: the core no Ray, the feed no models (the command: test_cli.py)."""
 
 import subprocess
 import sys
@@ -27,3 +27,10 @@ def test_importing_the_core_loads_no_ray_deepspeed_arrow_or_tensorboard() -> Non
                 names.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
     assert len(names) > 60
     assert loaded_by(*names) & set(pure["forbidden_modules"]) == set()
+
+
+def test_the_processes_of_the_feed_load_no_models() -> None:
+    """They start with every training: its readers without torch, its controller without what models import."""
+    assert loaded_by("rlvid.data.batches") & {"torch", "ray"} == set()
+    assert loaded_by("rlvid.data.feed") & {"torch"} == set()
+    assert loaded_by("rlvid.train.feeding") & {"peft", "transformers", "diffusers", "deepspeed"} == set()

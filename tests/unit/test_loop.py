@@ -13,14 +13,15 @@ from unittest.mock import MagicMock
 import pytest
 import ray
 import ray.train
-from runs import adapter, config, difference, plain_torch
+from runs import LocalShard, adapter, config, difference, plain_torch, tiny_state
 
 from rlvid.config import RunConfig
-from rlvid.data.clips import digest
+from rlvid.data.clips import EncodedClips, digest
 from rlvid.data.encode import encode_items
 from rlvid.data.sources import read_rendered
-from rlvid.data.writing import ClipWriter
+from rlvid.data.writing import ClipWriter, write_prompts
 from rlvid.models.unet3d import load_model
+from rlvid.runs.checkpoints import step_of
 from rlvid.toy.tiny import save_tiny_model
 from rlvid.train.job import Job
 from rlvid.train.loop import train_worker
@@ -50,7 +51,7 @@ class Cluster:
     """What a worker sees of Ray: the run's folder keeps the checkpoints that it reports."""
 
     def __init__(self, patch: pytest.MonkeyPatch, home: Path) -> None:
-        self.home, self.progress = home, MagicMock()
+        self.home, self.progress, self.patch = home, MagicMock(), patch
         self.reported: list[int] = []
         self.latest: Path | None = None
         self.ending: Callable[[], bool] = lambda: False
@@ -70,11 +71,14 @@ class Cluster:
         self.latest = shutil.copytree(checkpoint.path, self.run / checkpoint_dir_name)
         self.reported.append(metrics["step"])
 
-    def train(self, settings: RunConfig, **job: Any) -> dict[str, Any]:
+    def train(self, settings: RunConfig, clips: str = "clips", **job: Any) -> dict[str, Any]:
         self.run = self.home / "runs" / settings.name
         self.run.mkdir(parents=True, exist_ok=True)
-        where = {"clips": self.home / "clips", "run": self.run, "use_gpu": False, "progress": self.progress}
-        return train_worker(Job.of(settings, **where, **job))
+        first_step = (self.latest and step_of(self.latest.name)) or 0
+        self.patch.setattr(
+            ray.train, "get_dataset_shard", lambda _: LocalShard(settings, self.home / clips, first_step=first_step)
+        )
+        return train_worker(Job.of(settings, run=self.run, use_gpu=False, progress=self.progress, **job))
 
     def told(self, name: str) -> list[float]:
         """A number of each step, from the worker's log."""
@@ -125,6 +129,18 @@ def test_a_run_takes_the_steps_of_plain_torch_and_resumes_to_the_same_bits(clust
     cluster.progress.reset_mock()
     assert list(cluster.train(run)["damaged"]) == ["step-000002"]
     assert not cluster.progress.start.remote.called
+
+
+def test_prompts_alone_train_a_method_that_starts_from_noise_as_clips_do(cluster: Cluster, home: Path) -> None:
+    """Of the clips such a method reads the captions only; the worker embeds those of a run without clips."""
+    write_prompts(list(EncodedClips.open(home / "clips").captions()), home / "prompts")
+    how = (*CHEAP, "method=ddpo", "train.batch_size=2", "train.steps=2", "optimizer.lr=1e-3")
+    cluster.train(config(home, "clips", *how))
+    expected = adapter(cluster.run, 2)
+    cluster.latest = None
+    cluster.train(config(home, "prompts", *how, "data.source=prompts"), clips="prompts")
+    assert difference(adapter(cluster.run, 2), expected) == 0
+    assert difference(expected, tiny_state(home)) > 1e-4, "nothing was learned, so equality would prove nothing"
 
 
 def test_a_run_ends_early_with_a_checkpoint_when_it_is_asked_to(cluster: Cluster, home: Path) -> None:

@@ -172,6 +172,7 @@ def training_table(config: RunConfig, state: State) -> str:
     clips = {
         "builtin": f"{data.count} clips of the built-in renderer",
         "samples": f"{data.count} samples of the base model",
+        "prompts": f"no clips; prompts of {markdown_code(Path(data.prompts or 'in_domain').name)}",
     }.get(data.source, markdown_code(Path(data.source).name))
     workers = state.workers
     rows = {

@@ -1,0 +1,59 @@
+"""The shares of global batches that workers train on, as tensors."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from rlvid.models.base import Posterior
+
+
+@dataclass(frozen=True)
+class Share:
+    """A worker's samples of a step; those of a run without clips have no ``text_BLD`` and no ``posterior``.
+
+    ``serials``: places in the global order; tensors are float32 on the CPU.
+    """
+
+    step: int
+    serials: list[int]
+    prompts: list[str]
+    text_BLD: Tensor | None = None
+    posterior: Posterior | None = None
+
+    @staticmethod
+    def of(row: Mapping[str, Any] | None, step: int, rank: int) -> "Share":
+        """Reads a row of the feed; None stands for its end.
+
+        Raises:
+            RuntimeError: it is of another step or of another worker, so that the order of samples is lost.
+        """
+        got = (row["step"], row["rank"]) if row else None
+        if row is None or got != (step, rank):
+            raise RuntimeError(
+                f"worker {rank} expects its samples of step {step}, and Ray Data delivered (step, worker) = {got}; "
+                "start the same command again to resume from the last checkpoint, and report this"
+            )
+        with pa.ipc.open_stream(row["clips"]) as stream:
+            clips = stream.read_all()
+        if clips.column_names == ["caption"]:
+            return Share(step, row["serials"], clips["caption"].to_pylist())
+        return Share(step, row["serials"], *tensors(clips))
+
+
+def tensors(clips: pa.Table) -> tuple[list[str], Tensor, Posterior]:
+    """Returns captions, text_BLD and the posterior of encoded clips; float32 on the CPU."""
+    text, mean, std = (
+        torch.stack([_tensor(data, shape) for data, shape in zip(clips[name], clips[of_shape], strict=True)])
+        for name, of_shape in (("text", "text_shape"), ("mean", "latent_shape"), ("std", "latent_shape"))
+    )
+    return clips["caption"].to_pylist(), text, Posterior(mean, std)
+
+
+def _tensor(data: pa.BinaryScalar, shape: pa.ListScalar) -> Tensor:
+    values = np.frombuffer(data.as_buffer(), dtype="<f4").reshape(shape.as_py())
+    return torch.from_numpy(values.astype(np.float32))  # a copy: Arrow's memory is read-only
