@@ -95,6 +95,8 @@ class Worker:
         self.stopped = job.stop
         self._in_a_row, self._skipped, self._seconds, self._videos = 0, 0, 0.0, 0
         self.first_step = self._done = self._restore(checkpoint)
+        # The first share: seconds of steps are a budget, and do not count the start of the feed.
+        self._share = next(self._rows, None) if self.first_step < config.train.steps else None
         self._began = time.perf_counter()
         if self.rank == 0:
             trim(self.run / "archive", self.first_step)
@@ -129,7 +131,8 @@ class Worker:
         """Returns this worker's share of the batch of ``step``: every W-th sample of it."""
         self.reporter.step = step
         with self.stopwatch.stage("data"):
-            share, latents = Share.of(next(self._rows, None), step, self.rank), None
+            row, self._share = self._share or next(self._rows, None), None
+            share, latents = Share.of(row, step, self.rank), None
             if share.posterior is not None:
                 positions = [(serial,) for serial in share.serials]
                 noise = randomness.normal(self.model.latent_shape, self.config.seed, "posterior", positions)
