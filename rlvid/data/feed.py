@@ -8,6 +8,7 @@ split ignores where a block lies; and a split that need not be equal, since an e
 says its step and worker, and the worker compares them with its own.
 """
 
+import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from threading import Thread
@@ -16,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 import ray.train
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
@@ -28,6 +30,8 @@ _NODE = "ray.io/node-id"
 _STEPS_IN_TASK = 16
 """Steps whose shares a task reads; Ray Data keeps a record of every task."""
 _MAX_TASKS = 1000
+_REST = 0.1
+"""Seconds between two turns of Ray Data's loop while no worker waits."""
 _MAX_BYTES = 64 * 2**20
 """Bytes of shares that may wait in the object store; a share that a worker waits for is read all the same."""
 
@@ -64,6 +68,20 @@ class ShareSource(Datasource):
         return max(_STEPS_IN_TASK, -(-len(self.shares.positions_SB) // _MAX_TASKS))
 
 
+class Pace(ExecutionCallback):
+    """Lets Ray Data's loop rest while no worker waits for a share.
+
+    The loop waits for tasks that run. Once reading pauses, because enough shares wait, it would turn without a rest and
+    take a core from the workers.
+    """
+
+    def on_execution_step(self, executor: Any) -> None:
+        """See ``ExecutionCallback``: called at each turn of the loop."""
+        _, output = executor._output_node
+        if output.num_waiting_consumers == 0:
+            time.sleep(_REST)
+
+
 def _reader(part: Shares) -> Callable[[], Iterator[pa.Table]]:
     def read_shares() -> Iterator[pa.Table]:  # Ray Data asks for its name
         return part()
@@ -83,6 +101,7 @@ def feed(shares: Shares) -> ray.data.Dataset:
     dataset.context.target_max_block_size = 1  # bytes: no two rows in a block
     dataset.context.enable_progress_bars = False
     dataset.context.execution_no_progress_timeout_s = -1  # a step may take as long as it needs
+    dataset.context.custom_execution_callback_classes = [Pace]
     return dataset
 
 

@@ -14,7 +14,7 @@ import pytest
 from rlvid.data.batches import Shares
 from rlvid.data.clips import EncodedClips, digest
 from rlvid.data.encode import encode_items
-from rlvid.data.feed import NAME, InOrder, feed, rows
+from rlvid.data.feed import NAME, InOrder, Pace, feed, rows
 from rlvid.data.shares import Share, tensors
 from rlvid.data.sources import read_rendered
 from rlvid.data.writing import ClipWriter
@@ -79,6 +79,7 @@ class BigShares(Shares):
 
 def test_a_feed_that_nobody_takes_from_stops_reading(clips: Path, tmp_path: Path, ray_cluster: Any) -> None:
     (shard,) = shards(BigShares(clips, digest({}), None, 1, 0, np.zeros((200, 1), dtype=np.int64), tmp_path))
+    assert Pace in shard.get_context().execution_callback_classes
     read = rows(shard)
     assert next(read)["step"] == 0
     before = -1

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from rlvid.data import writing
 from rlvid.data.batches import Shares
 from rlvid.data.clips import EncodedClips, digest
 from rlvid.data.encode import encode_items
-from rlvid.data.feed import rows
+from rlvid.data.feed import Pace, rows
 from rlvid.data.find import Skipped
 from rlvid.data.order import clip_indices
 from rlvid.data.prompts import resolve_prompts
@@ -417,6 +418,14 @@ def test_a_folder_of_prompts_is_read_like_clips_and_a_changed_file_is_another(tm
     assert list(EncodedClips.open(folder).captions()) == ["a", "b", "c"], "a run reads its own copy"
     with pytest.raises(ValueError, match="began with other clips"):
         record_clips(kept, encoded_clips(run, console))
+
+
+@pytest.mark.parametrize(("waiting", "rests"), [(0, 1), (1, 0)])
+def test_ray_datas_loop_rests_unless_a_worker_waits(waiting: int, rests: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[float] = []
+    monkeypatch.setattr(time, "sleep", taken.append)
+    Pace().on_execution_step(SimpleNamespace(_output_node=(None, SimpleNamespace(num_waiting_consumers=waiting))))
+    assert len(taken) == rests
 
 
 def test_a_share_of_another_step_or_worker_is_refused(encoded: tuple[Path, dict, pa.Table]) -> None:
