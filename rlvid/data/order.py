@@ -31,7 +31,8 @@ def clip_indices(serials: Sequence[int] | np.ndarray, count: int, seed: int) -> 
     epochs, places = np.divmod(np.asarray(serials, dtype=np.int64), count)
     found, by_epoch = np.empty_like(places), np.argsort(epochs, kind="stable")
     present, starts = np.unique(epochs[by_epoch], return_index=True)
-    for epoch, of_epoch in zip(present, np.split(by_epoch, starts[1:]), strict=True):
+    for epoch, start, end in zip(present, starts, [*starts[1:], len(by_epoch)], strict=False):  # of none: no epoch
+        of_epoch = by_epoch[start:end]
         found[of_epoch] = _order(count, seed, int(epoch))[places[of_epoch]]
     return found
 

@@ -52,6 +52,7 @@ def test_every_epoch_is_a_permutation_whatever_was_asked_before() -> None:
     assert forward == [int(clip_indices([s], 7, seed=3)[0]) for s in serials]
     assert forward == clip_indices(serials[::-1], 7, seed=3)[::-1].tolist()
     assert forward[:7] == permutation(7, 3, "order", 0).tolist()
+    assert clip_indices([], 7, seed=3).tolist() == [], "a finished run has no step left"
     epochs = [forward[i : i + 7] for i in range(0, 35, 7)]
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
     assert len(set(map(tuple, epochs))) > 1

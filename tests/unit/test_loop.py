@@ -118,6 +118,9 @@ def test_a_run_takes_the_steps_of_plain_torch_and_resumes_to_the_same_bits(clust
     assert all(total >= sum(parts) for total, *parts in zip(*stages, strict=True))
     assert sum(stages[0]) <= done["seconds"], "no step takes longer than the whole"
 
+    assert cluster.train(run)["first_step"] == 2, "a finished run is left as it is"
+    assert cluster.reported == [1, 2]
+
     shutil.rmtree(cluster.run / "step-000002")
     cluster.latest = cluster.run / "step-000001"
     assert cluster.train(run)["first_step"] == 1
