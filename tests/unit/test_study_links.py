@@ -3,6 +3,7 @@
 import socket
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -171,6 +172,11 @@ def address(store: Store) -> Iterator[tuple[str, int]]:
         patch.setattr(uvicorn.Server, "__init__", note)
         thread = threading.Thread(target=run, args=(app, listening))
         thread.start()
+        end = time.monotonic() + 60  # until then it makes loggers, and pytest walks through all loggers
+        while not (servers and servers[0].started):
+            assert thread.is_alive()
+            assert time.monotonic() < end
+            time.sleep(0.01)
         yield listening.getsockname()
         servers[0].should_exit = True
         thread.join(20)
