@@ -170,9 +170,10 @@ def address(store: Store) -> Iterator[tuple[str, int]]:
             servers.append(self)
 
         patch.setattr(uvicorn.Server, "__init__", note)
-        thread = threading.Thread(target=run, args=(app, listening))
+        thread = threading.Thread(target=run, args=(app, listening), daemon=True)
         thread.start()
-        end = time.monotonic() + 60  # until then it makes loggers, and pytest walks through all loggers
+        # Before a test pytest walks through all loggers, and a server that starts makes some.
+        end = time.monotonic() + 60
         while not (servers and servers[0].started):
             assert thread.is_alive()
             assert time.monotonic() < end
