@@ -34,8 +34,12 @@ def standardised(reward_N: Tensor, among_M: Tensor, rounding: float = ROUNDING) 
     return (reward_N - among_M.mean()) / (deviation + 1e-6)
 
 
+PROMPTS = 16_384
+"""Prompts whose rewards are kept: some 25 MB with the default buffer. A prompt that comes back later starts anew."""
+
+
 class PromptStatistics:
-    """Keeps the latest rewards of each prompt.
+    """Keeps the latest rewards of each prompt, of the ``PROMPTS`` that were used last.
 
     Args:
         buffer: how many of a prompt's rewards are kept.
@@ -62,7 +66,9 @@ class PromptStatistics:
         """
         sound = [(p, r) for p, r in zip(prompts, rewards, strict=True) if r == r]
         for prompt, reward in sound:
-            self.rewards.setdefault(prompt, deque(maxlen=self.buffer)).append(reward)
+            own = self.rewards.pop(prompt, None) or deque(maxlen=self.buffer)
+            own.append(reward)
+            self.rewards[prompt] = own  # last, since it is the one used last
         batch = [r for _, r in sound]
         result = torch.zeros(len(prompts), dtype=torch.float64)
         for row, (prompt, reward) in enumerate(zip(prompts, rewards, strict=True)):
@@ -70,10 +76,12 @@ class PromptStatistics:
                 own = self.rewards[prompt]
                 among = torch.tensor(list(own) if len(own) >= self.min_count else batch, dtype=torch.float64)
                 result[row] = standardised(torch.tensor(reward, dtype=torch.float64), among, rounding)
+        while len(self.rewards) > PROMPTS:
+            del self.rewards[next(iter(self.rewards))]
         return result.float().clamp(-limit, limit)
 
     def state_dict(self) -> dict[str, list[float]]:
-        """Returns rewards by prompt, oldest first."""
+        """Returns rewards by prompt, oldest first; the prompt that was used last comes last."""
         return {prompt: list(values) for prompt, values in self.rewards.items()}
 
     def load_state_dict(self, state: dict[str, list[float]]) -> None:

@@ -96,7 +96,7 @@ def feed(shares: Shares) -> ray.data.Dataset:
     a task that asked for one would never start.
     """
     source = ShareSource(shares)
-    tasks = max(1, -(-len(shares.positions_SB) // source.steps_in_task))
+    tasks = len(source.get_read_tasks(-1))
     dataset = ray.data.read_datasource(source, override_num_blocks=tasks, num_cpus=0, concurrency=1)
     dataset.context.target_max_block_size = 1  # bytes: no two rows in a block
     dataset.context.enable_progress_bars = False

@@ -146,11 +146,15 @@ def record_clips(folder: Path, clips: Path) -> None:
     Raises:
         ValueError: the run has begun with others, such as of prompts that were edited since.
     """
-    note, now = folder / "clips.txt", EncodedClips.open(clips).meta["fingerprint"]
-    if (folder / "archive").is_dir() and note.is_file() and note.read_text(encoding="utf-8") != now:
+    note, meta = folder / "clips.txt", EncodedClips.open(clips).meta
+    now, was = meta["fingerprint"], note.read_text(encoding="utf-8") if note.is_file() else None
+    if (folder / "archive").is_dir() and was not in (None, now):
+        others, back = f"clips than those in {clips} now are", "them (or the prompts they were sampled from)"
+        if meta.get("kind") == "prompts":
+            others, back = "prompts than data.prompts gives now", "the first ones"
         raise ValueError(
-            f"run {folder.name!r} began with other clips than those in {clips} now are; bring them (or the prompts "
-            "they were sampled from) back, or choose another name=..."
+            f"run {folder.name!r} began with other {others} (fingerprint {was} then, {now} now); bring {back} back, "
+            "or choose another name=..."
         )
     write_atomic(note, now.encode())
 

@@ -60,7 +60,15 @@ class Reporter(Observer):
         kind = re.sub(r"\d+", "", line)
         if kind not in self._told:
             self._told.add(kind)
-            self.progress.note.remote(f"{self.where}: {line}")
+            self._note(line)
+
+    def warn(self, line: str) -> None:
+        """Reports what slows training down on the driver's console, and in the log."""
+        log.warning("%s: %s", self.where, line)
+        self._note(line)
+
+    def _note(self, line: str) -> None:
+        self.progress.note.remote(f"{self.where}: {line}")
 
     @contextmanager
     def calling(self, reward: str) -> Iterator[None]:

@@ -33,6 +33,7 @@ from rlvid.train.job import Job
 from rlvid.train.metrics import TensorBoard, average
 from rlvid.train.reporter import Reporter
 from rlvid.train.resume import carries_over
+from rlvid.train.waits import Waits
 
 log = logging.getLogger("rlvid.train")
 
@@ -69,6 +70,7 @@ class Worker:
         self.reporter = reporter or Reporter(self.rank, self.progress, config.reward.timeout)
         self.reporter.log_to(self.run / own_log)
         self._rows, self._prompts = rows(ray.train.get_dataset_shard(NAME)), job.prompts
+        self._waits = Waits(self.reporter.warn, config.data.source)
         device = torch.device("cuda", torch.cuda.current_device()) if job.use_gpu else torch.device("cpu")
 
         spec = config.model
@@ -96,7 +98,7 @@ class Worker:
         self._in_a_row, self._skipped, self._seconds, self._videos = 0, 0, 0.0, 0
         self.first_step = self._done = self._restore(checkpoint)
         # The first share: seconds of steps are a budget, and do not count the start of the feed.
-        self._share = next(self._rows, None) if self.first_step < config.train.steps else None
+        self._row = self._next_row() if self.first_step < config.train.steps else None
         self._began = time.perf_counter()
         if self.rank == 0:
             trim(self.run / "archive", self.first_step)
@@ -131,7 +133,7 @@ class Worker:
         """Returns this worker's share of the batch of ``step``: every W-th sample of it."""
         self.reporter.step = step
         with self.stopwatch.stage("data"):
-            row, self._share = self._share or next(self._rows, None), None
+            row, self._row = self._row or self._next_row(), None
             share, latents = Share.of(row, step, self.rank), None
             if share.posterior is not None:
                 positions = [(serial,) for serial in share.serials]
@@ -139,6 +141,10 @@ class Worker:
                 latents = share.posterior.sample(noise).to(self.model.device)
             text = share.text_BLD if share.text_BLD is not None else torch.stack([*map(self._embed, share.prompts)])
             return Batch(step, share.serials, share.prompts, text.to(self.model.device), latents)
+
+    def _next_row(self) -> dict[str, Any] | None:
+        with self._waits.waiting():
+            return next(self._rows, None)
 
     def _embedding(self, prompt: str) -> torch.Tensor:
         """Embeds a prompt by itself, so that the result does not depend on its neighbours: (L, D), on the CPU."""
@@ -150,6 +156,8 @@ class Worker:
 
         Sets ``problem`` on all workers alike when too many steps in a row were skipped as non-finite.
         """
+        if self.rank == 0:
+            self._waits.end_step(seconds)
         sums: dict[str, tuple[float, float]] = {"seconds/step": (seconds, 1.0)}
         for name, value in self.stopwatch.read().items():
             sums[f"seconds/{name}"] = (value, 1.0)

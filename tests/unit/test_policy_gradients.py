@@ -12,6 +12,7 @@ import torch
 from helpers import TwoParameters, clips, flat_gradient, make, parameters
 from torch import Tensor
 
+from rlvid.algorithms import advantages
 from rlvid.algorithms.advantages import PromptStatistics, rounding_of, standardised
 from rlvid.algorithms.base import Batch
 from rlvid.algorithms.rollout import clip_range, replay, roll_out, roll_out_and_score
@@ -114,6 +115,23 @@ def test_advantages_use_a_prompts_own_statistics_once_there_are_enough() -> None
         assert each.state_dict() == {"a": [1.0, 1.0, 1.0], "b": [2.0, 6.0, 10.0]}
         each.advantages(["b"], [4.0], 5.0)
         assert each.state_dict()["b"] == [6.0, 10.0, 4.0], "the oldest of three went"
+
+
+def test_the_prompts_that_were_used_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(advantages, "PROMPTS", 2)
+    statistics = PromptStatistics(buffer=3, min_count=2)
+    statistics.advantages(["a", "b"], [1.0, 2.0], 5.0)
+    statistics.advantages(["a"], [3.0], 5.0)
+    assert [*statistics.state_dict()] == ["b", "a"]
+    again = PromptStatistics(buffer=3, min_count=2)
+    again.load_state_dict(statistics.state_dict())
+    for each in (statistics, again):
+        wanted = [(4 - 8 / 3) / math.sqrt(14 / 9), 0.0]  # a: among 1, 3, 4; c: among the batch, 4 and 4
+        assert each.advantages(["a", "c"], [4.0, 4.0], 5.0).tolist() == pytest.approx(wanted, rel=1e-4)
+        assert each.state_dict() == {"a": [1.0, 3.0, 4.0], "c": [4.0]}, "b was used longest ago"
+        many = each.advantages(["d", "e", "f"], [1.0, 2.0, 3.0], 5.0)
+        assert many.tolist() == pytest.approx([-math.sqrt(1.5), 0.0, math.sqrt(1.5)], rel=1e-4)
+        assert [*each.state_dict()] == ["e", "f"], "more prompts than are kept, in one batch"
 
 
 ULP = 2.0**-19  # of a float32 between 16 and 32
