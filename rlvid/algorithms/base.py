@@ -33,7 +33,8 @@ class Batch:
 
     ``serials`` are the samples' places in the run's global order (step x batch size + place in the batch): the
     position that randomness is drawn at. ``latents_BCFhw`` are source latents (posterior samples); None where
-    the run has prompts and no clips.
+    the run has prompts and no clips. ``lost`` are the serials whose clip could not be read: a placeholder stands in
+    their place, so that all workers compute alike, and it gets no reward.
     """
 
     step: int
@@ -41,6 +42,7 @@ class Batch:
     prompts: list[str]
     text_BLD: Tensor
     latents_BCFhw: Tensor | None
+    lost: frozenset[int] = frozenset()
 
     def __len__(self) -> int:
         return len(self.serials)
@@ -59,6 +61,7 @@ class Batch:
             [self.prompts[row] for row in rows],
             self.text_BLD[index],
             None if self.latents_BCFhw is None else self.latents_BCFhw[index],
+            self.lost,
         )
 
 

@@ -22,7 +22,8 @@ log = logging.getLogger("rlvid.algorithms")
 class BatchRewards:
     """The rewards of a batch: ``reward_B`` with its graph, if there is one.
 
-    Where ``valid_B`` is False the reward failed on sound frames: ``reward_B`` is 0 there, without gradient.
+    Where ``valid_B`` is False the reward failed on sound frames, or the clip was lost: ``reward_B`` is 0 there, without
+    gradient.
     ``rounding`` is the relative difference up to which rewards are equal.
     """
 
@@ -63,7 +64,7 @@ def score(context: Context, batch: Batch, latents_BCFhw: Tensor) -> BatchRewards
         recompute = context.config.train.checkpoint_activations
         frames_BSCHW = context.model.decode_frames(latents_BCFhw, chosen.frames_BS, recompute=recompute)
     with context.stopwatch.stage("reward"):
-        scores_BS, valid_B = _scores(context.reward, frames_BSCHW, batch.prompts, context.observer)
+        scores_BS, valid_B = _scores(context.reward, frames_BSCHW, batch, context.observer)
         reward_B = chosen.reward(scores_BS)
     metrics = totals(
         **{
@@ -122,7 +123,7 @@ def _held_out(
     if whole_video(context.held_out) and not whole_video(context.reward):
         chosen = every_frame(context, batch)
         frames_BSCHW = context.model.decode_frames(latents_BCFhw, chosen.frames_BS)
-    scores_BS, valid_B = _scores(context.held_out, frames_BSCHW, batch.prompts, context.observer)
+    scores_BS, valid_B = _scores(context.held_out, frames_BSCHW, batch, context.observer)
     reward_B = torch.where(valid_B, chosen.reward(scores_BS), torch.nan)
     return reward_B.float().cpu(), totals(**{"reward/held_out": scores_BS[valid_B]})
 
@@ -136,8 +137,8 @@ def _parts(reward: ImageReward, valid_B: Tensor) -> dict[str, tuple[float, float
     return totals(**{f"reward/part_{label}": values for label, values in scores.items()})
 
 
-def _scores(reward: ImageReward, frames_BSCHW: Tensor, prompts: list[str], observer: Observer) -> tuple[Tensor, Tensor]:
-    """Returns scores (B, S), and which videos have valid ones; a video on which the reward fails is left out.
+def _scores(reward: ImageReward, frames_BSCHW: Tensor, batch: Batch, observer: Observer) -> tuple[Tensor, Tensor]:
+    """Returns scores (B, S), and which videos have valid ones; one that is lost, or makes the reward fail, is left out.
 
     Frames that are not finite are not the reward's fault: their scores pass, and the optimiser step is skipped.
 
@@ -146,16 +147,17 @@ def _scores(reward: ImageReward, frames_BSCHW: Tensor, prompts: list[str], obser
     """
     shape, label = frames_BSCHW.shape[:2], label_of(reward)
     sound_B = frames_BSCHW.detach().flatten(1).isfinite().all(1)
-    accepted_B = torch.ones_like(sound_B)
+    readable_B = torch.tensor([serial not in batch.lost for serial in batch.serials], device=sound_B.device)
+    accepted_B = readable_B.clone()
     if frames_BSCHW.requires_grad:
         # A NaN inside the reward must not reach the denoiser through a score that is left out.
         frames_BSCHW.register_hook(lambda g: torch.where(accepted_B[:, None, None, None, None], g, 0.0))
     try:
         with observer.calling(label):
-            scores_BS = reward(frames_BSCHW, prompts)
+            scores_BS = reward(frames_BSCHW, batch.prompts)
     except (Exception, SystemExit) as error:  # a user's code may raise anything
-        log.exception("the reward %s raised on %d videos, which are left out", label, len(prompts))
-        observer.report(f"the reward {label} raised {describe(error)}; {len(prompts)} videos are left out")
+        log.exception("the reward %s raised on %d videos, which are left out", label, len(batch))
+        observer.report(f"the reward {label} raised {describe(error)}; {len(batch)} videos are left out")
         accepted_B[:] = False
         return frames_BSCHW.float().flatten(2).mean(2).nan_to_num() * 0, accepted_B
     if check_shape(scores_BS, shape, label).shape == shape[:1]:
@@ -166,6 +168,8 @@ def _scores(reward: ImageReward, frames_BSCHW: Tensor, prompts: list[str], obser
             "the frames in torch, or choose one of ddpo, dpok, rwr, raft"
         )
     accepted_B &= scores_BS.detach().isfinite().all(1) | ~sound_B
-    if lost := int((~accepted_B).sum()):
-        observer.report(f"the reward {label} gave NaN or infinity for {lost} of {shape[0]} videos, which are left out")
+    if failed := int((readable_B & ~accepted_B).sum()):
+        observer.report(
+            f"the reward {label} gave NaN or infinity for {failed} of {shape[0]} videos, which are left out"
+        )
     return torch.where(accepted_B[:, None], scores_BS, 0.0), accepted_B

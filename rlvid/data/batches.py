@@ -12,6 +12,17 @@ import pyarrow as pa
 from rlvid.data.clips import EncodedClips
 from rlvid.storage import clips_here
 
+_ROW = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("rank", pa.int64()),
+        ("serials", pa.list_(pa.int64())),
+        ("lost", pa.list_(pa.int64())),  # those of the serials whose clip cannot be read
+        ("fault", pa.string()),  # what is wrong with the first of these
+        ("clips", pa.large_binary()),  # an Arrow stream
+    ]
+)
+
 
 @dataclass(frozen=True)
 class Shares:
@@ -38,14 +49,21 @@ class Shares:
         return replace(self, first_step=self.first_step + start, positions_SB=self.positions_SB[start:stop])
 
     def __call__(self) -> Iterator[pa.Table]:
-        """Reads the shares; yields a table of one row for each worker of each step."""
+        """Reads the shares; yields a table of one row for each worker of each step.
+
+        A clip whose rows are damaged keeps its place, with a placeholder: ``lost`` has its serial.
+
+        Raises:
+            ValueError: the folder cannot be opened, or storage does not answer.
+        """
         clips, batch_size = _open(self.clips, self.fingerprint, self.storage), self.positions_SB.shape[1]
         for step, positions in enumerate(self.positions_SB.tolist(), self.first_step):
             for rank in range(self.workers):
                 places = range(rank, batch_size, self.workers)
-                rows = clips.rows([positions[place] for place in places])
+                rows, faults = _read(clips, [positions[place] for place in places])
                 serials = [step * batch_size + place for place in places]
-                yield _row(step, rank, serials, rows)
+                lost = [serial for serial, fault in zip(serials, faults, strict=True) if fault]
+                yield _row(step, rank, serials, lost, next(filter(None, faults), None), rows)
 
 
 @lru_cache(maxsize=2)
@@ -53,11 +71,32 @@ def _open(clips: Path, fingerprint: str, storage: str | None) -> EncodedClips:
     return EncodedClips.open(clips_here(clips, storage), fingerprint)
 
 
-def _row(step: int, rank: int, serials: Sequence[int], clips: pa.Table) -> pa.Table:
+def _read(clips: EncodedClips, positions: list[int]) -> tuple[pa.Table, list[str | None]]:
+    """Returns the clips at these positions, and what is wrong with each; a placeholder for those that are damaged."""
+    try:
+        return clips.rows(positions), [None] * len(positions)
+    except ValueError as error:
+        if _is_of_storage(error):
+            raise
+        if len(positions) == 1:
+            return clips.placeholder(), [str(error)]
+    tables, faults = zip(*(_read(clips, [position]) for position in positions), strict=True)
+    return pa.concat_tables(tables), [fault for each in faults for fault in each]
+
+
+def _is_of_storage(error: ValueError) -> bool:
+    """Returns whether storage failed, and not what it gave: then reading may succeed later."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno is not None
+
+
+def _row(
+    step: int, rank: int, serials: Sequence[int], lost: Sequence[int], fault: str | None, clips: pa.Table
+) -> pa.Table:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, clips.schema) as stream:
         stream.write_table(clips)
     buffer = sink.getvalue()
     ends = pa.py_buffer(np.array([0, buffer.size], dtype=np.int64))
     data = pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, buffer])  # not copied
-    return pa.table({"step": [step], "rank": [rank], "serials": [list(serials)], "clips": data})
+    columns = {"step": [step], "rank": [rank], "serials": [serials], "lost": [lost], "fault": [fault], "clips": data}
+    return pa.table(columns, _ROW)

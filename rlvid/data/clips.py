@@ -18,6 +18,7 @@ A folder of prompts alone has the columns ``index`` and ``caption``.
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -157,6 +158,15 @@ class EncodedClips:
             read[group].slice(position - start, 1)
             for position, group, start in zip(positions, groups.tolist(), starts, strict=True)
         )
+
+    def placeholder(self) -> pa.Table:
+        """Returns a row like those of ``rows``, of zeros, for a clip that cannot be read."""
+        row: dict[str, Any] = {"caption": "unreadable"}
+        for name, shape in (("mean", "latent_shape"), ("std", "latent_shape"), ("text", "text_shape")):
+            if shape in self.meta:
+                row |= {name: bytes(4 * math.prod(self.meta[shape])), shape: self.meta[shape]}
+        schema = self._files[0].schema_arrow
+        return pa.Table.from_pylist([row], pa.schema([schema.field(name) for name in CLIP if name in schema.names]))
 
     def _read_group(self, group: int) -> pa.Table:
         number = int(np.searchsorted(self._first_group, group, side="right")) - 1

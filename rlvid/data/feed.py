@@ -131,7 +131,8 @@ def rows(shard: Any) -> Generator[dict[str, Any]]:
         shard: the worker's ``ray.data.DataIterator`` of the feed.
 
     Returns:
-        ``step``, ``rank`` and ``serials`` of the worker's share of each step, and ``clips``, an Arrow stream.
+        ``step``, ``rank``, ``serials``, ``lost`` and ``fault`` of the worker's share of each step, and ``clips``, an
+        Arrow stream.
     """
     blocks = iter(shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
     first = Future[pa.Table | None]()
@@ -150,8 +151,5 @@ def _rows(first: Future[pa.Table | None], blocks: Generator[pa.Table]) -> Genera
     block = first.result()
     while block is not None:
         assert block.num_rows == 1, f"{block.num_rows} rows in a block of the feed"
-        step, rank, serials, clips = (block[name][0] for name in ("step", "rank", "serials", "clips"))
-        yield {
-            "step": step.as_py(), "rank": rank.as_py(), "serials": serials.as_py(), "clips": clips.as_buffer()
-        }  # fmt: skip
+        yield block.drop_columns("clips").to_pylist()[0] | {"clips": block["clips"][0].as_buffer()}
         block = next(blocks, None)

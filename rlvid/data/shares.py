@@ -16,7 +16,8 @@ from rlvid.models.base import Posterior
 class Share:
     """A worker's samples of a step; those of a run without clips have no ``text_BLD`` and no ``posterior``.
 
-    ``serials``: places in the global order; tensors are float32 on the CPU.
+    ``serials``: places in the global order; tensors are float32 on the CPU. ``lost``: the serials whose clip cannot be
+    read, and ``fault``: what is wrong with the first of them.
     """
 
     step: int
@@ -24,6 +25,8 @@ class Share:
     prompts: list[str]
     text_BLD: Tensor | None = None
     posterior: Posterior | None = None
+    lost: frozenset[int] = frozenset()
+    fault: str | None = None
 
     @staticmethod
     def of(row: Mapping[str, Any] | None, step: int, rank: int) -> "Share":
@@ -40,9 +43,10 @@ class Share:
             )
         with pa.ipc.open_stream(row["clips"]) as stream:
             clips = stream.read_all()
+        serials, lost, fault = row["serials"], frozenset(row["lost"]), row["fault"]
         if clips.column_names == ["caption"]:
-            return Share(step, row["serials"], clips["caption"].to_pylist())
-        return Share(step, row["serials"], *tensors(clips))
+            return Share(step, serials, clips["caption"].to_pylist(), lost=lost, fault=fault)
+        return Share(step, serials, *tensors(clips), lost, fault)
 
 
 def tensors(clips: pa.Table) -> tuple[list[str], Tensor, Posterior]:

@@ -140,7 +140,9 @@ class Worker:
                 noise = randomness.normal(self.model.latent_shape, self.config.seed, "posterior", positions)
                 latents = share.posterior.sample(noise).to(self.model.device)
             text = share.text_BLD if share.text_BLD is not None else torch.stack([*map(self._embed, share.prompts)])
-            return Batch(step, share.serials, share.prompts, text.to(self.model.device), latents)
+            if share.fault:
+                self.reporter.report(f"{share.fault}; {len(share.lost)} samples of this step get no reward")
+            return Batch(step, share.serials, share.prompts, text.to(self.model.device), latents, share.lost)
 
     def _next_row(self) -> dict[str, Any] | None:
         with self._waits.waiting():
@@ -199,7 +201,7 @@ class Worker:
                 f"{self._in_a_row} steps in a row had a non-finite loss or gradient (the last is step {step}); lower "
                 "optimizer.lr or set model.precision=float32 under another name; the last checkpoint is untouched"
                 if skipped
-                else f"the reward failed on every video of {self._in_a_row} steps in a row (the last is step {step}): "
+                else f"no video of {self._in_a_row} steps in a row got a reward (the last is step {step}): "
                 f"{self.reporter.latest}; its own errors are in {self.run / 'logs'}"
             )
 

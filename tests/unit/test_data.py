@@ -1,6 +1,8 @@
 """The order of clips, and encoded folders; no Ray."""
 
+import errno
 import io
+import itertools
 import json
 import os
 import shutil
@@ -20,7 +22,7 @@ from rlvid.config import parse_config
 from rlvid.config.model import SamplingConfig
 from rlvid.data import writing
 from rlvid.data.batches import Shares
-from rlvid.data.clips import EncodedClips, digest
+from rlvid.data.clips import SCHEMA, EncodedClips, digest
 from rlvid.data.encode import encode_items
 from rlvid.data.feed import Pace, rows
 from rlvid.data.find import Skipped
@@ -394,6 +396,61 @@ def test_bad_folders_are_refused(
     with pytest.raises(ValueError, match=complaint) as caught:
         list(EncodedClips.open(folder, fingerprint).captions())
     assert "\n" not in str(caught.value)
+
+
+def break_clip(folder: Path, position: int) -> None:
+    """Damages the posterior of a clip of the first part, and so of its neighbour in the row group."""
+    path = folder / "part-00000.parquet"
+    content = bytearray(path.read_bytes())
+    about = pq.read_metadata(path)
+    group = position // about.row_group(0).num_rows
+    start = about.row_group(group).column(SCHEMA.names.index("mean")).data_page_offset
+    content[start : start + 20] = bytes(20)
+    path.write_bytes(content)
+
+
+def test_a_clip_that_cannot_be_read_keeps_its_place(encoded: tuple[Path, dict, pa.Table], tmp_path: Path) -> None:
+    folder = shutil.copytree(encoded[0], tmp_path / "clips")
+    break_clip(folder, 4)
+    order = np.array([[0, 4, 9, 5], [9, 0, 4, 1]])
+
+    def read(clips: Path) -> list[Share]:
+        shares = Shares(clips, "m", None, 2, 3, order)
+        found = rows(SimpleNamespace(iter_batches=lambda **_: [*shares()]))
+        return [
+            Share.of(row, step, rank)
+            for (step, rank), row in zip(itertools.product((3, 4), (0, 1)), found, strict=True)
+        ]
+
+    lost: list[set[int]] = [set(), {13, 15}, {18}, set()]
+    for wanted, share, serials in zip(read(encoded[0]), read(folder), lost, strict=True):
+        assert (share.step, share.serials) == (wanted.step, wanted.serials)
+        assert share.lost == serials
+        for place, serial in enumerate(share.serials):
+            if serial in serials:
+                assert share.prompts[place] == "unreadable"
+                assert not share.text_BLD[place].any()
+                assert not share.posterior.mean[place].any()
+            else:
+                assert share.prompts[place] == wanted.prompts[place]
+                assert torch.equal(share.text_BLD[place], wanted.text_BLD[place])
+                assert torch.equal(share.posterior.std[place], wanted.posterior.std[place])
+        assert share.posterior.mean.shape == wanted.posterior.mean.shape
+        assert (share.fault is None) == (not serials)
+        assert wanted.fault is None
+        assert not serials or f"{folder} is damaged" in share.fault
+
+
+def test_storage_that_fails_is_no_damage_of_a_clip(
+    encoded: tuple[Path, dict, pa.Table], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    shares = Shares(encoded[0], "m", None, 1, 0, np.array([[0, 1]]))
+    monkeypatch.setattr(EncodedClips, "_read_group", fail)
+    with pytest.raises(ValueError, match="Input/output error"):
+        next(shares())
 
 
 def test_a_folder_of_prompts_is_read_like_clips_and_a_changed_file_is_another(tmp_path: Path) -> None:

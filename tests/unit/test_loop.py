@@ -10,13 +10,14 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
+import pyarrow.parquet as pq
 import pytest
 import ray
 import ray.train
 from runs import LocalShard, adapter, config, difference, plain_torch, tiny_state
 
 from rlvid.config import RunConfig
-from rlvid.data.clips import EncodedClips, digest
+from rlvid.data.clips import SCHEMA, EncodedClips, digest
 from rlvid.data.encode import encode_items
 from rlvid.data.sources import read_rendered
 from rlvid.data.writing import ClipWriter, write_prompts
@@ -144,6 +145,24 @@ def test_prompts_alone_train_a_method_that_starts_from_noise_as_clips_do(cluster
     cluster.train(config(home, "prompts", *how, "data.source=prompts"), clips="prompts")
     assert difference(adapter(cluster.run, 2), expected) == 0
     assert difference(expected, tiny_state(home)) > 1e-4, "nothing was learned, so equality would prove nothing"
+
+
+def test_a_damaged_clip_costs_its_samples_and_not_the_run(cluster: Cluster, home: Path) -> None:
+    how = (*CHEAP, "method=instructvideo", "train.batch_size=3", "train.steps=2", "optimizer.lr=1e-3")
+    folder = shutil.copytree(home / "clips", home / "damaged")
+    about, content = pq.read_metadata(folder / "part-00000.parquet"), (folder / "part-00000.parquet").read_bytes()
+    start = about.row_group(0).column(SCHEMA.names.index("std")).data_page_offset
+    (folder / "part-00000.parquet").write_bytes(content[:start] + bytes(20) + content[start + 20 :])
+    done = cluster.train(config(home, "damaged", *how), clips="damaged")
+    assert done["problem"] is None
+    assert cluster.reported == [2]
+    lost = cluster.told("reward/excluded")
+    share = about.row_group(0).num_rows / 3  # of the micro-batches of a step; an epoch has each clip once
+    assert sum(lost) == pytest.approx(share, rel=1e-4)
+    (line,) = [call.args[0] for call in cluster.progress.note.remote.call_args_list]
+    assert "damaged is damaged" in line
+    assert line.endswith("of this step get no reward")
+    assert difference(adapter(cluster.run, 2), tiny_state(home)) > 1e-4, "the other clips are learned from"
 
 
 def test_a_run_ends_early_with_a_checkpoint_when_it_is_asked_to(cluster: Cluster, home: Path) -> None:

@@ -30,6 +30,29 @@ def test_a_video_is_left_out_for_one_score_that_is_not_finite_and_the_observer_h
     assert context.observer.lines[1].endswith("; 4 videos are left out")
 
 
+def test_a_sample_whose_clip_was_lost_gets_no_reward_and_moves_nothing() -> None:
+    method = make({"name": "draft"})
+    batch, context = clips(method), method.context
+    context.observer, context.held_out = Listener(), lambda frames, prompts: frames.mean((2, 3, 4))
+    context.reward = lambda frames, prompts: frames.square().mean((2, 3, 4)) + 1
+    latents = batch.latents_BCFhw.clone().requires_grad_()
+    whole = score(context, batch, latents)
+    scored = score(context, replace(batch, lost=frozenset({batch.serials[2]})), latents)
+    assert scored.valid_B.tolist() == [True, True, False, True]
+    assert scored.metrics["reward/excluded"] == (1.0, 1.0)
+    assert scored.reward_B[2] == 0
+    assert scored.samples.reward_B.isnan().tolist() == scored.samples.held_out_B.isnan().tolist() == [0, 0, 1, 0]
+    others = [0, 1, 3]
+    assert torch.equal(scored.reward_B[others], whole.reward_B[others])
+    (gradient,) = torch.autograd.grad(scored.reward_B.sum(), latents)
+    assert gradient.flatten(1).any(1).tolist() == [True, True, False, True]
+    assert not context.observer.lines, "the reward is not to blame"
+    for part, valid in zip(
+        replace(batch, lost=frozenset({batch.serials[2]})).split(2), ([True, True], [False, True]), strict=True
+    ):
+        assert score(context, part, part.latents_BCFhw).valid_B.tolist() == valid
+
+
 def test_frames_that_are_not_finite_are_no_fault_of_the_reward() -> None:
     method = make({"name": "ddpo"})
     batch, context = clips(method), method.context
