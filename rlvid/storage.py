@@ -16,7 +16,6 @@ Ray Train           checkpoints, from the workers straight to the store and back
 """
 
 import hashlib
-import math
 import os
 import re
 import shutil
@@ -30,7 +29,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from rlvid.credentials import refuse_credentials
-from rlvid.files import atomic_file, held
+from rlvid.files import atomic_file
 
 _CHUNK = 8 * 2**20
 _MAX_RENAMED = 5 * 2**30
@@ -68,6 +67,11 @@ def home(storage: str) -> Path:
     return cache / "storage" / hashlib.sha256(storage.rstrip("/").encode()).hexdigest()[:12]
 
 
+def absolute(place: str | Path) -> str:
+    """Returns a URI as it is, and the path of a folder from the root on."""
+    return str(place) if is_uri(place) else str(Path(place).expanduser().absolute())
+
+
 def locate(storage: str, under: str) -> tuple[fs.FileSystem, str]:
     """Returns the file system of a folder or URI, and the path in it of a place below.
 
@@ -75,13 +79,13 @@ def locate(storage: str, under: str) -> tuple[fs.FileSystem, str]:
         ValueError: the URI is not one that pyarrow reads, or holds credentials.
     """
     refuse_credentials(storage, "the storage")
-    with _reaching(storage):
+    with reaching(storage):
         store, root = fs.FileSystem.from_uri(storage)
     return store, str(PurePosixPath(root) / under)
 
 
 @contextmanager
-def _reaching(storage: str) -> Iterator[None]:
+def reaching(storage: str) -> Iterator[None]:
     """Raises ValueError where the block cannot reach the store."""
     try:
         yield
@@ -95,7 +99,7 @@ def _reaching(storage: str) -> Iterator[None]:
 class Mirror:
     """A folder of this machine beside a place in the store; does nothing where the storage is a folder itself.
 
-    Every verb raises ValueError where the store cannot be reached.
+    Every verb raises ValueError where the store cannot be reached. ``place`` is the URI in the store, or the folder.
 
     Args:
         storage: folder or URI, as in ``output.storage``.
@@ -108,6 +112,7 @@ class Mirror:
 
     def __init__(self, storage: str, under: str, folder: Path | None = None) -> None:
         self.folder = folder or home(storage) / under
+        self.place = run_uri(storage, under) if is_uri(storage) else str(self.folder)
         self._storage, self._sent = storage, dict[str, tuple[int, int]]()
         self._store: Any = None
         if is_uri(storage):
@@ -168,12 +173,12 @@ class Mirror:
     def delete(self, unwanted: Callable[[str], bool]) -> None:
         """Deletes files of the store, not of the folder; ``unwanted`` says which, by their path below it."""
         for name in filter(unwanted, self._there() if self._store is not None else []):
-            with _reaching(self._storage):
+            with reaching(self._storage):
                 self._store.delete_file(f"{self._root}/{name}")
 
     def _there(self) -> dict[str, fs.FileInfo]:
         """Files of the store by their path below ours."""
-        with _reaching(self._storage):
+        with reaching(self._storage):
             found = self._store.get_file_info(fs.FileSelector(self._root, recursive=True, allow_not_found=True))
         return {i.path[len(self._root) :].lstrip("/"): i for i in found if i.type == fs.FileType.File}
 
@@ -191,7 +196,7 @@ class Mirror:
 
     def _upload(self, name: str) -> None:
         with (
-            _reaching(self._storage),
+            reaching(self._storage),
             open(self.folder / name, "rb") as source,
             self._store.open_output_stream(self._target(name)) as sink,
         ):
@@ -201,7 +206,7 @@ class Mirror:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as part:
-            with _reaching(self._storage):
+            with reaching(self._storage):
                 source = self._store.open_input_stream(f"{self._root}/{name}")
             with source, open(part, "wb") as sink:
                 while chunk := self._read(source):
@@ -209,12 +214,12 @@ class Mirror:
             os.utime(part, ns=(mtime_ns, mtime_ns))
 
     def _read(self, source: Any) -> bytes:
-        with _reaching(self._storage):
+        with reaching(self._storage):
             return bytes(source.read(_CHUNK))
 
     def _move(self, old: str, new: str, size: int) -> None:
         source, target = f"{self._root}/{old}", self._target(new)
-        with _reaching(self._storage):
+        with reaching(self._storage):
             if size < _MAX_RENAMED:
                 self._store.move(source, target)
                 return
@@ -256,16 +261,3 @@ def worker_mirror(storage: str | None, name: str, folder: Path, temporary: Path)
     if storage is None:
         return Mirror(str(folder.parent), name, folder)
     return Mirror(storage, name, temporary / name)
-
-
-def clips_here(clips: Path, storage: str | None) -> Path:
-    """Returns the folder of encoded clips on this machine; those of a store are fetched, while other processes wait."""
-    if storage is None:
-        return clips
-    folder = home(storage) / "clips" / clips.name
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with held(folder.parent / f".{clips.name}.lock", "", patience=math.inf):
-        mirror = Mirror(storage, f"clips/{clips.name}", folder)
-        if mirror.sizes():
-            mirror.pull()
-    return folder

@@ -3,14 +3,12 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Self
 
 import numpy as np
 import pyarrow as pa
 
 from rlvid.data.clips import EncodedClips
-from rlvid.storage import clips_here
 
 _ROW = pa.schema(
     [
@@ -29,17 +27,15 @@ class Shares:
     """The shares of consecutive global batches.
 
     Attributes:
-        clips: folder of encoded clips.
+        clips: folder of encoded clips, or its URI in an object store.
         fingerprint: of the clips, so that no others are read in their place.
-        storage: URI of the object store that the folder is kept in, if it is kept in one.
         workers: W.
         first_step: step of the first batch.
         positions_SB: the clip of each sample of each batch (steps, batch size), integers.
     """
 
-    clips: Path
+    clips: str
     fingerprint: str
-    storage: str | None
     workers: int
     first_step: int
     positions_SB: np.ndarray
@@ -54,9 +50,10 @@ class Shares:
         A clip whose rows are damaged keeps its place, with a placeholder: ``lost`` has its serial.
 
         Raises:
-            ValueError: the folder cannot be opened, or storage does not answer.
+            ValueError: the folder cannot be opened.
+            OSError: storage fails.
         """
-        clips, batch_size = _open(self.clips, self.fingerprint, self.storage), self.positions_SB.shape[1]
+        clips, batch_size = _open(self.clips, self.fingerprint), self.positions_SB.shape[1]
         for step, positions in enumerate(self.positions_SB.tolist(), self.first_step):
             for rank in range(self.workers):
                 places = range(rank, batch_size, self.workers)
@@ -67,8 +64,8 @@ class Shares:
 
 
 @lru_cache(maxsize=2)
-def _open(clips: Path, fingerprint: str, storage: str | None) -> EncodedClips:
-    return EncodedClips.open(clips_here(clips, storage), fingerprint)
+def _open(clips: str, fingerprint: str) -> EncodedClips:
+    return EncodedClips.open(clips, fingerprint)
 
 
 def _read(clips: EncodedClips, positions: list[int]) -> tuple[pa.Table, list[str | None]]:
@@ -76,17 +73,10 @@ def _read(clips: EncodedClips, positions: list[int]) -> tuple[pa.Table, list[str
     try:
         return clips.rows(positions), [None] * len(positions)
     except ValueError as error:
-        if _is_of_storage(error):
-            raise
         if len(positions) == 1:
             return clips.placeholder(), [str(error)]
     tables, faults = zip(*(_read(clips, [position]) for position in positions), strict=True)
     return pa.concat_tables(tables), [fault for each in faults for fault in each]
-
-
-def _is_of_storage(error: ValueError) -> bool:
-    """Returns whether storage failed, and not what it gave: then reading may succeed later."""
-    return isinstance(error.__cause__, OSError) and error.__cause__.errno is not None
 
 
 def _row(

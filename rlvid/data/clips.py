@@ -4,7 +4,8 @@
 file                   content
 =====================  ===========================================================================================
 ``part-00000.parquet`` rows in order of ``index``; no compression, since floats would not shrink
-``meta.json``          fingerprints and what they are made of, shapes, number of clips; written last
+``meta.json``          fingerprints and what they are made of, shapes, number of clips, and of each part its name,
+                       rows and bytes; written last
 ``report.json, .txt``  the files that were skipped, and why
 =====================  ===========================================================================================
 
@@ -21,15 +22,18 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import fs
 
 from rlvid.data.parquet import open_parquet
 from rlvid.files import damaged
+from rlvid.storage import absolute, locate, reaching
 
 SCHEMA = pa.schema(
     [
@@ -49,89 +53,104 @@ ROWS = SCHEMA.append(pa.field("error", pa.string()))
 """The encoder's rows: a row of the folder, or one with an ``error`` and nothing encoded."""
 
 
-def read_meta(folder: Path) -> dict[str, Any] | None:
+CLIP = ("caption", "text", "text_shape", "mean", "std", "latent_shape")
+"""The columns that training needs of a clip."""
+_OPEN = 128
+"""Parts whose footers a process keeps, at about 1 MB each."""
+
+
+def read_meta(place: str | Path) -> dict[str, Any] | None:
     """Returns the content of ``meta.json``; None when there is none, so that the folder is not a whole set of clips.
 
     Raises:
-        ValueError: the file is damaged.
+        ValueError: the file is damaged, or the store cannot be reached.
     """
-    path = folder / "meta.json"
-    if not path.is_file():
-        return None
+    place = absolute(place)
+    store, root = locate(place, "")
+    path = f"{root}/meta.json"
+    with reaching(place):
+        if store.get_file_info(path).type != fs.FileType.File:
+            return None
+        with store.open_input_stream(path) as file:
+            content = file.read()
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-        return {**meta, "clips": int(meta["clips"]), "fingerprint": str(meta["fingerprint"])}
+        meta = json.loads(content.decode("utf-8"))
+        parts = [[str(name), int(rows), int(size)] for name, rows, size in meta["parts"]]
+        return {**meta, "clips": int(meta["clips"]), "fingerprint": str(meta["fingerprint"]), "parts": parts}
     except (ValueError, KeyError, TypeError) as error:
-        raise damaged(path, error, f"delete {folder} and encode again") from error
+        raise damaged(f"{place}/meta.json", error, f"delete {place} and encode again") from error
 
 
-CLIP = ("caption", "text", "text_shape", "mean", "std", "latent_shape")
-"""The columns that training needs of a clip."""
+_PROBE = 1 << 16
 
 
 class EncodedClips:
-    """Random access to encoded clips, straight from the (memory-mapped) Parquet files; no torch.
+    """Random access to encoded clips in the Parquet files of a folder or an object store; no torch.
 
-    Positions run from 0 to ``len(clips) - 1`` in order of ``index``; clips that could not be read have none. Memory
-    holds the files' footers, and nothing for each clip.
+    Positions run from 0 to ``len(clips) - 1`` in order of ``index``; clips that could not be read have none. A part is
+    opened when one of its clips is read, and local parts are memory-mapped.
 
     Attributes:
-        folder: of the files.
+        place: folder or URI.
         meta: the content of ``meta.json``.
     """
 
-    def __init__(self, folder: Path, meta: dict[str, Any], files: list[pq.ParquetFile]) -> None:
-        self.folder, self.meta = folder, meta
-        self._files = files
-        rows = [[file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)] for file in files]
-        self._first_group = np.cumsum([0, *map(len, rows)])  # of each file
-        self._first_row = np.cumsum([0, *(count for counts in rows for count in counts)])  # of each group
+    def __init__(self, place: str, meta: dict[str, Any]) -> None:
+        self.place, self.meta = place, meta
+        self._store, self._root = locate(place, "")
+        self._first_row = np.cumsum([0, *(rows for _, rows, _ in meta["parts"])])  # of each part
+        self._part = lru_cache(maxsize=_OPEN)(self._open_part)
 
     @staticmethod
-    def open(folder: str | Path, fingerprint: str | None = None) -> "EncodedClips":
-        """Opens a folder that ``rlvid.data.encode`` made.
+    def open(place: str | Path, fingerprint: str | None = None) -> "EncodedClips":
+        """Opens what ``rlvid.data.encode`` made; reads ``meta.json`` alone, and compares names and sizes of the parts.
 
         Args:
-            folder: of the clips.
+            place: folder, or URI of one in an object store.
             fingerprint: what the clips must have been encoded with: ``model_fingerprint`` of the run's model, or the
                 whole fingerprint of an ``EncodeReport``; not checked by default.
 
         Raises:
-            ValueError: no such folder, not complete, damaged, or encoded with something else.
+            ValueError: no such folder, not complete, damaged, encoded with something else, or the store cannot be
+                reached.
         """
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise ValueError(f"{folder}: no such folder of encoded clips; make it with `rlvid encode`")
-        meta = read_meta(folder)
+        place = absolute(place)
+        store, root = locate(place, "")
+        with reaching(place):
+            there = {info.base_name: info.size for info in store.get_file_info(fs.FileSelector(root, True))}
+        if not there:
+            raise ValueError(f"{place}: no such folder of encoded clips; make it with `rlvid encode`")
+        meta = read_meta(place)
         if meta is None:
-            raise ValueError(f"{folder}: has no meta.json, so it is no complete set of encoded clips; encode again")
+            raise ValueError(f"{place}: has no meta.json, so it is no complete set of encoded clips; encode again")
         if fingerprint not in (None, meta["fingerprint"], meta.get("model_fingerprint")):
             made = ", ".join(f"{name} {value}" for name, value in sorted(meta.get("made_with", {}).items()))
-            raise ValueError(f"{folder}: was encoded with another model or size ({made}); encode with this run's model")
-        paths = sorted(folder.glob("part-*.parquet"))
-        files = [_open_part(path, PROMPTS.names if meta.get("kind") == "prompts" else SCHEMA.names) for path in paths]
-        rows = sum(file.metadata.num_rows for file in files)
-        if rows != meta["clips"] or not rows:
-            raise ValueError(f"{folder}: holds {rows} clips where meta.json says {meta['clips']}; encode again")
-        with _reading(folder):
-            return EncodedClips(folder, meta, files)
+            raise ValueError(f"{place}: was encoded with another model or size ({made}); encode with this run's model")
+        for name, _, size in meta["parts"]:
+            if there.get(name) != size:
+                found = f"{there[name]:,} bytes" if name in there else "missing"
+                raise damaged(f"{place}/{name}", f"{found}, where meta.json says {size:,} bytes", "encode again")
+        if sum(rows for _, rows, _ in meta["parts"]) != meta["clips"] or not meta["clips"]:
+            raise damaged(f"{place}/meta.json", "its numbers of clips differ", "encode again")
+        return EncodedClips(place, meta)
 
     def __len__(self) -> int:
         return int(self._first_row[-1])
 
     def captions(self) -> Iterator[str]:
-        """Yields the captions in order of position; holds those of one file at a time.
+        """Yields the captions in order of position; holds those of one part at a time.
 
         Raises:
             ValueError: they are damaged.
+            OSError: storage fails.
         """
-        for file in self._files:
-            with _reading(self.folder):
-                captions = file.read(columns=["caption"])["caption"].to_pylist()
+        for number in range(len(self.meta["parts"])):
+            with self._reading(number):
+                captions = self._part(number).read(columns=["caption"])["caption"].to_pylist()
             yield from captions
 
     def first_captions(self, count: int) -> tuple[str, ...]:
-        """Returns the first different captions, ``count`` at most; reads no more than it needs."""
+        """Returns the first different captions, ``count`` at most; reads no more parts than it needs."""
         found = dict[str, None]()
         for caption in self.captions():
             if len(found) == count:
@@ -145,19 +164,24 @@ class EncodedClips:
         Of prompts alone there is ``caption``.
 
         Raises:
-            ValueError: no position is given, one is outside [0, len), or a file is damaged.
+            ValueError: no position is given, one is outside [0, len), or a part is damaged.
+            OSError: storage fails.
         """
         wrong = [i for i in positions if not 0 <= i < len(self)]
         if wrong or not positions:
             raise ValueError(f"clips {wrong}: allowed positions are 0 to {len(self) - 1}, at least one")
-        groups = np.searchsorted(self._first_row, positions, side="right") - 1
-        with _reading(self.folder):
-            read = {group: self._read_group(group) for group in dict.fromkeys(groups.tolist())}
-        starts = self._first_row[groups].tolist()
-        return pa.concat_tables(
-            read[group].slice(position - start, 1)
-            for position, group, start in zip(positions, groups.tolist(), starts, strict=True)
-        )
+        parts = (np.searchsorted(self._first_row, positions, side="right") - 1).tolist()
+        groups = dict[tuple[int, int], pa.Table]()
+        found = []
+        for position, number in zip(positions, parts, strict=True):
+            with self._reading(number):
+                file = self._part(number)
+                group, place = divmod(position - int(self._first_row[number]), file.metadata.row_group(0).num_rows)
+                if (number, group) not in groups:
+                    columns = [name for name in CLIP if name in file.schema_arrow.names]
+                    groups[number, group] = file.read_row_group(group, columns=columns).select(columns)
+            found.append(groups[number, group].slice(place, 1))
+        return pa.concat_tables(found)
 
     def placeholder(self) -> pa.Table:
         """Returns a row like those of ``rows``, of zeros, for a clip that cannot be read."""
@@ -165,34 +189,30 @@ class EncodedClips:
         for name, shape in (("mean", "latent_shape"), ("std", "latent_shape"), ("text", "text_shape")):
             if shape in self.meta:
                 row |= {name: bytes(4 * math.prod(self.meta[shape])), shape: self.meta[shape]}
-        schema = self._files[0].schema_arrow
-        return pa.Table.from_pylist([row], pa.schema([schema.field(name) for name in CLIP if name in schema.names]))
+        return pa.Table.from_pylist([row], pa.schema([SCHEMA.field(name) for name in CLIP if name in row]))
 
-    def _read_group(self, group: int) -> pa.Table:
-        number = int(np.searchsorted(self._first_group, group, side="right")) - 1
-        file = self._files[number]
-        columns = [name for name in CLIP if name in file.schema_arrow.names]
-        return file.read_row_group(group - int(self._first_group[number]), columns=columns).select(columns)
+    def _open_part(self, number: int) -> pq.ParquetFile:
+        path = f"{self._root}/{self.meta['parts'][number][0]}"
+        if self._store.type_name == "local":
+            file = open_parquet(path, memory_map=True)
+        else:
+            file = open_parquet(self._store.open_input_file(path), pre_buffer=True)
+        names = PROMPTS.names if self.meta.get("kind") == "prompts" else SCHEMA.names
+        if missing := [name for name in names if name not in file.schema_arrow.names]:
+            found = ", ".join(file.schema_arrow.names)
+            raise ValueError(f"{path}: lacks {', '.join(missing)}; columns found: {found}")
+        return file
 
-
-@contextmanager
-def _reading(folder: Path) -> Iterator[None]:
-    """Turns errors of damaged files into one line."""
-    try:
-        yield
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise damaged(folder, error, "encode again") from error
-
-
-def _open_part(path: Path, names: Sequence[str]) -> pq.ParquetFile:
-    try:
-        file = open_parquet(path, memory_map=True)
-    except (pa.ArrowException, OSError) as error:
-        raise damaged(path, error, "encode again") from error
-    missing = [name for name in names if name not in file.schema_arrow.names]
-    if missing:
-        raise ValueError(f"{path}: lacks {', '.join(missing)}; columns found: {', '.join(file.schema_arrow.names)}")
-    return file
+    @contextmanager
+    def _reading(self, number: int) -> Iterator[None]:
+        """Turns errors of a damaged part into one line; an error of storage itself passes."""
+        try:
+            yield
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            name, _, size = self.meta["parts"][number]
+            with self._store.open_input_file(f"{self._root}/{name}") as file:  # whether storage answers
+                file.read_at(_PROBE, max(0, size - _PROBE))
+            raise damaged(f"{self.place}/{name}", error, "encode again") from error
 
 
 def digest(made_with: object) -> str:

@@ -28,7 +28,7 @@ from rlvid.diffusion.chain import denoise
 from rlvid.diffusion.schedule import timesteps
 from rlvid.files import held
 from rlvid.models.base import Posterior, VideoModel
-from rlvid.storage import Mirror
+from rlvid.storage import Mirror, absolute
 from rlvid.terminal import short
 from rlvid.world.captions import PROMPT_SETS, write_captions
 from rlvid.world.render import RENDERER, degrade, render, sample_clips, sample_degradation
@@ -106,19 +106,19 @@ def training_prompts(config: RunConfig) -> list[str]:
     return prompts if config.data.source == "prompts" else [prompts[index % len(prompts)] for index in range(count)]
 
 
-def _kept_prompts(config: RunConfig, console: Console) -> Path:
+def _kept_prompts(config: RunConfig, console: Console) -> str:
     """Returns the folder of a run's prompts: a copy, since a file may change while the run reads it."""
     prompts = training_prompts(config)
     mirror = Mirror(config.output.storage, f"clips/prompts-{len(prompts)}-{digest(prompts)[:8]}")
     out = mirror.folder
     with _one_at_a_time(out):
-        if "meta.json" in (mirror.sizes() or ()):
-            mirror.pull()
-        if read_meta(out) is None:
-            write_prompts(prompts, out)
+        there = mirror.sizes()
+        if read_meta(out) is None if there is None else "meta.json" not in there:
+            if read_meta(out) is None:
+                write_prompts(prompts, out)
             mirror.push([*(path.name for path in sorted(out.glob("part-*"))), "meta.json"])  # the last says: complete
             console.print(f"{len(prompts)} prompts in {short(out)}", highlight=False)
-    return out
+    return mirror.place
 
 
 def _one_at_a_time(out: Path) -> AbstractContextManager[None]:
@@ -143,8 +143,8 @@ def samples_made_with(prompts: list[str], seed: int, sampling: SamplingConfig, m
     return {"prompts": digest({"prompts": prompts}), "count": len(prompts), "seed": seed, "denoiser": denoiser, **chain}
 
 
-def encoded_clips(config: RunConfig, console: Console) -> Path:
-    """Returns the folder of encoded clips: the one the config names, or clips that are made once and kept.
+def encoded_clips(config: RunConfig, console: Console) -> str:
+    """Returns the folder of encoded clips, or its URI: the one the config names, or clips that are made once and kept.
 
     Raises:
         ValueError: they cannot be written, or data.prompts cannot be read.
@@ -163,13 +163,14 @@ def encoded_clips(config: RunConfig, console: Console) -> Path:
         workers: dict[str, Any] = {"workers": config.train.workers, "use_gpu": config.train.use_gpu, "batch_size": 1}
         make = partial(encode_samples, prompts, seed, config.sampling, model, **workers)
     else:
-        return Path(config.data.source).expanduser().resolve()
+        return absolute(config.data.source)
     mirror = Mirror(config.output.storage, f"clips/{name}")
     out = mirror.folder
     with _one_at_a_time(out):
         there = mirror.sizes()
-        if there:
-            mirror.pull()
+        if there:  # of clips that are complete, what says so is enough
+            complete = "meta.json" in there
+            mirror.pull(lambda name: not complete or not name.startswith("part-"))
         report = make(out)
         if report.encoded or not there:
             mirror.push()
@@ -177,4 +178,4 @@ def encoded_clips(config: RunConfig, console: Console) -> Path:
         console.print(f"{report.clips} clips encoded in {short(out)}, {report.seconds:.0f} s", highlight=False)
         for skipped in report.skipped:
             console.print(f"skipped {skipped}", highlight=False, markup=False)
-    return out
+    return mirror.place

@@ -49,7 +49,13 @@ def write_prompts(prompts: list[str], out: Path) -> None:
             path = folder / f"part-{start // _PROMPTS_IN_PART:05d}.parquet"
             pq.write_table(table, path, row_group_size=_PROMPTS_IN_GROUP)
         meta = {"kind": "prompts", "clips": len(prompts), "fingerprint": digest({"prompts": prompts})}
+        meta["parts"] = _parts(sorted(folder.glob("part-*.parquet")))
         write_atomic(folder / "meta.json", json.dumps(meta).encode())
+
+
+def _parts(paths: list[Path]) -> list[tuple[str, int, int]]:
+    """Returns name, rows and bytes of each part."""
+    return [(path.name, pq.read_metadata(path).num_rows, path.stat().st_size) for path in paths]
 
 
 def is_reusable(out: Path, made_with: dict[str, Any]) -> bool:
@@ -154,7 +160,8 @@ class ClipWriter:
         count = sum(pq.read_metadata(path).num_rows for path in self._parts)
         first = open_parquet(self._parts[0]).read_row_group(0, columns=["latent_shape", "text_shape"])
         _write_report(self.work, count, skipped + failed, notes or [])
-        meta = meta | {"made_with": self._made_with} | first.to_pylist()[0] | {"clips": count}
+        meta = meta | {"made_with": self._made_with} | first.to_pylist()[0]
+        meta |= {"clips": count, "parts": _parts(self._parts)}
         write_atomic(self.work / "meta.json", (json.dumps(meta, indent=2) + "\n").encode())
         if is_reusable(self.out, self._made_with):  # another process has made it meanwhile
             shutil.rmtree(self.work)

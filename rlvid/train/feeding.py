@@ -22,23 +22,23 @@ class RunFeed:
 
     Attributes:
         config: of the run.
-        clips: folder of its encoded clips.
+        clips: folder of its encoded clips, or its URI.
         fingerprint: of the clips.
         count: number of clips.
         run: the run's folder.
     """
 
     config: RunConfig
-    clips: Path
+    clips: str
     fingerprint: str
     count: int
     run: Path
 
     @staticmethod
-    def of(config: RunConfig, clips: Path, run: Path) -> "RunFeed":
+    def of(config: RunConfig, clips: str | Path, run: Path) -> "RunFeed":
         """Makes the feed of a run on a folder of clips."""
         opened = EncodedClips.open(clips)
-        return RunFeed(config, clips, opened.meta["fingerprint"], len(opened), run)
+        return RunFeed(config, opened.place, opened.meta["fingerprint"], len(opened), run)
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
@@ -51,12 +51,11 @@ class RunFeed:
 
     def shares(self, first_step: int) -> Shares:
         """Returns the shares of all steps from one on."""
-        train, storage = self.config.train, self.config.output.storage
+        train = self.config.train
         serials = np.arange(first_step * train.batch_size, train.steps * train.batch_size)
         clips = clip_indices(serials // train.group_size, self.count, self.config.seed)
         positions = clips.astype(np.min_scalar_type(self.count)).reshape(-1, train.batch_size)
-        stored = storage if is_uri(storage) and self.config.data.is_made else None
-        return Shares(self.clips, self.fingerprint, stored, train.workers, first_step, positions)
+        return Shares(self.clips, self.fingerprint, train.workers, first_step, positions)
 
     def _first_step(self) -> int:
         """Returns the step of the checkpoint that Ray Train resumes from; 0 without one."""

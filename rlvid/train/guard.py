@@ -79,7 +79,7 @@ class Watch:
         ValueError: see ``guard_prompts`` and ``GuardLog``.
     """
 
-    def __init__(self, config: RunConfig, folder: Path, clips: Path, use_gpu: bool, console: Console):
+    def __init__(self, config: RunConfig, folder: Path, clips: str, use_gpu: bool, console: Console):
         self.config, self.folder, self.console = config, folder, console
         prompts = guard_prompts(config, EncodedClips.open(clips).first_captions(config.guard.count))
         self.guard_log = GuardLog(folder, prompts, config)
@@ -231,7 +231,7 @@ class Watch:
 
 
 @contextmanager
-def watching(config: RunConfig, folder: Path, clips: Path, use_gpu: bool, console: Console) -> Iterator[bool]:
+def watching(config: RunConfig, folder: Path, clips: str, use_gpu: bool, console: Console) -> Iterator[bool]:
     """Guards the block's training, if the config says so; yields whether the run should end before it begins."""
     if not config.guard.every:
         yield False

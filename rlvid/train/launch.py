@@ -123,7 +123,7 @@ def _check_cluster(config: RunConfig, folder: Path, console: Console) -> tuple[b
     return use_gpu, has_room
 
 
-def _clips_of(config: RunConfig, mirror: Mirror, console: Console) -> Path:
+def _clips_of(config: RunConfig, mirror: Mirror, console: Console) -> str:
     """Encodes or finds the clips of a run, and records which they are; their folder."""
     clips = encoded_clips(config, console)
     record_clips(mirror.folder, clips)
@@ -133,7 +133,7 @@ def _clips_of(config: RunConfig, mirror: Mirror, console: Console) -> Path:
     return clips
 
 
-def _trainer(job: Job, clips: Path, wait: bool) -> "TorchTrainer":
+def _trainer(job: Job, clips: str, wait: bool) -> "TorchTrainer":
     """Makes Ray Train's trainer of a job; with ``wait`` its workers wait for room as long as it takes."""
     import ray.train
     from ray.train.torch import TorchTrainer

@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import yaml
@@ -40,6 +41,8 @@ from rlvid.train.record import check_resume, repair_record
 from rlvid.train.resume import notice
 
 _MIN_FREE_BYTES = 200 * 2**20
+_CAPTIONS = 10_000
+"""Captions that are looked at before a start; a large set is not read whole."""
 
 
 @contextmanager
@@ -85,7 +88,7 @@ def check(config: RunConfig) -> None:
     if config.data.source in ("prompts", "samples"):
         training_prompts(config)
     elif config.data.source != "builtin":
-        EncodedClips.open(Path(config.data.source).expanduser(), model_fingerprint(config.model))
+        EncodedClips.open(config.data.source, model_fingerprint(config.model))
     if config.guard.every and is_uri(config.output.storage):
         raise ValueError(
             f"guard.every = {config.guard.every}: the guard reads checkpoints from a folder, and output.storage = "
@@ -140,7 +143,7 @@ def prepare(config: RunConfig) -> Path:
     return folder
 
 
-def record_clips(folder: Path, clips: Path) -> None:
+def record_clips(folder: Path, clips: str | Path) -> None:
     """Notes which clips a run trains on.
 
     Raises:
@@ -159,12 +162,15 @@ def record_clips(folder: Path, clips: Path) -> None:
     write_atomic(note, now.encode())
 
 
-def cut_captions(config: RunConfig, clips: Path) -> list[str]:
+def cut_captions(config: RunConfig, clips: str | Path) -> list[str]:
     """Returns a line on the captions and the guard's prompts that the text encoder or a reward reads in part only."""
     limits = [model_text_limit(config.model.path), *reward_text_limits(config.reward)]
-    captions = EncodedClips.open(clips).captions()
+    opened, kind = EncodedClips.open(clips), "captions"
+    if len(opened) > _CAPTIONS:
+        kind = f"captions of the first {_CAPTIONS:,} clips"
+    captions = islice(opened.captions(), _CAPTIONS)
     own = guard_prompts(config, []) if config.guard.every and config.guard.prompts is not None else []
-    return [*notices(limits, captions, "captions"), *notices(limits, own, "guard.prompts")]
+    return [*notices(limits, captions, kind), *notices(limits, own, "guard.prompts")]
 
 
 def _of_a_killed_start(entry: Path) -> bool:

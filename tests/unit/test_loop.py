@@ -160,7 +160,7 @@ def test_a_damaged_clip_costs_its_samples_and_not_the_run(cluster: Cluster, home
     share = about.row_group(0).num_rows / 3  # of the micro-batches of a step; an epoch has each clip once
     assert sum(lost) == pytest.approx(share, rel=1e-4)
     (line,) = [call.args[0] for call in cluster.progress.note.remote.call_args_list]
-    assert "damaged is damaged" in line
+    assert "damaged/part-00000.parquet is damaged" in line
     assert line.endswith("of this step get no reward")
     assert difference(adapter(cluster.run, 2), tiny_state(home)) > 1e-4, "the other clips are learned from"
 
