@@ -67,7 +67,7 @@ def home(storage: str) -> Path:
     return cache / "storage" / hashlib.sha256(storage.rstrip("/").encode()).hexdigest()[:12]
 
 
-def absolute(place: str | Path) -> str:
+def place_of(place: str | Path) -> str:
     """Returns a URI as it is, and the path of a folder from the root on."""
     return str(place) if is_uri(place) else str(Path(place).expanduser().absolute())
 

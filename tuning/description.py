@@ -13,6 +13,7 @@ from rlvid.config.reward import absolute
 from rlvid.config.section import Section
 from rlvid.data.prompts import has_prompts, resolve_prompts
 from rlvid.models.folders import movable
+from rlvid.storage import place_of
 from rlvid.world.captions import PROMPT_SETS
 from tuning.space import MAX_TRIALS, VARIANT, Dimension, draw, grid, parse_space, shown, size
 
@@ -154,7 +155,7 @@ class Sweep(Section):
         source, prompts = made.data.source, made.data.prompts
         data = made.data.model_copy(
             update={
-                "source": source if made.data.is_made else absolute(source),
+                "source": source if made.data.is_made else place_of(source),
                 "prompts": prompts if prompts in PROMPT_SETS else absolute(prompts),
             }
         )

@@ -13,7 +13,8 @@ class DataConfig(Section):
     source: str = Field(
         "builtin",
         description="'builtin' (rendered clips), 'prompts' (no clips, for methods that start from noise), 'samples' "
-        "(the base model's own clips of the prompts, made once), or a folder of encoded clips made by `rlvid encode`",
+        "(the base model's own clips of the prompts, made once), or a folder of encoded clips made by `rlvid encode` "
+        "(also s3://BUCKET/FOLDER or gs://BUCKET/FOLDER)",
     )
     count: int = Field(
         512,

@@ -33,7 +33,7 @@ from pyarrow import fs
 
 from rlvid.data.parquet import open_parquet
 from rlvid.files import damaged
-from rlvid.storage import absolute, locate, reaching
+from rlvid.storage import locate, place_of, reaching
 
 SCHEMA = pa.schema(
     [
@@ -65,7 +65,7 @@ def read_meta(place: str | Path) -> dict[str, Any] | None:
     Raises:
         ValueError: the file is damaged, or the store cannot be reached.
     """
-    place = absolute(place)
+    place = place_of(place)
     store, root = locate(place, "")
     path = f"{root}/meta.json"
     with reaching(place):
@@ -114,7 +114,7 @@ class EncodedClips:
             ValueError: no such folder, not complete, damaged, encoded with something else, or the store cannot be
                 reached.
         """
-        place = absolute(place)
+        place = place_of(place)
         store, root = locate(place, "")
         with reaching(place):
             there = {info.base_name: info.size for info in store.get_file_info(fs.FileSelector(root, True))}

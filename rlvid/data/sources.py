@@ -28,7 +28,7 @@ from rlvid.diffusion.chain import denoise
 from rlvid.diffusion.schedule import timesteps
 from rlvid.files import held
 from rlvid.models.base import Posterior, VideoModel
-from rlvid.storage import Mirror, absolute
+from rlvid.storage import Mirror, place_of
 from rlvid.terminal import short
 from rlvid.world.captions import PROMPT_SETS, write_captions
 from rlvid.world.render import RENDERER, degrade, render, sample_clips, sample_degradation
@@ -163,7 +163,7 @@ def encoded_clips(config: RunConfig, console: Console) -> str:
         workers: dict[str, Any] = {"workers": config.train.workers, "use_gpu": config.train.use_gpu, "batch_size": 1}
         make = partial(encode_samples, prompts, seed, config.sampling, model, **workers)
     else:
-        return absolute(config.data.source)
+        return place_of(config.data.source)
     mirror = Mirror(config.output.storage, f"clips/{name}")
     out = mirror.folder
     with _one_at_a_time(out):

@@ -516,6 +516,24 @@ def test_a_folder_of_prompts_is_read_like_clips_and_a_changed_file_is_another(tm
         record_clips(kept, encoded_clips(run, console))
 
 
+def test_prompts_of_a_run_in_a_store_are_read_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own.txt").write_text("a\nb\nc\n")
+    (tmp_path / "store").mkdir()
+    data, output = {"source": "prompts", "prompts": str(tmp_path / "own.txt")}, {"storage": f"file://{tmp_path}/store"}
+    run, console = parse_config({"method": "ddpo", "data": data, "output": output}), Console(file=io.StringIO())
+    monkeypatch.setenv("RLVID_CACHE", str(tmp_path / "one"))
+    place = encoded_clips(run, console)
+    assert place.startswith(f"file://{tmp_path}/store/clips/prompts-3-")
+    monkeypatch.setenv("RLVID_CACHE", str(tmp_path / "another"))
+    assert encoded_clips(run, console) == place
+    assert not list((tmp_path / "another").rglob("part-*")), "another machine copies nothing"
+    assert list(EncodedClips.open(place).captions()) == ["a", "b", "c"]
+    shutil.rmtree(tmp_path / "store" / "clips")
+    monkeypatch.setenv("RLVID_CACHE", str(tmp_path / "one"))
+    assert encoded_clips(run, console) == place
+    assert list(EncodedClips.open(place).captions()) == ["a", "b", "c"], "what the store lost is sent again"
+
+
 @pytest.mark.parametrize(("waiting", "rests"), [(0, 1), (1, 0)])
 def test_ray_datas_loop_rests_unless_a_worker_waits(waiting: int, rests: int, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[float] = []
