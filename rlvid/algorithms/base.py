@@ -33,7 +33,7 @@ class Batch:
 
     ``serials`` are the samples' places in the run's global order (step x batch size + place in the batch): the
     position that randomness is drawn at. ``latents_BCFhw`` are source latents (posterior samples); None where
-    the run has prompts and no clips. ``lost`` are the serials whose clip could not be read: a placeholder stands in
+    the run has prompts and no clips. ``lost`` are the serials whose clip could not be read: another clip stands in
     their place, so that all workers compute alike, and it gets no reward.
     """
 

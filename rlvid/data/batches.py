@@ -1,6 +1,7 @@
 """Reads the shares of global batches from encoded clips; no torch and no Ray, so that readers start fast."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Self
@@ -8,7 +9,7 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 
-from rlvid.data.clips import EncodedClips
+from rlvid.data.clips import DamagedPart, EncodedClips
 
 _ROW = pa.schema(
     [
@@ -47,10 +48,10 @@ class Shares:
     def __call__(self) -> Iterator[pa.Table]:
         """Reads the shares; yields a table of one row for each worker of each step.
 
-        A clip whose rows are damaged keeps its place, with a placeholder: ``lost`` has its serial.
+        Another clip stands in the place of one that is damaged, and ``lost`` has its serial.
 
         Raises:
-            ValueError: the folder cannot be opened.
+            ValueError: the folder cannot be opened, or a clip and those around it are damaged.
             OSError: storage fails.
         """
         clips, batch_size = _open(self.clips, self.fingerprint), self.positions_SB.shape[1]
@@ -69,14 +70,22 @@ def _open(clips: str, fingerprint: str) -> EncodedClips:
 
 
 def _read(clips: EncodedClips, positions: list[int]) -> tuple[pa.Table, list[str | None]]:
-    """Returns the clips at these positions, and what is wrong with each; a placeholder for those that are damaged."""
+    """Returns the clips at these positions, and what is wrong with each; another one stands in for a damaged one."""
     try:
         return clips.rows(positions), [None] * len(positions)
-    except ValueError as error:
+    except DamagedPart as error:
         if len(positions) == 1:
-            return clips.placeholder(), [str(error)]
+            return _stand_in(clips, positions[0], error), [str(error)]
     tables, faults = zip(*(_read(clips, [position]) for position in positions), strict=True)
     return pa.concat_tables(tables), [fault for each in faults for fault in each]
+
+
+def _stand_in(clips: EncodedClips, position: int, error: DamagedPart) -> pa.Table:
+    """Returns the clip 1, 2, 4, ... places behind a damaged one: the first of these that can be read."""
+    for power in range(len(clips).bit_length()):
+        with suppress(DamagedPart):
+            return clips.rows([(position + 2**power) % len(clips)])
+    raise error
 
 
 def _row(

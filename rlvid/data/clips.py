@@ -19,10 +19,8 @@ A folder of prompts alone has the columns ``index`` and ``caption``.
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import lru_cache
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +53,7 @@ ROWS = SCHEMA.append(pa.field("error", pa.string()))
 
 CLIP = ("caption", "text", "text_shape", "mean", "std", "latent_shape")
 """The columns that training needs of a clip."""
-_OPEN = 128
+_FOOTERS = 128
 """Parts whose footers a process keeps, at about 1 MB each."""
 
 
@@ -81,7 +79,12 @@ def read_meta(place: str | Path) -> dict[str, Any] | None:
         raise damaged(f"{place}/meta.json", error, f"delete {place} and encode again") from error
 
 
-_PROBE = 1 << 16
+_TAIL = 1 << 16
+_UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
+
+
+class DamagedPart(ValueError):
+    """A part, or a row group of it, that cannot be read although storage gives its bytes."""
 
 
 class EncodedClips:
@@ -99,7 +102,8 @@ class EncodedClips:
         self.place, self.meta = place, meta
         self._store, self._root = locate(place, "")
         self._first_row = np.cumsum([0, *(rows for _, rows, _ in meta["parts"])])  # of each part
-        self._part = lru_cache(maxsize=_OPEN)(self._open_part)
+        self._local = self._store.type_name == "local"
+        self._footers = dict[int, pq.FileMetaData]()
 
     @staticmethod
     def open(place: str | Path, fingerprint: str | None = None) -> "EncodedClips":
@@ -141,13 +145,11 @@ class EncodedClips:
         """Yields the captions in order of position; holds those of one part at a time.
 
         Raises:
-            ValueError: they are damaged.
+            DamagedPart: they cannot be read.
             OSError: storage fails.
         """
         for number in range(len(self.meta["parts"])):
-            with self._reading(number):
-                captions = self._part(number).read(columns=["caption"])["caption"].to_pylist()
-            yield from captions
+            yield from self._read(number, None, ["caption"])["caption"].to_pylist()
 
     def first_captions(self, count: int) -> tuple[str, ...]:
         """Returns the first different captions, ``count`` at most; reads no more parts than it needs."""
@@ -164,7 +166,8 @@ class EncodedClips:
         Of prompts alone there is ``caption``.
 
         Raises:
-            ValueError: no position is given, one is outside [0, len), or a part is damaged.
+            ValueError: no position is given, or one is outside [0, len).
+            DamagedPart: one of them cannot be read.
             OSError: storage fails.
         """
         wrong = [i for i in positions if not 0 <= i < len(self)]
@@ -173,46 +176,67 @@ class EncodedClips:
         parts = (np.searchsorted(self._first_row, positions, side="right") - 1).tolist()
         groups = dict[tuple[int, int], pa.Table]()
         found = []
+        columns = ["caption"] if self.meta.get("kind") == "prompts" else list(CLIP)
         for position, number in zip(positions, parts, strict=True):
-            with self._reading(number):
-                file = self._part(number)
-                group, place = divmod(position - int(self._first_row[number]), file.metadata.row_group(0).num_rows)
-                if (number, group) not in groups:
-                    columns = [name for name in CLIP if name in file.schema_arrow.names]
-                    groups[number, group] = file.read_row_group(group, columns=columns).select(columns)
+            group, place = divmod(position - int(self._first_row[number]), self._rows_in_group(number))
+            if (number, group) not in groups:
+                groups[number, group] = self._read(number, group, columns)
             found.append(groups[number, group].slice(place, 1))
         return pa.concat_tables(found)
 
-    def placeholder(self) -> pa.Table:
-        """Returns a row like those of ``rows``, of zeros, for a clip that cannot be read."""
-        row: dict[str, Any] = {"caption": "unreadable"}
-        for name, shape in (("mean", "latent_shape"), ("std", "latent_shape"), ("text", "text_shape")):
-            if shape in self.meta:
-                row |= {name: bytes(4 * math.prod(self.meta[shape])), shape: self.meta[shape]}
-        return pa.Table.from_pylist([row], pa.schema([SCHEMA.field(name) for name in CLIP if name in row]))
+    def _read(self, number: int, group: int | None, columns: Sequence[str]) -> pa.Table:
+        """Returns columns of a row group of a part, or of the whole part.
 
-    def _open_part(self, number: int) -> pq.ParquetFile:
-        path = f"{self._root}/{self.meta['parts'][number][0]}"
-        if self._store.type_name == "local":
-            file = open_parquet(path, memory_map=True)
-        else:
-            file = open_parquet(self._store.open_input_file(path), pre_buffer=True)
-        names = PROMPTS.names if self.meta.get("kind") == "prompts" else SCHEMA.names
-        if missing := [name for name in names if name not in file.schema_arrow.names]:
-            found = ", ".join(file.schema_arrow.names)
-            raise ValueError(f"{path}: lacks {', '.join(missing)}; columns found: {found}")
-        return file
-
-    @contextmanager
-    def _reading(self, number: int) -> Iterator[None]:
-        """Turns errors of a damaged part into one line; an error of storage itself passes."""
+        Raises:
+            DamagedPart: two handles cannot read what storage gives.
+            OSError: storage fails.
+        """
+        name = self.meta["parts"][number][0]
         try:
-            yield
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            name, _, size = self.meta["parts"][number]
-            with self._store.open_input_file(f"{self._root}/{name}") as file:  # whether storage answers
-                file.read_at(_PROBE, max(0, size - _PROBE))
-            raise damaged(f"{self.place}/{name}", error, "encode again") from error
+            return self._attempt(number, group, columns)
+        except _UNREADABLE:
+            self._footers.pop(number, None)
+        try:
+            return self._attempt(number, group, columns)
+        except _UNREADABLE as error:
+            self._probe(number, group)
+            raise DamagedPart(str(damaged(f"{self.place}/{name}", error, "encode again"))) from error
+
+    def _attempt(self, number: int, group: int | None, columns: Sequence[str]) -> pa.Table:
+        name, rows, _ = self.meta["parts"][number]
+        with ExitStack() as stack:
+            file = None if self._local else stack.enter_context(self._store.open_input_file(f"{self._root}/{name}"))
+            footer, path = self._footers.get(number), f"{self._root}/{name}" if self._local else f"{self.place}/{name}"
+            part = stack.enter_context(
+                open_parquet(path, file, metadata=footer, memory_map=self._local, page_checksum_verification=True)
+            )
+            if part.metadata.num_rows != rows:
+                raise pa.ArrowInvalid(f"it has {part.metadata.num_rows} rows where meta.json says {rows}")
+            missing = [column for column in columns if column not in part.schema_arrow.names]
+            if missing:
+                raise pa.ArrowInvalid(f"it lacks the column {missing[0]}")
+            self._footers[number] = part.metadata
+            while len(self._footers) > _FOOTERS:
+                del self._footers[next(iter(self._footers))]
+            table = part.read(columns=columns) if group is None else part.read_row_group(group, columns=columns)
+            return table.select(columns)
+
+    def _rows_in_group(self, number: int) -> int:
+        """Returns the rows of a part's first row groups; only the last one may have fewer."""
+        if number not in self._footers:
+            self._read(number, 0, ["caption"])
+        return int(self._footers[number].row_group(0).num_rows)
+
+    def _probe(self, number: int, group: int | None) -> None:
+        """Reads the bytes of a row group; raises OSError where storage does not give them."""
+        name, _, size = self.meta["parts"][number]
+        start, count = max(0, size - _TAIL), _TAIL
+        if number in self._footers and group is not None:
+            about = self._footers[number].row_group(group)
+            columns = [about.column(place) for place in range(about.num_columns)]
+            start, count = min(each.data_page_offset for each in columns), about.total_byte_size
+        with self._store.open_input_file(f"{self._root}/{name}") as file:
+            file.read_at(count, start)
 
 
 def digest(made_with: object) -> str:

@@ -7,8 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 
-def open_parquet(path: str | Path, **options: Any) -> pq.ParquetFile:
+def open_parquet(path: str | Path, content: pa.NativeFile | None = None, **options: Any) -> pq.ParquetFile:
     """Opens a Parquet file of plain columns; ``options`` are those of ``pyarrow.parquet.ParquetFile``.
+
+    A file of a store is given as ``content``; then ``path`` only names it.
 
     Where Ray Data is loaded, it gives pyarrow a type whose values are pickles.
 
@@ -16,7 +18,7 @@ def open_parquet(path: str | Path, **options: Any) -> pq.ParquetFile:
         ValueError: a column is of such a type, or of any other that is not Arrow's own.
         OSError, pyarrow.ArrowException: the file cannot be read, or is damaged.
     """
-    file = pq.ParquetFile(path, **options)
+    file = pq.ParquetFile(content or path, **options)
     for field in file.schema_arrow:
         if (name := _extension(field.type)) is not None:
             file.close()

@@ -116,9 +116,15 @@ def _kept_prompts(config: RunConfig, console: Console) -> str:
         if read_meta(out) is None if there is None else "meta.json" not in there:
             if read_meta(out) is None:
                 write_prompts(prompts, out)
-            mirror.push([*(path.name for path in sorted(out.glob("part-*"))), "meta.json"])  # the last says: complete
+            _push(mirror)
             console.print(f"{len(prompts)} prompts in {short(out)}", highlight=False)
     return mirror.place
+
+
+def _push(mirror: Mirror) -> None:
+    """Sends a folder of clips; ``meta.json``, which says that it is complete, goes last."""
+    names = sorted(path.name for path in mirror.folder.iterdir() if path.name != "meta.json")
+    mirror.push([*names, "meta.json"])
 
 
 def _one_at_a_time(out: Path) -> AbstractContextManager[None]:
@@ -167,13 +173,11 @@ def encoded_clips(config: RunConfig, console: Console) -> str:
     mirror = Mirror(config.output.storage, f"clips/{name}")
     out = mirror.folder
     with _one_at_a_time(out):
-        there = mirror.sizes()
-        if there:  # of clips that are complete, what says so is enough
-            complete = "meta.json" in there
-            mirror.pull(lambda name: not complete or not name.startswith("part-"))
+        if stored := "meta.json" in (mirror.sizes() or ()):
+            mirror.pull(lambda name: not name.startswith("part-"))  # they are read where they lie
         report = make(out)
-        if report.encoded or not there:
-            mirror.push()
+        if report.encoded or not stored:
+            _push(mirror)
     if report.encoded:
         console.print(f"{report.clips} clips encoded in {short(out)}, {report.seconds:.0f} s", highlight=False)
         for skipped in report.skipped:
