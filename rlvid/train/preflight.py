@@ -154,7 +154,7 @@ def record_clips(folder: Path, clips: str | Path) -> None:
     if (folder / "archive").is_dir() and was not in (None, now):
         others, back = f"clips than those in {clips} now are", "them (or the prompts they were sampled from)"
         if meta.get("kind") == "prompts":
-            others, back = "prompts than data.prompts gives now", "the first ones"
+            others, back = "prompts than data.prompts gives now", "the prompts that it began with"
         raise ValueError(
             f"run {folder.name!r} began with other {others} (fingerprint {was} then, {now} now); bring {back} back, "
             "or choose another name=..."

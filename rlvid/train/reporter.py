@@ -53,11 +53,11 @@ class Reporter(Observer):
         """The worker and its step."""
         return f"worker {self.rank}, " + ("before its first step" if self.step is None else f"step {self.step}")
 
-    def report(self, line: str) -> None:
-        """Reports a failure of a reward on the driver's console, once for each kind of line."""
+    def report(self, line: str, kind: str | None = None) -> None:
+        """Reports samples without a reward on the driver's console, once for each kind of line."""
         self.latest = line
         log.warning("step %s: %s", self.step, line)
-        kind = re.sub(r"\d+", "", line)
+        kind = kind or re.sub(r"\d+", "", line)
         if kind not in self._told:
             self._told.add(kind)
             self._note(line)

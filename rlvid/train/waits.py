@@ -52,8 +52,8 @@ class Waits:
         if not self._slow and len(self._steps) == STEPS and waited > max(SHARE * whole, LEAST * STEPS):
             self._slow = True
             self._report(
-                f"reading data.source={self._source} is slower than training: {waited / STEPS:.1f} s of the "
-                f"{whole / STEPS:.1f} s a step are a wait for it; its storage is slow, or the machine is busy"
+                f"reading data.source={self._source} is slower than training: a step takes {whole / STEPS:.1f} s, and "
+                f"waits {waited / STEPS:.1f} s of it for its samples; the storage is slow, or the machine is busy"
             )
 
     def _hangs(self) -> None:

@@ -141,7 +141,7 @@ class Worker:
                 latents = share.posterior.sample(noise).to(self.model.device)
             text = share.text_BLD if share.text_BLD is not None else torch.stack([*map(self._embed, share.prompts)])
             if share.fault:
-                self.reporter.report(f"{share.fault}; {len(share.lost)} samples of this step get no reward")
+                self.reporter.report(f"{share.fault}; samples of its clips get no reward", kind=share.fault)
             return Batch(step, share.serials, share.prompts, text.to(self.model.device), latents, share.lost)
 
     def _next_row(self) -> dict[str, Any] | None:
@@ -202,7 +202,7 @@ class Worker:
                 "optimizer.lr or set model.precision=float32 under another name; the last checkpoint is untouched"
                 if skipped
                 else f"no video of {self._in_a_row} steps in a row got a reward (the last is step {step}): "
-                f"{self.reporter.latest}; its own errors are in {self.run / 'logs'}"
+                f"{self.reporter.latest}; the full errors are in {self.run / 'logs'}"
             )
 
     def save(self, step: int) -> None:

@@ -40,7 +40,7 @@ def test_a_source_slower_than_training_is_reported_once_with_its_numbers(clock: 
     assert not lines, "nine steps are too few to tell"
     run(each, clock, 30, 2.0, 5.0)
     (line,) = lines
-    assert "data.source=clips is slower than training: 2.0 s of the 5.0 s a step are a wait for it" in line
+    assert "data.source=clips is slower than training: a step takes 5.0 s, and waits 2.0 s of it" in line
 
 
 @pytest.mark.parametrize(("waited", "whole"), [(1.2, 5.0), (0.09, 0.1), (0.0, 0.0)])
