@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from rlvid.data.archive import png_bytes
+from rlvid.data.chunks import png_bytes
 from rlvid.evaluate.results.rows import METRICS, VIDEO, Row, rows_table
 from rlvid.evaluate.results.untrusted import damaged, open_table, read_table, sound
 from rlvid.evaluate.results.videos import decode_frames
