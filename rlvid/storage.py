@@ -9,8 +9,8 @@ process             its folder and what it moves
 ==================  ===========================================================================================
 driver, evaluation  a cache (``RLVID_CACHE``, else ``~/.cache/rlvid``): pulls settings, events and what checkpoints
                     hold of the model; pushes settings, pictures and tables
-worker              a temporary folder in the cache: pushes archive parts, events and its log before each checkpoint
-                    is reported
+worker              a temporary folder in the cache: pushes events and its log before each checkpoint is reported
+archive             its parts, from tasks of Ray Data straight to the store
 Ray Train           checkpoints, from the workers straight to the store and back
 ==================  ===========================================================================================
 """
@@ -142,12 +142,11 @@ class Mirror:
         if not missing:
             self._sent = self._here()
 
-    def push(self, names: Iterable[str] | None = None, move: str | None = None) -> None:
+    def push(self, names: Iterable[str] | None = None) -> None:
         """Uploads files in the order of their names given, by default what is new or has changed since the last time.
 
         Args:
             names: paths below the folder. By default dot files and ``.tmp`` stay.
-            move: a folder below whose files are deleted here once they have arrived.
         """
         if self._store is None:
             return
@@ -158,8 +157,6 @@ class Mirror:
         for name in (name for name in names if name in here):
             self._upload(name)
             self._sent[name] = here[name]
-            if move is not None and name.startswith(f"{move}/"):
-                (self.folder / name).unlink()
 
     def rename(self, old: str, new: str) -> None:
         """Renames a folder right below, here and in the store."""

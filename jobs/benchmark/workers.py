@@ -36,6 +36,7 @@ def measure_in_workers(
     from rlvid.cluster.nodes import check_resources, needed
     from rlvid.data.sources import encoded_clips
     from rlvid.runs.find import run_folder
+    from rlvid.train.archivist import start_archivist
     from rlvid.train.feeding import RunFeed
     from rlvid.train.progress import ProgressActor
 
@@ -51,7 +52,8 @@ def measure_in_workers(
     with kept(f"the run folder {short(folder)} stays"):
         clips, result = encoded_clips(config, Console()), folder / "benchmark.json"
         progress = ProgressActor.remote()  # type: ignore[attr-defined]  # ray.remote decorates the class
-        job = Job.of(config, run=folder, use_gpu=use_gpu, progress=progress)
+        archivist = start_archivist(config, folder)
+        job = Job.of(config, run=folder, use_gpu=use_gpu, progress=progress, archivist=archivist)
         times = {"asked": asked, "connected": connected, "fitted": time.time()}
         TorchTrainer(
             partial(measure, job, {"steps": steps, "result": result, **times}),

@@ -22,11 +22,10 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from rlvid.data.batches import Shares
+from rlvid.data.nodes import on_nodes
 
 NAME = "clips"
 """Name of the feed among the datasets of Ray Train."""
-_NODE = "ray.io/node-id"
-"""Label of a node with its own id."""
 _STEPS_IN_TASK = 16
 """Steps whose shares a task reads; Ray Data keeps a record of every task."""
 _MAX_TASKS = 1000
@@ -117,7 +116,7 @@ class InOrder(ray.train.DataConfig):
             options = dataset.context.execution_options
             options.preserve_order = True
             if worker_node_ids:
-                options.label_selector = {_NODE: f"in({', '.join(sorted(set(worker_node_ids)))})"}
+                options.label_selector = on_nodes(worker_node_ids)
             options.resource_limits = options.resource_limits.copy(object_store_memory=_MAX_BYTES)
             for rank, split in enumerate(dataset.streaming_split(world_size, equal=False)):
                 iterators[rank][name] = split

@@ -9,6 +9,7 @@ import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
 from rlvid.config import RunConfig
+from rlvid.data.chunks import part_paths
 from rlvid.data.parquet import open_parquet
 from rlvid.doctor.finding import Finding, examine_each, finding
 from rlvid.runs.checkpoints import checkpoint_folders, checkpoint_name, flaw, read_settings, read_state
@@ -78,9 +79,9 @@ def check_checkpoints(folder: Path, config: RunConfig) -> Iterator[Finding]:
 
 def check_archive(folder: Path, config: RunConfig) -> Iterator[Finding]:
     """Checks that each part can be read, pictures included; no sample is there twice, and no step is missing."""
-    paths = sorted((folder / "archive").glob("step-*-rank-*.parquet"))
+    paths = part_paths(folder / "archive")
     if not paths:
-        way = "it comes with the first step; output.archive_every=0 would switch it off"
+        way = "it comes with the first checkpoint; output.archive_every=0 would switch it off"
         yield finding("archive", config.output.archive_every == 0, "no samples", way, "warning")
         return
     keys: list[tuple[int, int]] = []

@@ -24,6 +24,8 @@ class Job:
     use_gpu: bool
     progress: Any
     """The actor ``rlvid.train.progress.ProgressActor``."""
+    archivist: Any = None
+    """The actor ``rlvid.train.archivist.Archivist``; None if the run archives nothing."""
     prompts: tuple[str, ...] = ()
     """Prompts of the videos for TensorBoard."""
     stop: bool = False

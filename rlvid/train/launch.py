@@ -68,6 +68,7 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Tr
         start_ray(address)
         import ray.train
 
+        from rlvid.train.archivist import end_archivist, start_archivist
         from rlvid.train.guard import watching
         from rlvid.train.progress import ProgressActor, ProgressLine
 
@@ -75,6 +76,7 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Tr
         use_gpu, has_room = _check_cluster(config, folder, console)
         clips = _clips_of(config, mirror, console)
         progress = ProgressActor.remote()  # type: ignore[attr-defined]
+        archivist = start_archivist(config, folder)
         try:
             with (
                 watching(config, folder, clips, use_gpu, console) as stop,
@@ -83,12 +85,21 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Tr
                 watched = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "").lower() in ("1", "true")
                 prompts = EncodedClips.open(clips).first_captions(VIDEO_PROMPTS)
                 job = Job.of(
-                    config, run=folder, use_gpu=use_gpu, progress=progress, prompts=prompts, stop=stop, watched=watched
+                    config,
+                    run=folder,
+                    use_gpu=use_gpu,
+                    progress=progress,
+                    archivist=archivist,
+                    prompts=prompts,
+                    stop=stop,
+                    watched=watched,
                 )
                 trainer = _trainer(job, clips, wait=not has_room)
                 done = run_fit(partial(fit_again, trainer.fit, config.train.max_failures, put_aside), progress, console)
         except (ray.train.WorkerGroupError, ray.train.ControllerError, ray.exceptions.RayActorError) as error:
             raise RuntimeError(reason(error, folder, progress, not stored)) from error
+        finally:
+            end_archivist(archivist)
         if done["problem"]:
             raise RuntimeError(f"training stopped: {done['problem']}")
         run_mirror(config.output.storage, config.name)

@@ -17,7 +17,7 @@ from torch import distributed
 from rlvid import randomness
 from rlvid.algorithms.base import Batch, Context, Samples, Stopwatch, Update, peak_memory, summed
 from rlvid.algorithms.catalogue import ALGORITHMS
-from rlvid.data.archive import ArchiveWriter, is_later_part, trim
+from rlvid.data.chunks import ArchiveFolder
 from rlvid.data.feed import NAME, rows
 from rlvid.data.shares import Share
 from rlvid.diffusion.generate import generate
@@ -29,6 +29,7 @@ from rlvid.train.checkpoint import checkpoint_write_errors, load_checkpoint, sav
 from rlvid.train.engine import DeepSpeedEngine, StepOutcome
 from rlvid.train.group import TorchWorkerGroup
 from rlvid.train.guard_folder import stop_flag
+from rlvid.train.handover import Handover
 from rlvid.train.job import Job
 from rlvid.train.metrics import TensorBoard, average
 from rlvid.train.reporter import Reporter
@@ -101,15 +102,13 @@ class Worker:
         self._row = self._next_row() if self.first_step < config.train.steps else None
         self._began = time.perf_counter()
         if self.rank == 0:
-            trim(self.run / "archive", self.first_step)
-            self.mirror.delete(lambda path: is_later_part(path, self.first_step))
             self.progress.start.remote(self.first_step)
-        distributed.barrier()  # nobody writes to the archive before it is tidy
-
-        name, fingerprint, seed = config.method.name, config.fingerprint, config.seed
-        self.archive = ArchiveWriter(
-            self.run / "archive", config.name, name, fingerprint, seed, self.model.fps, spec.path
-        )
+        common = {
+            "run": config.name, "algorithm": config.method.name, "config_hash": config.fingerprint,
+            "seed": config.seed, "fps": self.model.fps, "model": spec.path,
+        }  # fmt: skip
+        place = ArchiveFolder(job.storage or str(job.run.parent), job.run.name)
+        self.archive = Handover(job.archivist, place, self.first_step, common)
         self.tensorboard: TensorBoard | None = None
         if self.rank == 0:
             self.tensorboard = TensorBoard(self.run / "tensorboard", self.first_step, self.mirror.sizes() or ())
@@ -124,10 +123,11 @@ class Worker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._rows.close()
-        self.archive.close()
+        if error is None:
+            self.archive.commit()
         if self.tensorboard is not None:
             self.tensorboard.close()
-        self.mirror.push(move="archive")
+        self.mirror.push()
 
     def fetch(self, step: int) -> Batch:
         """Returns this worker's share of the batch of ``step``: every W-th sample of it."""
@@ -184,11 +184,11 @@ class Worker:
         values |= {"cost/videos": float(self._videos), "cost/seconds": self._seconds}
         values["cost/peak_memory_gib"] = peak_memory(self.model.device) / 2**30
         every = self.config.output.archive_every
-        # Both hand over to threads; TensorBoard shows what that took with the numbers of the next step.
+        # Both hand over to others; TensorBoard shows what that took with the numbers of the next step.
         with self.stopwatch.stage("archive"):
             if every and step % every == 0:
                 samples = Samples.join([update.samples for update in updates if update.samples])
-                self.archive.write(step, self.rank, samples, samples.held_out_B)
+                self.archive.write(step, samples, samples.held_out_B)
         with self.stopwatch.stage("tensorboard"):
             if self.tensorboard is not None:
                 self.tensorboard.scalars(step, values)
@@ -208,10 +208,11 @@ class Worker:
     def save(self, step: int) -> None:
         """Saves a checkpoint after ``step`` steps and reports it to Ray Train; every worker must call it."""
         # First what a run that resumes here will not write again: a kill after the report must not lose it.
-        self.archive.flush()
+        with self.stopwatch.stage("archive"):
+            self.archive.commit()
         if self.tensorboard is not None:
             self.tensorboard.flush()
-        self.mirror.push(move="archive")
+        self.mirror.push()
         train_state = {"step": step, "workers": self.world, "skipped": self._skipped, "seconds": self._seconds}
         train_state["videos"] = self._videos
         part = self.temporary / checkpoint_name(step)

@@ -22,6 +22,7 @@ import json
 import logging
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -65,8 +66,10 @@ class Outcome:
 
 
 def last_step(run: Path) -> int:
-    """Steps of which all or a part is in the archive."""
-    return max((int(path.name.split("-")[1]) + 1 for path in (run / "archive").glob("step-*.parquet")), default=0)
+    """Steps that worker 0 has noted in its log."""
+    log = run / "logs" / "worker-00.log"
+    text = log.read_text(encoding="utf-8") if log.is_file() else ""
+    return max((int(step) + 1 for step in re.findall(r"rlvid\.train step (\d+) \S+=", text)), default=0)
 
 
 class Chaos:

@@ -6,11 +6,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
 
 from rlvid.config.model import ModelConfig
-from rlvid.data.archive import ArchiveWriter
 from rlvid.data.clips import EncodedClips
 from rlvid.data.encode import encode_folder, encode_items, model_fingerprint
 from rlvid.data.shares import tensors
@@ -126,18 +124,3 @@ def test_clips_of_which_none_can_be_read_leave_nothing(ray_cluster: Any, model: 
     with pytest.raises(ValueError, match=r"none of the 1 clips can be read: .*a\.mp4: cannot be decoded"):
         encode_folder(tmp_path / "in", model, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
-
-
-def test_ray_reads_the_archive(ray_cluster: Any, tmp_path: Path) -> None:
-    from rlvid.algorithms.base import Samples
-
-    frames_BSCHW = torch.rand(2, 1, 3, 8, 8)
-    samples = Samples([0, 1], ["a", "b"], frames_BSCHW, torch.zeros(2, 1).int(), torch.ones(2, 1), torch.ones(2))
-    with ArchiveWriter(tmp_path, "run", "draft", "c0ffee", 0, 8) as writer:
-        writer.write(0, 0, samples)
-        writer.write(1, 0, samples)
-    rows = ray.data.read_parquet(str(tmp_path)).take_all()
-    assert sorted((row["step"], row["serial"], row["prompt"]) for row in rows) == [
-        (0, 0, "a"), (0, 1, "b"), (1, 0, "a"), (1, 1, "b")
-    ]  # fmt: skip
-    assert all(row["frames"][0].startswith(b"\x89PNG") for row in rows)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chaos import last_step
 from processes import HANG
 from rich.console import Console
 from runs import QUIET, adapter, config, difference, plain_torch
@@ -57,11 +58,11 @@ def test_a_run_whose_storage_fails_and_whose_newest_checkpoint_is_damaged_ends_w
     find the wrong bytes; what the driver finds by itself is in the unit tests.
     """
     run = folder / "runs" / "unwritable"
-    obstacle = run / "archive" / "step-000007-rank-000.parquet"
+    obstacle = run / "archive" / "step-000006-to-000007-part-00.parquet"
 
     def obstruct() -> None:
         deadline = time.monotonic() + HANG
-        while not list((run / "archive").glob("step-000003-*.parquet")) and time.monotonic() < deadline:
+        while last_step(run) < 4 and time.monotonic() < deadline:
             time.sleep(0.02)
         obstacle.mkdir()
 

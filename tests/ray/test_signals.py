@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chaos import last_step
 from processes import HANG, started
 from rich.console import Console
 from runs import config, settings
@@ -59,7 +60,7 @@ def test_a_signal_ends_training_after_a_checkpoint_and_leaves_nobody_behind(fold
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with started(command, env=environment, start_new_session=True, **pipes) as process:
         deadline = time.monotonic() + HANG
-        while len(list(run.glob("archive/step-*.parquet"))) < 4 and process.poll() is None:
+        while last_step(run) < 4 and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGINT)

@@ -70,6 +70,7 @@ def on_workers(folder: Path, workers: int, runs: dict[str, RunConfig], begun: li
     import ray.train
     from ray.train.torch import TorchTrainer
 
+    from rlvid.train.archivist import start_archivist
     from rlvid.train.progress import ProgressActor
 
     name = f"{next(iter(runs))}-on-{workers}"
@@ -77,7 +78,10 @@ def on_workers(folder: Path, workers: int, runs: dict[str, RunConfig], begun: li
     clips = {run.name: encoded_clips(run, QUIET) for run in [next(iter(runs.values())), *begun]}
     clips |= {run.name: next(iter(clips.values())) for run in runs.values()}
     jobs = {key: Job.of(run, run=folder / f"{name}-{key}", **shared) for key, run in runs.items()}
-    others = [Job.of(run, run=folder / "runs" / run.name, **shared) for run in begun]
+    places = {run.name: folder / "runs" / run.name for run in begun}
+    others = [
+        Job.of(run, run=places[run.name], archivist=start_archivist(run, places[run.name]), **shared) for run in begun
+    ]
     TorchTrainer(
         partial(trajectories, jobs, others, clips),
         scaling_config=ray.train.ScalingConfig(num_workers=workers),

@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from archives import add_chunk, make_samples
 from helpers import damaged_event, save_run
 
 from rlvid import randomness
 from rlvid.algorithms import rollout
-from rlvid.algorithms.base import Samples
 from rlvid.cli import main
 from rlvid.cluster.token import make_own_token
-from rlvid.data.archive import ArchiveWriter
 from rlvid.doctor import cluster, machine, places, selftest
 from rlvid.doctor.examination import examination, show
 from rlvid.doctor.finding import Finding, examine
@@ -270,12 +269,9 @@ def test_a_cluster_that_does_not_answer_is_an_error(monkeypatch: pytest.MonkeyPa
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three steps with checkpoint, archive and TensorBoard."""
     run, config = save_run(tmp_path_factory.mktemp("examined"))
-    with ArchiveWriter(run / "archive", "run", "instructvideo", config.fingerprint, 0, 8) as archive:
-        for step in range(3):
-            frames = torch.rand(2, 2, 3, 16, 16)
-            numbers = torch.zeros(2, 2), torch.zeros(2)
-            indices = torch.zeros(2, 2, dtype=torch.int64)
-            archive.write(step, 0, Samples([2 * step, 2 * step + 1], ["a", "b"], frames, indices, *numbers))
+    for step in range(3):
+        add_chunk(run, {(step, 0): make_samples(2 * step)})
+    shutil.rmtree(run / "archive" / ".staging")
     board = TensorBoard(run / "tensorboard", 0)
     for step in range(3):
         board.scalars(step, {"reward/trained": 0.5, "policy/first_ratio_error": 1e-7})
@@ -300,17 +296,20 @@ def test_a_healthy_run_is_in_order(run: Path) -> None:
 
 
 def test_a_damaged_part_of_the_archive_is_named(run: Path) -> None:
-    part = run / "archive" / "step-000001-rank-000.parquet"
+    part = run / "archive" / "step-000001-to-000001-part-00.parquet"
     part.write_bytes(part.read_bytes()[:-20])
     found = by_name(run)
     assert found["archive"].status == "error"
-    assert "step-000001-rank-000.parquet" in found["archive"].found
+    assert "step-000001-to-000001-part-00.parquet" in found["archive"].found
     assert found["tensorboard"].status == "ok"
 
 
 def test_a_part_that_is_missing_or_there_twice_is_a_warning(run: Path) -> None:
-    (run / "archive" / "step-000001-rank-000.parquet").unlink()
-    shutil.copy(run / "archive" / "step-000002-rank-000.parquet", run / "archive" / "step-000002-rank-001.parquet")
+    (run / "archive" / "step-000001-to-000001-part-00.parquet").unlink()
+    shutil.copy(
+        run / "archive" / "step-000002-to-000002-part-00.parquet",
+        run / "archive" / "step-000002-to-000002-part-01.parquet",
+    )
     found = by_name(run)["archive"]
     assert found.status == "warning"
     assert found.found == "2 samples twice, 1 steps missing (the first: 1)"

@@ -5,7 +5,6 @@ import os
 import re
 import resource
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -15,13 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+from archives import add_chunk, make_samples
 from helpers import save_run
 from pyarrow import fs
 
 from rlvid.algorithms.base import Samples
 from rlvid.config import load_config
-from rlvid.data import archive
-from rlvid.data.archive import ArchiveWriter, read_archive
 from rlvid.evaluate.models import find_models
 from rlvid.runs.checkpoints import find_checkpoints, flaw, latest_checkpoint, read_settings, wrong_bytes
 from rlvid.runs.find import find_run
@@ -51,40 +49,6 @@ def one_sample(serial: int) -> Samples:
     return Samples(
         [serial], ["a dog"], torch.rand(1, 2, 3, 16, 16), torch.tensor([[0, 3]]), torch.rand(1, 2), torch.rand(1)
     )
-
-
-def open_archive(folder: Path) -> ArchiveWriter:
-    return ArchiveWriter(folder, "run", "instructvideo", "c0ffee", 7, 8.0)
-
-
-# ------------------------------------------------------------------------------------------ storage
-
-
-def test_slow_storage_holds_no_step_up_until_pixels_would_fill_the_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    write, disk = archive._write_part, threading.Event()
-
-    def slowly(path: Path, rows: list[dict[str, Any]]) -> None:
-        assert disk.wait(60)
-        time.sleep(0.2)
-        write(path, rows)
-
-    monkeypatch.setattr(archive, "_write_part", slowly)
-    with open_archive(tmp_path) as writer:
-        for step in range(5):
-            writer.write(step, 0, one_sample(step))
-        assert not list(tmp_path.glob("step-*.parquet")), "a step waited for the disk"
-        disk.set()
-        writer.flush()
-        assert len(list(tmp_path.glob("step-*.parquet"))) == 5
-        assert "slower than training" not in caplog.text
-        monkeypatch.setattr(archive, "_WAITING_BYTES", 1)
-        for step in range(5, 8):
-            writer.write(step, 0, one_sample(step))
-        assert len(list(tmp_path.glob("step-*.parquet"))) >= 7, "the last one was taken before the others were written"
-        assert caplog.text.count("slower than training") == 1
-    assert read_archive(tmp_path, ["step"])["step"].to_pylist() == list(range(8))
 
 
 @pytest.mark.filterwarnings(
@@ -319,9 +283,8 @@ def test_a_first_start_that_was_killed_blocks_no_name(tmp_path: Path) -> None:
 
 def test_the_audit_finds_what_is_missing_and_what_is_there_twice(tmp_path: Path) -> None:
     config = load_config("toy", ["train.batch_size=2", "train.workers=1"])
-    with open_archive(tmp_path / "archive") as writer:
-        for step, rank, serial in ((0, 0, 0), (0, 1, 1), (1, 0, 2), (1, 1, 2)):
-            writer.write(step, rank, one_sample(serial))
+    serials = {(0, 0): 0, (0, 1): 1, (1, 0): 2, (1, 1): 2}
+    add_chunk(tmp_path, {key: make_samples(serial, count=1) for key, serial in serials.items()})
     assert archive_faults(tmp_path / "archive", config, 1) == [
         "archive: (step, sample) (1, 2) not of this run (1 in all)",
         "archive: (step, sample) (1, 2) more than once (1 in all)",

@@ -7,7 +7,6 @@ from pyarrow import fs
 
 from rlvid.cluster.nodes import visit, workers_that_fit
 from rlvid.config import load_config, parse_config
-from rlvid.data.archive import is_later_part
 from rlvid.storage import Mirror, home, run_mirror, run_uri, split_uri, worker_mirror
 from rlvid.train.preflight import check, prepare
 
@@ -34,8 +33,8 @@ def test_a_folder_is_used_as_it_is(tmp_path: Path) -> None:
     assert mirror.folder == tmp_path / "mine"
     write(mirror.folder / "config.yaml", "a")
     mirror.pull()
-    mirror.push(move="archive")
-    mirror.delete(lambda path: is_later_part(path, 0))
+    mirror.push()
+    mirror.delete(lambda path: True)
     assert tree(tmp_path) == {"mine/config.yaml": "a"}
     assert not mirror.sizes()
 
@@ -79,20 +78,16 @@ def test_the_store_counts_and_only_changes_travel(store: Path) -> None:
     assert tree(run_mirror(uri, "mine").folder) == {"config.yaml": "theirs"}
 
 
-def test_a_workers_archive_moves_and_is_trimmed(store: Path, tmp_path: Path) -> None:
+def test_a_workers_log_goes_on_on_another_machine(store: Path, tmp_path: Path) -> None:
     worker = worker_mirror(f"file://{store}", "mine", Path("/nowhere"), tmp_path / "one")
-    for step in (1, 2, 3):
-        write(worker.folder / "archive" / f"step-{step:06d}-rank-000.parquet", str(step))
     write(worker.folder / "logs" / "worker-00.log", "one\n")
-    worker.push(move="archive")
-    assert not list((worker.folder / "archive").iterdir())
+    worker.push()
     again = worker_mirror(f"file://{store}", "mine", Path("/nowhere"), tmp_path / "two")
     again.pull(lambda name: name == "logs/worker-00.log")
     with open(again.folder / "logs" / "worker-00.log", "a", encoding="utf-8") as log:
         log.write("two\n")
-    again.delete(lambda path: is_later_part(path, 2))
-    again.push(move="archive")
-    assert tree(store / "mine") == {"archive/step-000001-rank-000.parquet": "1", "logs/worker-00.log": "one\ntwo\n"}
+    again.push()
+    assert tree(store / "mine") == {"logs/worker-00.log": "one\ntwo\n"}
 
 
 def test_it_is_pyarrows_file_system_and_not_our_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
