@@ -9,7 +9,7 @@ import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
 from rlvid.config import RunConfig
-from rlvid.data.chunks import part_paths
+from rlvid.data.chunks import Part, part_paths
 from rlvid.data.parquet import open_parquet
 from rlvid.doctor.finding import Finding, examine_each, finding
 from rlvid.runs.checkpoints import checkpoint_folders, checkpoint_name, flaw, read_settings, read_state
@@ -90,7 +90,11 @@ def check_archive(folder: Path, config: RunConfig) -> Iterator[Finding]:
     for path in paths:
         try:
             rows = open_parquet(path).read(columns=["step", "serial", "frames"])
-            keys += zip(rows["step"].to_pylist(), rows["serial"].to_pylist(), strict=True)
+            steps_of_rows = rows["step"].to_pylist()
+            keys += zip(steps_of_rows, rows["serial"].to_pylist(), strict=True)
+            part = Part.of(path.name)
+            if part and not (part.first <= min(steps_of_rows) <= max(steps_of_rows) <= part.last):
+                raise ValueError("it holds other steps than its name says")
             if path in opened:
                 Image.open(io.BytesIO(rows["frames"][0].as_py()[0])).load()
         except (pa.ArrowException, OSError, ValueError, KeyError, IndexError, UnidentifiedImageError) as error:

@@ -6,7 +6,7 @@ A run's folder, ``{storage}/{name}``::
     clips.txt         fingerprint of the clips
     step-000050/ ...  checkpoints
     tensorboard/      scalars and videos
-    archive/          generated samples with their rewards, Parquet
+    archive/          generated samples with their rewards, Parquet, see rlvid.data.chunks
     logs/             one full log a worker
     guard.jsonl, best/, ...   with a guard, see rlvid.train.guard_folder
 """

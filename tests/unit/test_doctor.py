@@ -268,7 +268,7 @@ def test_a_cluster_that_does_not_answer_is_an_error(monkeypatch: pytest.MonkeyPa
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three steps with checkpoint, archive and TensorBoard."""
-    run, config = save_run(tmp_path_factory.mktemp("examined"))
+    run, _ = save_run(tmp_path_factory.mktemp("examined"))
     for step in range(3):
         add_chunk(run, {(step, 0): make_samples(2 * step)})
     shutil.rmtree(run / "archive" / ".staging")

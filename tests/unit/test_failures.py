@@ -18,7 +18,6 @@ from archives import add_chunk, make_samples
 from helpers import save_run
 from pyarrow import fs
 
-from rlvid.algorithms.base import Samples
 from rlvid.config import load_config
 from rlvid.evaluate.models import find_models
 from rlvid.runs.checkpoints import find_checkpoints, flaw, latest_checkpoint, read_settings, wrong_bytes
@@ -43,12 +42,6 @@ def no_room() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def one_sample(serial: int) -> Samples:
-    return Samples(
-        [serial], ["a dog"], torch.rand(1, 2, 3, 16, 16), torch.tensor([[0, 3]]), torch.rand(1, 2), torch.rand(1)
-    )
 
 
 @pytest.mark.filterwarnings(
