@@ -19,6 +19,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rlvid.config import RunConfig
+from rlvid.data.archiving import Piece, Target, stage_pieces
 from rlvid.data.chunks import WAY_OUT, ArchiveFolder, Staged
 from rlvid.storage import is_uri
 
@@ -37,14 +38,14 @@ class Epoch:
     """What the workers of one start have handed over; all in the actor's event loop.
 
     Args:
-        target: ``rlvid.data.archiving.Target``: where the files go.
+        target: the place of its files.
         world: number of workers.
     """
 
-    def __init__(self, target: Any, world: int) -> None:
+    def __init__(self, target: Target, world: int) -> None:
         self.target, self.world = target, world
         self.error: str | None = None
-        self._waiting: list[Any] = []
+        self._waiting: list[Piece] = []
         self._known, self._on_disk, self._committed = set[Key](), set[Key](), set[Key]()
         self._staged: list[Staged] = []
         self._expected = set[Key]()
@@ -52,7 +53,7 @@ class Epoch:
         self._task: asyncio.Task[None] | None = None
         self._changed = asyncio.Condition()
 
-    async def add(self, piece: Any) -> None:
+    async def add(self, piece: Piece) -> None:
         """Takes a piece; returns once it is on disk, or ``error`` says why it is not."""
         key = piece.step, piece.rank
         self._waiting.append(piece)
@@ -101,8 +102,6 @@ class Epoch:
         return self._hurry or complete or enough
 
     async def _write(self) -> None:
-        from rlvid.data.archiving import stage_pieces  # Ray Data is not needed before
-
         while self._due():
             batch, self._waiting, self._hurry = self._waiting, [], False
             keys = {(piece.step, piece.rank) for piece in batch}
@@ -147,8 +146,6 @@ class Archivist:
             nodes: ids of their nodes.
             common: values that all rows share.
         """
-        from rlvid.data.archiving import Target
-
         if self._epoch is not None:
             await self._epoch.end("the workers were restarted")
         name = uuid4().hex[:8]
@@ -172,8 +169,6 @@ class Archivist:
             rows: number of videos.
             ref: one reference to what ``rlvid.data.archive.piece_of`` returned, in a list, so that it stays one.
         """
-        from rlvid.data.archiving import Piece
-
         current = self._epoch
         if current is None or self._name != epoch:
             return _LOST
