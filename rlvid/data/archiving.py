@@ -143,15 +143,15 @@ def stage_pieces(target: Target, pieces: list[Piece]) -> list[Staged]:
         ray.exceptions.RayError: the pixels are lost, with the worker that made them.
     """
     groups = groups_of(pieces)
-    source = PieceSource(groups, target.common)
+    source, tasks = PieceSource(groups, target.common), min(target.tasks, len(groups))
     sink = StagedFiles(target.folder, target.epoch)
-    dataset = ray.data.read_datasource(source, override_num_blocks=len(groups), num_cpus=0, concurrency=target.tasks)
+    dataset = ray.data.read_datasource(source, override_num_blocks=len(groups), num_cpus=0, concurrency=tasks)
     dataset.context.target_max_block_size = None  # a block stays whole
     dataset.context.enable_progress_bars = False
     dataset.context.execution_no_progress_timeout_s = _NO_PROGRESS
     if target.nodes:
         dataset.context.execution_options.label_selector = on_nodes(target.nodes)
-    dataset.write_datasink(sink, ray_remote_args={"num_cpus": 0}, concurrency=target.tasks)
+    dataset.write_datasink(sink, ray_remote_args={"num_cpus": 0}, concurrency=tasks)
     source.groups = []  # the store keeps pixels as long as anybody holds them
     for result in sink.results:
         if isinstance(result, str):

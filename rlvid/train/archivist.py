@@ -9,6 +9,7 @@ was given, refuses the steps of the old epoch: the workers then start again from
 """
 
 import asyncio
+import gc
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -114,6 +115,7 @@ class Epoch:
                 await self.end(f"archive: samples could not be written ({str(error).splitlines()[0]}); {WAY_OUT}")
                 return
             del batch
+            gc.collect()  # Ray Data's plans are circles; the object store keeps pixels as long as one refers to them
             async with self._changed:
                 self._staged += files
                 self._on_disk |= keys
