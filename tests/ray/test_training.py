@@ -103,11 +103,11 @@ OF_OTHERS = ("train.zero_stage=2", "train.micro_batch=2", "optimizer.clip_norm=0
 def together(folder: Path, ray_cluster: Any) -> dict[str, Trajectory]:
     """Three steps by two workers, without an interruption: each ZeRO stage with an adapter, those that share gradients
     with all weights, and methods; and two runs that are begun. One start serves them all."""
-    stages, two = (0, 1, 2, 3), "train.workers=2"
-    runs = {f"zero-{stage}": config(folder, "equal", two, f"train.zero_stage={stage}") for stage in stages}
-    runs |= {f"full-zero-{stage}": config(folder, "full", WHOLE, two, f"train.zero_stage={stage}") for stage in (2, 3)}
+    stages, two = (0, 1, 2, 3), ("train.workers=2", "output.archive_every=0")
+    runs = {f"zero-{stage}": config(folder, "equal", *two, f"train.zero_stage={stage}") for stage in stages}
+    runs |= {f"full-zero-{stage}": config(folder, "full", WHOLE, *two, f"train.zero_stage={stage}") for stage in (2, 3)}
     runs |= {
-        name: config(folder, "methods", two, "train.micro_batch=2", f"method={name}", *OF_OTHERS) for name in OTHERS
+        name: config(folder, "methods", *two, "train.micro_batch=2", f"method={name}", *OF_OTHERS) for name in OTHERS
     }
     begun = [all_weights(folder, "train.steps=2"), elastic(folder, "train.workers=2", "train.steps=3")]
     return on_workers(folder, 2, runs, begun)
