@@ -32,7 +32,7 @@ from rlvid.train.launch import train
 log = logging.getLogger(__name__)
 
 
-def trajectories(jobs: dict[str, Job], begun: list[Job], clips: dict[str, Path]) -> None:
+def trajectories(jobs: dict[str, Job], begun: list[Job], clips: dict[str, str]) -> None:
     """Runs the product's worker loop for several jobs in the same processes; worker 0 writes the adapters.
 
     Runs that are begun here for others to continue leave a checkpoint each in Ray Train's storage.
@@ -188,7 +188,7 @@ def test_a_run_of_zero_0_goes_on_with_any_number_of_workers(folder: Path, togeth
 
 
 def test_the_base_models_samples_are_made_once_for_all_methods(folder: Path, ray_cluster: Any) -> None:
-    made = encoded_clips(elastic(folder), QUIET)
+    made = Path(encoded_clips(elastic(folder), QUIET))
     assert list((folder / "runs" / "clips").glob("samples-5-*")) == [made]
     clips = EncodedClips.open(made)
     assert list(clips.captions()) == ["a dog", "a cat", "a dog", "a cat", "a dog"]
@@ -196,7 +196,7 @@ def test_the_base_models_samples_are_made_once_for_all_methods(folder: Path, ray
     assert not posterior.std.any()
     assert (posterior.mean[0] - posterior.mean[1]).abs().max() > 0.1
     times = {path: path.stat().st_mtime_ns for path in made.iterdir()}
-    assert encoded_clips(elastic(folder, "method={name: raft, share: 0.5}"), QUIET) == made
+    assert encoded_clips(elastic(folder, "method={name: raft, share: 0.5}"), QUIET) == str(made)
     assert {path: path.stat().st_mtime_ns for path in made.iterdir()} == times
     assert torch.equal(tensors(EncodedClips.open(made).rows([0]))[2].mean, posterior.mean[:1])
 
