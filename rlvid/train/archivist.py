@@ -22,6 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rlvid.config import RunConfig
 from rlvid.data.archiving import Piece, Target, stage_pieces
 from rlvid.data.chunks import WAY_OUT, ArchiveFolder, Staged
+from rlvid.faults import one_line
 from rlvid.storage import is_uri
 
 _BATCH_BYTES = 64 * 2**20
@@ -111,8 +112,8 @@ class Epoch:
             except OSError as error:
                 await self.end(error.strerror or str(error))
                 return
-            except ray.exceptions.RayError as error:
-                await self.end(f"archive: samples could not be written ({str(error).splitlines()[0]}); {WAY_OUT}")
+            except Exception as error:  # of whatever kind, such as no progress for 300 s: workers wait for it
+                await self.end(f"archive: samples could not be written ({one_line(error)}); {WAY_OUT}")
                 return
             del batch
             gc.collect()  # Ray Data's plans are circles; the object store keeps pixels as long as one refers to them
