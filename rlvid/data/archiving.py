@@ -26,7 +26,7 @@ _NO_PROGRESS = 300
 """Seconds without a finished task after which writing fails."""
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Piece:
     """The samples of one worker in one step, in the object store.
 
@@ -35,7 +35,7 @@ class Piece:
         rank: of the worker.
         bytes: of its pixels.
         rows: number of its videos.
-        ref: a list of the one reference, so that Ray does not fetch it with the piece.
+        ref: the one reference in a tuple, so that Ray does not fetch what it stands for with the piece.
     """
 
     step: int
