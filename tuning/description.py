@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from rlvid.config import RunConfig, load_config, read_description
 from rlvid.config.reward import absolute
 from rlvid.config.section import Section
+from rlvid.config.train import MADE
 from rlvid.data.prompts import has_prompts, resolve_prompts
 from rlvid.models.folders import movable
 from rlvid.storage import place_of
@@ -152,10 +153,11 @@ class Sweep(Section):
     def base(self) -> RunConfig:
         """The run that trials vary, with absolute paths; its reward and sampling measure all trials."""
         made = self.run({}, "base", self.rungs[-1])
-        source, prompts = made.data.source, made.data.prompts
+        prompts = made.data.prompts
+        sources = tuple(source if source in MADE else place_of(source) for source in made.data.sources)
         data = made.data.model_copy(
             update={
-                "source": source if made.data.is_made else place_of(source),
+                "source": sources if len(sources) > 1 else sources[0],
                 "prompts": prompts if prompts in PROMPT_SETS else absolute(prompts),
             }
         )

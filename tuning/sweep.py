@@ -150,14 +150,14 @@ def fit(sweep: Sweep, planned: list[dict[str, Any]], journal: Journal, proposals
 
     from ray import tune
 
-    from rlvid.data.sources import encoded_clips
+    from rlvid.data.sources import training_set
     from tuning.measure import job_of
     from tuning.search import Judge
     from tuning.trial import measured, trainable
 
     job = job_of(sweep, use_gpu=check_room(sweep, planned))
     check_nodes(str(sweep.folder.parent), sweep.name)
-    encoded_clips(base, console)  # once for all trials
+    training_set(base, console)  # once for all trials
     known = sweep.folder / "base.json"
     scores = read_scores(known)
     if scores is None:

@@ -34,7 +34,7 @@ def measure_in_workers(
 
     from rlvid.cluster.connect import start_ray
     from rlvid.cluster.nodes import check_resources, needed
-    from rlvid.data.sources import encoded_clips
+    from rlvid.data.sources import training_set
     from rlvid.runs.find import run_folder
     from rlvid.train.archivist import start_archivist
     from rlvid.train.feeding import RunFeed
@@ -50,14 +50,14 @@ def measure_in_workers(
     folder.mkdir(parents=True, exist_ok=True)
     environment = {"OMP_NUM_THREADS": str(max(1, int(config.train.cpus_per_worker)))}
     with kept(f"the run folder {short(folder)} stays"):
-        clips, result = encoded_clips(config, Console()), folder / "benchmark.json"
+        clips, result = training_set(config, Console()), folder / "benchmark.json"
         progress = ProgressActor.remote()  # type: ignore[attr-defined]  # ray.remote decorates the class
         archivist = start_archivist(config, folder)
         job = Job.of(config, run=folder, use_gpu=use_gpu, progress=progress, archivist=archivist)
         times = {"asked": asked, "connected": connected, "fitted": time.time()}
         TorchTrainer(
             partial(measure, job, {"steps": steps, "result": result, **times}),
-            **RunFeed.of(config, clips, folder).trainer_arguments,
+            **RunFeed(config, clips, folder).trainer_arguments,
             scaling_config=ray.train.ScalingConfig(
                 num_workers=config.train.workers,
                 use_gpu=use_gpu,

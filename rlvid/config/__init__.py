@@ -76,14 +76,20 @@ class RunConfig(Section):
 
     def _data_fits(self) -> None:
         data, method = self.data, self.method
-        if data.prompts is not None and data.source not in ("prompts", "samples"):
+        weights, count = data.weights, len(data.sources)
+        if weights is not None and (len(weights) != count or min(weights, default=0) <= 0):
+            raise ValueError(
+                f"data.weights = {list(weights)}: data.source names {count} source{'s' * (count > 1)}; give a number "
+                "above 0 for each, in their order"
+            )
+        if data.prompts is not None and not {"prompts", "samples"} & {*data.sources}:
             raise ValueError(
                 f"data.prompts = {data.prompts!r} is for data.source=prompts and data.source=samples; data.source = "
-                f"{data.source!r} has captions of its own: set one of the two, or leave data.prompts out"
+                f"{data.named!r} has captions of its own: set one of the two, or leave data.prompts out"
             )
-        if data.source == "prompts" and method.needs_clips:
+        if "prompts" in data.sources and method.needs_clips:
             raise ValueError(
-                f"data.source = 'prompts' has no clips, and method {method.name!r} edits clips; set "
+                f"data.source = {data.named!r}: prompts have no clips, and method {method.name!r} edits clips; set "
                 "data.source=samples, or a method that starts from noise"
             )
 
@@ -122,6 +128,8 @@ class RunConfig(Section):
             mode="json",
             exclude={"output": True, "guard": True, "name": True, "train": _FREE_TRAIN_KEYS, "reward": {"timeout"}},
         )
+        if self.data.weights is None:
+            del kept["data"]["weights"]  # runs of versions without it go on
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 

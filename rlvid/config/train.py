@@ -1,20 +1,27 @@
 """Settings of the data, the optimiser, the steps and workers, and the output."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from rlvid.config.section import Decay, Section
 
+MADE = ("builtin", "prompts", "samples")
+"""Sources that a run makes itself and keeps in its storage; any other is a folder."""
+
 
 class DataConfig(Section):
     """The source of clips and prompts."""
 
-    source: str = Field(
+    source: str | tuple[str, ...] = Field(
         "builtin",
         description="'builtin' (rendered clips), 'prompts' (no clips, for methods that start from noise), 'samples' "
         "(the base model's own clips of the prompts, made once), or a folder of encoded clips made by `rlvid encode` "
-        "(also s3://BUCKET/FOLDER or gs://BUCKET/FOLDER)",
+        "(also s3://BUCKET/FOLDER or gs://BUCKET/FOLDER); or a list of these, which are mixed",
+    )
+    weights: tuple[float, ...] | None = Field(
+        None,
+        description="shares of the sources in what is drawn, such as [3, 1]; default: every clip equally often",
     )
     count: int = Field(
         512,
@@ -28,10 +35,25 @@ class DataConfig(Section):
         "'in_domain', 'new_shapes' or 'scenes'; default: in_domain",
     )
 
+    @field_validator("source", mode="before")
+    @classmethod
+    def _is_named(cls, value: Any) -> Any:
+        names = value if isinstance(value, list | tuple) else [value]
+        if not names or not all(isinstance(name, str) and name for name in names):
+            raise ValueError("must be the name of a source, or a list of names")
+        if len({*names}) < len(names):
+            raise ValueError("names a source twice; name it once, and set data.weights")
+        return value
+
     @property
-    def is_made(self) -> bool:
-        """Whether the run makes its data itself and keeps it in its storage; else ``source`` is a folder."""
-        return self.source in ("builtin", "prompts", "samples")
+    def sources(self) -> tuple[str, ...]:
+        """The sources that are mixed; often it is one."""
+        return (self.source,) if isinstance(self.source, str) else self.source
+
+    @property
+    def named(self) -> str:
+        """The sources as a setting shows them."""
+        return self.source if isinstance(self.source, str) else f"[{', '.join(self.source)}]"
 
 
 class OptimizerConfig(Section):

@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Self
 
 import numpy as np
 import pyarrow as pa
 
-from rlvid.data.clips import DamagedPart, EncodedClips
+from rlvid.data.clips import DamagedPart
+from rlvid.data.training_set import TrainingSet
 
 _ROW = pa.schema(
     [
@@ -28,15 +28,13 @@ class Shares:
     """The shares of consecutive global batches.
 
     Attributes:
-        clips: folder of encoded clips, or its URI in an object store.
-        fingerprint: of the clips, so that no others are read in their place.
+        clips: the run's training set.
         workers: W.
         first_step: step of the first batch.
-        positions_SB: the clip of each sample of each batch (steps, batch size), integers.
+        positions_SB: the row of each sample of each batch (steps, batch size), integers.
     """
 
-    clips: str
-    fingerprint: str
+    clips: TrainingSet
     workers: int
     first_step: int
     positions_SB: np.ndarray
@@ -54,22 +52,17 @@ class Shares:
             ValueError: the folder cannot be opened, or a clip and those around it are damaged.
             OSError: storage fails.
         """
-        clips, batch_size = _open(self.clips, self.fingerprint), self.positions_SB.shape[1]
+        batch_size = self.positions_SB.shape[1]
         for step, positions in enumerate(self.positions_SB.tolist(), self.first_step):
             for rank in range(self.workers):
                 places = range(rank, batch_size, self.workers)
-                rows, faults = _read(clips, [positions[place] for place in places])
+                rows, faults = _read(self.clips, [positions[place] for place in places])
                 serials = [step * batch_size + place for place in places]
                 lost = [serial for serial, fault in zip(serials, faults, strict=True) if fault]
                 yield _row(step, rank, serials, lost, next(filter(None, faults), None), rows)
 
 
-@lru_cache(maxsize=2)
-def _open(clips: str, fingerprint: str) -> EncodedClips:
-    return EncodedClips.open(clips, fingerprint)
-
-
-def _read(clips: EncodedClips, positions: list[int]) -> tuple[pa.Table, list[str | None]]:
+def _read(clips: TrainingSet, positions: list[int]) -> tuple[pa.Table, list[str | None]]:
     """Returns the clips at these positions, and what is wrong with each; another one stands in for a damaged one."""
     try:
         return clips.rows(positions), [None] * len(positions)
@@ -80,11 +73,11 @@ def _read(clips: EncodedClips, positions: list[int]) -> tuple[pa.Table, list[str
     return pa.concat_tables(tables), [fault for each in faults for fault in each]
 
 
-def _stand_in(clips: EncodedClips, position: int, error: DamagedPart) -> pa.Table:
+def _stand_in(clips: TrainingSet, position: int, error: DamagedPart) -> pa.Table:
     """Returns the clip 1, 2, 4, ... places behind a damaged one: the first of these that can be read."""
-    for power in range(len(clips).bit_length()):
+    for neighbour in clips.neighbours(position):
         with suppress(DamagedPart):
-            return clips.rows([(position + 2**power) % len(clips)])
+            return clips.rows([neighbour])
     raise error
 
 

@@ -20,9 +20,9 @@ A folder of prompts alone has the columns ``index`` and ``caption``.
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -138,6 +138,11 @@ class EncodedClips:
             raise damaged(f"{place}/meta.json", "its numbers of clips differ", "encode again")
         return EncodedClips(place, meta)
 
+    @property
+    def kind(self) -> Literal["clips", "prompts"]:
+        """The kind of its rows."""
+        return "prompts" if self.meta.get("kind") == "prompts" else "clips"
+
     def __len__(self) -> int:
         return int(self._first_row[-1])
 
@@ -151,19 +156,16 @@ class EncodedClips:
         for number in range(len(self.meta["parts"])):
             yield from self._read(number, None, ["caption"])["caption"].to_pylist()
 
-    def first_captions(self, count: int) -> tuple[str, ...]:
-        """Returns the first different captions, ``count`` at most; reads no more parts than it needs."""
-        found = dict[str, None]()
-        for caption in self.captions():
-            if len(found) == count:
-                break
-            found[caption] = None
-        return tuple(found)
+    def readable_captions(self) -> Iterator[str]:
+        """Yields the captions of the parts that are not damaged, in order of position."""
+        for number in range(len(self.meta["parts"])):
+            with suppress(DamagedPart):
+                yield from self._read(number, None, ["caption"])["caption"].to_pylist()
 
-    def rows(self, positions: Sequence[int]) -> pa.Table:
-        """Returns the columns ``CLIP`` of clips by position, in any order and any number of times.
+    def rows(self, positions: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
+        """Returns columns of clips by position, in any order and any number of times.
 
-        Of prompts alone there is ``caption``.
+        Columns are by default ``CLIP``, and ``caption`` alone of prompts.
 
         Raises:
             ValueError: no position is given, or one is outside [0, len).
@@ -176,7 +178,7 @@ class EncodedClips:
         parts = (np.searchsorted(self._first_row, positions, side="right") - 1).tolist()
         groups = dict[tuple[int, int], pa.Table]()
         found = []
-        columns = ["caption"] if self.meta.get("kind") == "prompts" else list(CLIP)
+        columns = columns or (CLIP if self.kind == "clips" else ["caption"])
         for position, number in zip(positions, parts, strict=True):
             group, place = divmod(position - int(self._first_row[number]), self._rows_in_group(number))
             if (number, group) not in groups:

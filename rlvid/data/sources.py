@@ -1,6 +1,6 @@
 """Data without a source folder: rendered clips, the base model's own samples, and prompts alone.
 
-A run's ``data.source`` is one of these, or a folder that ``rlvid encode`` made. They are encoded once and kept under
+Each source of a run is one of these, or a folder that ``rlvid encode`` made. They are encoded once and kept under
 ``{storage}/clips``, for all runs that ask for the same.
 """
 
@@ -22,6 +22,7 @@ from rlvid.config.model import ModelConfig, SamplingConfig
 from rlvid.data.clips import digest, read_meta
 from rlvid.data.encode import EncodeReport, Item, encode_clips, hash_weights, model_fingerprint
 from rlvid.data.prompts import has_prompts, read_prompts, resolve_prompts
+from rlvid.data.training_set import Source, TrainingSet
 from rlvid.data.videos import VideoError
 from rlvid.data.writing import write_prompts
 from rlvid.diffusion.chain import denoise
@@ -85,8 +86,8 @@ class BaseSampler:
         return caption, Posterior(latents, torch.zeros_like(latents))
 
 
-def training_prompts(config: RunConfig) -> list[str]:
-    """Returns the prompts of ``data.source=prompts`` or ``samples``.
+def training_prompts(config: RunConfig, source: str) -> list[str]:
+    """Returns the prompts of the source ``prompts`` or ``samples``.
 
     A built-in set gives ``data.count`` of them. A file gives all its prompts to ``prompts``; to ``samples`` it gives
     ``data.count``, round and round.
@@ -103,12 +104,12 @@ def training_prompts(config: RunConfig) -> list[str]:
             f".jsonl or .parquet file, or one of {', '.join(PROMPT_SETS)}"
         )
     prompts = read_prompts(Path(spec).expanduser())
-    return prompts if config.data.source == "prompts" else [prompts[index % len(prompts)] for index in range(count)]
+    return prompts if source == "prompts" else [prompts[index % len(prompts)] for index in range(count)]
 
 
 def _kept_prompts(config: RunConfig, console: Console) -> str:
     """Returns the folder of a run's prompts: a copy, since a file may change while the run reads it."""
-    prompts = training_prompts(config)
+    prompts = training_prompts(config, "prompts")
     mirror = Mirror(config.output.storage, f"clips/prompts-{len(prompts)}-{digest(prompts)[:8]}")
     out = mirror.folder
     with _one_at_a_time(out):
@@ -149,27 +150,32 @@ def samples_made_with(prompts: list[str], seed: int, sampling: SamplingConfig, m
     return {"prompts": digest({"prompts": prompts}), "count": len(prompts), "seed": seed, "denoiser": denoiser, **chain}
 
 
-def encoded_clips(config: RunConfig, console: Console) -> str:
-    """Returns the folder of encoded clips, or its URI: the one the config names, or clips that are made once and kept.
+def training_set(config: RunConfig, console: Console) -> TrainingSet:
+    """Returns the sources of a run: folders that the config names, and clips or prompts that are made once and kept.
 
     Raises:
         ValueError: they cannot be written, or data.prompts cannot be read.
     """
+    places = [_place(config, source, console) for source in config.data.sources]
+    return TrainingSet(tuple(map(Source.of, places)), config.data.weights)
+
+
+def _place(config: RunConfig, source: str, console: Console) -> str:
     make: Callable[[Path], EncodeReport]
-    if config.data.source == "prompts":
+    if source == "prompts":
         return _kept_prompts(config, console)
     count, seed, model = config.data.count, config.seed, config.model
-    if config.data.source == "builtin":
+    if source == "builtin":
         name = f"builtin{RENDERER}-{count}-seed{seed}-{model_fingerprint(model)[:8]}"
         make = partial(encode_builtin, count, seed, model)
-    elif config.data.source == "samples":
-        prompts = training_prompts(config)
+    elif source == "samples":
+        prompts = training_prompts(config, source)
         made_with = samples_made_with(prompts, seed, config.sampling, model) | {"model": model_fingerprint(model)}
         name = f"samples-{count}-seed{seed}-{digest(made_with)[:8]}"
         workers: dict[str, Any] = {"workers": config.train.workers, "use_gpu": config.train.use_gpu, "batch_size": 1}
         make = partial(encode_samples, prompts, seed, config.sampling, model, **workers)
     else:
-        return place_of(config.data.source)
+        return place_of(source)
     mirror = Mirror(config.output.storage, f"clips/{name}")
     out = mirror.folder
     with _one_at_a_time(out):

@@ -9,9 +9,9 @@ import ray.data
 
 from rlvid.config import RunConfig
 from rlvid.data.batches import Shares
-from rlvid.data.clips import EncodedClips
 from rlvid.data.feed import NAME, InOrder, feed
-from rlvid.data.order import clip_indices
+from rlvid.data.order import clip_indices, mixed_indices
+from rlvid.data.training_set import TrainingSet
 from rlvid.storage import is_uri, locate
 from rlvid.train.record import RECORD, recorded_step
 
@@ -22,23 +22,13 @@ class RunFeed:
 
     Attributes:
         config: of the run.
-        clips: folder of its encoded clips, or its URI.
-        fingerprint: of the clips.
-        count: number of clips.
+        clips: its training set.
         run: the run's folder.
     """
 
     config: RunConfig
-    clips: str
-    fingerprint: str
-    count: int
+    clips: TrainingSet
     run: Path
-
-    @staticmethod
-    def of(config: RunConfig, clips: str | Path, run: Path) -> "RunFeed":
-        """Makes the feed of a run on a folder of clips."""
-        opened = EncodedClips.open(clips)
-        return RunFeed(config, opened.place, opened.meta["fingerprint"], len(opened), run)
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
@@ -51,11 +41,14 @@ class RunFeed:
 
     def shares(self, first_step: int) -> Shares:
         """Returns the shares of all steps from one on."""
-        train = self.config.train
-        serials = np.arange(first_step * train.batch_size, train.steps * train.batch_size)
-        clips = clip_indices(serials // train.group_size, self.count, self.config.seed)
-        positions = clips.astype(np.min_scalar_type(self.count)).reshape(-1, train.batch_size)
-        return Shares(self.clips, self.fingerprint, train.workers, first_step, positions)
+        train, clips, seed = self.config.train, self.clips, self.config.seed
+        draws = np.arange(first_step * train.batch_size, train.steps * train.batch_size) // train.group_size
+        if clips.weights is None:
+            rows = clip_indices(draws, clips.count, seed)
+        else:
+            rows = mixed_indices(draws, clips.counts, clips.weights, seed)
+        positions = rows.astype(np.min_scalar_type(clips.count)).reshape(-1, train.batch_size)
+        return Shares(clips, train.workers, first_step, positions)
 
     def _first_step(self) -> int:
         """Returns the step of the checkpoint that Ray Train resumes from; 0 without one."""

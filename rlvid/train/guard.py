@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 
 from rlvid.cluster.nodes import Shape, guard_gpus, worker_gpus
 from rlvid.config import RunConfig
-from rlvid.data.clips import EncodedClips
+from rlvid.data.training_set import TrainingSet
 from rlvid.metric_names import metric_of
 from rlvid.models.folders import movable
 from rlvid.plots.curves import draw_rewards
@@ -71,7 +71,7 @@ class Watch:
     Args:
         config: the run's; ``guard.every`` above 0.
         folder: the run's.
-        clips: folder of its encoded clips.
+        clips: its training set.
         use_gpu: whether the workers have GPUs.
         console: where warnings are printed.
 
@@ -79,9 +79,9 @@ class Watch:
         ValueError: see ``guard_prompts`` and ``GuardLog``.
     """
 
-    def __init__(self, config: RunConfig, folder: Path, clips: str, use_gpu: bool, console: Console):
+    def __init__(self, config: RunConfig, folder: Path, clips: TrainingSet, use_gpu: bool, console: Console):
         self.config, self.folder, self.console = config, folder, console
-        prompts = guard_prompts(config, EncodedClips.open(clips).first_captions(config.guard.count))
+        prompts = guard_prompts(config, clips.first_captions(config.guard.count))
         self.guard_log = GuardLog(folder, prompts, config)
         self.verdict = self.guard_log.verdict() if self.guard_log.all else Verdict(0)
         self.stopping = self.guard_log.flag(self.verdict)
@@ -231,7 +231,7 @@ class Watch:
 
 
 @contextmanager
-def watching(config: RunConfig, folder: Path, clips: str, use_gpu: bool, console: Console) -> Iterator[bool]:
+def watching(config: RunConfig, folder: Path, clips: TrainingSet, use_gpu: bool, console: Console) -> Iterator[bool]:
     """Guards the block's training, if the config says so; yields whether the run should end before it begins."""
     if not config.guard.every:
         yield False

@@ -11,8 +11,8 @@ from rich.console import Console
 from rlvid.cluster.connect import start_ray
 from rlvid.cluster.nodes import BOOTSTRAP, check_nodes, check_resources, fits_now, needed, nodes_possible
 from rlvid.config import RunConfig
-from rlvid.data.clips import EncodedClips
-from rlvid.data.sources import encoded_clips
+from rlvid.data.sources import training_set
+from rlvid.data.training_set import TrainingSet
 from rlvid.interrupt import kept
 from rlvid.runs.checkpoints import find_checkpoints
 from rlvid.storage import Mirror, is_uri, run_mirror
@@ -83,7 +83,7 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Tr
                 ProgressLine(progress, config.train.steps, console),
             ):
                 watched = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "").lower() in ("1", "true")
-                prompts = EncodedClips.open(clips).first_captions(VIDEO_PROMPTS)
+                prompts = clips.first_captions(VIDEO_PROMPTS)
                 job = Job.of(
                     config,
                     run=folder,
@@ -134,9 +134,9 @@ def _check_cluster(config: RunConfig, folder: Path, console: Console) -> tuple[b
     return use_gpu, has_room
 
 
-def _clips_of(config: RunConfig, mirror: Mirror, console: Console) -> str:
-    """Encodes or finds the clips of a run, and records which they are; their folder."""
-    clips = encoded_clips(config, console)
+def _clips_of(config: RunConfig, mirror: Mirror, console: Console) -> TrainingSet:
+    """Encodes or finds the clips of a run, and records which they are."""
+    clips = training_set(config, console)
     record_clips(mirror.folder, clips)
     for line in cut_captions(config, clips):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -144,7 +144,7 @@ def _clips_of(config: RunConfig, mirror: Mirror, console: Console) -> str:
     return clips
 
 
-def _trainer(job: Job, clips: str, wait: bool) -> "TorchTrainer":
+def _trainer(job: Job, clips: TrainingSet, wait: bool) -> "TorchTrainer":
     """Makes Ray Train's trainer of a job; with ``wait`` its workers wait for room as long as it takes."""
     import ray.train
     from ray.train.torch import TorchTrainer
@@ -161,7 +161,7 @@ def _trainer(job: Job, clips: str, wait: bool) -> "TorchTrainer":
         environment["DS_ACCELERATOR"] = "cpu"
     return TorchTrainer(
         partial(train_worker, job),
-        **RunFeed.of(config, clips, job.run).trainer_arguments,
+        **RunFeed(config, clips, job.run).trainer_arguments,
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.train.workers,
             use_gpu=job.use_gpu,

@@ -15,16 +15,15 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 
 import yaml
 from rich.console import Console
 
 from rlvid.config import RunConfig
-from rlvid.data.clips import EncodedClips
 from rlvid.data.encode import model_fingerprint
 from rlvid.data.sources import training_prompts
+from rlvid.data.training_set import Source, TrainingSet
 from rlvid.files import held, write_atomic
 from rlvid.models.folders import resolved_shape
 from rlvid.models.lora import check_targets
@@ -85,10 +84,11 @@ def check(config: RunConfig) -> None:
     check_reward(config.reward, config.method.needs_gradient)
     if config.model.finetune == "lora":
         check_targets(denoiser_outline(config.model.path), config.model.lora.targets)
-    if config.data.source in ("prompts", "samples"):
-        training_prompts(config)
-    elif config.data.source != "builtin":
-        EncodedClips.open(config.data.source, model_fingerprint(config.model))
+    for source in config.data.sources:
+        if source in ("prompts", "samples"):
+            training_prompts(config, source)
+        elif source != "builtin":
+            Source.of(source, model_fingerprint(config.model))
     if config.guard.every and is_uri(config.output.storage):
         raise ValueError(
             f"guard.every = {config.guard.every}: the guard reads checkpoints from a folder, and output.storage = "
@@ -143,17 +143,17 @@ def prepare(config: RunConfig) -> Path:
     return folder
 
 
-def record_clips(folder: Path, clips: str | Path) -> None:
+def record_clips(folder: Path, clips: TrainingSet) -> None:
     """Notes which clips a run trains on.
 
     Raises:
         ValueError: the run has begun with others, such as of prompts that were edited since.
     """
-    note, meta = folder / "clips.txt", EncodedClips.open(clips).meta
-    now, was = meta["fingerprint"], note.read_text(encoding="utf-8") if note.is_file() else None
+    note = folder / "clips.txt"
+    now, was = clips.fingerprint, note.read_text(encoding="utf-8") if note.is_file() else None
     if (folder / "archive").is_dir() and was not in (None, now):
-        others, back = f"clips than those in {clips} now are", "them (or the prompts they were sampled from)"
-        if meta.get("kind") == "prompts":
+        others, back = f"clips than those in {clips.places} now are", "them (or the prompts they were sampled from)"
+        if all(source.kind == "prompts" for source in clips.sources):
             others, back = "prompts than data.prompts gives now", "the prompts that it began with"
         raise ValueError(
             f"run {folder.name!r} began with other {others} (fingerprint {was} then, {now} now); bring {back} back, "
@@ -162,13 +162,11 @@ def record_clips(folder: Path, clips: str | Path) -> None:
     write_atomic(note, now.encode())
 
 
-def cut_captions(config: RunConfig, clips: str | Path) -> list[str]:
+def cut_captions(config: RunConfig, clips: TrainingSet) -> list[str]:
     """Returns a line on the captions and the guard's prompts that the text encoder or a reward reads in part only."""
     limits = [model_text_limit(config.model.path), *reward_text_limits(config.reward)]
-    opened, kind = EncodedClips.open(clips), "captions"
-    if len(opened) > _CAPTIONS:
-        kind = f"captions of the first {_CAPTIONS:,} clips"
-    captions = islice(opened.captions(), _CAPTIONS)
+    kind = "captions" if clips.count <= _CAPTIONS else f"captions of the first {_CAPTIONS:,} clips"
+    captions = clips.captions(_CAPTIONS)
     own = guard_prompts(config, []) if config.guard.every and config.guard.prompts is not None else []
     return [*notices(limits, captions, kind), *notices(limits, own, "guard.prompts")]
 

@@ -96,11 +96,11 @@ class Chaos:
         import ray
 
         from rlvid.cluster.connect import start_ray
-        from rlvid.data.sources import encoded_clips
+        from rlvid.data.sources import training_set
 
         shutil.rmtree(self._folder / "whole", ignore_errors=True)  # of an earlier chaos in the same storage
         start_ray(self._cluster.address)
-        encoded_clips(self.config, Console(quiet=True))
+        training_set(self.config, Console(quiet=True))
         ray.shutdown()
         began = time.monotonic()
         driver = self._start("whole")

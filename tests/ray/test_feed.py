@@ -17,6 +17,7 @@ from rlvid.data.encode import encode_items
 from rlvid.data.feed import NAME, InOrder, Pace, feed, rows
 from rlvid.data.shares import Share, tensors
 from rlvid.data.sources import read_rendered
+from rlvid.data.training_set import TrainingSet
 from rlvid.data.writing import ClipWriter
 from rlvid.toy.tiny import tiny_model
 
@@ -59,7 +60,7 @@ def test_each_worker_gets_its_share_of_every_step_in_order(clips: Path, ray_clus
         assert next(read, None) is None
         return rank
 
-    dealt = shards(Shares(str(clips), digest({}), WORKERS, FIRST, positions))
+    dealt = shards(Shares(TrainingSet.of(clips), WORKERS, FIRST, positions))
     with ThreadPoolExecutor(WORKERS) as pool:
         assert list(pool.map(consume, range(WORKERS), dealt)) == list(range(WORKERS))
 
@@ -78,7 +79,7 @@ class BigShares(Shares):
 
 
 def test_a_feed_that_nobody_takes_from_stops_reading(clips: Path, tmp_path: Path, ray_cluster: Any) -> None:
-    (shard,) = shards(BigShares(str(clips), digest({}), 1, 0, np.zeros((200, 1), dtype=np.int64), tmp_path))
+    (shard,) = shards(BigShares(TrainingSet.of(clips), 1, 0, np.zeros((200, 1), dtype=np.int64), tmp_path))
     assert Pace in shard.get_context().execution_callback_classes
     read = rows(shard)
     assert next(read)["step"] == 0

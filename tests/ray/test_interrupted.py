@@ -17,7 +17,7 @@ from processes import HANG
 from rich.console import Console
 from runs import QUIET, adapter, config, difference, plain_torch
 
-from rlvid.data.sources import encoded_clips
+from rlvid.data.sources import training_set
 from rlvid.runs.over_optimisation import HELD_OUT, Loss, Verdict
 from rlvid.runs.scalars import read_events
 from rlvid.train import guard_folder
@@ -130,7 +130,7 @@ def test_two_workers_go_on_where_one_stood_with_a_record_that_was_cut_off_until_
     assert [step for step, _ in held_out] == [line["step"] for line in after]
 
     plain = config(folder, "plain", *LONG, "train.steps=10", "train.micro_batch=4")
-    reference, _ = plain_torch(plain, encoded_clips(plain, QUIET), run / "step-000008", first_step=8)
+    reference, _ = plain_torch(plain, training_set(plain, QUIET), run / "step-000008", first_step=8)
     assert difference(reference, start) > 2e-6
     assert difference(adapter(run, 10), reference) <= 1e-6
     assert faults(run, asked, stopped.last_step) == []

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from rlvid.config import RunConfig
 from rlvid.data.clips import EncodedClips
 from rlvid.data.shares import tensors
-from rlvid.data.sources import encoded_clips
+from rlvid.data.sources import training_set
+from rlvid.data.training_set import TrainingSet
 from rlvid.doctor.cluster import check_cluster
 from rlvid.evaluate.models import find_models
 from rlvid.evaluate.work import Evaluation
@@ -32,7 +33,7 @@ from rlvid.train.launch import train
 log = logging.getLogger(__name__)
 
 
-def trajectories(jobs: dict[str, Job], begun: list[Job], clips: dict[str, str]) -> None:
+def trajectories(jobs: dict[str, Job], begun: list[Job], clips: dict[str, TrainingSet]) -> None:
     """Runs the product's worker loop for several jobs in the same processes; worker 0 writes the adapters.
 
     Runs that are begun here for others to continue leave a checkpoint each in Ray Train's storage.
@@ -75,7 +76,7 @@ def on_workers(folder: Path, workers: int, runs: dict[str, RunConfig], begun: li
 
     name = f"{next(iter(runs))}-on-{workers}"
     shared = {"use_gpu": False, "progress": ProgressActor.remote()}
-    clips = {run.name: encoded_clips(run, QUIET) for run in [next(iter(runs.values())), *begun]}
+    clips = {run.name: training_set(run, QUIET) for run in [next(iter(runs.values())), *begun]}
     clips |= {run.name: next(iter(clips.values())) for run in runs.values()}
     jobs = {key: Job.of(run, run=folder / f"{name}-{key}", **shared) for key, run in runs.items()}
     places = {run.name: folder / "runs" / run.name for run in begun}
@@ -132,7 +133,7 @@ def test_workers_and_zero_stages_compute_what_plain_torch_computes(
 ) -> None:
     found = {name: together[name] for name in (f"zero-{stage}" for stage in (0, 1, 2, 3))}
     plain = config(folder, "plain", "train.workers=1", "train.micro_batch=4")
-    reference, norms = plain_torch(plain, encoded_clips(plain, QUIET))
+    reference, norms = plain_torch(plain, training_set(plain, QUIET))
     moved = difference(reference, tiny_state(folder))
     assert moved > 2e-5, "nothing was learned, so equality would prove nothing"
     for name, (state, its_norms) in found.items():
@@ -145,7 +146,7 @@ def test_full_fine_tuning_under_zero_computes_what_plain_torch_computes(
     folder: Path, together: dict[str, Trajectory]
 ) -> None:
     plain = config(folder, "plain", WHOLE, "train.workers=1", "train.micro_batch=4")
-    reference, norms = plain_torch(plain, encoded_clips(plain, QUIET))
+    reference, norms = plain_torch(plain, training_set(plain, QUIET))
     start = tiny_state(folder, WHOLE)
     assert all((reference[name] - start[name]).abs().max() > 0 for name in start), "a tensor did not move"
     moved = difference(reference, start)
@@ -181,14 +182,15 @@ def test_a_run_of_zero_0_goes_on_with_any_number_of_workers(folder: Path, togeth
     done = train(run, QUIET)
     assert (done.first_step, done.last_step) == (3, 4)
     plain = elastic(folder, "train.workers=1", "train.micro_batch=4", "train.steps=4")
-    reference, _ = plain_torch(plain, encoded_clips(plain, QUIET))
+    reference, _ = plain_torch(plain, training_set(plain, QUIET))
     assert difference(reference, tiny_state(folder)) > 2e-5
     assert difference(adapter(done.folder, 4), reference) <= 1e-6
     assert faults(done.folder, run, 4) == []
 
 
 def test_the_base_models_samples_are_made_once_for_all_methods(folder: Path, ray_cluster: Any) -> None:
-    made = Path(encoded_clips(elastic(folder), QUIET))
+    found = training_set(elastic(folder), QUIET)
+    made = Path(found.places)
     assert list((folder / "runs" / "clips").glob("samples-5-*")) == [made]
     clips = EncodedClips.open(made)
     assert list(clips.captions()) == ["a dog", "a cat", "a dog", "a cat", "a dog"]
@@ -196,7 +198,7 @@ def test_the_base_models_samples_are_made_once_for_all_methods(folder: Path, ray
     assert not posterior.std.any()
     assert (posterior.mean[0] - posterior.mean[1]).abs().max() > 0.1
     times = {path: path.stat().st_mtime_ns for path in made.iterdir()}
-    assert encoded_clips(elastic(folder, "method={name: raft, share: 0.5}"), QUIET) == str(made)
+    assert training_set(elastic(folder, "method={name: raft, share: 0.5}"), QUIET) == found
     assert {path: path.stat().st_mtime_ns for path in made.iterdir()} == times
     assert torch.equal(tensors(EncodedClips.open(made).rows([0]))[2].mean, posterior.mean[:1])
 
@@ -209,7 +211,7 @@ def test_two_workers_compute_what_plain_torch_computes_with_other_methods(
         plain = config(
             folder, "plain", "train.workers=1", "train.micro_batch=4", f"method={name}", "optimizer.clip_norm=0"
         )
-        reference, its_norms = plain_torch(plain, encoded_clips(plain, QUIET))
+        reference, its_norms = plain_torch(plain, training_set(plain, QUIET))
         moved = difference(reference, tiny_state(folder))
         log.info("%s: largest difference %.2e of %.2e moved", name, difference(state, reference), moved)
         assert moved > 1e-5, name

@@ -15,9 +15,9 @@ from rlvid import randomness
 from rlvid.algorithms.base import Batch, Context, Stopwatch
 from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.config import RunConfig, load_config, parse_config
-from rlvid.data.clips import EncodedClips
 from rlvid.data.order import clip_indices
 from rlvid.data.shares import tensors
+from rlvid.data.training_set import TrainingSet
 from rlvid.models.trained import load_trainable, load_trained, trained_state
 from rlvid.reward.load import load_reward
 from rlvid.train.engine import TorchEngine
@@ -58,7 +58,7 @@ Trajectory = tuple[dict[str, torch.Tensor], list[float]]
 """The adapter after the steps, and the gradient's norm in each: AdamW would hide a wrong scale, the norm shows it."""
 
 
-def plain_torch(run: RunConfig, clips: Path, checkpoint: Path | None = None, first_step: int = 0) -> Trajectory:
+def plain_torch(run: RunConfig, clips: TrainingSet, checkpoint: Path | None = None, first_step: int = 0) -> Trajectory:
     """The same steps without Ray and DeepSpeed, on the whole batch at once; from a checkpoint's weights, if given."""
     run = parse_config(yaml.safe_load(yaml.safe_dump(run.model_dump(mode="json"))) | {"name": "plain"})
     model = load_trainable(run.model, run.seed, run.model.path)
@@ -66,19 +66,19 @@ def plain_torch(run: RunConfig, clips: Path, checkpoint: Path | None = None, fir
         load_trained(model.denoiser, run.model, checkpoint)
     engine = TorchEngine(model.denoiser, run.optimizer)
     context = Context(run, model, load_reward("builtin"), None, Stopwatch(torch.device("cpu")))
-    algorithm, data, norms = ALGORITHMS[run.method.name](context), EncodedClips.open(clips), []
+    algorithm, norms = ALGORITHMS[run.method.name](context), []
     for step in range(first_step, run.train.steps):
-        for update in algorithm.updates(_batch(run, model.latent_shape, data, step)):
+        for update in algorithm.updates(_batch(run, model.latent_shape, clips, step)):
             engine.backward(update.loss, update.step)
             if update.step:
                 norms.append(engine.step(step).gradient_norm)
     return trained_state(model.denoiser, run.model), norms
 
 
-def _batch(run: RunConfig, shape: tuple[int, ...], data: EncodedClips, step: int) -> Batch:
+def _batch(run: RunConfig, shape: tuple[int, ...], data: TrainingSet, step: int) -> Batch:
     size = run.train.batch_size
     serials = list(range(step * size, (step + 1) * size))
-    prompts, text, posterior = tensors(data.rows(clip_indices(serials, len(data), run.seed).tolist()))
+    prompts, text, posterior = tensors(data.rows(clip_indices(serials, data.count, run.seed).tolist()))
     noise = randomness.normal(shape, run.seed, "posterior", [(s,) for s in serials])
     return Batch(step, serials, prompts, text, posterior.sample(noise))
 
@@ -86,8 +86,8 @@ def _batch(run: RunConfig, shape: tuple[int, ...], data: EncodedClips, step: int
 class LocalShard:
     """A worker's part of the feed, read in its own process: what Ray Data would deal out."""
 
-    def __init__(self, run: RunConfig, clips: Path, rank: int = 0, first_step: int = 0) -> None:
-        self._shares = RunFeed.of(run, clips, Path()).shares(first_step)
+    def __init__(self, run: RunConfig, clips: TrainingSet, rank: int = 0, first_step: int = 0) -> None:
+        self._shares = RunFeed(run, clips, Path()).shares(first_step)
         self._rank = rank
 
     def iter_batches(self, **_: Any) -> "LocalShard":

@@ -32,12 +32,13 @@ from rlvid.data.prompts import resolve_prompts
 from rlvid.data.shares import Share, tensors
 from rlvid.data.sources import (
     BaseSampler,
-    encoded_clips,
     read_rendered,
     rendered_clip,
     samples_made_with,
     training_prompts,
+    training_set,
 )
+from rlvid.data.training_set import TrainingSet
 from rlvid.data.videos import VideoError
 from rlvid.data.writing import ClipWriter, is_reusable, write_prompts
 from rlvid.diffusion.chain import denoise
@@ -300,13 +301,19 @@ def test_prompts_of_samples_go_round(tmp_path: Path) -> None:
     path = tmp_path / "p.txt"
     path.write_text("a\nb\nc\n")
     data = {"source": "samples", "count": 5}
-    assert training_prompts(parse_config({"data": data | {"prompts": str(path)}})) == ["a", "b", "c", "a", "b"]
-    drawn = training_prompts(parse_config({"data": data}))
+    assert training_prompts(parse_config({"data": data | {"prompts": str(path)}}), "samples") == [
+        "a",
+        "b",
+        "c",
+        "a",
+        "b",
+    ]
+    drawn = training_prompts(parse_config({"data": data}), "samples")
     assert drawn == resolve_prompts("in_domain", 5, 0)
-    assert drawn != training_prompts(parse_config({"data": data, "seed": 1}))
-    assert len(set(training_prompts(parse_config({"data": data | {"prompts": "scenes"}})))) == 5
+    assert drawn != training_prompts(parse_config({"data": data, "seed": 1}), "samples")
+    assert len(set(training_prompts(parse_config({"data": data | {"prompts": "scenes"}}), "samples"))) == 5
     with pytest.raises(ValueError, match="'in_domains' is neither a file of prompts nor a built-in set"):
-        training_prompts(parse_config({"data": data | {"prompts": "in_domains"}}))
+        training_prompts(parse_config({"data": data | {"prompts": "in_domains"}}), "samples")
     config = parse_config({"data": data})
     kept = samples_made_with(drawn, 0, config.sampling, config.model)
     for changed in (
@@ -322,13 +329,13 @@ def test_a_run_goes_on_with_its_own_clips_only(encoded: tuple[Path, dict, pa.Tab
     run, others = tmp_path / "run", tmp_path / "others"
     write_folder(others, [table.slice(0, 3)], {**made_with, "prompts": "edited"})
     run.mkdir()
-    record_clips(run, others)
-    record_clips(run, clips)  # nothing has been trained yet
+    record_clips(run, TrainingSet.of(others))
+    record_clips(run, TrainingSet.of(clips))  # nothing has been trained yet
     (run / "archive").mkdir()
-    record_clips(run, clips)
+    record_clips(run, TrainingSet.of(clips))
     began = r"run 'run' began with other clips than those in .*others now are \(fingerprint \w+ then, \w+ now\)"
     with pytest.raises(ValueError, match=began):
-        record_clips(run, others)
+        record_clips(run, TrainingSet.of(others))
 
 
 def test_captions_and_prompts_of_the_guard_that_are_cut_are_counted(
@@ -337,9 +344,9 @@ def test_captions_and_prompts_of_the_guard_that_are_cut_are_counted(
     clips = encoded[0]
     (tmp_path / "p.csv").write_text("prompt\n" + "".join(f"{'wall ' * count}\n" for count in (1, 2, 30, 40)))
     guard = {"every": 20, "prompts": str(tmp_path / "p.csv")}
-    (line,) = cut_captions(parse_config({"guard": guard, "output": {"checkpoint_every": 20}}), clips)
+    (line,) = cut_captions(parse_config({"guard": guard, "output": {"checkpoint_every": 20}}), TrainingSet.of(clips))
     assert line.startswith("2 of 4 different guard.prompts are longer than 24 tokens")
-    assert cut_captions(parse_config({}), clips) == []
+    assert cut_captions(parse_config({}), TrainingSet.of(clips)) == []
 
 
 def break_meta(folder: Path) -> None:
@@ -417,7 +424,7 @@ def test_a_clip_that_cannot_be_read_keeps_its_place(encoded: tuple[Path, dict, p
     order, local = np.array([[0, 4, 9, 5], [9, 0, 4, 1]]), EncodedClips.open(encoded[0])
 
     def read(clips: Path) -> list[Share]:
-        shares = Shares(str(clips), "m", 2, 3, order)
+        shares = Shares(TrainingSet.of(clips), 2, 3, order)
         found = rows(SimpleNamespace(iter_batches=lambda **_: [*shares()]))
         return [
             Share.of(row, step, rank)
@@ -446,7 +453,7 @@ def test_a_clip_that_cannot_be_read_keeps_its_place(encoded: tuple[Path, dict, p
 
 def test_storage_that_fails_is_no_damage_of_a_clip(encoded: tuple[Path, dict, pa.Table], tmp_path: Path) -> None:
     folder = shutil.copytree(encoded[0], tmp_path / "clips")
-    read = Shares(str(folder), "m", 1, 0, np.array([[0, 1], [270, 2]]))()
+    read = Shares(TrainingSet.of(folder), 1, 0, np.array([[0, 1], [270, 2]]))()
     next(read)
     (folder / "part-00001.parquet").unlink()
     with pytest.raises(OSError, match="part-00001"):
@@ -494,7 +501,7 @@ def test_clips_in_an_object_store_are_read_where_they_lie(
     clips.rows([100])
     assert row < store.bytes - before < 2.2 * row, "the footer is known: the clip and its neighbour in the row group"
     assert list(clips.captions()) == list(local.captions())
-    shares = Shares("s3://bucket/clips", "m", 1, 0, np.array([[3, 270]]))
+    shares = Shares(TrainingSet.of("s3://bucket/clips"), 1, 0, np.array([[3, 270]]))
     (block,) = rows(SimpleNamespace(iter_batches=lambda **_: [*shares()]))
     assert Share.of(block, 0, 0).prompts == [list(local.captions())[i] for i in (3, 270)]
 
@@ -504,7 +511,7 @@ def test_a_store_that_fails_once_is_asked_again_and_one_that_fails_on_is_no_dama
 ) -> None:
     store = Store()
     monkeypatch.setattr("rlvid.data.clips.locate", lambda place, under: (store, str(encoded[0])))
-    shares = Shares("s3://bucket/once", "m", 1, 0, np.array([[0, 1], [270, 2]]))()
+    shares = Shares(TrainingSet.of("s3://bucket/once"), 1, 0, np.array([[0, 1], [270, 2]]))()
     store.failures = 1
     (first,) = rows(SimpleNamespace(iter_batches=lambda **_: [next(shares)]))
     assert Share.of(first, 0, 0).fault is None
@@ -531,24 +538,24 @@ def test_a_folder_of_prompts_is_read_like_clips_and_a_changed_file_is_another(tm
     found = EncodedClips.open(tmp_path / "prompts")
     assert len(found) == 70_000
     assert found.rows([69_999, 0, 65_536]).to_pydict() == {"caption": ["prompt 69999", "prompt 0", "prompt 65536"]}
-    assert found.first_captions(2) == ("prompt 0", "prompt 1")
-    shares = Shares(str(tmp_path / "prompts"), found.meta["fingerprint"], 1, 0, np.array([[5, 7]]))
+    assert TrainingSet.of(tmp_path / "prompts").first_captions(2) == ("prompt 0", "prompt 1")
+    shares = Shares(TrainingSet.of(tmp_path / "prompts"), 1, 0, np.array([[5, 7]]))
     share = Share.of(next(rows(SimpleNamespace(iter_batches=lambda **_: [*shares()]))), 0, 0)
     assert (share.prompts, share.text_BLD, share.posterior) == (["prompt 5", "prompt 7"], None, None)
 
     path, data = tmp_path / "own.txt", {"source": "prompts", "count": 5, "prompts": str(tmp_path / "own.txt")}
     path.write_text("a\nb\nc\n")
     run = parse_config({"method": "ddpo", "data": data, "output": {"storage": str(tmp_path / "runs")}})
-    assert training_prompts(run) == ["a", "b", "c"], "each once, whatever data.count is"
+    assert training_prompts(run, "prompts") == ["a", "b", "c"], "each once, whatever data.count is"
     kept, console = tmp_path / "runs" / "run", Console(file=io.StringIO())
     (kept / "archive").mkdir(parents=True)
-    folder = encoded_clips(run, console)
+    folder = training_set(run, console)
     record_clips(kept, folder)
-    assert encoded_clips(run, console) == folder
+    assert training_set(run, console) == folder
     path.write_text("a\nb\n")
-    assert list(EncodedClips.open(folder).captions()) == ["a", "b", "c"], "a run reads its own copy"
+    assert list(folder.captions()) == ["a", "b", "c"], "a run reads its own copy"
     with pytest.raises(ValueError, match=r"began with other prompts than data.prompts gives now"):
-        record_clips(kept, encoded_clips(run, console))
+        record_clips(kept, training_set(run, console))
 
 
 def test_prompts_of_a_run_in_a_store_are_read_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -557,16 +564,16 @@ def test_prompts_of_a_run_in_a_store_are_read_from_there(tmp_path: Path, monkeyp
     data, output = {"source": "prompts", "prompts": str(tmp_path / "own.txt")}, {"storage": f"file://{tmp_path}/store"}
     run, console = parse_config({"method": "ddpo", "data": data, "output": output}), Console(file=io.StringIO())
     monkeypatch.setenv("RLVID_CACHE", str(tmp_path / "one"))
-    place = encoded_clips(run, console)
-    assert place.startswith(f"file://{tmp_path}/store/clips/prompts-3-")
+    place = training_set(run, console)
+    assert place.places.startswith(f"file://{tmp_path}/store/clips/prompts-3-")
     monkeypatch.setenv("RLVID_CACHE", str(tmp_path / "another"))
-    assert encoded_clips(run, console) == place
+    assert training_set(run, console) == place
     assert not list((tmp_path / "another").rglob("part-*")), "another machine copies nothing"
-    assert list(EncodedClips.open(place).captions()) == ["a", "b", "c"]
+    assert list(place.captions()) == ["a", "b", "c"]
     shutil.rmtree(tmp_path / "store" / "clips")
     monkeypatch.setenv("RLVID_CACHE", str(tmp_path / "one"))
-    assert encoded_clips(run, console) == place
-    assert list(EncodedClips.open(place).captions()) == ["a", "b", "c"], "what the store lost is sent again"
+    assert training_set(run, console) == place
+    assert list(place.captions()) == ["a", "b", "c"], "what the store lost is sent again"
 
 
 def test_clips_whose_way_to_the_store_was_cut_off_are_sent_again(
@@ -597,14 +604,14 @@ def test_clips_whose_way_to_the_store_was_cut_off_are_sent_again(
     with monkeypatch.context() as patch:
         patch.setattr(Mirror, "_upload", cut_off)
         with pytest.raises(ConnectionError):
-            encoded_clips(run, console)
+            training_set(run, console)
     assert list(store.rglob("part-*"))
     assert not list(store.rglob("meta.json")), "it would say that the clips are complete"
-    place = encoded_clips(run, console)
-    assert len(EncodedClips.open(place)) == 1
+    place = training_set(run, console)
+    assert place.count == 1
     assert len(made) == 1, "they are encoded once"
     monkeypatch.setenv("RLVID_CACHE", str(tmp_path / "another"))
-    assert encoded_clips(run, console) == place
+    assert training_set(run, console) == place
     assert len(made) == 1
     assert not list((tmp_path / "another").rglob("part-*")), "another machine copies nothing"
 
@@ -619,7 +626,7 @@ def test_ray_datas_loop_rests_unless_a_worker_waits(waiting: int, rests: int, mo
 
 def test_a_share_of_another_step_or_worker_is_refused(encoded: tuple[Path, dict, pa.Table]) -> None:
     """Ray Data documents no order, so each row says where it belongs."""
-    shares = Shares(str(encoded[0]), "m", 2, 7, np.array([[3, 1, 3]]))
+    shares = Shares(TrainingSet.of(encoded[0]), 2, 7, np.array([[3, 1, 3]]))
     first, second = rows(SimpleNamespace(iter_batches=lambda **_: [*shares()]))
     assert Share.of(first, 7, 0).serials == [21, 23]
     assert Share.of(second, 7, 1).serials == [22]

@@ -20,6 +20,7 @@ from rlvid.config import RunConfig
 from rlvid.data.clips import SCHEMA, EncodedClips, digest
 from rlvid.data.encode import encode_items
 from rlvid.data.sources import read_rendered
+from rlvid.data.training_set import TrainingSet
 from rlvid.data.writing import ClipWriter, write_prompts
 from rlvid.models.unet3d import load_model
 from rlvid.runs.checkpoints import step_of
@@ -77,7 +78,9 @@ class Cluster:
         self.run.mkdir(parents=True, exist_ok=True)
         first_step = (self.latest and step_of(self.latest.name)) or 0
         self.patch.setattr(
-            ray.train, "get_dataset_shard", lambda _: LocalShard(settings, self.home / clips, first_step=first_step)
+            ray.train,
+            "get_dataset_shard",
+            lambda _: LocalShard(settings, TrainingSet.of(self.home / clips), first_step=first_step),
         )
         return train_worker(Job.of(settings, run=self.run, use_gpu=False, progress=self.progress, **job))
 
@@ -108,7 +111,7 @@ def test_a_run_takes_the_steps_of_plain_torch_and_resumes_to_the_same_bits(clust
     done = cluster.train(run)
     assert [done[name] for name in ("first_step", "skipped", "problem")] == [0, 0, None]
     assert cluster.reported == [1, 2]
-    expected, norms = plain_torch(config(home, "plain", *how), home / "clips")
+    expected, norms = plain_torch(config(home, "plain", *how), TrainingSet.of(home / "clips"))
     whole = adapter(cluster.run, 2)
     assert difference(whole, expected) <= 1e-6
     assert difference(adapter(cluster.run, 1), expected) > 1e-4

@@ -169,11 +169,15 @@ def training_table(config: RunConfig, state: State) -> str:
         if reward.held_out
         else "none was measured"
     )
-    clips = {
+    made = {
         "builtin": f"{data.count} clips of the built-in renderer",
         "samples": f"{data.count} samples of the base model",
         "prompts": f"no clips; prompts of {markdown_code(Path(data.prompts or 'in_domain').name)}",
-    }.get(data.source, markdown_code(Path(data.source).name))
+    }
+    names = [made.get(source, markdown_code(Path(source).name)) for source in data.sources]
+    if data.weights:
+        names = [f"{name} (weight {weight:g})" for name, weight in zip(names, data.weights, strict=True)]
+    clips = ", ".join(names)
     workers = state.workers
     rows = {
         "Base": base_title(config),

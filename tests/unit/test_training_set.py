@@ -1,0 +1,121 @@
+"""Training sets of one source and of several: their rows, order and settings."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from rlvid.config import load_config, parse_config
+from rlvid.data.batches import Shares
+from rlvid.data.clips import CLIP
+from rlvid.data.encode import encode_items
+from rlvid.data.shares import Share
+from rlvid.data.sources import read_rendered
+from rlvid.data.training_set import Source, TrainingSet
+from rlvid.data.writing import ClipWriter, write_prompts
+from rlvid.toy.tiny import tiny_model
+from rlvid.train.feeding import RunFeed
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two folders of clips, of 3 and 5."""
+    home, model, made = tmp_path_factory.mktemp("sets"), tiny_model(frames=2, size=8), []
+    for seed, count in ((1, 3), (2, 5)):
+        items = [{"index": i, "source": f"clip {i}", "caption": ""} for i in range(count)]
+        with ClipWriter(home / str(seed), {"seed": seed}) as writer:
+            writer.add(encode_items(model, items, lambda item, model, seed=seed: read_rendered(seed, item, model)))
+            writer.finish({"fingerprint": str(seed)}, [])
+        made.append(home / str(seed))
+    return made
+
+
+def test_rows_of_a_mixture_are_those_of_its_sources(folders: list[Path]) -> None:
+    mixed, apart = TrainingSet.of(*folders), [TrainingSet.of(folder) for folder in folders]
+    assert (mixed.counts, mixed.count) == ((3, 5), 8)
+    found = mixed.rows([7, 0, 3, 0, 2])
+    expected = [apart[1].rows([4]), apart[0].rows([0]), apart[1].rows([0]), apart[0].rows([0]), apart[0].rows([2])]
+    assert found.column_names == list(CLIP)
+    for place, row in enumerate(expected):
+        assert found.slice(place, 1).to_pylist() == row.to_pylist()
+    captions = [caption for each in apart for caption in each.captions()]
+    assert list(mixed.captions()) == captions
+    assert list(mixed.captions(4)) == [*captions[:2], *captions[3:5]]
+    assert mixed.first_captions(3) == (captions[0], captions[3], captions[1])
+    assert apart[0].fingerprint == "1"
+    assert len({mixed.fingerprint, TrainingSet(mixed.sources, (1.0, 2.0)).fingerprint, "1", "2"}) == 4
+
+
+def test_a_mixture_is_the_same_for_every_number_of_workers(folders: list[Path]) -> None:
+    clips = TrainingSet(tuple(map(Source.of, folders)), (3.0, 1.0))
+
+    def seen(workers: int, first_step: int = 0) -> dict[int, tuple[str, float]]:
+        train = {"batch_size": 4, "group_size": 2, "workers": workers, "steps": 6}
+        feed = RunFeed(parse_config({"train": train}), clips, Path())
+        found = {}
+        for block in feed.shares(first_step)():
+            (row,) = block.to_pylist()
+            share = Share.of(row, row["step"], row["rank"])
+            for place, serial in enumerate(share.serials):
+                assert share.posterior is not None
+                found[serial] = share.prompts[place], float(share.posterior.mean[place].sum())
+        return found
+
+    alone = seen(1)
+    assert sorted(alone) == list(range(24))
+    assert all(alone[serial] == alone[serial + 1] for serial in range(0, 24, 2)), "a group starts from one clip"
+    assert seen(2) == alone
+    assert seen(4) == alone
+    assert seen(2, first_step=4) == {serial: row for serial, row in alone.items() if serial >= 16}
+
+
+def test_a_damaged_clip_is_replaced_from_its_own_source(folders: list[Path]) -> None:
+    clips = TrainingSet.of(*folders)
+    assert list(clips.neighbours(2)) == [0, 1], "around the end of the source"
+    assert list(clips.neighbours(3)) == [4, 5, 7]
+
+
+def test_clips_beside_prompts_are_read_as_captions(folders: list[Path], tmp_path: Path) -> None:
+    write_prompts(["a dog", "a cat"], tmp_path / "prompts")
+    mixed = TrainingSet.of(folders[0], tmp_path / "prompts")
+    assert [source.kind for source in mixed.sources] == ["clips", "prompts"]
+    assert mixed.rows([4, 0]).to_pylist() == [
+        {"caption": "a cat"}, {"caption": next(TrainingSet.of(folders[0]).captions())}
+    ]  # fmt: skip
+    shares = Shares(mixed, 1, 0, np.array([[3, 0]]))
+    (row,) = next(iter(shares())).to_pylist()
+    assert Share.of(row, 0, 0).text_BLD is None
+
+
+def test_captions_of_a_damaged_part_are_passed_over(folders: list[Path], tmp_path: Path) -> None:
+    write_prompts([f"prompt {i}" for i in range(70_000)], tmp_path / "prompts")
+    damaged = tmp_path / "prompts" / "part-00000.parquet"
+    damaged.write_bytes(bytes(damaged.stat().st_size))
+    assert TrainingSet.of(tmp_path / "prompts").first_captions(1) == ("prompt 65536",)
+
+
+def test_settings_of_mixtures_are_checked(tmp_path: Path) -> None:
+    def made(**data: object) -> object:
+        return parse_config({"data": data, "method": "ddpo"}).data
+
+    assert made(source=["builtin", "a/b"], weights=[3, 1]).sources == ("builtin", "a/b")
+    assert made(source="builtin").named == "builtin"
+    assert made(source=["a", "b"]).named == "[a, b]"
+    for data, said in (
+        ({"source": []}, r"data.source = \[\]: must be the name of a source, or a list of names"),
+        ({"source": 5}, r"data.source = 5: must be the name of a source, or a list of names"),
+        ({"source": ["a", "a"]}, r"names a source twice"),
+        ({"source": ["a", "b"], "weights": [1]}, r"data.weights = \[1.0\]: data.source names 2 sources; give a number"),
+        ({"source": ["a", "b"], "weights": [1, 0]}, r"above 0 for each, in their order"),
+        ({"source": "a", "weights": [1, 2]}, r"names 1 source; give"),
+        ({"source": ["a", "b"], "prompts": "x.txt"}, r"data.source = '\[a, b\]' has captions of its own"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            made(**data)
+    with pytest.raises(ValueError, match=r"data.source = '\[prompts, a\]': prompts have no clips"):
+        parse_config({"data": {"source": ["prompts", "a"]}})
+    run = load_config({}, ["data.source=[builtin,a/b]", "data.weights=[3,1]"])
+    again = parse_config(yaml.safe_load(yaml.safe_dump(run.model_dump(mode="json"))))
+    assert (again, again.fingerprint) == (run, run.fingerprint)
+    assert len({run.fingerprint, load_config({}, ["data.source=[builtin,a/b]"]).fingerprint}) == 2
