@@ -62,9 +62,34 @@ def guard_gpus(config: RunConfig, use_gpu: bool) -> float:
 
 
 def worker_gpus(config: RunConfig) -> float:
-    """Returns the GPUs that a worker reserves: one, less the part that the guard may share."""
+    """Returns the GPUs that a worker reserves: one, less the parts that the guard and an encoder may share."""
     share = guard_gpus(config, True)
-    return 1 - share if 0 < share < 1 else 1
+    return 1 - (share if share < 1 else 0) - config.data.encoder_gpus
+
+
+def _check_encoders(config: RunConfig, use_gpu: bool) -> None:
+    """Checks that the encoders find room on the GPUs of the workers, each on another one.
+
+    Raises:
+        ValueError: they do not.
+    """
+    data, guard = config.data, guard_gpus(config, True) % 1
+    if not data.encoder_gpus:
+        return
+    if not use_gpu:
+        raise ValueError(
+            f"data.encoder_gpus = {data.encoder_gpus:g}: the workers have no GPUs to share; set data.encoder_gpus=0"
+        )
+    if data.encoders > config.train.workers:
+        raise ValueError(
+            f"data.encoders = {data.encoders} at data.encoder_gpus = {data.encoder_gpus:g} each: an encoder shares the "
+            f"GPU of a worker, and there are {config.train.workers}; set data.encoders to at most that many"
+        )
+    if worker_gpus(config) < 0.01:
+        raise ValueError(
+            f"data.encoder_gpus = {data.encoder_gpus:g}{f' and guard.gpus = {guard:g}' if guard else ''} leave nothing "
+            "of a worker's GPU to the worker; lower them"
+        )
 
 
 def needed(config: RunConfig, use_gpu: bool) -> Shape:
@@ -91,6 +116,7 @@ def check_resources(config: RunConfig) -> bool:
             f"train.workers = {train.workers} with train.use_gpu=true needs {train.workers} GPUs; "
             f"the cluster has {gpus:g}"
         )
+    _check_encoders(config, use_gpu)
     if train.workers * train.cpus_per_worker > cpus:
         raise ValueError(
             f"train.workers = {train.workers} at train.cpus_per_worker = {train.cpus_per_worker:g} needs "

@@ -124,16 +124,16 @@ class RunConfig(Section):
     @property
     def fingerprint(self) -> str:
         """Twelve hex digits over everything that the bits of the result depend on: not its place, nor its length."""
-        kept = self.model_dump(
-            mode="json",
-            exclude={"output": True, "guard": True, "name": True, "train": _FREE_TRAIN_KEYS, "reward": {"timeout"}},
-        )
+        free = {"train": _FREE_TRAIN_KEYS, "reward": {"timeout"}, "data": _FREE_DATA_KEYS}
+        kept = self.model_dump(mode="json", exclude={"output": True, "guard": True, "name": True, **free})
         if self.data.weights is None:
             del kept["data"]["weights"]  # runs of versions without it go on
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
 _FREE_TRAIN_KEYS = {"steps", "max_seconds", "max_failures", "cpus_per_worker", "use_gpu", "resume"}
+
+_FREE_DATA_KEYS = {"encoders", "encoder_gpus", "cache"}
 
 _FORMER_KEYS = {
     "model.train": "is now model.finetune",

@@ -16,13 +16,19 @@ class DataConfig(Section):
     source: str | tuple[str, ...] = Field(
         "builtin",
         description="'builtin' (rendered clips), 'prompts' (no clips, for methods that start from noise), 'samples' "
-        "(the base model's own clips of the prompts, made once), or a folder of encoded clips made by `rlvid encode` "
-        "(also s3://BUCKET/FOLDER or gs://BUCKET/FOLDER); or a list of these, which are mixed",
+        "(the base model's own clips of the prompts, made once), a folder of encoded clips made by `rlvid encode` "
+        "(also s3://BUCKET/FOLDER or gs://BUCKET/FOLDER), or a folder or manifest of videos, which are encoded on the "
+        "way; or a list of these, which are mixed",
     )
     weights: tuple[float, ...] | None = Field(
         None,
         description="shares of the sources in what is drawn, such as [3, 1]; default: every clip equally often",
     )
+    encoders: int = Field(1, ge=1, description="processes that encode videos on the way to training")
+    encoder_gpus: float = Field(
+        0, ge=0, lt=1, description="part of a worker's GPU that each of them takes; 0 encodes on the CPU"
+    )
+    cache: bool = Field(True, description="keep what was encoded on the way, for later epochs, starts and runs")
     count: int = Field(
         512,
         ge=1,

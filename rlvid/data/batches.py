@@ -59,7 +59,7 @@ class Shares:
                 rows, faults = _read(self.clips, [positions[place] for place in places])
                 serials = [step * batch_size + place for place in places]
                 lost = [serial for serial, fault in zip(serials, faults, strict=True) if fault]
-                yield _row(step, rank, serials, lost, next(filter(None, faults), None), rows)
+                yield row_of(step, rank, serials, lost, next(filter(None, faults), None), rows)
 
 
 def _read(clips: TrainingSet, positions: list[int]) -> tuple[pa.Table, list[str | None]]:
@@ -81,9 +81,10 @@ def _stand_in(clips: TrainingSet, position: int, error: DamagedPart) -> pa.Table
     raise error
 
 
-def _row(
+def row_of(
     step: int, rank: int, serials: Sequence[int], lost: Sequence[int], fault: str | None, clips: pa.Table
 ) -> pa.Table:
+    """Returns a share as a table of one row, see ``Share``; ``clips`` are its rows."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, clips.schema) as stream:
         stream.write_table(clips)

@@ -14,7 +14,8 @@ in ``latent_shape`` (C, F, h, w) and ``text_shape`` (L, D):
 
     numpy.frombuffer(row["mean"], "<f4").reshape(row["latent_shape"])
 
-A folder of prompts alone has the columns ``index`` and ``caption``.
+A folder of prompts alone has the columns ``index`` and ``caption``; a list of videos also ``source``, the path of the
+file, and ``key``, sixteen hex digits over caption and content.
 """
 
 import hashlib
@@ -53,6 +54,10 @@ ROWS = SCHEMA.append(pa.field("error", pa.string()))
 
 CLIP = ("caption", "text", "text_shape", "mean", "std", "latent_shape")
 """The columns that training needs of a clip."""
+Kind = Literal["clips", "prompts", "videos"]
+"""Kinds of rows; those of videos name files, which are encoded on the way to training."""
+COLUMNS: dict[Kind, tuple[str, ...]] = {"clips": CLIP, "prompts": ("caption",), "videos": ("caption", "source", "key")}
+"""The columns that training needs of each kind."""
 _FOOTERS = 128
 """Parts whose footers a process keeps, at about 1 MB each."""
 
@@ -74,6 +79,8 @@ def read_meta(place: str | Path) -> dict[str, Any] | None:
     try:
         meta = json.loads(content.decode("utf-8"))
         parts = [[str(name), int(rows), int(size)] for name, rows, size in meta["parts"]]
+        if meta.get("kind", "clips") not in COLUMNS:
+            raise ValueError(f"it holds rows of the kind {meta['kind']!r}")
         return {**meta, "clips": int(meta["clips"]), "fingerprint": str(meta["fingerprint"]), "parts": parts}
     except (ValueError, KeyError, TypeError) as error:
         raise damaged(f"{place}/meta.json", error, f"delete {place} and encode again") from error
@@ -139,9 +146,9 @@ class EncodedClips:
         return EncodedClips(place, meta)
 
     @property
-    def kind(self) -> Literal["clips", "prompts"]:
+    def kind(self) -> Kind:
         """The kind of its rows."""
-        return "prompts" if self.meta.get("kind") == "prompts" else "clips"
+        return next(kind for kind in COLUMNS if kind == self.meta.get("kind", "clips"))
 
     def __len__(self) -> int:
         return int(self._first_row[-1])
@@ -165,7 +172,7 @@ class EncodedClips:
     def rows(self, positions: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
         """Returns columns of clips by position, in any order and any number of times.
 
-        Columns are by default ``CLIP``, and ``caption`` alone of prompts.
+        By default ``COLUMNS`` of their kind.
 
         Raises:
             ValueError: no position is given, or one is outside [0, len).
@@ -178,7 +185,7 @@ class EncodedClips:
         parts = (np.searchsorted(self._first_row, positions, side="right") - 1).tolist()
         groups = dict[tuple[int, int], pa.Table]()
         found = []
-        columns = columns or (CLIP if self.kind == "clips" else ["caption"])
+        columns = columns or COLUMNS[self.kind]
         for position, number in zip(positions, parts, strict=True):
             group, place = divmod(position - int(self._first_row[number]), self._rows_in_group(number))
             if (number, group) not in groups:

@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 _CPUS = 0.5
 """CPU cores that an actor reserves: few, so that a pool fits beside other work on two cores."""
-_FPS = 8  # of every model that `load_model` gives; the actors assert it
+MODEL_FPS = 8  # of every model that `load_model` gives; the actors assert it
 
 Item = dict[str, Any]  # index, source (the path of a video, or a name), caption
 Reader = Callable[[Item, VideoModel], tuple[str, Tensor | Posterior]]  # caption, and pixels or latents
@@ -167,11 +167,23 @@ class ClipEncoder:
         self._model = load_model(config.path, **shape, precision=config.precision, device=device)
         if not denoiser:
             self._model.denoiser = torch.nn.Identity()
-        assert self._model.fps == _FPS, f"the model runs at {self._model.fps} frames a second"
+        assert self._model.fps == MODEL_FPS, f"the model runs at {self._model.fps} frames a second"
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Encodes a batch of items."""
         return encode_items(self._model, batch.to_pylist(), self._read, self._readers)
+
+    def blank(self, caption: str) -> pa.Table:
+        """Returns a row of schema ``ROWS`` that stands where a video cannot be read: latents of zeros."""
+        zeros = torch.zeros(1, *self._model.latent_shape)
+        item = {"index": 0, "source": "", "caption": caption}
+        return encode_items(self._model, [item], lambda item, model: (caption, Posterior(zeros, zeros)))
+
+
+def exact_model(model: ModelConfig) -> ModelConfig:
+    """Returns the settings of a model for another process: with an absolute path, its length and its size."""
+    frames, size = resolved_shape(model.path, model.frames, model.size)
+    return model.model_copy(update={"frames": frames, "size": size, "path": movable(model.path)})
 
 
 def model_fingerprint(model: ModelConfig) -> str:
@@ -221,8 +233,7 @@ def encode_clips(
     if is_reusable(out, made_with):
         log.info("%s holds these clips already; nothing is encoded", out)
     else:
-        shape: dict[str, Any] = {"frames": from_model["frames"], "size": from_model["size"]}
-        exact = model.model_copy(update=shape | {"path": movable(model.path)})  # actors run elsewhere
+        exact = exact_model(model)
         with ClipWriter(out, made_with) as writer, kept(lambda: _kept(writer, len(items))):
             left = [item for item in items if item["index"] not in writer.done]
             for table in _pipeline(left, read, exact, workers, batch_size, use_gpu, denoiser):
@@ -278,7 +289,7 @@ def _kept(writer: ClipWriter, clips: int) -> str:
 def _made_with(model: ModelConfig) -> dict[str, Any]:
     """Returns all properties of the model on which encoded clips depend."""
     frames, size = resolved_shape(model.path, model.frames, model.size)
-    shape = {"frames": frames, "size": size, "fps": _FPS}
+    shape = {"frames": frames, "size": size, "fps": MODEL_FPS}
     weights = hash_weights(model.path, ("vae", "text_encoder", "tokenizer"))
     return {"weights": weights, "precision": model.precision, **shape}
 

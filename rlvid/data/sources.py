@@ -4,10 +4,8 @@ Each source of a run is one of these, or a folder that ``rlvid encode`` made. Th
 ``{storage}/clips``, for all runs that ask for the same.
 """
 
-import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,15 +17,16 @@ from torch import Tensor
 from rlvid import randomness
 from rlvid.config import RunConfig
 from rlvid.config.model import ModelConfig, SamplingConfig
-from rlvid.data.clips import digest, read_meta
+from rlvid.data.clips import digest
 from rlvid.data.encode import EncodeReport, Item, encode_clips, hash_weights, model_fingerprint
+from rlvid.data.kept import kept_folder, one_at_a_time, push_folder
 from rlvid.data.prompts import has_prompts, read_prompts, resolve_prompts
 from rlvid.data.training_set import Source, TrainingSet
+from rlvid.data.video_set import is_videos, listed_videos
 from rlvid.data.videos import VideoError
 from rlvid.data.writing import write_prompts
 from rlvid.diffusion.chain import denoise
 from rlvid.diffusion.schedule import timesteps
-from rlvid.files import held
 from rlvid.models.base import Posterior, VideoModel
 from rlvid.storage import Mirror, place_of
 from rlvid.terminal import short
@@ -111,27 +110,8 @@ def _kept_prompts(config: RunConfig, console: Console) -> str:
     """Returns the folder of a run's prompts: a copy, since a file may change while the run reads it."""
     prompts = training_prompts(config, "prompts")
     mirror = Mirror(config.output.storage, f"clips/prompts-{len(prompts)}-{digest(prompts)[:8]}")
-    out = mirror.folder
-    with _one_at_a_time(out):
-        there = mirror.sizes()
-        if read_meta(out) is None if there is None else "meta.json" not in there:
-            if read_meta(out) is None:
-                write_prompts(prompts, out)
-            _push(mirror)
-            console.print(f"{len(prompts)} prompts in {short(out)}", highlight=False)
+    kept_folder(mirror, partial(write_prompts, prompts), f"{len(prompts)} prompts", console)
     return mirror.place
-
-
-def _push(mirror: Mirror) -> None:
-    """Sends a folder of clips; ``meta.json``, which says that it is complete, goes last."""
-    names = sorted(path.name for path in mirror.folder.iterdir() if path.name != "meta.json")
-    mirror.push([*names, "meta.json"])
-
-
-def _one_at_a_time(out: Path) -> AbstractContextManager[None]:
-    """Makes runs that start together write a folder of clips once."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    return held(out.parent / f".{out.name}.lock", "", patience=math.inf)
 
 
 def encode_samples(
@@ -156,8 +136,10 @@ def training_set(config: RunConfig, console: Console) -> TrainingSet:
     Raises:
         ValueError: they cannot be written, or data.prompts cannot be read.
     """
-    places = [_place(config, source, console) for source in config.data.sources]
-    return TrainingSet(tuple(map(Source.of, places)), config.data.weights)
+    sources = [Source.of(_place(config, source, console)) for source in config.data.sources]
+    if not config.method.needs_clips:  # videos would be encoded for nothing: their captions are enough
+        sources = [replace(source, kind="prompts") if source.kind == "videos" else source for source in sources]
+    return TrainingSet(tuple(sources), config.data.weights)
 
 
 def _place(config: RunConfig, source: str, console: Console) -> str:
@@ -174,16 +156,18 @@ def _place(config: RunConfig, source: str, console: Console) -> str:
         name = f"samples-{count}-seed{seed}-{digest(made_with)[:8]}"
         workers: dict[str, Any] = {"workers": config.train.workers, "use_gpu": config.train.use_gpu, "batch_size": 1}
         make = partial(encode_samples, prompts, seed, config.sampling, model, **workers)
+    elif is_videos(source):
+        return listed_videos(source, config, console)
     else:
         return place_of(source)
     mirror = Mirror(config.output.storage, f"clips/{name}")
     out = mirror.folder
-    with _one_at_a_time(out):
+    with one_at_a_time(out):
         if stored := "meta.json" in (mirror.sizes() or ()):
             mirror.pull(lambda name: not name.startswith("part-"))  # they are read where they lie
         report = make(out)
         if report.encoded or not stored:
-            _push(mirror)
+            push_folder(mirror)
     if report.encoded:
         console.print(f"{report.clips} clips encoded in {short(out)}, {report.seconds:.0f} s", highlight=False)
         for skipped in report.skipped:

@@ -5,14 +5,11 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
-from rlvid.data.clips import CLIP, EncodedClips, digest
-
-Kind = Literal["clips", "prompts"]
+from rlvid.data.clips import COLUMNS, EncodedClips, Kind, digest
 
 
 @dataclass(frozen=True)
@@ -20,7 +17,7 @@ class Source:
     """A folder of rows that a run trains on.
 
     Attributes:
-        kind: of its rows: encoded clips, or prompts alone.
+        kind: of its rows: encoded clips, prompts alone, or videos to be encoded.
         place: folder, or URI of one in an object store.
         fingerprint: of its content, so that no other is read in its place.
         count: number of rows.
@@ -87,22 +84,26 @@ class TrainingSet:
         return digest({"sources": [source.fingerprint for source in self.sources], "weights": self.weights})
 
     @property
-    def columns(self) -> list[str]:
-        """The columns of ``rows``: prompts have captions alone, and so has what is mixed with them."""
-        return ["caption"] if any(source.kind == "prompts" for source in self.sources) else list(CLIP)
+    def kinds(self) -> set[Kind]:
+        """The kinds of its sources."""
+        return {source.kind for source in self.sources}
 
     @cached_property
     def _starts(self) -> np.ndarray:
         return np.cumsum([0, *self.counts])
 
     def rows(self, positions: Sequence[int]) -> pa.Table:
-        """Returns rows by position, in any order and any number of times; see ``EncodedClips.rows``."""
+        """Returns rows by position, in any order and any number of times; see ``EncodedClips.rows``.
+
+        Rows have the columns of all kinds among them, with nulls; beside prompts all have ``caption`` alone.
+        """
         numbers = np.searchsorted(self._starts, positions, side="right") - 1
         tables, places = list[pa.Table](), list[np.ndarray]()
+        columns = COLUMNS["prompts"] if "prompts" in self.kinds else None
         for number in np.unique(numbers).tolist():
             mine = np.flatnonzero(numbers == number)
             within = [positions[place] - int(self._starts[number]) for place in mine.tolist()]
-            tables.append(self.sources[number].open().rows(within, self.columns))
+            tables.append(self.sources[number].open().rows(within, columns))
             places.append(mine)
         if len(tables) == 1:
             return tables[0]

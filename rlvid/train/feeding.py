@@ -9,7 +9,9 @@ import ray.data
 
 from rlvid.config import RunConfig
 from rlvid.data.batches import Shares
+from rlvid.data.encode import exact_model, model_fingerprint
 from rlvid.data.feed import NAME, InOrder, feed
+from rlvid.data.on_the_way import Encoding, encoded
 from rlvid.data.order import clip_indices, mixed_indices
 from rlvid.data.training_set import TrainingSet
 from rlvid.storage import is_uri, locate
@@ -37,7 +39,8 @@ class RunFeed:
 
     def __call__(self) -> ray.data.Dataset:
         """Makes the dataset of all steps that are left."""
-        return feed(self.shares(self._first_step()))
+        shares = feed(self.shares(self._first_step()))
+        return encoded(shares, self._encoding()) if "videos" in self.clips.kinds else shares
 
     def shares(self, first_step: int) -> Shares:
         """Returns the shares of all steps from one on."""
@@ -49,6 +52,17 @@ class RunFeed:
             rows = mixed_indices(draws, clips.counts, clips.weights, seed)
         positions = rows.astype(np.min_scalar_type(clips.count)).reshape(-1, train.batch_size)
         return Shares(clips, train.workers, first_step, positions)
+
+    def _encoding(self) -> Encoding:
+        data, storage = self.config.data, self.config.output.storage
+        return Encoding(
+            model=exact_model(self.config.model),
+            encoders=data.encoders,
+            gpus=data.encoder_gpus,
+            processes=self.config.train.workers + data.encoders,
+            storage=(storage if is_uri(storage) else str(self.run.parent)) if data.cache else None,
+            kept_in=f"clips/cache-{model_fingerprint(self.config.model)}",
+        )
 
     def _first_step(self) -> int:
         """Returns the step of the checkpoint that Ray Train resumes from; 0 without one."""

@@ -57,7 +57,8 @@ def check_room(config: RunConfig, use_gpu: bool, nodes: list[tuple[Shape, float]
         return
     have = sum(shape.get("GPU", 0) * count for shape, count in nodes)
     gpus = guard_gpus(config, use_gpu)
-    free = have - (config.train.workers * worker_gpus(config) if use_gpu else 0)
+    encoders = config.data.encoders * config.data.encoder_gpus
+    free = have - (config.train.workers * worker_gpus(config) + encoders if use_gpu else 0)
     if gpus > free + 1e-9:
         raise ValueError(
             f"guard.gpus = {gpus:g}: the cluster has {have:g} GPUs, and the workers leave "

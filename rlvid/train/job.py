@@ -28,6 +28,8 @@ class Job:
     """The actor ``rlvid.train.archivist.Archivist``; None if the run archives nothing."""
     prompts: tuple[str, ...] = ()
     """Prompts of the videos for TensorBoard."""
+    encodes: bool = False
+    """Whether videos are encoded on the way."""
     stop: bool = False
     """Whether the guard ended the run before."""
     watched: bool = False

@@ -91,6 +91,7 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Tr
                     progress=progress,
                     archivist=archivist,
                     prompts=prompts,
+                    encodes="videos" in clips.kinds,
                     stop=stop,
                     watched=watched,
                 )

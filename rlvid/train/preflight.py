@@ -24,6 +24,7 @@ from rlvid.config import RunConfig
 from rlvid.data.encode import model_fingerprint
 from rlvid.data.sources import training_prompts
 from rlvid.data.training_set import Source, TrainingSet
+from rlvid.data.video_set import check_videos, is_videos
 from rlvid.files import held, write_atomic
 from rlvid.models.folders import resolved_shape
 from rlvid.models.lora import check_targets
@@ -87,8 +88,14 @@ def check(config: RunConfig) -> None:
     for source in config.data.sources:
         if source in ("prompts", "samples"):
             training_prompts(config, source)
+        elif is_videos(source):
+            check_videos(source, config.model)
         elif source != "builtin":
             Source.of(source, model_fingerprint(config.model))
+    if config.data.encoder_gpus and not (config.method.needs_clips and any(map(is_videos, config.data.sources))):
+        raise ValueError(
+            f"data.encoder_gpus = {config.data.encoder_gpus:g}: this run encodes no videos on the way; leave it out"
+        )
     if config.guard.every and is_uri(config.output.storage):
         raise ValueError(
             f"guard.every = {config.guard.every}: the guard reads checkpoints from a folder, and output.storage = "

@@ -18,10 +18,16 @@ class Waits:
     Args:
         report: shows a line to the user.
         source: the setting ``data.source``, which the lines name.
+        encodes: whether videos are encoded on the way.
     """
 
-    def __init__(self, report: Callable[[str], None], source: str) -> None:
+    def __init__(self, report: Callable[[str], None], source: str, encodes: bool = False) -> None:
         self._report, self._source = report, source
+        self._remedy = (
+            "raise data.encoders, or encode the videos first with `rlvid encode`"
+            if encodes
+            else "the storage is slow, or the machine is busy"
+        )
         self._waited, self._begun, self._hung, self._slow = 0.0, False, False, False
         self._steps: deque[tuple[float, float]] = deque(maxlen=STEPS)  # seconds waited, seconds of the step
 
@@ -53,7 +59,7 @@ class Waits:
             self._slow = True
             self._report(
                 f"reading data.source={self._source} is slower than training: a step takes {whole / STEPS:.1f} s, and "
-                f"waits {waited / STEPS:.1f} s of it for its samples; the storage is slow, or the machine is busy"
+                f"waits {waited / STEPS:.1f} s of it for its samples; {self._remedy}"
             )
 
     def _hangs(self) -> None:

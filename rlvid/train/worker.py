@@ -71,7 +71,7 @@ class Worker:
         self.reporter = reporter or Reporter(self.rank, self.progress, config.reward.timeout)
         self.reporter.log_to(self.run / own_log)
         self._rows, self._prompts = rows(ray.train.get_dataset_shard(NAME)), job.prompts
-        self._waits = Waits(self.reporter.warn, config.data.named)
+        self._waits = Waits(self.reporter.warn, config.data.named, job.encodes)
         device = torch.device("cuda", torch.cuda.current_device()) if job.use_gpu else torch.device("cpu")
 
         spec = config.model

@@ -1,0 +1,37 @@
+"""Folders of rows that a run makes and keeps in its storage, for all runs that ask for the same; no Ray."""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from rich.console import Console
+
+from rlvid.data.clips import read_meta
+from rlvid.files import held
+from rlvid.storage import Mirror
+from rlvid.terminal import short
+
+
+def kept_folder(mirror: Mirror, write: Callable[[Path], None], what: str, console: Console) -> None:
+    """Writes a folder of rows and sends it to the storage, unless it is there; prints what it holds."""
+    out = mirror.folder
+    with one_at_a_time(out):
+        there = mirror.sizes()
+        if read_meta(out) is None if there is None else "meta.json" not in there:
+            if read_meta(out) is None:
+                write(out)
+            push_folder(mirror)
+            console.print(f"{what} in {short(out)}", highlight=False)
+
+
+def push_folder(mirror: Mirror) -> None:
+    """Sends a folder of clips; ``meta.json``, which says that it is complete, goes last."""
+    names = sorted(path.name for path in mirror.folder.iterdir() if path.name != "meta.json")
+    mirror.push([*names, "meta.json"])
+
+
+def one_at_a_time(out: Path) -> AbstractContextManager[None]:
+    """Makes runs that start together write a folder of clips once."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return held(out.parent / f".{out.name}.lock", "", patience=math.inf)

@@ -1,0 +1,107 @@
+"""Videos as a source of training: a list of files that the feed encodes on the way; no Ray."""
+
+import json
+from itertools import islice
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+
+from rlvid.config import RunConfig
+from rlvid.config.model import ModelConfig
+from rlvid.config.train import MADE
+from rlvid.data.clips import digest
+from rlvid.data.encode import MODEL_FPS, exact_model, model_fingerprint
+from rlvid.data.find import ClipFile, Skipped, find_clips, hash_contents, read_contents
+from rlvid.data.kept import kept_folder
+from rlvid.data.tables import table_files
+from rlvid.data.videos import VideoError, read_video
+from rlvid.files import atomic_folder, write_atomic
+from rlvid.storage import Mirror, is_uri
+
+LISTED = pa.schema([("index", pa.int64()), ("caption", pa.string()), ("source", pa.string()), ("key", pa.string())])
+"""The rows of a list of videos."""
+_ROWS_IN_PART, _ROWS_IN_GROUP = 65_536, 64
+_TRIED = 8
+"""Videos of a source that are read before a start, until one can be."""
+_SHOWN = 10
+"""Skipped files that are printed."""
+
+
+def is_videos(source: str) -> bool:
+    """Returns whether a source is a folder or a manifest of videos, and not one of encoded clips."""
+    if is_uri(source) or source in MADE:
+        return False
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return bool(table_files(path)) or not (any(path.glob("part-*.parquet")) or (path / "meta.json").exists())
+    return path.is_file() and bool(table_files(path))
+
+
+def check_videos(source: str, model: ModelConfig) -> None:
+    """Checks that a source has videos, and that one of the first can be read.
+
+    Raises:
+        ValueError: it has none, or none of the first can be read.
+    """
+    contents, skipped = _found(source)
+    exact, faults = exact_model(model), list[str]()
+    for clip in islice(contents, _TRIED):
+        try:
+            read_video(clip.path, frames=exact.frames or 0, size=exact.size or 0, fps=MODEL_FPS)
+        except VideoError as error:
+            faults.append(str(error))
+        else:
+            return
+    why = "; ".join([*faults[:3], *map(str, skipped[:3])][:3]) or "the folder is empty"
+    raise ValueError(
+        f"data.source = {source!r}: no video can be used ({why}); a clip is a video with its caption in a .txt beside "
+        "it, or named with its caption in a manifest"
+    )
+
+
+def listed_videos(source: str, config: RunConfig, console: Console) -> str:
+    """Lists the videos of a source in the run's storage; returns the list's folder, or its URI.
+
+    Raises:
+        ValueError: no videos, or the list cannot be written.
+    """
+    contents, skipped = _found(source)
+    for each in skipped[:_SHOWN]:
+        console.print(f"skipped {each}", highlight=False, markup=False)
+    if len(skipped) > _SHOWN:
+        console.print(f"skipped {len(skipped) - _SHOWN} more files of {source}", highlight=False, markup=False)
+    if not contents:
+        check_videos(source, config.model)
+    of_model = model_fingerprint(config.model)
+    fingerprint = digest({"videos": hash_contents(contents), "model": of_model})
+    mirror = Mirror(config.output.storage, f"clips/videos-{len(contents)}-{fingerprint[:8]}")
+
+    def write(out: Path) -> None:
+        _write(contents, {"fingerprint": fingerprint, "model_fingerprint": of_model}, out)
+
+    kept_folder(mirror, write, f"{len(contents)} videos", console)
+    return mirror.place
+
+
+def _found(source: str) -> tuple[dict[ClipFile, str], list[Skipped]]:
+    clips, skipped = find_clips(Path(source).expanduser().resolve())
+    contents, unreadable = read_contents(clips)
+    return contents, skipped + unreadable
+
+
+def _write(contents: dict[ClipFile, str], fingerprints: dict[str, str], out: Path) -> None:
+    rows = [
+        {"index": index, "caption": clip.caption, "source": str(clip.path), "key": digest(identity)}
+        for index, (clip, identity) in enumerate(contents.items())
+    ]
+    with atomic_folder(out) as folder:
+        parts = []
+        for start in range(0, len(rows), _ROWS_IN_PART):
+            table = pa.Table.from_pylist(rows[start : start + _ROWS_IN_PART], LISTED)
+            path = folder / f"part-{start // _ROWS_IN_PART:05d}.parquet"
+            pq.write_table(table, path, row_group_size=_ROWS_IN_GROUP, write_page_checksum=True)
+            parts.append((path.name, table.num_rows, path.stat().st_size))
+        meta = {"kind": "videos", "clips": len(rows), **fingerprints, "parts": parts}
+        write_atomic(folder / "meta.json", json.dumps(meta).encode())

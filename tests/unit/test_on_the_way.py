@@ -1,0 +1,176 @@
+"""Videos as a source: their list, the actor that encodes them, and its cache; without Ray."""
+
+import io
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from rich.console import Console
+
+from rlvid.config import RunConfig, parse_config
+from rlvid.config.model import ModelConfig
+from rlvid.data.batches import Shares
+from rlvid.data.clips import CLIP
+from rlvid.data.encode import encode_items, exact_model
+from rlvid.data.on_the_way import ClipCache, Encoding, ShareEncoder
+from rlvid.data.shares import Share
+from rlvid.data.sources import rendered_clip, training_set
+from rlvid.data.training_set import TrainingSet
+from rlvid.data.video_set import check_videos, is_videos, listed_videos
+from rlvid.data.writing import ClipWriter
+from rlvid.models.unet3d import load_model
+from rlvid.plots.video import write_mp4
+from rlvid.toy.tiny import save_tiny_model
+from rlvid.train.preflight import check
+
+QUIET = Console(file=io.StringIO())
+SHAPE: dict[str, Any] = {"frames": 2, "size": 16}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model; a folder of three videos, of which the second is damaged, and a file that is none."""
+    folder = tmp_path_factory.mktemp("on-the-way")
+    save_tiny_model(folder / "tiny")
+    (folder / "in").mkdir()
+    for index, name in enumerate("abc"):
+        write_mp4(folder / "in" / f"{name}.mp4", rendered_clip(0, index, 8, 32)[1], 8)
+        (folder / "in" / f"{name}.txt").write_text(f"this is {name}")
+    (folder / "in" / "b.mp4").write_bytes((folder / "in" / "b.mp4").read_bytes()[:300])
+    (folder / "in" / "notes.md").write_text("no video")
+    return folder
+
+
+def run_of(home: Path, out: Path, **data: Any) -> RunConfig:
+    model = {"path": str(home / "tiny"), **SHAPE}
+    return parse_config({"model": model, "data": data, "output": {"storage": str(out)}, "reward": {"segments": 2}})
+
+
+def blocks(clips: TrainingSet, positions: list[list[int]]) -> list[pa.Table]:
+    return list(Shares(clips, 1, 0, np.array(positions))())
+
+
+def shares_of(tables: list[pa.Table]) -> list[Share]:
+    return [Share.of(row, row["step"], 0) for table in tables for row in table.to_pylist()]
+
+
+def test_a_folder_of_videos_is_listed_once_and_encoded_as_encode_does(home: Path, tmp_path: Path) -> None:
+    said = Console(file=io.StringIO(), width=400)
+    run = run_of(home, tmp_path, source=str(home / "in"))
+    check(run)
+    clips = training_set(run, said)
+    assert (clips.kinds, clips.count) == ({"videos"}, 3)
+    assert "notes.md: not a video" in said.file.getvalue()
+    assert training_set(run, QUIET) == clips
+    assert [*clips.captions()] == ["this is a", "this is b", "this is c"]
+
+    how = Encoding(exact_model(run.model), 1, 0, 1, str(tmp_path), "clips/cache")
+    first, second = shares_of([ShareEncoder(how)(block) for block in blocks(clips, [[0, 2, 0, 1], [2, 2, 1, 0]])])
+    assert (first.lost, second.lost) == ({3}, {6}), "the damaged video keeps its place"
+    assert "b.mp4" in (first.fault or "")
+    assert first.prompts == ["this is a", "this is c", "this is a", "this is b"]
+    model = load_model(str(home / "tiny"), **SHAPE, precision="float32", device="cpu")
+    for place, name in enumerate("aca"):
+        item = {"index": 0, "source": str(home / "in" / f"{name}.mp4"), "caption": f"this is {name}"}
+        (expected,) = encode_items(model, [item]).to_pylist()
+        assert first.posterior is not None
+        assert first.text_BLD is not None
+        assert first.posterior.mean[place].numpy().tobytes() == expected["mean"]
+        assert first.posterior.std[place].numpy().tobytes() == expected["std"]
+        assert first.text_BLD[place].numpy().tobytes() == expected["text"]
+    assert not first.posterior.mean[3].any()
+    assert len(list((tmp_path / "clips" / "cache-cpu").rglob("*.arrow"))) == 2, "what is damaged is not kept"
+
+
+def test_what_is_in_the_cache_or_was_just_encoded_is_not_encoded_again(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clips = training_set(run_of(home, tmp_path, source=str(home / "in")), QUIET)
+    how = Encoding(exact_model(ModelConfig(path=str(home / "tiny"), **SHAPE)), 1, 0, 1, str(tmp_path), "clips/cache")
+    calls = list[str]()
+
+    def counted(model: Any, items: list[dict[str, Any]], *others: Any) -> pa.Table:
+        calls.extend(item["source"] for item in items)
+        return encode_items(model, items, *others)
+
+    monkeypatch.setattr("rlvid.data.encode.encode_items", counted)
+    block, again = blocks(clips, [[0, 2, 0, 2]]), blocks(clips, [[2, 0, 0, 2]])
+    encoder = ShareEncoder(how)
+    expected = encoder(block[0])
+    assert len(calls) == 2
+    encoder(again[0])
+    assert len(calls) == 2
+    assert ShareEncoder(how)(block[0]).equals(expected)
+    assert len(calls) == 2, "another process reads the cache"
+    kept = sorted((tmp_path / "clips" / "cache-cpu").rglob("*.arrow"))
+    kept[0].write_bytes(kept[0].read_bytes()[:100])
+    kept[1].write_bytes(b"")
+    assert ShareEncoder(how)(block[0]).equals(expected)
+    assert len(calls) == 4, "damaged files are written anew"
+    assert ShareEncoder(how)(block[0]).equals(expected)
+    assert len(calls) == 4
+
+    (tmp_path / "file").write_text("in the way")
+    broken = Encoding(how.model, 1, 0, 1, str(tmp_path / "file"), "cache")
+    with caplog.at_level(logging.WARNING, "rlvid"):
+        assert ShareEncoder(broken)(block[0]).equals(expected), "a cache that cannot be written ends nothing"
+    assert len([record for record in caplog.records if "not kept any more" in record.message]) == 1
+
+
+def test_clips_beside_videos_come_as_they_are(home: Path, tmp_path: Path) -> None:
+    model = load_model(str(home / "tiny"), **SHAPE, precision="float32", device="cpu")
+    item = {"index": 0, "source": str(home / "in" / "c.mp4"), "caption": "encoded before"}
+    with ClipWriter(tmp_path / "clips", {}) as writer:
+        writer.add(encode_items(model, [item]))
+        writer.finish({"fingerprint": "0" * 16}, [])
+    run = run_of(home, tmp_path, source=str(home / "in"))
+    videos = TrainingSet.of(listed_videos(str(home / "in"), run, QUIET))
+    mixed = TrainingSet((*TrainingSet.of(tmp_path / "clips").sources, *videos.sources))
+    how = Encoding(exact_model(run.model), 1, 0, 1, None, "")
+    (share,) = shares_of([ShareEncoder(how)(block) for block in blocks(mixed, [[3, 0]])])
+    assert share.prompts == ["this is c", "encoded before"]
+    assert share.posterior is not None
+    assert torch.equal(share.posterior.mean[0], share.posterior.mean[1]), "the same video both ways"
+    whole = ShareEncoder(how)(blocks(TrainingSet.of(tmp_path / "clips"), [[0, 0]])[0])
+    assert Share.of(whole.to_pylist()[0], 0, 0).posterior is not None
+    with pa.ipc.open_stream(whole["clips"][0].as_py()) as stream:
+        assert stream.read_all().column_names == list(CLIP)
+
+
+def test_methods_that_start_from_noise_read_captions_of_videos_alone(home: Path, tmp_path: Path) -> None:
+    run = run_of(home, tmp_path, source=str(home / "in"))
+    noise = parse_config(run.model_dump(mode="json") | {"method": "ddpo"})
+    assert training_set(noise, QUIET).kinds == {"prompts"}
+    with pytest.raises(ValueError, match="this run encodes no videos on the way; leave it out"):
+        check(parse_config(noise.model_dump(mode="json") | {"data": {"source": str(home / "in"), "encoder_gpus": 0.2}}))
+
+
+def test_sources_without_a_video_are_refused_before_a_start(home: Path, tmp_path: Path) -> None:
+    assert is_videos(str(home / "in"))
+    assert not is_videos("builtin")
+    assert not is_videos(str(tmp_path / "nowhere"))
+    assert not is_videos("s3://bucket/videos")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.mp4").write_bytes(b"no video")
+    (tmp_path / "bad" / "a.txt").write_text("a")
+    (tmp_path / "empty").mkdir()
+    model = ModelConfig(path=str(home / "tiny"), **SHAPE)
+    for name, said in (("bad", "no video can be used .*a.mp4"), ("empty", "the folder is empty")):
+        with pytest.raises(ValueError, match=said):
+            check_videos(str(tmp_path / name), model)
+    check_videos(str(home / "in"), model)
+
+
+def test_a_cache_in_a_store_is_read_and_written(home: Path, tmp_path: Path) -> None:
+    cache = ClipCache(f"file://{tmp_path}", "clips/cache")
+    model = load_model(str(home / "tiny"), **SHAPE, precision="float32", device="cpu")
+    clip = encode_items(model, [{"index": 0, "source": str(home / "in" / "a.mp4"), "caption": "a"}]).select(CLIP)
+    assert cache.read("ab12") is None
+    cache.write("ab12", clip)
+    found = cache.read("ab12")
+    assert found is not None
+    assert found.to_pylist() == clip.to_pylist()
