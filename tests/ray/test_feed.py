@@ -88,3 +88,4 @@ def test_a_feed_that_nobody_takes_from_stops_reading(clips: Path, tmp_path: Path
         time.sleep(2)
     assert before < 60, "more than 240 MiB are read ahead"
     assert [next(read)["step"] for _ in range(100)] == list(range(1, 101))
+    read.close()  # else a thread of Ray Data waits for shares when the cluster ends
