@@ -111,6 +111,14 @@ class OutputConfig(Section):
     keep_checkpoints: int = Field(3, ge=1, description="number of latest checkpoints that are kept")
     videos_every: int = Field(25, ge=0, description="steps between videos of fixed prompts in TensorBoard; 0: never")
     archive_every: int = Field(1, ge=0, description="steps between archived training samples; 0: none")
+    archive_format: Literal["png", "webp"] = Field(
+        "png", description="format of archived frames, both without loss: webp files are smaller, png more widely read"
+    )
+    archive_part_mb: float = Field(
+        128,
+        ge=0,
+        description="size of the archive's files once all kept checkpoints are newer; 0 leaves them as written",
+    )
 
     @field_validator("storage")
     @classmethod

@@ -17,7 +17,7 @@ import ray.data
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasink, Datasource, ReadTask, WriteResult
 
-from rlvid.data.chunks import ArchiveFolder, Staged, table_of
+from rlvid.data.chunks import ArchiveFolder, Form, Staged, table_of
 from rlvid.data.nodes import on_nodes
 
 _GROUP_BYTES = 32 * 2**20
@@ -55,6 +55,7 @@ class Target:
         common: values that all rows share.
         nodes: ids of the nodes that can reach the folder.
         tasks: number of tasks that may run at the same time.
+        form: format of the pictures.
     """
 
     folder: ArchiveFolder
@@ -62,6 +63,7 @@ class Target:
     common: dict[str, Any]
     nodes: tuple[str, ...]
     tasks: int
+    form: Form = "png"
 
 
 def groups_of(pieces: Iterable[Piece]) -> list[list[Piece]]:
@@ -80,9 +82,9 @@ def groups_of(pieces: Iterable[Piece]) -> list[list[Piece]]:
 class PieceSource(Datasource):
     """Groups of pieces as a source of Ray Data: a task and a block each."""
 
-    def __init__(self, groups: list[list[Piece]], common: dict[str, Any]) -> None:
+    def __init__(self, groups: list[list[Piece]], common: dict[str, Any], form: Form) -> None:
         super().__init__()
-        self.groups, self.common = groups, common
+        self.groups, self.common, self.form = groups, common, form
 
     def estimate_inmemory_data_size(self) -> int | None:
         """See ``Datasource``: unknown, or Ray Data would plan blocks of its own."""
@@ -98,13 +100,13 @@ class PieceSource(Datasource):
         for group in self.groups:
             rows = sum(piece.rows for piece in group)
             about = BlockMetadata(num_rows=rows, size_bytes=None, input_files=None, exec_stats=None)
-            tasks.append(ReadTask(_encoder(group, self.common), about))
+            tasks.append(ReadTask(_encoder(group, self.common, self.form), about))
         return tasks
 
 
-def _encoder(group: list[Piece], common: dict[str, Any]) -> Callable[[], Iterator[pa.Table]]:
+def _encoder(group: list[Piece], common: dict[str, Any], form: Form) -> Callable[[], Iterator[pa.Table]]:
     def encode_samples() -> Iterator[pa.Table]:  # Ray Data asks for its name
-        yield table_of(common, ray.get([piece.ref[0] for piece in group]))
+        yield table_of(common, ray.get([piece.ref[0] for piece in group]), form)
 
     return encode_samples
 
@@ -143,7 +145,7 @@ def stage_pieces(target: Target, pieces: list[Piece]) -> list[Staged]:
         ray.exceptions.RayError: the pixels are lost, with the worker that made them.
     """
     groups = groups_of(pieces)
-    source, tasks = PieceSource(groups, target.common), min(target.tasks, len(groups))
+    source, tasks = PieceSource(groups, target.common, target.form), min(target.tasks, len(groups))
     sink = StagedFiles(target.folder, target.epoch)
     dataset = ray.data.read_datasource(source, override_num_blocks=len(groups), num_cpus=0, concurrency=tasks)
     dataset.context.target_max_block_size = None  # a block stays whole

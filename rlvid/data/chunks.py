@@ -10,16 +10,18 @@ do not look into the staging folder, and read the rest as it is:
 
     select step, avg(reward) from 'archive/*.parquet' group by step
 
-``frames`` are PNG files, 8 bits a channel.
+``frames`` are PNG or lossless WebP files, 8 bits a channel; each file says which it is.
 """
 
 import io
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -49,12 +51,21 @@ SCHEMA = pa.schema(
         ("model", pa.string()),  # the base model; the adapter is the run's at this step
     ]
 )
+Form = Literal["png", "webp"]
+"""Formats of pictures, both without loss."""
+_OPTIONS: dict[Form, dict[str, Any]] = {"png": {}, "webp": {"lossless": True, "quality": 20, "method": 1}}
+"""Options of Pillow; quality and method of lossless WebP are its effort, here about that of PNG."""
 WAY_OUT = "make room or repair the folder; earlier parts are complete"
+MERGING, JOURNAL = ".merging", "journal.json"
+"""Folder in the archive for files that are merged, and the file in it that says what is to be done; see ``parts``."""
 _STAGING = ".staging"
 _NAME = re.compile(r"step-(\d+)-to-(\d+)-part-(\d+)\.parquet")
-_STATISTICS = ["step", "rank", "serial", "reward", "held_out"]
-_REPEATED = ["run", "prompt", "algorithm", "config_hash", "model"]
-_ROW_GROUP_BYTES = 16 * 2**20
+LAYOUT: dict[str, Any] = {
+    "write_statistics": ["step", "rank", "serial", "reward", "held_out"],
+    "use_dictionary": ["run", "prompt", "algorithm", "config_hash", "model"],
+    "compression": "none",  # pictures are compressed already
+}
+ROW_GROUP_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True, order=True)
@@ -107,10 +118,16 @@ class ArchiveFolder:
     run: str
 
     @cached_property
-    def _place(self) -> tuple[fs.FileSystem, str]:
+    def place(self) -> tuple[fs.FileSystem, str]:
+        """The file system, and the path in it."""
         return locate(self.storage, f"{self.run}/archive")
 
-    def begin(self, first_step: int, epoch: str) -> None:
+    @cached_property
+    def run_place(self) -> tuple[fs.FileSystem, str]:
+        """The file system, and the path of the run's folder in it."""
+        return locate(self.storage, self.run)
+
+    def begin(self, first_step: int, epoch: str | None) -> None:
         """Prepares the archive for a run that starts, or resumes, at a step.
 
         The order matters. A process of an earlier start that still moves a staged file has either moved it before the
@@ -118,19 +135,19 @@ class ArchiveFolder:
 
         Args:
             first_step: what was archived of it and later steps is deleted: the run makes those samples again.
-            epoch: name of this start's staging folder.
+            epoch: name of this start's staging folder; None for a start that archives nothing.
 
         Raises:
             OSError: the folder cannot be made, or a file cannot be deleted.
         """
-        store, root = self._place
+        store, root = self.place
         try:
             if store.get_file_info(f"{root}/{_STAGING}").type != fs.FileType.NotFound:
                 store.delete_dir(f"{root}/{_STAGING}")
             for part in self.parts():
                 if part.last >= first_step:
                     store.delete_file(f"{root}/{part.name}")
-            store.create_dir(f"{root}/{_STAGING}/{epoch}")
+            store.create_dir(f"{root}/{_STAGING}/{epoch}" if epoch else root)
         except OSError as error:
             raise write_error(f"archive {root}", error, "choose a folder that you may write to") from error
 
@@ -142,24 +159,15 @@ class ArchiveFolder:
         Raises:
             OSError: the file cannot be written, or a later start of the run has begun.
         """
-        store, root = self._place
+        store, root = self.place
         steps = table["step"]
         first, last = steps[0].as_py(), steps[-1].as_py()
         name = f"{first:06d}-{table['rank'][0].as_py():03d}.parquet"
         path = f"{root}/{_STAGING}/{epoch}/{name}"
-        options: dict[str, Any] = {
-            "row_group_size": max(1, _ROW_GROUP_BYTES * table.num_rows // max(1, table.nbytes)),
-            "write_statistics": _STATISTICS,
-            "use_dictionary": _REPEATED,
-            "compression": "none",  # pictures are compressed already
-        }
+        rows = max(1, ROW_GROUP_BYTES * table.num_rows // max(1, table.nbytes))
         try:
-            if store.type_name == "local":
-                with atomic_file(Path(path)) as part, open(part, "wb") as file:
-                    pq.write_table(table, file, **options)
-            else:
-                with store.open_output_stream(path) as file:
-                    pq.write_table(table, file, **options)
+            with new_file(store, path) as file:
+                pq.write_table(table, file, row_group_size=rows, **LAYOUT)
         except OSError as error:
             raise write_error(f"archive part {path}", error, WAY_OUT) from error
         return Staged(name, first, last, table.num_rows)
@@ -173,7 +181,7 @@ class ArchiveFolder:
         Raises:
             OSError: a file cannot be moved.
         """
-        store, root = self._place
+        store, root = self.place
         files = sorted(staged, key=lambda file: file.name)
         first, last = min(file.first for file in files), max(file.last for file in files)
         parts = [Part(first, last, number) for number in range(len(files))]
@@ -187,29 +195,53 @@ class ArchiveFolder:
 
     def end(self) -> None:
         """Deletes the staging folder, if there is one."""
-        store, root = self._place
+        store, root = self.place
         if store.get_file_info(f"{root}/{_STAGING}").type != fs.FileType.NotFound:
             store.delete_dir(f"{root}/{_STAGING}")
 
     def parts(self) -> list[Part]:
         """Returns all parts, ordered by their steps."""
-        store, root = self._place
+        store, root = self.place
         found = store.get_file_info(fs.FileSelector(root, allow_not_found=True))
         return sorted(part for info in found if info.is_file and (part := Part.of(info.base_name)))
 
 
+def merged_name(number: int) -> str:
+    """Returns the name of a merged file before it gets that of a part."""
+    return f"{number:03d}.parquet"
+
+
+@contextmanager
+def new_file(store: fs.FileSystem, path: str) -> Iterator[Any]:
+    """Opens a file that appears once it is whole, and is on disk then."""
+    if store.type_name == "local":
+        with atomic_file(Path(path)) as part, open(part, "wb") as file:
+            yield file
+    else:
+        with store.open_output_stream(path) as file:
+            yield file
+
+
 def part_paths(folder: Path) -> list[Path]:
-    """Returns the files of an archive on disk, ordered by their steps."""
-    parts = sorted(part for path in folder.glob("step-*.parquet") if (part := Part.of(path.name)))
-    return [folder / part.name for part in parts]
+    """Returns the files of an archive on disk, ordered by their steps; each row is in one of them."""
+    parts = {path.name: path for path in folder.glob("step-*.parquet") if Part.of(path.name)}
+    with suppress(FileNotFoundError):  # files are being merged, or a process was killed meanwhile
+        plan = json.loads((folder / MERGING / JOURNAL).read_bytes())
+        for name in plan["sources"]:
+            parts.pop(name, None)
+        for number, name in enumerate(plan["targets"]):
+            made = folder / MERGING / merged_name(number)
+            parts[name] = made if made.exists() else folder / name
+    return [parts[name] for name in sorted(parts, key=lambda name: Part.of(name) or Part(0, 0, 0))]
 
 
-def table_of(common: dict[str, Any], pieces: Iterable[dict[str, Any]]) -> pa.Table:
+def table_of(common: dict[str, Any], pieces: Iterable[dict[str, Any]], form: Form = "png") -> pa.Table:
     """Encodes pieces, each the samples of one worker in one step, into rows of ``SCHEMA``.
 
     Args:
         common: values that all rows share: run, algorithm, config_hash, seed, fps, model.
         pieces: ``step``, ``rank``, and a list a column; ``frames`` are uint8 (N, S, H, W, 3).
+        form: format of the pictures.
     """
     rows = []
     for piece in pieces:
@@ -217,12 +249,12 @@ def table_of(common: dict[str, Any], pieces: Iterable[dict[str, Any]]) -> pa.Tab
         columns = {name: values for name, values in piece.items() if name not in shared}
         for values in zip(*columns.values(), strict=True):
             row = dict(zip(columns, values, strict=True))
-            rows.append(shared | row | {"frames": [png_bytes(pixels_HWC) for pixels_HWC in row["frames"]]})
+            rows.append(shared | row | {"frames": [image_bytes(pixels_HWC, form) for pixels_HWC in row["frames"]]})
     return pa.Table.from_pylist(rows, SCHEMA)
 
 
-def png_bytes(pixels_HWC: np.ndarray) -> bytes:
-    """Returns a PNG file of a uint8 image (H, W, 3)."""
+def image_bytes(pixels_HWC: np.ndarray, form: Form = "png") -> bytes:
+    """Returns a file of a uint8 image (H, W, 3), from which the same pixels are read again."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels_HWC).save(buffer, "PNG")
+    Image.fromarray(pixels_HWC).save(buffer, form, **_OPTIONS[form])
     return buffer.getvalue()

@@ -89,14 +89,16 @@ def check_archive(folder: Path, config: RunConfig) -> Iterator[Finding]:
     opened = set(paths[:: max(1, len(paths) // _PICTURES)])
     for path in paths:
         try:
-            rows = open_parquet(path).read(columns=["step", "serial", "frames"])
+            file = open_parquet(path)
+            rows = file.read(columns=["step", "serial"])
             steps_of_rows = rows["step"].to_pylist()
             keys += zip(steps_of_rows, rows["serial"].to_pylist(), strict=True)
             part = Part.of(path.name)
             if part and not (part.first <= min(steps_of_rows) <= max(steps_of_rows) <= part.last):
                 raise ValueError("it holds other steps than its name says")
             if path in opened:
-                Image.open(io.BytesIO(rows["frames"][0].as_py()[0])).load()
+                frames = file.read_row_group(0, columns=["frames"])["frames"]
+                Image.open(io.BytesIO(frames[0].as_py()[0])).load()
         except (pa.ArrowException, OSError, ValueError, KeyError, IndexError, UnidentifiedImageError) as error:
             bad.append(f"{path.name} ({' '.join(str(error).split())[:80]})")
     if bad:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from rlvid.data.chunks import png_bytes
+from rlvid.data.chunks import image_bytes
 from rlvid.evaluate.results.rows import METRICS, VIDEO, Row, rows_table
 from rlvid.evaluate.results.untrusted import damaged, open_table, read_table, sound
 from rlvid.evaluate.results.videos import decode_frames
@@ -44,7 +44,7 @@ def write_part(path: Path, rows: Sequence[dict[str, Any]], frames_BFCHW: Tensor,
         OSError: it cannot be written; nothing of it is left then.
     """
     frames = [
-        [png_bytes(pixels) for pixels in to_bytes(video)] if video.isfinite().all() else [] for video in frames_BFCHW
+        [image_bytes(pixels) for pixels in to_bytes(video)] if video.isfinite().all() else [] for video in frames_BFCHW
     ]
     table = pa.Table.from_pylist([{**row, "frames": each} for row, each in zip(rows, frames, strict=True)], SCHEMA)
     _write(path, table, identity)

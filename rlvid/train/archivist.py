@@ -18,10 +18,12 @@ from uuid import uuid4
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from rich.console import Console
 
 from rlvid.config import RunConfig
 from rlvid.data.archiving import Piece, Target, stage_pieces
-from rlvid.data.chunks import WAY_OUT, ArchiveFolder, Staged
+from rlvid.data.chunks import WAY_OUT, ArchiveFolder, Form, Staged
+from rlvid.data.parts import finish, merge
 from rlvid.faults import one_line
 from rlvid.storage import is_uri
 
@@ -30,6 +32,8 @@ _BATCH_BYTES = 64 * 2**20
 _BATCH_PIECES = 256
 """Pieces that are worth a dataset, however small: each waits in a call, and Ray lets 1000 calls of an actor run."""
 
+_PATIENCE, _MERGING = 5, 120
+"""Seconds after which the console says that files are merged, and after which a run ends without that."""
 _LOST = "archive: the archivist was restarted and has lost samples; the workers must start again"
 
 Key = tuple[int, int]
@@ -129,10 +133,15 @@ class Archivist:
 
     Args:
         folder: of the archive.
+        form: format of the pictures.
+        size: bytes of the parts that small files are merged into; 0 merges none.
     """
 
-    def __init__(self, folder: ArchiveFolder) -> None:
-        self._folder = folder
+    def __init__(self, folder: ArchiveFolder, form: Form = "png", size: int = 0) -> None:
+        self._folder, self._form, self._size = folder, form, size
+        self._merging = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+        self._problem: str | None = None
         self._epoch: Epoch | None = None
         self._name = ""
         self._moving = asyncio.Lock()
@@ -152,12 +161,13 @@ class Archivist:
         if self._epoch is not None:
             await self._epoch.end("the workers were restarted")
         name = uuid4().hex[:8]
-        async with self._moving:
+        async with self._merging, self._moving:
             try:
+                await asyncio.to_thread(finish, self._folder)
                 await asyncio.to_thread(self._folder.begin, first_step, name)
             except OSError as error:
                 return name, error.strerror or str(error)
-            target = Target(self._folder, name, common, tuple(sorted(set(nodes))), world)
+            target = Target(self._folder, name, common, tuple(sorted(set(nodes))), world, self._form)
             self._epoch, self._name = Epoch(target, world), name
         return name, None
 
@@ -196,11 +206,24 @@ class Archivist:
                 await asyncio.to_thread(self._folder.commit, epoch, files)
             except OSError as error:
                 await current.end(error.strerror or str(error))
+        self._task = asyncio.create_task(self._merge())  # beside the steps that follow
         return current.error
 
-    async def end(self) -> None:
-        """Deletes the staging folder of a run that has ended."""
+    async def end(self) -> str | None:
+        """Merges the files that are left and deletes the staging folder, of a run that has ended."""
+        await self._merge(rest=True)
         await asyncio.to_thread(self._folder.end)
+        return self._problem
+
+    async def _merge(self, rest: bool = False) -> None:
+        """Merges small files. A fault is no fault of the run: its files stay as they are."""
+        if not self._size or self._problem or (self._merging.locked() and not rest):
+            return
+        async with self._merging:
+            try:
+                await asyncio.to_thread(merge, self._folder, self._size, rest)
+            except OSError as error:
+                self._problem = error.strerror or str(error)
 
 
 def start_archivist(config: RunConfig, run: Path) -> Any:
@@ -210,13 +233,19 @@ def start_archivist(config: RunConfig, run: Path) -> Any:
     storage = config.output.storage if is_uri(config.output.storage) else str(run.parent)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     folder = ArchiveFolder(storage, run.name)
-    return Archivist.options(scheduling_strategy=here).remote(folder)  # type: ignore[attr-defined]
+    size = int(config.output.archive_part_mb * 2**20)
+    actor = Archivist.options(scheduling_strategy=here)  # type: ignore[attr-defined]
+    return actor.remote(folder, config.output.archive_format, size)
 
 
-def end_archivist(archivist: Any) -> None:
+def end_archivist(archivist: Any, console: Console) -> None:
     """Ends the archivist of a run whose workers have ended; what is staged belongs to no checkpoint and is deleted."""
     if archivist is None:
         return
-    with suppress(ray.exceptions.GetTimeoutError, ray.exceptions.RayError, OSError):  # the next start deletes it too
-        ray.get(archivist.end.remote(), timeout=10)
+    ended = archivist.end.remote()
+    with suppress(ray.exceptions.GetTimeoutError, ray.exceptions.RayError, OSError):  # the next start does it too
+        if not ray.wait([ended], timeout=_PATIENCE)[0]:
+            console.print("merging the archive's files", highlight=False)
+        if problem := ray.get(ended, timeout=_MERGING):
+            console.print(f"the archive's small files stay as they are: {problem}", markup=False, highlight=False)
     ray.kill(archivist)

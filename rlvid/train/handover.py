@@ -11,6 +11,7 @@ from torch import Tensor, distributed
 from rlvid.algorithms.base import Samples
 from rlvid.data.archive import piece_of
 from rlvid.data.chunks import ArchiveFolder
+from rlvid.data.parts import finish
 
 log = logging.getLogger("rlvid.train")
 
@@ -56,7 +57,8 @@ class Handover:
         if self._archivist is not None:
             return ray.get(self._archivist.begin.remote(first_step, len(nodes), nodes, common))
         try:
-            folder.begin(first_step, "none")
+            finish(folder)
+            folder.begin(first_step, None)
         except OSError as error:
             return "", error.strerror or str(error)
         return "", None

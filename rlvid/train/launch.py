@@ -100,7 +100,7 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Tr
         except (ray.train.WorkerGroupError, ray.train.ControllerError, ray.exceptions.RayActorError) as error:
             raise RuntimeError(reason(error, folder, progress, not stored)) from error
         finally:
-            end_archivist(archivist)
+            end_archivist(archivist, console)
         if done["problem"]:
             raise RuntimeError(f"training stopped: {done['problem']}")
         run_mirror(config.output.storage, config.name)
