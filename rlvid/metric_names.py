@@ -144,6 +144,7 @@ KNOWN = {
             "oracle",
         ),
         Metric("oracle_fidelity", "Oracle fidelity", tabled=False),
+        Metric("data/lost", "Lost samples", digits=0, higher_is_better=False, tabled=False),
         Metric("seconds", "Seconds", digits=0, higher_is_better=False, tabled=False),
     )
 }  # fmt: skip

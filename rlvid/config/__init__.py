@@ -77,6 +77,11 @@ class RunConfig(Section):
     def _data_fits(self) -> None:
         data, method = self.data, self.method
         weights, count = data.weights, len(data.sources)
+        if weights is not None and isinstance(data.source, str):
+            raise ValueError(
+                f"data.weights = {list(weights)}: data.source = {data.source!r} is one source and no list; give a list "
+                "such as data.source=[a,b], or leave data.weights out"
+            )
         if weights is not None and (len(weights) != count or min(weights, default=0) <= 0):
             raise ValueError(
                 f"data.weights = {list(weights)}: data.source names {count} source{'s' * (count > 1)}; give a number "

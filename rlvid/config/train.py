@@ -22,7 +22,7 @@ class DataConfig(Section):
     )
     weights: tuple[float, ...] | None = Field(
         None,
-        description="shares of the sources in what is drawn, such as [3, 1]; default: every clip equally often",
+        description="shares of a list of sources in what is drawn, such as [3, 1]; default: every clip equally often",
     )
     encoders: int = Field(1, ge=1, description="processes that encode videos on the way to training")
     encoder_gpus: float = Field(

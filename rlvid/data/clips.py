@@ -141,7 +141,10 @@ class EncodedClips:
             if there.get(name) != size:
                 found = f"{there[name]:,} bytes" if name in there else "missing"
                 raise damaged(f"{place}/{name}", f"{found}, where meta.json says {size:,} bytes", "encode again")
-        if sum(rows for _, rows, _ in meta["parts"]) != meta["clips"] or not meta["clips"]:
+        rows = sum(rows for _, rows, _ in meta["parts"])
+        if rows == meta["clips"] == 0:
+            raise ValueError(f"{place}: has no clips; encode videos with captions into it, or name another data.source")
+        if rows != meta["clips"]:
             raise damaged(f"{place}/meta.json", "its numbers of clips differ", "encode again")
         return EncodedClips(place, meta)
 

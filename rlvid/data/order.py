@@ -81,7 +81,7 @@ def _sources(draws: int, weights: Sequence[float], seed: int) -> np.ndarray:
     start = np.uint64(int(torch.randint(2**62, (), generator=generator(seed, "mixture"))))
     points = (start + np.arange(draws, dtype=np.uint64) * _GOLDEN) >> np.uint64(11)
     borders = np.cumsum(weights)[:-1] / np.sum(weights) * 2.0**53
-    return np.searchsorted(borders, points.astype(np.float64), side="right").astype(np.uint8)
+    return np.searchsorted(borders, points.astype(np.float64), side="right").astype(np.min_scalar_type(len(weights)))
 
 
 @lru_cache(maxsize=4)

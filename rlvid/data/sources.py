@@ -17,10 +17,12 @@ from torch import Tensor
 from rlvid import randomness
 from rlvid.config import RunConfig
 from rlvid.config.model import ModelConfig, SamplingConfig
+from rlvid.config.train import MADE
 from rlvid.data.clips import digest
 from rlvid.data.encode import EncodeReport, Item, encode_clips, hash_weights, model_fingerprint
 from rlvid.data.kept import kept_folder, one_at_a_time, push_folder
 from rlvid.data.prompts import has_prompts, read_prompts, resolve_prompts
+from rlvid.data.tables import TABLES
 from rlvid.data.training_set import Source, TrainingSet
 from rlvid.data.video_set import is_videos, listed_videos
 from rlvid.data.videos import VideoError
@@ -28,7 +30,7 @@ from rlvid.data.writing import write_prompts
 from rlvid.diffusion.chain import denoise
 from rlvid.diffusion.schedule import timesteps
 from rlvid.models.base import Posterior, VideoModel
-from rlvid.storage import Mirror, place_of
+from rlvid.storage import Mirror, is_uri, place_of
 from rlvid.terminal import short
 from rlvid.world.captions import PROMPT_SETS, write_captions
 from rlvid.world.render import RENDERER, degrade, render, sample_clips, sample_degradation
@@ -128,6 +130,22 @@ def samples_made_with(prompts: list[str], seed: int, sampling: SamplingConfig, m
     chain = {"steps": sampling.steps, "guidance": sampling.guidance, "final": sampling.final_level}
     denoiser = hash_weights(model.path, ("unet", "scheduler"))
     return {"prompts": digest({"prompts": prompts}), "count": len(prompts), "seed": seed, "denoiser": denoiser, **chain}
+
+
+def check_folder(source: str) -> None:
+    """Checks that a source which no run makes is a folder, or a URI, which is looked up later.
+
+    Raises:
+        ValueError: it is none; the message says what a source may be.
+    """
+    path = Path(source).expanduser()
+    if is_uri(source) or path.is_dir():
+        return
+    raise ValueError(
+        f"data.source = {source!r}: {'no table of videos' if path.exists() else 'no such folder or file'}; allowed: "
+        f"{', '.join(MADE)}, a folder of encoded clips (made with `rlvid encode`), or a folder or manifest "
+        f"({', '.join(TABLES)}) of videos"
+    )
 
 
 def training_set(config: RunConfig, console: Console) -> TrainingSet:

@@ -3,7 +3,7 @@
 A run's folder, ``{storage}/{name}``::
 
     config.yaml       the settings, as validated
-    clips.txt         fingerprint of the clips
+    clips.txt         a line for each source of its clips: fingerprint and number of rows
     step-000050/ ...  checkpoints
     tensorboard/      scalars and videos
     archive/          generated samples with their rewards, Parquet, see rlvid.data.chunks
@@ -22,7 +22,7 @@ from rich.console import Console
 
 from rlvid.config import RunConfig
 from rlvid.data.encode import model_fingerprint
-from rlvid.data.sources import training_prompts
+from rlvid.data.sources import check_folder, training_prompts
 from rlvid.data.training_set import Source, TrainingSet
 from rlvid.data.video_set import check_videos, is_videos
 from rlvid.files import held, write_atomic
@@ -91,6 +91,7 @@ def check(config: RunConfig) -> None:
         elif is_videos(source):
             check_videos(source, config.model)
         elif source != "builtin":
+            check_folder(source)
             Source.of(source, model_fingerprint(config.model))
     if config.data.encoder_gpus and not (config.method.needs_clips and any(map(is_videos, config.data.sources))):
         raise ValueError(
@@ -151,22 +152,30 @@ def prepare(config: RunConfig) -> Path:
 
 
 def record_clips(folder: Path, clips: TrainingSet) -> None:
-    """Notes which clips a run trains on.
+    """Notes which clips a run trains on: a line for each source, with its fingerprint and its number of rows.
+
+    A note of an earlier version is a fingerprint alone.
 
     Raises:
-        ValueError: the run has begun with others, such as of prompts that were edited since.
+        ValueError: the run has begun with others: a source shrank, or its prompts were edited; the message names it.
     """
     note = folder / "clips.txt"
-    now, was = clips.fingerprint, note.read_text(encoding="utf-8") if note.is_file() else None
-    if (folder / "archive").is_dir() and was not in (None, now):
-        others, back = f"clips than those in {clips.places} now are", "them (or the prompts they were sampled from)"
-        if all(source.kind == "prompts" for source in clips.sources):
-            others, back = "prompts than data.prompts gives now", "the prompts that it began with"
-        raise ValueError(
-            f"run {folder.name!r} began with other {others} (fingerprint {was} then, {now} now); bring {back} back, "
-            "or choose another name=..."
-        )
-    write_atomic(note, now.encode())
+    before = [line.split() for line in note.read_text(encoding="utf-8").splitlines()] if note.is_file() else []
+    if before and (folder / "archive").is_dir():
+        for source, (fingerprint, *count) in zip(clips.sources, before, strict=False):
+            if fingerprint != source.fingerprint or count not in ([], [str(source.count)]):
+                raise ValueError(_changed(folder.name, source, fingerprint, *count))
+    write_atomic(note, "".join(f"{each.fingerprint} {each.count}\n" for each in clips.sources).encode())
+
+
+def _changed(run: str, source: Source, fingerprint: str, count: str = "unknown") -> str:
+    others, back = f"clips than those in {source.place} now are", "them (or the prompts they were sampled from)"
+    if source.open().kind == "prompts":  # and no list of videos of which the captions are read
+        others, back = "prompts than data.prompts gives now", "the prompts that it began with"
+    return (
+        f"run {run!r} began with other {others} (then: fingerprint {fingerprint}, number {count}; now: fingerprint "
+        f"{source.fingerprint}, number {source.count}); bring {back} back, or choose another name=..."
+    )
 
 
 def cut_captions(config: RunConfig, clips: TrainingSet) -> list[str]:

@@ -17,6 +17,7 @@ class ProgressActor:
     def __init__(self) -> None:
         self._latest: dict[str, Any] = {}
         self._notes: list[str] = []
+        self._kinds = set[str]()
         self._reward_calls: dict[int, tuple[str, str, float, float]] = {}
         self._overdue: dict[int, str] = {}
         self._end_requested, self._starts = False, 0
@@ -32,10 +33,12 @@ class ProgressActor:
         """Replaces the numbers of the latest step."""
         self._latest = latest
 
-    def note(self, line: str) -> None:
-        """Keeps a line for the console, unless it repeats the last one."""
-        if self._notes[-1:] != [line]:
+    def note(self, line: str, kind: str | None = None) -> None:
+        """Keeps a line for the console, unless it repeats the last one or one of its kind is there already."""
+        if self._notes[-1:] != [line] and kind not in self._kinds:
             self._notes.append(line)
+        if kind is not None:
+            self._kinds.add(kind)
 
     def reward_started(self, rank: int, where: str, reward: str, timeout: float) -> None:
         """Notes that a worker has called a reward."""

@@ -54,21 +54,24 @@ class Reporter(Observer):
         return f"worker {self.rank}, " + ("before its first step" if self.step is None else f"step {self.step}")
 
     def report(self, line: str, kind: str | None = None) -> None:
-        """Reports samples without a reward on the driver's console, once for each kind of line."""
+        """Reports samples without a reward on the driver's console, once for each kind of line.
+
+        A ``kind`` that is given counts over all workers and their restarts; else each worker has its own lines.
+        """
         self.latest = line
         log.warning("step %s: %s", self.step, line)
-        kind = kind or re.sub(r"\d+", "", line)
-        if kind not in self._told:
-            self._told.add(kind)
-            self._note(line)
+        of_worker = kind or re.sub(r"\d+", "", line)
+        if of_worker not in self._told:
+            self._told.add(of_worker)
+            self._note(line, kind)
 
     def warn(self, line: str) -> None:
         """Reports what slows training down on the driver's console, and in the log."""
         log.warning("%s: %s", self.where, line)
         self._note(line)
 
-    def _note(self, line: str) -> None:
-        self.progress.note.remote(f"{self.where}: {line}")
+    def _note(self, line: str, kind: str | None = None) -> None:
+        self.progress.note.remote(f"{self.where}: {line}", kind)
 
     @contextmanager
     def calling(self, reward: str) -> Iterator[None]:

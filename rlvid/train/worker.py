@@ -96,7 +96,7 @@ class Worker:
         self.problem: str | None = None
         self._watched, self._leaving = job.watched, set[str]()
         self.stopped = job.stop
-        self._in_a_row, self._skipped, self._seconds, self._videos = 0, 0, 0.0, 0
+        self._in_a_row, self._skipped, self._seconds, self._videos, self._lost = 0, 0, 0.0, 0, 0
         self.first_step = self._done = self._restore(checkpoint)
         # The first share: seconds of steps are a budget, and do not count the start of the feed.
         self._row = self._next_row() if self.first_step < config.train.steps else None
@@ -135,6 +135,7 @@ class Worker:
         with self.stopwatch.stage("data"):
             row, self._row = self._row or self._next_row(), None
             share, latents = Share.of(row, step, self.rank), None
+            self._lost = len(share.lost)
             if share.posterior is not None:
                 positions = [(serial,) for serial in share.serials]
                 noise = randomness.normal(self.model.latent_shape, self.config.seed, "posterior", positions)
@@ -165,7 +166,7 @@ class Worker:
             sums[f"seconds/{name}"] = (value, 1.0)
         loss = sum(float(update.loss.detach()) for update in updates) / max(1, len(outcomes))
         rewarded = sum(update.metrics.get("reward/weighted", (0.0, 0.0))[1] for update in updates)
-        sums |= {"optimiser/loss": (loss, 1.0), "cost/videos": (rewarded, 1.0)}
+        sums |= {"optimiser/loss": (loss, 1.0), "cost/videos": (rewarded, 1.0), "data/lost": (self._lost, 1.0)}
         guarded = self.config.guard.every > 0 and self.config.guard.stop
         asked_to_stop = self.rank == 0 and ((guarded and stop_flag(self.run).is_file()) or self._end_requested())
         sums["stop"] = (float(asked_to_stop), 1.0)  # summed with the rest, so that all workers stop at the same step
@@ -182,6 +183,7 @@ class Worker:
         self._seconds += values["seconds/step"]  # the mean over workers, so that all of them end at the same step
         self._videos += round(values["cost/videos"] * self.world)
         values |= {"cost/videos": float(self._videos), "cost/seconds": self._seconds}
+        values["data/lost"] = float(round(values["data/lost"] * self.world))
         values["cost/peak_memory_gib"] = peak_memory(self.model.device) / 2**30
         every = self.config.output.archive_every
         # Both hand over to others; TensorBoard shows what that took with the numbers of the next step.

@@ -68,7 +68,7 @@ def test_version() -> None:
         (["train", "toy", "model.path=some/thing"], ["model.path = 'some/thing'", "hf download some/thing --include"]),
         (["plan", "toy", "model.path=some/thing"], ["model.path = 'some/thing'", "hf download some/thing --include"]),
         (["plan", "toy", "reward.segments=9"], ["reward.segments = 9", "allowed: 1 to 8"]),
-        (["train", "toy", "data.source=/nowhere"], ["/nowhere: no such folder of encoded clips", "rlvid encode"]),
+        (["train", "toy", "data.source=/nowhere"], ["data.source = '/nowhere': no such folder", "rlvid encode"]),
         (["train", "toy", "data.source=samples", "data.prompts=no.txt"], ["data.prompts = 'no.txt'", "in_domain"]),
         (["train", "toy", "output.storage=/proc/nowhere"], ["output.storage = '/proc/nowhere'", "cannot be written"]),
         (["train", "toy", "name=../up"], ["name = '../up'"]),

@@ -159,6 +159,7 @@ def test_a_damaged_clip_costs_its_samples_and_not_the_run(cluster: Cluster, home
     done = cluster.train(config(home, "damaged", *how), clips="damaged")
     assert done["problem"] is None
     assert cluster.reported == [2]
+    assert sum(cluster.told("data/lost")) == about.row_group(0).num_rows
     lost = cluster.told("reward/excluded")
     share = about.row_group(0).num_rows / 3  # of the micro-batches of a step; an epoch has each clip once
     assert sum(lost) == pytest.approx(share, rel=1e-4)

@@ -1,21 +1,29 @@
 """Training sets of one source and of several: their rows, order and settings."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from rlvid.config import load_config, parse_config
 from rlvid.data.batches import Shares
-from rlvid.data.clips import CLIP
-from rlvid.data.encode import encode_items
+from rlvid.data.clips import CLIP, SCHEMA
+from rlvid.data.encode import encode_items, model_fingerprint
 from rlvid.data.shares import Share
 from rlvid.data.sources import read_rendered
 from rlvid.data.training_set import Source, TrainingSet
 from rlvid.data.writing import ClipWriter, write_prompts
 from rlvid.toy.tiny import tiny_model
 from rlvid.train.feeding import RunFeed
+from rlvid.train.preflight import check, cut_captions, record_clips
+from rlvid.train.progress import ProgressActor
+from rlvid.train.reporter import Reporter
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +101,7 @@ def test_captions_of_a_damaged_part_are_passed_over(folders: list[Path], tmp_pat
     damaged = tmp_path / "prompts" / "part-00000.parquet"
     damaged.write_bytes(bytes(damaged.stat().st_size))
     assert TrainingSet.of(tmp_path / "prompts").first_captions(1) == ("prompt 65536",)
+    assert cut_captions(parse_config({}), TrainingSet.of(tmp_path / "prompts")) == []
 
 
 def test_settings_of_mixtures_are_checked(tmp_path: Path) -> None:
@@ -108,7 +117,10 @@ def test_settings_of_mixtures_are_checked(tmp_path: Path) -> None:
         ({"source": ["a", "a"]}, r"names a source twice"),
         ({"source": ["a", "b"], "weights": [1]}, r"data.weights = \[1.0\]: data.source names 2 sources; give a number"),
         ({"source": ["a", "b"], "weights": [1, 0]}, r"above 0 for each, in their order"),
-        ({"source": "a", "weights": [1, 2]}, r"names 1 source; give"),
+        ({"source": ["a", "b"], "weights": [1, float("nan")]}, r"data.weights.1 = nan: "),
+        ({"source": ["a", "b"], "weights": [1, float("inf")]}, r"data.weights.1 = inf: "),
+        ({"source": ["a"], "weights": [1, 2]}, r"names 1 source; give"),
+        ({"source": "a", "weights": [1]}, r"data.weights = \[1.0\]: data.source = 'a' is one source and no list"),
         ({"source": ["a", "b"], "prompts": "x.txt"}, r"data.source = '\[a, b\]' has captions of its own"),
     ):
         with pytest.raises(ValueError, match=said):
@@ -119,3 +131,76 @@ def test_settings_of_mixtures_are_checked(tmp_path: Path) -> None:
     again = parse_config(yaml.safe_load(yaml.safe_dump(run.model_dump(mode="json"))))
     assert (again, again.fingerprint) == (run, run.fingerprint)
     assert len({run.fingerprint, load_config({}, ["data.source=[builtin,a/b]"]).fingerprint}) == 2
+
+
+def test_one_source_keeps_the_fingerprint_of_earlier_versions() -> None:
+    former = "cc76c8fc07d3"  # by a version without mixtures, whose runs go on
+    assert parse_config({}).fingerprint == former
+    assert parse_config({"data": {"weights": None}}).fingerprint == former
+    lists = [{"source": ["a", "b"]}, {"source": ["b", "a"]}, {"source": ["a", "b"], "weights": [2, 1]}, {"source": "a"}]
+    assert len({parse_config({"data": data}).fingerprint for data in lists}) == 4
+
+
+def test_the_source_that_changed_between_two_starts_is_named(folders: list[Path], tmp_path: Path) -> None:
+    run, clips = tmp_path / "run", TrainingSet(tuple(map(Source.of, folders)), (3.0, 1.0))
+    (run / "archive").mkdir(parents=True)
+    note = run / "clips.txt"
+    record_clips(run, clips)
+    assert note.read_text() == "1 3\n2 5\n"
+    record_clips(run, clips)
+    shrunk = replace(clips, sources=(clips.sources[0], replace(clips.sources[1], count=4)))
+    said = rf"those in {folders[1]} now are \(then: fingerprint 2, number 5; now: fingerprint 2, number 4\)"
+    with pytest.raises(ValueError, match=said):
+        record_clips(run, shrunk)
+    assert note.read_text() == "1 3\n2 5\n", "the note is kept, so that the next start is refused too"
+
+    one = TrainingSet.of(folders[0])
+    note.write_text("0")
+    with pytest.raises(ValueError, match=r"\(then: fingerprint 0, number unknown; now: fingerprint 1, number 3\)"):
+        record_clips(run, one)
+    note.write_text("1")
+    record_clips(run, one)
+    assert note.read_text() == "1 3\n", "a note of an earlier version is completed"
+
+
+def test_a_source_that_is_none_or_has_no_clips_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    def refused(*source: str) -> str:
+        with pytest.raises(ValueError, match=r"data\.source|no clips") as error:
+            check(load_config("toy", [f"data.source=[{','.join(source)}]"]))
+        return str(error.value)
+
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "empty").mkdir()
+    pq.write_table(SCHEMA.empty_table(), tmp_path / "empty" / "part-00000.parquet")
+    size = (tmp_path / "empty" / "part-00000.parquet").stat().st_size
+    meta = {
+        "clips": 0,
+        "fingerprint": model_fingerprint(load_config("toy").model),
+        "parts": [["part-00000.parquet", 0, size]],
+    }
+    (tmp_path / "empty" / "meta.json").write_text(json.dumps(meta))
+    for source, fault in (("bulitin", "no such folder or file"), (f"{tmp_path}/notes.txt", "no table of videos")):
+        line = refused("builtin", source)
+        assert line.startswith(f"data.source = '{source}': {fault}; allowed: builtin, prompts, samples, a folder of ")
+        assert "rlvid encode" in line
+        assert "\n" not in line
+    assert "the folder is empty" in refused("builtin", f"{tmp_path}/bare")
+    assert f"{tmp_path}/empty: has no clips" in refused("builtin", f"{tmp_path}/empty")
+
+
+def test_a_fault_of_the_clips_is_one_line_on_the_console_for_all_workers() -> None:
+    progress: Any = ProgressActor.__ray_metadata__.modified_class()  # type: ignore[attr-defined]
+    actor = SimpleNamespace(note=SimpleNamespace(remote=progress.note))
+    for _ in range(2):  # starts of the workers
+        for rank in range(2):
+            reporter = Reporter(rank, actor)
+            reporter.step = 3
+            for fault in ("part-1 is damaged", "part-2 is damaged"):
+                reporter.report(f"{fault}; no reward", kind=fault)
+            reporter.report("the reward failed")
+    assert progress.get()[1] == [
+        "worker 0, step 3: part-1 is damaged; no reward",
+        "worker 0, step 3: part-2 is damaged; no reward",
+        *[f"worker {rank}, step 3: the reward failed" for rank in (0, 1)] * 2,
+    ]
