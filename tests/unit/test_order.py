@@ -1,9 +1,15 @@
 """The order of mixtures: against a plain walk over all draws."""
 
+from bisect import bisect_right
+from fractions import Fraction
+from itertools import accumulate
+
 import numpy as np
 import pytest
+import torch
 
 from rlvid.data.order import clip_indices, mixed_indices
+from rlvid.randomness import generator
 
 COUNTS, WEIGHTS = (5, 900, 5), (0.2, 0.5, 0.3)
 
@@ -34,3 +40,22 @@ def test_a_draw_of_a_mixture_depends_on_its_serial_and_the_seed_alone() -> None:
     assert mixed_indices([], COUNTS, WEIGHTS, seed=3).tolist() == []
     with pytest.raises(ValueError, match="serials start at 0"):
         mixed_indices([-1], COUNTS, WEIGHTS, seed=3)
+
+
+def test_a_mixture_is_what_exact_fractions_say_draw_by_draw() -> None:
+    counts, weights, seed = (7, 3, 400), (3, Fraction(1, 2), 1), 5
+    borders = [border / sum(weights) for border in accumulate(weights)][:-1]
+    start = int(torch.randint(2**62, (), generator=generator(seed, "mixture")))
+    drawn, expected = [0] * len(counts), []
+    for serial in range(1500):
+        turn = Fraction((start + serial * 0x9E3779B97F4A7C15) % 2**64, 2**64)  # of the golden ratio, from the start on
+        number = bisect_right(borders, turn)
+        place = int(clip_indices([drawn[number]], counts[number], seed, number)[0])
+        expected.append(sum(counts[:number]) + place)
+        drawn[number] += 1
+    assert mixed_indices(range(1500), counts, [float(weight) for weight in weights], seed).tolist() == expected
+
+
+def test_more_sources_than_a_byte_counts_keep_their_numbers() -> None:
+    found = mixed_indices(range(3000), [1] * 300, [1.0] * 300, seed=0)
+    assert {*found.tolist()} == {*range(300)}
