@@ -13,8 +13,8 @@ from rlvid.storage import Mirror
 from rlvid.terminal import short
 
 
-def kept_folder(mirror: Mirror, write: Callable[[Path], None], what: str, console: Console) -> None:
-    """Writes a folder of rows and sends it to the storage, unless it is there; prints what it holds."""
+def kept_folder(mirror: Mirror, write: Callable[[Path], None], rows: str, console: Console) -> None:
+    """Writes a folder of rows and sends it to the storage, unless it is there; prints how many ``rows`` it holds."""
     out = mirror.folder
     with one_at_a_time(out):
         there = mirror.sizes()
@@ -22,7 +22,8 @@ def kept_folder(mirror: Mirror, write: Callable[[Path], None], what: str, consol
             if read_meta(out) is None:
                 write(out)
             push_folder(mirror)
-            console.print(f"{what} in {short(out)}", highlight=False)
+            meta = read_meta(out) or {}
+            console.print(f"{meta['clips']} {rows} in {short(out)}", highlight=False)
 
 
 def push_folder(mirror: Mirror) -> None:

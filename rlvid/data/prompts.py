@@ -1,11 +1,12 @@
 """Prompts: checked, and read from text, JSON lines, CSV, TSV or Parquet, or drawn from a built-in set."""
 
 import os
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from rlvid.data.tables import TABLES, Row, read_rows, read_text, table_files
+from rlvid.data.tables import TABLES, Row, numbered_lines, read_rows, read_text, table_files
 from rlvid.text import clean, is_blank, is_utf8
 from rlvid.world.captions import PROMPT_SETS, prompt_set
 
@@ -49,7 +50,12 @@ def has_prompts(path: str | Path) -> bool:
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """Returns prompts of a file, in its order, repetitions kept.
+    """Returns prompts of a file, in its order, repetitions kept; see ``iter_prompts``."""
+    return list(iter_prompts(path))
+
+
+def iter_prompts(path: str | Path) -> Iterator[str]:
+    """Yields prompts of a file, in its order, repetitions kept.
 
     Args:
         path: ``.txt`` (a prompt a line, blank lines are skipped), or a table of ``rlvid.data.tables`` with a column
@@ -61,15 +67,18 @@ def read_prompts(path: str | Path) -> list[str]:
     """
     path = Path(path)
     if path.suffix.lower() == ".txt":
-        lines = enumerate(read_text(path).split("\n"), start=1)
-        prompts = [check_prompt(line, f"{path}:{number}") for number, line in lines if line.strip()]
+        found = (
+            check_prompt(line, f"{path}:{number}") for number, line in numbered_lines(read_text(path)) if line.strip()
+        )
     elif is_prompt_file(path):
-        prompts = [_prompt(row) for row in read_rows(path, ("prompt",))]
+        found = (_prompt(row) for row in read_rows(path, ("prompt",)))
     else:
         raise ValueError(f"{path}: prompts are read from .txt, {', '.join(TABLES)}; not from {path.suffix or 'this'!r}")
-    if not prompts:
+    prompt = None
+    for prompt in found:
+        yield prompt
+    if prompt is None:
         raise ValueError(f"{path}: there are no prompts in this file")
-    return prompts
 
 
 def _prompt(row: Row) -> str:

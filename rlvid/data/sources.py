@@ -20,13 +20,12 @@ from rlvid.config.model import ModelConfig, SamplingConfig
 from rlvid.config.train import MADE
 from rlvid.data.clips import digest
 from rlvid.data.encode import EncodeReport, Item, encode_clips, hash_weights, model_fingerprint
-from rlvid.data.kept import kept_folder, one_at_a_time, push_folder
-from rlvid.data.prompts import has_prompts, read_prompts, resolve_prompts
+from rlvid.data.kept import one_at_a_time, push_folder
+from rlvid.data.run_prompts import kept_prompts, prompts_of_samples
 from rlvid.data.tables import TABLES
 from rlvid.data.training_set import Source, TrainingSet
 from rlvid.data.video_set import is_videos, listed_videos
 from rlvid.data.videos import VideoError
-from rlvid.data.writing import write_prompts
 from rlvid.diffusion.chain import denoise
 from rlvid.diffusion.schedule import timesteps
 from rlvid.models.base import Posterior, VideoModel
@@ -87,35 +86,6 @@ class BaseSampler:
         return caption, Posterior(latents, torch.zeros_like(latents))
 
 
-def training_prompts(config: RunConfig, source: str) -> list[str]:
-    """Returns the prompts of the source ``prompts`` or ``samples``.
-
-    A built-in set gives ``data.count`` of them. A file gives all its prompts to ``prompts``; to ``samples`` it gives
-    ``data.count``, round and round.
-
-    Raises:
-        ValueError: data.prompts is neither a built-in set with so many prompts nor a file that can be read.
-    """
-    spec, count = config.data.prompts or "in_domain", config.data.count
-    if spec in PROMPT_SETS:
-        return resolve_prompts(spec, count, config.seed)
-    if not has_prompts(Path(spec).expanduser()):
-        raise ValueError(
-            f"data.prompts = {spec!r} is neither a file of prompts nor a built-in set; allowed: a .txt, .csv, .tsv, "
-            f".jsonl or .parquet file, or one of {', '.join(PROMPT_SETS)}"
-        )
-    prompts = read_prompts(Path(spec).expanduser())
-    return prompts if source == "prompts" else [prompts[index % len(prompts)] for index in range(count)]
-
-
-def _kept_prompts(config: RunConfig, console: Console) -> str:
-    """Returns the folder of a run's prompts: a copy, since a file may change while the run reads it."""
-    prompts = training_prompts(config, "prompts")
-    mirror = Mirror(config.output.storage, f"clips/prompts-{len(prompts)}-{digest(prompts)[:8]}")
-    kept_folder(mirror, partial(write_prompts, prompts), f"{len(prompts)} prompts", console)
-    return mirror.place
-
-
 def encode_samples(
     prompts: list[str], seed: int, sampling: SamplingConfig, model: ModelConfig, out: str | Path, **how: Any
 ) -> EncodeReport:
@@ -163,13 +133,13 @@ def training_set(config: RunConfig, console: Console) -> TrainingSet:
 def _place(config: RunConfig, source: str, console: Console) -> str:
     make: Callable[[Path], EncodeReport]
     if source == "prompts":
-        return _kept_prompts(config, console)
+        return kept_prompts(config, console)
     count, seed, model = config.data.count, config.seed, config.model
     if source == "builtin":
         name = f"builtin{RENDERER}-{count}-seed{seed}-{model_fingerprint(model)[:8]}"
         make = partial(encode_builtin, count, seed, model)
     elif source == "samples":
-        prompts = training_prompts(config, source)
+        prompts = prompts_of_samples(config)
         made_with = samples_made_with(prompts, seed, config.sampling, model) | {"model": model_fingerprint(model)}
         name = f"samples-{count}-seed{seed}-{digest(made_with)[:8]}"
         workers: dict[str, Any] = {"workers": config.train.workers, "use_gpu": config.train.use_gpu, "batch_size": 1}

@@ -106,6 +106,15 @@ def read_text(path: Path) -> str:
     return text
 
 
+def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Yields the lines of a text with their numbers from 1 on, without a list of them."""
+    number, start = 1, 0
+    while (end := text.find("\n", start)) >= 0:
+        yield number, text[start:end]
+        number, start = number + 1, end + 1
+    yield number, text[start:]
+
+
 def _cell_rows(path: Path, columns: tuple[str, ...], delimiter: str) -> Iterator[Row]:
     records = _records(path, read_text(path), delimiter)
     line, header = next(records, (1, []))
@@ -155,26 +164,33 @@ def _records(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[
 
 
 def _json_rows(path: Path, columns: tuple[str, ...], gaps: bool) -> Iterator[Row]:
-    rows: list[Row] = []
+    if not gaps:
+        yield from _json_objects(path, columns, gaps, {})
+        return
     names: dict[str, None] = {}
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    rows = list(_json_objects(path, columns, gaps, names))  # the names of all rows are known at the end
+    if names:
+        _check_columns(path, list(names), columns)
+    yield from rows
+
+
+def _json_objects(path: Path, columns: tuple[str, ...], gaps: bool, names: dict[str, None]) -> Iterator[Row]:
+    """Yields a row for each line; adds the names that they have to ``names``."""
+    for number, line in numbered_lines(read_text(path)):
         if not line.strip():
             continue
         where = f"{path}:{number}"
         try:
             found = json.loads(line, object_pairs_hook=_Object)
         except (ValueError, RecursionError) as error:
-            rows.append(Row(where, fault=f"is not JSON: {error}"))
+            yield Row(where, fault=f"is not JSON: {error}")
             continue
         if not isinstance(found, _Object):
-            rows.append(Row(where, fault=f"must be a JSON object with {', '.join(columns)}"))
+            yield Row(where, fault=f"must be a JSON object with {', '.join(columns)}")
             continue
-        names |= dict.fromkeys(found)
+        names.update(dict.fromkeys(found))
         fault = _fault(found.keys_read, columns, gaps)
-        rows.append(Row(where, fault=fault) if fault else Row(where, {name: found.get(name) for name in columns}))
-    if names and gaps:
-        _check_columns(path, list(names), columns)
-    yield from rows
+        yield Row(where, fault=fault) if fault else Row(where, {name: found.get(name) for name in columns})
 
 
 class _Object(dict[str, Any]):
@@ -186,6 +202,7 @@ class _Object(dict[str, Any]):
 
 
 def _parquet_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
+    number = 0
     try:
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
@@ -193,18 +210,22 @@ def _parquet_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
             for name in columns:
                 if not _is_text(schema.field(name).type):
                     raise ValueError(f"{path}: column {name!r} is of type {schema.field(name).type}; it must hold text")
-            table = file.read(columns=list(columns))
+            for batch in file.iter_batches(columns=list(columns)):
+                for scalars in zip(*(batch[name] for name in columns), strict=True):
+                    number += 1
+                    yield _parquet_row(f"{path}: row {number}", columns, scalars)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if found := path.is_file() and stand_in(path):
             raise ValueError(f"{path}: {found}") from error
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path}: is not a Parquet file, or a damaged one: {printable(reason)}") from error
-    for number, scalars in enumerate(zip(*(table[name] for name in columns), strict=True), start=1):
-        where = f"{path}: row {number}"
-        try:
-            yield Row(where, {name: scalar.as_py() for name, scalar in zip(columns, scalars, strict=True)})
-        except UnicodeDecodeError:
-            yield Row(where, fault="is not UTF-8 text")
+
+
+def _parquet_row(where: str, columns: tuple[str, ...], scalars: tuple[pa.Scalar, ...]) -> Row:
+    try:
+        return Row(where, {name: scalar.as_py() for name, scalar in zip(columns, scalars, strict=True)})
+    except UnicodeDecodeError:
+        return Row(where, fault="is not UTF-8 text")
 
 
 def _is_text(kind: pa.DataType) -> bool:

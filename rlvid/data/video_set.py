@@ -1,11 +1,9 @@
 """Videos as a source of training: a list of files that the feed encodes on the way; no Ray."""
 
-import json
 from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.console import Console
 
 from rlvid.config import RunConfig
@@ -15,14 +13,13 @@ from rlvid.data.clips import digest
 from rlvid.data.encode import MODEL_FPS, exact_model, model_fingerprint
 from rlvid.data.find import ClipFile, Skipped, find_clips, hash_contents, read_contents
 from rlvid.data.kept import kept_folder
+from rlvid.data.listing import write_listing
 from rlvid.data.tables import table_files
 from rlvid.data.videos import VideoError, read_video
-from rlvid.files import atomic_folder, write_atomic
 from rlvid.storage import Mirror, is_uri
 
 LISTED = pa.schema([("index", pa.int64()), ("caption", pa.string()), ("source", pa.string()), ("key", pa.string())])
 """The rows of a list of videos."""
-_ROWS_IN_PART, _ROWS_IN_GROUP = 65_536, 64
 _TRIED = 8
 """Videos of a source that are read before a start, until one can be."""
 _SHOWN = 10
@@ -81,7 +78,7 @@ def listed_videos(source: str, config: RunConfig, console: Console) -> str:
     def write(out: Path) -> None:
         _write(contents, {"fingerprint": fingerprint, "model_fingerprint": of_model}, out)
 
-    kept_folder(mirror, write, f"{len(contents)} videos", console)
+    kept_folder(mirror, write, "videos", console)
     return mirror.place
 
 
@@ -92,16 +89,8 @@ def _found(source: str) -> tuple[dict[ClipFile, str], list[Skipped]]:
 
 
 def _write(contents: dict[ClipFile, str], fingerprints: dict[str, str], out: Path) -> None:
-    rows = [
-        {"index": index, "caption": clip.caption, "source": str(clip.path), "key": digest(identity)}
-        for index, (clip, identity) in enumerate(contents.items())
-    ]
-    with atomic_folder(out) as folder:
-        parts = []
-        for start in range(0, len(rows), _ROWS_IN_PART):
-            table = pa.Table.from_pylist(rows[start : start + _ROWS_IN_PART], LISTED)
-            path = folder / f"part-{start // _ROWS_IN_PART:05d}.parquet"
-            pq.write_table(table, path, row_group_size=_ROWS_IN_GROUP, write_page_checksum=True)
-            parts.append((path.name, table.num_rows, path.stat().st_size))
-        meta = {"kind": "videos", "clips": len(rows), **fingerprints, "parts": parts}
-        write_atomic(folder / "meta.json", json.dumps(meta).encode())
+    rows = (
+        {"caption": clip.caption, "source": str(clip.path), "key": digest(identity)}
+        for clip, identity in contents.items()
+    )
+    write_listing(rows, "videos", LISTED, lambda: fingerprints, out)

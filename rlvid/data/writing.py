@@ -28,32 +28,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rlvid.data.clips import PROMPTS, SCHEMA, digest, read_meta
+from rlvid.data.clips import SCHEMA, digest, read_meta
 from rlvid.data.find import Skipped
 from rlvid.data.parquet import open_parquet
-from rlvid.files import atomic_file, atomic_folder, damaged, held, write_atomic
+from rlvid.files import atomic_file, damaged, held, write_atomic
 
 _ROWS_IN_PART = 256
-_PROMPTS_IN_PART, _PROMPTS_IN_GROUP = 65_536, 64
 _LAYOUT: dict[str, Any] = {
     "row_group_size": 2, "compression": "none", "use_dictionary": False, "write_statistics": ["index"],
     "write_page_checksum": True,  # a flipped bit is seen when its page is read
 }  # fmt: skip
 # Two rows in a group: a group is read whole, and clips are fetched one here, one there. One row would double the time
 # that it takes to read all captions, and the footers (0.3 KB a clip).
-
-
-def write_prompts(prompts: list[str], out: Path) -> None:
-    """Writes a folder of prompts alone, which ``EncodedClips`` opens."""
-    with atomic_folder(out) as folder:
-        for start in range(0, len(prompts), _PROMPTS_IN_PART):
-            part = prompts[start : start + _PROMPTS_IN_PART]
-            table = pa.table({"index": range(start, start + len(part)), "caption": part}, PROMPTS)
-            path = folder / f"part-{start // _PROMPTS_IN_PART:05d}.parquet"
-            pq.write_table(table, path, row_group_size=_PROMPTS_IN_GROUP, write_page_checksum=True)
-        meta = {"kind": "prompts", "clips": len(prompts), "fingerprint": digest({"prompts": prompts})}
-        meta["parts"] = _parts(sorted(folder.glob("part-*.parquet")))
-        write_atomic(folder / "meta.json", json.dumps(meta).encode())
 
 
 def _parts(paths: list[Path]) -> list[tuple[str, int, int]]:

@@ -22,7 +22,8 @@ from rich.console import Console
 
 from rlvid.config import RunConfig
 from rlvid.data.encode import model_fingerprint
-from rlvid.data.sources import check_folder, training_prompts
+from rlvid.data.run_prompts import check_prompts
+from rlvid.data.sources import check_folder
 from rlvid.data.training_set import Source, TrainingSet
 from rlvid.data.video_set import check_videos, is_videos
 from rlvid.files import held, write_atomic
@@ -87,7 +88,7 @@ def check(config: RunConfig) -> None:
         check_targets(denoiser_outline(config.model.path), config.model.lora.targets)
     for source in config.data.sources:
         if source in ("prompts", "samples"):
-            training_prompts(config, source)
+            check_prompts(config)
         elif is_videos(source):
             check_videos(source, config.model)
         elif source != "builtin":

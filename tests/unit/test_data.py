@@ -27,20 +27,21 @@ from rlvid.data.clips import SCHEMA, DamagedPart, EncodedClips, digest
 from rlvid.data.encode import EncodeReport, encode_items
 from rlvid.data.feed import Pace, rows
 from rlvid.data.find import Skipped
+from rlvid.data.listing import write_prompts
 from rlvid.data.order import clip_indices
 from rlvid.data.prompts import resolve_prompts
+from rlvid.data.run_prompts import prompts_of_samples
 from rlvid.data.shares import Share, tensors
 from rlvid.data.sources import (
     BaseSampler,
     read_rendered,
     rendered_clip,
     samples_made_with,
-    training_prompts,
     training_set,
 )
 from rlvid.data.training_set import TrainingSet
 from rlvid.data.videos import VideoError
-from rlvid.data.writing import ClipWriter, is_reusable, write_prompts
+from rlvid.data.writing import ClipWriter, is_reusable
 from rlvid.diffusion.chain import denoise
 from rlvid.diffusion.schedule import timesteps
 from rlvid.models.base import VideoModel
@@ -301,19 +302,19 @@ def test_prompts_of_samples_go_round(tmp_path: Path) -> None:
     path = tmp_path / "p.txt"
     path.write_text("a\nb\nc\n")
     data = {"source": "samples", "count": 5}
-    assert training_prompts(parse_config({"data": data | {"prompts": str(path)}}), "samples") == [
+    assert prompts_of_samples(parse_config({"data": data | {"prompts": str(path)}})) == [
         "a",
         "b",
         "c",
         "a",
         "b",
     ]
-    drawn = training_prompts(parse_config({"data": data}), "samples")
+    drawn = prompts_of_samples(parse_config({"data": data}))
     assert drawn == resolve_prompts("in_domain", 5, 0)
-    assert drawn != training_prompts(parse_config({"data": data, "seed": 1}), "samples")
-    assert len(set(training_prompts(parse_config({"data": data | {"prompts": "scenes"}}), "samples"))) == 5
+    assert drawn != prompts_of_samples(parse_config({"data": data, "seed": 1}))
+    assert len(set(prompts_of_samples(parse_config({"data": data | {"prompts": "scenes"}})))) == 5
     with pytest.raises(ValueError, match="'in_domains' is neither a file of prompts nor a built-in set"):
-        training_prompts(parse_config({"data": data | {"prompts": "in_domains"}}), "samples")
+        prompts_of_samples(parse_config({"data": data | {"prompts": "in_domains"}}))
     config = parse_config({"data": data})
     kept = samples_made_with(drawn, 0, config.sampling, config.model)
     for changed in (
@@ -534,7 +535,9 @@ def test_a_flipped_bit_within_a_clip_is_seen(encoded: tuple[Path, dict, pa.Table
         clips.rows([6])
 
 
-def test_a_folder_of_prompts_is_read_like_clips_and_a_changed_file_is_another(tmp_path: Path) -> None:
+def test_a_folder_of_prompts_is_read_like_clips_and_a_changed_file_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prompts = [f"prompt {i}" for i in range(70_000)]  # two parts
     write_prompts(prompts, tmp_path / "prompts")
     found = EncodedClips.open(tmp_path / "prompts")
@@ -548,12 +551,15 @@ def test_a_folder_of_prompts_is_read_like_clips_and_a_changed_file_is_another(tm
     path, data = tmp_path / "own.txt", {"source": "prompts", "count": 5, "prompts": str(tmp_path / "own.txt")}
     path.write_text("a\nb\nc\n")
     run = parse_config({"method": "ddpo", "data": data, "output": {"storage": str(tmp_path / "runs")}})
-    assert training_prompts(run, "prompts") == ["a", "b", "c"], "each once, whatever data.count is"
     kept, console = tmp_path / "runs" / "run", Console(file=io.StringIO())
     (kept / "archive").mkdir(parents=True)
     folder = training_set(run, console)
     record_clips(kept, folder)
-    assert training_set(run, console) == folder
+    assert [*folder.captions()] == ["a", "b", "c"], "each once, whatever data.count is"
+    assert folder.fingerprint == digest({"prompts": ["a", "b", "c"]}), "as earlier versions computed it"
+    with monkeypatch.context() as patch:
+        patch.setattr("rlvid.data.run_prompts.iter_prompts", lambda path: pytest.fail("an unchanged file is read"))
+        assert training_set(run, console) == folder
     path.write_text("a\nb\n")
     assert list(folder.captions()) == ["a", "b", "c"], "a run reads its own copy"
     with pytest.raises(ValueError, match=r"began with other prompts than data.prompts gives now"):
@@ -567,7 +573,7 @@ def test_prompts_of_a_run_in_a_store_are_read_from_there(tmp_path: Path, monkeyp
     run, console = parse_config({"method": "ddpo", "data": data, "output": output}), Console(file=io.StringIO())
     monkeypatch.setenv("RLVID_CACHE", str(tmp_path / "one"))
     place = training_set(run, console)
-    assert place.places.startswith(f"file://{tmp_path}/store/clips/prompts-3-")
+    assert place.places.startswith(f"file://{tmp_path}/store/clips/prompts-")
     monkeypatch.setenv("RLVID_CACHE", str(tmp_path / "another"))
     assert training_set(run, console) == place
     assert not list((tmp_path / "another").rglob("part-*")), "another machine copies nothing"

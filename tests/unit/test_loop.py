@@ -19,9 +19,10 @@ from runs import LocalShard, adapter, config, difference, plain_torch, tiny_stat
 from rlvid.config import RunConfig
 from rlvid.data.clips import SCHEMA, EncodedClips, digest
 from rlvid.data.encode import encode_items
+from rlvid.data.listing import write_prompts
 from rlvid.data.sources import read_rendered
 from rlvid.data.training_set import TrainingSet
-from rlvid.data.writing import ClipWriter, write_prompts
+from rlvid.data.writing import ClipWriter
 from rlvid.models.unet3d import load_model
 from rlvid.runs.checkpoints import step_of
 from rlvid.toy.tiny import save_tiny_model

@@ -15,10 +15,11 @@ from rlvid.config import load_config, parse_config
 from rlvid.data.batches import Shares
 from rlvid.data.clips import CLIP, SCHEMA
 from rlvid.data.encode import encode_items, model_fingerprint
+from rlvid.data.listing import write_prompts
 from rlvid.data.shares import Share
 from rlvid.data.sources import read_rendered
 from rlvid.data.training_set import Source, TrainingSet
-from rlvid.data.writing import ClipWriter, write_prompts
+from rlvid.data.writing import ClipWriter
 from rlvid.toy.tiny import tiny_model
 from rlvid.train.feeding import RunFeed
 from rlvid.train.preflight import check, cut_captions, record_clips
