@@ -259,6 +259,11 @@ def encode_and_show(source: Path, out: Path, config: str, *, workers: int, outsi
     from rlvid.data.find import find_clips
     from rlvid.models.stored import check_model
 
+    if stored := [str(place) for place in (source, out) if re.match(r"\w+:/", str(place))]:  # a Path has one slash
+        raise ValueError(
+            f"{stored[0]} is in a store, and rlvid encode reads and writes folders; encode into a folder, copy that "
+            "into the store, and train with data.source=s3://BUCKET/FOLDER"
+        )
     model = load_config(config).model
     find_clips(source.resolve(), outside=outside)  # an error in the source comes before the rest
     check_model(model.path)

@@ -1,6 +1,6 @@
 """Encodes clips once, with Ray Data: videos and captions in, posteriors and text embeddings out, as Parquet.
 
-    items (path, caption) -> actors that hold the model: read, encode -> rows, in order -> part files
+    items (path, caption) -> actors that hold the model: read, encode, keep rows -> tasks: parts in order
 
 Every clip goes through the model by itself, so that the result depends neither on the batch nor on the number of
 workers. The folder appears atomically, and is reused as long as the same would come out. What was encoded when
@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +23,11 @@ from torch import Tensor
 
 from rlvid import __version__
 from rlvid.cluster.connect import start_ray
-from rlvid.cluster.nodes import nodes_possible, workers_that_fit
+from rlvid.cluster.nodes import ask_nodes, nodes_possible, workers_that_fit
 from rlvid.config.model import ModelConfig
 from rlvid.data.clips import ROWS, digest
 from rlvid.data.find import Skipped, find_clips, hash_contents, read_contents
+from rlvid.data.row_files import keep_rows, make_part
 from rlvid.data.videos import VideoError, read_video
 from rlvid.data.writing import ClipWriter, is_reusable, read_report, unfinished
 from rlvid.interrupt import kept
@@ -39,6 +40,8 @@ log = logging.getLogger(__name__)
 
 _CPUS = 0.5
 """CPU cores that an actor reserves: few, so that a pool fits beside other work on two cores."""
+_PATIENCE = 60.0
+"""Seconds that a node may take to say whether it sees a folder."""
 MODEL_FPS = 8  # of every model that `load_model` gives; the actors assert it
 
 Item = dict[str, Any]  # index, source (the path of a video, or a name), caption
@@ -156,10 +159,19 @@ class ClipEncoder:
         device: where the model runs.
         workers: actors in all; those of one machine share its cores.
         denoiser: whether ``read`` needs the model's denoiser, by far its largest part.
+        work: folder of an encoding, in which the actor keeps its rows; without one it returns them.
     """
 
-    def __init__(self, config: ModelConfig, read: Reader, device: str, workers: int, denoiser: bool = False) -> None:
-        self._read = read
+    def __init__(
+        self,
+        config: ModelConfig,
+        read: Reader,
+        device: str,
+        workers: int,
+        denoiser: bool = False,
+        work: Path | None = None,
+    ) -> None:
+        self._read, self._work = read, work
         threads = max(1, min(8, (os.cpu_count() or 1) // workers))
         torch.set_num_threads(threads)  # Ray says 1 to actors that reserve less than a core
         self._readers = 1 if denoiser else threads
@@ -170,8 +182,9 @@ class ClipEncoder:
         assert self._model.fps == MODEL_FPS, f"the model runs at {self._model.fps} frames a second"
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Encodes a batch of items."""
-        return encode_items(self._model, batch.to_pylist(), self._read, self._readers)
+        """Encodes a batch of items; returns rows of schema ``ROWS``, or what ``keep_rows`` returns."""
+        rows = encode_items(self._model, batch.to_pylist(), self._read, self._readers)
+        return rows if self._work is None else keep_rows(self._work, rows)
 
     def blank(self, caption: str) -> pa.Table:
         """Returns a row of schema ``ROWS`` that stands where a video cannot be read: latents of zeros."""
@@ -234,10 +247,10 @@ def encode_clips(
         log.info("%s holds these clips already; nothing is encoded", out)
     else:
         exact = exact_model(model)
-        with ClipWriter(out, made_with) as writer, kept(lambda: _kept(writer, len(items))):
+        with ClipWriter(out, made_with, _make_part) as writer, kept(lambda: _kept(writer, len(items))):
             left = [item for item in items if item["index"] not in writer.done]
-            for table in _pipeline(left, read, exact, workers, batch_size, use_gpu, denoiser):
-                encoded += writer.add(table)
+            for rows in _pipeline(left, writer.work, read, exact, workers, batch_size, use_gpu, denoiser):
+                encoded += writer.add(rows) if "mean" in rows.column_names else writer.note(rows)
                 if on_progress is not None:
                     on_progress(len(writer.done), len(items))
             fingerprints = {"fingerprint": digest(made_with), "model_fingerprint": digest(from_model)}
@@ -248,8 +261,17 @@ def encode_clips(
     return EncodeReport(out, clips, encoded, skipped, digest(made_with), time.perf_counter() - start, notes or [])
 
 
+def _make_part(files: Sequence[Path], indices: Sequence[int], path: Path) -> None:
+    """Makes a part in a task: no clip goes through this process."""
+    import ray
+
+    start_ray()
+    ray.get(ray.remote(num_cpus=0)(make_part).remote(files, indices, path))
+
+
 def _pipeline(
     items: list[Item],
+    work: Path,
     read: Reader,
     model: ModelConfig,
     workers: int,
@@ -257,7 +279,10 @@ def _pipeline(
     use_gpu: bool | None,
     denoiser: bool,
 ) -> Iterator[pa.Table]:
-    """Encoded rows, in the order in which they are ready."""
+    """Yields rows in the order in which they are ready: those that ``keep_rows`` returns, for they are kept already.
+
+    Where another node does not see the folder, the rows themselves come through this process, which keeps them.
+    """
     if not items:
         return
     import ray  # only here: everything else in this module works without it
@@ -272,7 +297,14 @@ def _pipeline(
     dataset.context.enable_progress_bars = False
     encoded = dataset.map_batches(
         ClipEncoder,
-        fn_constructor_args=(model, read, "cuda" if use_gpu else "cpu", workers, denoiser),
+        fn_constructor_args=(
+            model,
+            read,
+            "cuda" if use_gpu else "cpu",
+            workers,
+            denoiser,
+            work if _is_shared(work) else None,
+        ),
         compute=ray.data.ActorPoolStrategy(size=workers),
         batch_size=batch_size,
         batch_format="pyarrow",
@@ -280,6 +312,17 @@ def _pipeline(
         num_gpus=1 if use_gpu else 0,
     )
     yield from encoded.iter_batches(batch_size=None, batch_format="pyarrow")
+
+
+def _is_shared(work: Path) -> bool:
+    """Returns whether all nodes see the folder of an encoding."""
+    import ray
+
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    if len(nodes) == 1:
+        return True
+    answers, _, _ = ask_nodes(os.path.isfile, {node: (str(work / "plan.json"),) for node in nodes}, _PATIENCE)
+    return len(answers) == len(nodes) and all(answers.values())
 
 
 def _kept(writer: ClipWriter, clips: int) -> str:

@@ -18,7 +18,8 @@ Every file is written atomically, so each file that is there is complete.
 import json
 import os
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -28,18 +29,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rlvid.data.clips import SCHEMA, digest, read_meta
+from rlvid.data.clips import digest, read_meta
 from rlvid.data.find import Skipped
 from rlvid.data.parquet import open_parquet
-from rlvid.files import atomic_file, damaged, held, write_atomic
+from rlvid.data.row_files import keep_rows, make_part
+from rlvid.files import damaged, held, write_atomic
 
 _ROWS_IN_PART = 256
-_LAYOUT: dict[str, Any] = {
-    "row_group_size": 2, "compression": "none", "use_dictionary": False, "write_statistics": ["index"],
-    "write_page_checksum": True,  # a flipped bit is seen when its page is read
-}  # fmt: skip
-# Two rows in a group: a group is read whole, and clips are fetched one here, one there. One row would double the time
-# that it takes to read all captions, and the footers (0.3 KB a clip).
+PartMaker = Callable[[Sequence[Path], Sequence[int], Path], None]
+"""Makes a part, see ``rlvid.data.row_files.make_part``."""
+_VISIBLE = 10.0
+"""Seconds within which a shared file system shows what another machine wrote."""
 
 
 def _parts(paths: list[Path]) -> list[tuple[str, int, int]]:
@@ -78,6 +78,7 @@ class ClipWriter:
     Args:
         out: the folder to be made; one that ``is_reusable`` found to be incomplete is replaced.
         made_with: what the clips are made with. Resumes an unfinished encoding of the same clips.
+        maker: makes the parts; may do so in another process.
 
     Attributes:
         done: indices of the clips that need not be encoded any more, the unreadable ones among them.
@@ -87,8 +88,8 @@ class ClipWriter:
             another process is writing.
     """
 
-    def __init__(self, out: Path, made_with: dict[str, Any]) -> None:
-        self.out, self.work, self._made_with = out, unfinished(out), made_with
+    def __init__(self, out: Path, made_with: dict[str, Any], maker: PartMaker = make_part) -> None:
+        self.out, self.work, self._made_with, self._maker = out, unfinished(out), made_with, maker
         with ExitStack() as stack:
             try:
                 self.work.mkdir(parents=True, exist_ok=True)
@@ -112,19 +113,33 @@ class ClipWriter:
 
     def add(self, table: pa.Table) -> int:
         """Keeps rows of schema ``ROWS``; returns the number of clips among them."""
-        good = table.filter(table["error"].is_null()).select(SCHEMA.names).cast(SCHEMA)
-        bad = table.filter(table["error"].is_valid()).select(["index", "source", "error"]).to_pylist()
-        if bad:
-            path = self.work / f"skipped-{bad[0]['index']:09d}.json"
-            write_atomic(path, json.dumps(bad).encode())
-            self._note_skipped(bad)
-        if good.num_rows:
-            path = self.work / f"rows-{good['index'][0].as_py():09d}.parquet"
-            with atomic_file(path) as part:
-                pq.write_table(good, part, **_LAYOUT)
-            self._note_rows(path, good["index"].to_pylist())
+        return self.note(keep_rows(self.work, table))
+
+    def note(self, kept: pa.Table) -> int:
+        """Takes note of rows that another process has kept, by ``keep_rows``; returns the number of clips among them.
+
+        Raises:
+            ValueError: this machine does not see their file.
+        """
+        good = kept.filter(kept["error"].is_null())
+        bad = kept.filter(kept["error"].is_valid())
+        for name in kept["file"].unique().to_pylist():
+            self._see(self.work / name)
+        self._note_skipped(bad.drop_columns("file").to_pylist())
+        for name in good["file"].unique().to_pylist():
+            self._note_rows(self.work / name, good.filter(pc.equal(good["file"], name))["index"].to_pylist())
         self._make_parts(last=False)
         return good.num_rows
+
+    def _see(self, path: Path) -> None:
+        until = time.monotonic() + _VISIBLE
+        while not path.is_file():
+            if time.monotonic() > until:
+                raise ValueError(
+                    f"{self.out}: this machine does not see what the others write there; choose a folder that all "
+                    "nodes mount (NFS, EFS, FSx)"
+                )
+            time.sleep(0.1)
 
     def finish(self, meta: dict[str, Any], skipped: list[Skipped], notes: list[str] | None = None) -> int:
         """Makes the folder, out of all that was added.
@@ -158,7 +173,12 @@ class ClipWriter:
         if self.out.is_dir():
             shutil.rmtree(self.out)  # empty or incomplete, as is_reusable has seen
         os.rename(self.work, self.out)
-        for path in [*self.out.glob("skipped-*.json"), self.out / "plan.json", self.out / ".lock"]:
+        for path in [
+            *self.out.glob("skipped-*.json"),
+            *self.out.glob("rows-*"),
+            self.out / "plan.json",
+            self.out / ".lock",
+        ]:
             path.unlink()
         return count
 
@@ -211,11 +231,8 @@ class ClipWriter:
 
     def _make_part(self, indices: list[int]) -> None:
         files = sorted({self._waiting[index] for index in indices})
-        table = pa.concat_tables([open_parquet(path).read() for path in files])
-        table = table.filter(pc.is_in(table["index"], value_set=pa.array(indices))).sort_by("index").combine_chunks()
         path = self.work / f"part-{len(self._parts):05d}.parquet"
-        with atomic_file(path) as part:
-            pq.write_table(table, part, **_LAYOUT)
+        self._maker(files, indices, path)
         self._parts.append(path)
         for index in indices:
             del self._waiting[index]
