@@ -60,6 +60,8 @@ MERGING, JOURNAL = ".merging", "journal.json"
 """Folder in the archive for files that are merged, and the file in it that says what is to be done; see ``parts``."""
 _STAGING = ".staging"
 _NAME = re.compile(r"step-(\d+)-to-(\d+)-part-(\d+)\.parquet")
+_FORMER = re.compile(r"step-(\d+)-rank-\d+\.parquet")
+"""Names that earlier versions gave: a file holds one step of one worker."""
 LAYOUT: dict[str, Any] = {
     "write_statistics": ["step", "rank", "serial", "reward", "held_out"],
     "use_dictionary": ["run", "prompt", "algorithm", "config_hash", "model"],
@@ -144,9 +146,9 @@ class ArchiveFolder:
         try:
             if store.get_file_info(f"{root}/{_STAGING}").type != fs.FileType.NotFound:
                 store.delete_dir(f"{root}/{_STAGING}")
-            for part in self.parts():
-                if part.last >= first_step:
-                    store.delete_file(f"{root}/{part.name}")
+            for info in store.get_file_info(fs.FileSelector(root, allow_not_found=True)):
+                if (last := _last_step(info.base_name)) is not None and last >= first_step:
+                    store.delete_file(f"{root}/{info.base_name}")
             store.create_dir(f"{root}/{_STAGING}/{epoch}" if epoch else root)
         except OSError as error:
             raise write_error(f"archive {root}", error, "choose a folder that you may write to") from error
@@ -206,6 +208,14 @@ class ArchiveFolder:
         return sorted(part for info in found if info.is_file and (part := Part.of(info.base_name)))
 
 
+def _last_step(name: str) -> int | None:
+    """Returns the last step of a file of the archive; None if a name is no such file's."""
+    if part := Part.of(name):
+        return part.last
+    match = _FORMER.fullmatch(name)
+    return int(match[1]) if match else None
+
+
 def merged_name(number: int) -> str:
     """Returns the name of a merged file before it gets that of a part."""
     return f"{number:03d}.parquet"
@@ -224,7 +234,7 @@ def new_file(store: fs.FileSystem, path: str) -> Iterator[Any]:
 
 def part_paths(folder: Path) -> list[Path]:
     """Returns the files of an archive on disk, ordered by their steps; each row is in one of them."""
-    parts = {path.name: path for path in folder.glob("step-*.parquet") if Part.of(path.name)}
+    parts = {path.name: path for path in folder.glob("step-*.parquet") if _last_step(path.name) is not None}
     with suppress(FileNotFoundError):  # files are being merged, or a process was killed meanwhile
         plan = json.loads((folder / MERGING / JOURNAL).read_bytes())
         for name in plan["sources"]:
@@ -232,7 +242,7 @@ def part_paths(folder: Path) -> list[Path]:
         for number, name in enumerate(plan["targets"]):
             made = folder / MERGING / merged_name(number)
             parts[name] = made if made.exists() else folder / name
-    return [parts[name] for name in sorted(parts, key=lambda name: Part.of(name) or Part(0, 0, 0))]
+    return [parts[name] for name in sorted(parts)]  # steps have six digits
 
 
 def table_of(common: dict[str, Any], pieces: Iterable[dict[str, Any]], form: Form = "png") -> pa.Table:

@@ -78,12 +78,24 @@ def read_meta(place: str | Path) -> dict[str, Any] | None:
             content = file.read()
     try:
         meta = json.loads(content.decode("utf-8"))
+        if "parts" not in meta:
+            meta["parts"] = _parts_there(store, root)
         parts = [[str(name), int(rows), int(size)] for name, rows, size in meta["parts"]]
         if meta.get("kind", "clips") not in COLUMNS:
             raise ValueError(f"it holds rows of the kind {meta['kind']!r}")
         return {**meta, "clips": int(meta["clips"]), "fingerprint": str(meta["fingerprint"]), "parts": parts}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         raise damaged(f"{place}/meta.json", error, f"delete {place} and encode again") from error
+
+
+def _parts_there(store: fs.FileSystem, root: str) -> list[tuple[str, int, int]]:
+    """Returns name, rows and bytes of each part of a folder that an earlier version made."""
+    found = [info for info in store.get_file_info(fs.FileSelector(root)) if info.base_name.startswith("part-")]
+    parts = []
+    for info in sorted(found, key=lambda info: info.base_name):
+        with store.open_input_file(info.path) as file:
+            parts.append((info.base_name, pq.read_metadata(file).num_rows, info.size))
+    return parts
 
 
 _TAIL = 1 << 16

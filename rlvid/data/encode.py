@@ -12,29 +12,24 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import torch
-from torch import Tensor
 
 from rlvid import __version__
 from rlvid.cluster.connect import start_ray
 from rlvid.cluster.nodes import ask_nodes, nodes_possible, workers_that_fit
 from rlvid.config.model import ModelConfig
-from rlvid.data.clips import ROWS, digest
+from rlvid.data.clips import digest
+from rlvid.data.encoders import MODEL_FPS, ClipEncoder, Item, Reader, read_item
 from rlvid.data.find import Skipped, find_clips, hash_contents, read_contents
-from rlvid.data.row_files import keep_rows, make_part
-from rlvid.data.videos import VideoError, read_video
+from rlvid.data.row_files import make_part
 from rlvid.data.writing import ClipWriter, is_reusable, read_report, unfinished
 from rlvid.interrupt import kept
-from rlvid.models.base import Posterior, VideoModel
 from rlvid.models.folders import model_folder, movable, resolved_shape
 from rlvid.models.text_limit import model_text_limit, notices
-from rlvid.models.unet3d import load_model
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +37,7 @@ _CPUS = 0.5
 """CPU cores that an actor reserves: few, so that a pool fits beside other work on two cores."""
 _PATIENCE = 60.0
 """Seconds that a node may take to say whether it sees a folder."""
-MODEL_FPS = 8  # of every model that `load_model` gives; the actors assert it
 
-Item = dict[str, Any]  # index, source (the path of a video, or a name), caption
-Reader = Callable[[Item, VideoModel], tuple[str, Tensor | Posterior]]  # caption, and pixels or latents
 Progress = Callable[[int, int], None]
 
 
@@ -104,93 +96,6 @@ def encode_folder(
         items, read_item, {"videos": hash_contents(contents)}, skipped, model, Path(out),
         workers=workers, batch_size=batch_size, use_gpu=use_gpu, on_progress=on_progress, notes=notes,
     )  # fmt: skip
-
-
-def read_item(item: Item, model: VideoModel) -> tuple[str, Tensor]:
-    """Returns caption and frames_FCHW of a video file, as the model needs them."""
-    return item["caption"], read_video(item["source"], frames=model.frames, size=model.size, fps=model.fps)
-
-
-def encode_items(model: VideoModel, items: list[Item], read: Reader = read_item, threads: int = 1) -> pa.Table:
-    """Encodes a batch, as an actor does, without Ray.
-
-    Args:
-        model: encodes frames and prompts.
-        items: rows with ``index``, ``source`` and ``caption``.
-        read: gives caption and frames_FCHW of an item, or the posterior of its latents (1, C, F, h, w); or raises
-            ``VideoError``.
-        threads: that read videos side by side.
-
-    Returns:
-        A table of schema ``ROWS``, one row an item, in their order; a clip that cannot be read has an ``error``.
-    """
-
-    def attempt(item: Item) -> tuple[str, Tensor | Posterior] | VideoError:
-        try:
-            return read(item, model)
-        except VideoError as error:
-            return error
-
-    with ThreadPoolExecutor(threads) as pool:
-        found = list(pool.map(attempt, items))
-    rows = []
-    for item, clip in zip(items, found, strict=True):
-        row = {name: item[name] for name in ("index", "source", "caption")}
-        if isinstance(clip, VideoError):
-            rows.append({**row, "error": str(clip)})
-            continue
-        caption, seen = clip
-        posterior = seen if isinstance(seen, Posterior) else model.encode_frames(seen[None])
-        text_LD = model.encode_prompts([caption])[0]
-        rows.append(
-            row
-            | {"caption": caption, "latent_shape": list(posterior.mean[0].shape), "text_shape": list(text_LD.shape)}
-            | {"mean": _bytes(posterior.mean), "std": _bytes(posterior.std), "text": _bytes(text_LD)}
-        )
-    return pa.Table.from_pylist(rows, ROWS)
-
-
-class ClipEncoder:
-    """The Ray actor: loads the model once, then encodes batch after batch.
-
-    Args:
-        config: of the model.
-        read: see ``encode_items``.
-        device: where the model runs.
-        workers: actors in all; those of one machine share its cores.
-        denoiser: whether ``read`` needs the model's denoiser, by far its largest part.
-        work: folder of an encoding, in which the actor keeps its rows; without one it returns them.
-    """
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        read: Reader,
-        device: str,
-        workers: int,
-        denoiser: bool = False,
-        work: Path | None = None,
-    ) -> None:
-        self._read, self._work = read, work
-        threads = max(1, min(8, (os.cpu_count() or 1) // workers))
-        torch.set_num_threads(threads)  # Ray says 1 to actors that reserve less than a core
-        self._readers = 1 if denoiser else threads
-        shape: dict[str, Any] = {"frames": config.frames, "size": config.size, "decode_chunk": config.decode_chunk}
-        self._model = load_model(config.path, **shape, precision=config.precision, device=device)
-        if not denoiser:
-            self._model.denoiser = torch.nn.Identity()
-        assert self._model.fps == MODEL_FPS, f"the model runs at {self._model.fps} frames a second"
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Encodes a batch of items; returns rows of schema ``ROWS``, or what ``keep_rows`` returns."""
-        rows = encode_items(self._model, batch.to_pylist(), self._read, self._readers)
-        return rows if self._work is None else keep_rows(self._work, rows)
-
-    def blank(self, caption: str) -> pa.Table:
-        """Returns a row of schema ``ROWS`` that stands where a video cannot be read: latents of zeros."""
-        zeros = torch.zeros(1, *self._model.latent_shape)
-        item = {"index": 0, "source": "", "caption": caption}
-        return encode_items(self._model, [item], lambda item, model: (caption, Posterior(zeros, zeros)))
 
 
 def exact_model(model: ModelConfig) -> ModelConfig:
@@ -262,11 +167,17 @@ def encode_clips(
 
 
 def _make_part(files: Sequence[Path], indices: Sequence[int], path: Path) -> None:
-    """Makes a part in a task: no clip goes through this process."""
+    """Makes a part in a task beside this process, which holds no clip."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     start_ray()
-    ray.get(ray.remote(num_cpus=0)(make_part).remote(files, indices, path))
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    task = ray.remote(num_cpus=0, scheduling_strategy=here)(make_part)
+    try:
+        ray.get(task.remote(files, indices, path))
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
 
 
 def _pipeline(
@@ -293,18 +204,12 @@ def _pipeline(
     fit = workers_that_fit(nodes_possible(), {"CPU": _CPUS} | ({"GPU": 1.0} if use_gpu else {}))
     if fit < workers:
         raise ValueError(f"workers = {workers}: the cluster has room for {fit:g} that encode; give that many at most")
+    device = "cuda" if use_gpu else "cpu"
     dataset = ray.data.from_items(items, override_num_blocks=min(10_000, -(-len(items) // batch_size)))
     dataset.context.enable_progress_bars = False
     encoded = dataset.map_batches(
         ClipEncoder,
-        fn_constructor_args=(
-            model,
-            read,
-            "cuda" if use_gpu else "cpu",
-            workers,
-            denoiser,
-            work if _is_shared(work) else None,
-        ),
+        fn_constructor_args=(model, read, device, workers, denoiser, work if _is_shared(work) else None),
         compute=ray.data.ActorPoolStrategy(size=workers),
         batch_size=batch_size,
         batch_format="pyarrow",
@@ -347,7 +252,3 @@ def hash_weights(path: str, parts: tuple[str, ...]) -> str:
                 with open(file_path, "rb") as file:
                     total.update(hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()[:16]
-
-
-def _bytes(values: Tensor) -> bytes:
-    return values.float().cpu().contiguous().numpy().astype("<f4").tobytes()

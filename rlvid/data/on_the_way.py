@@ -19,7 +19,7 @@ from pyarrow import fs
 from rlvid.config.model import ModelConfig
 from rlvid.data.batches import row_of
 from rlvid.data.clips import CLIP, SCHEMA
-from rlvid.data.encode import ClipEncoder, read_item
+from rlvid.data.encoders import ClipEncoder, read_item
 from rlvid.files import atomic_file
 from rlvid.storage import locate
 

@@ -19,7 +19,8 @@ from rlvid.config import RunConfig
 from rlvid.config.model import ModelConfig, SamplingConfig
 from rlvid.config.train import MADE
 from rlvid.data.clips import digest
-from rlvid.data.encode import EncodeReport, Item, encode_clips, hash_weights, model_fingerprint
+from rlvid.data.encode import EncodeReport, encode_clips, hash_weights, model_fingerprint
+from rlvid.data.encoders import Item
 from rlvid.data.kept import one_at_a_time, push_folder
 from rlvid.data.run_prompts import kept_prompts, prompts_of_samples
 from rlvid.data.tables import TABLES

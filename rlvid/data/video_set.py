@@ -10,7 +10,8 @@ from rlvid.config import RunConfig
 from rlvid.config.model import ModelConfig
 from rlvid.config.train import MADE
 from rlvid.data.clips import digest
-from rlvid.data.encode import MODEL_FPS, exact_model, model_fingerprint
+from rlvid.data.encode import exact_model, model_fingerprint
+from rlvid.data.encoders import MODEL_FPS
 from rlvid.data.find import ClipFile, Skipped, find_clips, hash_contents, read_contents
 from rlvid.data.kept import kept_folder
 from rlvid.data.listing import write_listing

@@ -217,7 +217,7 @@ class ClipWriter:
         self.done.update(row["index"] for row in rows)
 
     def _note_rows(self, path: Path, indices: list[int]) -> None:
-        self._waiting |= dict.fromkeys(indices, path)
+        self._waiting |= dict.fromkeys((index for index in indices if index not in self.done), path)
         self.done.update(indices)
 
     def _make_parts(self, last: bool) -> None:

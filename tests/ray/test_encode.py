@@ -10,7 +10,8 @@ import torch
 
 from rlvid.config.model import ModelConfig
 from rlvid.data.clips import EncodedClips
-from rlvid.data.encode import encode_folder, encode_items, model_fingerprint
+from rlvid.data.encode import encode_folder, model_fingerprint
+from rlvid.data.encoders import encode_items
 from rlvid.data.shares import tensors
 from rlvid.data.sources import encode_builtin, read_rendered, rendered_clip
 from rlvid.models.unet3d import load_model

@@ -13,7 +13,7 @@ import pytest
 
 from rlvid.data.batches import Shares
 from rlvid.data.clips import EncodedClips, digest
-from rlvid.data.encode import encode_items
+from rlvid.data.encoders import encode_items
 from rlvid.data.feed import NAME, InOrder, Pace, feed, rows
 from rlvid.data.shares import Share, tensors
 from rlvid.data.sources import read_rendered

@@ -24,7 +24,8 @@ from rlvid.config.model import ModelConfig, SamplingConfig
 from rlvid.data import writing
 from rlvid.data.batches import Shares
 from rlvid.data.clips import SCHEMA, DamagedPart, EncodedClips, digest
-from rlvid.data.encode import EncodeReport, encode_items
+from rlvid.data.encode import EncodeReport
+from rlvid.data.encoders import encode_items
 from rlvid.data.feed import Pace, rows
 from rlvid.data.find import Skipped
 from rlvid.data.listing import write_prompts

@@ -18,7 +18,7 @@ from runs import LocalShard, adapter, config, difference, plain_torch, tiny_stat
 
 from rlvid.config import RunConfig
 from rlvid.data.clips import SCHEMA, EncodedClips, digest
-from rlvid.data.encode import encode_items
+from rlvid.data.encoders import encode_items
 from rlvid.data.listing import write_prompts
 from rlvid.data.sources import read_rendered
 from rlvid.data.training_set import TrainingSet

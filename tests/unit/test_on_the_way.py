@@ -15,7 +15,8 @@ from rlvid.config import RunConfig, parse_config
 from rlvid.config.model import ModelConfig
 from rlvid.data.batches import Shares
 from rlvid.data.clips import CLIP
-from rlvid.data.encode import encode_items, exact_model
+from rlvid.data.encode import exact_model
+from rlvid.data.encoders import encode_items
 from rlvid.data.on_the_way import ClipCache, Encoding, ShareEncoder
 from rlvid.data.shares import Share
 from rlvid.data.sources import rendered_clip, training_set
@@ -97,7 +98,7 @@ def test_what_is_in_the_cache_or_was_just_encoded_is_not_encoded_again(
         calls.extend(item["source"] for item in items)
         return encode_items(model, items, *others)
 
-    monkeypatch.setattr("rlvid.data.encode.encode_items", counted)
+    monkeypatch.setattr("rlvid.data.encoders.encode_items", counted)
     block, again = blocks(clips, [[0, 2, 0, 2]]), blocks(clips, [[2, 0, 0, 2]])
     encoder = ShareEncoder(how)
     expected = encoder(block[0])

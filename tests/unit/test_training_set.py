@@ -14,7 +14,8 @@ import yaml
 from rlvid.config import load_config, parse_config
 from rlvid.data.batches import Shares
 from rlvid.data.clips import CLIP, SCHEMA
-from rlvid.data.encode import encode_items, model_fingerprint
+from rlvid.data.encode import model_fingerprint
+from rlvid.data.encoders import encode_items
 from rlvid.data.listing import write_prompts
 from rlvid.data.shares import Share
 from rlvid.data.sources import read_rendered

@@ -1,0 +1,92 @@
+"""Rows that several processes keep become parts, each row once."""
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from rlvid.config.model import ModelConfig
+from rlvid.data import encoders, writing
+from rlvid.data.clips import EncodedClips, read_meta
+from rlvid.data.encoders import ClipEncoder, encode_items
+from rlvid.data.row_files import keep_rows
+from rlvid.data.sources import read_rendered
+from rlvid.data.writing import ClipWriter, unfinished
+from rlvid.toy.tiny import save_tiny_model, tiny_model
+
+
+@pytest.fixture(scope="module")
+def table() -> pa.Table:
+    items = [{"index": i, "source": f"clip {i}", "caption": ""} for i in range(12)]
+    return encode_items(tiny_model(frames=2, size=8), items, lambda item, model: read_rendered(0, item, model))
+
+
+def test_rows_of_a_process_of_a_killed_start_are_there_once(
+    table: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "_ROWS_IN_PART", 5)
+    out = tmp_path / "clips"
+    with ClipWriter(out, {}) as writer:
+        first = keep_rows(writer.work, table.slice(0, 8), "-one")
+        keep_rows(writer.work, table.slice(4, 8), "-late")  # by a process that this one knows nothing of
+        assert writer.note(first) == 8
+    with ClipWriter(out, {}) as writer:
+        assert writer.done == set(range(12))
+        writer.note(keep_rows(writer.work, table.slice(0, 4), "-two"))
+        keep_rows(writer.work, table.slice(0, 4), "-later still")
+        assert writer.finish({"fingerprint": "0" * 16}, []) == 12
+    assert {path.name.partition("-")[0] for path in out.iterdir()} == {"part", "meta.json", "report.json", "report.txt"}
+    rows = pa.concat_tables([pq.read_table(path) for path in sorted(out.glob("part-*"))])
+    assert rows.to_pylist() == table.drop_columns("error").to_pylist()
+
+
+def test_rows_that_this_machine_does_not_see_are_one_line(
+    table: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "_VISIBLE", 0.0)
+    with ClipWriter(tmp_path / "clips", {}) as writer:
+        kept = keep_rows(writer.work, table)
+        (writer.work / "rows-000000000.parquet").unlink()
+        with pytest.raises(
+            ValueError, match="does not see what the others write there; choose a folder that all nodes"
+        ):
+            writer.note(kept)
+
+
+def test_an_encoder_keeps_its_rows_or_gives_them_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_tiny_model(tmp_path / "tiny")
+    model = ModelConfig(path=str(tmp_path / "tiny"), frames=2, size=16)
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    threads: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    work = unfinished(tmp_path / "clips")
+    work.mkdir()
+    encoder = ClipEncoder(model, lambda item, model: read_rendered(0, item, model), "cpu", 4, work=work)
+    ClipEncoder(model, lambda item, model: read_rendered(0, item, model), "cpu", 1)
+    assert threads == [4, 8], "the cores are shared; more than eight threads do not help"
+    items = pa.Table.from_pylist([{"index": 3, "source": "clip 3", "caption": ""}])
+    kept = encoder(items)
+    assert kept.column_names == ["index", "source", "error", "file"]
+    assert [path.name for path in work.iterdir()] == kept["file"].to_pylist()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(encoders, "keep_rows", full)
+    assert "mean" in encoder(items).column_names, "who gathers the rows tries too, and says what is wrong"
+
+
+def test_a_folder_of_an_earlier_version_is_read(table: pa.Table, tmp_path: Path) -> None:
+    out = tmp_path / "clips"
+    with ClipWriter(out, {}) as writer:
+        writer.add(table)
+        writer.finish({"fingerprint": "0" * 16}, [])
+    meta = (out / "meta.json").read_text()
+    expected = read_meta(out)
+    head, _, _ = meta.partition('  "parts"')
+    (out / "meta.json").write_text(head.rstrip().rstrip(",") + "}")
+    assert read_meta(out) == expected
+    assert len(EncodedClips.open(out)) == 12
