@@ -16,6 +16,7 @@ from rlvid.terminal import run_command
 PARTS = {
     "overhead": "a step of the built-in model, stage by stage, and what Ray and DeepSpeed add to bare torch",
     "step": "a step of the full-size model in bare torch, beside the same step as released code does it",
+    "feed": "starts and steps as the training set grows, and with a slow source",
     "scaling": "more workers on more videos, and what starting up takes",
     "gpu": "full-size steps on this GPU in at most 8 minutes; torch alone, no Ray",
     "gpu-ray": "two steps of rlvid train on a GPU, held to the same steps on a CPU",

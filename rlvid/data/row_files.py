@@ -42,7 +42,7 @@ def keep_rows(work: Path, table: pa.Table, by: str = "") -> pa.Table:
         write_atomic(work / names[False], json.dumps(bad).encode())
     if good.num_rows:
         names[True] = f"rows-{good['index'][0].as_py():09d}{by}.parquet"
-        _write(good, work / names[True])
+        write_rows(good, work / names[True])
     return about.append_column("file", pa.array([names[not error.is_valid] for error in table["error"]], pa.string()))
 
 
@@ -59,9 +59,10 @@ def make_part(files: Sequence[Path], indices: Sequence[int], path: Path) -> None
         raise ValueError(
             f"{path.parent}: rows of {len(indices) - len(found)} clips are gone; delete it and encode again"
         )
-    _write(table.take(places).combine_chunks(), path)
+    write_rows(table.take(places).combine_chunks(), path)
 
 
-def _write(table: pa.Table, path: Path) -> None:
+def write_rows(table: pa.Table, path: Path) -> None:
+    """Writes encoded rows in the layout of the parts of a folder of clips; the file appears whole."""
     with atomic_file(path) as part:
         pq.write_table(table, part, **_LAYOUT)
