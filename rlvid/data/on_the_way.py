@@ -25,7 +25,7 @@ from rlvid.storage import locate
 
 log = logging.getLogger(__name__)
 
-_RECENT = 64
+_RECENT = 16
 """Encoded clips that an actor keeps in memory: those of a group lie in neighbouring shares."""
 _ENCODED = pa.schema([SCHEMA.field(name) for name in CLIP])
 

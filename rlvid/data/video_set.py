@@ -1,6 +1,5 @@
 """Videos as a source of training: a list of files that the feed encodes on the way; no Ray."""
 
-from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +11,7 @@ from rlvid.config.train import MADE
 from rlvid.data.clips import digest
 from rlvid.data.encode import exact_model, model_fingerprint
 from rlvid.data.encoders import MODEL_FPS
-from rlvid.data.find import ClipFile, Skipped, find_clips, hash_contents, read_contents
+from rlvid.data.find import ClipFile, find_clips, hash_contents, read_contents
 from rlvid.data.kept import kept_folder
 from rlvid.data.listing import write_listing
 from rlvid.data.tables import table_files
@@ -43,9 +42,9 @@ def check_videos(source: str, model: ModelConfig) -> None:
     Raises:
         ValueError: it has none, or none of the first can be read.
     """
-    contents, skipped = _found(source)
+    clips, skipped = find_clips(_absolute(source))
     exact, faults = exact_model(model), list[str]()
-    for clip in islice(contents, _TRIED):
+    for clip in clips[:_TRIED]:
         try:
             read_video(clip.path, frames=exact.frames or 0, size=exact.size or 0, fps=MODEL_FPS)
         except VideoError as error:
@@ -65,7 +64,9 @@ def listed_videos(source: str, config: RunConfig, console: Console) -> str:
     Raises:
         ValueError: no videos, or the list cannot be written.
     """
-    contents, skipped = _found(source)
+    clips, skipped = find_clips(_absolute(source))
+    contents, unreadable = read_contents(clips)
+    skipped += unreadable
     for each in skipped[:_SHOWN]:
         console.print(f"skipped {each}", highlight=False, markup=False)
     if len(skipped) > _SHOWN:
@@ -74,7 +75,8 @@ def listed_videos(source: str, config: RunConfig, console: Console) -> str:
         check_videos(source, config.model)
     of_model = model_fingerprint(config.model)
     fingerprint = digest({"videos": hash_contents(contents), "model": of_model})
-    mirror = Mirror(config.output.storage, f"clips/videos-{len(contents)}-{fingerprint[:8]}")
+    name = digest([str(_absolute(source)), fingerprint])[:8]  # the list has paths: a folder that moved has another
+    mirror = Mirror(config.output.storage, f"clips/videos-{len(contents)}-{name}")
 
     def write(out: Path) -> None:
         _write(contents, {"fingerprint": fingerprint, "model_fingerprint": of_model}, out)
@@ -83,10 +85,8 @@ def listed_videos(source: str, config: RunConfig, console: Console) -> str:
     return mirror.place
 
 
-def _found(source: str) -> tuple[dict[ClipFile, str], list[Skipped]]:
-    clips, skipped = find_clips(Path(source).expanduser().resolve())
-    contents, unreadable = read_contents(clips)
-    return contents, skipped + unreadable
+def _absolute(source: str) -> Path:
+    return Path(source).expanduser().resolve()
 
 
 def _write(contents: dict[ClipFile, str], fingerprints: dict[str, str], out: Path) -> None:

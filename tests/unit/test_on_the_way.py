@@ -2,6 +2,7 @@
 
 import io
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,15 @@ def test_methods_that_start_from_noise_read_captions_of_videos_alone(home: Path,
     assert training_set(noise, QUIET).kinds == {"prompts"}
     with pytest.raises(ValueError, match="this run encodes no videos on the way; leave it out"):
         check(parse_config(noise.model_dump(mode="json") | {"data": {"source": str(home / "in"), "encoder_gpus": 0.2}}))
+
+
+def test_a_folder_that_moved_is_listed_at_its_new_place(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "in", tmp_path / "one")
+    before = training_set(run_of(home, tmp_path, source=str(tmp_path / "one")), QUIET)
+    (tmp_path / "one").rename(tmp_path / "two")
+    after = training_set(run_of(home, tmp_path, source=str(tmp_path / "two")), QUIET)
+    assert after.fingerprint == before.fingerprint, "a run on it resumes"
+    assert after.rows([0])["source"][0].as_py() == str(tmp_path / "two" / "a.mp4")
 
 
 def test_sources_without_a_video_are_refused_before_a_start(home: Path, tmp_path: Path) -> None:
