@@ -176,5 +176,5 @@ def encoded(shares: ray.data.Dataset, how: Encoding) -> ray.data.Dataset:
         batch_format="pyarrow",
         num_cpus=0,
         num_gpus=how.gpus,
-        max_restarts=-1,  # unlike the tasks that read, so that Ray Data does not make one of both
+        memory=1,  # a byte: where tasks ask for the same, Ray Data reads and encodes in one, sixteen steps at a time
     )
