@@ -85,10 +85,12 @@ def _check_encoders(config: RunConfig, use_gpu: bool) -> None:
             f"data.encoders = {data.encoders} at data.encoder_gpus = {data.encoder_gpus:g} each: an encoder shares the "
             f"GPU of a worker, and there are {config.train.workers}; set data.encoders to at most that many"
         )
-    if worker_gpus(config) < 0.01:
+    several = config.train.workers > 1  # Ray puts two workers of half a GPU on the same one
+    if worker_gpus(config) < 0.01 or (several and worker_gpus(config) <= 0.5 + 1e-9):
+        rest = "not more than half of a worker's GPU, so two workers could share one" if several else "nothing"
         raise ValueError(
-            f"data.encoder_gpus = {data.encoder_gpus:g}{f' and guard.gpus = {guard:g}' if guard else ''} leave nothing "
-            "of a worker's GPU to the worker; lower them"
+            f"data.encoder_gpus = {data.encoder_gpus:g}{f' and guard.gpus = {guard:g}' if guard else ''} leave the "
+            f"worker {rest}; lower them"
         )
 
 

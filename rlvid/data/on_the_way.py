@@ -6,6 +6,7 @@ Each video goes through the model by itself, so that its bits depend on nothing 
 its place: zeros stand there, and its samples get no reward.
 """
 
+import hashlib
 import logging
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 _RECENT = 16
 """Encoded clips that an actor keeps in memory: those of a group lie in neighbouring shares."""
+_DIGEST = hashlib.sha256().digest_size
 _ENCODED = pa.schema([SCHEMA.field(name) for name in CLIP])
 
 
@@ -54,6 +56,9 @@ class Encoding:
 class ClipCache:
     """Encoded clips in a folder or an object store, a file each; a fault of the storage ends its use, with a warning.
 
+    A file is an Arrow stream and the 32 bytes of its SHA-256, since Arrow does not see a flipped bit and reports a file
+    that is cut off as a fault of the storage.
+
     Args:
         storage: folder or URI.
         under: place in it.
@@ -69,14 +74,17 @@ class ClipCache:
         try:
             if not self._usable or self._store.get_file_info(path).type != fs.FileType.File:
                 return None
-            with self._store.open_input_stream(path) as file, pa.ipc.open_stream(file.read()) as stream:
-                found = stream.read_all()
-            return found if found.num_rows == 1 and found.schema.equals(_ENCODED) else None
-        except pa.ArrowInvalid:
-            return None  # it is written anew
+            with self._store.open_input_stream(path) as file:
+                content = file.read()
         except OSError as error:
             self._give_up(error)
             return None
+        kept, digest = content[:-_DIGEST], content[-_DIGEST:]
+        if hashlib.sha256(kept).digest() != digest:
+            return None  # it is written anew
+        with pa.ipc.open_stream(kept) as stream:
+            found = stream.read_all()
+        return found if found.num_rows == 1 and found.schema.equals(_ENCODED) else None
 
     def write(self, key: str, clip: pa.Table) -> None:
         """Keeps a clip of the columns ``CLIP``."""
@@ -85,14 +93,16 @@ class ClipCache:
         path, sink = self._path(key), pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, clip.schema) as stream:
             stream.write_table(clip)
+        kept = sink.getvalue().to_pybytes()
+        content = kept + hashlib.sha256(kept).digest()
         try:
             self._store.create_dir(path.rpartition("/")[0])
             if self._store.type_name == "local":
                 with atomic_file(Path(path)) as part:
-                    part.write_bytes(sink.getvalue())
+                    part.write_bytes(content)
             else:
                 with self._store.open_output_stream(path) as file:
-                    file.write(sink.getvalue())
+                    file.write(content)
         except OSError as error:
             self._give_up(error)
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from rlvid.cluster import nodes
 from rlvid.config import RunConfig, parse_config
 from rlvid.config.model import ModelConfig
 from rlvid.data.batches import Shares
@@ -185,3 +186,46 @@ def test_a_cache_in_a_store_is_read_and_written(home: Path, tmp_path: Path) -> N
     found = cache.read("ab12")
     assert found is not None
     assert found.to_pylist() == clip.to_pylist()
+
+
+def test_a_damaged_file_of_the_cache_is_written_anew_wherever_the_damage_lies(home: Path, tmp_path: Path) -> None:
+    cache = ClipCache(str(tmp_path), "cache")
+    model = load_model(str(home / "tiny"), **SHAPE, precision="float32", device="cpu")
+    item = {"index": 0, "source": str(home / "in" / "a.mp4"), "caption": "a"}
+    clip = encode_items(model, [item]).select(CLIP)
+    cache.write("ab12", clip)
+    (path,) = (tmp_path / "cache").rglob("*.arrow")
+    whole = path.read_bytes()
+    places = range(0, len(whole), max(1, len(whole) // 97))
+    flipped = [whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :] for place in places]
+    for number, damaged in enumerate([*flipped, *(whole[:place] for place in places)]):
+        path.write_bytes(damaged)
+        assert cache.read("ab12") is None, f"damage {number}"
+    cache.write("ab12", clip)
+    found = cache.read("ab12")
+    assert found is not None, "the cache is still used"
+    assert found.equals(clip)
+
+
+@pytest.mark.parametrize(
+    ("workers", "data", "guard", "fault"),
+    [
+        (2, {"encoder_gpus": 0.2}, {}, None),
+        (1, {"encoder_gpus": 0.7}, {}, None),
+        (2, {"encoder_gpus": 0.2}, {"every": 50, "gpus": 0.2}, None),
+        (2, {"encoder_gpus": 0.5}, {}, "data.encoder_gpus = 0.5 .*two workers could share one"),
+        (2, {"encoder_gpus": 0.3}, {"every": 50, "gpus": 0.2}, "and guard.gpus = 0.2 .*two workers could share one"),
+        (1, {"encoder_gpus": 0.6}, {"every": 50, "gpus": 0.4}, "leave the worker nothing"),
+        (1, {"encoder_gpus": 0.2, "encoders": 2}, {}, "data.encoders = 2"),
+    ],
+)
+def test_encoders_leave_each_worker_a_gpu_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, workers: int, data: dict[str, Any], guard: dict[str, Any], fault: str | None
+) -> None:
+    monkeypatch.setattr(nodes, "nodes_possible", lambda: [({"CPU": 4.0, "GPU": 4.0}, 1.0)])
+    run = parse_config({"data": data, "guard": guard, "train": {"workers": workers, "use_gpu": True}})
+    if fault is None:
+        assert nodes.check_resources(run)
+    else:
+        with pytest.raises(ValueError, match=fault):
+            nodes.check_resources(run)
