@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from typing import Any
 
 import pyarrow as pa
 from rich.console import Console
@@ -52,7 +53,13 @@ def main() -> None:
     """Trains."""
     seconds = float(sys.argv[1])
     config = load_config(sys.argv[2], sys.argv[3:])
-    feeding.RunFeed = lambda *given: SlowFeed(*given, seconds=seconds)  # type: ignore[assignment,misc]
+    made = feeding.RunFeed.of
+
+    def slow(*given: Any) -> SlowFeed:
+        feed = made(*given)
+        return SlowFeed(**{each.name: getattr(feed, each.name) for each in fields(feed)}, seconds=seconds)
+
+    feeding.RunFeed.of = staticmethod(slow)  # type: ignore[assignment]
     train(config, Console(width=1000))
 
 

@@ -57,7 +57,7 @@ def measure_in_workers(
         times = {"asked": asked, "connected": connected, "fitted": time.time()}
         TorchTrainer(
             partial(measure, job, {"steps": steps, "result": result, **times}),
-            **RunFeed(config, clips, folder).trainer_arguments,
+            **RunFeed.of(config, clips, folder).trainer_arguments,
             scaling_config=ray.train.ScalingConfig(
                 num_workers=config.train.workers,
                 use_gpu=use_gpu,

@@ -1,9 +1,10 @@
 """Checks of a cluster's nodes before a run, in seconds: room for its workers, the storage, the version of rlvid."""
 
 import math
+import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,29 @@ def check_nodes(storage: str, run: str) -> None:
             raise ValueError(
                 f"output.storage: {address[node]} {problem}: {storage}; choose a folder that all nodes mount "
                 "(NFS, EFS, FSx), or s3://BUCKET/FOLDER or gs://BUCKET/FOLDER"
+            )
+
+
+def check_files(files: Iterable[str], setting: str) -> None:
+    """Checks that every node sees files that this one sees.
+
+    Args:
+        files: their absolute paths.
+        setting: that names them.
+
+    Raises:
+        ValueError: a node does not see one.
+    """
+    import ray
+
+    nodes = {n["NodeID"]: n["NodeManagerAddress"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU")}
+    own = ray.get_runtime_context().get_node_id()
+    for file in files:
+        answers, _, _ = ask_nodes(os.path.isfile, {node: (file,) for node in nodes if node != own}, _SECONDS)
+        if blind := [nodes[node] for node, seen in answers.items() if not seen]:
+            raise ValueError(
+                f"{setting}: node {blind[0]} of the cluster does not see {file}; put it into a folder that all nodes "
+                "mount (NFS, EFS, FSx)"
             )
 
 

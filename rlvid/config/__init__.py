@@ -133,6 +133,8 @@ class RunConfig(Section):
         kept = self.model_dump(mode="json", exclude={"output": True, "guard": True, "name": True, **free})
         if self.data.weights is None:
             del kept["data"]["weights"]  # runs of versions without it go on
+        if self.data.encoder_gpus:
+            kept["data"]["encodes"] = "GPU"  # to other bits than a CPU
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -18,6 +18,7 @@ _ROW = pa.schema(
         ("serials", pa.list_(pa.int64())),
         ("lost", pa.list_(pa.int64())),  # those of the serials whose clip cannot be read
         ("fault", pa.string()),  # what is wrong with the first of these
+        ("note", pa.string()),  # what else the user should know
         ("clips", pa.large_binary()),  # an Arrow stream
     ]
 )
@@ -70,7 +71,7 @@ def _read(clips: TrainingSet, positions: list[int]) -> tuple[pa.Table, list[str 
         if len(positions) == 1:
             return _stand_in(clips, positions[0], error), [str(error)]
     tables, faults = zip(*(_read(clips, [position]) for position in positions), strict=True)
-    return pa.concat_tables(tables), [fault for each in faults for fault in each]
+    return pa.concat_tables(tables, promote_options="default"), [fault for each in faults for fault in each]
 
 
 def _stand_in(clips: TrainingSet, position: int, error: DamagedPart) -> pa.Table:
@@ -82,7 +83,13 @@ def _stand_in(clips: TrainingSet, position: int, error: DamagedPart) -> pa.Table
 
 
 def row_of(
-    step: int, rank: int, serials: Sequence[int], lost: Sequence[int], fault: str | None, clips: pa.Table
+    step: int,
+    rank: int,
+    serials: Sequence[int],
+    lost: Sequence[int],
+    fault: str | None,
+    clips: pa.Table,
+    note: str | None = None,
 ) -> pa.Table:
     """Returns a share as a table of one row, see ``Share``; ``clips`` are its rows."""
     sink = pa.BufferOutputStream()
@@ -91,5 +98,13 @@ def row_of(
     buffer = sink.getvalue()
     ends = pa.py_buffer(np.array([0, buffer.size], dtype=np.int64))
     data = pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, buffer])  # not copied
-    columns = {"step": [step], "rank": [rank], "serials": [serials], "lost": [lost], "fault": [fault], "clips": data}
+    columns = {
+        "step": [step],
+        "rank": [rank],
+        "serials": [serials],
+        "lost": [lost],
+        "fault": [fault],
+        "note": [note],
+        "clips": data,
+    }
     return pa.table(columns, _ROW)

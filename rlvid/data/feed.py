@@ -31,7 +31,7 @@ _STEPS_IN_TASK = 16
 _MAX_TASKS = 1000
 _REST = 0.1
 """Seconds between two turns of Ray Data's loop while no worker waits."""
-_MAX_BYTES = 64 * 2**20
+MAX_BYTES = 64 * 2**20
 """Bytes of shares that may wait in the object store; a share that a worker waits for is read all the same."""
 
 
@@ -105,7 +105,15 @@ def feed(shares: Shares) -> ray.data.Dataset:
 
 
 class InOrder(ray.train.DataConfig):
-    """Deals all blocks of a feed to the workers in turn; the blocks are read on the workers' nodes."""
+    """Deals all blocks of a feed to the workers in turn; the blocks are read on the workers' nodes.
+
+    Args:
+        max_bytes: of shares that may wait in the object store.
+    """
+
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+        super().__init__()
+        self._max_bytes = max_bytes
 
     def configure(
         self, datasets: dict[str, Any], world_size: int, worker_handles: Any, worker_node_ids: Any, **kwargs: Any
@@ -117,7 +125,7 @@ class InOrder(ray.train.DataConfig):
             options.preserve_order = True
             if worker_node_ids:
                 options.label_selector = on_nodes(worker_node_ids)
-            options.resource_limits = options.resource_limits.copy(object_store_memory=_MAX_BYTES)
+            options.resource_limits = options.resource_limits.copy(object_store_memory=self._max_bytes)
             for rank, split in enumerate(dataset.streaming_split(world_size, equal=False)):
                 iterators[rank][name] = split
         return iterators

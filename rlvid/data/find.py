@@ -95,6 +95,11 @@ def read_contents(clips: list[ClipFile]) -> tuple[dict[ClipFile, str], list[Skip
     return contents, skipped
 
 
+def key_of(identity: str) -> str:
+    """Returns sixteen hex digits over the identity of a clip."""
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
 def hash_contents(contents: dict[ClipFile, str]) -> str:
     """Returns sixteen hex digits over clips in their order."""
     return hashlib.sha256("".join(contents.values()).encode()).hexdigest()[:16]

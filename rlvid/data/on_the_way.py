@@ -7,8 +7,9 @@ its place: zeros stand there, and its samples get no reward.
 """
 
 import hashlib
-import logging
+import warnings
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,20 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 from pyarrow import fs
+from ray.util.annotations import RayDeprecationWarning
 
 from rlvid.config.model import ModelConfig
 from rlvid.data.batches import row_of
 from rlvid.data.clips import CLIP, SCHEMA
 from rlvid.data.encoders import ClipEncoder, read_item
+from rlvid.data.find import ClipFile, key_of, read_contents
 from rlvid.files import atomic_file
 from rlvid.storage import locate
 
-log = logging.getLogger(__name__)
-
 _RECENT = 16
 """Encoded clips that an actor keeps in memory: those of a group lie in neighbouring shares."""
+_RESTARTS = 3
+"""Restarts of an encoder that has died; then the run's workers start again."""
 _DIGEST = hashlib.sha256().digest_size
 _ENCODED = pa.schema([SCHEMA.field(name) for name in CLIP])
 
@@ -54,7 +57,7 @@ class Encoding:
 
 
 class ClipCache:
-    """Encoded clips in a folder or an object store, a file each; a fault of the storage ends its use, with a warning.
+    """Encoded clips in a folder or an object store, a file each; a fault of the storage ends its use.
 
     A file is an Arrow stream and the 32 bytes of its SHA-256, since Arrow does not see a flipped bit and reports a file
     that is cut off as a fault of the storage.
@@ -62,11 +65,15 @@ class ClipCache:
     Args:
         storage: folder or URI.
         under: place in it.
+
+    Attributes:
+        problem: the fault that has ended its use.
     """
 
     def __init__(self, storage: str, under: str) -> None:
         self._store, self._root = locate(storage, under)
         self._usable = True
+        self.problem: str | None = None
 
     def read(self, key: str) -> pa.Table | None:
         """Returns a clip of the columns ``CLIP``; None if there is none, or a damaged one."""
@@ -111,7 +118,7 @@ class ClipCache:
 
     def _give_up(self, error: OSError) -> None:
         self._usable = False
-        log.warning("encoded videos are not kept any more: %s cannot be used (%s)", self._root, error)
+        self.problem = f"encoded videos are not kept any more: {self._root} cannot be used ({error.strerror or error})"
 
 
 class ShareEncoder:
@@ -147,7 +154,8 @@ class ShareEncoder:
             if fault is not None:
                 faults[serial] = fault
         lost, fault = sorted({*row["lost"], *faults}), row["fault"] or next(iter(faults.values()), None)
-        return row_of(row["step"], row["rank"], row["serials"], lost, fault, pa.concat_tables(tables).combine_chunks())
+        note, whole = self._cache.problem if self._cache else None, pa.concat_tables(tables).combine_chunks()
+        return row_of(row["step"], row["rank"], row["serials"], lost, fault, whole, note)
 
     def _clip(self, key: str, source: str, caption: str) -> tuple[pa.Table, str | None]:
         """Returns a clip of the columns ``CLIP``, and what is wrong with its video."""
@@ -162,29 +170,43 @@ class ShareEncoder:
         return made
 
     def _made(self, key: str, source: str, caption: str) -> tuple[pa.Table, str | None]:
-        item = pa.Table.from_pylist([{"index": 0, "source": source, "caption": caption}])
-        encoded = self._encode(item)
-        fault = encoded["error"][0].as_py()
+        """Encodes a video; storage that fails ends the run, a video that cannot be read or has changed does not."""
+        before = _key(source, caption)
+        rows = self._encode(pa.Table.from_pylist([{"index": 0, "source": source, "caption": caption}]))
+        fault = rows["error"][0].as_py()
+        if fault is None and not before == key == _key(source, caption):
+            fault = f"{source}: has changed since the start of the run"
         if fault is not None:
             return self._encode.blank(caption).select(CLIP).cast(_ENCODED), fault
-        clip = encoded.select(CLIP).cast(_ENCODED)
+        clip = rows.select(CLIP).cast(_ENCODED)
         if self._cache:
             self._cache.write(key, clip)
         return clip, None
 
 
-def encoded(shares: ray.data.Dataset, how: Encoding) -> ray.data.Dataset:
-    """Adds the actors to a feed.
+def _key(source: str, caption: str) -> str | None:
+    """Returns the identity of a video as it is now; None where there is none."""
+    clip = ClipFile(Path(source), caption)
+    with suppress(FileNotFoundError), open(source, "rb"):
+        contents, unreadable = read_contents([clip])
+        if unreadable:
+            raise OSError(str(unreadable[0]))
+        return key_of(contents[clip])
+    return None
 
-    They reserve no CPU, as the tasks of the feed.
-    """
-    return shares.map_batches(
-        ShareEncoder,
-        fn_constructor_args=(how,),
-        compute=ray.data.ActorPoolStrategy(size=how.encoders, max_tasks_in_flight_per_actor=2),
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=0,
-        num_gpus=how.gpus,
-        memory=1,  # a byte: where tasks ask for the same, Ray Data reads and encodes in one, sixteen steps at a time
-    )
+
+def encoded(shares: ray.data.Dataset, how: Encoding) -> ray.data.Dataset:
+    """Adds the actors to a feed; they reserve no CPU, as the tasks of the feed."""
+    with warnings.catch_warnings():  # the two arguments at the end, which have no other way yet
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        return shares.map_batches(
+            ShareEncoder,
+            fn_constructor_args=(how,),
+            compute=ray.data.ActorPoolStrategy(size=how.encoders, max_tasks_in_flight_per_actor=2),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=0,
+            num_gpus=how.gpus,
+            max_restarts=_RESTARTS,  # by default an encoder that a video kills starts again for ever
+            max_task_retries=_RESTARTS,
+        )

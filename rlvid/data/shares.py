@@ -17,7 +17,7 @@ class Share:
     """A worker's samples of a step; those of a run without clips have no ``text_BLD`` and no ``posterior``.
 
     ``serials``: places in the global order; tensors are float32 on the CPU. ``lost``: the serials whose clip cannot be
-    read, and ``fault``: what is wrong with the first of them.
+    read, and ``fault``: what is wrong with the first of them; ``note``: what else the user should know.
     """
 
     step: int
@@ -27,6 +27,7 @@ class Share:
     posterior: Posterior | None = None
     lost: frozenset[int] = frozenset()
     fault: str | None = None
+    note: str | None = None
 
     @staticmethod
     def of(row: Mapping[str, Any] | None, step: int, rank: int) -> "Share":
@@ -43,10 +44,10 @@ class Share:
             )
         with pa.ipc.open_stream(row["clips"]) as stream:
             clips = stream.read_all()
-        serials, lost, fault = row["serials"], frozenset(row["lost"]), row["fault"]
+        serials, lost, fault, note = row["serials"], frozenset(row["lost"]), row["fault"], row["note"]
         if clips.column_names == ["caption"]:
-            return Share(step, serials, clips["caption"].to_pylist(), lost=lost, fault=fault)
-        return Share(step, serials, *tensors(clips), lost, fault)
+            return Share(step, serials, clips["caption"].to_pylist(), lost=lost, fault=fault, note=note)
+        return Share(step, serials, *tensors(clips), lost, fault, note)
 
 
 def tensors(clips: pa.Table) -> tuple[list[str], Tensor, Posterior]:

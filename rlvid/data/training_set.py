@@ -122,7 +122,7 @@ class TrainingSet:
         Args:
             count: of captions at most, each source giving an equal share; default: all.
         """
-        share = None if count is None else -(-count // len(self.sources))
+        share = None if count is None or count >= self.count else -(-count // len(self.sources))
         for source in self.sources:
             yield from islice(source.open().readable_captions(), share)
 

@@ -1,5 +1,7 @@
 """Videos as a source of training: a list of files that the feed encodes on the way; no Ray."""
 
+import json
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +13,7 @@ from rlvid.config.train import MADE
 from rlvid.data.clips import digest
 from rlvid.data.encode import exact_model, model_fingerprint
 from rlvid.data.encoders import MODEL_FPS
-from rlvid.data.find import ClipFile, find_clips, hash_contents, read_contents
+from rlvid.data.find import ClipFile, find_clips, hash_contents, key_of, read_contents
 from rlvid.data.kept import kept_folder
 from rlvid.data.listing import write_listing
 from rlvid.data.tables import table_files
@@ -21,7 +23,7 @@ from rlvid.storage import Mirror, is_uri
 LISTED = pa.schema([("index", pa.int64()), ("caption", pa.string()), ("source", pa.string()), ("key", pa.string())])
 """The rows of a list of videos."""
 _TRIED = 8
-"""Videos of a source that are read before a start, until one can be."""
+"""Videos of a source, from all over it, that are read before a start, until one can be."""
 _SHOWN = 10
 """Skipped files that are printed."""
 
@@ -32,8 +34,16 @@ def is_videos(source: str) -> bool:
         return False
     path = Path(source).expanduser()
     if path.is_dir():
-        return bool(table_files(path)) or not (any(path.glob("part-*.parquet")) or (path / "meta.json").exists())
+        return not any(path.glob("part-*.parquet")) and not _is_of_clips(path / "meta.json")
     return path.is_file() and bool(table_files(path))
+
+
+def _is_of_clips(path: Path) -> bool:
+    """Returns whether a file says what a folder of encoded clips holds; other tools have files of that name."""
+    with suppress(OSError, ValueError):
+        meta = json.loads(path.read_bytes())
+        return isinstance(meta, dict) and {"fingerprint", "clips"} <= meta.keys()
+    return False
 
 
 def check_videos(source: str, model: ModelConfig) -> None:
@@ -44,17 +54,18 @@ def check_videos(source: str, model: ModelConfig) -> None:
     """
     clips, skipped = find_clips(_absolute(source))
     exact, faults = exact_model(model), list[str]()
-    for clip in clips[:_TRIED]:
+    for clip in clips[:: max(1, len(clips) // _TRIED)][:_TRIED]:
         try:
             read_video(clip.path, frames=exact.frames or 0, size=exact.size or 0, fps=MODEL_FPS)
         except VideoError as error:
             faults.append(str(error))
         else:
             return
-    why = "; ".join([*faults[:3], *map(str, skipped[:3])][:3]) or "the folder is empty"
+    tried = f"none of the {len(faults)} videos that were tried can be read" if faults else "there is no video in it"
+    why = "; ".join([*faults, *map(str, skipped)][:3]) or "the folder is empty"
     raise ValueError(
-        f"data.source = {source!r}: no video can be used ({why}); a clip is a video with its caption in a .txt beside "
-        "it, or named with its caption in a manifest"
+        f"data.source = {source!r}: {tried} ({why}); a clip is a video with its caption in a .txt beside it, or named "
+        "with its caption in a manifest"
     )
 
 
@@ -75,7 +86,7 @@ def listed_videos(source: str, config: RunConfig, console: Console) -> str:
         check_videos(source, config.model)
     of_model = model_fingerprint(config.model)
     fingerprint = digest({"videos": hash_contents(contents), "model": of_model})
-    name = digest([str(_absolute(source)), fingerprint])[:8]  # the list has paths: a folder that moved has another
+    name = digest([[str(clip.path) for clip in contents], fingerprint])[:8]  # files that moved are listed anew
     mirror = Mirror(config.output.storage, f"clips/videos-{len(contents)}-{name}")
 
     def write(out: Path) -> None:
@@ -91,7 +102,7 @@ def _absolute(source: str) -> Path:
 
 def _write(contents: dict[ClipFile, str], fingerprints: dict[str, str], out: Path) -> None:
     rows = (
-        {"caption": clip.caption, "source": str(clip.path), "key": digest(identity)}
+        {"caption": clip.caption, "source": str(clip.path), "key": key_of(identity)}
         for clip, identity in contents.items()
     )
     write_listing(rows, "videos", LISTED, lambda: fingerprints, out)

@@ -7,15 +7,20 @@ from typing import Any
 import numpy as np
 import ray.data
 
+from rlvid import __version__
 from rlvid.config import RunConfig
 from rlvid.data.batches import Shares
+from rlvid.data.clips import digest
 from rlvid.data.encode import exact_model, model_fingerprint
-from rlvid.data.feed import NAME, InOrder, feed
+from rlvid.data.feed import MAX_BYTES, NAME, InOrder, feed
 from rlvid.data.on_the_way import Encoding, encoded
 from rlvid.data.order import clip_indices, mixed_indices
 from rlvid.data.training_set import TrainingSet
 from rlvid.storage import is_uri, locate
 from rlvid.train.record import RECORD, recorded_step
+
+_ENCODED_BYTES = 512 * 2**20
+"""Bytes of shares that may wait where videos are encoded: several, so that encoders work side by side."""
 
 
 @dataclass(frozen=True)
@@ -26,21 +31,28 @@ class RunFeed:
         config: of the run.
         clips: its training set.
         run: the run's folder.
+        encoding: how videos are encoded on the way, if there are any.
     """
 
     config: RunConfig
     clips: TrainingSet
     run: Path
+    encoding: Encoding | None = None
+
+    @staticmethod
+    def of(config: RunConfig, clips: TrainingSet, run: Path) -> "RunFeed":
+        """Makes the feed of a run in the driver, where its paths are those that the user wrote."""
+        return RunFeed(config, clips, run, _encoding(config, run) if "videos" in clips.kinds else None)
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
         """The arguments of Ray Train's trainer that bring the clips to the workers."""
-        return {"datasets": {NAME: self}, "dataset_config": InOrder()}
+        return {"datasets": {NAME: self}, "dataset_config": InOrder(_ENCODED_BYTES if self.encoding else MAX_BYTES)}
 
     def __call__(self) -> ray.data.Dataset:
         """Makes the dataset of all steps that are left."""
         shares = feed(self.shares(self._first_step()))
-        return encoded(shares, self._encoding()) if "videos" in self.clips.kinds else shares
+        return encoded(shares, self.encoding) if self.encoding else shares
 
     def shares(self, first_step: int) -> Shares:
         """Returns the shares of all steps from one on."""
@@ -53,19 +65,20 @@ class RunFeed:
         positions = rows.astype(np.min_scalar_type(clips.count)).reshape(-1, train.batch_size)
         return Shares(clips, train.workers, first_step, positions)
 
-    def _encoding(self) -> Encoding:
-        data, storage = self.config.data, self.config.output.storage
-        return Encoding(
-            model=exact_model(self.config.model),
-            encoders=data.encoders,
-            gpus=data.encoder_gpus,
-            processes=self.config.train.workers + data.encoders,
-            storage=(storage if is_uri(storage) else str(self.run.parent)) if data.cache else None,
-            kept_in=f"clips/cache-{model_fingerprint(self.config.model)}",
-        )
-
     def _first_step(self) -> int:
         """Returns the step of the checkpoint that Ray Train resumes from; 0 without one."""
         storage = self.config.output.storage
         store, root = locate(storage if is_uri(storage) else str(self.run.parent), self.run.name)
         return recorded_step(store, f"{root}/{RECORD}")
+
+
+def _encoding(config: RunConfig, run: Path) -> Encoding:
+    data, storage = config.data, config.output.storage
+    return Encoding(
+        model=exact_model(config.model),
+        encoders=data.encoders,
+        gpus=data.encoder_gpus,
+        processes=config.train.workers + data.encoders,
+        storage=(storage if is_uri(storage) else str(run.parent)) if data.cache else None,
+        kept_in=f"clips/cache-{digest([model_fingerprint(config.model), __version__])}",
+    )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from rlvid.cluster.connect import start_ray
-from rlvid.cluster.nodes import BOOTSTRAP, check_nodes, check_resources, fits_now, needed, nodes_possible
+from rlvid.cluster.nodes import BOOTSTRAP, check_files, check_nodes, check_resources, fits_now, needed, nodes_possible
 from rlvid.config import RunConfig
 from rlvid.data.sources import training_set
 from rlvid.data.training_set import TrainingSet
@@ -139,6 +139,8 @@ def _clips_of(config: RunConfig, mirror: Mirror, console: Console) -> TrainingSe
     """Encodes or finds the clips of a run, and records which they are."""
     clips = training_set(config, console)
     record_clips(mirror.folder, clips)
+    videos = [source.open() for source in clips.sources if source.kind == "videos"]
+    check_files((each.rows([0])["source"][0].as_py() for each in videos), "data.source")
     for line in cut_captions(config, clips):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     mirror.push()
@@ -162,7 +164,7 @@ def _trainer(job: Job, clips: TrainingSet, wait: bool) -> "TorchTrainer":
         environment["DS_ACCELERATOR"] = "cpu"
     return TorchTrainer(
         partial(train_worker, job),
-        **RunFeed(config, clips, job.run).trainer_arguments,
+        **RunFeed.of(config, clips, job.run).trainer_arguments,
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.train.workers,
             use_gpu=job.use_gpu,

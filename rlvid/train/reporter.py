@@ -65,10 +65,10 @@ class Reporter(Observer):
             self._told.add(of_worker)
             self._note(line, kind)
 
-    def warn(self, line: str) -> None:
-        """Reports what slows training down on the driver's console, and in the log."""
+    def warn(self, line: str, kind: str | None = None) -> None:
+        """Reports what slows training down on the driver's console, and in the log; of a ``kind`` once in a run."""
         log.warning("%s: %s", self.where, line)
-        self._note(line)
+        self._note(line, kind)
 
     def _note(self, line: str, kind: str | None = None) -> None:
         self.progress.note.remote(f"{self.where}: {line}", kind)

@@ -22,9 +22,9 @@ class Waits:
     """
 
     def __init__(self, report: Callable[[str], None], source: str, encodes: bool = False) -> None:
-        self._report, self._source = report, source
+        self._report, self._source, self._encodes = report, source, encodes
         self._remedy = (
-            "raise data.encoders, or encode the videos first with `rlvid encode`"
+            "raise data.encoders, set data.encoder_gpus, or encode the videos first with `rlvid encode`"
             if encodes
             else "the storage is slow, or the machine is busy"
         )
@@ -67,5 +67,5 @@ class Waits:
             self._hung = True
             self._report(
                 f"has waited {PATIENCE:.0f} s for data.source={self._source} and still waits; check that its storage "
-                "answers"
+                f"answers{'; or ' + self._remedy if self._encodes else ''}"
             )

@@ -143,6 +143,8 @@ class Worker:
             text = share.text_BLD if share.text_BLD is not None else torch.stack([*map(self._embed, share.prompts)])
             if share.fault:
                 self.reporter.report(f"{share.fault}; samples of its clips get no reward", kind=share.fault)
+            if share.note:
+                self.reporter.warn(share.note, kind=share.note)
             return Batch(step, share.serials, share.prompts, text.to(self.model.device), latents, share.lost)
 
     def _next_row(self) -> dict[str, Any] | None:

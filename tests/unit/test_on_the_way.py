@@ -1,13 +1,13 @@
 """Videos as a source: their list, the actor that encodes them, and its cache; without Ray."""
 
 import io
-import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from rich.console import Console
@@ -90,7 +90,7 @@ def test_a_folder_of_videos_is_listed_once_and_encoded_as_encode_does(home: Path
 
 
 def test_what_is_in_the_cache_or_was_just_encoded_is_not_encoded_again(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clips = training_set(run_of(home, tmp_path, source=str(home / "in")), QUIET)
     how = Encoding(exact_model(ModelConfig(path=str(home / "tiny"), **SHAPE)), 1, 0, 1, str(tmp_path), "clips/cache")
@@ -119,9 +119,9 @@ def test_what_is_in_the_cache_or_was_just_encoded_is_not_encoded_again(
 
     (tmp_path / "file").write_text("in the way")
     broken = Encoding(how.model, 1, 0, 1, str(tmp_path / "file"), "cache")
-    with caplog.at_level(logging.WARNING, "rlvid"):
-        assert ShareEncoder(broken)(block[0]).equals(expected), "a cache that cannot be written ends nothing"
-    assert len([record for record in caplog.records if "not kept any more" in record.message]) == 1
+    (share,) = shares_of([ShareEncoder(broken)(block[0])])
+    assert share.posterior is not None, "a cache that cannot be written ends nothing"
+    assert "encoded videos are not kept any more" in (share.note or "")
 
 
 def test_clips_beside_videos_come_as_they_are(home: Path, tmp_path: Path) -> None:
@@ -142,6 +142,50 @@ def test_clips_beside_videos_come_as_they_are(home: Path, tmp_path: Path) -> Non
     assert Share.of(whole.to_pylist()[0], 0, 0).posterior is not None
     with pa.ipc.open_stream(whole["clips"][0].as_py()) as stream:
         assert stream.read_all().column_names == list(CLIP)
+
+
+def test_a_video_that_changed_is_lost_and_not_kept_and_storage_that_fails_is_an_error(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(home / "in", tmp_path / "in")
+    clips = training_set(run_of(home, tmp_path, source=str(tmp_path / "in")), QUIET)
+    how = Encoding(exact_model(ModelConfig(path=str(home / "tiny"), **SHAPE)), 1, 0, 1, str(tmp_path), "clips/cache")
+    (block,) = blocks(clips, [[0, 2]])
+    shutil.copy(tmp_path / "in" / "c.mp4", tmp_path / "in" / "a.mp4")
+    (share,) = shares_of([ShareEncoder(how)(block)])
+    assert (share.lost, "a.mp4: has changed since the start of the run" in (share.fault or "")) == ({0}, True)
+    assert len(list((tmp_path / "clips" / "cache-cpu").rglob("*.arrow"))) == 1
+    (tmp_path / "in" / "a.mp4").unlink()
+    (share,) = shares_of([ShareEncoder(how)(block)])
+    assert (share.lost, "no such file" in (share.fault or "")) == ({0}, True)
+
+    def fails(*_: Any) -> Any:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("rlvid.data.on_the_way.open", fails, raising=False)
+    with pytest.raises(OSError, match="Input/output error"):
+        ShareEncoder(how)(block)
+
+
+def test_a_damaged_clip_beside_a_video_keeps_its_place(home: Path, tmp_path: Path) -> None:
+    model = load_model(str(home / "tiny"), **SHAPE, precision="float32", device="cpu")
+    items = [{"index": i, "source": str(home / "in" / "c.mp4"), "caption": f"clip {i}"} for i in range(4)]
+    with ClipWriter(tmp_path / "clips", {}) as writer:
+        writer.add(encode_items(model, items))
+        writer.finish({"fingerprint": "0" * 16}, [])
+    path = tmp_path / "clips" / "part-00000.parquet"
+    columns = pq.read_metadata(path).row_group(0)
+    (mean,) = (columns.column(i) for i in range(columns.num_columns) if columns.column(i).path_in_schema == "mean")
+    content = bytearray(path.read_bytes())
+    content[mean.data_page_offset + 100] ^= 1
+    path.write_bytes(content)
+    run = run_of(home, tmp_path, source=str(home / "in"))
+    videos = TrainingSet.of(listed_videos(str(home / "in"), run, QUIET))
+    mixed = TrainingSet((*TrainingSet.of(tmp_path / "clips").sources, *videos.sources))
+    how = Encoding(exact_model(run.model), 1, 0, 1, None, "")
+    (share,) = shares_of([ShareEncoder(how)(block) for block in blocks(mixed, [[1, 4, 2, 5]])])
+    assert share.lost == {0, 3}, "the damaged clip and the damaged video"
+    assert share.prompts[1:3] == ["this is a", "clip 2"]
 
 
 def test_methods_that_start_from_noise_read_captions_of_videos_alone(home: Path, tmp_path: Path) -> None:
@@ -170,8 +214,13 @@ def test_sources_without_a_video_are_refused_before_a_start(home: Path, tmp_path
     (tmp_path / "bad" / "a.mp4").write_bytes(b"no video")
     (tmp_path / "bad" / "a.txt").write_text("a")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "bad" / "meta.json").write_text('{"made": "by another tool"}')
+    assert is_videos(str(tmp_path / "bad"))
+    (tmp_path / "empty" / "meta.json").write_text('{"fingerprint": "0", "clips": 3}')
+    assert not is_videos(str(tmp_path / "empty"))
+    (tmp_path / "empty" / "meta.json").unlink()
     model = ModelConfig(path=str(home / "tiny"), **SHAPE)
-    for name, said in (("bad", "no video can be used .*a.mp4"), ("empty", "the folder is empty")):
+    for name, said in (("bad", "none of the 1 videos that were tried .*a.mp4"), ("empty", "the folder is empty")):
         with pytest.raises(ValueError, match=said):
             check_videos(str(tmp_path / name), model)
     check_videos(str(home / "in"), model)
