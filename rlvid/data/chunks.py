@@ -17,7 +17,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -234,15 +234,25 @@ def new_file(store: fs.FileSystem, path: str) -> Iterator[Any]:
 
 def part_paths(folder: Path) -> list[Path]:
     """Returns the files of an archive on disk, ordered by their steps; each row is in one of them."""
-    parts = {path.name: path for path in folder.glob("step-*.parquet") if _last_step(path.name) is not None}
-    with suppress(FileNotFoundError):  # files are being merged, or a process was killed meanwhile
-        plan = json.loads((folder / MERGING / JOURNAL).read_bytes())
+    while True:
+        plan = _merging(folder)
+        parts = {path.name: path for path in folder.glob("step-*.parquet") if _last_step(path.name) is not None}
         for name in plan["sources"]:
             parts.pop(name, None)
         for number, name in enumerate(plan["targets"]):
             made = folder / MERGING / merged_name(number)
             parts[name] = made if made.exists() else folder / name
-    return [parts[name] for name in sorted(parts)]  # steps have six digits
+        if plan == _merging(folder):  # else files were deleted and named while this looked
+            return [parts[name] for name in sorted(parts)]  # steps have six digits
+
+
+def _merging(folder: Path) -> dict[str, list[str]]:
+    """Returns the files that are being replaced, and those that replace them; see ``parts``."""
+    try:
+        plan: dict[str, list[str]] = json.loads((folder / MERGING / JOURNAL).read_bytes())
+    except FileNotFoundError:
+        return {"sources": [], "targets": []}
+    return plan
 
 
 def table_of(common: dict[str, Any], pieces: Iterable[dict[str, Any]], form: Form = "png") -> pa.Table:

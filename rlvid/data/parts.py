@@ -57,7 +57,7 @@ def merge(folder: ArchiveFolder, size: int, rest: bool = False) -> list[Part]:
         made = list[Part]()
         for group in _groups(sized, size, rest):
             made += _merge(store, root, [part for part, _ in group], size)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise write_error(f"merged part of the archive {root}", error, WAY_OUT) from error
     return made
 

@@ -243,9 +243,11 @@ def end_archivist(archivist: Any, console: Console) -> None:
     if archivist is None:
         return
     ended = archivist.end.remote()
-    with suppress(ray.exceptions.GetTimeoutError, ray.exceptions.RayError, OSError):  # the next start does it too
+    with suppress(ray.exceptions.RayError, OSError):  # the next start does it too
         if not ray.wait([ended], timeout=_PATIENCE)[0]:
             console.print("merging the archive's files", highlight=False)
-        if problem := ray.get(ended, timeout=_MERGING):
-            console.print(f"the archive's small files stay as they are: {problem}", markup=False, highlight=False)
+        if not ray.wait([ended], timeout=_MERGING)[0]:
+            console.print("the archive's files are not merged yet; the next start finishes that", highlight=False)
+        elif problem := ray.get(ended):
+            console.print(f"the archive's files are not merged: {problem}", markup=False, highlight=False)
     ray.kill(archivist)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from rlvid.algorithms.base import Samples
 from rlvid.data.archive import piece_of, read_archive
-from rlvid.data.chunks import SCHEMA, ArchiveFolder, Part, table_of
+from rlvid.data.chunks import SCHEMA, ArchiveFolder, Part, part_paths, table_of
 
 
 @pytest.fixture
@@ -99,6 +99,18 @@ def test_a_resumed_run_deletes_what_it_makes_again(run: Path) -> None:
     folder.end()
     folder.end()
     assert len(list((run / "archive").iterdir())) == 3
+
+
+def test_an_archive_of_an_earlier_version_is_read_and_resumed(run: Path) -> None:
+    for step in range(4):
+        (name,) = add_chunk(run, {(step, 0): make_samples(2 * step)})
+        (run / "archive" / name).rename(run / "archive" / f"step-{step:06d}-rank-000.parquet")
+    add_chunk(run, {(4, 0): make_samples(8)})
+    assert read_archive(run / "archive", ["step", "serial"]).to_pylist() == [
+        {"step": serial // 2, "serial": serial} for serial in range(10)
+    ]
+    folder_of(run).begin(2, "again")
+    assert [path.name for path in part_paths(run / "archive")] == [f"step-00000{s}-rank-000.parquet" for s in (0, 1)]
 
 
 def test_a_task_that_runs_twice_writes_one_file(run: Path) -> None:
