@@ -10,7 +10,6 @@ import hashlib
 import warnings
 from collections import OrderedDict
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,10 @@ import ray.data
 from pyarrow import fs
 from ray.util.annotations import RayDeprecationWarning
 
-from rlvid.config.model import ModelConfig
 from rlvid.data.batches import row_of
 from rlvid.data.clips import CLIP, SCHEMA
 from rlvid.data.encoders import ClipEncoder, read_item
+from rlvid.data.encoding import Encoding
 from rlvid.data.find import ClipFile, key_of, read_contents
 from rlvid.files import atomic_file
 from rlvid.storage import locate
@@ -33,27 +32,6 @@ _RESTARTS = 3
 """Restarts of an encoder that has died; then the run's workers start again."""
 _DIGEST = hashlib.sha256().digest_size
 _ENCODED = pa.schema([SCHEMA.field(name) for name in CLIP])
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """The settings of encoding on the way.
-
-    Attributes:
-        model: encodes, with an absolute path, its length and size.
-        encoders: number of actors.
-        gpus: part of a GPU that each takes; 0 encodes on the CPU.
-        processes: encoders and workers, which share the cores of a machine.
-        storage: folder or URI where encoded clips are kept; None keeps none.
-        kept_in: the folder in it, of this model; one for each kind of device.
-    """
-
-    model: ModelConfig
-    encoders: int
-    gpus: float
-    processes: int
-    storage: str | None
-    kept_in: str
 
 
 class ClipCache:

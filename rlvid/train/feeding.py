@@ -11,9 +11,8 @@ from rlvid import __version__
 from rlvid.config import RunConfig
 from rlvid.data.batches import Shares
 from rlvid.data.clips import digest
-from rlvid.data.encode import exact_model, model_fingerprint
+from rlvid.data.encoding import Encoding
 from rlvid.data.feed import MAX_BYTES, NAME, InOrder, feed
-from rlvid.data.on_the_way import Encoding, encoded
 from rlvid.data.order import clip_indices, mixed_indices
 from rlvid.data.training_set import TrainingSet
 from rlvid.storage import is_uri, locate
@@ -52,7 +51,11 @@ class RunFeed:
     def __call__(self) -> ray.data.Dataset:
         """Makes the dataset of all steps that are left."""
         shares = feed(self.shares(self._first_step()))
-        return encoded(shares, self.encoding) if self.encoding else shares
+        if self.encoding is None:
+            return shares
+        from rlvid.data.on_the_way import encoded  # it loads models, which the controller of other runs need not
+
+        return encoded(shares, self.encoding)
 
     def shares(self, first_step: int) -> Shares:
         """Returns the shares of all steps from one on."""
@@ -73,6 +76,8 @@ class RunFeed:
 
 
 def _encoding(config: RunConfig, run: Path) -> Encoding:
+    from rlvid.data.encode import exact_model, model_fingerprint  # in the driver alone
+
     data, storage = config.data, config.output.storage
     return Encoding(
         model=exact_model(config.model),

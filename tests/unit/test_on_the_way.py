@@ -19,7 +19,8 @@ from rlvid.data.batches import Shares
 from rlvid.data.clips import CLIP
 from rlvid.data.encode import exact_model
 from rlvid.data.encoders import encode_items
-from rlvid.data.on_the_way import ClipCache, Encoding, ShareEncoder
+from rlvid.data.encoding import Encoding
+from rlvid.data.on_the_way import ClipCache, ShareEncoder
 from rlvid.data.shares import Share
 from rlvid.data.sources import rendered_clip, training_set
 from rlvid.data.training_set import TrainingSet
