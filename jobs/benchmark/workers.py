@@ -52,7 +52,7 @@ def measure_in_workers(
     with kept(f"the run folder {short(folder)} stays"):
         clips, result = training_set(config, Console()), folder / "benchmark.json"
         progress = ProgressActor.remote()  # type: ignore[attr-defined]  # ray.remote decorates the class
-        archivist = start_archivist(config, folder)
+        archivist = start_archivist(config, folder, progress)
         job = Job.of(config, run=folder, use_gpu=use_gpu, progress=progress, archivist=archivist)
         times = {"asked": asked, "connected": connected, "fitted": time.time()}
         TorchTrainer(

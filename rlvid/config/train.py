@@ -117,6 +117,7 @@ class OutputConfig(Section):
     archive_part_mb: float = Field(
         128,
         ge=0,
+        le=4096,
         description="size of the archive's files once all kept checkpoints are newer; 0 leaves them as written",
     )
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from rlvid.algorithms.base import Samples
-from rlvid.data.chunks import SCHEMA, part_paths
+from rlvid.data.chunks import SCHEMA, read_parts
 from rlvid.data.parquet import open_parquet
 from rlvid.plots.video import to_bytes
 
@@ -55,17 +55,20 @@ def read_archive(folder: str | Path, columns: list[str] | None = None) -> pa.Tab
     Raises:
         ValueError: no parts there, or one is damaged or lacks a column.
     """
-    paths = part_paths(Path(folder))
-    if not paths:
-        raise ValueError(f"archive {folder}: no parts (step-*-to-*-part-*.parquet) there")
     wanted = SCHEMA.names if columns is None else columns
     schema = pa.schema([_field(name) for name in dict.fromkeys([*wanted, *_ORDER])])
-    tables = []
-    for path in paths:
+
+    def read(path: Path) -> pa.Table:
         try:
-            tables.append(open_parquet(path).read(columns=schema.names).select(schema.names).cast(schema))
+            return open_parquet(path).read(columns=schema.names).select(schema.names).cast(schema)
+        except FileNotFoundError:
+            raise
         except (pa.ArrowInvalid, ValueError, KeyError, OSError) as error:
             raise ValueError(f"{path}: is not a part of an archive: {' '.join(str(error).split())}") from error
+
+    tables = read_parts(Path(folder), read)
+    if not tables:
+        raise ValueError(f"archive {folder}: no parts (step-*-to-*-part-*.parquet) there")
     return pa.concat_tables(tables).sort_by([(name, "ascending") for name in _ORDER]).select(wanted)
 
 

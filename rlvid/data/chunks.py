@@ -16,12 +16,12 @@ do not look into the staging folder, and read the rest as it is:
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -51,6 +51,9 @@ SCHEMA = pa.schema(
         ("model", pa.string()),  # the base model; the adapter is the run's at this step
     ]
 )
+T = TypeVar("T")
+_ATTEMPTS = 5
+"""Times that an archive is read while its files are replaced."""
 Form = Literal["png", "webp"]
 """Formats of pictures, both without loss."""
 _OPTIONS: dict[Form, dict[str, Any]] = {"png": {}, "webp": {"lossless": True, "quality": 20, "method": 1}}
@@ -216,11 +219,6 @@ def _last_step(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def merged_name(number: int) -> str:
-    """Returns the name of a merged file before it gets that of a part."""
-    return f"{number:03d}.parquet"
-
-
 @contextmanager
 def new_file(store: fs.FileSystem, path: str) -> Iterator[Any]:
     """Opens a file that appears once it is whole, and is on disk then."""
@@ -234,25 +232,35 @@ def new_file(store: fs.FileSystem, path: str) -> Iterator[Any]:
 
 def part_paths(folder: Path) -> list[Path]:
     """Returns the files of an archive on disk, ordered by their steps; each row is in one of them."""
-    while True:
-        plan = _merging(folder)
-        parts = {path.name: path for path in folder.glob("step-*.parquet") if _last_step(path.name) is not None}
-        for name in plan["sources"]:
-            parts.pop(name, None)
-        for number, name in enumerate(plan["targets"]):
-            made = folder / MERGING / merged_name(number)
-            parts[name] = made if made.exists() else folder / name
-        if plan == _merging(folder):  # else files were deleted and named while this looked
-            return [parts[name] for name in sorted(parts)]  # steps have six digits
-
-
-def _merging(folder: Path) -> dict[str, list[str]]:
-    """Returns the files that are being replaced, and those that replace them; see ``parts``."""
     try:
-        plan: dict[str, list[str]] = json.loads((folder / MERGING / JOURNAL).read_bytes())
+        plan = json.loads((folder / MERGING / JOURNAL).read_bytes())
     except FileNotFoundError:
-        return {"sources": [], "targets": []}
-    return plan
+        plan = {"sources": [], "made": [], "targets": []}
+    parts = {path.name: path for path in folder.glob("step-*.parquet") if _last_step(path.name) is not None}
+    for name in plan["sources"]:
+        parts.pop(name, None)
+    for name, target in zip(plan["made"], plan["targets"], strict=True):
+        made = folder / MERGING / name
+        parts[target] = made if made.exists() else folder / target
+    return [parts[name] for name in sorted(parts)]  # steps have six digits
+
+
+def read_parts(folder: Path, read: Callable[[Path], T]) -> list[T]:
+    """Reads all files of an archive on disk, also while files are merged and so replaced.
+
+    Raises:
+        FileNotFoundError: files go faster than they can be read.
+    """
+    for attempt in range(_ATTEMPTS):
+        try:
+            before = part_paths(folder)
+            found = [read(path) for path in before]
+            if part_paths(folder) == before or attempt == _ATTEMPTS - 1:
+                return found
+        except FileNotFoundError:
+            if attempt == _ATTEMPTS - 1:
+                raise
+    return []
 
 
 def table_of(common: dict[str, Any], pieces: Iterable[dict[str, Any]], form: Form = "png") -> pa.Table:

@@ -1,20 +1,21 @@
 """Merges the archive's small files into parts of a size; no torch, no Ray.
 
-A run makes a chunk of one or more files at each checkpoint. Chunks that every kept checkpoint has behind it are never
-deleted again, so they are merged, in their order:
+A run makes a chunk of one or more files at each checkpoint. Chunks older than every kept checkpoint are never deleted
+again, so they are merged, in their order:
 
-    1. archive/.merging/000.parquet, 001.parquet, ...     the rows once more
-    2. archive/.merging/journal.json                      names the files to delete and the names of the new ones
-    3. the old files are deleted, the new ones get their names, the journal is deleted
+    1. archive/.merging/TOKEN-000.parquet, ...            the rows once more
+    2. archive/.merging/journal.json                      the names of the old files and of the new ones
+    3. the new files get their names, the old ones are deleted, then the journal
 
-A process that is killed before step 2 leaves files that the next start deletes. After step 2 the next start finishes
-step 3, and ``chunks.part_paths`` reads the new files wherever they are.
+A process that is killed before step 2 leaves files that the next merge or start deletes. After step 2 the next merge or
+start finishes step 3, and ``chunks.part_paths`` reads the new files wherever they are.
 """
 
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import groupby
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,7 +29,6 @@ from rlvid.data.chunks import (
     WAY_OUT,
     ArchiveFolder,
     Part,
-    merged_name,
     new_file,
 )
 from rlvid.data.parquet import open_parquet
@@ -39,7 +39,7 @@ _Sized = tuple[Part, int]
 
 
 def merge(folder: ArchiveFolder, size: int, rest: bool = False) -> list[Part]:
-    """Merges chunks that all kept checkpoints have behind them; returns the parts that were made.
+    """Merges the first chunks that fill a part and are older than every kept checkpoint; returns what was made of them.
 
     Args:
         folder: of the archive; nobody else merges it.
@@ -49,33 +49,36 @@ def merge(folder: ArchiveFolder, size: int, rest: bool = False) -> list[Part]:
     Raises:
         OSError: a file cannot be read or written; no row is lost.
     """
+    finish(folder)
     store, root = folder.place
     try:
         behind = _oldest_checkpoint(folder)
         found = store.get_file_info(fs.FileSelector(root, allow_not_found=True))
         sized = sorted((part, info.size) for info in found if (part := Part.of(info.base_name)) and part.last < behind)
-        made = list[Part]()
-        for group in _groups(sized, size, rest):
-            made += _merge(store, root, [part for part, _ in group], size)
+        group = next(_groups(sized, size, rest), None)
+        return [] if group is None else _merge(store, root, [part for part, _ in group], size)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise write_error(f"merged part of the archive {root}", error, WAY_OUT) from error
-    return made
 
 
 def finish(folder: ArchiveFolder) -> None:
-    """Finishes what a killed process began to merge, or deletes it where it had decided nothing.
+    """Finishes what a killed process began to merge, or deletes its files if there is no journal yet.
 
     Raises:
-        OSError: a file cannot be moved or deleted.
+        OSError: a file cannot be moved or deleted, or the journal is damaged.
     """
     store, root = folder.place
-    if store.get_file_info(f"{root}/{MERGING}").type == fs.FileType.NotFound:
-        return
-    if store.get_file_info(f"{root}/{MERGING}/{JOURNAL}").type == fs.FileType.File:
-        with store.open_input_stream(f"{root}/{MERGING}/{JOURNAL}") as file:
-            _carry_out(store, root, json.loads(file.read()))
-    with suppress(FileNotFoundError):
-        store.delete_dir(f"{root}/{MERGING}")
+    journal = f"{root}/{MERGING}/{JOURNAL}"
+    try:
+        if store.get_file_info(f"{root}/{MERGING}").type == fs.FileType.NotFound:
+            return
+        if store.get_file_info(journal).type == fs.FileType.File:
+            with store.open_input_stream(journal) as file:
+                _carry_out(store, root, json.loads(file.read()))
+        with suppress(FileNotFoundError):
+            store.delete_dir(f"{root}/{MERGING}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise write_error(f"merged parts, which {journal} names,", error, WAY_OUT) from error
 
 
 def _oldest_checkpoint(folder: ArchiveFolder) -> int:
@@ -110,44 +113,60 @@ def _fewer(files: list[_Sized], size: int) -> bool:
 
 def _merge(store: fs.FileSystem, root: str, sources: list[Part], size: int) -> list[Part]:
     store.create_dir(f"{root}/{MERGING}")
-    count = _write(store, root, sources, size)
+    made = _write(store, root, sources, size)
     first, last = sources[0].first, max(part.last for part in sources)
-    targets = [Part(first, last, number) for number in range(count)]
-    plan = {"sources": [part.name for part in sources], "targets": [part.name for part in targets]}
+    taken = [part.number for part in sources if (part.first, part.last) == (first, last)]
+    targets = [Part(first, last, number) for number in range(len(made))]
+    if taken:  # no new file has the name of an old one, so that both are told apart
+        targets = [Part(first, last, max(taken) + 1 + number) for number in range(len(made))]
+    plan = {"sources": [part.name for part in sources], "made": made, "targets": [part.name for part in targets]}
     with new_file(store, f"{root}/{MERGING}/{JOURNAL}") as file:
         file.write(json.dumps(plan).encode())
     _carry_out(store, root, plan)
+    with suppress(FileNotFoundError):
+        store.delete_dir(f"{root}/{MERGING}")
     return targets
 
 
 def _carry_out(store: fs.FileSystem, root: str, plan: dict[str, list[str]]) -> None:
-    """Deletes the old files and names the new ones; may have been begun before."""
-    for name in set(plan["sources"]) - set(plan["targets"]):
+    """Names the new files and deletes the old ones; may have been begun before.
+
+    Raises:
+        FileNotFoundError: a new file is gone; no old one has been deleted then.
+    """
+    for name, target in zip(plan["made"], plan["targets"], strict=True):
+        path = f"{root}/{MERGING}/{name}"
+        if store.get_file_info(path).type == fs.FileType.File:
+            store.move(path, f"{root}/{target}")
+        elif store.get_file_info(f"{root}/{target}").type != fs.FileType.File:
+            raise FileNotFoundError(2, "a merged file is gone", f"{root}/{target}")
+    for name in plan["sources"]:
         with suppress(FileNotFoundError):
             store.delete_file(f"{root}/{name}")
-    for number, name in enumerate(plan["targets"]):
-        made = f"{root}/{MERGING}/{merged_name(number)}"
-        if store.get_file_info(made).type == fs.FileType.File:
-            store.move(made, f"{root}/{name}")  # over an old file of that name
     with suppress(FileNotFoundError):
         store.delete_file(f"{root}/{MERGING}/{JOURNAL}")
 
 
-def _write(store: fs.FileSystem, root: str, sources: list[Part], size: int) -> int:
-    """Writes the rows of the sources into files of a size; returns their number. Holds a few row groups at a time."""
-    number = 0
+def _write(store: fs.FileSystem, root: str, sources: list[Part], size: int) -> list[str]:
+    """Writes the rows of the sources into files of a size; returns their names. Holds a few row groups at a time."""
+    token, names = uuid4().hex[:8], list[str]()
     tables = _row_groups(store, root, sources)
-    table = next(tables, None)
-    while table is not None:
-        path = f"{root}/{MERGING}/{merged_name(number)}"
-        written = 0
-        with new_file(store, path) as sink, pq.ParquetWriter(sink, table.schema, **LAYOUT) as writer:
-            while table is not None and written < size:
-                writer.write_table(table, row_group_size=table.num_rows)
-                written += table.nbytes
-                table = next(tables, None)
-        number += 1
-    return number
+    try:
+        table = next(tables, None)
+        while table is not None:
+            names.append(f"{token}-{len(names):03d}.parquet")
+            written, path = 0, f"{root}/{MERGING}/{names[-1]}"
+            with new_file(store, path) as sink, pq.ParquetWriter(sink, table.schema, **LAYOUT) as writer:
+                while table is not None and written < size:
+                    writer.write_table(table, row_group_size=table.num_rows)
+                    written += table.nbytes
+                    table = next(tables, None)
+    except BaseException:
+        for name in names:  # they may fill the disk that training writes to
+            with suppress(OSError):
+                store.delete_file(f"{root}/{MERGING}/{name}")
+        raise
+    return names
 
 
 def _row_groups(store: fs.FileSystem, root: str, sources: list[Part]) -> Iterator[pa.Table]:

@@ -32,8 +32,8 @@ _BATCH_BYTES = 64 * 2**20
 _BATCH_PIECES = 256
 """Pieces that are worth a dataset, however small: each waits in a call, and Ray lets 1000 calls of an actor run."""
 
-_PATIENCE, _MERGING = 5, 120
-"""Seconds after which the console says that files are merged, and after which a run ends without that."""
+_PATIENCE, _MERGING, _ENDING = 5, 60, 10
+"""Seconds after which the console says that files are merged, after which a run ends without that, or with a fault."""
 _LOST = "archive: the archivist was restarted and has lost samples; the workers must start again"
 
 Key = tuple[int, int]
@@ -135,13 +135,13 @@ class Archivist:
         folder: of the archive.
         form: format of the pictures.
         size: bytes of the parts that small files are merged into; 0 merges none.
+        progress: the actor ``rlvid.train.progress.ProgressActor``, which shows lines to the user.
     """
 
-    def __init__(self, folder: ArchiveFolder, form: Form = "png", size: int = 0) -> None:
-        self._folder, self._form, self._size = folder, form, size
+    def __init__(self, folder: ArchiveFolder, form: Form = "png", size: int = 0, progress: Any = None) -> None:
+        self._folder, self._form, self._size, self._progress = folder, form, size, progress
         self._merging = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
-        self._problem: str | None = None
         self._epoch: Epoch | None = None
         self._name = ""
         self._moving = asyncio.Lock()
@@ -209,24 +209,29 @@ class Archivist:
         self._task = asyncio.create_task(self._merge())  # beside the steps that follow
         return current.error
 
-    async def end(self) -> str | None:
-        """Merges the files that are left and deletes the staging folder, of a run that has ended."""
-        await self._merge(rest=True)
+    async def end(self, rest: bool) -> None:
+        """Deletes the staging folder of a run that has ended; with ``rest``, merges what is left before."""
+        if rest:
+            await self._merge(rest)
         await asyncio.to_thread(self._folder.end)
-        return self._problem
 
     async def _merge(self, rest: bool = False) -> None:
-        """Merges small files. A fault is no fault of the run: its files stay as they are."""
-        if not self._size or self._problem or (self._merging.locked() and not rest):
+        """Merges small files, a part at a time. A fault is no fault of the run, and the next commit tries again."""
+        if not self._size or not self._name or (self._merging.locked() and not rest):
             return
-        async with self._merging:
-            try:
-                await asyncio.to_thread(merge, self._folder, self._size, rest)
-            except OSError as error:
-                self._problem = error.strerror or str(error)
+        made = True
+        while made:
+            async with self._merging:  # workers that start anew wait for one part at most
+                try:
+                    made = bool(await asyncio.to_thread(merge, self._folder, self._size, rest))
+                except OSError as error:
+                    made = False
+                    if self._progress is not None:
+                        line = f"the archive's small files are not merged: {error.strerror or error}"
+                        self._progress.note.remote(line, "merge")
 
 
-def start_archivist(config: RunConfig, run: Path) -> Any:
+def start_archivist(config: RunConfig, run: Path, progress: Any) -> Any:
     """Starts the archivist of a run on this process's node, which has the run's folder; None if it archives nothing."""
     if not config.output.archive_every:
         return None
@@ -235,19 +240,22 @@ def start_archivist(config: RunConfig, run: Path) -> Any:
     folder = ArchiveFolder(storage, run.name)
     size = int(config.output.archive_part_mb * 2**20)
     actor = Archivist.options(scheduling_strategy=here)  # type: ignore[attr-defined]
-    return actor.remote(folder, config.output.archive_format, size)
+    return actor.remote(folder, config.output.archive_format, size, progress)
 
 
-def end_archivist(archivist: Any, console: Console) -> None:
-    """Ends the archivist of a run whose workers have ended; what is staged belongs to no checkpoint and is deleted."""
+def end_archivist(archivist: Any, console: Console, whole: bool) -> None:
+    """Ends the archivist of a run whose workers have ended; what is staged belongs to no checkpoint and is deleted.
+
+    Args:
+        archivist: None if the run archives nothing.
+        console: says that files are merged, where that takes long.
+        whole: whether training ended as it should; then the last small files are merged.
+    """
     if archivist is None:
         return
-    ended = archivist.end.remote()
+    ended = archivist.end.remote(whole)
     with suppress(ray.exceptions.RayError, OSError):  # the next start does it too
-        if not ray.wait([ended], timeout=_PATIENCE)[0]:
+        if whole and not ray.wait([ended], timeout=_PATIENCE)[0]:
             console.print("merging the archive's files", highlight=False)
-        if not ray.wait([ended], timeout=_MERGING)[0]:
-            console.print("the archive's files are not merged yet; the next start finishes that", highlight=False)
-        elif problem := ray.get(ended):
-            console.print(f"the archive's files are not merged: {problem}", markup=False, highlight=False)
+        ray.wait([ended], timeout=_MERGING if whole else _ENDING)
     ray.kill(archivist)

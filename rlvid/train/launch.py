@@ -76,7 +76,7 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Tr
         use_gpu, has_room = _check_cluster(config, folder, console)
         clips = _clips_of(config, mirror, console)
         progress = ProgressActor.remote()  # type: ignore[attr-defined]
-        archivist = start_archivist(config, folder)
+        archivist, whole = start_archivist(config, folder, progress), False
         try:
             with (
                 watching(config, folder, clips, use_gpu, console) as stop,
@@ -97,10 +97,11 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Tr
                 )
                 trainer = _trainer(job, clips, wait=not has_room)
                 done = run_fit(partial(fit_again, trainer.fit, config.train.max_failures, put_aside), progress, console)
+                whole = True
         except (ray.train.WorkerGroupError, ray.train.ControllerError, ray.exceptions.RayActorError) as error:
             raise RuntimeError(reason(error, folder, progress, not stored)) from error
         finally:
-            end_archivist(archivist, console)
+            end_archivist(archivist, console, whole)
         if done["problem"]:
             raise RuntimeError(f"training stopped: {done['problem']}")
         run_mirror(config.output.storage, config.name)

@@ -1,6 +1,7 @@
 """The archive through Ray Data: rows, resumed runs, lost processes, storage that fails or is slow."""
 
 import gc
+import io
 import time
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,12 @@ from typing import Any
 import pytest
 import ray
 from archives import COMMON, add_chunk, make_samples
+from PIL import Image
+from rich.console import Console
 
 from rlvid.data.archive import piece_of, read_archive
 from rlvid.data.chunks import ArchiveFolder
+from rlvid.train.archivist import end_archivist
 
 
 @pytest.fixture
@@ -81,6 +85,28 @@ def test_rows_are_those_that_were_handed_over(run: Path, archivist: Any, tmp_pat
         again.hand_over(2, rank, samples[2, rank])
     assert again.commit([2]) is None
     assert read_archive(run / "archive", ["serial"])["serial"].to_pylist() == list(range(12))
+
+
+def test_small_files_are_merged_once_all_checkpoints_are_newer(run: Path) -> None:
+    from rlvid.train.archivist import Archivist
+
+    folder = ArchiveFolder(str(run.parent), run.name)
+    archivist = Archivist.remote(folder, "webp", size=1 << 20)  # type: ignore[attr-defined]
+    workers = Workers(archivist)
+    for step in range(4):
+        for rank in (0, 1):
+            workers.hand_over(step, rank, make_samples(4 * step + 2 * rank))
+        assert workers.commit([step]) is None
+        (run / f"step-{step + 1:06d}").mkdir()
+        if step:
+            (run / f"step-{step:06d}").rmdir()  # one is kept
+    assert len(names(run)) == 4
+    end_archivist(archivist, Console(file=io.StringIO()), whole=True)
+    assert names(run) == ["step-000000-to-000003-part-00.parquet"]
+    assert sorted(path.name for path in (run / "archive").iterdir()) == names(run)
+    rows = read_archive(run / "archive", ["serial", "frames"]).to_pylist()
+    assert [row["serial"] for row in rows] == list(range(16))
+    assert {Image.open(io.BytesIO(frame)).format for row in rows for frame in row["frames"]} == {"WEBP"}
 
 
 def test_an_archivist_that_was_restarted_refuses_the_steps_it_has_lost(run: Path, archivist: Any) -> None:

@@ -81,7 +81,8 @@ def on_workers(folder: Path, workers: int, runs: dict[str, RunConfig], begun: li
     jobs = {key: Job.of(run, run=folder / f"{name}-{key}", **shared) for key, run in runs.items()}
     places = {run.name: folder / "runs" / run.name for run in begun}
     others = [
-        Job.of(run, run=places[run.name], archivist=start_archivist(run, places[run.name]), **shared) for run in begun
+        Job.of(run, run=places[run.name], archivist=start_archivist(run, places[run.name], None), **shared)
+        for run in begun
     ]
     TorchTrainer(
         partial(trajectories, jobs, others, clips),

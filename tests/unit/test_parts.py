@@ -51,12 +51,18 @@ def size_of(run: Path, files: float) -> int:
     return int(files * sum(sizes) / len(sizes))
 
 
+def merge_all(folder: ArchiveFolder, size: int, rest: bool = True) -> None:
+    while merge(folder, size, rest):
+        pass
+
+
 def test_chunks_that_all_checkpoints_have_behind_them_become_few_files(run: Path, folder: ArchiveFolder) -> None:
     before = read_archive(run / "archive")
     assert len(names(run)) == 12
-    merge(folder, size_of(run, 100))
+    merge_all(folder, size_of(run, 100), rest=False)
     assert len(names(run)) == 12, "too little for a part"
-    merge(folder, size_of(run, 100), rest=True)
+    merge_all(folder, size_of(run, 100))
+    assert not (run / "archive" / ".merging").exists()
     untouched = [f"step-{a:06d}-to-{a + 1:06d}-part-0{n}.parquet" for a in (8, 10) for n in (0, 1)]
     assert names(run) == ["step-000000-to-000007-part-00.parquet", *untouched]
     assert read_archive(run / "archive").equals(before)
@@ -70,17 +76,23 @@ def test_parts_have_the_size_that_was_asked_for(run: Path, folder: ArchiveFolder
     before = read_archive(run / "archive")
     monkeypatch.setattr(parts, "ROW_GROUP_BYTES", 1)
     size = size_of(run, 3)
-    merge(folder, size)
+    merge_all(folder, size, rest=False)
     assert names(run)[0] == "step-000000-to-000003-part-00.parquet", "the chunks that fill a part"
-    assert read_archive(run / "archive").equals(before)
     large = [path.stat().st_size for path in part_paths(run / "archive")[:-4]]
-    assert max(large) < 2 * size
-    count = len(names(run))
-    merge(folder, size, rest=True)
-    assert len(names(run)) <= count
+    assert len(large) == 2
+    assert size / 2 < max(large) < 2 * size
+    assert read_archive(run / "archive").equals(before)
     again = names(run)
-    merge(folder, size, rest=True)
+    merge_all(folder, size)
     assert names(run) == again, "what has been merged is left alone"
+
+
+def test_a_chunk_of_many_files_is_merged_under_new_names(run: Path, folder: ArchiveFolder) -> None:
+    for path in part_paths(run / "archive")[2:]:
+        path.unlink()
+    before = read_archive(run / "archive")
+    merge_all(folder, 1 << 30)
+    assert names(run) == ["step-000000-to-000001-part-02.parquet"]
     assert read_archive(run / "archive").equals(before)
 
 
@@ -110,21 +122,57 @@ class Dying:
         return change
 
 
-@pytest.mark.parametrize("at", range(14))
-def test_a_process_killed_at_any_change_loses_and_repeats_no_row(run: Path, folder: ArchiveFolder, at: int) -> None:
+@pytest.mark.parametrize("again", ["merge", "finish"])
+@pytest.mark.parametrize("at", range(0, 16, 2))
+def test_a_process_killed_at_any_change_loses_and_repeats_no_row(
+    run: Path, folder: ArchiveFolder, at: int, again: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One and a second process are killed; then a run starts, or merges on without a start."""
+    before = read_archive(run / "archive")
+    monkeypatch.setattr(parts, "ROW_GROUP_BYTES", 1)
+    size = size_of(run, 5)  # two files of a chunk's group
+    whole, root = folder.place
+    for left in (at, at // 2):
+        folder.__dict__["place"] = Dying(whole, left), root
+        with suppress(KeyboardInterrupt):  # on a disk there are fewer changes
+            merge_all(folder, size)
+        assert read_archive(run / "archive").equals(before), "a reader finds each row once, before the next start"
+    folder.__dict__["place"] = whole, root
+    if again == "finish":
+        finish(folder)
+        assert not (run / "archive" / ".merging").exists()
+        assert read_archive(run / "archive").equals(before)
+    merge_all(folder, size)
+    assert len(names(run)) < 8
+    assert sorted(names(run)) == sorted(path.name for path in (run / "archive").glob("*.parquet"))
+    assert read_archive(run / "archive").equals(before)
+
+
+def test_files_that_another_process_has_deleted_cost_no_row(run: Path, folder: ArchiveFolder) -> None:
+    """A machine that was cut off begins to merge, and its successor tidies up before it goes on."""
     before = read_archive(run / "archive")
     whole, root = folder.place
-    folder.__dict__["place"] = Dying(whole, at), root
-    with suppress(KeyboardInterrupt):  # on a disk there are fewer changes
-        merge(folder, size_of(run, 100), rest=True)
-    assert read_archive(run / "archive").equals(before), "a reader finds each row once, before the next start"
+
+    class Late(Dying):
+        def __getattr__(self, name: str) -> Any:
+            if name == "move" and self.left:
+                self.left = 0
+                for path in (run / "archive" / ".merging").iterdir():
+                    path.unlink()
+            return getattr(self._store, name)
+
+    folder.__dict__["place"] = Late(whole, 1), root
+    with pytest.raises(OSError, match="merged part of the archive"):
+        merge_all(folder, 1 << 30)
     folder.__dict__["place"] = whole, root
-    finish(folder)
-    assert not (run / "archive" / ".merging").exists()
     assert read_archive(run / "archive").equals(before)
-    merge(folder, size_of(run, 100), rest=True)
-    assert len(names(run)) == 5
-    assert read_archive(run / "archive").equals(before)
+
+
+def test_a_damaged_journal_is_one_line(run: Path) -> None:
+    (run / "archive" / ".merging").mkdir()
+    (run / "archive" / ".merging" / "journal.json").write_text("{")
+    with pytest.raises(OSError, match=r"merged parts, which .*journal.json names, could not be written"):
+        finish(ArchiveFolder(str(run.parent), run.name))
 
 
 def test_a_full_disk_leaves_the_small_files(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,6 +185,7 @@ def test_a_full_disk_leaves_the_small_files(run: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(pq, "ParquetWriter", Full)
     with pytest.raises(OSError, match=r"merged part of the archive .* could not be written \(No space left on device"):
         merge(folder, 1 << 30, rest=True)
+    assert list((run / "archive" / ".merging").iterdir()) == [], "nothing half-written fills the disk"
     assert read_archive(run / "archive").equals(before)
 
 
