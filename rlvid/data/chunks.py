@@ -204,12 +204,6 @@ class ArchiveFolder:
         if store.get_file_info(f"{root}/{_STAGING}").type != fs.FileType.NotFound:
             store.delete_dir(f"{root}/{_STAGING}")
 
-    def parts(self) -> list[Part]:
-        """Returns all parts, ordered by their steps."""
-        store, root = self.place
-        found = store.get_file_info(fs.FileSelector(root, allow_not_found=True))
-        return sorted(part for info in found if info.is_file and (part := Part.of(info.base_name)))
-
 
 def _last_step(name: str) -> int | None:
     """Returns the last step of a file of the archive; None if a name is no such file's."""

@@ -117,7 +117,7 @@ def _merge(store: fs.FileSystem, root: str, sources: list[Part], size: int) -> l
     first, last = sources[0].first, max(part.last for part in sources)
     taken = [part.number for part in sources if (part.first, part.last) == (first, last)]
     targets = [Part(first, last, number) for number in range(len(made))]
-    if taken:  # no new file has the name of an old one, so that both are told apart
+    if taken:  # no new file has the name of an old one
         targets = [Part(first, last, max(taken) + 1 + number) for number in range(len(made))]
     plan = {"sources": [part.name for part in sources], "made": made, "targets": [part.name for part in targets]}
     with new_file(store, f"{root}/{MERGING}/{JOURNAL}") as file:
