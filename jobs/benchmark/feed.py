@@ -99,11 +99,12 @@ def measurements(options: Any, folder: Path) -> Iterator[dict[str, Any]]:
     common += ["train.zero_stage=0", "output.videos_every=0", f"output.checkpoint_every={options.steps}"]
     common += options.overrides
     for count in options.prompts:
-        file, name = folder / f"{count}.txt", f"prompts-{count}"
+        file = folder / f"{count}.txt"
         write_prompt_file(file, count)
-        own = ["toy-ddpo", f"name={name}", "data.source=prompts", f"data.prompts={file}"]
         for again in ("", "-again"):
-            found = trained([*own[:1], f"name={name}{again}", *own[2:], *common], folder / "runs" / f"{name}{again}")
+            name = f"prompts-{count}{again}"
+            own = [f"name={name}", "data.source=prompts", f"data.prompts={file}"]
+            found = trained(["toy-ddpo", *own, *common], folder / "runs" / name)
             yield {"source": f"prompts{', known before' if again else ''}", "rows": count, **found}
     if options.clips:
         few = _few_clips(folder, options.overrides)
