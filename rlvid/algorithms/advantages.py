@@ -1,4 +1,4 @@
-"""Advantages from per-prompt statistics (DDPO, Black et al., ICLR 2024, appendix).
+"""Advantages from per-prompt statistics (DDPO, Black et al., ICLR 2024, appendix) and from groups (GRPO).
 
 Rewards that differ by rounding alone are equal. Otherwise a spread that rounding made would be divided by, and a
 constant reward of 21.3 would give advantages of 1.
@@ -22,15 +22,20 @@ def rounding_of(*dtypes: torch.dtype) -> float:
     return max([ROUNDING, *(torch.finfo(dtype).eps / 2 for dtype in dtypes)])
 
 
-def standardised(reward_N: Tensor, among_M: Tensor, rounding: float = ROUNDING) -> Tensor:
+def standardised(
+    reward_N: Tensor, among_M: Tensor, rounding: float = ROUNDING, spread_M: Tensor | None = None
+) -> Tensor:
     """(reward - mean) / (deviation + 1e-6), with the mean and the deviation of ``among_M``: (N,), float64.
 
-    All are 0 where the deviation is so small against the rewards that it may be rounding.
+    ``spread_M`` gives the deviation in place of ``among_M``. All are 0 where the deviation of ``among_M`` is so small
+    against the rewards that it may be rounding.
     """
     reward_N, among_M = reward_N.double(), among_M.double()
     deviation = among_M.std(correction=0)
     if deviation <= rounding * among_M.abs().max():
         return torch.zeros_like(reward_N)
+    if spread_M is not None:
+        deviation = spread_M.double().std(correction=0)
     return (reward_N - among_M.mean()) / (deviation + 1e-6)
 
 
@@ -87,3 +92,31 @@ class PromptStatistics:
     def load_state_dict(self, state: dict[str, list[float]]) -> None:
         """Restores what ``state_dict`` gave."""
         self.rewards = {prompt: deque(values, maxlen=self.buffer) for prompt, values in state.items()}
+
+
+def group_advantages(
+    rewards: Sequence[float], group: int, limit: float, deviation: str = "group", rounding: float = ROUNDING
+) -> Tensor:
+    """Returns rewards standardised within each prompt's videos, clipped to +-``limit`` (GRPO, Shao et al. 2024).
+
+    Args:
+        rewards: N rewards, of which each ``group`` neighbours are of one prompt; NaN stands for a video that takes no
+            part and gets advantage 0.
+        group: videos of a prompt.
+        limit: largest absolute advantage.
+        deviation: ``group`` divides by the deviation within the prompt, ``batch`` by that of all rewards of the batch
+            (Flow-GRPO), which weighs prompts by how much their videos differ.
+        rounding: relative rounding of the rewards.
+
+    Returns:
+        (N,), float32.
+    """
+    reward_N = torch.tensor(rewards, dtype=torch.float64)
+    sound_N = ~reward_N.isnan()
+    spread_M = reward_N[sound_N] if deviation == "batch" else None
+    result_N = torch.zeros_like(reward_N)
+    for first in range(0, len(rewards), group):
+        sound = sound_N[first : first + group].nonzero().flatten() + first
+        if len(sound):
+            result_N[sound] = standardised(reward_N[sound], reward_N[sound], rounding, spread_M)
+    return result_N.float().clamp(-limit, limit)

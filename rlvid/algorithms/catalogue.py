@@ -5,6 +5,7 @@ from rlvid.algorithms.base import Algorithm
 from rlvid.algorithms.ddpo import Ddpo
 from rlvid.algorithms.dpok import Dpok
 from rlvid.algorithms.draft import Draft, DraftLV
+from rlvid.algorithms.grpo import Grpo
 from rlvid.algorithms.instructvideo import InstructVideo
 from rlvid.algorithms.raft import Raft
 from rlvid.algorithms.rwr import Rwr
@@ -16,6 +17,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "alignprop": AlignProp,
     "ddpo": Ddpo,
     "dpok": Dpok,
+    "grpo": Grpo,
     "rwr": Rwr,
     "raft": Raft,
 }

@@ -98,12 +98,12 @@ class Dpok(Algorithm):
         with torch.no_grad():
             advantage_B = torch.where(scored.valid_B, scored.reward_B - self.values(taken), 0.0)
         with context.stopwatch.stage("replay"):
-            now_B, prediction = replay(context, taken)
+            now = replay(context, taken)
             with torch.no_grad(), context.model.base():
                 base = context.model.predict(taken.before_BCFhw, taken.timestep_B, taken.text_BLD, guidance)
-        ratio_B, reach = (now_B - taken.log_probability_B).exp(), clip_range(context, self.method)
+        ratio_B, reach = (now.log_probability_B - taken.log_probability_B).exp(), clip_range(context, self.method)
         gain = (advantage_B * ratio_B.clamp(1 - reach, 1 + reach)).mean()
-        distance = (prediction.eps - base.eps).square().mean()
+        distance = (now.prediction.eps - base.eps).square().mean()
         metrics = {
             "policy/kl": distance,
             "policy/clip_fraction": ((ratio_B - 1).abs() > reach).float(),

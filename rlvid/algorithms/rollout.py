@@ -1,8 +1,8 @@
 """A stochastic DDIM chain as a policy: its steps, and their probabilities then and now (DDPO, equation 4)."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -11,16 +11,24 @@ from torch import Tensor
 from rlvid.algorithms.base import Batch, Context
 from rlvid.algorithms.scoring import BatchRewards, score
 from rlvid.config.methods import PolicyGradient
-from rlvid.diffusion.chain import Step, denoise
-from rlvid.diffusion.ddim import log_probability, sigma, step_mean
+from rlvid.diffusion.chain import Step, denoise, distinct
+from rlvid.diffusion.ddim import log_probability, reach, sigma, step_mean
 from rlvid.diffusion.schedule import timesteps
 from rlvid.models.base import Prediction
+
+Steps = Sequence[Collection[int]]
+"""Some steps of the chain, for each video of a batch; 0 is the noisiest."""
 
 
 @dataclass(frozen=True)
 class Transition:
-    """One random step of each video: the latents before and after it, its timestep, its log-probability."""
+    """One random step of each video: its place in the chain, the latents around it, its timestep, its probability.
 
+    ``alike_B`` is for each video the first one that has the same prompt and latents before the step.
+    """
+
+    index_B: Tensor
+    alike_B: Tensor
     text_BLD: Tensor
     before_BCFhw: Tensor
     after_BCFhw: Tensor
@@ -31,85 +39,192 @@ class Transition:
 
 @dataclass(frozen=True)
 class Rollout:
-    """The T = D - 1 random steps of a micro-batch (the last step of a chain adds no noise), and where they led.
+    """The random steps of a micro-batch that are trained on, and where its chains led.
 
-    ``before_TBCFhw`` and ``after_TBCFhw`` are the latents of each step, ``log_probability_TB`` is the mean over their
-    elements, ``latents_BCFhw`` the clean ones at the end; ``timestep_D`` is the whole chain's.
+    Attributes:
+        timestep_D: the whole chain's.
+        states: for each video the latents (C, F, h, w), float32, before its kept steps and after them, by the index of
+            the step that they are before. Neighbouring steps share a state.
+        alike_TB: int64 on the CPU: for each step and video the first video with the same prompt and latents before it.
+        log_probability_TB: means over the latents' elements, for T = D - 1 steps (the last one of a chain adds no
+            noise); NaN where a step was deterministic.
+        latents_BCFhw: the clean latents at the end.
     """
 
     batch: Batch
     timestep_D: Tensor
-    before_TBCFhw: Tensor
-    after_TBCFhw: Tensor
+    states: list[dict[int, Tensor]]
+    alike_TB: Tensor
     log_probability_TB: Tensor
     latents_BCFhw: Tensor
 
     def __len__(self) -> int:
-        return len(self.before_TBCFhw)
+        return len(self.log_probability_TB)
 
     def at(self, index_B: Tensor) -> Transition:
-        """Returns the ``index_B``-th step (int64, 0 to T - 1) of each video."""
-        row_B = torch.arange(len(index_B), device=index_B.device)
+        """Returns the ``index_B``-th step (int64, 0 to T - 1) of each video; KeyError for one that was not kept."""
+        device, places = self.latents_BCFhw.device, list(enumerate(index_B.tolist()))
+        alike_B = self.alike_TB[index_B.cpu(), torch.arange(len(places))]
+        index_B = index_B.to(device)
         return Transition(
+            index_B,
+            alike_B,
             self.batch.text_BLD,
-            self.before_TBCFhw[index_B, row_B],
-            self.after_TBCFhw[index_B, row_B],
+            torch.stack([self.states[row][index] for row, index in places]),
+            torch.stack([self.states[row][index + 1] for row, index in places]),
             self.timestep_D[index_B],
             self.timestep_D[index_B + 1],
-            self.log_probability_TB[index_B, row_B],
+            self.log_probability_TB[index_B, torch.arange(len(places), device=device)],
         )
 
+    def split(self, size: int) -> "Iterator[Rollout]":
+        """Consecutive parts of at most ``size`` videos."""
+        for first, part in zip(range(0, len(self.batch), size), self.batch.split(size), strict=True):
+            rows = slice(first, first + size)
+            alike_TB = _first_alike(self.alike_TB[:, rows])
+            yield Rollout(
+                part,
+                self.timestep_D,
+                self.states[rows],
+                alike_TB,
+                self.log_probability_TB[:, rows],
+                self.latents_BCFhw[rows],
+            )
 
-def sample(context: Context, batch: Batch, observe: Callable[[Step], None] | None = None) -> Tensor:
-    """Returns clean latents (B, C, F, h, w) of the run's whole chain, from pure noise."""
-    config = context.config
+
+@dataclass(frozen=True)
+class Replay:
+    """A step of each video under the present weights: its log-probability, mean and spread, and what predicted them."""
+
+    log_probability_B: Tensor
+    mean_BCFhw: Tensor
+    spread: Tensor
+    prediction: Prediction
+
+
+def _first_alike(label_TB: Tensor) -> Tensor:
+    """Returns for each step and video the first video with the same label: (T, B), int64."""
+    return (label_TB[:, :, None] == label_TB[:, None, :]).int().argmax(2)
+
+
+def alike_before(serials: Sequence[int], random: Steps | None, starts: int, steps: int) -> Tensor:
+    """Returns for each step and video the first video with the same latents before it: (steps, B), int64.
+
+    Neighbours that start from the same noise are alike until the first of them was given noise of its own.
+    """
+    groups = [serial // starts for serial in serials]
+    if starts == 1 or random is None:
+        return torch.arange(len(groups)).expand(steps, -1)
+    until = {group: steps for group in groups}
+    for group, own in zip(groups, random, strict=True):
+        until[group] = min(until[group], *own)
+    rows = [[groups.index(g) if step <= until[g] else row for row, g in enumerate(groups)] for step in range(steps)]
+    return torch.tensor(rows)
+
+
+def sample(
+    context: Context,
+    batch: Batch,
+    observe: Callable[[Step], None] | None = None,
+    *,
+    random: Steps | None = None,
+    starts: int = 1,
+) -> Tensor:
+    """Returns clean latents (B, C, F, h, w) of the run's whole chain, from pure noise.
+
+    Args:
+        context: the model and the settings.
+        batch: prompts and serials.
+        observe: called with each step.
+        random: the steps of each video that add noise; default: all but the last.
+        starts: how many neighbouring serials start from the same noise.
+    """
+    config, start = context.config, replace(batch, serials=[serial - serial % starts for serial in batch.serials])
+    grid, eta = timesteps(config.sampling.steps), config.eta
     with context.stopwatch.stage("chain"):
         return denoise(
             context.model,
-            context.normal("start", batch),
+            context.normal("start", start),
             batch.text_BLD,
-            timesteps(config.sampling.steps),
+            grid,
             guidance=config.sampling.guidance,
-            eta=config.eta,
+            eta=eta if random is None else eta * torch.tensor([[i in own for own in random] for i in range(len(grid))]),
             noise=partial(context.normal, "ddim", batch),
             final=config.sampling.final_level,
+            alike=alike_before(batch.serials, random, starts, len(grid)),
             observe=observe,
         )
 
 
 @torch.no_grad()
-def roll_out(context: Context, batch: Batch) -> Rollout:
-    """Samples with the run's eta and keeps every random step."""
-    grid, taken = timesteps(context.config.sampling.steps), []
+def roll_out(
+    context: Context, batch: Batch, kept: Steps | None = None, *, only: bool = False, starts: int = 1
+) -> Rollout:
+    """Samples with the run's eta and keeps steps of the chains.
+
+    Args:
+        context: the model and the settings.
+        batch: prompts and serials.
+        kept: the steps of each video to keep; default: all random ones.
+        only: whether these steps alone are random, and the others deterministic.
+        starts: see ``sample``.
+    """
+    grid = timesteps(context.config.sampling.steps)
+    steps = kept or [range(len(grid) - 1)] * len(batch)
+    states, probability = [dict[int, Tensor]() for _ in steps], list[Tensor]()
 
     def keep(step: Step) -> None:
+        for row, own in enumerate(steps):
+            if step.index in own or step.index - 1 in own:
+                states[row][step.index] = step.before[row].clone()
         if step.index + 1 < len(grid):
-            taken.append((step.before, step.after, log_probability(step.after, step.mean, step.spread)))
+            value_B = log_probability(step.after, step.mean, step.spread)
+            probability.append(torch.where(value_B.isfinite(), value_B, torch.nan))
 
-    latents = sample(context, batch, keep)
-    before, after, probability = (torch.stack(each) for each in zip(*taken, strict=True))
-    return Rollout(batch, torch.tensor(grid, device=latents.device), before, after, probability, latents)
-
-
-@torch.no_grad()
-def roll_out_and_score(context: Context, batch: Batch) -> tuple[list[Rollout], list[BatchRewards]]:
-    """Returns the rollouts of the batch's micro-batches, and their rewards."""
-    rollouts = [roll_out(context, part) for part in batch.split(context.config.micro_batch)]
-    return rollouts, [score(context, rollout.batch, rollout.latents_BCFhw) for rollout in rollouts]
+    latents = sample(context, batch, keep, random=steps if only else None, starts=starts)
+    alike = alike_before(batch.serials, steps if only else None, starts, len(grid) - 1)
+    timestep_D = torch.tensor(grid, device=latents.device)
+    return Rollout(batch, timestep_D, states, alike, torch.stack(probability), latents)
 
 
-def replay(context: Context, taken: Transition) -> tuple[Tensor, Prediction]:
-    """Computes the log-probability of a step of each video under the present weights, with gradient.
+def roll_out_and_score(
+    context: Context,
+    batch: Batch,
+    kept: Callable[[Batch], Steps] | None = None,
+    *,
+    only: bool = False,
+    starts: int = 1,
+) -> tuple[list[Rollout], list[BatchRewards]]:
+    """Returns the rollouts of the batch's micro-batches, and their rewards; ``kept`` gives the steps of a batch."""
+    rollouts = [
+        part
+        for videos in batch.split(context.config.rollout_batch)
+        for part in roll_out(context, videos, None if kept is None else kept(videos), only=only, starts=starts).split(
+            context.config.micro_batch
+        )
+    ]
+    with torch.no_grad():
+        return rollouts, [score(context, rollout.batch, rollout.latents_BCFhw) for rollout in rollouts]
 
-    Returns:
-        log_probability_B, and the guided prediction that it comes from.
-    """
+
+def replay(context: Context, taken: Transition) -> Replay:
+    """Returns a step of each video under the present weights, with gradient; videos that are alike are seen once."""
     model, before, guidance = context.model, taken.before_BCFhw, context.config.sampling.guidance
     recompute = context.config.train.checkpoint_activations
-    prediction = model.predict(before, taken.timestep_B, taken.text_BLD, guidance, recompute=recompute)
+    rows, place_B = distinct(taken.alike_B)
+    prediction = model.predict(
+        before[rows], taken.timestep_B[rows], taken.text_BLD[rows], guidance, recompute=recompute
+    ).take(place_B)
     abar, abar_prev = model.abar_at(taken.timestep_B, before), model.abar_at(taken.next_timestep_B, before)
     spread = sigma(abar, abar_prev, context.config.eta)
-    return log_probability(taken.after_BCFhw, step_mean(prediction, abar_prev, spread), spread), prediction
+    mean = step_mean(prediction, abar_prev, spread)
+    return Replay(log_probability(taken.after_BCFhw, mean, spread), mean, spread, prediction)
+
+
+def reach_of_steps(context: Context) -> Tensor:
+    """Returns ``ddim.reach`` of the chain's T = D - 1 random steps: (T,), float32."""
+    abar_D = context.model.abar.cpu()[timesteps(context.config.sampling.steps)]
+    return reach(abar_D[:-1], abar_D[1:], sigma(abar_D[:-1], abar_D[1:], context.config.eta))
 
 
 def clip_range(context: Context, method: PolicyGradient) -> float:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,9 +11,11 @@ from torch import Tensor
 from rlvid import randomness
 from rlvid.algorithms.advantages import rounding_of
 from rlvid.algorithms.base import Batch, Context, Observer, Samples, Update, WorkerGroup, summed, totals
+from rlvid.config.methods import VALUE_METHODS
 from rlvid.faults import describe
 from rlvid.reward.mixture import MixtureReward
 from rlvid.reward.preprocess import saturated_share
+from rlvid.reward.remote import RemoteReward
 from rlvid.reward.video import FramePlan, ImageReward, check_shape, label_of, plan_frames, whole_video
 
 log = logging.getLogger("rlvid.algorithms")
@@ -153,7 +156,8 @@ def _scores(reward: ImageReward, frames_BSCHW: Tensor, batch: Batch, observer: O
         # A NaN inside the reward must not reach the denoiser through a score that is left out.
         frames_BSCHW.register_hook(lambda g: torch.where(accepted_B[:, None, None, None, None], g, 0.0))
     try:
-        with observer.calling(label):
+        # What is computed elsewhere keeps its own time, and a request that is late is no reason to end the worker.
+        with nullcontext() if isinstance(reward, RemoteReward) else observer.calling(label):
             scores_BS = reward(frames_BSCHW, batch.prompts)
     except (Exception, SystemExit) as error:  # a user's code may raise anything
         log.exception("the reward %s raised on %d videos, which are left out", label, len(batch))
@@ -165,11 +169,11 @@ def _scores(reward: ImageReward, frames_BSCHW: Tensor, batch: Batch, observer: O
     if frames_BSCHW.requires_grad and torch.is_grad_enabled() and not scores_BS.requires_grad:
         raise ValueError(
             f"the reward {label} gave scores without a gradient, which this method back-propagates; compute them from "
-            "the frames in torch, or choose one of ddpo, dpok, rwr, raft"
+            f"the frames in torch, or choose one of {VALUE_METHODS}"
         )
     accepted_B &= scores_BS.detach().isfinite().all(1) | ~sound_B
     if failed := int((readable_B & ~accepted_B).sum()):
-        observer.report(
-            f"the reward {label} gave NaN or infinity for {failed} of {shape[0]} videos, which are left out"
-        )
+        why = getattr(reward, "failure", None)
+        what = f"gave no score ({why})" if why else "gave NaN or infinity"
+        observer.report(f"the reward {label} {what} for {failed} of {shape[0]} videos, which are left out")
     return torch.where(accepted_B[:, None], scores_BS, 0.0), accepted_B

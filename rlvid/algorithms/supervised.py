@@ -38,10 +38,10 @@ class Supervised(Algorithm):
     @torch.no_grad()
     def collect(self, batch: Batch) -> tuple[Tensor, list[BatchRewards]]:
         """Returns clean latents (B, C, F, h, w) from pure noise, and what each micro-batch was worth."""
-        parts = list(batch.split(self.context.config.micro_batch))
-        latents = [sample(self.context, part) for part in parts]
-        scores = [score(self.context, part, clean) for part, clean in zip(parts, latents, strict=True)]
-        return torch.cat(latents), scores
+        config = self.context.config
+        latents = torch.cat([sample(self.context, part) for part in batch.split(config.rollout_batch)])
+        parts = zip(batch.split(config.micro_batch), latents.split(config.micro_batch), strict=True)
+        return latents, [score(self.context, part, clean) for part, clean in parts]
 
     def train(self, batch: Batch, clean_BCFhw: Tensor, weight_B: Tensor, share: int) -> Iterator[Update]:
         """Yields the losses of ``inner_steps`` optimiser steps; ``share`` is the worker's number of videos."""
@@ -63,7 +63,7 @@ class Supervised(Algorithm):
         noise = context.normal("supervised-noise", batch, turn)
         noisy = context.model.add_noise(clean_BCFhw, noise, timestep_B)
         guidance = config.sampling.guidance if self.method.guided else 1.0
-        with context.stopwatch.stage("chain"):
+        with context.stopwatch.stage("replay"):
             prediction = context.model.predict(
                 noisy, timestep_B, batch.text_BLD, guidance, recompute=config.train.checkpoint_activations
             )

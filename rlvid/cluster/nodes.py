@@ -126,6 +126,7 @@ def check_resources(config: RunConfig) -> bool:
             f"{train.workers * train.cpus_per_worker:g} CPU cores; the cluster has {cpus:g}; "
             f"set train.workers to at most {int(cpus // train.cpus_per_worker)}"
         )
+    _check_reward_actors(config, use_gpu, {"CPU": cpus, "GPU": gpus})
     fit = workers_that_fit(nodes, needed(config, use_gpu))
     if fit < train.workers:
         each = ", ".join(f"{count:g} x ({_shape(shape)})" for shape, count in nodes)
@@ -134,6 +135,21 @@ def check_resources(config: RunConfig) -> bool:
             f"lies on one node, and the nodes are {each}; lower train.cpus_per_worker or train.workers"
         )
     return use_gpu
+
+
+def _check_reward_actors(config: RunConfig, use_gpu: bool, there: Shape) -> None:
+    """Raises ValueError where the cluster has no room for an actor of the reward beside each worker."""
+    remote, train = config.reward.remote, config.train
+    if remote is None or remote.where != "actor":
+        return
+    each = {"CPU": train.cpus_per_worker + remote.cpus, "GPU": use_gpu + remote.gpus}
+    wanted = {name: train.workers * amount for name, amount in each.items()}
+    if any(wanted[name] > there[name] for name in wanted):
+        raise ValueError(
+            f"reward.remote takes {_shape({'CPU': remote.cpus, 'GPU': remote.gpus})} beside each of {train.workers} "
+            f"workers: {_shape(wanted)} in all; the cluster has {_shape(there)}; lower reward.remote.cpus, "
+            "reward.remote.gpus or train.workers"
+        )
 
 
 def _shape(shape: Shape) -> str:

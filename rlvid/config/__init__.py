@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from rlvid.config.guard import GuardConfig
-from rlvid.config.methods import AnyMethod, InstructVideoConfig
+from rlvid.config.methods import VALUE_METHODS, AnyMethod, InstructVideoConfig
 from rlvid.config.model import ModelConfig, SamplingConfig
 from rlvid.config.parse import explain, read_named, split_override
 from rlvid.config.reward import RewardConfig
@@ -47,7 +47,7 @@ class RunConfig(Section):
         if self.method.needs_gradient and self.reward.without_gradient:
             raise ValueError(
                 f"reward.name = {self.reward.without_gradient!r} gives no gradient, which method {self.method.name!r} "
-                "needs; choose another reward, or one of ddpo, dpok, rwr, raft"
+                f"needs; choose another reward, or one of {VALUE_METHODS}"
             )
         if self.model.finetune == "full" and self.method.needs_base:
             raise ValueError(
@@ -67,12 +67,29 @@ class RunConfig(Section):
                 f"train.micro_batch = {self.train.micro_batch} does not divide a worker's share of {share} videos; "
                 f"allowed: divisors of {share}"
             )
+        self._rollouts_fit(share)
         if self.model.frames is not None and self.reward.segments > self.model.frames:
             raise ValueError(
                 f"reward.segments = {self.reward.segments} exceeds model.frames = {self.model.frames}; "
                 f"allowed: 1 to {self.model.frames}"
             )
         return self
+
+    def _rollouts_fit(self, share: int) -> None:
+        size = self.train.rollout_batch
+        if size is None:
+            return
+        if self.method.needs_gradient:
+            raise ValueError(
+                f"train.rollout_batch = {size} is for methods that sample what they then train on; method "
+                f"{self.method.name!r} back-propagates through its samples: leave it out, and set train.micro_batch"
+            )
+        if share % size or size % self.micro_batch:
+            allowed = [n for n in range(1, share + 1) if share % n == 0 and n % self.micro_batch == 0]
+            raise ValueError(
+                f"train.rollout_batch = {size} is not a multiple of train.micro_batch = {self.micro_batch} that "
+                f"divides a worker's share of {share} videos; allowed: {', '.join(map(str, allowed))}"
+            )
 
     def _data_fits(self) -> None:
         data, method = self.data, self.method
@@ -127,12 +144,18 @@ class RunConfig(Section):
         return self.train.micro_batch or self.train.batch_size // self.train.workers
 
     @property
+    def rollout_batch(self) -> int:
+        """Videos in one forward pass of a worker that samples what it then trains on."""
+        return self.train.rollout_batch or self.micro_batch
+
+    @property
     def fingerprint(self) -> str:
         """Twelve hex digits over everything that the bits of the result depend on: not its place, nor its length."""
         free = {"train": _FREE_TRAIN_KEYS, "reward": {"timeout"}, "data": _FREE_DATA_KEYS}
         kept = self.model_dump(mode="json", exclude={"output": True, "guard": True, "name": True, **free})
-        if self.data.weights is None:
-            del kept["data"]["weights"]  # runs of versions without it go on
+        for section, key in (("data", "weights"), ("train", "rollout_batch")):
+            if kept[section][key] is None:
+                del kept[section][key]  # runs of versions without it go on
         if self.data.encoder_gpus:
             kept["data"]["encodes"] = "GPU"  # to other bits than a CPU
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]

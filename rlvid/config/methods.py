@@ -6,6 +6,8 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from rlvid.config.section import Section
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
 
 def kept_steps(steps: int, tau: float) -> int:
     """int(tau * D), the steps that run when editing starts at noise level tau; 0.55 x 20 makes 11."""
@@ -26,6 +28,10 @@ class Method(Section):
     def needs_base(self) -> bool:
         """Whether predictions of the base model are compared with during training."""
         return False
+
+    def kept_states(self, steps: int) -> int:
+        """Returns the most latents of a video's chain that are kept to be trained on."""
+        return 0
 
     def check(self, steps: int, eta: float, batch_size: int, group_size: int) -> None:
         """Raises ValueError where the method does not fit the chain of ``steps`` and ``eta``, or the batch."""
@@ -134,6 +140,10 @@ class PolicyGradient(Method):
         False, description="whether clip_range is in units of 1 / sqrt(latent elements), the spread of the log-ratio"
     )
 
+    def kept_states(self, steps: int) -> int:
+        """See ``Method.kept_states``."""
+        return steps
+
     def check(self, steps: int, eta: float, batch_size: int, group_size: int) -> None:
         """See ``Method.check``."""
         if eta == 0:
@@ -145,15 +155,28 @@ class PolicyGradient(Method):
             raise ValueError("sampling.steps = 1 leaves no random step to learn from; allowed: 2 to 500")
 
 
-class DdpoConfig(PolicyGradient):
+class ClippedPolicy(PolicyGradient):
+    """Policy gradients with PPO's clipped objective and standardised rewards as advantages."""
+
+    inner_epochs: int = Field(1, ge=1, description="optimiser steps on each batch of rollouts")
+    advantage_clip: float = Field(5.0, gt=0, description="largest absolute advantage")
+
+
+class DdpoConfig(ClippedPolicy):
     """DDPO (Black et al., ICLR 2024): PPO's clipped objective on every step of the chain."""
 
     name: Literal["ddpo"] = "ddpo"
-    inner_epochs: int = Field(1, ge=1, description="optimiser steps on each batch of rollouts")
     timestep_fraction: float = Field(1.0, gt=0, le=1, description="share of a rollout's steps that is trained on")
     buffer: int = Field(32, ge=1, description="number of latest rewards of each prompt, for its mean and deviation")
     min_count: int = Field(16, ge=2, description="rewards a prompt needs before its own statistics are used")
-    advantage_clip: float = Field(5.0, gt=0, description="largest absolute advantage")
+
+    def trained_steps(self, steps: int) -> int:
+        """Returns the number of steps of a video's chain that an inner epoch trains on."""
+        return max(1, round(self.timestep_fraction * (steps - 1)))
+
+    def kept_states(self, steps: int) -> int:
+        """See ``Method.kept_states``."""
+        return min(steps, 2 * self.inner_epochs * self.trained_steps(steps))
 
     def check(self, steps: int, eta: float, batch_size: int, group_size: int) -> None:
         """See ``Method.check``."""
@@ -162,6 +185,66 @@ class DdpoConfig(PolicyGradient):
             raise ValueError(
                 f"method.buffer = {self.buffer} is smaller than method.min_count = {self.min_count}: "
                 "it would never be used"
+            )
+
+
+class GrpoConfig(ClippedPolicy):
+    """GRPO on diffusion chains (Flow-GRPO, DanceGRPO 2025): a prompt's videos are compared with each other."""
+
+    name: Literal["grpo"] = "grpo"
+    clip_range: float = Field(1e-3, gt=0, description="how far the probability ratio may move from 1")
+    window: int | None = Field(
+        None,
+        ge=1,
+        description="neighbouring steps of the chain that are random and trained on, drawn for each prompt of a batch; "
+        "the others are deterministic; 1 is Flash-GRPO, null makes all steps random",
+    )
+    window_range: tuple[Share, Share] = Field(
+        (0.0, 1.0),
+        description="part of the chain that windows lie in, as shares of its random steps; [0, 0.5]: the noisy half",
+    )
+    same_start: bool = Field(False, description="whether the videos of a prompt start from the same noise")
+    deviation: Literal["group", "batch"] = Field(
+        "group", description="the deviation that rewards are divided by: of a prompt's videos, or of the whole batch"
+    )
+    step_weight: Literal["none", "inverse"] = Field(
+        "none", description="'inverse' makes all steps of a chain move the policy alike, noisy ones move it less"
+    )
+    kl: float = Field(0.0, ge=0, description="weight of the KL divergence of a step to the base model's, 0 is without")
+
+    @property
+    def needs_base(self) -> bool:
+        """See ``Method.needs_base``."""
+        return self.kl > 0
+
+    def window_steps(self, steps: int) -> range:
+        """Returns the steps of the chain that windows lie in; at least one."""
+        first, end = (round(share * (steps - 1)) for share in self.window_range)
+        first = min(first, steps - 2)
+        return range(first, max(end, first + 1))
+
+    def kept_states(self, steps: int) -> int:
+        """See ``Method.kept_states``."""
+        return (self.window or len(self.window_steps(steps))) + 1
+
+    def check(self, steps: int, eta: float, batch_size: int, group_size: int) -> None:
+        """See ``Method.check``."""
+        super().check(steps, eta, batch_size, group_size)
+        if group_size < 2:
+            raise ValueError(
+                f"train.group_size = {group_size}: method 'grpo' compares the videos of a prompt with each other; set "
+                "it to 2 or more, such as train.group_size=8"
+            )
+        if self.window_range[0] >= self.window_range[1]:
+            raise ValueError(
+                f"method.window_range = {list(self.window_range)}: the first share must be smaller than the second; "
+                "allowed: 0 to 1, such as [0, 0.5]"
+            )
+        within = len(self.window_steps(steps))
+        if self.window is not None and self.window > within:
+            raise ValueError(
+                f"method.window = {self.window} exceeds the {within} steps of method.window_range = "
+                f"{list(self.window_range)} (of {steps - 1} random steps); allowed: 1 to {within}"
             )
 
 
@@ -244,6 +327,7 @@ AnyMethod = Annotated[
     | Annotated[AlignPropConfig, Tag("alignprop")]
     | Annotated[DdpoConfig, Tag("ddpo")]
     | Annotated[DpokConfig, Tag("dpok")]
+    | Annotated[GrpoConfig, Tag("grpo")]
     | Annotated[RwrConfig, Tag("rwr")]
     | Annotated[RaftConfig, Tag("raft")],
     Discriminator(_name_of),
@@ -251,3 +335,5 @@ AnyMethod = Annotated[
 ]
 METHODS: dict[str, Any] = {get_args(each)[1].tag: get_args(each)[0] for each in get_args(get_args(AnyMethod)[0])}
 """The settings of each method, by its name."""
+VALUE_METHODS = ", ".join(name for name, kind in METHODS.items() if not kind.needs_gradient)
+"""The methods that need a reward's value alone, as a message lists them."""

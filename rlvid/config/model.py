@@ -56,8 +56,8 @@ class SamplingConfig(Section):
         None,
         ge=0,
         le=1,
-        description="DDIM's eta in training: 0 is deterministic, 1 ancestral; default: 1 for alignprop, ddpo and dpok, "
-        "else 0. Evaluation samples with 0",
+        description="DDIM's eta in training: 0 is deterministic, 1 ancestral; default: 1 for alignprop, ddpo, dpok and "
+        "grpo, else 0. Evaluation samples with 0",
     )
     final_level: Literal["exact", "paper"] = Field(
         "exact", description="where the last step ends: at alpha-bar = 1, or at alpha-bar_0 as the paper's code does"

@@ -55,11 +55,16 @@ def _rows(prefix: str, section: dict[str, Any], defs: dict[str, Any]) -> Iterato
         yield f"| `{path}` | {_allowed(field, defs)} | {default} | {_escape(field['description'])} |"
         if "$ref" in field.get("items", {}):
             yield from _rows(f"{path}[].", _resolve(field["items"], defs), defs)
+        for each in field.get("anyOf", []):
+            if "$ref" in each:
+                yield from _rows(f"{path}.", _resolve(each, defs), defs)
 
 
 def _allowed(field: dict[str, Any], defs: dict[str, Any]) -> str:
     if "anyOf" in field:
         return ", or ".join(_allowed(each, defs) for each in field["anyOf"])
+    if "$ref" in field:
+        return "keys, see below"
     if "enum" in field:
         return ", ".join(f"`{_value(each)}`" for each in field["enum"])
     if field["type"] == "null":

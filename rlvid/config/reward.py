@@ -21,9 +21,10 @@ NOT_DIFFERENTIABLE = {"oracle"}
 """Rewards without a gradient."""
 
 _FUNCTION = re.compile(r".+\.py:[A-Za-z_]\w*")
+_URL = re.compile(r"https?://[^\s/]+\S*")
 _PATH = (
     "a checkpoint file or folder for the rewards that need one, the word 'random' for random weights of the full "
-    "structure (dry runs), or FILE.py:FUNCTION for a reward of your own"
+    "structure (dry runs), FILE.py:FUNCTION for a reward of your own, or http://... for one that a server computes"
 )
 
 
@@ -32,12 +33,46 @@ def is_function(path: str | None) -> bool:
     return path is not None and _FUNCTION.fullmatch(path) is not None
 
 
+def is_url(path: str | None) -> bool:
+    """Returns whether a path is the address of a reward server."""
+    return path is not None and _URL.fullmatch(path) is not None
+
+
 def absolute(path: str | None) -> str | None:
-    """Returns the path from the root, with its function if it has one; 'random' stays."""
-    if path is None or path == "random":
+    """Returns the path from the root, with its function if it has one; 'random' and addresses stay."""
+    if path is None or path == "random" or is_url(path):
         return path
     file, colon, function = path.rpartition(":") if is_function(path) else (path, "", "")
     return str(Path(file).expanduser().resolve()) + colon + function
+
+
+class RemoteConfig(Section):
+    """A reward of your own that is computed elsewhere; it sees 8-bit pixels and gives no gradient."""
+
+    where: Literal["process", "actor"] = Field(
+        "process",
+        description="where FILE.py:FUNCTION runs: in a process beside each worker, or in a Ray actor of each worker",
+    )
+    python: str | None = Field(
+        None, description="interpreter of the process, of an environment with NumPy; default: the one of rlvid"
+    )
+    packages: list[str] = Field([], description="pip requirements that Ray installs for the actor")
+    cpus: float = Field(1.0, ge=0, description="CPU cores of the actor")
+    gpus: float = Field(0.0, ge=0, description="GPUs of the actor")
+    whole_video: bool = Field(False, description="whether it wants all frames of a video; a server says so itself")
+    batch: int = Field(8, ge=1, description="videos in one request")
+    timeout: float = Field(60.0, gt=0, description="limit for one request, in seconds")
+    retries: int = Field(2, ge=0, description="tries after a request that failed; then its videos are left out")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "RemoteConfig":
+        if self.python is not None and self.where == "actor":
+            raise ValueError("python is for where=process; an actor takes packages")
+        if self.where == "process":
+            for key in ("packages", "cpus", "gpus"):
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(f"{key} is for where=actor; a process takes python, the interpreter it runs in")
+        return self
 
 
 class RewardPart(Section):
@@ -51,7 +86,7 @@ class RewardPart(Section):
     @model_validator(mode="before")
     @classmethod
     def _name_follows_from_the_path(cls, data: Any) -> Any:
-        if isinstance(data, dict) and is_function(str(data.get("path"))):
+        if isinstance(data, dict) and _is_own(data.get("path")):
             return {"name": "custom"} | data
         return data
 
@@ -64,8 +99,10 @@ class RewardPart(Section):
 
     @property
     def label(self) -> str:
-        """The name of its metric: the reward's name, or that of the user's function."""
-        return self.path.rpartition(":")[2] if self.name == "custom" and self.path else self.name
+        """The name of its metric: the reward's name, or that of the user's function or server."""
+        if self.name != "custom" or not self.path:
+            return self.name
+        return self.path.partition("://")[2] if is_url(self.path) else self.path.rpartition(":")[2]
 
 
 class RewardConfig(Section):
@@ -80,6 +117,10 @@ class RewardConfig(Section):
         "builtin-heldout", description="a second reward that is logged and never trained on"
     )
     held_out_path: str | None = Field(None, description="path of the held-out reward, as reward.path")
+    remote: RemoteConfig | None = Field(
+        None,
+        description="how the reward of reward.path is computed elsewhere: {where, python, ...}; null: in the worker",
+    )
     mixture: list[RewardPart] = Field([], description="parts of the weighted sum: {name, path, weight} each")
     preprocess: Preset | None = Field(
         None, description="how frames become the model's input; default: as the reward's own code has it"
@@ -124,8 +165,8 @@ class RewardConfig(Section):
         if not isinstance(data, dict):
             return data
         names = {"name": "mixture"} if data.get("mixture") else {}
-        names |= {"name": "custom"} if is_function(str(data.get("path"))) else {}
-        names |= {"held_out": "custom"} if is_function(str(data.get("held_out_path"))) else {}
+        names |= {"name": "custom"} if _is_own(data.get("path")) else {}
+        names |= {"held_out": "custom"} if _is_own(data.get("held_out_path")) else {}
         return names | data
 
     @field_validator("mixture")
@@ -146,6 +187,10 @@ class RewardConfig(Section):
             )
         check_path(self.name, self.path, "path")
         check_path(self.held_out or "none", self.held_out_path, "held_out_path")
+        if self.remote is not None and self.name != "custom":
+            raise ValueError(
+                f"remote is for a reward of your own (reward.path=FILE.py:FUNCTION), not for {self.name!r}"
+            )
         if self.preprocess is not None and self.name not in FROM_A_FILE:
             raise ValueError(
                 f"preprocess = {self.preprocess!r} is for {', '.join(FROM_A_FILE)}, not for {self.name!r}; in a "
@@ -165,9 +210,20 @@ class RewardConfig(Section):
         return [path for path in paths if path is not None and is_function(path)]
 
     @property
+    def foreign(self) -> list[str]:
+        """Every path that would run somebody's code or send frames to somebody's server."""
+        paths = [*(path for _, path in self.parts), self.held_out_path]
+        return self.functions + [path for path in paths if path is not None and is_url(path)]
+
+    @property
     def without_gradient(self) -> str | None:
         """The reward, or the part of the mixture, that is known to give no gradient."""
-        return next((name for name, _ in self.parts if name in NOT_DIFFERENTIABLE), None)
+        if self.remote is not None:
+            return self.path
+        names = (
+            path if is_url(path) else name for name, path in self.parts if name in NOT_DIFFERENTIABLE or is_url(path)
+        )
+        return next(names, None)
 
     def resolved(self) -> "RewardConfig":
         """Returns the same with absolute paths, for a process that works in another folder."""
@@ -180,13 +236,18 @@ def check_path(name: str, path: str | None, key: str) -> None:
     """Raises ValueError where a path is given to a reward that takes none, or one of the wrong form."""
     if path is None:
         return
-    if name == "custom" and not is_function(path):
-        raise ValueError(f"{key} = {path!r}: a reward of your own is given as FILE.py:FUNCTION")
+    if name == "custom" and not _is_own(path):
+        raise ValueError(f"{key} = {path!r}: a reward of your own is given as FILE.py:FUNCTION, or http://HOST:PORT")
     if name not in FROM_A_FILE and name != "custom":
         raise ValueError(
             f"{key} = {path!r}: the reward {name!r} takes no path; for one of your own, set its name=custom"
         )
-    if name in FROM_A_FILE and is_function(path):
+    if name in FROM_A_FILE and _is_own(path):
         raise ValueError(
             f"{key} = {path!r}: {name!r} takes a checkpoint; for a function of your own, set its name=custom"
         )
+
+
+def _is_own(path: Any) -> bool:
+    """Returns whether a path is a user's own reward: a function in a file, or a server."""
+    return isinstance(path, str) and (is_function(path) or is_url(path))

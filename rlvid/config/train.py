@@ -84,6 +84,12 @@ class TrainConfig(Section):
     micro_batch: int | None = Field(
         None, ge=1, description="videos in one forward pass of a worker; default: its share"
     )
+    rollout_batch: int | None = Field(
+        None,
+        ge=1,
+        description="videos in one forward pass while a method samples what it then trains on (ddpo, dpok, grpo, rwr, "
+        "raft): as many as memory holds; default: micro_batch",
+    )
     checkpoint_activations: bool = Field(
         True, description="recompute the denoiser and the decoder in the backward pass to save memory"
     )

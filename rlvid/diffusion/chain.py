@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,10 @@ from rlvid.models.base import Prediction, VideoModel
 
 @dataclass(frozen=True)
 class Step:
-    """A step of the chain: ``before`` at ``timestep``, then ``after`` ~ N(mean, spread^2)."""
+    """A step of the chain: ``before`` at ``timestep``, then ``after`` ~ N(mean, spread^2).
+
+    ``spread`` is a number, or one for each video where their steps differ in eta; 0 is a deterministic step.
+    """
 
     index: int
     timestep: int
@@ -35,12 +39,13 @@ def denoise(
     grid: list[int],
     *,
     guidance: float,
-    eta: float = 0.0,
+    eta: float | Tensor = 0.0,
     gradient_steps: int = 0,
     noise: Callable[[int], Tensor] | None = None,
     final: str = "exact",
     recompute: bool = True,
     unconditional_gradient: bool = True,
+    alike: Tensor | None = None,
     observe: Callable[[Step], None] | None = None,
 ) -> Tensor:
     """Runs a DDIM chain from noisy to clean latents.
@@ -51,12 +56,15 @@ def denoise(
         text_BLD: prompt embeddings.
         grid: descending timesteps to visit.
         guidance: classifier-free guidance g.
-        eta: 0 is deterministic; above 0, ``noise(step)`` gives each step's standard normal (B, C, F, h, w).
+        eta: 0 is deterministic; above 0, ``noise(step)`` gives each step's standard normal (B, C, F, h, w). A number,
+            or one for each step and video (D, B).
         gradient_steps: K, last steps that carry gradient; 0 runs all under ``no_grad``.
         noise: needed when eta > 0.
         final: ``exact`` ends at alpha-bar = 1 (the prediction x0 itself), ``paper`` at alpha-bar of timestep 0.
         recompute: recompute the activations of the denoiser's layers in the backward pass.
         unconditional_gradient: whether the unconditional branch of guidance carries gradient.
+        alike: int64 (D, B), on the CPU: for each step a video that has the same latents and prompt before it; the
+            denoiser sees such videos once.
         observe: called with each step as it was taken.
 
     Returns:
@@ -69,7 +77,9 @@ def denoise(
         raise ValueError(
             f"gradient_steps = {gradient_steps}; the chain has {len(grid)} steps, allowed: 0 to {len(grid)}"
         )
-    if eta > 0 and noise is None:
+    random_D = (eta > 0).any(1).tolist() if isinstance(eta, Tensor) else [eta > 0] * len(grid)
+    random_D[-1] = False  # the result carries no fresh noise
+    if any(random_D) and noise is None:
         raise ValueError(f"eta = {eta} needs a source of noise")
 
     x = latents_BCFhw.to(torch.promote_types(torch.float32, latents_BCFhw.dtype))
@@ -78,20 +88,33 @@ def denoise(
         with_gradient = index >= len(grid) - gradient_steps
         last = index + 1 == len(grid)
         with torch.set_grad_enabled(with_gradient and torch.is_grad_enabled()):
+            rows, place_B = distinct(None if alike is None else alike[index])
             prediction = model.predict(
-                x, t, text_BLD, guidance, unconditional_gradient=unconditional_gradient, recompute=recompute
-            )
+                x[rows], t, text_BLD[rows], guidance, unconditional_gradient=unconditional_gradient, recompute=recompute
+            ).take(place_B)
             abar = model.abar_at(t, x)
             if last:
                 abar_prev = one if final == "exact" else model.abar_at(0, x)
             else:
                 abar_prev = model.abar_at(grid[index + 1], x)
-            spread = sigma(abar, abar_prev, 0.0 if last else eta)  # the result carries no fresh noise
+            spread = sigma(abar, abar_prev, _at(eta, index, x) if random_D[index] else 0.0)
             before, x = x, step_mean(prediction, abar_prev, spread)
             mean = x
-            if eta > 0 and not last:
+            if random_D[index]:
                 assert noise is not None
                 x = x + spread * noise(index).to(x)
         if observe is not None:
             observe(Step(index, t, before, prediction, mean, spread, x))
     return x
+
+
+def distinct(alike_B: Tensor | None) -> tuple[Any, Any]:
+    """Returns the videos that differ, and for each video its place among them; all of them for None."""
+    if alike_B is None:
+        return slice(None), slice(None)
+    rows, place_B = alike_B.unique(return_inverse=True)
+    return (slice(None), slice(None)) if len(rows) == len(alike_B) else (rows, place_B)
+
+
+def _at(eta: float | Tensor, index: int, like: Tensor) -> float | Tensor:
+    return eta[index].to(like).reshape(-1, *[1] * (like.dim() - 1)) if isinstance(eta, Tensor) else eta

@@ -7,6 +7,7 @@ code            meaning
 ``abar_prev``   alpha-bar at the next, cleaner timestep
 ``sigma``       eta sqrt((1 - abar_prev) / (1 - abar)) sqrt(1 - abar / abar_prev)
 ``mean``        sqrt(abar_prev) x0 + sqrt(1 - abar_prev - sigma^2) eps
+``reach``       |d mean / d eps| / sigma, with x0 = (x - sqrt(1 - abar) eps) / sqrt(abar)
 ==============  =============================================================================
 """
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from rlvid.models.base import Prediction
 
 
-def sigma(abar: Tensor, abar_prev: Tensor, eta: float) -> Tensor:
+def sigma(abar: Tensor, abar_prev: Tensor, eta: float | Tensor) -> Tensor:
     """Returns the standard deviation of the noise that a step adds; any broadcastable shapes."""
     return eta * ((1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev)).clamp_min(0).sqrt()
 
@@ -27,6 +28,15 @@ def step_mean(prediction: Prediction, abar_prev: Tensor, sigma: Tensor) -> Tenso
     """Returns the mean of the next latents (B, C, F, h, w)."""
     direction = (1 - abar_prev - sigma**2).clamp_min(0).sqrt()
     return abar_prev.sqrt() * prediction.x0 + direction * prediction.eps
+
+
+def reach(abar: Tensor, abar_prev: Tensor, sigma: Tensor) -> Tensor:
+    """Returns how far a step's mean moves with the predicted noise, in units of the step's own noise.
+
+    A policy gradient is proportional to it: small at noisy steps, large at clean ones (Flash-GRPO).
+    """
+    moved = (1 - abar_prev - sigma**2).clamp_min(0).sqrt() - (abar_prev * (1 - abar) / abar).sqrt()
+    return moved.abs() / sigma
 
 
 def log_probability(sample: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from rlvid import __version__
+from rlvid.cluster.reward_actor import ActorCaller
 from rlvid.config import RunConfig
 from rlvid.config.reward import RewardConfig, absolute, is_function
 from rlvid.data.clips import digest
@@ -166,7 +167,7 @@ class Scorers:
             for each in self.further
         }
         return VideoScorer(
-            trained_reward(self.reward, device),
+            trained_reward(self.reward, device, ActorCaller),
             held_out,
             load_clip(self.clip, device),
             self.use_oracle,
@@ -183,7 +184,7 @@ def load_run_scorer(config: RunConfig, device: torch.device) -> VideoScorer:
     Raises:
         ValueError: a reward cannot be loaded.
     """
-    trained, held_out = trained_reward(config.reward, device), held_out_reward(config.reward, device)
+    trained, held_out = trained_reward(config.reward, device, ActorCaller), held_out_reward(config.reward, device)
     if held_out is None:
         held_out = load_reward(BUILTIN_HELD_OUT, device)
     clip = next((each for each in (held_out, trained) if isinstance(each, ClipReward)), None)

@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,10 @@ class Prediction:
 
     x0: Tensor
     eps: Tensor
+
+    def take(self, rows: Any) -> "Prediction":
+        """Returns the prediction of these rows, an index of their tensors."""
+        return Prediction(self.x0[rows], self.eps[rows])
 
 
 @dataclass(frozen=True)

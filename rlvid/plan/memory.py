@@ -1,5 +1,7 @@
 """The memory that a worker needs in each stage, put together from what a row of each network needs."""
 
+import math
+
 from rlvid.config import RunConfig
 from rlvid.plan.counts import Counts
 from rlvid.plan.parts import Parts
@@ -21,6 +23,7 @@ def resident(parts: Parts, config: RunConfig) -> dict[str, int]:
     if stage == 3:
         live = min(1.0, _LIVE / parts.denoiser.parameters)
         denoiser = denoiser // workers + (int(live * denoiser) if workers > 1 else 0)
+    videos, states = config.train.batch_size // workers, config.method.kept_states(config.sampling.steps)
     frozen = (parts.autoencoder, parts.text_encoder, parts.reward, parts.held_out)
     return {
         "denoiser": denoiser,
@@ -28,6 +31,7 @@ def resident(parts: Parts, config: RunConfig) -> dict[str, int]:
         "gradients": 4 * trained // (workers if stage >= 2 else 1),
         "optimiser": 8 * trained if stage == 0 else 12 * trained // workers,
         "DeepSpeed's buffer": 4 * min(trained, _BUCKET) if stage else 0,
+        "rollouts": 4 * videos * states * math.prod(parts.latent_shape),
     }
 
 

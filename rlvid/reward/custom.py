@@ -1,10 +1,11 @@
 """A user's own reward: a function in a Python file, named as FILE.py:FUNCTION."""
 
+import ast
 import hashlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -53,6 +54,35 @@ def _label(function: Callable[[Tensor, list[str]], Any]) -> str:
     code = getattr(function, "__code__", None)
     name = getattr(function, "__name__", type(function).__name__)
     return f"{Path(code.co_filename).name}:{name}" if code else name
+
+
+def find_function(path: str, where: str) -> None:
+    """Checks that FILE.py:FUNCTION is there without running the file, whose packages may be elsewhere.
+
+    Raises:
+        ValueError: no such file or name, or the file is no Python.
+    """
+    file, _, name = path.rpartition(":")
+    source = Path(file).expanduser()
+    if not source.is_file():
+        raise ValueError(f"{where}: there is no file {file}; expected FILE.py:FUNCTION")
+    try:
+        tree = ast.parse(source.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"{where}: {source.name} is no Python ({one_line(error)})") from None
+    if name not in {name for node in tree.body for name in _names(node)}:
+        raise ValueError(f"{where}: {source.name} has no function {name!r}")
+
+
+def _names(node: ast.stmt) -> Iterator[str]:
+    """The names that a statement of a module defines."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        yield node.name
+    elif isinstance(node, ast.Assign | ast.AnnAssign):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        yield from (target.id for target in targets if isinstance(target, ast.Name))
+    elif isinstance(node, ast.Import | ast.ImportFrom):
+        yield from (each.asname or each.name for each in node.names)
 
 
 def load_function(path: str, where: str) -> Callable[[Tensor, list[str]], Any]:

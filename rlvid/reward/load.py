@@ -1,5 +1,7 @@
 """Loads rewards by name and path; finds errors before weights are read."""
 
+import sys
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,11 +9,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from rlvid.config.reward import FROM_A_FILE, RewardConfig, check_path
-from rlvid.reward.custom import CustomReward, load_function
+from rlvid.config.methods import VALUE_METHODS
+from rlvid.config.reward import FROM_A_FILE, RemoteConfig, RewardConfig, check_path, is_url
+from rlvid.reward.custom import CustomReward, find_function, load_function
+from rlvid.reward.remote import Caller, HttpCaller, ProcessCaller, RemoteReward
 
 if TYPE_CHECKING:
     from rlvid.reward.clip import ClipReward
+
+Actor = Callable[[str, RemoteConfig], Caller]
+"""Starts FILE.py:FUNCTION in a Ray actor, and returns what calls it."""
 
 BUILTIN = {"builtin": "reward", "builtin-heldout": "heldout"}
 NAMES = (*BUILTIN, "oracle", *FROM_A_FILE, "brightness", "compression", "custom")
@@ -27,6 +34,8 @@ def load_reward(
     preprocess: str | None = None,
     chunk: int | None = None,
     checkpoint_activations: bool | None = None,
+    remote: RemoteConfig | None = None,
+    actor: Actor | None = None,
 ) -> nn.Module:
     """Returns a reward ``(frames_BSCHW in [0, 1], prompts) -> scores_BS`` (or ``scores_B``), float32, frozen.
 
@@ -36,12 +45,14 @@ def load_reward(
     Args:
         name: one of ``NAMES``.
         device: where it computes.
-        path: of its weights (``random`` for initial ones), or FILE.py:FUNCTION.
+        path: of its weights (``random`` for initial ones), FILE.py:FUNCTION, or a server's address.
         key: the setting that the path is from, for errors.
         precision: of the weights.
         preprocess: name of a preset; default: the reward's own.
         chunk: most frames at once; default: 64 for the built-in ones, else 8.
         checkpoint_activations: recompute a chunk in the backward pass; default: all but the built-in ones.
+        remote: how a reward of the user's own is computed elsewhere.
+        actor: starts a Ray actor for it, where Ray runs.
 
     Raises:
         ValueError: no such reward, or its weights or function cannot be loaded.
@@ -60,7 +71,8 @@ def load_reward(
         return BrightnessReward() if name == "brightness" else CompressionReward()
     assert path is not None
     if name == "custom":
-        return CustomReward(load_function(path, where))
+        elsewhere = remote is not None or is_url(path)
+        return _remote(path, where, remote, actor) if elsewhere else CustomReward(load_function(path, where))
     settings: dict[str, Any] = {"precision": precision, "preprocess": preprocess, "chunk": chunk or 8}
     settings["recompute"] = checkpoint_activations is not False
     if name == "imagereward":
@@ -70,6 +82,31 @@ def load_reward(
     from rlvid.reward.published import load_clip_reward
 
     return load_clip_reward(name, path, device, where=where, **settings)
+
+
+def _remote(path: str, where: str, settings: RemoteConfig | None, actor: Actor | None) -> nn.Module:
+    settings = settings or RemoteConfig()
+    whole_video = settings.whole_video
+    if is_url(path):
+        call: Caller = HttpCaller(path, settings.timeout)
+        whole_video = bool(_about(path, where, settings).get("whole_video", whole_video))
+    elif settings.where == "process":
+        call = ProcessCaller(path, settings.python or sys.executable, settings.timeout)
+    elif actor is not None:
+        call = actor(path, settings)
+    else:
+        raise ValueError(f"{where}: reward.remote.where = 'actor' needs Ray, which this command does not start")
+    label = path if is_url(path) else f"{Path(path.rpartition(':')[0]).name}:{path.rpartition(':')[2]}"
+    return RemoteReward(call, settings, label, whole_video)
+
+
+def _about(url: str, where: str, settings: RemoteConfig) -> dict[str, Any]:
+    try:
+        return HttpCaller(url, settings.timeout).about()
+    except OSError as error:
+        raise ValueError(
+            f"{where}: no reward server answers there ({error}); start it, or correct the address"
+        ) from None
 
 
 def load_builtin(
@@ -88,14 +125,20 @@ def _given(name: str, path: str | None, key: str) -> str:
     if name not in NAMES:
         raise ValueError(f"reward {name!r} does not exist; allowed: {', '.join(NAMES)}")
     if path is None and (name == "custom" or name in FROM_A_FILE):
-        form = "FILE.py:FUNCTION" if name == "custom" else "a local file or folder, or the word random for a dry run"
+        form = (
+            "FILE.py:FUNCTION or http://..."
+            if name == "custom"
+            else "a local file or folder, or the word random for a dry run"
+        )
         raise ValueError(f"{key} is not set, and the reward {name!r} needs it: {form} (docs/rewards.md)")
     check_path(name, path, key)
     return f"{key} = {path!r}"
 
 
-def check_one(name: str, path: str | None, key: str = "reward.path") -> None:
+def check_one(name: str, path: str | None, key: str = "reward.path", remote: RemoteConfig | None = None) -> None:
     """Checks that a reward's path is given and holds the right files; reads no weights, but imports a function.
+
+    A function that runs elsewhere is not imported, since its packages may not be here; a server must answer.
 
     Raises:
         ValueError: it does not, in one line.
@@ -103,7 +146,13 @@ def check_one(name: str, path: str | None, key: str = "reward.path") -> None:
     where = _given(name, path, key)
     if path is None:
         return
-    if name == "custom":
+    if name == "custom" and is_url(path):
+        _about(path, where, remote or RemoteConfig())
+    elif name == "custom" and remote is not None:
+        find_function(path, where)
+        if remote.python is not None and not Path(remote.python).expanduser().is_file():
+            raise ValueError(f"reward.remote.python = {remote.python!r}: there is no such file; name an interpreter")
+    elif name == "custom":
         load_function(path, where)
     elif name == "imagereward":
         from rlvid.reward.imagereward import check_files
@@ -115,14 +164,15 @@ def check_one(name: str, path: str | None, key: str = "reward.path") -> None:
         check_clip_files(name, path, where)
 
 
-def trained_reward(config: RewardConfig, device: str | torch.device = "cpu") -> nn.Module:
-    """Returns the reward that a run trains on.
+def trained_reward(config: RewardConfig, device: str | torch.device = "cpu", actor: Actor | None = None) -> nn.Module:
+    """Returns the reward that a run trains on; ``actor`` starts a Ray actor for it, where the settings want one.
 
     Raises:
         ValueError: as ``load_reward``.
     """
     settings = _settings(config)
     if config.name != "mixture":
+        settings |= {"remote": config.remote, "actor": actor}
         made = load_reward(config.name, device, path=config.path, preprocess=config.preprocess, **settings)
         return _labelled(made, config.name)
     from rlvid.reward.mixture import MixtureReward
@@ -153,7 +203,7 @@ def held_out_reward(config: RewardConfig, device: str | torch.device = "cpu") ->
 
 def _labelled(reward: nn.Module, name: str) -> nn.Module:
     """Returns a reward that messages can name; a function of the user's has its own name already."""
-    if not isinstance(reward, CustomReward):
+    if not isinstance(reward, CustomReward | RemoteReward):
         reward.label = name  # type: ignore[assignment]
     return reward
 
@@ -172,12 +222,18 @@ def check_trust(config: RewardConfig, run: Path, trusted: bool) -> None:
     Raises:
         ValueError: the rewards of ``run`` are in such a file, and the user did not say that it is ``trusted``.
     """
-    if config.functions and not trusted:
-        file = config.functions[0].rpartition(":")[0]
+    if not config.foreign or trusted:
+        return
+    if not config.functions:
         raise ValueError(
-            f"run {run}: its settings name a reward in {file}, and an evaluation would run that file; read it, and add "
-            "--trust if you trust it"
+            f"run {run}: its settings name the reward server {config.foreign[0]}, and an evaluation would send it the "
+            "videos; add --trust if you trust it"
         )
+    file = config.functions[0].rpartition(":")[0]
+    raise ValueError(
+        f"run {run}: its settings name a reward in {file}, and an evaluation would run that file; read it, and add "
+        "--trust if you trust it"
+    )
 
 
 def check_reward(config: RewardConfig, needs_gradient: bool) -> None:
@@ -189,14 +245,14 @@ def check_reward(config: RewardConfig, needs_gradient: bool) -> None:
     trained = [("reward.path", config.name, config.path)] if config.name != "mixture" else []
     trained += [(f"reward.mixture.{place}.path", part.name, part.path) for place, part in enumerate(config.mixture)]
     for key, name, path in trained:
-        if name != "custom":
-            check_one(name, path, key)
+        if name != "custom" or config.remote is not None or is_url(path):
+            check_one(name, path, key, config.remote)
             continue
         function = load_function(str(path), where := _given(name, path, key))
         if needs_gradient and not CustomReward(function).differentiable:
             raise ValueError(
                 f"{where}: the function says that it is not differentiable, and the method needs its gradient; choose "
-                "one of ddpo, dpok, rwr, raft"
+                f"one of {VALUE_METHODS}"
             )
     if config.held_out is not None:
         check_one(config.held_out, config.held_out_path, "reward.held_out_path")
@@ -209,7 +265,14 @@ def scores_whole_videos(config: RewardConfig) -> bool:
         ValueError: there is no such function.
     """
     return any(
-        name == "oracle"
-        or (name == "custom" and CustomReward(load_function(str(path), _given(name, path, "reward.path"))).whole_video)
+        name == "oracle" or (name == "custom" and _own_whole_video(str(path), config.remote))
         for name, path in config.parts
     )
+
+
+def _own_whole_video(path: str, remote: RemoteConfig | None) -> bool:
+    where = _given("custom", path, "reward.path")
+    if is_url(path):
+        settings = remote or RemoteConfig()
+        return bool(_about(path, where, settings).get("whole_video", settings.whole_video))
+    return remote.whole_video if remote else CustomReward(load_function(path, where)).whole_video

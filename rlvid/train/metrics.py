@@ -122,3 +122,24 @@ def average(sums: dict[str, tuple[float, float]]) -> dict[str, float]:
     return {
         name: (total / count if count else math.nan) for name, (total, count) in zip(names, table.tolist(), strict=True)
     }
+
+
+_ROLLOUT = ("chain", "decode", "reward", "held-out")
+_TRAINING = ("replay", "value", "backward", "sync")
+"""Stages of a step in which a method samples, and in which it trains on what it sampled."""
+
+
+def speeds(values: dict[str, float], videos: int, samples_first: bool) -> dict[str, float]:
+    """Returns videos a second of a step, and of its rollout and its training where the method has these apart.
+
+    Args:
+        values: the step's means over workers, ``seconds/STAGE`` among them.
+        videos: videos of the step over all workers.
+        samples_first: whether the method samples without gradient and then trains on its samples.
+    """
+    found = {"speed/videos_per_second": videos / values["seconds/step"]}
+    if samples_first:
+        for name, stages in (("rollout", _ROLLOUT), ("training", _TRAINING)):
+            seconds = sum(values.get(f"seconds/{stage}", 0.0) for stage in stages)
+            found[f"speed/{name}_videos_per_second"] = videos / max(seconds, 1e-9)
+    return found

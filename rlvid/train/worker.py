@@ -17,6 +17,7 @@ from torch import distributed
 from rlvid import randomness
 from rlvid.algorithms.base import Batch, Context, Samples, Stopwatch, Update, peak_memory, summed
 from rlvid.algorithms.catalogue import ALGORITHMS
+from rlvid.cluster.reward_actor import ActorCaller
 from rlvid.data.chunks import ArchiveFolder
 from rlvid.data.feed import NAME, rows
 from rlvid.data.shares import Share
@@ -31,7 +32,7 @@ from rlvid.train.group import TorchWorkerGroup
 from rlvid.train.guard_folder import stop_flag
 from rlvid.train.handover import Handover
 from rlvid.train.job import Job
-from rlvid.train.metrics import TensorBoard, average
+from rlvid.train.metrics import TensorBoard, average, speeds
 from rlvid.train.reporter import Reporter
 from rlvid.train.resume import carries_over
 from rlvid.train.waits import Waits
@@ -86,7 +87,7 @@ class Worker:
             Context(
                 config,
                 self.model,
-                trained_reward(job.reward, device),
+                trained_reward(job.reward, device, ActorCaller),
                 held_out_reward(job.reward, device),
                 self.stopwatch,
                 TorchWorkerGroup(self.rank, self.world),
@@ -186,6 +187,7 @@ class Worker:
         self._videos += round(values["cost/videos"] * self.world)
         values |= {"cost/videos": float(self._videos), "cost/seconds": self._seconds}
         values["data/lost"] = float(round(values["data/lost"] * self.world))
+        values |= speeds(values, self.config.train.batch_size, not self.config.method.needs_gradient)
         values["cost/peak_memory_gib"] = peak_memory(self.model.device) / 2**30
         every = self.config.output.archive_every
         # Both hand over to others; TensorBoard shows what that took with the numbers of the next step.

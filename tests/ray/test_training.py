@@ -98,6 +98,7 @@ def on_workers(folder: Path, workers: int, runs: dict[str, RunConfig], begun: li
 
 WHOLE = "model.finetune=full"
 OTHERS = ("draft", "ddpo", "dpok", "raft")  # of each family the one with the most of its own
+GRPO = ("method={name: grpo, window: 2, same_start: true, kl: 0.1, step_weight: inverse}", "train.group_size=2")
 OF_OTHERS = ("train.zero_stage=2", "train.micro_batch=2", "optimizer.clip_norm=0")
 
 
@@ -110,6 +111,10 @@ def together(folder: Path, ray_cluster: Any) -> dict[str, Trajectory]:
     runs |= {f"full-zero-{stage}": config(folder, "full", WHOLE, *two, f"train.zero_stage={stage}") for stage in (2, 3)}
     runs |= {
         name: config(folder, "methods", *two, "train.micro_batch=2", f"method={name}", *OF_OTHERS) for name in OTHERS
+    }
+    runs |= {
+        f"grpo-zero-{stage}": config(folder, "grpo", *two, *GRPO, *OF_OTHERS, f"train.zero_stage={stage}")
+        for stage in stages
     }
     begun = [all_weights(folder, "train.steps=2"), elastic(folder, "train.workers=2", "train.steps=3")]
     return on_workers(folder, 2, runs, begun)
@@ -202,6 +207,18 @@ def test_the_base_models_samples_are_made_once_for_all_methods(folder: Path, ray
     assert training_set(elastic(folder, "method={name: raft, share: 0.5}"), QUIET) == found
     assert {path: path.stat().st_mtime_ns for path in made.iterdir()} == times
     assert torch.equal(tensors(EncodedClips.open(made).rows([0]))[2].mean, posterior.mean[:1])
+
+
+def test_grpo_under_zero_computes_what_plain_torch_computes(folder: Path, together: dict[str, Trajectory]) -> None:
+    plain = config(folder, "plain", "train.workers=1", "train.micro_batch=4", *GRPO, "optimizer.clip_norm=0")
+    reference, its_norms = plain_torch(plain, training_set(plain, QUIET))
+    moved = difference(reference, tiny_state(folder))
+    assert moved > 1e-5
+    for stage in (0, 1, 2, 3):
+        state, norms = together[f"grpo-zero-{stage}"]
+        log.info("ZeRO %d: largest difference %.2e of %.2e moved", stage, difference(state, reference), moved)
+        assert norms == pytest.approx(its_norms, rel=1e-3), stage
+        assert difference(state, reference) <= 1e-6, stage
 
 
 def test_two_workers_compute_what_plain_torch_computes_with_other_methods(

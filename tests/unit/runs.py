@@ -78,7 +78,8 @@ def plain_torch(run: RunConfig, clips: TrainingSet, checkpoint: Path | None = No
 def _batch(run: RunConfig, shape: tuple[int, ...], data: TrainingSet, step: int) -> Batch:
     size = run.train.batch_size
     serials = list(range(step * size, (step + 1) * size))
-    prompts, text, posterior = tensors(data.rows(clip_indices(serials, data.count, run.seed).tolist()))
+    draws = [serial // run.train.group_size for serial in serials]
+    prompts, text, posterior = tensors(data.rows(clip_indices(draws, data.count, run.seed).tolist()))
     noise = randomness.normal(shape, run.seed, "posterior", [(s,) for s in serials])
     return Batch(step, serials, prompts, text, posterior.sample(noise))
 

@@ -27,7 +27,7 @@ from rlvid.train.engine import TorchEngine
 from rlvid.world.captions import labels_of, write_caption
 from rlvid.world.render import render, sample_clips
 
-ALL = ["instructvideo", "draft", "draft-lv", "alignprop", "ddpo", "dpok", "rwr", "raft"]
+ALL = ["instructvideo", "draft", "draft-lv", "alignprop", "ddpo", "dpok", "grpo", "rwr", "raft"]
 
 
 def test_every_method_has_settings_and_code() -> None:

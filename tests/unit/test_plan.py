@@ -55,6 +55,9 @@ BY_HAND = [  # plain, graph, again, backward rows of the U-Net; decodes; optimis
     ({"name": "alignprop", "truncation": "fixed", "cut": 15}, (30, 10, 10, 10), 4, 1),
     ({"name": "ddpo"}, (40, 38, 38, 38), 4, 1),  # every random step replayed
     ({"name": "dpok"}, (50, 10, 10, 10), 4, 5),  # five policy steps, each with the base model beside it
+    ({"name": "grpo"}, (40, 38, 38, 38), 4, 1),
+    ({"name": "grpo", "window": 1}, (40, 2, 2, 2), 4, 1),  # one random step
+    ({"name": "grpo", "window": 4, "kl": 0.1}, (48, 8, 8, 8), 4, 1),
     ({"name": "rwr"}, (40, 4, 4, 4), 4, 4),  # noise prediction without guidance
     ({"name": "raft", "share": 0.25}, (40, 1, 1, 1), 4, 4),  # a quarter of the batch, four times
 ]
@@ -64,7 +67,7 @@ BY_HAND = [  # plain, graph, again, backward rows of the U-Net; decodes; optimis
 def test_a_sample_costs_what_the_method_says(
     method: dict[str, Any], rows: tuple[int, ...], decodes: int, steps: int
 ) -> None:
-    counts = count(parse_config({"method": method}), frames=16)
+    counts = count(parse_config({"method": method, "train": {"group_size": 2}}), frames=16)
     calls = counts.denoiser
     assert (calls.plain, calls.graph, calls.again, calls.backward) == rows
     assert counts.decoder.plain + counts.decoder.graph == counts.reward.plain + counts.reward.graph == decodes

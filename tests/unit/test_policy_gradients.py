@@ -37,10 +37,11 @@ def test_a_rollout_is_the_chain_and_its_probability_that_of_a_normal() -> None:
     for place in range(3):
         now, then = abar[grid[place]], abar[grid[place + 1]]
         spread = ((1 - then) / (1 - now) * (1 - now / then)).sqrt()
+        taken = rollout.at(torch.full((4,), place))
         with torch.no_grad():
-            prediction = context.model.predict(rollout.before_TBCFhw[place], grid[place], batch.text_BLD, 3.0)
+            prediction = context.model.predict(taken.before_BCFhw, grid[place], batch.text_BLD, 3.0)
         mean = then.sqrt() * prediction.x0.double() + (1 - then - spread**2).sqrt() * prediction.eps.double()
-        after = rollout.after_TBCFhw[place].double()
+        after = taken.after_BCFhw.double()
         expected = torch.distributions.Normal(mean, spread).log_prob(after).flatten(1).mean(1)
         torch.testing.assert_close(rollout.log_probability_TB[place].double(), expected, atol=2e-5, rtol=0)
 
@@ -48,9 +49,9 @@ def test_a_rollout_is_the_chain_and_its_probability_that_of_a_normal() -> None:
 def test_the_ratio_is_one_before_the_first_step() -> None:
     method = make({"name": "ddpo"})
     rollout = roll_out(method.context, clips(method))
-    for index_B in method.order(rollout.batch, 3, 0):
+    for index_B in method.order(rollout.batch, 0):
         taken = rollout.at(index_B)
-        now_B, _ = replay(method.context, taken)
+        now_B = replay(method.context, taken).log_probability_B
         assert torch.equal(taken.log_probability_B, rollout.log_probability_TB[index_B, torch.arange(4)])
         assert ((now_B - taken.log_probability_B).exp() - 1).abs().max() < 2e-6
     _, updates = flat_gradient(method, clips(method))
@@ -69,7 +70,8 @@ def test_the_policy_gradient_of_two_parameters_is_the_analytic_one() -> None:
         now, then = abar[grid[place]], abar[grid[place + 1]]
         variance = (1 - then) / (1 - now) * (1 - now / then)
         along_a, along_b = then.sqrt(), (1 - then - variance).sqrt()
-        away_B = (rollout.after_TBCFhw[place].double() - 0.3 * along_a + 0.2 * along_b).flatten(1).mean(1) / variance
+        after = rollout.at(torch.full((4,), place)).after_BCFhw.double()
+        away_B = (after - 0.3 * along_a + 0.2 * along_b).flatten(1).mean(1) / variance
         for value, along in zip(got, (along_a, along_b), strict=True):
             assert float(value) == pytest.approx(float(-(advantage_B * away_B * along).mean()), rel=1e-3)
 
@@ -286,7 +288,7 @@ def test_dpoks_loss_is_the_advantage_over_v_and_a_penalty_by_hand() -> None:
     now, then = abar[grid[1]], abar[grid[2]]
     variance = (1 - then) / (1 - now) * (1 - now / then)
     along_a, along_b = then.sqrt(), (1 - then - variance).sqrt()
-    away_B = (rollout.after_TBCFhw[1].double() - 0.3 * along_a + 0.2 * along_b).flatten(1).mean(1) / variance
+    away_B = (taken.after_BCFhw.double() - 0.3 * along_a + 0.2 * along_b).flatten(1).mean(1) / variance
     assert float(got[0]) == pytest.approx(float(-2 * (advantage_B * away_B * along_a).mean()), rel=1e-3)
     pull = 5 * 2 * (-0.2 - 0.1)  # towards the base
     assert float(got[1]) == pytest.approx(float(-2 * (advantage_B * away_B * along_b).mean()) + pull, rel=1e-3)
@@ -302,7 +304,8 @@ def test_an_overflow_does_not_ruin_the_value_network(ruined: str) -> None:
     if ruined == "reward":  # the frames were not finite, so the score counts as sound
         scored = replace(scored, reward_B=torch.tensor([1.0, math.nan, 1.0, 1.0]))
     else:
-        rollout.before_TBCFhw[:, 1] = math.inf
+        for state in rollout.states[1].values():
+            state.fill_(math.inf)
     method.fit_value(batch, [rollout], [scored], 0)
     assert all(parameter.isfinite().all() for parameter in method.value.parameters())
 

@@ -80,7 +80,7 @@ def test_the_value_network_is_fitted_by_adamw_to_the_rewards_of_all_workers() ->
             draw = randomness.uniform((), 0, "value", [(serial, turn) for serial in rollout.batch.serials])
             index = (3 * draw).floor().long()
             picked |= set(index.tolist())
-            before = torch.stack([rollout.before_TBCFhw[index[row], row] for row in range(2)])
+            before = torch.stack([rollout.states[row][int(index[row])] for row in range(2)])
             value = network(before, rollout.batch.text_BLD, rollout.timestep_D[index])
             loss = loss + ((value - reward).square() * sound).sum() / 4
         loss.backward()

@@ -25,7 +25,7 @@ _REWARDS = ("held_out", "reward")
 """Metrics that a prompt gets worse by: the first that was measured."""
 _METHODS = {
     "instructvideo": "InstructVideo", "draft": "DRaFT", "draft-lv": "DRaFT-LV", "alignprop": "AlignProp",
-    "ddpo": "DDPO", "dpok": "DPOK", "rwr": "RWR", "raft": "RAFT",
+    "ddpo": "DDPO", "dpok": "DPOK", "grpo": "GRPO", "rwr": "RWR", "raft": "RAFT",
 }  # fmt: skip
 
 

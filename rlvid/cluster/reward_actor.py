@@ -1,0 +1,71 @@
+"""A user's reward in a Ray actor of its own, with packages of its own."""
+
+from typing import Any
+
+import numpy as np
+
+from rlvid.config.reward import RemoteConfig
+
+
+class RewardActor:
+    """Holds the function of FILE.py:FUNCTION, which its node must see."""
+
+    def __init__(self, path: str) -> None:
+        from rlvid.reward.server import load
+
+        self._function = load(path)
+
+    def score(self, frames: np.ndarray, prompts: list[str]) -> list[Any]:
+        """Returns the scores of uint8 frames (B, S, 3, H, W), as a server answers them."""
+        from rlvid.reward.server import call
+
+        return call(self._function, frames, prompts)
+
+
+class ActorCaller:
+    """Calls the actor, which ends with this process; starts it anew after it was lost or late.
+
+    Args:
+        path: FILE.py:FUNCTION.
+        settings: the actor's resources and packages, and the limit for one request.
+    """
+
+    def __init__(self, path: str, settings: RemoteConfig) -> None:
+        self._path, self._settings = path, settings
+        self._actor: Any = None
+
+    def __call__(self, frames: np.ndarray, prompts: list[str]) -> list[Any]:
+        """Returns the scores; raises what went wrong."""
+        import ray
+
+        if self._actor is None:
+            self._actor = self._start()
+        answer = self._actor.score.remote(frames, prompts)
+        try:
+            scores: list[Any] = ray.get(answer, timeout=self._settings.timeout)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause or error from None  # the function failed, the actor is sound
+        except ray.exceptions.GetTimeoutError:
+            self._end()
+            raise TimeoutError(f"no answer within {self._settings.timeout:g} s") from None
+        except ray.exceptions.RayActorError:
+            self._end()
+            raise
+        return scores
+
+    def _start(self) -> Any:
+        import ray
+
+        settings = self._settings
+        environment = {"pip": settings.packages} if settings.packages else {}
+        return (
+            ray.remote(RewardActor)
+            .options(num_cpus=settings.cpus, num_gpus=settings.gpus, runtime_env=environment)
+            .remote(self._path)
+        )
+
+    def _end(self) -> None:
+        import ray
+
+        ray.kill(self._actor)
+        self._actor = None
