@@ -40,21 +40,23 @@ def train_and_show(config: "RunConfig", address: str | None) -> Path:
     say(f"pictures     {shown}/before-after.png, {shown}/reward.png")
     say(f"samples      {shown}/archive (Parquet: select * from {sql(f'{shown}/archive/*.parquet')})")
     say(f"TensorBoard  tensorboard --logdir {shell(folder.parent)}")
-    trust = " --trust" if config.reward.functions else ""
+    trust = " --trust" if config.reward.foreign else ""
     say(f"next         rlvid evaluate {shell(shown)}{trust}; rlvid export {shell(shown)} --out FOLDER")
     return folder
 
 
 def _draw_before_after(run: Path, prompts: list[str], seed: int) -> None:
     """Writes ``before-after.png``: the prompts' videos of the base and the tuned model, their trained reward below."""
+    from rlvid.cluster.reward_actor import ActorCaller
     from rlvid.diffusion.generate import generate
     from rlvid.evaluate.load import device, load_run
+    from rlvid.faults import one_line
     from rlvid.plots.frames import draw_models
     from rlvid.reward.load import trained_reward
     from rlvid.reward.video import mean_of_frames
 
     tuned = load_run(run)
-    sampling, reward = tuned.config.sampling, trained_reward(tuned.config.reward, device())
+    sampling = tuned.config.sampling
     videos = [
         generate(
             tuned.use(scale),
@@ -66,9 +68,13 @@ def _draw_before_after(run: Path, prompts: list[str], seed: int) -> None:
         )
         for scale in (0.0, 1.0)
     ]
-    names = ("Base model", "Fine-tuned")
-    rewards = {name: mean_of_frames(reward(each, prompts)).tolist() for name, each in zip(names, videos, strict=True)}
-    shown = {name: list(each) for name, each in zip(names, videos, strict=True)}
+    made = dict(zip(("Base model", "Fine-tuned"), videos, strict=True))
+    shown, rewards = {name: list(each) for name, each in made.items()}, None
+    try:
+        reward = trained_reward(tuned.config.reward, device(), ActorCaller)
+        rewards = {name: mean_of_frames(reward(each, prompts)).tolist() for name, each in made.items()}
+    except (ValueError, RuntimeError) as error:  # a server that is gone costs the numbers, not the pictures
+        say(f"the pictures have no rewards: {one_line(error)}")
     draw_models(run / "before-after.png", prompts, shown, rewards, shown=4, gains=True)
 
 

@@ -15,7 +15,7 @@ from rlvid.config.methods import VALUE_METHODS
 from rlvid.faults import describe
 from rlvid.reward.mixture import MixtureReward
 from rlvid.reward.preprocess import saturated_share
-from rlvid.reward.remote import RemoteReward
+from rlvid.reward.remote import failure_of, remote_parts
 from rlvid.reward.video import FramePlan, ImageReward, check_shape, label_of, plan_frames, whole_video
 
 log = logging.getLogger("rlvid.algorithms")
@@ -157,7 +157,7 @@ def _scores(reward: ImageReward, frames_BSCHW: Tensor, batch: Batch, observer: O
         frames_BSCHW.register_hook(lambda g: torch.where(accepted_B[:, None, None, None, None], g, 0.0))
     try:
         # What is computed elsewhere keeps its own time, and a request that is late is no reason to end the worker.
-        with nullcontext() if isinstance(reward, RemoteReward) else observer.calling(label):
+        with nullcontext() if remote_parts(reward) else observer.calling(label):
             scores_BS = reward(frames_BSCHW, batch.prompts)
     except (Exception, SystemExit) as error:  # a user's code may raise anything
         log.exception("the reward %s raised on %d videos, which are left out", label, len(batch))
@@ -173,7 +173,7 @@ def _scores(reward: ImageReward, frames_BSCHW: Tensor, batch: Batch, observer: O
         )
     accepted_B &= scores_BS.detach().isfinite().all(1) | ~sound_B
     if failed := int((readable_B & ~accepted_B).sum()):
-        why = getattr(reward, "failure", None)
+        why = failure_of(reward)
         what = f"gave no score ({why})" if why else "gave NaN or infinity"
         observer.report(f"the reward {label} {what} for {failed} of {shape[0]} videos, which are left out")
     return torch.where(accepted_B[:, None], scores_BS, 0.0), accepted_B

@@ -126,7 +126,7 @@ def check_resources(config: RunConfig) -> bool:
             f"{train.workers * train.cpus_per_worker:g} CPU cores; the cluster has {cpus:g}; "
             f"set train.workers to at most {int(cpus // train.cpus_per_worker)}"
         )
-    _check_reward_actors(config, use_gpu, {"CPU": cpus, "GPU": gpus})
+    _check_reward_actors(config, use_gpu, nodes)
     fit = workers_that_fit(nodes, needed(config, use_gpu))
     if fit < train.workers:
         each = ", ".join(f"{count:g} x ({_shape(shape)})" for shape, count in nodes)
@@ -137,18 +137,23 @@ def check_resources(config: RunConfig) -> bool:
     return use_gpu
 
 
-def _check_reward_actors(config: RunConfig, use_gpu: bool, there: Shape) -> None:
+def _check_reward_actors(config: RunConfig, use_gpu: bool, nodes: list[tuple[Shape, float]]) -> None:
     """Raises ValueError where the cluster has no room for an actor of the reward beside each worker."""
     remote, train = config.reward.remote, config.train
     if remote is None or remote.where != "actor":
         return
-    each = {"CPU": train.cpus_per_worker + remote.cpus, "GPU": use_gpu + remote.gpus}
-    wanted = {name: train.workers * amount for name, amount in each.items()}
-    if any(wanted[name] > there[name] for name in wanted):
+    worker = needed(config, use_gpu)
+    actor = {name: amount for name, amount in (("CPU", remote.cpus), ("GPU", remote.gpus)) if amount}
+    if not actor:
+        return
+    guard = 1 if config.guard.every else 0  # which scores its own videos
+    there = {name: sum(shape.get(name, 0) * count for shape, count in nodes) for name in actor}
+    wanted = {name: train.workers * (worker.get(name, 0) + actor[name]) + guard * actor[name] for name in actor}
+    if any(wanted[name] > there[name] for name in wanted) or workers_that_fit(nodes, actor) < train.workers + guard:
         raise ValueError(
-            f"reward.remote takes {_shape({'CPU': remote.cpus, 'GPU': remote.gpus})} beside each of {train.workers} "
-            f"workers: {_shape(wanted)} in all; the cluster has {_shape(there)}; lower reward.remote.cpus, "
-            "reward.remote.gpus or train.workers"
+            f"reward.remote takes {_shape(actor)} beside each of {train.workers} workers"
+            f"{' and the guard' * guard}: {_shape(wanted)} in all, each actor on one node; the cluster has "
+            f"{_shape(there)}; lower reward.remote.cpus, reward.remote.gpus or train.workers"
         )
 
 

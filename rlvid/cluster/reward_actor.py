@@ -4,7 +4,9 @@ from typing import Any
 
 import numpy as np
 
+from rlvid.cluster.connect import start_ray
 from rlvid.config.reward import RemoteConfig
+from rlvid.reward.remote import START
 
 
 class RewardActor:
@@ -38,17 +40,19 @@ class ActorCaller:
         """Returns the scores; raises what went wrong."""
         import ray
 
-        if self._actor is None:
-            self._actor = self._start()
-        answer = self._actor.score.remote(frames, prompts)
+        limit = START
         try:
-            scores: list[Any] = ray.get(answer, timeout=self._settings.timeout)
+            if self._actor is None:
+                self._actor = self._start()
+                ray.get(self._actor.__ray_ready__.remote(), timeout=START)
+            limit = self._settings.timeout
+            scores: list[Any] = ray.get(self._actor.score.remote(frames, prompts), timeout=limit)
         except ray.exceptions.RayTaskError as error:
             raise error.cause or error from None  # the function failed, the actor is sound
         except ray.exceptions.GetTimeoutError:
             self._end()
-            raise TimeoutError(f"no answer within {self._settings.timeout:g} s") from None
-        except ray.exceptions.RayActorError:
+            raise TimeoutError(f"no answer within {limit:g} s") from None
+        except ray.exceptions.RayError:
             self._end()
             raise
         return scores
@@ -56,16 +60,25 @@ class ActorCaller:
     def _start(self) -> Any:
         import ray
 
+        if not ray.is_initialized():
+            start_ray()
         settings = self._settings
         environment = {"pip": settings.packages} if settings.packages else {}
         return (
             ray.remote(RewardActor)
-            .options(num_cpus=settings.cpus, num_gpus=settings.gpus, runtime_env=environment)
+            # DEFAULT: not in the placement group of a worker or a trial, which has no room for it.
+            .options(
+                num_cpus=settings.cpus,
+                num_gpus=settings.gpus,
+                runtime_env=environment,
+                scheduling_strategy="DEFAULT",
+            )
             .remote(self._path)
         )
 
     def _end(self) -> None:
         import ray
 
-        ray.kill(self._actor)
-        self._actor = None
+        actor, self._actor = self._actor, None
+        if actor is not None:
+            ray.kill(actor)

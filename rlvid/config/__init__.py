@@ -50,10 +50,11 @@ class RunConfig(Section):
                 f"needs; choose another reward, or one of {VALUE_METHODS}"
             )
         if self.model.finetune == "full" and self.method.needs_base:
+            free = not self.method.model_copy(update={"kl": 0.0}).needs_base
             raise ValueError(
                 "model.finetune = 'full' keeps no copy of the base model, which "
-                f"{'method.kl' if self.method.needs_gradient else f'method {self.method.name!r}'} compares with; "
-                f"set model.finetune=lora{' or method.kl=0' if self.method.needs_gradient else ''}"
+                f"{'method.kl' if free else f'method {self.method.name!r}'} compares with; "
+                f"set model.finetune=lora{' or method.kl=0' if free else ''}"
             )
         self._data_fits()
         share, rest = divmod(self.train.batch_size, self.train.workers)
@@ -153,9 +154,11 @@ class RunConfig(Section):
         """Twelve hex digits over everything that the bits of the result depend on: not its place, nor its length."""
         free = {"train": _FREE_TRAIN_KEYS, "reward": {"timeout"}, "data": _FREE_DATA_KEYS}
         kept = self.model_dump(mode="json", exclude={"output": True, "guard": True, "name": True, **free})
-        for section, key in (("data", "weights"), ("train", "rollout_batch")):
+        for section, key in (("data", "weights"), ("train", "rollout_batch"), ("reward", "remote")):
             if kept[section][key] is None:
                 del kept[section][key]  # runs of versions without it go on
+        if remote := kept["reward"].get("remote"):
+            kept["reward"]["remote"] = {"whole_video": remote["whole_video"]}  # the rest says where, not what
         if self.data.encoder_gpus:
             kept["data"]["encodes"] = "GPU"  # to other bits than a CPU
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]

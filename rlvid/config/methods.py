@@ -197,7 +197,7 @@ class GrpoConfig(ClippedPolicy):
         None,
         ge=1,
         description="neighbouring steps of the chain that are random and trained on, drawn for each prompt of a batch; "
-        "the others are deterministic; 1 is Flash-GRPO, null makes all steps random",
+        "the others are deterministic. null: all steps of window_range. 1 is the way of Flash-GRPO",
     )
     window_range: tuple[Share, Share] = Field(
         (0.0, 1.0),
@@ -208,7 +208,9 @@ class GrpoConfig(ClippedPolicy):
         "group", description="the deviation that rewards are divided by: of a prompt's videos, or of the whole batch"
     )
     step_weight: Literal["none", "inverse"] = Field(
-        "none", description="'inverse' makes all steps of a chain move the policy alike, noisy ones move it less"
+        "none",
+        description="weights of steps: 'inverse' makes all steps move the policy alike; with 'none' the first and the "
+        "last ones move it more",
     )
     kl: float = Field(0.0, ge=0, description="weight of the KL divergence of a step to the base model's, 0 is without")
 

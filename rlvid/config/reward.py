@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -21,7 +22,7 @@ NOT_DIFFERENTIABLE = {"oracle"}
 """Rewards without a gradient."""
 
 _FUNCTION = re.compile(r".+\.py:[A-Za-z_]\w*")
-_URL = re.compile(r"https?://[^\s/]+\S*")
+_URL = re.compile(r"https?://\S*")
 _PATH = (
     "a checkpoint file or folder for the rewards that need one, the word 'random' for random weights of the full "
     "structure (dry runs), FILE.py:FUNCTION for a reward of your own, or http://... for one that a server computes"
@@ -61,11 +62,15 @@ class RemoteConfig(Section):
     gpus: float = Field(0.0, ge=0, description="GPUs of the actor")
     whole_video: bool = Field(False, description="whether it wants all frames of a video; a server says so itself")
     batch: int = Field(8, ge=1, description="videos in one request")
-    timeout: float = Field(60.0, gt=0, description="limit for one request, in seconds")
-    retries: int = Field(2, ge=0, description="tries after a request that failed; then its videos are left out")
+    timeout: float = Field(60.0, gt=0, description="limit for one request, in seconds; a start may take 600 more")
+    retries: int = Field(2, ge=0, le=10, description="tries after a request that failed; then its videos are left out")
 
     @model_validator(mode="after")
     def _fits(self) -> "RemoteConfig":
+        if self.gpus > 1 and self.gpus != int(self.gpus):
+            raise ValueError(
+                f"gpus = {self.gpus:g}: Ray takes a share of one GPU or whole GPUs; allowed: 0 to 1, 2, 3, ..."
+            )
         if self.python is not None and self.where == "actor":
             raise ValueError("python is for where=process; an actor takes packages")
         if self.where == "process":
@@ -229,13 +234,18 @@ class RewardConfig(Section):
         """Returns the same with absolute paths, for a process that works in another folder."""
         parts = [part.model_copy(update={"path": absolute(part.path)}) for part in self.mixture]
         paths = {"path": absolute(self.path), "held_out_path": absolute(self.held_out_path)}
-        return self.model_copy(update=paths | {"mixture": parts})
+        remote = self.remote
+        if remote is not None and remote.python is not None:  # links are kept: a venv's interpreter is one
+            remote = remote.model_copy(update={"python": str(Path(remote.python).expanduser().absolute())})
+        return self.model_copy(update=paths | {"mixture": parts, "remote": remote})
 
 
 def check_path(name: str, path: str | None, key: str) -> None:
     """Raises ValueError where a path is given to a reward that takes none, or one of the wrong form."""
     if path is None:
         return
+    if is_url(path):
+        _check_url(path, key)
     if name == "custom" and not _is_own(path):
         raise ValueError(f"{key} = {path!r}: a reward of your own is given as FILE.py:FUNCTION, or http://HOST:PORT")
     if name not in FROM_A_FILE and name != "custom":
@@ -251,3 +261,14 @@ def check_path(name: str, path: str | None, key: str) -> None:
 def _is_own(path: Any) -> bool:
     """Returns whether a path is a user's own reward: a function in a file, or a server."""
     return isinstance(path, str) and (is_function(path) or is_url(path))
+
+
+def _check_url(url: str, key: str) -> None:
+    """Raises ValueError unless an address has a host, and a port that is a number if it has one."""
+    try:
+        parts = urlsplit(url)
+        fine = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        fine = False
+    if not fine:
+        raise ValueError(f"{key} = {url!r} is no address of a server; expected http://HOST:PORT")

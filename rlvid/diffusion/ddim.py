@@ -33,7 +33,7 @@ def step_mean(prediction: Prediction, abar_prev: Tensor, sigma: Tensor) -> Tenso
 def reach(abar: Tensor, abar_prev: Tensor, sigma: Tensor) -> Tensor:
     """Returns how far a step's mean moves with the predicted noise, in units of the step's own noise.
 
-    A policy gradient is proportional to it: small at noisy steps, large at clean ones (Flash-GRPO).
+    A policy gradient is proportional to it (Flash-GRPO). With DDIM's eta it is largest at the ends of a chain.
     """
     moved = (1 - abar_prev - sigma**2).clamp_min(0).sqrt() - (abar_prev * (1 - abar) / abar).sqrt()
     return moved.abs() / sigma

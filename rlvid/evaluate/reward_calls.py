@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rlvid.faults import describe
 from rlvid.reward.custom import CustomReward
+from rlvid.reward.remote import failure_of, remote_parts
 from rlvid.reward.video import ImageReward, check_shape, label_of, mean_of_frames
 
 _EXIT_DELAY = 30.0
@@ -43,6 +44,11 @@ class RewardCaller:
             RuntimeError: the reward raised an error, exceeded the limit, or returned another shape. The message names
                 the reward and the prompt.
         """
+        if remote_parts(reward):
+            scores = mean_of_frames(reward(frames_BFCHW, prompts))
+            if failure := failure_of(reward):
+                raise RuntimeError(f"the reward {label_of(reward)} gave no score: {failure}")
+            return scores
         if not (isinstance(reward, nn.Module) and any(isinstance(part, CustomReward) for part in reward.modules())):
             return mean_of_frames(reward(frames_BFCHW, prompts))
         label = label_of(reward)

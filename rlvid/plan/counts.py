@@ -128,7 +128,7 @@ def count(config: RunConfig, frames: int) -> Counts:
     context = Context(alone, model, _Reward(meters["reward"], whole), held_out, Stopwatch(torch.device("cpu")))
     algorithm, steps = ALGORITHMS[config.method.name](context), 0
     for index in range(_BATCHES):
-        for update in algorithm.updates(_batch(alone, model, index)):
+        for update in algorithm.updates(_batch(alone, model, index, config.train.workers)):
             for meter in meters.values():
                 meter.backward_pass = True
             update.loss.backward()
@@ -162,9 +162,10 @@ def _counting_model(frames: int, decode_chunk: int, meters: dict[str, _Meter]) -
     return model
 
 
-def _batch(config: RunConfig, model: UNet3DModel, step: int) -> Batch:
+def _batch(config: RunConfig, model: UNet3DModel, step: int, workers: int) -> Batch:
     size, group = config.train.batch_size, config.train.group_size
-    serials = list(range(step * size, (step + 1) * size))
+    # Every W-th sample after the other, as a worker has them: which of a prompt's videos meet decides what is shared.
+    serials = sorted(range(step * size, (step + 1) * size), key=lambda serial: (serial % workers, serial))
     prompts = [f"a dog {serial // group}" for serial in serials]
     latents = randomness.normal(model.latent_shape, config.seed, "plan", [(serial,) for serial in serials])
     return Batch(step, serials, prompts, model.encode_prompts(prompts), latents)

@@ -65,7 +65,8 @@ def stages(
     if parts.reward.recompute:  # a chunk's input stays, and its activations come and go
         judge_held = judged * 3 * parts.size**2 * 4
         judging, judge_back = judge_held + in_judge * judge.plain_peak, judge_held + in_judge * judge.peak
-    found = {"chain without gradient": share * videos.plain_rows * unet.plain_peak}
+    apart = 1 if config.train.rollout_batch else share  # a size of its own does not follow the micro-batch
+    found = {"chain without gradient": apart * videos.plain_rows * unet.plain_peak}
     if config.method.needs_gradient:
         held = chain_held + decode_held + 2 * pixels  # the frames and their gradient
         found["chain with gradient"] = share * videos.graph_rows * unet.plain_peak + chain_held

@@ -59,8 +59,10 @@ def _label(function: Callable[[Tensor, list[str]], Any]) -> str:
 def find_function(path: str, where: str) -> None:
     """Checks that FILE.py:FUNCTION is there without running the file, whose packages may be elsewhere.
 
+    A file that this Python cannot parse passes: it may be written for a newer one.
+
     Raises:
-        ValueError: no such file or name, or the file is no Python.
+        ValueError: no such file or name.
     """
     file, _, name = path.rpartition(":")
     source = Path(file).expanduser()
@@ -68,14 +70,15 @@ def find_function(path: str, where: str) -> None:
         raise ValueError(f"{where}: there is no file {file}; expected FILE.py:FUNCTION")
     try:
         tree = ast.parse(source.read_bytes())
-    except (SyntaxError, ValueError) as error:
-        raise ValueError(f"{where}: {source.name} is no Python ({one_line(error)})") from None
-    if name not in {name for node in tree.body for name in _names(node)}:
+    except (SyntaxError, ValueError):
+        return
+    names = {name for node in ast.walk(tree) for name in _names(node)}
+    if not names & {name, "*"}:
         raise ValueError(f"{where}: {source.name} has no function {name!r}")
 
 
-def _names(node: ast.stmt) -> Iterator[str]:
-    """The names that a statement of a module defines."""
+def _names(node: ast.AST) -> Iterator[str]:
+    """The names that a statement defines; ``*`` where it imports all of a module."""
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         yield node.name
     elif isinstance(node, ast.Assign | ast.AnnAssign):

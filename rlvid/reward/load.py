@@ -1,5 +1,6 @@
 """Loads rewards by name and path; finds errors before weights are read."""
 
+import os
 import sys
 from collections.abc import Callable
 from importlib import resources
@@ -150,8 +151,9 @@ def check_one(name: str, path: str | None, key: str = "reward.path", remote: Rem
         _about(path, where, remote or RemoteConfig())
     elif name == "custom" and remote is not None:
         find_function(path, where)
-        if remote.python is not None and not Path(remote.python).expanduser().is_file():
-            raise ValueError(f"reward.remote.python = {remote.python!r}: there is no such file; name an interpreter")
+        if remote.python is not None and not os.access(python := Path(remote.python).expanduser(), os.X_OK):
+            found = "is no program" if python.exists() else "is not there"
+            raise ValueError(f"reward.remote.python = {remote.python!r} {found}; name an interpreter of Python")
     elif name == "custom":
         load_function(path, where)
     elif name == "imagereward":
@@ -217,22 +219,23 @@ def _settings(config: RewardConfig) -> dict[str, Any]:
 
 
 def check_trust(config: RewardConfig, run: Path, trusted: bool) -> None:
-    """Checks that a Python file which a run's own settings name is trusted, because the run may be somebody else's.
+    """Checks that what a run's own settings name is trusted, because the run may be somebody else's.
 
     Raises:
-        ValueError: the rewards of ``run`` are in such a file, and the user did not say that it is ``trusted``.
+        ValueError: the rewards of ``run`` are in a Python file or on a server, and the user did not say ``trusted``.
     """
     if not config.foreign or trusted:
         return
-    if not config.functions:
-        raise ValueError(
-            f"run {run}: its settings name the reward server {config.foreign[0]}, and an evaluation would send it the "
-            "videos; add --trust if you trust it"
-        )
-    file = config.functions[0].rpartition(":")[0]
+    what = [f"run the reward in {path.rpartition(':')[0]}" for path in config.functions]
+    what += [f"send videos to {path}" for path in config.foreign if is_url(path)]
+    remote = config.remote
+    if remote is not None and remote.python is not None:
+        what.append(f"run {remote.python}")
+    if remote is not None and remote.packages:
+        what.append(f"install {', '.join(remote.packages)}")
     raise ValueError(
-        f"run {run}: its settings name a reward in {file}, and an evaluation would run that file; read it, and add "
-        "--trust if you trust it"
+        f"run {run}: with its own settings an evaluation would {', '.join(what)}; read them, and add --trust if you "
+        "trust them"
     )
 
 

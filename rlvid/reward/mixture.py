@@ -38,7 +38,10 @@ class MixtureReward(nn.Module):
         latest, total = {}, torch.zeros((), device=frames_BSCHW.device)
         for label, part, weight in zip(self.labels, self.parts, self.weights, strict=True):
             scores = part(frames_BSCHW, prompts)
-            scores = mean_of_frames(scores) if self.whole_video else scores
+            if self.whole_video:
+                scores = mean_of_frames(scores)
+            elif scores.dim() == 1:  # one a video, beside parts with one a frame
+                scores = scores[:, None].expand(frames_BSCHW.shape[:2])
             latest[label] = scores.detach()
             total = total + weight * scores
         self.latest = latest

@@ -137,7 +137,7 @@ def speeds(values: dict[str, float], videos: int, samples_first: bool) -> dict[s
         videos: videos of the step over all workers.
         samples_first: whether the method samples without gradient and then trains on its samples.
     """
-    found = {"speed/videos_per_second": videos / values["seconds/step"]}
+    found = {"speed/videos_per_second": videos / max(values["seconds/step"], 1e-9)}
     if samples_first:
         for name, stages in (("rollout", _ROLLOUT), ("training", _TRAINING)):
             seconds = sum(values.get(f"seconds/{stage}", 0.0) for stage in stages)

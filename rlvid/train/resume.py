@@ -15,7 +15,7 @@ from typing import Any, Literal
 from rlvid.config import RunConfig
 from rlvid.config.section import Section
 
-_SPLIT = ("workers", "micro_batch", "zero_stage")
+_SPLIT = ("workers", "micro_batch", "rollout_batch", "zero_stage")
 """Keys of ``train`` that say how the work is split, and not what is computed."""
 
 

@@ -63,14 +63,18 @@ def test_an_actor_answers_fails_and_is_started_again(
 
 
 def test_a_training_on_an_actors_reward(folder: Path, file: Path, ray_cluster: Any) -> None:
-    own = (f"reward.path={file}:bright", "reward.remote={where: actor, cpus: 0.5, whole_video: true, batch: 2}")
+    own = (
+        "reward.name=custom",
+        f"reward.path={file}:bright",
+        "reward.remote={where: actor, cpus: 0.5, whole_video: true, batch: 2}",
+    )
     run = config(folder, "remote", "method={name: grpo, window: 1}", "train.group_size=2", "train.steps=1", *own,
                  "train.zero_stage=0", "train.workers=1", "train.micro_batch=4")  # fmt: skip
     done = train(run, QUIET)
     scalars = read_scalars(done.folder, lambda tag: tag.startswith("reward/"))
     assert scalars["reward/excluded"][0] == 0
     assert 1.5 < scalars["reward/trained"][0] < 2.5, "the mean over two requests of brightness plus their number"
-    much = config(folder, "remote", "method={name: grpo, window: 1}", "train.group_size=2", *own[:1],
+    much = config(folder, "remote", "method={name: grpo, window: 1}", "train.group_size=2", *own[:2],
                   "reward.remote={where: actor, cpus: 99}")  # fmt: skip
     with pytest.raises(ValueError, match=r"reward.remote takes 99 CPU beside each of 2 workers"):
         check_resources(much)

@@ -98,7 +98,7 @@ def on_workers(folder: Path, workers: int, runs: dict[str, RunConfig], begun: li
 
 WHOLE = "model.finetune=full"
 OTHERS = ("draft", "ddpo", "dpok", "raft")  # of each family the one with the most of its own
-GRPO = ("method={name: grpo, window: 2, same_start: true, kl: 0.1, step_weight: inverse}", "train.group_size=2")
+GRPO = ("method={name: grpo, window: 2, same_start: true, kl: 0.1, step_weight: inverse}", "train.group_size=4")
 OF_OTHERS = ("train.zero_stage=2", "train.micro_batch=2", "optimizer.clip_norm=0")
 
 

@@ -343,7 +343,7 @@ def test_a_file_that_only_a_run_names_does_not_run_unless_it_is_trusted(
     kept = {"segments": 2, "held_out": None if place != "held_out_path" else "custom"}
     (run / "config.yaml").write_text(yaml.safe_dump(settings | {"reward": kept | reward}), encoding="utf-8")
     how: dict[str, Any] = {"steps": [2], "sets": ["scenes"], "videos": 2}
-    with pytest.raises(ValueError, match=r"its settings name a reward in \S*theirs\.py.*--trust") as error:
+    with pytest.raises(ValueError, match=r"an evaluation would run the reward in \S*theirs\.py.*--trust") as error:
         evaluate_and_show([str(run)], **how)
     assert "\n" not in str(error.value)
     load_run(run)

@@ -1,0 +1,31 @@
+"""The benchmark of a batch of GRPO: its rows and calls of the denoiser."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs.benchmark import rollout
+from rlvid.toy.tiny import save_tiny_model
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides for a miniature of the built-in model."""
+    folder = tmp_path_factory.mktemp("policy") / "tiny"
+    save_tiny_model(folder)
+    return [f"model.path={folder}", "model.frames=4", "model.size=16", "reward.segments=2"]
+
+
+def test_a_batch_of_grpo_is_counted_and_timed(tiny: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "rollout.json"
+    rollout.main(["--batch", "4", "--repeats", "1", "--out", str(out), *tiny, "sampling.steps=6"])
+    ways = json.loads(out.read_text())["ways"]
+    late = ways.pop("one late step, same start")["rows"] / 4
+    assert late < ways.pop("one step, same start")["rows"] / 4 < 14
+    assert {name: way["rows"] / 4 for name, way in ways.items()} == {
+        "a call for each video and step": 22, "all steps": 22, "window of 4": 20, "one step": 14,
+    }  # fmt: skip
+    assert ways["a call for each video and step"]["calls"] == 6 + 4 * 5
+    assert ways["one step"]["calls"] == 6 + 1
+    assert all(way["speed/videos_per_second"] > 0 for way in ways.values())
