@@ -18,6 +18,7 @@ PARTS = {
     "step": "a step of the full-size model in bare torch, beside the same step as released code does it",
     "feed": "starts and steps as the training set grows, and with a slow source",
     "scaling": "more workers on more videos, and what starting up takes",
+    "policy-signal": "how much of a policy gradient is signal, by step, group and advantages",
     "rollout": "a batch of GRPO, by how many steps of its chains are trained",
     "gpu": "full-size steps on this GPU in at most 8 minutes; torch alone, no Ray",
     "gpu-ray": "two steps of rlvid train on a GPU, held to the same steps on a CPU",

@@ -1,0 +1,69 @@
+"""The benchmark of a policy gradient's signal: its sums, held to other ways to them, and a whole measurement."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import make, parameters
+
+from jobs.benchmark import policy_signal
+from rlvid.algorithms.base import Batch
+from rlvid.algorithms.rollout import replay, roll_out
+from rlvid.toy.tiny import save_tiny_model
+
+
+def test_a_steps_gradient_is_that_of_grpos_log_probabilities() -> None:
+    method = make(
+        {"name": "grpo", "window": 1, "window_range": [0.3, 0.6], "same_start": True}, train={"group_size": 4}
+    )
+    context = method.context
+    text_BLD = context.model.encode_prompts(["a dog"])
+    batch = Batch(0, [4, 5, 6, 7], ["a dog"] * 4, text_BLD.expand(4, -1, -1), None)
+    rollout = roll_out(context, batch, [[1]] * 4, only=True, starts=4)
+    found = policy_signal.measure_step(context, batch, rollout.states[0][1][None], 1, 2)
+    taken = rollout.at(torch.ones(4, dtype=torch.int64))
+    now = replay(context, taken)
+    reward_G = found["reward"]
+    advantage_G = (reward_G - reward_G.mean()) / reward_G.std(correction=0)
+    loss = (advantage_G * now.log_probability_B).mean()
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters(method))])
+    elements, spread = taken.before_BCFhw[0].numel(), float(now.spread.flatten()[0])
+    got = found["this step, 4 videos"] / spread / elements
+    assert policy_signal.cosine(got, expected) > 0.9999
+    assert float(got.norm()) == pytest.approx(float(expected.norm()), rel=1e-2)
+    assert float(found["h"].norm()) > 0
+
+
+def test_agreement_and_the_mean_of_the_batch_are_what_they_say() -> None:
+    h_PN = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 2.0]])
+    assert policy_signal.agreement(h_PN) == pytest.approx(((1 + 0 + 2) / 3) / ((1 + 2 + 4) / 3))
+    generator = torch.Generator().manual_seed(0)
+    here, expected = [], []
+    rewards_PG = torch.randn(3, 4, generator=generator) + torch.tensor([[0.0], [3.0], [5.0]])
+    for reward_G in rewards_PG:
+        noise_GN = torch.randn(4, 6, generator=generator)
+        own_G = (reward_G - reward_G.mean()) / reward_G.std(correction=0)
+        own = {"this step, 4 videos": (own_G[:, None] * noise_GN).mean(0), "mean noise": noise_GN.mean(0)}
+        here.append(own | {"reward": reward_G, "this step, 2 videos": torch.zeros(6)})
+        expected.append(((reward_G - rewards_PG.mean())[:, None] * noise_GN).mean(0))
+    torch.testing.assert_close(policy_signal.of_the_batch(here), torch.stack(expected), atol=1e-5, rtol=1e-4)
+
+
+def test_the_signal_of_a_model_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_tiny_model(tmp_path / "tiny")
+    tiny = [f"model.path={tmp_path / 'tiny'}", "model.frames=4", "model.size=16", "reward.segments=2"]
+    out = tmp_path / "signal.json"
+    tiny.append("sampling.steps=4")
+    policy_signal.main(
+        ["--prompts", "2", "--group", "5", "--steps", "0", "2", "--pathwise", "1", "--out", str(out), *tiny]
+    )
+    found = json.loads(out.read_text())
+    ways = ["this step, 4 videos", "this step, 5 videos", "all steps, 5 videos", "this step, mean of the batch"]
+    assert [(row["step"], row["way"]) for row in found["rows"]] == [(step, way) for step in (0, 2) for way in ways]
+    assert all(-1 <= row["cosine"] <= 1 and math.isfinite(row["agreement"]) for row in found["rows"])
+    assert "| 2 | all steps, 5 videos |" in capsys.readouterr().out
+    for wrong, words in ((["--steps", "3"], "are 0 to 2"), (["--prompts", "1"], "--prompts must be 2 or more")):
+        with pytest.raises(ValueError, match=words):
+            policy_signal.main([*tiny, *wrong])
