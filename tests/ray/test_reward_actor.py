@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs import QUIET, config
+from runs import config
 
+from rlvid.actions import train_and_show
 from rlvid.cluster.nodes import check_resources
 from rlvid.cluster.reward_actor import ActorCaller
 from rlvid.config.reward import RemoteConfig
 from rlvid.reward import remote
 from rlvid.reward.remote import RemoteReward
 from rlvid.runs.scalars import read_scalars
-from rlvid.train.launch import train
 
 FILE = """
 import os
@@ -62,7 +62,9 @@ def test_an_actor_answers_fails_and_is_started_again(
     assert np.isfinite(reward(pixels, ["a", "b"]).numpy()).all()
 
 
-def test_a_training_on_an_actors_reward(folder: Path, file: Path, ray_cluster: Any) -> None:
+def test_a_training_on_an_actors_reward(
+    folder: Path, file: Path, ray_cluster: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     own = (
         "reward.name=custom",
         f"reward.path={file}:bright",
@@ -70,8 +72,10 @@ def test_a_training_on_an_actors_reward(folder: Path, file: Path, ray_cluster: A
     )
     run = config(folder, "remote", "method={name: grpo, window: 1}", "train.group_size=2", "train.steps=1", *own,
                  "train.zero_stage=0", "train.workers=1", "train.micro_batch=4")  # fmt: skip
-    done = train(run, QUIET)
-    scalars = read_scalars(done.folder, lambda tag: tag.startswith("reward/"))
+    home = train_and_show(run, None)
+    assert (home / "before-after.png").is_file(), "the pictures ask the actor for rewards"
+    assert "--trust" in capsys.readouterr().out
+    scalars = read_scalars(home, lambda tag: tag.startswith("reward/"))
     assert scalars["reward/excluded"][0] == 0
     assert 1.5 < scalars["reward/trained"][0] < 2.5, "the mean over two requests of brightness plus their number"
     much = config(folder, "remote", "method={name: grpo, window: 1}", "train.group_size=2", *own[:2],

@@ -58,7 +58,9 @@ def make(
 
     Activations are kept, which takes half the time; recomputed ones are tests of their own.
     """
-    train = {"batch_size": 4, "checkpoint_activations": False} | ({"group_size": 2} if method["name"] == "grpo" else {})
+    train = {"batch_size": 4, "checkpoint_activations": False} | (
+        {"group_size": 2} if method.get("name") == "grpo" else {}
+    )
     settings = {"sampling": {"steps": 4}, "train": train, "reward": {"segments": 2}}
     config = parse_config(
         {"method": method} | {k: settings.get(k, {}) | sections.get(k, {}) for k in settings.keys() | sections.keys()}
