@@ -75,7 +75,7 @@ def test_a_training_on_an_actors_reward(
     home = train_and_show(run, None)
     assert (home / "before-after.png").is_file(), "the pictures ask the actor for rewards"
     assert "--trust" in capsys.readouterr().out
-    scalars = read_scalars(home, lambda tag: tag.startswith("reward/"))
+    scalars = read_scalars(home / "tensorboard", lambda tag: tag.startswith("reward/"))
     assert scalars["reward/excluded"][0] == 0
     assert 1.5 < scalars["reward/trained"][0] < 2.5, "the mean over two requests of brightness plus their number"
     much = config(folder, "remote", "method={name: grpo, window: 1}", "train.group_size=2", *own[:2],
