@@ -18,7 +18,16 @@ from rlvid import randomness
 from rlvid.algorithms.advantages import group_advantages
 from rlvid.algorithms.base import Batch, totals
 from rlvid.algorithms.clipped import ClippedObjective, Metrics
-from rlvid.algorithms.rollout import Replay, Rollout, Steps, Transition, reach_of_steps, replay, roll_out_and_score
+from rlvid.algorithms.rollout import (
+    Replay,
+    Rollout,
+    Steps,
+    Transition,
+    reach_of_steps,
+    replay,
+    roll_out,
+    roll_out_and_score,
+)
 from rlvid.algorithms.scoring import BatchRewards
 from rlvid.config.methods import GrpoConfig
 
@@ -31,7 +40,11 @@ class Grpo(ClippedObjective):
     def collect(self, batch: Batch) -> tuple[list[Rollout], list[BatchRewards]]:
         """See ``ClippedObjective.collect``."""
         starts = self.context.config.train.group_size if self.method.same_start else 1
-        return roll_out_and_score(self.context, batch, self.window, only=True, starts=starts)
+
+        def roll(part: Batch) -> Rollout:
+            return roll_out(self.context, part, self.window(part), only=True, starts=starts)
+
+        return roll_out_and_score(self.context, batch, roll)
 
     def window(self, batch: Batch) -> Steps:
         """Returns the window of each video's chain: neighbouring steps, drawn for each prompt of each batch."""

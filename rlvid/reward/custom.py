@@ -64,10 +64,7 @@ def find_function(path: str, where: str) -> None:
     Raises:
         ValueError: no such file or name.
     """
-    file, _, name = path.rpartition(":")
-    source = Path(file).expanduser()
-    if not source.is_file():
-        raise ValueError(f"{where}: there is no file {file}; expected FILE.py:FUNCTION")
+    source, name = _split(path, where)
     try:
         tree = ast.parse(source.read_bytes())
     except (SyntaxError, ValueError):
@@ -75,6 +72,15 @@ def find_function(path: str, where: str) -> None:
     names = {name for node in ast.walk(tree) for name in _names(node)}
     if not names & {name, "*"}:
         raise ValueError(f"{where}: {source.name} has no function {name!r}")
+
+
+def _split(path: str, where: str) -> tuple[Path, str]:
+    """Returns the file and the name of FILE.py:FUNCTION; raises ValueError where there is no such file."""
+    file, _, name = path.rpartition(":")
+    source = Path(file).expanduser()
+    if not source.is_file():
+        raise ValueError(f"{where}: there is no file {file}; expected FILE.py:FUNCTION")
+    return source, name
 
 
 def _names(node: ast.AST) -> Iterator[str]:
@@ -98,10 +104,7 @@ def load_function(path: str, where: str) -> Callable[[Tensor, list[str]], Any]:
     Raises:
         ValueError: no such file or function, the file cannot be imported, or the function takes other arguments.
     """
-    file, _, name = path.rpartition(":")
-    source = Path(file).expanduser()
-    if not source.is_file():
-        raise ValueError(f"{where}: there is no file {file}; expected FILE.py:FUNCTION")
+    source, name = _split(path, where)
     function = getattr(_module(source.resolve(), where), name, None)
     if not callable(function):
         raise ValueError(f"{where}: {source.name} has no function {name!r}")

@@ -53,8 +53,6 @@ class RemoteReward(nn.Module):
         failure: why the last call left videos out; None where every request was answered.
     """
 
-    differentiable = False
-
     def __init__(self, call: Caller, settings: RemoteConfig, label: str, whole_video: bool) -> None:
         super().__init__()
         self.call, self.settings, self.label, self.whole_video = call, settings, label, whole_video

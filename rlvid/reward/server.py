@@ -7,8 +7,8 @@
 there is no score. The function gets ``frames`` in [0, 1], float32: a tensor where torch is installed, else an array. It
 is called once at a time.
 
-The server listens on this machine alone unless --host says otherwise. It asks for a password only if the environment
-variable REWARD_TOKEN holds one.
+The server listens on this machine alone unless --host says otherwise, and asks for no password. Where the environment
+variable REWARD_TOKEN holds one, it asks for it: rlvid sets it for processes that it starts, and sends it to no other.
 """
 
 import argparse
