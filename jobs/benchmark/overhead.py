@@ -31,12 +31,13 @@ def measure(job: Job, how: dict[str, Any]) -> None:
     from jobs.benchmark.parts import Calls
     from rlvid.algorithms.base import Stopwatch
     from rlvid.algorithms.catalogue import ALGORITHMS
+    from rlvid.data.feed import own_rows
     from rlvid.train.engine import TorchEngine
     from rlvid.train.loop import run_step
     from rlvid.train.restore import temporary_folder
     from rlvid.train.worker import Worker
 
-    with temporary_folder(None, job.run) as temporary, Worker(job, temporary) as worker:
+    with temporary_folder(None, job.run) as temporary, Worker(job, temporary, own_rows()) as worker:
         context = copy.copy(worker.algorithm.context)
         context.model, context.stopwatch = copy.copy(worker.model), Stopwatch(worker.model.device)
         context.model.denoiser = copy.deepcopy(worker.network)

@@ -29,12 +29,13 @@ def measure(job: Job, how: dict[str, Any]) -> None:
     began = time.time()
     import torch
 
+    from rlvid.data.feed import own_rows
     from rlvid.train.loop import run_step
     from rlvid.train.restore import temporary_folder
     from rlvid.train.worker import Worker
 
     imported = time.time()
-    with temporary_folder(None, job.run) as temporary, Worker(job, temporary) as worker:
+    with temporary_folder(None, job.run) as temporary, Worker(job, temporary, own_rows()) as worker:
         ready = time.time()
         steps: list[float] = []
         stages: list[dict[str, float]] = []

@@ -131,8 +131,13 @@ class InOrder(ray.train.DataConfig):
         return iterators
 
 
+def own_rows() -> Generator[dict[str, Any]]:
+    """Returns the rows of the Ray Train worker that calls this, see ``rows``."""
+    return rows(ray.train.get_dataset_shard(NAME))
+
+
 def rows(shard: Any) -> Generator[dict[str, Any]]:
-    """Returns a worker's rows, which Ray Data fetches ahead; the first one while the worker loads its model.
+    """Returns a worker's rows, which Ray Data fetches ahead, the first one from this call on.
 
     Args:
         shard: the worker's ``ray.data.DataIterator`` of the feed.

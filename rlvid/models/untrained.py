@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
-from open_clip.tokenizer import default_bpe
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -106,6 +105,8 @@ def clip_tokenizer() -> CLIPTokenizer:
 
     The padding token is "!" (0), as ModelScopeT2V's special_tokens_map.json has it.
     """
+    from open_clip.tokenizer import default_bpe  # imports timm and torchvision, which nothing else here needs
+
     with gzip.open(default_bpe(), "rt", encoding="utf-8") as file:
         lines = file.read().split("\n")
     merges = [(left, right) for left, right in (line.split() for line in lines[1 : 49152 - 256 - 2 + 1])]

@@ -153,8 +153,8 @@ def _trainer(job: Job, clips: TrainingSet, wait: bool) -> "TorchTrainer":
     import ray.train
     from ray.train.torch import TorchTrainer
 
+    from rlvid.train.begin import train_worker
     from rlvid.train.feeding import RunFeed
-    from rlvid.train.loop import train_worker
 
     config = job.config
     environment = {

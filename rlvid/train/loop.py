@@ -1,6 +1,7 @@
 """The training loop of every worker. It knows no method by name: a method is a generator of losses."""
 
 import time
+from collections.abc import Generator
 from typing import Any
 
 import ray.train
@@ -13,8 +14,12 @@ from rlvid.train.restore import damage, resume_point, temporary_folder
 from rlvid.train.worker import Worker
 
 
-def train_worker(job: Job) -> dict[str, Any]:
-    """Trains from the latest checkpoint of the run to its last step; Ray Train calls it on each worker.
+def train(job: Job, shares: Generator[dict[str, Any]]) -> dict[str, Any]:
+    """Trains from the latest checkpoint of the run to its last step.
+
+    Args:
+        job: of the run.
+        shares: this worker's rows of the feed, see ``rlvid.data.feed.rows``.
 
     Returns:
         What this worker did: the first step of this start, skipped steps, seconds. Or ``damaged``, if the checkpoint
@@ -26,8 +31,9 @@ def train_worker(job: Job) -> dict[str, Any]:
     with reporter.explain_errors(), temporary_folder(job.storage, job.run) as temporary:
         with resume_point() as checkpoint:
             if checkpoint and (damaged := damage(checkpoint, rank, world)):
+                shares.close()
                 return {"damaged": damaged}
-            worker = Worker(job, temporary, checkpoint.folder if checkpoint else None, reporter)
+            worker = Worker(job, temporary, shares, checkpoint.folder if checkpoint else None, reporter)
         return run_steps(worker)
 
 

@@ -4,6 +4,7 @@ import logging
 import math
 import shutil
 import time
+from collections.abc import Generator
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +20,6 @@ from rlvid.algorithms.base import Batch, Context, Samples, Stopwatch, Update, pe
 from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.cluster.reward_actor import ActorCaller
 from rlvid.data.chunks import ArchiveFolder
-from rlvid.data.feed import NAME, rows
 from rlvid.data.shares import Share
 from rlvid.diffusion.generate import generate
 from rlvid.models.trained import load_trainable, load_trained
@@ -51,6 +51,7 @@ class Worker:
     Args:
         job: of the run.
         temporary: folder for this worker's temporary files.
+        shares: the worker's rows of the feed, see ``rlvid.data.feed.rows``.
         checkpoint: folder of the checkpoint to resume from, if there is one.
         reporter: what the worker speaks with; default: one of its own.
     """
@@ -59,6 +60,7 @@ class Worker:
         self,
         job: Job,
         temporary: Path,
+        shares: Generator[dict[str, Any]],
         checkpoint: Path | None = None,
         reporter: Reporter | None = None,
     ) -> None:
@@ -71,7 +73,7 @@ class Worker:
         self.mirror.pull(lambda name: name == own_log)
         self.reporter = reporter or Reporter(self.rank, self.progress, config.reward.timeout)
         self.reporter.log_to(self.run / own_log)
-        self._rows, self._prompts = rows(ray.train.get_dataset_shard(NAME)), job.prompts
+        self._rows, self._prompts = shares, job.prompts
         self._waits = Waits(self.reporter.warn, config.data.named, job.encodes)
         device = torch.device("cuda", torch.cuda.current_device()) if job.use_gpu else torch.device("cpu")
 

@@ -40,7 +40,9 @@ def trajectories(jobs: dict[str, Job], begun: list[Job], clips: dict[str, Traini
     """
     import ray.train
 
-    from rlvid.train.loop import run_step, train_worker
+    from rlvid.data.feed import own_rows
+    from rlvid.train.begin import train_worker
+    from rlvid.train.loop import run_step
     from rlvid.train.restore import temporary_folder
     from rlvid.train.worker import Worker
 
@@ -51,7 +53,7 @@ def trajectories(jobs: dict[str, Job], begun: list[Job], clips: dict[str, Traini
     for job in jobs.values():
         feed(job)
         norms = []
-        with temporary_folder(None, job.run) as temporary, Worker(job, temporary) as worker:
+        with temporary_folder(None, job.run) as temporary, Worker(job, temporary, own_rows()) as worker:
             for step in range(job.config.train.steps):
                 updates, outcomes = run_step(worker, step)
                 worker.record(step, updates, outcomes, 0.0)

@@ -26,8 +26,8 @@ from rlvid.data.writing import ClipWriter
 from rlvid.models.unet3d import load_model
 from rlvid.runs.checkpoints import step_of
 from rlvid.toy.tiny import save_tiny_model
+from rlvid.train.begin import train_worker
 from rlvid.train.job import Job
-from rlvid.train.loop import train_worker
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("process_group")]
 

@@ -1,0 +1,14 @@
+"""What Ray Train calls on each worker: the first samples are on their way while the worker imports and loads."""
+
+from typing import Any
+
+from rlvid.data.feed import own_rows
+from rlvid.train.job import Job
+
+
+def train_worker(job: Job) -> dict[str, Any]:
+    """Trains from the latest checkpoint of the run to its last step; returns the summary of ``loop.train``."""
+    shares = own_rows()
+    from rlvid.train.loop import train  # its libraries take seconds to import, as the processes of the feed do to start
+
+    return train(job, shares)
