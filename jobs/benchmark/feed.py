@@ -96,7 +96,12 @@ def first_step(run: Path) -> float:
 def measurements(options: Any, folder: Path) -> Iterator[dict[str, Any]]:
     """Yields what was measured, a training at a time."""
     common = [f"output.storage={folder / 'runs'}", f"train.steps={options.steps}", "train.workers=1", "guard.every=0"]
-    common += ["train.zero_stage=0", "output.videos_every=0", f"output.checkpoint_every={options.steps}"]
+    common += [
+        "train.zero_stage=0",
+        "train.group_size=1",
+        "output.videos_every=0",
+        f"output.checkpoint_every={options.steps}",
+    ]
     common += options.overrides
     for count in options.prompts:
         file = folder / f"{count}.txt"

@@ -120,3 +120,19 @@ def group_advantages(
         if len(sound):
             result_N[sound] = standardised(reward_N[sound], reward_N[sound], rounding, spread_M)
     return result_N.float().clamp(-limit, limit)
+
+
+def others_mean(rewards: Sequence[float], group: int) -> Tensor:
+    """Returns for each video the mean reward of its prompt's other videos: (N,), float32.
+
+    Args:
+        rewards: as in ``group_advantages``; NaN are left out. A video that is alone gets its own reward, and so
+            advantage 0.
+        group: videos of a prompt.
+    """
+    reward_PG = torch.tensor(rewards, dtype=torch.float64).reshape(-1, group)
+    sound_PG = ~reward_PG.isnan()
+    known_PG = reward_PG.nan_to_num(0.0)
+    others_PG = sound_PG.sum(1, keepdim=True) - sound_PG.long()
+    mean_PG = (known_PG.sum(1, keepdim=True) - known_PG) / others_PG
+    return torch.where(others_PG > 0, mean_PG, known_PG).flatten().float()

@@ -14,13 +14,13 @@ from rlvid import randomness
 from rlvid.algorithms.advantages import PromptStatistics
 from rlvid.algorithms.base import Batch, Context
 from rlvid.algorithms.clipped import ClippedObjective
-from rlvid.algorithms.rollout import Rollout, Steps, roll_out, roll_out_and_score
+from rlvid.algorithms.rollout import Rollout, Steps, roll_out, roll_out_and_score, windows
 from rlvid.algorithms.scoring import BatchRewards
 from rlvid.config.methods import DdpoConfig
 
 
 class Ddpo(ClippedObjective):
-    """Every step of the chain is random; a share of them, drawn anew for each inner epoch, is trained on."""
+    """A share of a chain's random steps, drawn anew for each inner epoch, is trained on."""
 
     method: DdpoConfig
 
@@ -40,9 +40,10 @@ class Ddpo(ClippedObjective):
     def order(self, batch: Batch, epoch: int) -> Tensor:
         """See ``ClippedObjective.order``."""
         steps, seed = self.context.config.sampling.steps, self.context.config.seed
-        order = partial(randomness.permutation, steps - 1, seed, "timesteps")  # the last step adds no noise
+        order = partial(randomness.permutation, self.method.width(steps), seed, "timesteps")
         orders = torch.stack([order(serial, epoch) for serial in batch.serials], dim=1)
-        return orders[: self.method.trained_steps(steps)]
+        first_B = torch.tensor([own[0] for own in windows(self.context, batch)])
+        return first_B + orders[: self.method.trained_steps(steps)]
 
     def standardise(self, prompts: list[str], rewards: list[float], rounding: float) -> Tensor:
         """See ``ClippedObjective.standardise``."""

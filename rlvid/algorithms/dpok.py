@@ -3,14 +3,14 @@
 ==============  ===============================================================================
 code            paper
 ==============  ===============================================================================
-``advantage``   A = r(x_0, c) - V(x_t, c, t)
+``advantage``   A = r(x_0, c) - V(x_t, c, t); the mean of the prompt's other videos may stand in for V
 ``ratio_B``     rho, clamped to 1 +- range and nothing else: no gradient beyond it
 ``distance``    mean (eps_theta - eps_base)^2 of guided noises, KL up to the schedule's factor
 ``loss``        -w_r mean(A rho) + w_kl distance
 ==============  ===============================================================================
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rlvid import randomness
+from rlvid.algorithms.advantages import others_mean
 from rlvid.algorithms.base import Algorithm, Batch, Context, Update, totals
-from rlvid.algorithms.rollout import Rollout, Transition, clip_range, replay, roll_out_and_score
-from rlvid.algorithms.scoring import BatchRewards, attach
+from rlvid.algorithms.rollout import Rollout, Transition, clip_range, replay, roll_out_and_score, windows
+from rlvid.algorithms.scoring import BatchRewards, all_rewards, attach
 from rlvid.algorithms.value import ValueNetwork
 from rlvid.config.methods import DpokConfig
 
@@ -38,17 +39,39 @@ class Dpok(Algorithm):
     def updates(self, batch: Batch) -> Iterator[Update]:
         """Yields the losses of one optimiser step for each of ``policy_steps``, accumulated over micro-batches."""
         rollouts, scores = roll_out_and_score(self.context, batch)
-        self.build(batch)
-        with self.context.stopwatch.stage("value"):
-            errors = [self.fit_value(batch, rollouts, scores, turn) for turn in range(self.method.value_steps)]
-        yield from attach(self.train(rollouts, scores, errors[-1], len(batch)), scores)
+        if self.method.baseline == "network":
+            self.build(batch)
+            with self.context.stopwatch.stage("value"):
+                errors = [self.fit_value(batch, rollouts, scores, turn) for turn in range(self.method.value_steps)]
+            updates = self.train(rollouts, scores, len(batch), error=errors[-1])
+        else:
+            updates = self.train(rollouts, scores, len(batch), baselines=self.group_means(batch, scores))
+        yield from attach(updates, scores)
 
-    def train(self, rollouts: list[Rollout], scores: list[BatchRewards], error: float, share: int) -> Iterator[Update]:
-        """Yields the losses of ``policy_steps`` optimiser steps; ``share`` is how many videos the worker made."""
+    def train(
+        self,
+        rollouts: list[Rollout],
+        scores: list[BatchRewards],
+        share: int,
+        *,
+        error: float | None = None,
+        baselines: Sequence[Tensor | None] | None = None,
+    ) -> Iterator[Update]:
+        """Yields the losses of ``policy_steps`` optimiser steps.
+
+        Args:
+            rollouts: of the worker's micro-batches.
+            scores: of each.
+            share: how many videos the worker made.
+            error: of the value network, for TensorBoard.
+            baselines: (B,) for each rollout, in place of the value network.
+        """
+        baselines = baselines or [None] * len(rollouts)
         for turn in range(self.method.policy_steps):
-            for place, (rollout, scored) in enumerate(zip(rollouts, scores, strict=True)):
-                loss, metrics = self.loss(scored, self.pick(rollout, "policy", turn))
-                metrics["policy/value_error"] = (error, 1.0)
+            for place, (rollout, scored, baseline_B) in enumerate(zip(rollouts, scores, baselines, strict=True)):
+                loss, metrics = self.loss(scored, self.pick(rollout, "policy", turn), baseline_B)
+                if error is not None:
+                    metrics["policy/value_error"] = (error, 1.0)
                 yield Update(loss * (len(rollout.batch) / share), place + 1 == len(rollouts), metrics)
 
     def build(self, batch: Batch) -> None:
@@ -65,10 +88,11 @@ class Dpok(Algorithm):
             self.optimizer.load_state_dict(self._saved["optimizer"])
 
     def pick(self, rollout: Rollout, purpose: str, turn: int) -> Transition:
-        """Returns a random step of each video's chain."""
+        """Returns one of the random steps of each video's chain, drawn."""
         positions = [(serial, turn) for serial in rollout.batch.serials]
         uniform_B = randomness.uniform((), self.context.config.seed, purpose, positions)
-        return rollout.at((uniform_B * len(rollout)).long().to(rollout.timestep_D.device))
+        own = windows(self.context, rollout.batch)
+        return rollout.at(torch.tensor([each[0] for each in own]) + (uniform_B * len(own[0])).long())
 
     def values(self, taken: Transition) -> Tensor:
         """Returns value_B of the latents before the picked steps."""
@@ -92,11 +116,21 @@ class Dpok(Algorithm):
             self.optimizer.step()
         return total
 
-    def loss(self, scored: BatchRewards, taken: Transition) -> tuple[Tensor, dict[str, Any]]:
-        """Returns the policy and the KL term of one step of each video."""
+    def group_means(self, batch: Batch, scores: list[BatchRewards]) -> Sequence[Tensor]:
+        """Returns for each rollout the mean reward of each prompt's other videos, those of all workers: (B,)."""
+        workers, group = self.context.workers, self.context.config.train.group_size
+        _, rewards, _ = all_rewards(workers, batch, scores)
+        own = others_mean(rewards, group)[workers.rank :: workers.size].to(scores[0].reward_B)
+        return own.split([len(scored.reward_B) for scored in scores])
+
+    def loss(
+        self, scored: BatchRewards, taken: Transition, baseline_B: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Returns the policy and the KL term of one step of each video; the baseline is the value by default."""
         context, guidance = self.context, self.context.config.sampling.guidance
         with torch.no_grad():
-            advantage_B = torch.where(scored.valid_B, scored.reward_B - self.values(taken), 0.0)
+            expected_B = self.values(taken) if baseline_B is None else baseline_B
+            advantage_B = torch.where(scored.valid_B, scored.reward_B - expected_B, 0.0)
         with context.stopwatch.stage("replay"):
             now = replay(context, taken)
             with torch.no_grad(), context.model.base():

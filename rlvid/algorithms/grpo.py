@@ -14,19 +14,17 @@ code                meaning
 import torch
 from torch import Tensor
 
-from rlvid import randomness
 from rlvid.algorithms.advantages import group_advantages
 from rlvid.algorithms.base import Batch, totals
 from rlvid.algorithms.clipped import ClippedObjective, Metrics
 from rlvid.algorithms.rollout import (
     Replay,
     Rollout,
-    Steps,
     Transition,
     reach_of_steps,
     replay,
-    roll_out,
     roll_out_and_score,
+    windows,
 )
 from rlvid.algorithms.scoring import BatchRewards
 from rlvid.config.methods import GrpoConfig
@@ -39,25 +37,11 @@ class Grpo(ClippedObjective):
 
     def collect(self, batch: Batch) -> tuple[list[Rollout], list[BatchRewards]]:
         """See ``ClippedObjective.collect``."""
-        starts = self.context.config.train.group_size if self.method.same_start else 1
-
-        def roll(part: Batch) -> Rollout:
-            return roll_out(self.context, part, self.window(part), only=True, starts=starts)
-
-        return roll_out_and_score(self.context, batch, roll)
-
-    def window(self, batch: Batch) -> Steps:
-        """Returns the window of each video's chain: neighbouring steps, drawn for each prompt of each batch."""
-        config, group = self.context.config, self.context.config.train.group_size
-        allowed = self.method.window_steps(config.sampling.steps)
-        width = self.method.window or len(allowed)
-        uniform_B = randomness.uniform((), config.seed, "window", [(serial // group,) for serial in batch.serials])
-        first_B = (uniform_B.double() * (len(allowed) - width + 1)).long().tolist()
-        return [allowed[first : first + width] for first in first_B]
+        return roll_out_and_score(self.context, batch)
 
     def order(self, batch: Batch, epoch: int) -> Tensor:
         """See ``ClippedObjective.order``."""
-        return torch.tensor([list(steps) for steps in self.window(batch)]).T
+        return torch.tensor([list(steps) for steps in windows(self.context, batch)]).T
 
     def standardise(self, prompts: list[str], rewards: list[float], rounding: float) -> Tensor:
         """See ``ClippedObjective.standardise``."""

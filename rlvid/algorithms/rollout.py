@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from rlvid import randomness
 from rlvid.algorithms.base import Batch, Context
 from rlvid.algorithms.scoring import BatchRewards, score
 from rlvid.config.methods import PolicyGradient
@@ -63,8 +64,10 @@ class Rollout:
 
     def at(self, index_B: Tensor) -> Transition:
         """Returns the ``index_B``-th step (int64, 0 to T - 1) of each video; KeyError for one that was not kept."""
-        device, places = self.latents_BCFhw.device, list(enumerate(index_B.tolist()))
-        alike_B = self.alike_TB[index_B.cpu(), torch.arange(len(places))]
+        device, places, own_B = self.latents_BCFhw.device, list(enumerate(index_B.tolist())), index_B.cpu()
+        row_B = torch.arange(len(places))
+        alike_B = self.alike_TB[own_B, row_B]
+        alike_B = torch.where(own_B[alike_B] == own_B, alike_B, row_B)  # that video may be at another step
         index_B = index_B.to(device)
         return Transition(
             index_B,
@@ -122,6 +125,21 @@ def alike_before(serials: Sequence[int], random: Steps | None, starts: int, step
     return torch.tensor(rows)
 
 
+def policy(context: Context) -> PolicyGradient:
+    """Returns the method's settings of which steps are random."""
+    assert isinstance(context.config.method, PolicyGradient)
+    return context.config.method
+
+
+def windows(context: Context, batch: Batch) -> list[range]:
+    """Returns the random steps of each video's chain: neighbouring ones, drawn for each prompt of each batch."""
+    config, group, method = context.config, context.config.train.group_size, policy(context)
+    allowed, width = method.window_steps(config.sampling.steps), method.width(config.sampling.steps)
+    uniform_B = randomness.uniform((), config.seed, "window", [(serial // group,) for serial in batch.serials])
+    first_B = (uniform_B.double() * (len(allowed) - width + 1)).long().tolist()
+    return [allowed[first : first + width] for first in first_B]
+
+
 def sample(
     context: Context,
     batch: Batch,
@@ -157,32 +175,29 @@ def sample(
 
 
 @torch.no_grad()
-def roll_out(
-    context: Context, batch: Batch, kept: Steps | None = None, *, only: bool = False, starts: int = 1
-) -> Rollout:
-    """Samples with the run's eta and keeps steps of the chains.
+def roll_out(context: Context, batch: Batch, kept: Steps | None = None) -> Rollout:
+    """Samples with the run's eta, where the method's settings say that steps are random; keeps steps of the chains.
 
     Args:
         context: the model and the settings.
         batch: prompts and serials.
         kept: the steps of each video to keep; default: all random ones.
-        only: whether these steps alone are random, and the others deterministic.
-        starts: see ``sample``.
     """
-    grid = timesteps(context.config.sampling.steps)
-    steps = kept or [range(len(grid) - 1)] * len(batch)
-    states, probability = [dict[int, Tensor]() for _ in steps], list[Tensor]()
+    grid, own, method = timesteps(context.config.sampling.steps), windows(context, batch), policy(context)
+    starts, kept = context.config.train.group_size if method.same_start else 1, kept or own
+    random = None if method.all_random and starts == 1 else own
+    states, probability = [dict[int, Tensor]() for _ in own], list[Tensor]()
 
     def keep(step: Step) -> None:
-        for row, own in enumerate(steps):
-            if step.index in own or step.index - 1 in own:
+        for row, steps in enumerate(kept):
+            if step.index in steps or step.index - 1 in steps:
                 states[row][step.index] = step.before[row].clone()
         if step.index + 1 < len(grid):
             value_B = log_probability(step.after, step.mean, step.spread)
             probability.append(torch.where(value_B.isfinite(), value_B, torch.nan))
 
-    latents = sample(context, batch, keep, random=steps if only else None, starts=starts)
-    alike = alike_before(batch.serials, steps if only else None, starts, len(grid) - 1)
+    latents = sample(context, batch, keep, random=random, starts=starts)
+    alike = alike_before(batch.serials, random, starts, len(grid) - 1)
     timestep_D = torch.tensor(grid, device=latents.device)
     return Rollout(batch, timestep_D, states, alike, torch.stack(probability), latents)
 

@@ -157,6 +157,9 @@ class RunConfig(Section):
         for section, key in (("data", "weights"), ("train", "rollout_batch"), ("reward", "remote")):
             if kept[section][key] is None:
                 del kept[section][key]  # runs of versions without it go on
+        for key in self.method.added:
+            if getattr(self.method, key) == type(self.method).model_fields[key].default:
+                del kept["method"][key]
         if remote := kept["reward"].get("remote"):
             kept["reward"]["remote"] = {"whole_video": remote["whole_video"]}  # the rest says where, not what
         if self.data.encoder_gpus:

@@ -23,6 +23,8 @@ class Method(Section):
     """Whether the method starts from clips; other methods start from noise."""
     eta: ClassVar[float] = 0.0
     """DDIM's eta when sampling.eta does not say."""
+    added: ClassVar[frozenset[str]] = frozenset()
+    """Settings that runs of earlier versions lack: they compute what their default says."""
 
     @property
     def needs_base(self) -> bool:
@@ -129,6 +131,9 @@ class AlignPropConfig(RewardGradient):
             )
 
 
+_WINDOWS = frozenset({"window", "window_range", "same_start"})
+
+
 class PolicyGradient(Method):
     """Methods that see the chain as a policy and learn from the value of the reward."""
 
@@ -139,10 +144,36 @@ class PolicyGradient(Method):
     clip_relative: bool = Field(
         False, description="whether clip_range is in units of 1 / sqrt(latent elements), the spread of the log-ratio"
     )
+    window: int | None = Field(
+        None,
+        ge=1,
+        description="neighbouring steps of the chain that are random and trained on, drawn for each prompt of a batch; "
+        "the others are deterministic. null: all steps of window_range. 1 is the way of Flash-GRPO",
+    )
+    window_range: tuple[Share, Share] = Field(
+        (0.0, 1.0),
+        description="part of the chain that windows lie in, as shares of its random steps; [0, 0.5]: the noisy half",
+    )
+    same_start: bool = Field(False, description="whether the videos of a prompt start from the same noise")
+
+    @property
+    def all_random(self) -> bool:
+        """Whether all steps of the chain are random, as in DDPO and DPOK; else those of a window."""
+        return self.window is None and self.window_range == (0, 1)
+
+    def window_steps(self, steps: int) -> range:
+        """Returns the steps of the chain that windows lie in; at least one."""
+        first, end = (round(share * (steps - 1)) for share in self.window_range)
+        first = min(first, steps - 2)
+        return range(first, max(end, first + 1))
+
+    def width(self, steps: int) -> int:
+        """Returns the number of random steps of a video's chain."""
+        return self.window or len(self.window_steps(steps))
 
     def kept_states(self, steps: int) -> int:
         """See ``Method.kept_states``."""
-        return steps
+        return self.width(steps) + 1
 
     def check(self, steps: int, eta: float, batch_size: int, group_size: int) -> None:
         """See ``Method.check``."""
@@ -153,6 +184,17 @@ class PolicyGradient(Method):
             )
         if steps < 2:
             raise ValueError("sampling.steps = 1 leaves no random step to learn from; allowed: 2 to 500")
+        if self.window_range[0] >= self.window_range[1]:
+            raise ValueError(
+                f"method.window_range = {list(self.window_range)}: the first share must be smaller than the second; "
+                "allowed: 0 to 1, such as [0, 0.5]"
+            )
+        within = len(self.window_steps(steps))
+        if self.window is not None and self.window > within:
+            raise ValueError(
+                f"method.window = {self.window} exceeds the {within} steps of method.window_range = "
+                f"{list(self.window_range)} (of {steps - 1} random steps); allowed: 1 to {within}"
+            )
 
 
 class ClippedPolicy(PolicyGradient):
@@ -165,6 +207,8 @@ class ClippedPolicy(PolicyGradient):
 class DdpoConfig(ClippedPolicy):
     """DDPO (Black et al., ICLR 2024): PPO's clipped objective on every step of the chain."""
 
+    added: ClassVar[frozenset[str]] = _WINDOWS
+
     name: Literal["ddpo"] = "ddpo"
     timestep_fraction: float = Field(1.0, gt=0, le=1, description="share of a rollout's steps that is trained on")
     buffer: int = Field(32, ge=1, description="number of latest rewards of each prompt, for its mean and deviation")
@@ -172,11 +216,11 @@ class DdpoConfig(ClippedPolicy):
 
     def trained_steps(self, steps: int) -> int:
         """Returns the number of steps of a video's chain that an inner epoch trains on."""
-        return max(1, round(self.timestep_fraction * (steps - 1)))
+        return max(1, round(self.timestep_fraction * self.width(steps)))
 
     def kept_states(self, steps: int) -> int:
         """See ``Method.kept_states``."""
-        return min(steps, 2 * self.inner_epochs * self.trained_steps(steps))
+        return min(self.width(steps) + 1, 2 * self.inner_epochs * self.trained_steps(steps))
 
     def check(self, steps: int, eta: float, batch_size: int, group_size: int) -> None:
         """See ``Method.check``."""
@@ -193,17 +237,6 @@ class GrpoConfig(ClippedPolicy):
 
     name: Literal["grpo"] = "grpo"
     clip_range: float = Field(1e-3, gt=0, description="how far the probability ratio may move from 1")
-    window: int | None = Field(
-        None,
-        ge=1,
-        description="neighbouring steps of the chain that are random and trained on, drawn for each prompt of a batch; "
-        "the others are deterministic. null: all steps of window_range. 1 is the way of Flash-GRPO",
-    )
-    window_range: tuple[Share, Share] = Field(
-        (0.0, 1.0),
-        description="part of the chain that windows lie in, as shares of its random steps; [0, 0.5]: the noisy half",
-    )
-    same_start: bool = Field(False, description="whether the videos of a prompt start from the same noise")
     deviation: Literal["group", "batch"] = Field(
         "group", description="the deviation that rewards are divided by: of a prompt's videos, or of the whole batch"
     )
@@ -219,16 +252,6 @@ class GrpoConfig(ClippedPolicy):
         """See ``Method.needs_base``."""
         return self.kl > 0
 
-    def window_steps(self, steps: int) -> range:
-        """Returns the steps of the chain that windows lie in; at least one."""
-        first, end = (round(share * (steps - 1)) for share in self.window_range)
-        first = min(first, steps - 2)
-        return range(first, max(end, first + 1))
-
-    def kept_states(self, steps: int) -> int:
-        """See ``Method.kept_states``."""
-        return (self.window or len(self.window_steps(steps))) + 1
-
     def check(self, steps: int, eta: float, batch_size: int, group_size: int) -> None:
         """See ``Method.check``."""
         super().check(steps, eta, batch_size, group_size)
@@ -237,21 +260,12 @@ class GrpoConfig(ClippedPolicy):
                 f"train.group_size = {group_size}: method 'grpo' compares the videos of a prompt with each other; set "
                 "it to 2 or more, such as train.group_size=8"
             )
-        if self.window_range[0] >= self.window_range[1]:
-            raise ValueError(
-                f"method.window_range = {list(self.window_range)}: the first share must be smaller than the second; "
-                "allowed: 0 to 1, such as [0, 0.5]"
-            )
-        within = len(self.window_steps(steps))
-        if self.window is not None and self.window > within:
-            raise ValueError(
-                f"method.window = {self.window} exceeds the {within} steps of method.window_range = "
-                f"{list(self.window_range)} (of {steps - 1} random steps); allowed: 1 to {within}"
-            )
 
 
 class DpokConfig(PolicyGradient):
     """DPOK (Fan et al., NeurIPS 2023): policy gradient with a value network and a KL term to the base model."""
+
+    added: ClassVar[frozenset[str]] = _WINDOWS | {"baseline"}
 
     name: Literal["dpok"] = "dpok"
     reward_weight: float = Field(10.0, gt=0, description="weight of the policy term")
@@ -259,11 +273,25 @@ class DpokConfig(PolicyGradient):
     policy_steps: int = Field(5, ge=1, description="optimiser steps on each batch of rollouts")
     value_steps: int = Field(5, ge=1, description="steps of the value network on each batch of rollouts")
     value_lr: float = Field(1e-4, gt=0, description="learning rate of the value network")
+    baseline: Literal["network", "group"] = Field(
+        "network",
+        description="what a reward is compared with: the value network's estimate, or the mean reward of the prompt's "
+        "other videos, which with method.same_start estimates the same value; there is no network then",
+    )
 
     @property
     def needs_base(self) -> bool:
         """See ``Method.needs_base``."""
         return True
+
+    def check(self, steps: int, eta: float, batch_size: int, group_size: int) -> None:
+        """See ``Method.check``."""
+        super().check(steps, eta, batch_size, group_size)
+        if self.baseline == "group" and group_size < 2:
+            raise ValueError(
+                f"train.group_size = {group_size}: method.baseline = 'group' compares the videos of a prompt with each "
+                "other; set it to 2 or more, such as train.group_size=8"
+            )
 
 
 class Supervised(Method):

@@ -14,7 +14,7 @@ from rlvid import randomness
 from rlvid.algorithms import rollout as rollout_module
 from rlvid.algorithms.advantages import group_advantages
 from rlvid.algorithms.base import Batch
-from rlvid.algorithms.rollout import reach_of_steps, replay, roll_out, roll_out_and_score, sample
+from rlvid.algorithms.rollout import reach_of_steps, replay, roll_out, roll_out_and_score, sample, windows
 from rlvid.config import parse_config
 from rlvid.diffusion.chain import denoise
 from rlvid.diffusion.schedule import timesteps
@@ -82,11 +82,11 @@ def test_the_loss_is_the_published_one(beta: float) -> None:
 def test_only_the_window_is_random_and_kept() -> None:
     method = grpo(window=1)
     context, batch = method.context, clips(method)
-    windows = method.window(batch)
+    own_windows = windows(method.context, batch)
     rollout = method.collect(batch)[0][0]
-    assert [sorted(states) for states in rollout.states] == [[own[0], own[0] + 1] for own in windows]
+    assert [sorted(states) for states in rollout.states] == [[own[0], own[0] + 1] for own in own_windows]
     with pytest.raises(KeyError):
-        rollout.at(torch.tensor([(own[0] + 2) % 3 for own in windows]))
+        rollout.at(torch.tensor([(own[0] + 2) % 3 for own in own_windows]))
     grid, model = timesteps(4), context.model
     x = context.normal("start", batch)
     for place in range(4):  # each video by itself, by the formula
@@ -95,7 +95,7 @@ def test_only_the_window_is_random_and_kept() -> None:
         with torch.no_grad():
             found = model.predict(x, grid[place], batch.text_BLD, 3.0)
         rows = []
-        for row, own in enumerate(windows):
+        for row, own in enumerate(own_windows):
             std = ((1 - then) / (1 - now) * (1 - now / then)).sqrt() if place in own else torch.zeros(())
             mean = then.sqrt() * found.x0[row].double() + (1 - then - std**2).sqrt() * found.eps[row].double()
             noise = randomness.normal(model.latent_shape, 0, "ddim", [(batch.serials[row], place)])[0]
@@ -109,19 +109,19 @@ def test_a_window_is_drawn_for_each_prompt_of_each_batch() -> None:
     method = make(
         {"name": "grpo", "window": 2, "window_range": [0, 0.5]}, sampling={"steps": 21}, train={"group_size": 4}
     )
-    firsts = [own[0] for own in method.window(clips(method, tuple(range(4000))))]
+    firsts = [own[0] for own in windows(method.context, clips(method, tuple(range(4000))))]
     assert all(firsts[i] == firsts[i - i % 4] for i in range(4000)), "the videos of a prompt differ"
     counts = [firsts[::4].count(first) for first in range(9)]
     assert sum(counts) == 1000, "a window lies beyond the first half"
     assert max(abs(count - 1000 / 9) for count in counts) < 5 * math.sqrt(1000 / 9)
-    assert {len(own) for own in method.window(clips(method))} == {2}
-    assert {*grpo().window(clips(grpo()))} == {range(3)}
+    assert {len(own) for own in windows(method.context, clips(method))} == {2}
+    assert {*windows(grpo().context, clips(grpo()))} == {range(3)}
     late = make(
         {"name": "grpo", "window": 1, "window_range": [0.7, 1]}, sampling={"steps": 21}, train={"group_size": 4}
     )
-    assert {own[0] for own in late.window(clips(late, tuple(range(400))))} == set(range(14, 20))
-    again = method.window(clips(method, (9, 8)))
-    assert again == method.window(clips(method, (8, 9)))[::-1], "it depends on who is beside a video"
+    assert {own[0] for own in windows(late.context, clips(late, tuple(range(400))))} == set(range(14, 20))
+    again = windows(method.context, clips(method, (9, 8)))
+    assert again == windows(method.context, clips(method, (8, 9)))[::-1], "it depends on who is beside a video"
 
 
 def test_videos_of_a_prompt_may_start_from_the_same_noise() -> None:
@@ -164,7 +164,7 @@ def test_videos_that_are_alike_are_seen_once(monkeypatch: pytest.MonkeyPatch) ->
 
         method.context.model.predict = counting
         batch = clips(method, tuple(range(8)))
-        firsts = [method.window(batch)[row][0] for row in (0, 4)]
+        firsts = [windows(method.context, batch)[row][0] for row in (0, 4)]
         gradient, updates = flat_gradient(method, batch)
         gradients.append(gradient)
         latents.append(torch.cat([u.samples.frames_BSCHW for u in updates if u.samples]))
@@ -352,3 +352,6 @@ def test_runs_of_versions_without_the_settings_go_on() -> None:
     assert other.fingerprint != config.fingerprint
     assert other.rollout_batch == 8
     assert config.rollout_batch == config.micro_batch == 8
+    for method in ({"name": "dpok", "window": 1}, {"name": "ddpo", "same_start": True}):
+        same = parse_config({"method": method["name"], "train": {"batch_size": 16, "workers": 2}})
+        assert parse_config({"method": method, "train": same.train.model_dump()}).fingerprint != same.fingerprint

@@ -331,7 +331,7 @@ def test_the_losses_of_a_step_add_up_to_the_mean_over_the_workers_videos(name: s
             parameter.data.zero_()
         rewards = [torch.tensor([1.0, 2.0]), torch.tensor([3.0, 5.0])]
         scores = [replace(each, reward_B=reward_B) for each, reward_B in zip(scores, rewards, strict=True)]
-        updates, expected = list(method.train(rollouts, scores, 0.25, 4)), [-2 * 11 / 4] * 2
+        updates, expected = list(method.train(rollouts, scores, 4, error=0.25)), [-2 * 11 / 4] * 2
         assert {update.metrics["policy/value_error"] for update in updates} == {(0.25, 1.0)}
     totals, total = [], 0.0
     for update in updates:

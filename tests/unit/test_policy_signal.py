@@ -21,7 +21,7 @@ def test_a_steps_gradient_is_that_of_grpos_log_probabilities() -> None:
     context = method.context
     text_BLD = context.model.encode_prompts(["a dog"])
     batch = Batch(0, [4, 5, 6, 7], ["a dog"] * 4, text_BLD.expand(4, -1, -1), None)
-    rollout = roll_out(context, batch, [[1]] * 4, only=True, starts=4)
+    rollout = roll_out(context, batch)
     found = policy_signal.measure_step(context, batch, rollout.states[0][1][None], 1, 2)
     taken = rollout.at(torch.ones(4, dtype=torch.int64))
     now = replay(context, taken)
