@@ -23,7 +23,13 @@ def sweep(tmp_path: Path, *overrides: str, source: str = "toy") -> Sweep:
     return load_sweep(source, [f"storage={tmp_path}", *overrides])
 
 
-@pytest.mark.parametrize("name", sorted(shipped_sweeps().keys() - {"methods"}))
+def test_the_sweep_over_policy_gradients_has_three_seeds_of_each() -> None:
+    made = load_sweep("policy")
+    runs = [(settings["variant"], settings["seed"]) for settings in made.planned()]
+    assert sorted(runs) == [(name, seed) for name in ("ddpo", "dpok", "grpo") for seed in range(3)]
+
+
+@pytest.mark.parametrize("name", sorted(shipped_sweeps().keys() - {"methods", "policy"}))
 def test_shipped_sweeps_are_valid(name: str) -> None:
     made = load_sweep(name)
     planned = made.planned()
