@@ -14,7 +14,7 @@ from rlvid import randomness
 from rlvid.algorithms.advantages import PromptStatistics
 from rlvid.algorithms.base import Batch, Context
 from rlvid.algorithms.clipped import ClippedObjective
-from rlvid.algorithms.rollout import Rollout, Steps, roll_out, roll_out_and_score, windows
+from rlvid.algorithms.rollout import Rollout, Steps, roll_out_and_score, windows
 from rlvid.algorithms.scoring import BatchRewards
 from rlvid.config.methods import DdpoConfig
 
@@ -30,7 +30,7 @@ class Ddpo(ClippedObjective):
 
     def collect(self, batch: Batch) -> tuple[list[Rollout], list[BatchRewards]]:
         """See ``ClippedObjective.collect``."""
-        return roll_out_and_score(self.context, batch, lambda part: roll_out(self.context, part, self.trained(part)))
+        return roll_out_and_score(self.context, batch, self.trained)
 
     def trained(self, batch: Batch) -> Steps:
         """Returns the steps of each video that any inner epoch trains on."""

@@ -127,14 +127,14 @@ class Dpok(Algorithm):
         self, scored: BatchRewards, taken: Transition, baseline_B: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Any]]:
         """Returns the policy and the KL term of one step of each video; the baseline is the value by default."""
-        context, guidance = self.context, self.context.config.sampling.guidance
+        context = self.context
         with torch.no_grad():
             expected_B = self.values(taken) if baseline_B is None else baseline_B
             advantage_B = torch.where(scored.valid_B, scored.reward_B - expected_B, 0.0)
         with context.stopwatch.stage("replay"):
             now = replay(context, taken)
             with torch.no_grad(), context.model.base():
-                base = context.model.predict(taken.before_BCFhw, taken.timestep_B, taken.text_BLD, guidance)
+                base = replay(context, taken).prediction
         ratio_B, reach = (now.log_probability_B - taken.log_probability_B).exp(), clip_range(context, self.method)
         gain = (advantage_B * ratio_B.clamp(1 - reach, 1 + reach)).mean()
         distance = (now.prediction.eps - base.eps).square().mean()

@@ -203,12 +203,14 @@ def roll_out(context: Context, batch: Batch, kept: Steps | None = None) -> Rollo
 
 
 def roll_out_and_score(
-    context: Context, batch: Batch, roll: Callable[[Batch], Rollout] | None = None
+    context: Context, batch: Batch, kept: Callable[[Batch], Steps] | None = None
 ) -> tuple[list[Rollout], list[BatchRewards]]:
-    """Returns the rollouts of the batch's micro-batches, and their rewards; ``roll`` is ``roll_out`` by default."""
-    roll = roll or partial(roll_out, context)
-    made = [roll(videos) for videos in batch.split(context.config.rollout_batch)]
-    rollouts = [part for rollout in made for part in rollout.split(context.config.micro_batch)]
+    """Returns the rollouts of the batch's micro-batches, and their rewards; ``kept`` gives the steps of a batch."""
+    rollouts = [
+        part
+        for videos in batch.split(context.config.rollout_batch)
+        for part in roll_out(context, videos, kept and kept(videos)).split(context.config.micro_batch)
+    ]
     with torch.no_grad():
         return rollouts, [score(context, rollout.batch, rollout.latents_BCFhw) for rollout in rollouts]
 

@@ -132,6 +132,10 @@ class AlignPropConfig(RewardGradient):
 
 
 _WINDOWS = frozenset({"window", "window_range", "same_start"})
+_TOO_FEW = (
+    "train.group_size = {}: {} compares the videos of a prompt with each other; set it to 2 or more, such as "
+    "train.group_size=8"
+)
 
 
 class PolicyGradient(Method):
@@ -154,7 +158,9 @@ class PolicyGradient(Method):
         (0.0, 1.0),
         description="part of the chain that windows lie in, as shares of its random steps; [0, 0.5]: the noisy half",
     )
-    same_start: bool = Field(False, description="whether the videos of a prompt start from the same noise")
+    same_start: bool = Field(
+        False, description="whether the train.group_size videos of a prompt start from the same noise"
+    )
 
     @property
     def all_random(self) -> bool:
@@ -210,7 +216,9 @@ class DdpoConfig(ClippedPolicy):
     added: ClassVar[frozenset[str]] = _WINDOWS
 
     name: Literal["ddpo"] = "ddpo"
-    timestep_fraction: float = Field(1.0, gt=0, le=1, description="share of a rollout's steps that is trained on")
+    timestep_fraction: float = Field(
+        1.0, gt=0, le=1, description="share of the random steps that is trained on, at least one"
+    )
     buffer: int = Field(32, ge=1, description="number of latest rewards of each prompt, for its mean and deviation")
     min_count: int = Field(16, ge=2, description="rewards a prompt needs before its own statistics are used")
 
@@ -256,10 +264,7 @@ class GrpoConfig(ClippedPolicy):
         """See ``Method.check``."""
         super().check(steps, eta, batch_size, group_size)
         if group_size < 2:
-            raise ValueError(
-                f"train.group_size = {group_size}: method 'grpo' compares the videos of a prompt with each other; set "
-                "it to 2 or more, such as train.group_size=8"
-            )
+            raise ValueError(_TOO_FEW.format(group_size, "method 'grpo'"))
 
 
 class DpokConfig(PolicyGradient):
@@ -271,8 +276,8 @@ class DpokConfig(PolicyGradient):
     reward_weight: float = Field(10.0, gt=0, description="weight of the policy term")
     kl: float = Field(0.01, ge=0, description="weight of the squared distance of the noise prediction to the base's")
     policy_steps: int = Field(5, ge=1, description="optimiser steps on each batch of rollouts")
-    value_steps: int = Field(5, ge=1, description="steps of the value network on each batch of rollouts")
-    value_lr: float = Field(1e-4, gt=0, description="learning rate of the value network")
+    value_steps: int = Field(5, ge=1, description="steps of the value network on each batch, with baseline: network")
+    value_lr: float = Field(1e-4, gt=0, description="learning rate of the value network, with baseline: network")
     baseline: Literal["network", "group"] = Field(
         "network",
         description="what a reward is compared with: the value network's estimate, or the mean reward of the prompt's "
@@ -288,10 +293,7 @@ class DpokConfig(PolicyGradient):
         """See ``Method.check``."""
         super().check(steps, eta, batch_size, group_size)
         if self.baseline == "group" and group_size < 2:
-            raise ValueError(
-                f"train.group_size = {group_size}: method.baseline = 'group' compares the videos of a prompt with each "
-                "other; set it to 2 or more, such as train.group_size=8"
-            )
+            raise ValueError(_TOO_FEW.format(group_size, "method.baseline = 'group'"))
 
 
 class Supervised(Method):

@@ -31,7 +31,6 @@ def train(job: Job, shares: Generator[dict[str, Any]]) -> dict[str, Any]:
     with reporter.explain_errors(), temporary_folder(job.storage, job.run) as temporary:
         with resume_point() as checkpoint:
             if checkpoint and (damaged := damage(checkpoint, rank, world)):
-                shares.close()
                 return {"damaged": damaged}
             worker = Worker(job, temporary, shares, checkpoint.folder if checkpoint else None, reporter)
         return run_steps(worker)
