@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
-from scipy.special import ndtri, stdtrit
 
 MIN_PROMPTS = 6
 """Prompts from which on a gain can be beyond chance: that 5 all go the same way has a probability of 1/16 by chance."""
@@ -19,6 +18,8 @@ _UPPER = 0.975
 
 def t_quantile(probability: float, freedom: float) -> float:
     """Quantile of Student's t with ``freedom`` degrees of freedom, which may be a fraction."""
+    from scipy.special import stdtrit  # half a second, which commands that ask for no interval save
+
     return float(stdtrit(freedom, probability))
 
 
@@ -108,6 +109,8 @@ def wilson(share: float, count: int) -> tuple[float, float]:
     """
     if not count:
         return 0.0, 1.0
+    from scipy.special import ndtri
+
     z = float(ndtri(_UPPER))
     scale = 1 + z**2 / count
     centre = (share + z**2 / (2 * count)) / scale

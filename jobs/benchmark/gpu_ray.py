@@ -104,10 +104,10 @@ def adapter(folder: Path, config: RunConfig) -> dict[str, Tensor]:
     """Returns the adapter after the last step, under the names that it has in the network."""
     from safetensors.torch import load_file
 
-    from rlvid.models.trained import trained_path
+    from rlvid.models.trained_files import TRAINED_FILES
     from rlvid.runs.checkpoints import checkpoint_name
 
-    found = load_file(folder / checkpoint_name(config.train.steps) / trained_path(config.model))
+    found = load_file(folder / checkpoint_name(config.train.steps) / TRAINED_FILES[config.model.finetune])
     return {name.removeprefix("base_model.model."): tensor for name, tensor in found.items()}
 
 

@@ -20,7 +20,6 @@ from rlvid.data.clips import ROWS
 from rlvid.data.row_files import keep_rows
 from rlvid.data.videos import VideoError, read_video
 from rlvid.models.base import Posterior, VideoModel
-from rlvid.models.unet3d import load_model
 
 MODEL_FPS = 8  # of every model that `load_model` gives; the actors assert it
 
@@ -98,6 +97,8 @@ class ClipEncoder:
         torch.set_num_threads(threads)  # Ray says 1 to actors that reserve less than a core
         self._readers = 1 if denoiser else threads
         shape: dict[str, Any] = {"frames": config.frames, "size": config.size, "decode_chunk": config.decode_chunk}
+        from rlvid.models.unet3d import load_model  # in the actors alone: seconds of imports
+
         self._model = load_model(config.path, **shape, precision=config.precision, device=device)
         if not denoiser:
             self._model.denoiser = torch.nn.Identity()

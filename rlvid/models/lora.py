@@ -1,4 +1,7 @@
-"""Low-rank adapters in PEFT's layout, on every attention of a denoiser or on other linear layers."""
+"""Low-rank adapters in PEFT's layout, on every attention of a denoiser or on other linear layers.
+
+PEFT takes seconds to import, so the functions that need it import it: a driver checks names alone.
+"""
 
 import json
 import re
@@ -6,9 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -25,6 +25,9 @@ TARGET_SETS = {
     "temporal": rf"(.*\.)?(temp_attentions|transformer_in)\..*\.({_ATTENTION})",
 }
 """Named sets of targets, as patterns of whole names: 264, 330 and 136 linear layers of ModelScopeT2V."""
+
+IN_ALL = {"to_q", "to_k", "to_v", "to_out.0", *TARGET_SETS}
+"""Targets that every ``UNet3DConditionModel`` has."""
 
 
 def _pattern(target: str) -> str:
@@ -74,6 +77,8 @@ def inject_lora(denoiser: nn.Module, rank: int, targets: list[str], seed: int) -
     Raises:
         ValueError: no layer has such a name.
     """
+    from peft import LoraConfig, inject_adapter_in_model
+
     check_targets(denoiser, targets)
     denoiser.requires_grad_(False)
     inject_adapter_in_model(LoraConfig(**_config(rank, targets)), denoiser)
@@ -94,6 +99,8 @@ def lora_parameters(denoiser: nn.Module) -> list[nn.Parameter]:
 
 def lora_scale(denoiser: nn.Module, scale: float) -> None:
     """Multiplies what the adapter adds: 0 is the base model, 1 the fine-tuned one."""
+    from peft.tuners.lora import LoraLayer
+
     for module in denoiser.modules():
         if isinstance(module, LoraLayer):
             for name in module.scaling:
@@ -102,6 +109,8 @@ def lora_scale(denoiser: nn.Module, scale: float) -> None:
 
 def lora_state(denoiser: nn.Module) -> dict[str, Tensor]:
     """Returns the adapter's tensors under PEFT's names, on the CPU."""
+    from peft.utils import get_peft_model_state_dict
+
     return {name: t.detach().cpu().contiguous() for name, t in get_peft_model_state_dict(denoiser).items()}
 
 
@@ -141,6 +150,8 @@ def check_lora(denoiser: nn.Module, folder: Path) -> None:
     Raises:
         ValueError: as ``load_lora``, but for numbers that are not finite.
     """
+    from peft.utils import get_peft_model_state_dict
+
     state = headers(_adapter_file(folder), str(folder))
     own = {_PREFIX + name: tensor for name, tensor in get_peft_model_state_dict(denoiser).items()}
     check_fit(own, state, str(folder / ADAPTER_FILE))
@@ -152,6 +163,8 @@ def load_lora(denoiser: nn.Module, folder: Path) -> None:
     Raises:
         ValueError: the folder holds no adapter, or one of another layout; the first few names are given.
     """
+    from peft.utils import set_peft_model_state_dict
+
     state = read_lora(folder)
     check_fit(lora_state(denoiser), state, str(folder / ADAPTER_FILE))
     set_peft_model_state_dict(denoiser, state)

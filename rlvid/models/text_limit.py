@@ -3,10 +3,12 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-
-from transformers import CLIPTokenizer, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from rlvid.models.folders import RANDOM, model_folder, read_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def notices(limits: Sequence[TextLimit], prompts: Iterable[str], kind: str = "pr
     ]
 
 
-def token_counts(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> list[int]:
+def token_counts(tokenizer: "PreTrainedTokenizerBase", prompts: list[str]) -> list[int]:
     """Returns each prompt's number of tokens, with those that mark begin and end."""
     return [len(ids) for ids in tokenizer(prompts, verbose=False)["input_ids"]]
 
@@ -66,6 +68,8 @@ def model_text_limit(path: str) -> TextLimit:
 
         tokenizer = clip_tokenizer()
     else:
+        from transformers import CLIPTokenizer
+
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     positions = read_config(folder, "text_encoder").get("max_position_embeddings", tokenizer.model_max_length)
     length = min(tokenizer.model_max_length, positions)

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from rlvid.config.model import ModelConfig
 from rlvid.models.lora import check_lora, inject_lora, load_lora, lora_state, save_lora
+from rlvid.models.trained_files import TRAINED_FILES
 from rlvid.models.unet3d import DTYPES, UNet3DModel, denoiser_outline, load_model
 from rlvid.models.weights import check_finite, check_fit, headers, read_weights
-
-_FILES = {"lora": "adapter/adapter_model.safetensors", "full": "unet/diffusion_pytorch_model.safetensors"}
 
 
 def load_trainable(spec: ModelConfig, seed: int, path: str, device: str | torch.device = "cpu") -> UNet3DModel:
@@ -62,25 +61,10 @@ def save_trained(state: dict[str, Tensor], denoiser: nn.Module, spec: ModelConfi
     if spec.finetune == "lora":
         save_lora(state, spec.lora.rank, spec.lora.targets, folder / "adapter")
         return
-    path = folder / _FILES["full"]
+    path = folder / TRAINED_FILES["full"]
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(state, path, metadata={"format": "pt"})
     denoiser.save_config(path.parent)  # type: ignore[operator]  # a method of diffusers' models
-
-
-def trained_path(spec: ModelConfig) -> str:
-    """Returns the path of the trained weights in a checkpoint's folder."""
-    return _FILES[spec.finetune]
-
-
-def holds_trained(folder: Path) -> bool:
-    """Returns whether a checkpoint's folder holds what was trained."""
-    return any((folder / file).is_file() for file in _FILES.values())
-
-
-def trained_file(folder: Path) -> Path:
-    """Returns the file of a checkpoint's folder that holds what was trained, there or not yet."""
-    return next((folder / file for file in _FILES.values() if (folder / file).is_file()), folder / _FILES["lora"])
 
 
 def check_trained(spec: ModelConfig, folder: Path) -> None:
@@ -99,9 +83,9 @@ def check_trained(spec: ModelConfig, folder: Path) -> None:
 
 
 def _whole_denoiser(folder: Path) -> Path:
-    path = folder / _FILES["full"]
+    path = folder / TRAINED_FILES["full"]
     if not path.is_file():
-        raise ValueError(f"{folder} holds no weights of a denoiser ({_FILES['full']})")
+        raise ValueError(f"{folder} holds no weights of a denoiser ({TRAINED_FILES['full']})")
     return path
 
 

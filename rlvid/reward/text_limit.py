@@ -1,16 +1,15 @@
-"""The length of prompts that a run's rewards read, from tokenizers and configurations, without weights."""
+"""The length of prompts that a run's rewards read, from tokenizers and configurations, without weights.
+
+A tokenizer's library is imported where a reward needs it: they take seconds, and the built-in rewards need one.
+"""
 
 import json
 from functools import partial
 from importlib import resources
 from pathlib import Path
 
-from open_clip.tokenizer import SimpleTokenizer
-from transformers import BertTokenizer, CLIPTokenizer
-
 from rlvid.config.reward import RewardConfig
 from rlvid.models.text_limit import TextLimit, token_counts
-from rlvid.reward import imagereward, published
 from rlvid.reward.load import BUILTIN
 
 _CLIP_LENGTH = 77
@@ -34,13 +33,19 @@ def reward_text_limit(name: str, path: str | None = None) -> TextLimit | None:
     """
     reader, where = f"the reward {name!r}", f"the reward {name!r} from {path!r}"
     if name in BUILTIN:
+        from transformers import CLIPTokenizer
+
         weights = Path(str(resources.files("rlvid"))) / "toy" / "weights"
         config = json.loads((weights / BUILTIN[name] / "config.json").read_text(encoding="utf-8"))
         words = CLIPTokenizer.from_pretrained(weights / "model" / "tokenizer", local_files_only=True)
         return TextLimit(reader, config["text_cfg"]["context_length"], partial(token_counts, words))
     if path is None or name == "aesthetic":
         return None
+    from rlvid.reward import imagereward, published
+
     if name == "imagereward" and (folder := imagereward.find_files(path, where)):
+        from transformers import BertTokenizer
+
         bert = BertTokenizer.from_pretrained(folder, local_files_only=True)
         return TextLimit(reader, imagereward.LENGTH, partial(token_counts, bert))
     if name in published.STRUCTURES and (source := published.find_files(name, path, where)):
@@ -65,6 +70,10 @@ def _context_length(source: Path) -> int:
 def _clip_counts(source: Path, prompts: list[str]) -> list[int]:
     """Returns each prompt's number of tokens, by the folder's own tokenizer or else OpenAI's."""
     if (source / "tokenizer.json").is_file() or (source / "vocab.json").is_file():
+        from transformers import CLIPTokenizer
+
         return token_counts(CLIPTokenizer.from_pretrained(source, local_files_only=True), prompts)
+    from open_clip.tokenizer import SimpleTokenizer
+
     words = SimpleTokenizer()
     return [len(words.encode(prompt)) + 2 for prompt in prompts]

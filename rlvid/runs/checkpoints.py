@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, Po
 
 from rlvid.config import RunConfig, parse_config
 from rlvid.files import damaged, read_mapping, sha256
+from rlvid.models.trained_files import holds_trained
 
 _TO_RESUME = re.compile(r"engine/|algorithm\.pt$")
 """Files that only a resumed run needs."""
@@ -143,8 +144,6 @@ def flaw(
         files = _files(folder, resumable)
     except ValueError as error:
         return _within(folder, error)
-    from rlvid.models.trained import holds_trained  # imports torch and diffusers; other readers need neither
-
     if not holds_trained(folder):
         return "the trained weights are missing"
     for name, (size, _) in files.items():

@@ -1,8 +1,9 @@
 """The guard: an actor evaluates checkpoints beside training; training never waits for it.
 
 A thread of the driver watches the run's folder. It copies a checkpoint that is due (training might delete it), and
-passes it to an actor that generates and scores the fixed videos. The thread saves the evaluation in ``guard.jsonl``
-and judges it with all earlier ones (``rlvid.runs.over_optimisation``). A resumed run makes missing evaluations first.
+passes it to an actor that generates and scores the fixed videos; the libraries for that are imported then. The thread
+saves the evaluation in ``guard.jsonl`` and judges it with all earlier ones (``rlvid.runs.over_optimisation``). A
+resumed run makes missing evaluations first.
 ``rlvid.train.guard_folder`` lists the files.
 """
 
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from rich.console import Console
@@ -24,14 +25,14 @@ from rlvid.config import RunConfig
 from rlvid.data.training_set import TrainingSet
 from rlvid.metric_names import metric_of
 from rlvid.models.folders import movable
-from rlvid.plots.curves import draw_rewards
 from rlvid.runs.checkpoints import checkpoint_name
 from rlvid.runs.guard_log import GuardEvaluation, best_step, read_means
 from rlvid.runs.over_optimisation import COLLAPSE, HELD_OUT, TOLERANCE, TRAINED, Verdict
 from rlvid.terminal import short
-from rlvid.train.guard_evaluator import GuardEvaluator
 from rlvid.train.guard_folder import GuardLog, guard_prompts
-from rlvid.train.metrics import TensorBoard
+
+if TYPE_CHECKING:
+    from rlvid.train.metrics import TensorBoard
 
 log = logging.getLogger("rlvid.guard")
 
@@ -173,6 +174,8 @@ class Watch:
         self.stopping = self.guard_log.flag(verdict)
 
     def _start(self) -> Any:
+        from rlvid.train.guard_evaluator import GuardEvaluator
+
         threads = {"env_vars": {"OMP_NUM_THREADS": "1"}}
         again = self.config.train.max_failures
         options = {"num_cpus": 0, "num_gpus": self._gpus, "max_restarts": again, "max_task_retries": again}
@@ -200,6 +203,8 @@ class Watch:
         """Writes the evaluation to TensorBoard and the log, and new warnings also to the console."""
         latest = self.guard_log.all[-1]
         if self._tensorboard is None:
+            from rlvid.train.metrics import TensorBoard
+
             self._tensorboard = TensorBoard(self.folder / "tensorboard" / "guard", step)
         means = {metric: latest.mean(metric) for metric in LOGGED_METRICS}
         values = {f"guard/{metric}": mean for metric, mean in means.items() if math.isfinite(mean)}
@@ -243,6 +248,8 @@ def watching(config: RunConfig, folder: Path, clips: TrainingSet, use_gpu: bool,
 
 def draw(folder: Path, verdict: Verdict, guard_log: GuardLog) -> None:
     """Writes ``guard.png``: rewards over the evaluations, with marks for the best checkpoint and the warning."""
+    from rlvid.plots.curves import draw_rewards
+
     steps, means = read_means(folder)
     shown = (m for m in (TRAINED, HELD_OUT, "oracle_score") if any(map(math.isfinite, means[m])))
     series = {metric_of(m).axis: means[m] for m in shown}

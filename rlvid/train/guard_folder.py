@@ -22,7 +22,7 @@ from pathlib import Path
 from rlvid.config import RunConfig
 from rlvid.data.prompts import resolve_prompts
 from rlvid.files import write_atomic
-from rlvid.models.trained import trained_file
+from rlvid.models.trained_files import trained_file
 from rlvid.runs.checkpoints import checkpoint_name, find_checkpoints, flaw
 from rlvid.runs.guard_log import GuardEvaluation, best_step, describe, read_lines
 from rlvid.runs.over_optimisation import Loss, Verdict, judge

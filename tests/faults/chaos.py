@@ -197,11 +197,11 @@ class Chaos:
     def _faults(self, name: str) -> list[str]:
         from safetensors.torch import load_file
 
-        from rlvid.models.trained import trained_path
+        from rlvid.models.trained_files import TRAINED_FILES
         from rlvid.runs.checkpoints import checkpoint_name
         from rlvid.train.audit import faults
 
-        last = Path(checkpoint_name(self.steps)) / trained_path(self.config.model)
+        last = Path(checkpoint_name(self.steps)) / TRAINED_FILES[self.config.model.finetune]
         expected, found = load_file(self._folder / "whole" / last), load_file(self._folder / name / last)
         differ = [key for key in expected if key not in found or not expected[key].equal(found[key])]
         told = [f"{len(differ)} of {len(expected)} tensors differ, such as {differ[0]}"] if differ else []

@@ -8,9 +8,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def loaded_by(*names: str) -> set[str]:
-    """Top-level modules loaded in a fresh interpreter that imports `names`."""
-    code = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)\nprint(*sys.modules)"
+def loaded_by(*names: str, then: str = "") -> set[str]:
+    """Top-level modules loaded in a fresh interpreter that imports `names`, and then runs a line of code."""
+    code = (
+        f"import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)\n{then}\nprint(*sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code, *names], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return {module.split(".")[0] for module in done.stdout.splitlines()[-1].split()}
@@ -30,7 +32,15 @@ def test_importing_the_core_loads_no_ray_deepspeed_arrow_or_tensorboard() -> Non
 
 
 def test_the_processes_of_the_feed_load_no_models() -> None:
-    """They start with every training: its readers without torch, its controller without what models import."""
+    """They start with every training: its readers and its controller without torch."""
     assert loaded_by("rlvid.data.batches") & {"torch", "ray"} == set()
-    assert loaded_by("rlvid.data.feed") & {"torch"} == set()
-    assert loaded_by("rlvid.train.feeding") & {"peft", "transformers", "diffusers", "deepspeed"} == set()
+    assert loaded_by("rlvid.data.feed", "rlvid.train.feeding") & {"torch"} == set()
+
+
+def test_the_driver_of_a_training_loads_no_models() -> None:
+    """Their imports take seconds, before Ray starts and before the workers do; the built-in model needs no check."""
+    heavy = {"peft", "transformers", "diffusers", "deepspeed", "open_clip", "scipy", "matplotlib", "tensorboard"}
+    code = (
+        "from rlvid.config import load_config; from rlvid.train.preflight import check; check(load_config('toy', []))"
+    )
+    assert loaded_by("rlvid.train.launch", "rlvid.train.guard", then=code) & heavy == set()

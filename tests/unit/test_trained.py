@@ -16,9 +16,10 @@ from rlvid.config import RunConfig, parse_config
 from rlvid.config.model import ModelConfig
 from rlvid.config.train import OptimizerConfig
 from rlvid.evaluate.load import load_run
-from rlvid.models.lora import inject_lora
-from rlvid.models.trained import check_trained, load_trainable, load_trained, save_trained, trained_path, trained_state
-from rlvid.models.unet3d import UNet3DModel
+from rlvid.models.lora import IN_ALL, check_targets, inject_lora
+from rlvid.models.trained import check_trained, load_trainable, load_trained, save_trained, trained_state
+from rlvid.models.trained_files import TRAINED_FILES
+from rlvid.models.unet3d import UNet3DModel, denoiser_outline
 from rlvid.runs.checkpoints import find_checkpoints
 from rlvid.toy.tiny import save_tiny_model, tiny_model, tiny_reward
 from rlvid.train.engine import TorchEngine
@@ -56,6 +57,10 @@ def test_named_sets_of_layers_at_full_size(targets: list[str], linears: int, par
     assert counted == (parameters or counted)
     if targets == ["temporal"]:
         assert all("temp_attentions" in name or "transformer_in" in name for name in adapted)
+
+
+def test_the_built_in_model_has_the_layers_that_a_start_does_not_look_up() -> None:
+    check_targets(denoiser_outline("builtin"), sorted(IN_ALL))
 
 
 def test_a_set_by_name_is_the_same_adapter_as_its_layers() -> None:
@@ -214,7 +219,7 @@ def test_trained_weights_that_are_damaged_are_refused_early(tiny: Path, tmp_path
     state = trained_state(model.denoiser, config)
     save_trained(state, model.denoiser, config, tmp_path)
     check_trained(config, tmp_path)
-    file, name = tmp_path / trained_path(config), next(iter(state))
+    file, name = tmp_path / TRAINED_FILES[config.finetune], next(iter(state))
     save_trained(state | {name: torch.full_like(state[name], torch.nan)}, model.denoiser, config, tmp_path)
     with pytest.raises(ValueError, match="1 weights are NaN or infinite"):
         load_trained(model.denoiser, config, tmp_path)
