@@ -3,7 +3,7 @@
 ==================  =========================================================================
 code                meaning
 ==================  =========================================================================
-``advantage_N``     (r - mean) / (deviation + 1e-6) within the videos of one prompt
+``advantage_N``     (r - mean of the prompt's videos) / (deviation + 1e-6), theirs or the batch's (``method.deviation``)
 ``window``          steps that are random and trained on, the rest is deterministic (MixGRPO, Li et al. 2025);
                     one step, the same for all videos of a prompt, is Flash-GRPO
 ``weight_B``        1 / |d mean / d eps| in units of the step's noise, with mean 1 over the steps that windows lie in

@@ -92,13 +92,13 @@ class ClipEncoder:
         denoiser: bool = False,
         work: Path | None = None,
     ) -> None:
+        from rlvid.models.unet3d import load_model  # in the actors alone: it takes seconds
+
         self._read, self._work, self._by = read, work, f"-{uuid4().hex[:8]}"
         threads = max(1, min(8, (os.cpu_count() or 1) // workers))
         torch.set_num_threads(threads)  # Ray says 1 to actors that reserve less than a core
         self._readers = 1 if denoiser else threads
         shape: dict[str, Any] = {"frames": config.frames, "size": config.size, "decode_chunk": config.decode_chunk}
-        from rlvid.models.unet3d import load_model  # in the actors alone: seconds of imports
-
         self._model = load_model(config.path, **shape, precision=config.precision, device=device)
         if not denoiser:
             self._model.denoiser = torch.nn.Identity()

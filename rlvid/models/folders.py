@@ -17,6 +17,8 @@ RANDOM = "random"
 """The ``model.path`` of ModelScopeT2V's structure with random weights."""
 MODELSCOPE = ("ali-vilab/text-to-video-ms-1.7b", "damo-vilab/text-to-video-ms-1.7b")
 """Hub ids of ModelScopeT2V: its present one and the one it had before."""
+NETWORKS = ("unet", "vae", "text_encoder")
+"""Folders of the parts that have weights."""
 
 _CONFIGS = ("unet/config.json", "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json")
 _PARTS = (
@@ -24,7 +26,7 @@ _PARTS = (
     "text_encoder/config.json", "text_encoder/*.safetensors",
     "tokenizer/tokenizer_config.json", "tokenizer/*[br].json", "scheduler/scheduler_config.json",
 )  # fmt: skip
-_FOLDERS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+_FOLDERS = (*NETWORKS, "tokenizer", "scheduler")
 _CLASSES = {"unet": ("denoiser", "UNet3DConditionModel"), "vae": ("autoencoder", "AutoencoderKL")}
 _ENCODERS = ("clip_text_model", "clip")
 _EXPECTED = (

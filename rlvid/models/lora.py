@@ -1,6 +1,6 @@
 """Low-rank adapters in PEFT's layout, on every attention of a denoiser or on other linear layers.
 
-PEFT takes seconds to import, so the functions that need it import it: a driver checks names alone.
+PEFT takes seconds to import, so only the functions that need it do. A check of targets does not.
 """
 
 import json
@@ -26,8 +26,8 @@ TARGET_SETS = {
 }
 """Named sets of targets, as patterns of whole names: 264, 330 and 136 linear layers of ModelScopeT2V."""
 
-IN_ALL = {"to_q", "to_k", "to_v", "to_out.0", *TARGET_SETS}
-"""Targets that every ``UNet3DConditionModel`` has."""
+IN_ALL = frozenset({"to_q", "to_k", "to_v", "to_out.0", *TARGET_SETS})
+"""Targets that the built-in model has, as every ``UNet3DConditionModel`` has."""
 
 
 def _pattern(target: str) -> str:

@@ -17,11 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from rlvid.models.folders import RANDOM, model_folder
+from rlvid.models.folders import NETWORKS, RANDOM, model_folder
 from rlvid.models.untrained import fill_constants, outline
 from rlvid.models.weights import check_fit, fill, headers, read_weights, weight_files
 
-NETWORKS = ("unet", "vae", "text_encoder")
 CLASSES = {
     "unet": ["diffusers", "UNet3DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],

@@ -1,6 +1,7 @@
 """The length of prompts that a run's rewards read, from tokenizers and configurations, without weights.
 
-A tokenizer's library is imported where a reward needs it: they take seconds, and the built-in rewards need one.
+Tokenizers' libraries take seconds to import, so each is imported where a reward needs it. The built-in rewards need
+transformers alone.
 """
 
 import json
@@ -39,7 +40,7 @@ def reward_text_limit(name: str, path: str | None = None) -> TextLimit | None:
         config = json.loads((weights / BUILTIN[name] / "config.json").read_text(encoding="utf-8"))
         words = CLIPTokenizer.from_pretrained(weights / "model" / "tokenizer", local_files_only=True)
         return TextLimit(reader, config["text_cfg"]["context_length"], partial(token_counts, words))
-    if path is None or name == "aesthetic":
+    if path is None or name in ("aesthetic", "custom"):
         return None
     from rlvid.reward import imagereward, published
 

@@ -53,7 +53,7 @@ class RunFeed:
         shares = feed(self.shares(self._first_step()))
         if self.encoding is None:
             return shares
-        from rlvid.data.on_the_way import encoded  # it loads models, which the controller of other runs need not
+        from rlvid.data.on_the_way import encoded  # PyAV, which other runs do not need
 
         return encoded(shares, self.encoding)
 

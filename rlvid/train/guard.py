@@ -1,9 +1,8 @@
 """The guard: an actor evaluates checkpoints beside training; training never waits for it.
 
 A thread of the driver watches the run's folder. It copies a checkpoint that is due (training might delete it), and
-passes it to an actor that generates and scores the fixed videos; the libraries for that are imported then. The thread
-saves the evaluation in ``guard.jsonl`` and judges it with all earlier ones (``rlvid.runs.over_optimisation``). A
-resumed run makes missing evaluations first.
+passes it to an actor that generates and scores the fixed videos. The thread saves the evaluation in ``guard.jsonl``
+and judges it with all earlier ones (``rlvid.runs.over_optimisation``). A resumed run makes missing evaluations first.
 ``rlvid.train.guard_folder`` lists the files.
 """
 
@@ -29,6 +28,7 @@ from rlvid.runs.checkpoints import checkpoint_name
 from rlvid.runs.guard_log import GuardEvaluation, best_step, read_means
 from rlvid.runs.over_optimisation import COLLAPSE, HELD_OUT, TOLERANCE, TRAINED, Verdict
 from rlvid.terminal import short
+from rlvid.train.guard_evaluator import GuardEvaluator
 from rlvid.train.guard_folder import GuardLog, guard_prompts
 
 if TYPE_CHECKING:
@@ -174,8 +174,6 @@ class Watch:
         self.stopping = self.guard_log.flag(verdict)
 
     def _start(self) -> Any:
-        from rlvid.train.guard_evaluator import GuardEvaluator
-
         threads = {"env_vars": {"OMP_NUM_THREADS": "1"}}
         again = self.config.train.max_failures
         options = {"num_cpus": 0, "num_gpus": self._gpus, "max_restarts": again, "max_task_retries": again}

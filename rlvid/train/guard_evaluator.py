@@ -1,4 +1,7 @@
-"""The guard's evaluation of a checkpoint: generates and scores fixed videos, without Ray."""
+"""The guard's evaluation of a checkpoint: generates and scores fixed videos, without Ray.
+
+Only the methods import models and rewards, so that the driver, which sends the class to an actor, does not.
+"""
 
 import os
 from pathlib import Path
@@ -9,9 +12,6 @@ import torch
 from rlvid.config import RunConfig
 from rlvid.config.reward import RewardConfig
 from rlvid.evaluate.results.rows import METRICS
-from rlvid.evaluate.score import VideoBatch, evaluate_model, split
-from rlvid.evaluate.scorers import load_run_scorer
-from rlvid.models.trained import load_trainable, load_trained
 from rlvid.stats import finite_mean
 
 
@@ -36,6 +36,9 @@ class GuardEvaluator:
         use_gpu: bool,
         aside: bool = False,
     ) -> None:
+        from rlvid.evaluate.scorers import load_run_scorer
+        from rlvid.models.trained import load_trainable
+
         if aside:
             os.nice(10)
         self.config = RunConfig.model_validate(config)
@@ -49,6 +52,9 @@ class GuardEvaluator:
 
     def evaluate(self, folder: str | None) -> dict[str, list[float]]:
         """Returns metric -> one value per prompt, its videos' mean; ``folder`` is a checkpoint, None the base."""
+        from rlvid.evaluate.score import VideoBatch, evaluate_model, split
+        from rlvid.models.trained import load_trained
+
         if folder is None:
             assert self.fresh, "the base model is evaluated first"
         else:

@@ -28,9 +28,10 @@ from rlvid.data.sources import check_folder
 from rlvid.data.training_set import Source, TrainingSet
 from rlvid.data.video_set import check_videos, is_videos
 from rlvid.files import held, write_atomic
-from rlvid.models.folders import resolved_shape
+from rlvid.models.folders import NETWORKS, model_folder, resolved_shape
 from rlvid.models.lora import IN_ALL, check_targets
 from rlvid.models.text_limit import model_text_limit, notices
+from rlvid.models.weights import headers
 from rlvid.reward.load import check_reward
 from rlvid.reward.text_limit import reward_text_limits
 from rlvid.runs.checkpoints import latest_checkpoint, read_settings
@@ -107,14 +108,18 @@ def check(config: RunConfig) -> None:
 def _check_structure(model: ModelConfig) -> None:
     """Checks that a model's weights fit its structure, and that layers have the names of the adapter's targets.
 
-    The built-in model comes with the package: there is nothing to check, and seconds of imports are saved.
+    The built-in model's structure is known, and so are its layers in ``IN_ALL``. Its files alone are looked at, which
+    saves seconds of imports.
     """
-    own = model.path != "builtin"
-    if own:
+    built_in = model.path == "builtin"
+    if built_in:
+        for part in NETWORKS:
+            headers(model_folder(model.path) / part, f"model.path = {model.path!r}: {part}")
+    else:
         from rlvid.models.stored import check_model
 
         check_model(model.path)
-    if model.finetune == "lora" and (own or not IN_ALL.issuperset(model.lora.targets)):
+    if model.finetune == "lora" and not (built_in and IN_ALL.issuperset(model.lora.targets)):
         from rlvid.models.unet3d import denoiser_outline
 
         check_targets(denoiser_outline(model.path), model.lora.targets)

@@ -32,13 +32,14 @@ def test_importing_the_core_loads_no_ray_deepspeed_arrow_or_tensorboard() -> Non
 
 
 def test_the_processes_of_the_feed_load_no_models() -> None:
-    """They start with every training: its readers and its controller without torch."""
+    """They start with every training: its readers without torch, its controller without what models import."""
     assert loaded_by("rlvid.data.batches") & {"torch", "ray"} == set()
-    assert loaded_by("rlvid.data.feed", "rlvid.train.feeding") & {"torch"} == set()
+    assert loaded_by("rlvid.data.feed") & {"torch"} == set()
+    assert loaded_by("rlvid.train.feeding") & {"peft", "transformers", "diffusers", "deepspeed"} == set()
 
 
 def test_the_driver_of_a_training_loads_no_models() -> None:
-    """Their imports take seconds, before Ray starts and before the workers do; the built-in model needs no check."""
+    """Their imports take seconds, before Ray starts and before the workers do."""
     heavy = {"peft", "transformers", "diffusers", "deepspeed", "open_clip", "scipy", "matplotlib", "tensorboard"}
     code = (
         "from rlvid.config import load_config; from rlvid.train.preflight import check; check(load_config('toy', []))"
