@@ -113,8 +113,9 @@ def _check_structure(model: ModelConfig) -> None:
     """
     built_in = model.path == "builtin"
     if built_in:
+        folder = model_folder(model.path)
         for part in NETWORKS:
-            headers(model_folder(model.path) / part, f"model.path = {model.path!r}: {part}")
+            headers(folder / part, f"model.path = {model.path!r}: {part}")
     else:
         from rlvid.models.stored import check_model
 
