@@ -11,6 +11,9 @@ chain. Both take one backward pass, since all videos of the prompt share the ste
     cosine            of g and h of one prompt: 1 is a policy gradient without noise
     cosine, together  of the mean g and the mean h over all prompts
     agreement         of h between prompts, mean <h_p, h_q> / mean |h_p|^2: what a step on one prompt does for another
+    signal            the same of g. The squared signal-to-noise ratio of a batch is this times its number of prompts
+
+With ``--out`` a picture is written beside the numbers.
 """
 
 import argparse
@@ -18,9 +21,11 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,6 +42,8 @@ from rlvid.evaluate.tables.table import Grid
 from rlvid.files import write_atomic
 from rlvid.models.lora import lora_parameters
 from rlvid.models.trained import load_trainable
+from rlvid.plots.curves import Line, Panel, png_of_panels
+from rlvid.plots.style import styles_of
 from rlvid.reward.load import trained_reward
 from rlvid.terminal import say
 from rlvid.world.captions import prompt_set
@@ -136,9 +143,32 @@ def compare(found: list[dict[int, Found]]) -> list[dict[str, Any]]:
         for name, g_PN in ways.items():
             each = torch.tensor([cosine(g, h) for g, h in zip(g_PN, h_PN, strict=True)])
             error = float(each.std() / math.sqrt(len(each)))
-            together = cosine(g_PN.mean(0), h_PN.mean(0))
-            rows.append({"way": name, "cosine": float(each.mean()), "error": error, "together": together, **common})
+            own = {"cosine": float(each.mean()), "error": error, "together": cosine(g_PN.mean(0), h_PN.mean(0))}
+            rows.append({"way": name, **own, "signal": agreement(g_PN), **common})
     return rows
+
+
+def picture(rows: list[dict[str, Any]]) -> bytes:
+    """Draws cosines, signal and the spread of rewards against the step, as PNG."""
+    ways: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        ways.setdefault(row["way"], []).append(row)
+    first, own = next(iter(ways.values())), "the reward's own gradient"
+    looks = styles_of([*ways, own], reference=own)
+
+    def line(name: str, found: list[dict[str, Any]], key: str) -> Line:
+        x, y = (np.array([row[axis] for row in found]) for axis in ("step", key))
+        return Line(name, looks[name], [(x, y)])
+
+    cosines, signals = ([line(name, found, key) for name, found in ways.items()] for key in ("cosine", "signal"))
+    signals.append(line(own, first, "agreement"))
+    spread = replace(line(own, first, "std"), label="rewards of a prompt's videos")
+    panels = [
+        Panel("step of the chain", "cosine with the reward's own gradient", "One prompt", cosines),
+        Panel("step of the chain", "agreement between prompts", "Many prompts", signals),
+        Panel("step of the chain", "standard deviation", "What the noise of the step changes", [spread]),
+    ]
+    return png_of_panels([panels], 13.5, 4.8)
 
 
 def of_the_batch(here: list[Found]) -> Tensor:
@@ -186,17 +216,18 @@ def main(arguments: list[str]) -> None:
             about = {"card": processor(), "overrides": options.overrides, "prompts": len(found), "group": options.group}
             if options.out:
                 write_atomic(options.out, json.dumps(about | {"rows": rows}, indent=1).encode())
+                write_atomic(options.out.with_suffix(".png"), picture(rows))
     say(table(rows).markdown())
 
 
 def table(rows: list[dict[str, Any]]) -> Grid:
     """Returns the rows as a table, cosines with their standard errors over prompts."""
-    heads = ["step", "advantages of", "cosine", "cosine, together", "agreement", "std of rewards", "reach"]
+    heads = ["step", "advantages of", "cosine", "cosine, together", "signal", "agreement", "std of rewards", "reach"]
     return Grid(
         heads,
         [
             [str(row["step"]), row["way"], f"{row['cosine']:.2f} ± {row['error']:.2f}", f"{row['together']:.2f}"]
-            + [f"{row[key]:.3f}" for key in ("agreement", "std", "reach")]
+            + [f"{row[key]:.3f}" for key in ("signal", "agreement", "std", "reach")]
             for row in rows
         ],
         words=2,

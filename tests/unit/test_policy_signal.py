@@ -63,6 +63,8 @@ def test_the_signal_of_a_model_is_measured(tmp_path: Path, capsys: pytest.Captur
     ways = ["this step, 4 videos", "this step, 5 videos", "all steps, 5 videos", "this step, mean of the batch"]
     assert [(row["step"], row["way"]) for row in found["rows"]] == [(step, way) for step in (0, 2) for way in ways]
     assert all(-1 <= row["cosine"] <= 1 and math.isfinite(row["agreement"]) for row in found["rows"])
+    assert all(math.isfinite(row["signal"]) for row in found["rows"])
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert "| 2 | all steps, 5 videos |" in capsys.readouterr().out
     for wrong, words in ((["--steps", "3"], "are 0 to 2"), (["--prompts", "1"], "--prompts must be 2 or more")):
         with pytest.raises(ValueError, match=words):
