@@ -109,7 +109,7 @@ def measurements(options: Any, folder: Path) -> Iterator[dict[str, Any]]:
         for again in ("", "-again"):
             name = f"prompts-{count}{again}"
             own = [f"name={name}", "data.source=prompts", f"data.prompts={file}"]
-            found = trained(["toy-ddpo", *own, *common], folder / "runs" / name)
+            found = trained(["toy-ddpo", "method.same_start=false", *own, *common], folder / "runs" / name)
             yield {"source": f"prompts{', known before' if again else ''}", "rows": count, **found}
     if options.clips:
         few = _few_clips(folder, options.overrides)

@@ -1,6 +1,7 @@
 """Command lines of the parts: their parsers, and the presets of the full-size steps."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 PRESETS: dict[str, dict[str, int]] = {
@@ -33,3 +34,10 @@ def check_out(out: Path) -> None:
     """Raises ValueError unless ``--out`` can be a file's path."""
     if out.is_dir() or not out.absolute().parent.is_dir():
         raise ValueError(f"--out {out}: expected a file in a folder that exists")
+
+
+def refuse(overrides: Sequence[str], fixed: Sequence[str]) -> None:
+    """Raises ValueError for an override of a setting that the part fixes itself, as ``key=value``."""
+    keys = {each.partition("=")[0] for each in fixed}
+    if own := sorted(keys & {each.partition("=")[0] for each in overrides}):
+        raise ValueError(f"{own[0]} is set by this benchmark; leave it out (see --help for its options)")

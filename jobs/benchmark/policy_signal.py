@@ -6,12 +6,12 @@
 For each prompt one chain runs to a step; there ``--group`` videos take noise z of their own and go on. The policy
 gradient of that step is g = J^T mean(A z), with A the advantages and J the derivative of the step's mean with respect
 to the trained weights. The reward's own gradient of the same step is h = J^T mean(dr / dx'), through the rest of the
-chain. Both take one backward pass, since all videos of the prompt share the step.
+chain, over ``--pathwise`` videos.
 
     cosine            of g and h of one prompt: 1 is a policy gradient without noise
     cosine, together  of the mean g and the mean h over all prompts
     agreement         of h between prompts, mean <h_p, h_q> / mean |h_p|^2: what a step on one prompt does for another
-    signal            the same of g. The squared signal-to-noise ratio of a batch is this times its number of prompts
+    signal            the same of g. P times this, where it is small, is the squared signal-to-noise ratio of P prompts
 
 With ``--out`` a picture is written beside the numbers.
 """
@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jobs.benchmark.options import check_out, make_parser
+from jobs.benchmark.options import check_out, make_parser, refuse
 from jobs.benchmark.record import processor
 from rlvid.algorithms.advantages import standardised
 from rlvid.algorithms.base import Batch, Context, Stopwatch
@@ -75,7 +75,7 @@ def measure_step(context: Context, batch: Batch, before: Tensor, step: int, path
         part = batch.take(rows)
         latents = denoise(
             model, after_G[list(rows)], part.text_BLD, grid[step + 1 :], guidance=config.sampling.guidance, eta=eta,
-            gradient_steps=len(grid) - step - 1 if gradient else 0, recompute=False,
+            gradient_steps=len(grid) - step - 1 if gradient else 0, recompute=False, final=config.sampling.final_level,
             noise=lambda index: context.normal("ddim", part, step + 1 + index),
         )  # fmt: skip
         return score(context, part, latents).reward_B
@@ -183,9 +183,20 @@ def of_the_batch(here: list[Found]) -> Tensor:
 def settings(options: argparse.Namespace) -> RunConfig:
     """Returns the run whose steps are measured."""
     fixed = [f"train.group_size={options.group}", f"train.batch_size={options.group}", "train.workers=1"]
-    if options.prompts < 2 or not 0 < options.pathwise <= options.group:
-        raise ValueError("--prompts must be 2 or more, and --pathwise from 1 to --group")
+    refuse(options.overrides, fixed)
+    if options.prompts < 2 or options.group < 2 or not 0 < options.pathwise <= options.group:
+        raise ValueError("--prompts and --group must be 2 or more, and --pathwise from 1 to --group")
+    if options.out and options.out.suffix == ".png":
+        raise ValueError(
+            f"--out {options.out}: the picture gets this name; name the numbers' file, such as signal.json"
+        )
     config = load_config("toy-grpo", ["sampling.steps=10", *options.overrides, *fixed])
+    if config.reward.without_gradient:
+        raise ValueError(f"reward.name = {config.reward.without_gradient!r} gives no gradient to compare with")
+    if config.model.finetune != "lora":
+        raise ValueError(
+            f"model.finetune = {config.model.finetune!r}: the gradients of an adapter are measured; leave it"
+        )
     last = config.sampling.steps - 2
     if not all(0 <= step <= last for step in options.steps):
         raise ValueError(f"--steps {options.steps}: the random steps of this chain are 0 to {last}")

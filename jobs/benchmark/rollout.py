@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from jobs.benchmark.options import check_out, make_parser
+from jobs.benchmark.options import check_out, make_parser, refuse
 from jobs.benchmark.parts import Calls, reset_peak
 from jobs.benchmark.record import processor
 from rlvid.algorithms.base import Algorithm, Batch, Context, Stopwatch, peak_memory
@@ -49,9 +49,9 @@ def settings(options: argparse.Namespace, way: list[str]) -> RunConfig:
     """Returns a way's run, whose rollouts are of the whole batch."""
     size = f"train.batch_size={options.batch}"
     fixed = [size, f"train.group_size={options.batch // 2}", "train.workers=1", f"train.rollout_batch={options.batch}"]
-    return load_config(
-        "toy-grpo", ["method.window_range=[0,1]", "method.same_start=false", *options.overrides, *fixed, *way]
-    )
+    fixed += ["train.micro_batch=null", "method.window_range=[0,1]", "method.same_start=false"]
+    refuse(options.overrides, [*fixed, "method.window"])
+    return load_config("toy-grpo", [*options.overrides, *fixed, *way])
 
 
 def measure(algorithm: Algorithm, engine: TorchEngine, batch: Batch) -> dict[str, float]:
@@ -82,6 +82,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--repeats", type=int, default=2, help="turns after the first, which is not counted")
     parser.add_argument("--out", type=Path, help="file for the numbers, JSON")
     options = parser.parse_intermixed_args(arguments)
+    if options.batch < 4 or options.batch % 2 or options.repeats < 1:
+        raise ValueError(f"--batch {options.batch} must be even and 4 or more, --repeats {options.repeats} 1 or more")
     if options.out:
         check_out(options.out)
     runs = {name: settings(options, way) for name, way in WAYS.items()}

@@ -133,17 +133,19 @@ class Dpok(Algorithm):
             advantage_B = torch.where(scored.valid_B, scored.reward_B - expected_B, 0.0)
         with context.stopwatch.stage("replay"):
             now = replay(context, taken)
-            with torch.no_grad(), context.model.base():
-                base = replay(context, taken).prediction
         ratio_B, reach = (now.log_probability_B - taken.log_probability_B).exp(), clip_range(context, self.method)
         gain = (advantage_B * ratio_B.clamp(1 - reach, 1 + reach)).mean()
-        distance = (now.prediction.eps - base.eps).square().mean()
+        loss = -self.method.reward_weight * gain
         metrics = {
-            "policy/kl": distance,
             "policy/clip_fraction": ((ratio_B - 1).abs() > reach).float(),
             "policy/advantage": advantage_B.abs(),
         }
-        return -self.method.reward_weight * gain + self.method.kl * distance, totals(**metrics)
+        if self.method.kl:
+            with context.stopwatch.stage("replay"), torch.no_grad(), context.model.base():
+                base = replay(context, taken).prediction
+            metrics["policy/kl"] = (now.prediction.eps - base.eps).square().mean()
+            loss = loss + self.method.kl * metrics["policy/kl"]
+        return loss, totals(**metrics)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the value network and its optimiser."""

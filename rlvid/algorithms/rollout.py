@@ -40,7 +40,7 @@ class Transition:
 
 @dataclass(frozen=True)
 class Rollout:
-    """The random steps of a micro-batch that are trained on, and where its chains led.
+    """The random steps of a micro-batch that are trained on, and the clean latents at the end of its chains.
 
     Attributes:
         timestep_D: the whole chain's.
@@ -184,7 +184,7 @@ def roll_out(context: Context, batch: Batch, kept: Steps | None = None) -> Rollo
         kept: the steps of each video to keep; default: all random ones.
     """
     grid, own, method = timesteps(context.config.sampling.steps), windows(context, batch), policy(context)
-    starts, kept = context.config.train.group_size if method.same_start else 1, kept or own
+    starts, kept = context.config.videos_per_start, kept or own
     random = None if method.all_random and starts == 1 else own
     states, probability = [dict[int, Tensor]() for _ in own], list[Tensor]()
 

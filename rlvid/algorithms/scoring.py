@@ -38,11 +38,14 @@ class BatchRewards:
 
 
 def plan(context: Context, batch: Batch) -> FramePlan:
-    """Returns SegVR's frames and TAR's weights, chosen before decoding; all frames for a reward of whole videos."""
-    settings = context.config.reward
+    """Returns SegVR's frames and TAR's weights, chosen before decoding; all frames for a reward of whole videos.
+
+    Videos from one start get the same frames. Else the choice of frames would be noise in the comparison of the videos.
+    """
+    settings, starts = context.config.reward, context.config.videos_per_start
     if whole_video(context.reward):
         return every_frame(context, batch)
-    positions = [(serial,) for serial in batch.serials]
+    positions = [(serial - serial % starts,) for serial in batch.serials]
     uniform_BS = randomness.uniform((settings.segments,), context.config.seed, "segments", positions)
     return plan_frames(
         uniform_BS.to(batch.text_BLD.device),

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from rlvid.config.guard import GuardConfig
-from rlvid.config.methods import VALUE_METHODS, AnyMethod, InstructVideoConfig
+from rlvid.config.methods import VALUE_METHODS, AnyMethod, InstructVideoConfig, PolicyGradient
 from rlvid.config.model import ModelConfig, SamplingConfig
 from rlvid.config.parse import explain, read_named, split_override
 from rlvid.config.reward import RewardConfig
@@ -50,11 +50,9 @@ class RunConfig(Section):
                 f"needs; choose another reward, or one of {VALUE_METHODS}"
             )
         if self.model.finetune == "full" and self.method.needs_base:
-            free = not self.method.model_copy(update={"kl": 0.0}).needs_base
             raise ValueError(
-                "model.finetune = 'full' keeps no copy of the base model, which "
-                f"{'method.kl' if free else f'method {self.method.name!r}'} compares with; "
-                f"set model.finetune=lora{' or method.kl=0' if free else ''}"
+                "model.finetune = 'full' keeps no copy of the base model, which method.kl compares with; "
+                "set model.finetune=lora or method.kl=0"
             )
         self._data_fits()
         share, rest = divmod(self.train.batch_size, self.train.workers)
@@ -148,6 +146,12 @@ class RunConfig(Section):
     def rollout_batch(self) -> int:
         """Videos in one forward pass of a worker that samples what it then trains on."""
         return self.train.rollout_batch or self.micro_batch
+
+    @property
+    def videos_per_start(self) -> int:
+        """Neighbouring samples that start from the same noise and are scored at the same frames."""
+        same = isinstance(self.method, PolicyGradient) and self.method.same_start
+        return self.train.group_size if same else 1
 
     @property
     def fingerprint(self) -> str:

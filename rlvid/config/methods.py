@@ -144,7 +144,11 @@ class PolicyGradient(Method):
     needs_gradient: ClassVar[bool] = False
     eta: ClassVar[float] = 1.0
 
-    clip_range: float = Field(1e-4, gt=0, description="how far the probability ratio may move from 1")
+    clip_range: float = Field(
+        1e-4,
+        gt=0,
+        description="how far the probability ratio may move from 1; counts from the second optimiser step on a batch",
+    )
     clip_relative: bool = Field(
         False, description="whether clip_range is in units of 1 / sqrt(latent elements), the spread of the log-ratio"
     )
@@ -159,7 +163,9 @@ class PolicyGradient(Method):
         description="part of the chain that windows lie in, as shares of its random steps; [0, 0.5]: the noisy half",
     )
     same_start: bool = Field(
-        False, description="whether the train.group_size videos of a prompt start from the same noise"
+        False,
+        description="whether the train.group_size videos of a prompt start from the same noise, and are scored at the "
+        "same frames",
     )
 
     @property
@@ -194,6 +200,11 @@ class PolicyGradient(Method):
             raise ValueError(
                 f"method.window_range = {list(self.window_range)}: the first share must be smaller than the second; "
                 "allowed: 0 to 1, such as [0, 0.5]"
+            )
+        if self.same_start and group_size < 2:
+            raise ValueError(
+                f"train.group_size = {group_size}: method.same_start is for several videos of a prompt; set "
+                "train.group_size to 2 or more, or method.same_start=false"
             )
         within = len(self.window_steps(steps))
         if self.window is not None and self.window > within:
@@ -233,6 +244,11 @@ class DdpoConfig(ClippedPolicy):
     def check(self, steps: int, eta: float, batch_size: int, group_size: int) -> None:
         """See ``Method.check``."""
         super().check(steps, eta, batch_size, group_size)
+        if self.timestep_fraction < 1 and self.width(steps) == 1:
+            raise ValueError(
+                f"method.timestep_fraction = {self.timestep_fraction} leaves out nothing where a chain has one random "
+                "step; set it to 1, or method.window to 2 or more"
+            )
         if self.buffer < self.min_count:
             raise ValueError(
                 f"method.buffer = {self.buffer} is smaller than method.min_count = {self.min_count}: "
@@ -244,14 +260,18 @@ class GrpoConfig(ClippedPolicy):
     """GRPO on diffusion chains (Flow-GRPO, DanceGRPO 2025): a prompt's videos are compared with each other."""
 
     name: Literal["grpo"] = "grpo"
-    clip_range: float = Field(1e-3, gt=0, description="how far the probability ratio may move from 1")
+    clip_range: float = Field(
+        1e-3,
+        gt=0,
+        description="how far the probability ratio may move from 1; counts from the second optimiser step on a batch",
+    )
     deviation: Literal["group", "batch"] = Field(
         "group", description="the deviation that rewards are divided by: of a prompt's videos, or of the whole batch"
     )
     step_weight: Literal["none", "inverse"] = Field(
         "none",
-        description="weights of steps: 'inverse' makes all steps move the policy alike; with 'none' the first and the "
-        "last ones move it more",
+        description="weights of steps: 'inverse' makes all steps move the policy alike; with 'none' the last random "
+        "step moves it most by far (8 times as much as others with D = 10)",
     )
     kl: float = Field(0.0, ge=0, description="weight of the KL divergence of a step to the base model's, 0 is without")
 
@@ -280,20 +300,28 @@ class DpokConfig(PolicyGradient):
     value_lr: float = Field(1e-4, gt=0, description="learning rate of the value network, with baseline: network")
     baseline: Literal["network", "group"] = Field(
         "network",
-        description="what a reward is compared with: the value network's estimate, or the mean reward of the prompt's "
-        "other videos, which with method.same_start estimates the same value; there is no network then",
+        description="the estimate that is subtracted from a reward: the value network's, or the mean reward of the "
+        "prompt's other videos. With method.same_start both estimate the same value",
     )
 
     @property
     def needs_base(self) -> bool:
         """See ``Method.needs_base``."""
-        return True
+        return self.kl > 0
 
     def check(self, steps: int, eta: float, batch_size: int, group_size: int) -> None:
         """See ``Method.check``."""
         super().check(steps, eta, batch_size, group_size)
-        if self.baseline == "group" and group_size < 2:
+        if self.baseline == "network":
+            return
+        if group_size < 2:
             raise ValueError(_TOO_FEW.format(group_size, "method.baseline = 'group'"))
+        for key in ("value_steps", "value_lr"):
+            if (value := getattr(self, key)) != DpokConfig.model_fields[key].default:
+                raise ValueError(
+                    f"method.{key} = {value}: there is no value network with method.baseline = 'group'; leave the key "
+                    "out, or set method.baseline=network"
+                )
 
 
 class Supervised(Method):

@@ -1,6 +1,5 @@
 """GRPO, held to the published formula, and what rollouts with a window compute and keep."""
 
-import copy
 import math
 from typing import Any
 
@@ -261,10 +260,18 @@ def test_a_rollout_keeps_the_steps_that_are_trained_alone() -> None:
 
 def test_the_base_is_pulled_to_and_the_adapter_comes_back() -> None:
     method = grpo(kl=1.0)
-    before = copy.deepcopy([p.data for p in parameters(method)])
+
+    def prediction() -> Tensor:
+        batch, model = clips(method), method.context.model
+        with torch.no_grad():
+            return model.predict(batch.latents_BCFhw, 500, batch.text_BLD, 3.0).eps
+
+    before = prediction()
     gradient, updates = flat_gradient(method, clips(method))
     assert updates[0].metrics["policy/kl"][0] > 0
-    assert all(torch.equal(p.data, b) for p, b in zip(parameters(method), before, strict=True))
+    assert torch.equal(prediction(), before)
+    with method.context.model.base():
+        assert not torch.equal(prediction(), before)
     still = make({"name": "grpo", "kl": 1.0}, random=False)
     assert flat_gradient(still, clips(still))[1][0].metrics["policy/kl"][0] == 0
     away = grpo()
@@ -346,6 +353,8 @@ def test_what_does_not_fit_is_said_in_one_line(data: dict[str, Any], words: list
 
 
 def test_runs_of_versions_without_the_settings_go_on() -> None:
+    dpok = parse_config({"method": "dpok", "train": {"batch_size": 16, "workers": 2}})
+    assert dpok.fingerprint == "0934fc90c64c", "as it was before these settings"
     config = parse_config({"method": "ddpo", "train": {"batch_size": 16, "workers": 2}})
     assert config.fingerprint == "76a1545803dd", "as it was before these settings"
     other = config.model_copy(update={"train": config.train.model_copy(update={"rollout_batch": 8})})
@@ -353,5 +362,6 @@ def test_runs_of_versions_without_the_settings_go_on() -> None:
     assert other.rollout_batch == 8
     assert config.rollout_batch == config.micro_batch == 8
     for method in ({"name": "dpok", "window": 1}, {"name": "ddpo", "same_start": True}):
-        same = parse_config({"method": method["name"], "train": {"batch_size": 16, "workers": 2}})
+        train = {"batch_size": 16, "workers": 2, "group_size": 2}
+        same = parse_config({"method": method["name"], "train": train})
         assert parse_config({"method": method, "train": same.train.model_dump()}).fingerprint != same.fingerprint

@@ -11,6 +11,10 @@ from helpers import make, parameters
 from jobs.benchmark import policy_signal
 from rlvid.algorithms.base import Batch
 from rlvid.algorithms.rollout import replay, roll_out
+from rlvid.algorithms.scoring import score
+from rlvid.diffusion.chain import denoise
+from rlvid.diffusion.ddim import sigma, step_mean
+from rlvid.diffusion.schedule import timesteps
 from rlvid.toy.tiny import save_tiny_model
 
 
@@ -34,6 +38,40 @@ def test_a_steps_gradient_is_that_of_grpos_log_probabilities() -> None:
     assert policy_signal.cosine(got, expected) > 0.9999
     assert float(got.norm()) == pytest.approx(float(expected.norm()), rel=1e-2)
     assert float(found["h"].norm()) > 0
+
+
+def test_the_rewards_own_gradient_is_that_of_finite_differences() -> None:
+    method = make(
+        {"name": "grpo", "window": 1, "same_start": True}, train={"group_size": 4}, reward={"segments": 4},
+        dtype=torch.float64,
+    )  # fmt: skip
+    context, step, pathwise = method.context, 1, 3
+    model, grid, config = context.model, timesteps(4), context.config
+    text_BLD = model.encode_prompts(["a dog"])
+    batch = Batch(0, [4, 5, 6, 7], ["a dog"] * 4, text_BLD.expand(4, -1, -1), None)
+    before = context.normal("start", batch.take([0])).double()
+    found = policy_signal.measure_step(context, batch, before, step, pathwise)
+    weights, generator = parameters(method), torch.Generator().manual_seed(1)
+    direction = [torch.randn(each.shape, generator=generator).to(each) for each in weights]
+    now, then = model.abar_at(grid[step], before), model.abar_at(grid[step + 1], before)
+    noise_G = context.normal("ddim", batch, step)
+
+    @torch.no_grad()
+    def reward(distance: float) -> float:
+        """The mean reward of the videos, where the weights are moved in this one step alone."""
+        for parameter, way in zip(weights, direction, strict=True):
+            parameter.add_(distance * way)
+        prediction = model.predict(before, grid[step], text_BLD, config.sampling.guidance)
+        for parameter, way in zip(weights, direction, strict=True):
+            parameter.sub_(distance * way)
+        spread = sigma(now, then, 1.0)
+        after_G = step_mean(prediction, then, spread) + spread * noise_G
+        latents = denoise(model, after_G, batch.text_BLD, grid[step + 1 :], guidance=config.sampling.guidance)
+        return float(score(context, batch, latents).reward_B[:pathwise].double().mean())
+
+    expected = (reward(1e-3) - reward(-1e-3)) / 2e-3
+    slope = float(found["h"].double() @ torch.cat([each.flatten() for each in direction]).double())
+    assert slope == pytest.approx(expected, rel=1e-2)
 
 
 def test_agreement_and_the_mean_of_the_batch_are_what_they_say() -> None:
@@ -66,6 +104,14 @@ def test_the_signal_of_a_model_is_measured(tmp_path: Path, capsys: pytest.Captur
     assert all(math.isfinite(row["signal"]) for row in found["rows"])
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert "| 2 | all steps, 5 videos |" in capsys.readouterr().out
-    for wrong, words in ((["--steps", "3"], "are 0 to 2"), (["--prompts", "1"], "--prompts must be 2 or more")):
+    for wrong, words in (
+        (["--steps", "3"], "are 0 to 2"),
+        (["--prompts", "1"], "--prompts and --group must be 2 or more"),
+        (["--group", "1"], "--prompts and --group must be 2 or more"),
+        (["--out", str(tmp_path / "signal.png")], "--out .*png"),
+        (["train.group_size=8"], "train.group_size is set by this benchmark"),
+        (["reward.name=oracle", "reward.held_out=null"], "'oracle' gives no gradient"),
+        (["model.finetune=full"], "model.finetune = 'full'"),
+    ):
         with pytest.raises(ValueError, match=words):
             policy_signal.main([*tiny, *wrong])

@@ -29,3 +29,16 @@ def test_a_batch_of_grpo_is_counted_and_timed(tiny: list[str], tmp_path: Path) -
     assert ways["a call for each video and step"]["calls"] == 6 + 4 * 5
     assert ways["one step"]["calls"] == 6 + 1
     assert all(way["speed/videos_per_second"] > 0 for way in ways.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--repeats", "0"], "--repeats 0"),
+        (["--batch", "3"], "--batch 3"),
+        (["method.window=2"], "method.window is set by this benchmark"),
+    ],
+)
+def test_sizes_that_cannot_be_measured_are_refused(arguments: list[str], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        rollout.main(arguments)
