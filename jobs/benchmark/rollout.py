@@ -9,7 +9,7 @@ All ways make and train on the same prompts and noise, in turns in one process, 
     all steps                        the same, the whole batch in a pass
     window of 4, one step            4 steps or 1 of each chain random and trained
     one step, same start             a prompt's videos are one until that step, and are computed once until then
-    one late step, same start        the same, in the clean half of the chain
+    the last step, same start        the same, with the last random step, as in toy-grpo
 """
 
 import argparse
@@ -41,7 +41,7 @@ WAYS = {
     "window of 4": ["method.window=4"],
     "one step": ["method.window=1"],
     "one step, same start": ["method.window=1", "method.same_start=true"],
-    "one late step, same start": ["method.window=1", "method.same_start=true", "method.window_range=[0.5,1]"],
+    "the last step, same start": ["method.window=1", "method.same_start=true", "method.window_range=[0.9,1]"],
 }
 
 

@@ -21,7 +21,7 @@ def test_a_batch_of_grpo_is_counted_and_timed(tiny: list[str], tmp_path: Path) -
     out = tmp_path / "rollout.json"
     rollout.main(["--batch", "4", "--repeats", "1", "--out", str(out), *tiny, "sampling.steps=6"])
     ways = json.loads(out.read_text())["ways"]
-    late = ways.pop("one late step, same start")["rows"] / 4
+    late = ways.pop("the last step, same start")["rows"] / 4
     assert late < ways.pop("one step, same start")["rows"] / 4 < 14
     assert {name: way["rows"] / 4 for name, way in ways.items()} == {
         "a call for each video and step": 22, "all steps": 22, "window of 4": 20, "one step": 14,
