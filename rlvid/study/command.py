@@ -149,7 +149,7 @@ def export(
     evaluation: Folder = None,
     without: Without = None,
 ) -> None:
-    """Writes preference pairs: prompt, chosen frames, rejected frames, axis, annotator; ties are left out."""
+    """Writes preference pairs: the prompt, the frames of both videos, the preference, the axis, the annotator."""
     from rlvid.study.preferences import check_same, write_preferences
     from rlvid.study.videos import Videos
 
@@ -158,8 +158,8 @@ def export(
     _, asked, answers = _answered(file, without)
     videos = Videos(evaluation or asked.evaluation)
     check_same(asked, videos)
-    count = write_preferences(out, asked, answers, videos)
-    say(f"{count} preference pairs in {short(out)}")
+    count, ties = write_preferences(out, asked, answers, videos)
+    say(f"{count} preference pairs in {short(out)}, {ties} of them ties")
 
 
 def _names(text: str | None, option: str) -> list[str]:

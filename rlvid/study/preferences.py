@@ -1,4 +1,4 @@
-"""Writes a study's answers as preference pairs: chosen and rejected frames in one Parquet file."""
+"""Writes a study's answers as preference pairs, with the frames of both videos, in one Parquet file."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -7,20 +7,13 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import parquet
 
+from rlvid.data.pairs import PAIRS
 from rlvid.files import atomic_file
 from rlvid.study.pairs import Pair
 from rlvid.study.store import Answer, Study
 from rlvid.study.videos import UnreadableError, Videos
 
-SCHEMA = pa.schema(
-    [
-        ("prompt", pa.string()), ("chosen", pa.list_(pa.binary())), ("rejected", pa.list_(pa.binary())),
-        ("axis", pa.string()), ("annotator", pa.string()), ("chosen_model", pa.string()),
-        ("rejected_model", pa.string()), ("set", pa.string()), ("steps", pa.int32()), ("index", pa.int32()),
-        ("copy", pa.int32()), ("fps", pa.float32()),
-    ]
-)  # fmt: skip
-"""One row an answer that is no tie; frames are PNG files."""
+PREFERENCES = {"first": 1.0, "tie": 0.5, "second": 0.0}
 
 
 def difference(pair: Pair, videos: Videos) -> str | None:
@@ -46,31 +39,27 @@ def check_same(study: Study, videos: Videos) -> None:
             )
 
 
-def write_preferences(path: Path, study: Study, answers: Sequence[Answer], videos: Videos) -> int:
-    """Writes the file atomically, without attention checks and ties; returns its number of rows."""
-    decided: dict[Pair, list[Answer]] = defaultdict(list)
+def write_preferences(path: Path, study: Study, answers: Sequence[Answer], videos: Videos) -> tuple[int, int]:
+    """Writes the file atomically, without attention checks; returns the numbers of its rows and of ties among them."""
+    given: dict[Pair, list[Answer]] = defaultdict(list)
     pairs = {pair.number: pair for pair in study.pairs}
     for answer in answers:
-        if answer.chosen != "tie" and not pairs[answer.pair].check:
-            decided[pairs[answer.pair]].append(answer)
-    with atomic_file(path) as part, parquet.ParquetWriter(part, SCHEMA, compression="zstd") as file:
-        for pair, each in decided.items():
-            file.write_table(pa.Table.from_pylist(_rows(pair, each, videos), SCHEMA))
-    return sum(map(len, decided.values()))
+        if not pairs[answer.pair].check:
+            given[pairs[answer.pair]].append(answer)
+    with atomic_file(path) as part, parquet.ParquetWriter(part, PAIRS, compression="zstd") as file:
+        for pair, each in given.items():
+            file.write_table(pa.Table.from_pylist(_rows(pair, each, videos), PAIRS))
+    written = [answer.chosen for each in given.values() for answer in each]
+    return len(written), written.count("tie")
 
 
 def _rows(pair: Pair, answers: Sequence[Answer], videos: Videos) -> list[dict[str, object]]:
-    models = {"first": pair.first, "second": pair.second}
-    frames = {name: videos.frames(model, pair.case) for name, model in models.items()}
-    rows = []
-    for answer in answers:
-        chosen, rejected = ("first", "second") if answer.chosen == "first" else ("second", "first")
-        rows.append(
-            {
-                "prompt": pair.prompt, "chosen": frames[chosen], "rejected": frames[rejected], "axis": answer.axis,
-                "annotator": answer.annotator, "chosen_model": models[chosen], "rejected_model": models[rejected],
-                "set": pair.case.set, "steps": pair.case.steps, "index": pair.case.index, "copy": pair.case.copy,
-                "fps": videos.fps(pair.first, pair.case),
-            }
-        )  # fmt: skip
-    return rows
+    common = {
+        "prompt": pair.prompt, "a": videos.frames(pair.first, pair.case), "b": videos.frames(pair.second, pair.case),
+        "a_model": pair.first, "b_model": pair.second, "set": pair.case.set, "steps": pair.case.steps,
+        "index": pair.case.index, "copy": pair.case.copy, "fps": videos.fps(pair.first, pair.case),
+    }  # fmt: skip
+    return [
+        common | {"preference": PREFERENCES[each.chosen], "axis": each.axis, "annotator": each.annotator}
+        for each in answers
+    ]

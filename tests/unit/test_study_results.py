@@ -155,14 +155,19 @@ def test_preference_pairs(store: Store, tmp_path: Path, monkeypatch: pytest.Monk
     out = tmp_path / "pairs.parquet"
     assert rlvid(monkeypatch, "export", str(store.path), "--out", str(out)) == 0
     rows = parquet.read_table(out).to_pylist()
-    assert len(rows) == 9 + 12
+    assert len(rows) == 24
+    assert [row["preference"] for row in rows].count(0.5) == 24 - (9 + 12)
+    orders = {}
     for row in rows:
-        models = [["base", "tuned"].index(row[key]) for key in ("chosen_model", "rejected_model")]
+        models = [["base", "tuned"].index(row[key]) for key in ("a_model", "b_model")]
         assert sorted(models) == [0, 1]
-        chosen, rejected = (frames(model, row["index"], row["steps"]) for model in models)
-        assert (row["chosen"], row["rejected"]) == (chosen, rejected)
+        a, b = (frames(model, row["index"], row["steps"]) for model in models)
+        assert (row["a"], row["b"]) == (a, b)
+        assert orders.setdefault((row["index"], row["steps"]), models) == models, "a pair has one order"
         assert row["prompt"] == PROMPTS["in_domain"][row["index"]]
-    tuned = [(row["annotator"], row["axis"]) for row in rows if row["chosen_model"] == "tuned"]
+    chosen = {1.0: "a_model", 0.0: "b_model"}
+    decided = [row for row in rows if row["preference"] != 0.5]
+    tuned = [(row["annotator"], row["axis"]) for row in decided if row[chosen[row["preference"]]] == "tuned"]
     assert {each: tuned.count(each) for each in set(tuned)} == {
         ("ada", "quality"): 4, ("ben", "quality"): 3, ("ada", "alignment"): 6, ("ben", "alignment"): 5,
     }  # fmt: skip
