@@ -1,0 +1,1 @@
+"""Models and losses of rewards that are fitted to preference pairs. Pure torch."""

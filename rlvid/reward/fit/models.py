@@ -1,0 +1,156 @@
+"""Models of fitted rewards: a CLIP that scores images, and a small transformer over its features that scores videos."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from open_clip.model import CLIP
+from open_clip.transformer import ResidualAttentionBlock
+from torch import Tensor, nn
+
+from rlvid.reward.clip import at_least_float32, in_chunks
+from rlvid.reward.preprocess import Preprocess, normalise
+
+LARGEST_SCALE = 100.0
+"""Of cosines, as in CLIP."""
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Features of B videos of F frames: normalised ``image_BFD`` and ``text_BD``, and N numbers of their patches."""
+
+    image_BFD: Tensor
+    text_BD: Tensor
+    patch_BFN: Tensor
+
+
+class Backbone(nn.Module):
+    """Features of a CLIP, with a gradient in its weights and in pixels.
+
+    Args:
+        clip: an open_clip model; its parameters that require a gradient are fitted.
+        preprocess: the policy that makes frames the model's input.
+        grid: patches of a frame are averaged to ``grid`` x ``grid``; 0 for none.
+        chunk: most images in one pass of the model.
+        recompute: whether activations are computed again in the backward pass.
+    """
+
+    def __init__(
+        self, clip: CLIP, preprocess: Preprocess, *, grid: int = 0, chunk: int = 64, recompute: bool = False
+    ) -> None:
+        super().__init__()
+        self.clip, self.preprocess, self.grid, self.chunk, self.recompute = clip, preprocess, grid, chunk, recompute
+        clip.visual.output_tokens = grid > 0
+
+    @property
+    def width(self) -> int:
+        """Numbers of a frame's features: its embedding's and its patches'."""
+        return self.clip.visual.output_dim + self.grid**2 * self.clip.visual.ln_post.normalized_shape[0]
+
+    def text(self, tokens_BL: Tensor) -> Tensor:
+        """Returns normalised text_BD, float32 or float64, from token ids."""
+        return nn.functional.normalize(at_least_float32(self.clip.encode_text(tokens_BL)), dim=-1)
+
+    def forward(self, frames_BFCHW: Tensor, tokens_BL: Tensor) -> Frames:
+        """Returns the features of frames in [0, 1] and of their prompts."""
+        images = normalise(self.preprocess(frames_BFCHW.flatten(0, 1))).to(self.clip.logit_scale.dtype)
+        flat = in_chunks(self._look, self.chunk, self.recompute, images)
+        flat_BFN, size = at_least_float32(flat).unflatten(0, frames_BFCHW.shape[:2]), self.clip.visual.output_dim
+        image_BFD = nn.functional.normalize(flat_BFN[..., :size], dim=-1)
+        return Frames(image_BFD, self.text(tokens_BL), flat_BFN[..., size:])
+
+    def _look(self, images_NCHW: Tensor) -> Tensor:
+        """Returns embeddings and averaged patches in one row an image."""
+        if not self.grid:
+            return self.clip.visual(images_NCHW)
+        embedding_ND, patch_NPW = self.clip.visual(images_NCHW)
+        square = patch_NPW.transpose(1, 2).unflatten(2, self.clip.visual.grid_size)
+        coarse = nn.functional.adaptive_avg_pool2d(square, self.grid)
+        return torch.cat([embedding_ND, coarse.flatten(2).transpose(1, 2).flatten(1)], 1)
+
+
+class ImageScorer(nn.Module):
+    """Scores images against prompts by the scaled cosine of a CLIP: the one axis of an image reward."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    @property
+    def scale(self) -> Tensor:
+        """The factor of cosines."""
+        return at_least_float32(self.backbone.clip.logit_scale).exp().clamp(max=LARGEST_SCALE)
+
+    def forward(self, frames_BSCHW: Tensor, tokens_BL: Tensor) -> Tensor:
+        """Returns scores (B, 1): the mean over S frames."""
+        found = self.backbone(frames_BSCHW, tokens_BL)
+        return self.scale * torch.einsum("bsd,bd->bs", found.image_BFD, found.text_BD).mean(1, keepdim=True)
+
+
+class VideoScorer(nn.Module):
+    """Scores whole videos of any number of frames, an axis a head, by a transformer over the features of frames.
+
+    Its tokens are a learned one for each axis, one of the prompt, and one of each frame, with the sinusoidal position
+    of the frame's number (Vaswani et al. 2017, section 3.5). Patches say where things are, which an embedding does
+    not; their change over frames is motion.
+
+    Args:
+        backbone: with a grid of patches.
+        axes: number of heads A.
+        width: of tokens; a multiple of 2 and of ``heads``.
+        layers: of the transformer.
+        heads: of its attention.
+    """
+
+    def __init__(self, backbone: Backbone, axes: int, *, width: int = 128, layers: int = 2, heads: int = 4) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.frame = nn.Linear(backbone.width, width)
+        self.prompt = nn.Linear(backbone.clip.visual.output_dim, width)
+        self.axis = nn.Parameter(torch.randn(axes, width) * width**-0.5)
+        self.blocks = nn.ModuleList(ResidualAttentionBlock(width, heads) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Parameter(torch.randn(axes, width) * width**-0.5)
+
+    def forward(self, frames_BFCHW: Tensor, tokens_BL: Tensor) -> Tensor:
+        """Returns scores (B, A) of videos in [0, 1]."""
+        found = self.backbone(frames_BFCHW, tokens_BL)
+        frame_BFW = self.frame(torch.cat([found.image_BFD, found.patch_BFN], 2).to(self.head))
+        frame_BFW = frame_BFW + positions(frame_BFW.shape[1], frame_BFW.shape[2]).to(frame_BFW)
+        axis_BAW = self.axis.expand(len(frame_BFW), -1, -1)
+        token_BTW = torch.cat([axis_BAW, self.prompt(found.text_BD.to(self.head))[:, None], frame_BFW], 1)
+        for block in self.blocks:
+            token_BTW = block(token_BTW)
+        read_BAW = self.norm(token_BTW[:, : len(self.axis)])
+        return torch.einsum("baw,aw->ba", read_BAW, self.head)
+
+
+def positions(count: int, width: int) -> Tensor:
+    """Returns sinusoidal positions (count, width), float32: sines of width / 2 frequencies, then cosines."""
+    frequency = torch.exp(torch.arange(width // 2) * (-math.log(10_000) / (width // 2)))
+    angle = torch.arange(count)[:, None] * frequency
+    return torch.cat([angle.sin(), angle.cos()], 1)
+
+
+def choose_layers(clip: CLIP, layers: int | None) -> None:
+    """Lets the last ``layers`` groups of both towers be fitted; None for all weights, 0 for none.
+
+    A group is, from the end: the projection, the last block with its norm, then a block each.
+
+    Raises:
+        ValueError: a tower has fewer groups.
+    """
+    towers = (
+        (clip.visual.proj, clip.visual.ln_post, clip.visual.transformer.resblocks),
+        (clip.text_projection, clip.ln_final, clip.transformer.resblocks),
+    )
+    most = 1 + min(len(blocks) for _, _, blocks in towers)
+    if layers is not None and not 0 <= layers <= most:
+        raise ValueError(f"layers = {layers}: the smaller tower has {most} groups of layers; allowed: 0 to {most}")
+    clip.requires_grad_(layers is None)
+    if layers:
+        clip.logit_scale.requires_grad_(True)
+        for projection, norm, blocks in towers:
+            projection.requires_grad_(True)
+            for each in (norm, *blocks[len(blocks) - layers + 1 :]) if layers > 1 else ():
+                each.requires_grad_(True)
