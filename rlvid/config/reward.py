@@ -10,14 +10,16 @@ from pydantic import Field, field_validator, model_validator
 from rlvid.config.section import Section
 
 SingleReward = Literal[
-    "builtin", "oracle", "hpsv2", "hpsv2.1", "pickscore", "clip", "aesthetic", "imagereward", "brightness",
+    "builtin", "oracle", "hpsv2", "hpsv2.1", "pickscore", "clip", "aesthetic", "imagereward", "fitted", "brightness",
     "compression", "custom",
 ]  # fmt: skip
 Preset = Literal["hpsv2", "instructvideo", "videox_fun", "imagereward", "clip", "pickscore"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
-FROM_A_FILE = ("hpsv2", "hpsv2.1", "pickscore", "clip", "aesthetic", "imagereward")
-"""Rewards whose weights are a file or folder of the user's."""
+PUBLISHED = ("hpsv2", "hpsv2.1", "pickscore", "clip", "aesthetic", "imagereward")
+"""Published rewards, whose weights are a file or folder of the user's."""
+FROM_A_FILE = (*PUBLISHED, "fitted")
+"""The same, and what ``rlvid reward fit`` wrote."""
 NOT_DIFFERENTIABLE = {"oracle"}
 """Rewards without a gradient."""
 
@@ -98,13 +100,15 @@ class RewardPart(Section):
     @model_validator(mode="after")
     def _path_fits(self) -> "RewardPart":
         check_path(self.name, self.path, "path")
-        if self.preprocess is not None and self.name not in FROM_A_FILE:
-            raise ValueError(f"preprocess is for {', '.join(FROM_A_FILE)}, not for {self.name!r}")
+        if self.preprocess is not None and self.name not in PUBLISHED:
+            raise ValueError(f"preprocess is for {', '.join(PUBLISHED)}, not for {self.name!r}")
         return self
 
     @property
     def label(self) -> str:
-        """The name of its metric: the reward's name, or that of the user's function or server."""
+        """The name of its metric: the reward's name, or that of the user's function, server or folder."""
+        if self.name == "fitted" and self.path:
+            return Path(self.path).name
         if self.name != "custom" or not self.path:
             return self.name
         return self.path.partition("://")[2] if is_url(self.path) else self.path.rpartition(":")[2]
@@ -196,9 +200,9 @@ class RewardConfig(Section):
             raise ValueError(
                 f"remote is for a reward of your own (reward.path=FILE.py:FUNCTION), not for {self.name!r}"
             )
-        if self.preprocess is not None and self.name not in FROM_A_FILE:
+        if self.preprocess is not None and self.name not in PUBLISHED:
             raise ValueError(
-                f"preprocess = {self.preprocess!r} is for {', '.join(FROM_A_FILE)}, not for {self.name!r}; in a "
+                f"preprocess = {self.preprocess!r} is for {', '.join(PUBLISHED)}, not for {self.name!r}; in a "
                 "mixture, give it to a part"
             )
         return self
@@ -252,6 +256,8 @@ def check_path(name: str, path: str | None, key: str) -> None:
         raise ValueError(
             f"{key} = {path!r}: the reward {name!r} takes no path; for one of your own, set its name=custom"
         )
+    if name == "fitted" and path == "random":
+        raise ValueError(f"{key} = {path!r}: a fitted reward has no random weights; name a folder of rlvid reward fit")
     if name in FROM_A_FILE and _is_own(path):
         raise ValueError(
             f"{key} = {path!r}: {name!r} takes a checkpoint; for a function of your own, set its name=custom"

@@ -68,9 +68,11 @@ def parse_rewards(text: str) -> tuple[FurtherReward, ...]:
 
 
 def named(name: str, path: str | None) -> str:
-    """Names a reward without its folder."""
+    """Names a reward without its folder; a fitted one by the name of its own."""
     if path == "random":
         return f"{name} with random weights"
+    if path and name == "fitted":
+        return f"{name}, {Path(path).name}"
     return Path(path).name if path and is_function(path) else name
 
 

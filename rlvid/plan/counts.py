@@ -17,7 +17,7 @@ from rlvid.algorithms.base import Batch, Context, Stopwatch
 from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.config import RunConfig
 from rlvid.models.unet3d import UNet3DModel
-from rlvid.reward.load import scores_whole_videos
+from rlvid.reward.load import held_out_scores_whole_videos, scores_whole_videos
 from rlvid.toy.tiny import tiny_model
 
 _BATCHES = 8
@@ -124,7 +124,9 @@ def count(config: RunConfig, frames: int) -> Counts:
     meters = {name: _Meter() for name in ("denoiser", "decoder", "reward", "held_out")}
     model = _counting_model(frames, config.model.decode_chunk, meters)
     whole = scores_whole_videos(config.reward)
-    held_out = _Reward(meters["held_out"], False) if config.reward.held_out else None
+    held_out = None
+    if config.reward.held_out:
+        held_out = _Reward(meters["held_out"], held_out_scores_whole_videos(config.reward))
     context = Context(alone, model, _Reward(meters["reward"], whole), held_out, Stopwatch(torch.device("cpu")))
     algorithm, steps = ALGORITHMS[config.method.name](context), 0
     for index in range(_BATCHES):

@@ -170,11 +170,14 @@ def _reward(names: Sequence[tuple[str | None, str | None]], config: RewardConfig
 
 
 def _judge(name: str | None, path: str | None) -> nn.Module | None:
-    """Returns the network that a reward runs on each image, on the meta device; None for other rewards."""
+    """Returns the network that a reward runs on each image, on the meta device; None for other rewards.
+
+    The head of a fitted video reward is left out: it is small beside its CLIP.
+    """
     with torch.device("meta"):
         if name == "imagereward":
             return _BlipJudge()
-        if name in BUILTIN or name in STRUCTURES:
+        if name in BUILTIN or name in STRUCTURES or name == "fitted":
             return _ClipJudge(_clip_config(name, path))
     return None
 

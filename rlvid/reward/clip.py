@@ -61,6 +61,28 @@ class ImageFeatures(nn.Module):
         return nn.functional.normalize(at_least_float32(features), dim=-1).unflatten(0, frames_BSCHW.shape[:2])
 
 
+class TextFeatures:
+    """Embeds prompts with a frozen CLIP, each once.
+
+    A prompt is embedded by itself: in a batch, its last bits would depend on the other prompts of the batch, so the
+    kept embedding, and a run, would depend on the step at which the process started.
+    """
+
+    def __init__(self, clip: CLIP, tokenise: Tokenise) -> None:
+        self.clip, self.tokenise = clip, tokenise
+        self._kept: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, prompts: list[str]) -> Tensor:
+        """Returns normalised embeddings (B, D), float32, or float64 of such weights."""
+        device = self.clip.logit_scale.device
+        for prompt in dict.fromkeys(prompts):
+            if prompt not in self._kept:
+                features_1D = self.clip.encode_text(self.tokenise([prompt]).to(device))
+                self._kept[prompt] = nn.functional.normalize(at_least_float32(features_1D), dim=-1)[0]
+        return torch.stack([self._kept[prompt] for prompt in prompts])
+
+
 class ClipReward(ImageFeatures):
     """Scores frames against prompts with a CLIP model; the score is a cosine in [-1, 1], without logit scale.
 
@@ -70,7 +92,8 @@ class ClipReward(ImageFeatures):
         preprocess: how frames become the model's input.
         chunk: most images that go through the model at once.
         recompute: see ``in_chunks``.
-        scale: what cosines are multiplied by; PickScore takes the exponential of the model's logit scale.
+        scale: factor of the cosines; PickScore takes the exponential of the model's logit scale.
+        shift: is added to the product.
     """
 
     def __init__(
@@ -82,35 +105,22 @@ class ClipReward(ImageFeatures):
         *,
         recompute: bool = False,
         scale: float = 1.0,
+        shift: float = 0.0,
     ) -> None:
         super().__init__()
         self.clip, self.tokenise, self.preprocess = clip.eval().requires_grad_(False), tokenise, preprocess
-        self.chunk, self.recompute, self.scale = chunk, recompute, scale
-        self._text: dict[str, Tensor] = {}
+        self.chunk, self.recompute, self.scale, self.shift = chunk, recompute, scale, shift
+        self.text_features = TextFeatures(self.clip, tokenise)
 
     @property
     def visual(self) -> nn.Module:  # type: ignore[override]
         """The image tower."""
         return self.clip.visual
 
-    @torch.no_grad()
-    def text_features(self, prompts: list[str]) -> Tensor:
-        """Returns normalised embeddings (B, D) of prompts, float32, computed once for each prompt.
-
-        A prompt is embedded by itself: in a batch, its last bits would depend on the other prompts of the batch, so
-        what is kept here, and a run, would depend on the step at which the process started.
-        """
-        device = self.clip.logit_scale.device
-        for prompt in dict.fromkeys(prompts):
-            if prompt not in self._text:
-                features_1D = self.clip.encode_text(self.tokenise([prompt]).to(device))
-                self._text[prompt] = nn.functional.normalize(at_least_float32(features_1D), dim=-1)[0]
-        return torch.stack([self._text[p] for p in prompts])
-
     def forward(self, frames_BSCHW: Tensor, prompts: list[str]) -> Tensor:
         """Returns scores_BS, float32."""
         cosine_BS = torch.einsum("bsd,bd->bs", self.image_features(frames_BSCHW), self.text_features(prompts))
-        return cosine_BS * self.scale
+        return cosine_BS * self.scale + self.shift
 
 
 def build_clip(config: dict[str, Any]) -> CLIP:

@@ -76,6 +76,11 @@ def load_reward(
         return _remote(path, where, remote, actor) if elsewhere else CustomReward(load_function(path, where))
     settings: dict[str, Any] = {"precision": precision, "preprocess": preprocess, "chunk": chunk or 8}
     settings["recompute"] = checkpoint_activations is not False
+    if name == "fitted":
+        from rlvid.reward.fit.folder import load_fitted
+
+        del settings["preprocess"]
+        return load_fitted(path, device, where=where, **settings)
     if name == "imagereward":
         from rlvid.reward.imagereward import load_imagereward
 
@@ -160,6 +165,10 @@ def check_one(name: str, path: str | None, key: str = "reward.path", remote: Rem
         from rlvid.reward.imagereward import check_files
 
         check_files(path, where)
+    elif name == "fitted":
+        from rlvid.reward.fit.folder import check_fitted
+
+        check_fitted(path, where)
     else:
         from rlvid.reward.published import check_files as check_clip_files
 
@@ -265,12 +274,22 @@ def scores_whole_videos(config: RewardConfig) -> bool:
     """Returns whether the trained reward looks at all frames of a video; functions of the user's are imported to see.
 
     Raises:
-        ValueError: there is no such function.
+        ValueError: there is no such function or folder.
     """
-    return any(
-        name == "oracle" or (name == "custom" and _own_whole_video(str(path), config.remote))
-        for name, path in config.parts
-    )
+    return any(_scores_whole_videos(name, path, config.remote) for name, path in config.parts)
+
+
+def held_out_scores_whole_videos(config: RewardConfig) -> bool:
+    """Returns the same of the held-out reward."""
+    return config.held_out is not None and _scores_whole_videos(config.held_out, config.held_out_path, None)
+
+
+def _scores_whole_videos(name: str, path: str | None, remote: RemoteConfig | None) -> bool:
+    if name == "fitted":
+        from rlvid.reward.fit.folder import check_fitted
+
+        return check_fitted(str(path), _given(name, path, "reward.path")).kind == "video"
+    return name == "oracle" or (name == "custom" and _own_whole_video(str(path), remote))
 
 
 def _own_whole_video(path: str, remote: RemoteConfig | None) -> bool:

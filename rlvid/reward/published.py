@@ -61,7 +61,7 @@ def load_clip_reward(
         ValueError: weights of another model, or what ``check_files`` raises.
     """
     source = check_files(name, path, where)
-    clip, tokenise = _random(name) if source is None else _published(name, source, where)
+    clip, tokenise = _random(name) if source is None else load_clip(name, source, where)
     scale = float(clip.logit_scale.detach().float().exp()) if name == "pickscore" else 1.0
     clip = clip.to(device, getattr(torch, precision))
     size = clip.visual.image_size
@@ -81,7 +81,7 @@ def check_files(name: str, path: str, where: str) -> Path | None:
     """
     source = find_files(name, path, where)
     if source is not None:
-        _fitted(name, source, headers(source, where), where)
+        check_clip(name, source, headers(source, where), where)
         if name == "aesthetic":
             headers(source / HEAD_FILE, where)
         if name in HPS_FILES and source.is_file():
@@ -171,8 +171,12 @@ def structure(name: str, source: Path | None, where: str) -> dict[str, Any]:
     return config
 
 
-def _fitted(name: str, source: Path, weights: dict[str, Tensor], where: str) -> tuple[CLIP, dict[str, Tensor]]:
-    """Returns the model on the meta device, and the weights under its names, which fit."""
+def check_clip(name: str, source: Path, weights: dict[str, Tensor], where: str) -> tuple[CLIP, dict[str, Tensor]]:
+    """Returns the model on the meta device, and the weights under its names.
+
+    Raises:
+        ValueError: they do not fit.
+    """
     if any(key.startswith("vision_model.") for key in weights):
         weights = open_clip_names(weights)
     with torch.device("meta"):
@@ -181,8 +185,13 @@ def _fitted(name: str, source: Path, weights: dict[str, Tensor], where: str) -> 
     return clip, weights
 
 
-def _published(name: str, source: Path, where: str) -> tuple[CLIP, Tokenise]:
-    clip, weights = _fitted(name, source, read_weights(source, where), where)
+def load_clip(name: str, source: Path, where: str) -> tuple[CLIP, Tokenise]:
+    """Returns the model of a file or folder, and its tokenizer.
+
+    Raises:
+        ValueError: as ``check_files``; or a weight is not finite.
+    """
+    clip, weights = check_clip(name, source, read_weights(source, where), where)
     fill(clip, weights, where)
     length = clip.context_length
     clip.register_buffer("attn_mask", torch.full((length, length), -torch.inf).triu(1), persistent=False)  # was on meta

@@ -49,6 +49,8 @@ def reward_text_limit(name: str, path: str | None = None) -> TextLimit | None:
 
         bert = BertTokenizer.from_pretrained(folder, local_files_only=True)
         return TextLimit(reader, imagereward.LENGTH, partial(token_counts, bert))
+    if name == "fitted":
+        return TextLimit(reader, _context_length(folder := Path(path).expanduser()), partial(_clip_counts, folder))
     if name in published.STRUCTURES and (source := published.find_files(name, path, where)):
         return TextLimit(reader, _context_length(source), partial(_clip_counts, source))
     return None

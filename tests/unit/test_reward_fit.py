@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rlvid.reward.clip import ClipReward
 from rlvid.reward.fit.loss import contrastive_loss, preference_loss
-from rlvid.reward.fit.models import Backbone, ImageScorer, VideoScorer, choose_layers, positions
+from rlvid.reward.fit.models import Backbone, ImageScorer, TemporalHead, VideoScorer, choose_layers, positions
 from rlvid.toy.tiny import tiny_reward
 
 PROMPTS = ["a red circle moving left", "a dog"]
@@ -30,7 +30,9 @@ def videos(frames: int, seed: int = 0) -> Tensor:
 def scorer(kind: str, **settings: int | bool) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(5)
     made, tokens_BL = backbone(0 if kind == "image" else 2, **settings)
-    return (ImageScorer(made) if kind == "image" else VideoScorer(made, 2, width=16).double()), tokens_BL
+    if kind == "image":
+        return ImageScorer(made), tokens_BL
+    return VideoScorer(made, TemporalHead(made.width, 16, 2, width=16)).double(), tokens_BL
 
 
 def test_the_loss_is_the_cross_entropy_of_bradley_and_terry() -> None:

@@ -201,6 +201,8 @@ def _rewards(reward: RewardConfig) -> str:
         return " + ".join(f"{part.weight:g} x {markdown_code(part.label)}" for part in reward.mixture)
     if reward.name == "custom" and reward.path:
         return f"a function of the author's own, {markdown_code(Path(reward.path).name)}"
+    if reward.name == "fitted" and reward.path:
+        return f"a fitted one, {markdown_code(Path(reward.path).name)}"
     return markdown_code(reward.name) + (" with random weights" if reward.path == "random" else "")
 
 

@@ -1,7 +1,6 @@
 """Models of fitted rewards: a CLIP that scores images, and a small transformer over its features that scores videos."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 from open_clip.model import CLIP
@@ -13,15 +12,6 @@ from rlvid.reward.preprocess import Preprocess, normalise
 
 LARGEST_SCALE = 100.0
 """Of cosines, as in CLIP."""
-
-
-@dataclass(frozen=True)
-class Frames:
-    """Features of B videos of F frames: normalised ``image_BFD`` and ``text_BD``, and N numbers of their patches."""
-
-    image_BFD: Tensor
-    text_BD: Tensor
-    patch_BFN: Tensor
 
 
 class Backbone(nn.Module):
@@ -44,20 +34,20 @@ class Backbone(nn.Module):
 
     @property
     def width(self) -> int:
-        """Numbers of a frame's features: its embedding's and its patches'."""
-        return self.clip.visual.output_dim + self.grid**2 * self.clip.visual.ln_post.normalized_shape[0]
+        """See ``width_of``."""
+        return width_of(self.clip, self.grid)
 
     def text(self, tokens_BL: Tensor) -> Tensor:
         """Returns normalised text_BD, float32 or float64, from token ids."""
         return nn.functional.normalize(at_least_float32(self.clip.encode_text(tokens_BL)), dim=-1)
 
-    def forward(self, frames_BFCHW: Tensor, tokens_BL: Tensor) -> Frames:
-        """Returns the features of frames in [0, 1] and of their prompts."""
+    def forward(self, frames_BFCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns normalised embeddings image_BFD of frames in [0, 1], and N numbers of their patches, patch_BFN."""
         images = normalise(self.preprocess(frames_BFCHW.flatten(0, 1))).to(self.clip.logit_scale.dtype)
         flat = in_chunks(self._look, self.chunk, self.recompute, images)
         flat_BFN, size = at_least_float32(flat).unflatten(0, frames_BFCHW.shape[:2]), self.clip.visual.output_dim
         image_BFD = nn.functional.normalize(flat_BFN[..., :size], dim=-1)
-        return Frames(image_BFD, self.text(tokens_BL), flat_BFN[..., size:])
+        return image_BFD, flat_BFN[..., size:]
 
     def _look(self, images_NCHW: Tensor) -> Tensor:
         """Returns embeddings and averaged patches in one row an image."""
@@ -67,6 +57,11 @@ class Backbone(nn.Module):
         square = patch_NPW.transpose(1, 2).unflatten(2, self.clip.visual.grid_size)
         coarse = nn.functional.adaptive_avg_pool2d(square, self.grid)
         return torch.cat([embedding_ND, coarse.flatten(2).transpose(1, 2).flatten(1)], 1)
+
+
+def width_of(clip: CLIP, grid: int) -> int:
+    """Returns how many numbers a frame's features are: those of its embedding and of its patches."""
+    return int(clip.visual.output_dim + grid**2 * clip.visual.ln_post.normalized_shape[0])
 
 
 class ImageScorer(nn.Module):
@@ -83,46 +78,63 @@ class ImageScorer(nn.Module):
 
     def forward(self, frames_BSCHW: Tensor, tokens_BL: Tensor) -> Tensor:
         """Returns scores (B, 1): the mean over S frames."""
-        found = self.backbone(frames_BSCHW, tokens_BL)
-        return self.scale * torch.einsum("bsd,bd->bs", found.image_BFD, found.text_BD).mean(1, keepdim=True)
+        image_BSD, text_BD = self.backbone(frames_BSCHW)[0], self.backbone.text(tokens_BL)
+        return self.scale * torch.einsum("bsd,bd->bs", image_BSD, text_BD).mean(1, keepdim=True)
 
 
-class VideoScorer(nn.Module):
-    """Scores whole videos of any number of frames, an axis a head, by a transformer over the features of frames.
+class TemporalHead(nn.Module):
+    """A transformer over the features of frames that scores a video of any number of frames, an axis a head.
 
     Its tokens are a learned one for each axis, one of the prompt, and one of each frame, with the sinusoidal position
-    of the frame's number (Vaswani et al. 2017, section 3.5). Patches say where things are, which an embedding does
-    not; their change over frames is motion.
+    of the frame's number (Vaswani et al. 2017, section 3.5).
 
     Args:
-        backbone: with a grid of patches.
+        features: numbers of a frame N.
+        text: numbers of a prompt's embedding D.
         axes: number of heads A.
         width: of tokens; a multiple of 2 and of ``heads``.
         layers: of the transformer.
         heads: of its attention.
     """
 
-    def __init__(self, backbone: Backbone, axes: int, *, width: int = 128, layers: int = 2, heads: int = 4) -> None:
+    def __init__(
+        self, features: int, text: int, axes: int, *, width: int = 128, layers: int = 2, heads: int = 4
+    ) -> None:
         super().__init__()
-        self.backbone = backbone
-        self.frame = nn.Linear(backbone.width, width)
-        self.prompt = nn.Linear(backbone.clip.visual.output_dim, width)
+        self.frame, self.prompt = nn.Linear(features, width), nn.Linear(text, width)
         self.axis = nn.Parameter(torch.randn(axes, width) * width**-0.5)
         self.blocks = nn.ModuleList(ResidualAttentionBlock(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Parameter(torch.randn(axes, width) * width**-0.5)
+        self.out = nn.Parameter(torch.randn(axes, width) * width**-0.5)
+
+    def forward(self, frame_BFN: Tensor, text_BD: Tensor) -> Tensor:
+        """Returns scores (B, A)."""
+        frame_BFW = self.frame(frame_BFN.to(self.out))
+        frame_BFW = frame_BFW + positions(*frame_BFW.shape[1:]).to(frame_BFW)
+        axis_BAW = self.axis.expand(len(frame_BFW), -1, -1)
+        token_BTW = torch.cat([axis_BAW, self.prompt(text_BD.to(self.out))[:, None], frame_BFW], 1)
+        for block in self.blocks:
+            token_BTW = block(token_BTW)
+        return torch.einsum("baw,aw->ba", self.norm(token_BTW[:, : len(self.axis)]), self.out)
+
+
+class VideoScorer(nn.Module):
+    """Scores whole videos: a head over the embeddings of frames and over their patches.
+
+    Patches say where things are, which an embedding does not; their change over frames is motion.
+    """
+
+    def __init__(self, backbone: Backbone, head: TemporalHead) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
 
     def forward(self, frames_BFCHW: Tensor, tokens_BL: Tensor) -> Tensor:
         """Returns scores (B, A) of videos in [0, 1]."""
-        found = self.backbone(frames_BFCHW, tokens_BL)
-        frame_BFW = self.frame(torch.cat([found.image_BFD, found.patch_BFN], 2).to(self.head))
-        frame_BFW = frame_BFW + positions(frame_BFW.shape[1], frame_BFW.shape[2]).to(frame_BFW)
-        axis_BAW = self.axis.expand(len(frame_BFW), -1, -1)
-        token_BTW = torch.cat([axis_BAW, self.prompt(found.text_BD.to(self.head))[:, None], frame_BFW], 1)
-        for block in self.blocks:
-            token_BTW = block(token_BTW)
-        read_BAW = self.norm(token_BTW[:, : len(self.axis)])
-        return torch.einsum("baw,aw->ba", read_BAW, self.head)
+        return self.score(frames_BFCHW, self.backbone.text(tokens_BL))
+
+    def score(self, frames_BFCHW: Tensor, text_BD: Tensor) -> Tensor:
+        """Returns the same from the embeddings of prompts."""
+        return self.head(torch.cat(self.backbone(frames_BFCHW), 2), text_BD)
 
 
 def positions(count: int, width: int) -> Tensor:

@@ -1,0 +1,186 @@
+"""The folder of a fitted reward: ``rlvid reward fit`` writes it, and ``reward.name=fitted`` reads it.
+
+=============================  ================================================================================
+file                           content
+=============================  ================================================================================
+``reward.json``                ``Spec``: the kind, the axes, the preprocessing, the mapping of scores
+``open_clip_config.json``      structure of the CLIP
+``model.safetensors``          its weights, by open_clip's names
+``head.safetensors``           of a video reward: the weights over the features of frames
+``tokenizer.json`` and others  the CLIP's tokenizer, unless it is OpenAI's
+=============================  ================================================================================
+
+A reward answers m + s mean_a((raw_a - m_a) / s_a): each axis is standardised by the mean m_a and the deviation s_a of
+base samples, and then has the mean m and the deviation s of the reward that it stands in for, so that its learning
+rates carry over.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from open_clip.model import CLIP
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import CLIPTokenizer
+
+from rlvid.files import damaged, write_atomic
+from rlvid.models.stored import save_tokenizer
+from rlvid.models.weights import check_fit, check_texts, fill, headers, read_json, read_weights
+from rlvid.reward.clip import ClipReward, TextFeatures
+from rlvid.reward.fit.models import Backbone, ImageScorer, TemporalHead, VideoScorer, width_of
+from rlvid.reward.preprocess import Preprocess
+from rlvid.reward.published import check_clip, load_clip
+
+SPEC, HEAD = "reward.json", "head.safetensors"
+Scorer = ImageScorer | VideoScorer
+
+
+class Spec(BaseModel):
+    """``reward.json``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    kind: Literal["image", "video"] = Field(description="scores of single frames, or of whole videos")
+    axes: tuple[str, ...] = Field(min_length=1, description="what was asked, such as quality; a head each")
+    preprocess: dict[str, Any] = Field(description="arguments of Preprocess")
+    grid: int = Field(0, ge=0, description="patches of a frame, averaged to a square of this side (video)")
+    width: int = Field(128, ge=2, description="of the transformer over frames (video)")
+    layers: int = Field(2, ge=1, description="of the transformer over frames (video)")
+    heads: int = Field(4, ge=1, description="of its attention (video)")
+    base_mean: tuple[float, ...] = Field(description="mean raw score of base samples, an axis each")
+    base_deviation: tuple[float, ...] = Field(description="standard deviation of the same, above 0")
+    mean: float = Field(0.0, description="mean of the answers for base samples")
+    deviation: float = Field(1.0, gt=0, description="standard deviation of the same, for one axis")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Spec":
+        if not len(self.axes) == len(self.base_mean) == len(self.base_deviation):
+            raise ValueError("axes, base_mean and base_deviation differ in length")
+        if not all(each > 0 for each in self.base_deviation):
+            raise ValueError(f"base_deviation = {list(self.base_deviation)}: a deviation must be above 0")
+        if self.kind == "image" and len(self.axes) > 1:
+            raise ValueError(f"axes = {list(self.axes)}: a cosine has one axis")
+        if (self.kind == "video") != (self.grid > 0):
+            raise ValueError(f"grid = {self.grid} does not go with kind = {self.kind!r}")
+        Preprocess(**self.preprocess)
+        return self
+
+
+class FittedVideoReward(nn.Module):
+    """A fitted reward of whole videos: ``(frames_BFCHW in [0, 1], prompts) -> score_B``."""
+
+    whole_video = True
+    base_mean_A: Tensor
+    base_deviation_A: Tensor
+
+    def __init__(self, scorer: VideoScorer, text: TextFeatures, spec: Spec) -> None:
+        super().__init__()
+        self.scorer, self.text_features, self.spec = scorer.eval().requires_grad_(False), text, spec
+        self.register_buffer("base_mean_A", torch.tensor(spec.base_mean))
+        self.register_buffer("base_deviation_A", torch.tensor(spec.base_deviation))
+
+    def forward(self, frames_BFCHW: Tensor, prompts: list[str]) -> Tensor:
+        """Returns score_B, at least float32; differentiable."""
+        raw_BA = self.scorer.score(frames_BFCHW, self.text_features(prompts))
+        standard_B = ((raw_BA - self.base_mean_A) / self.base_deviation_A).mean(1)
+        return self.spec.mean + self.spec.deviation * standard_B
+
+
+def save_fitted(
+    folder: Path, spec: Spec, scorer: Scorer, config: dict[str, Any], tokenizer: CLIPTokenizer | None = None
+) -> None:
+    """Writes a fitted reward into a folder that exists.
+
+    Args:
+        folder: of the reward.
+        spec: its settings.
+        scorer: its models.
+        config: the CLIP's structure, in open_clip's form.
+        tokenizer: of the CLIP; None for OpenAI's.
+    """
+    save_file(_weights(scorer.backbone.clip), folder / "model.safetensors")
+    if isinstance(scorer, VideoScorer):
+        save_file(_weights(scorer.head), folder / HEAD)
+    if tokenizer is not None:
+        save_tokenizer(tokenizer, folder)
+    write_atomic(folder / "open_clip_config.json", json.dumps({"model_cfg": config}, indent=2).encode())
+    write_atomic(folder / SPEC, spec.model_dump_json(indent=2).encode())
+
+
+def _weights(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous().cpu() for name, tensor in module.state_dict().items()}
+
+
+def check_fitted(path: str, where: str) -> Spec:
+    """Checks a fitted reward's files without reading its weights; returns its settings.
+
+    Raises:
+        ValueError: a file is missing, damaged, or of another model; ``where`` begins the message.
+    """
+    folder = Path(path).expanduser()
+    if not (folder / SPEC).is_file():
+        raise ValueError(f"{where}: no {SPEC} there; name a folder that rlvid reward fit wrote")
+    check_texts(folder, where)
+    try:
+        spec = Spec.model_validate(read_json(folder / SPEC, where))
+    except (ValidationError, TypeError) as error:
+        reason = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+        named = ".".join(map(str, reason["loc"]))
+        raise damaged(f"{where}: {SPEC}", f"{named}: {reason['msg']}", "fit the reward anew") from None
+    for name in ("open_clip_config.json", *([HEAD] if spec.kind == "video" else [])):
+        if not (folder / name).is_file():
+            raise ValueError(f"{where}: no {name} there; copy the whole folder")
+    clip, _ = check_clip("fitted", folder, headers(folder / "model.safetensors", where), where)
+    if spec.kind == "video":
+        check_fit(build_head(spec, clip).state_dict(), headers(folder / HEAD, where), f"{where}: {HEAD}")
+    return spec
+
+
+def build_head(spec: Spec, clip: CLIP, device: str | torch.device = "meta") -> TemporalHead:
+    """Returns the head of a video reward over the features of a CLIP; on ``meta`` it is without numbers."""
+    sizes = width_of(clip, spec.grid), clip.visual.output_dim, len(spec.axes)
+    with torch.device(device):
+        return TemporalHead(*sizes, width=spec.width, layers=spec.layers, heads=spec.heads)
+
+
+def load_fitted(
+    path: str,
+    device: str | torch.device = "cpu",
+    *,
+    where: str,
+    precision: str = "float32",
+    chunk: int = 8,
+    recompute: bool = True,
+) -> ClipReward | FittedVideoReward:
+    """Loads a fitted reward, frozen.
+
+    Args:
+        path: of its folder.
+        device: where it computes.
+        where: the beginning of errors.
+        precision: of the CLIP's weights; the head of a video reward is float32.
+        chunk: most frames in one pass of the CLIP.
+        recompute: see ``rlvid.reward.clip.in_chunks``.
+
+    Raises:
+        ValueError: as ``check_fitted``; or a weight is not finite.
+    """
+    spec, folder = check_fitted(path, where), Path(path).expanduser()
+    clip, tokenise = load_clip("fitted", folder, where)
+    clip = clip.to(device, getattr(torch, precision))
+    preprocess = Preprocess(**spec.preprocess)
+    if spec.kind == "image":
+        scale = float(ImageScorer(Backbone(clip, preprocess)).scale.detach())
+        factor = spec.deviation / spec.base_deviation[0]
+        return ClipReward(
+            clip, tokenise, preprocess, chunk, recompute=recompute, scale=factor * scale,
+            shift=spec.mean - factor * spec.base_mean[0],
+        )  # fmt: skip
+    head = build_head(spec, clip)
+    fill(head, read_weights(folder / HEAD, where), f"{where}: {HEAD}")
+    backbone = Backbone(clip, preprocess, grid=spec.grid, chunk=chunk, recompute=recompute)
+    return FittedVideoReward(VideoScorer(backbone, head), TextFeatures(clip, tokenise), spec).to(device)

@@ -1,0 +1,168 @@
+"""The folder of a fitted reward: what is saved is what scores, and what does not fit is refused in one line."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import clips, flat_gradient, make
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rlvid.config import parse_config
+from rlvid.plan.counts import count
+from rlvid.reward.clip import build_clip
+from rlvid.reward.fit.folder import FittedVideoReward, Scorer, Spec, build_head, save_fitted
+from rlvid.reward.fit.models import Backbone, ImageScorer, VideoScorer
+from rlvid.reward.load import check_one, check_reward, load_reward, scores_whole_videos, trained_reward
+from rlvid.reward.mixture import MixtureReward
+from rlvid.reward.preprocess import Preprocess
+from rlvid.reward.text_limit import reward_text_limit
+from rlvid.toy.pretrain.text import CONTEXT_LENGTH, build_tokenizer
+
+PROMPTS = ["a red circle moving left", "a dog"]
+WORDS = build_tokenizer()
+STRUCTURE = {
+    "embed_dim": 16,
+    "vision_cfg": {"layers": 1, "width": 16, "head_width": 8, "image_size": 16, "patch_size": 4},
+    "text_cfg": {"context_length": CONTEXT_LENGTH, "vocab_size": len(WORDS), "width": 16, "heads": 2, "layers": 1},
+}
+IMAGE = Spec(
+    kind="image", axes=("quality",), preprocess=asdict(Preprocess(16)), base_mean=(0.5,), base_deviation=(2.0,),
+    mean=0.3, deviation=0.1,
+)  # fmt: skip
+VIDEO = Spec(
+    kind="video", axes=("quality", "motion"), preprocess=asdict(Preprocess(16)), grid=2, width=16, mean=0.3,
+    base_mean=(0.5, -1.0), base_deviation=(2.0, 0.5), deviation=0.1,
+)  # fmt: skip
+
+
+def write(folder: Path, spec: Spec) -> Scorer:
+    """Saves random weights; returns their scorer."""
+    torch.manual_seed(3)
+    clip = build_clip(STRUCTURE)
+    backbone = Backbone(clip, Preprocess(16), grid=spec.grid)
+    scorer = ImageScorer(backbone) if spec.kind == "image" else VideoScorer(backbone, build_head(spec, clip, "cpu"))
+    folder.mkdir()
+    save_fitted(folder, spec, scorer, STRUCTURE, WORDS)
+    return scorer
+
+
+def frames(count: int = 4) -> Tensor:
+    return torch.rand((2, count, 3, 16, 16), generator=torch.Generator().manual_seed(0))
+
+
+def tokens() -> Tensor:
+    return WORDS(PROMPTS, padding="max_length", max_length=CONTEXT_LENGTH, return_tensors="pt").input_ids
+
+
+def test_an_image_reward_answers_what_was_fitted_in_the_unit_of_the_reference(tmp_path: Path) -> None:
+    scorer = write(tmp_path / "mine", IMAGE)
+    reward = load_reward("fitted", path=str(tmp_path / "mine"))
+    raw_BS = torch.cat([scorer(frames()[:, place : place + 1], tokens()) for place in range(4)], 1)
+    torch.testing.assert_close(reward(frames(), PROMPTS), 0.3 + 0.1 * (raw_BS - 0.5) / 2, atol=1e-5, rtol=1e-4)
+    assert not getattr(reward, "whole_video", False)
+    assert not any(each.requires_grad for each in reward.parameters())
+
+
+def test_a_video_reward_answers_the_mean_of_its_standardised_axes(tmp_path: Path) -> None:
+    scorer = write(tmp_path / "mine", VIDEO)
+    reward = load_reward("fitted", path=str(tmp_path / "mine"), chunk=3)
+    assert isinstance(reward, FittedVideoReward)
+    assert reward.whole_video
+    for length in (4, 8):
+        raw_BA = scorer(frames(length), tokens())
+        expected_B = 0.3 + 0.1 * ((raw_BA[:, 0] - 0.5) / 2 + (raw_BA[:, 1] + 1) / 0.5) / 2
+        torch.testing.assert_close(reward(frames(length), PROMPTS), expected_B, atol=1e-5, rtol=1e-4)
+    pixels = frames().requires_grad_()
+    (gradient,) = torch.autograd.grad(reward(pixels, PROMPTS).sum(), pixels)
+    assert (gradient.flatten(2).norm(dim=2) > 0).all(), "every frame has a gradient"
+    assert load_reward("fitted", path=str(tmp_path / "mine"), precision="bfloat16")(frames(), PROMPTS).isfinite().all()
+
+
+def test_runs_train_on_it_and_are_judged_by_it(tmp_path: Path) -> None:
+    write(tmp_path / "still", IMAGE)
+    write(tmp_path / "whole", VIDEO)
+    still, whole = str(tmp_path / "still"), str(tmp_path / "whole")
+    config = parse_config({"reward": {"name": "fitted", "path": whole, "held_out": "fitted", "held_out_path": still}})
+    check_reward(config.reward, needs_gradient=True)
+    assert scores_whole_videos(config.reward)
+    limit = reward_text_limit("fitted", whole)
+    assert limit is not None
+    assert limit.tokens == CONTEXT_LENGTH
+    parts = [{"name": "fitted", "path": still}, {"name": "fitted", "path": whole, "weight": 2.0}]
+    mixture = parse_config({"reward": {"name": "mixture", "mixture": parts}})
+    made = trained_reward(mixture.reward)
+    assert isinstance(made, MixtureReward)
+    assert made.labels == ["still", "whole"]
+    method = make({"name": "draft"})
+    method.context.reward = trained_reward(config.reward)
+    assert flat_gradient(method, clips(method))[0].norm() > 0
+    counted = count(config, 8)
+    assert (counted.reward.graph, counted.held_out.plain) == (8, 8), "both look at all frames"
+    other = {"name": "fitted", "path": still, "held_out": "fitted", "held_out_path": whole}
+    counted = count(parse_config({"reward": other}), 8)
+    assert (counted.reward.graph, counted.held_out.plain) == (4, 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda folder: (folder / "reward.json").unlink(), ["no reward.json there", "rlvid reward fit"]),
+        (lambda folder: (folder / "reward.json").write_text("{"), ["reward.json", "damaged"]),
+        (lambda folder: alter(folder, base_mean=[0.5]), ["reward.json", "differ in length"]),
+        (lambda folder: alter(folder, base_deviation=[1.0, 0.0]), ["reward.json", "must be above 0"]),
+        (lambda folder: alter(folder, grid=0), ["reward.json", "grid = 0"]),
+        (lambda folder: alter(folder, grid=3), ["head.safetensors", "frame.weight (16, 80) instead of (16, 160)"]),
+        (lambda folder: alter(folder, preprocess={"size": 16, "zoom": 2}), ["reward.json", "zoom"]),
+        (lambda folder: alter(folder, colour="red"), ["reward.json", "colour"]),
+        (lambda folder: (folder / "head.safetensors").unlink(), ["head.safetensors"]),
+        (lambda folder: (folder / "open_clip_config.json").unlink(), ["no open_clip_config.json"]),
+        (lambda folder: widen(folder), ["not the weights of this model"]),
+    ],
+)
+def test_a_folder_that_does_not_fit_is_refused_before_its_weights_are_read(
+    tmp_path: Path, change: Any, words: list[str]
+) -> None:
+    write(tmp_path / "mine", VIDEO)
+    change(tmp_path / "mine")
+    with pytest.raises(ValueError, match=r"reward\.path = ") as error:
+        check_one("fitted", str(tmp_path / "mine"))
+    assert "\n" not in str(error.value)
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def alter(folder: Path, **settings: object) -> None:
+    file = folder / "reward.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+
+
+def widen(folder: Path) -> None:
+    file = folder / "open_clip_config.json"
+    text = json.loads(file.read_text())
+    text["model_cfg"]["vision_cfg"]["width"] = 32
+    file.write_text(json.dumps(text))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "head.safetensors"])
+def test_weights_that_are_nan_are_refused(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "mine", VIDEO)
+    weights = load_file(tmp_path / "mine" / name)
+    next(iter(weights.values())).view(-1)[0] = torch.nan
+    save_file(weights, tmp_path / "mine" / name)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        load_reward("fitted", path=str(tmp_path / "mine"))
+
+
+def test_settings_that_a_fitted_reward_does_not_take_are_refused(tmp_path: Path) -> None:
+    for reward, words in (
+        ({"name": "fitted", "path": "random"}, "no random weights"),
+        ({"name": "fitted", "path": str(tmp_path), "preprocess": "clip"}, "preprocess"),
+        ({"name": "fitted", "path": "mine.py:score"}, "takes a checkpoint"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            parse_config({"reward": reward})
+    with pytest.raises(ValueError, match=r"reward\.path is not set"):
+        check_one("fitted", None)
