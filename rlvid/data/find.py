@@ -189,7 +189,7 @@ def _from_manifest(manifest: Path, outside: bool) -> tuple[list[ClipFile], list[
             continue
         path = Path(os.path.normpath(manifest.parent / name.strip()))
         try:
-            _check_video(path, name, manifest.parent, outside)
+            check_file(path, name, manifest.parent, outside)
             if row.values["caption"] is None:
                 raise ValueError(f"{row.where}: has no caption")
             clip = ClipFile(path, check_prompt(row.values["caption"], row.where))
@@ -203,11 +203,26 @@ def _from_manifest(manifest: Path, outside: bool) -> tuple[list[ClipFile], list[
     return list(clips), skipped
 
 
-def _check_video(path: Path, name: str, folder: Path, outside: bool) -> None:
+def check_file(
+    path: Path, name: str, folder: Path, outside: bool, endings: tuple[str, ...] = EXTENSIONS, kind: str = "video"
+) -> None:
+    """Checks that a file that a manifest names can be read.
+
+    Args:
+        path: of the file.
+        name: its name in the manifest.
+        folder: of the manifest.
+        outside: whether it may lie elsewhere.
+        endings: allowed endings of its name.
+        kind: of file, for the message.
+
+    Raises:
+        ValueError: it cannot; the message does not name the file.
+    """
     if not is_utf8(name) or "\0" in name:
         raise ValueError("its name is not UTF-8, or holds NUL")
-    if path.suffix.lower() not in EXTENSIONS:
-        raise ValueError(f"not a video (allowed: {', '.join(EXTENSIONS)})")
+    if path.suffix.lower() not in endings:
+        raise ValueError(f"not {'an' if kind[0] in 'aeiou' else 'a'} {kind} (allowed: {', '.join(endings)})")
     if "://" in name:
         raise ValueError("an address; download the file, and name it by its path")
     if not (outside or _inside(path, folder)):

@@ -51,13 +51,22 @@ def table_files(path: Path) -> list[Path]:
     return [part for part in parts if not any(name[0] in "_." for name in part.relative_to(path).parts)]
 
 
-def read_rows(path: Path, columns: tuple[str, ...], gaps: bool = False) -> Iterator[Row]:
+def read_rows(
+    path: Path,
+    columns: tuple[str, ...],
+    gaps: bool = False,
+    *,
+    optional: tuple[str, ...] = (),
+    numbers: tuple[str, ...] = (),
+) -> Iterator[Row]:
     """Yields rows of a table.
 
     Args:
         path: ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet``; or a folder of that name with parts of that format.
         columns: which to read.
         gaps: whether an object of a ``.jsonl`` file may lack a column that another one has.
+        optional: further columns to read, which a file may lack: its rows then have None there.
+        numbers: those of the columns that hold numbers in a Parquet file; others hold text.
 
     Raises:
         ValueError: the file is missing, not UTF-8 or damaged, lacks a column or has it twice, or its rows cannot be
@@ -71,11 +80,11 @@ def read_rows(path: Path, columns: tuple[str, ...], gaps: bool = False) -> Itera
         raise ValueError(f"{path}: {f'is a folder without {suffix} files' if path.is_dir() else 'no such file'}")
     for file in files:
         if suffix == ".jsonl":
-            yield from _json_rows(file, columns, gaps)
+            yield from _json_rows(file, columns, gaps, optional)
         elif suffix == ".parquet":
-            yield from _parquet_rows(file, columns)
+            yield from _parquet_rows(file, columns, optional, numbers)
         else:
-            yield from _cell_rows(file, columns, _DELIMITERS[suffix])
+            yield from _cell_rows(file, columns, optional, _DELIMITERS[suffix])
 
 
 def read_text(path: Path) -> str:
@@ -115,7 +124,7 @@ def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
     yield number, text[start:]
 
 
-def _cell_rows(path: Path, columns: tuple[str, ...], delimiter: str) -> Iterator[Row]:
+def _cell_rows(path: Path, columns: tuple[str, ...], optional: tuple[str, ...], delimiter: str) -> Iterator[Row]:
     records = _records(path, read_text(path), delimiter)
     line, header = next(records, (1, []))
     names = [name.strip() for name in header]
@@ -123,7 +132,7 @@ def _cell_rows(path: Path, columns: tuple[str, ...], delimiter: str) -> Iterator
         for other in set(",;\t|") - {delimiter}:
             if set(columns) <= {part.strip() for part in ",".join(names).split(other)}:
                 raise ValueError(f"{path}:{line}: its cells are separated by {other!r}; separate them by {delimiter!r}")
-    _check_columns(f"{path}:{line}", names, columns)
+    _check_columns(f"{path}:{line}", names, columns, optional)
     for line, cells in records:
         where, shape = f"{path}:{line}", f"has {len(cells)} cells under {len(names)} column{'s' * (len(names) > 1)}"
         if len(cells) > len(names):
@@ -132,7 +141,7 @@ def _cell_rows(path: Path, columns: tuple[str, ...], delimiter: str) -> Iterator
             yield Row(where, fault=shape)
         else:
             found_cells = dict(zip(names, cells, strict=False))
-            yield Row(where, {name: found_cells.get(name) for name in columns})
+            yield Row(where, {name: found_cells.get(name) for name in columns + optional})
 
 
 def _records(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
@@ -163,18 +172,20 @@ def _records(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[
             cells, begin = [], line
 
 
-def _json_rows(path: Path, columns: tuple[str, ...], gaps: bool) -> Iterator[Row]:
+def _json_rows(path: Path, columns: tuple[str, ...], gaps: bool, optional: tuple[str, ...]) -> Iterator[Row]:
     if not gaps:
-        yield from _json_objects(path, columns, gaps, {})
+        yield from _json_objects(path, columns, gaps, optional, {})
         return
     names: dict[str, None] = {}
-    rows = list(_json_objects(path, columns, gaps, names))  # the names of all rows are known at the end
+    rows = list(_json_objects(path, columns, gaps, optional, names))  # the names of all rows are known at the end
     if names:
         _check_columns(path, list(names), columns)
     yield from rows
 
 
-def _json_objects(path: Path, columns: tuple[str, ...], gaps: bool, names: dict[str, None]) -> Iterator[Row]:
+def _json_objects(
+    path: Path, columns: tuple[str, ...], gaps: bool, optional: tuple[str, ...], names: dict[str, None]
+) -> Iterator[Row]:
     """Yields a row for each line; adds the names that they have to ``names``."""
     for number, line in numbered_lines(read_text(path)):
         if not line.strip():
@@ -189,8 +200,9 @@ def _json_objects(path: Path, columns: tuple[str, ...], gaps: bool, names: dict[
             yield Row(where, fault=f"must be a JSON object with {', '.join(columns)}")
             continue
         names.update(dict.fromkeys(found))
-        fault = _fault(found.keys_read, columns, gaps)
-        yield Row(where, fault=fault) if fault else Row(where, {name: found.get(name) for name in columns})
+        fault = _fault(found.keys_read, columns, gaps, optional)
+        read = columns + optional
+        yield Row(where, fault=fault) if fault else Row(where, {name: found.get(name) for name in read})
 
 
 class _Object(dict[str, Any]):
@@ -201,19 +213,22 @@ class _Object(dict[str, Any]):
         self.keys_read = [name for name, _ in pairs]
 
 
-def _parquet_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
+def _parquet_rows(
+    path: Path, columns: tuple[str, ...], optional: tuple[str, ...], numbers: tuple[str, ...]
+) -> Iterator[Row]:
     number = 0
     try:
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
-            _check_columns(path, schema.names, columns)
-            for name in columns:
-                if not _is_text(schema.field(name).type):
-                    raise ValueError(f"{path}: column {name!r} is of type {schema.field(name).type}; it must hold text")
-            for batch in file.iter_batches(columns=list(columns)):
-                for scalars in zip(*(batch[name] for name in columns), strict=True):
+            _check_columns(path, schema.names, columns, optional)
+            there = tuple(name for name in columns + optional if name in schema.names)
+            for name in there:
+                _check_type(path, schema.field(name), name in numbers)
+            lacking = dict.fromkeys(set(optional) - set(there))
+            for batch in file.iter_batches(columns=list(there)):
+                for scalars in zip(*(batch[name] for name in there), strict=True):
                     number += 1
-                    yield _parquet_row(f"{path}: row {number}", columns, scalars)
+                    yield _parquet_row(f"{path}: row {number}", there, scalars, lacking)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if found := path.is_file() and stand_in(path):
             raise ValueError(f"{path}: {found}") from error
@@ -221,9 +236,19 @@ def _parquet_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
         raise ValueError(f"{path}: is not a Parquet file, or a damaged one: {printable(reason)}") from error
 
 
-def _parquet_row(where: str, columns: tuple[str, ...], scalars: tuple[pa.Scalar, ...]) -> Row:
+def _check_type(path: Path, field: pa.Field, number: bool) -> None:
+    """Raises ValueError where a column holds neither text nor, where it may, numbers."""
+    if number and (pa.types.is_floating(field.type) or pa.types.is_integer(field.type)):
+        return
+    if not _is_text(field.type):
+        raise ValueError(
+            f"{path}: column {field.name!r} is of type {field.type}; it must hold {'numbers' if number else 'text'}"
+        )
+
+
+def _parquet_row(where: str, columns: tuple[str, ...], scalars: tuple[pa.Scalar, ...], lacking: dict[str, None]) -> Row:
     try:
-        return Row(where, {name: scalar.as_py() for name, scalar in zip(columns, scalars, strict=True)})
+        return Row(where, {name: scalar.as_py() for name, scalar in zip(columns, scalars, strict=True)} | lacking)
     except UnicodeDecodeError:
         return Row(where, fault="is not UTF-8 text")
 
@@ -237,9 +262,9 @@ def _is_text(kind: pa.DataType) -> bool:
     return any(check(kind) for check in checks)
 
 
-def _fault(found: list[str], needed: tuple[str, ...], gaps: bool = False) -> str | None:
-    """Returns the fault of the names of columns: a required one is missing, or there twice."""
-    if twice := [name for name in needed if found.count(name) > 1]:
+def _fault(found: list[str], needed: tuple[str, ...], gaps: bool = False, optional: tuple[str, ...] = ()) -> str | None:
+    """Returns the fault of the names of columns: a required one is missing, or one is there twice."""
+    if twice := [name for name in needed + optional if found.count(name) > 1]:
         return f"has {' and '.join(map(repr, twice))} twice; keep one"
     missing = [name for name in needed if name not in found]
     if missing and not gaps:
@@ -248,6 +273,8 @@ def _fault(found: list[str], needed: tuple[str, ...], gaps: bool = False) -> str
     return None
 
 
-def _check_columns(where: str | Path, found: list[str], needed: tuple[str, ...]) -> None:
-    if fault := _fault(found, needed):
+def _check_columns(
+    where: str | Path, found: list[str], needed: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> None:
+    if fault := _fault(found, needed, optional=optional):
         raise ValueError(f"{where}: {fault}")

@@ -1,0 +1,1 @@
+"""Fits a reward to preference pairs, on Ray."""

@@ -1,0 +1,263 @@
+"""Reads preference pairs from what ``rlvid study export`` writes, or from a manifest, and pools the votes on a pair.
+
+A manifest is a table (CSV, TSV, JSON lines or Parquet) with a row for each vote: ``prompt``, the files ``a`` and ``b``
+(videos or images, relative to the manifest), ``preference`` (1 for ``a``, 0 for ``b``, 0.5 for a tie, or between), and
+where it has them ``axis`` ("quality" by default), ``annotator``, and ``kind``, by which accuracy is reported.
+
+A vote that cannot be used is left out and named; the others count.
+"""
+
+import math
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from rlvid.data.find import EXTENSIONS, Skipped, check_file
+from rlvid.data.pairs import PAIRS
+from rlvid.data.parquet import open_parquet
+from rlvid.data.prompts import check_prompt
+from rlvid.data.tables import TABLES, Row, read_rows, table_files
+from rlvid.files import stand_in
+from rlvid.text import printable
+
+IMAGES = (".png", ".jpg", ".jpeg", ".webp")
+AXIS = "quality"
+"""The axis of votes that name none."""
+_COLUMNS, _OPTIONAL = ("prompt", "a", "b", "preference"), ("axis", "annotator", "kind")
+_LIGHT = [name for name in PAIRS.names if name not in ("a", "b", "fps")]
+
+
+@dataclass(frozen=True)
+class Media:
+    """A video or an image: a file, or the column ``side`` in a row of a study's export."""
+
+    path: Path
+    row: int | None = None
+    side: str = ""
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it is an image file."""
+        return self.row is None and self.path.suffix.lower() in IMAGES
+
+    def __str__(self) -> str:
+        """Returns the place, as messages name it."""
+        return printable(str(self.path) if self.row is None else f"{self.path}: row {self.row + 1}, {self.side}")
+
+
+@dataclass(frozen=True)
+class Vote:
+    """A vote on a pair: the preference for its ``a`` in [0, 1], and the place that it is from."""
+
+    axis: str
+    preference: float
+    annotator: str | None
+    where: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two videos or images of a prompt, and all votes on them."""
+
+    prompt: str
+    a: Media
+    b: Media
+    kind: str
+    votes: tuple[Vote, ...]
+
+    @property
+    def axes(self) -> set[str]:
+        """The axes with a vote."""
+        return {vote.axis for vote in self.votes}
+
+    def preference(self, axis: str) -> float:
+        """Returns the mean preference on an axis; NaN without a vote."""
+        given = [vote.preference for vote in self.votes if vote.axis == axis]
+        return sum(given) / len(given) if given else math.nan
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """A vote with the pair that it names; ``key`` is the same for both orders of a pair."""
+
+    key: frozenset[object]
+    pair: Pair
+
+    @property
+    def vote(self) -> Vote:
+        return self.pair.votes[0]
+
+
+def read_pairs(source: str | Path, *, outside: bool = False) -> tuple[list[Pair], list[Skipped]]:
+    """Returns the pairs in the order of their first votes, and all votes and pairs that are left out.
+
+    Args:
+        source: what ``rlvid study export`` wrote, or a manifest.
+        outside: whether a manifest may name files outside its folder.
+
+    Raises:
+        ValueError: the file is missing or damaged, lacks a column, or no vote can be used.
+    """
+    path = Path(source)
+    skipped: list[Skipped] = []
+    answers = _from_export(path, skipped) if _is_export(path) else _from_manifest(path, outside, skipped)
+    pairs = list(_pool(answers, path, skipped))
+    if not pairs:
+        reason = f"; the first reason: {skipped[0]}" if skipped else ""
+        raise ValueError(f"{path}: has no preference pair that can be used{reason}")
+    return pairs, skipped
+
+
+def check_enough(pairs: Iterable[Pair], axes: Iterable[str], least: int, where: str | Path) -> None:
+    """Raises ValueError where an axis has fewer than ``least`` pairs with a vote."""
+    asked = [pair.axes for pair in pairs]
+    for axis in axes:
+        count = sum(axis in each for each in asked)
+        if count < least:
+            known = ", ".join(sorted(set().union(*asked)))
+            raise ValueError(
+                f"{where}: the axis {axis!r} has {count} pairs with a vote, and {least} are needed (axes: {known}); "
+                "ask more, or leave the axis out"
+            )
+
+
+def _is_export(path: Path) -> bool:
+    if path.suffix.lower() != ".parquet" or not path.is_file():
+        return False
+    try:
+        with open_parquet(path) as file:
+            kinds = {field.name: field.type for field in file.schema_arrow}
+    except (pa.ArrowException, OSError):
+        return False  # the reader of tables says what is wrong
+    return "a" in kinds and (pa.types.is_list(kinds["a"]) or pa.types.is_large_list(kinds["a"]))
+
+
+def _from_export(path: Path, skipped: list[Skipped]) -> Iterator[_Answer]:
+    """Yields the votes of an export; of each pair, the frames of its first row count."""
+    first: dict[frozenset[object], int] = {}
+    number = -1
+    try:
+        with open_parquet(path) as file:
+            if missing := [name for name in PAIRS.names if name not in file.schema_arrow.names]:
+                raise ValueError(f"{path}: lacks {' and '.join(map(repr, missing))}; export the study again")
+            for batch in file.iter_batches(columns=_LIGHT):
+                for values in batch.to_pylist():
+                    number += 1
+                    row = Row(f"{path}: row {number + 1}", values)
+                    case = tuple(values[name] for name in ("set", "steps", "index", "copy"))
+                    key = frozenset({(values["a_model"], case), (values["b_model"], case)})
+                    place = first.setdefault(key, number)
+                    try:
+                        if len(key) < 2:
+                            raise ValueError(f"{row.where}: both sides are of the model {values['a_model']!r}")
+                        yield _answer(row, key, Media(path, place, "a"), Media(path, place, "b"))
+                    except ValueError as error:
+                        skipped.append(Skipped(path, str(error)))
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = stand_in(path) or " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: is not a Parquet file, or a damaged one: {printable(reason)}") from error
+
+
+def _from_manifest(path: Path, outside: bool, skipped: list[Skipped]) -> Iterator[_Answer]:
+    if not table_files(path):
+        raise ValueError(f"{path}: no such file of preference pairs (allowed: {', '.join(TABLES)})")
+    for row in read_rows(path, _COLUMNS, gaps=True, optional=_OPTIONAL, numbers=("preference",)):
+        try:
+            if row.fault is not None:
+                raise ValueError(f"{row.where}: {row.fault}")
+            a, b = (_media(row, side, path.parent, outside) for side in ("a", "b"))
+            if a == b:
+                raise ValueError(f"{row.where}: both sides are {a}")
+            if a.is_image != b.is_image:
+                raise ValueError(f"{row.where}: one side is an image and the other a video")
+            yield _answer(row, frozenset({a, b}), a, b)
+        except ValueError as error:
+            skipped.append(Skipped(path, str(error)))
+
+
+def _media(row: Row, side: str, folder: Path, outside: bool) -> Media:
+    name = row.values[side]
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f"{row.where}: names no file for {side}")
+    path = Path(os.path.normpath(folder / name.strip()))
+    try:
+        check_file(path, name, folder, outside, (*EXTENSIONS, *IMAGES), "video or image")
+    except ValueError as error:
+        raise ValueError(f"{row.where}: {side} = {printable(name)}: {error}") from None
+    return Media(path)
+
+
+def _answer(row: Row, key: frozenset[object], a: Media, b: Media) -> _Answer:
+    values = row.values
+    prompt = check_prompt(values["prompt"] if values["prompt"] is not None else "", row.where)
+    axis = _text(row, "axis") if values.get("axis") is not None else AXIS
+    annotator = _text(row, "annotator") if values.get("annotator") else None
+    kind = str(values.get("kind") or "").strip()
+    vote = Vote(axis, _preference(row), annotator, row.where)
+    return _Answer(key, Pair(prompt, a, b, kind, (vote,)))
+
+
+def _text(row: Row, column: str) -> str:
+    found = str(row.values[column]).strip()
+    if not found:
+        raise ValueError(f"{row.where}: its {column} is empty, and other rows have one")
+    return found
+
+
+def _preference(row: Row) -> float:
+    given: Any = row.values["preference"]
+    try:
+        found = math.nan if given is None or isinstance(given, bool) else float(given)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not 0 <= found <= 1:
+        shown = printable(repr(given))[:40]
+        raise ValueError(f"{row.where}: preference = {shown}; allowed: 1 for a, 0 for b, 0.5 for a tie, or between")
+    return found
+
+
+def _pool(answers: Iterable[_Answer], path: Path, skipped: list[Skipped]) -> Iterator[Pair]:
+    """Yields a pair for each two videos or images, with all votes turned to the order of the first one."""
+    found: dict[frozenset[object], list[_Answer]] = {}
+    for answer in answers:
+        found.setdefault(answer.key, []).append(answer)
+    for each in found.values():
+        first = each[0].pair
+        if other := next((answer for answer in each if answer.pair.prompt != first.prompt), None):
+            skipped.append(
+                Skipped(path, f"{each[0].vote.where} and {other.vote.where}: the same pair has two prompts; name one")
+            )
+            continue
+        turned = [_turned(answer, first) for answer in each]
+        if votes := list(_consistent(turned, path, skipped)):
+            kind = next((answer.pair.kind for answer in each if answer.pair.kind), "")
+            yield Pair(first.prompt, first.a, first.b, kind, tuple(votes))
+
+
+def _turned(answer: _Answer, first: Pair) -> Vote:
+    vote = answer.vote
+    if answer.pair.a == first.a:
+        return vote
+    return Vote(vote.axis, 1 - vote.preference, vote.annotator, vote.where)
+
+
+def _consistent(votes: list[Vote], path: Path, skipped: list[Skipped]) -> Iterator[Vote]:
+    """Yields the votes of people who say one thing; a repeated vote counts once."""
+    given: dict[tuple[str, str], list[Vote]] = {}
+    for vote in votes:
+        if vote.annotator is None:
+            yield vote
+        else:
+            given.setdefault((vote.axis, vote.annotator), []).append(vote)
+    for (axis, annotator), own in given.items():
+        other = next((vote for vote in own if vote.preference != own[0].preference), None)
+        if other is None:
+            yield own[0]
+            skipped += [Skipped(path, f"{vote.where}: repeats {own[0].where}") for vote in own[1:]]
+        else:
+            who = f"{printable(annotator)!r} gives two answers on {axis}"
+            skipped.append(Skipped(path, f"{own[0].where} and {other.where}: {who}; neither counts"))

@@ -1,0 +1,160 @@
+"""Preference pairs: what is read of a manifest or an export, how votes are pooled, and what is left out by name."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from rlvid.data.pairs import PAIRS
+from rlvid.fitting.read import Media, Pair, check_enough, read_pairs
+
+FILES = ("x.png", "y.png", "z.png", "w.mp4", "v.mp4")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in FILES:
+        (tmp_path / name).write_bytes(b"there")
+    return tmp_path
+
+
+def manifest(folder: Path, rows: Sequence[dict[str, Any]], ending: str = ".jsonl") -> Path:
+    path = folder / f"pairs{ending}"
+    if ending == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif ending == ".parquet":
+        parquet.write_table(pa.Table.from_pylist(list(rows)), path)
+    else:
+        delimiter = "," if ending == ".csv" else "\t"
+        lines = [list(rows[0]), *(list(map(str, row.values())) for row in rows)]
+        path.write_text("".join(delimiter.join(cells) + "\n" for cells in lines))
+    return path
+
+
+def row(a: str = "x.png", b: str = "y.png", preference: object = 1.0, prompt: object = "a dog", **more: object) -> Any:
+    return {"prompt": prompt, "a": a, "b": b, "preference": preference, **more}
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".tsv", ".parquet"])
+def test_all_formats_are_read_alike_and_votes_are_pooled(folder: Path, ending: str) -> None:
+    rows = [
+        row(axis="quality", annotator="ada"),
+        row("y.png", "x.png", 1.0, axis="quality", annotator="ben"),  # the other way round: for y
+        row(preference=0.5, axis="motion", annotator="ada"),
+        row("x.png", "z.png", 0.25, axis="quality", annotator="ada"),
+    ]
+    pairs, skipped = read_pairs(manifest(folder, rows, ending))
+    assert skipped == []
+    assert [(pair.a.path.name, pair.b.path.name, len(pair.votes)) for pair in pairs] == [
+        ("x.png", "y.png", 3), ("x.png", "z.png", 1),
+    ]  # fmt: skip
+    assert pairs[0].preference("quality") == 0.5
+    assert pairs[0].preference("motion") == 0.5
+    assert pairs[1].preference("quality") == 0.25
+    assert math.isnan(pairs[1].preference("motion"))
+
+
+def test_axis_annotator_and_kind_may_be_missing(folder: Path) -> None:
+    (pair,), skipped = read_pairs(manifest(folder, [row(), row()]))
+    assert (pair.axes, pair.kind, len(pair.votes), skipped) == ({"quality"}, "", 2, [])
+    (pair,), _ = read_pairs(manifest(folder, [row(kind="structure")]))
+    assert pair.kind == "structure"
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (row("gone.png"), ["pairs.jsonl:2", "a = gone.png", "no such file"]),
+        (row("x.txt"), ["a = x.txt", "not a video or image (allowed: .mp4"]),
+        (row("https://host/x.png"), ["an address"]),
+        (row("../x.png"), ["lies outside"]),
+        (row("x.png", "x.png"), ["both sides are", "x.png"]),
+        (row("x.png", "./x.png"), ["both sides are", "x.png"]),
+        (row("x.png", "w.mp4"), ["one side is an image"]),
+        (row(preference=1.5), ["preference = 1.5", "0.5 for a tie"]),
+        (row(preference=None), ["preference = None"]),
+        (row(preference=math.nan), ["preference = nan"]),
+        (row(preference="better"), ["preference = 'better'"]),
+        (row(preference=True), ["preference = True"]),
+        (row(prompt=""), ["pairs.jsonl:2"]),
+        (row(prompt=None), ["pairs.jsonl:2"]),
+        (row(axis=" "), ["its axis is empty"]),
+        ({"prompt": "a dog", "a": "x.png", "preference": 1}, ["names no file for b"]),
+    ],
+)
+def test_a_vote_that_cannot_be_used_is_left_out_and_named(folder: Path, bad: dict[str, Any], words: list[str]) -> None:
+    pairs, (skipped,) = read_pairs(manifest(folder, [row("w.mp4", "v.mp4"), bad]))
+    assert len(pairs) == 1
+    assert "\n" not in str(skipped)
+    assert all(word in str(skipped) for word in words), str(skipped)
+
+
+def test_contradictions_are_left_out_and_named(folder: Path) -> None:
+    rows = [
+        row(annotator="ada"), row("y.png", "x.png", annotator="ada"), row(annotator="ben"), row(annotator="ben"),
+        row("w.mp4", "v.mp4"), row("w.mp4", "v.mp4", prompt="a cat"),
+    ]  # fmt: skip
+    (pair,), skipped = read_pairs(manifest(folder, rows))
+    assert [(vote.annotator, vote.preference) for vote in pair.votes] == [("ben", 1.0)]
+    found = "\n".join(map(str, skipped))
+    assert "jsonl:1 and " in found
+    assert "'ada' gives two answers on quality; neither counts" in found
+    assert "jsonl:4: repeats" in found
+    assert "the same pair has two prompts" in found
+
+
+def test_files_that_are_no_pairs_are_refused(folder: Path) -> None:
+    for path in (folder / "gone.csv", folder / "x.png"):
+        with pytest.raises(ValueError, match="no such file of preference pairs"):
+            read_pairs(path)
+    for rows, ending, words in (
+        ([{"prompt": "a dog", "a": "x.png"}], ".jsonl", "lacks 'b' and 'preference'"),
+        ([row("gone.png")], ".jsonl", "no preference pair that can be used; the first reason: .*gone.png"),
+        ([row(a=b"x")], ".parquet", "column 'a' is of type binary; it must hold text"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            read_pairs(manifest(folder, rows, ending))
+
+
+def export(folder: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    case = {"set": "in_domain", "steps": 20, "copy": 0, "fps": 8.0, "a_model": "base", "b_model": "tuned"}
+    path = folder / "export.parquet"
+    made = [{"a": [b"1"], "b": [b"2"], "axis": "quality", "annotator": "ada", **case, **each} for each in rows]
+    parquet.write_table(pa.Table.from_pylist(made, PAIRS), path)
+    return path
+
+
+def test_an_export_is_read_without_its_frames(folder: Path) -> None:
+    path = export(
+        folder,
+        [
+            {"prompt": "a dog", "index": 0, "preference": 1.0},
+            {"prompt": "a dog", "index": 0, "preference": 0.5, "annotator": "ben"},
+            {"prompt": "a cat", "index": 1, "preference": 0.0, "axis": "alignment"},
+            {"prompt": "a cat", "index": 1, "preference": 2.0},
+            {"prompt": "a cow", "index": 2, "preference": 1.0, "b_model": "base"},
+        ],
+    )
+    pairs, skipped = read_pairs(path)
+    dog = Pair("a dog", Media(path, 0, "a"), Media(path, 0, "b"), "", pairs[0].votes)
+    assert pairs[0] == dog
+    assert pairs[0].preference("quality") == 0.75
+    assert (pairs[1].a, pairs[1].axes) == (Media(path, 2, "a"), {"alignment"})
+    assert str(pairs[1].a).endswith("export.parquet: row 3, a")
+    assert ["preference = 2.0" in str(skipped[0]), "both sides are of the model" in str(skipped[1])] == [True, True]
+    assert len(skipped) == 2
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="damaged"):
+        read_pairs(path)
+
+
+def test_an_axis_with_too_few_pairs_is_refused(folder: Path) -> None:
+    pairs, _ = read_pairs(manifest(folder, [row(axis="quality"), row("x.png", "z.png", axis="quality"), row(axis="m")]))
+    check_enough(pairs, ["quality"], 2, "votes")
+    with pytest.raises(ValueError, match=r"votes: the axis 'm' has 1 pairs .* 2 are needed \(axes: m, quality\)"):
+        check_enough(pairs, ["quality", "m"], 2, "votes")
