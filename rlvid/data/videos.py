@@ -26,7 +26,7 @@ class VideoError(ValueError):
     """A file that cannot be read as a video; the message names the file and the reason."""
 
 
-def read_video(path: str | Path, *, frames: int, size: int, fps: float) -> Tensor:
+def read_video(path: str | Path, *, frames: int, size: int, fps: float | None) -> Tensor:
     """Reads frames from the middle of a video.
 
     Frames are chosen by their timestamps, so a variable frame rate is fine: F moments, 1 / fps apart, around the middle
@@ -40,7 +40,8 @@ def read_video(path: str | Path, *, frames: int, size: int, fps: float) -> Tenso
         path: mp4, mov, mkv, webm, avi or gif.
         frames: F.
         size: height and width of the result in pixels.
-        fps: frames a second of the result.
+        fps: frames a second of the result; None takes the moments evenly from end to end, and repeats frames of a clip
+            that has fewer.
 
     Returns:
         frames_FCHW, float32 in [0, 1].
@@ -120,15 +121,17 @@ def _decode(container: av.container.InputContainer, stream: av.VideoStream) -> I
         yield from decoder.decode(packet if packet.size else None)
 
 
-def _choose(starts: np.ndarray, end: float, path: Path, frames: int, fps: float) -> list[int]:
+def _choose(starts: np.ndarray, end: float, path: Path, frames: int, fps: float | None) -> list[int]:
     """Returns the indices of the frames on show at the middles of F equal intervals."""
-    needed = frames / fps
-    if end + 0.5 / fps < needed and len(starts) < frames:
-        raise VideoError(
-            f"{path}: lasts {end:.2f} s and has {len(starts)} frames; "
-            f"needed: {needed:.2f} s ({frames} frames at {fps:g} a second), or {frames} frames"
-        )
-    step = min(1 / fps, end / frames)
+    step = end / frames
+    if fps is not None:
+        needed = frames / fps
+        if end + 0.5 / fps < needed and len(starts) < frames:
+            raise VideoError(
+                f"{path}: lasts {end:.2f} s and has {len(starts)} frames; "
+                f"needed: {needed:.2f} s ({frames} frames at {fps:g} a second), or {frames} frames"
+            )
+        step = min(1 / fps, step)
     moments = end / 2 + (np.arange(frames) + 0.5 - frames / 2) * step
     return np.maximum(np.searchsorted(starts, moments + 1e-6, side="right") - 1, 0).tolist()
 

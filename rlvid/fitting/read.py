@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from rlvid.data.find import EXTENSIONS, Skipped, check_file
+from rlvid.data.images import IMAGES
 from rlvid.data.pairs import PAIRS
 from rlvid.data.parquet import open_parquet
 from rlvid.data.prompts import check_prompt
@@ -24,7 +25,6 @@ from rlvid.data.tables import TABLES, Row, read_rows, table_files
 from rlvid.files import stand_in
 from rlvid.text import printable
 
-IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 AXIS = "quality"
 """The axis of votes that name none."""
 _COLUMNS, _OPTIONAL = ("prompt", "a", "b", "preference"), ("axis", "annotator", "kind")

@@ -15,13 +15,14 @@ import pyarrow.compute as pc
 from PIL import Image
 from pyarrow import parquet
 
+from rlvid.data.images import MAX_PIXELS, MAX_RATIO
 from rlvid.evaluate.results.about import About, VideoKey, describe, key_of
 from rlvid.evaluate.results.rows import VIDEO
 from rlvid.evaluate.results.untrusted import open_table, rows_of, sound
 from rlvid.files import damaged
 
-MAX_PIXELS, MAX_PIXELS_OF_VIDEO = 2**24, 2**28
-"""Largest numbers of pixels of a frame (4096 x 4096) and of a video; more would be an attack on memory."""
+MAX_PIXELS_OF_VIDEO = 2**28
+"""Largest number of pixels of a video; more would be an attack on memory."""
 _VIDEOS_AT_ONCE = 8
 
 
@@ -35,7 +36,7 @@ def open_frame(data: bytes, where: str) -> Iterator[Image.Image]:
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             sides = (image.width, image.height)
-            if image.width * image.height > MAX_PIXELS or max(sides) > 32 * min(sides):
+            if image.width * image.height > MAX_PIXELS or max(sides) > MAX_RATIO * min(sides):
                 raise _FrameError(f"has {image.width} x {image.height} pixels")
             yield image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -47,7 +48,7 @@ def open_frame(data: bytes, where: str) -> Iterator[Image.Image]:
     else:
         return
     raise ValueError(
-        f"{where} {reason}; allowed are {MAX_PIXELS} pixels, and a side at most 32 times the other"
+        f"{where} {reason}; allowed are {MAX_PIXELS} pixels, and a side at most {MAX_RATIO} times the other"
     ) from None
 
 
