@@ -54,9 +54,12 @@ ROWS = SCHEMA.append(pa.field("error", pa.string()))
 
 CLIP = ("caption", "text", "text_shape", "mean", "std", "latent_shape")
 """The columns that training needs of a clip."""
-Kind = Literal["clips", "prompts", "videos"]
+Kind = Literal["clips", "prompts", "videos", "pairs"]
 """Kinds of rows; those of videos name files, which are encoded on the way to training."""
-COLUMNS: dict[Kind, tuple[str, ...]] = {"clips": CLIP, "prompts": ("caption",), "videos": ("caption", "source", "key")}
+COLUMNS: dict[Kind, tuple[str, ...]] = {
+    "clips": CLIP, "prompts": ("caption",), "videos": ("caption", "source", "key"),
+    "pairs": ("caption", "a", "b", "shape", "preference"),
+}  # fmt: skip
 """The columns that training needs of each kind."""
 _FOOTERS = 128
 """Parts whose footers a process keeps, at about 1 MB each."""

@@ -13,11 +13,16 @@ import pyarrow.parquet as pq
 from rlvid.data.clips import PROMPTS, Kind
 from rlvid.files import atomic_folder, write_atomic
 
-_ROWS_IN_PART, _ROWS_IN_GROUP = 65_536, 64
-
 
 def write_listing(
-    rows: Iterable[dict[str, Any]], kind: Kind, schema: pa.Schema, fingerprints: Callable[[], dict[str, str]], out: Path
+    rows: Iterable[dict[str, Any]],
+    kind: Kind,
+    schema: pa.Schema,
+    notes: Callable[[], dict[str, Any]],
+    out: Path,
+    *,
+    in_part: int = 65_536,
+    in_group: int = 64,
 ) -> None:
     """Writes a folder of rows that ``EncodedClips`` opens; holds the rows of one part at a time.
 
@@ -25,24 +30,26 @@ def write_listing(
         rows: without ``index``, which counts them.
         kind: of the rows.
         schema: of the rows.
-        fingerprints: gives the fingerprints for ``meta.json``, once all rows were taken.
+        notes: gives the fingerprints and further keys of ``meta.json``, once all rows were taken.
         out: folder to be made.
+        in_part: rows of a part.
+        in_group: rows that are read together.
     """
     with atomic_folder(out) as folder:
         parts, count = [], 0
-        for number, part in enumerate(_batches(rows)):
+        for number, part in enumerate(_batches(rows, in_part)):
             table = pa.Table.from_pylist([{"index": count + place, **row} for place, row in enumerate(part)], schema)
             path = folder / f"part-{number:05d}.parquet"
-            pq.write_table(table, path, row_group_size=_ROWS_IN_GROUP, write_page_checksum=True)
+            pq.write_table(table, path, row_group_size=in_group, write_page_checksum=True)
             parts.append((path.name, table.num_rows, path.stat().st_size))
             count += table.num_rows
-        meta = {"kind": kind, "clips": count, **fingerprints(), "parts": parts}
+        meta = {"kind": kind, "clips": count, **notes(), "parts": parts}
         write_atomic(folder / "meta.json", json.dumps(meta).encode())
 
 
-def _batches(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+def _batches(rows: Iterable[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
     left = iter(rows)
-    while part := list(islice(left, _ROWS_IN_PART)):
+    while part := list(islice(left, size)):
         yield part
 
 

@@ -69,10 +69,12 @@ def test_a_video_comes_back_within_the_codecs_tolerance(tmp_path: Path) -> None:
         (24, 24, 8, 8, [1, 4, 7, 10, 13, 16, 19, 22]),  # every third
         (4, 8, 8, 8, [2, 2, 3, 3, 4, 4, 5, 5]),  # a slower clip repeats
         (30, 10, 8, 5, [1, 3, 5, 7, 9]),  # a third of a second, ten frames: evenly over the whole
+        (8, 16, None, 4, [2, 6, 10, 14]),  # from end to end
+        (8, 2, None, 4, [0, 0, 1, 1]),  # the same, with too few frames
     ],
 )
 def test_frames_are_chosen_by_time(
-    tmp_path: Path, rate: int, count: int, fps: float, frames: int, expected: list[int]
+    tmp_path: Path, rate: int, count: int, fps: float | None, frames: int, expected: list[int]
 ) -> None:
     write_mp4(tmp_path / "a.mp4", ramp(count), rate)
     assert numbers(read_video(tmp_path / "a.mp4", frames=frames, size=16, fps=fps), count) == expected
