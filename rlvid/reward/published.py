@@ -61,7 +61,7 @@ def load_clip_reward(
         ValueError: weights of another model, or what ``check_files`` raises.
     """
     source = check_files(name, path, where)
-    clip, tokenise = _random(name) if source is None else load_clip(name, source, where)
+    clip, tokenise = load_random(name) if source is None else load_clip(name, source, where)
     scale = float(clip.logit_scale.detach().float().exp()) if name == "pickscore" else 1.0
     clip = clip.to(device, getattr(torch, precision))
     size = clip.visual.image_size
@@ -134,7 +134,8 @@ def md5(file: Path) -> str:
         return hashlib.file_digest(stream, "md5").hexdigest()
 
 
-def _random(name: str) -> tuple[CLIP, Tokenise]:
+def load_random(name: str) -> tuple[CLIP, Tokenise]:
+    """Returns a published structure with open_clip's initial weights, always the same ones, and its tokenizer."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return build_clip(open_clip.get_model_config(STRUCTURES[name])), SimpleTokenizer()

@@ -1,0 +1,113 @@
+"""The models that a fit begins with: a CLIP, its tokenizer, and a head over frames."""
+
+import json
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from open_clip.model import CLIP
+from transformers import CLIPTokenizer
+
+from rlvid.config.fit import BackboneConfig, FitConfig
+from rlvid.reward.clip import Tokenise, build_clip, pad_with
+from rlvid.reward.fit.folder import Scorer, Spec
+from rlvid.reward.fit.models import Backbone, ImageScorer, TemporalHead, VideoScorer, choose_layers, width_of
+from rlvid.reward.load import BUILTIN, load_builtin
+from rlvid.reward.preprocess import Preprocess, preset
+from rlvid.reward.published import check_files, find_files, load_clip, load_random, structure
+
+_PRESETS = {"hpsv2": "hpsv2", "hpsv2.1": "hpsv2", "pickscore": "pickscore", "clip": "clip"}
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a fit begins with.
+
+    Attributes:
+        clip: the model, with gradients where it is fitted.
+        structure: of the model, in open_clip's form.
+        tokenise: prompts -> token ids.
+        tokenizer: to be saved with the result; None for OpenAI's.
+        preprocess: the policy that makes frames its input.
+    """
+
+    clip: CLIP
+    structure: dict[str, Any]
+    tokenise: Tokenise
+    tokenizer: CLIPTokenizer | None
+    preprocess: Preprocess
+
+
+def check_backbone(config: BackboneConfig, key: str = "backbone.path") -> None:
+    """Checks the backbone's files without reading its weights.
+
+    Raises:
+        ValueError: they are missing, damaged or of another model.
+    """
+    if not config.name.startswith("builtin"):
+        check_files(config.name, str(config.path), f"{key} = {config.path!r}")
+
+
+def begin(config: FitConfig, key: str = "backbone.path") -> Beginning:
+    """Loads the CLIP of a fit, or builds it from the seed, and chooses the layers that are fitted.
+
+    Raises:
+        ValueError: as ``check_backbone``; or it has fewer layers.
+    """
+    backbone = config.backbone
+    made = _builtin(backbone, config.seed) if backbone.name.startswith("builtin") else _published(backbone, key)
+    choose_layers(made.clip, backbone.layers)
+    return made
+
+
+def _builtin(config: BackboneConfig, seed: int) -> Beginning:
+    weights = Path(str(resources.files("rlvid"))) / "toy" / "weights"
+    made = json.loads((weights / BUILTIN[config.name] / "config.json").read_text(encoding="utf-8"))
+    words = CLIPTokenizer.from_pretrained(weights / "model" / "tokenizer", local_files_only=True)
+    if config.path == "random":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            clip = build_clip(made)
+    else:
+        clip = load_builtin(config.name).clip
+    tokenise = pad_with(words, made["text_cfg"]["context_length"])
+    return Beginning(clip, made, tokenise, words, Preprocess(made["vision_cfg"]["image_size"]))
+
+
+def _published(config: BackboneConfig, key: str) -> Beginning:
+    where = f"{key} = {config.path!r}"
+    source = find_files(config.name, str(config.path), where)
+    clip, tokenise = load_random(config.name) if source is None else load_clip(config.name, source, where)
+    size = clip.visual.image_size
+    prepare = preset(_PRESETS[config.name], size[0] if isinstance(size, tuple) else size)
+    own = (
+        source is not None and source.is_dir() and any((source / n).is_file() for n in ("tokenizer.json", "vocab.json"))
+    )
+    words = CLIPTokenizer.from_pretrained(source, local_files_only=True) if own else None
+    return Beginning(clip, structure(config.name, source, where), tokenise, words, prepare)
+
+
+def scorer_of(config: FitConfig, beginning: Beginning, axes: int, chunk: int = 64, recompute: bool = False) -> Scorer:
+    """Makes the scorer that is fitted; new weights come from the seed."""
+    grid = config.head.grid if config.kind == "video" else 0
+    backbone = Backbone(beginning.clip, beginning.preprocess, grid=grid, chunk=chunk, recompute=recompute)
+    if config.kind == "image":
+        return ImageScorer(backbone)
+    sizes = width_of(beginning.clip, grid), beginning.clip.visual.output_dim, axes
+    head = config.head
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return VideoScorer(backbone, TemporalHead(*sizes, width=head.width, layers=head.layers, heads=head.heads))
+
+
+def spec_of(config: FitConfig, beginning: Beginning, axes: list[str], mean_A: Any, deviation_A: Any) -> Spec:
+    """Returns the settings of the fitted reward; the raw scores of base samples have this mean and deviation."""
+    head = config.head
+    video = {"grid": head.grid, "width": head.width, "layers": head.layers, "heads": head.heads}
+    return Spec(
+        kind=config.kind, axes=tuple(axes), preprocess=vars(beginning.preprocess).copy(),
+        base_mean=tuple(map(float, mean_A)), base_deviation=tuple(map(float, deviation_A)), mean=config.mean,
+        deviation=config.deviation, **(video if config.kind == "video" else {}),
+    )  # fmt: skip

@@ -1,0 +1,83 @@
+"""What a fit begins with: settings that are refused, backbones, layers, and the folder that comes of them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from rlvid.config.fit import FitConfig
+from rlvid.fitting.backbone import begin, check_backbone, scorer_of, spec_of
+from rlvid.reward.fit.folder import save_fitted
+from rlvid.reward.load import load_reward
+from rlvid.toy.tiny import save_tiny_clip
+
+PROMPTS = ["a red circle moving left", "a dog"]
+
+
+def frames() -> torch.Tensor:
+    return torch.rand((2, 3, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"batch_size": 12, "group": 8}, "multiples of 8"),
+        ({"batch_size": 32, "group": 8, "workers": 3}, "multiples of 24"),
+        ({"axes": ["a", "b"]}, "an image reward has one axis"),
+        ({"preferences": 0}, "leave nothing to fit"),
+        ({"kind": "video", "preferences": 0, "contrastive": 1}, "learns from votes alone"),
+        ({"contrastive": 1, "group": 1}, "compares pairs of a group"),
+        ({"backbone": {"layers": 0}}, "leaves nothing to fit of an image reward"),
+        ({"backbone": {"name": "clip"}}, "needs it"),
+        ({"backbone": {"name": "builtin", "path": "x"}}, "takes none but 'random'"),
+        ({"head": {"width": 30, "heads": 4}}, "no multiple of heads"),
+        ({"colour": 1}, "Extra inputs"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        FitConfig(**settings)
+
+
+def test_an_unfitted_image_reward_is_its_backbone_in_another_unit(tmp_path: Path) -> None:
+    config = FitConfig(backbone={"layers": 1}, mean=0.5, deviation=0.1)
+    made = begin(config)
+    scorer = scorer_of(config, made, 1)
+    fitted = {name for name, each in scorer.named_parameters() if each.requires_grad}
+    assert fitted == {f"backbone.clip.{name}" for name in ("logit_scale", "visual.proj", "text_projection")}
+    save_fitted(tmp_path, spec_of(config, made, ["quality"], [2.0], [4.0]), scorer, made.structure, made.tokenizer)
+    found, builtin = load_reward("fitted", path=str(tmp_path)), load_reward("builtin")
+    expected = 0.5 + 0.1 * (builtin(frames(), PROMPTS) * float(scorer.scale.detach()) - 2) / 4
+    torch.testing.assert_close(found(frames(), PROMPTS), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_video_reward_of_a_published_folder_is_saved_and_scores(tmp_path: Path) -> None:
+    save_tiny_clip(tmp_path / "clip")
+    settings = {"name": "clip", "path": str(tmp_path / "clip"), "layers": 0}
+    config = FitConfig(kind="video", backbone=settings, head={"grid": 2, "width": 16, "heads": 2})
+    check_backbone(config.backbone)
+    made = begin(config)
+    scorer = scorer_of(config, made, 2)
+    assert not any(each.requires_grad for each in made.clip.parameters())
+    again = scorer_of(config, begin(config), 2)
+    assert all(torch.equal(a, b) for a, b in zip(scorer.parameters(), again.parameters(), strict=True)), "of the seed"
+    (tmp_path / "mine").mkdir()
+    spec = spec_of(config, made, ["quality", "motion"], [0.0, 1.0], [1.0, 2.0])
+    save_fitted(tmp_path / "mine", spec, scorer, made.structure, made.tokenizer)
+    raw_BA = scorer(frames(), made.tokenise(PROMPTS))
+    expected_B = (raw_BA[:, 0] + (raw_BA[:, 1] - 1) / 2) / 2
+    torch.testing.assert_close(load_reward("fitted", path=str(tmp_path / "mine"))(frames(), PROMPTS), expected_B)
+
+
+def test_untrained_weights_come_from_the_seed() -> None:
+    one, same, other = (begin(FitConfig(backbone={"path": "random"}, seed=seed)).clip.visual.proj for seed in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_a_backbone_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    config = FitConfig(backbone={"name": "clip", "path": str(tmp_path / "gone")})
+    with pytest.raises(ValueError, match=r"backbone\.path = .*gone.*: no such file or folder"):
+        check_backbone(config.backbone)
