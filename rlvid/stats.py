@@ -155,3 +155,26 @@ def krippendorff_alpha(units: Iterable[Sequence[Hashable]]) -> float:
         return math.nan
     observed = sum(sum(n * (unit.total() - n) for n in unit.values()) / (unit.total() - 1) for unit in judged)
     return 1 - (count - 1) * observed / expected
+
+
+def calibration(
+    predicted: np.ndarray, seen: np.ndarray, bins: int = 10
+) -> tuple[list[tuple[int, float, float]], float]:
+    """Holds predicted probabilities against shares that were seen, in bins of equal width.
+
+    Args:
+        predicted: N probabilities.
+        seen: N shares in [0, 1], such as the votes for what was predicted.
+        bins: of the predictions.
+
+    Returns:
+        For each bin that is not empty its count, mean prediction and mean share; and the expected calibration error,
+        the mean distance of the two weighed by the counts (Guo et al., ICML 2017, equation 3).
+    """
+    place = np.minimum((predicted * bins).astype(int), bins - 1)
+    rows = [
+        (int(own.sum()), float(predicted[own].mean()), float(seen[own].mean()))
+        for own in (place == number for number in range(bins))
+        if own.any()
+    ]
+    return rows, sum(count * abs(a - b) for count, a, b in rows) / len(predicted)

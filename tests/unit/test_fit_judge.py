@@ -1,0 +1,59 @@
+"""The verdict on a fitted reward, held to sums by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from rlvid.fitting.judge import Judged, judge
+from rlvid.stats import calibration
+
+
+def pair(prompt: str, difference: float, *votes: float, kind: str = "", axis: str = "quality") -> Judged:
+    return Judged(prompt, kind, axis, difference, votes)
+
+
+PAIRS = [
+    pair("a", 2.0, 1.0, 1.0, 0.0, kind="structure"),  # right
+    pair("a", -1.0, 0.0, kind="structure"),  # right
+    pair("b", 1.0, 0.0, 0.0, kind="time"),  # wrong
+    pair("b", 3.0, 0.5, kind="time"),  # no majority
+    pair("c", 0.0, 1.0),  # a tie of scores
+    pair("c", 9.0, 1.0, axis="motion"),
+]
+
+
+def test_accuracy_counts_pairs_with_a_majority_by_kind_and_axis() -> None:
+    found = judge(PAIRS, "quality")
+    assert (found.accuracy.share, found.accuracy.pairs) == (2.5 / 4, 4)
+    assert found.accuracy.low <= found.accuracy.share <= found.accuracy.high
+    assert {kind: (each.share, each.pairs) for kind, each in found.kinds.items()} == {
+        "structure": (1.0, 2), "time": (0.0, 1),
+    }  # fmt: skip
+    assert judge(PAIRS, "motion").accuracy.share == 1
+    with pytest.raises(ValueError, match="the axis 'colour' has no held-out pair"):
+        judge(PAIRS, "colour")
+
+
+def test_the_ceiling_is_the_agreement_of_a_vote_with_the_others() -> None:
+    found = judge(PAIRS, "quality").ceiling
+    assert found is not None
+    # of (1, 1, 0): each 1 meets a tie of the others, the 0 meets 1; of (0, 0): both agree
+    assert (found.share, found.pairs) == ((0.5 + 0.5 + 0.0 + 1.0 + 1.0) / 5, 5)
+    assert judge([pair("a", 1.0, 1.0), pair("b", 1.0, 0.0)], "quality").ceiling is None
+
+
+def test_the_loss_and_the_least_loss_are_those_of_the_votes() -> None:
+    found = judge([pair("a", math.log(3), 1.0, 1.0, 1.0, 0.0), pair("b", -2.0, 0.0)], "quality")
+    entropy = -0.75 * math.log(0.75) - 0.25 * math.log(0.25)
+    assert found.log_loss == pytest.approx((entropy + math.log1p(math.exp(-2))) / 2)
+    assert found.least == pytest.approx(entropy / 2)
+    assert judge([pair("a", 1e4, 0.0), pair("b", -1e4, 0.0)], "quality").log_loss == pytest.approx(5e3)
+
+
+def test_calibration_is_the_mean_distance_in_bins() -> None:
+    predicted, seen = np.array([0.05, 0.09, 0.55, 1.0]), np.array([0.0, 1.0, 0.5, 1.0])
+    rows, error = calibration(predicted, seen)
+    assert [row[0] for row in rows] == [2, 1, 1]
+    assert rows[0][1:] == pytest.approx((0.07, 0.5))
+    assert error == pytest.approx((2 * 0.43 + 0.05 + 0) / 4)
