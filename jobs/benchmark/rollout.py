@@ -41,7 +41,7 @@ WAYS = {
     "window of 4": ["method.window=4"],
     "one step": ["method.window=1"],
     "one step, same start": ["method.window=1", "method.same_start=true"],
-    "the last step, same start": ["method.window=1", "method.same_start=true", "method.window_range=[0.9,1]"],
+    "the last step, same start": ["method.window=1", "method.same_start=true", "method.window_range=[0.99,1]"],
 }
 
 

@@ -164,6 +164,8 @@ class RunConfig(Section):
         for key in self.method.added:
             if getattr(self.method, key) == type(self.method).model_fields[key].default:
                 del kept["method"][key]
+        if self.videos_per_start > 1:
+            kept["method"]["frames"] = "shared"  # earlier versions drew them for each video
         if remote := kept["reward"].get("remote"):
             kept["reward"]["remote"] = {"whole_video": remote["whole_video"]}  # the rest says where, not what
         if self.data.encoder_gpus:

@@ -88,6 +88,12 @@ class FitConfig(Section):
             )
         if self.kind == "image" and len(self.axes) > 1:
             raise ValueError(f"axes = {list(self.axes)}: an image reward has one axis; name one, or set kind=video")
+        if len({*self.axes}) < len(self.axes):
+            raise ValueError(f"axes = {list(self.axes)}: an axis is there twice; name it once")
+        if self.kind == "image" and self.head != HeadConfig():
+            raise ValueError("head is for kind=video; an image reward is a cosine")
+        if self.contrastive and self.backbone.layers == 0:
+            raise ValueError("contrastive has nothing to fit with backbone.layers = 0; set it to 0, or layers to 1")
         if not (self.preferences or self.contrastive):
             raise ValueError("preferences = 0 and contrastive = 0 leave nothing to fit; set one above 0")
         if self.contrastive and self.group < 2:

@@ -57,7 +57,9 @@ def begin(config: FitConfig, key: str = "backbone.path") -> Beginning:
         ValueError: as ``check_backbone``; or it has fewer layers.
     """
     backbone = config.backbone
-    made = _builtin(backbone, config.seed) if backbone.name.startswith("builtin") else _published(backbone, key)
+    builtin = backbone.name.startswith("builtin")
+    made = _builtin(backbone, config.seed) if builtin else _published(backbone, config.seed, key)
+    made.clip.float()  # files may hold half precision, in which AdamW loses small steps
     choose_layers(made.clip, backbone.layers)
     return made
 
@@ -76,10 +78,10 @@ def _builtin(config: BackboneConfig, seed: int) -> Beginning:
     return Beginning(clip, made, tokenise, words, Preprocess(made["vision_cfg"]["image_size"]))
 
 
-def _published(config: BackboneConfig, key: str) -> Beginning:
+def _published(config: BackboneConfig, seed: int, key: str) -> Beginning:
     where = f"{key} = {config.path!r}"
     source = find_files(config.name, str(config.path), where)
-    clip, tokenise = load_random(config.name) if source is None else load_clip(config.name, source, where)
+    clip, tokenise = load_random(config.name, seed) if source is None else load_clip(config.name, source, where)
     size = clip.visual.image_size
     prepare = preset(_PRESETS[config.name], size[0] if isinstance(size, tuple) else size)
     own = (
@@ -107,7 +109,7 @@ def spec_of(config: FitConfig, beginning: Beginning, axes: list[str], mean_A: An
     head = config.head
     video = {"grid": head.grid, "width": head.width, "layers": head.layers, "heads": head.heads}
     return Spec(
-        kind=config.kind, axes=tuple(axes), preprocess=vars(beginning.preprocess).copy(),
+        kind=config.kind, axes=tuple(axes), preprocess=beginning.preprocess,
         base_mean=tuple(map(float, mean_A)), base_deviation=tuple(map(float, deviation_A)), mean=config.mean,
         deviation=config.deviation, **(video if config.kind == "video" else {}),
     )  # fmt: skip

@@ -126,9 +126,9 @@ def held_out_prompts(prompts: Iterable[str], share: float, seed: int) -> set[str
 
 
 def items(pairs: Sequence[Pair], axes: Sequence[str], held_out: set[str]) -> list[dict[str, Any]]:
-    """Returns what the readers need of each pair, in their order."""
-    made = []
-    for index, pair in enumerate(pairs):
+    """Returns what the readers need of each pair with a vote on the axes, in their order."""
+    made: list[dict[str, Any]] = []
+    for index, pair in enumerate(pair for pair in pairs if pair.axes & {*axes}):
         votes = [sum(vote.axis == axis for vote in pair.votes) for axis in axes]
         item = {"index": index, "caption": pair.prompt, "kind": pair.kind, "held_out": pair.prompt in held_out}
         item |= {"preference": [pair.preference(axis) for axis in axes], "votes": votes}
@@ -151,23 +151,23 @@ def write_pairs(
     Raises:
         ValueError: none is left.
     """
-    content, skipped, done = hashlib.sha256(), list[Skipped](), 0
+    content, skipped, done = hashlib.sha256(json.dumps(list(axes)).encode()), list[Skipped](), 0
 
     def rows() -> Iterator[dict[str, Any]]:
         nonlocal done
         for table in read:
             for row in table.to_pylist():
+                assert row.pop("index") == done, "the pairs are not in their order"
                 done += 1
                 if error := row.pop("error"):
-                    skipped.append(Skipped(out, error))
+                    skipped.append(Skipped(Path(error.partition(":")[0]), error))
                     continue
-                del row["index"]
                 told = [row[name] for name in ("caption", "shape", "preference", "votes", "kind", "held_out")]
                 content.update(json.dumps(told).encode() + row["a"] + row["b"])
                 yield row
             if on_progress is not None:
                 on_progress(done)
-        if done == len(skipped):
+        if done == len(skipped) > 0:
             raise ValueError(f"no pair can be read; the first reason: {skipped[0].reason}")
 
     bytes_of_pair = 6 * max(1, frames) * size * size
@@ -192,6 +192,6 @@ def read_on_ray(made: list[dict[str, Any]], frames: int, preprocess: Preprocess,
     dataset.context.execution_options.preserve_order = True
     rows = dataset.map_batches(
         read_batch, fn_kwargs={"frames": frames, "preprocess": preprocess}, batch_size=_BATCH, batch_format="pyarrow",
-        num_cpus=_CPUS, concurrency=readers,
+        num_cpus=_CPUS, compute=ray.data.TaskPoolStrategy(size=readers),
     )  # fmt: skip
     yield from rows.iter_batches(batch_size=None, batch_format="pyarrow")

@@ -138,7 +138,7 @@ def _is_export(path: Path) -> bool:
 
 def _from_export(path: Path, skipped: list[Skipped]) -> Iterator[_Answer]:
     """Yields the votes of an export; of each pair, the frames of its first row count."""
-    first: dict[frozenset[object], int] = {}
+    first: dict[frozenset[object], tuple[int, str]] = {}
     number = -1
     try:
         with open_parquet(path) as file:
@@ -150,11 +150,12 @@ def _from_export(path: Path, skipped: list[Skipped]) -> Iterator[_Answer]:
                     row = Row(f"{path}: row {number + 1}", values)
                     case = tuple(values[name] for name in ("set", "steps", "index", "copy"))
                     key = frozenset({(values["a_model"], case), (values["b_model"], case)})
-                    place = first.setdefault(key, number)
+                    place, model = first.setdefault(key, (number, values["a_model"]))
+                    sides = ("a", "b") if values["a_model"] == model else ("b", "a")
                     try:
                         if len(key) < 2:
                             raise ValueError(f"{row.where}: both sides are of the model {values['a_model']!r}")
-                        yield _answer(row, key, Media(path, place, "a"), Media(path, place, "b"))
+                        yield _answer(row, key, Media(path, place, sides[0]), Media(path, place, sides[1]))
                     except ValueError as error:
                         skipped.append(Skipped(path, str(error)))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -165,7 +166,10 @@ def _from_export(path: Path, skipped: list[Skipped]) -> Iterator[_Answer]:
 def _from_manifest(path: Path, outside: bool, skipped: list[Skipped]) -> Iterator[_Answer]:
     if not table_files(path):
         raise ValueError(f"{path}: no such file of preference pairs (allowed: {', '.join(TABLES)})")
-    for row in read_rows(path, _COLUMNS, gaps=True, optional=_OPTIONAL, numbers=("preference",)):
+    rows = list(read_rows(path, _COLUMNS, gaps=True, optional=_OPTIONAL, numbers=("preference",)))
+    named = any(str(row.values.get("axis") or "").strip() for row in rows)
+    images: dict[bool, str] = {}
+    for row in rows:
         try:
             if row.fault is not None:
                 raise ValueError(f"{row.where}: {row.fault}")
@@ -174,9 +178,13 @@ def _from_manifest(path: Path, outside: bool, skipped: list[Skipped]) -> Iterato
                 raise ValueError(f"{row.where}: both sides are {a}")
             if a.is_image != b.is_image:
                 raise ValueError(f"{row.where}: one side is an image and the other a video")
-            yield _answer(row, frozenset({a, b}), a, b)
+            answer = _answer(row, frozenset({a, b}), a, b, named)
+            images.setdefault(a.is_image, row.where)
+            yield answer
         except ValueError as error:
             skipped.append(Skipped(path, str(error)))
+    if len(images) > 1:
+        raise ValueError(f"{images[True]} names images and {images[False]} videos; give them in two files")
 
 
 def _media(row: Row, side: str, folder: Path, outside: bool) -> Media:
@@ -191,11 +199,12 @@ def _media(row: Row, side: str, folder: Path, outside: bool) -> Media:
     return Media(path)
 
 
-def _answer(row: Row, key: frozenset[object], a: Media, b: Media) -> _Answer:
+def _answer(row: Row, key: frozenset[object], a: Media, b: Media, named: bool = True) -> _Answer:
+    """Makes a vote of a row; ``named``: whether any row names an axis."""
     values = row.values
     prompt = check_prompt(values["prompt"] if values["prompt"] is not None else "", row.where)
-    axis = _text(row, "axis") if values.get("axis") is not None else AXIS
-    annotator = _text(row, "annotator") if values.get("annotator") else None
+    axis = _text(row, "axis") if named and values.get("axis") is not None else AXIS
+    annotator = None if values.get("annotator") is None else str(values["annotator"]).strip() or None
     kind = str(values.get("kind") or "").strip()
     vote = Vote(axis, _preference(row), annotator, row.where)
     return _Answer(key, Pair(prompt, a, b, kind, (vote,)))

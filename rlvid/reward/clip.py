@@ -84,7 +84,7 @@ class TextFeatures:
 
 
 class ClipReward(ImageFeatures):
-    """Scores frames against prompts with a CLIP model; the score is a cosine in [-1, 1], without logit scale.
+    """Scores frames against prompts with a CLIP model: the cosine times ``scale`` plus ``shift``.
 
     Args:
         clip: an open_clip model; it is frozen and put into evaluation mode.

@@ -131,10 +131,8 @@ def _given(name: str, path: str | None, key: str) -> str:
     if name not in NAMES:
         raise ValueError(f"reward {name!r} does not exist; allowed: {', '.join(NAMES)}")
     if path is None and (name == "custom" or name in FROM_A_FILE):
-        form = (
-            "FILE.py:FUNCTION or http://..."
-            if name == "custom"
-            else "a local file or folder, or the word random for a dry run"
+        form = {"custom": "FILE.py:FUNCTION or http://...", "fitted": "a folder that rlvid reward fit wrote"}.get(
+            name, "a local file or folder, or the word random for a dry run"
         )
         raise ValueError(f"{key} is not set, and the reward {name!r} needs it: {form} (docs/rewards.md)")
     check_path(name, path, key)
@@ -276,19 +274,20 @@ def scores_whole_videos(config: RewardConfig) -> bool:
     Raises:
         ValueError: there is no such function or folder.
     """
-    return any(_scores_whole_videos(name, path, config.remote) for name, path in config.parts)
+    return any(_scores_whole_videos(name, path, "reward.path", config.remote) for name, path in config.parts)
 
 
 def held_out_scores_whole_videos(config: RewardConfig) -> bool:
     """Returns the same of the held-out reward."""
-    return config.held_out is not None and _scores_whole_videos(config.held_out, config.held_out_path, None)
+    name, path = config.held_out, config.held_out_path
+    return name is not None and _scores_whole_videos(name, path, "reward.held_out_path", None)
 
 
-def _scores_whole_videos(name: str, path: str | None, remote: RemoteConfig | None) -> bool:
+def _scores_whole_videos(name: str, path: str | None, key: str, remote: RemoteConfig | None) -> bool:
     if name == "fitted":
         from rlvid.reward.fit.folder import check_fitted
 
-        return check_fitted(str(path), _given(name, path, "reward.path")).kind == "video"
+        return check_fitted(str(path), _given(name, path, key)).kind == "video"
     return name == "oracle" or (name == "custom" and _own_whole_video(str(path), remote))
 
 

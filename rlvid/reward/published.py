@@ -134,10 +134,10 @@ def md5(file: Path) -> str:
         return hashlib.file_digest(stream, "md5").hexdigest()
 
 
-def load_random(name: str) -> tuple[CLIP, Tokenise]:
-    """Returns a published structure with open_clip's initial weights, always the same ones, and its tokenizer."""
+def load_random(name: str, seed: int = 0) -> tuple[CLIP, Tokenise]:
+    """Returns a published structure with open_clip's initial weights of a seed, and its tokenizer."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         return build_clip(open_clip.get_model_config(STRUCTURES[name])), SimpleTokenizer()
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
 
 from rlvid.config.fit import FitConfig
 from rlvid.fitting.backbone import begin, check_backbone, scorer_of, spec_of
@@ -34,6 +35,9 @@ def frames() -> torch.Tensor:
         ({"backbone": {"name": "builtin", "path": "x"}}, "takes none but 'random'"),
         ({"head": {"width": 30, "heads": 4}}, "no multiple of heads"),
         ({"colour": 1}, "Extra inputs"),
+        ({"axes": ["a", "a"], "kind": "video"}, "an axis is there twice"),
+        ({"head": {"grid": 2}}, "head is for kind=video"),
+        ({"kind": "video", "contrastive": 1, "backbone": {"layers": 0}}, "nothing to fit with backbone.layers = 0"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], words: str) -> None:
@@ -81,3 +85,11 @@ def test_a_backbone_that_is_not_there_is_refused(tmp_path: Path) -> None:
     config = FitConfig(backbone={"name": "clip", "path": str(tmp_path / "gone")})
     with pytest.raises(ValueError, match=r"backbone\.path = .*gone.*: no such file or folder"):
         check_backbone(config.backbone)
+
+
+def test_half_precision_files_are_fitted_in_float32(tmp_path: Path) -> None:
+    save_tiny_clip(tmp_path / "clip")
+    file = tmp_path / "clip" / "model.safetensors"
+    save_file({name: each.half() for name, each in load_file(file).items()}, file, metadata={"format": "pt"})
+    made = begin(FitConfig(backbone={"name": "clip", "path": str(tmp_path / "clip")}))
+    assert {each.dtype for each in made.clip.parameters()} == {torch.float32}

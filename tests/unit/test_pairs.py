@@ -62,6 +62,10 @@ def test_all_formats_are_read_alike_and_votes_are_pooled(folder: Path, ending: s
 def test_axis_annotator_and_kind_may_be_missing(folder: Path) -> None:
     (pair,), skipped = read_pairs(manifest(folder, [row(), row()]))
     assert (pair.axes, pair.kind, len(pair.votes), skipped) == ({"quality"}, "", 2, [])
+    (pair,), skipped = read_pairs(manifest(folder, [row(axis="", annotator="")], ".csv"))
+    assert (pair.axes, pair.votes[0].annotator, skipped) == ({"quality"}, None, [])
+    (pair,), skipped = read_pairs(manifest(folder, [row(annotator=0), row(annotator=0)]))
+    assert (len(pair.votes), len(skipped)) == (1, 1), "0 is a name"
     (pair,), _ = read_pairs(manifest(folder, [row(kind="structure")]))
     assert pair.kind == "structure"
 
@@ -88,7 +92,7 @@ def test_axis_annotator_and_kind_may_be_missing(folder: Path) -> None:
     ],
 )
 def test_a_vote_that_cannot_be_used_is_left_out_and_named(folder: Path, bad: dict[str, Any], words: list[str]) -> None:
-    pairs, (skipped,) = read_pairs(manifest(folder, [row("w.mp4", "v.mp4"), bad]))
+    pairs, (skipped,) = read_pairs(manifest(folder, [row("y.png", "z.png", axis="quality"), bad]))
     assert len(pairs) == 1
     assert "\n" not in str(skipped)
     assert all(word in str(skipped) for word in words), str(skipped)
@@ -97,7 +101,7 @@ def test_a_vote_that_cannot_be_used_is_left_out_and_named(folder: Path, bad: dic
 def test_contradictions_are_left_out_and_named(folder: Path) -> None:
     rows = [
         row(annotator="ada"), row("y.png", "x.png", annotator="ada"), row(annotator="ben"), row(annotator="ben"),
-        row("w.mp4", "v.mp4"), row("w.mp4", "v.mp4", prompt="a cat"),
+        row("y.png", "z.png"), row("y.png", "z.png", prompt="a cat"),
     ]  # fmt: skip
     (pair,), skipped = read_pairs(manifest(folder, rows))
     assert [(vote.annotator, vote.preference) for vote in pair.votes] == [("ben", 1.0)]
@@ -113,6 +117,7 @@ def test_files_that_are_no_pairs_are_refused(folder: Path) -> None:
         with pytest.raises(ValueError, match="no such file of preference pairs"):
             read_pairs(path)
     for rows, ending, words in (
+        ([row(), row("w.mp4", "v.mp4")], ".jsonl", "jsonl:1 names images and .*jsonl:2 videos; give them in two files"),
         ([{"prompt": "a dog", "a": "x.png"}], ".jsonl", "lacks 'b' and 'preference'"),
         ([row("gone.png")], ".jsonl", "no preference pair that can be used; the first reason: .*gone.png"),
         ([row(a=b"x")], ".parquet", "column 'a' is of type binary; it must hold text"),
@@ -135,6 +140,14 @@ def test_an_export_is_read_without_its_frames(folder: Path) -> None:
         [
             {"prompt": "a dog", "index": 0, "preference": 1.0},
             {"prompt": "a dog", "index": 0, "preference": 0.5, "annotator": "ben"},
+            {
+                "prompt": "a dog",
+                "index": 0,
+                "preference": 1.0,
+                "annotator": "cas",
+                "a_model": "tuned",
+                "b_model": "base",
+            },
             {"prompt": "a cat", "index": 1, "preference": 0.0, "axis": "alignment"},
             {"prompt": "a cat", "index": 1, "preference": 2.0},
             {"prompt": "a cow", "index": 2, "preference": 1.0, "b_model": "base"},
@@ -143,9 +156,9 @@ def test_an_export_is_read_without_its_frames(folder: Path) -> None:
     pairs, skipped = read_pairs(path)
     dog = Pair("a dog", Media(path, 0, "a"), Media(path, 0, "b"), "", pairs[0].votes)
     assert pairs[0] == dog
-    assert pairs[0].preference("quality") == 0.75
-    assert (pairs[1].a, pairs[1].axes) == (Media(path, 2, "a"), {"alignment"})
-    assert str(pairs[1].a).endswith("export.parquet: row 3, a")
+    assert pairs[0].preference("quality") == 0.5, "cas prefers the other one"
+    assert (pairs[1].a, pairs[1].axes) == (Media(path, 3, "a"), {"alignment"})
+    assert str(pairs[1].a).endswith("export.parquet: row 4, a")
     assert ["preference = 2.0" in str(skipped[0]), "both sides are of the model" in str(skipped[1])] == [True, True]
     assert len(skipped) == 2
     path.write_bytes(path.read_bytes()[:-9])

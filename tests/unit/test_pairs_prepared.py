@@ -102,6 +102,14 @@ def test_pairs_that_cannot_be_read_are_left_out_and_named(tmp_path: Path) -> Non
     skipped = write_pairs(read, tmp_path / "some", ["quality"], 8, SIZE)
     assert len(EncodedClips.open(tmp_path / "some")) == 1
     assert [words in str(each) for words, each in zip(bad, skipped, strict=True)] == [True] * len(bad)
+    assert not any(str(each).startswith(str(tmp_path / "some")) for each in skipped), "the media are named"
+
+
+def test_pairs_without_a_vote_on_the_fitted_axes_are_no_rows(tmp_path: Path) -> None:
+    media = [picture(tmp_path / f"{place}.png") for place in range(3)]
+    pairs = [pair(media[0], media[1], quality=1.0), pair(media[1], media[2], motion=0.0)]
+    (made,) = items(pairs, ["motion"], set())
+    assert (made["index"], made["preference"], made["a_path"]) == (0, [0.0], str(media[1].path))
 
 
 def test_prompts_are_held_out_whole_and_by_the_seed() -> None:

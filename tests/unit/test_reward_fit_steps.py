@@ -85,7 +85,7 @@ def test_the_gradient_is_that_of_the_mean_loss(kind: str) -> None:
     total = made.gradient(batch)
     model = made.scorer
     a_PA, b_PA = (model(each.double() / 255, batch.tokens_PL) for each in (batch.a_PFCHW, batch.b_PFCHW))
-    loss = preference_loss(a_PA - b_PA, batch.preference_PA.double()).mean()
+    loss = preference_loss(a_PA - b_PA, batch.preference_PA.double()).mean()  # every axis has votes
     expected = torch.autograd.grad(loss, list(made.parameters.values()), allow_unused=True)
     flat = torch.cat(
         [

@@ -1,7 +1,7 @@
 """The folder of a fitted reward: what is saved is what scores, and what does not fit is refused in one line."""
 
 import json
-from dataclasses import asdict
+import math
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,11 @@ STRUCTURE = {
     "text_cfg": {"context_length": CONTEXT_LENGTH, "vocab_size": len(WORDS), "width": 16, "heads": 2, "layers": 1},
 }
 IMAGE = Spec(
-    kind="image", axes=("quality",), preprocess=asdict(Preprocess(16)), base_mean=(0.5,), base_deviation=(2.0,),
+    kind="image", axes=("quality",), preprocess=Preprocess(16), base_mean=(0.5,), base_deviation=(2.0,),
     mean=0.3, deviation=0.1,
 )  # fmt: skip
 VIDEO = Spec(
-    kind="video", axes=("quality", "motion"), preprocess=asdict(Preprocess(16)), grid=2, width=16, mean=0.3,
+    kind="video", axes=("quality", "motion"), preprocess=Preprocess(16), grid=2, width=16, mean=0.3,
     base_mean=(0.5, -1.0), base_deviation=(2.0, 0.5), deviation=0.1,
 )  # fmt: skip
 
@@ -64,6 +64,8 @@ def test_an_image_reward_answers_what_was_fitted_in_the_unit_of_the_reference(tm
     raw_BS = torch.cat([scorer(frames()[:, place : place + 1], tokens()) for place in range(4)], 1)
     torch.testing.assert_close(reward(frames(), PROMPTS), 0.3 + 0.1 * (raw_BS - 0.5) / 2, atol=1e-5, rtol=1e-4)
     assert not getattr(reward, "whole_video", False)
+    coarse = load_reward("fitted", path=str(tmp_path / "mine"), precision="bfloat16")
+    assert coarse.scale == reward.scale
     assert not any(each.requires_grad for each in reward.parameters())
 
 
@@ -117,6 +119,10 @@ def test_runs_train_on_it_and_are_judged_by_it(tmp_path: Path) -> None:
         (lambda folder: alter(folder, grid=0), ["reward.json", "grid = 0"]),
         (lambda folder: alter(folder, grid=3), ["head.safetensors", "frame.weight (16, 80) instead of (16, 160)"]),
         (lambda folder: alter(folder, preprocess={"size": 16, "zoom": 2}), ["reward.json", "zoom"]),
+        (lambda folder: alter(folder, preprocess={"size": 16, "fit": "Pad"}), ["reward.json", "preprocess.fit"]),
+        (lambda folder: alter(folder, preprocess={"size": 32}), ["reward.json", "preprocess.size = 32"]),
+        (lambda folder: alter(folder, width=18), ["reward.json", "width = 18"]),
+        (lambda folder: alter(folder, base_mean=[0.5, math.nan]), ["reward.json", "base_mean.1"]),
         (lambda folder: alter(folder, colour="red"), ["reward.json", "colour"]),
         (lambda folder: (folder / "head.safetensors").unlink(), ["head.safetensors"]),
         (lambda folder: (folder / "open_clip_config.json").unlink(), ["no open_clip_config.json"]),

@@ -41,12 +41,12 @@ Scorer = ImageScorer | VideoScorer
 class Spec(BaseModel):
     """``reward.json``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     format: Literal[1] = 1
     kind: Literal["image", "video"] = Field(description="scores of single frames, or of whole videos")
     axes: tuple[str, ...] = Field(min_length=1, description="what was asked, such as quality; a head each")
-    preprocess: dict[str, Any] = Field(description="arguments of Preprocess")
+    preprocess: Preprocess = Field(description="the policy that makes frames the CLIP's input")
     grid: int = Field(0, ge=0, description="patches of a frame, averaged to a square of this side (video)")
     width: int = Field(128, ge=2, description="of the transformer over frames (video)")
     layers: int = Field(2, ge=1, description="of the transformer over frames (video)")
@@ -66,7 +66,8 @@ class Spec(BaseModel):
             raise ValueError(f"axes = {list(self.axes)}: a cosine has one axis")
         if (self.kind == "video") != (self.grid > 0):
             raise ValueError(f"grid = {self.grid} does not go with kind = {self.kind!r}")
-        Preprocess(**self.preprocess)
+        if self.width % self.heads or self.width % 2:
+            raise ValueError(f"width = {self.width} is not even, or no multiple of heads = {self.heads}")
         return self
 
 
@@ -85,7 +86,8 @@ class FittedVideoReward(nn.Module):
 
     def forward(self, frames_BFCHW: Tensor, prompts: list[str]) -> Tensor:
         """Returns score_B, at least float32; differentiable."""
-        raw_BA = self.scorer.score(frames_BFCHW, self.text_features(prompts))
+        image_BFD, patch_BFN = self.scorer.backbone(frames_BFCHW)
+        raw_BA = self.scorer.score(image_BFD, patch_BFN, self.text_features(prompts))
         standard_B = ((raw_BA - self.base_mean_A) / self.base_deviation_A).mean(1)
         return self.spec.mean + self.spec.deviation * standard_B
 
@@ -135,6 +137,9 @@ def check_fitted(path: str, where: str) -> Spec:
         if not (folder / name).is_file():
             raise ValueError(f"{where}: no {name} there; copy the whole folder")
     clip, _ = check_clip("fitted", folder, headers(folder / "model.safetensors", where), where)
+    size = clip.visual.image_size
+    if spec.preprocess.size not in (size, *(size[:1] if isinstance(size, tuple) else ())):
+        raise damaged(f"{where}: {SPEC}", f"preprocess.size = {spec.preprocess.size}, and the CLIP sees {size}")
     if spec.kind == "video":
         check_fit(build_head(spec, clip).state_dict(), headers(folder / HEAD, where), f"{where}: {HEAD}")
     return spec
@@ -171,10 +176,10 @@ def load_fitted(
     """
     spec, folder = check_fitted(path, where), Path(path).expanduser()
     clip, tokenise = load_clip("fitted", folder, where)
+    preprocess = spec.preprocess
+    scale = float(ImageScorer(Backbone(clip, preprocess)).scale.detach())  # before a coarser type rounds it
     clip = clip.to(device, getattr(torch, precision))
-    preprocess = Preprocess(**spec.preprocess)
     if spec.kind == "image":
-        scale = float(ImageScorer(Backbone(clip, preprocess)).scale.detach())
         factor = spec.deviation / spec.base_deviation[0]
         return ClipReward(
             clip, tokenise, preprocess, chunk, recompute=recompute, scale=factor * scale,

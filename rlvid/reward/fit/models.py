@@ -11,7 +11,7 @@ from rlvid.reward.clip import at_least_float32, in_chunks
 from rlvid.reward.preprocess import Preprocess, normalise
 
 LARGEST_SCALE = 100.0
-"""Of cosines, as in CLIP."""
+"""Of cosines; a fit keeps it, as CLIP's training does."""
 
 
 class Backbone(nn.Module):
@@ -74,11 +74,15 @@ class ImageScorer(nn.Module):
     @property
     def scale(self) -> Tensor:
         """The factor of cosines."""
-        return at_least_float32(self.backbone.clip.logit_scale).exp().clamp(max=LARGEST_SCALE)
+        return at_least_float32(self.backbone.clip.logit_scale).exp()
 
     def forward(self, frames_BSCHW: Tensor, tokens_BL: Tensor) -> Tensor:
         """Returns scores (B, 1): the mean over S frames."""
-        image_BSD, text_BD = self.backbone(frames_BSCHW)[0], self.backbone.text(tokens_BL)
+        image_BSD, patch_BSN = self.backbone(frames_BSCHW)
+        return self.score(image_BSD, patch_BSN, self.backbone.text(tokens_BL))
+
+    def score(self, image_BSD: Tensor, patch_BSN: Tensor, text_BD: Tensor) -> Tensor:
+        """Returns the same from the features of the backbone; patches play no part."""
         return self.scale * torch.einsum("bsd,bd->bs", image_BSD, text_BD).mean(1, keepdim=True)
 
 
@@ -130,11 +134,12 @@ class VideoScorer(nn.Module):
 
     def forward(self, frames_BFCHW: Tensor, tokens_BL: Tensor) -> Tensor:
         """Returns scores (B, A) of videos in [0, 1]."""
-        return self.score(frames_BFCHW, self.backbone.text(tokens_BL))
+        image_BFD, patch_BFN = self.backbone(frames_BFCHW)
+        return self.score(image_BFD, patch_BFN, self.backbone.text(tokens_BL))
 
-    def score(self, frames_BFCHW: Tensor, text_BD: Tensor) -> Tensor:
-        """Returns the same from the embeddings of prompts."""
-        return self.head(torch.cat(self.backbone(frames_BFCHW), 2), text_BD)
+    def score(self, image_BFD: Tensor, patch_BFN: Tensor, text_BD: Tensor) -> Tensor:
+        """Returns the same from the features of the backbone."""
+        return self.head(torch.cat([image_BFD, patch_BFN], 2), text_BD)
 
 
 def positions(count: int, width: int) -> Tensor:

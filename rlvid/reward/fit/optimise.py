@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rlvid import randomness
 from rlvid.reward.fit.folder import Scorer
 from rlvid.reward.fit.loss import contrastive_loss, preference_loss
-from rlvid.reward.fit.models import ImageScorer
+from rlvid.reward.fit.models import LARGEST_SCALE, ImageScorer
 
 
 @dataclass(frozen=True)
@@ -61,19 +61,22 @@ class Objective:
 
 
 def group_loss(scorer: Scorer, pairs: Pairs, objective: Objective) -> Tensor:
-    """Returns the sum of the losses of a group's pairs, of an axis on average: a scalar."""
+    """Returns the sum of the losses of a group's pairs, each the mean over its axes with votes: a scalar."""
     pairs = draw_frames(pairs, objective) if isinstance(scorer, ImageScorer) else pairs
-    a_PFCHW, b_PFCHW = (as_input(scorer, each) for each in (pairs.a_PFCHW, pairs.b_PFCHW))
-    total = torch.zeros((), device=pairs.a_PFCHW.device)
+    backbone, count = scorer.backbone, len(pairs.serials)
+    both_QFCHW = torch.cat([as_input(scorer, each) for each in (pairs.a_PFCHW, pairs.b_PFCHW)])
+    image_QFD, patch_QFN = backbone(both_QFCHW)
+    text_PD = backbone.text(pairs.tokens_PL)
+    total = torch.zeros((), device=image_QFD.device)
     if objective.preferences:
-        a_PA, b_PA = scorer(torch.cat([a_PFCHW, b_PFCHW]), pairs.tokens_PL.repeat(2, 1)).chunk(2)
-        total = total + objective.preferences * preference_loss(a_PA - b_PA, pairs.preference_PA).mean(1).sum()
+        a_PA, b_PA = scorer.score(image_QFD, patch_QFN, text_PD.repeat(2, 1)).split(count)
+        asked_P = (~pairs.preference_PA.isnan()).sum(1).clamp(min=1)
+        loss_P = preference_loss(a_PA - b_PA, pairs.preference_PA).sum(1) / asked_P
+        total = total + objective.preferences * loss_P.sum()
     if objective.contrastive:
         _, prompt_P = pairs.tokens_PL.unique(dim=0, return_inverse=True)
-        backbone = scorer.backbone
-        text_PD, scale = backbone.text(pairs.tokens_PL), ImageScorer(backbone).scale
-        for frames_PFCHW in (a_PFCHW, b_PFCHW):
-            image_PD = nn.functional.normalize(backbone(frames_PFCHW)[0].mean(1), dim=-1)
+        scale = ImageScorer(backbone).scale
+        for image_PD in nn.functional.normalize(image_QFD.mean(1), dim=-1).split(count):
             total = total + objective.contrastive / 2 * contrastive_loss(scale * image_PD @ text_PD.T, prompt_P).sum()
     return total
 
@@ -187,6 +190,9 @@ class Fitter:
             for settings in self.optimizer.param_groups:
                 settings["lr"] = self.schedule.rate(step)
             self.optimizer.step()
+            scale = self.scorer.backbone.clip.logit_scale
+            if scale.requires_grad:
+                scale.data.clamp_(max=math.log(LARGEST_SCALE))
             weight = 1 - min(self.decay, (1 + step) / (10 + step))
             for name, parameter in self.parameters.items():
                 self.average[name].lerp_(parameter.detach(), weight)
