@@ -5,7 +5,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from rlvid.files import stand_in
 
@@ -69,5 +69,6 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(f"{where}: has too many pixels; allowed are {MAX_PIXELS}") from None
     except _UNREADABLE as error:
-        reason = " ".join(str(error).split())[:120]
-        raise ImageError(f"{where}: is no whole PNG, JPEG or WebP image ({reason})") from None
+        # Pillow's own words for a file of another kind are the address of a buffer.
+        reason = "" if isinstance(error, UnidentifiedImageError) else f" ({' '.join(str(error).split())[:120]})"
+        raise ImageError(f"{where}: is no whole PNG, JPEG or WebP image{reason}") from None

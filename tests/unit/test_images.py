@@ -50,7 +50,7 @@ def test_files_that_are_no_images_are_refused(tmp_path: Path) -> None:
         "gone.png": (None, "no such file"),
         "empty.png": (b"", "is empty"),
         "cut.png": (whole.getvalue()[:-40], "is no whole PNG"),
-        "text.jpg": (b"hello", "is no whole PNG, JPEG or WebP image"),
+        "text.jpg": (b"hello", r"is no whole PNG, JPEG or WebP image$"),
         "pointer.png": (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
         "page.webp": (b"<!doctype html>", "web page"),
     }
