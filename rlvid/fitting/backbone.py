@@ -12,13 +12,19 @@ from transformers import CLIPTokenizer
 
 from rlvid.config.fit import BackboneConfig, FitConfig
 from rlvid.reward.clip import Tokenise, build_clip, pad_with
-from rlvid.reward.fit.folder import Scorer, Spec
-from rlvid.reward.fit.models import Backbone, ImageScorer, TemporalHead, VideoScorer, choose_layers, width_of
+from rlvid.reward.fit.folder import Scorer, Spec, build_head
+from rlvid.reward.fit.models import Backbone, ImageScorer, VideoScorer, choose_layers
 from rlvid.reward.load import BUILTIN, load_builtin
-from rlvid.reward.preprocess import Preprocess, preset
-from rlvid.reward.published import check_files, find_files, load_clip, load_random, structure
-
-_PRESETS = {"hpsv2": "hpsv2", "hpsv2.1": "hpsv2", "pickscore": "pickscore", "clip": "clip"}
+from rlvid.reward.preprocess import Preprocess
+from rlvid.reward.published import (
+    check_files,
+    find_files,
+    load_clip,
+    load_random,
+    own_tokenizer,
+    preprocess_of,
+    structure,
+)
 
 
 @dataclass(frozen=True)
@@ -82,13 +88,8 @@ def _published(config: BackboneConfig, seed: int, key: str) -> Beginning:
     where = f"{key} = {config.path!r}"
     source = find_files(config.name, str(config.path), where)
     clip, tokenise = load_random(config.name, seed) if source is None else load_clip(config.name, source, where)
-    size = clip.visual.image_size
-    prepare = preset(_PRESETS[config.name], size[0] if isinstance(size, tuple) else size)
-    own = (
-        source is not None and source.is_dir() and any((source / n).is_file() for n in ("tokenizer.json", "vocab.json"))
-    )
-    words = CLIPTokenizer.from_pretrained(source, local_files_only=True) if own else None
-    return Beginning(clip, structure(config.name, source, where), tokenise, words, prepare)
+    made = structure(config.name, source, where)
+    return Beginning(clip, made, tokenise, own_tokenizer(source), preprocess_of(config.name, clip))
 
 
 def scorer_of(config: FitConfig, beginning: Beginning, axes: int, chunk: int = 64, recompute: bool = False) -> Scorer:
@@ -97,19 +98,15 @@ def scorer_of(config: FitConfig, beginning: Beginning, axes: int, chunk: int = 6
     backbone = Backbone(beginning.clip, beginning.preprocess, grid=grid, chunk=chunk, recompute=recompute)
     if config.kind == "image":
         return ImageScorer(backbone)
-    sizes = width_of(beginning.clip, grid), beginning.clip.visual.output_dim, axes
-    head = config.head
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return VideoScorer(backbone, TemporalHead(*sizes, width=head.width, layers=head.layers, heads=head.heads))
+        return VideoScorer(backbone, build_head(config.head, beginning.clip, axes, "cpu"))
 
 
 def spec_of(config: FitConfig, beginning: Beginning, axes: list[str], mean_A: Any, deviation_A: Any) -> Spec:
     """Returns the settings of the fitted reward; the raw scores of base samples have this mean and deviation."""
-    head = config.head
-    video = {"grid": head.grid, "width": head.width, "layers": head.layers, "heads": head.heads}
     return Spec(
-        kind=config.kind, axes=tuple(axes), preprocess=beginning.preprocess,
+        axes=tuple(axes), preprocess=beginning.preprocess, head=config.head if config.kind == "video" else None,
         base_mean=tuple(map(float, mean_A)), base_deviation=tuple(map(float, deviation_A)), mean=config.mean,
-        deviation=config.deviation, **(video if config.kind == "video" else {}),
+        deviation=config.deviation,
     )  # fmt: skip

@@ -22,7 +22,7 @@ from rlvid.data.find import Skipped
 from rlvid.data.images import ImageError, decode_image, read_image
 from rlvid.data.listing import write_listing
 from rlvid.data.parquet import open_parquet
-from rlvid.data.videos import VideoError, read_video
+from rlvid.data.videos import read_video
 from rlvid.fitting.read import Media, Pair
 from rlvid.reward.preprocess import Preprocess
 
@@ -102,7 +102,7 @@ def read_batch(batch: pa.Table, frames: int, preprocess: Preprocess) -> pa.Table
                 raise ValueError(f"{item['a_path']} and {item['b_path']}: both sides have the same pixels")
             pixels = {"a": a.numpy().tobytes(), "b": b.numpy().tobytes(), "shape": list(a.shape)}
             rows.append(row | pixels | {"error": None})
-        except (VideoError, ImageError, ValueError) as error:
+        except ValueError as error:
             rows.append(row | {"a": None, "b": None, "shape": None, "error": str(error)})
     return pa.Table.from_pylist(rows, _READ)
 

@@ -287,7 +287,7 @@ def _scores_whole_videos(name: str, path: str | None, key: str, remote: RemoteCo
     if name == "fitted":
         from rlvid.reward.fit.folder import check_fitted
 
-        return check_fitted(str(path), _given(name, path, key)).kind == "video"
+        return check_fitted(str(path), _given(name, path, key)).head is not None
     return name == "oracle" or (name == "custom" and _own_whole_video(str(path), remote))
 
 

@@ -16,7 +16,7 @@ from rlvid.models.weights import check_fit, check_texts, fill, headers, read_jso
 from rlvid.reward.aesthetic import HEAD_FILE, AestheticReward, head
 from rlvid.reward.clip import ClipReward, Tokenise, build_clip, pad_with
 from rlvid.reward.huggingface import open_clip_config, open_clip_names
-from rlvid.reward.preprocess import preset
+from rlvid.reward.preprocess import Preprocess, preset
 
 STRUCTURES = {
     "hpsv2": "ViT-H-14",
@@ -64,13 +64,25 @@ def load_clip_reward(
     clip, tokenise = load_random(name) if source is None else load_clip(name, source, where)
     scale = float(clip.logit_scale.detach().float().exp()) if name == "pickscore" else 1.0
     clip = clip.to(device, getattr(torch, precision))
-    size = clip.visual.image_size
-    default = "hpsv2" if name.startswith("hpsv2") else "pickscore" if name == "pickscore" else "clip"
-    prepare = preset(preprocess or default, size[0] if isinstance(size, tuple) else size)
+    prepare = preprocess_of(name, clip, preprocess)
     if name == "aesthetic":
         weight_D, bias = head(source and source / HEAD_FILE, clip.visual.output_dim, where)
         return AestheticReward(clip.visual, weight_D.to(device), bias.to(device), prepare, chunk, recompute=recompute)
     return ClipReward(clip, tokenise, prepare, chunk, recompute=recompute, scale=scale)
+
+
+def preprocess_of(name: str, clip: CLIP, preset_name: str | None = None) -> Preprocess:
+    """Returns the preprocessing of a reward's own code, or that of a named preset, at the size that a CLIP sees."""
+    size = clip.visual.image_size
+    default = "hpsv2" if name.startswith("hpsv2") else "pickscore" if name == "pickscore" else "clip"
+    return preset(preset_name or default, size[0] if isinstance(size, tuple) else size)
+
+
+def own_tokenizer(source: Path | None) -> CLIPTokenizer | None:
+    """Returns the tokenizer in a model's folder; None where there is none, and OpenAI's is meant."""
+    if source is None or not any((source / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        return None
+    return CLIPTokenizer.from_pretrained(source, local_files_only=True)
 
 
 def check_files(name: str, path: str, where: str) -> Path | None:
@@ -202,8 +214,8 @@ def load_clip(name: str, source: Path, where: str) -> tuple[CLIP, Tokenise]:
 def _tokeniser(source: Path, config: dict[str, Any], where: str) -> Tokenise:
     """Returns the folder's own tokenizer, or else open_clip's, which is OpenAI's."""
     length = config["text_cfg"].get("context_length", 77)
-    if (source / "tokenizer.json").is_file() or (source / "vocab.json").is_file():
-        return pad_with(CLIPTokenizer.from_pretrained(source, local_files_only=True), length)
+    if (own := own_tokenizer(source)) is not None:
+        return pad_with(own, length)
     if config["text_cfg"].get("vocab_size", 49408) != 49408:
         raise ValueError(f"{where}: the model has a vocabulary of its own and the folder no tokenizer.json for it")
     return SimpleTokenizer(context_length=length)

@@ -72,10 +72,10 @@ def _context_length(source: Path) -> int:
 
 def _clip_counts(source: Path, prompts: list[str]) -> list[int]:
     """Returns each prompt's number of tokens, by the folder's own tokenizer or else OpenAI's."""
-    if (source / "tokenizer.json").is_file() or (source / "vocab.json").is_file():
-        from transformers import CLIPTokenizer
+    from rlvid.reward.published import own_tokenizer
 
-        return token_counts(CLIPTokenizer.from_pretrained(source, local_files_only=True), prompts)
+    if (own := own_tokenizer(source)) is not None:
+        return token_counts(own, prompts)
     from open_clip.tokenizer import SimpleTokenizer
 
     words = SimpleTokenizer()

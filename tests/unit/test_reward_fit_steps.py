@@ -9,7 +9,6 @@ from rlvid.reward.fit.loss import contrastive_loss, preference_loss
 from rlvid.reward.fit.models import Backbone, ImageScorer, TemporalHead, VideoScorer
 from rlvid.reward.fit.optimise import Fitter, Objective, Pairs, Schedule, draw_frames, group_loss, groups, scores
 from rlvid.reward.preprocess import Preprocess
-from rlvid.toy.pretrain.common import learning_rate
 from rlvid.toy.tiny import tiny_reward
 
 BATCH, GROUP, FRAMES = 16, 4, 4
@@ -163,7 +162,8 @@ def test_preferences_are_learned(kind: str) -> None:
     assert accuracy(made.scorer, pairs(1000, axes, brighter=True)) > 0.9
 
 
-def test_the_schedule_is_that_of_pre_training() -> None:
+def test_the_schedule_rises_linearly_and_falls_by_half_a_cosine() -> None:
     schedule = Schedule(2e-3, 100, 400)
-    found = [schedule.rate(step) for step in (0, 50, 99, 100, 250, 399, 400)]
-    assert found == pytest.approx([learning_rate(step, 400, 2e-3) for step in (0, 50, 99, 100, 250, 399, 400)])
+    found = [schedule.rate(step) for step in (0, 50, 99, 100, 200, 250, 300, 400)]
+    falling = [0.02 + 0.98 * share for share in (1, 0.75, 0.5, 0.25, 0)]  # cosines of 0, 60, 90, 120, 180 degrees
+    assert found == pytest.approx([2e-3 * share for share in (0.01, 0.51, 1.0, *falling)])

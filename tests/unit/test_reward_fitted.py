@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rlvid.config import parse_config
+from rlvid.config.fit import HeadConfig
 from rlvid.plan.counts import count
 from rlvid.reward.clip import build_clip
 from rlvid.reward.fit.folder import FittedVideoReward, Scorer, Spec, build_head, save_fitted
@@ -30,11 +31,11 @@ STRUCTURE = {
     "text_cfg": {"context_length": CONTEXT_LENGTH, "vocab_size": len(WORDS), "width": 16, "heads": 2, "layers": 1},
 }
 IMAGE = Spec(
-    kind="image", axes=("quality",), preprocess=Preprocess(16), base_mean=(0.5,), base_deviation=(2.0,),
+    axes=("quality",), preprocess=Preprocess(16), base_mean=(0.5,), base_deviation=(2.0,),
     mean=0.3, deviation=0.1,
 )  # fmt: skip
 VIDEO = Spec(
-    kind="video", axes=("quality", "motion"), preprocess=Preprocess(16), grid=2, width=16, mean=0.3,
+    axes=("quality", "motion"), preprocess=Preprocess(16), head=HeadConfig(grid=2, width=16), mean=0.3,
     base_mean=(0.5, -1.0), base_deviation=(2.0, 0.5), deviation=0.1,
 )  # fmt: skip
 
@@ -43,8 +44,10 @@ def write(folder: Path, spec: Spec) -> Scorer:
     """Saves random weights; returns their scorer."""
     torch.manual_seed(3)
     clip = build_clip(STRUCTURE)
-    backbone = Backbone(clip, Preprocess(16), grid=spec.grid)
-    scorer = ImageScorer(backbone) if spec.kind == "image" else VideoScorer(backbone, build_head(spec, clip, "cpu"))
+    backbone = Backbone(clip, Preprocess(16), grid=spec.head.grid if spec.head else 0)
+    scorer: Scorer = ImageScorer(backbone)
+    if spec.head is not None:
+        scorer = VideoScorer(backbone, build_head(spec.head, clip, len(spec.axes), "cpu"))
     folder.mkdir()
     save_fitted(folder, spec, scorer, STRUCTURE, WORDS)
     return scorer
@@ -116,13 +119,17 @@ def test_runs_train_on_it_and_are_judged_by_it(tmp_path: Path) -> None:
         (lambda folder: (folder / "reward.json").write_text("{"), ["reward.json", "damaged"]),
         (lambda folder: alter(folder, base_mean=[0.5]), ["reward.json", "differ in length"]),
         (lambda folder: alter(folder, base_deviation=[1.0, 0.0]), ["reward.json", "must be above 0"]),
-        (lambda folder: alter(folder, grid=0), ["reward.json", "grid = 0"]),
-        (lambda folder: alter(folder, grid=3), ["head.safetensors", "frame.weight (16, 80) instead of (16, 160)"]),
+        (lambda folder: alter(folder, head={"grid": 0}), ["reward.json", "head.grid"]),
+        (
+            lambda folder: alter(folder, head={"grid": 3, "width": 16}),
+            ["head.safetensors", "frame.weight (16, 80) instead of (16, 160)"],
+        ),
         (lambda folder: alter(folder, preprocess={"size": 16, "zoom": 2}), ["reward.json", "zoom"]),
         (lambda folder: alter(folder, preprocess={"size": 16, "fit": "Pad"}), ["reward.json", "preprocess.fit"]),
         (lambda folder: alter(folder, preprocess={"size": 32}), ["reward.json", "preprocess.size = 32"]),
-        (lambda folder: alter(folder, width=18), ["reward.json", "width = 18"]),
+        (lambda folder: alter(folder, head={"grid": 2, "width": 18}), ["reward.json", "width = 18"]),
         (lambda folder: alter(folder, base_mean=[0.5, math.nan]), ["reward.json", "base_mean.1"]),
+        (lambda folder: alter(folder, head=None), ["reward.json", "a cosine has one axis"]),
         (lambda folder: alter(folder, colour="red"), ["reward.json", "colour"]),
         (lambda folder: (folder / "head.safetensors").unlink(), ["head.safetensors"]),
         (lambda folder: (folder / "open_clip_config.json").unlink(), ["no open_clip_config.json"]),

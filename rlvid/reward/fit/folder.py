@@ -3,7 +3,7 @@
 =============================  ================================================================================
 file                           content
 =============================  ================================================================================
-``reward.json``                ``Spec``: the kind, the axes, the preprocessing, the mapping of scores
+``reward.json``                ``Spec``: the axes, the preprocessing, the head, the mapping of scores
 ``open_clip_config.json``      structure of the CLIP
 ``model.safetensors``          its weights, by open_clip's names
 ``head.safetensors``           of a video reward: the weights over the features of frames
@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
+from rlvid.config.fit import HeadConfig
 from rlvid.files import damaged, write_atomic
 from rlvid.models.stored import save_tokenizer
 from rlvid.models.weights import check_fit, check_texts, fill, headers, read_json, read_weights
@@ -44,13 +45,9 @@ class Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     format: Literal[1] = 1
-    kind: Literal["image", "video"] = Field(description="scores of single frames, or of whole videos")
     axes: tuple[str, ...] = Field(min_length=1, description="what was asked, such as quality; a head each")
     preprocess: Preprocess = Field(description="the policy that makes frames the CLIP's input")
-    grid: int = Field(0, ge=0, description="patches of a frame, averaged to a square of this side (video)")
-    width: int = Field(128, ge=2, description="of the transformer over frames (video)")
-    layers: int = Field(2, ge=1, description="of the transformer over frames (video)")
-    heads: int = Field(4, ge=1, description="of its attention (video)")
+    head: HeadConfig | None = Field(None, description="of a reward of whole videos; null: a cosine of single frames")
     base_mean: tuple[float, ...] = Field(description="mean raw score of base samples, an axis each")
     base_deviation: tuple[float, ...] = Field(description="standard deviation of the same, above 0")
     mean: float = Field(0.0, description="mean of the answers for base samples")
@@ -62,12 +59,8 @@ class Spec(BaseModel):
             raise ValueError("axes, base_mean and base_deviation differ in length")
         if not all(each > 0 for each in self.base_deviation):
             raise ValueError(f"base_deviation = {list(self.base_deviation)}: a deviation must be above 0")
-        if self.kind == "image" and len(self.axes) > 1:
+        if self.head is None and len(self.axes) > 1:
             raise ValueError(f"axes = {list(self.axes)}: a cosine has one axis")
-        if (self.kind == "video") != (self.grid > 0):
-            raise ValueError(f"grid = {self.grid} does not go with kind = {self.kind!r}")
-        if self.width % self.heads or self.width % 2:
-            raise ValueError(f"width = {self.width} is not even, or no multiple of heads = {self.heads}")
         return self
 
 
@@ -133,23 +126,24 @@ def check_fitted(path: str, where: str) -> Spec:
         reason = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
         named = ".".join(map(str, reason["loc"]))
         raise damaged(f"{where}: {SPEC}", f"{named}: {reason['msg']}", "fit the reward anew") from None
-    for name in ("open_clip_config.json", *([HEAD] if spec.kind == "video" else [])):
+    for name in ("open_clip_config.json", *([] if spec.head is None else [HEAD])):
         if not (folder / name).is_file():
             raise ValueError(f"{where}: no {name} there; copy the whole folder")
     clip, _ = check_clip("fitted", folder, headers(folder / "model.safetensors", where), where)
     size = clip.visual.image_size
     if spec.preprocess.size not in (size, *(size[:1] if isinstance(size, tuple) else ())):
         raise damaged(f"{where}: {SPEC}", f"preprocess.size = {spec.preprocess.size}, and the CLIP sees {size}")
-    if spec.kind == "video":
-        check_fit(build_head(spec, clip).state_dict(), headers(folder / HEAD, where), f"{where}: {HEAD}")
+    if spec.head is not None:
+        made = build_head(spec.head, clip, len(spec.axes))
+        check_fit(made.state_dict(), headers(folder / HEAD, where), f"{where}: {HEAD}")
     return spec
 
 
-def build_head(spec: Spec, clip: CLIP, device: str | torch.device = "meta") -> TemporalHead:
+def build_head(config: HeadConfig, clip: CLIP, axes: int, device: str | torch.device = "meta") -> TemporalHead:
     """Returns the head of a video reward over the features of a CLIP; on ``meta`` it is without numbers."""
-    sizes = width_of(clip, spec.grid), clip.visual.output_dim, len(spec.axes)
+    sizes = width_of(clip, config.grid), clip.visual.output_dim, axes
     with torch.device(device):
-        return TemporalHead(*sizes, width=spec.width, layers=spec.layers, heads=spec.heads)
+        return TemporalHead(*sizes, width=config.width, layers=config.layers, heads=config.heads)
 
 
 def load_fitted(
@@ -179,13 +173,13 @@ def load_fitted(
     preprocess = spec.preprocess
     scale = float(ImageScorer(Backbone(clip, preprocess)).scale.detach())  # before a coarser type rounds it
     clip = clip.to(device, getattr(torch, precision))
-    if spec.kind == "image":
+    if spec.head is None:
         factor = spec.deviation / spec.base_deviation[0]
         return ClipReward(
             clip, tokenise, preprocess, chunk, recompute=recompute, scale=factor * scale,
             shift=spec.mean - factor * spec.base_mean[0],
         )  # fmt: skip
-    head = build_head(spec, clip)
+    head = build_head(spec.head, clip, len(spec.axes))
     fill(head, read_weights(folder / HEAD, where), f"{where}: {HEAD}")
-    backbone = Backbone(clip, preprocess, grid=spec.grid, chunk=chunk, recompute=recompute)
+    backbone = Backbone(clip, preprocess, grid=spec.head.grid, chunk=chunk, recompute=recompute)
     return FittedVideoReward(VideoScorer(backbone, head), TextFeatures(clip, tokenise), spec).to(device)

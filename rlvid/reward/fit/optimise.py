@@ -159,8 +159,9 @@ class Fitter:
     def gradient(self, pairs: Pairs) -> Tensor:
         """Returns the gradient of the summed losses of a share of a batch, and their sum in the last place: float64."""
         parameters = list(self.parameters.values())
-        sizes = [each.numel() for each in parameters]
-        total = torch.zeros(sum(sizes) + 1, dtype=torch.float64, device=pairs.a_PFCHW.device)
+        total = torch.zeros(
+            sum(each.numel() for each in parameters) + 1, dtype=torch.float64, device=pairs.a_PFCHW.device
+        )
         for part in groups(pairs, self.batch_size, self.group):
             loss = group_loss(self.scorer, part, self.objective)
             found = torch.autograd.grad(loss, parameters, allow_unused=True)

@@ -1,7 +1,6 @@
-"""The common parts of all stages of pre-training: the stream of clips, the learning rate's schedule, the average."""
+"""The common parts of all stages of pre-training: the stream of clips, the optimiser's steps, the average."""
 
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from rlvid.reward.fit.optimise import Schedule
 from rlvid.world.captions import write_captions
 from rlvid.world.render import Clips, degrade, render, sample_clips, sample_degradation
 
@@ -34,15 +34,6 @@ def draw_footage(count: int, generator: torch.Generator, degraded: float | Mappi
     return Footage(clips, write_captions(clips, generator), clean, frames)
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Returns a step's learning rate: linear warm-up over 100 steps, then half a cosine down to 2 % of the peak."""
-    warmup = 100
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
-    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
-
-
 def half(device: torch.device) -> torch.autocast:
     """Bfloat16 where the device computes in it; a CPU without AVX-512 takes nine times as long as with float32."""
     able = device.type != "cpu" or torch.backends.cpu.get_cpu_capability() not in ("NO AVX", "DEFAULT", "AVX2")
@@ -62,11 +53,12 @@ def fit(
     parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.99), weight_decay=0.0)
     average = [p.detach().clone() for p in parameters]
+    schedule = Schedule(peak, warmup=100, steps=steps)
     start, shown = time.perf_counter(), 0.0
 
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, peak)
+            group["lr"] = schedule.rate(step)
         loss = loss_of_step(step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
