@@ -57,4 +57,4 @@ def test_runs_become_tables_a_page_and_preferences(
     told = rlvid("study", "results", out)
     assert "CLIPSIM" in told or "clipsim" in told
     rlvid("study", "export", out, "--out", tmp_path / "pairs.parquet")
-    assert parquet.read_table(tmp_path / "pairs.parquet").num_rows == 5
+    assert parquet.read_table(tmp_path / "pairs.parquet").num_rows == 5 * 2  # both axes, ties too
