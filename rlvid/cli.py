@@ -13,6 +13,7 @@ import typer
 from rlvid import __version__
 from rlvid.actions import encode_and_show, evaluate_and_show, generate_and_show, report_and_show, train_and_show
 from rlvid.credentials import refuse_credentials_in_arguments
+from rlvid.fitting.command import reward
 from rlvid.study.command import study
 from rlvid.terminal import console, fractions, numbers, run_command, say, shell
 from rlvid.text import is_utf8
@@ -29,6 +30,7 @@ Start with [bold]rlvid demo[/bold]: it fine-tunes the built-in model in minutes,
 Then try settings: [bold]rlvid train toy method.tau=0.8[/bold]. Use your own YAML file instead of [bold]toy[/bold].""",
 )
 app.add_typer(study, name="study")
+app.add_typer(reward, name="reward")
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as train.steps=50 seed=1."),

@@ -112,29 +112,54 @@ def check_resources(config: RunConfig) -> bool:
         ValueError: the cluster is too small for the workers, even with all nodes that its autoscaler may bring.
     """
     nodes, train = nodes_possible(), config.train
-    cpus, gpus = (sum(shape.get(name, 0) * count for shape, count in nodes) for name in ("CPU", "GPU"))
-    use_gpu = gpus >= train.workers if train.use_gpu is None else train.use_gpu
-    if use_gpu and gpus < train.workers:
-        raise ValueError(
-            f"train.workers = {train.workers} with train.use_gpu=true needs {train.workers} GPUs; "
-            f"the cluster has {gpus:g}"
-        )
+    use_gpu = _choose_gpu(train.workers, train.use_gpu, nodes, "train.")
     _check_encoders(config, use_gpu)
-    if train.workers * train.cpus_per_worker > cpus:
-        raise ValueError(
-            f"train.workers = {train.workers} at train.cpus_per_worker = {train.cpus_per_worker:g} needs "
-            f"{train.workers * train.cpus_per_worker:g} CPU cores; the cluster has {cpus:g}; "
-            f"set train.workers to at most {int(cpus // train.cpus_per_worker)}"
-        )
+    _check_cores(train.workers, train.cpus_per_worker, nodes, "train.")
     _check_reward_actors(config, use_gpu, nodes)
-    fit = workers_that_fit(nodes, needed(config, use_gpu))
-    if fit < train.workers:
+    _check_places(train.workers, needed(config, use_gpu), nodes, "train.")
+    return use_gpu
+
+
+def check_workers(workers: int, cpus: float, use_gpu: bool | None) -> bool:
+    """Returns whether workers of ``cpus`` cores get a GPU each; None takes them where there are enough.
+
+    Raises:
+        ValueError: the cluster is too small, even with all nodes that its autoscaler may bring.
+    """
+    nodes = nodes_possible()
+    gpus = _choose_gpu(workers, use_gpu, nodes)
+    _check_cores(workers, cpus, nodes)
+    _check_places(workers, {"CPU": cpus} | ({"GPU": 1.0} if gpus else {}), nodes)
+    return gpus
+
+
+def _choose_gpu(workers: int, use_gpu: bool | None, nodes: list[tuple[Shape, float]], section: str = "") -> bool:
+    """Returns whether workers get a GPU each; ValueError if they must and there are too few."""
+    gpus = sum(shape.get("GPU", 0) * count for shape, count in nodes)
+    if use_gpu and gpus < workers:
+        raise ValueError(
+            f"{section}workers = {workers} with {section}use_gpu=true needs {workers} GPUs; the cluster has {gpus:g}"
+        )
+    return gpus >= workers if use_gpu is None else use_gpu
+
+
+def _check_cores(workers: int, cpus: float, nodes: list[tuple[Shape, float]], section: str = "") -> None:
+    there = sum(shape.get("CPU", 0) * count for shape, count in nodes)
+    if workers * cpus > there:
+        raise ValueError(
+            f"{section}workers = {workers} at {section}cpus_per_worker = {cpus:g} needs {workers * cpus:g} CPU cores; "
+            f"the cluster has {there:g}; set {section}workers to at most {int(there // cpus)}"
+        )
+
+
+def _check_places(workers: int, need: Shape, nodes: list[tuple[Shape, float]], section: str = "") -> None:
+    fit = workers_that_fit(nodes, need)
+    if fit < workers:
         each = ", ".join(f"{count:g} x ({_shape(shape)})" for shape, count in nodes)
         raise ValueError(
-            f"train.workers = {train.workers} at {_shape(needed(config, use_gpu))} each: only {fit:g} fit, as a worker "
-            f"lies on one node, and the nodes are {each}; lower train.cpus_per_worker or train.workers"
+            f"{section}workers = {workers} at {_shape(need)} each: only {fit:g} fit, as a worker lies on one node, and "
+            f"the nodes are {each}; lower {section}cpus_per_worker or {section}workers"
         )
-    return use_gpu
 
 
 def _check_reward_actors(config: RunConfig, use_gpu: bool, nodes: list[tuple[Shape, float]]) -> None:

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from rlvid.config.guard import GuardConfig
 from rlvid.config.methods import VALUE_METHODS, AnyMethod, InstructVideoConfig, PolicyGradient
 from rlvid.config.model import ModelConfig, SamplingConfig
-from rlvid.config.parse import explain, read_named, split_override
+from rlvid.config.parse import apply_override, explain, read_named
 from rlvid.config.reward import RewardConfig
 from rlvid.config.section import Section
 from rlvid.config.train import DataConfig, OptimizerConfig, OutputConfig, TrainConfig
@@ -210,7 +210,7 @@ def load_config(source: str | Path | dict[str, Any], overrides: list[str] | None
     data = deepcopy(source) if isinstance(source, dict) else read_description(source)
     refuse_credentials_in_arguments(overrides or [])
     for override in overrides or []:
-        _override(data, override)
+        apply_override(data, override, "section.key=value, such as train.steps=100")
     return parse_config(data)
 
 
@@ -227,16 +227,3 @@ def parse_config(data: dict[str, Any]) -> RunConfig:
         return RunConfig.model_validate(data)
     except ValidationError as error:
         raise ValueError("; ".join(explain(each, RunConfig, _FORMER_KEYS) for each in error.errors())) from None
-
-
-def _override(data: dict[str, Any], text: str) -> None:
-    key, value = split_override(text, "section.key=value, such as train.steps=100")
-    *parents, last = key.split(".")
-    here = data
-    for parent in parents:
-        inner = here.get(parent, {})
-        if not isinstance(inner, dict | str | None):
-            raise ValueError(f"override {text!r}: {parent} is a value and has no keys of its own")
-        here[parent] = {"name": inner} if isinstance(inner, str) else dict(inner or {})
-        here = here[parent]
-    here[last] = value

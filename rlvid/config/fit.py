@@ -1,10 +1,12 @@
 """The settings of a reward that is fitted to preference pairs."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from rlvid.config.parse import apply_override, explain
 from rlvid.config.section import Decay, Section
+from rlvid.credentials import refuse_credentials, refuse_credentials_in_arguments
 
 
 class BackboneConfig(Section):
@@ -103,3 +105,23 @@ class FitConfig(Section):
         if self.kind == "video" and not self.preferences:
             raise ValueError("preferences = 0: the head of a video reward learns from votes alone; set it above 0")
         return self
+
+
+def load_fit(overrides: list[str]) -> FitConfig:
+    """Returns the settings of a fit.
+
+    Args:
+        overrides: ``key=value`` strings, values in YAML; later ones win.
+
+    Raises:
+        ValueError: in one line: the key, the value, what is allowed.
+    """
+    data: dict[str, Any] = {}
+    refuse_credentials_in_arguments(overrides)
+    for text in overrides:
+        apply_override(data, text, "key=value, such as steps=200")
+    refuse_credentials(data, "")
+    try:
+        return FitConfig.model_validate(data)
+    except ValidationError as error:
+        raise ValueError("; ".join(explain(each, FitConfig, {}) for each in error.errors())) from None

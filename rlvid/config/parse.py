@@ -52,6 +52,24 @@ def split_override(text: str, form: str) -> tuple[str, Any]:
         raise ValueError(f"override {text!r}: the value is not valid YAML") from error
 
 
+def apply_override(data: dict[str, Any], text: str, form: str) -> None:
+    """Sets the key of ``section.key=value`` in a description; see ``split_override``.
+
+    Raises:
+        ValueError: as ``split_override``; or a section of the key is a value.
+    """
+    key, value = split_override(text, form)
+    *parents, last = key.split(".")
+    here = data
+    for parent in parents:
+        inner = here.get(parent, {})
+        if not isinstance(inner, dict | str | None):
+            raise ValueError(f"override {text!r}: {parent} is a value and has no keys of its own")
+        here[parent] = {"name": inner} if isinstance(inner, str) else dict(inner or {})
+        here = here[parent]
+    here[last] = value
+
+
 def explain(error: Any, top: Any, former: Mapping[str, str]) -> str:
     """Describes the error of a key in one line.
 

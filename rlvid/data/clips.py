@@ -178,8 +178,12 @@ class EncodedClips:
             DamagedPart: they cannot be read.
             OSError: storage fails.
         """
+        return self.column("caption")
+
+    def column(self, name: str) -> Iterator[Any]:
+        """Yields the values of a column, as ``captions`` does."""
         for number in range(len(self.meta["parts"])):
-            yield from self._read(number, None, ["caption"])["caption"].to_pylist()
+            yield from self._read(number, None, [name])[name].to_pylist()
 
     def readable_captions(self) -> Iterator[str]:
         """Yields the captions of the parts that are not damaged, in order of position."""

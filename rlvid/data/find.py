@@ -84,15 +84,19 @@ def read_contents(clips: list[ClipFile]) -> tuple[dict[ClipFile, str], list[Skip
     skipped = []
     for clip in clips:
         try:
-            with open(clip.path, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                head = file.read(1 << 16)
-                file.seek(max(0, size - (1 << 16)))
-                ends = hashlib.sha256(head + file.read()).hexdigest()
-            contents[clip] = json.dumps([clip.caption, size, ends])
+            contents[clip] = json.dumps([clip.caption, *size_and_ends(clip.path)])
         except OSError as error:
             skipped.append(Skipped(clip.path, f"cannot be read: {error.strerror}"))
     return contents, skipped
+
+
+def size_and_ends(path: Path) -> tuple[int, str]:
+    """Returns the size of a file and a hash over both of its ends, which tell one file from another."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        head = file.read(1 << 16)
+        file.seek(max(0, size - (1 << 16)))
+        return size, hashlib.sha256(head + file.read()).hexdigest()
 
 
 def key_of(identity: str) -> str:

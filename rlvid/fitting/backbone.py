@@ -26,6 +26,8 @@ from rlvid.reward.published import (
     structure,
 )
 
+_WEIGHTS = Path(str(resources.files("rlvid"))) / "toy" / "weights"
+
 
 @dataclass(frozen=True)
 class Beginning:
@@ -46,14 +48,29 @@ class Beginning:
     preprocess: Preprocess
 
 
-def check_backbone(config: BackboneConfig, key: str = "backbone.path") -> None:
-    """Checks the backbone's files without reading its weights.
+def check_backbone(config: BackboneConfig, key: str = "backbone.path") -> list[Path]:
+    """Checks the backbone's files without reading its weights; returns those that are not of this package.
 
     Raises:
-        ValueError: they are missing, damaged or of another model.
+        ValueError: they are missing, damaged or of another model, or it has fewer layers.
     """
-    if not config.name.startswith("builtin"):
-        check_files(config.name, str(config.path), f"{key} = {config.path!r}")
+    source, where = None, f"{key} = {config.path!r}"
+    if config.name.startswith("builtin"):
+        made = _structure_of_builtin(config.name)
+    else:
+        source = check_files(config.name, str(config.path), where)
+        made = structure(config.name, source, where)
+    blocks = [made[tower]["layers"] for tower in ("vision_cfg", "text_cfg")]
+    if not all(isinstance(each, int) for each in blocks):
+        raise ValueError(f"{where}: its image tower is no transformer; name another CLIP")
+    if config.layers is not None and config.layers > 1 + min(blocks):
+        raise ValueError(
+            f"backbone.layers = {config.layers}: the smaller tower has {1 + min(blocks)} groups of layers; allowed: 0 "
+            f"to {1 + min(blocks)}, or null for all"
+        )
+    if source is None:
+        return []
+    return sorted(path for path in source.iterdir() if path.is_file()) if source.is_dir() else [source]
 
 
 def begin(config: FitConfig, key: str = "backbone.path") -> Beginning:
@@ -70,10 +87,14 @@ def begin(config: FitConfig, key: str = "backbone.path") -> Beginning:
     return made
 
 
+def _structure_of_builtin(name: str) -> dict[str, Any]:
+    text = (_WEIGHTS / BUILTIN[name] / "config.json").read_text(encoding="utf-8")
+    return dict(json.loads(text))
+
+
 def _builtin(config: BackboneConfig, seed: int) -> Beginning:
-    weights = Path(str(resources.files("rlvid"))) / "toy" / "weights"
-    made = json.loads((weights / BUILTIN[config.name] / "config.json").read_text(encoding="utf-8"))
-    words = CLIPTokenizer.from_pretrained(weights / "model" / "tokenizer", local_files_only=True)
+    made = _structure_of_builtin(config.name)
+    words = CLIPTokenizer.from_pretrained(_WEIGHTS / "model" / "tokenizer", local_files_only=True)
     if config.path == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -30,11 +30,13 @@ ROWS = pa.schema(
     [
         ("index", pa.int64()), ("caption", pa.string()), ("a", pa.binary()), ("b", pa.binary()),
         ("shape", pa.list_(pa.int32())), ("preference", pa.list_(pa.float32())), ("votes", pa.list_(pa.int32())),
-        ("kind", pa.string()), ("held_out", pa.bool_()),
+        ("kind", pa.string()), ("held_out", pa.bool_()), ("source", pa.string()), ("a_base", pa.bool_()),
+        ("b_base", pa.bool_()),
     ]
 )  # fmt: skip
 """A pair: ``a`` and ``b`` are uint8 of ``shape`` (F, 3, size, size); a preference and a number of votes for each axis,
-NaN and 0 where nobody was asked."""
+NaN and 0 where nobody was asked; the place of its first vote; and whether each side sets the unit of scores."""
+_TOLD = ("caption", "shape", "preference", "votes", "kind", "held_out", "a_base", "b_base")
 _READ = ROWS.append(pa.field("error", pa.string()))
 _BATCH, _CPUS = 4, 0.5
 _PART_BYTES, _GROUP_BYTES = 2**28, 2**20
@@ -95,7 +97,7 @@ def read_batch(batch: pa.Table, frames: int, preprocess: Preprocess) -> pa.Table
     """Reads a batch of ``items``; returns rows of the schema ``ROWS``, or with an ``error`` and without pixels."""
     rows = []
     for item in batch.to_pylist():
-        row = {name: item[name] for name in ("index", "caption", "preference", "votes", "kind", "held_out")}
+        row = {name: item[name] for name in ROWS.names if name not in ("a", "b", "shape")}
         try:
             a, b = (read_media(_media_of(item, side), frames, preprocess) for side in "ab")
             if a.shape == b.shape and torch.equal(a, b):
@@ -125,13 +127,18 @@ def held_out_prompts(prompts: Iterable[str], share: float, seed: int) -> set[str
     return set(each[: min(len(each) - 1, max(1, round(share * len(each))))])
 
 
-def items(pairs: Sequence[Pair], axes: Sequence[str], held_out: set[str]) -> list[dict[str, Any]]:
-    """Returns what the readers need of each pair with a vote on the axes, in their order."""
+def items(pairs: Sequence[Pair], axes: Sequence[str], held_out: set[str], base: str = "") -> list[dict[str, Any]]:
+    """Returns what the readers need of each pair with a vote on the axes, in their order.
+
+    The samples of the model ``base`` set the unit of scores; those of all models, where none is of that one.
+    """
+    named = any(base in pair.models for pair in pairs)
     made: list[dict[str, Any]] = []
     for index, pair in enumerate(pair for pair in pairs if pair.axes & {*axes}):
         votes = [sum(vote.axis == axis for vote in pair.votes) for axis in axes]
         item = {"index": index, "caption": pair.prompt, "kind": pair.kind, "held_out": pair.prompt in held_out}
-        item |= {"preference": [pair.preference(axis) for axis in axes], "votes": votes}
+        item |= {"preference": [pair.preference(axis) for axis in axes], "votes": votes, "source": pair.votes[0].where}
+        item |= {f"{side}_base": not named or model == base for side, model in zip("ab", pair.models, strict=True)}
         for side, media in (("a", pair.a), ("b", pair.b)):
             item |= {f"{side}_path": str(media.path), f"{side}_row": media.row, f"{side}_side": media.side}
         made.append(item)
@@ -162,7 +169,7 @@ def write_pairs(
                 if error := row.pop("error"):
                     skipped.append(Skipped(Path(error.partition(":")[0]), error))
                     continue
-                told = [row[name] for name in ("caption", "shape", "preference", "votes", "kind", "held_out")]
+                told = [row[name] for name in _TOLD]
                 content.update(json.dumps(told).encode() + row["a"] + row["b"])
                 yield row
             if on_progress is not None:

@@ -2,7 +2,8 @@
 
 A manifest is a table (CSV, TSV, JSON lines or Parquet) with a row for each vote: ``prompt``, the files ``a`` and ``b``
 (videos or images, relative to the manifest), ``preference`` (1 for ``a``, 0 for ``b``, 0.5 for a tie, or between), and
-where it has them ``axis`` ("quality" by default), ``annotator``, and ``kind``, by which accuracy is reported.
+where it has them ``axis`` ("quality" by default), ``annotator``, ``kind``, by which accuracy is reported, and
+``a_model`` and ``b_model``, the names of the models that made them.
 
 A vote that cannot be used is left out and named; the others count.
 """
@@ -27,7 +28,7 @@ from rlvid.text import printable
 
 AXIS = "quality"
 """The axis of votes that name none."""
-_COLUMNS, _OPTIONAL = ("prompt", "a", "b", "preference"), ("axis", "annotator", "kind")
+_COLUMNS, _OPTIONAL = ("prompt", "a", "b", "preference"), ("axis", "annotator", "kind", "a_model", "b_model")
 _LIGHT = [name for name in PAIRS.names if name not in ("a", "b", "fps")]
 
 
@@ -61,13 +62,14 @@ class Vote:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two videos or images of a prompt, and all votes on them."""
+    """Two videos or images of a prompt, all votes on them, and the models that made them, where they are known."""
 
     prompt: str
     a: Media
     b: Media
     kind: str
     votes: tuple[Vote, ...]
+    models: tuple[str, str] = ("", "")
 
     @property
     def axes(self) -> set[str]:
@@ -144,7 +146,8 @@ def _from_export(path: Path, skipped: list[Skipped]) -> Iterator[_Answer]:
         with open_parquet(path) as file:
             if missing := [name for name in PAIRS.names if name not in file.schema_arrow.names]:
                 raise ValueError(f"{path}: lacks {' and '.join(map(repr, missing))}; export the study again")
-            for batch in file.iter_batches(columns=_LIGHT):
+            light = [*_LIGHT, *({"kind"} & {*file.schema_arrow.names})]
+            for batch in file.iter_batches(columns=light):
                 for values in batch.to_pylist():
                     number += 1
                     row = Row(f"{path}: row {number + 1}", values)
@@ -207,7 +210,8 @@ def _answer(row: Row, key: frozenset[object], a: Media, b: Media, named: bool = 
     annotator = None if values.get("annotator") is None else str(values["annotator"]).strip() or None
     kind = str(values.get("kind") or "").strip()
     vote = Vote(axis, _preference(row), annotator, row.where)
-    return _Answer(key, Pair(prompt, a, b, kind, (vote,)))
+    models = (str(values.get("a_model") or "").strip(), str(values.get("b_model") or "").strip())
+    return _Answer(key, Pair(prompt, a, b, kind, (vote,), models))
 
 
 def _text(row: Row, column: str) -> str:
@@ -244,7 +248,7 @@ def _pool(answers: Iterable[_Answer], path: Path, skipped: list[Skipped]) -> Ite
         turned = [_turned(answer, first) for answer in each]
         if votes := list(_consistent(turned, path, skipped)):
             kind = next((answer.pair.kind for answer in each if answer.pair.kind), "")
-            yield Pair(first.prompt, first.a, first.b, kind, tuple(votes))
+            yield Pair(first.prompt, first.a, first.b, kind, tuple(votes), first.models)
 
 
 def _turned(answer: _Answer, first: Pair) -> Vote:

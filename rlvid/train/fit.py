@@ -96,7 +96,7 @@ def fit_again(fit: Callable[[], Any], failures: int, repair: Callable[[dict[str,
         repair(done["damaged"])
 
 
-def reason(error: Exception, folder: Path, progress: Any, logs_here: bool) -> str:
+def reason(error: Exception, folder: Path, progress: Any, logs_here: bool, what: str = "training") -> str:
     """Says why a run failed, in one line: the worker, its step, the error, and where its log is.
 
     Of several workers that failed, the message names the one that failed first. A killed process cannot write its
@@ -107,6 +107,7 @@ def reason(error: Exception, folder: Path, progress: Any, logs_here: bool) -> st
         folder: the run's.
         progress: the run's ``rlvid.train.progress.ProgressActor``.
         logs_here: whether the workers write their logs into ``folder``, and not into an object store.
+        what: stopped.
     """
     from rlvid.train.reporter import WorkerError
 
@@ -126,7 +127,7 @@ def reason(error: Exception, folder: Path, progress: Any, logs_here: bool) -> st
     else:
         text = one_line(error)
     logs = folder / "logs" / ("" if first is None else f"worker-{first:02d}.log")
-    return f"training stopped: {text} (full log: {short(logs)}; start the same command again to resume)"
+    return f"{what} stopped: {text} (full log: {short(logs)}; start the same command again to resume)"
 
 
 def _death(rank: int, error: Any, progress: Any, log_file: Path | None) -> str:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -74,10 +75,20 @@ class ProgressActor:
 
 
 class ProgressLine:
-    """Shows a run's progress while the block runs: a live line on a terminal, elsewhere a line every ten seconds."""
+    """Shows a run's progress while the block runs: a live line on a terminal, elsewhere a line every ten seconds.
 
-    def __init__(self, actor: Any, steps: int, console: Console) -> None:
+    Args:
+        actor: the ``ProgressActor``.
+        steps: of the run.
+        console: where the line is shown.
+        describe: the numbers of the latest step -> words; default: those of training.
+    """
+
+    def __init__(
+        self, actor: Any, steps: int, console: Console, describe: Callable[[dict[str, Any]], str] | None = None
+    ) -> None:
         self._actor, self._steps, self._console, self._seen = actor, steps, console, 0
+        self._describe = describe or _describe
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
 
@@ -104,7 +115,7 @@ class ProgressLine:
                 task = bar.add_task("starting workers", total=self._steps)
                 while not self._stop.wait(0.5):
                     if latest := self._ask():
-                        bar.update(task, completed=latest["step"], description=_describe(latest))
+                        bar.update(task, completed=latest["step"], description=self._describe(latest))
             return
         shown, due, ended = 0, 0.0, False
         while not ended:
@@ -114,9 +125,8 @@ class ProgressLine:
                 continue
             if latest["elapsed"] >= due or ended or latest["step"] == self._steps:
                 shown, due = latest["step"], latest["elapsed"] + 10
-                self._console.print(
-                    f"step {shown}/{self._steps}  {_describe(latest)}  {_eta(latest['eta'])} to go", highlight=False
-                )
+                words = f"{self._describe(latest)}  {_eta(latest['eta'])} to go"
+                self._console.print(f"step {shown}/{self._steps}  {words}", highlight=False)
 
     def _ask(self) -> dict[str, Any]:
         try:

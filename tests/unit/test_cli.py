@@ -15,7 +15,7 @@ from rlvid.cli import app, main
 from rlvid.runs.find import find_run
 
 ROOT = Path(__file__).resolve().parents[2]
-VERBS = ["train", "evaluate", "report", "export", "generate", "encode", "plan", "doctor", "demo", "study"]
+VERBS = ["train", "evaluate", "report", "export", "generate", "encode", "plan", "doctor", "demo", "study", "reward"]
 
 
 def test_help_names_every_verb_and_imports_nothing_heavy() -> None:

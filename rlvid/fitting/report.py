@@ -1,0 +1,196 @@
+"""The report of a fit: ``report.json``, a card (``README.md``), a picture of the calibration, and a table."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from rlvid.config.fit import FitConfig
+from rlvid.data.clips import EncodedClips
+from rlvid.data.find import Skipped
+from rlvid.escape import markdown_text
+from rlvid.evaluate.tables.table import Grid, json_text
+from rlvid.files import write_atomic
+from rlvid.fitting.judge import Judged, Share, Verdict, accuracy, judge
+from rlvid.fitting.read import Pair
+from rlvid.plots.curves import Line, Panel, png_of_panels
+from rlvid.plots.style import REFERENCE, STYLES
+
+REPORT, MADE_WITH = "report.json", "made_with"
+_NAMED = 5
+"""Votes left out that a terminal shows; ``report.json`` has all."""
+_HEADS = ("Axis", "Held-out pairs", "Accuracy", "95 %", "Voters agree", "Fitted pairs", "Calibration error", "Log loss")
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """What came of a fit.
+
+    Attributes:
+        axes: that were fitted.
+        pairs: that were read.
+        skipped: votes and pairs that were left out, and why.
+        verdicts: of each axis, on held-out pairs; and the accuracy on those it was fitted to.
+        mean_A: of the raw scores of base samples.
+        deviation_A: of the same.
+        samples: how many these are.
+        base: the model that made them; None where no pair names it, and they are all samples.
+        seconds: of the whole command.
+        config: of the fit.
+    """
+
+    axes: tuple[str, ...]
+    pairs: int
+    skipped: list[Skipped]
+    verdicts: list[tuple[Verdict, Share]]
+    mean_A: list[float]
+    deviation_A: list[float]
+    samples: int
+    base: str | None
+    seconds: float
+    config: FitConfig
+
+    def grid(self) -> Grid:
+        """Returns the table of the axes, and of the kinds of pairs where there are several."""
+        rows = []
+        for verdict, fitted in self.verdicts:
+            ceiling = verdict.ceiling
+            rows.append(
+                [
+                    verdict.axis,
+                    *_share(verdict.accuracy),
+                    "-" if ceiling is None else _percent(ceiling.share),
+                    _percent(fitted.share),
+                    f"{verdict.error:.3f}",
+                    f"{verdict.log_loss:.3f}",
+                ]
+            )
+            kinds = verdict.kinds if len(verdict.kinds) > 1 else {}
+            rows += [[f"{verdict.axis}: {kind}", *_share(share), "", "", "", ""] for kind, share in kinds.items()]
+        return Grid(_HEADS, rows)
+
+    def words(self) -> list[str]:
+        """Returns what the numbers say, a sentence each."""
+        lines = []
+        for verdict, fitted in self.verdicts:
+            found, ceiling = verdict.accuracy, verdict.ceiling
+            if found.low <= 0.5:
+                lines.append(
+                    f"{verdict.axis}: it is not shown to be better than a coin on {found.pairs} held-out pairs; more "
+                    "votes are needed"
+                )
+            else:
+                lines.append(
+                    f"{verdict.axis}: it agrees with the majority on {_percent(found.share)} of {found.pairs} held-out "
+                    "pairs" + (f", a voter with the others in {_percent(ceiling.share)}" if ceiling else "")
+                )
+            if fitted.share - found.high > 0.1:
+                lines.append(
+                    f"{verdict.axis}: it agrees with {_percent(fitted.share)} of the pairs that it was fitted on, so "
+                    "it knows these by heart; take fewer steps, fewer layers (backbone.layers), or more votes"
+                )
+        return lines
+
+
+def judge_scores(
+    rows: EncodedClips, axes: Sequence[str], pairs: Sequence[Pair], differences_NA: Sequence[Sequence[float]]
+) -> list[tuple[Verdict, Share]]:
+    """Returns the verdict of each axis on held-out pairs, and the accuracy on the others.
+
+    Args:
+        rows: that were scored.
+        axes: that were fitted.
+        pairs: as they were read, with all votes.
+        differences_NA: of the raw scores of both sides, a row a pair.
+    """
+    votes = {pair.votes[0].where: pair.votes for pair in pairs}
+    columns = [rows.column(name) for name in ("caption", "kind", "held_out", "source")]
+    sides = dict[bool, list[Judged]]({True: [], False: []})
+    for *named, held_out, source, found_A in zip(*columns, differences_NA, strict=True):
+        for axis, difference in zip(axes, found_A, strict=True):
+            if own := tuple(vote.preference for vote in votes[source] if vote.axis == axis):
+                sides[held_out].append(Judged(named[0], named[1], axis, difference, own))
+    return [(judge(sides[True], axis), accuracy([each for each in sides[False] if each.axis == axis])) for axis in axes]
+
+
+def write_report(folder: Path, report: FitReport, made_with: dict[str, Any]) -> None:
+    """Writes the report into the folder of a fitted reward."""
+    axes = {
+        verdict.axis: {"held_out": {k: v for k, v in asdict(verdict).items() if k != "axis"}, "fitted": asdict(fitted)}
+        for verdict, fitted in report.verdicts
+    }
+    base: dict[str, Any] = {"model": report.base, "samples": report.samples}
+    base |= {"mean": dict(zip(report.axes, report.mean_A, strict=True))}
+    base |= {"deviation": dict(zip(report.axes, report.deviation_A, strict=True))}
+    content = {
+        "pairs": report.pairs, "axes": axes, "base": base, "seconds": report.seconds,
+        "left_out": [str(each) for each in report.skipped], "settings": report.config.model_dump(mode="json"),
+        MADE_WITH: made_with,
+    }  # fmt: skip
+    write_atomic(folder / REPORT, json_text(content).encode())
+    write_atomic(folder / "calibration.png", _calibration(report))
+    write_atomic(folder / "README.md", _card(report).encode())
+
+
+def show_report(report: FitReport, console: Console) -> None:
+    """Prints the table, what it says, and what was left out."""
+    console.print(report.grid().console("Held-out pairs"))
+    for line in report.words():
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if report.skipped:
+        console.print(f"{len(report.skipped)} votes or pairs were left out:", highlight=False)
+        for each in report.skipped[:_NAMED]:
+            console.print(f"  {each.reason}", markup=False, highlight=False, soft_wrap=True)
+        if (more := len(report.skipped) - _NAMED) > 0:
+            console.print(f"  and {more} more, in {REPORT}", highlight=False)
+
+
+def _calibration(report: FitReport) -> bytes:
+    diagonal = np.array([0.0, 1.0])
+    lines = [Line("as often as predicted", REFERENCE, [(diagonal, diagonal)])]
+    for (verdict, _), style in zip(report.verdicts, STYLES, strict=False):
+        _, predicted, seen = np.array(verdict.bins).T
+        lines.append(Line(verdict.axis, style, [(predicted, seen)]))
+    panel = Panel("predicted probability that A is preferred", "share of votes for A", lines=lines)
+    return png_of_panels([[panel]], 6.0, 4.6)
+
+
+def _card(report: FitReport) -> str:
+    config, kinds = report.config, {"image": "single frames", "video": "whole videos"}
+    size = "all weights" if config.backbone.layers is None else f"the last {config.backbone.layers} groups of layers"
+    unit = f"the model {report.base}" if report.base else f"all models, since no pair names {config.base}"
+    reasons = Counter(each.reason.rpartition(": ")[2] for each in report.skipped)
+    lines = [
+        "# A reward that was fitted to preferences", "",
+        f"It scores {kinds[config.kind]} against their prompts. It was fitted with `rlvid reward fit` to "
+        f"{report.pairs} pairs ({', '.join(map(markdown_text, report.axes))}).", "",
+        "```yaml", "reward:", "  name: fitted", "  path: THIS_FOLDER", "```", "",
+        "## How well it agrees with the votes", "", report.grid().markdown(), "",
+        *(f"- {markdown_text(line)}" for line in report.words()), "",
+        "Accuracy: the share of pairs with a majority in which the reward prefers the majority's choice; its interval "
+        "is a bootstrap over prompts. Voters agree: the share of votes that agree with the majority of the other votes "
+        "on their pair. Calibration error: the mean distance of predicted and seen shares, in ten bins (see "
+        "calibration.png). No held-out prompt was fitted on.", "",
+        "## How it was made", "",
+        f"- Begun with the CLIP of {config.backbone.name}; {size} of it were fitted.",
+        f"- {config.steps} steps of {config.batch_size} pairs, learning rate {config.lr:g}, seed {config.seed}.",
+        f"- The unit of scores: {report.samples} samples of {unit} have mean {config.mean:g} and standard deviation "
+        f"{config.deviation:g}.",
+        *(f"- Left out, {count}: {markdown_text(why)}" for why, count in reasons.most_common(10)), "",
+        "It knows what its voters were shown, and no more: on videos of other models or other prompts, ask people "
+        "again.", "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _share(share: Share) -> tuple[str, str, str]:
+    return str(share.pairs), _percent(share.share), f"{_percent(share.low)} to {_percent(share.high)}"
+
+
+def _percent(share: float) -> str:
+    return "-" if math.isnan(share) else f"{share:.0%}".replace("%", " %")

@@ -1,0 +1,252 @@
+"""A worker of a fit: its shares of the batches, the steps, the state to resume from, and the scores at the end."""
+
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, distributed
+
+from rlvid.config.fit import FitConfig
+from rlvid.data.order import clip_indices
+from rlvid.data.training_set import Source
+from rlvid.files import atomic_file
+from rlvid.fitting.backbone import begin, scorer_of, spec_of
+from rlvid.reward.fit.folder import save_fitted
+from rlvid.reward.fit.optimise import Fitter, Objective, Pairs, Schedule, scores
+from rlvid.train.checkpoint import checkpoint_write_errors
+from rlvid.train.engine import load_plain
+from rlvid.train.metrics import TensorBoard
+
+log = logging.getLogger("rlvid.fitting")
+STATE, RESULT = "state.pt", "fitted"
+"""In the folder of a fit: the state after its last checkpoint, and the fitted reward."""
+_SIDES = ("caption", "a", "b", "shape")
+
+
+@dataclass(frozen=True)
+class FitJob:
+    """What the driver sends to each worker; paths are absolute.
+
+    Attributes:
+        config: of the fit.
+        axes: of votes that are fitted.
+        pairs: the folder of rows that ``rlvid.fitting.prepare.write_pairs`` made.
+        work: folder of the fit, which all workers see.
+        use_gpu: whether each worker has a GPU.
+    """
+
+    config: FitConfig
+    axes: tuple[str, ...]
+    pairs: Source
+    work: Path
+    use_gpu: bool
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What worker 0 gives the driver at the end of a fit.
+
+    Attributes:
+        differences_NA: of the raw scores of ``a`` and ``b``, a row a pair, in the folder's order.
+        mean_A: of the raw scores of base samples.
+        deviation_A: of the same.
+        samples: how many these are; a sample counts for each pair that it is in.
+        seconds: of this start's steps.
+    """
+
+    differences_NA: list[list[float]]
+    mean_A: list[float]
+    deviation_A: list[float]
+    samples: int
+    seconds: float
+
+
+class FitWorker:
+    """One of W processes that fit together, and take the same steps.
+
+    Args:
+        job: of the fit.
+        rank: of this worker.
+        world: W.
+        tell: is called by worker 0 with the numbers of each step.
+        ended: asks, after each step of worker 0, whether to save and end.
+    """
+
+    def __init__(
+        self,
+        job: FitJob,
+        rank: int = 0,
+        world: int = 1,
+        tell: Callable[[dict[str, float]], Any] = lambda latest: None,
+        ended: Callable[[], bool] = lambda: False,
+    ) -> None:
+        config = job.config
+        self.job, self.config, self.rank, self.world, self.tell, self.ended = job, config, rank, world, tell, ended
+        self.device = torch.device("cuda", torch.cuda.current_device()) if job.use_gpu else torch.device("cpu")
+        self.rows = job.pairs.open()
+        self.fitted = [place for place, held_out in enumerate(self.rows.column("held_out")) if not held_out]
+        self.beginning = begin(config)
+        published = not config.backbone.name.startswith("builtin")
+        self.scorer = scorer_of(config, self.beginning, len(job.axes), recompute=published).to(self.device)
+        self.fitter = Fitter(
+            self.scorer,
+            Objective(config.preferences, config.contrastive, seed=config.seed),
+            Schedule(config.lr, config.warmup, config.steps),
+            batch_size=config.batch_size,
+            group=config.group,
+            decay=config.average,
+            clip_norm=config.clip_norm,
+        )
+        self.first_step = self._restore()
+        self._began = time.perf_counter()
+
+    def run(self) -> bool:
+        """Takes the steps that are left, and saves the state at times; returns whether the last one was taken."""
+        steps, every, done = self.config.steps, self.config.checkpoint_every, self.first_step
+        board = TensorBoard(self.job.work / "tensorboard", self.first_step) if self.rank == 0 else None
+        for step in range(self.first_step, steps):
+            started = time.perf_counter()
+            share = self.share(step)
+            total = self.fitter.gradient(share)
+            asked = total.new_tensor([float(self.rank == 0 and self.ended())])  # so that all end at the same step
+            both = torch.cat([total, asked])
+            self._add_up(both)
+            loss, norm = self.fitter.apply(step, both[:-1])
+            if not math.isfinite(norm):
+                self._explain(step)
+            if board is not None:
+                seconds = time.perf_counter() - started
+                numbers = {"loss": loss, "gradient_norm": norm, "lr": self.fitter.schedule.rate(step)}
+                board.scalars(step, {f"fit/{name}": value for name, value in numbers.items()})
+                self._tell(step, loss, seconds)
+            done = step + 1
+            if (stop := bool(both[-1] > 0)) or done % every == 0 or done == steps:
+                self._save(done)
+                if board is not None:
+                    board.flush()
+            if stop:
+                break
+        if board is not None:
+            board.close()
+        return done == steps
+
+    def share(self, step: int) -> Pairs:
+        """Returns this worker's pairs of a batch: every W-th of them."""
+        size = self.config.batch_size
+        serials = [step * size + place for place in range(self.rank, size, self.world)]
+        places = [self.fitted[draw] for draw in clip_indices(serials, len(self.fitted), self.config.seed)]
+        rows = self.rows.rows(places, (*_SIDES, "preference"))
+        preference_PA = torch.tensor(rows["preference"].to_pylist(), dtype=torch.float32)
+        tokens_PL, a_PFCHW, b_PFCHW = self._media(rows)
+        return Pairs(serials, tokens_PL, a_PFCHW, b_PFCHW, preference_PA.to(self.device))
+
+    def finish(self) -> Scores | None:
+        """Scores all pairs with the averaged weights, and writes the fitted reward; worker 0 returns the scores."""
+        self.fitter.use_average()
+        a_NA, b_NA = self._scores()
+        if self.rank:
+            return None
+        base = torch.tensor([*self.rows.column("a_base"), *self.rows.column("b_base")])
+        raw_NA = torch.cat([a_NA, b_NA])[base]
+        mean_A, deviation_A = raw_NA.mean(0), raw_NA.std(0)
+        if not bool((deviation_A > 0).all()):
+            raise ValueError("all base samples have one score, so it has no unit: fit longer, or with more pairs")
+        place = self.job.work / RESULT
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+        spec = spec_of(self.config, self.beginning, list(self.job.axes), mean_A.tolist(), deviation_A.tolist())
+        save_fitted(place, spec, self.scorer, self.beginning.structure, self.beginning.tokenizer)
+        seconds = time.perf_counter() - self._began
+        return Scores((a_NA - b_NA).tolist(), mean_A.tolist(), deviation_A.tolist(), len(raw_NA), seconds)
+
+    def _scores(self) -> tuple[Tensor, Tensor]:
+        """Returns the raw scores (N, A) of both sides of all pairs on every worker; a batch is the same for any W."""
+        size, count = self.config.group, len(self.rows)
+        own = dict[int, tuple[Tensor, Tensor]]()
+        for start in range(self.rank * size, count, self.world * size):
+            rows = self.rows.rows([*range(start, min(count, start + size))], _SIDES)
+            tokens_PL, a_PFCHW, b_PFCHW = self._media(rows)
+            both_QA = scores(self.scorer, [(torch.cat([a_PFCHW, b_PFCHW]), tokens_PL.repeat(2, 1))])
+            if not bool(both_QA.isfinite().all()):
+                raise ValueError(self._not_finite(start, both_QA))
+            own[start] = (both_QA[: len(tokens_PL)], both_QA[len(tokens_PL) :])
+        everyone: list[dict[int, tuple[Tensor, Tensor]]] = [own]
+        if distributed.is_initialized():
+            everyone = [{}] * self.world
+            distributed.all_gather_object(everyone, own)
+        found = {start: pair for each in everyone for start, pair in each.items()}
+        a_NA, b_NA = (torch.cat([found[start][side] for start in sorted(found)]) for side in (0, 1))
+        return a_NA, b_NA
+
+    def _media(self, rows: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns tokens_PL and the frames (P, F, C, H, W), uint8, of both sides of rows."""
+        tokens_PL = self.beginning.tokenise(rows["caption"].to_pylist())
+        shapes = rows["shape"].to_pylist()
+        a_PFCHW, b_PFCHW = (_frames(rows[side], shapes).to(self.device) for side in ("a", "b"))
+        return tokens_PL.to(self.device), a_PFCHW, b_PFCHW
+
+    def _add_up(self, total: Tensor) -> None:
+        if distributed.is_initialized():
+            distributed.all_reduce(total)
+
+    def _explain(self, step: int) -> None:
+        """Raises ValueError for a gradient that is not finite; every worker must call it."""
+        self._scores()  # names the pairs whose scores are not finite, if there are any
+        raise ValueError(f"the gradient of step {step} is not finite; lower lr (now {self.config.lr:g})")
+
+    def _not_finite(self, start: int, both_QA: Tensor) -> str:
+        wrong = (~both_QA.isfinite()).any(1).view(2, -1).any(0).nonzero().flatten().tolist()
+        named = self.rows.rows([start + wrong[0]], ["source", "caption"]).to_pylist()[0]
+        return (
+            f"{named['source']} ({named['caption']}): its score is not a number; lower lr (now {self.config.lr:g}), or "
+            "take another backbone"
+        )
+
+    def _tell(self, step: int, loss: float, seconds: float) -> None:
+        elapsed = time.perf_counter() - self._began
+        left = elapsed / (step + 1 - self.first_step) * (self.config.steps - step - 1)
+        self.tell({"step": step + 1, "loss": loss, "seconds": seconds, "elapsed": elapsed, "eta": left})
+        log.info("step %d loss=%.6g seconds=%.3g", step, loss, seconds)
+
+    def _save(self, step: int) -> None:
+        """Writes the state, which is the same on all workers, in place of the last one."""
+        if self.rank == 0:
+            state = {"step": step, **self.fitter.state_dict()}
+            with checkpoint_write_errors(step, self.job.work), atomic_file(self.job.work / STATE) as part:
+                torch.save(state, part)
+
+    def _restore(self) -> int:
+        """Continues from the state that worker 0 finds; returns its step."""
+        file, there = self.job.work / STATE, [False]
+        if self.rank == 0:
+            there = [file.is_file()]
+        if distributed.is_initialized():
+            distributed.broadcast_object_list(there, 0)
+        if not there[0]:
+            return 0
+        try:
+            state = load_plain(file, map_location=self.device)
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged; delete it, and the fit starts anew") from error
+        step = int(state.pop("step"))
+        self.fitter.load_state_dict(state)
+        if distributed.is_initialized():
+            distributed.barrier()  # nobody writes another state while one still reads
+        log.info("continues after step %d", step)
+        return step
+
+
+def _frames(column: Any, shapes: Sequence[Sequence[int]]) -> Tensor:
+    return torch.stack(
+        [
+            torch.from_numpy(np.frombuffer(each.as_buffer(), np.uint8).reshape(shape).copy())
+            for each, shape in zip(column, shapes, strict=True)
+        ]
+    )
