@@ -10,11 +10,13 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -78,19 +80,32 @@ def _exported(media: Media) -> list[bytes]:
     """Returns the PNG frames of one side of a row of an export."""
     assert media.row is not None
     try:
-        with open_parquet(media.path) as file:
-            first = 0
-            for group in range(file.metadata.num_row_groups):
-                rows = file.metadata.row_group(group).num_rows
-                if media.row < first + rows:
-                    found = file.read_row_group(group, columns=[media.side])[media.side][media.row - first].as_py()
-                    if not found:
-                        raise ImageError(f"{media}: has no frames; export the study again")
-                    return [bytes(frame) for frame in found]
-                first += rows
+        changed = media.path.stat().st_mtime_ns
+        first = 0
+        for group in range((footer := _footer(media.path, changed)).num_row_groups):
+            rows = footer.row_group(group).num_rows
+            if media.row < first + rows:
+                found = _group(media.path, changed, group)[media.side][media.row - first].as_py()
+                if not found:
+                    raise ImageError(f"{media}: has no frames; export the study again")
+                return [bytes(frame) for frame in found]
+            first += rows
     except (pa.ArrowException, OSError, TypeError) as error:
         raise ValueError(f"{media}: cannot be read: {' '.join(str(error).split())[:120]}") from error
     raise ValueError(f"{media}: the file has {first} rows; export the study again")
+
+
+@lru_cache(maxsize=1)
+def _footer(path: Path, changed: int) -> pq.FileMetaData:
+    with open_parquet(path) as file:
+        return file.metadata
+
+
+@lru_cache(maxsize=1)
+def _group(path: Path, changed: int, group: int) -> pa.Table:
+    """Returns both sides of a row group: neighbouring pairs lie in one."""
+    with open_parquet(path, metadata=_footer(path, changed)) as file:
+        return file.read_row_group(group, columns=["a", "b"])
 
 
 def read_batch(batch: pa.Table, frames: int, preprocess: Preprocess) -> pa.Table:

@@ -93,8 +93,8 @@ def sample_clips(count: int, generator: torch.Generator, subjects: tuple[str, ..
     )  # fmt: skip
 
 
-def _distance(subject: str, u: Tensor, v: Tensor) -> Tensor:
-    """Signed distance of points (u right, v up; the shape's radius is 1) to the outline, negative inside."""
+def distance(subject: str, u: Tensor, v: Tensor) -> Tensor:
+    """Returns the signed distance of points (u right, v up, in radii) to a shape's outline, negative inside."""
     r = torch.hypot(u, v)
     if subject == "circle":
         return r - 0.95
@@ -128,11 +128,17 @@ def _distance(subject: str, u: Tensor, v: Tensor) -> Tensor:
 
 def shape_coverage(subject: str, x: Tensor, y: Tensor, radius: Tensor, size: int) -> Tensor:
     """Returns the coverage in [0, 1] of a shape at centres x, y with a radius, N fractions each: (N, size, size)."""
+    u, v = shape_points(x, y, radius, size)
+    return (0.5 - distance(subject, u, v) * radius[..., None, None] * size).clamp(0, 1)
+
+
+def shape_points(x: Tensor, y: Tensor, radius: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Returns the pixels' places u (right) and v (up) from a shape's centre, in radii: (N, size, size) each."""
     grid = (torch.arange(size, device=x.device, dtype=x.dtype) + 0.5) / size
     u = (grid[None, :] - x[..., None, None]) / radius[..., None, None]
     v = (y[..., None, None] - grid[:, None]) / radius[..., None, None]
     u, v = torch.broadcast_tensors(u, v)
-    return (0.5 - _distance(subject, u, v) * radius[..., None, None] * size).clamp(0, 1)
+    return u, v
 
 
 def pattern_coverage(subject: str, shift_x: Tensor, shift_y: Tensor, upright: Tensor, size: int) -> Tensor:
@@ -165,15 +171,25 @@ def render(clips: Clips, frames: int = 8, size: int = 32) -> Tensor:
     Returns:
         frames_BFCHW, float32 in [0, 1].
     """
+    placement = place(clips, frames)
+    return paint(clips, cover(clips, *placement, size))
+
+
+def place(clips: Clips, frames: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the centres x, y and the radius of each clip's subject in each frame, in fractions: (B, F) each."""
     time_F = torch.linspace(-0.5, 0.5, frames)
     offset_BF2 = TRAVEL * _DIRECTION[clips.motion_B][:, None, :] * time_F[None, :, None]
     x_BF = clips.x_B[:, None] + offset_BF2[..., 0]
     y_BF = clips.y_B[:, None] + offset_BF2[..., 1]
     growing_B1 = (clips.motion_B == MOTIONS.index("growing"))[:, None]
     radius_BF = clips.radius_B[:, None] * torch.where(growing_B1, 1.0 + 0.9 * time_F, torch.ones(frames))
-    upright_BF = ((clips.motion_B < 2) | ((clips.motion_B >= 4) & (clips.phase_B < 0.5)))[:, None].expand(-1, frames)
+    return x_BF, y_BF, radius_BF
 
-    alpha_BFHW = torch.empty(len(clips), frames, size, size)
+
+def cover(clips: Clips, x_BF: Tensor, y_BF: Tensor, radius_BF: Tensor, size: int) -> Tensor:
+    """Returns the coverage of each clip's subject at its places: (B, F, size, size) in [0, 1]."""
+    upright_BF = ((clips.motion_B < 2) | ((clips.motion_B >= 4) & (clips.phase_B < 0.5)))[:, None].expand_as(x_BF)
+    alpha_BFHW = torch.empty(*x_BF.shape, size, size)
     for index in clips.subject_B.unique().tolist():
         here = clips.subject_B == index
         name = SUBJECTS[index]
@@ -184,6 +200,11 @@ def render(clips: Clips, frames: int = 8, size: int = 32) -> Tensor:
             alpha_BFHW[here] = pattern_coverage(
                 name, x_BF[here] + phase_BF, y_BF[here] + phase_BF, upright_BF[here], size
             )
+    return alpha_BFHW
+
+
+def paint(clips: Clips, alpha_BFHW: Tensor) -> Tensor:
+    """Returns frames_BFCHW in the colours of each clip, from a coverage."""
     ink_B3 = torch.tensor(list(COLOURS.values()))[clips.colour_B]
     ground_B3 = torch.tensor(list(BACKGROUNDS.values()))[clips.background_B]
     alpha_BF1HW = alpha_BFHW[:, :, None]

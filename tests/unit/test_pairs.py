@@ -154,7 +154,7 @@ def test_an_export_is_read_without_its_frames(folder: Path) -> None:
         ],
     )
     pairs, skipped = read_pairs(path)
-    dog = Pair("a dog", Media(path, 0, "a"), Media(path, 0, "b"), "", pairs[0].votes)
+    dog = Pair("a dog", Media(path, 0, "a"), Media(path, 0, "b"), "", pairs[0].votes, ("base", "tuned"))
     assert pairs[0] == dog
     assert pairs[0].preference("quality") == 0.5, "cas prefers the other one"
     assert (pairs[1].a, pairs[1].axes) == (Media(path, 3, "a"), {"alignment"})

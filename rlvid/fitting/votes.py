@@ -1,0 +1,179 @@
+"""``python -m rlvid.fitting.votes OUT.parquet``: pairs of the built-in world and the oracle's votes on them.
+
+Two sources: pairs of rendered clips, one of which has a fault (``rlvid.world.pairs``), and videos that models made for
+the same prompt and noise. Of rendered pairs the better one is known; of the others the oracle prefers the one with the
+higher score (``rlvid.world.grade``), and calls scores that are near each other a tie. A share of the votes is turned
+around, as people err. The file is what ``rlvid study export`` writes, with a column ``kind``.
+"""
+
+import argparse
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+from pyarrow import parquet
+from torch import Tensor
+
+from rlvid import randomness
+from rlvid.config.model import ModelConfig
+from rlvid.data.pairs import PAIRS
+from rlvid.diffusion.generate import generate
+from rlvid.evaluate.load import device, load_run
+from rlvid.files import atomic_file
+from rlvid.models.trained import load_trainable
+from rlvid.models.unet3d import UNet3DModel
+from rlvid.terminal import counter, run_command, say
+from rlvid.world.captions import prompt_set
+from rlvid.world.grade import grade
+from rlvid.world.pairs import KINDS, draw_pairs
+
+MODEL_MADE = "model-made"
+"""Kind of pairs that models made; the others are in ``rlvid.world.pairs.KINDS``."""
+_SCHEMA = PAIRS.append(pa.field("kind", pa.string()))
+_TIE, _GUIDANCE, _AT_ONCE, _ROWS_IN_GROUP = 0.03, (3.0, 1.0, 6.0), 64, 16
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A pair with its true preference, before anybody errs."""
+
+    prompt: str
+    a_FCHW: Tensor
+    b_FCHW: Tensor
+    preference: float
+    models: tuple[str, str]
+    kind: str
+
+
+def rendered(count: int, seed: int, footage: float, without: Sequence[str]) -> Iterator[_Pair]:
+    """Yields ``count`` pairs of rendered clips of each kind; every other one has the better clip second."""
+    for number, kind in enumerate(KINDS):
+        draws = torch.Generator().manual_seed(1_000 * seed + number)
+        for start in range(0, count, _AT_ONCE):
+            size = min(_AT_ONCE, count - start)
+            drawn = draw_pairs(kind, size, draws, footage=footage, without=tuple(without))
+            for place, prompt in enumerate(drawn.captions):
+                sides = drawn.better_BFCHW[place], drawn.worse_BFCHW[place]
+                names = "rendered", drawn.faults[place] or kind
+                turned = place % 2 == 1
+                first, second = (1, 0) if turned else (0, 1)
+                models = names[first], names[second]
+                yield _Pair(prompt, sides[first], sides[second], float(not turned), models, kind)
+
+
+def model_made(runs: Sequence[str], prompts: int, per_prompt: int, seed: int, steps: int) -> Iterator[_Pair]:
+    """Yields pairs of videos of the same prompt and noise by different models, with the oracle's preference.
+
+    Args:
+        runs: ``RUN@STEP*SCALE``; the base model is always there, at several guidances.
+        prompts: that are sampled.
+        per_prompt: pairs of each, at most.
+        seed: of prompts, noise and choice.
+        steps: of the DDIM chain.
+    """
+    words = [each for name in ("in_domain", "new_shapes") for each in prompt_set(name, prompts, 100 + seed)][:prompts]
+    made, scores = dict[str, Tensor](), dict[str, Tensor]()
+    show = counter("models")
+    total = len(_GUIDANCE) + len(runs)
+    for done, (name, model, guidance) in enumerate(_models(runs)):
+        made[name] = generate(model, words, seed=seed, steps=steps, guidance=guidance).nan_to_num(0.0)
+        scores[name] = grade(made[name], words)["score"]
+        show(done + 1, total)
+    for place, prompt in enumerate(words):
+        both = list(combinations(made, 2))
+        order = randomness.permutation(len(both), seed, "pairs of models", place).tolist()
+        for a, b in (both[number] for number in order[:per_prompt]):
+            gap = float(scores[a][place] - scores[b][place])
+            preference = 0.5 if abs(gap) < _TIE else float(gap > 0)
+            yield _Pair(prompt, made[a][place], made[b][place], preference, (a, b), MODEL_MADE)
+
+
+def _models(runs: Sequence[str]) -> Iterator[tuple[str, UNet3DModel, float]]:
+    base = load_trainable(ModelConfig(), 0, ModelConfig().path, device())
+    for guidance in _GUIDANCE:
+        yield ("base" if guidance == _GUIDANCE[0] else f"base, guidance {guidance:g}"), base, guidance
+    for run in runs:
+        where, _, scale = run.partition("*")
+        folder, _, step = where.partition("@")
+        tuned = load_run(folder, int(step) if step else None)
+        yield run, tuned.use(float(scale or 1)), tuned.config.sampling.guidance
+
+
+def write_votes(out: Path, pairs: Iterator[_Pair], noise: float, seed: int) -> tuple[int, int]:
+    """Writes the votes, a share of them turned around; returns the numbers of rows and of ties.
+
+    Args:
+        out: Parquet file.
+        pairs: to vote on.
+        noise: share of the votes that are turned around.
+        seed: of these.
+    """
+    count, ties, rows = 0, 0, list[dict[str, Any]]()
+    with atomic_file(out) as part, parquet.ParquetWriter(part, _SCHEMA, compression="zstd") as file:
+
+        def write() -> None:
+            file.write_table(pa.Table.from_pylist(rows, _SCHEMA))
+            rows.clear()
+
+        for number, pair in enumerate(pairs):
+            errs = float(randomness.uniform((), seed, "votes", [(number,)])) < noise
+            preference = 1 - pair.preference if errs else pair.preference
+            count, ties = count + 1, ties + (preference == 0.5)
+            rows.append(_row(number, pair, preference))
+            if len(rows) == _ROWS_IN_GROUP:
+                write()
+        if rows:
+            write()
+    return count, ties
+
+
+def _row(number: int, pair: _Pair, preference: float) -> dict[str, Any]:
+    a, b = _pngs(pair.a_FCHW), _pngs(pair.b_FCHW)
+    return {
+        "prompt": pair.prompt, "a": a, "b": b, "preference": preference, "axis": "quality", "annotator": "oracle",
+        "a_model": pair.models[0], "b_model": pair.models[1], "set": "votes", "steps": 0, "index": number, "copy": 0,
+        "fps": 8.0, "kind": pair.kind,
+    }  # fmt: skip
+
+
+def _pngs(frames_FCHW: Tensor) -> list[bytes]:
+    found = []
+    for pixels in (frames_FCHW.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy():
+        Image.fromarray(np.ascontiguousarray(pixels)).save(data := io.BytesIO(), "PNG", compress_level=1)
+        found.append(data.getvalue())
+    return found
+
+
+def main() -> None:
+    """Reads the options and writes the file."""
+    parser = argparse.ArgumentParser(prog="python -m rlvid.fitting.votes", description=__doc__)
+    parser.add_argument("out", type=Path, help="Parquet file to be written")
+    parser.add_argument("--rendered", type=int, default=1000, help="rendered pairs of each kind")
+    parser.add_argument("--footage", type=float, default=0.4, help="share of them with both sides of low quality")
+    parser.add_argument("--without", nargs="*", default=[], help="faults that are left out")
+    parser.add_argument("--runs", nargs="*", default=[], help="fine-tuned models: RUN@STEP*SCALE")
+    parser.add_argument("--prompts", type=int, default=0, help="prompts that models sample; 0 for none")
+    parser.add_argument("--per-prompt", type=int, default=24, help="pairs of models for each prompt")
+    parser.add_argument("--steps", type=int, default=20, help="of the DDIM chain")
+    parser.add_argument("--noise", type=float, default=0.08, help="share of votes that are turned around")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+
+    def pairs() -> Iterator[_Pair]:
+        yield from rendered(given.rendered, given.seed, given.footage, given.without)
+        if given.prompts:
+            yield from model_made(given.runs, given.prompts, given.per_prompt, given.seed, given.steps)
+
+    count, ties = write_votes(given.out, pairs(), given.noise, given.seed)
+    say(f"{count} votes, of them {ties} ties, in {given.out}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))
