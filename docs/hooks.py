@@ -3,15 +3,15 @@
 import re
 from typing import Any
 
-from rlvid.config.reference import reference
+from rlvid.config.reference import fit_reference, reference
 
-_KEYS = "<!-- every key of the config -->"
+_KEYS, _KEYS_OF_FIT = "<!-- every key of the config -->", "<!-- every key of a fit -->"
 _MARKER = re.compile(r"^<!-- (needs|takes): (.+?) -->$", re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """The page's text with all of it filled in; mkdocs' own name and arguments."""
-    return _MARKER.sub(_shown, markdown.replace(_KEYS, reference()))
+    return _MARKER.sub(_shown, markdown.replace(_KEYS, reference()).replace(_KEYS_OF_FIT, fit_reference()))
 
 
 def _shown(found: re.Match[str]) -> str:

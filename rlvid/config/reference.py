@@ -1,10 +1,11 @@
-"""The config reference of the docs: every key of a run description in Markdown tables, from the code's descriptions."""
+"""The references of the docs: every key of a run, or of a fit, in Markdown tables, from the code's descriptions."""
 
 import json
 from collections.abc import Iterator
 from typing import Any
 
 from rlvid.config import RunConfig
+from rlvid.config.fit import FitConfig
 from rlvid.config.methods import METHODS
 
 _HEAD = "| Key | Allowed | Default | What |\n|---|---|---|---|\n"
@@ -26,6 +27,12 @@ def reference() -> str:
             section = _resolve(field, defs)
             parts.append(_table(f"`{name}`", section["description"], list(_rows(f"{name}.", section, defs))))
     return "\n".join(parts)
+
+
+def fit_reference() -> str:
+    """Returns the table of the keys of a fit (``rlvid reward fit``)."""
+    schema = FitConfig.model_json_schema()
+    return _HEAD + "\n".join(_rows("", schema, schema["$defs"])) + "\n"
 
 
 def _methods(field: dict[str, Any], defs: dict[str, Any]) -> str:

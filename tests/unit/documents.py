@@ -23,6 +23,7 @@ from markdown_it import MarkdownIt
 from jobs import submit
 from rlvid.cli import app, main
 from rlvid.config import RunConfig, load_config, shipped_configs
+from rlvid.config.fit import load_fit
 from rlvid.config.reward import FROM_A_FILE, is_function
 from rlvid.data.prompts import ANIMAL_SETS
 from rlvid.evaluate.models import parse_spec
@@ -119,6 +120,8 @@ def parse_rlvid(words: Sequence[str]) -> None:
     given = command.make_context(verb, rest).params
     if verb in ("train", "plan"):
         load_config(given["config"], given["overrides"])
+    if verb == "fit":
+        load_fit(given["overrides"] or [])
     if verb == "evaluate":
         for model in given["models"]:
             parse_spec(model)

@@ -31,8 +31,9 @@ from documents import (
 
 from rlvid.cli import app
 from rlvid.config import load_config, parse_config
+from rlvid.config.fit import FitConfig
 from rlvid.config.methods import METHODS
-from rlvid.config.reference import reference
+from rlvid.config.reference import fit_reference, reference
 from rlvid.plan.counts import count
 
 SHELL = [block for page in PAGES for block in blocks(page) if block.language == "sh"]
@@ -229,6 +230,9 @@ def test_every_key_of_the_config_is_described() -> None:
     assert _row("reward.mixture[].weight", page)[2] == "`1.0`"
     assert _row("train.zero_stage", page)[1] == "`0`, `1`, `2`, `3`"
     assert _row("model.frames", page)[1:3] == ["whole number ≥ 2, or `null`", "`null`"]
+    page = fit_reference()
+    assert _row("backbone.layers", page)[1:3] == ["whole number ≥ 0, or `null`", "`null`"]
+    assert all(f"| `{key}" in page for key in FitConfig.model_fields)
 
 
 @pytest.mark.parametrize("name", METHODS)
