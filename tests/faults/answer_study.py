@@ -4,7 +4,8 @@
 
 Which model is on which side is not asked of the server: the pictures that the browser shows are looked up among the
 evaluation's own frames. The first annotator also answers the first pair in a second window, otherwise, which must be
-refused. Needs a Chromium: the system's, or the one that `make browser` fetches.
+refused. They answer by chance, or by a metric of the evaluation (``--by oracle_score``), but for one answer in ten.
+Needs a Chromium: the system's, or the one that `make browser` fetches.
 """
 
 import argparse
@@ -113,11 +114,29 @@ def _pixels(frames: list[np.ndarray]) -> bytes:
     return b"".join(frame.tobytes() for frame in kept)
 
 
-class Annotator:
-    """Somebody at a browser, who answers by chance and remembers what."""
+def values_of(evaluation: Path, metric: str) -> dict[Video, float]:
+    """A metric of each video."""
+    key = ("model", "set", "steps", "index", "copy")
+    rows = parquet.read_table(evaluation / "evaluation.parquet").to_pylist()
+    if not rows or metric not in rows[0]:
+        raise ValueError(f"--by {metric}: {evaluation} has no such metric")
+    return {tuple(row[name] for name in key): row[metric] for row in rows}
 
-    def __init__(self, name: str, page: Page, server: Server, videos: dict[bytes, Video], record: Record):
+
+class Annotator:
+    """Somebody at a browser, who answers by chance, or by what videos are worth to them, and remembers what."""
+
+    def __init__(
+        self,
+        name: str,
+        page: Page,
+        server: Server,
+        videos: dict[bytes, Video],
+        record: Record,
+        worth: dict[Video, float] | None = None,
+    ):
         self.name, self.page, self.server, self.videos, self.record = name, page, server, videos, record
+        self.worth = worth
         self.random = random.Random(f"0/{name}")
         self.words = re.compile(r"\b(" + "|".join(re.escape(m) for m in {v[0] for v in videos.values()}) + r")\b")
         page.on("pageerror", lambda error: record.faults.append(f"page error: {error}"))
@@ -155,6 +174,10 @@ class Annotator:
             self.record.faults.append(f"{left} beside {right}")
         shown = {"left": left[0] if left else "noise", "right": right[0] if right else "noise", "tie": "tie"}
         keys = [self.random.choice("123") for _ in AXES]
+        if self.worth and left and right:
+            gap = self.worth[left] - self.worth[right]
+            by_worth = "2" if abs(gap) < 0.02 else "1" if gap > 0 else "3"
+            keys = [by_worth if self.random.random() < 0.9 else key for key in keys]
         if not (left and right):  # a check: the video without noise looks better
             keys[0] = "1" if left else "3"
         return [
@@ -217,15 +240,15 @@ def saved(database: Path) -> list[tuple[Any, ...]]:
 
 
 def answer_study(
-    evaluation: Path, out: Path, annotators: list[str], *, pairs: int, checks: int, kill_after: int
+    evaluation: Path, out: Path, annotators: list[str], *, pairs: int, checks: int, kill_after: int, by: str = ""
 ) -> Record:
     """Answers a study; afterwards ``faults`` holds whatever was not as it must be."""
-    record, videos = Record(), look_up(evaluation)
+    record, videos, worth = Record(), look_up(evaluation), values_of(evaluation, by) if by else None
     server = Server(str(evaluation), "--pairs", str(pairs), "--checks", str(checks), "--out", str(out))
     server.start()
     try:
         with sync_playwright() as player, launch(player) as browser:
-            people = [Annotator(name, browser.new_page(), server, videos, record) for name in annotators]
+            people = [Annotator(name, browser.new_page(), server, videos, record, worth) for name in annotators]
             while open_ones := [each for each in people if not each.done]:
                 for person in open_ones:
                     decided = person.decide()
@@ -254,6 +277,7 @@ def main() -> int:
     parser.add_argument("--checks", type=int, default=0)
     parser.add_argument("--annotators", type=lambda text: text.split(","), default=["ada", "ben"])
     parser.add_argument("--kill-after", type=int, default=23, help="pairs answered when the server is killed")
+    parser.add_argument("--by", default="", help="metric of the evaluation that they answer by; default: chance")
     parser.add_argument("--out", type=Path, default=Path("study-robot.sqlite"))
     given = parser.parse_args()
     if given.out.exists():
