@@ -131,7 +131,7 @@ def _misshapen(
         gap_FHW = distance(subject, u_FHW, v_FHW)
         if fault in ("blended", "morphing"):
             wrong_FHW = distance(SUBJECTS[int(other_B[index])], u_FHW, v_FHW)
-            share = 0.25 + 0.5 * strength
+            share = 0.45 + 0.35 * strength
             ramp_F = torch.linspace(0, 1, len(x_F)) if fault == "morphing" else torch.ones(len(x_F))
             gap_FHW = gap_FHW.lerp(wrong_FHW, (share * ramp_F)[:, None, None])
         elif fault == "cut":
@@ -145,11 +145,13 @@ def _misshapen(
 
 
 def _other_subject(clips: Clips, generator: torch.Generator) -> Tensor:
-    """Returns another subject of the same family for each clip."""
+    """Returns another subject of the same family for each clip; half a ring is a circle, so it is none for a circle."""
     shape_B = clips.subject_B < len(SHAPES)
     first_B, count_B = torch.where(shape_B, 0, len(SHAPES)), torch.where(shape_B, len(SHAPES), len(PATTERNS))
     step_B = 1 + (torch.rand(len(clips), generator=generator) * (count_B - 1)).long()
-    return first_B + (clips.subject_B - first_B + step_B) % count_B
+    other_B = first_B + (clips.subject_B - first_B + step_B) % count_B
+    hidden_B = (clips.subject_B == _CIRCLE) & (other_B == SUBJECTS.index("ring"))
+    return torch.where(hidden_B, SUBJECTS.index("square"), other_B)
 
 
 def _wrong_pattern(

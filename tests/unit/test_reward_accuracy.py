@@ -1,0 +1,71 @@
+"""Pairs of the built-in world with the oracle's votes, and the accuracy of rewards on them."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from pyarrow import parquet
+
+from jobs.benchmark import reward_accuracy
+from rlvid.fitting import votes
+from rlvid.fitting.read import read_pairs
+from rlvid.world.pairs import KINDS
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("votes") / "pairs.parquet"
+    given = [
+        "votes",
+        str(out),
+        "--rendered",
+        "6",
+        "--noise",
+        "0",
+        "--prompts",
+        "2",
+        "--per-prompt",
+        "3",
+        "--steps",
+        "2",
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", given)
+        votes.main()
+    return out
+
+
+def test_votes_are_an_export_of_every_kind_with_the_truth_on_either_side(pairs: Path) -> None:
+    rows = parquet.read_table(pairs).to_pylist()
+    assert [row["kind"] for row in rows] == [*(kind for kind in KINDS for _ in range(6)), *["model-made"] * 6]
+    for row in rows[: 6 * len(KINDS)]:
+        assert row["a_model" if row["preference"] == 1 else "b_model"] == "rendered"
+    assert {row["preference"] for row in rows[:6]} == {0.0, 1.0}
+    found, skipped = read_pairs(pairs)
+    assert (len(found), skipped) == (len(rows), [])
+    assert {each.kind for each in found} == {*KINDS, "model-made"}
+    base = {"base", "base, guidance 1", "base, guidance 6"}
+    assert all(set(each.models) <= base for each in found if each.kind == "model-made")
+
+
+def test_a_share_of_votes_is_turned_around(tmp_path: Path) -> None:
+    counts = votes.write_votes(tmp_path / "v.parquet", votes.rendered(10, 0, 0.0, []), 0.3, 1)
+    rows = parquet.read_table(tmp_path / "v.parquet").to_pylist()
+    assert counts == (40, 0)
+    wrong = sum(row["a_model" if row["preference"] == 1 else "b_model"] != "rendered" for row in rows)
+    assert 4 <= wrong <= 22
+
+
+def test_accuracy_by_kind(pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def first_of_two(frames_BFCHW: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        return torch.zeros(len(prompts))
+
+    found = reward_accuracy.measure(pairs, {"none": first_of_two, **reward_accuracy._rewards(["oracle"])})
+    assert all(share.share == 0.5 for share in found["none"].values())
+    assert found["oracle"]["photometry"].share == 1
+    assert found["oracle"]["all"].pairs == sum(found["oracle"][kind].pairs for kind in (*KINDS, "model-made"))
+    reward_accuracy.main([str(pairs), "--rewards", "builtin", "--out", str(tmp_path / "out.json")])
+    assert "| photometry | 6 |" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--rewards beauty: no such reward"):
+        reward_accuracy.main([str(pairs), "--rewards", "beauty"])
