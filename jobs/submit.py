@@ -29,6 +29,7 @@ if sys.path and Path(sys.path[0] or ".").resolve() == ROOT / "jobs":
 from rlvid import interrupt  # noqa: E402
 from rlvid.cluster.address import check_cluster, connect  # noqa: E402
 from rlvid.config import load_config  # noqa: E402
+from rlvid.config.fit import load_fit  # noqa: E402
 from rlvid.credentials import refuse_credentials_in_arguments  # noqa: E402
 from rlvid.interrupt import kept  # noqa: E402
 from rlvid.storage import split_uri  # noqa: E402
@@ -36,7 +37,7 @@ from rlvid.terminal import run_command, shell  # noqa: E402
 
 RLVID = "python -m rlvid.cli"
 ENTRYPOINTS = {
-    **{verb: f"{RLVID} {verb}" for verb in ("train", "encode", "generate", "evaluate", "export")},
+    **{verb: f"{RLVID} {verb}" for verb in ("train", "encode", "generate", "evaluate", "export", "reward")},
     "sweep": "python tuning/sweep.py",
 }
 _SECONDS_TO_START = 30.0
@@ -125,6 +126,15 @@ def job_name(command: str, arguments: list[str], given: str | None = None) -> st
         for each, what in zip(own[:2], ("source", "folder for the clips"), strict=False):
             shared(each, f"encode: the {what}")
         name = given or f"encode-{PurePosixPath(own[1] if len(own) > 1 else 'clips').name}"
+    elif command == "reward":
+        own = positional([each for each in arguments if each != "--outside"])  # the one option without a value
+        if own[:1] != ["fit"] or len(own) < 2 or "=" in own[1]:
+            raise ValueError("reward: name the votes first, such as: reward fit /mnt/votes.parquet --out /mnt/liked")
+        load_fit(own[2:])
+        shared(own[1], "reward fit: the pairs")
+        out = option(arguments, "--out") or ""
+        shared(out, "reward fit: --out")
+        name = given or f"fit-{PurePosixPath(out).name}"
     if command in ("generate", "export"):
         shared(option(arguments, "--out") or "", f"{command}: --out")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):

@@ -47,6 +47,7 @@ PYTHON = ".".join(map(str, sys.version_info[:3]))
         ("encode", "--workers 4 /mnt/videos /mnt/clips --config=toy", "encode-clips"),
         ("sweep", "toy storage=/mnt/sweeps name=lambda", "lambda"),
         ("sweep", "storage=/mnt/sweeps", "toy-sweep"),
+        ("reward", "fit --outside /mnt/votes.parquet kind=video --out /mnt/liked", "fit-liked"),
     ],
 )
 def test_a_job_is_named_after_its_run(command: str, arguments: str, name: str) -> None:
@@ -69,6 +70,10 @@ def test_a_job_is_named_after_its_run(command: str, arguments: str, name: str) -
         ("export", "/mnt/runs/mine --out model", "export: --out = 'model' would lie"),
         ("generate", "builtin prompt", "generate: --out = '' would lie"),
         ("encode", "videos /mnt/clips", "encode: the source = 'videos' would lie"),
+        ("reward", "fit kind=video --out /mnt/liked", "reward: name the votes first"),
+        ("reward", "fit votes.csv --out /mnt/liked", "reward fit: the pairs = 'votes.csv' would lie"),
+        ("reward", "fit /mnt/votes.csv", "reward fit: --out = '' would lie"),
+        ("reward", "fit /mnt/votes.csv stepz=3 --out /mnt/liked", "unknown key stepz"),
         ("sweep", "toy", "sweep: storage = 'runs' would lie"),
         ("sweep", "toy storage=/mnt/sweeps space.reward.segmints=[1]", "segmints"),
     ],
