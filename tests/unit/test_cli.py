@@ -97,6 +97,18 @@ def test_version() -> None:
         (["train", "toy", os.fsdecode(b"name=caf\xe9")], [r"argument name=caf\xe9", "UTF-8"]),
         (["generate", "builtin", "missing.txt"], ["missing.txt"]),
         (["encode", "/nowhere", "out"], ["/nowhere"]),
+        (["reward", "fit", "votes.csv"], ["votes.csv: no such file of preference pairs", ".jsonl"]),
+        (["reward", "fit", "votes.csv", "colour=1"], ["unknown key colour", "allowed here: kind"]),
+        (["reward", "fit", "votes.csv", "steps=0"], ["steps = 0", "greater than or equal to 1"]),
+        (["reward", "fit", "votes.csv", "kind=video", "axes=[a, a]"], ["axes = ['a', 'a']", "twice"]),
+        (["reward", "fit", "votes.csv", "axes=[a, b]"], ["axes = ['a', 'b']", "set kind=video"]),
+        (["reward", "fit", "votes.csv", "backbone.layers=99"], ["backbone.layers = 99", "allowed: 0 to"]),
+        (["reward", "fit", "votes.csv", "backbone.name=clip"], ["path is not set", "'clip'", "'random'"]),
+        (
+            ["reward", "fit", "votes.csv", "backbone.name=clip", "backbone.path=/nowhere"],
+            ["backbone.path = '/nowhere'", "no such file"],
+        ),
+        (["reward", "fit", "votes.csv", "--out", "s3://bucket/mine"], ["--out s3://bucket/mine", "folder"]),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(
