@@ -153,7 +153,7 @@ def _scores(reward: ImageReward, frames_BSCHW: Tensor, batch: Batch, observer: O
     """
     shape, label = frames_BSCHW.shape[:2], label_of(reward)
     sound_B = frames_BSCHW.detach().flatten(1).isfinite().all(1)
-    readable_B = torch.tensor([serial not in batch.lost for serial in batch.serials], device=sound_B.device)
+    readable_B = batch.readable_B.to(sound_B.device)
     accepted_B = readable_B.clone()
     if frames_BSCHW.requires_grad:
         # A NaN inside the reward must not reach the denoiser through a score that is left out.

@@ -43,11 +43,17 @@ class RewardGradient(Method):
     """Methods that back-propagate the reward through the chain."""
 
     needs_gradient: ClassVar[bool] = True
+    added: ClassVar[frozenset[str]] = frozenset({"kl_at"})
 
     kl: float = Field(
         0.0,
         ge=0,
         description="weight of the squared distance of the noise prediction to the base model's, 0 is without",
+    )
+    kl_at: Literal["steps", "path"] = Field(
+        "steps",
+        description="where method.kl compares: at the steps with gradient, or at a random noise level of the whole "
+        "path, on each sample with new noise",
     )
     unconditional_gradient: bool = Field(True, description="whether gradient flows through the unconditional branch")
 
@@ -56,19 +62,34 @@ class RewardGradient(Method):
         """See ``Method.needs_base``."""
         return self.kl > 0
 
+    def check(self, steps: int, eta: float, batch_size: int, group_size: int) -> None:
+        """See ``Method.check``."""
+        if self.kl_at == "path" and self.kl == 0:
+            raise ValueError(
+                "method.kl_at = 'path' is for method.kl above 0, which is 0; set method.kl, such as method.kl=0.1, or "
+                "leave method.kl_at out"
+            )
+
 
 class InstructVideoConfig(RewardGradient):
     """InstructVideo (CVPR 2024): reward fine-tuning as editing."""
 
     needs_clips: ClassVar[bool] = True
+    added: ClassVar[frozenset[str]] = RewardGradient.added | {"denoising"}
 
     name: Literal["instructvideo"] = "instructvideo"
     tau: float = Field(0.6, gt=0, le=1, description="noise level at which editing starts, as a fraction of the chain")
     gradient_steps: int = Field(1, ge=1, description="K, last steps of the chain that carry gradient")
     offset_noise: float = Field(0.1, ge=0, description="strength of the noise that is constant over a frame's pixels")
+    denoising: float = Field(
+        0.0,
+        ge=0,
+        description="weight of a noise prediction loss on the source clips, at a random noise level each; 0 is without",
+    )
 
     def check(self, steps: int, eta: float, batch_size: int, group_size: int) -> None:
         """See ``Method.check``."""
+        super().check(steps, eta, batch_size, group_size)
         start = kept_steps(steps, self.tau)
         if start < 1:
             raise ValueError(
@@ -90,6 +111,7 @@ class DraftConfig(RewardGradient):
 
     def check(self, steps: int, eta: float, batch_size: int, group_size: int) -> None:
         """See ``Method.check``."""
+        super().check(steps, eta, batch_size, group_size)
         if self.gradient_steps is not None and self.gradient_steps > steps:
             raise ValueError(
                 f"method.gradient_steps = {self.gradient_steps} exceeds sampling.steps = {steps}; allowed: 1 to {steps}"
@@ -120,6 +142,7 @@ class AlignPropConfig(RewardGradient):
 
     def check(self, steps: int, eta: float, batch_size: int, group_size: int) -> None:
         """See ``Method.check``."""
+        super().check(steps, eta, batch_size, group_size)
         if steps < 2:
             raise ValueError("sampling.steps = 1 leaves nothing to cut; allowed: 2 to 500")
         if (self.cut is not None) != (self.truncation == "fixed"):

@@ -1,0 +1,171 @@
+"""Remedies against over-optimisation, each held to an independent calculation; off, they change no bit."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from helpers import clips, close, flat_gradient, make, one_gradient
+from torch import Tensor
+
+from rlvid import randomness
+from rlvid.algorithms.base import Batch
+from rlvid.algorithms.scoring import score
+from rlvid.config import parse_config
+from rlvid.config.methods import METHODS
+from rlvid.plan.counts import count
+
+BEFORE = {
+    "instructvideo": "1fca35bb5e0d", "draft": "a1662a5450e5", "draft-lv": "ede11a372f9e", "alignprop": "3538e7f795c0",
+    "ddpo": "cedd46205ec1", "dpok": "a61b0870dc53", "grpo": "a01fe8d6697e", "rwr": "1216989991da",
+    "raft": "24425e2a1bf7",
+}  # fmt: skip
+"""The fingerprints of runs before there were remedies, with train.group_size = 2."""
+
+
+def fingerprint(method: Any, **sections: Any) -> str:
+    return parse_config({"method": method, "train": {"group_size": 2}, **sections}).fingerprint
+
+
+def test_runs_without_remedies_keep_their_fingerprint() -> None:
+    assert {name: fingerprint(name) for name in METHODS} == BEFORE
+    assert fingerprint({"kl": 0.1, "kl_at": "steps"}) == fingerprint({"kl": 0.1}) != BEFORE["instructvideo"]
+    assert fingerprint({"kl": 0.1, "kl_at": "path"}) != fingerprint({"kl": 0.1})
+
+
+# ------------------------------------------------------------------------------- noise prediction at a random level
+
+
+def noised(method: Any, batch: Batch, clean: Tensor, purpose: str, index: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents at a level of each video, the level, the noise: by diffusers' formula, from draws of the same name."""
+    context = method.context
+    draws = randomness.uniform((), context.config.seed, f"{purpose}-timestep", [(s, index) for s in batch.serials])
+    t, noise = (draws * 1000).long(), context.normal(f"{purpose}-noise", batch, index)
+    abar = context.model.abar[t][:, None, None, None, None]
+    return abar.sqrt() * clean + (1 - abar).sqrt() * noise, t, noise
+
+
+def guided(model: Any, x: Tensor, t: Tensor, text: Tensor, guidance: float) -> Tensor:
+    """The guided noise prediction, a branch at a time."""
+    empty = model.encode_prompts([""]).expand(len(x), -1, -1)
+    unconditional, conditional = (model.denoiser(x, t, encoder_hidden_states=e).sample for e in (empty, text))
+    return unconditional + guidance * (conditional - unconditional)
+
+
+@pytest.mark.parametrize("name", ["instructvideo", "draft", "alignprop"])
+def test_the_penalty_of_the_whole_path_is_taken_at_a_random_level_of_each_sample(name: str) -> None:
+    method, free = make({"name": name, "kl": 0.5, "kl_at": "path"}), make({"name": name})
+    batch, context = clips(method), method.context
+    base = copy.deepcopy(context.model)
+    for key, parameter in base.denoiser.named_parameters():
+        if "lora_B" in key:
+            parameter.data.zero_()
+    x, t, _ = noised(method, batch, method.sample(batch).detach(), "kl")
+    assert len(set(t.tolist())) == 4
+    with torch.no_grad():
+        expected = guided(base, x, t, batch.text_BLD, 3.0)
+    distance_B = (guided(context.model, x, t, batch.text_BLD, 3.0) - expected).square().mean((1, 2, 3, 4))
+    got, (update,) = flat_gradient(method, batch)
+    alone, (plain,) = flat_gradient(free, batch)
+    total, number = update.metrics["policy/kl"]
+    assert number == 4
+    assert total == pytest.approx(float(distance_B.detach().sum()), rel=1e-4)
+    assert float((update.loss - plain.loss).detach()) == pytest.approx(float(distance_B.detach().mean()) / 2, rel=1e-3)
+    close(got - alone, one_gradient(method, distance_B.mean() / 2), 1e-3)
+
+
+def test_each_noise_of_low_variance_draft_has_a_level_of_its_own() -> None:
+    method = make({"name": "draft-lv", "repeats": 2, "kl": 0.5, "kl_at": "path"})
+    batch = clips(method)
+    clean = method.sample(batch)
+    first, second = method.updates(batch)
+    base, tuned = copy.deepcopy(method.context.model), method.context.model
+    for key, parameter in base.denoiser.named_parameters():
+        if "lora_B" in key:
+            parameter.data.zero_()
+    for repeat, update in enumerate((first, second)):
+        x, t, _ = noised(method, batch, method.once_more(batch, clean, repeat).detach(), "kl", repeat)
+        with torch.no_grad():
+            distance = guided(tuned, x, t, batch.text_BLD, 3.0) - guided(base, x, t, batch.text_BLD, 3.0)
+        assert update.metrics["policy/kl"][0] == pytest.approx(float(distance.square().mean()) * 4, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"name": "draft", "kl": 0.5, "kl_at": "path"}, {"kl": 0.5, "kl_at": "path", "denoising": 0.5}]
+)
+def test_the_added_losses_depend_neither_on_micro_batches_nor_on_recomputation(settings: dict[str, Any]) -> None:
+    whole = make(settings)
+    expected, (one,) = flat_gradient(whole, clips(whole))
+    for train in ({"batch_size": 4, "micro_batch": 1}, {"batch_size": 4, "checkpoint_activations": True}):
+        other = make(settings, train=train)
+        got, updates = flat_gradient(other, clips(other))
+        close(got, expected, 1e-5)
+        total = sum(update.metrics["policy/kl"][0] for update in updates)
+        assert total == pytest.approx(one.metrics["policy/kl"][0], rel=1e-5)
+
+
+# ------------------------------------------------------------------------------------- denoising of source clips
+
+
+def test_the_denoising_loss_is_the_noise_prediction_on_the_source_clips() -> None:
+    method, free = make({"tau": 0.5, "denoising": 0.3}), make({"tau": 0.5})
+    batch = clips(method)
+    x, t, noise = noised(method, batch, batch.latents_BCFhw, "denoising")
+    eps = method.context.model.denoiser(x, t, encoder_hidden_states=batch.text_BLD).sample
+    error_B = (eps - noise).square().mean((1, 2, 3, 4))
+    got, (update,) = flat_gradient(method, batch)
+    alone, (plain,) = flat_gradient(free, batch)
+    assert update.metrics["policy/noise_error"] == pytest.approx((float(error_B.detach().sum()), 4), rel=1e-4)
+    assert float((update.loss - plain.loss).detach()) == pytest.approx(0.3 * float(error_B.detach().mean()), rel=1e-4)
+    close(got - alone, one_gradient(method, 0.3 * error_B.mean()), 1e-3)
+
+
+def test_a_clip_that_is_lost_teaches_no_denoising() -> None:
+    method = make({"tau": 0.5, "denoising": 0.3})
+    batch = clips(method)
+    x, t, noise = noised(method, batch, batch.latents_BCFhw, "denoising")
+    with torch.no_grad():
+        eps = method.context.model.denoiser(x, t, encoder_hidden_states=batch.text_BLD).sample
+    error_B = (eps - noise).square().mean((1, 2, 3, 4))
+    lost = Batch(2, batch.serials, batch.prompts, batch.text_BLD, batch.latents_BCFhw, frozenset({9}))
+    rewards = torch.where(
+        torch.tensor([True, False, True, True]), 1 - score(method.context, batch, method.sample(batch)).reward_B, 0.0
+    )
+    update = method.loss(lost)
+    expected = rewards.mean() + 0.3 * (error_B.sum() - error_B[1]) / 4
+    assert float(update.loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
+    assert update.metrics["policy/noise_error"] == pytest.approx((float(error_B.sum() - error_B[1]), 3), rel=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------- cost and errors
+
+COSTS = [  # plain, graph, again and backward rows of the U-Net beside those without a remedy
+    ({"name": "instructvideo"}, {"kl": 0.1, "kl_at": "path"}, (2, 2, 2, 2)),
+    ({"name": "draft-lv", "repeats": 3}, {"kl": 0.1, "kl_at": "path"}, (6, 6, 6, 6)),
+    ({"name": "draft"}, {"kl": 0.1, "kl_at": "path", "unconditional_gradient": False}, (4, 0, 0, 0)),
+    ({"name": "instructvideo"}, {"denoising": 0.1}, (0, 1, 1, 1)),
+]
+
+
+@pytest.mark.parametrize(("method", "remedy", "more"), COSTS, ids=str)
+def test_a_plan_counts_what_a_remedy_costs(method: dict[str, Any], remedy: dict[str, Any], more: Any) -> None:
+    without, with_it = (count(parse_config({"method": each}), frames=16) for each in (method, method | remedy))
+    for name, rows in zip(("plain", "graph", "again", "backward"), more, strict=True):
+        assert getattr(with_it.denoiser, name) - getattr(without.denoiser, name) == rows, name
+    assert (with_it.decoder, with_it.reward) == (without.decoder, without.reward)
+
+
+WRONG: list[tuple[dict[str, Any], list[str]]] = [
+    ({"method": {"kl_at": "path"}}, ["method.kl_at = 'path'", "method.kl above 0", "method.kl=0.1"]),
+    ({"method": {"kl": 1, "kl_at": "start"}}, ["method.kl_at = 'start'", "'steps' or 'path'"]),
+    ({"method": {"name": "draft", "denoising": 1}}, ["unknown key method.denoising", "allowed here: kl, kl_at"]),
+    ({"method": {"denoising": -1}}, ["method.denoising = -1", "greater than or equal to 0"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("data", "words"), WRONG, ids=lambda value: str(value) if isinstance(value, dict) else "")
+def test_what_does_not_fit_is_refused_in_one_line(data: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"^[^\n]+$") as error:
+        parse_config(data)
+    for word in words:
+        assert word in str(error.value)
