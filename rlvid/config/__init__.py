@@ -161,6 +161,8 @@ class RunConfig(Section):
         for section, key in (("data", "weights"), ("train", "rollout_batch"), ("reward", "remote")):
             if kept[section][key] is None:
                 del kept[section][key]  # runs of versions without it go on
+        if self.model.lora.levels is None:
+            del kept["model"]["lora"]["levels"]
         for key in self.method.added:
             if getattr(self.method, key) == type(self.method).model_fields[key].default:
                 del kept["method"][key]

@@ -4,9 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from rlvid.config.section import Section
-
-Share = Annotated[float, Field(ge=0, le=1)]
+from rlvid.config.section import Section, Share
 
 
 def kept_steps(steps: int, tau: float) -> int:
@@ -34,6 +32,10 @@ class Method(Section):
     def kept_states(self, steps: int) -> int:
         """Returns the most latents of a video's chain that are kept to be trained on."""
         return 0
+
+    def learning_steps(self, steps: int) -> range:
+        """Returns the steps of the chain at which the denoiser may get gradient, 0 the noisiest."""
+        return range(steps)
 
     def check(self, steps: int, eta: float, batch_size: int, group_size: int) -> None:
         """Raises ValueError where the method does not fit the chain of ``steps`` and ``eta``, or the batch."""
@@ -87,6 +89,10 @@ class InstructVideoConfig(RewardGradient):
         description="weight of a noise prediction loss on the source clips, at a random noise level each; 0 is without",
     )
 
+    def learning_steps(self, steps: int) -> range:
+        """See ``Method.learning_steps``."""
+        return range(steps - self.gradient_steps, steps)
+
     def check(self, steps: int, eta: float, batch_size: int, group_size: int) -> None:
         """See ``Method.check``."""
         super().check(steps, eta, batch_size, group_size)
@@ -109,6 +115,10 @@ class DraftConfig(RewardGradient):
     name: Literal["draft"] = "draft"
     gradient_steps: int | None = Field(1, ge=1, description="K, last steps that carry gradient; null: the whole chain")
 
+    def learning_steps(self, steps: int) -> range:
+        """See ``Method.learning_steps``."""
+        return range(steps - (self.gradient_steps or steps), steps)
+
     def check(self, steps: int, eta: float, batch_size: int, group_size: int) -> None:
         """See ``Method.check``."""
         super().check(steps, eta, batch_size, group_size)
@@ -123,6 +133,10 @@ class DraftLVConfig(RewardGradient):
 
     name: Literal["draft-lv"] = "draft-lv"
     repeats: int = Field(2, ge=1, description="n, noises at the last step for each video")
+
+    def learning_steps(self, steps: int) -> range:
+        """See ``Method.learning_steps``."""
+        return range(steps - 1, steps)
 
 
 class AlignPropConfig(RewardGradient):
@@ -139,6 +153,10 @@ class AlignPropConfig(RewardGradient):
     )
     spread: float = Field(0.1, gt=0, description="standard deviation of the gaussian cut, as a fraction of the chain")
     cut: int | None = Field(None, ge=0, description="the fixed cut: how many first steps carry no gradient")
+
+    def learning_steps(self, steps: int) -> range:
+        """See ``Method.learning_steps``."""
+        return range(self.cut or 0, steps)
 
     def check(self, steps: int, eta: float, batch_size: int, group_size: int) -> None:
         """See ``Method.check``."""
@@ -209,6 +227,10 @@ class PolicyGradient(Method):
     def kept_states(self, steps: int) -> int:
         """See ``Method.kept_states``."""
         return self.width(steps) + 1
+
+    def learning_steps(self, steps: int) -> range:
+        """See ``Method.learning_steps``."""
+        return self.window_steps(steps)
 
     def check(self, steps: int, eta: float, batch_size: int, group_size: int) -> None:
         """See ``Method.check``."""

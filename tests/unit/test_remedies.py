@@ -1,11 +1,13 @@
 """Remedies against over-optimisation, each held to an independent calculation; off, they change no bit."""
 
 import copy
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import clips, close, flat_gradient, make, one_gradient
+from helpers import clips, close, flat_gradient, make, one_gradient, save_run
 from torch import Tensor
 
 from rlvid import randomness
@@ -13,7 +15,14 @@ from rlvid.algorithms.base import Batch
 from rlvid.algorithms.scoring import score
 from rlvid.config import parse_config
 from rlvid.config.methods import METHODS
+from rlvid.diffusion.schedule import check_levels, timesteps
+from rlvid.evaluate.load import load_run
+from rlvid.export.export import export_run
+from rlvid.models.levels import limit_levels
+from rlvid.models.unet3d import load_model
 from rlvid.plan.counts import count
+from rlvid.plan.plan import make_plan
+from rlvid.train import preflight
 
 BEFORE = {
     "instructvideo": "1fca35bb5e0d", "draft": "a1662a5450e5", "draft-lv": "ede11a372f9e", "alignprop": "3538e7f795c0",
@@ -137,6 +146,88 @@ def test_a_clip_that_is_lost_teaches_no_denoising() -> None:
     assert update.metrics["policy/noise_error"] == pytest.approx((float(error_B.sum() - error_B[1]), 3), rel=1e-4)
 
 
+# ------------------------------------------------------------------------------ an adapter at some noise levels
+
+
+def limited(settings: dict[str, Any], levels: tuple[float, float] | None, **sections: Any) -> Any:
+    """A method whose adapter acts at some levels, as ``load_trainable`` makes it."""
+    made = make(settings, **sections)
+    if levels is not None:
+        limit_levels(made.context.model.denoiser, levels, 1000)
+    return made
+
+
+def test_outside_of_its_levels_a_video_is_denoised_by_the_base_model() -> None:
+    """Row by row, under guidance: against the denoiser with and without its adapter."""
+    whole, some = make({"name": "draft"}).context.model, limited({"name": "draft"}, (0.3, 0.55)).context.model
+    text, x = whole.encode_prompts(["a", "b", "c", "d", "e"]), torch.randn(5, *whole.latent_shape)
+    t = torch.tensor([299, 300, 549, 550, 999])
+    with torch.no_grad():
+        tuned, got = whole.predict(x, t, text, 3.0), some.predict(x, t, text, 3.0)
+        with whole.base():
+            base = whole.predict(x, t, text, 3.0)
+        with some.base():
+            torch.testing.assert_close(some.predict(x, t, text, 3.0).eps, base.eps)
+        one = [model.predict(x[:2], 300, text[:2], 1.0).eps for model in (whole, some)]
+    torch.testing.assert_close(*one)
+    assert ((tuned.eps - base.eps).flatten(1).norm(dim=1) > 1e-2).all()
+    torch.testing.assert_close(got.eps[1:3], tuned.eps[1:3])
+    torch.testing.assert_close(got.eps[[0, 3, 4]], base.eps[[0, 3, 4]])
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_gradient_flows_through_steps_at_which_the_adapter_is_off(recompute: bool) -> None:
+    """751, 501, 251, 1: the adapter acts at the second one alone, and the last two pass its gradient on."""
+    train = {"batch_size": 4, "checkpoint_activations": recompute}
+    method = limited({"name": "draft", "gradient_steps": None}, (0.4, 0.7), train=train)
+    plain = make({"name": "draft", "gradient_steps": None})
+    batch, model = clips(plain), plain.context.model
+    x = plain.context.normal("start", batch)
+    grid = timesteps(4)
+    for place, t in enumerate(grid):
+        with nullcontext() if t == 501 else model.base():
+            prediction = model.predict(x, t, batch.text_BLD, 3.0)
+        after = model.abar_at(grid[place + 1], x) if place < 3 else torch.ones(())
+        x = after.sqrt() * prediction.x0 + (1 - after).sqrt() * prediction.eps
+    expected = one_gradient(plain, (1 - score(plain.context, batch, x).reward_B).mean())
+    got, _ = flat_gradient(method, batch)
+    close(got, expected)
+    assert (got - flat_gradient(plain, batch)[0]).norm() > 1e-2 * got.norm()
+
+
+def test_a_policy_is_replayed_as_it_was_rolled_out() -> None:
+    method = limited({"name": "ddpo"}, (0.4, 1.0))
+    _, (first, *_) = flat_gradient(method, clips(method))
+    total, number = first.metrics["policy/first_ratio_error"]
+    assert total / number < 1e-5
+
+
+def test_a_run_and_who_loads_it_have_the_levels(tmp_path: Path) -> None:
+    folder, config = save_run(tmp_path, lora={"levels": [0.5, 1]})
+    assert config.fingerprint != parse_config({**config.model_dump(), "model": {"path": config.model.path}}).fingerprint
+    tuned = load_run(folder)
+    model, before = tuned.use(1.0), load_model(config.model.path, frames=4, size=16)
+    x, text = torch.randn(2, *model.latent_shape), model.encode_prompts(["a", "b"])
+    with torch.no_grad():
+        got, base = (each.predict(x, torch.tensor([499, 500]), text, 2.0).eps for each in (model, before))
+    torch.testing.assert_close(got[0], base[0])
+    assert (got[1] - base[1]).norm() > 1e-3 * base[1].norm()
+    with pytest.raises(ValueError, match=r"model\.lora\.levels = \[0\.5, 1\.0\] alone, .*rlvid generate$"):
+        export_run(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_that_would_learn_nothing_is_refused() -> None:
+    config = parse_config({"model": {"lora": {"levels": [0.5, 1]}}})
+    for start in (preflight.check, make_plan):
+        with pytest.raises(
+            ValueError, match=r"^model\.lora\.levels = \[0\.5, 1\.0\]: method 'instructvideo' .* \[0\.001, 1\]$"
+        ):
+            start(config)
+    for method in ("ddpo", "rwr", {"name": "draft", "gradient_steps": None}):
+        check_levels(parse_config({"model": {"lora": {"levels": [0.5, 1]}}, "method": method}))
+
+
 # ------------------------------------------------------------------------------------------------- cost and errors
 
 COSTS = [  # plain, graph, again and backward rows of the U-Net beside those without a remedy
@@ -159,6 +250,9 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"method": {"kl_at": "path"}}, ["method.kl_at = 'path'", "method.kl above 0", "method.kl=0.1"]),
     ({"method": {"kl": 1, "kl_at": "start"}}, ["method.kl_at = 'start'", "'steps' or 'path'"]),
     ({"method": {"name": "draft", "denoising": 1}}, ["unknown key method.denoising", "allowed here: kl, kl_at"]),
+    ({"model": {"lora": {"levels": [0.5, 0.5]}}}, ["model.lora.levels = [0.5, 0.5]", "smaller than the second"]),
+    ({"model": {"lora": {"levels": [0.5, 1.5]}}}, ["model.lora.levels.1 = 1.5", "less than or equal to 1"]),
+    ({"model": {"finetune": "full", "lora": {"levels": [0, 0.5]}}}, ["lora.levels = [0.0, 0.5]", "finetune=lora"]),
     ({"method": {"denoising": -1}}, ["method.denoising = -1", "greater than or equal to 0"]),
 ]  # fmt: skip
 
