@@ -167,6 +167,11 @@ class RewardConfig(Section):
         lt=1,
         description="frames whose share of the summed weight is smaller are not decoded (0.02 halves it)",
     )
+    ceiling: float | None = Field(
+        None,
+        description="reward of a video above which more counts as no more: it trains on min(reward, ceiling), and the "
+        "gradient is 0 there. In units of TensorBoard's reward/weighted; null: none",
+    )
 
     @model_validator(mode="before")
     @classmethod

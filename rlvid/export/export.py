@@ -56,8 +56,8 @@ def export_run(
     config, found = find_run(run, step)
     if (levels := config.model.lora.levels) is not None:
         raise ValueError(
-            f"run {run}: its adapter acts at the noise levels model.lora.levels = {list(levels)} alone, and an exported "
-            "model would have it at all levels; make its videos with rlvid generate"
+            f"run {run}: its adapter acts at the noise levels model.lora.levels = {list(levels)} alone, and an "
+            "exported model would have it at all levels; make its videos with rlvid generate"
         )
     if evaluation is not None:  # before minutes are spent on the weights
         find_evaluated(ExportedModel(found.folder.parent, found.step, scale), evaluation)

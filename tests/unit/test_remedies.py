@@ -1,6 +1,7 @@
 """Remedies against over-optimisation, each held to an independent calculation; off, they change no bit."""
 
 import copy
+import math
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from rlvid import randomness
 from rlvid.algorithms.base import Batch
-from rlvid.algorithms.scoring import score
+from rlvid.algorithms.scoring import below, score
 from rlvid.config import parse_config
 from rlvid.config.methods import METHODS
 from rlvid.diffusion.schedule import check_levels, timesteps
@@ -228,6 +229,52 @@ def test_an_adapter_that_would_learn_nothing_is_refused() -> None:
         check_levels(parse_config({"model": {"lora": {"levels": [0.5, 1]}}, "method": method}))
 
 
+# ------------------------------------------------------------------------------------------- a ceiling of the reward
+
+
+def rewards_of(method: Any, batch: Batch) -> Tensor:
+    with torch.no_grad():
+        return score(method.context, batch, method.sample(batch)).samples.reward_B
+
+
+def test_videos_at_the_ceiling_give_no_gradient() -> None:
+    free = make({"name": "draft"})
+    batch = clips(free)
+    reward_B = rewards_of(free, batch)
+    lowest = reward_B.argsort()[:2].tolist()
+    ceiling = float(reward_B.sort().values[2])
+    method = make({"name": "draft"}, reward={"ceiling": ceiling})
+    got, (update,) = flat_gradient(method, batch)
+    low = [one_gradient(free, -score(free.context, part := batch.take([row]), free.sample(part)).reward_B.sum() / 4)
+           for row in lowest]  # fmt: skip
+    close(got, torch.stack(low).sum(0))
+    expected = (1 - reward_B.clamp(max=ceiling)).mean()
+    assert float(update.loss.detach()) == pytest.approx(float(expected), rel=1e-5)
+    assert update.metrics["reward/at_ceiling"] == (2.0, 4.0), "at the ceiling counts as above it"
+    torch.testing.assert_close(update.samples.reward_B, reward_B)  # the archive has the reward itself
+    assert update.metrics["reward/weighted"][0] == pytest.approx(float(reward_B.sum()), rel=1e-5)
+
+
+def test_videos_at_the_ceiling_are_equals_for_methods_that_compare() -> None:
+    settings = {"name": "grpo"}
+    rewards = torch.tensor([0.2, 0.7, 0.9, 0.5])
+    for ceiling, expected in ((0.6, [-1.0, 1.0, 1.0, -1.0]), (0.1, [0.0] * 4), (-2, [0.0] * 4)):
+        method = make(settings, reward={"ceiling": ceiling, "segments": 1})
+        batch = clips(method)
+        method.context.reward = lambda frames, prompts: rewards[:, None]
+        scored = score(method.context, batch, batch.latents_BCFhw)
+        torch.testing.assert_close(scored.reward_B, rewards.clamp(max=ceiling))
+        torch.testing.assert_close(method.advantages(batch, [scored]), torch.tensor(expected), atol=1e-4, rtol=0)
+
+
+def test_a_reward_that_is_not_a_number_does_not_become_the_ceiling() -> None:
+    assert below(torch.tensor([math.nan, math.inf, 0.25]), 0.5).tolist() == pytest.approx(
+        [math.nan, 0.5, 0.25], nan_ok=True
+    )
+    same = torch.rand(3)
+    assert below(same, None) is same
+
+
 # ------------------------------------------------------------------------------------------------- cost and errors
 
 COSTS = [  # plain, graph, again and backward rows of the U-Net beside those without a remedy
@@ -253,6 +300,8 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"model": {"lora": {"levels": [0.5, 0.5]}}}, ["model.lora.levels = [0.5, 0.5]", "smaller than the second"]),
     ({"model": {"lora": {"levels": [0.5, 1.5]}}}, ["model.lora.levels.1 = 1.5", "less than or equal to 1"]),
     ({"model": {"finetune": "full", "lora": {"levels": [0, 0.5]}}}, ["lora.levels = [0.0, 0.5]", "finetune=lora"]),
+    ({"reward": {"ceiling": "high"}}, ["reward.ceiling = 'high'", "valid number"]),
+    ({"reward": {"ceiling": math.inf}}, ["reward.ceiling = inf", "finite number"]),
     ({"method": {"denoising": -1}}, ["method.denoising = -1", "greater than or equal to 0"]),
 ]  # fmt: skip
 
