@@ -163,6 +163,8 @@ class RunConfig(Section):
                 del kept[section][key]  # runs of versions without it go on
         if self.model.lora.levels is None:
             del kept["model"]["lora"]["levels"]
+        if self.reward.pessimism == 0:
+            del kept["reward"]["pessimism"]
         for key in self.method.added:
             if getattr(self.method, key) == type(self.method).model_fields[key].default:
                 del kept["method"][key]

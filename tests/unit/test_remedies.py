@@ -6,10 +6,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import yaml
 from helpers import clips, close, flat_gradient, make, one_gradient, save_run
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlvid import randomness
 from rlvid.algorithms.base import Batch
@@ -18,11 +20,14 @@ from rlvid.config import parse_config
 from rlvid.config.methods import METHODS
 from rlvid.diffusion.schedule import check_levels, timesteps
 from rlvid.evaluate.load import load_run
+from rlvid.evaluate.scorers import Scorers
 from rlvid.export.export import export_run
 from rlvid.models.levels import limit_levels
 from rlvid.models.unet3d import load_model
 from rlvid.plan.counts import count
 from rlvid.plan.plan import make_plan
+from rlvid.reward.load import load_reward, trained_reward
+from rlvid.reward.mixture import MixtureReward
 from rlvid.train import preflight
 
 BEFORE = {
@@ -275,6 +280,90 @@ def test_a_reward_that_is_not_a_number_does_not_become_the_ceiling() -> None:
     assert below(same, None) is same
 
 
+# ------------------------------------------------------------------------------------------ a pessimistic ensemble
+
+
+class Fixed(nn.Module):
+    """Gives the scores that it was made with, plus 0 x the frames."""
+
+    def __init__(self, scores: Tensor) -> None:
+        super().__init__()
+        self.scores = scores
+
+    def forward(self, frames: Tensor, prompts: list[str]) -> Tensor:
+        return self.scores
+
+
+def mixed(scores: Tensor, **options: Any) -> Tensor:
+    """The reward of a mixture whose parts give these scores (parts, B, S)."""
+    names, weights = [str(n) for n in range(len(scores))], options.pop("weights", [1.0] * len(scores))
+    return MixtureReward(names, [*map(Fixed, scores)], weights, **options)(torch.zeros(*scores.shape[1:], 3, 4, 4), [])
+
+
+@pytest.mark.parametrize("parts", [2, 3, 5])
+def test_pessimism_takes_deviations_of_the_weighed_parts_off_their_mean(parts: int) -> None:
+    generator = torch.Generator().manual_seed(parts)
+    scores = torch.randn(parts, 4, 2, generator=generator, dtype=torch.float64).requires_grad_()
+    weights, centres = [0.5 + n for n in range(parts)], [0.3 * n for n in range(parts)]
+    values = np.stack([w * (s - c) for w, s, c in zip(weights, scores.detach().numpy(), centres, strict=True)])
+    got = mixed(scores, weights=weights, centres=centres, pessimism=0.7)
+    expected = parts * (values.mean(0) - 0.7 * values.std(0))
+    np.testing.assert_allclose(got.detach().numpy(), expected, atol=1e-12)
+    assert torch.autograd.gradcheck(lambda s: mixed(s, weights=weights, centres=centres, pessimism=0.7), (scores,))
+
+
+def test_pessimism_of_one_takes_the_smaller_of_two_parts() -> None:
+    scores = torch.tensor([[[0.2, 0.9]], [[0.5, 0.1]]], requires_grad=True)
+    reward = mixed(scores, weights=[0.5, 0.5], pessimism=1.0)
+    torch.testing.assert_close(reward, torch.tensor([[0.2, 0.1]]))
+    (gradient,) = torch.autograd.grad(reward.sum(), scores)
+    torch.testing.assert_close(gradient, torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradient_is_finite_where_all_parts_agree(dtype: torch.dtype) -> None:
+    scores = torch.full((3, 2, 2), 0.3, dtype=dtype).requires_grad_()
+    reward = mixed(scores, pessimism=2.0)
+    (gradient,) = torch.autograd.grad(reward.float().sum(), scores)
+    assert gradient.isfinite().all()
+    torch.testing.assert_close(gradient, torch.ones_like(gradient), atol=1e-2, rtol=0)
+    torch.testing.assert_close(reward.float(), torch.full((2, 2), 0.9), atol=1e-2, rtol=0)
+
+
+def test_a_mixture_without_pessimism_is_the_sum_to_the_bit() -> None:
+    scores = torch.randn(3, 4, 2)
+    expected = torch.zeros(()) + 0.3 * scores[0] + 1.7 * scores[1] + -2.0 * scores[2]
+    assert torch.equal(mixed(scores, weights=[0.3, 1.7, -2.0]), expected)
+
+
+def test_a_run_trains_on_the_pessimistic_mixture() -> None:
+    parts = [{"name": "brightness", "weight": 2.0, "centre": 0.4}, {"name": "compression", "weight": 0.1}]
+    config = parse_config({"reward": {"mixture": parts, "pessimism": 0.5}})
+    frames = torch.rand(2, 3, 3, 16, 16, requires_grad=True)
+    first, second = (load_reward(part["name"])(frames, ["", ""]) for part in parts)
+    first, second = 2 * (first - 0.4), 0.1 * second
+    expected = first + second - 0.5 * (first - second).abs()
+    got = trained_reward(config.reward)(frames, ["", ""])
+    torch.testing.assert_close(got, expected)
+    gradients = [torch.autograd.grad(each.sum(), frames, retain_graph=True)[0] for each in (got, expected)]
+    torch.testing.assert_close(*gradients)
+    again = parse_config(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json"))))
+    assert again == config
+    assert Scorers(config.reward).names["reward"] == "2 x (brightness - 0.4) + 0.1 x compression - 1 deviations"
+
+
+def test_what_was_hashed_over_mixtures_stays() -> None:
+    parts = [{"name": "brightness"}, {"name": "clip", "path": "random"}]
+    plain = parse_config({"reward": {"mixture": parts}})
+    assert plain.fingerprint == "370dee100cdc", "as it was before there was pessimism"
+    found = {plain.fingerprint}
+    for reward in ({"pessimism": 0.5}, {"mixture": [{"name": "brightness", "centre": 0.1}, parts[1]]}, {"ceiling": 0}):
+        other = parse_config({"reward": {"mixture": parts} | reward})
+        found.add(other.fingerprint)
+        assert (Scorers(other.reward).identity == Scorers(plain.reward).identity) == ("ceiling" in reward)
+    assert len(found) == 4
+
+
 # ------------------------------------------------------------------------------------------------- cost and errors
 
 COSTS = [  # plain, graph, again and backward rows of the U-Net beside those without a remedy
@@ -302,6 +391,11 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"model": {"finetune": "full", "lora": {"levels": [0, 0.5]}}}, ["lora.levels = [0.0, 0.5]", "finetune=lora"]),
     ({"reward": {"ceiling": "high"}}, ["reward.ceiling = 'high'", "valid number"]),
     ({"reward": {"ceiling": math.inf}}, ["reward.ceiling = inf", "finite number"]),
+    ({"reward": {"pessimism": 1}}, ["pessimism = 1", "2 parts or more, and there are 0", "reward.mixture"]),
+    ({"reward": {"pessimism": 1, "mixture": [{"name": "brightness"}]}}, ["pessimism = 1", "there are 1"]),
+    ({"reward": {"pessimism": 1, "mixture": [{"name": "brightness"}, {"name": "compression", "weight": -1}]}},
+     ["mixture.1.weight = -1", "pessimism = 1", "allowed: above 0"]),
+    ({"reward": {"pessimism": -1}}, ["reward.pessimism = -1", "greater than or equal to 0"]),
     ({"method": {"denoising": -1}}, ["method.denoising = -1", "greater than or equal to 0"]),
 ]  # fmt: skip
 
