@@ -47,6 +47,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.serials)
 
+    @property
+    def readable_B(self) -> Tensor:
+        """Which samples have their own clip, bool: no other one stands in its place."""
+        return torch.tensor([serial not in self.lost for serial in self.serials], device=self.text_BLD.device)
+
     def split(self, size: int) -> Iterator["Batch"]:
         """Consecutive parts of at most ``size`` videos."""
         for start in range(0, len(self), size):

@@ -41,7 +41,7 @@ class DraftLV(RewardGradient):
             for repeat in range(repeats):
                 with self.context.stopwatch.stage("chain"):
                     samples_BCFhw = self.once_more(part, clean, repeat)
-                update = self.loss_of(part, samples_BCFhw)
+                update = self.loss_of(part, samples_BCFhw, repeat)
                 last = index + 1 == len(parts) and repeat + 1 == repeats
                 loss = update.loss * (len(part) / len(batch) / repeats)
                 yield Update(loss, last, update.metrics, update.samples if repeat == 0 else None)

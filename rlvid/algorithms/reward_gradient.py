@@ -1,15 +1,30 @@
-"""The common part of methods that back-propagate the reward: one optimiser step per batch, and the loss 1 - reward."""
+"""The common part of methods that back-propagate the reward: one optimiser step per batch, and the loss 1 - reward.
+
+The penalty for distance from the base model, |eps_theta - eps_base|^2, is taken at the gradient steps of the chain, or
+at a random level of the whole path (``method.kl_at``).
+"""
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rlvid.algorithms.base import Algorithm, Batch, Context, Update, totals
+from rlvid.algorithms.denoising import base_distance
 from rlvid.algorithms.scoring import score
 from rlvid.config import methods as settings
 from rlvid.diffusion.chain import Step, denoise
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """A term of the loss beside the reward, weighed; ``name`` and ``values`` are those of its metric."""
+
+    name: str
+    loss: Tensor
+    values: Tensor
 
 
 class RewardGradient(Algorithm):
@@ -40,17 +55,30 @@ class RewardGradient(Algorithm):
             latents_BCFhw = self.sample(batch)
         return self.loss_of(batch, latents_BCFhw)
 
-    def loss_of(self, batch: Batch, latents_BCFhw: Tensor) -> Update:
-        """Returns the loss of given samples; videos on which the reward failed count as 0."""
+    def loss_of(self, batch: Batch, latents_BCFhw: Tensor, repeat: int = 0) -> Update:
+        """Returns the loss of given samples; videos on which the reward failed count as 0.
+
+        ``repeat`` counts the samples of a video within a batch.
+        """
+        penalties = list(self.penalties(batch, latents_BCFhw, repeat))  # first: the reward's activations come after
         scored = score(self.context, batch, latents_BCFhw)
         loss = torch.where(scored.valid_B, 1 - scored.reward_B, 0.0).mean()
         metrics = scored.metrics
+        for penalty in penalties:
+            metrics |= totals(**{penalty.name: penalty.values})
+            loss = loss + penalty.loss
+        return Update(loss, True, metrics, scored.samples)
+
+    def penalties(self, batch: Batch, latents_BCFhw: Tensor, repeat: int) -> Iterator[Penalty]:
+        """Yields what is added to the loss of given samples."""
         if self._penalties:
             penalty = torch.stack(self._penalties).mean()
             self._penalties.clear()
-            metrics |= totals(**{"policy/kl": penalty})
-            loss = loss + self.method.kl * penalty
-        return Update(loss, True, metrics, scored.samples)
+            yield Penalty("policy/kl", self.method.kl * penalty, penalty)
+        if self.method.kl > 0 and self.method.kl_at == "path":
+            gradient, clean = self.method.unconditional_gradient, latents_BCFhw.detach()
+            distance_B = base_distance(self.context, batch, clean, "kl", repeat, unconditional_gradient=gradient)
+            yield Penalty("policy/kl", self.method.kl * distance_B.mean(), distance_B)
 
     def chain(self, batch: Batch, latents_BCFhw: Tensor, grid: list[int], gradient_steps: int) -> Tensor:
         """Returns the run's DDIM chain from noisy latents, of which the last steps carry gradient."""
@@ -72,7 +100,7 @@ class RewardGradient(Algorithm):
 
     def penalise(self, step: Step, text_BLD: Tensor) -> None:
         """Notes the distance of a gradient step's noise prediction to that of the base model at the same place."""
-        if self.method.kl > 0 and step.prediction.eps.requires_grad:
+        if self.method.kl > 0 and self.method.kl_at == "steps" and step.prediction.eps.requires_grad:
             guidance = self.context.config.sampling.guidance
             with torch.no_grad(), self.context.model.base():
                 base = self.context.model.predict(step.before.detach(), step.timestep, text_BLD, guidance)

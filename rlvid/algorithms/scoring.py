@@ -23,10 +23,10 @@ log = logging.getLogger("rlvid.algorithms")
 
 @dataclass(frozen=True)
 class BatchRewards:
-    """The rewards of a batch: ``reward_B`` with its graph, if there is one.
+    """The rewards of a batch: ``reward_B`` with its graph, if there is one, and at most ``reward.ceiling``.
 
     Where ``valid_B`` is False the reward failed on sound frames, or the clip was lost: ``reward_B`` is 0 there, without
-    gradient.
+    gradient (or the ceiling, if that is lower).
     ``rounding`` is the relative difference up to which rewards are equal.
     """
 
@@ -81,6 +81,8 @@ def score(context: Context, batch: Batch, latents_BCFhw: Tensor) -> BatchRewards
     )
     metrics["reward/excluded"] = (float((~valid_B).sum()), 1.0)
     metrics |= _parts(context.reward, valid_B)
+    if (ceiling := context.config.reward.ceiling) is not None:
+        metrics |= totals(**{"reward/at_ceiling": (reward_B >= ceiling)[valid_B]})
     held_out_B = None
     if context.held_out is not None:
         with context.stopwatch.stage("held-out"), torch.no_grad():
@@ -98,7 +100,12 @@ def score(context: Context, batch: Batch, latents_BCFhw: Tensor) -> BatchRewards
         held_out_B,
     )
     rounding = rounding_of(scores_BS.dtype, getattr(torch, context.config.reward.precision))
-    return BatchRewards(reward_B, valid_B, metrics, samples, rounding)
+    return BatchRewards(below(reward_B, ceiling), valid_B, metrics, samples, rounding)
+
+
+def below(reward_B: Tensor, ceiling: float | None) -> Tensor:
+    """Returns min(reward, ceiling), without gradient where the reward is at the ceiling or above; NaN stays."""
+    return reward_B if ceiling is None else torch.where(reward_B >= ceiling, ceiling, reward_B)
 
 
 def all_rewards(workers: WorkerGroup, batch: Batch, scores: list[BatchRewards]) -> tuple[list[str], list[float], float]:
@@ -153,7 +160,7 @@ def _scores(reward: ImageReward, frames_BSCHW: Tensor, batch: Batch, observer: O
     """
     shape, label = frames_BSCHW.shape[:2], label_of(reward)
     sound_B = frames_BSCHW.detach().flatten(1).isfinite().all(1)
-    readable_B = torch.tensor([serial not in batch.lost for serial in batch.serials], device=sound_B.device)
+    readable_B = batch.readable_B.to(sound_B.device)
     accepted_B = readable_B.clone()
     if frames_BSCHW.requires_grad:
         # A NaN inside the reward must not reach the denoiser through a score that is left out.

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from rlvid import randomness
 from rlvid.algorithms.base import Algorithm, Batch, Update, totals
+from rlvid.algorithms.denoising import noise_error
 from rlvid.algorithms.rollout import sample
 from rlvid.algorithms.scoring import BatchRewards, all_rewards, attach, score
 from rlvid.config import methods as settings
@@ -55,19 +55,9 @@ class Supervised(Algorithm):
                 yield Update((weight_b * error_b).sum() / share, stop == len(batch), metrics)
 
     def error(self, batch: Batch, clean_BCFhw: Tensor, turn: int) -> Tensor:
-        """Returns the mean (eps - eps_theta)^2 of each video at a random timestep of the training schedule: (B,)."""
-        context, config = self.context, self.context.config
-        positions = [(serial, turn) for serial in batch.serials]
-        uniform_B = randomness.uniform((), config.seed, "supervised-timestep", positions)
-        timestep_B = (uniform_B * len(context.model.abar)).long().to(clean_BCFhw.device)
-        noise = context.normal("supervised-noise", batch, turn)
-        noisy = context.model.add_noise(clean_BCFhw, noise, timestep_B)
-        guidance = config.sampling.guidance if self.method.guided else 1.0
-        with context.stopwatch.stage("replay"):
-            prediction = context.model.predict(
-                noisy, timestep_B, batch.text_BLD, guidance, recompute=config.train.checkpoint_activations
-            )
-        return (prediction.eps - noise).square().flatten(1).mean(1)
+        """See ``noise_error``; the level and the noise are new in each turn."""
+        guidance = self.context.config.sampling.guidance if self.method.guided else 1.0
+        return noise_error(self.context, batch, clean_BCFhw, "supervised", turn, guidance)
 
 
 def trained_rows(weight_N: Tensor, rank: int, workers: int) -> list[int]:

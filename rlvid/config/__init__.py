@@ -158,9 +158,13 @@ class RunConfig(Section):
         """Twelve hex digits over everything that the bits of the result depend on: not its place, nor its length."""
         free = {"train": _FREE_TRAIN_KEYS, "reward": {"timeout"}, "data": _FREE_DATA_KEYS}
         kept = self.model_dump(mode="json", exclude={"output": True, "guard": True, "name": True, **free})
-        for section, key in (("data", "weights"), ("train", "rollout_batch"), ("reward", "remote")):
+        for section, key in _LATER_KEYS:
             if kept[section][key] is None:
                 del kept[section][key]  # runs of versions without it go on
+        if self.model.lora.levels is None:
+            del kept["model"]["lora"]["levels"]
+        if self.reward.pessimism == 0:
+            del kept["reward"]["pessimism"]
         for key in self.method.added:
             if getattr(self.method, key) == type(self.method).model_fields[key].default:
                 del kept["method"][key]
@@ -172,6 +176,8 @@ class RunConfig(Section):
             kept["data"]["encodes"] = "GPU"  # to other bits than a CPU
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
+
+_LATER_KEYS = (("data", "weights"), ("train", "rollout_batch"), ("reward", "remote"), ("reward", "ceiling"))
 
 _FREE_TRAIN_KEYS = {"steps", "max_seconds", "max_failures", "cpus_per_worker", "use_gpu", "resume"}
 

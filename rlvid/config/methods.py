@@ -4,9 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from rlvid.config.section import Section
-
-Share = Annotated[float, Field(ge=0, le=1)]
+from rlvid.config.section import Section, Share
 
 
 def kept_steps(steps: int, tau: float) -> int:
@@ -35,6 +33,10 @@ class Method(Section):
         """Returns the most latents of a video's chain that are kept to be trained on."""
         return 0
 
+    def learning_steps(self, steps: int) -> range:
+        """Returns the steps of the chain at which the denoiser may get gradient, 0 the noisiest."""
+        return range(steps)
+
     def check(self, steps: int, eta: float, batch_size: int, group_size: int) -> None:
         """Raises ValueError where the method does not fit the chain of ``steps`` and ``eta``, or the batch."""
 
@@ -43,11 +45,17 @@ class RewardGradient(Method):
     """Methods that back-propagate the reward through the chain."""
 
     needs_gradient: ClassVar[bool] = True
+    added: ClassVar[frozenset[str]] = frozenset({"kl_at"})
 
     kl: float = Field(
         0.0,
         ge=0,
         description="weight of the squared distance of the noise prediction to the base model's, 0 is without",
+    )
+    kl_at: Literal["steps", "path"] = Field(
+        "steps",
+        description="where method.kl compares: at the steps with gradient, or at a random noise level of the whole "
+        "path, on each sample with new noise",
     )
     unconditional_gradient: bool = Field(True, description="whether gradient flows through the unconditional branch")
 
@@ -56,19 +64,38 @@ class RewardGradient(Method):
         """See ``Method.needs_base``."""
         return self.kl > 0
 
+    def check(self, steps: int, eta: float, batch_size: int, group_size: int) -> None:
+        """See ``Method.check``."""
+        if self.kl_at == "path" and self.kl == 0:
+            raise ValueError(
+                "method.kl_at = 'path' is for method.kl above 0, which is 0; set method.kl, such as method.kl=0.1, or "
+                "leave method.kl_at out"
+            )
+
 
 class InstructVideoConfig(RewardGradient):
     """InstructVideo (CVPR 2024): reward fine-tuning as editing."""
 
     needs_clips: ClassVar[bool] = True
+    added: ClassVar[frozenset[str]] = RewardGradient.added | {"denoising"}
 
     name: Literal["instructvideo"] = "instructvideo"
     tau: float = Field(0.6, gt=0, le=1, description="noise level at which editing starts, as a fraction of the chain")
     gradient_steps: int = Field(1, ge=1, description="K, last steps of the chain that carry gradient")
     offset_noise: float = Field(0.1, ge=0, description="strength of the noise that is constant over a frame's pixels")
+    denoising: float = Field(
+        0.0,
+        ge=0,
+        description="weight of a noise prediction loss on the source clips, at a random noise level each; 0 is without",
+    )
+
+    def learning_steps(self, steps: int) -> range:
+        """See ``Method.learning_steps``."""
+        return range(steps - self.gradient_steps, steps)
 
     def check(self, steps: int, eta: float, batch_size: int, group_size: int) -> None:
         """See ``Method.check``."""
+        super().check(steps, eta, batch_size, group_size)
         start = kept_steps(steps, self.tau)
         if start < 1:
             raise ValueError(
@@ -88,8 +115,13 @@ class DraftConfig(RewardGradient):
     name: Literal["draft"] = "draft"
     gradient_steps: int | None = Field(1, ge=1, description="K, last steps that carry gradient; null: the whole chain")
 
+    def learning_steps(self, steps: int) -> range:
+        """See ``Method.learning_steps``."""
+        return range(steps - (self.gradient_steps or steps), steps)
+
     def check(self, steps: int, eta: float, batch_size: int, group_size: int) -> None:
         """See ``Method.check``."""
+        super().check(steps, eta, batch_size, group_size)
         if self.gradient_steps is not None and self.gradient_steps > steps:
             raise ValueError(
                 f"method.gradient_steps = {self.gradient_steps} exceeds sampling.steps = {steps}; allowed: 1 to {steps}"
@@ -101,6 +133,10 @@ class DraftLVConfig(RewardGradient):
 
     name: Literal["draft-lv"] = "draft-lv"
     repeats: int = Field(2, ge=1, description="n, noises at the last step for each video")
+
+    def learning_steps(self, steps: int) -> range:
+        """See ``Method.learning_steps``."""
+        return range(steps - 1, steps)
 
 
 class AlignPropConfig(RewardGradient):
@@ -118,8 +154,13 @@ class AlignPropConfig(RewardGradient):
     spread: float = Field(0.1, gt=0, description="standard deviation of the gaussian cut, as a fraction of the chain")
     cut: int | None = Field(None, ge=0, description="the fixed cut: how many first steps carry no gradient")
 
+    def learning_steps(self, steps: int) -> range:
+        """See ``Method.learning_steps``."""
+        return range(self.cut or 0, steps)
+
     def check(self, steps: int, eta: float, batch_size: int, group_size: int) -> None:
         """See ``Method.check``."""
+        super().check(steps, eta, batch_size, group_size)
         if steps < 2:
             raise ValueError("sampling.steps = 1 leaves nothing to cut; allowed: 2 to 500")
         if (self.cut is not None) != (self.truncation == "fixed"):
@@ -186,6 +227,10 @@ class PolicyGradient(Method):
     def kept_states(self, steps: int) -> int:
         """See ``Method.kept_states``."""
         return self.width(steps) + 1
+
+    def learning_steps(self, steps: int) -> range:
+        """See ``Method.learning_steps``."""
+        return self.window_steps(steps)
 
     def check(self, steps: int, eta: float, batch_size: int, group_size: int) -> None:
         """See ``Method.check``."""

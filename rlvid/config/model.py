@@ -2,10 +2,10 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from rlvid.config.reward import Precision
-from rlvid.config.section import Section
+from rlvid.config.section import Section, Share
 
 
 class LoraConfig(Section):
@@ -18,6 +18,19 @@ class LoraConfig(Section):
         description="which linear layers get an adapter: ends of their names, or the sets 'attention' (those four), "
         "'attention+ff' (and the feed-forward layers) and 'temporal' (attention between frames alone)",
     )
+
+    levels: tuple[Share, Share] | None = Field(
+        None,
+        description="noise levels at which the adapter acts, [low, high): 0 is clean, 1 is noise, and a level is "
+        "timestep / 1000. Elsewhere the denoiser is the base model. null: at all levels",
+    )
+
+    @field_validator("levels")
+    @classmethod
+    def _levels_are_a_range(cls, levels: tuple[float, float] | None) -> tuple[float, float] | None:
+        if levels is not None and levels[0] >= levels[1]:
+            raise ValueError("the first level must be smaller than the second; allowed: 0 to 1, such as [0, 0.5]")
+        return levels
 
     @field_validator("targets", mode="before")
     @classmethod
@@ -45,6 +58,15 @@ class ModelConfig(Section):
     )
     finetune: Literal["lora", "full"] = Field("lora", description="trained part: an adapter, or the whole denoiser")
     lora: LoraConfig = Field(LoraConfig(), description="the adapter (finetune: lora)")
+
+    @model_validator(mode="after")
+    def _levels_are_of_an_adapter(self) -> "ModelConfig":
+        if self.finetune == "full" and self.lora.levels is not None:
+            raise ValueError(
+                f"lora.levels = {list(self.lora.levels)}: finetune = 'full' trains no adapter; leave lora.levels "
+                "out, or set finetune=lora"
+            )
+        return self
 
 
 class SamplingConfig(Section):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from rlvid.config.section import Section
 
@@ -88,6 +88,9 @@ class RewardPart(Section):
     name: SingleReward = Field(description="as reward.name")
     path: str | None = Field(None, description=_PATH)
     weight: float = Field(1.0, description="factor of its scores; a negative one penalises high scores")
+    centre: float = Field(
+        0.0, description="score that counts as 0, before the weight: of use with reward.pessimism and reward.ceiling"
+    )
     preprocess: Preset | None = Field(None, description="as reward.preprocess")
 
     @model_validator(mode="before")
@@ -103,6 +106,12 @@ class RewardPart(Section):
         if self.preprocess is not None and self.name not in PUBLISHED:
             raise ValueError(f"preprocess is for {', '.join(PUBLISHED)}, not for {self.name!r}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves ``centre`` out where it is 0: what is hashed over the settings stays as in versions without it."""
+        data: dict[str, Any] = handler(self)
+        return data if self.centre else {key: value for key, value in data.items() if key != "centre"}
 
     @property
     def label(self) -> str:
@@ -131,6 +140,12 @@ class RewardConfig(Section):
         description="how the reward of reward.path is computed elsewhere: {where, python, ...}; null: in the worker",
     )
     mixture: list[RewardPart] = Field([], description="parts of the weighted sum: {name, path, weight} each")
+    pessimism: float = Field(
+        0.0,
+        ge=0,
+        description="k of a mixture of rewards for one thing, whose weights and centres bring them to one unit: the "
+        "sum over n parts is lowered by k x n standard deviations over them; 0: the sum",
+    )
     preprocess: Preset | None = Field(
         None, description="how frames become the model's input; default: as the reward's own code has it"
     )
@@ -167,6 +182,11 @@ class RewardConfig(Section):
         lt=1,
         description="frames whose share of the summed weight is smaller are not decoded (0.02 halves it)",
     )
+    ceiling: float | None = Field(
+        None,
+        description="reward of a video above which more counts as no more: it trains on min(reward, ceiling), and the "
+        "gradient is 0 there. In units of TensorBoard's reward/weighted; null: none",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -194,6 +214,7 @@ class RewardConfig(Section):
                 f"name = {self.name!r}, but mixture has {len(self.mixture)} parts; a mixture has name=mixture (or no "
                 "name) and a list such as mixture=[{name: brightness, weight: 1}]"
             )
+        self._pessimism_fits()
         check_path(self.name, self.path, "path")
         check_path(self.held_out or "none", self.held_out_path, "held_out_path")
         if self.remote is not None and self.name != "custom":
@@ -206,6 +227,21 @@ class RewardConfig(Section):
                 "mixture, give it to a part"
             )
         return self
+
+    def _pessimism_fits(self) -> None:
+        if self.pessimism == 0:
+            return
+        if len(self.mixture) < 2:
+            raise ValueError(
+                f"pessimism = {self.pessimism:g} is for a mixture of 2 parts or more, and there are "
+                f"{len(self.mixture)}; add parts to reward.mixture, or leave pessimism out"
+            )
+        for place, part in enumerate(self.mixture):
+            if part.weight <= 0:
+                raise ValueError(
+                    f"mixture.{place}.weight = {part.weight:g}: with pessimism = {self.pessimism:g} the parts are "
+                    "opinions on one thing in one unit; allowed: above 0, such as 1 / the deviation of its scores"
+                )
 
     @property
     def parts(self) -> list[tuple[str, str | None]]:

@@ -1,5 +1,6 @@
 """The timesteps of a chain, and the start of a partial chain."""
 
+from rlvid.config import RunConfig
 from rlvid.config.methods import kept_steps
 
 _TRAIN_STEPS = 1000
@@ -27,3 +28,22 @@ def partial(grid: list[int], tau: float) -> list[int]:
     if not 1 <= count <= len(grid):
         raise ValueError(f"tau = {tau} keeps {count} of {len(grid)} steps; allowed: 1 to {len(grid)}")
     return grid[len(grid) - count :]
+
+
+def check_levels(config: RunConfig) -> None:
+    """Checks that an adapter acts at a step of the chain that the method learns at (``model.lora.levels``).
+
+    Raises:
+        ValueError: it acts at none of them, and would learn nothing.
+    """
+    limits = config.model.lora.levels
+    if limits is None:
+        return
+    grid = timesteps(config.sampling.steps)
+    levels = [grid[step] / _TRAIN_STEPS for step in config.method.learning_steps(config.sampling.steps)]
+    if not any(limits[0] <= level < limits[1] for level in levels):
+        raise ValueError(
+            f"model.lora.levels = {list(limits)}: method {config.method.name!r} learns at the noise levels "
+            f"{levels[-1]:g} to {levels[0]:g} of the chain, and the adapter acts at none of them; choose a range that "
+            f"holds one, such as [{levels[-1]:g}, 1]"
+        )

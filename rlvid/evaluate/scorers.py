@@ -10,7 +10,7 @@ import torch
 from rlvid import __version__
 from rlvid.cluster.reward_actor import ActorCaller
 from rlvid.config import RunConfig
-from rlvid.config.reward import RewardConfig, absolute, is_function
+from rlvid.config.reward import RewardConfig, RewardPart, absolute, is_function
 from rlvid.data.clips import digest
 from rlvid.evaluate.clip import FrameTextModel, NamedClip, load_clip
 from rlvid.evaluate.models import EvaluatedModel, stamp
@@ -76,6 +76,11 @@ def named(name: str, path: str | None) -> str:
     return Path(path).name if path and is_function(path) else name
 
 
+def _term(part: RewardPart) -> str:
+    name = named(part.name, part.path)
+    return f"{part.weight:g} x ({name} - {part.centre:g})" if part.centre else f"{part.weight:g} x {name}"
+
+
 @dataclass(frozen=True)
 class Scorers:
     """The scorers of an evaluation's videos.
@@ -107,6 +112,8 @@ class Scorers:
         further = [[each.metric, each.name, each.path] for each in self.further]
         made = {"reward": reward, "clip": self.clip, "further": further, "oracle": self.use_oracle, "files": stamps}
         made["held_out"] = self.held_out
+        if self.reward.pessimism:
+            made["pessimism"] = self.reward.pessimism
         return digest(made | {"version": __version__})
 
     @property
@@ -122,8 +129,10 @@ class Scorers:
     @property
     def names(self) -> dict[str, str | None]:
         """What each reward is, by its metric: its name, of a function of the user's the file and the function."""
-        parts = [f"{part.weight:g} x {named(part.name, part.path)}" for part in self.reward.mixture]
+        parts = [_term(part) for part in self.reward.mixture]
         held_out = self.held_out and named(self.held_out, self.reward.held_out_path)
+        if self.reward.pessimism:
+            parts[-1] += f" - {self.reward.pessimism * len(parts):g} deviations"
         found = {"reward": " + ".join(parts) or named(self.reward.name, self.reward.path), "held_out": held_out}
         return found | {each.metric: named(each.name, each.path) for each in self.further}
 

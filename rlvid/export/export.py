@@ -48,12 +48,17 @@ def export_run(
         ``out``.
 
     Raises:
-        ValueError: no such run or checkpoint, ``out`` is taken, ``scale`` is no finite number, or the evaluation has
-            not this model.
+        ValueError: no such run or checkpoint, its adapter is limited to noise levels, ``out`` is taken, ``scale`` is no
+            finite number, or the evaluation has not this model.
     """
     if not math.isfinite(scale):
         raise ValueError(f"--lora-scale {scale}: expected a finite number, such as 1")
     config, found = find_run(run, step)
+    if (levels := config.model.lora.levels) is not None:
+        raise ValueError(
+            f"run {run}: its adapter acts at the noise levels model.lora.levels = {list(levels)} alone, and an "
+            "exported model would have it at all levels; make its videos with rlvid generate"
+        )
     if evaluation is not None:  # before minutes are spent on the weights
         find_evaluated(ExportedModel(found.folder.parent, found.step, scale), evaluation)
     with _whole(out) as folder:

@@ -8,6 +8,7 @@ gradients under ZeRO.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
 from functools import partial
 from typing import Any
 
@@ -38,5 +39,6 @@ def prepare(network: nn.Module, layers: tuple[type[nn.Module], ...]) -> None:
 
 def _run(forward: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
     if _on and torch.is_grad_enabled():
+        forward = partial(copy_context().run, forward)  # what the call's context holds, again in the backward pass
         return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False, **options)
     return forward(*inputs, **options)

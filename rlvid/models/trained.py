@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rlvid.config.model import ModelConfig
+from rlvid.models.levels import limit_levels
 from rlvid.models.lora import check_lora, inject_lora, load_lora, lora_state, save_lora
 from rlvid.models.trained_files import TRAINED_FILES
 from rlvid.models.unet3d import DTYPES, UNet3DModel, denoiser_outline, load_model
@@ -31,6 +32,8 @@ def load_trainable(spec: ModelConfig, seed: int, path: str, device: str | torch.
     model = load_model(path, **shape, precision=precision, device=device)
     if spec.finetune == "lora":
         inject_lora(model.denoiser, spec.lora.rank, spec.lora.targets, seed)
+        if spec.lora.levels is not None:
+            limit_levels(model.denoiser, spec.lora.levels, len(model.abar))
         return model
     if spec.precision != "float32":
         for frozen in (model.vae, model.text_encoder):

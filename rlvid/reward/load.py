@@ -193,7 +193,8 @@ def trained_reward(config: RewardConfig, device: str | torch.device = "cpu", act
         )
         for place, part in enumerate(config.mixture)
     ]  # fmt: skip
-    made = MixtureReward([part.label for part in config.mixture], parts, [part.weight for part in config.mixture])
+    labels, weights, centres = zip(*((part.label, part.weight, part.centre) for part in config.mixture), strict=True)
+    made = MixtureReward(labels, parts, weights, centres, config.pessimism)
     return _labelled(made, "mixture")
 
 

@@ -27,6 +27,7 @@ from rlvid.data.run_prompts import check_prompts
 from rlvid.data.sources import check_folder
 from rlvid.data.training_set import Source, TrainingSet
 from rlvid.data.video_set import check_videos, is_videos
+from rlvid.diffusion.schedule import check_levels
 from rlvid.files import held, write_atomic
 from rlvid.models.folders import NETWORKS, model_folder, resolved_shape
 from rlvid.models.lora import IN_ALL, check_targets
@@ -75,7 +76,8 @@ def check(config: RunConfig) -> None:
 
     Raises:
         ValueError: the model's folder is not one, segments do not fit its frames, no layer has the name of an adapter's
-            target, a reward's file or function is not what it should be, or the clips or prompts are not there.
+            target, the adapter acts at no step that is learned at, a reward's file or function is not what it should
+            be, or the clips or prompts are not there.
     """
     _check_structure(config.model)
     frames, _ = resolved_shape(config.model.path, config.model.frames, config.model.size)
@@ -83,6 +85,7 @@ def check(config: RunConfig) -> None:
         raise ValueError(
             f"reward.segments = {config.reward.segments} exceeds the {frames} frames of a video; allowed: 1 to {frames}"
         )
+    check_levels(config)
     check_reward(config.reward, config.method.needs_gradient)
     for source in config.data.sources:
         if source in ("prompts", "samples"):

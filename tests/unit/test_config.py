@@ -17,7 +17,7 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"trian": {}}, ["unknown key trian;", "allowed here: name, seed, model", "do you mean train?"]),
     ({"train": {"stepz": 1}}, ["unknown key train.stepz;", "allowed here: steps, max_seconds"]),
     ({"model": {"lora": {"alpha": 1}}}, ["unknown key model.lora.alpha;", "allowed here: rank, targets"]),
-    ({"method": {"K": 1}}, ["unknown key method.K;", "allowed here: kl, unconditional_gradient, name, tau"]),
+    ({"method": {"K": 1}}, ["unknown key method.K;", "allowed here: kl, kl_at, unconditional_gradient, name"]),
     ({"train": {"steps": "many"}}, ["train.steps = 'many'", "valid integer"]),
     ({"train": {"batch_size": 2.5}}, ["train.batch_size = 2.5", "valid integer"]),
     ({"train": 3}, ["train = 3", "a section", "allowed: steps, "]),

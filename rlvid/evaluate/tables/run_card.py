@@ -154,6 +154,8 @@ def describe_model(config: RunConfig, checkpoint: CheckpointRef) -> str:
     """One line: the base, the method, and which weights were trained."""
     lora = config.model.lora
     what = f"an adapter of rank {lora.rank} on {', '.join(map(markdown_code, lora.targets))}"
+    if lora.levels is not None:
+        what += f", which acts at the noise levels {lora.levels[0]:g} to {lora.levels[1]:g} alone"
     how = what if config.model.finetune == "lora" else "all weights of its denoiser"
     return (
         f"A text-to-video model: {base_title(config)}, fine-tuned on a reward with {method_title(config)} by "
