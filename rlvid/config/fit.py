@@ -63,7 +63,7 @@ class FitConfig(Section):
     steps: int = Field(400, ge=1, description="optimiser steps")
     batch_size: int = Field(32, ge=1, description="pairs in a step, of all workers")
     group: int = Field(8, ge=1, description="pairs whose gradient is computed at once; the same for all workers")
-    lr: float = Field(1e-4, gt=0, description="highest learning rate")
+    lr: float = Field(1e-4, gt=0, le=1, description="highest learning rate")
     warmup: int = Field(20, ge=1, description="steps of linear warm-up; then half a cosine follows")
     average: Decay = Field(0.99, description="decay of the moving average of the weights, which is the result")
     clip_norm: float = Field(1.0, gt=0, description="largest norm of the gradient")

@@ -35,7 +35,7 @@ def fit(
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as kind=video steps=200."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the reward, to be made.")] = Path("reward"),
+    out: Annotated[str, typer.Option(help="Folder for the reward, to be made.")] = "reward",
     outside: Annotated[
         bool, typer.Option("--outside", help="Let the table name files outside its own folder.")
     ] = False,
@@ -51,11 +51,11 @@ def fit(
     from rlvid.fitting.launch import fit_reward
     from rlvid.fitting.report import show_report
 
-    report = fit_reward(load_fit(overrides or []), pairs, out, console, address, outside)
+    report, folder = fit_reward(load_fit(overrides or []), pairs, out, console, address, outside), Path(out).absolute()
     if report is None:
-        say(f"{short(out.absolute())} is there already, fitted on these pairs with these settings")
+        say(f"{short(folder)} is there already, fitted on these pairs with these settings")
     else:
         show_report(report, console)
         say(f"took         {report.seconds:.0f} s")
-    say(f"reward       {short(out.absolute())} (README.md, report.json, calibration.png)")
-    say(f"next         rlvid train toy reward.name=fitted reward.path={shell(out.absolute())}")
+    say(f"reward       {short(folder)} (README.md, report.json, calibration.png)")
+    say(f"next         rlvid train toy reward.name=fitted reward.path={shell(folder)}")

@@ -18,7 +18,8 @@ def fit_worker(job: FitJob, progress: Any) -> dict[str, Scores | None]:
 
     def tell(latest: dict[str, float]) -> None:
         reporter.step = int(latest["step"])
-        progress.put.remote(latest)
+        if rank == 0:
+            progress.put.remote(latest)
 
     def ended() -> bool:
         try:

@@ -56,7 +56,12 @@ class _Asked:
 
 
 def fit_reward(
-    config: FitConfig, source: Path, out: Path, console: Console, address: str | None = None, outside: bool = False
+    config: FitConfig,
+    source: Path,
+    out: str | Path,
+    console: Console,
+    address: str | None = None,
+    outside: bool = False,
 ) -> FitReport | None:
     """Fits a reward to preference pairs, or goes on with a fit that was interrupted.
 
@@ -77,7 +82,7 @@ def fit_reward(
     """
     if is_uri(str(out)):
         raise ValueError(f"--out {out}: a fitted reward is a folder; name one that all nodes see")
-    out = out.absolute()
+    out = Path(out).absolute()
     asked = _ask(config, source, outside)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         _check_same(out, asked.made_with)
@@ -93,7 +98,8 @@ def fit_reward(
 
         pairs = Source.of(work / _PAIRS)
         found = _fit(FitJob(asked.config, asked.axes, pairs, work, use_gpu), console)
-        verdicts = judge_scores(pairs.open(), asked.axes, asked.pairs, found.differences_NA)
+        scored = dict(zip(found.rows_N, found.differences_NA, strict=True))
+        verdicts = judge_scores(pairs.open(), asked.axes, asked.pairs, scored)
         report = FitReport(
             asked.axes, len(pairs.open()), [*asked.skipped, *skipped], verdicts, found.mean_A, found.deviation_A,
             found.samples, asked.config.base if _named(asked) else None, time.perf_counter() - started, asked.config,
@@ -136,9 +142,12 @@ def _ask(config: FitConfig, source: Path, outside: bool) -> _Asked:
     paths = sorted({item[f"{side}_path"] for item in made for side in "ab"})
     found = [size_and_ends(Path(path)) for path in paths]
     settings = config.model_dump(mode="json", exclude=_FREE | {"backbone"})
+    settings |= {"axes": axes, "backbone": backbone.model_dump(exclude={"path"})}
+    of_settings = {"held_out", "a_base", "b_base"}
+    told = [{key: value for key, value in item.items() if key not in of_settings} for item in made]
     made_with = {
-        "rlvid": __version__, "settings": settings | {"backbone": backbone.model_dump(exclude={"path"})},
-        "backbone": [size_and_ends(path) for path in files] or backbone.path, "pairs": digest([made, found]),
+        "rlvid": __version__, "settings": settings, "pairs": digest([told, found]),
+        "backbone": [size_and_ends(path) for path in files] or backbone.path,
     }  # fmt: skip
     config = config.model_copy(update={"backbone": backbone, "axes": axes})
     return _Asked(config, axes, asked, skipped, held_out, json.loads(json.dumps(made_with)))
@@ -214,11 +223,13 @@ def _prepare(asked: _Asked, work: Path, console: Console) -> list[Skipped]:
         )
         write_atomic(kept_lines, json.dumps([[str(each.path), each.reason] for each in skipped]).encode())
     lines = json.loads(kept_lines.read_text(encoding="utf-8"))
-    _check_left(EncodedClips.open(place), asked.axes, lines)
+    _check_left(EncodedClips.open(place), asked.axes, lines, config.base)
     return [Skipped(Path(path), why) for path, why in lines]
 
 
-def _check_left(rows: EncodedClips, axes: Sequence[str], left_out: Sequence[Any]) -> None:
+def _check_left(rows: EncodedClips, axes: Sequence[str], left_out: Sequence[Any], base: str) -> None:
+    if not any(rows.column("a_base")) and not any(rows.column("b_base")):
+        raise ValueError(f"base = {base!r}: no sample of this model can be read; the first reason: {left_out[0][1]}")
     asked = list(zip(rows.column("held_out"), rows.column("votes"), strict=True))
     for number, axis in enumerate(axes):
         for held_out, which in ((False, "to fit on"), (True, "to judge by")):

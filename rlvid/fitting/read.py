@@ -266,11 +266,11 @@ def _consistent(votes: list[Vote], path: Path, skipped: list[Skipped]) -> Iterat
             yield vote
         else:
             given.setdefault((vote.axis, vote.annotator), []).append(vote)
-    for (axis, annotator), own in given.items():
+    for (axis, _), own in given.items():
         other = next((vote for vote in own if vote.preference != own[0].preference), None)
         if other is None:
             yield own[0]
             skipped += [Skipped(path, f"{vote.where}: repeats {own[0].where}") for vote in own[1:]]
         else:
-            who = f"{printable(annotator)!r} gives two answers on {axis}"
-            skipped.append(Skipped(path, f"{own[0].where} and {other.where}: {who}; neither counts"))
+            two = f"one person gives two answers on {axis}; neither counts"
+            skipped.append(Skipped(path, f"{own[0].where} and {other.where}: {two}"))

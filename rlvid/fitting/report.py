@@ -1,8 +1,7 @@
 """The report of a fit: ``report.json``, a card (``README.md``), a picture of the calibration, and a table."""
 
 import math
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from rlvid.files import write_atomic
 from rlvid.fitting.judge import Judged, Share, Verdict, accuracy, judge
 from rlvid.fitting.read import Pair
 from rlvid.plots.curves import Line, Panel, png_of_panels
-from rlvid.plots.style import REFERENCE, STYLES
+from rlvid.plots.style import styles_of
 
 REPORT, MADE_WITH = "report.json", "made_with"
 _NAMED = 5
@@ -98,23 +97,23 @@ class FitReport:
 
 
 def judge_scores(
-    rows: EncodedClips, axes: Sequence[str], pairs: Sequence[Pair], differences_NA: Sequence[Sequence[float]]
+    rows: EncodedClips, axes: Sequence[str], pairs: Sequence[Pair], scored: Mapping[int, Sequence[float]]
 ) -> list[tuple[Verdict, Share]]:
     """Returns the verdict of each axis on held-out pairs, and the accuracy on the others.
 
     Args:
-        rows: that were scored.
+        rows: the folder of pairs.
         axes: that were fitted.
         pairs: as they were read, with all votes.
-        differences_NA: of the raw scores of both sides, a row a pair.
+        scored: row -> the difference of the raw scores of both sides, on each axis.
     """
     votes = {pair.votes[0].where: pair.votes for pair in pairs}
     columns = [rows.column(name) for name in ("caption", "kind", "held_out", "source")]
     sides = dict[bool, list[Judged]]({True: [], False: []})
-    for *named, held_out, source, found_A in zip(*columns, differences_NA, strict=True):
-        for axis, difference in zip(axes, found_A, strict=True):
+    for row, (prompt, kind, held_out, source) in enumerate(zip(*columns, strict=True)):
+        for axis, difference in zip(axes, scored.get(row, ()), strict=row in scored):
             if own := tuple(vote.preference for vote in votes[source] if vote.axis == axis):
-                sides[held_out].append(Judged(named[0], named[1], axis, difference, own))
+                sides[held_out].append(Judged(prompt, kind, axis, difference, own))
     return [(judge(sides[True], axis), accuracy([each for each in sides[False] if each.axis == axis])) for axis in axes]
 
 
@@ -151,11 +150,12 @@ def show_report(report: FitReport, console: Console) -> None:
 
 
 def _calibration(report: FitReport) -> bytes:
-    diagonal = np.array([0.0, 1.0])
-    lines = [Line("as often as predicted", REFERENCE, [(diagonal, diagonal)])]
-    for (verdict, _), style in zip(report.verdicts, STYLES, strict=False):
+    diagonal, name = np.array([0.0, 1.0]), "as often as predicted"
+    styles = styles_of([name, *(verdict.axis for verdict, _ in report.verdicts)], name)
+    lines = [Line(name, styles[name], [(diagonal, diagonal)])]
+    for verdict, _ in report.verdicts:
         _, predicted, seen = np.array(verdict.bins).T
-        lines.append(Line(verdict.axis, style, [(predicted, seen)]))
+        lines.append(Line(verdict.axis, styles[verdict.axis], [(predicted, seen)]))
     panel = Panel("predicted probability that A is preferred", "share of votes for A", lines=lines)
     return png_of_panels([[panel]], 6.0, 4.6)
 
@@ -164,7 +164,6 @@ def _card(report: FitReport) -> str:
     config, kinds = report.config, {"image": "single frames", "video": "whole videos"}
     size = "all weights" if config.backbone.layers is None else f"the last {config.backbone.layers} groups of layers"
     unit = f"the model {report.base}" if report.base else f"all models, since no pair names {config.base}"
-    reasons = Counter(each.reason.rpartition(": ")[2] for each in report.skipped)
     lines = [
         "# A reward that was fitted to preferences", "",
         f"It scores {kinds[config.kind]} against their prompts. It was fitted with `rlvid reward fit` to "
@@ -181,7 +180,7 @@ def _card(report: FitReport) -> str:
         f"- {config.steps} steps of {config.batch_size} pairs, learning rate {config.lr:g}, seed {config.seed}.",
         f"- The unit of scores: {report.samples} samples of {unit} have mean {config.mean:g} and standard deviation "
         f"{config.deviation:g}.",
-        *(f"- Left out, {count}: {markdown_text(why)}" for why, count in reasons.most_common(10)), "",
+        f"- {len(report.skipped)} votes or pairs were left out; {REPORT} says why.", "",
         "It knows what its voters were shown, and no more: on videos of other models or other prompts, ask people "
         "again.", "",
     ]  # fmt: skip

@@ -4,6 +4,7 @@ import logging
 import math
 import shutil
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from rlvid.train.metrics import TensorBoard
 log = logging.getLogger("rlvid.fitting")
 STATE, RESULT = "state.pt", "fitted"
 """In the folder of a fit: the state after its last checkpoint, and the fitted reward."""
+FITTED = 1000
+"""Fitted pairs, evenly chosen, that are scored at the end beside the held-out ones."""
 _SIDES = ("caption", "a", "b", "shape")
 
 
@@ -54,13 +57,15 @@ class Scores:
     """What worker 0 gives the driver at the end of a fit.
 
     Attributes:
-        differences_NA: of the raw scores of ``a`` and ``b``, a row a pair, in the folder's order.
+        rows_N: the rows of the folder that were scored: all held-out pairs, and up to ``FITTED`` others.
+        differences_NA: of the raw scores of ``a`` and ``b`` of each.
         mean_A: of the raw scores of base samples.
         deviation_A: of the same.
         samples: how many these are; a sample counts for each pair that it is in.
         seconds: of this start's steps.
     """
 
+    rows_N: list[int]
     differences_NA: list[list[float]]
     mean_A: list[float]
     deviation_A: list[float]
@@ -75,7 +80,7 @@ class FitWorker:
         job: of the fit.
         rank: of this worker.
         world: W.
-        tell: is called by worker 0 with the numbers of each step.
+        tell: is called with the numbers of each step.
         ended: asks, after each step of worker 0, whether to save and end.
     """
 
@@ -91,7 +96,9 @@ class FitWorker:
         self.job, self.config, self.rank, self.world, self.tell, self.ended = job, config, rank, world, tell, ended
         self.device = torch.device("cuda", torch.cuda.current_device()) if job.use_gpu else torch.device("cpu")
         self.rows = job.pairs.open()
-        self.fitted = [place for place, held_out in enumerate(self.rows.column("held_out")) if not held_out]
+        sides = zip(self.rows.column("held_out"), self.rows.column("a_base"), self.rows.column("b_base"), strict=True)
+        self.held_out_N, *self.base_2N = (torch.tensor(each) for each in zip(*sides, strict=True))
+        self.fitted = (~self.held_out_N).nonzero().flatten().tolist()
         self.beginning = begin(config)
         published = not config.backbone.name.startswith("builtin")
         self.scorer = scorer_of(config, self.beginning, len(job.axes), recompute=published).to(self.device)
@@ -121,11 +128,11 @@ class FitWorker:
             loss, norm = self.fitter.apply(step, both[:-1])
             if not math.isfinite(norm):
                 self._explain(step)
+            seconds = time.perf_counter() - started
             if board is not None:
-                seconds = time.perf_counter() - started
                 numbers = {"loss": loss, "gradient_norm": norm, "lr": self.fitter.schedule.rate(step)}
                 board.scalars(step, {f"fit/{name}": value for name, value in numbers.items()})
-                self._tell(step, loss, seconds)
+            self._tell(step, loss, seconds)
             done = step + 1
             if (stop := bool(both[-1] > 0)) or done % every == 0 or done == steps:
                 self._save(done)
@@ -148,13 +155,13 @@ class FitWorker:
         return Pairs(serials, tokens_PL, a_PFCHW, b_PFCHW, preference_PA.to(self.device))
 
     def finish(self) -> Scores | None:
-        """Scores all pairs with the averaged weights, and writes the fitted reward; worker 0 returns the scores."""
+        """Scores pairs with the averaged weights, and writes the fitted reward; worker 0 returns the scores."""
         self.fitter.use_average()
-        a_NA, b_NA = self._scores()
+        rows_N = self._judged()
+        a_NA, b_NA = self._scores(rows_N)
         if self.rank:
             return None
-        base = torch.tensor([*self.rows.column("a_base"), *self.rows.column("b_base")])
-        raw_NA = torch.cat([a_NA, b_NA])[base]
+        raw_NA = torch.cat([a_NA, b_NA])[torch.cat([each_N[rows_N] for each_N in self.base_2N])]
         mean_A, deviation_A = raw_NA.mean(0), raw_NA.std(0)
         if not bool((deviation_A > 0).all()):
             raise ValueError("all base samples have one score, so it has no unit: fit longer, or with more pairs")
@@ -164,18 +171,30 @@ class FitWorker:
         spec = spec_of(self.config, self.beginning, list(self.job.axes), mean_A.tolist(), deviation_A.tolist())
         save_fitted(place, spec, self.scorer, self.beginning.structure, self.beginning.tokenizer)
         seconds = time.perf_counter() - self._began
-        return Scores((a_NA - b_NA).tolist(), mean_A.tolist(), deviation_A.tolist(), len(raw_NA), seconds)
+        return Scores(rows_N, (a_NA - b_NA).tolist(), mean_A.tolist(), deviation_A.tolist(), len(raw_NA), seconds)
 
-    def _scores(self) -> tuple[Tensor, Tensor]:
-        """Returns the raw scores (N, A) of both sides of all pairs on every worker; a batch is the same for any W."""
-        size, count = self.config.group, len(self.rows)
+    def _judged(self) -> list[int]:
+        """Returns the rows that are scored at the end; among the fitted ones those with base samples come first."""
+        has_base_N = self.base_2N[0] | self.base_2N[1]
+        found, room = self.held_out_N.nonzero().flatten().tolist(), FITTED
+        for part_N in (~self.held_out_N & has_base_N, ~self.held_out_N & ~has_base_N):
+            rows = part_N.nonzero().flatten().tolist()
+            count = min(room, len(rows))
+            found += [rows[place * len(rows) // count] for place in range(count)]
+            room -= count
+        return sorted(found)
+
+    def _scores(self, rows_N: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Returns the raw scores (N, A) of both sides of pairs on every worker; a batch is the same for any W."""
+        size, count = self.config.group, len(rows_N)
         own = dict[int, tuple[Tensor, Tensor]]()
         for start in range(self.rank * size, count, self.world * size):
-            rows = self.rows.rows([*range(start, min(count, start + size))], _SIDES)
+            places = rows_N[start : start + size]
+            rows = self.rows.rows(places, _SIDES)
             tokens_PL, a_PFCHW, b_PFCHW = self._media(rows)
             both_QA = scores(self.scorer, [(torch.cat([a_PFCHW, b_PFCHW]), tokens_PL.repeat(2, 1))])
             if not bool(both_QA.isfinite().all()):
-                raise ValueError(self._not_finite(start, both_QA))
+                raise ValueError(self._not_finite(places, both_QA))
             own[start] = (both_QA[: len(tokens_PL)], both_QA[len(tokens_PL) :])
         everyone: list[dict[int, tuple[Tensor, Tensor]]] = [own]
         if distributed.is_initialized():
@@ -198,12 +217,12 @@ class FitWorker:
 
     def _explain(self, step: int) -> None:
         """Raises ValueError for a gradient that is not finite; every worker must call it."""
-        self._scores()  # names the pairs whose scores are not finite, if there are any
+        self._scores(self._judged())  # names the pairs whose scores are not finite, if there are any
         raise ValueError(f"the gradient of step {step} is not finite; lower lr (now {self.config.lr:g})")
 
-    def _not_finite(self, start: int, both_QA: Tensor) -> str:
+    def _not_finite(self, places: Sequence[int], both_QA: Tensor) -> str:
         wrong = (~both_QA.isfinite()).any(1).view(2, -1).any(0).nonzero().flatten().tolist()
-        named = self.rows.rows([start + wrong[0]], ["source", "caption"]).to_pylist()[0]
+        named = self.rows.rows([places[wrong[0]]], ["source", "caption"]).to_pylist()[0]
         return (
             f"{named['source']} ({named['caption']}): its score is not a number; lower lr (now {self.config.lr:g}), or "
             "take another backbone"
@@ -232,11 +251,13 @@ class FitWorker:
         if not there[0]:
             return 0
         try:
-            state = load_plain(file, map_location=self.device)
-        except ValueError as error:
+            with zipfile.ZipFile(file) as parts:  # torch does not look at the checksums that it writes
+                whole = parts.testzip() is None
+            state = load_plain(file, map_location=self.device) if whole else {}
+            step = int(state.pop("step"))
+            self.fitter.load_state_dict(state)
+        except (ValueError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile) as error:
             raise ValueError(f"{file} is damaged; delete it, and the fit starts anew") from error
-        step = int(state.pop("step"))
-        self.fitter.load_state_dict(state)
         if distributed.is_initialized():
             distributed.barrier()  # nobody writes another state while one still reads
         log.info("continues after step %d", step)

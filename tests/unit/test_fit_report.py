@@ -66,7 +66,8 @@ def verdict(axis: str = "quality", **changes: Any) -> Verdict:
 
 
 def test_verdicts_are_of_held_out_pairs_and_of_the_votes_on_each_axis(tmp_path: Path) -> None:
-    (quality, seen), (motion, also_seen) = judge_scores(rows(tmp_path / "pairs"), AXES, PAIRS, DIFFERENCES)
+    scored = dict(enumerate(DIFFERENCES))
+    (quality, seen), (motion, also_seen) = judge_scores(rows(tmp_path / "pairs"), AXES, PAIRS, scored)
     assert (quality.axis, quality.accuracy.share, quality.accuracy.pairs) == ("quality", 2 / 3, 3)
     assert {kind: (each.share, each.pairs) for kind, each in quality.kinds.items()} == {
         "shape": (1.0, 1), "time": (0.5, 2),
@@ -81,7 +82,7 @@ def test_verdicts_are_of_held_out_pairs_and_of_the_votes_on_each_axis(tmp_path: 
 
 
 def test_a_report_is_written_as_strict_json_a_card_and_a_picture(tmp_path: Path) -> None:
-    found = judge_scores(rows(tmp_path / "pairs"), AXES, PAIRS, DIFFERENCES)
+    found = judge_scores(rows(tmp_path / "pairs"), AXES, PAIRS, dict(enumerate(DIFFERENCES)))
     nobody = replace(found[1][1], share=math.nan, pairs=0)
     made = report([found[0], (found[1][0], nobody)], base="base", config=FitConfig(kind="video", steps=7))
     write_report(tmp_path, made, MADE)
@@ -106,7 +107,7 @@ def test_a_report_is_written_as_strict_json_a_card_and_a_picture(tmp_path: Path)
     card = (tmp_path / "README.md").read_text()
     assert made.grid().markdown() in card
     assert "6 pairs (quality, motion)" in card
-    assert "Left out, 6: cannot be read" in card
+    assert "6 votes or pairs were left out" in card
     assert "12 samples of the model base" in card
     with Image.open(tmp_path / "calibration.png") as picture:
         assert (picture.format, picture.width > 400) == ("PNG", True)

@@ -195,7 +195,11 @@ def test_a_damaged_state_is_named_in_one_line(sources: dict[str, Source], tmp_pa
     made, file = job(sources, tmp_path, steps=1), tmp_path / STATE
     assert FitWorker(made).run()
     whole = file.read_bytes()
-    for bad in (whole[: len(whole) // 2], b"", b"no state\n" * 99):
+    turned = bytearray(whole)
+    turned[len(whole) // 2] ^= 1
+    torch.save({"step": 1}, tmp_path / "other.pt")
+    poor = (tmp_path / "other.pt").read_bytes()
+    for bad in (whole[: len(whole) // 2], b"", b"no state\n" * 99, bytes(turned), poor):
         file.write_bytes(bad)
         with pytest.raises(ValueError, match=rf"^{re.escape(str(file))} is damaged; delete it.*$") as error:
             FitWorker(made)
@@ -230,10 +234,29 @@ def test_the_first_pair_without_a_score_is_the_one_that_is_named(sources: dict[s
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_a_learning_rate_that_overflows_is_named(sources: dict[str, Source], tmp_path: Path, steps: int) -> None:
-    worker = FitWorker(job(sources, tmp_path, lr=1e30, warmup=1, steps=steps))
+    made = job(sources, tmp_path, warmup=1, steps=steps)
+    worker = FitWorker(replace(made, config=made.config.model_copy(update={"lr": 1e30})))
     with pytest.raises(ValueError, match=r"lr \(now 1e\+30\)"):
         to_the_end(worker)
     assert not (tmp_path / RESULT).exists()
+
+
+def test_of_many_fitted_pairs_some_are_scored_and_those_with_base_samples_first(
+    sources: dict[str, Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlvid.fitting.worker.FITTED", 3)
+    worker = FitWorker(job(sources, tmp_path))
+    held_out = worker.held_out_N.nonzero().flatten().tolist()
+    worker.base_2N = [torch.zeros(COUNT, dtype=torch.bool) for _ in range(2)]
+    worker.base_2N[1][worker.fitted[-1]] = True
+    worker.base_2N[0][held_out[0]] = True
+    rows = worker._judged()
+    assert rows == sorted(rows)
+    assert {*held_out, worker.fitted[-1]} < {*rows}
+    assert len(rows) == len(held_out) + 3
+    found = worker.finish()
+    assert found is not None
+    assert (found.rows_N, len(found.differences_NA), found.samples) == (rows, len(rows), 2)
 
 
 def test_scores_that_are_all_alike_have_no_unit(sources: dict[str, Source], tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_contradictions_are_left_out_and_named(folder: Path) -> None:
     assert [(vote.annotator, vote.preference) for vote in pair.votes] == [("ben", 1.0)]
     found = "\n".join(map(str, skipped))
     assert "jsonl:1 and " in found
-    assert "'ada' gives two answers on quality; neither counts" in found
+    assert "one person gives two answers on quality; neither counts" in found
     assert "jsonl:4: repeats" in found
     assert "the same pair has two prompts" in found
 
