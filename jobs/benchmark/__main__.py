@@ -20,6 +20,7 @@ PARTS = {
     "scaling": "more workers on more videos, and what starting up takes",
     "policy-signal": "how much of a policy gradient is signal, by step, group and advantages",
     "rollout": "a batch of GRPO, by how many steps of its chains are trained",
+    "guard": "regret of the guard's checkpoint and scale, against four rules and by the oracle",
     "gpu": "full-size steps on this GPU in at most 8 minutes; torch alone, no Ray",
     "gpu-ray": "two steps of rlvid train on a GPU, held to the same steps on a CPU",
 }

@@ -22,8 +22,8 @@ false alarms is Wilson's.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -127,65 +127,63 @@ class Alarm:
     false: bool
 
 
-def choose(rule: str, candidates: Sequence[Candidate], fixed: int) -> Candidate:
-    """Returns the choice of a rule.
+def choose(rule: str, candidates: Sequence[Candidate], fixed: int) -> int:
+    """Returns the place of a rule's choice.
 
     Args:
         rule: of ``RULES``.
         candidates: the base model first.
         fixed: the fixed number of steps; the nearest checkpoint is taken, of two the earlier.
     """
-    whole = sorted((each for each in candidates if each.step and each.scale == 1), key=lambda each: each.step)
+    whole = [place for place, each in enumerate(candidates) if each.step and each.scale == 1]
     if rule == "last":
-        return whole[-1]
+        return max(whole, key=lambda place: candidates[place].step)
     if rule == "fixed":
-        return min(whole, key=lambda each: abs(each.step - fixed))
+        return min(whole, key=lambda place: (abs(candidates[place].step - fixed), candidates[place].step))
     if rule == GUARD:
         found = recommend(candidates)
-        return next(c for c in candidates if c.step == found.step and (not c.step or c.scale == found.scale))
-    return _largest(candidates, rule)
+        chosen = (found.step, found.scale)
+        return [(each.step, each.scale if each.step else 1.0) for each in candidates].index(chosen)
+    return _largest([finite_mean(each.values[rule]) for each in candidates])
 
 
 def measure(run: MeasuredRun, fixed: int) -> Outcome:
     """Measures the regret of every rule in a run; see the top of this file."""
-    gains, errors = list[np.ndarray](), {rule: list[np.ndarray]() for rule in RULES}
+    oracle_CP = _oracle(run.candidates)
+    gains, regrets = list[np.ndarray](), {rule: list[np.ndarray]() for rule in RULES}
     choices, best = {rule: list[str]() for rule in RULES}, list[str]()
-    for chosen_on, read_on in _halves(run.candidates[0]):
-        seen = [_part(each, chosen_on) for each in run.candidates]
-        places = {id(each): place for place, each in enumerate(seen)}
-
-        def read(choice: Candidate, places: dict[int, int] = places, half: np.ndarray = read_on) -> np.ndarray:
-            return _oracle(run.candidates[places[id(choice)]])[half]
-
-        top = _largest(seen, ORACLE)
-        best.append(top.name)
-        gains.append(read(top) - read(seen[0]))
+    for chosen_on, read_on in _halves():
+        seen, read_CP = [_part(each, chosen_on) for each in run.candidates], oracle_CP[:, read_on]
+        top = _largest(_means(oracle_CP[:, chosen_on]))
+        best.append(seen[top].name)
+        gains.append(read_CP[top] - read_CP[0])
         for rule in RULES:
-            choice = choose(rule, seen, fixed)
-            choices[rule].append(choice.name)
-            errors[rule].append(read(top) - read(choice))
-    gain = np.concatenate(gains)
-    regret = {rule: _mean(np.concatenate(each)) for rule, each in errors.items()}
-    finite = gain[np.isfinite(gain)]
+            place = choose(rule, seen, fixed)
+            choices[rule].append(seen[place].name)
+            regrets[rule].append(read_CP[top] - read_CP[place])
+    gain_P = np.concatenate(gains)
+    finite = gain_P[np.isfinite(gain_P)]
     error = float(finite.std(ddof=1)) / math.sqrt(len(finite)) if len(finite) > 1 else math.nan
-    loss = {rule: each - _mean(gain) for rule, each in regret.items()}
+    gain, regret = finite_mean(gain_P), {rule: finite_mean(np.concatenate(each)) for rule, each in regrets.items()}
+    loss = {rule: each - gain for rule, each in regret.items()}
     named = {rule: (each[0], each[1]) for rule, each in choices.items()}
-    return Outcome(run.name, run.group, _mean(gain), error, regret, loss, named, (best[0], best[1]))
+    return Outcome(run.name, run.group, gain, error, regret, loss, named, (best[0], best[1]))
 
 
 def summarise(outcomes: Sequence[Outcome]) -> dict[str, RuleSummary]:
     """Returns the means of every rule over runs, with intervals over groups."""
     with_gain = [each for each in outcomes if each.has_gain]
     without = [each for each in outcomes if not each.has_gain]
-    return {
-        rule: RuleSummary(
-            _over(with_gain, lambda each, rule=rule: each.regret[rule] / each.gain),
-            _over(with_gain, lambda each, rule=rule: each.regret[rule]),
-            _over(with_gain, lambda each, rule=rule: (each.regret[rule] - each.regret[GUARD]) / each.gain),
-            _over(without, lambda each, rule=rule: each.loss[rule]),
-        )
-        for rule in RULES
-    }
+    found = dict[str, RuleSummary]()
+    for rule in RULES:
+        regret = [each.regret[rule] for each in with_gain]
+        share = [each.regret[rule] / each.gain for each in with_gain]
+        excess = [(each.regret[rule] - each.regret[GUARD]) / each.gain for each in with_gain]
+        found[rule] = RuleSummary(
+            _over(with_gain, share), _over(with_gain, regret), _over(with_gain, excess),
+            _over(without, [each.loss[rule] for each in without]),
+        )  # fmt: skip
+    return found
 
 
 def find_alarm(run: MeasuredRun) -> Alarm | None:
@@ -194,16 +192,18 @@ def find_alarm(run: MeasuredRun) -> Alarm | None:
     fatal = judge([each.values for each in found]).fatal_loss
     if fatal is None:
         return None
-    before, after = found[: fatal.at + 1], found[fatal.at + 1 :]
-    if not after:
-        return Alarm(run.name, found[fatal.at].step, False)
+    alarm = Alarm(run.name, found[fatal.at].step, False)
+    oracle_CP, later = _oracle(found), fatal.at + 1
+    if later == len(found):
+        return alarm
     differences = []
-    for chosen_on, read_on in _halves(found[0]):
-        tops = [max(part, key=lambda each: finite_mean(_oracle(each)[chosen_on])) for part in (before, after)]  # noqa: B023
-        differences.append((_oracle(tops[1]) - _oracle(tops[0]))[read_on])
+    for chosen_on, read_on in _halves():
+        means = _means(oracle_CP[:, chosen_on])
+        before, after = _largest(means[:later]), later + _largest(means[later:])
+        differences.append(oracle_CP[after, read_on] - oracle_CP[before, read_on])
     both = np.concatenate(differences)
     both = both[np.isfinite(both)]
-    return Alarm(run.name, found[fatal.at].step, bool(both.mean() - one_sided_half(both.tolist(), ALPHA) > 0))
+    return replace(alarm, false=bool(both.mean() - one_sided_half(both.tolist(), ALPHA) > 0))
 
 
 def false_alarms(alarms: Sequence[Alarm]) -> Mean:
@@ -212,35 +212,31 @@ def false_alarms(alarms: Sequence[Alarm]) -> Mean:
     return Mean(share, *(wilson(share, len(alarms)) if alarms else (math.nan, math.nan)))
 
 
-def _over(outcomes: Sequence[Outcome], value: Callable[[Outcome], float]) -> Mean:
-    values, groups = (np.array(each) for each in ([value(o) for o in outcomes], [o.group for o in outcomes]))
-    if not len(values):
+def _over(outcomes: Sequence[Outcome], values: Sequence[float]) -> Mean:
+    if not outcomes:
         return Mean(math.nan, math.nan, math.nan)
-    return Mean(float(values.mean()), *bootstrap_interval(values, groups))
+    groups = np.array([each.group for each in outcomes])
+    return Mean(float(np.mean(values)), *bootstrap_interval(np.array(values), groups))
 
 
-def _halves(candidate: Candidate) -> list[tuple[np.ndarray, np.ndarray]]:
-    places = np.arange(len(candidate.values[ORACLE]))
-    even, odd = places[::2], places[1::2]
+def _oracle(candidates: Sequence[Candidate]) -> np.ndarray:
+    """The oracle's score of each candidate (C) on each prompt (P)."""
+    return np.array([each.values[ORACLE] for each in candidates], dtype=np.float64)
+
+
+def _halves() -> list[tuple[slice, slice]]:
+    even, odd = slice(0, None, 2), slice(1, None, 2)
     return [(even, odd), (odd, even)]
 
 
-def _part(candidate: Candidate, places: np.ndarray) -> Candidate:
-    values = {metric: np.asarray(each)[places].tolist() for metric, each in candidate.values.items()}
-    return Candidate(candidate.step, candidate.scale, values)
+def _part(candidate: Candidate, places: slice) -> Candidate:
+    return replace(candidate, values={metric: each[places] for metric, each in candidate.values.items()})
 
 
-def _oracle(candidate: Candidate) -> np.ndarray:
-    return np.asarray(candidate.values[ORACLE], dtype=np.float64)
+def _means(values_CP: np.ndarray) -> list[float]:
+    return [finite_mean(each) for each in values_CP]
 
 
-def _mean(values: np.ndarray) -> float:
-    return finite_mean(values.tolist())
-
-
-def _largest(candidates: Sequence[Candidate], metric: str) -> Candidate:
-    """Returns the candidate with the largest mean, the first of equal ones; without any value the first."""
-    means = [finite_mean(each.values[metric]) for each in candidates]
-    return candidates[
-        max(range(len(means)), key=lambda place: means[place] if math.isfinite(means[place]) else -math.inf)
-    ]
+def _largest(means: Sequence[float]) -> int:
+    """Returns the place of the largest mean, the first of equal ones; without any value the first."""
+    return max(range(len(means)), key=lambda place: means[place] if math.isfinite(means[place]) else -math.inf)
