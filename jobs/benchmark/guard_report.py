@@ -123,8 +123,8 @@ def alarms_line(alarms: Sequence[Alarm], runs: int) -> str:
     ends = f"[{SHARE.number(share.low)}, {SHARE.number(share.high)}]"
     return (
         f"Alarms: in {len(alarms)} of {runs} runs, of which {false} false: {SHARE.number(share.value)} {ends} "
-        "(Wilson's interval). After a false alarm a later checkpoint is better by the oracle, beyond noise, than all up to the "
-        "alarm."
+        "(Wilson's interval). After a false alarm a later checkpoint is better, by the oracle and beyond noise, than "
+        "all up to the alarm."
     )
 
 
