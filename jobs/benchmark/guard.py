@@ -14,6 +14,7 @@ so that a call that was interrupted continues where it was. It then holds ``regr
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,12 +33,12 @@ from rlvid.evaluate.scorers import FurtherReward, Scorers, parse_rewards
 from rlvid.files import damaged, write_atomic
 from rlvid.runs.checkpoints import checkpoint_name
 from rlvid.runs.over_optimisation import HELD_OUT, TRAINED
-from rlvid.runs.recommendation import DISTANCE, SIDE_EFFECTS, Candidate
+from rlvid.runs.recommendation import DISTANCE, VETO, Candidate
 from rlvid.stats import finite_mean
 from rlvid.terminal import fractions, say
 from rlvid.world.captions import PROMPT_SETS, prompt_set
 
-KEPT = (TRAINED, HELD_OUT, *SIDE_EFFECTS, DISTANCE, ORACLE)
+KEPT = (TRAINED, HELD_OUT, *VETO, DISTANCE, ORACLE)
 """The metrics of every video that are kept, besides further rewards."""
 ABOUT = "about.json"
 
@@ -123,9 +124,13 @@ def evaluate_run(plan: Plan, out: Path) -> None:
 
 
 def columns(rows: Sequence[Row], model: EvaluatedModel) -> dict[str, Any]:
-    """Returns the content of a candidate's file: every kept metric of every video, and its prompt's place."""
+    """Returns the content of a candidate's file: every kept metric of every video, and its prompt's place.
+
+    Null stands for a value that is not finite.
+    """
     metrics = [*KEPT, *(metric for metric in rows[0].extra if metric != DISTANCE)]
-    values = {metric: [round(row.score(metric), 6) for row in rows] for metric in metrics}
+    scores = {metric: [row.score(metric) for row in rows] for metric in metrics}
+    values = {m: [round(v, 6) if math.isfinite(v) else None for v in each] for m, each in scores.items()}
     return {
         "step": model.step or 0,
         "scale": model.scale or 1.0,
@@ -168,9 +173,12 @@ def read_run(folder: Path) -> MeasuredRun | None:
     for path in paths:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            prompts = sorted(set(found["prompt"]))
+            places, prompts = found["prompt"], sorted(set(found["prompt"]))
             values = {
-                metric: [finite_mean(v for v, p in zip(each, found["prompt"], strict=True) if p == k) for k in prompts]
+                metric: [
+                    finite_mean(v for v, k in zip(each, places, strict=True) if k == p and v is not None)
+                    for p in prompts
+                ]
                 for metric, each in found["values"].items()
             }
             candidates.append(Candidate(found["step"], found["scale"], values))

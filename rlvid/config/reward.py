@@ -82,13 +82,11 @@ class RemoteConfig(Section):
         return self
 
 
-class RewardPart(Section):
-    """A part of a mixture of rewards."""
+class NamedReward(Section):
+    """A reward by its name, with the path of its weights or its function."""
 
     name: SingleReward = Field(description="as reward.name")
     path: str | None = Field(None, description=_PATH)
-    weight: float = Field(1.0, description="factor of its scores; a negative one penalises high scores")
-    preprocess: Preset | None = Field(None, description="as reward.preprocess")
 
     @model_validator(mode="before")
     @classmethod
@@ -98,10 +96,8 @@ class RewardPart(Section):
         return data
 
     @model_validator(mode="after")
-    def _path_fits(self) -> "RewardPart":
+    def _path_fits(self) -> "NamedReward":
         check_path(self.name, self.path, "path")
-        if self.preprocess is not None and self.name not in PUBLISHED:
-            raise ValueError(f"preprocess is for {', '.join(PUBLISHED)}, not for {self.name!r}")
         return self
 
     @property
@@ -112,6 +108,19 @@ class RewardPart(Section):
         if self.name != "custom" or not self.path:
             return self.name
         return self.path.partition("://")[2] if is_url(self.path) else self.path.rpartition(":")[2]
+
+
+class RewardPart(NamedReward):
+    """A part of a mixture of rewards."""
+
+    weight: float = Field(1.0, description="factor of its scores; a negative one penalises high scores")
+    preprocess: Preset | None = Field(None, description="as reward.preprocess")
+
+    @model_validator(mode="after")
+    def _preprocess_fits(self) -> "RewardPart":
+        if self.preprocess is not None and self.name not in PUBLISHED:
+            raise ValueError(f"preprocess is for {', '.join(PUBLISHED)}, not for {self.name!r}")
+        return self
 
 
 class RewardConfig(Section):

@@ -46,6 +46,11 @@ def is_held_out(metric: str) -> bool:
     return metric == HELD_OUT or metric.startswith(REWARD_PREFIX)
 
 
+def is_fatal(metric: str) -> bool:
+    """Returns whether a metric's warning says that training does harm."""
+    return metric == COLLAPSE or is_held_out(metric)
+
+
 def held_out_rewards(values: MetricValues) -> list[str]:
     """Returns the held-out rewards that have a value."""
     return [metric for metric, each in values.items() if is_held_out(metric) and any(map(math.isfinite, each))]
@@ -88,13 +93,13 @@ class Verdict:
     @property
     def over_optimised(self) -> bool:
         """Whether a held-out reward has raised its warning."""
-        return any(is_held_out(metric) for metric in self.warnings)
+        return any(map(is_held_out, self.warnings))
 
     @property
     def fatal_loss(self) -> Loss | None:
         """The first warning after which training does harm: over-optimised, or collapsed."""
         return min(
-            (loss for metric, loss in self.warnings.items() if metric == COLLAPSE or is_held_out(metric)),
+            (loss for metric, loss in self.warnings.items() if is_fatal(metric)),
             key=lambda loss: loss.at, default=None,
         )  # fmt: skip
 
@@ -117,7 +122,7 @@ def judge(evaluations: Sequence[MetricValues]) -> Verdict:
         if (loss := lost_at(evaluations, HELD_OUT, at)) and lost_at(evaluations, TRAINED, at):
             lost[COLLAPSE] = replace(loss, metric=COLLAPSE)
         warnings |= {m: loss for m, loss in lost.items() if m in before and m not in warnings}
-        harmful = any(metric == COLLAPSE or is_held_out(metric) for metric in warnings)
+        harmful = any(map(is_fatal, warnings))
         if not harmful and math.isfinite(held_out[at]) and not held_out[best] >= held_out[at]:
             best = at
         before = lost

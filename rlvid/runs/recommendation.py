@@ -12,8 +12,8 @@ gain(j, c)    the lower end of the one-sided paired t interval, at level ``ALPHA
               less that of the base, in standard deviations of the base's values over prompts. Deviations make rewards
               of different units comparable; the lower end counts noise against a candidate
 gain(c)       the least gain(j, c) over all held-out rewards. Where they disagree, the least favourable one counts
-vetoed(c)     consistency, motion or diversity of c is below (1 - ``TOLERANCE``) of the base's, beyond noise: the same
-              interval of ``c - (1 - tolerance) base`` lies below 0
+vetoed(c)     consistency, motion or diversity of c is below (1 - ``VETO``) of the base's, beyond noise: the upper end
+              of the same interval of ``c - (1 - veto) base`` is below 0
 leader        the candidate with the largest gain(c) that is above 0, among those that are not vetoed
 level         candidates with a gain(c) above 0 and no veto, of which no held-out reward is below the leader's, beyond
               noise
@@ -42,7 +42,9 @@ from rlvid.shapes import ROUNDING
 from rlvid.stats import finite_mean, one_sided_half
 
 DISTANCE = "distance"
-SIDE_EFFECTS = tuple(metric for metric in TOLERANCE if metric != HELD_OUT)
+VETO = {"consistency": TOLERANCE["consistency"], "motion": TOLERANCE["motion"], "diversity": 0.9}
+"""Share of the base's value that a candidate may lose. Much of a base model's diversity is faults that differ: runs
+that gain by the oracle of the built-in world keep a tenth to two thirds of it."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,9 @@ class Recommendation:
     reason: str
 
     def spec(self, run: str) -> str:
-        """Returns it as ``rlvid evaluate`` and other commands take it; of the base model, its name in tables."""
+        """Returns RUN@STEP*SCALE, which ``rlvid evaluate`` and other commands take; in words for the base model."""
         if not self.step:
-            return "base"
+            return "the base model"
         return f"{run}@{self.step}" + (f"*{self.scale:g}" if self.scale != 1 else "")
 
 
@@ -134,18 +136,19 @@ def least_gain(candidate: Candidate, base: Candidate) -> Gain:
 
 
 def vetoes(candidate: Candidate, base: Candidate) -> list[str]:
-    """Returns the metrics that a candidate has lost against the base beyond tolerance and noise."""
-    return [metric for metric in SIDE_EFFECTS if _falls(candidate, base, metric, TOLERANCE[metric])]
+    """Returns the metrics of which a candidate has lost too much against the base."""
+    return [metric for metric, share in VETO.items() if _falls(candidate, base, metric, share)]
 
 
 def is_worse(candidate: Candidate, other: Candidate) -> bool:
-    """Whether any held-out reward of a candidate is below the other's beyond noise."""
+    """Whether any held-out reward of a candidate is below the other's, beyond noise."""
     return any(_falls(candidate, other, metric, 0.0) for metric in held_out_rewards(other.values))
 
 
-def _falls(candidate: Candidate, other: Candidate, metric: str, tolerance: float) -> bool:
+def _falls(candidate: Candidate, other: Candidate, metric: str, share: float) -> bool:
+    """Whether a metric is below (1 - share) of the other's, beyond noise."""
     values, before = _pairs(candidate, other, metric)
-    mean, half = _interval(values - (1 - tolerance) * before, before)
+    mean, half = _interval(values - (1 - share) * before, before)
     return mean + half < 0
 
 
@@ -182,7 +185,7 @@ def _left_out(faults: Iterable[Sequence[str]]) -> str:
     vetoed = [each for each in faults if each]
     if not vetoed:
         return ""
-    counts = {metric: sum(metric in each for each in vetoed) for metric in SIDE_EFFECTS}
+    counts = {metric: sum(metric in each for each in vetoed) for metric in VETO}
     why = ", ".join(f"{metric_of(metric).spoken} {count}" for metric, count in counts.items() if count)
     return f"; {len(vetoed)} that gain lose too much else ({why})"
 
