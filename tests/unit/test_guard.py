@@ -486,6 +486,18 @@ def test_an_evaluation_has_scales_distances_and_further_rewards(trained: tuple[P
     assert same(restarted, half), "a restarted actor measures the same distance"
 
 
+def test_a_checkpoint_of_full_fine_tuning_is_evaluated_between_the_base_and_itself(tmp_path: Path) -> None:
+    run, config = save_run(tmp_path, 2, finetune="full")
+    guard = {"every": 2, "videos_per_prompt": 1, "steps": 2, "scales": [0.5, 1.0]}
+    asked = parse_config(config.model_dump() | {"guard": guard, "output": {"checkpoint_every": 2}})
+    evaluator = GuardEvaluator(asked.model_dump(), asked.model.path, asked.reward.model_dump(), ["a dog"], False)
+    base, folder = evaluator.evaluate(None), str(run / "step-000002")
+    half, whole = evaluator.evaluate(folder, 0.5), evaluator.evaluate(folder)
+    assert base["distance"] == pytest.approx([0.0], abs=1e-6)
+    assert 0 < half["distance"][0] < whole["distance"][0]
+    assert same(evaluator.evaluate(folder, 0.5), half)
+
+
 def test_a_look_is_the_same_whenever_it_is_made(trained: tuple[Path, RunConfig]) -> None:
     run, config = trained
     asked = parse_config(
