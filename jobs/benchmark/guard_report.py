@@ -140,4 +140,4 @@ def picture(summaries: dict[str, dict[str, RuleSummary]]) -> bytes:
         for rule in RULES
     ]
     panel = Panel(f"regret {ALONE}, % of the best gain", f"regret {SCALED}, % of the best gain", points=points)
-    return png_of_panels([[panel]], 8, 5.5)
+    return png_of_panels([[panel]], 11, 6)
