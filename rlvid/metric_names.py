@@ -144,6 +144,7 @@ KNOWN = {
             "oracle",
         ),
         Metric("oracle_fidelity", "Oracle fidelity", tabled=False),
+        Metric("distance", "Distance from the base", higher_is_better=None, tabled=False),
         Metric("data/lost", "Lost samples", digits=0, higher_is_better=False, tabled=False),
         Metric("seconds", "Seconds", digits=0, higher_is_better=False, tabled=False),
     )

@@ -52,6 +52,16 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     return mean, t_quantile(_UPPER, len(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
 
 
+def one_sided_half(values: Sequence[float], level: float) -> float:
+    """Distance from a mean to the end of its one-sided t interval, which misses with probability ``level``.
+
+    NaN for fewer than two values.
+    """
+    if len(values) < 2:
+        return math.nan
+    return t_quantile(1 - level, len(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+
+
 def welch(*samples: Sequence[float]) -> float:
     """Half of Welch's 95 % interval of the difference of two means (B. L. Welch, Biometrika 34, 1947).
 

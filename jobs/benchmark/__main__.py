@@ -21,6 +21,7 @@ PARTS = {
     "policy-signal": "how much of a policy gradient is signal, by step, group and advantages",
     "rollout": "a batch of GRPO, by how many steps of its chains are trained",
     "reward-accuracy": "how often rewards prefer the better video of a pair, by what is wrong with the other one",
+    "guard": "regret of the guard's checkpoint and scale, against four rules and by the oracle",
     "gpu": "full-size steps on this GPU in at most 8 minutes; torch alone, no Ray",
     "gpu-ray": "two steps of rlvid train on a GPU, held to the same steps on a CPU",
 }

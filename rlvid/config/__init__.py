@@ -126,6 +126,12 @@ class RunConfig(Section):
                 f"guard.every = {every} needs a reward to hold the trained one against; set reward.held_out, or "
                 "guard.every=0"
             )
+        for each in self.guard.rewards:
+            if (each.name, each.path) in self.reward.parts:
+                raise ValueError(
+                    f"guard.rewards: {each.label!r} is the reward that is trained on, and shows no over-optimisation; "
+                    "name rewards that training does not know"
+                )
 
     @property
     def eta(self) -> float:

@@ -2,6 +2,7 @@
 
 from pydantic import Field, field_validator
 
+from rlvid.config.reward import NamedReward, absolute
 from rlvid.config.section import Section
 
 
@@ -17,6 +18,14 @@ class GuardConfig(Section):
     count: int = Field(16, ge=4, le=1000, description="number of prompts, over which noise is estimated")
     videos_per_prompt: int = Field(2, ge=1, le=16, description="videos per prompt; diversity needs two")
     steps: int | None = Field(None, ge=1, le=500, description="DDIM steps of a video; default: sampling.steps")
+    scales: list[float] = Field(
+        [1.0],
+        description="scales of the learned change at which a checkpoint is evaluated, above 0 and at most 4; 1 is the "
+        "checkpoint itself, and must be there",
+    )
+    rewards: list[NamedReward] = Field(
+        [], description="further held-out rewards, beside reward.held_out: {name, path} each"
+    )
     stop: bool = Field(False, description="end training when it over-optimises or collapses; else only warn")
     gpus: float | None = Field(
         None,
@@ -24,6 +33,26 @@ class GuardConfig(Section):
         description="GPUs reserved for the guard; a part of one (such as 0.3) is shared with a worker; default: one "
         "when the workers have GPUs, else none",
     )
+
+    def resolved(self) -> "GuardConfig":
+        """Returns the same with absolute paths of rewards, for a process that works in another folder."""
+        rewards = [each.model_copy(update={"path": absolute(each.path)}) for each in self.rewards]
+        return self.model_copy(update={"rewards": rewards})
+
+    @field_validator("scales")
+    @classmethod
+    def _scales_fit(cls, value: list[float]) -> list[float]:
+        if 1 not in value or not all(0 < scale <= 4 for scale in value) or len(set(value)) < len(value):
+            raise ValueError("must be different numbers above 0 and at most 4, and hold 1: for example [0.25, 0.5, 1]")
+        return value
+
+    @field_validator("rewards")
+    @classmethod
+    def _rewards_have_names_of_their_own(cls, value: list[NamedReward]) -> list[NamedReward]:
+        labels = [each.label for each in value]
+        if twice := next((label for label in labels if labels.count(label) > 1), None):
+            raise ValueError(f"two rewards are called {twice!r}, and the log would show one; rename one")
+        return value
 
     @field_validator("gpus")
     @classmethod

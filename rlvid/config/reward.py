@@ -82,16 +82,11 @@ class RemoteConfig(Section):
         return self
 
 
-class RewardPart(Section):
-    """A part of a mixture of rewards."""
+class NamedReward(Section):
+    """A reward by its name, with the path of its weights or its function."""
 
     name: SingleReward = Field(description="as reward.name")
     path: str | None = Field(None, description=_PATH)
-    weight: float = Field(1.0, description="factor of its scores; a negative one penalises high scores")
-    centre: float = Field(
-        0.0, description="score that counts as 0, before the weight: of use with reward.pessimism and reward.ceiling"
-    )
-    preprocess: Preset | None = Field(None, description="as reward.preprocess")
 
     @model_validator(mode="before")
     @classmethod
@@ -101,17 +96,9 @@ class RewardPart(Section):
         return data
 
     @model_validator(mode="after")
-    def _path_fits(self) -> "RewardPart":
+    def _path_fits(self) -> "NamedReward":
         check_path(self.name, self.path, "path")
-        if self.preprocess is not None and self.name not in PUBLISHED:
-            raise ValueError(f"preprocess is for {', '.join(PUBLISHED)}, not for {self.name!r}")
         return self
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leaves ``centre`` out where it is 0: what is hashed over the settings stays as in versions without it."""
-        data: dict[str, Any] = handler(self)
-        return data if self.centre else {key: value for key, value in data.items() if key != "centre"}
 
     @property
     def label(self) -> str:
@@ -121,6 +108,28 @@ class RewardPart(Section):
         if self.name != "custom" or not self.path:
             return self.name
         return self.path.partition("://")[2] if is_url(self.path) else self.path.rpartition(":")[2]
+
+
+class RewardPart(NamedReward):
+    """A part of a mixture of rewards."""
+
+    weight: float = Field(1.0, description="factor of its scores; a negative one penalises high scores")
+    centre: float = Field(
+        0.0, description="score that counts as 0, before the weight: of use with reward.pessimism and reward.ceiling"
+    )
+    preprocess: Preset | None = Field(None, description="as reward.preprocess")
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves ``centre`` out where it is 0: what is hashed over the settings stays as in versions without it."""
+        data: dict[str, Any] = handler(self)
+        return data if self.centre else {key: value for key, value in data.items() if key != "centre"}
+
+    @model_validator(mode="after")
+    def _preprocess_fits(self) -> "RewardPart":
+        if self.preprocess is not None and self.name not in PUBLISHED:
+            raise ValueError(f"preprocess is for {', '.join(PUBLISHED)}, not for {self.name!r}")
+        return self
 
 
 class RewardConfig(Section):

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,6 +23,7 @@ from rlvid.models.text_limit import TextLimit
 from rlvid.reward.clip import ClipReward
 from rlvid.reward.load import NAMES, check_one, held_out_reward, load_reward, trained_reward
 from rlvid.reward.text_limit import reward_text_limit, reward_text_limits
+from rlvid.reward.video import ImageReward
 
 DEFAULT_CLIP = BUILTIN_HELD_OUT = "builtin-heldout"
 _COUNTS = ("name", "path", "held_out", "held_out_path", "mixture", "preprocess", "precision")
@@ -57,7 +59,7 @@ def parse_rewards(text: str) -> tuple[FurtherReward, ...]:
         label = label or (place.rpartition(":")[2] if own and given == "custom" else given)
         name = "custom" if own else given
         check_one(name, path, f"--rewards {label}")
-        metric = REWARD_PREFIX + re.sub(r"\W+", "_", label)
+        metric = metric_key(label)
         if metric in {each.metric for each in found}:
             raise ValueError(
                 f"--rewards {text!r}: {label!r} is there twice; leave one out, or give it a label of its own, as "
@@ -65,6 +67,16 @@ def parse_rewards(text: str) -> tuple[FurtherReward, ...]:
             )
         found.append(FurtherReward(metric, name, path))
     return tuple(found)
+
+
+def metric_key(label: str) -> str:
+    """Returns the key of a further reward's metric, ``reward_NAME``."""
+    return REWARD_PREFIX + re.sub(r"\W+", "_", label)
+
+
+def guard_rewards(config: RunConfig) -> tuple[FurtherReward, ...]:
+    """Returns the further held-out rewards of a run's guard."""
+    return tuple(FurtherReward(metric_key(each.label), each.name, each.path) for each in config.guard.rewards)
 
 
 def named(name: str, path: str | None) -> str:
@@ -170,13 +182,7 @@ class Scorers:
         held_out = held_out_reward(self.reward, device)
         if held_out is None and self.held_out is not None:
             held_out = load_reward(self.held_out, device)
-        precision, chunk = self.reward.precision, self.reward.chunk
-        further = {
-            each.metric: load_reward(
-                each.name, device, path=each.path, key="--rewards", precision=precision, chunk=chunk
-            )
-            for each in self.further
-        }
+        further = load_further(self.further, self.reward, device, "--rewards")
         return VideoScorer(
             trained_reward(self.reward, device, ActorCaller),
             held_out,
@@ -187,10 +193,27 @@ class Scorers:
         )
 
 
-def load_run_scorer(config: RunConfig, device: torch.device) -> VideoScorer:
+def load_further(
+    further: Sequence[FurtherReward], reward: RewardConfig, device: torch.device, key: str
+) -> dict[str, ImageReward]:
+    """Loads further rewards, by the keys of their metrics, in the precision of a run's reward.
+
+    Raises:
+        ValueError: one cannot be loaded; ``key`` is the setting that names them.
+    """
+    settings: dict[str, Any] = {"precision": reward.precision, "chunk": reward.chunk}
+    return {each.metric: load_reward(each.name, device, path=each.path, key=key, **settings) for each in further}
+
+
+def load_run_scorer(config: RunConfig, device: torch.device, further: Sequence[FurtherReward] = ()) -> VideoScorer:
     """Loads the scorers of a guard or a sweep: the run's own rewards, of which a CLIP also measures the videos.
 
     Where the run has no held-out reward, or neither of the two is a CLIP, the built-in one takes that place.
+
+    Args:
+        config: the run's.
+        device: where they compute.
+        further: held-out rewards of a guard.
 
     Raises:
         ValueError: a reward cannot be loaded.
@@ -201,7 +224,8 @@ def load_run_scorer(config: RunConfig, device: torch.device) -> VideoScorer:
     clip = next((each for each in (held_out, trained) if isinstance(each, ClipReward)), None)
     measuring = clip or load_clip(DEFAULT_CLIP, device)
     use_oracle = Scorers.of(config).use_oracle
-    return VideoScorer(trained, held_out, measuring, use_oracle, call_reward=RewardCaller(config.reward.timeout))
+    others = load_further(further, config.reward, device, "guard.rewards")
+    return VideoScorer(trained, held_out, measuring, use_oracle, others, RewardCaller(config.reward.timeout))
 
 
 def differences(models: Sequence[EvaluatedModel]) -> list[str]:

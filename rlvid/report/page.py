@@ -23,7 +23,7 @@ from rlvid.report.runs import Run
 from rlvid.report.seeds import over_seeds
 from rlvid.report.select import CaseSelection
 from rlvid.report.summary import ModelSummary, shown_metrics, summarise_models, table
-from rlvid.runs.guard_log import warnings_of
+from rlvid.runs.guard_log import read_recommendation, warnings_of
 from rlvid.stats import MIN_PROMPTS
 
 _DIGITS = 5
@@ -96,8 +96,15 @@ def summaries_of(inputs: ReportInputs) -> list[ModelSummary]:
         for each in summaries:
             if each.model.name in models:
                 each.cautions += [] if measured is None else _otherwise(measured, run.config.reward)
-                each.cautions += [f"The guard of run {run.name}: {line}." for line in warnings_of(run.folder) or []]
+                each.cautions += [f"The guard of run {run.name}: {line}." for line in _guard_lines(run)]
     return summaries
+
+
+def _guard_lines(run: Run) -> list[str]:
+    """Returns the warnings of a run's guard, and its recommendation."""
+    best, warnings = read_recommendation(run.folder), warnings_of(run.folder) or []
+    why = f" ({best.reason})" if best and best.reason else ""
+    return warnings + ([f"it recommends {best.spec(run.name)}{why}"] if best else [])
 
 
 def _otherwise(measured: RewardConfig, own: RewardConfig) -> list[str]:

@@ -4,17 +4,19 @@
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from rlvid.escape import one_line
 from rlvid.files import damaged, read_mapping
 from rlvid.metric_names import metric_of
 from rlvid.runs.checkpoints import CheckpointRef, flaw, read_state
-from rlvid.runs.over_optimisation import COLLAPSE, HELD_OUT, TOLERANCE, TRAINED, Loss, judge
+from rlvid.runs.over_optimisation import COLLAPSE, HELD_OUT, TOLERANCE, TRAINED, Loss, is_fatal, judge
+from rlvid.runs.recommendation import DISTANCE, Candidate, Recommendation
 from rlvid.stats import finite_mean
 
 _ANEW = "delete the folder best; while the run continues, the guard writes it again"
@@ -26,6 +28,8 @@ class _Line(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
     step: Annotated[int, Field(ge=0)]
+    scale: Annotated[float, Field(gt=0, le=4)] = 1.0
+    """Of the learned change; earlier versions evaluated at scale 1 alone, and wrote none."""
     time: float
     of: str
     mean: dict[str, float | None]
@@ -33,29 +37,38 @@ class _Line(BaseModel):
 
 
 @dataclass(frozen=True)
-class GuardEvaluation:
-    """The guard's evaluation of a checkpoint: its step (0 is the base model), and metric -> one value per prompt."""
-
-    step: int
-    values: dict[str, list[float]]
+class GuardEvaluation(Candidate):
+    """The guard's evaluation of a checkpoint at a scale of the learned change; the base model's is step 0, scale 1."""
 
     @classmethod
     def of(cls, line: dict[str, Any]) -> "GuardEvaluation":
         """Makes an evaluation of a line of ``guard.jsonl``."""
         values = {m: [math.nan if v is None else float(v) for v in each] for m, each in line["values"].items()}
-        return cls(line["step"], values)
+        return cls(line["step"], line["scale"], values)
+
+    @property
+    def place(self) -> tuple[int, float]:
+        """Step and scale."""
+        return self.step, self.scale
 
     def mean(self, metric: str) -> float:
         """Averages a metric over the prompts with a finite value; NaN where there is none."""
         return finite_mean(self.values[metric])
 
 
+def at_scale_1(evaluations: Iterable[GuardEvaluation]) -> list[GuardEvaluation]:
+    """Returns the evaluations of checkpoints as they are, which the warnings are about, in the order of their steps."""
+    return sorted((each for each in evaluations if each.scale == 1), key=lambda each: each.step)
+
+
 def describe(evaluations: Sequence[GuardEvaluation], loss: Loss) -> str:
-    """Describes a warning in one line; ``loss`` gives evaluations by their place in ``evaluations``."""
+    """Describes a warning in one line; ``loss`` gives evaluations by their place in those at scale 1."""
     now, then = evaluations[loss.at], evaluations[loss.best]
-    side = "" if loss.metric in (HELD_OUT, COLLAPSE) else "side effect, "
+    side = "" if is_fatal(loss.metric) else "side effect, "
     trained, lost = metric_of(TRAINED), metric_of(HELD_OUT if loss.metric == COLLAPSE else loss.metric)
-    what = {HELD_OUT: "over-optimised", COLLAPSE: "collapsed"}.get(loss.metric, f"{lost.spoken} falls")
+    what = f"{lost.spoken} falls"
+    if is_fatal(loss.metric):
+        what = "collapsed" if loss.metric == COLLAPSE else "over-optimised"
     return (
         f"{side}{what} at step {now.step}: since step {then.step} the {trained.axis} went from "
         f"{trained.number(then.mean(TRAINED))} to {trained.number(now.mean(TRAINED))} and {lost.spoken} from "
@@ -70,7 +83,7 @@ def warnings_of(run: Path) -> list[str] | None:
     Raises:
         ValueError: ``guard.jsonl`` is damaged.
     """
-    found = [GuardEvaluation.of(line) for line in read_lines(run)]
+    found = at_scale_1(map(GuardEvaluation.of, read_lines(run)))
     if not found:
         return None
     return [describe(found, loss) for loss in judge([each.values for each in found]).warnings.values()]
@@ -89,21 +102,34 @@ def best_step(run: Path) -> int | None:
     Raises:
         ValueError: ``best.json`` is damaged.
     """
+    found = read_recommendation(run)
+    return found.step if found else None
+
+
+def read_recommendation(run: Path) -> Recommendation | None:
+    """Reads the checkpoint and the scale that the guard recommends; None where there was no guard.
+
+    Raises:
+        ValueError: ``best.json`` is damaged.
+    """
     path = run / "best" / "best.json"
     if not path.is_file():
         return None
     try:
-        step = read_mapping(path).get("step")
+        found = read_mapping(path)
     except ValueError as error:
         raise ValueError(f"{error}; {_ANEW}") from None
+    step, scale, reason = found.get("step"), found.get("scale", 1.0), found.get("reason", "")
     if type(step) is not int or step < 0:
         raise damaged(path, f"step: {step!r:.40}; allowed: 0 or more", _ANEW)
-    return step
+    if type(scale) not in (int, float) or not 0 < scale <= 4:
+        raise damaged(path, f"scale: {scale!r:.40}; allowed: above 0 and at most 4", _ANEW)
+    return Recommendation(step, float(scale), one_line(str(reason)))
 
 
 def read_means(run: Path) -> tuple[list[int], dict[str, list[float]]]:
-    """Reads the steps of a run's evaluations, and the means of every metric; both empty where there are none."""
-    lines = read_lines(run)
+    """Reads the steps and the means of every metric of a run's evaluations at scale 1; both empty without any."""
+    lines = [line for line in read_lines(run) if line["scale"] == 1]
     names = list(lines[0]["mean"]) if lines else []
     found = {m: [math.nan if x["mean"][m] is None else float(x["mean"][m]) for x in lines] for m in names}
     return [line["step"] for line in lines], found
@@ -122,6 +148,10 @@ def read_lines(run: Path) -> list[dict[str, Any]]:
         found = [_Line.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (ValueError, OSError) as error:
         raise damaged(path, error, way_out) from None
+    if not all(DISTANCE in line.values for line in found):  # earlier versions did not measure it
+        for line in found:
+            line.values.pop(DISTANCE, None)
+            line.mean.pop(DISTANCE, None)
     for line in found:
         alike = line.values.keys() == found[0].values.keys() and line.mean.keys() == found[0].mean.keys()
         lengths = {len(each) for each in line.values.values()}

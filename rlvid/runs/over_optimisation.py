@@ -10,13 +10,14 @@ best            the evaluation with the largest mean held-out reward up to the w
 lost(m, t)      metric m of evaluation t is below (1 - ``TOLERANCE[m]``) of its value at its best evaluation b before t,
                 beyond noise: the one-sided paired t interval of ``x_t - (1 - tolerance) x_b`` at level ``alpha / t``
                 is below 0. The division by t is Bonferroni's correction: b was chosen among t earlier evaluations, and
-                the largest of several noisy means is too good by chance
+                the largest of several noisy means is too good by chance. The level of each of r held-out rewards is
+                ``alpha / (t r)``, because one of them is enough for a warning
 rising(t)       the mean trained reward of evaluation t is above the one at the best evaluation
 warning(m)      lost(m) and rising at two evaluations in a row; once for each metric
 collapse        lost(held-out reward) and lost(trained reward) at two evaluations in a row: training itself went wrong
 ==============  ====================================================================================================
 
-The warning of the held-out reward says that the run is over-optimised. Those of temporal consistency, motion and
+The warning of a held-out reward says that the run is over-optimised. Those of temporal consistency, motion and
 diversity are called side effects. Where fewer than two prompts have finite values, there is no verdict.
 """
 
@@ -26,8 +27,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from rlvid.metric_names import REWARD_PREFIX
 from rlvid.shapes import ROUNDING
-from rlvid.stats import finite_mean, t_quantile
+from rlvid.stats import finite_mean, one_sided_half
 
 MetricValues = Mapping[str, Sequence[float]]
 """Metric -> one value a prompt; NaN where a video was not finite."""
@@ -37,6 +39,21 @@ COLLAPSE = "collapse"
 TOLERANCE = {HELD_OUT: 0.0, "consistency": 0.02, "motion": 0.25, "diversity": 0.25}
 """Share of its best value that a metric may lose: a better video may move or vary less than a noisy one."""
 ALPHA = 0.05
+
+
+def is_held_out(metric: str) -> bool:
+    """Returns whether a metric is a held-out reward: the run's own, or one of ``guard.rewards``."""
+    return metric == HELD_OUT or metric.startswith(REWARD_PREFIX)
+
+
+def is_fatal(metric: str) -> bool:
+    """Returns whether a metric's warning says that training does harm."""
+    return metric == COLLAPSE or is_held_out(metric)
+
+
+def held_out_rewards(values: MetricValues) -> list[str]:
+    """Returns the held-out rewards that have a value."""
+    return [metric for metric, each in values.items() if is_held_out(metric) and any(map(math.isfinite, each))]
 
 
 @dataclass(frozen=True)
@@ -61,7 +78,7 @@ class Verdict:
     """The verdict on all evaluations so far; an evaluation is given by its place.
 
     Attributes:
-        best: the evaluation with the largest mean held-out reward up to the warning.
+        best: the evaluation with the largest mean of the run's own held-out reward up to the warning.
         warnings: by metric, the loss at the evaluation that raised its warning, in order of evaluations; ``COLLAPSE``
             has that of the held-out reward.
         losses: all losses at the last evaluation, whether or not there is a warning.
@@ -75,14 +92,14 @@ class Verdict:
 
     @property
     def over_optimised(self) -> bool:
-        """Whether the held-out reward has raised its warning."""
-        return HELD_OUT in self.warnings
+        """Whether a held-out reward has raised its warning."""
+        return any(map(is_held_out, self.warnings))
 
     @property
     def fatal_loss(self) -> Loss | None:
         """The first warning after which training does harm: over-optimised, or collapsed."""
         return min(
-            (loss for metric, loss in self.warnings.items() if metric in (HELD_OUT, COLLAPSE)),
+            (loss for metric, loss in self.warnings.items() if is_fatal(metric)),
             key=lambda loss: loss.at, default=None,
         )  # fmt: skip
 
@@ -97,14 +114,15 @@ def judge(evaluations: Sequence[MetricValues]) -> Verdict:
         raise ValueError("judge: no evaluations; the base model's is the first")
     held_out = tuple(finite_mean(evaluation[HELD_OUT]) for evaluation in evaluations)
     best = 0
+    watched = dict.fromkeys([*TOLERANCE, *filter(is_held_out, evaluations[0])])
     warnings, before, lost = dict[str, Loss](), dict[str, Loss](), dict[str, Loss]()
     for at in range(1, len(evaluations)):
         rising = finite_mean(evaluations[at][TRAINED]) > finite_mean(evaluations[best][TRAINED])
-        lost = {m: loss for m in TOLERANCE if (loss := lost_at(evaluations, m, at)) and rising}
+        lost = {m: loss for m in watched if (loss := lost_at(evaluations, m, at)) and rising}
         if (loss := lost_at(evaluations, HELD_OUT, at)) and lost_at(evaluations, TRAINED, at):
             lost[COLLAPSE] = replace(loss, metric=COLLAPSE)
         warnings |= {m: loss for m, loss in lost.items() if m in before and m not in warnings}
-        harmful = bool({HELD_OUT, COLLAPSE} & warnings.keys())
+        harmful = any(map(is_fatal, warnings))
         if not harmful and math.isfinite(held_out[at]) and not held_out[best] >= held_out[at]:
             best = at
         before = lost
@@ -125,8 +143,8 @@ def lost_at(evaluations: Sequence[MetricValues], metric: str, at: int) -> Loss |
     left = after - (1 - TOLERANCE.get(metric, 0.0)) * before
     if len(left) < 2:
         return None
-    half = t_quantile(1 - ALPHA / at, len(left) - 1) * float(left.std(ddof=1)) / math.sqrt(len(left))
-    half = max(half, ROUNDING * float(np.abs(before).max()))
+    tests = at * (sum(map(is_held_out, evaluations[0])) if is_held_out(metric) else 1)
+    half = max(one_sided_half(left.tolist(), ALPHA / tests), ROUNDING * float(np.abs(before).max()))
     if not float(left.mean()) + half < 0:
         return None
     return Loss(metric, at, best, float(before.mean()), float(after.mean()), half)

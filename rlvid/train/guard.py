@@ -1,8 +1,9 @@
 """The guard: an actor evaluates checkpoints beside training; training never waits for it.
 
 A thread of the driver watches the run's folder. It copies a checkpoint that is due (training might delete it), and
-passes it to an actor that generates and scores the fixed videos. The thread saves the evaluation in ``guard.jsonl``
-and judges it with all earlier ones (``rlvid.runs.over_optimisation``). A resumed run makes missing evaluations first.
+passes it to an actor that generates and scores the fixed videos at each scale of ``guard.scales``. The thread saves
+each evaluation in ``guard.jsonl``, judges it with all earlier ones (``rlvid.runs.over_optimisation``), and recommends a
+checkpoint and a scale (``rlvid.runs.recommendation``). A resumed run makes missing evaluations first.
 ``rlvid.train.guard_folder`` lists the files.
 """
 
@@ -25,8 +26,9 @@ from rlvid.data.training_set import TrainingSet
 from rlvid.metric_names import metric_of
 from rlvid.models.folders import movable
 from rlvid.runs.checkpoints import checkpoint_name
-from rlvid.runs.guard_log import GuardEvaluation, best_step, read_means
-from rlvid.runs.over_optimisation import COLLAPSE, HELD_OUT, TOLERANCE, TRAINED, Verdict
+from rlvid.runs.guard_log import GuardEvaluation, read_means, read_recommendation
+from rlvid.runs.over_optimisation import COLLAPSE, HELD_OUT, TOLERANCE, TRAINED, Verdict, is_fatal, is_held_out
+from rlvid.runs.recommendation import DISTANCE, Recommendation
 from rlvid.terminal import short
 from rlvid.train.guard_evaluator import GuardEvaluator
 from rlvid.train.guard_folder import GuardLog, guard_prompts
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("rlvid.guard")
 
-LOGGED_METRICS = (TRAINED, *TOLERANCE, "oracle_score")
+LOGGED_METRICS = (TRAINED, *TOLERANCE, DISTANCE, "oracle_score")
 _PAUSE = 1.0
 """Seconds between two readings of the run's folder."""
 _START = 180.0
@@ -86,9 +88,11 @@ class Watch:
         prompts = guard_prompts(config, clips.first_captions(config.guard.count))
         self.guard_log = GuardLog(folder, prompts, config)
         self.verdict = self.guard_log.verdict() if self.guard_log.all else Verdict(0)
+        self.recommended: Recommendation | None = None
         self.stopping = self.guard_log.flag(self.verdict)
         self._reported = set[str]()
-        self._job = (config.model_dump(), movable(config.model.path), config.reward.resolved().model_dump(), prompts)
+        resolved = config.model_copy(update={"guard": config.guard.resolved()})
+        self._job = (resolved.model_dump(), movable(config.model.path), config.reward.resolved().model_dump(), prompts)
         self._gpus = guard_gpus(config, use_gpu)
         self._tensorboard: TensorBoard | None = None
         self._actor: Any = None
@@ -143,34 +147,36 @@ class Watch:
 
     def _watch(self) -> None:
         if self.guard_log.all:  # an earlier start may have been killed before it acted on its last evaluation
-            self._act_on(self.guard_log.all[-1].step)
+            self._act_on(self.guard_log.all[-1])
         else:
-            self._evaluate(0)
+            self._evaluate(0, 1.0)
         while not self._given_up.is_set():
             ended = self._ended.is_set()  # before the folder is read, so that no checkpoint is missed
             waiting = self.guard_log.stage(last=ended)
             if waiting:
-                self._evaluate(waiting[0])
+                self._evaluate(waiting[0], self.guard_log.missing(waiting[0])[0])
             elif ended:
                 return
             else:
                 self._ended.wait(_PAUSE)
 
-    def _evaluate(self, step: int) -> None:
-        """Evaluates a checkpoint; saves the result before it acts on it."""
+    def _evaluate(self, step: int, scale: float) -> None:
+        """Evaluates a checkpoint at a scale; saves the result before it acts on it."""
         actor = self._actor = self._actor or self._start()
         folder = str(self.guard_log.pending / checkpoint_name(step)) if step else None
-        values = self._wait_for(actor.evaluate.remote(folder))
+        values = self._wait_for(actor.evaluate.remote(folder, scale))
         if values is None:
             return
-        self.guard_log.add(GuardEvaluation(step, values))
-        self._act_on(step)
+        evaluation = GuardEvaluation(step, scale, values)
+        self.guard_log.add(evaluation)
+        self._act_on(evaluation)
 
-    def _act_on(self, step: int) -> None:
-        """Updates verdict, best checkpoint, reports and flag after the evaluation at ``step``."""
+    def _act_on(self, evaluation: GuardEvaluation) -> None:
+        """Updates verdict, recommendation, best checkpoint, reports and flag after an evaluation."""
         self.verdict = verdict = self.guard_log.verdict()
-        self.guard_log.update_best(verdict)
-        self._report(step, verdict)
+        before, self.recommended = self.recommended, self.guard_log.recommendation()
+        self.guard_log.update_best(self.recommended)
+        self._report(evaluation, verdict, self.recommended, changed=before != self.recommended)
         self.stopping = self.guard_log.flag(verdict)
 
     def _start(self) -> Any:
@@ -197,38 +203,49 @@ class Watch:
                 raise ValueError(f"its actor found no room in the cluster for {_START:.0f} s after training")
         return None
 
-    def _report(self, step: int, verdict: Verdict) -> None:
+    def _report(self, latest: GuardEvaluation, verdict: Verdict, recommended: Recommendation, *, changed: bool) -> None:
         """Writes the evaluation to TensorBoard and the log, and new warnings also to the console."""
-        latest = self.guard_log.all[-1]
+        step = latest.step
         if self._tensorboard is None:
             from rlvid.train.metrics import TensorBoard
 
             self._tensorboard = TensorBoard(self.folder / "tensorboard" / "guard", step)
-        means = {metric: latest.mean(metric) for metric in LOGGED_METRICS}
-        values = {f"guard/{metric}": mean for metric, mean in means.items() if math.isfinite(mean)}
-        values |= {"guard/over_optimised": float(verdict.over_optimised)}
+        values = {"guard/over_optimised": float(verdict.over_optimised)}
         values |= {"guard/collapsed": float(COLLAPSE in verdict.warnings)}
-        values |= {"guard/best_step": float(self.guard_log.all[verdict.best].step)}
+        values |= {"guard/best_step": float(recommended.step), "guard/best_scale": recommended.scale}
+        at = "" if latest.scale == 1 else f"_at_scale_{latest.scale:g}"
+        means = {
+            metric: latest.mean(metric) for metric in latest.values if metric in LOGGED_METRICS or is_held_out(metric)
+        }
+        values |= {f"guard/{metric}{at}": mean for metric, mean in means.items() if math.isfinite(mean)}
         self._tensorboard.scalars(step, values)
-        log.info("step %d %s", step, " ".join(f"{name}={value:.6g}" for name, value in values.items()))
+        log.info("%s %s", latest.name, " ".join(f"{name}={value:.6g}" for name, value in values.items()))
+        if changed:
+            self._tensorboard.text(step, "guard/recommended", self._recommendation(recommended))
+            log.info("recommended: %s", self._recommendation(recommended))
         for metric, loss in verdict.warnings.items():
             if metric not in self._reported:
                 self._reported.add(metric)
                 line = self.guard_log.describe(loss)
-                if metric in (HELD_OUT, COLLAPSE):
-                    best = self.guard_log.all[verdict.best].step
-                    line += f"; best checkpoint: step {best}, kept in {short(self.folder / 'best')}"
+                if is_fatal(metric):
+                    line += f"; recommended: {self._recommendation(recommended)}"
                     line += "; training ends (guard.stop)" if self.config.guard.stop else ""
                 self._tensorboard.text(step, f"guard/{metric}", line)
                 log.warning(line)
                 self._say(line)
         self._tensorboard.flush()
 
+    def _recommendation(self, found: Recommendation) -> str:
+        """Returns the recommendation in the form that other commands take, and the reason."""
+        return f"{found.spec(short(self.folder))} ({found.reason})"
+
     def _summary(self) -> str:
-        best, shown = self.guard_log.all[self.verdict.best], short(self.folder)
-        what = f"step {best.step}, in {shown}/best" if best.step else "the base model"
-        steps = ", ".join(str(step) for step in self.guard_log.steps)
-        return f"best of steps {steps} by held-out reward: {what}; {shown}/guard.png, {shown}/guard.jsonl"
+        found = self.recommended or self.guard_log.recommendation()
+        steps, shown = ", ".join(str(step) for step in self.guard_log.steps), short(self.folder)
+        kept = f", kept in {shown}/best" if found.step else ""
+        return (
+            f"recommended of steps {steps}: {self._recommendation(found)}{kept}; {shown}/guard.png, {shown}/guard.jsonl"
+        )
 
     def _say(self, line: str) -> None:
         self.console.print(f"guard: {line}", soft_wrap=True, markup=False, highlight=False)
@@ -245,15 +262,17 @@ def watching(config: RunConfig, folder: Path, clips: TrainingSet, use_gpu: bool,
 
 
 def draw(folder: Path, verdict: Verdict, guard_log: GuardLog) -> None:
-    """Writes ``guard.png``: rewards over the evaluations, with marks for the best checkpoint and the warning."""
+    """Writes ``guard.png``: rewards over the checkpoints, with marks for the recommended one and the warning."""
     from rlvid.plots.curves import draw_rewards
 
     steps, means = read_means(folder)
     shown = (m for m in (TRAINED, HELD_OUT, "oracle_score") if any(map(math.isfinite, means[m])))
     series = {metric_of(m).axis: means[m] for m in shown}
-    best = best_step(folder)
-    marks = {} if best is None else {f"best: step {best}": float(best)}
+    best, marks = read_recommendation(folder), dict[str, float]()
+    if best is not None:
+        at = f" at scale {best.scale:g}" if best.scale != 1 else ""
+        marks[f"recommended: step {best.step}{at}"] = float(best.step)
     if verdict.fatal_loss:
-        step = guard_log.all[verdict.fatal_loss.at].step
+        step = guard_log.checkpoints[verdict.fatal_loss.at].step
         marks[f"warning: step {step}"] = float(step)
     draw_rewards(folder / "guard.png", steps, series, window=1, y_label="mean over the guard's videos", marks=marks)

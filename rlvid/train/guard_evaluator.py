@@ -12,6 +12,7 @@ import torch
 from rlvid.config import RunConfig
 from rlvid.config.reward import RewardConfig
 from rlvid.evaluate.results.rows import METRICS
+from rlvid.runs.recommendation import DISTANCE
 from rlvid.stats import finite_mean
 
 
@@ -36,7 +37,8 @@ class GuardEvaluator:
         use_gpu: bool,
         aside: bool = False,
     ) -> None:
-        from rlvid.evaluate.scorers import load_run_scorer
+        from rlvid.evaluate.candidates import CandidateScorer
+        from rlvid.evaluate.scorers import guard_rewards, load_run_scorer
         from rlvid.models.trained import load_trainable
 
         if aside:
@@ -45,30 +47,44 @@ class GuardEvaluator:
         device = torch.device("cuda" if use_gpu else "cpu")
         if not use_gpu:
             torch.set_num_threads(1)
-        self.model = load_trainable(self.config.model, self.config.seed, model, device)
-        rewards = RewardConfig.model_validate(reward)
-        self.scorer = load_run_scorer(self.config.model_copy(update={"reward": rewards}), device)
-        self.prompts, self.fresh = prompts, True
+        self.denoiser = (made := load_trainable(self.config.model, self.config.seed, model, device)).denoiser
+        rewards = self.config.model_copy(update={"reward": RewardConfig.model_validate(reward)})
+        scorer = load_run_scorer(rewards, device, guard_rewards(self.config))
+        guard, sampling = self.config.guard, self.config.sampling
+        self._scorer = CandidateScorer(
+            made, scorer, prompts, guard.videos_per_prompt, guard.steps or sampling.steps,
+            seed=self.config.seed, guidance=sampling.guidance, final=sampling.final_level,
+        )  # fmt: skip
+        self.metrics, self.fresh, self._base = (*METRICS, *scorer.further, DISTANCE), True, None
+        if self.config.model.finetune == "full" and guard.scales != [1.0]:
+            self._base = {name: tensor.cpu().clone() for name, tensor in self.denoiser.state_dict().items()}
 
-    def evaluate(self, folder: str | None) -> dict[str, list[float]]:
-        """Returns metric -> one value per prompt, its videos' mean; ``folder`` is a checkpoint, None the base."""
-        from rlvid.evaluate.score import VideoBatch, evaluate_model, split
-        from rlvid.models.trained import load_trained
+    def evaluate(self, folder: str | None, scale: float = 1.0) -> dict[str, list[float]]:
+        """Returns metric -> one value per prompt, its videos' mean.
 
-        if folder is None:
-            assert self.fresh, "the base model is evaluated first"
-        else:
-            load_trained(self.model.denoiser, self.config.model, Path(folder))
+        Args:
+            folder: a checkpoint's; None for the base model, which is evaluated before all others.
+            scale: of the learned change.
+        """
+        assert self.fresh or folder is not None, "the base model is evaluated first"
+        if self.fresh and folder is not None:  # distances need the base's videos, also after a restart
+            self._scorer.rows()
         self.fresh = False
-        copies, sampling = self.config.guard.videos_per_prompt, self.config.sampling
-        steps, parts = self.config.guard.steps or sampling.steps, split(self.prompts, copies, most=8)
-        rows = evaluate_model(
-            self.model,
-            (VideoBatch("guard", "guard", steps, start, part, copies) for start, part in parts),
-            self.scorer,
-            seed=self.config.seed,
-            guidance=sampling.guidance,
-            final=sampling.final_level,
-        )
+        if folder is not None:
+            self._load(Path(folder), scale)
+        rows, copies = self._scorer.rows(), self.config.guard.videos_per_prompt
         groups = [rows[start : start + copies] for start in range(0, len(rows), copies)]
-        return {metric: [finite_mean(getattr(row, metric) for row in group) for group in groups] for metric in METRICS}
+        return {
+            metric: [finite_mean(row.score(metric) for row in group) for group in groups] for metric in self.metrics
+        }
+
+    def _load(self, folder: Path, scale: float) -> None:
+        from rlvid.models.lora import lora_scale
+        from rlvid.models.trained import blend, load_trained
+
+        if self.config.model.finetune == "full" and scale != 1:
+            blend(self.denoiser, self._base, folder, scale)
+            return
+        load_trained(self.denoiser, self.config.model, folder)
+        if self.config.model.finetune == "lora":
+            lora_scale(self.denoiser, scale)

@@ -1,11 +1,12 @@
 """The guard's files in a run's folder: its evaluations, the best checkpoint, and the flag that ends training.
 
 ======================  ==========================================================================================
-``guard.jsonl``         a line per evaluation: step, time, the mean of every metric, and one value per prompt
+``guard.jsonl``         a line per evaluation: step, scale, time, the mean of every metric, and one value per prompt
 ``guard.png``           trained and held-out reward over the evaluations
 ``guard/step-000040/``  copies of checkpoints that wait for their evaluation, so that none is deleted before it
 ``guard/stop``          there once training is to end
-``best/``               a copy of the best checkpoint's adapter (or unet), its state.json, and best.json
+``best/``               a copy of the recommended checkpoint's adapter (or unet), its state.json, and best.json: step,
+                        scale, the reason, and the means
 ``tensorboard/guard/``  the means as scalars, the warnings as text
 ``logs/guard.log``      warnings and errors
 ======================  ==========================================================================================
@@ -18,14 +19,16 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rlvid.config import RunConfig
 from rlvid.data.prompts import resolve_prompts
 from rlvid.files import write_atomic
 from rlvid.models.trained_files import trained_file
-from rlvid.runs.checkpoints import checkpoint_name, find_checkpoints, flaw
-from rlvid.runs.guard_log import GuardEvaluation, best_step, describe, read_lines
+from rlvid.runs.checkpoints import checkpoint_name, find_checkpoints, flaw, read_state
+from rlvid.runs.guard_log import GuardEvaluation, at_scale_1, best_step, describe, read_lines
 from rlvid.runs.over_optimisation import Loss, Verdict, judge
+from rlvid.runs.recommendation import Recommendation, recommend
 from rlvid.world.captions import PROMPT_SETS
 
 
@@ -65,75 +68,105 @@ class GuardLog:
     def __init__(self, run: Path, prompts: Sequence[str], config: RunConfig) -> None:
         self.run, self.config = run, config
         self.path, self.pending, self.best = run / "guard.jsonl", run / "guard", run / "best"
-        settings = [list(prompts), config.guard.videos_per_prompt, config.guard.steps or config.sampling.steps]
+        settings: list[Any] = [list(prompts), config.guard.videos_per_prompt]
+        settings.append(config.guard.steps or config.sampling.steps)
+        if config.guard.rewards:
+            settings.append([each.model_dump() for each in config.guard.rewards])
         self.identity = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
         self._lines = read_lines(run)
         if any(line["of"] != self.identity for line in self._lines):
             raise ValueError(
-                f"{self.path} holds evaluations with another guard.prompts, guard.videos_per_prompt or guard.steps; "
-                "restore these settings, or delete that file to start the guard anew"
+                f"{self.path} holds evaluations with another guard.prompts, guard.videos_per_prompt, guard.steps or "
+                "guard.rewards; restore these settings, or delete that file to start the guard anew"
             )
         self.all = [GuardEvaluation.of(line) for line in self._lines]
 
     @property
+    def checkpoints(self) -> list[GuardEvaluation]:
+        """The evaluations at scale 1, which are judged, in the order of their steps."""
+        return at_scale_1(self.all)
+
+    @property
     def steps(self) -> list[int]:
-        """The steps of all evaluations, ascending."""
-        return [evaluation.step for evaluation in self.all]
+        """The steps of these, ascending."""
+        return [evaluation.step for evaluation in self.checkpoints]
 
     def add(self, evaluation: GuardEvaluation) -> None:
-        """Saves an evaluation, in place of an earlier one of its step."""
+        """Saves an evaluation, in place of an earlier one of its step and scale."""
         mean = {metric: _number(evaluation.mean(metric)) for metric in evaluation.values}
         values = {metric: [_number(value) for value in each] for metric, each in evaluation.values.items()}
-        line = {"step": evaluation.step, "time": time.time(), "of": self.identity, "mean": mean, "values": values}
-        self._lines = sorted([x for x in self._lines if x["step"] != evaluation.step] + [line], key=lambda x: x["step"])
-        self.all = sorted([x for x in self.all if x.step != evaluation.step] + [evaluation], key=lambda x: x.step)
+        line = {"step": evaluation.step, "scale": evaluation.scale, "time": time.time(), "of": self.identity}
+        line |= {"mean": mean, "values": values}
+        others = [x for x in self._lines if (x["step"], x["scale"]) != evaluation.place]
+        self._lines = sorted([*others, line], key=lambda x: (x["step"], x["scale"]))
+        self.all = sorted([x for x in self.all if x.place != evaluation.place] + [evaluation], key=lambda x: x.place)
         write_atomic(self.path, "".join(f"{json.dumps(line, allow_nan=False)}\n" for line in self._lines).encode())
 
     def verdict(self) -> Verdict:
-        """Judges all evaluations."""
-        return judge([evaluation.values for evaluation in self.all])
+        """Judges all evaluations at scale 1."""
+        return judge([evaluation.values for evaluation in self.checkpoints])
+
+    def recommendation(self) -> Recommendation:
+        """Recommends a checkpoint and a scale, among those whose weights are still there."""
+        there = {step for step in self.steps if not step or self._copy(step)}
+        return recommend([evaluation for evaluation in self.all if evaluation.step in there])
+
+    def missing(self, step: int) -> list[float]:
+        """Returns the scales at which a checkpoint is still to be evaluated: 1 first, for the warnings."""
+        done, scales = {evaluation.place for evaluation in self.all}, self.config.guard.scales if step else [1.0]
+        return [scale for scale in sorted(scales, key=lambda each: each != 1) if (step, scale) not in done]
 
     def stage(self, last: bool) -> list[int]:
-        """Copies checkpoints that are due for an evaluation; returns the waiting steps, ascending.
+        """Copies checkpoints that are due for an evaluation; returns the steps that wait, ascending.
 
         Args:
             last: also the latest checkpoint, whatever its step.
         """
-        every, done = self.config.guard.every, set(self.steps)
+        every = self.config.guard.every
         found = find_checkpoints(self.run, resumable=False)
         for each in found:
             due = each.step % every == 0 or (last and each is found[-1])
             target = self.pending / checkpoint_name(each.step)
-            if due and each.step not in done and not target.is_dir():
+            if due and self.missing(each.step) and not target.is_dir():
                 try:
                     copy_trained(each.folder, target)
                 except OSError:
                     shutil.rmtree(target.with_name(f".{target.name}"), ignore_errors=True)
                     if flaw(each.folder, resumable=False, read=True) is None:
                         raise  # else it is damaged, or was deleted meanwhile: a later one has come
-        return sorted(each.step for each in find_checkpoints(self.pending, resumable=False) if each.step not in done)
+        waiting = find_checkpoints(self.pending, resumable=False)
+        return sorted(each.step for each in waiting if self.missing(each.step))
 
-    def update_best(self, verdict: Verdict) -> None:
+    def update_best(self, best: Recommendation) -> None:
         """Updates ``best/``, and deletes the copies of evaluated checkpoints."""
-        best, fresh = self.all[verdict.best], self.run / ".best"
+        fresh = self.run / ".best"
         if not self.best.is_dir() and (fresh / "best.json").is_file():  # killed between the two last steps below
             fresh.rename(self.best)
-        copied = next((p for p in self._copies(best.step) if best.step == 0 or flaw(p, resumable=False) is None), None)
-        if best_step(self.run) != best.step and copied is not None:
-            shutil.rmtree(fresh, ignore_errors=True)
-            fresh.mkdir()
-            if best.step:
-                copy_trained(copied, fresh)
-            about = {"step": best.step, "mean": {m: _number(best.mean(m)) for m in best.values}}
-            (fresh / "best.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        mean = next(each for each in self.all if each.place == (best.step, best.scale))
+        means = {metric: _number(mean.mean(metric)) for metric in mean.values}
+        about = {"step": best.step, "scale": best.scale, "reason": best.reason, "mean": means}
+        text = (json.dumps(about, indent=2) + "\n").encode()
+        copied = self._copy(best.step) if best.step else self.run
+        if best_step(self.run) == best.step:
+            write_atomic(self.best / "best.json", text)
+        elif copied is not None:
+            if copied != fresh:  # else a kill came before the two last steps below
+                shutil.rmtree(fresh, ignore_errors=True)
+                fresh.mkdir()
+                if best.step:
+                    copy_trained(copied, fresh)
+            (fresh / "best.json").write_bytes(text)
             shutil.rmtree(self.best, ignore_errors=True)
             fresh.rename(self.best)
         for found in find_checkpoints(self.pending, resumable=False):
-            if found.step in self.steps:
+            if not self.missing(found.step):
                 shutil.rmtree(found.folder, ignore_errors=True)
 
-    def _copies(self, step: int) -> list[Path]:
-        return [folder / checkpoint_name(step) for folder in (self.pending, self.run)]
+    def _copy(self, step: int) -> Path | None:
+        """Returns a folder with the trained weights of a step, if there is one."""
+        places = [folder / checkpoint_name(step) for folder in (self.pending, self.run)]
+        places += [folder for folder in (self.best, self.run / ".best") if _step_in(folder) == step]
+        return next((place for place in places if flaw(place, resumable=False) is None), None)
 
     def flag(self, verdict: Verdict) -> bool:
         """Returns whether training should end; writes or removes ``guard/stop``, which workers read."""
@@ -146,7 +179,7 @@ class GuardLog:
 
     def describe(self, loss: Loss) -> str:
         """Describes a loss in one line: the metric, the steps, and the trained reward."""
-        return describe(self.all, loss)
+        return describe(self.checkpoints, loss)
 
 
 def stop_flag(run: Path) -> Path:
@@ -166,6 +199,11 @@ def copy_trained(checkpoint: Path, target: Path) -> None:
         raise OSError(f"checkpoint {checkpoint} is damaged ({why})")
     if part != target:
         part.rename(target)
+
+
+def _step_in(folder: Path) -> int | None:
+    """Returns the step of the checkpoint in a folder, if it holds one."""
+    return read_state(folder).step if flaw(folder, resumable=False) is None else None
 
 
 def _number(value: float) -> float | None:

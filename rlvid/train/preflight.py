@@ -33,7 +33,7 @@ from rlvid.models.folders import NETWORKS, model_folder, resolved_shape
 from rlvid.models.lora import IN_ALL, check_targets
 from rlvid.models.text_limit import model_text_limit, notices
 from rlvid.models.weights import headers
-from rlvid.reward.load import check_reward
+from rlvid.reward.load import check_one, check_reward
 from rlvid.reward.text_limit import reward_text_limits
 from rlvid.runs.checkpoints import latest_checkpoint, read_settings
 from rlvid.runs.find import run_folder
@@ -104,6 +104,9 @@ def check(config: RunConfig) -> None:
             f"guard.every = {config.guard.every}: the guard reads checkpoints from a folder, and output.storage = "
             f"{config.output.storage!r} is an object store; set guard.every=0, or a folder that all nodes mount"
         )
+    if config.guard.every:
+        for each in config.guard.rewards:
+            check_one(each.name, each.path, f"guard.rewards {each.label}")
     if config.guard.every and config.guard.prompts is not None:
         guard_prompts(config, [])
 

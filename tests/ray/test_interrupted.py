@@ -18,7 +18,9 @@ from rich.console import Console
 from runs import QUIET, adapter, config, difference, plain_torch
 
 from rlvid.data.sources import training_set
+from rlvid.runs.guard_log import GuardEvaluation
 from rlvid.runs.over_optimisation import HELD_OUT, Loss, Verdict
+from rlvid.runs.recommendation import recommend
 from rlvid.runs.scalars import read_events
 from rlvid.train import guard_folder
 from rlvid.train.audit import faults
@@ -93,10 +95,11 @@ def test_the_guard_looks_once_at_each_checkpoint_and_keeps_the_best(watched: tup
     before = looked(run)
     assert [line["step"] for line in before] == [0, 4, 8], "step 4 was deleted by keep_checkpoints and evaluated before"
     assert not (run / "step-000004").exists()
-    assert "guard: best of steps 0, 4, 8 by held-out reward: " in said
+    assert "guard: recommended of steps 0, 4, 8: " in said
     best = json.loads((run / "best" / "best.json").read_text())["step"]
-    means = {line["step"]: line["mean"][HELD_OUT] for line in before}
-    assert means[best] == max(means.values())
+    evaluations = [GuardEvaluation.of(line) for line in before]
+    assert best == recommend(evaluations).step
+    assert evaluations[0].mean("distance") == pytest.approx(0, abs=1e-6)
     assert (run / "best" / "adapter").is_dir() == (best > 0)
     assert not list((run / "guard").glob("step-*"))
     assert (run / "guard.png").stat().st_size > 10_000

@@ -17,8 +17,9 @@ from rlvid.evaluate.load import load_run
 from rlvid.evaluate.models import find_models
 from rlvid.runs.checkpoints import flaw
 from rlvid.runs.find import find_run
-from rlvid.runs.guard_log import GuardEvaluation, best_step, find_best, read_means
+from rlvid.runs.guard_log import GuardEvaluation, best_step, find_best, read_means, read_recommendation
 from rlvid.runs.over_optimisation import COLLAPSE, HELD_OUT, TOLERANCE, TRAINED, judge
+from rlvid.runs.recommendation import Recommendation
 from rlvid.train import guard
 from rlvid.train.guard import check_room
 from rlvid.train.guard_evaluator import GuardEvaluator
@@ -153,6 +154,14 @@ def test_looks_without_numbers_are_passed_over() -> None:
         ({"guard": {"every": 50}, "reward": {"held_out": None}}, "set reward.held_out, or guard.every=0"),
         ({"guard": {"count": 3}}, "guard.count = 3"),
         ({"guard": {"evry": 3}}, "unknown key guard.evry; allowed here: every, prompts"),
+        ({"guard": {"scales": [0.5]}}, "guard.scales"),
+        ({"guard": {"scales": [1.0, 5.0]}}, "guard.scales"),
+        (
+            {"guard": {"rewards": [{"name": "brightness"}, {"name": "brightness"}]}},
+            "two rewards are called 'brightness'",
+        ),
+        ({"guard": {"rewards": [{"name": "builtin"}]}}, "'builtin' is the reward that is trained on"),
+        ({"guard": {"rewards": [{"name": "brightness", "weight": 2}]}}, "weight"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(data: dict[str, Any], words: str) -> None:
@@ -230,8 +239,8 @@ def test_every_checkpoint_gets_one_look_and_the_best_survives(guarded: tuple[Pat
     for step in (2, 4, 6):
         shutil.rmtree(run / f"step-{step:06d}")  # as keep_checkpoints does while evaluations wait
     for step, held_out in ((0, 0.4), (2, 0.7), (4, 0.6)):
-        evaluations.add(GuardEvaluation(step, values(held_out, 0.4 + step / 10)))
-        evaluations.update_best(evaluations.verdict())
+        evaluations.add(GuardEvaluation(step, 1.0, values(held_out, 0.4 + step / 10)))
+        evaluations.update_best(evaluations.recommendation())
     assert json.loads((run / "best" / "best.json").read_text())["step"] == 2
     assert not (run / "guard" / "step-000002").exists()
     again = guard_log_of(run, config, every=2)  # as after a kill
@@ -295,20 +304,47 @@ def test_a_checkpoint_that_is_deleted_while_it_is_copied_is_passed_over(
 def test_a_kill_between_two_bests_loses_neither(guarded: tuple[Path, RunConfig]) -> None:
     run, config = guarded
     evaluations = guard_log_of(run, config, every=2)
-    evaluations.add(GuardEvaluation(0, values(0.4, 0.4)))
+    evaluations.add(GuardEvaluation(0, 1.0, values(0.4, 0.4)))
     evaluations.stage(last=False)
-    evaluations.add(GuardEvaluation(2, values(0.7, 0.5)))
-    evaluations.update_best(evaluations.verdict())
+    evaluations.add(GuardEvaluation(2, 1.0, values(0.7, 0.5)))
+    evaluations.update_best(evaluations.recommendation())
     (run / "best").rename(run / ".best")  # killed after the old one went and before the new one came
     shutil.rmtree(run / "step-000002")
-    evaluations.update_best(evaluations.verdict())
+    evaluations.update_best(evaluations.recommendation())
     best = find_best(run)
     assert best is not None
     assert best.step == 2
 
 
+def test_a_kill_before_the_old_best_went_loses_nothing(guarded: tuple[Path, RunConfig]) -> None:
+    run, config = guarded
+    log = guard_log_of(run, config, every=2)
+    log.add(GuardEvaluation(0, 1.0, values(0.4, 0.4)))
+    log.update_best(log.recommendation())
+    log.add(GuardEvaluation(2, 1.0, values(0.7, 0.5)))
+    copy_trained(run / "step-000002", run / ".best")  # killed before best, of the base, was replaced
+    shutil.rmtree(run / "step-000002")
+    assert log.recommendation().step == 2
+    log.update_best(log.recommendation())
+    best = find_best(run)
+    assert best is not None
+    assert (best.step, best_step(run)) == (2, 2)
+    assert not (run / ".best").exists()
+
+
 @pytest.mark.parametrize(
-    "content", ["", '{"step": ', "[2]", "{}", '{"step": "2"}', '{"step": true}', '{"step": -1}', "\xff"]
+    "content",
+    [
+        "",
+        '{"step": ',
+        "[2]",
+        "{}",
+        '{"step": "2"}',
+        '{"step": true}',
+        '{"step": -1}',
+        '{"step": 2, "scale": 0}',
+        "\xff",
+    ],
 )
 def test_a_damaged_note_of_the_best_checkpoint_is_named_in_one_line(content: str, tmp_path: Path) -> None:
     (tmp_path / "best").mkdir()
@@ -335,7 +371,7 @@ def test_the_flag_is_there_only_when_it_is_asked_for(guarded: tuple[Path, RunCon
     evaluations = guard_log_of(run, config, every=2, stop=True)
     assert not evaluations.flag(judge([values(0.5, 0.5)]))
     for step, held_out in ((0, 0.5), (2, 0.8), (4, 0.4), (6, 0.3)):
-        evaluations.add(GuardEvaluation(step, values(held_out, 0.5 + step / 10)))
+        evaluations.add(GuardEvaluation(step, 1.0, values(held_out, 0.5 + step / 10)))
     assert evaluations.flag(evaluations.verdict())
     assert stop_flag(run).is_file()
     line = evaluations.describe(evaluations.verdict().warnings[HELD_OUT])
@@ -347,12 +383,119 @@ def test_the_flag_is_there_only_when_it_is_asked_for(guarded: tuple[Path, RunCon
 
 def test_looks_at_other_prompts_and_damaged_ones_are_refused(guarded: tuple[Path, RunConfig]) -> None:
     run, config = guarded
-    guard_log_of(run, config, every=2).add(GuardEvaluation(0, values(0.5, 0.5)))
+    guard_log_of(run, config, every=2).add(GuardEvaluation(0, 1.0, values(0.5, 0.5)))
     with pytest.raises(ValueError, match=r"guard\.jsonl .* guard\.videos_per_prompt"):
         guard_log_of(run, config, every=2, videos_per_prompt=3)
     (run / "guard.jsonl").write_text('{"step": 0\n')
     with pytest.raises(ValueError, match=r"guard\.jsonl is damaged"):
         guard_log_of(run, config, every=2)
+
+
+def test_every_scale_of_a_checkpoint_is_evaluated_and_scale_1_first(guarded: tuple[Path, RunConfig]) -> None:
+    run, config = guarded
+    log = guard_log_of(run, config, every=2, scales=[0.5, 1.0])
+    assert log.missing(2) == [1.0, 0.5]
+    log.add(GuardEvaluation(0, 1.0, values(0.4, 0.4)))
+    assert log.stage(last=False) == [2, 4, 6]
+    log.add(GuardEvaluation(2, 1.0, values(0.6, 0.9)))
+    log.update_best(log.recommendation())
+    assert log.stage(last=False) == [2, 4, 6], "half a scale is still to come"
+    assert (run / "guard" / "step-000002").is_dir()
+    log.add(GuardEvaluation(2, 0.5, values(0.8, 0.6)))
+    log.update_best(log.recommendation())
+    assert not (run / "guard" / "step-000002").exists()
+    assert log.stage(last=False) == [4, 6]
+    assert [(each.step, each.scale) for each in log.all] == [(0, 1.0), (2, 0.5), (2, 1.0)]
+    assert log.steps == [0, 2], "warnings are about checkpoints as they are"
+    again = guard_log_of(run, config, every=2, scales=[0.5, 1.0])
+    assert again.all == log.all
+    best = json.loads((run / "best" / "best.json").read_text())
+    assert (best["step"], best["scale"]) == (2, 0.5)
+    found = read_recommendation(run)
+    assert found is not None
+    assert found.spec("toy") == "toy@2*0.5"
+    assert found.reason.startswith("held-out reward +0.4")
+    model = find_models([found.spec(str(run))])[1]
+    assert (model.step, model.scale) == (2, 0.5)
+    assert read_means(run)[0] == [0, 2]
+    more = guard_log_of(run, config, every=2, scales=[0.25, 0.5, 1.0])
+    assert more.missing(2) == [0.25], "a scale that was added later is evaluated later"
+    assert more.missing(0) == []
+
+
+def test_only_checkpoints_that_are_still_there_are_recommended(guarded: tuple[Path, RunConfig]) -> None:
+    run, config = guarded
+    log = guard_log_of(run, config, every=2)
+    for step, held_out in ((0, 0.4), (2, 0.9), (4, 0.6)):
+        log.add(GuardEvaluation(step, 1.0, values(held_out, 0.5)))
+    assert log.recommendation().step == 2
+    log.update_best(log.recommendation())
+    shutil.rmtree(run / "step-000002")
+    assert log.recommendation().step == 2, "best holds a copy"
+    shutil.rmtree(run / "best")
+    assert log.recommendation().step == 4
+
+
+def test_files_of_earlier_versions_are_read_and_continued(guarded: tuple[Path, RunConfig]) -> None:
+    """Their lines have neither a scale nor a distance, and their best.json neither a scale nor a reason."""
+    run, config = guarded
+    log = guard_log_of(run, config, every=2)
+    for step in (0, 2):
+        log.add(GuardEvaluation(step, 1.0, values(0.4 + step / 10, 0.4)))
+    lines = [json.loads(line) for line in (run / "guard.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["scale"]
+    (run / "guard.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run / "best").mkdir()
+    (run / "best" / "best.json").write_text('{"step": 0}')
+    assert read_recommendation(run) == Recommendation(0, 1.0, "")
+    old = guard_log_of(run, config, every=2, scales=[0.5, 1.0])
+    assert [each.scale for each in old.all] == [1.0, 1.0]
+    assert old.missing(2) == [0.5]
+    old.add(GuardEvaluation(4, 1.0, values(0.7, 0.4) | {"distance": [0.1] * 16}))
+    again = guard_log_of(run, config, every=2)
+    assert again.steps == [0, 2, 4]
+    assert all("distance" not in each.values for each in again.all)
+
+
+def test_further_rewards_belong_to_an_evaluation(guarded: tuple[Path, RunConfig]) -> None:
+    run, config = guarded
+    guard_log_of(run, config, every=2).add(GuardEvaluation(0, 1.0, values(0.5, 0.5)))
+    with pytest.raises(ValueError, match=r"guard\.jsonl .* guard\.rewards"):
+        guard_log_of(run, config, every=2, rewards=[{"name": "brightness"}])
+
+
+def same(found: dict[str, list[float]], wanted: dict[str, list[float]]) -> bool:
+    assert found.keys() == wanted.keys()
+    return all(found[metric] == pytest.approx(wanted[metric], nan_ok=True, abs=1e-6) for metric in wanted)
+
+
+def test_an_evaluation_has_scales_distances_and_further_rewards(trained: tuple[Path, RunConfig]) -> None:
+    run, config = trained
+    guard = {"every": 2, "videos_per_prompt": 1, "steps": 2, "scales": [0.5, 1.0], "rewards": [{"name": "brightness"}]}
+    asked = parse_config(config.model_dump() | {"guard": guard, "output": {"checkpoint_every": 2}})
+    job = (asked.model_dump(), asked.model.path, asked.reward.model_dump(), ["a red circle", "a dog"])
+    evaluator = GuardEvaluator(*job, False)
+    base, folder = evaluator.evaluate(None), str(run / "step-000004")
+    whole, half = evaluator.evaluate(folder), evaluator.evaluate(folder, 0.5)
+    assert same(evaluator.evaluate(folder), whole)
+    assert base["distance"] == pytest.approx([0.0, 0.0], abs=1e-6)
+    assert 0 < np.mean(half["distance"]) < np.mean(whole["distance"])
+    assert base["reward_brightness"] != whole["reward_brightness"]
+    restarted = GuardEvaluator(*job, False).evaluate(folder, 0.5)
+    assert same(restarted, half), "a restarted actor measures the same distance"
+
+
+def test_a_checkpoint_of_full_fine_tuning_is_evaluated_between_the_base_and_itself(tmp_path: Path) -> None:
+    run, config = save_run(tmp_path, 2, finetune="full")
+    guard = {"every": 2, "videos_per_prompt": 1, "steps": 2, "scales": [0.5, 1.0]}
+    asked = parse_config(config.model_dump() | {"guard": guard, "output": {"checkpoint_every": 2}})
+    evaluator = GuardEvaluator(asked.model_dump(), asked.model.path, asked.reward.model_dump(), ["a dog"], False)
+    base, folder = evaluator.evaluate(None), str(run / "step-000002")
+    half, whole = evaluator.evaluate(folder, 0.5), evaluator.evaluate(folder)
+    assert base["distance"] == pytest.approx([0.0], abs=1e-6)
+    assert 0 < half["distance"][0] < whole["distance"][0]
+    assert same(evaluator.evaluate(folder, 0.5), half)
 
 
 def test_a_look_is_the_same_whenever_it_is_made(trained: tuple[Path, RunConfig]) -> None:

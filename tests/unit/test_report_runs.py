@@ -37,6 +37,8 @@ def test_runs_bring_curves_costs_config_card_and_evolution(tmp_path: Path) -> No
         folders.append(run)
     looks = [{"step": s, "time": 0.0, "of": "x", "mean": {}, "values": values(s)} for s in (0, 20, 30, 40)]
     (folders[0] / "guard.jsonl").write_text("".join(json.dumps(look) + "\n" for look in looks))
+    (folders[0] / "best").mkdir()
+    (folders[0] / "best" / "best.json").write_text('{"step": 20, "scale": 0.5, "reason": "the least gain"}')
     models = [{"name": "base", "label": "base", "kind": "base", "path": None, "step": None, "scale": 0.0}] + [
         {"name": f"s{s}", "label": f"step {s}", "kind": "checkpoint", "path": str(folders[0]), "step": s, "scale": 1.0}
         for s in (20, 40)
@@ -48,6 +50,7 @@ def test_runs_bring_curves_costs_config_card_and_evolution(tmp_path: Path) -> No
     page = Page(made.folder / "index.html")
     for words in (
         "What a step cost", "everything else", "rank: 4", "Intended use and limits", "over-optimised at step 40",
+        "it recommends one@20*0.5 (the least gain)",
         "Prompts that got worse", "a green square moving up",
     ):  # fmt: skip
         assert words in page.text, words

@@ -38,7 +38,11 @@ def test_the_guards_warnings_and_its_best_step_are_told(tmp_path: Path) -> None:
     (run / "best" / "best.json").write_text('{"step": 20}')
     told = over_optimisation(run)
     assert "- over-optimised at step 60: since step 20 the trained reward went from 0.501 to 0.701" in told
-    assert "the best checkpoint is that of step 20" in told
+    assert "the best checkpoint is that of step 20." in told
+    (run / "best" / "best.json").write_text('{"step": 20, "scale": 0.5, "reason": "held-out reward +0.2 <b>"}')
+    told = over_optimisation(run)
+    assert "the best checkpoint is that of step 20, at scale 0.5 of the learned change: held-out reward" in told
+    assert r"\<b>" in told
 
 
 def test_no_warning_and_no_guard_are_two_things(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from rlvid.evaluate.results.read import Scores
 from rlvid.evaluate.tables.table import Grid, markdown_table
 from rlvid.metric_names import metric_of, set_title
 from rlvid.runs.checkpoints import CheckpointRef, State, read_state
-from rlvid.runs.guard_log import best_step, read_means, warnings_of
+from rlvid.runs.guard_log import read_means, read_recommendation, warnings_of
 
 _SHOWN = 10
 _MIN_EVALUATIONS = 3  # the base's, and two in a row that lost
@@ -69,10 +69,6 @@ def over_optimisation(run: Path) -> str:
         )
     elif warnings:
         lines += ["The guard warned:", "", *(f"- {markdown_text(warning)}" for warning in warnings)]
-        best = best_step(run)
-        if best is not None:
-            which = "the base model, before any step" if best == 0 else f"that of step {best}"
-            lines += ["", f"By the held-out reward the best checkpoint is {which}."]
     else:
         count = len(read_means(run)[0])
         lines.append(
@@ -82,6 +78,11 @@ def over_optimisation(run: Path) -> str:
             else f"The guard made {count} evaluation{'s' * (count > 1)} during training, the base included. A warning "
             f"takes {_MIN_EVALUATIONS}, so none could be raised: this is no proof that all is well."
         )
+    if (best := read_recommendation(run)) is not None:
+        which = f"that of step {best.step}" if best.step else "the base model, before any step"
+        which += f", at scale {best.scale:g} of the learned change" if best.scale != 1 else ""
+        why = f": {markdown_text(best.reason)}" if best.reason else ""
+        lines += ["", f"By the guard's rule the best checkpoint is {which}{why}."]
     return "\n".join(lines)
 
 
