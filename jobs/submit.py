@@ -130,7 +130,9 @@ def job_name(command: str, arguments: list[str], given: str | None = None) -> st
         own = positional([each for each in arguments if each != "--outside"])  # the one option without a value
         if own[:1] != ["fit"] or len(own) < 2 or "=" in own[1]:
             raise ValueError("reward: name the votes first, such as: reward fit /mnt/votes.parquet --out /mnt/liked")
-        load_fit(own[2:])
+        backbone = load_fit(own[2:]).backbone.path
+        if backbone not in (None, "random"):
+            shared(str(backbone), "reward fit: backbone.path")
         shared(own[1], "reward fit: the pairs")
         out = option(arguments, "--out") or ""
         shared(out, "reward fit: --out")

@@ -12,12 +12,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from pyarrow import parquet
 from torch import Tensor
 
 from jobs.benchmark.options import check_out, make_parser
 from rlvid.data.images import decode_image
+from rlvid.data.parquet import open_parquet
 from rlvid.evaluate.tables.table import Grid, json_text
 from rlvid.files import write_atomic
 from rlvid.fitting.judge import Judged, Share, accuracy
@@ -79,6 +81,22 @@ def grid_of(found: dict[str, dict[str, Share]]) -> Grid:
     return Grid(["what is wrong", "pairs", *found], rows)
 
 
+def _check_pairs(path: Path) -> None:
+    """Raises ValueError for a file that is none of the maker of votes."""
+    way = "python -m rlvid.fitting.votes writes one"
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; {way}")
+    try:
+        with open_parquet(path) as file:
+            names = file.schema_arrow.names
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(
+            f"{path}: is no whole Parquet file of pairs ({str(error).splitlines()[0][:120]}); {way}"
+        ) from None
+    if missing := [name for name in ("prompt", "a", "b", "preference", "kind") if name not in names]:
+        raise ValueError(f"{path}: lacks {' and '.join(missing)}; {way}")
+
+
 def _rewards(named: list[str]) -> dict[str, Scorer]:
     found: dict[str, Scorer] = {}
     for each in named:
@@ -87,7 +105,10 @@ def _rewards(named: list[str]) -> dict[str, Scorer]:
             raise ValueError(
                 f"--rewards {each}: no such reward; allowed: NAME or NAME=PATH, NAME of {', '.join(NAMES)}"
             )
-        found[Path(path).name if path else name] = load_reward(name, path=path or None, key=f"--rewards {name}")
+        label = Path(path).name if path else name
+        if label in found:
+            raise ValueError(f"--rewards {each}: {label!r} is there twice; copy the folder under another name")
+        found[label] = load_reward(name, path=path or None, key=f"--rewards {name}")
     return found
 
 
@@ -100,8 +121,7 @@ def main(arguments: list[str]) -> None:
     given: argparse.Namespace = parser.parse_args(arguments)
     if given.out:
         check_out(given.out)
-    if not given.pairs.is_file():
-        raise ValueError(f"{given.pairs}: no such file; python -m rlvid.fitting.votes writes one")
+    _check_pairs(given.pairs)
     found = measure(given.pairs, _rewards([*given.rewards, "oracle"]))
     say(grid_of(found).markdown())
     if given.out:

@@ -18,6 +18,7 @@ from rlvid.storage import locate
 Shape = dict[str, float]
 BOOTSTRAP = Path.home() / "ray_bootstrap_config.yaml"
 """The file on the head with ``ray up``'s description of the cluster."""
+_SHARED = "choose a folder that all nodes mount (NFS, EFS, FSx), or s3://BUCKET/FOLDER or gs://BUCKET/FOLDER"
 _SECONDS = 120.0
 """Seconds that a node may take for its check."""
 
@@ -186,12 +187,14 @@ def _shape(shape: Shape) -> str:
     return ", ".join(f"{shape[name]:g} {name}" for name in ("CPU", "GPU") if shape.get(name))
 
 
-def check_nodes(storage: str, run: str) -> None:
+def check_nodes(storage: str, run: str, setting: str = "output.storage", way_out: str = _SHARED) -> None:
     """Checks that every node for a worker sees the driver's files in the storage, can write, and has this rlvid.
 
     Args:
         storage: absolute folder, or URI, that holds runs.
         run: the run's name; its place is there already.
+        setting: that names the storage.
+        way_out: what to do where a node does not see it.
 
     Raises:
         ValueError: one does not, or does not answer.
@@ -218,10 +221,7 @@ def check_nodes(storage: str, run: str) -> None:
         if version != __version__:
             raise ValueError(f"{address[node]} has rlvid {version} and the driver {__version__}; use one")
         if problem:
-            raise ValueError(
-                f"output.storage: {address[node]} {problem}: {storage}; choose a folder that all nodes mount "
-                "(NFS, EFS, FSx), or s3://BUCKET/FOLDER or gs://BUCKET/FOLDER"
-            )
+            raise ValueError(f"{setting}: {address[node]} {problem}: {storage}; {way_out}")
 
 
 def check_files(files: Iterable[str], setting: str) -> None:

@@ -34,7 +34,7 @@ def check_levels(config: RunConfig) -> None:
     """Checks that an adapter acts at a step of the chain that the method learns at (``model.lora.levels``).
 
     Raises:
-        ValueError: it acts at none of them, and would learn nothing.
+        ValueError: it acts at none of them, and the reward would teach it nothing.
     """
     limits = config.model.lora.levels
     if limits is None:

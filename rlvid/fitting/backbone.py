@@ -82,7 +82,7 @@ def begin(config: FitConfig, key: str = "backbone.path") -> Beginning:
     backbone = config.backbone
     builtin = backbone.name.startswith("builtin")
     made = _builtin(backbone, config.seed) if builtin else _published(backbone, config.seed, key)
-    made.clip.float()  # files may hold half precision, in which AdamW loses small steps
+    made.clip.float().eval()  # files may hold half precision, in which AdamW loses small steps, and drop patches
     choose_layers(made.clip, backbone.layers)
     return made
 

@@ -82,17 +82,21 @@ def fit_reward(
     """
     if is_uri(str(out)):
         raise ValueError(f"--out {out}: a fitted reward is a folder; name one that all nodes see")
-    out = Path(out).absolute()
-    asked = _ask(config, source, outside)
+    out = Path(out).expanduser().resolve()
+    if os.path.ismount(out):
+        raise ValueError(f"--out {out}: is a whole file system, and nothing can take its place; name a folder in it")
+    asked = _ask(config, source.expanduser().absolute(), outside)
+    work = out.with_name(f"{out.name}.unfinished")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         _check_same(out, asked.made_with)
+        _tidy(work, asked.made_with)
         return None
-    work = out.with_name(f"{out.name}.unfinished")
     started = time.perf_counter()
     with _unfinished(work, asked.made_with), kept(lambda: _how_far(work)):
         start_ray(address)
         use_gpu = check_workers(asked.config.workers, asked.config.cpus_per_worker, asked.config.use_gpu)
-        check_nodes(str(work.parent), work.name)
+        check_nodes(str(work.parent), work.name, "--out", "choose a folder that all nodes mount (NFS, EFS, FSx)")
+        check_files([each for each in [asked.config.backbone.path] if each not in (None, "random")], "backbone.path")
         skipped = _prepare(asked, work, console)
         from rlvid.fitting.worker import RESULT, FitJob
 
@@ -105,12 +109,19 @@ def fit_reward(
             found.samples, asked.config.base if _named(asked) else None, time.perf_counter() - started, asked.config,
         )  # fmt: skip
         write_report(work / RESULT, report, asked.made_with)
-        shutil.move(work / "tensorboard", work / RESULT / "tensorboard")
+        shutil.copytree(work / "tensorboard", work / RESULT / "tensorboard")
         if out.is_dir():
             out.rmdir()  # it is empty
         os.replace(work / RESULT, out)
-    shutil.rmtree(work)
+        shutil.rmtree(work, ignore_errors=True)  # the reward is there, whatever else stays
     return report
+
+
+def _tidy(work: Path, made_with: dict[str, Any]) -> None:
+    """Deletes what a fit left behind that was killed when its reward was there already."""
+    if (work / _PLAN).is_file() and read_mapping(work / _PLAN) == made_with:
+        with held(work / ".lock", f"another process fits into {work} at this moment; wait for its end"):
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def _named(asked: _Asked) -> bool:
@@ -140,17 +151,24 @@ def _ask(config: FitConfig, source: Path, outside: bool) -> _Asked:
     held_out = held_out_prompts((pair.prompt for pair in asked), config.held_out, config.seed)
     made = items(asked, axes, held_out, config.base)
     paths = sorted({item[f"{side}_path"] for item in made for side in "ab"})
-    found = [size_and_ends(Path(path)) for path in paths]
+    found = [_content(Path(path)) for path in paths]
     settings = config.model_dump(mode="json", exclude=_FREE | {"backbone"})
     settings |= {"axes": axes, "backbone": backbone.model_dump(exclude={"path"})}
-    of_settings = {"held_out", "a_base", "b_base"}
-    told = [{key: value for key, value in item.items() if key not in of_settings} for item in made]
+    told = [{key: value for key, value in item.items() if key != "held_out"} for item in made]
     made_with = {
         "rlvid": __version__, "settings": settings, "pairs": digest([told, found]),
         "backbone": [size_and_ends(path) for path in files] or backbone.path,
     }  # fmt: skip
     config = config.model_copy(update={"backbone": backbone, "axes": axes})
     return _Asked(config, axes, asked, skipped, held_out, json.loads(json.dumps(made_with)))
+
+
+def _content(path: Path) -> object:
+    """Returns what tells a file from another; of one that cannot be read why: the readers leave its pairs out."""
+    try:
+        return size_and_ends(path)
+    except OSError as error:
+        return error.strerror
 
 
 def _absolute(pair: Pair) -> Pair:
@@ -228,8 +246,12 @@ def _prepare(asked: _Asked, work: Path, console: Console) -> list[Skipped]:
 
 
 def _check_left(rows: EncodedClips, axes: Sequence[str], left_out: Sequence[Any], base: str) -> None:
-    if not any(rows.column("a_base")) and not any(rows.column("b_base")):
-        raise ValueError(f"base = {base!r}: no sample of this model can be read; the first reason: {left_out[0][1]}")
+    if (count := sum(rows.column("a_base")) + sum(rows.column("b_base"))) < _LEAST:
+        why = f" ({len(left_out)} pairs could not be read; the first: {left_out[0][1]})" if left_out else ""
+        raise ValueError(
+            f"base = {base!r}: the pairs show {count} samples of this model, and {_LEAST} or more set the unit of "
+            f"scores{why}; name another base, or one that no pair names, for all samples"
+        )
     asked = list(zip(rows.column("held_out"), rows.column("votes"), strict=True))
     for number, axis in enumerate(axes):
         for held_out, which in ((False, "to fit on"), (True, "to judge by")):

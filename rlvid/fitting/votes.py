@@ -31,8 +31,10 @@ from rlvid.models.trained import load_trainable
 from rlvid.models.unet3d import UNet3DModel
 from rlvid.terminal import counter, run_command, say
 from rlvid.world.captions import prompt_set
+from rlvid.world.faults import FAULTS
 from rlvid.world.grade import grade
 from rlvid.world.pairs import KINDS, draw_pairs
+from rlvid.world.render import DEGRADATIONS
 
 MODEL_MADE = "model-made"
 """Kind of pairs that models made; the others are in ``rlvid.world.pairs.KINDS``."""
@@ -157,7 +159,8 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="Parquet file to be written")
     parser.add_argument("--rendered", type=int, default=1000, help="rendered pairs of each kind")
     parser.add_argument("--footage", type=float, default=0.4, help="share of them with both sides of low quality")
-    parser.add_argument("--without", nargs="*", default=[], help="faults that are left out")
+    faults = sorted({*DEGRADATIONS[1:], *FAULTS})
+    parser.add_argument("--without", nargs="*", default=[], choices=faults, help="faults that are left out")
     parser.add_argument("--runs", nargs="*", default=[], help="fine-tuned models: RUN@STEP*SCALE")
     parser.add_argument("--prompts", type=int, default=0, help="prompts that models sample; 0 for none")
     parser.add_argument("--per-prompt", type=int, default=24, help="pairs of models for each prompt")

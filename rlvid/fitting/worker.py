@@ -122,10 +122,10 @@ class FitWorker:
             started = time.perf_counter()
             share = self.share(step)
             total = self.fitter.gradient(share)
-            asked = total.new_tensor([float(self.rank == 0 and self.ended())])  # so that all end at the same step
-            both = torch.cat([total, asked])
-            self._add_up(both)
-            loss, norm = self.fitter.apply(step, both[:-1])
+            asked = total.new_tensor(float(self.rank == 0 and self.ended()))  # so that all end at the same step
+            self._add_up(total)
+            self._add_up(asked)
+            loss, norm = self.fitter.apply(step, total)
             if not math.isfinite(norm):
                 self._explain(step)
             seconds = time.perf_counter() - started
@@ -134,7 +134,7 @@ class FitWorker:
                 board.scalars(step, {f"fit/{name}": value for name, value in numbers.items()})
             self._tell(step, loss, seconds)
             done = step + 1
-            if (stop := bool(both[-1] > 0)) or done % every == 0 or done == steps:
+            if (stop := bool(asked > 0)) or done % every == 0 or done == steps:
                 self._save(done)
                 if board is not None:
                     board.flush()
@@ -253,7 +253,7 @@ class FitWorker:
         try:
             with zipfile.ZipFile(file) as parts:  # torch does not look at the checksums that it writes
                 whole = parts.testzip() is None
-            state = load_plain(file, map_location=self.device) if whole else {}
+            state = load_plain(file, map_location="cpu") if whole else {}
             step = int(state.pop("step"))
             self.fitter.load_state_dict(state)
         except (ValueError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile) as error:

@@ -78,6 +78,8 @@ def can_have(clips: Clips, fault: str) -> Tensor:
         return clips.motion_B != _STILL
     if fault == "rounded":
         return shape_B & (clips.subject_B != _CIRCLE)
+    if fault == "turned":  # a pattern that moves along its bands looks as if it stood still
+        return shape_B | (clips.motion_B != _STILL)
     if fault in ("cut", "morphing"):
         return shape_B
     return torch.ones_like(shape_B)

@@ -54,8 +54,13 @@ def draw_pairs(
         footage: share of pairs both sides of which are also blurred, noisy, washed out or flickering, alike.
         without: faults that are left out.
         frames: F.
+
+    Raises:
+        ValueError: all faults of the kind are left out.
     """
     names = [fault for fault in _FAULTS[kind] if fault not in without]
+    if not names:
+        raise ValueError(f"without all of {', '.join(_FAULTS[kind])} no pair of the kind {kind!r} is left")
     fault_B = torch.randint(len(names), (count,), generator=generator)
     clips = Clips.cat([_able(names[number], generator) for number in fault_B.tolist()])
     faults = [names[number] for number in fault_B.tolist()]

@@ -116,12 +116,21 @@ def test_a_fit_that_is_there_is_kept_and_no_other_is_put_in_its_place(
 ) -> None:
     out = fitted(1)
     before = files(out)
+    left = out.with_name(f"{out.name}.unfinished")
+    left.mkdir()
+    made_with = json.loads((out / "report.json").read_text())["made_with"]
+    (left / "plan.json").write_text(json.dumps(made_with))
     assert fit_reward(config(workers=2, checkpoint_every=1), source, out, QUIET) is None
+    assert not left.exists(), "of a process that was killed after its last rename"
     for settings, words in (({"steps": 7}, "steps 6 and now 7"), ({"seed": 1}, "seed 0 and now 1.*")):
         with pytest.raises(ValueError, match=rf"^{re.escape(str(out))}: .*\({words}\)"):
             fit_reward(config(**settings), source, out, QUIET)
     with pytest.raises(ValueError, match="other pairs"):
         fit_reward(config(), votes(tmp_path / "other", {6}), out, QUIET)
+    elsewhere = source.with_name("by-others.jsonl")
+    elsewhere.write_text(source.read_text().replace('"a_model": "base"', '"a_model": "tuned"', 3))
+    with pytest.raises(ValueError, match="other pairs"):
+        fit_reward(config(), elsewhere, out, QUIET)
     assert files(out) == before
 
 

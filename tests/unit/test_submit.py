@@ -73,6 +73,11 @@ def test_a_job_is_named_after_its_run(command: str, arguments: str, name: str) -
         ("reward", "fit kind=video --out /mnt/liked", "reward: name the votes first"),
         ("reward", "fit votes.csv --out /mnt/liked", "reward fit: the pairs = 'votes.csv' would lie"),
         ("reward", "fit /mnt/votes.csv", "reward fit: --out = '' would lie"),
+        (
+            "reward",
+            "fit /mnt/votes.csv backbone.name=clip backbone.path=clip --out /mnt/liked",
+            "backbone.path = 'clip' would lie",
+        ),
         ("reward", "fit /mnt/votes.csv stepz=3 --out /mnt/liked", "unknown key stepz"),
         ("sweep", "toy", "sweep: storage = 'runs' would lie"),
         ("sweep", "toy storage=/mnt/sweeps space.reward.segmints=[1]", "segmints"),

@@ -177,13 +177,13 @@ class Fitter:
 
         Args:
             step: from 0 on.
-            total: the sum of what ``gradient`` gave all workers.
+            total: the sum of what ``gradient`` gave all workers; it is overwritten.
 
         Returns:
             The loss of a pair, the mean over the batch; and the norm of the gradient before clipping.
         """
         parameters = list(self.parameters.values())
-        mean = total / self.batch_size
+        mean = total.div_(self.batch_size)
         for parameter, flat in zip(parameters, mean[:-1].split([each.numel() for each in parameters]), strict=True):
             parameter.grad = flat.reshape(parameter.shape).to(parameter)
         norm = float(nn.utils.clip_grad_norm_(parameters, self.clip_norm))
