@@ -114,9 +114,10 @@ def read_batch(batch: pa.Table, frames: int, preprocess: Preprocess) -> pa.Table
     for item in batch.to_pylist():
         row = {name: item[name] for name in ROWS.names if name not in ("a", "b", "shape")}
         try:
-            a, b = (read_media(_media_of(item, side), frames, preprocess) for side in "ab")
+            media = [_media_of(item, side) for side in "ab"]
+            a, b = (read_media(each, frames, preprocess) for each in media)
             if a.shape == b.shape and torch.equal(a, b):
-                raise ValueError(f"{item['a_path']} and {item['b_path']}: both sides have the same pixels")
+                raise ValueError(f"{media[0]} and {media[1]}: both sides have the same pixels")
             pixels = {"a": a.numpy().tobytes(), "b": b.numpy().tobytes(), "shape": list(a.shape)}
             rows.append(row | pixels | {"error": None})
         except ValueError as error:
