@@ -53,7 +53,7 @@ def test_an_unfitted_image_reward_is_its_backbone_in_another_unit(tmp_path: Path
     assert fitted == {f"backbone.clip.{name}" for name in ("logit_scale", "visual.proj", "text_projection")}
     save_fitted(tmp_path, spec_of(config, made, ["quality"], [2.0], [4.0]), scorer, made.structure, made.tokenizer)
     found, builtin = load_reward("fitted", path=str(tmp_path)), load_reward("builtin")
-    expected = 0.5 + 0.1 * (builtin(frames(), PROMPTS) * float(scorer.scale.detach()) - 2) / 4
+    expected = 0.5 + 0.1 * (builtin(frames(), PROMPTS) * float(scorer.backbone.scale.detach()) - 2) / 4
     torch.testing.assert_close(found(frames(), PROMPTS), expected, atol=1e-5, rtol=1e-4)
 
 

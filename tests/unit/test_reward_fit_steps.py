@@ -103,7 +103,9 @@ def test_without_votes_the_loss_is_clips_within_groups() -> None:
     text_PD, expected = backbone.text(batch.tokens_PL), torch.zeros((), dtype=torch.float64)
     for frames in (batch.a_PFCHW, batch.b_PFCHW):
         image_PD = torch.nn.functional.normalize(backbone(frames.double() / 255)[0].mean(1), dim=-1)
-        expected = expected + contrastive_loss(made.scale * image_PD @ text_PD.T, torch.arange(GROUP)).sum() / 2
+        expected = (
+            expected + contrastive_loss(made.backbone.scale * image_PD @ text_PD.T, torch.arange(GROUP)).sum() / 2
+        )
     torch.testing.assert_close(found, expected)
 
 

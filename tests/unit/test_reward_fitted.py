@@ -122,7 +122,7 @@ def test_runs_train_on_it_and_are_judged_by_it(tmp_path: Path) -> None:
         (lambda folder: alter(folder, head={"grid": 0}), ["reward.json", "head.grid"]),
         (
             lambda folder: alter(folder, head={"grid": 3, "width": 16}),
-            ["head.safetensors", "frame.weight (16, 80) instead of (16, 160)"],
+            ["head.safetensors", "frame.weight (16, 96) instead of (16, 176)"],
         ),
         (lambda folder: alter(folder, preprocess={"size": 16, "zoom": 2}), ["reward.json", "zoom"]),
         (lambda folder: alter(folder, preprocess={"size": 16, "fit": "Pad"}), ["reward.json", "preprocess.fit"]),

@@ -171,7 +171,7 @@ def load_fitted(
     spec, folder = check_fitted(path, where), Path(path).expanduser()
     clip, tokenise = load_clip("fitted", folder, where)
     preprocess = spec.preprocess
-    scale = float(ImageScorer(Backbone(clip, preprocess)).scale.detach())  # before a coarser type rounds it
+    scale = float(Backbone(clip, preprocess).scale.detach())  # before a coarser type rounds it
     clip = clip.to(device, getattr(torch, precision))
     if spec.head is None:
         factor = spec.deviation / spec.base_deviation[0]

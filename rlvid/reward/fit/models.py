@@ -37,6 +37,11 @@ class Backbone(nn.Module):
         """See ``width_of``."""
         return width_of(self.clip, self.grid)
 
+    @property
+    def scale(self) -> Tensor:
+        """The factor of cosines."""
+        return at_least_float32(self.clip.logit_scale).exp()
+
     def text(self, tokens_BL: Tensor) -> Tensor:
         """Returns normalised text_BD, float32 or float64, from token ids."""
         return nn.functional.normalize(at_least_float32(self.clip.encode_text(tokens_BL)), dim=-1)
@@ -60,8 +65,8 @@ class Backbone(nn.Module):
 
 
 def width_of(clip: CLIP, grid: int) -> int:
-    """Returns how many numbers a frame's features are: those of its embedding and of its patches."""
-    return int(clip.visual.output_dim + grid**2 * clip.visual.ln_post.normalized_shape[0])
+    """Returns how many numbers the head sees of a frame: its embedding, products with the prompt's, and patches."""
+    return int(2 * clip.visual.output_dim + grid**2 * clip.visual.ln_post.normalized_shape[0])
 
 
 class ImageScorer(nn.Module):
@@ -71,11 +76,6 @@ class ImageScorer(nn.Module):
         super().__init__()
         self.backbone = backbone
 
-    @property
-    def scale(self) -> Tensor:
-        """The factor of cosines."""
-        return at_least_float32(self.backbone.clip.logit_scale).exp()
-
     def forward(self, frames_BSCHW: Tensor, tokens_BL: Tensor) -> Tensor:
         """Returns scores (B, 1): the mean over S frames."""
         image_BSD, patch_BSN = self.backbone(frames_BSCHW)
@@ -83,11 +83,11 @@ class ImageScorer(nn.Module):
 
     def score(self, image_BSD: Tensor, patch_BSN: Tensor, text_BD: Tensor) -> Tensor:
         """Returns the same from the features of the backbone; patches play no part."""
-        return self.scale * torch.einsum("bsd,bd->bs", image_BSD, text_BD).mean(1, keepdim=True)
+        return self.backbone.scale * torch.einsum("bsd,bd->bs", image_BSD, text_BD).mean(1, keepdim=True)
 
 
 class TemporalHead(nn.Module):
-    """A transformer over the features of frames that scores a video of any number of frames, an axis a head.
+    """A transformer over the features of frames that scores videos of any length, an axis a head; 0 at first.
 
     Its tokens are a learned one for each axis, one of the prompt, and one of each frame, with the sinusoidal position
     of the frame's number (Vaswani et al. 2017, section 3.5).
@@ -109,7 +109,7 @@ class TemporalHead(nn.Module):
         self.axis = nn.Parameter(torch.randn(axes, width) * width**-0.5)
         self.blocks = nn.ModuleList(ResidualAttentionBlock(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
-        self.out = nn.Parameter(torch.randn(axes, width) * width**-0.5)
+        self.out = nn.Parameter(torch.zeros(axes, width))
 
     def forward(self, frame_BFN: Tensor, text_BD: Tensor) -> Tensor:
         """Returns scores (B, A)."""
@@ -123,9 +123,11 @@ class TemporalHead(nn.Module):
 
 
 class VideoScorer(nn.Module):
-    """Scores whole videos: a head over the embeddings of frames and over their patches.
+    """Scores whole videos: the mean of the frames' scaled cosines, as ``ImageScorer``, plus what a head says.
 
-    Patches say where things are, which an embedding does not; their change over frames is motion.
+    The head sees the frames' embeddings, their products with the prompt's, whose sum is the cosine, and patches.
+    Patches say where things are, which an embedding does not; their change over frames is motion. So a fit begins with
+    the judgement of single frames, and learns what they do not show.
     """
 
     def __init__(self, backbone: Backbone, head: TemporalHead) -> None:
@@ -139,7 +141,9 @@ class VideoScorer(nn.Module):
 
     def score(self, image_BFD: Tensor, patch_BFN: Tensor, text_BD: Tensor) -> Tensor:
         """Returns the same from the features of the backbone."""
-        return self.head(torch.cat([image_BFD, patch_BFN], 2), text_BD)
+        product_BFD = image_BFD * text_BD[:, None]
+        cosine_B1 = product_BFD.sum(2).mean(1, keepdim=True)
+        return self.backbone.scale * cosine_B1 + self.head(torch.cat([image_BFD, product_BFD, patch_BFN], 2), text_BD)
 
 
 def positions(count: int, width: int) -> Tensor:

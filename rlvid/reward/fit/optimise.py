@@ -75,7 +75,7 @@ def group_loss(scorer: Scorer, pairs: Pairs, objective: Objective) -> Tensor:
         total = total + objective.preferences * loss_P.sum()
     if objective.contrastive:
         _, prompt_P = pairs.tokens_PL.unique(dim=0, return_inverse=True)
-        scale = ImageScorer(backbone).scale
+        scale = backbone.scale
         for image_PD in nn.functional.normalize(image_QFD.mean(1), dim=-1).split(count):
             total = total + objective.contrastive / 2 * contrastive_loss(scale * image_PD @ text_PD.T, prompt_P).sum()
     return total
