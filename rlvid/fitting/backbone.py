@@ -73,6 +73,15 @@ def check_backbone(config: BackboneConfig, key: str = "backbone.path") -> list[P
     return sorted(path for path in source.iterdir() if path.is_file()) if source.is_dir() else [source]
 
 
+def preprocess_for(config: BackboneConfig, key: str = "backbone.path") -> Preprocess:
+    """Returns the policy that makes frames the input of a backbone, without reading its weights."""
+    if config.name.startswith("builtin"):
+        return Preprocess(_structure_of_builtin(config.name)["vision_cfg"]["image_size"])
+    where = f"{key} = {config.path!r}"
+    made = structure(config.name, find_files(config.name, str(config.path), where), where)
+    return preprocess_of(config.name, made["vision_cfg"]["image_size"])
+
+
 def begin(config: FitConfig, key: str = "backbone.path") -> Beginning:
     """Loads the CLIP of a fit, or builds it from the seed, and chooses the layers that are fitted.
 
@@ -110,7 +119,7 @@ def _published(config: BackboneConfig, seed: int, key: str) -> Beginning:
     source = find_files(config.name, str(config.path), where)
     clip, tokenise = load_random(config.name, seed) if source is None else load_clip(config.name, source, where)
     made = structure(config.name, source, where)
-    return Beginning(clip, made, tokenise, own_tokenizer(source), preprocess_of(config.name, clip))
+    return Beginning(clip, made, tokenise, own_tokenizer(source), preprocess_of(config.name, clip.visual.image_size))
 
 
 def scorer_of(config: FitConfig, beginning: Beginning, axes: int, chunk: int = 64, recompute: bool = False) -> Scorer:

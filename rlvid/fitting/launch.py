@@ -22,7 +22,7 @@ from rlvid.data.clips import EncodedClips, digest
 from rlvid.data.find import Skipped, size_and_ends
 from rlvid.data.training_set import Source
 from rlvid.files import held, read_mapping, write_atomic
-from rlvid.fitting.backbone import begin, check_backbone
+from rlvid.fitting.backbone import check_backbone, preprocess_for
 from rlvid.fitting.prepare import held_out_prompts, items, read_on_ray, write_pairs
 from rlvid.fitting.read import AXIS, Pair, check_enough, read_pairs
 from rlvid.fitting.report import MADE_WITH, REPORT, FitReport, judge_scores, write_report
@@ -232,7 +232,7 @@ def _prepare(asked: _Asked, work: Path, console: Console) -> list[Skipped]:
     if not (place / "meta.json").is_file() or not kept_lines.is_file():
         made = items(asked.pairs, asked.axes, asked.held_out, config.base)
         check_files([item["a_path"] for item in made[:1]], "pairs")
-        preprocess = begin(config).preprocess
+        preprocess = preprocess_for(config.backbone)
         console.print(f"reading {len(made)} pairs", highlight=False)
         show = counter("pairs")
         read = read_on_ray(made, config.frames, preprocess, config.readers)
@@ -246,12 +246,6 @@ def _prepare(asked: _Asked, work: Path, console: Console) -> list[Skipped]:
 
 
 def _check_left(rows: EncodedClips, axes: Sequence[str], left_out: Sequence[Any], base: str) -> None:
-    if (count := sum(rows.column("a_base")) + sum(rows.column("b_base"))) < _LEAST:
-        why = f" ({len(left_out)} pairs could not be read; the first: {left_out[0][1]})" if left_out else ""
-        raise ValueError(
-            f"base = {base!r}: the pairs show {count} samples of this model, and {_LEAST} or more set the unit of "
-            f"scores{why}; name another base, or one that no pair names, for all samples"
-        )
     asked = list(zip(rows.column("held_out"), rows.column("votes"), strict=True))
     for number, axis in enumerate(axes):
         for held_out, which in ((False, "to fit on"), (True, "to judge by")):
@@ -263,6 +257,12 @@ def _check_left(rows: EncodedClips, axes: Sequence[str], left_out: Sequence[Any]
                     f"the axis {axis!r} has {count} pairs {which}, and {_LEAST} are needed{why}; ask about more "
                     f"prompts, or {way} held_out"
                 )
+    if (count := sum(rows.column("a_base")) + sum(rows.column("b_base"))) < _LEAST:
+        why = f" ({len(left_out)} pairs could not be read; the first: {left_out[0][1]})" if left_out else ""
+        raise ValueError(
+            f"base = {base!r}: the pairs show {count} samples of this model, and {_LEAST} or more set the unit of "
+            f"scores{why}; name another base, or one that no pair names, for all samples"
+        )
 
 
 def _fit(job: "FitJob", console: Console) -> "Scores":

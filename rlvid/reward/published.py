@@ -64,16 +64,15 @@ def load_clip_reward(
     clip, tokenise = load_random(name) if source is None else load_clip(name, source, where)
     scale = float(clip.logit_scale.detach().float().exp()) if name == "pickscore" else 1.0
     clip = clip.to(device, getattr(torch, precision))
-    prepare = preprocess_of(name, clip, preprocess)
+    prepare = preprocess_of(name, clip.visual.image_size, preprocess)
     if name == "aesthetic":
         weight_D, bias = head(source and source / HEAD_FILE, clip.visual.output_dim, where)
         return AestheticReward(clip.visual, weight_D.to(device), bias.to(device), prepare, chunk, recompute=recompute)
     return ClipReward(clip, tokenise, prepare, chunk, recompute=recompute, scale=scale)
 
 
-def preprocess_of(name: str, clip: CLIP, preset_name: str | None = None) -> Preprocess:
-    """Returns the preprocessing of a reward's own code, or that of a named preset, at the size that a CLIP sees."""
-    size = clip.visual.image_size
+def preprocess_of(name: str, size: int | tuple[int, int], preset_name: str | None = None) -> Preprocess:
+    """Returns the preprocessing of a reward's own code, or that of a named preset, at the size that its CLIP sees."""
     default = "hpsv2" if name.startswith("hpsv2") else "pickscore" if name == "pickscore" else "clip"
     return preset(preset_name or default, size[0] if isinstance(size, tuple) else size)
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from rlvid.config.fit import FitConfig
-from rlvid.fitting.backbone import begin, check_backbone, scorer_of, spec_of
+from rlvid.fitting.backbone import begin, check_backbone, preprocess_for, scorer_of, spec_of
 from rlvid.reward.fit.folder import save_fitted
 from rlvid.reward.load import load_reward
 from rlvid.toy.tiny import save_tiny_clip
@@ -93,3 +93,10 @@ def test_half_precision_files_are_fitted_in_float32(tmp_path: Path) -> None:
     save_file({name: each.half() for name, each in load_file(file).items()}, file, metadata={"format": "pt"})
     made = begin(FitConfig(backbone={"name": "clip", "path": str(tmp_path / "clip")}))
     assert {each.dtype for each in made.clip.parameters()} == {torch.float32}
+
+
+def test_the_input_of_a_backbone_is_known_without_its_weights(tmp_path: Path) -> None:
+    save_tiny_clip(tmp_path / "clip")
+    for settings in ({}, {"name": "builtin-heldout"}, {"name": "clip", "path": str(tmp_path / "clip")}):
+        config = FitConfig(backbone=settings)
+        assert preprocess_for(config.backbone) == begin(config).preprocess
