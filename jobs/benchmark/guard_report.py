@@ -90,12 +90,20 @@ def rules_grid(summaries: dict[str, RuleSummary], fixed: int) -> Grid:
 
     rows = [
         [
-            RULES[rule] + (f" ({fixed})" if rule == "fixed" else ""), cell(SHARE, each.share), cell(score, each.regret),
+            RULES[rule] + (f" ({fixed})" if rule == "fixed" else ""), cell(SHARE, each.share),
+            SHARE.number(each.median), cell(score, each.regret),
             NONE if rule == "guard" else cell(SHARE, each.excess, "+"), cell(score, each.loss, "+"),
         ]
         for rule, each in summaries.items()
     ]  # fmt: skip
-    heads = ["Rule", "Regret, share of the gain", "Regret, score", "Share above the guard's", "Loss without a gain"]
+    heads = [
+        "Rule",
+        "Regret, share of the gain",
+        "Its median",
+        "Regret, score",
+        "Share above the guard's",
+        "Loss without a gain",
+    ]
     return Grid(heads, rows)
 
 

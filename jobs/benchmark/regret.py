@@ -107,12 +107,14 @@ class RuleSummary:
 
     Attributes:
         share: regret as a share of the best gain, over runs with a gain.
+        median: of the same shares; a few bad choices do not move it.
         regret: the same in the oracle's score.
         excess: the share of this rule less the guard's, run by run.
         loss: against the base, over runs without a gain.
     """
 
     share: Mean
+    median: float
     regret: Mean
     excess: Mean
     loss: Mean
@@ -180,8 +182,8 @@ def summarise(outcomes: Sequence[Outcome]) -> dict[str, RuleSummary]:
         share = [each.regret[rule] / each.gain for each in with_gain]
         excess = [(each.regret[rule] - each.regret[GUARD]) / each.gain for each in with_gain]
         found[rule] = RuleSummary(
-            _over(with_gain, share), _over(with_gain, regret), _over(with_gain, excess),
-            _over(without, [each.loss[rule] for each in without]),
+            _over(with_gain, share), float(np.median(share)) if share else math.nan, _over(with_gain, regret),
+            _over(with_gain, excess), _over(without, [each.loss[rule] for each in without]),
         )  # fmt: skip
     return found
 

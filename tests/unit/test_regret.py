@@ -127,6 +127,14 @@ def test_runs_without_a_gain_stand_apart() -> None:
     assert found["last"].excess.value == pytest.approx(found["last"].share.value - found[GUARD].share.value)
     nothing = summarise([measure(level("a"), 2)])
     assert math.isnan(nothing["last"].share.value)
+    assert math.isnan(nothing["last"].median)
+
+
+def test_the_median_is_over_runs_with_a_gain() -> None:
+    outcomes = [measure(each, 2) for each in (gamed(), gamed("b", peak=4), gamed("c", peak=3), level("a"))]
+    shares = sorted(each.regret["last"] / each.gain for each in outcomes if each.has_gain)
+    assert len(shares) == 3
+    assert summarise(outcomes)["last"].median == pytest.approx(shares[1])
 
 
 def test_intervals_are_over_groups_and_not_over_runs() -> None:
