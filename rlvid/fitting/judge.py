@@ -40,7 +40,7 @@ class Verdict:
 
     Attributes:
         accuracy: share of pairs with a majority in which the reward prefers what the majority prefers; the interval is
-            a bootstrap over prompts, or Wilson's with fewer than two prompts.
+            a bootstrap over prompts, and at least Wilson's for as many answers as there are prompts.
         kinds: the same by kind of pair.
         ceiling: share of votes that agree with the majority of the other votes on their pair; None where nobody voted
             on a pair that others voted on.
@@ -110,8 +110,10 @@ def _share(right_N: np.ndarray, prompts: Sequence[str]) -> Share:
     if not len(right_N):
         return Share(float("nan"), 0.0, 1.0, 0)
     share = float(right_N.mean())
-    several = len(set(prompts)) > 1
-    low, high = bootstrap_interval(right_N, np.array(prompts)) if several else wilson(share, len(right_N))
+    low, high = wilson(share, count := len(set(prompts)))
+    if count > 1:  # a bootstrap of pairs that are all right has no width
+        ends = bootstrap_interval(right_N, np.array(prompts))
+        low, high = min(low, ends[0]), max(high, ends[1])
     return Share(share, low, high, len(right_N))
 
 

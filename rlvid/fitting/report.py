@@ -172,9 +172,9 @@ def _card(report: FitReport) -> str:
         "## How well it agrees with the votes", "", report.grid().markdown(), "",
         *(f"- {markdown_text(line)}" for line in report.words()), "",
         "Accuracy: the share of pairs with a majority in which the reward prefers the majority's choice; its interval "
-        "is a bootstrap over prompts. Voters agree: the share of votes that agree with the majority of the other votes "
-        "on their pair. Calibration error: the mean distance of predicted and seen shares, in ten bins (see "
-        "calibration.png). No held-out prompt was fitted on.", "",
+        "is a bootstrap over prompts, at least Wilson's. Voters agree: the share of votes that agree with the majority "
+        "of the other votes on their pair. Calibration error: the mean distance of predicted and seen shares, in ten "
+        "bins (see calibration.png). No held-out prompt was fitted on.", "",
         "## How it was made", "",
         f"- Begun with the CLIP of {config.backbone.name}; {size} of it were fitted.",
         f"- {config.steps} steps of {config.batch_size} pairs, learning rate {config.lr:g}, seed {config.seed}.",

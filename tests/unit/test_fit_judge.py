@@ -57,3 +57,11 @@ def test_calibration_is_the_mean_distance_in_bins() -> None:
     assert [row[0] for row in rows] == [2, 1, 1]
     assert rows[0][1:] == pytest.approx((0.07, 0.5))
     assert error == pytest.approx((2 * 0.43 + 0.05 + 0) / 4)
+
+
+def test_few_pairs_that_are_all_right_prove_little() -> None:
+    few = judge([pair(name, 1.0, 1.0) for name in "abcd"], "quality").accuracy
+    assert (few.share, few.high) == (1.0, 1.0)
+    assert few.low == pytest.approx(4 / (4 + 1.959964**2), abs=1e-4), "Wilson's"
+    many = judge([pair(f"{name}", 1.0, 1.0) for name in range(100)], "quality").accuracy
+    assert many.low > 0.95
