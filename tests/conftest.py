@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,23 @@ def _threads() -> None:
 
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", max(1, min(2, os.cpu_count() or 1) // processes))))
+
+
+@pytest.fixture
+def rlvid(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """The command, which must succeed, in this process; returns what it printed."""
+
+    def command(*arguments: object) -> str:
+        from rlvid.cli import main
+
+        monkeypatch.setattr("sys.argv", ["rlvid", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        told = capsys.readouterr()
+        assert not stopped.value.code, told.err
+        return told.out
+
+    return command
 
 
 @pytest.fixture(autouse=True)

@@ -1,11 +1,12 @@
 """What Ray Train calls on each worker of a fit."""
 
+from functools import partial
 from typing import Any
 
-import ray
 import ray.train
 
 from rlvid.fitting.worker import FitJob, FitWorker, Scores
+from rlvid.train.progress import end_requested
 from rlvid.train.reporter import Reporter
 
 
@@ -21,14 +22,8 @@ def fit_worker(job: FitJob, progress: Any) -> dict[str, Scores | None]:
         if rank == 0:
             progress.put.remote(latest)
 
-    def ended() -> bool:
-        try:
-            return bool(ray.get(progress.end_requested.remote(), timeout=1))
-        except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError):  # its node is lost, or slow
-            return False
-
     with reporter.explain_errors():
-        worker = FitWorker(job, rank, world, tell, ended)
+        worker = FitWorker(job, rank, world, tell, partial(end_requested, progress))
         if rank == 0:
             progress.start.remote(worker.first_step)
         return {"scores": worker.finish() if worker.run() else None}

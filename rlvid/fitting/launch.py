@@ -63,7 +63,7 @@ def fit_reward(
     address: str | None = None,
     outside: bool = False,
 ) -> FitReport | None:
-    """Fits a reward to preference pairs, or goes on with a fit that was interrupted.
+    """Fits a reward to preference pairs, or resumes an interrupted fit.
 
     Args:
         config: of the fit.

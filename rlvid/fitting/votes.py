@@ -26,6 +26,7 @@ from rlvid.config.model import ModelConfig
 from rlvid.data.pairs import PAIRS
 from rlvid.diffusion.generate import generate
 from rlvid.evaluate.load import device, load_run
+from rlvid.evaluate.models import parse_spec
 from rlvid.files import atomic_file
 from rlvid.models.trained import load_trainable
 from rlvid.models.unet3d import UNet3DModel
@@ -102,10 +103,9 @@ def _models(runs: Sequence[str]) -> Iterator[tuple[str, UNet3DModel, float]]:
     for guidance in _GUIDANCE:
         yield ("base" if guidance == _GUIDANCE[0] else f"base, guidance {guidance:g}"), base, guidance
     for run in runs:
-        where, _, scale = run.partition("*")
-        folder, _, step = where.partition("@")
-        tuned = load_run(folder, int(step) if step else None)
-        yield run, tuned.use(float(scale or 1)), tuned.config.sampling.guidance
+        spec = parse_spec(run)
+        tuned = load_run(spec.run, None if spec.which is None else int(spec.which))
+        yield run, tuned.use(1.0 if spec.scale is None else spec.scale), tuned.config.sampling.guidance
 
 
 def write_votes(out: Path, pairs: Iterator[_Pair], noise: float, seed: int) -> tuple[int, int]:
@@ -168,6 +168,9 @@ def main() -> None:
     parser.add_argument("--noise", type=float, default=0.08, help="share of votes that are turned around")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
+    for run in given.runs:
+        if parse_spec(run).which in ("best", "all"):
+            raise ValueError(f"--runs {run}: name one checkpoint by its step, or none for the latest")
 
     def pairs() -> Iterator[_Pair]:
         yield from rendered(given.rendered, given.seed, given.footage, given.without)

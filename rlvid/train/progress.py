@@ -74,6 +74,14 @@ class ProgressActor:
         return self._overdue
 
 
+def end_requested(actor: Any) -> bool:
+    """Returns whether an interrupted driver asks for a checkpoint and the end; actor: a ``ProgressActor``."""
+    try:
+        return bool(ray.get(actor.end_requested.remote(), timeout=1))
+    except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError):  # its node is lost, or slow
+        return False
+
+
 class ProgressLine:
     """Shows a run's progress while the block runs: a live line on a terminal, elsewhere a line every ten seconds.
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import ray
 import ray.train
 import torch
 from torch import distributed
@@ -33,6 +32,7 @@ from rlvid.train.guard_folder import stop_flag
 from rlvid.train.handover import Handover
 from rlvid.train.job import Job
 from rlvid.train.metrics import TensorBoard, average, speeds
+from rlvid.train.progress import end_requested
 from rlvid.train.reporter import Reporter
 from rlvid.train.resume import carries_over
 from rlvid.train.waits import Waits
@@ -173,7 +173,8 @@ class Worker:
         rewarded = sum(update.metrics.get("reward/weighted", (0.0, 0.0))[1] for update in updates)
         sums |= {"optimiser/loss": (loss, 1.0), "cost/videos": (rewarded, 1.0), "data/lost": (self._lost, 1.0)}
         guarded = self.config.guard.every > 0 and self.config.guard.stop
-        asked_to_stop = self.rank == 0 and ((guarded and stop_flag(self.run).is_file()) or self._end_requested())
+        flagged = guarded and stop_flag(self.run).is_file()
+        asked_to_stop = self.rank == 0 and (flagged or end_requested(self.progress))
         sums["stop"] = (float(asked_to_stop), 1.0)  # summed with the rest, so that all workers stop at the same step
         values = average(summed([sums, *(update.metrics for update in updates)]))
         self.stopped = values.pop("stop") > 0
@@ -248,13 +249,6 @@ class Worker:
         if leaving:
             log.warning("a node is about to be taken away (%s): saves a checkpoint now", ", ".join(sorted(leaving)))
         return bool(leaving)
-
-    def _end_requested(self) -> bool:
-        """Returns whether an interrupted driver asks for a checkpoint and the end."""
-        try:
-            return bool(ray.get(self.progress.end_requested.remote(), timeout=1))
-        except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError):  # its node is lost, or slow
-            return False
 
     @property
     def out_of_time(self) -> bool:

@@ -1,31 +1,21 @@
 """The loop by the commands alone: videos, votes, a reward, a model trained on it, and its evaluation."""
 
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 from pyarrow import parquet
 from runs import settings
 
-from rlvid.cli import main
 from rlvid.study.pairs import choose_pairs
 from rlvid.study.store import Store
 from rlvid.study.videos import Videos
 
 
 def test_votes_become_a_reward_that_a_model_is_trained_on(
-    folder: Path, ray_cluster: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, ray_cluster: Any, rlvid: Callable[..., str]
 ) -> None:
-    def rlvid(*arguments: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["rlvid", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        told = capsys.readouterr()
-        assert not stopped.value.code, told.err
-        return told.out
-
     def train(name: str, *overrides: str) -> Path:
         rlvid("train", "toy", *settings(folder, name, "method=draft", "optimizer.lr=0.01", *overrides))
         return folder / "runs" / name

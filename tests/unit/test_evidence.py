@@ -1,30 +1,18 @@
 """From runs to evidence by the commands alone: evaluate over seeds, report, and a study of the same videos."""
 
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from evaluated_runs import another
 from helpers import save_run
 from pyarrow import parquet
 
-from rlvid.cli import main
 from rlvid.study.pairs import choose_pairs
 from rlvid.study.store import Store
 from rlvid.study.videos import Videos
 
 
-def test_runs_become_tables_a_page_and_preferences(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def rlvid(*arguments: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["rlvid", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        told = capsys.readouterr()
-        assert not stopped.value.code, told.err
-        return told.out
-
+def test_runs_become_tables_a_page_and_preferences(tmp_path: Path, rlvid: Callable[..., str]) -> None:
     run, _ = save_run(tmp_path)
     runs = [run, another(run, "run1", seed=1), another(run, "ddpo", method={"name": "ddpo"})]
     (tmp_path / "own.txt").write_text("".join(f"a dog number {number}\n" for number in range(6)))
