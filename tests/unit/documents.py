@@ -185,6 +185,7 @@ def _parsed(script: str, words: Sequence[str]) -> Any:
             if script.endswith(".py"):
                 runpy.run_path(str(ROOT / script), run_name="__main__")
             else:
+                patch.delitem(sys.modules, script, raising=False)  # a test may have imported it: runpy warns then
                 runpy.run_module(script, run_name="__main__", alter_sys=False)
         except Parsed as found:
             return found.args[0]
