@@ -23,6 +23,12 @@ class BackboneConfig(Section):
         "blocks; 0 fits the head alone; null: all weights",
     )
 
+    towers: Literal["both", "text"] = Field(
+        "both",
+        description="what is fitted of it: both towers, or the text's alone; then, as with layers=0, what the image "
+        "tower says of the frames is computed once, and steps are quick",
+    )
+
     @model_validator(mode="after")
     def _path_fits(self) -> "BackboneConfig":
         builtin = self.name.startswith("builtin")

@@ -60,9 +60,11 @@ def check_backbone(config: BackboneConfig, key: str = "backbone.path") -> list[P
     else:
         source = check_files(config.name, str(config.path), where)
         made = structure(config.name, source, where)
-    blocks = [made[tower]["layers"] for tower in ("vision_cfg", "text_cfg")]
+    blocks = [made[tower]["layers"] for tower in ("text_cfg", "vision_cfg")]
     if not all(isinstance(each, int) for each in blocks):
         raise ValueError(f"{where}: its image tower is no transformer; name another CLIP")
+    if config.towers == "text":
+        del blocks[1:]
     if config.layers is not None and config.layers > 1 + min(blocks):
         raise ValueError(
             f"backbone.layers = {config.layers}: the smaller tower has {1 + min(blocks)} groups of layers; allowed: 0 "
@@ -92,7 +94,7 @@ def begin(config: FitConfig, key: str = "backbone.path") -> Beginning:
     builtin = backbone.name.startswith("builtin")
     made = _builtin(backbone, config.seed) if builtin else _published(backbone, config.seed, key)
     made.clip.float().eval()  # files may hold half precision, in which AdamW loses small steps, and drop patches
-    choose_layers(made.clip, backbone.layers)
+    choose_layers(made.clip, backbone.layers, image=backbone.towers == "both")
     return made
 
 

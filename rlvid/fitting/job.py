@@ -22,8 +22,12 @@ def fit_worker(job: FitJob, progress: Any) -> dict[str, Scores | None]:
         if rank == 0:
             progress.put.remote(latest)
 
+    def note(line: str) -> None:
+        if rank == 0:
+            progress.note.remote(line, "looks")
+
     with reporter.explain_errors():
-        worker = FitWorker(job, rank, world, tell, partial(end_requested, progress))
+        worker = FitWorker(job, rank, world, tell, note, partial(end_requested, progress))
         if rank == 0:
             progress.start.remote(worker.first_step)
         return {"scores": worker.finish() if worker.run() else None}

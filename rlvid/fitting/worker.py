@@ -19,8 +19,9 @@ from rlvid.data.order import clip_indices
 from rlvid.data.training_set import Source
 from rlvid.files import atomic_file
 from rlvid.fitting.backbone import begin, scorer_of, spec_of
+from rlvid.fitting.looks import LOOKS, Looks
 from rlvid.reward.fit.folder import save_fitted
-from rlvid.reward.fit.optimise import Fitter, Objective, Pairs, Schedule, scores
+from rlvid.reward.fit.optimise import Fitter, Objective, Pairs, Schedule, as_input, scores
 from rlvid.train.checkpoint import checkpoint_write_errors
 from rlvid.train.engine import load_plain
 from rlvid.train.metrics import TensorBoard
@@ -81,6 +82,7 @@ class FitWorker:
         rank: of this worker.
         world: W.
         tell: is called with the numbers of each step.
+        note: is called with lines for the console.
         ended: asks, after each step of worker 0, whether to save and end.
     """
 
@@ -90,10 +92,12 @@ class FitWorker:
         rank: int = 0,
         world: int = 1,
         tell: Callable[[dict[str, float]], Any] = lambda latest: None,
+        note: Callable[[str], Any] = lambda line: None,
         ended: Callable[[], bool] = lambda: False,
     ) -> None:
         config = job.config
-        self.job, self.config, self.rank, self.world, self.tell, self.ended = job, config, rank, world, tell, ended
+        self.job, self.config, self.rank, self.world = job, config, rank, world
+        self.tell, self.note, self.ended = tell, note, ended
         self.device = torch.device("cuda", torch.cuda.current_device()) if job.use_gpu else torch.device("cpu")
         self.rows = job.pairs.open()
         sides = zip(self.rows.column("held_out"), self.rows.column("a_base"), self.rows.column("b_base"), strict=True)
@@ -111,12 +115,17 @@ class FitWorker:
             decay=config.average,
             clip_norm=config.clip_norm,
         )
+        seen = any(each.requires_grad for each in self.scorer.backbone.clip.visual.parameters())
+        self.looks = None if seen else Looks(job.work / LOOKS, len(self.rows))
         self.first_step = self._restore()
         self._began = time.perf_counter()
 
     def run(self) -> bool:
         """Takes the steps that are left, and saves the state at times; returns whether the last one was taken."""
         steps, every, done = self.config.steps, self.config.checkpoint_every, self.first_step
+        if done < steps:
+            self._look()
+        self._began = time.perf_counter()
         board = TensorBoard(self.job.work / "tensorboard", self.first_step) if self.rank == 0 else None
         for step in range(self.first_step, steps):
             started = time.perf_counter()
@@ -149,10 +158,48 @@ class FitWorker:
         size = self.config.batch_size
         serials = [step * size + place for place in range(self.rank, size, self.world)]
         places = [self.fitted[draw] for draw in clip_indices(serials, len(self.fitted), self.config.seed)]
-        rows = self.rows.rows(places, (*_SIDES, "preference"))
-        preference_PA = torch.tensor(rows["preference"].to_pylist(), dtype=torch.float32)
-        tokens_PL, a_PFCHW, b_PFCHW = self._media(rows)
-        return Pairs(serials, tokens_PL, a_PFCHW, b_PFCHW, preference_PA.to(self.device))
+        rows = self.rows.rows(places, ("caption", "preference") if self.looks else (*_SIDES, "preference"))
+        preference_PA = torch.tensor(rows["preference"].to_pylist(), dtype=torch.float32).to(self.device)
+        if self.looks:
+            a, b = self.looks.read(places).to(self.device).unbind(1)
+            return Pairs(serials, self._tokens(rows), a, b, preference_PA)
+        return Pairs(serials, *self._media(rows), preference_PA)
+
+    def _look(self) -> None:
+        """Lets a fixed image tower look at all pairs, divided among the workers; every worker must call it."""
+        if self.looks is None:
+            return
+        began, wrong = time.perf_counter(), ""
+        for done, number in enumerate(range(self.rank, self.looks.files, self.world)):
+            try:
+                self.looks.make(number, self._looks_of)
+            except ValueError as error:
+                wrong = str(error)
+                break
+            if done == 1:  # the first one may have been there, or was slow
+                left = (time.perf_counter() - began) / 2 * (self.looks.files / self.world - 2)
+                self.note(
+                    f"features of {self.looks.count} pairs are computed once: some {max(1, round(left / 60))} min"
+                )
+        if distributed.is_initialized():
+            found = [""] * self.world
+            distributed.all_gather_object(found, wrong)
+            wrong = next(filter(None, found), "")
+        if wrong:
+            raise ValueError(wrong)
+
+    def _looks_of(self, places: Sequence[int]) -> Tensor:
+        _, a_PFCHW, b_PFCHW = self._media(rows := self.rows.rows(places, (*_SIDES, "source")))
+        with torch.no_grad():
+            looks = [self.scorer.backbone.look(as_input(self.scorer, each)).half() for each in (a_PFCHW, b_PFCHW)]
+        found = torch.stack(looks, 1)
+        if not bool((fine_P := found.isfinite().flatten(1).all(1)).all()):
+            named = rows.to_pylist()[int((~fine_P).nonzero()[0])]
+            raise ValueError(
+                f"{named['source']} ({named['caption']}): the features of its frames are no numbers below 65504; take "
+                "another backbone"
+            )
+        return found
 
     def finish(self) -> Scores | None:
         """Scores pairs with the averaged weights, and writes the fitted reward; worker 0 returns the scores."""
@@ -206,10 +253,12 @@ class FitWorker:
 
     def _media(self, rows: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Returns tokens_PL and the frames (P, F, C, H, W), uint8, of both sides of rows."""
-        tokens_PL = self.beginning.tokenise(rows["caption"].to_pylist())
         shapes = rows["shape"].to_pylist()
         a_PFCHW, b_PFCHW = (_frames(rows[side], shapes).to(self.device) for side in ("a", "b"))
-        return tokens_PL.to(self.device), a_PFCHW, b_PFCHW
+        return self._tokens(rows), a_PFCHW, b_PFCHW
+
+    def _tokens(self, rows: Any) -> Tensor:
+        return self.beginning.tokenise(rows["caption"].to_pylist()).to(self.device)
 
     def _add_up(self, total: Tensor) -> None:
         if distributed.is_initialized():

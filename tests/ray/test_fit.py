@@ -51,7 +51,7 @@ def config(**settings: Any) -> FitConfig:
     return FitConfig(**small | settings)
 
 
-Fit = Callable[[int], Path]
+Fit = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +62,15 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def fitted(source: Path, ray_cluster: Any) -> Fit:
     """Gives the folder of a fit of a number of workers that went through; each is fitted once."""
-    found: dict[int, Path] = {}
+    found: dict[tuple[int, str], Path] = {}
 
-    def get(workers: int) -> Path:
-        if workers not in found:
-            out = source.parent.with_name(f"by-{workers}")
-            report = fit_reward(config(workers=workers), source, out, QUIET)
+    def get(workers: int, towers: str = "both") -> Path:
+        if (workers, towers) not in found:
+            out = source.parent.with_name(f"by-{workers}-{towers}")
+            report = fit_reward(config(workers=workers, backbone={"towers": towers}), source, out, QUIET)
             assert isinstance(report, FitReport)
-            found[workers] = out
-        return found[workers]
+            found[workers, towers] = out
+        return found[workers, towers]
 
     return get
 
@@ -84,9 +84,9 @@ def losses(folder: Path) -> list[tuple[int, float]]:
     return read_events(folder / "tensorboard", "fit/loss".__eq__)["fit/loss"]
 
 
-@pytest.mark.parametrize("workers", [2, 4])
-def test_any_number_of_workers_fits_the_same_reward(fitted: Fit, workers: int) -> None:
-    alone, together = fitted(1), fitted(workers)
+@pytest.mark.parametrize(("workers", "towers"), [(2, "both"), (4, "both"), (2, "text")])
+def test_any_number_of_workers_fits_the_same_reward(fitted: Fit, workers: int, towers: str) -> None:
+    alone, together = fitted(1, towers), fitted(workers, towers)
     weights = [load_file(each / "model.safetensors") for each in (alone, together)]
     assert difference(*weights) <= 1e-6
     one, other = (json.loads((each / "reward.json").read_text()) for each in (alone, together))
@@ -108,7 +108,7 @@ def test_what_cannot_be_used_is_left_out_counted_and_named(fitted: Fit) -> None:
     assert verdict["held_out"]["accuracy"]["pairs"] + verdict["fitted"]["pairs"] == 15
     assert (told["base"]["model"], told["base"]["samples"]) == ("base", 15)
     assert [step for step, _ in losses(fitted(1))] == [*range(STEPS)]
-    assert not fitted(1).with_name("by-1.unfinished").exists()
+    assert not fitted(1).with_name("by-1-both.unfinished").exists()
 
 
 def test_a_fit_that_is_there_is_kept_and_no_other_is_put_in_its_place(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rlvid.config.fit import FitConfig
 from rlvid.data.training_set import Source
+from rlvid.fitting.looks import LOOKS, PAIRS_IN_FILE, Looks
 from rlvid.fitting.prepare import held_out_prompts, items, read_batch, write_pairs
 from rlvid.fitting.read import Media, Pair, Vote
 from rlvid.fitting.worker import RESULT, STATE, FitJob, FitWorker, Scores
@@ -80,10 +81,7 @@ def put_together(shares: list[Pairs]) -> Pairs:
     """The pairs of all workers in the order of their serials."""
     whole = Pairs(
         [serial for each in shares for serial in each.serials],
-        *(
-            torch.cat([getattr(each, name) for each in shares])
-            for name in ("tokens_PL", "a_PFCHW", "b_PFCHW", "preference_PA")
-        ),
+        *(torch.cat([getattr(each, name) for each in shares]) for name in ("tokens_PL", "a", "b", "preference_PA")),
     )
     return whole.take(sorted(range(len(whole.serials)), key=whole.serials.__getitem__))
 
@@ -99,13 +97,13 @@ def test_any_number_of_workers_has_the_same_batches_and_none_has_a_held_out_pair
     for step in range(4):
         (alone,) = (each.share(step) for each in workers[1])
         assert list(alone.serials) == [*range(8 * step, 8 * step + 8)]
-        drawn |= {*pixels(alone.a_PFCHW)}
+        drawn |= {*pixels(alone.a)}
         for world in (2, 4):
             shares = [each.share(step) for each in workers[world]]
             assert {len(each.serials) for each in shares} == {8 // world}
             together = put_together(shares)
             assert list(together.serials) == list(alone.serials)
-            for name in ("tokens_PL", "a_PFCHW", "b_PFCHW", "preference_PA"):
+            for name in ("tokens_PL", "a", "b", "preference_PA"):
                 assert torch.equal(getattr(together, name), getattr(alone, name)), name
     a = rows.rows(range(COUNT), ["a"])["a"].to_pylist()
     assert drawn == {each for place, each in enumerate(a) if place not in held_out}, "12 pairs in 4 batches of 8"
@@ -189,6 +187,52 @@ def test_the_written_reward_scores_base_samples_with_the_asked_mean_and_deviatio
     if kind == "image":  # the mean of several axes deviates less
         assert float(base.std()) == pytest.approx(0.05, rel=1e-4)
     assert standard_N.abs().max() > 0.1, "the scores of the sides differ"
+
+
+@pytest.mark.parametrize("kind", AXES)
+def test_a_fixed_image_tower_looks_at_each_pair_once(sources: dict[str, Source], tmp_path: Path, kind: str) -> None:
+    backbone = {"towers": "text"}
+    alone = FitWorker(job(sources, tmp_path / "alone", kind, backbone=backbone, contrastive=0.3))
+    assert alone.run()
+    (file,) = (tmp_path / "alone" / LOOKS).iterdir()
+    before = {name: each.detach().clone() for name, each in alone.scorer.named_parameters()}
+    share = alone.share(1)
+    assert share.a.dtype == torch.float16
+    found = alone.fitter.gradient(share)
+    alone.looks = None
+    seen = alone.fitter.gradient(alone.share(1))  # through the image tower
+    assert seen.norm() > 1e-3
+    assert (found - seen).norm() < 3e-3 * seen.norm(), "float16 and no more"
+    begun = FitWorker(job(sources, tmp_path / "begun", kind, backbone=backbone))
+    same = {name for name, each in begun.scorer.named_parameters() if torch.equal(each, before[name])}
+    assert {name for name in before if ".visual." in name} <= same
+    assert len(same) < len(before), "the rest was fitted"
+    time_of = file.stat().st_mtime_ns
+    again = FitWorker(job(sources, tmp_path / "alone", kind, backbone=backbone, contrastive=0.3, steps=5))
+    assert again.run()
+    assert file.stat().st_mtime_ns == time_of
+
+
+def test_any_number_of_workers_looks_at_the_pairs_alike(tmp_path: Path) -> None:
+    look_NM = torch.randn(3 * PAIRS_IN_FILE - 5, 2, 4, 6).half()
+    one, two = Looks(tmp_path / "one", len(look_NM)), Looks(tmp_path / "two", len(look_NM))
+    for number in range(one.files):
+        one.make(number, lambda places: look_NM[list(places)])
+    for rank in range(2):
+        for number in range(rank, two.files, 2):
+            two.make(number, lambda places: look_NM[list(places)])
+    assert one.files == 3
+    places = [0, 186, 64, 63, 5, 128]
+    for each in (one, two):
+        assert torch.equal(each.read(places), look_NM[places])
+
+
+def test_features_that_are_no_numbers_are_named_with_their_pair(sources: dict[str, Source], tmp_path: Path) -> None:
+    worker = FitWorker(job(sources, tmp_path, backbone={"towers": "text"}))
+    worker.beginning.clip.visual.proj.data[0, 0] = math.nan
+    with pytest.raises(ValueError, match=r"^votes:0 \(.+\): the features .* another backbone$"):
+        worker.run()
+    assert not [*tmp_path.glob(f"{LOOKS}/*")]
 
 
 def test_a_damaged_state_is_named_in_one_line(sources: dict[str, Source], tmp_path: Path) -> None:

@@ -138,7 +138,15 @@ def test_the_last_layers_alone_are_fitted() -> None:
         "logit_scale", "text_projection", "visual", "transformer", "ln_final",
     }  # fmt: skip
     assert not {"visual.conv1.weight", "token_embedding.weight", "visual.positional_embedding"} & fitted
+    choose_layers(clip, 2, image=False)
+    assert fitted - {name for name, each in clip.named_parameters() if each.requires_grad} == {
+        name for name in fitted if name.startswith("visual.")
+    }
     choose_layers(clip, None)
     assert all(each.requires_grad for each in clip.parameters())
+    choose_layers(clip, None, image=False)
+    assert {name for name, each in clip.named_parameters() if not each.requires_grad} == {
+        name for name, _ in clip.named_parameters() if name.startswith("visual.")
+    }
     with pytest.raises(ValueError, match=r"layers = 3: .* allowed: 0 to 2"):
         choose_layers(clip, 3)

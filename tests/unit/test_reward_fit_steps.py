@@ -83,7 +83,7 @@ def test_the_gradient_is_that_of_the_mean_loss(kind: str) -> None:
     made, batch = fitter(kind, Objective(frames=None), dtype=torch.float64), pairs(0, 1 if kind == "image" else 2)
     total = made.gradient(batch)
     model = made.scorer
-    a_PA, b_PA = (model(each.double() / 255, batch.tokens_PL) for each in (batch.a_PFCHW, batch.b_PFCHW))
+    a_PA, b_PA = (model(each.double() / 255, batch.tokens_PL) for each in (batch.a, batch.b))
     loss = preference_loss(a_PA - b_PA, batch.preference_PA.double()).mean()  # every axis has votes
     expected = torch.autograd.grad(loss, list(made.parameters.values()), allow_unused=True)
     flat = torch.cat(
@@ -101,7 +101,7 @@ def test_without_votes_the_loss_is_clips_within_groups() -> None:
     found = group_loss(made, batch, Objective(preferences=0, contrastive=1.0, frames=None))
     backbone = made.backbone
     text_PD, expected = backbone.text(batch.tokens_PL), torch.zeros((), dtype=torch.float64)
-    for frames in (batch.a_PFCHW, batch.b_PFCHW):
+    for frames in (batch.a, batch.b):
         image_PD = torch.nn.functional.normalize(backbone(frames.double() / 255)[0].mean(1), dim=-1)
         expected = (
             expected + contrastive_loss(made.backbone.scale * image_PD @ text_PD.T, torch.arange(GROUP)).sum() / 2
@@ -114,12 +114,12 @@ def test_both_sides_are_seen_at_the_same_frames_which_depend_on_the_draw_alone()
     numbered = torch.arange(FRAMES, dtype=torch.uint8)[None, :, None, None, None].expand(BATCH, -1, 3, 16, 16)
     batch = Pairs(batch.serials, batch.tokens_PL, numbered, numbered, batch.preference_PA)
     drawn = draw_frames(batch, Objective(frames=2))
-    assert torch.equal(drawn.a_PFCHW, drawn.b_PFCHW)
-    chosen_PS = drawn.a_PFCHW[:, :, 0, 0, 0]
+    assert torch.equal(drawn.a, drawn.b)
+    chosen_PS = drawn.a[:, :, 0, 0, 0]
     assert (chosen_PS[:, 0] < chosen_PS[:, 1]).all()
     assert len({tuple(each) for each in chosen_PS.tolist()}) > 3
     part = draw_frames(batch.take([3, 5]), Objective(frames=2))
-    assert torch.equal(part.a_PFCHW, drawn.a_PFCHW[[3, 5]])
+    assert torch.equal(part.a, drawn.a[[3, 5]])
 
 
 def test_a_resumed_fit_is_an_uninterrupted_one() -> None:
@@ -147,7 +147,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
 
 
 def accuracy(model: ImageScorer | VideoScorer, batch: Pairs) -> float:
-    a_PA, b_PA = (scores(model, [(each, batch.tokens_PL)]) for each in (batch.a_PFCHW, batch.b_PFCHW))
+    a_PA, b_PA = (scores(model, [(each, batch.tokens_PL)]) for each in (batch.a, batch.b))
     return float(((a_PA > b_PA) == (batch.preference_PA > 0.5)).double().mean())
 
 

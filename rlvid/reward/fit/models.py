@@ -48,11 +48,18 @@ class Backbone(nn.Module):
 
     def forward(self, frames_BFCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Returns normalised embeddings image_BFD of frames in [0, 1], and N numbers of their patches, patch_BFN."""
+        return self.divide(self.look(frames_BFCHW))
+
+    def look(self, frames_BFCHW: Tensor) -> Tensor:
+        """Returns all that the image tower says of frames in [0, 1]: look_BFM, at least float32."""
         images = normalise(self.preprocess(frames_BFCHW.flatten(0, 1))).to(self.clip.logit_scale.dtype)
         flat = in_chunks(self._look, self.chunk, self.recompute, images)
-        flat_BFN, size = at_least_float32(flat).unflatten(0, frames_BFCHW.shape[:2]), self.clip.visual.output_dim
-        image_BFD = nn.functional.normalize(flat_BFN[..., :size], dim=-1)
-        return image_BFD, flat_BFN[..., size:]
+        return at_least_float32(flat).unflatten(0, frames_BFCHW.shape[:2])
+
+    def divide(self, look_BFM: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns image_BFD and patch_BFN, as ``forward``, of what ``look`` returned."""
+        size = self.clip.visual.output_dim
+        return nn.functional.normalize(look_BFM[..., :size], dim=-1), look_BFM[..., size:]
 
     def _look(self, images_NCHW: Tensor) -> Tensor:
         """Returns embeddings and averaged patches in one row an image."""
@@ -90,7 +97,8 @@ class TemporalHead(nn.Module):
     """A transformer over the features of frames that scores videos of any length, an axis a head; 0 at first.
 
     Its tokens are a learned one for each axis, one of the prompt, and one of each frame, with the sinusoidal position
-    of the frame's number (Vaswani et al. 2017, section 3.5).
+    of the frame's number (Vaswani et al. 2017, section 3.5). A convolution over three frames adds to a frame how it
+    differs from its neighbours.
 
     Args:
         features: numbers of a frame N.
@@ -106,6 +114,8 @@ class TemporalHead(nn.Module):
     ) -> None:
         super().__init__()
         self.frame, self.prompt = nn.Linear(features, width), nn.Linear(text, width)
+        self.change = nn.Conv1d(width, width, 3, padding=1, padding_mode="replicate")
+        self.mix = nn.Linear(width, width)
         self.axis = nn.Parameter(torch.randn(axes, width) * width**-0.5)
         self.blocks = nn.ModuleList(ResidualAttentionBlock(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
@@ -114,6 +124,8 @@ class TemporalHead(nn.Module):
     def forward(self, frame_BFN: Tensor, text_BD: Tensor) -> Tensor:
         """Returns scores (B, A)."""
         frame_BFW = self.frame(frame_BFN.to(self.out))
+        change_BFW = self.change(frame_BFW.transpose(1, 2)).transpose(1, 2)
+        frame_BFW = frame_BFW + self.mix(nn.functional.gelu(change_BFW))
         frame_BFW = frame_BFW + positions(*frame_BFW.shape[1:]).to(frame_BFW)
         axis_BAW = self.axis.expand(len(frame_BFW), -1, -1)
         token_BTW = torch.cat([axis_BAW, self.prompt(text_BD.to(self.out))[:, None], frame_BFW], 1)
@@ -153,22 +165,27 @@ def positions(count: int, width: int) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], 1)
 
 
-def choose_layers(clip: CLIP, layers: int | None) -> None:
-    """Lets the last ``layers`` groups of both towers be fitted; None for all weights, 0 for none.
+def choose_layers(clip: CLIP, layers: int | None, image: bool = True) -> None:
+    """Lets the last ``layers`` groups of the towers be fitted; None for all weights, 0 for none.
 
     A group is, from the end: the projection, the last block with its norm, then a block each.
+
+    Args:
+        clip: the model.
+        layers: of each tower.
+        image: whether the image tower is fitted, too.
 
     Raises:
         ValueError: a tower has fewer groups.
     """
-    towers = (
-        (clip.visual.proj, clip.visual.ln_post, clip.visual.transformer.resblocks),
-        (clip.text_projection, clip.ln_final, clip.transformer.resblocks),
-    )
+    text = (clip.text_projection, clip.ln_final, clip.transformer.resblocks)
+    towers = [(clip.visual.proj, clip.visual.ln_post, clip.visual.transformer.resblocks)] * image + [text]
     most = 1 + min(len(blocks) for _, _, blocks in towers)
     if layers is not None and not 0 <= layers <= most:
         raise ValueError(f"layers = {layers}: the smaller tower has {most} groups of layers; allowed: 0 to {most}")
     clip.requires_grad_(layers is None)
+    if not image:
+        clip.visual.requires_grad_(False)
     if layers:
         clip.logit_scale.requires_grad_(True)
         for projection, norm, blocks in towers:

@@ -25,21 +25,22 @@ class Pairs:
     Attributes:
         serials: numbers of their draws in the whole fit: step times batch size, plus place.
         tokens_PL: token ids of the prompts.
-        a_PFCHW: uint8, at the size of the scorer's input.
-        b_PFCHW: the same.
+        a: uint8 pixels (P, F, C, H, W) at the size of the scorer's input; or, where the image tower is not fitted, what
+            it says of them (P, F, M), from ``Backbone.look``.
+        b: the same.
         preference_PA: of ``a`` on each axis, in [0, 1]; NaN where nobody was asked.
     """
 
     serials: Sequence[int]
     tokens_PL: Tensor
-    a_PFCHW: Tensor
-    b_PFCHW: Tensor
+    a: Tensor
+    b: Tensor
     preference_PA: Tensor
 
     def take(self, places: Sequence[int]) -> "Pairs":
         """Returns the pairs at these places."""
         rows = list(places)
-        tensors = (self.tokens_PL, self.a_PFCHW, self.b_PFCHW, self.preference_PA)
+        tensors = (self.tokens_PL, self.a, self.b, self.preference_PA)
         return Pairs([self.serials[row] for row in rows], *(each[rows] for each in tensors))
 
 
@@ -64,8 +65,8 @@ def group_loss(scorer: Scorer, pairs: Pairs, objective: Objective) -> Tensor:
     """Returns the sum of the losses of a group's pairs, each the mean over its axes with votes: a scalar."""
     pairs = draw_frames(pairs, objective) if isinstance(scorer, ImageScorer) else pairs
     backbone, count = scorer.backbone, len(pairs.serials)
-    both_QFCHW = torch.cat([as_input(scorer, each) for each in (pairs.a_PFCHW, pairs.b_PFCHW)])
-    image_QFD, patch_QFN = backbone(both_QFCHW)
+    both = torch.cat([pairs.a, pairs.b])
+    image_QFD, patch_QFN = backbone.divide(both.float()) if both.dim() == 3 else backbone(as_input(scorer, both))
     text_PD = backbone.text(pairs.tokens_PL)
     total = torch.zeros((), device=image_QFD.device)
     if objective.preferences:
@@ -88,14 +89,14 @@ def as_input(scorer: Scorer, pixels: Tensor) -> Tensor:
 
 def draw_frames(pairs: Pairs, objective: Objective) -> Pairs:
     """Returns the pairs with the frames that are looked at: the same ones of both sides."""
-    length = pairs.a_PFCHW.shape[1]
+    length = pairs.a.shape[1]
     if objective.frames is None or objective.frames >= length:
         return pairs
     positions = [(serial,) for serial in pairs.serials]
     uniform_PF = randomness.uniform((length,), objective.seed, "fit frames", positions)
-    chosen_PS = uniform_PF.argsort(1)[:, : objective.frames].sort(1).values.to(pairs.a_PFCHW.device)
+    chosen_PS = uniform_PF.argsort(1)[:, : objective.frames].sort(1).values.to(pairs.a.device)
     rows_P1 = torch.arange(len(pairs.serials), device=chosen_PS.device)[:, None]
-    return replace(pairs, a_PFCHW=pairs.a_PFCHW[rows_P1, chosen_PS], b_PFCHW=pairs.b_PFCHW[rows_P1, chosen_PS])
+    return replace(pairs, a=pairs.a[rows_P1, chosen_PS], b=pairs.b[rows_P1, chosen_PS])
 
 
 def groups(pairs: Pairs, batch_size: int, group: int) -> Iterator[Pairs]:
@@ -159,9 +160,7 @@ class Fitter:
     def gradient(self, pairs: Pairs) -> Tensor:
         """Returns the gradient of the summed losses of a share of a batch, and their sum in the last place: float64."""
         parameters = list(self.parameters.values())
-        total = torch.zeros(
-            sum(each.numel() for each in parameters) + 1, dtype=torch.float64, device=pairs.a_PFCHW.device
-        )
+        total = torch.zeros(sum(each.numel() for each in parameters) + 1, dtype=torch.float64, device=pairs.a.device)
         for part in groups(pairs, self.batch_size, self.group):
             loss = group_loss(self.scorer, part, self.objective)
             found = torch.autograd.grad(loss, parameters, allow_unused=True)
