@@ -26,9 +26,9 @@ def fit(
     pairs: Annotated[
         Path,
         typer.Argument(
-            help="What rlvid study export wrote, or a table (.csv, .tsv, .jsonl, .parquet) with the columns prompt, a, "
-            "b (files of images or videos), preference (1 for a, 0 for b, 0.5 for a tie), and where it has them axis, "
-            "annotator, kind, a_model, b_model."
+            help="What rlvid study export wrote, a folder NAME.parquet of such files, or a table (.csv, .tsv, .jsonl, "
+            ".parquet) with the columns prompt, a, b (files of images or videos), preference (1 for a, 0 for b, 0.5 "
+            "for a tie), and where it has them axis, annotator, kind, a_model, b_model."
         ),
     ],
     overrides: Annotated[

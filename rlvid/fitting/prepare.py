@@ -9,8 +9,10 @@ cannot be read is left out and named.
 import hashlib
 import json
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +42,9 @@ ROWS = pa.schema(
 NaN and 0 where nobody was asked; the place of its first vote; and whether each side sets the unit of scores."""
 _TOLD = ("caption", "shape", "preference", "votes", "kind", "held_out", "a_base", "b_base")
 _READ = ROWS.append(pa.field("error", pa.string()))
-_BATCH, _CPUS = 4, 0.5
-_PART_BYTES, _GROUP_BYTES = 2**28, 2**20
+_CPUS = 0.5
+_BATCH_BYTES, _PART_BYTES, _GROUP_BYTES = 2**24, 2**28, 2**20
+"""Pixels that a task of Ray reads, of a file and of a row group in it."""
 
 
 def read_media(media: Media, frames: int, preprocess: Preprocess) -> Tensor:
@@ -81,30 +84,30 @@ def _exported(media: Media) -> list[bytes]:
     assert media.row is not None
     try:
         changed = media.path.stat().st_mtime_ns
-        first = 0
-        for group in range((footer := _footer(media.path, changed)).num_row_groups):
-            rows = footer.row_group(group).num_rows
-            if media.row < first + rows:
-                found = _group(media.path, changed, group)[media.side][media.row - first].as_py()
-                if not found:
-                    raise ImageError(f"{media}: has no frames; export the study again")
-                return [bytes(frame) for frame in found]
-            first += rows
+        _, ends = _footer(media.path, changed)
+        if (group := bisect_right(ends, media.row)) < len(ends):
+            first = ends[group - 1] if group else 0
+            found = _group(media.path, changed, group)[media.side][media.row - first].as_py()
+            if not found:
+                raise ImageError(f"{media}: has no frames; export the study again")
+            return [bytes(frame) for frame in found]
     except (pa.ArrowException, OSError, TypeError) as error:
         raise ValueError(f"{media}: cannot be read: {' '.join(str(error).split())[:120]}") from error
-    raise ValueError(f"{media}: the file has {first} rows; export the study again")
+    raise ValueError(f"{media}: the file has {ends[-1] if ends else 0} rows; export the study again")
 
 
 @lru_cache(maxsize=1)
-def _footer(path: Path, changed: int) -> pq.FileMetaData:
+def _footer(path: Path, changed: int) -> tuple[pq.FileMetaData, list[int]]:
+    """Returns the footer, and the number of rows up to the end of each row group."""
     with open_parquet(path) as file:
-        return file.metadata
+        footer = file.metadata
+        return footer, [*accumulate(footer.row_group(group).num_rows for group in range(footer.num_row_groups))]
 
 
 @lru_cache(maxsize=1)
 def _group(path: Path, changed: int, group: int) -> pa.Table:
     """Returns both sides of a row group: neighbouring pairs lie in one."""
-    with open_parquet(path, metadata=_footer(path, changed)) as file:
+    with open_parquet(path, metadata=_footer(path, changed)[0]) as file:
         return file.read_row_group(group, columns=["a", "b"])
 
 
@@ -193,12 +196,16 @@ def write_pairs(
         if done == len(skipped) > 0:
             raise ValueError(f"no pair can be read; the first reason: {skipped[0].reason}")
 
-    bytes_of_pair = 6 * max(1, frames) * size * size
+    bytes_of_pair = _bytes_of_pair(frames, size)
     write_listing(
         rows(), "pairs", ROWS, lambda: {"fingerprint": content.hexdigest()[:16], "axes": list(axes)}, out,
         in_part=max(1, _PART_BYTES // bytes_of_pair), in_group=max(1, _GROUP_BYTES // bytes_of_pair),
     )  # fmt: skip
     return skipped
+
+
+def _bytes_of_pair(frames: int, size: int) -> int:
+    return 6 * frames * size * size
 
 
 def read_on_ray(made: list[dict[str, Any]], frames: int, preprocess: Preprocess, readers: int) -> Iterator[pa.Table]:
@@ -208,13 +215,14 @@ def read_on_ray(made: list[dict[str, Any]], frames: int, preprocess: Preprocess,
     from rlvid.cluster.connect import start_ray
 
     start_ray()
-    blocks = min(10_000, math.ceil(len(made) / _BATCH))
+    batch = min(64, max(4, _BATCH_BYTES // _bytes_of_pair(frames, preprocess.size)))
+    blocks = min(10_000, math.ceil(len(made) / batch))
     table = pa.Table.from_pylist(made)  # keeps NaN and None apart
     dataset = ray.data.from_arrow(table).repartition(blocks)
     dataset.context.enable_progress_bars = False
     dataset.context.execution_options.preserve_order = True
     rows = dataset.map_batches(
-        read_batch, fn_kwargs={"frames": frames, "preprocess": preprocess}, batch_size=_BATCH, batch_format="pyarrow",
+        read_batch, fn_kwargs={"frames": frames, "preprocess": preprocess}, batch_size=batch, batch_format="pyarrow",
         num_cpus=_CPUS, compute=ray.data.TaskPoolStrategy(size=readers),
     )  # fmt: skip
     yield from rows.iter_batches(batch_size=None, batch_format="pyarrow")

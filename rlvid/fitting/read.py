@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def read_pairs(source: str | Path, *, outside: bool = False) -> tuple[list[Pair]
     """Returns the pairs in the order of their first votes, and all votes and pairs that are left out.
 
     Args:
-        source: what ``rlvid study export`` wrote, or a manifest.
+        source: what ``rlvid study export`` wrote, a folder ``NAME.parquet`` of several such files, or a manifest.
         outside: whether a manifest may name files outside its folder.
 
     Raises:
@@ -106,7 +107,11 @@ def read_pairs(source: str | Path, *, outside: bool = False) -> tuple[list[Pair]
     """
     path = Path(source)
     skipped: list[Skipped] = []
-    answers = _from_export(path, skipped) if _is_export(path) else _from_manifest(path, outside, skipped)
+    files = table_files(path)
+    if any(map(_is_export, files)):
+        answers: Iterable[_Answer] = chain.from_iterable(_from_export(file, skipped) for file in files)
+    else:
+        answers = _from_manifest(path, outside, skipped)
     pairs = list(_pool(answers, path, skipped))
     if not pairs:
         reason = f"; the first reason: {skipped[0]}" if skipped else ""
@@ -128,7 +133,7 @@ def check_enough(pairs: Iterable[Pair], axes: Iterable[str], least: int, where: 
 
 
 def _is_export(path: Path) -> bool:
-    if path.suffix.lower() != ".parquet" or not path.is_file():
+    if path.suffix.lower() != ".parquet":
         return False
     try:
         with open_parquet(path) as file:
@@ -139,7 +144,7 @@ def _is_export(path: Path) -> bool:
 
 
 def _from_export(path: Path, skipped: list[Skipped]) -> Iterator[_Answer]:
-    """Yields the votes of an export; of each pair, the frames of its first row count."""
+    """Yields the votes of an export; of each pair, the frames of its first row count. Files have no pair in common."""
     first: dict[frozenset[object], tuple[int, str]] = {}
     number = -1
     try:
@@ -152,7 +157,7 @@ def _from_export(path: Path, skipped: list[Skipped]) -> Iterator[_Answer]:
                     number += 1
                     row = Row(f"{path}: row {number + 1}", values)
                     case = tuple(values[name] for name in ("set", "steps", "index", "copy"))
-                    key = frozenset({(values["a_model"], case), (values["b_model"], case)})
+                    key = frozenset({(path, values["a_model"], case), (path, values["b_model"], case)})
                     place, model = first.setdefault(key, (number, values["a_model"]))
                     sides = ("a", "b") if values["a_model"] == model else ("b", "a")
                     try:

@@ -166,6 +166,26 @@ def test_an_export_is_read_without_its_frames(folder: Path) -> None:
         read_pairs(path)
 
 
+def test_a_folder_of_exports_is_one_table_whose_files_share_no_pair(folder: Path) -> None:
+    place = folder / "rounds.parquet"
+    place.mkdir()
+    for number, prompt in enumerate(("a dog", "a cat")):
+        rows = [{"prompt": prompt, "index": index, "preference": 1.0} for index in range(number + 1)]
+        export(folder, rows).rename(place / f"round-{number}.parquet")
+    pairs, skipped = read_pairs(place)
+    found = [(pair.prompt, pair.a) for pair in pairs]
+    assert found == [
+        ("a dog", Media(place / "round-0.parquet", 0, "a")),
+        ("a cat", Media(place / "round-1.parquet", 0, "a")),
+        ("a cat", Media(place / "round-1.parquet", 1, "a")),
+    ]
+    assert skipped == []
+    whole = (place / "round-1.parquet").read_bytes()
+    (place / "round-1.parquet").write_bytes(whole[:-9])
+    with pytest.raises(ValueError, match=r"round-1\.parquet: is not a Parquet file, or a damaged one"):
+        read_pairs(place)
+
+
 def test_an_axis_with_too_few_pairs_is_refused(folder: Path) -> None:
     pairs, _ = read_pairs(manifest(folder, [row(axis="quality"), row("x.png", "z.png", axis="quality"), row(axis="m")]))
     check_enough(pairs, ["quality"], 2, "votes")
