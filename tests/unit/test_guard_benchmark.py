@@ -18,7 +18,12 @@ from rlvid.evaluate.scorers import parse_rewards
 from rlvid.runs.checkpoints import CheckpointRef
 
 SETUP = {"set": "in_domain", "prompts": 8, "videos": 2, "steps": 2, "seed": 0}
-ABOUT = {"method": "draft", "lr": 0.01, "rewards": {"reward": "builtin"}, "files": ["base.json", "step-000002x0.5.json"]}
+ABOUT = {
+    "method": "draft",
+    "lr": 0.01,
+    "rewards": {"reward": "builtin"},
+    "files": ["base.json", "step-000002x0.5.json"],
+}
 
 
 def model(step: int | None, scale: float = 1.0) -> EvaluatedModel:
