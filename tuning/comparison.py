@@ -33,10 +33,16 @@ def by_seed(sweep: Sweep, outcomes: list[Outcome]) -> dict[str, list[list[dict[s
 def table(base: dict[str, Any], results: dict[str, list[list[dict[str, Any]]]]) -> str:
     """Markdown: the base, then all settings at their end; mean over seeds ± half of Student's 95 % interval.
 
-    Bold where a mean is above the base's by more than that. The last column is over the videos of a seed. Metrics
-    without a value are left out.
+    Below settings stand their further scales of the learned change, where these were measured. Bold where a mean is
+    above the base's by more than that. The last column is over the videos of a seed. Metrics without a value are left
+    out.
     """
-    groups = {"base": [base]} | {name: [run[-1] for run in runs] for name, runs in results.items()}
+    groups = {"base": [base]}
+    for name, runs in results.items():
+        ends = [run[-1] for run in runs]
+        groups[name] = ends
+        for scale in ends[0].get("scaled", {}):
+            groups[f"{name} at scale {scale}"] = [end | end["scaled"][scale] for end in ends]
     known = [m for m in MAIN if any(math.isfinite(end["mean"][m]) for ends in groups.values() for end in ends)]
     rows: list[list[Cell | str]] = []
     for name, ends in groups.items():

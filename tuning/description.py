@@ -3,7 +3,7 @@
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, model_validator
@@ -45,6 +45,9 @@ class Evaluation(Section):
     copies: int = Field(1, ge=1, le=16, description="videos of each prompt; from 2 on, diversity is measured")
     steps: int | None = Field(None, ge=1, le=500, description="DDIM steps D; default: sampling.steps of the base")
     seed: int = Field(0, ge=0, description="of the noise")
+    scales: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        [], description="scales of the learned change at which trials are measured too, for the table over seeds"
+    )
 
 
 class Sweep(Section):

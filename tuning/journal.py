@@ -61,6 +61,7 @@ class _Scores(BaseModel):
     mean: dict[str, float]
     std: dict[str, float]
     rows: list[dict[str, Any]]
+    scaled: dict[str, dict[str, dict[str, float]]] = {}
 
 
 @dataclass

@@ -18,6 +18,7 @@ from rlvid.evaluate.results.summary import summarise
 from rlvid.evaluate.score import VideoBatch, evaluate_model, split
 from rlvid.evaluate.scorers import load_run_scorer
 from rlvid.models.trained import load_trainable
+from rlvid.models.unet3d import UNet3DModel
 from rlvid.runs.checkpoints import read_state
 from tuning.description import COST, Evaluation, Sweep
 
@@ -46,31 +47,40 @@ def measure(job: dict[str, Any], run: str | None, step: int) -> dict[str, Any]:
 
     Returns:
         ``step``, ``seconds`` of training steps and ``videos`` rewarded until then, ``mean`` and ``std`` over videos of
-        every metric, and the ``rows`` (``rlvid.evaluate.results.rows.Row``) that they are of.
+        every metric, and the ``rows`` (``rlvid.evaluate.results.rows.Row``) that they are of; ``scaled`` has mean and
+        std at each further scale of the learned change, none of the base model.
     """
     work_here(job)
     config, how = RunConfig.model_validate(job["base"]), Evaluation.model_validate(job["evaluation"])
+    scorer = load_run_scorer(config, device())
+
+    def rows_at(model: UNet3DModel) -> list[Row]:
+        sampling, parts = config.sampling, split(job["prompts"], how.copies)
+        name, prompt_set, steps = "base" if run is None else Path(run).name, Path(how.prompts).stem, how.steps
+        return evaluate_model(
+            model,
+            (VideoBatch(name, prompt_set, steps or sampling.steps, start, part, how.copies) for start, part in parts),
+            scorer,
+            seed=how.seed,
+            guidance=sampling.guidance,
+            final=sampling.final_level,
+        )
+
     cost: dict[str, float] = {COST: 0.0, "videos": 0}
+    scaled = dict[str, dict[str, dict[str, float]]]()
     if run is None:
-        model = load_trainable(config.model, config.seed, config.model.path, device())
+        rows = rows_at(load_trainable(config.model, config.seed, config.model.path, device()))
     else:
         tuned = load_run(run, step)
-        model = tuned.use(1.0)
+        rows = rows_at(tuned.use(1.0))
+        for scale in how.scales:
+            (own,) = summarise(rows_at(tuned.use(scale)))
+            scaled[f"{scale:g}"] = {"mean": own.mean, "std": own.std}
         state = read_state(tuned.checkpoint.folder)
         cost = {COST: state.seconds, "videos": state.videos}
-    sampling, parts = config.sampling, split(job["prompts"], how.copies)
-    name, prompt_set, steps = "base" if run is None else Path(run).name, Path(how.prompts).stem, how.steps
-    rows = evaluate_model(
-        model,
-        (VideoBatch(name, prompt_set, steps or sampling.steps, start, part, how.copies) for start, part in parts),
-        load_run_scorer(config, device()),
-        seed=how.seed,
-        guidance=sampling.guidance,
-        final=sampling.final_level,
-    )
     (summary,) = summarise(rows)
     kept = [{key: value for key, value in asdict(row).items() if key != "extra"} for row in rows]
-    return {"step": step, **cost, "mean": summary.mean, "std": summary.std, "rows": kept}
+    return {"step": step, **cost, "mean": summary.mean, "std": summary.std, "rows": kept, "scaled": scaled}
 
 
 def rows_of(scores: dict[str, Any]) -> list[Row]:

@@ -216,7 +216,7 @@ def say_where(sweep: Sweep) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; a user's mistake is one line and exit code 2, failed trials give 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sweep", nargs="?", default="toy", help="toy, methods, modelscope or a YAML file")
+    parser.add_argument("sweep", nargs="?", default="toy", help="name of a shipped sweep, such as toy, or a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="keys of the sweep or of the run")
     parser.add_argument("--address", help="Ray cluster to use; default: RAY_ADDRESS, else Ray on this machine")
     options = parser.parse_intermixed_args(arguments)

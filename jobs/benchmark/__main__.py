@@ -22,6 +22,7 @@ PARTS = {
     "rollout": "a batch of GRPO, by how many steps of its chains are trained",
     "reward-accuracy": "how often rewards prefer the better video of a pair, by what is wrong with the other one",
     "guard": "regret of the guard's checkpoint and scale, against four rules and by the oracle",
+    "pixel-ascent": "how far gradient ascent on pixels raises a reward, and whether the oracle follows",
     "gpu": "full-size steps on this GPU in at most 8 minutes; torch alone, no Ray",
     "gpu-ray": "two steps of rlvid train on a GPU, held to the same steps on a CPU",
 }

@@ -7,9 +7,10 @@ The runs are finished ones of the built-in world, with several checkpoints each,
 checkpoint is evaluated once at every scale: the same prompts from the same noise, the trained and the held-out rewards,
 motion, consistency, diversity, distance from the base, and the oracle's score. ``--out`` keeps a small file for each,
 so that a call that was interrupted continues where it was. It then holds ``regret.md``, ``regret.json`` and
-``regret.png`` over all runs that are complete in it. Without runs, the second form only writes these three.
+``regret.png`` over all runs that are complete in it. Without runs, the second form only writes these three. They also
+have the rank correlation of each reward and metric with the oracle over all checkpoints.
 
-``jobs/benchmark/regret.py`` defines regret and false alarms.
+``jobs/benchmark/regret.py`` defines regret and false alarms, ``jobs/benchmark/correlation.py`` the correlations.
 """
 
 import argparse
@@ -184,7 +185,8 @@ def read_run(folder: Path) -> MeasuredRun | None:
             candidates.append(Candidate(found["step"], found["scale"], values))
         except (ValueError, KeyError, TypeError) as error:
             raise damaged(path, error, "delete it; it is then measured anew") from None
-    return MeasuredRun(folder.name, f"{about['method']} at {about['lr']:g}", candidates)
+    trained = about["rewards"][TRAINED]
+    return MeasuredRun(folder.name, f"{about['method']} at {about['lr']:g} on {trained}", candidates, trained)
 
 
 def main(arguments: list[str]) -> None:

@@ -1,9 +1,10 @@
-"""The report on the guard: tables in Markdown, the numbers as JSON, and a picture."""
+"""The report on the guard: tables in Markdown, of regret and of correlation, the numbers as JSON, and a picture."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from jobs.benchmark.correlation import LEAST, Correlation, correlate
 from jobs.benchmark.regret import (
     ERRORS,
     ORACLE,
@@ -25,6 +26,7 @@ from rlvid.plots.curves import Panel, Point, png_of_panels
 from rlvid.plots.style import styles_of
 
 ALONE, SCALED = "at scale 1 alone", "with scales"
+COEFFICIENT = Metric("correlation", "Correlation", digits=2)
 _STEM = "regret"
 
 
@@ -40,7 +42,8 @@ def write_report(out: Path, runs: Sequence[MeasuredRun], fixed: int) -> str:
     outcomes = {way: [measure(run, fixed) for run in each] for way, each in ways.items()}
     summaries = {way: summarise(each) for way, each in outcomes.items()}
     alarms = [alarm for run in runs if (alarm := find_alarm(run))]
-    page = page_of(outcomes, summaries, alarms, fixed)
+    correlations = {way: correlate(each) for way, each in ways.items()}
+    page = page_of(outcomes, summaries, correlations, alarms, fixed)
     write_atomic(out / f"{_STEM}.md", page.encode())
     content = {
         "fixed": fixed,
@@ -48,6 +51,7 @@ def write_report(out: Path, runs: Sequence[MeasuredRun], fixed: int) -> str:
         "rules": {way: {rule: asdict(each) for rule, each in found.items()} for way, found in summaries.items()},
         "alarms": [asdict(each) for each in alarms],
         "false alarms": asdict(false_alarms(alarms)),
+        "correlations": {way: {m: asdict(each) for m, each in found.items()} for way, found in correlations.items()},
     }
     write_atomic(out / f"{_STEM}.json", json_text(content).encode())
     write_atomic(out / f"{_STEM}.png", picture(summaries))
@@ -57,6 +61,7 @@ def write_report(out: Path, runs: Sequence[MeasuredRun], fixed: int) -> str:
 def page_of(
     outcomes: dict[str, list[Outcome]],
     summaries: dict[str, dict[str, RuleSummary]],
+    correlations: dict[str, dict[str, Correlation]],
     alarms: Sequence[Alarm],
     fixed: int,
 ) -> str:
@@ -76,7 +81,8 @@ def page_of(
         "gain over the base, and as a score. Each rule, and the oracle, chooses on one half of the prompts, and both "
         "are read on the other. Loss: the base's score less that of the choice, over runs without such a gain. "
         "Intervals: 95 %, bootstrap over methods at a learning rate.", "",
-        alarms_line(alarms, len(outcomes[SCALED])), "", "## Runs", "", runs_grid(outcomes).markdown(), "",
+        alarms_line(alarms, len(outcomes[SCALED])), "", *correlation_lines(correlations),
+        "## Runs", "", runs_grid(outcomes).markdown(), "",
     ]  # fmt: skip
     return "\n".join(lines)
 
@@ -105,6 +111,39 @@ def rules_grid(summaries: dict[str, RuleSummary], fixed: int) -> Grid:
         "Loss without a gain",
     ]
     return Grid(heads, rows)
+
+
+def correlation_lines(correlations: dict[str, dict[str, Correlation]]) -> list[str]:
+    """Returns the section on the rank correlation of each metric with the oracle's score."""
+    lines = ["## Rank correlation with the oracle", ""]
+    for way, found in correlations.items():
+        lines += [f"Checkpoints {way}:", "", correlation_grid(found).markdown(), ""]
+    return [
+        *lines,
+        "Spearman's correlation of a metric's mean with the mean of the oracle's score: 1 where both order the "
+        "checkpoints alike, 0 where neither order says anything about the other. The base model is left out. Pooled: "
+        "over the checkpoints of all runs together. Within a run: the mean over runs of each run's own correlation; a "
+        f"run of fewer than {LEAST} checkpoints has none. Intervals: 95 %, bootstrap over runs.",
+        "",
+    ]
+
+
+def correlation_grid(found: dict[str, Correlation]) -> Grid:
+    """Returns a row for each metric."""
+    rows = [
+        [
+            title_of(metric), str(each.runs), str(each.checkpoints),
+            *(COEFFICIENT.interval(mean.value, mean.low, mean.high, "+") for mean in (each.pooled, each.within)),
+        ]
+        for metric, each in found.items()
+    ]  # fmt: skip
+    return Grid(["Metric", "Runs", "Checkpoints", "Pooled", "Within a run"], rows)
+
+
+def title_of(metric: str) -> str:
+    """Returns the name of a metric of a correlation; one of the trained reward may say which reward that is."""
+    key, _, name = metric.partition(": ")
+    return metric_of(key).name + (f", {name}" if name else "")
 
 
 def runs_grid(outcomes: dict[str, list[Outcome]]) -> Grid:

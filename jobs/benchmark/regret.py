@@ -17,8 +17,8 @@ false alarm     an alarm (a fatal warning of the guard) after which a later chec
                 beyond noise, than the best one up to the alarm; both are chosen on one half and read on the other
 ==============  ====================================================================================================
 
-Intervals of means are bootstraps over groups, a group being a method at a learning rate; the interval of the share of
-false alarms is Wilson's.
+Intervals of means are bootstraps over groups, a group being a method at a learning rate and on a trained reward; the
+interval of the share of false alarms is Wilson's.
 """
 
 import math
@@ -46,15 +46,23 @@ RULES = {
 
 @dataclass(frozen=True)
 class MeasuredRun:
-    """A finished run and its candidates, the base model first; ``group`` is its method and learning rate."""
+    """A finished run and its candidates, the base model first.
+
+    Attributes:
+        name: of the run.
+        group: its method, learning rate and trained reward.
+        candidates: the base model and the checkpoints at all scales.
+        trained: the name of the trained reward.
+    """
 
     name: str
     group: str
     candidates: Sequence[Candidate]
+    trained: str = ""
 
     def at_scale_1(self) -> "MeasuredRun":
         """Returns the run without the candidates of other scales."""
-        return MeasuredRun(self.name, self.group, [c for c in self.candidates if not c.step or c.scale == 1])
+        return replace(self, candidates=[c for c in self.candidates if not c.step or c.scale == 1])
 
     @property
     def checkpoints(self) -> list[Candidate]:
@@ -68,7 +76,7 @@ class Outcome:
 
     Attributes:
         run: its name.
-        group: its method and learning rate.
+        group: its method, learning rate and trained reward.
         gain: the best gain.
         error: the standard error of the best gain over prompts.
         regret: rule -> regret.

@@ -18,7 +18,12 @@ from rlvid.evaluate.scorers import parse_rewards
 from rlvid.runs.checkpoints import CheckpointRef
 
 SETUP = {"set": "in_domain", "prompts": 8, "videos": 2, "steps": 2, "seed": 0}
-ABOUT = {"method": "draft", "lr": 0.01, "files": ["base.json", "step-000002x0.5.json"]}
+ABOUT = {
+    "method": "draft",
+    "lr": 0.01,
+    "rewards": {"reward": "builtin"},
+    "files": ["base.json", "step-000002x0.5.json"],
+}
 
 
 def model(step: int | None, scale: float = 1.0) -> EvaluatedModel:
@@ -49,7 +54,7 @@ def test_a_candidate_comes_back_from_its_file_with_a_value_per_prompt(tmp_path: 
     write(folder, model(None, 0.0), model(2, 0.5))
     run = read_run(folder)
     assert run is not None
-    assert (run.name, run.group) == ("run", "draft at 0.01")
+    assert (run.name, run.group) == ("run", "draft at 0.01 on builtin")
     base, tuned = run.candidates
     assert (base.step, tuned.step, tuned.scale) == (0, 2, 0.5)
     assert tuned.values[ORACLE] == pytest.approx([0.6] * 4), "the finite video stands for its prompt"

@@ -29,7 +29,40 @@ def test_the_sweep_over_policy_gradients_has_three_seeds_of_each() -> None:
     assert sorted(runs) == [(name, seed) for name in ("ddpo", "dpok", "grpo") for seed in range(3)]
 
 
-@pytest.mark.parametrize("name", sorted(shipped_sweeps().keys() - {"methods", "policy"}))
+def test_the_sweep_for_the_guard_keeps_eight_checkpoints_of_runs_that_nothing_stops() -> None:
+    made = load_sweep("guard")
+    planned = made.planned()
+    assert len(planned) >= 24
+    assert (made.scheduler, made.unit) == ("none", "steps")
+    runs = [made.run(settings, trial_name(number, settings), made.rungs[-1]) for number, settings in enumerate(planned)]
+    assert len({run.name for run in runs}) == len(runs)
+    rates: dict[str, set[float]] = {}
+    for run in runs:
+        assert run.train.steps // run.output.checkpoint_every >= 8
+        assert run.output.keep_checkpoints >= 8
+        assert not run.guard.every
+        assert run.model.path == "builtin", "which alone has an oracle"
+        rates.setdefault(run.method.name, set()).add(run.optimizer.lr)
+    assert all(sorted(each) == [min(each), 2 * min(each), 4 * min(each)] for each in rates.values())
+
+
+def test_the_sweep_over_remedies_has_each_beside_none_at_equal_seconds() -> None:
+    made = load_sweep("remedies")
+    assert (made.scheduler, made.unit, len(made.rungs)) == ("none", "seconds", 1)
+    runs = {s["variant"]: made.run(s, "trial", made.rungs[-1]) for s in made.planned()}
+    assert made.count == 3 * len(runs)
+    plain, remedies = runs.pop("none"), runs.keys()
+    assert remedies == {"kl-path-1", "kl-path-10", "denoising", "levels", "pessimism", "ceiling", "lower-rate"}
+    assert {run.method.name for run in runs.values()} == {plain.method.name} == {"instructvideo"}
+    assert all(run != plain for run in runs.values())
+    assert runs["lower-rate"].optimizer.lr < plain.optimizer.lr == runs["levels"].optimizer.lr
+    assert runs["kl-path-1"].method.kl_at == "path"
+    assert (runs["ceiling"].reward.ceiling, runs["ceiling"].reward.tar_normalisation) == (0.8, "normalised")
+    assert runs["pessimism"].reward.pessimism > 0
+    assert made.evaluation.scales
+
+
+@pytest.mark.parametrize("name", sorted(shipped_sweeps().keys() - {"guard", "methods", "policy", "remedies"}))
 def test_shipped_sweeps_are_valid(name: str) -> None:
     made = load_sweep(name)
     planned = made.planned()

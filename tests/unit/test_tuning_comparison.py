@@ -114,6 +114,14 @@ def test_the_table_has_the_base_once_and_each_variant_at_its_end() -> None:
     assert sure[3].startswith("| rwr | 20 | 80 | **0.800 ± 0.025** |")
 
 
+def test_further_scales_stand_below_their_settings() -> None:
+    ends = [point(10, value) | {"scaled": {"0.5": {k: point(0, value / 2)[k] for k in ("mean", "std")}}}
+            for value in (0.79, 0.80, 0.81)]  # fmt: skip
+    lines = table(point(0, 0.5), {"rwr": [[end] for end in ends], "raft": [[point(10, 0.6)]]}).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["base", "rwr", "rwr at scale 0.5", "raft"]
+    assert lines[4].startswith("| rwr at scale 0.5 | 20 | 80 | 0.400 ± 0.012 |")
+
+
 def test_the_report_has_the_seeds_of_each_variant_in_one_row(tmp_path: Path) -> None:
     made = sweep(tmp_path, "space.seed=[0, 1]", "space.variant={a: {}, b: {}}")
     made.folder.mkdir()
