@@ -11,7 +11,7 @@ import torch
 import rlvid.toy
 from rlvid.diffusion.generate import generate
 from rlvid.models.unet3d import load_model
-from rlvid.reward.clip import load_clip_folder
+from rlvid.reward.load import load_reward
 
 WEIGHTS = Path(rlvid.toy.__file__).parent / "weights"
 
@@ -35,8 +35,7 @@ def test_the_command_makes_every_part_that_is_not_there(tmp_path: Path) -> None:
     frames = generate(model, ["a red circle moving left"], seed=0, steps=2)
     assert frames.shape == (1, 8, 3, 32, 32)
     assert frames.isfinite().all()
-    tokenizer = tmp_path / "model" / "tokenizer"
-    rewards = [load_clip_folder(tmp_path / name, tokenizer) for name in ("reward", "heldout")]
+    rewards = [load_reward("fitted", path=str(tmp_path / name)) for name in ("reward", "heldout")]
     scores = [reward(frames, ["a red circle moving left"]) for reward in rewards]
     assert all(score.isfinite().all() for score in scores)
     assert not torch.equal(*scores), "two seeds gave one reward"

@@ -9,10 +9,13 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 from open_clip.model import CLIP
-from safetensors.torch import save_file
 from transformers import CLIPTokenizer
 
 from rlvid.models.stored import CLASSES, save_text_encoder, save_tokenizer
+from rlvid.reward.clip import ClipReward
+from rlvid.reward.fit.folder import Spec, load_fitted, save_fitted
+from rlvid.reward.fit.models import Backbone, ImageScorer
+from rlvid.reward.preprocess import Preprocess
 from rlvid.toy.pretrain.autoencoder import clean_error, fit_autoencoder
 from rlvid.toy.pretrain.common import log
 from rlvid.toy.pretrain.denoiser import Phase, build_scheduler, fit_denoiser
@@ -77,20 +80,20 @@ def main() -> None:
 
 
 def save_reward(model: CLIP, tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Writes open_clip's configuration and the weights as safetensors."""
+    """Writes a reward in the layout of ``rlvid reward fit``; its answers are the plain cosine."""
     folder.mkdir(parents=True)
-    config = ARCHITECTURE | {"text_cfg": ARCHITECTURE["text_cfg"] | {"vocab_size": len(tokenizer)}}
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_file(
-        {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}, folder / "model.safetensors"
-    )
+    structure = ARCHITECTURE | {"text_cfg": ARCHITECTURE["text_cfg"] | {"vocab_size": len(tokenizer)}}
+    scorer = ImageScorer(Backbone(model, Preprocess(structure["vision_cfg"]["image_size"])))
+    scale = float(scorer.backbone.scale)
+    spec = Spec(axes=("quality",), preprocess=scorer.backbone.preprocess, base_mean=(0.0,), base_deviation=(scale,))
+    save_fitted(folder, spec, scorer, structure, tokenizer)
 
 
 def load_reward_weights(folder: Path, device: torch.device) -> CLIP:
     """Returns the open_clip model in a folder that ``save_reward`` wrote."""
-    from rlvid.reward.clip import load_clip_folder
-
-    return load_clip_folder(folder, folder.parent / "model" / "tokenizer", device).clip
+    made = load_fitted(str(folder), device, where=str(folder))
+    assert isinstance(made, ClipReward)
+    return made.clip
 
 
 if __name__ == "__main__":
