@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from rlvid.config.parse import apply_override, explain
+from rlvid.config.reward import BuiltinReward, HeldOutReward
 from rlvid.config.section import Decay, Section
 from rlvid.credentials import refuse_credentials, refuse_credentials_in_arguments
 
@@ -12,7 +13,7 @@ from rlvid.credentials import refuse_credentials, refuse_credentials_in_argument
 class BackboneConfig(Section):
     """The CLIP that a fit begins with."""
 
-    name: Literal["builtin", "builtin-heldout", "clip", "hpsv2", "hpsv2.1", "pickscore"] = Field(
+    name: Literal[BuiltinReward, HeldOutReward, "clip", "hpsv2", "hpsv2.1", "pickscore"] = Field(
         "builtin", description="the CLIP of a reward: the built-in one, or a published one"
     )
     path: str | None = Field(None, description="its file or folder, as reward.path; 'random' for untrained weights")

@@ -9,9 +9,13 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 
 from rlvid.config.section import Section
 
+BuiltinReward = Literal["builtin"]
+"""Rewards inside the package; their folders are in ``rlvid.reward.builtin``."""
+HeldOutReward = Literal["builtin-heldout"]
+"""The same, to judge with: nothing trains on them."""
 SingleReward = Literal[
-    "builtin", "oracle", "hpsv2", "hpsv2.1", "pickscore", "clip", "aesthetic", "imagereward", "fitted", "brightness",
-    "compression", "custom",
+    BuiltinReward, "oracle", "hpsv2", "hpsv2.1", "pickscore", "clip", "aesthetic", "imagereward", "fitted",
+    "brightness", "compression", "custom",
 ]  # fmt: skip
 Preset = Literal["hpsv2", "instructvideo", "videox_fun", "imagereward", "clip", "pickscore"]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -140,7 +144,7 @@ class RewardConfig(Section):
         description="what is trained on; 'oracle' scores whole videos of the built-in world, without gradient",
     )
     path: str | None = Field(None, description=_PATH)
-    held_out: Literal[SingleReward, "builtin-heldout"] | None = Field(
+    held_out: Literal[SingleReward, HeldOutReward] | None = Field(
         "builtin-heldout", description="a second reward that is logged and never trained on"
     )
     held_out_path: str | None = Field(None, description="path of the held-out reward, as reward.path")

@@ -14,7 +14,9 @@ from rlvid.models.folders import cached_folder
 from rlvid.models.text_limit import TextLimit, token_counts
 from rlvid.models.untrained import fill_constants
 from rlvid.models.weights import check_texts, fill, read_json, read_weights
-from rlvid.reward.load import BUILTIN, load_builtin
+from rlvid.reward.builtin import BUILTIN
+from rlvid.reward.clip import ClipReward
+from rlvid.reward.load import load_builtin
 
 _CHUNK = 64  # most images that are embedded at once
 
@@ -71,7 +73,10 @@ def load_clip(name: str, device: str | torch.device = "cpu") -> FrameTextModel:
         ValueError: there is no such model, or it is not a CLIP.
     """
     if name in BUILTIN:
-        return load_builtin(name, device)
+        made = load_builtin(name, device)
+        if not isinstance(made, ClipReward):
+            raise ValueError(f"--clip {name!r} is a reward of whole videos; name a CLIP, such as builtin-heldout")
+        return made
     architecture, colon, file = name.partition(":")
     return _open_clip(architecture, Path(file), device) if colon else _hugging_face(name, device)
 

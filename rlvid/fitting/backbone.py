@@ -1,8 +1,6 @@
 """The models that a fit begins with: a CLIP, its tokenizer, and a head over frames."""
 
-import json
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +9,10 @@ from open_clip.model import CLIP
 from transformers import CLIPTokenizer
 
 from rlvid.config.fit import BackboneConfig, FitConfig
+from rlvid.reward.builtin import BUILTIN, builtin_folder
 from rlvid.reward.clip import Tokenise, build_clip, pad_with
-from rlvid.reward.fit.folder import Scorer, Spec, build_head
+from rlvid.reward.fit.folder import Scorer, Spec, build_head, read_spec
 from rlvid.reward.fit.models import Backbone, ImageScorer, VideoScorer, choose_layers
-from rlvid.reward.load import BUILTIN, load_builtin
 from rlvid.reward.preprocess import Preprocess
 from rlvid.reward.published import (
     check_files,
@@ -25,8 +23,6 @@ from rlvid.reward.published import (
     preprocess_of,
     structure,
 )
-
-_WEIGHTS = Path(str(resources.files("rlvid"))) / "toy" / "weights"
 
 
 @dataclass(frozen=True)
@@ -54,12 +50,9 @@ def check_backbone(config: BackboneConfig, key: str = "backbone.path") -> list[P
     Raises:
         ValueError: they are missing, damaged or of another model, or it has fewer layers.
     """
-    source, where = None, f"{key} = {config.path!r}"
-    if config.name.startswith("builtin"):
-        made = _structure_of_builtin(config.name)
-    else:
-        source = check_files(config.name, str(config.path), where)
-        made = structure(config.name, source, where)
+    where = f"{key} = {config.path!r}"
+    foreign = None if config.name in BUILTIN else check_files(config.name, str(config.path), where)
+    made = structure(config.name, builtin_folder(config.name) if config.name in BUILTIN else foreign, where)
     blocks = [made[tower]["layers"] for tower in ("text_cfg", "vision_cfg")]
     if not all(isinstance(each, int) for each in blocks):
         raise ValueError(f"{where}: its image tower is no transformer; name another CLIP")
@@ -70,15 +63,15 @@ def check_backbone(config: BackboneConfig, key: str = "backbone.path") -> list[P
             f"backbone.layers = {config.layers}: the smaller tower has {1 + min(blocks)} groups of layers; allowed: 0 "
             f"to {1 + min(blocks)}, or null for all"
         )
-    if source is None:
+    if foreign is None:
         return []
-    return sorted(path for path in source.iterdir() if path.is_file()) if source.is_dir() else [source]
+    return sorted(path for path in foreign.iterdir() if path.is_file()) if foreign.is_dir() else [foreign]
 
 
 def preprocess_for(config: BackboneConfig, key: str = "backbone.path") -> Preprocess:
     """Returns the policy that makes frames the input of a backbone, without reading its weights."""
-    if config.name.startswith("builtin"):
-        return Preprocess(_structure_of_builtin(config.name)["vision_cfg"]["image_size"])
+    if config.name in BUILTIN:
+        return read_spec(builtin_folder(config.name), config.name).preprocess
     where = f"{key} = {config.path!r}"
     made = structure(config.name, find_files(config.name, str(config.path), where), where)
     return preprocess_of(config.name, made["vision_cfg"]["image_size"])
@@ -91,37 +84,22 @@ def begin(config: FitConfig, key: str = "backbone.path") -> Beginning:
         ValueError: as ``check_backbone``; or it has fewer layers.
     """
     backbone = config.backbone
-    builtin = backbone.name.startswith("builtin")
-    made = _builtin(backbone, config.seed) if builtin else _published(backbone, config.seed, key)
-    made.clip.float().eval()  # files may hold half precision, in which AdamW loses small steps, and drop patches
-    choose_layers(made.clip, backbone.layers, image=backbone.towers == "both")
-    return made
-
-
-def _structure_of_builtin(name: str) -> dict[str, Any]:
-    text = (_WEIGHTS / BUILTIN[name] / "config.json").read_text(encoding="utf-8")
-    return dict(json.loads(text))
-
-
-def _builtin(config: BackboneConfig, seed: int) -> Beginning:
-    made = _structure_of_builtin(config.name)
-    words = CLIPTokenizer.from_pretrained(_WEIGHTS / "model" / "tokenizer", local_files_only=True)
-    if config.path == "random":
+    builtin, where = backbone.name in BUILTIN, f"{key} = {backbone.path!r}"
+    source = builtin_folder(backbone.name) if builtin else find_files(backbone.name, str(backbone.path), where)
+    made, words = structure(backbone.name, source, where), own_tokenizer(source)
+    if builtin and backbone.path == "random":
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            clip = build_clip(made)
+            torch.manual_seed(config.seed)
+            clip: CLIP = build_clip(made)
+        assert words is not None, "a built-in reward's folder has its tokenizer"
+        tokenise = pad_with(words, made["text_cfg"]["context_length"])
+    elif source is None:
+        clip, tokenise = load_random(backbone.name, config.seed)
     else:
-        clip = load_builtin(config.name).clip
-    tokenise = pad_with(words, made["text_cfg"]["context_length"])
-    return Beginning(clip, made, tokenise, words, Preprocess(made["vision_cfg"]["image_size"]))
-
-
-def _published(config: BackboneConfig, seed: int, key: str) -> Beginning:
-    where = f"{key} = {config.path!r}"
-    source = find_files(config.name, str(config.path), where)
-    clip, tokenise = load_random(config.name, seed) if source is None else load_clip(config.name, source, where)
-    made = structure(config.name, source, where)
-    return Beginning(clip, made, tokenise, own_tokenizer(source), preprocess_of(config.name, clip.visual.image_size))
+        clip, tokenise = load_clip(backbone.name, source, where)
+    clip.float().eval()  # files may hold half precision, in which AdamW loses small steps, and drop patches
+    choose_layers(clip, backbone.layers, image=backbone.towers == "both")
+    return Beginning(clip, made, tokenise, words, preprocess_for(backbone, key))
 
 
 def scorer_of(config: FitConfig, beginning: Beginning, axes: int, chunk: int = 64, recompute: bool = False) -> Scorer:

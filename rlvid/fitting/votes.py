@@ -3,12 +3,13 @@
 Two sources: pairs of rendered clips, one of which has a fault (``rlvid.world.pairs``), and videos that models made for
 the same prompt and noise. Of rendered pairs the better one is known; of the others the oracle prefers the one with the
 higher score (``rlvid.world.grade``), and calls scores that are near each other a tie. A share of the votes is turned
-around, as people err. The file is what ``rlvid study export`` writes, with a column ``kind``.
+around, as people err. The file is what ``rlvid study export`` writes, with a column ``kind``. It may begin with the
+votes of earlier files.
 """
 
 import argparse
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -40,7 +41,7 @@ from rlvid.world.render import DEGRADATIONS
 MODEL_MADE = "model-made"
 """Kind of pairs that models made; the others are in ``rlvid.world.pairs.KINDS``."""
 _SCHEMA = PAIRS.append(pa.field("kind", pa.string()))
-_TIE, _GUIDANCE, _AT_ONCE, _ROWS_IN_GROUP = 0.03, (3.0, 1.0, 6.0), 64, 16
+_TIE, _GUIDANCE, _AT_ONCE, _ROWS_IN_GROUP, _FRAMES = 0.03, (3.0, 1.0, 6.0), 64, 16, 8
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,28 @@ class _Pair:
     kind: str
 
 
-def rendered(count: int, seed: int, footage: float, without: Sequence[str]) -> Iterator[_Pair]:
-    """Yields ``count`` pairs of rendered clips of each kind; every other one has the better clip second."""
+def counts_of(words: Sequence[str]) -> dict[str, int]:
+    """Returns the number of rendered pairs of each kind.
+
+    Args:
+        words: ``N`` for all kinds, ``KIND=N`` for one; without ``N``, the kinds that are not named have none.
+
+    Raises:
+        ValueError: a word is neither.
+    """
+    counts = dict.fromkeys(KINDS, 0)
+    for word in sorted(words, key=lambda each: "=" in each):
+        kind, equals, number = word.rpartition("=")
+        if not number.isdecimal() or (equals and kind not in KINDS):
+            raise ValueError(f"--rendered {word}: expected N or KIND=N; the kinds are {', '.join(KINDS)}")
+        counts |= dict.fromkeys([kind] if equals else KINDS, int(number))
+    return counts
+
+
+def rendered(counts: Mapping[str, int], seed: int, footage: float, without: Sequence[str]) -> Iterator[_Pair]:
+    """Yields pairs of rendered clips, so many of each kind; every other one has the better clip second."""
     for number, kind in enumerate(KINDS):
-        draws = torch.Generator().manual_seed(1_000 * seed + number)
+        draws, count = torch.Generator().manual_seed(1_000 * seed + number), counts[kind]
         for start in range(0, count, _AT_ONCE):
             size = min(_AT_ONCE, count - start)
             drawn = draw_pairs(kind, size, draws, footage=footage, without=tuple(without))
@@ -71,7 +90,9 @@ def rendered(count: int, seed: int, footage: float, without: Sequence[str]) -> I
                 yield _Pair(prompt, sides[first], sides[second], float(not turned), models, kind)
 
 
-def model_made(runs: Sequence[str], prompts: int, per_prompt: int, seed: int, steps: int) -> Iterator[_Pair]:
+def model_made(
+    runs: Sequence[str], prompts: int, per_prompt: int, seed: int, steps: int, base: str = ModelConfig().path
+) -> Iterator[_Pair]:
     """Yields pairs of videos of the same prompt and noise by different models, with the oracle's preference.
 
     Args:
@@ -80,12 +101,13 @@ def model_made(runs: Sequence[str], prompts: int, per_prompt: int, seed: int, st
         per_prompt: pairs of each, at most.
         seed: of prompts, noise and choice.
         steps: of the DDIM chain.
+        base: path of the base model.
     """
     words = [each for name in ("in_domain", "new_shapes") for each in prompt_set(name, prompts, 100 + seed)][:prompts]
     made, scores = dict[str, Tensor](), dict[str, Tensor]()
     show = counter("models")
     total = len(_GUIDANCE) + len(runs)
-    for done, (name, model, guidance) in enumerate(_models(runs)):
+    for done, (name, model, guidance) in enumerate(_models(runs, base)):
         made[name] = generate(model, words, seed=seed, steps=steps, guidance=guidance).nan_to_num(0.0)
         scores[name] = grade(made[name], words)["score"]
         show(done + 1, total)
@@ -98,8 +120,8 @@ def model_made(runs: Sequence[str], prompts: int, per_prompt: int, seed: int, st
             yield _Pair(prompt, made[a][place], made[b][place], preference, (a, b), MODEL_MADE)
 
 
-def _models(runs: Sequence[str]) -> Iterator[tuple[str, UNet3DModel, float]]:
-    base = load_trainable(ModelConfig(), 0, ModelConfig().path, device())
+def _models(runs: Sequence[str], path: str) -> Iterator[tuple[str, UNet3DModel, float]]:
+    base = load_trainable(ModelConfig(path=path, frames=_FRAMES), 0, path, device())
     for guidance in _GUIDANCE:
         yield ("base" if guidance == _GUIDANCE[0] else f"base, guidance {guidance:g}"), base, guidance
     for run in runs:
@@ -108,7 +130,9 @@ def _models(runs: Sequence[str]) -> Iterator[tuple[str, UNet3DModel, float]]:
         yield run, tuned.use(1.0 if spec.scale is None else spec.scale), tuned.config.sampling.guidance
 
 
-def write_votes(out: Path, pairs: Iterator[_Pair], noise: float, seed: int) -> tuple[int, int]:
+def write_votes(
+    out: Path, pairs: Iterator[_Pair], noise: float, seed: int, earlier: Sequence[Path] = ()
+) -> tuple[int, int]:
     """Writes the votes, a share of them turned around; returns the numbers of rows and of ties.
 
     Args:
@@ -116,6 +140,7 @@ def write_votes(out: Path, pairs: Iterator[_Pair], noise: float, seed: int) -> t
         pairs: to vote on.
         noise: share of the votes that are turned around.
         seed: of these.
+        earlier: files whose votes come first, as they are.
     """
     count, ties, rows = 0, 0, list[dict[str, Any]]()
     with atomic_file(out) as part, parquet.ParquetWriter(part, _SCHEMA, compression="zstd") as file:
@@ -124,7 +149,12 @@ def write_votes(out: Path, pairs: Iterator[_Pair], noise: float, seed: int) -> t
             file.write_table(pa.Table.from_pylist(rows, _SCHEMA))
             rows.clear()
 
-        for number, pair in enumerate(pairs):
+        for each in map(parquet.ParquetFile, earlier):
+            for group in range(each.num_row_groups):
+                table = each.read_row_group(group)
+                file.write_table(table.cast(_SCHEMA))
+                count, ties = count + len(table), ties + table.column("preference").to_pylist().count(0.5)
+        for number, pair in enumerate(pairs, count):
             errs = float(randomness.uniform((), seed, "votes", [(number,)])) < noise
             preference = 1 - pair.preference if errs else pair.preference
             count, ties = count + 1, ties + (preference == 0.5)
@@ -157,10 +187,15 @@ def main() -> None:
     """Reads the options and writes the file."""
     parser = argparse.ArgumentParser(prog="python -m rlvid.fitting.votes", description=__doc__)
     parser.add_argument("out", type=Path, help="Parquet file to be written")
-    parser.add_argument("--rendered", type=int, default=1000, help="rendered pairs of each kind")
+    kinds = f"rendered pairs of each kind, or KIND=N for one kind ({', '.join(KINDS)})"
+    parser.add_argument("--rendered", nargs="+", default=["1000"], metavar="N", help=kinds)
     parser.add_argument("--footage", type=float, default=0.4, help="share of them with both sides of low quality")
     faults = sorted({*DEGRADATIONS[1:], *FAULTS})
     parser.add_argument("--without", nargs="*", default=[], choices=faults, help="faults that are left out")
+    parser.add_argument(
+        "--add", nargs="*", default=[], type=Path, metavar="FILE", help="earlier votes, which come first"
+    )
+    parser.add_argument("--model", default=ModelConfig().path, help="the base model: builtin, or a folder")
     parser.add_argument("--runs", nargs="*", default=[], help="fine-tuned models: RUN@STEP*SCALE")
     parser.add_argument("--prompts", type=int, default=0, help="prompts that models sample; 0 for none")
     parser.add_argument("--per-prompt", type=int, default=24, help="pairs of models for each prompt")
@@ -171,13 +206,17 @@ def main() -> None:
     for run in given.runs:
         if parse_spec(run).which in ("best", "all"):
             raise ValueError(f"--runs {run}: name one checkpoint by its step, or none for the latest")
+    counts = counts_of(given.rendered)
+    for each in given.add:
+        if not each.is_file():
+            raise ValueError(f"--add {each}: no such file; name one that this command wrote")
 
     def pairs() -> Iterator[_Pair]:
-        yield from rendered(given.rendered, given.seed, given.footage, given.without)
+        yield from rendered(counts, given.seed, given.footage, given.without)
         if given.prompts:
-            yield from model_made(given.runs, given.prompts, given.per_prompt, given.seed, given.steps)
+            yield from model_made(given.runs, given.prompts, given.per_prompt, given.seed, given.steps, given.model)
 
-    count, ties = write_votes(given.out, pairs(), given.noise, given.seed)
+    count, ties = write_votes(given.out, pairs(), given.noise, given.seed, given.add)
     say(f"{count} votes, of them {ties} ties, in {given.out}")
 
 

@@ -20,6 +20,7 @@ from rlvid.data.training_set import Source
 from rlvid.files import atomic_file
 from rlvid.fitting.backbone import begin, scorer_of, spec_of
 from rlvid.fitting.looks import LOOKS, Looks
+from rlvid.reward.builtin import BUILTIN
 from rlvid.reward.fit.folder import save_fitted
 from rlvid.reward.fit.optimise import Fitter, Objective, Pairs, Schedule, as_input, scores
 from rlvid.train.checkpoint import checkpoint_write_errors
@@ -104,7 +105,7 @@ class FitWorker:
         self.held_out_N, *self.base_2N = (torch.tensor(each) for each in zip(*sides, strict=True))
         self.fitted = (~self.held_out_N).nonzero().flatten().tolist()
         self.beginning = begin(config)
-        published = not config.backbone.name.startswith("builtin")
+        published = config.backbone.name not in BUILTIN
         self.scorer = scorer_of(config, self.beginning, len(job.axes), recompute=published).to(self.device)
         self.fitter = Fitter(
             self.scorer,

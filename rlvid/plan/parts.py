@@ -1,10 +1,8 @@
 """A run's networks on the meta device, and what a row of each costs."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import lru_cache, partial
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +18,9 @@ from rlvid.models.recompute import prepare, recomputing
 from rlvid.models.unet3d import DTYPES, LAYERS
 from rlvid.models.untrained import outline
 from rlvid.plan.measure import FREE, Cost, measure
+from rlvid.reward.builtin import BUILTIN, builtin_folder
 from rlvid.reward.clip import build_clip
 from rlvid.reward.imagereward import LENGTH, VISION, build_blip, configs
-from rlvid.reward.load import BUILTIN
 from rlvid.reward.published import STRUCTURES, structure
 
 
@@ -184,8 +182,7 @@ def _judge(name: str | None, path: str | None) -> nn.Module | None:
 
 def _clip_config(name: str, path: str | None) -> dict[str, Any]:
     if name in BUILTIN:
-        file = Path(str(resources.files("rlvid"))) / "toy" / "weights" / BUILTIN[name] / "config.json"
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        return structure(name, builtin_folder(name), name)
     return structure(name, Path(path).expanduser() if path else None, f"{path!r}")
 
 

@@ -10,9 +10,7 @@ aesthetic      w . i + b, about 1 to 10 (LAION's linear head; the prompt plays n
 =============  =========================================================================================
 """
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +19,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPTokenizer
 
-from rlvid.models.weights import check_fit, read_weights
 from rlvid.reward.preprocess import Preprocess, normalise
 
 Tokenise = Callable[[list[str]], Tensor]
@@ -136,15 +133,3 @@ def pad_with(words: CLIPTokenizer, length: int) -> Tokenise:
         return words(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
 
     return tokenise
-
-
-def load_clip_folder(folder: Path, tokenizer: Path, device: str | torch.device = "cpu", **settings: Any) -> ClipReward:
-    """Loads a reward from open_clip's ``config.json`` and ``model.safetensors``, and a CLIP tokenizer's folder."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    clip = build_clip(config)
-    weights = read_weights(folder, str(folder))
-    check_fit(clip.state_dict(), weights, str(folder))
-    clip.load_state_dict(weights)
-    words = CLIPTokenizer.from_pretrained(tokenizer, local_files_only=True)
-    tokenise = pad_with(words, config["text_cfg"]["context_length"])
-    return ClipReward(clip.to(device), tokenise, Preprocess(size=config["vision_cfg"]["image_size"]), **settings)

@@ -3,7 +3,6 @@
 import os
 import sys
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +11,17 @@ from torch import nn
 
 from rlvid.config.methods import VALUE_METHODS
 from rlvid.config.reward import FROM_A_FILE, RemoteConfig, RewardConfig, check_path, is_url
+from rlvid.reward.builtin import BUILTIN, builtin_folder, scores_videos
 from rlvid.reward.custom import CustomReward, find_function, load_function
 from rlvid.reward.remote import Caller, HttpCaller, ProcessCaller, RemoteReward
 
 if TYPE_CHECKING:
     from rlvid.reward.clip import ClipReward
+    from rlvid.reward.fit.folder import FittedVideoReward
 
 Actor = Callable[[str, RemoteConfig], Caller]
 """Starts FILE.py:FUNCTION in a Ray actor, and returns what calls it."""
 
-BUILTIN = {"builtin": "reward", "builtin-heldout": "heldout"}
 NAMES = (*BUILTIN, "oracle", *FROM_A_FILE, "brightness", "compression", "custom")
 
 
@@ -64,8 +64,7 @@ def load_reward(
 
         return OracleReward()
     if name in BUILTIN:
-        made = load_builtin(name, device, chunk=chunk or 64, recompute=bool(checkpoint_activations))
-        return made.to(getattr(torch, precision))
+        return load_builtin(name, device, precision, chunk=chunk or 64, recompute=bool(checkpoint_activations))
     if name in ("brightness", "compression"):
         from rlvid.reward.simple import BrightnessReward, CompressionReward
 
@@ -116,14 +115,18 @@ def _about(url: str, where: str, settings: RemoteConfig) -> dict[str, Any]:
 
 
 def load_builtin(
-    name: str, device: str | torch.device = "cpu", *, chunk: int = 64, recompute: bool = False
-) -> "ClipReward":
-    """A CLIP reward of the built-in world; see ``load_reward``."""
-    from rlvid.reward.clip import load_clip_folder
+    name: str,
+    device: str | torch.device = "cpu",
+    precision: str = "float32",
+    *,
+    chunk: int = 64,
+    recompute: bool = False,
+) -> "ClipReward | FittedVideoReward":
+    """Loads a reward of the built-in world; see ``load_reward``."""
+    from rlvid.reward.fit.folder import load_fitted
 
-    weights = Path(str(resources.files("rlvid"))) / "toy" / "weights"
-    tokenizer = weights / "model" / "tokenizer"
-    return load_clip_folder(weights / BUILTIN[name], tokenizer, device, chunk=chunk, recompute=recompute)
+    where, folder = f"the reward {name!r}", str(builtin_folder(name))
+    return load_fitted(folder, device, where=where, precision=precision, chunk=chunk, recompute=recompute)
 
 
 def _given(name: str, path: str | None, key: str) -> str:
@@ -285,6 +288,8 @@ def held_out_scores_whole_videos(config: RewardConfig) -> bool:
 
 
 def _scores_whole_videos(name: str, path: str | None, key: str, remote: RemoteConfig | None) -> bool:
+    if name in BUILTIN:
+        return scores_videos(name)
     if name == "fitted":
         from rlvid.reward.fit.folder import check_fitted
 

@@ -6,12 +6,11 @@ transformers alone.
 
 import json
 from functools import partial
-from importlib import resources
 from pathlib import Path
 
 from rlvid.config.reward import RewardConfig
 from rlvid.models.text_limit import TextLimit, token_counts
-from rlvid.reward.load import BUILTIN
+from rlvid.reward.builtin import BUILTIN, builtin_folder
 
 _CLIP_LENGTH = 77
 
@@ -36,10 +35,8 @@ def reward_text_limit(name: str, path: str | None = None) -> TextLimit | None:
     if name in BUILTIN:
         from transformers import CLIPTokenizer
 
-        weights = Path(str(resources.files("rlvid"))) / "toy" / "weights"
-        config = json.loads((weights / BUILTIN[name] / "config.json").read_text(encoding="utf-8"))
-        words = CLIPTokenizer.from_pretrained(weights / "model" / "tokenizer", local_files_only=True)
-        return TextLimit(reader, config["text_cfg"]["context_length"], partial(token_counts, words))
+        words = CLIPTokenizer.from_pretrained(builtin_folder(name), local_files_only=True)
+        return TextLimit(reader, _context_length(builtin_folder(name)), partial(token_counts, words))
     if path is None or name in ("aesthetic", "custom"):
         return None
     from rlvid.reward import imagereward, published

@@ -1,45 +1,138 @@
-"""The command that makes the weights, at a scale of seconds."""
+"""The command that makes the weights: its trained stages at a scale of seconds, and the commands of its rewards."""
 
-import shutil
+import json
 import subprocess
 import sys
+from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
 import torch
 
-import rlvid.toy
+from rlvid.config import load_config
+from rlvid.config.fit import load_fit
 from rlvid.diffusion.generate import generate
+from rlvid.fitting.backbone import begin
+from rlvid.fitting.votes import counts_of
 from rlvid.models.unet3d import load_model
-from rlvid.reward.clip import load_clip_folder
+from rlvid.toy.pretrain.rewards import MEAN, REWARDS, TUNINGS, accuracy_of_reward, make_rewards, steps_of
+from rlvid.world.pairs import KINDS
 
-WEIGHTS = Path(rlvid.toy.__file__).parent / "weights"
+TINY, CPU = 0.0005, torch.device("cpu")
 
 
-def pretrain(out: Path) -> str:
-    command = [sys.executable, "-m", "rlvid.toy.pretrain", "--scale", "0.0005", "--device", "cpu", "--out", out]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+def pretrain(out: Path, stage: str) -> str:
+    command = [sys.executable, "-m", "rlvid.toy.pretrain", "--scale", str(TINY), "--device", "cpu", "--out", out]
+    done = subprocess.run([*command, "--stage", stage], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stderr
 
 
 @pytest.mark.slow
 def test_the_command_makes_every_part_that_is_not_there(tmp_path: Path) -> None:
-    shutil.copytree(WEIGHTS / "reward", tmp_path / "reward")
-    said = pretrain(tmp_path)
-    assert "reward 200, contrastive 2/2" in said
-    assert "reward 100, contrastive" not in said, "a stage whose folder is there was trained again"
+    assert "autoencoder 2/2" in pretrain(tmp_path, "autoencoder")
+    said = pretrain(tmp_path, "denoiser")
     assert [said.count(f"denoiser, {frames} frames 2/2") for frames in (1, 3, 8)] == [1, 1, 2]
-    assert "in_domain motion" in (tmp_path / "README.md").read_text()
     model = load_model(str(tmp_path / "model"), frames=8)
     frames = generate(model, ["a red circle moving left"], seed=0, steps=2)
     assert frames.shape == (1, 8, 3, 32, 32)
     assert frames.isfinite().all()
-    tokenizer = tmp_path / "model" / "tokenizer"
-    rewards = [load_clip_folder(tmp_path / name, tokenizer) for name in ("reward", "heldout")]
-    scores = [reward(frames, ["a red circle moving left"]) for reward in rewards]
-    assert all(score.isfinite().all() for score in scores)
-    assert not torch.equal(*scores), "two seeds gave one reward"
-    assert (tmp_path / "reward" / "model.safetensors").read_bytes() == (
-        WEIGHTS / "reward" / "model.safetensors"
-    ).read_bytes()
+    assert "denoiser, 1 frames" not in pretrain(tmp_path, "denoiser"), "a stage that is there was trained again"
+
+
+class Recorder:
+    """Notes commands, and makes what they would make; the command of number ``fails`` fails."""
+
+    def __init__(self, fails: int | None = None) -> None:
+        self.commands: list[list[str]] = []
+        self.fails = fails
+
+    def __call__(self, command: Sequence[str]) -> None:
+        if len(self.commands) == self.fails:
+            raise subprocess.CalledProcessError(1, list(command))
+        self.commands.append(list(command))
+        if command[0] == "rlvid.fitting.votes":
+            Path(command[1]).touch()
+        elif command[1] == "reward":
+            folder = Path(command[command.index("--out") + 1])
+            folder.mkdir()
+            for name in ("reward.json", "model.safetensors", "README.md"):
+                (folder / name).write_text(str(folder))
+            share = {"share": 0.9, "low": 0.8, "high": 1.0, "pairs": 9}
+            axes = {"quality": {"held_out": {"accuracy": share, "kinds": {"time": share | {"share": 0.7}}}}}
+            report = {"pairs": 9, "axes": axes, "base": {}, "settings": {"backbone": {"path": str(folder)}}}
+            (folder / "report.json").write_text(json.dumps(report))
+
+
+def test_rewards_are_made_by_commands_in_rounds_and_what_is_there_is_not_made_again(tmp_path: Path) -> None:
+    out, work = tmp_path / "out", tmp_path / "work"
+    first = Recorder(fails=9)
+    with pytest.raises(subprocess.CalledProcessError):
+        make_rewards(out, work, 0, TINY, CPU, 2, first)
+    assert not out.exists()
+    clip = work / "clip-a" / "model.safetensors"
+    stamp = clip.stat().st_mtime_ns
+    second = Recorder()
+    make_rewards(out, work, 0, TINY, CPU, 2, second)
+    assert clip.stat().st_mtime_ns == stamp
+    planned = [list(step.command) for step in steps_of(out / "model", work, 0, TINY, 2)]
+    assert first.commands + second.commands == planned
+    for plan in REWARDS:
+        made_in = work / ("round-2" if plan.again else "round-1") / plan.name
+        assert (out / plan.name / "reward.json").read_text() == str(made_in)
+        assert sorted(each.name for each in (out / plan.name).iterdir()) == [
+            "model.safetensors", "report.json", "reward.json"
+        ]  # fmt: skip
+        assert str(tmp_path) not in (out / plan.name / "report.json").read_text()
+    found = accuracy_of_reward(out / "video")
+    assert found == {"agrees with votes, quality": 0.9, "agrees with votes, time": 0.7}
+    third = Recorder()
+    make_rewards(out, work, 0, TINY, CPU, 2, third)
+    assert third.commands == []
+    check_begins(work / "clip-b")
+
+
+def check_begins(clip: Path) -> None:
+    """A fit begins with what the contrastive stage wrote."""
+    made = begin(load_fit(["backbone.name=clip", f"backbone.path={clip}"]))
+    assert made.tokenizer is not None
+    assert made.clip.visual.image_size == (32, 32)
+    assert made.structure["vision_cfg"]["layers"] == 5
+
+
+def after(option: str, words: Sequence[str]) -> list[str]:
+    """Returns the values of an option."""
+    rest = words[words.index(option) + 1 :] if option in words else ()
+    return list(takewhile(lambda word: not word.startswith("--"), rest))
+
+
+@pytest.mark.parametrize("scale", [1.0, TINY])
+def test_the_commands_of_a_round_have_settings_that_are_known_and_files_that_earlier_ones_made(
+    tmp_path: Path, scale: float
+) -> None:
+    made = {tmp_path / "clip-a", tmp_path / "clip-b", tmp_path / "clip-c"}
+    kinds = []
+    for step in steps_of(tmp_path / "model", tmp_path, 3, scale, 3):
+        words = step.command
+        if words[0] == "rlvid.fitting.votes":
+            kinds.append("votes")
+            assert set(counts_of(after("--rendered", words))) == set(KINDS)
+            assert {Path(f"{run.partition('*')[0]}.trained") for run in after("--runs", words)} <= made
+            assert set(after("--model", words)) <= {str(tmp_path / "model")}
+            assert set(map(Path, after("--add", words))) <= made
+        elif words[1] == "reward":
+            kinds.append("fit")
+            config = load_fit([word for word in words[6:] if "=" in word])
+            assert Path(str(config.backbone.path)) in made
+            assert Path(words[3]) in made
+            assert (config.mean, words[4]) == (MEAN, "--out")
+        else:
+            kinds.append("train")
+            run = load_config(words[2], list(words[3:]))
+            assert {Path(str(run.reward.path)), Path(str(run.reward.held_out_path))} <= made
+            assert run.model.path == str(tmp_path / "model")
+        assert step.makes not in made
+        made.add(step.makes)
+    assert kinds.count("train") == 2 * len(TUNINGS)
+    assert kinds.count("fit") == 3 * len(REWARDS) - 2

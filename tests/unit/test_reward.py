@@ -15,7 +15,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, functional, v2
 
 from rlvid.reward.attenuation import tar_weights
-from rlvid.reward.clip import ClipReward, build_clip, load_clip_folder
+from rlvid.reward.clip import ClipReward, build_clip
+from rlvid.reward.fit.folder import Spec
 from rlvid.reward.load import load_reward
 from rlvid.reward.preprocess import Preprocess, normalise, saturated_share
 from rlvid.reward.segments import choose_frames
@@ -204,16 +205,19 @@ def test_the_built_in_reward_has_the_activation_it_was_learned_with() -> None:
 
 def test_a_reward_is_read_from_its_folder(tmp_path: Path) -> None:
     tokenizer = build_tokenizer()
-    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    tokenizer.save_pretrained(tmp_path)
     text = {"context_length": 7, "vocab_size": len(tokenizer), "width": 16, "heads": 2, "layers": 1}
     vision = {"layers": 1, "width": 16, "head_width": 8, "image_size": 16, "patch_size": 4}
     config = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text, "quick_gelu": True}
     clip = build_clip(config)
     assert any(type(module).__name__ == "QuickGELU" for module in clip.modules())
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    spec = Spec(axes=("quality",), preprocess=Preprocess(16), base_mean=(0.0,), base_deviation=(1.0,))
+    (tmp_path / "reward.json").write_text(spec.model_dump_json())
     state = {name: tensor.contiguous() for name, tensor in clip.state_dict().items()}
     save_file(state, tmp_path / "model.safetensors")
-    reward = load_clip_folder(tmp_path, tmp_path / "tokenizer")
+    reward = load_reward("fitted", path=str(tmp_path))
+    assert "QuickGELU" in [type(module).__name__ for module in reward.modules()]
     assert all(torch.equal(tensor, state[name]) for name, tensor in reward.clip.state_dict().items())
     long = "a red circle moving left beside a blue star growing"
     ids = reward.tokenise([long, "a dog"])
@@ -223,7 +227,7 @@ def test_a_reward_is_read_from_its_folder(tmp_path: Path) -> None:
         {name: tensor for name, tensor in state.items() if name != "text_projection"}, tmp_path / "model.safetensors"
     )
     with pytest.raises(ValueError, match=r"1 keys missing \(text_projection\)"):
-        load_clip_folder(tmp_path, tmp_path / "tokenizer")
+        load_reward("fitted", path=str(tmp_path))
 
 
 def test_a_prompt_is_encoded_once() -> None:

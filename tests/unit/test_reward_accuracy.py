@@ -49,8 +49,33 @@ def test_votes_are_an_export_of_every_kind_with_the_truth_on_either_side(pairs: 
     assert all(set(each.models) <= base for each in found if each.kind == "model-made")
 
 
+def test_kinds_have_numbers_of_their_own() -> None:
+    assert votes.counts_of(["time=7", "5"]) == {"photometry": 5, "mismatch": 5, "structure": 5, "time": 7}
+    assert votes.counts_of(["time=7"]) == {"photometry": 0, "mismatch": 0, "structure": 0, "time": 7}
+    pairs = votes.rendered(votes.counts_of(["1", "time=3", "structure=0"]), 0, 0.0, [])
+    assert [each.kind for each in pairs] == ["photometry", "mismatch", "time", "time", "time"]
+    for word in ("few", "colour=3", "time=", "-1", "=3"):
+        with pytest.raises(ValueError, match=f"--rendered {word}: expected N or KIND=N; the kinds are photometry"):
+            votes.counts_of([word])
+
+
+def test_earlier_votes_come_first_as_they_are(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, gone = tmp_path / "v.parquet", tmp_path / "gone.parquet"
+    given = ["votes", str(out), "--rendered", "mismatch=2", "--noise", "1", "--add"]
+    monkeypatch.setattr(sys, "argv", [*given, str(pairs)])
+    votes.main()
+    before, after = (parquet.read_table(file).to_pylist() for file in (pairs, out))
+    count = len(before)
+    assert after[:count] == before
+    assert [(row["kind"], row["index"]) for row in after[count:]] == [("mismatch", count), ("mismatch", count + 1)]
+    assert len(read_pairs(out)[0]) == len(after)
+    monkeypatch.setattr(sys, "argv", [*given, str(gone)])
+    with pytest.raises(ValueError, match=r"gone\.parquet: no such file"):
+        votes.main()
+
+
 def test_a_share_of_votes_is_turned_around(tmp_path: Path) -> None:
-    counts = votes.write_votes(tmp_path / "v.parquet", votes.rendered(10, 0, 0.0, []), 0.3, 1)
+    counts = votes.write_votes(tmp_path / "v.parquet", votes.rendered(dict.fromkeys(KINDS, 10), 0, 0.0, []), 0.3, 1)
     rows = parquet.read_table(tmp_path / "v.parquet").to_pylist()
     assert counts == (40, 0)
     wrong = sum(row["a_model" if row["preference"] == 1 else "b_model"] != "rendered" for row in rows)

@@ -110,22 +110,31 @@ def _weights(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().contiguous().cpu() for name, tensor in module.state_dict().items()}
 
 
-def check_fitted(path: str, where: str) -> Spec:
-    """Checks a fitted reward's files without reading its weights; returns its settings.
+def read_spec(path: str | Path, where: str) -> Spec:
+    """Returns the settings of a fitted reward.
 
     Raises:
-        ValueError: a file is missing, damaged, or of another model; ``where`` begins the message.
+        ValueError: the file is missing or damaged; ``where`` begins the message.
     """
     folder = Path(path).expanduser()
     if not (folder / SPEC).is_file():
         raise ValueError(f"{where}: no {SPEC} there; name a folder that rlvid reward fit wrote")
     check_texts(folder, where)
     try:
-        spec = Spec.model_validate(read_json(folder / SPEC, where))
+        return Spec.model_validate(read_json(folder / SPEC, where))
     except (ValidationError, TypeError) as error:
         reason = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
         named = ".".join(map(str, reason["loc"]))
         raise damaged(f"{where}: {SPEC}", f"{named}: {reason['msg']}", "fit the reward anew") from None
+
+
+def check_fitted(path: str, where: str) -> Spec:
+    """Checks a fitted reward's files without reading its weights; returns its settings.
+
+    Raises:
+        ValueError: a file is missing, damaged, or of another model; ``where`` begins the message.
+    """
+    spec, folder = read_spec(path, where), Path(path).expanduser()
     for name in ("open_clip_config.json", *([] if spec.head is None else [HEAD])):
         if not (folder / name).is_file():
             raise ValueError(f"{where}: no {name} there; copy the whole folder")
@@ -174,11 +183,10 @@ def load_fitted(
     scale = float(Backbone(clip, preprocess).scale.detach())  # before a coarser type rounds it
     clip = clip.to(device, getattr(torch, precision))
     if spec.head is None:
-        factor = spec.deviation / spec.base_deviation[0]
-        return ClipReward(
-            clip, tokenise, preprocess, chunk, recompute=recompute, scale=factor * scale,
-            shift=spec.mean - factor * spec.base_mean[0],
-        )  # fmt: skip
+        (base_mean,), (base_deviation,) = spec.base_mean, spec.base_deviation
+        # Multiplied first: a reward with base_deviation = deviation * scale is the plain cosine, to the last bit.
+        factor, shift = spec.deviation * scale / base_deviation, spec.mean - spec.deviation * base_mean / base_deviation
+        return ClipReward(clip, tokenise, preprocess, chunk, recompute=recompute, scale=factor, shift=shift)
     head = build_head(spec.head, clip, len(spec.axes))
     fill(head, read_weights(folder / HEAD, where), f"{where}: {HEAD}")
     backbone = Backbone(clip, preprocess, grid=spec.head.grid, chunk=chunk, recompute=recompute)

@@ -1,1 +1,1 @@
-"""Rebuilds the weights of the built-in world from a seed: autoencoder, rewards, then the text-to-video model."""
+"""Rebuilds the weights of the built-in world from a seed: autoencoder, text-to-video model, then the rewards."""

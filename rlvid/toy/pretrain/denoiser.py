@@ -1,4 +1,4 @@
-"""Stage 3: the text-to-video model itself, on clips of varied quality: ``UNet3DConditionModel`` and its text encoder.
+"""Stage 2: the text-to-video model itself, on clips of varied quality: ``UNet3DConditionModel`` and its text encoder.
 
 First on single frames, then on three of a clip's, then on whole clips, as ModelScopeT2V came from an image model: what
 a caption says of colours and shapes, and then of motion, is learned from many times more captions for the same work.

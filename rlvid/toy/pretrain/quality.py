@@ -48,22 +48,29 @@ and patterns on plain backgrounds, 8 frames of 32 x 32 at 8 fps, captions in Eng
 
     python -m rlvid.toy.pretrain --seed {seed} --out FOLDER
 
-which takes about two hours on two CPU cores that do nothing else. Another number of threads or another machine gives
-other bits. Stored as safetensors, float32. Licence: Apache-2.0.
+The model takes about two hours on two CPU cores that do nothing else, the rewards longer. Another number of threads or
+another machine gives other bits. Stored as safetensors, float32. Licence: Apache-2.0.
 
 * `model/`: diffusers' layout. An autoencoder (0.8 M parameters, latents 8 x 8 x 4), a CLIP text encoder, and a
   `UNet3DConditionModel` of 1.9 M parameters trained on clips of which half are blurred, noisy, washed out or
   flickering, and in its last 400 steps nearly all of low quality, most of them washed out.
-* `reward/`: an open_clip model, trained contrastively and then on pairs (clean over degraded, matching over mismatching
-  caption). The one to train on.
-* `heldout/`: the same from another seed and other clips. The one to judge with; never trained on.
+* The other folders are rewards, as `rlvid reward fit` writes them. Each begins with a CLIP that was trained on single
+  frames and their captions alone, and is fitted to votes of the oracle (`python -m rlvid.fitting.votes`): on pairs of
+  rendered clips, and on videos of the model and of models that were fine-tuned on earlier rewards, some of them at too
+  high a learning rate.
+  * `reward/`: scores single frames. The one to train on.
+  * `video/`: scores whole videos, to train on.
+  * `heldout/`, `heldout-video/`: the same from another CLIP, other clips and other votes. To judge with; never trained
+    on.
+  * `unvoted/`: scores single frames, and was fitted to captions alone, without votes.
 
 They are for trying, testing and teaching: the model knows this world and nothing else.
 
 ## Figures
 
-Rewards on 512 unseen pairs; the model by the oracle (`rlvid/world/oracle.py`), D = 20, g = 3, on 256 prompts in domain
-and 96 of each other set. Means of 0 / 1 hits for subject, colour, background and motion.
+Rewards on votes about prompts that they were not fitted on, in all and by kind of pair; votes err in 8 % of the pairs.
+The model by the oracle (`rlvid/world/oracle.py`), D = 20, g = 3, on 256 prompts in domain and 96 of each other set.
+Means of 0 / 1 hits for subject, colour, background and motion.
 
 {sections}""",
         encoding="utf-8",

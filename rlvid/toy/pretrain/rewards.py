@@ -1,0 +1,312 @@
+"""Stage 3: CLIPs of the built-in world, and rewards that are fitted to votes, in rounds.
+
+All but the CLIPs is made by the commands that users have, each as a process of its own: the maker of votes,
+``rlvid reward fit`` and ``rlvid train``. In the first round the oracle votes on rendered pairs and on samples of the
+base model. Before each further round, models are fine-tuned on the rewards of the round before, some of them at four
+times the learning rate, so that they over-optimise. The oracle votes on their videos too, and the rewards are fitted
+again, to all votes.
+
+The intermediate files are in a folder of their own. What is there already is not made again.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from rlvid.files import atomic_folder
+from rlvid.toy.pretrain.common import log
+from rlvid.toy.pretrain.contrastive import Vision, fit_clip, save_clip
+from rlvid.toy.pretrain.text import build_tokenizer
+
+ROUNDS = 3
+MEAN, DEVIATION = 0.5182, 0.2827
+"""Of the scores of base samples: those of the first built-in reward, so that learning rates carry over.
+
+Measured on 64 prompts (``prompt_set("in_domain", 64)``), one video each (D = 20, g = 3, seed 0): mean and standard
+deviation, over the videos, of the mean score of the 8 frames.
+"""
+CLIP_STEPS = 600
+_PROMPTS, _PER_PROMPT, _HELD_OUT = 64, 40, 0.03
+
+
+@dataclass(frozen=True)
+class ClipPlan:
+    """A CLIP: its image tower, and what is added to the seed."""
+
+    name: str
+    vision: Vision
+    seed: int
+
+
+@dataclass(frozen=True)
+class VotesPlan:
+    """Votes on rendered pairs, so many of each kind, and on videos of models; votes of one seed share the videos."""
+
+    name: str
+    seed: int
+    rendered: dict[str, int]
+
+
+@dataclass(frozen=True)
+class RewardPlan:
+    """A reward.
+
+    Attributes:
+        name: of its folder.
+        begins_with: a CLIP, or a reward that stands before it in the same round.
+        votes: that it is fitted to.
+        seed: is added to the seed of the fit.
+        steps: of the fit.
+        settings: further ones of ``rlvid reward fit``.
+        again: whether each round fits it again; if not, it stays as the first one made it.
+    """
+
+    name: str
+    begins_with: str
+    votes: str
+    seed: int
+    steps: int
+    settings: tuple[str, ...]
+    again: bool = True
+
+
+@dataclass(frozen=True)
+class TuningPlan:
+    """A model that is fine-tuned between two rounds.
+
+    Attributes:
+        name: of the run.
+        description: the shipped one that it starts from.
+        reward: of the round before, that it trains on.
+        steps: of the training.
+        settings: further ones.
+        scales: of the learned change, in the videos that are voted on.
+    """
+
+    name: str
+    description: str
+    reward: str
+    steps: int
+    settings: tuple[str, ...] = ()
+    scales: tuple[float, ...] = (1.0,)
+
+
+CLIPS = (
+    ClipPlan("clip-a", Vision(96, 4), 100),
+    ClipPlan("clip-b", Vision(80, 5), 200),
+    ClipPlan("clip-c", Vision(64, 3), 400),
+)
+_STILL = {"photometry": 1500, "mismatch": 1500, "structure": 1500, "time": 0}
+_MOVING = {"photometry": 1000, "mismatch": 2000, "structure": 2000, "time": 12000}
+VOTES = (
+    VotesPlan("image-a", 1, _STILL),
+    VotesPlan("video-a", 1, _MOVING),
+    VotesPlan("image-b", 2, _STILL),
+    VotesPlan("video-b", 2, _MOVING),
+    VotesPlan("image-c", 3, _STILL),
+)
+_IMAGE = ("kind=image", "batch_size=64", "group=32", "lr=1e-3", "warmup=100", "average=0.998")
+_VIDEO = (
+    "kind=video", "batch_size=32", "group=16", "lr=7e-4", "warmup=50", "average=0.995", "backbone.layers=3",
+)  # fmt: skip
+REWARDS = (
+    RewardPlan("reward", "clip-a", "image-a", 100, 1500, (*_IMAGE, "contrastive=0.3")),
+    RewardPlan("video", "reward", "video-a", 100, 800, _VIDEO),
+    RewardPlan("heldout", "clip-b", "image-b", 200, 1500, (*_IMAGE, "contrastive=0.3")),
+    RewardPlan("heldout-video", "heldout", "video-b", 200, 800, _VIDEO),
+    RewardPlan("unvoted", "clip-c", "image-c", 400, 1500, (*_IMAGE, "preferences=0", "contrastive=1"), again=False),
+)
+TUNINGS = (
+    TuningPlan("draft", "toy-draft", "reward", 40),
+    TuningPlan("draft-fast", "toy-draft", "reward", 40, ("optimizer.lr=0.032",), (1.0, 2.0)),
+    TuningPlan("alignprop", "toy-alignprop", "video", 40),
+    TuningPlan("instructvideo-fast", "toy", "video", 60, ("optimizer.lr=8e-3",), (1.0, 2.0)),
+    TuningPlan("rwr", "toy-rwr", "video", 20),
+    TuningPlan("raft-fast", "toy-raft", "reward", 20, ("optimizer.lr=4e-3",)),
+    TuningPlan("ddpo", "toy-ddpo", "video", 24),
+)
+_RUN = ("train.workers=1", "train.zero_stage=0", "output.videos_every=0", "output.archive_every=0")
+_KEPT = ("reward.json", "open_clip_config.json", "model.safetensors", "head.safetensors")
+"""Files of a reward that scoring reads, beside the tokenizer's."""
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+
+REPORT = "report.json"
+
+Run = Callable[[Sequence[str]], None]
+"""Runs a module, with its arguments, and raises an error where it fails."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A module with its arguments, and the file or folder that is there once it is done.
+
+    Attributes:
+        command: module and arguments.
+        makes: file or folder that the command makes at its very end.
+        mark: whether it makes no such file, and an empty one is written for it.
+    """
+
+    command: tuple[str, ...]
+    makes: Path
+    mark: bool = False
+
+
+def run_module(command: Sequence[str]) -> None:
+    """Runs a module, with its arguments, in a process of its own.
+
+    Raises:
+        subprocess.CalledProcessError: it failed; its own messages are on the terminal.
+    """
+    subprocess.run([sys.executable, "-m", *command], check=True)
+
+
+def make_rewards(
+    out: Path, work: Path, seed: int, scale: float, device: torch.device, rounds: int = ROUNDS, run: Run = run_module
+) -> None:
+    """Makes the rewards of the built-in world, unless all of them are there; they replace older ones.
+
+    Args:
+        out: folder of the weights; its model is there already.
+        work: folder of CLIPs, votes, runs and rewards of all rounds.
+        seed: of everything.
+        scale: share of all steps and counts.
+        device: where the CLIPs are trained.
+        rounds: of votes and fits.
+        run: runs a command.
+    """
+    if all((out / plan.name / REPORT).is_file() for plan in REWARDS):
+        return
+    tokenizer = build_tokenizer()
+    for plan in CLIPS:
+        if not (folder := work / plan.name).is_dir():
+            clip = fit_clip(plan.vision, seed + plan.seed, _scaled(CLIP_STEPS, scale), tokenizer, device)
+            with atomic_folder(folder) as part:
+                save_clip(clip, plan.vision, tokenizer, part)
+    for step in steps_of(out / "model", work, seed, scale, rounds):
+        if not step.makes.exists():
+            log.info("python -m %s", " ".join(step.command))
+            step.makes.parent.mkdir(parents=True, exist_ok=True)
+            run(step.command)
+            if step.mark:
+                step.makes.touch()
+    for reward in REWARDS:
+        copy_reward(_reward_folder(work, rounds, reward), out / reward.name)
+
+
+def steps_of(model: Path, work: Path, seed: int, scale: float, rounds: int) -> Iterator[Step]:
+    """Yields the commands of all rounds, in order.
+
+    Args:
+        model: folder of the base model.
+        work: folder of all that they make.
+        seed: of everything.
+        scale: share of all steps and counts.
+        rounds: of votes and fits.
+    """
+    for number in range(1, rounds + 1):
+        runs: list[str] = []
+        for tuning in TUNINGS if number > 1 else ():
+            yield _tuning_step(tuning, model, work, seed, scale, number)
+            run = str(_round(work, number) / tuning.name)
+            runs += [run if size == 1 else f"{run}*{size:g}" for size in tuning.scales]
+        rewards = [plan for plan in REWARDS if plan.again or number == 1]
+        asked = [plan for plan in VOTES if plan.name in {each.votes for each in rewards}]
+        for votes_seed in dict.fromkeys(plan.seed for plan in asked):
+            yield _samples_step(model, work, seed, scale, number, votes_seed, runs)
+        for votes in asked:
+            yield _votes_step(votes, work, seed, scale, number)
+        for reward in rewards:
+            yield _fit_step(reward, work, seed, scale, number)
+
+
+def _scaled(count: int, scale: float, least: int = 2) -> int:
+    return max(least, round(count * scale))
+
+
+def _round(work: Path, number: int) -> Path:
+    return work / f"round-{number}"
+
+
+def _reward_folder(work: Path, number: int, plan: RewardPlan) -> Path:
+    return _round(work, number if plan.again else 1) / plan.name
+
+
+def _samples(work: Path, number: int, votes_seed: int) -> Path:
+    return _round(work, number) / f"samples-{votes_seed}.parquet"
+
+
+def _tuning_step(plan: TuningPlan, model: Path, work: Path, seed: int, scale: float, number: int) -> Step:
+    folders = {reward.name: _reward_folder(work, number - 1, reward) for reward in REWARDS}
+    steps = _scaled(plan.steps, scale)
+    command = (
+        "rlvid", "train", plan.description, f"name={plan.name}", f"output.storage={_round(work, number)}",
+        f"seed={seed + number}", f"model.path={model}", "model.frames=8", "reward.name=fitted",
+        f"reward.path={folders[plan.reward]}", "reward.held_out=fitted", f"reward.held_out_path={folders['heldout']}",
+        f"train.steps={steps}", *_RUN, *plan.settings,
+    )  # fmt: skip
+    return Step(command, _round(work, number) / f"{plan.name}.trained", mark=True)
+
+
+def _samples_step(
+    model: Path, work: Path, seed: int, scale: float, number: int, votes_seed: int, runs: Sequence[str]
+) -> Step:
+    """Returns the command of the votes on videos of models, after those of the rounds before."""
+    made = _samples(work, number, votes_seed)
+    command = (
+        "rlvid.fitting.votes", str(made), "--rendered", "0", "--model", str(model),
+        "--prompts", str(_scaled(_PROMPTS, scale, 8)), "--per-prompt", str(_scaled(_PER_PROMPT, scale, 3)),
+        "--steps", str(_scaled(20, min(1.0, 10 * scale))), "--seed", str(seed + 10 * votes_seed + number),
+        *(("--runs", *runs) if runs else ()),
+        *(("--add", str(_samples(work, number - 1, votes_seed))) if number > 1 else ()),
+    )  # fmt: skip
+    return Step(command, made)
+
+
+def _votes_step(plan: VotesPlan, work: Path, seed: int, scale: float, number: int) -> Step:
+    """Returns the command of all votes on rendered pairs and on videos of models."""
+    made = _round(work, number) / f"{plan.name}.parquet"
+    rendered = [f"{kind}={_scaled(count, scale, 8)}" for kind, count in plan.rendered.items() if count]
+    command = (
+        "rlvid.fitting.votes", str(made), "--add", str(_samples(work, number, plan.seed)), "--rendered", *rendered,
+        "--seed", str(seed + plan.seed),
+    )  # fmt: skip
+    return Step(command, made)
+
+
+def _fit_step(plan: RewardPlan, work: Path, seed: int, scale: float, number: int) -> Step:
+    made, first = _reward_folder(work, number, plan), {reward.name: reward for reward in REWARDS}.get(plan.begins_with)
+    begins_with = work / plan.begins_with if first is None else _reward_folder(work, number, first)
+    command = (
+        "rlvid", "reward", "fit", str(_round(work, number) / f"{plan.votes}.parquet"), "--out", str(made),
+        "backbone.name=clip", f"backbone.path={begins_with}", f"seed={seed + plan.seed}", f"mean={MEAN}",
+        f"deviation={DEVIATION}", f"steps={_scaled(plan.steps, scale)}", f"held_out={min(0.4, _HELD_OUT / scale):g}",
+        *plan.settings,
+    )  # fmt: skip
+    return Step(command, made)
+
+
+def copy_reward(fitted: Path, folder: Path) -> None:
+    """Copies the files of a fitted reward that scoring reads, and the numbers of its report, without local paths."""
+    report = json.loads((fitted / REPORT).read_text(encoding="utf-8"))
+    with atomic_folder(folder) as part:
+        for name in (*_KEPT, *_TOKENIZER):
+            if (fitted / name).is_file():
+                shutil.copyfile(fitted / name, part / name)
+        numbers = {key: report[key] for key in ("pairs", "axes", "base")}
+        (part / REPORT).write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+
+
+def accuracy_of_reward(folder: Path) -> dict[str, float]:
+    """Returns how often a reward agrees with votes on prompts that it was not fitted on: in all, and by kind."""
+    axes = json.loads((folder / REPORT).read_text(encoding="utf-8"))["axes"]
+    found = dict[str, float]()
+    for axis, numbers in axes.items():
+        shares = {axis: numbers["held_out"]["accuracy"], **numbers["held_out"]["kinds"]}
+        found |= {f"agrees with votes, {name}": share["share"] for name, share in shares.items()}
+    return found
