@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers import save_run
 
 from rlvid.config import RunConfig
 from rlvid.config.methods import METHODS
 from rlvid.evaluate.results.rows import METRICS
 from rlvid.metric_names import MAIN
 from tuning.comparison import by_seed, table
-from tuning.description import Sweep
+from tuning.description import Evaluation, Sweep
 from tuning.journal import Journal, Trial, read_scores, scores_path, write_scores
 from tuning.load import load_sweep
-from tuning.measure import job_of
+from tuning.measure import job_of, measure
 from tuning.outcomes import collect
 from tuning.report import write_report
 from tuning.resume import keep_description
@@ -120,6 +121,22 @@ def test_further_scales_stand_below_their_settings() -> None:
     lines = table(point(0, 0.5), {"rwr": [[end] for end in ends], "raft": [[point(10, 0.6)]]}).splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["base", "rwr", "rwr at scale 0.5", "raft"]
     assert lines[4].startswith("| rwr at scale 0.5 | 20 | 80 | 0.400 ± 0.012 |")
+
+
+def test_a_trial_is_measured_at_every_scale(tmp_path: Path) -> None:
+    folder, config = save_run(tmp_path, 3)
+    how = Evaluation(videos=2, steps=2, scales=[0.01, 0.5])
+    prompts = ["a red circle moving left", "a blue square moving up"]
+    job = {"base": config.model_dump(), "evaluation": how.model_dump(), "prompts": prompts, "here": str(tmp_path)}
+    base, tuned = measure(job, None, 0), measure(job, str(folder), 3)
+    write_scores(tmp_path / "scores.json", tuned)
+    kept = read_scores(tmp_path / "scores.json")
+    assert kept is not None
+    assert (base["scaled"], kept["scaled"].keys()) == ({}, {"0.01", "0.5"})
+    reward = {scale: kept["scaled"][scale]["mean"]["reward"] for scale in ("0.01", "0.5")}
+    gaps = [abs(each - base["mean"]["reward"]) for each in (*reward.values(), tuned["mean"]["reward"])]
+    assert 0 < gaps[0] < gaps[1]
+    assert gaps[2] > gaps[0], "the largest scale is the trial itself"
 
 
 def test_the_report_has_the_seeds_of_each_variant_in_one_row(tmp_path: Path) -> None:
