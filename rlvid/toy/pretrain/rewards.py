@@ -212,16 +212,21 @@ def steps_of(model: Path, work: Path, seed: int, scale: float, rounds: int) -> I
         scale: share of all steps and counts.
         rounds: of votes and fits.
     """
+    tuned, sampled = list[str](), set[int]()
     for number in range(1, rounds + 1):
         runs: list[str] = []
         for tuning in TUNINGS if number > 1 else ():
             yield _tuning_step(tuning, model, work, seed, scale, number)
             run = str(_round(work, number) / tuning.name)
             runs += [run if size == 1 else f"{run}*{size:g}" for size in tuning.scales]
+        tuned += runs
         rewards = [plan for plan in REWARDS if number == rounds or not plan.last]
         asked = [plan for plan in VOTES if plan.name in {each.votes for each in rewards}]
         for votes_seed in dict.fromkeys(plan.seed for plan in asked):
-            yield _samples_step(model, work, seed, scale, number, votes_seed, runs)
+            again = votes_seed in sampled
+            earlier = _samples(work, number - 1, votes_seed) if again else None
+            yield _samples_step(model, work, seed, scale, number, votes_seed, runs if again else tuned, earlier)
+            sampled.add(votes_seed)
         for votes in asked:
             yield _votes_step(votes, work, seed, scale, number)
         for reward in rewards:
@@ -251,7 +256,14 @@ def _tuning_step(plan: TuningPlan, model: Path, work: Path, seed: int, scale: fl
 
 
 def _samples_step(
-    model: Path, work: Path, seed: int, scale: float, number: int, votes_seed: int, runs: Sequence[str]
+    model: Path,
+    work: Path,
+    seed: int,
+    scale: float,
+    number: int,
+    votes_seed: int,
+    runs: Sequence[str],
+    earlier: Path | None,
 ) -> Step:
     """Returns the command of the votes on videos of models, after those of the rounds before."""
     made = _samples(work, number, votes_seed)
@@ -260,7 +272,7 @@ def _samples_step(
         "--prompts", str(_scaled(_PROMPTS, scale, 8)), "--per-prompt", str(_scaled(_PER_PROMPT, scale, 3)),
         "--steps", str(_scaled(10, min(1.0, 10 * scale))), "--seed", str(seed + 10 * votes_seed + number),
         *(("--runs", *runs) if runs else ()),
-        *(("--add", str(_samples(work, number - 1, votes_seed))) if number > 1 else ()),
+        *(("--add", str(earlier)) if earlier else ()),
     )  # fmt: skip
     return Step(command, made)
 
