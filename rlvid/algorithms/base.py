@@ -186,7 +186,11 @@ class Observer:
 
 @dataclass
 class Context:
-    """The inputs of every method: the model, the trained reward, an optional held-out reward, the run's settings."""
+    """The inputs of every method: the model, the trained reward, an optional held-out reward, the run's settings.
+
+    ``measured_ceiling`` is the reward that ``reward.ceiling`` stands for where it is a quantile; None where nobody has
+    computed it.
+    """
 
     config: RunConfig
     model: VideoModel
@@ -195,6 +199,13 @@ class Context:
     stopwatch: Stopwatch
     workers: WorkerGroup = field(default_factory=WorkerGroup)
     observer: Observer = field(default_factory=Observer)
+    measured_ceiling: float | None = None
+
+    @property
+    def ceiling(self) -> float | None:
+        """The reward of a video above which more counts as no more."""
+        ceiling = self.config.reward.ceiling
+        return self.measured_ceiling if isinstance(ceiling, str) else ceiling
 
     def normal(self, purpose: str, batch: Batch, index: int = 0) -> Tensor:
         """Returns standard normal latents (B, C, F, h, w), a function of (seed, purpose, sample, index) alone."""

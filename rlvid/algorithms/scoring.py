@@ -81,7 +81,7 @@ def score(context: Context, batch: Batch, latents_BCFhw: Tensor) -> BatchRewards
     )
     metrics["reward/excluded"] = (float((~valid_B).sum()), 1.0)
     metrics |= _parts(context.reward, valid_B)
-    if (ceiling := context.config.reward.ceiling) is not None:
+    if (ceiling := context.ceiling) is not None:
         metrics |= totals(**{"reward/at_ceiling": (reward_B >= ceiling)[valid_B]})
     held_out_B = None
     if context.held_out is not None:

@@ -15,7 +15,7 @@ from rlvid.config.model import ModelConfig, SamplingConfig
 from rlvid.config.parse import apply_override, explain, read_named
 from rlvid.config.reward import RewardConfig
 from rlvid.config.section import Section
-from rlvid.config.train import DataConfig, OptimizerConfig, OutputConfig, TrainConfig
+from rlvid.config.train import NOT_REAL, DataConfig, OptimizerConfig, OutputConfig, TrainConfig
 from rlvid.credentials import refuse_credentials, refuse_credentials_in_arguments
 
 
@@ -112,6 +112,12 @@ class RunConfig(Section):
             raise ValueError(
                 f"data.source = {data.named!r}: prompts have no clips, and method {method.name!r} edits clips; set "
                 "data.source=samples, or a method that starts from noise"
+            )
+        if self.reward.ceiling_quantile is not None and set(data.sources) <= {*NOT_REAL}:
+            raise ValueError(
+                f"reward.ceiling = {self.reward.ceiling!r} is a quantile of the rewards of real clips, and data.source "
+                f"= {data.named!r} has none; set data.source to clips or videos, or reward.ceiling to a number, such "
+                "as reward.ceiling=0.8"
             )
 
     def _guard_fits(self) -> None:

@@ -1,5 +1,6 @@
 """The settings of the rewards: which reward, its weights, and the reduction of a video's frames to one number."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -195,10 +196,11 @@ class RewardConfig(Section):
         lt=1,
         description="frames whose share of the summed weight is smaller are not decoded (0.02 halves it)",
     )
-    ceiling: float | None = Field(
+    ceiling: float | str | None = Field(
         None,
         description="reward of a video above which more counts as no more: it trains on min(reward, ceiling), and the "
-        "gradient is 0 there. In units of TensorBoard's reward/weighted; null: none",
+        "gradient is 0 there. A number in units of TensorBoard's reward/weighted; or a quantile, such as q0.9: that of "
+        "the rewards of the run's own real clips, computed once. null: none",
     )
 
     @model_validator(mode="before")
@@ -219,6 +221,21 @@ class RewardConfig(Section):
         if twice:
             raise ValueError(f"two parts are called {twice[0]!r}, and the log would show one; rename one")
         return parts
+
+    @field_validator("ceiling", mode="before")
+    @classmethod
+    def _is_a_number_or_a_quantile(cls, value: Any) -> Any:
+        """Returns a number as a float, a quantile in one form: equal ceilings have equal fingerprints."""
+        if value is None or isinstance(value, bool):
+            return value
+        quantile = isinstance(value, str) and value.startswith("q")
+        try:
+            number = float(value[1:] if quantile else value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number) or (quantile and not 0 <= number <= 1):
+            raise ValueError("must be a finite number, or q and a number between 0 and 1, such as q0.9")
+        return f"q{abs(number)!r}" if quantile else number
 
     @model_validator(mode="after")
     def _paths_fit(self) -> "RewardConfig":
@@ -260,6 +277,11 @@ class RewardConfig(Section):
     def parts(self) -> list[tuple[str, str | None]]:
         """Name and path of what is trained on: one reward, or those of a mixture."""
         return [(part.name, part.path) for part in self.mixture] or [(self.name, self.path)]
+
+    @property
+    def ceiling_quantile(self) -> float | None:
+        """The quantile of the rewards of real clips that is the ceiling; None where it is a number or there is none."""
+        return float(self.ceiling[1:]) if isinstance(self.ceiling, str) else None
 
     @property
     def functions(self) -> list[str]:

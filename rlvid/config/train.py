@@ -8,6 +8,8 @@ from rlvid.config.section import Decay, Section
 
 MADE = ("builtin", "prompts", "samples")
 """Sources that a run makes itself and keeps in its storage; any other is a folder."""
+NOT_REAL = ("prompts", "samples")
+"""Sources without real clips: prompts alone, and the base model's own samples."""
 
 
 class DataConfig(Section):

@@ -32,6 +32,8 @@ class Job:
     """Whether videos are encoded on the way."""
     stop: bool = False
     """Whether the guard ended the run before."""
+    measured_ceiling: float | None = None
+    """The reward that ``reward.ceiling`` stands for where it is a quantile."""
     watched: bool = False
     """Whether Ray Train announces that a node is about to be taken away."""
 

@@ -1,7 +1,7 @@
 """Launches training: starts Ray Train's workers, waits for them, and returns the run's last checkpoint."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,6 +69,7 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Tr
         import ray.train
 
         from rlvid.train.archivist import end_archivist, start_archivist
+        from rlvid.train.ceiling import run_ceiling
         from rlvid.train.guard import watching
         from rlvid.train.progress import ProgressActor, ProgressLine
 
@@ -76,6 +77,9 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Tr
         use_gpu, has_room = _check_cluster(config, folder, console)
         clips = _clips_of(config, mirror, console)
         progress = ProgressActor.remote()  # type: ignore[attr-defined]
+        job = Job.of(config, run=folder, use_gpu=use_gpu, progress=progress, encodes="videos" in clips.kinds)
+        job = replace(job, measured_ceiling=run_ceiling(job, clips, console))
+        mirror.push()
         archivist, whole = start_archivist(config, folder, progress), False
         try:
             with (
@@ -84,17 +88,7 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Tr
             ):
                 watched = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "").lower() in ("1", "true")
                 prompts = clips.first_captions(VIDEO_PROMPTS)
-                job = Job.of(
-                    config,
-                    run=folder,
-                    use_gpu=use_gpu,
-                    progress=progress,
-                    archivist=archivist,
-                    prompts=prompts,
-                    encodes="videos" in clips.kinds,
-                    stop=stop,
-                    watched=watched,
-                )
+                job = replace(job, archivist=archivist, prompts=prompts, stop=stop, watched=watched)
                 trainer = _trainer(job, clips, wait=not has_room)
                 done = run_fit(partial(fit_again, trainer.fit, config.train.max_failures, put_aside), progress, console)
                 whole = True

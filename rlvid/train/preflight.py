@@ -4,6 +4,7 @@ A run's folder, ``{storage}/{name}``::
 
     config.yaml       the settings, as validated
     clips.txt         a line for each source of its clips: fingerprint and number of rows
+    ceiling.json      the reward.ceiling of the run where it is a quantile, see rlvid.train.ceiling
     step-000050/ ...  checkpoints
     tensorboard/      scalars and videos
     archive/          generated samples with their rewards, Parquet, see rlvid.data.chunks

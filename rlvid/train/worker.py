@@ -94,6 +94,7 @@ class Worker:
                 self.stopwatch,
                 TorchWorkerGroup(self.rank, self.world),
                 self.reporter,
+                job.measured_ceiling,
             )
         )
         self.problem: str | None = None
