@@ -16,7 +16,7 @@ from rlvid.plots.frames import draw_steps
 from rlvid.stats import bootstrap_interval
 
 DEVIATIONS = Metric("deviations", "Gain in deviations", digits=2)
-_STEM = "ascent"
+STEM = "ascent"
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Ascent:
         """The first recorded step with half of the reward's final gain or more; the last if there is no gain."""
         gains = {step: self.gain(self.metric, step).value for step in self.steps[1:]}
         final = gains[self.steps[-1]]
-        return next((step for step, gain in gains.items() if gain >= final / 2), self.steps[-1])
+        return next((step for step, gain in gains.items() if gain >= final / 2 > 0), self.steps[-1])
 
     def gain(self, metric: str, step: int) -> Mean:
         """Returns the mean gain of a metric since the start, with its 95 % bootstrap interval over prompts."""
@@ -67,11 +67,11 @@ class Ascent:
 def write_report(out: Path, ascents: Sequence[Ascent]) -> str:
     """Writes ``ascent.md``, ``ascent.json`` and ``ascent.png`` into a folder; returns the page."""
     page = page_of(ascents)
-    write_atomic(out / f"{_STEM}.md", page.encode())
-    write_atomic(out / f"{_STEM}.json", json_text({each.name: figures(each) for each in ascents}).encode())
+    write_atomic(out / f"{STEM}.md", page.encode())
+    write_atomic(out / f"{STEM}.json", json_text({each.name: figures(each) for each in ascents}).encode())
     shared = [step for step in ascents[0].steps if all(step in each.first for each in ascents)]
     frames = {step: torch.stack([each.first[step] for each in ascents]) for step in shared}
-    draw_steps(out / f"{_STEM}.png", [f"ascent on {each.name}" for each in ascents], frames)
+    draw_steps(out / f"{STEM}.png", [f"ascent on {each.name}" for each in ascents], frames)
     return page
 
 

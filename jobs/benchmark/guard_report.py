@@ -72,15 +72,15 @@ def page_of(
         groups = len({each.group for each in found})
         lines += [
             f"## Candidates {way}", "",
-            f"{len(found)} runs of {groups} methods and learning rates; {len(gain)} with a best gain beyond {ERRORS:g} "
-            "standard errors.", "",
+            f"{len(found)} runs of {groups} methods, learning rates and rewards; {len(gain)} with a best gain beyond "
+            f"{ERRORS:g} standard errors.", "",
             rules_grid(summaries[way], fixed).markdown(), "",
         ]  # fmt: skip
     lines += [
         "Regret: the oracle's score of the best candidate less that of the rule's choice, here as a share of the best "
         "gain over the base, and as a score. Each rule, and the oracle, chooses on one half of the prompts, and both "
         "are read on the other. Loss: the base's score less that of the choice, over runs without such a gain. "
-        "Intervals: 95 %, bootstrap over methods at a learning rate.", "",
+        "Intervals: 95 %, bootstrap over methods at a learning rate and on a reward.", "",
         alarms_line(alarms, len(outcomes[SCALED])), "", *correlation_lines(correlations),
         "## Runs", "", runs_grid(outcomes).markdown(), "",
     ]  # fmt: skip

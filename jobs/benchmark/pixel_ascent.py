@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jobs.benchmark.ascent_report import Ascent, write_report
+from jobs.benchmark.ascent_report import STEM, Ascent, write_report
 from jobs.benchmark.options import make_parser
 from jobs.benchmark.regret import ORACLE
 from rlvid.config.model import ModelConfig
@@ -38,6 +38,7 @@ from rlvid.evaluate.scorers import FurtherReward, parse_rewards
 from rlvid.files import damaged, write_atomic
 from rlvid.metric_names import REWARD_PREFIX
 from rlvid.models.trained import load_trainable
+from rlvid.reward.builtin import BUILTIN, builtin_folder
 from rlvid.reward.load import load_reward
 from rlvid.reward.video import label_of, mean_of_frames
 from rlvid.terminal import counter, numbers, say
@@ -125,7 +126,7 @@ def score(rewards: Mapping[str, nn.Module], frames_BFCHW: Tensor, prompts: list[
 
 def identity(reward: FurtherReward) -> str:
     """Returns sixteen hex digits over a reward's name and files."""
-    path = reward.path or ""
+    path = str(builtin_folder(reward.name)) if reward.name in BUILTIN else reward.path or ""
     return digest([reward.name, path and stamp(path.rpartition(":")[0] if is_function(path) else path)])
 
 
@@ -207,11 +208,15 @@ def main(arguments: list[str]) -> None:
     seeds = numbers(options.seeds, "--seeds")
     setup = {
         "set": options.set, "prompts": options.prompts, "seeds": seeds, "sampling steps": options.sampling_steps,
-        "steps": options.steps, "lr": options.lr,
+        "steps": options.steps, "lr": options.lr, "model": digest(stamp(ModelConfig().path)),
     }  # fmt: skip
     identities = {key: identity(each) for key, each in named.items()}
     options.out.mkdir(parents=True, exist_ok=True)
     paths = {key: place_of(options.out, key) for key in named}
+    if taken := next((key for key, path in paths.items() if path.stem == STEM), None):
+        raise ValueError(
+            f"--rewards {taken.removeprefix(REWARD_PREFIX)}: the report has this name; choose another label"
+        )
     kept = [path for found in sorted(options.out.glob("*.npz")) if (path := found.with_suffix(".json")).is_file()]
     for path in kept:
         check_kept(path, setup, identities)

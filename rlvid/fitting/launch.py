@@ -153,7 +153,8 @@ def _ask(config: FitConfig, source: Path, outside: bool) -> _Asked:
     paths = sorted({item[f"{side}_path"] for item in made for side in "ab"})
     found = [_content(Path(path)) for path in paths]
     settings = config.model_dump(mode="json", exclude=_FREE | {"backbone"})
-    settings |= {"axes": axes, "backbone": backbone.model_dump(exclude={"path"})}
+    unnamed = {"path"} | ({"towers"} if backbone.towers == "both" else set())  # so that earlier fits stay the same
+    settings |= {"axes": axes, "backbone": backbone.model_dump(exclude=unnamed)}
     told = [{key: value for key, value in item.items() if key != "held_out"} for item in made]
     made_with = {
         "rlvid": __version__, "settings": settings, "pairs": digest([told, found]),

@@ -25,6 +25,7 @@ from torch import Tensor
 from rlvid import randomness
 from rlvid.config.model import ModelConfig
 from rlvid.data.pairs import PAIRS
+from rlvid.data.parquet import open_parquet
 from rlvid.diffusion.generate import generate
 from rlvid.evaluate.load import device, load_run
 from rlvid.evaluate.models import parse_spec
@@ -152,6 +153,9 @@ def write_votes(
         for each in map(parquet.ParquetFile, earlier):
             for group in range(each.num_row_groups):
                 table = each.read_row_group(group)
+                numbers = pa.array(range(count, count + len(table)), pa.int64())  # else two files had the same pairs
+                place = table.schema.get_field_index("index")
+                table = table.set_column(place, "index", numbers)
                 file.write_table(table.cast(_SCHEMA))
                 count, ties = count + len(table), ties + table.column("preference").to_pylist().count(0.5)
         for number, pair in enumerate(pairs, count):
@@ -210,6 +214,10 @@ def main() -> None:
     for each in given.add:
         if not each.is_file():
             raise ValueError(f"--add {each}: no such file; name one that this command wrote")
+        with open_parquet(each) as file:
+            missing = [name for name in _SCHEMA.names if name not in file.schema_arrow.names]
+        if missing:
+            raise ValueError(f"--add {each}: lacks {' and '.join(missing)}; name a file that this command wrote")
 
     def pairs() -> Iterator[_Pair]:
         yield from rendered(counts, given.seed, given.footage, given.without)

@@ -17,7 +17,7 @@ from torch import Tensor, distributed
 from rlvid.config.fit import FitConfig
 from rlvid.data.order import clip_indices
 from rlvid.data.training_set import Source
-from rlvid.files import atomic_file
+from rlvid.files import atomic_file, write_error
 from rlvid.fitting.backbone import begin, scorer_of, spec_of
 from rlvid.fitting.looks import LOOKS, Looks
 from rlvid.reward.builtin import BUILTIN
@@ -117,7 +117,7 @@ class FitWorker:
             clip_norm=config.clip_norm,
         )
         seen = any(each.requires_grad for each in self.scorer.backbone.clip.visual.parameters())
-        self.looks = None if seen else Looks(job.work / LOOKS, len(self.rows))
+        self.looks = None if seen else Looks(job.work / LOOKS, len(self.fitted))
         self.first_step = self._restore()
         self._began = time.perf_counter()
 
@@ -158,11 +158,12 @@ class FitWorker:
         """Returns this worker's pairs of a batch: every W-th of them."""
         size = self.config.batch_size
         serials = [step * size + place for place in range(self.rank, size, self.world)]
-        places = [self.fitted[draw] for draw in clip_indices(serials, len(self.fitted), self.config.seed)]
+        draws = clip_indices(serials, len(self.fitted), self.config.seed).tolist()
+        places = [self.fitted[draw] for draw in draws]
         rows = self.rows.rows(places, ("caption", "preference") if self.looks else (*_SIDES, "preference"))
         preference_PA = torch.tensor(rows["preference"].to_pylist(), dtype=torch.float32).to(self.device)
         if self.looks:
-            a, b = self.looks.read(places).to(self.device).unbind(1)
+            a, b = self.looks.read(draws).to(self.device).unbind(1)
             return Pairs(serials, self._tokens(rows), a, b, preference_PA)
         return Pairs(serials, *self._media(rows), preference_PA)
 
@@ -170,26 +171,34 @@ class FitWorker:
         """Lets a fixed image tower look at all pairs, divided among the workers; every worker must call it."""
         if self.looks is None:
             return
-        began, wrong = time.perf_counter(), ""
-        for done, number in enumerate(range(self.rank, self.looks.files, self.world)):
+        began, wrong, missing = time.perf_counter(), "", self.looks.missing()
+        self._gather(0)  # nobody makes a file before all have seen which are missing
+        own = missing[self.rank :: self.world]
+        for done, number in enumerate(own):
             try:
                 self.looks.make(number, self._looks_of)
             except ValueError as error:
                 wrong = str(error)
                 break
-            if done == 1:  # the first one may have been there, or was slow
-                left = (time.perf_counter() - began) / 2 * (self.looks.files / self.world - 2)
-                self.note(
-                    f"features of {self.looks.count} pairs are computed once: some {max(1, round(left / 60))} min"
-                )
-        if distributed.is_initialized():
-            found = [""] * self.world
-            distributed.all_gather_object(found, wrong)
-            wrong = next(filter(None, found), "")
-        if wrong:
+            except OSError as error:
+                wrong = str(write_error("a file of features", error, f"make room in {self.job.work}"))
+                break
+            if done == 1:  # the first one was slow
+                minutes = max(1, round((time.perf_counter() - began) / 2 * (len(own) - 2) / 60))
+                self.note(f"features of {self.looks.count} pairs are computed once: some {minutes} min")
+        if wrong := next(filter(None, self._gather(wrong)), ""):
             raise ValueError(wrong)
 
-    def _looks_of(self, places: Sequence[int]) -> Tensor:
+    def _gather(self, own: Any) -> list[Any]:
+        """Returns what every worker gives."""
+        everyone = [own]
+        if distributed.is_initialized():
+            everyone = [None] * self.world
+            distributed.all_gather_object(everyone, own)
+        return everyone
+
+    def _looks_of(self, fitted: Sequence[int]) -> Tensor:
+        places = [self.fitted[each] for each in fitted]
         _, a_PFCHW, b_PFCHW = self._media(rows := self.rows.rows(places, (*_SIDES, "source")))
         with torch.no_grad():
             looks = [self.scorer.backbone.look(as_input(self.scorer, each)).half() for each in (a_PFCHW, b_PFCHW)]
@@ -244,11 +253,7 @@ class FitWorker:
             if not bool(both_QA.isfinite().all()):
                 raise ValueError(self._not_finite(places, both_QA))
             own[start] = (both_QA[: len(tokens_PL)], both_QA[len(tokens_PL) :])
-        everyone: list[dict[int, tuple[Tensor, Tensor]]] = [own]
-        if distributed.is_initialized():
-            everyone = [{}] * self.world
-            distributed.all_gather_object(everyone, own)
-        found = {start: pair for each in everyone for start, pair in each.items()}
+        found = {start: pair for each in self._gather(own) for start, pair in each.items()}
         a_NA, b_NA = (torch.cat([found[start][side] for start in sorted(found)]) for side in (0, 1))
         return a_NA, b_NA
 

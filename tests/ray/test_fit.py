@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from rlvid.config.fit import FitConfig
 from rlvid.fitting.launch import fit_reward
+from rlvid.fitting.looks import PAIRS_IN_FILE
 from rlvid.fitting.report import FitReport
 from rlvid.runs.scalars import read_events
 
@@ -24,12 +25,12 @@ STEPS, KILLED = 6, 4
 """Steps of each fit, and the one in which the process of worker 0 is killed."""
 
 
-def votes(folder: Path, broken: set[int]) -> Path:
-    """16 pairs of images of 8 prompts, one vote each, and a vote that cannot be used."""
+def votes(folder: Path, broken: set[int], count: int = 16) -> Path:
+    """Pairs of images of 8 prompts, one vote each, and a vote that cannot be used."""
     random = np.random.default_rng(0)
     folder.mkdir()
     rows = []
-    for place in range(16):
+    for place in range(count):
         for side in "ab":
             pixels = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / f"{place}{side}.png")
@@ -60,14 +61,21 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def fitted(source: Path, ray_cluster: Any) -> Fit:
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """More fitted pairs than one file of features has."""
+    return votes(tmp_path_factory.mktemp("many") / "votes", set(), 3 * PAIRS_IN_FILE // 2)
+
+
+@pytest.fixture(scope="module")
+def fitted(source: Path, many: Path, ray_cluster: Any) -> Fit:
     """Gives the folder of a fit of a number of workers that went through; each is fitted once."""
     found: dict[tuple[int, str], Path] = {}
 
     def get(workers: int, towers: str = "both") -> Path:
         if (workers, towers) not in found:
             out = source.parent.with_name(f"by-{workers}-{towers}")
-            report = fit_reward(config(workers=workers, backbone={"towers": towers}), source, out, QUIET)
+            pairs = source if towers == "both" else many
+            report = fit_reward(config(workers=workers, backbone={"towers": towers}), pairs, out, QUIET)
             assert isinstance(report, FitReport)
             found[workers, towers] = out
         return found[workers, towers]

@@ -37,7 +37,7 @@ def test_votes_become_a_reward_that_a_model_is_trained_on(
     assert parquet.read_table(folder / "votes.parquet").num_rows == 12 * 2 * 2
 
     liked_reward = folder / "liked"
-    fit = ["kind=video", "axes=[quality]", "frames=4", "steps=30", "batch_size=8", "group=4", "lr=0.003"]
+    fit = ["kind=video", "axes=[quality]", "frames=4", "steps=100", "batch_size=8", "group=4", "lr=0.003"]
     told = rlvid("reward", "fit", folder / "votes.parquet", *fit, "backbone.layers=0", "--out", liked_reward)
     assert "quality: it agrees with" in told or "not shown to be better than a coin" in told
     report = json.loads((liked_reward / "report.json").read_text())

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -198,6 +199,7 @@ def test_a_fixed_image_tower_looks_at_each_pair_once(sources: dict[str, Source],
     before = {name: each.detach().clone() for name, each in alone.scorer.named_parameters()}
     share = alone.share(1)
     assert share.a.dtype == torch.float16
+    assert len(np.load(file)) == len(alone.fitted) < COUNT, "none of a held-out pair"
     found = alone.fitter.gradient(share)
     alone.looks = None
     seen = alone.fitter.gradient(alone.share(1))  # through the image tower
@@ -216,21 +218,27 @@ def test_a_fixed_image_tower_looks_at_each_pair_once(sources: dict[str, Source],
 def test_any_number_of_workers_looks_at_the_pairs_alike(tmp_path: Path) -> None:
     look_NM = torch.randn(3 * PAIRS_IN_FILE - 5, 2, 4, 6).half()
     one, two = Looks(tmp_path / "one", len(look_NM)), Looks(tmp_path / "two", len(look_NM))
-    for number in range(one.files):
+    assert one.missing() == [0, 1, 2]
+    for number in one.missing():
         one.make(number, lambda places: look_NM[list(places)])
     for rank in range(2):
-        for number in range(rank, two.files, 2):
+        for number in range(3)[rank::2]:
             two.make(number, lambda places: look_NM[list(places)])
-    assert one.files == 3
+    assert one.missing() == two.missing() == []
     places = [0, 186, 64, 63, 5, 128]
     for each in (one, two):
         assert torch.equal(each.read(places), look_NM[places])
+    file = tmp_path / "one" / "part-00001.npy"
+    for bad in (file.read_bytes()[:999], b""):
+        file.write_bytes(bad)
+        with pytest.raises(ValueError, match=rf"^{re.escape(str(file))} is damaged .*; delete it"):
+            Looks(tmp_path / "one", len(look_NM)).read([64])
 
 
 def test_features_that_are_no_numbers_are_named_with_their_pair(sources: dict[str, Source], tmp_path: Path) -> None:
     worker = FitWorker(job(sources, tmp_path, backbone={"towers": "text"}))
     worker.beginning.clip.visual.proj.data[0, 0] = math.nan
-    with pytest.raises(ValueError, match=r"^votes:0 \(.+\): the features .* another backbone$"):
+    with pytest.raises(ValueError, match=r"^votes:\d+ \(.+\): the features .* another backbone$"):
         worker.run()
     assert not [*tmp_path.glob(f"{LOOKS}/*")]
 

@@ -90,6 +90,7 @@ def test_rewards_rise_on_pixels_that_stay_in_range_and_are_not_computed_twice(
         (["--rewards", "oracle"], "--rewards oracle: the oracle gives no gradient"),
         (["--rewards", "blind=own.py:blind"], "--rewards blind: own.py:blind gives no gradient"),
         (["--rewards", "beauty"], "there is no reward 'beauty'"),
+        (["--rewards", "ascent:brightness"], "--rewards ascent: the report has this name"),
         (["--rewards", "brightness", "--seeds", "a"], "--seeds 'a'"),
         (["--rewards", "brightness", "--lr", "0"], "--lr above 0"),
     ],

@@ -1,6 +1,7 @@
 """The command that makes the weights: its trained stages at a scale of seconds, and the commands of its rewards."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -89,6 +90,8 @@ def test_rewards_are_made_by_commands_in_rounds_and_what_is_there_is_not_made_ag
     third = Recorder()
     make_rewards(out, work, 0, TINY, CPU, 2, third)
     assert third.commands == []
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(work))}: was made with another scale; delete it"):
+        make_rewards(tmp_path / "other", work, 0, 2 * TINY, CPU, 2, third)
     check_begins(work / "clip-b")
 
 

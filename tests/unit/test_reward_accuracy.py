@@ -69,6 +69,15 @@ def test_earlier_votes_come_first_as_they_are(pairs: Path, tmp_path: Path, monke
     assert after[:count] == before
     assert [(row["kind"], row["index"]) for row in after[count:]] == [("mismatch", count), ("mismatch", count + 1)]
     assert len(read_pairs(out)[0]) == len(after)
+    more = tmp_path / "more.parquet"
+    monkeypatch.setattr(sys, "argv", ["votes", str(more), *given[2:], str(pairs), str(out)])
+    votes.main()
+    found, skipped = read_pairs(more)
+    assert (len(found), skipped) == (count + len(after) + 2, []), "the same pairs in two files are two pairs"
+    parquet.write_table(parquet.read_table(pairs).drop_columns("kind"), tmp_path / "study.parquet")
+    monkeypatch.setattr(sys, "argv", [*given, str(tmp_path / "study.parquet")])
+    with pytest.raises(ValueError, match=r"study\.parquet: lacks kind"):
+        votes.main()
     monkeypatch.setattr(sys, "argv", [*given, str(gone)])
     with pytest.raises(ValueError, match=r"gone\.parquet: no such file"):
         votes.main()

@@ -134,6 +134,7 @@ def test_runs_train_on_it_and_are_judged_by_it(tmp_path: Path) -> None:
         (lambda folder: (folder / "head.safetensors").unlink(), ["head.safetensors"]),
         (lambda folder: (folder / "open_clip_config.json").unlink(), ["no open_clip_config.json"]),
         (lambda folder: widen(folder), ["not the weights of this model"]),
+        (lambda folder: age(folder), ["head.safetensors is of an earlier version", "fit the reward anew"]),
     ],
 )
 def test_a_folder_that_does_not_fit_is_refused_before_its_weights_are_read(
@@ -150,6 +151,11 @@ def test_a_folder_that_does_not_fit_is_refused_before_its_weights_are_read(
 def alter(folder: Path, **settings: object) -> None:
     file = folder / "reward.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+
+
+def age(folder: Path) -> None:
+    file = folder / "head.safetensors"
+    save_file({name: each for name, each in load_file(file).items() if not name.startswith("change")}, file)
 
 
 def widen(folder: Path) -> None:

@@ -143,8 +143,10 @@ def check_fitted(path: str, where: str) -> Spec:
     if spec.preprocess.size not in (size, *(size[:1] if isinstance(size, tuple) else ())):
         raise damaged(f"{where}: {SPEC}", f"preprocess.size = {spec.preprocess.size}, and the CLIP sees {size}")
     if spec.head is not None:
-        made = build_head(spec.head, clip, len(spec.axes))
-        check_fit(made.state_dict(), headers(folder / HEAD, where), f"{where}: {HEAD}")
+        made, found = build_head(spec.head, clip, len(spec.axes)), headers(folder / HEAD, where)
+        if "change.weight" not in found:
+            raise ValueError(f"{where}: {HEAD} is of an earlier version of rlvid; fit the reward anew")
+        check_fit(made.state_dict(), found, f"{where}: {HEAD}")
     return spec
 
 

@@ -34,6 +34,8 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="share of all steps and counts, for a quick trial")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
+    if options.rounds < 1:
+        parser.error(f"--rounds {options.rounds}: the rewards take 1 or more")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     out, device, began = options.out.resolve(), torch.device(options.device), time.perf_counter()
     asked = (options.stage,) if options.stage else STAGES

@@ -16,10 +16,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from rlvid.files import atomic_folder
+from rlvid.data.clips import digest
+from rlvid.data.find import size_and_ends
+from rlvid.files import atomic_folder, write_atomic
 from rlvid.toy.pretrain.common import log
 from rlvid.toy.pretrain.contrastive import Vision, fit_clip, save_clip
 from rlvid.toy.pretrain.text import build_tokenizer
@@ -180,11 +183,15 @@ def make_rewards(
         seed: of everything.
         scale: share of all steps and counts.
         device: where the CLIPs are trained.
-        rounds: of votes and fits.
+        rounds: of votes and fits; 1 or more.
         run: runs a command.
+
+    Raises:
+        ValueError: ``work`` is of another seed, scale or model.
     """
     if all((out / plan.name / REPORT).is_file() for plan in REWARDS):
         return
+    _check_work(work, {"seed": seed, "scale": scale, "model": _digest(out / "model")})
     tokenizer = build_tokenizer()
     for plan in CLIPS:
         if not (folder := work / plan.name).is_dir():
@@ -200,6 +207,23 @@ def make_rewards(
                 step.makes.touch()
     for reward in REWARDS:
         copy_reward(_round(work, rounds) / reward.name, out / reward.name)
+
+
+def _digest(model: Path) -> str:
+    """Returns sixteen hex digits over a model's weights; those of a model that is not there yet are all alike."""
+    return digest([size_and_ends(path) for path in sorted(model.rglob("*.safetensors"))])
+
+
+def _check_work(work: Path, made_with: dict[str, Any]) -> None:
+    """Keeps what a folder is made with; refuses one that was made otherwise."""
+    plan = work / "plan.json"
+    if plan.is_file():
+        before = json.loads(plan.read_text(encoding="utf-8"))
+        if changed := [key for key in made_with if before.get(key) != made_with[key]]:
+            raise ValueError(f"{work}: was made with another {changed[0]}; delete it, or name another --work")
+        return
+    work.mkdir(parents=True, exist_ok=True)
+    write_atomic(plan, json.dumps(made_with).encode())
 
 
 def steps_of(model: Path, work: Path, seed: int, scale: float, rounds: int) -> Iterator[Step]:
