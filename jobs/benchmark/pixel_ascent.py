@@ -29,12 +29,11 @@ from jobs.benchmark.ascent_report import STEM, Ascent, write_report
 from jobs.benchmark.options import make_parser
 from jobs.benchmark.regret import ORACLE
 from rlvid.config.model import ModelConfig
-from rlvid.config.reward import is_function
 from rlvid.data.clips import digest
 from rlvid.diffusion.generate import generate
 from rlvid.evaluate.load import device
 from rlvid.evaluate.models import stamp
-from rlvid.evaluate.scorers import FurtherReward, parse_rewards
+from rlvid.evaluate.scorers import FurtherReward, parse_rewards, stamp_of_reward
 from rlvid.files import damaged, write_atomic
 from rlvid.metric_names import REWARD_PREFIX
 from rlvid.models.trained import load_trainable
@@ -127,7 +126,7 @@ def score(rewards: Mapping[str, nn.Module], frames_BFCHW: Tensor, prompts: list[
 def identity(reward: FurtherReward) -> str:
     """Returns sixteen hex digits over a reward's name and files."""
     path = str(builtin_folder(reward.name)) if reward.name in BUILTIN else reward.path or ""
-    return digest([reward.name, path and stamp(path.rpartition(":")[0] if is_function(path) else path)])
+    return digest([reward.name, path and stamp_of_reward(path)])
 
 
 def place_of(out: Path, key: str) -> Path:

@@ -69,6 +69,11 @@ def parse_rewards(text: str) -> tuple[FurtherReward, ...]:
     return tuple(found)
 
 
+def stamp_of_reward(path: str) -> Any:
+    """Returns a stamp that changes with a reward's file or folder, or with the file of a function."""
+    return stamp(path.rpartition(":")[0] if is_function(path) else path)
+
+
 def metric_key(label: str) -> str:
     """Returns the key of a further reward's metric, ``reward_NAME``."""
     return REWARD_PREFIX + re.sub(r"\W+", "_", label)
@@ -120,7 +125,7 @@ class Scorers:
         reward = self.reward.model_dump(mode="json", include=set(_COUNTS))
         paths = [self.reward.path, self.reward.held_out_path, *(part.path for part in self.reward.mixture)]
         paths += [each.path for each in self.further] + [self.clip.partition(":")[2] or self.clip]
-        stamps = [stamp(path.rpartition(":")[0] if is_function(path) else path) for path in paths if path]
+        stamps = [stamp_of_reward(path) for path in paths if path]
         further = [[each.metric, each.name, each.path] for each in self.further]
         made = {"reward": reward, "clip": self.clip, "further": further, "oracle": self.use_oracle, "files": stamps}
         made["held_out"] = self.held_out

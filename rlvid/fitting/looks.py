@@ -47,7 +47,7 @@ class Looks:
 
         Args:
             number: of the file.
-            look: numbers of P pairs -> (P, 2, F, M).
+            look: numbers of P pairs -> (P, 2, F, M), float16.
 
         Raises:
             OSError: it cannot be written.
@@ -56,7 +56,7 @@ class Looks:
         first = number * PAIRS_IN_FILE
         found = look(range(first, min(first + PAIRS_IN_FILE, self.count)))
         with atomic_file(self._place(number)) as part, open(part, "wb") as file:
-            np.save(file, found.half().cpu().numpy())
+            np.save(file, found.cpu().numpy())
 
     def read(self, pairs: Sequence[int]) -> Tensor:
         """Returns (P, 2, F, M), float16, of pairs by their numbers.

@@ -6,12 +6,11 @@ The task rewards a clip as a worker rewards a video: the autoencoder decodes the
 TAR's weights make one number of their scores. A clip keeps its frames: they depend on the seed and on its place alone.
 """
 
-import faulthandler
 import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from rlvid.files import damaged, read_mapping, write_atomic
 from rlvid.models.base import VideoModel
 from rlvid.reward.load import trained_reward
 from rlvid.train.job import Job
+from rlvid.train.reporter import ended_after
 
 FILE = "ceiling.json"
 """The file in a run's folder: ceiling, quantile, reward, number of clips with and without one."""
@@ -233,12 +233,5 @@ class _Listener(Observer):
 
     @contextmanager
     def calling(self, reward: str) -> Iterator[None]:
-        if not self.timeout:
+        with ended_after(self.timeout, sys.__stderr__) if self.timeout else nullcontext():
             yield
-            return
-        file: Any = sys.__stderr__
-        faulthandler.dump_traceback_later(self.timeout, exit=True, file=file)
-        try:
-            yield
-        finally:
-            faulthandler.cancel_dump_traceback_later()

@@ -16,6 +16,19 @@ from rlvid.faults import describe
 log = logging.getLogger("rlvid.train")
 
 
+@contextmanager
+def ended_after(seconds: float, file: Any) -> Iterator[None]:
+    """Ends the process if the block takes longer than ``seconds``, and writes the stacks to ``file``.
+
+    A thread of C code keeps the time. It needs neither Python nor the device, which the block may hold.
+    """
+    faulthandler.dump_traceback_later(seconds, exit=True, file=file)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
 class WorkerError(RuntimeError):
     """The error that ended a worker, in one line.
 
@@ -77,19 +90,16 @@ class Reporter(Observer):
     def calling(self, reward: str) -> Iterator[None]:
         """Ends the process if the block, a call of a reward, exceeds ``timeout``; its stacks are in its log.
 
-        A thread of C code keeps the time. It needs neither Python nor the device, which the reward may hold. The
-        progress actor knows when the call began, so the driver prints the reason.
+        The progress actor knows when the call began, so the driver prints the reason.
         """
         if not self.timeout:
             yield
             return
         self.progress.reward_started.remote(self.rank, self.where, reward, self.timeout)
-        file: Any = self._file or sys.__stderr__
-        faulthandler.dump_traceback_later(self.timeout, exit=True, file=file)
         try:
-            yield
+            with ended_after(self.timeout, self._file or sys.__stderr__):
+                yield
         finally:
-            faulthandler.cancel_dump_traceback_later()
             self.progress.reward_ended.remote(self.rank)
 
     @contextmanager

@@ -143,7 +143,7 @@ def test_a_fit_that_is_there_is_kept_and_no_other_is_put_in_its_place(
 
 
 def deadly() -> Callable[..., Any]:
-    """Returns the function of a worker that is killed in a step; a closure, so that it is sent as a whole."""
+    """Returns the function of workers of which the first is killed in a step; a closure, which is sent as a whole."""
     killed = KILLED
 
     def fit_worker(job: Any, progress: Any) -> Any:
@@ -154,7 +154,7 @@ def deadly() -> Callable[..., Any]:
 
         def die(self: FitWorker, step: int, loss: float, seconds: float) -> None:
             tell(self, step, loss, seconds)
-            if step + 1 == killed:
+            if self.rank == 0 and step + 1 == killed:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         FitWorker._tell = die  # type: ignore[method-assign]

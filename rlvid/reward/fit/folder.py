@@ -35,7 +35,7 @@ from rlvid.reward.fit.models import Backbone, ImageScorer, TemporalHead, VideoSc
 from rlvid.reward.preprocess import Preprocess
 from rlvid.reward.published import check_clip, load_clip
 
-SPEC, HEAD = "reward.json", "head.safetensors"
+SPEC, HEAD, CONFIG = "reward.json", "head.safetensors", "open_clip_config.json"
 Scorer = ImageScorer | VideoScorer
 
 
@@ -97,13 +97,25 @@ def save_fitted(
         config: the CLIP's structure, in open_clip's form.
         tokenizer: of the CLIP; None for OpenAI's.
     """
-    save_file(_weights(scorer.backbone.clip), folder / "model.safetensors")
+    save_clip(folder, scorer.backbone.clip, config, tokenizer)
     if isinstance(scorer, VideoScorer):
         save_file(_weights(scorer.head), folder / HEAD)
+    write_atomic(folder / SPEC, spec.model_dump_json(indent=2).encode())
+
+
+def save_clip(folder: Path, clip: CLIP, config: dict[str, Any], tokenizer: CLIPTokenizer | None = None) -> None:
+    """Writes a CLIP into a folder that exists: the part of a fitted reward that a fit can begin with.
+
+    Args:
+        folder: of the model.
+        clip: the model.
+        config: its structure, in open_clip's form.
+        tokenizer: of the CLIP; None for OpenAI's.
+    """
+    save_file(_weights(clip), folder / "model.safetensors")
     if tokenizer is not None:
         save_tokenizer(tokenizer, folder)
-    write_atomic(folder / "open_clip_config.json", json.dumps({"model_cfg": config}, indent=2).encode())
-    write_atomic(folder / SPEC, spec.model_dump_json(indent=2).encode())
+    write_atomic(folder / CONFIG, json.dumps({"model_cfg": config}, indent=2).encode())
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:
@@ -135,7 +147,7 @@ def check_fitted(path: str, where: str) -> Spec:
         ValueError: a file is missing, damaged, or of another model; ``where`` begins the message.
     """
     spec, folder = read_spec(path, where), Path(path).expanduser()
-    for name in ("open_clip_config.json", *([] if spec.head is None else [HEAD])):
+    for name in (CONFIG, *([] if spec.head is None else [HEAD])):
         if not (folder / name).is_file():
             raise ValueError(f"{where}: no {name} there; copy the whole folder")
     clip, _ = check_clip("fitted", folder, headers(folder / "model.safetensors", where), where)

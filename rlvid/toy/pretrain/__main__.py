@@ -5,6 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from diffusers import AutoencoderKL
 
 from rlvid.models.stored import CLASSES, save_text_encoder, save_tokenizer
 from rlvid.toy.pretrain.autoencoder import clean_error, fit_autoencoder
-from rlvid.toy.pretrain.common import log
+from rlvid.toy.pretrain.common import log, scaled
 from rlvid.toy.pretrain.denoiser import Phase, build_scheduler, fit_denoiser
 from rlvid.toy.pretrain.quality import quality_of_model, write_card
 from rlvid.toy.pretrain.rewards import REWARDS, ROUNDS, accuracy_of_reward, make_rewards
@@ -40,8 +41,7 @@ def main() -> None:
     out, device, began = options.out.resolve(), torch.device(options.device), time.perf_counter()
     asked = (options.stage,) if options.stage else STAGES
 
-    def steps(count: int) -> int:
-        return max(2, round(count * options.scale))
+    steps = partial(scaled, scale=options.scale)
 
     if "autoencoder" in asked:
         make_autoencoder(out, options.seed, steps, device)

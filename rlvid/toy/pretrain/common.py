@@ -25,6 +25,11 @@ class Footage:
     frames_BFCHW: Tensor
 
 
+def scaled(count: int, scale: float, least: int = 2) -> int:
+    """Returns a share of a number of steps or of anything else, and at least ``least``."""
+    return max(least, round(count * scale))
+
+
 def draw_footage(count: int, generator: torch.Generator, degraded: float | Mapping[str, float] = 0.5) -> Footage:
     """Draws B clips, a share of them ``degraded`` (see ``sample_degradation``); ``clean_BFCHW`` is before that."""
     clips = sample_clips(count, generator)

@@ -1,19 +1,15 @@
 """Stage 3: the CLIPs that rewards begin with, open_clip models that match single frames with captions."""
 
-import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from open_clip.model import CLIP
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
-from rlvid.models.stored import save_tokenizer
 from rlvid.reward.clip import build_clip, pad_with
 from rlvid.reward.preprocess import normalise
 from rlvid.toy.pretrain.common import fit
@@ -70,11 +66,3 @@ def fit_clip(vision: Vision, seed: int, steps: int, tokenizer: CLIPTokenizer, de
         model.logit_scale.fill_(math.log(10.0))
     fit([model], loss_of_step, steps=steps, peak=1.5e-3, name=f"CLIP {seed}")
     return model.eval().requires_grad_(False)
-
-
-def save_clip(clip: CLIP, vision: Vision, tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Writes a CLIP into a folder that exists, as ``backbone.name=clip`` of ``rlvid reward fit`` reads it."""
-    save_file({name: each.contiguous().cpu() for name, each in clip.state_dict().items()}, folder / "model.safetensors")
-    save_tokenizer(tokenizer, folder)
-    text = json.dumps({"model_cfg": structure(vision, len(tokenizer))}, indent=2)
-    (folder / "open_clip_config.json").write_text(text + "\n", encoding="utf-8")

@@ -9,6 +9,7 @@ again, to all votes.
 The intermediate files are in a folder of their own. What is there already is not made again.
 """
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -20,11 +21,10 @@ from typing import Any
 
 import torch
 
-from rlvid.data.clips import digest
-from rlvid.data.find import size_and_ends
 from rlvid.files import atomic_folder, write_atomic
-from rlvid.toy.pretrain.common import log
-from rlvid.toy.pretrain.contrastive import Vision, fit_clip, save_clip
+from rlvid.reward.fit.folder import CONFIG, HEAD, SPEC, save_clip
+from rlvid.toy.pretrain.common import log, scaled
+from rlvid.toy.pretrain.contrastive import Vision, fit_clip, structure
 from rlvid.toy.pretrain.text import build_tokenizer
 
 ROUNDS = 3
@@ -138,7 +138,7 @@ TUNINGS = (
 _RUN = (
     "train.workers=2", "train.zero_stage=0", "optimizer.warmup=2", "output.videos_every=0", "output.archive_every=0",
 )  # fmt: skip
-_KEPT = ("reward.json", "open_clip_config.json", "model.safetensors", "head.safetensors")
+_KEPT = (SPEC, CONFIG, "model.safetensors", HEAD)
 """Files of a reward that scoring reads, beside the tokenizer's."""
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 
@@ -195,9 +195,9 @@ def make_rewards(
     tokenizer = build_tokenizer()
     for plan in CLIPS:
         if not (folder := work / plan.name).is_dir():
-            clip = fit_clip(plan.vision, seed + plan.seed, _scaled(CLIP_STEPS, scale), tokenizer, device)
+            clip = fit_clip(plan.vision, seed + plan.seed, scaled(CLIP_STEPS, scale), tokenizer, device)
             with atomic_folder(folder) as part:
-                save_clip(clip, plan.vision, tokenizer, part)
+                save_clip(part, clip, structure(plan.vision, len(tokenizer)), tokenizer)
     for step in steps_of(out / "model", work, seed, scale, rounds):
         if not step.makes.exists():
             log.info("python -m %s", " ".join(step.command))
@@ -211,7 +211,10 @@ def make_rewards(
 
 def _digest(model: Path) -> str:
     """Returns sixteen hex digits over a model's weights; those of a model that is not there yet are all alike."""
-    return digest([size_and_ends(path) for path in sorted(model.rglob("*.safetensors"))])
+    found = hashlib.sha256()
+    for path in sorted(model.rglob("*.safetensors")):
+        found.update(path.read_bytes())
+    return found.hexdigest()[:16]
 
 
 def _check_work(work: Path, made_with: dict[str, Any]) -> None:
@@ -257,10 +260,6 @@ def steps_of(model: Path, work: Path, seed: int, scale: float, rounds: int) -> I
             yield _fit_step(reward, work, seed, scale, number)
 
 
-def _scaled(count: int, scale: float, least: int = 2) -> int:
-    return max(least, round(count * scale))
-
-
 def _round(work: Path, number: int) -> Path:
     return work / f"round-{number}"
 
@@ -270,7 +269,7 @@ def _samples(work: Path, number: int, votes_seed: int) -> Path:
 
 
 def _tuning_step(plan: TuningPlan, model: Path, work: Path, seed: int, scale: float, number: int) -> Step:
-    reward, steps = _round(work, number - 1) / plan.reward, _scaled(plan.steps, scale)
+    reward, steps = _round(work, number - 1) / plan.reward, scaled(plan.steps, scale)
     command = (
         "rlvid", "train", plan.description, f"name={plan.name}", f"output.storage={_round(work, number)}",
         f"seed={seed + number}", f"model.path={model}", "model.frames=8", "reward.name=fitted",
@@ -293,8 +292,8 @@ def _samples_step(
     made = _samples(work, number, votes_seed)
     command = (
         "rlvid.fitting.votes", str(made), "--rendered", "0", "--model", str(model),
-        "--prompts", str(_scaled(_PROMPTS, scale, 8)), "--per-prompt", str(_scaled(_PER_PROMPT, scale, 3)),
-        "--steps", str(_scaled(10, min(1.0, 10 * scale))), "--seed", str(seed + 10 * votes_seed + number),
+        "--prompts", str(scaled(_PROMPTS, scale, 8)), "--per-prompt", str(scaled(_PER_PROMPT, scale, 3)),
+        "--steps", str(scaled(10, min(1.0, 10 * scale))), "--seed", str(seed + 10 * votes_seed + number),
         *(("--runs", *runs) if runs else ()),
         *(("--add", str(earlier)) if earlier else ()),
     )  # fmt: skip
@@ -304,7 +303,7 @@ def _samples_step(
 def _votes_step(plan: VotesPlan, work: Path, seed: int, scale: float, number: int) -> Step:
     """Returns the command of all votes on rendered pairs and on videos of models."""
     made = _round(work, number) / f"{plan.name}.parquet"
-    rendered = [f"{kind}={_scaled(count, scale, 8)}" for kind, count in plan.rendered.items() if count]
+    rendered = [f"{kind}={scaled(count, scale, 8)}" for kind, count in plan.rendered.items() if count]
     command = (
         "rlvid.fitting.votes", str(made), "--add", str(_samples(work, number, plan.seed)), "--rendered", *rendered,
         "--seed", str(seed + plan.seed),
@@ -319,7 +318,7 @@ def _fit_step(plan: RewardPlan, work: Path, seed: int, scale: float, number: int
     command = (
         "rlvid", "reward", "fit", str(_round(work, number) / f"{plan.votes}.parquet"), "--out", str(made),
         "backbone.name=clip", f"backbone.path={begins_with}", f"seed={seed + plan.seed}", f"mean={MEAN}",
-        f"deviation={DEVIATION}", f"steps={_scaled(plan.steps, scale)}", f"held_out={min(0.4, _HELD_OUT / scale):g}",
+        f"deviation={DEVIATION}", f"steps={scaled(plan.steps, scale)}", f"held_out={min(0.4, _HELD_OUT / scale):g}",
         *plan.settings,
     )  # fmt: skip
     return Step(command, made)
