@@ -3,7 +3,7 @@
 import math
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
@@ -90,7 +90,7 @@ class RemoteConfig(Section):
 class NamedReward(Section):
     """A reward by its name, with the path of its weights or its function."""
 
-    name: SingleReward = Field(description="as reward.name")
+    name: Literal[SingleReward, HeldOutReward] = Field(description="as reward.name")
     path: str | None = Field(None, description=_PATH)
 
     @model_validator(mode="before")
@@ -116,7 +116,7 @@ class NamedReward(Section):
 
 
 class RewardPart(NamedReward):
-    """A part of a mixture of rewards."""
+    """A part of a mixture of rewards, which is trained on."""
 
     weight: float = Field(1.0, description="factor of its scores; a negative one penalises high scores")
     centre: float = Field(
@@ -129,6 +129,13 @@ class RewardPart(NamedReward):
         """Leaves ``centre`` out where it is 0: what is hashed over the settings stays as in versions without it."""
         data: dict[str, Any] = handler(self)
         return data if self.centre else {key: value for key, value in data.items() if key != "centre"}
+
+    @field_validator("name")
+    @classmethod
+    def _may_be_trained_on(cls, value: str) -> str:
+        if value in get_args(HeldOutReward):
+            raise ValueError(f"{value!r} is a reward to judge with; allowed: {', '.join(get_args(SingleReward))}")
+        return value
 
     @model_validator(mode="after")
     def _preprocess_fits(self) -> "RewardPart":

@@ -43,7 +43,7 @@ NaN and 0 where nobody was asked; the place of its first vote; and whether each 
 _TOLD = ("caption", "shape", "preference", "votes", "kind", "held_out", "a_base", "b_base")
 _READ = ROWS.append(pa.field("error", pa.string()))
 _CPUS = 0.5
-_BATCH_BYTES, _PART_BYTES, _GROUP_BYTES = 2**24, 2**28, 2**20
+_BATCH_BYTES, _PART_BYTES, _GROUP_BYTES = 2**24, 2**28, 2**18
 """Pixels that a task of Ray reads, of a file and of a row group in it."""
 
 

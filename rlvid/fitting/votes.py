@@ -36,11 +36,12 @@ from rlvid.terminal import counter, run_command, say
 from rlvid.world.captions import prompt_set
 from rlvid.world.faults import FAULTS
 from rlvid.world.grade import grade
-from rlvid.world.pairs import KINDS, draw_pairs
+from rlvid.world.pairs import KINDS, NEW, draw_pairs
 from rlvid.world.render import DEGRADATIONS
 
 MODEL_MADE = "model-made"
 """Kind of pairs that models made; the others are in ``rlvid.world.pairs.KINDS``."""
+_ALL = (*KINDS, NEW)
 _SCHEMA = PAIRS.append(pa.field("kind", pa.string()))
 _TIE, _GUIDANCE, _AT_ONCE, _ROWS_IN_GROUP, _FRAMES = 0.03, (3.0, 1.0, 6.0), 64, 16, 8
 
@@ -61,24 +62,25 @@ def counts_of(words: Sequence[str]) -> dict[str, int]:
     """Returns the number of rendered pairs of each kind.
 
     Args:
-        words: ``N`` for all kinds, ``KIND=N`` for one; without ``N``, the kinds that are not named have none.
+        words: ``N`` for all kinds but the new one, ``KIND=N`` for one; without ``N``, the kinds that are not named
+            have none.
 
     Raises:
         ValueError: a word is neither.
     """
-    counts = dict.fromkeys(KINDS, 0)
+    counts = dict.fromkeys(_ALL, 0)
     for word in sorted(words, key=lambda each: "=" in each):
         kind, equals, number = word.rpartition("=")
-        if not number.isdecimal() or (equals and kind not in KINDS):
-            raise ValueError(f"--rendered {word}: expected N or KIND=N; the kinds are {', '.join(KINDS)}")
+        if not number.isdecimal() or (equals and kind not in _ALL):
+            raise ValueError(f"--rendered {word}: expected N or KIND=N; the kinds are {', '.join(_ALL)}")
         counts |= dict.fromkeys([kind] if equals else KINDS, int(number))
     return counts
 
 
 def rendered(counts: Mapping[str, int], seed: int, footage: float, without: Sequence[str]) -> Iterator[_Pair]:
     """Yields pairs of rendered clips, so many of each kind; every other one has the better clip second."""
-    for number, kind in enumerate(KINDS):
-        draws, count = torch.Generator().manual_seed(1_000 * seed + number), counts[kind]
+    for number, kind in enumerate(_ALL):
+        draws, count = torch.Generator().manual_seed(1_000 * seed + number), counts.get(kind, 0)
         for start in range(0, count, _AT_ONCE):
             size = min(_AT_ONCE, count - start)
             drawn = draw_pairs(kind, size, draws, footage=footage, without=tuple(without))
@@ -191,7 +193,7 @@ def main() -> None:
     """Reads the options and writes the file."""
     parser = argparse.ArgumentParser(prog="python -m rlvid.fitting.votes", description=__doc__)
     parser.add_argument("out", type=Path, help="Parquet file to be written")
-    kinds = f"rendered pairs of each kind, or KIND=N for one kind ({', '.join(KINDS)})"
+    kinds = f"rendered pairs of each kind, or KIND=N for one kind ({', '.join(_ALL)})"
     parser.add_argument("--rendered", nargs="+", default=["1000"], metavar="N", help=kinds)
     parser.add_argument("--footage", type=float, default=0.4, help="share of them with both sides of low quality")
     faults = sorted({*DEGRADATIONS[1:], *FAULTS})

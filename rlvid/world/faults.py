@@ -2,7 +2,7 @@
 
 Models show such faults, and the photometric ones of ``rlvid.world.render.degrade`` are not among them: a shape that is
 half another one, or rounded, cut or warped; a subject that stands still, shakes, goes elsewhere, changes its shape or
-flickers. Each has a strength in [0, 1], and a stronger one is the worse video.
+flickers; a second, fainter subject beside the first. Each has a strength in [0, 1], and a stronger one is the worse video.
 """
 
 import math
@@ -29,7 +29,9 @@ from rlvid.world.render import (
 
 STRUCTURE = ("blended", "rounded", "cut", "warped")
 TIME = ("frozen", "jittering", "turned", "morphing", "blinking")
-FAULTS = STRUCTURE + TIME
+UNSEEN = ("doubled",)
+"""No votes are given on it, so that a reward can be asked about what it was not fitted on."""
+FAULTS = STRUCTURE + TIME + UNSEEN
 _STILL, _CIRCLE = MOTIONS.index("still"), SUBJECTS.index("circle")
 _SIZE = 32
 
@@ -60,6 +62,11 @@ def spoil(clips: Clips, fault: str, strength_B: Tensor, generator: torch.Generat
     if fault == "jittering":
         shake_2BF = (0.03 + 0.05 * strength_B1) * torch.randn(2, *x_BF.shape, generator=generator)
         return paint(clips, cover(clips, x_BF + shake_2BF[0], y_BF + shake_2BF[1], radius_BF, _SIZE))
+    if fault == "doubled":
+        angle_B = 2 * math.pi * torch.rand(len(clips), 1, generator=generator)
+        aside = x_BF + 1.2 * radius_BF * torch.cos(angle_B), y_BF + 1.2 * radius_BF * torch.sin(angle_B), radius_BF
+        faint_B = 0.4 + 0.6 * strength_B[:, None, None, None]
+        return paint(clips, torch.maximum(cover(clips, *at, _SIZE), faint_B * cover(clips, *aside, _SIZE)))
     if fault == "frozen":
         wrong = [each_BF.mean(1, keepdim=True).expand_as(each_BF) for each_BF in at]
     elif fault == "turned":
@@ -80,7 +87,7 @@ def can_have(clips: Clips, fault: str) -> Tensor:
         return shape_B & (clips.subject_B != _CIRCLE)
     if fault == "turned":  # a pattern that moves along its bands looks as if it stood still
         return shape_B | (clips.motion_B != _STILL)
-    if fault in ("cut", "morphing"):
+    if fault in ("cut", "morphing", "doubled"):
         return shape_B
     return torch.ones_like(shape_B)
 

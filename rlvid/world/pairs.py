@@ -6,13 +6,15 @@ import torch
 from torch import Tensor
 
 from rlvid.world.captions import write_captions
-from rlvid.world.faults import STRUCTURE, TIME, can_have, spoil, swap_label
+from rlvid.world.faults import STRUCTURE, TIME, UNSEEN, can_have, spoil, swap_label
 from rlvid.world.render import DEGRADATIONS, Clips, degrade, render, sample_clips, sample_degradation
 
 KINDS = ("photometry", "mismatch", "structure", "time")
 """What is wrong with the worse clip: light and sharpness, a word of the caption, the outline, or the motion."""
-_FAULTS = {"photometry": DEGRADATIONS[1:], "mismatch": ("",), "structure": STRUCTURE, "time": TIME}
-_GRADED = (*DEGRADATIONS[1:], "cut", "warped", "jittering", "morphing", "blinking")
+NEW = "unseen"
+"""A further kind, which is drawn where it is named alone: an outline that is wrong as in no other pair."""
+_FAULTS = {"photometry": DEGRADATIONS[1:], "mismatch": ("",), "structure": STRUCTURE, "time": TIME, NEW: UNSEEN}
+_GRADED = (*DEGRADATIONS[1:], "cut", "warped", "jittering", "morphing", "blinking", "doubled")
 """Faults of which the stronger is the worse. The others lead to a whole video of another shape or motion: half way
 there is no better than all the way."""
 _APART = 0.4
@@ -48,7 +50,7 @@ def draw_pairs(
     """Draws pairs of a kind: a clean clip and one with a fault, or a milder and a stronger fault where it is graded.
 
     Args:
-        kind: one of ``KINDS``.
+        kind: one of ``KINDS``, or ``NEW``.
         count: B.
         generator: of all draws.
         footage: share of pairs both sides of which are also blurred, noisy, washed out or flickering, alike.

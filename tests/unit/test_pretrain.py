@@ -17,8 +17,9 @@ from rlvid.diffusion.generate import generate
 from rlvid.fitting.backbone import begin
 from rlvid.fitting.votes import counts_of
 from rlvid.models.unet3d import load_model
-from rlvid.toy.pretrain.rewards import MEAN, REWARDS, TUNINGS, accuracy_of_reward, make_rewards, steps_of
-from rlvid.world.pairs import KINDS
+from rlvid.toy.pretrain.plan import JUDGES, MEAN, REWARDS, TUNINGS
+from rlvid.toy.pretrain.rewards import Maker, accuracy_of_reward
+from rlvid.world.pairs import NEW
 
 TINY, CPU = 0.0005, torch.device("cpu")
 
@@ -68,30 +69,34 @@ class Recorder:
 
 def test_rewards_are_made_by_commands_in_rounds_and_what_is_there_is_not_made_again(tmp_path: Path) -> None:
     out, work = tmp_path / "out", tmp_path / "work"
-    first = Recorder(fails=9)
+    first, second, third = Recorder(fails=9), Recorder(), Recorder()
     with pytest.raises(subprocess.CalledProcessError):
-        make_rewards(out, work, 0, TINY, CPU, 2, first)
+        Maker(out, work, 0, TINY, CPU, first).make_rewards(2)
     assert not out.exists()
     clip = work / "clip-a" / "model.safetensors"
     stamp = clip.stat().st_mtime_ns
-    second = Recorder()
-    make_rewards(out, work, 0, TINY, CPU, 2, second)
+    maker = Maker(out, work, 0, TINY, CPU, second)
+    maker.make_rewards(2)
     assert clip.stat().st_mtime_ns == stamp
-    planned = [list(step.command) for step in steps_of(out / "model", work, 0, TINY, 2)]
+    assert not (work / "clip-b").exists()
+    maker.make_judges()
+    planned = [list(step.command) for each in (*maker.rounds(2), maker.judging()) for step in maker.steps(each)]
     assert first.commands + second.commands == planned
-    for plan in REWARDS:
-        assert (out / plan.name / "reward.json").read_text() == str(work / "round-2" / plan.name)
+    for plan, folder in [*((each, "round-2") for each in REWARDS), *((each, "judges") for each in JUDGES)]:
+        assert (out / plan.name / "reward.json").read_text() == str(work / folder / plan.name)
         assert sorted(each.name for each in (out / plan.name).iterdir()) == [
             "model.safetensors", "report.json", "reward.json"
         ]  # fmt: skip
         assert str(tmp_path) not in (out / plan.name / "report.json").read_text()
     found = accuracy_of_reward(out / "video")
     assert found == {"agrees with votes, quality": 0.9, "agrees with votes, time": 0.7}
-    third = Recorder()
-    make_rewards(out, work, 0, TINY, CPU, 2, third)
+    again = Maker(out, work, 0, TINY, CPU, third)
+    again.make_rewards(2)
+    again.make_judges()
     assert third.commands == []
-    with pytest.raises(ValueError, match=rf"^{re.escape(str(work))}: was made with another scale; delete it"):
-        make_rewards(tmp_path / "other", work, 0, 2 * TINY, CPU, 2, third)
+    for other, what in ((Maker(tmp_path / "o", work, 0, 2 * TINY, CPU, third), "scale"), (again, "rounds")):
+        with pytest.raises(ValueError, match=rf"^{re.escape(str(work))}: was made with another {what}; delete it"):
+            Maker(tmp_path / "o", work, 0, other.scale, CPU, third).make_rewards(2 if what == "scale" else 3)
     check_begins(work / "clip-b")
 
 
@@ -113,15 +118,17 @@ def after(option: str, words: Sequence[str]) -> list[str]:
 def test_the_commands_of_a_round_have_settings_that_are_known_and_files_that_earlier_ones_made(
     tmp_path: Path, scale: float
 ) -> None:
-    made = {tmp_path / "clip-a", tmp_path / "clip-b", tmp_path / "clip-c"}
+    out, work = tmp_path / "out", tmp_path / "work"
+    made = {*(work / name for name in ("clip-a", "clip-b", "clip-c")), *(out / plan.name for plan in REWARDS)}
+    maker = Maker(out, work, 3, scale, CPU)
     kinds = []
-    for step in steps_of(tmp_path / "model", tmp_path, 3, scale, 3):
+    for step in (step for each in (*maker.rounds(3), maker.judging()) for step in maker.steps(each)):
         words = step.command
         if words[0] == "rlvid.fitting.votes":
             kinds.append("votes")
-            assert set(counts_of(after("--rendered", words))) == set(KINDS)
+            assert counts_of(after("--rendered", words))[NEW] == 0
             assert {Path(f"{run.partition('*')[0]}.trained") for run in after("--runs", words)} <= made
-            assert set(after("--model", words)) <= {str(tmp_path / "model")}
+            assert set(after("--model", words)) <= {str(out / "model")}
             assert set(map(Path, after("--add", words))) <= made
         elif words[1] == "reward":
             kinds.append("fit")
@@ -133,8 +140,8 @@ def test_the_commands_of_a_round_have_settings_that_are_known_and_files_that_ear
             kinds.append("train")
             run = load_config(words[2], list(words[3:]))
             assert Path(str(run.reward.path)) in made
-            assert run.model.path == str(tmp_path / "model")
+            assert run.model.path == str(out / "model")
         assert step.makes not in made
         made.add(step.makes)
-    assert kinds.count("train") == 2 * len(TUNINGS)
-    assert kinds.count("fit") == 3 * len(REWARDS) - 2 * sum(plan.last for plan in REWARDS)
+    assert kinds.count("train") == 3 * len(TUNINGS)
+    assert kinds.count("fit") == 3 * len(REWARDS) + len(JUDGES)

@@ -15,13 +15,14 @@ from rlvid.models.stored import CLASSES, save_text_encoder, save_tokenizer
 from rlvid.toy.pretrain.autoencoder import clean_error, fit_autoencoder
 from rlvid.toy.pretrain.common import log, scaled
 from rlvid.toy.pretrain.denoiser import Phase, build_scheduler, fit_denoiser
+from rlvid.toy.pretrain.plan import JUDGES, REWARDS, ROUNDS
 from rlvid.toy.pretrain.quality import quality_of_model, write_card
-from rlvid.toy.pretrain.rewards import REWARDS, ROUNDS, accuracy_of_reward, make_rewards
+from rlvid.toy.pretrain.rewards import Maker, accuracy_of_reward
 from rlvid.toy.pretrain.text import build_tokenizer
 
 LOW_QUALITY = {"washed-out": 0.85, "blurred": 0.12}
 """Of the last phase's clips. Guidance repairs much of it: about half of the samples come out pale, a third good."""
-STAGES = ("autoencoder", "denoiser", "rewards")
+STAGES = ("autoencoder", "denoiser", "rewards", "judges")
 
 
 def main() -> None:
@@ -47,11 +48,14 @@ def main() -> None:
         make_autoencoder(out, options.seed, steps, device)
     if "denoiser" in asked:
         make_denoiser(out, options.seed, steps, device)
+    work = options.work.resolve() if options.work else out.with_name(f"{out.name}.work")
+    maker = Maker(out, work, options.seed, options.scale, device)
     if "rewards" in asked:
-        work = options.work.resolve() if options.work else out.with_name(f"{out.name}.work")
-        make_rewards(out, work, options.seed, options.scale, device, options.rounds)
+        maker.make_rewards(options.rounds)
+    if "judges" in asked:
+        maker.make_judges()
     if not options.stage:
-        figures = {plan.name: accuracy_of_reward(out / plan.name) for plan in REWARDS}
+        figures = {plan.name: accuracy_of_reward(out / plan.name) for plan in (*REWARDS, *JUDGES)}
         figures["autoencoder"] = {"L1 on clean frames in [-1, 1]": clean_error(load_autoencoder(out, device))}
         figures["model"] = quality_of_model(out, max(4, steps(256)), max(4, steps(96)))
         for name, values in figures.items():

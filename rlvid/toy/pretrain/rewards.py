@@ -3,8 +3,9 @@
 All but the CLIPs is made by the commands that users have, each as a process of its own: the maker of votes,
 ``rlvid reward fit`` and ``rlvid train``. In the first round the oracle votes on rendered pairs and on samples of the
 base model. Before each further round, models are fine-tuned on the rewards of the round before, some of them at four
-times the learning rate, so that they over-optimise. The oracle votes on their videos too, and the rewards are fitted
-again, to all votes.
+times the learning rate, so that they over-optimise. The oracle votes on their videos too, and on further rendered
+pairs. The rewards are fitted again, to all votes so far. After the last round models are fine-tuned once more, and the
+rewards that judge are fitted to votes on their videos, and on rendered pairs of their own.
 
 The intermediate files are in a folder of their own. What is there already is not made again.
 """
@@ -14,7 +15,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,120 +25,27 @@ import torch
 from rlvid.files import atomic_folder, write_atomic
 from rlvid.reward.fit.folder import CONFIG, HEAD, SPEC, save_clip
 from rlvid.toy.pretrain.common import log, scaled
-from rlvid.toy.pretrain.contrastive import Vision, fit_clip, structure
+from rlvid.toy.pretrain.contrastive import fit_clip, structure
+from rlvid.toy.pretrain.plan import (
+    CLIP_STEPS,
+    CLIPS,
+    DEVIATION,
+    HELD_OUT,
+    JUDGES,
+    MEAN,
+    PER_PROMPT,
+    PROMPTS,
+    REWARDS,
+    ROUNDS,
+    RUN,
+    TUNINGS,
+    VOTES,
+    RewardPlan,
+    TuningPlan,
+    VotesPlan,
+)
 from rlvid.toy.pretrain.text import build_tokenizer
 
-ROUNDS = 3
-MEAN, DEVIATION = 0.5182, 0.2827
-"""Of the scores of base samples: those of the first built-in reward, so that learning rates carry over.
-
-Measured on 64 prompts (``prompt_set("in_domain", 64)``), one video each (D = 20, g = 3, seed 0): mean and standard
-deviation, over the videos, of the mean score of the 8 frames.
-"""
-CLIP_STEPS = 600
-_PROMPTS, _PER_PROMPT, _HELD_OUT = 64, 40, 0.03
-
-
-@dataclass(frozen=True)
-class ClipPlan:
-    """A CLIP: its image tower, and what is added to the seed."""
-
-    name: str
-    vision: Vision
-    seed: int
-
-
-@dataclass(frozen=True)
-class VotesPlan:
-    """Votes on rendered pairs, so many of each kind, and on videos of models; votes of one seed share the videos."""
-
-    name: str
-    seed: int
-    rendered: dict[str, int]
-
-
-@dataclass(frozen=True)
-class RewardPlan:
-    """A reward.
-
-    Attributes:
-        name: of its folder.
-        begins_with: a CLIP, or a reward that stands before it in the same round.
-        votes: that it is fitted to.
-        seed: is added to the seed of the fit.
-        steps: of the fit.
-        settings: further ones of ``rlvid reward fit``.
-        last: whether the last round alone fits it, since nothing trains on it.
-    """
-
-    name: str
-    begins_with: str
-    votes: str
-    seed: int
-    steps: int
-    settings: tuple[str, ...]
-    last: bool = True
-
-
-@dataclass(frozen=True)
-class TuningPlan:
-    """A model that is fine-tuned between two rounds.
-
-    Attributes:
-        name: of the run.
-        description: the shipped one that it starts from.
-        reward: of the round before, that it trains on.
-        steps: of the training.
-        settings: further ones.
-        scales: of the learned change, in the videos that are voted on.
-    """
-
-    name: str
-    description: str
-    reward: str
-    steps: int
-    settings: tuple[str, ...] = ()
-    scales: tuple[float, ...] = (1.0,)
-
-
-CLIPS = (
-    ClipPlan("clip-a", Vision(96, 4), 100),
-    ClipPlan("clip-b", Vision(80, 5), 200),
-    ClipPlan("clip-c", Vision(64, 3), 400),
-)
-_STILL = {"photometry": 3000, "mismatch": 3000, "structure": 3500, "time": 0}
-_MOVING = {"photometry": 3000, "mismatch": 4000, "structure": 4000, "time": 18000}
-VOTES = (
-    VotesPlan("image-a", 1, _STILL),
-    VotesPlan("video-a", 1, _MOVING),
-    VotesPlan("image-b", 2, _STILL),
-    VotesPlan("video-b", 2, _MOVING),
-)
-_FIT = ("batch_size=64", "group=32", "lr=1e-3", "average=0.998", "cpus_per_worker=2", "readers=2")
-_IMAGE = ("kind=image", *_FIT, "warmup=100", "contrastive=0.3")
-_VIDEO = ("kind=video", *_FIT, "warmup=50", "contrastive=0.1", "backbone.towers=text")
-_UNVOTED = ("kind=image", *_FIT, "warmup=100", "preferences=0", "contrastive=1")
-REWARDS = (
-    RewardPlan("reward", "clip-a", "image-a", 100, 1500, _IMAGE, last=False),
-    RewardPlan("video", "reward", "video-a", 100, 4000, _VIDEO, last=False),
-    RewardPlan("heldout", "clip-b", "image-b", 200, 1500, _IMAGE),
-    RewardPlan("heldout-video", "heldout", "video-b", 200, 4000, _VIDEO),
-    RewardPlan("unvoted", "clip-c", "image-b", 400, 600, _UNVOTED),
-)
-TUNINGS = (
-    TuningPlan("draft", "toy-draft", "reward", 16),
-    TuningPlan("draft-fast", "toy-draft", "reward", 12, ("optimizer.lr=0.032",), (1.0, 2.0)),
-    TuningPlan("alignprop", "toy-alignprop", "video", 16, scales=(1.0, 2.0)),
-    TuningPlan("instructvideo", "toy", "reward", 40, ("optimizer.lr=8e-3",)),
-    TuningPlan("instructvideo-video", "toy", "video", 40, ("optimizer.lr=8e-3",), (0.5, 1.0)),
-    TuningPlan("rwr", "toy-rwr", "video", 8),
-    TuningPlan("raft-fast", "toy-raft", "reward", 8, ("optimizer.lr=4e-3",)),
-    TuningPlan("ddpo", "toy-ddpo", "video", 12),
-)
-"""DPOK, GRPO and DRaFT-LV are left out, so that what is measured on their videos is not known to the rewards."""
-_RUN = (
-    "train.workers=2", "train.zero_stage=0", "optimizer.warmup=2", "output.videos_every=0", "output.archive_every=0",
-)  # fmt: skip
 _KEPT = (SPEC, CONFIG, "model.safetensors", HEAD)
 """Files of a reward that scoring reads, beside the tokenizer's."""
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
@@ -172,41 +80,158 @@ def run_module(command: Sequence[str]) -> None:
     subprocess.run([sys.executable, "-m", *command], check=True)
 
 
-def make_rewards(
-    out: Path, work: Path, seed: int, scale: float, device: torch.device, rounds: int = ROUNDS, run: Run = run_module
-) -> None:
-    """Makes the rewards of the built-in world, unless all of them are there; they replace older ones.
+@dataclass(frozen=True)
+class Round:
+    """Tunings on the rewards of the round before, votes, and fits.
 
-    Args:
+    Attributes:
+        number: from 1 on, for its seeds.
+        folder: of all that it makes.
+        trained: folder of the rewards that models are fine-tuned on; None in the first round, which has base samples.
+        plans: rewards that it fits.
+        share: of the rendered pairs that it draws; the others are of other rounds.
+        before: folder of the round before, whose votes come first and whose rewards are gone on with, or None.
+        last: whether it fits for as many steps as planned, or for the early ones.
+    """
+
+    number: int
+    folder: Path
+    trained: Path | None
+    plans: tuple[RewardPlan, ...]
+    share: float = 1.0
+    before: Path | None = None
+    last: bool = True
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Makes the rewards of the built-in world.
+
+    Attributes:
         out: folder of the weights; its model is there already.
         work: folder of CLIPs, votes, runs and rewards of all rounds.
         seed: of everything.
         scale: share of all steps and counts.
         device: where the CLIPs are trained.
-        rounds: of votes and fits; 1 or more.
         run: runs a command.
-
-    Raises:
-        ValueError: ``work`` is of another seed, scale or model.
     """
-    if all((out / plan.name / REPORT).is_file() for plan in REWARDS):
-        return
-    _check_work(work, {"seed": seed, "scale": scale, "model": _digest(out / "model")})
-    tokenizer = build_tokenizer()
-    for plan in CLIPS:
-        if not (folder := work / plan.name).is_dir():
-            clip = fit_clip(plan.vision, seed + plan.seed, scaled(CLIP_STEPS, scale), tokenizer, device)
-            with atomic_folder(folder) as part:
-                save_clip(part, clip, structure(plan.vision, len(tokenizer)), tokenizer)
-    for step in steps_of(out / "model", work, seed, scale, rounds):
-        if not step.makes.exists():
-            log.info("python -m %s", " ".join(step.command))
-            step.makes.parent.mkdir(parents=True, exist_ok=True)
-            run(step.command)
-            if step.mark:
-                step.makes.touch()
-    for reward in REWARDS:
-        copy_reward(_round(work, rounds) / reward.name, out / reward.name)
+
+    out: Path
+    work: Path
+    seed: int
+    scale: float
+    device: torch.device
+    run: Run = run_module
+
+    def make_rewards(self, rounds: int) -> None:
+        """Makes the rewards to train on, in rounds of votes and fits, unless they are there; they replace older ones.
+
+        Raises:
+            ValueError: ``work`` is of another seed, scale, model or number of rounds.
+        """
+        self._make(REWARDS, self.rounds(rounds), {"rounds": rounds})
+
+    def make_judges(self) -> None:
+        """Makes the rewards to judge with, unless they are there; needs the ones to train on."""
+        self._make(JUDGES, [self.judging()], {})
+
+    def rounds(self, count: int) -> list[Round]:
+        """Returns the rounds of the rewards that are trained on."""
+        folders = [self.work / f"round-{number}" for number in range(1, count + 1)]
+        earlier = [None, *folders]
+        return [
+            Round(place + 1, folder, earlier[place], REWARDS, 1 / count, earlier[place], place + 1 == count)
+            for place, folder in enumerate(folders)
+        ]
+
+    def judging(self) -> Round:
+        """Returns the round of the rewards that judge: its models are fine-tuned on the finished ones."""
+        return Round(ROUNDS + 1, self.work / "judges", self.out, JUDGES)
+
+    def steps(self, each: Round) -> Iterator[Step]:
+        """Yields the commands of a round, in order."""
+        runs: list[str] = []
+        for tuning in TUNINGS if each.trained else ():
+            yield self._tuning(tuning, each)
+            run = str(each.folder / tuning.name)
+            runs += [run if size == 1 else f"{run}*{size:g}" for size in tuning.scales]
+        asked = [plan for plan in VOTES if plan.name in {reward.votes for reward in each.plans}]
+        for votes_seed in dict.fromkeys(plan.seed for plan in asked):
+            yield self._samples(each, votes_seed, runs)
+        for votes in asked:
+            yield self._votes(votes, each)
+        for reward in each.plans:
+            yield self._fit(reward, each)
+
+    def _make(self, plans: Sequence[RewardPlan], rounds: Sequence[Round], made_with: dict[str, Any]) -> None:
+        if all((self.out / plan.name / REPORT).is_file() for plan in plans):
+            return
+        model = _digest(self.out / "model")
+        _check_work(self.work, {"seed": self.seed, "scale": self.scale, "model": model, **made_with})
+        self._make_clips({plan.begins_with for plan in plans})
+        for step in (step for each in rounds for step in self.steps(each)):
+            if not step.makes.exists():
+                log.info("python -m %s", " ".join(step.command))
+                step.makes.parent.mkdir(parents=True, exist_ok=True)
+                self.run(step.command)
+                if step.mark:
+                    step.makes.touch()
+        for plan in plans:
+            copy_reward(rounds[-1].folder / plan.name, self.out / plan.name)
+
+    def _make_clips(self, names: Container[str]) -> None:
+        tokenizer = build_tokenizer()
+        for plan in CLIPS:
+            if plan.name in names and not (folder := self.work / plan.name).is_dir():
+                steps = scaled(CLIP_STEPS, self.scale)
+                clip = fit_clip(plan.vision, self.seed + plan.seed, steps, tokenizer, self.device)
+                with atomic_folder(folder) as part:
+                    save_clip(part, clip, structure(plan.vision, len(tokenizer)), tokenizer)
+
+    def _tuning(self, plan: TuningPlan, each: Round) -> Step:
+        assert each.trained is not None
+        command = (
+            "rlvid", "train", plan.description, f"name={plan.name}", f"output.storage={each.folder}",
+            f"seed={self.seed + each.number}", f"model.path={self.out / 'model'}", "model.frames=8",
+            "reward.name=fitted", f"reward.path={each.trained / plan.reward}", "reward.held_out=null",
+            f"train.steps={scaled(plan.steps, self.scale)}", *RUN, *plan.settings,
+        )  # fmt: skip
+        return Step(command, each.folder / f"{plan.name}.trained", mark=True)
+
+    def _samples(self, each: Round, votes_seed: int, runs: Sequence[str]) -> Step:
+        """Returns the command of the votes on videos of models."""
+        made, scale = each.folder / f"samples-{votes_seed}.parquet", self.scale
+        command = (
+            "rlvid.fitting.votes", str(made), "--rendered", "0", "--model", str(self.out / "model"),
+            "--prompts", str(scaled(PROMPTS, scale, 8)), "--per-prompt", str(scaled(PER_PROMPT, scale, 3)),
+            "--steps", str(scaled(10, min(1.0, 10 * scale))), "--seed", str(self.seed + 10 * votes_seed + each.number),
+            *(("--runs", *runs) if runs else ()),
+        )  # fmt: skip
+        return Step(command, made)
+
+    def _votes(self, plan: VotesPlan, each: Round) -> Step:
+        """Returns the command of all votes: those of the round before, on videos of models, on new rendered pairs."""
+        name, share = f"{plan.name}.parquet", self.scale * each.share
+        rendered = [f"{kind}={scaled(count, share, 8)}" for kind, count in plan.rendered.items() if count]
+        earlier = [str(each.before / name)] if each.before else []
+        command = (
+            "rlvid.fitting.votes", str(each.folder / name), "--add", *earlier,
+            str(each.folder / f"samples-{plan.seed}.parquet"), "--rendered", *rendered,
+            "--seed", str(self.seed + 10 * plan.seed + each.number),
+        )  # fmt: skip
+        return Step(command, each.folder / name)
+
+    def _fit(self, plan: RewardPlan, each: Round) -> Step:
+        made, begins_with = each.folder / plan.name, each.folder / plan.begins_with
+        if plan.begins_with in {clip.name for clip in CLIPS}:
+            begins_with = each.before / plan.name if each.before else self.work / plan.begins_with
+        steps, held_out = plan.steps if each.last else plan.early, min(0.4, HELD_OUT / self.scale)
+        command = (
+            "rlvid", "reward", "fit", str(each.folder / f"{plan.votes}.parquet"), "--out", str(made),
+            "backbone.name=clip", f"backbone.path={begins_with}", f"seed={self.seed + plan.seed}", f"mean={MEAN}",
+            f"deviation={DEVIATION}", f"steps={scaled(steps, self.scale)}", f"held_out={held_out:g}", *plan.settings,
+        )  # fmt: skip
+        return Step(command, made)
 
 
 def _digest(model: Path) -> str:
@@ -220,108 +245,11 @@ def _digest(model: Path) -> str:
 def _check_work(work: Path, made_with: dict[str, Any]) -> None:
     """Keeps what a folder is made with; refuses one that was made otherwise."""
     plan = work / "plan.json"
-    if plan.is_file():
-        before = json.loads(plan.read_text(encoding="utf-8"))
-        if changed := [key for key in made_with if before.get(key) != made_with[key]]:
-            raise ValueError(f"{work}: was made with another {changed[0]}; delete it, or name another --work")
-        return
+    before = json.loads(plan.read_text(encoding="utf-8")) if plan.is_file() else {}
+    if changed := [key for key in made_with if before.get(key, made_with[key]) != made_with[key]]:
+        raise ValueError(f"{work}: was made with another {changed[0]}; delete it, or name another --work")
     work.mkdir(parents=True, exist_ok=True)
-    write_atomic(plan, json.dumps(made_with).encode())
-
-
-def steps_of(model: Path, work: Path, seed: int, scale: float, rounds: int) -> Iterator[Step]:
-    """Yields the commands of all rounds, in order.
-
-    Args:
-        model: folder of the base model.
-        work: folder of all that they make.
-        seed: of everything.
-        scale: share of all steps and counts.
-        rounds: of votes and fits.
-    """
-    tuned, sampled = list[str](), set[int]()
-    for number in range(1, rounds + 1):
-        runs: list[str] = []
-        for tuning in TUNINGS if number > 1 else ():
-            yield _tuning_step(tuning, model, work, seed, scale, number)
-            run = str(_round(work, number) / tuning.name)
-            runs += [run if size == 1 else f"{run}*{size:g}" for size in tuning.scales]
-        tuned += runs
-        rewards = [plan for plan in REWARDS if number == rounds or not plan.last]
-        asked = [plan for plan in VOTES if plan.name in {each.votes for each in rewards}]
-        for votes_seed in dict.fromkeys(plan.seed for plan in asked):
-            again = votes_seed in sampled
-            earlier = _samples(work, number - 1, votes_seed) if again else None
-            yield _samples_step(model, work, seed, scale, number, votes_seed, runs if again else tuned, earlier)
-            sampled.add(votes_seed)
-        for votes in asked:
-            yield _votes_step(votes, work, seed, scale, number)
-        for reward in rewards:
-            yield _fit_step(reward, work, seed, scale, number)
-
-
-def _round(work: Path, number: int) -> Path:
-    return work / f"round-{number}"
-
-
-def _samples(work: Path, number: int, votes_seed: int) -> Path:
-    return _round(work, number) / f"samples-{votes_seed}.parquet"
-
-
-def _tuning_step(plan: TuningPlan, model: Path, work: Path, seed: int, scale: float, number: int) -> Step:
-    reward, steps = _round(work, number - 1) / plan.reward, scaled(plan.steps, scale)
-    command = (
-        "rlvid", "train", plan.description, f"name={plan.name}", f"output.storage={_round(work, number)}",
-        f"seed={seed + number}", f"model.path={model}", "model.frames=8", "reward.name=fitted",
-        f"reward.path={reward}", "reward.held_out=null", f"train.steps={steps}", *_RUN, *plan.settings,
-    )  # fmt: skip
-    return Step(command, _round(work, number) / f"{plan.name}.trained", mark=True)
-
-
-def _samples_step(
-    model: Path,
-    work: Path,
-    seed: int,
-    scale: float,
-    number: int,
-    votes_seed: int,
-    runs: Sequence[str],
-    earlier: Path | None,
-) -> Step:
-    """Returns the command of the votes on videos of models, after those of the rounds before."""
-    made = _samples(work, number, votes_seed)
-    command = (
-        "rlvid.fitting.votes", str(made), "--rendered", "0", "--model", str(model),
-        "--prompts", str(scaled(_PROMPTS, scale, 8)), "--per-prompt", str(scaled(_PER_PROMPT, scale, 3)),
-        "--steps", str(scaled(10, min(1.0, 10 * scale))), "--seed", str(seed + 10 * votes_seed + number),
-        *(("--runs", *runs) if runs else ()),
-        *(("--add", str(earlier)) if earlier else ()),
-    )  # fmt: skip
-    return Step(command, made)
-
-
-def _votes_step(plan: VotesPlan, work: Path, seed: int, scale: float, number: int) -> Step:
-    """Returns the command of all votes on rendered pairs and on videos of models."""
-    made = _round(work, number) / f"{plan.name}.parquet"
-    rendered = [f"{kind}={scaled(count, scale, 8)}" for kind, count in plan.rendered.items() if count]
-    command = (
-        "rlvid.fitting.votes", str(made), "--add", str(_samples(work, number, plan.seed)), "--rendered", *rendered,
-        "--seed", str(seed + plan.seed),
-    )  # fmt: skip
-    return Step(command, made)
-
-
-def _fit_step(plan: RewardPlan, work: Path, seed: int, scale: float, number: int) -> Step:
-    made = _round(work, number) / plan.name
-    clip = plan.begins_with in {each.name for each in CLIPS}
-    begins_with = (work if clip else _round(work, number)) / plan.begins_with
-    command = (
-        "rlvid", "reward", "fit", str(_round(work, number) / f"{plan.votes}.parquet"), "--out", str(made),
-        "backbone.name=clip", f"backbone.path={begins_with}", f"seed={seed + plan.seed}", f"mean={MEAN}",
-        f"deviation={DEVIATION}", f"steps={scaled(plan.steps, scale)}", f"held_out={min(0.4, _HELD_OUT / scale):g}",
-        *plan.settings,
-    )  # fmt: skip
-    return Step(command, made)
+    write_atomic(plan, json.dumps(before | made_with).encode())
 
 
 def copy_reward(fitted: Path, folder: Path) -> None:
