@@ -2,7 +2,8 @@
 
 Models show such faults, and the photometric ones of ``rlvid.world.render.degrade`` are not among them: a shape that is
 half another one, or rounded, cut or warped; a subject that stands still, shakes, goes elsewhere, changes its shape or
-flickers; a second, fainter subject beside the first. Each has a strength in [0, 1], and a stronger one is the worse video.
+flickers; a second, fainter subject beside the first. Each has a strength in [0, 1], and a stronger one is the worse
+video.
 """
 
 import math

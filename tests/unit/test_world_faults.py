@@ -35,7 +35,7 @@ def test_a_fault_changes_a_video_and_more_of_it_changes_more(fault: str) -> None
     assert torch.equal(strong, again), "drawn from the generator alone"
 
 
-@pytest.mark.parametrize("fault", (*STRUCTURE, *UNSEEN))
+@pytest.mark.parametrize("fault", [*STRUCTURE, *UNSEEN])
 def test_a_fault_of_structure_leaves_the_motion_alone(fault: str) -> None:
     clips = able(fault, 8)
     frozen = replace(clips, motion_B=torch.full_like(clips.motion_B, MOTIONS.index("still")))
@@ -65,7 +65,7 @@ def test_a_turned_subject_goes_elsewhere_and_a_swapped_label_is_one_word() -> No
     assert x.shape == (60, 8)
 
 
-@pytest.mark.parametrize("kind", (*KINDS, NEW))
+@pytest.mark.parametrize("kind", [*KINDS, NEW])
 def test_the_oracle_prefers_the_better_side(kind: str) -> None:
     pairs = draw_pairs(kind, 40, generator(6))
     assert all(read_caption(caption) is not None for caption in pairs.captions)
