@@ -56,13 +56,13 @@ another machine gives other bits. Stored as safetensors, float32. Licence: Apach
   flickering, and in its last 400 steps nearly all of low quality, most of them washed out.
 * The other folders are rewards, as `rlvid reward fit` writes them. Each begins with a CLIP that was trained on single
   frames and their captions alone, and is fitted to votes of the oracle (`python -m rlvid.fitting.votes`): on pairs of
-  rendered clips, and on videos of the model and of models that were fine-tuned on earlier rewards, some of them at too
-  high a learning rate.
-  * `reward/`: scores single frames. The one to train on.
-  * `video/`: scores whole videos, to train on.
-  * `heldout/`, `heldout-video/`: the same from another CLIP, other clips and other votes. To judge with; never trained
-    on.
-  * `unvoted/`: scores single frames, and was fitted to captions alone, without votes.
+  rendered clips, and on videos of the model and of models that were fine-tuned on rewards, some of them at too high a
+  learning rate.
+  * `reward/`: scores single frames, to train on.
+  * `video/`: scores whole videos, to train on. Its image tower is that of `reward/`.
+  * `heldout/`, `heldout-video/`: the same from another CLIP, other clips and other votes, among them votes on models
+    that were fine-tuned on the two above. To judge with; never trained on.
+  * `unvoted/`: scores single frames, and was fitted to captions alone, without votes. To judge with.
 
 They are for trying, testing and teaching: the model knows this world and nothing else.
 
