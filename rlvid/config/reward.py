@@ -10,7 +10,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 
 from rlvid.config.section import Section
 
-BuiltinReward = Literal["builtin"]
+BuiltinReward = Literal["builtin", "builtin-frames", "builtin-video"]
 """Rewards inside the package; their folders are in ``rlvid.reward.builtin``."""
 HeldOutReward = Literal["builtin-heldout"]
 """The same, to judge with: nothing trains on them."""

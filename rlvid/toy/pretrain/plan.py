@@ -100,8 +100,8 @@ _IMAGE = ("kind=image", *_FIT, "warmup=100", "contrastive=0.3")
 _VIDEO = ("kind=video", *_FIT, "warmup=50", "contrastive=0.1", "backbone.towers=text")
 _UNVOTED = ("kind=image", *_FIT, "warmup=100", "preferences=0", "contrastive=1")
 REWARDS = (
-    RewardPlan("reward", "clip-a", "image-a", 100, 800, _IMAGE, early=750),
-    RewardPlan("video", "reward", "video-a", 100, 3000, _VIDEO, early=1500),
+    RewardPlan("reward", "clip-a", "image-a", 100, 500, _IMAGE, early=750),
+    RewardPlan("video", "reward", "video-a", 100, 2500, _VIDEO, early=1500),
 )
 """To train on; fitted in every round."""
 JUDGES = (
