@@ -256,7 +256,9 @@ def check_reward(config: RewardConfig, needs_gradient: bool) -> None:
     Raises:
         ValueError: a path is missing or wrong, or a function gives no gradient and the method needs one.
     """
-    trained = [("reward.path", config.name, config.path)] if config.name != "mixture" else []
+    trained: list[tuple[str, str, str | None]] = []
+    if config.name != "mixture":
+        trained.append(("reward.path", config.name, config.path))
     trained += [(f"reward.mixture.{place}.path", part.name, part.path) for place, part in enumerate(config.mixture)]
     for key, name, path in trained:
         if name != "custom" or config.remote is not None or is_url(path):

@@ -50,8 +50,9 @@ def test_votes_are_an_export_of_every_kind_with_the_truth_on_either_side(pairs: 
 
 
 def test_kinds_have_numbers_of_their_own() -> None:
-    assert votes.counts_of(["time=7", "5"]) == {"photometry": 5, "mismatch": 5, "structure": 5, "time": 7}
-    assert votes.counts_of(["time=7"]) == {"photometry": 0, "mismatch": 0, "structure": 0, "time": 7}
+    assert votes.counts_of(["time=7", "5"]) == {"photometry": 5, "mismatch": 5, "structure": 5, "time": 7, "unseen": 0}
+    assert votes.counts_of(["time=7"]) == dict.fromkeys([*KINDS, "unseen"], 0) | {"time": 7}
+    assert votes.counts_of(["unseen=2"])["unseen"] == 2
     pairs = votes.rendered(votes.counts_of(["1", "time=3", "structure=0"]), 0, 0.0, [])
     assert [each.kind for each in pairs] == ["photometry", "mismatch", "time", "time", "time"]
     for word in ("few", "colour=3", "time=", "-1", "=3"):
