@@ -6,7 +6,7 @@ code           paper                       meaning
 ``tau``        tau                         noise level at which editing starts
 ``weights``    exp(-lambda |i - F / 2|)/S  TAR's coefficient of a scored frame, equation 9
 ``loss``       1 - reward                  what is minimised, equation 10
-``error_B``    |eps - eps_theta|^2         v on a flow; on the source clips, with ``method.denoising``; not of the paper
+``error_B``    |eps - eps_theta|^2         or of v, on the source clips, with ``method.denoising``; not of the paper
 =============  ==========================  ==================================================
 """
 

@@ -87,5 +87,7 @@ class SamplingConfig(Section):
         "(flow-sde, for flow models alone)",
     )
     final_level: Literal["exact", "paper"] = Field(
-        "exact", description="where the last step ends: at alpha-bar = 1, or at alpha-bar_0 as the paper's code does"
+        "exact",
+        description="where the last step ends: at alpha-bar = 1, or at alpha-bar_0 as the paper's code does (not for "
+        "flow models)",
     )
