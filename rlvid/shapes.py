@@ -17,7 +17,8 @@ N         anything flattened, or a count without a letter of its own
 ========  ====================================================================
 
 Pixels are floats in [0, 1] everywhere but inside an autoencoder, which works in [-1, 1]. Latents are scaled
-to about unit variance. Timesteps are integers in [0, 1000); tau and shares are fractions in [0, 1].
+to about unit variance. Timesteps are integers in [0, 1000), and floats in [0, 1000] on a
+flow; tau and shares are fractions in [0, 1].
 """
 
 ROUNDING = 2.0**-19

@@ -19,6 +19,7 @@ from jobs.benchmark.options import make_parser
 from jobs.benchmark.workers import measure_in_workers
 from rlvid.algorithms.base import Batch
 from rlvid.config import RunConfig, load_config
+from rlvid.config.methods import kept_steps
 from rlvid.evaluate.tables.table import Grid
 from rlvid.metric_names import percent
 from rlvid.train.job import Job
@@ -110,9 +111,7 @@ def show(found: dict[str, Any], config: RunConfig, console: Console) -> None:
     )
     if config.method.name != "instructvideo":
         return
-    from rlvid.diffusion import schedule
-
-    steps = len(schedule.partial(schedule.timesteps(config.sampling.steps), config.method.tau))
+    steps = kept_steps(config.sampling.steps, config.method.tau)
     branches = 1 if config.sampling.guidance == 1.0 else 2
     console.print(f"expected: {config.reward.segments} frames (SegVR); {steps} steps x {branches} branches")
     if config.train.checkpoint_activations:

@@ -36,8 +36,7 @@ from rlvid.algorithms.base import Batch, Context, Stopwatch
 from rlvid.algorithms.scoring import score
 from rlvid.config import RunConfig, load_config
 from rlvid.diffusion.chain import Step, denoise
-from rlvid.diffusion.ddim import reach, sigma, step_mean
-from rlvid.diffusion.schedule import timesteps
+from rlvid.diffusion.step import reach, step_mean
 from rlvid.evaluate.tables.table import Grid
 from rlvid.files import write_atomic
 from rlvid.models.lora import lora_parameters
@@ -62,19 +61,20 @@ def measure_step(context: Context, batch: Batch, before: Tensor, step: int, path
         step: of the chain.
         pathwise: videos that the reward's own gradient is averaged over.
     """
-    model, grid, config = context.model, timesteps(context.config.sampling.steps), context.config
+    model, grid, config = context.model, context.grid, context.config
     weights, group = lora_parameters(model.denoiser), len(batch)
     prediction = model.predict(before, grid[step], batch.text_BLD[:1], config.sampling.guidance)
-    now, then = model.abar_at(grid[step], before), model.abar_at(grid[step + 1], before)
-    spread = sigma(now, then, config.eta)
-    mean = step_mean(prediction, then, spread)
+    now, then = model.path.level(grid[step], before), model.path.level(grid[step + 1], before)
+    kernel = context.kernel(now, then, config.eta)
+    mean = step_mean(prediction, then, kernel)
     noise_G = context.normal("ddim", batch, step)
-    after_G = (mean.detach() + spread * noise_G).requires_grad_()
+    after_G = (mean.detach() + kernel.spread * noise_G).requires_grad_()
 
     def rewards(rows: range, eta: float, gradient: bool) -> Tensor:
         part = batch.take(rows)
         latents = denoise(
             model, after_G[list(rows)], part.text_BLD, grid[step + 1 :], guidance=config.sampling.guidance, eta=eta,
+            kernel=context.kernel,
             gradient_steps=len(grid) - step - 1 if gradient else 0, recompute=False, final=config.sampling.final_level,
             noise=lambda index: context.normal("ddim", part, step + 1 + index),
         )  # fmt: skip
@@ -97,14 +97,14 @@ def measure_step(context: Context, batch: Batch, before: Tensor, step: int, path
         found[f"{name}, {size} videos"] = backward(
             torch.einsum("g,gcfhw->cfhw", advantage_G, noise_G[:size])[None] / size
         )
-    return found | {"reward": alone_G, "reach": reach(now, then, spread).flatten()}
+    return found | {"reward": alone_G, "reach": reach(model.path, now, then, kernel).flatten()}
 
 
 def measure(
     context: Context, prompts: Sequence[str], steps: Sequence[int], pathwise: int
 ) -> Iterator[dict[int, Found]]:
     """Yields what was found at each step, prompt after prompt."""
-    group, grid = context.config.train.group_size, timesteps(context.config.sampling.steps)
+    group, grid = context.config.train.group_size, context.grid
     for number, prompt in enumerate(prompts):
         text_BLD = context.model.encode_prompts([prompt])
         serials = list(range(number * group, (number + 1) * group))

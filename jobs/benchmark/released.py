@@ -27,7 +27,7 @@ from diffusers import UNet3DConditionModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rlvid.models.base import Prediction
+from rlvid.models.noise_path import Point, Prediction
 from rlvid.models.unet3d import UNet3DModel
 from rlvid.reward.clip import ClipReward
 
@@ -45,7 +45,7 @@ class ReleasedModel(UNet3DModel):
     def predict(
         self,
         latents_BCFhw: Tensor,
-        timestep: int | Tensor,
+        point: Point,
         text_BLD: Tensor,
         guidance: float,
         *,
@@ -54,15 +54,14 @@ class ReleasedModel(UNet3DModel):
     ) -> Prediction:
         """Predicts with one branch after the other; ``recompute`` checkpoints the whole network."""
         if recompute and torch.is_grad_enabled():
-            whole = partial(self.predict, timestep=timestep, text_BLD=text_BLD, guidance=guidance)
+            whole = partial(self.predict, point=point, text_BLD=text_BLD, guidance=guidance)
             return checkpoint(whole, latents_BCFhw, use_reentrant=False)
-        cond = super().predict(latents_BCFhw, timestep, text_BLD, 1.0).eps
+        cond = self.path.predicted(super().predict(latents_BCFhw, point, text_BLD, 1.0))
         negative_BLD = self.negative_1LD.expand(len(text_BLD), -1, -1)
-        uncond = super().predict(latents_BCFhw, timestep, negative_BLD, 1.0).eps
-        eps = uncond + guidance * (cond - uncond)
-        latents_BCFhw = latents_BCFhw.to(eps.dtype)
-        abar = self.abar_at(timestep, latents_BCFhw)
-        return Prediction((latents_BCFhw - (1 - abar).sqrt() * eps) / abar.sqrt(), eps)
+        uncond = self.path.predicted(super().predict(latents_BCFhw, point, negative_BLD, 1.0))
+        output = uncond + guidance * (cond - uncond)
+        latents_BCFhw = latents_BCFhw.to(output.dtype)
+        return self.path.prediction(output, latents_BCFhw, self.path.level(point, latents_BCFhw))
 
     def decode_frames(self, latents_BCFhw: Tensor, frames_BS: Tensor, *, recompute: bool = False) -> Tensor:
         """Decodes all frames and returns the chosen ones; ``recompute`` changes nothing."""

@@ -11,7 +11,6 @@ from rlvid import randomness
 from rlvid.algorithms.base import Batch
 from rlvid.algorithms.reward_gradient import RewardGradient
 from rlvid.config.methods import AlignPropConfig
-from rlvid.diffusion.schedule import timesteps
 
 
 class AlignProp(RewardGradient):
@@ -21,7 +20,7 @@ class AlignProp(RewardGradient):
 
     def sample(self, batch: Batch) -> Tensor:
         """Returns clean latents of a micro-batch."""
-        grid = timesteps(self.context.config.sampling.steps)
+        grid = self.context.grid
         carried = len(grid) - draw_cut(self.method, len(grid), self.context.config.seed, batch.step)
         return self.chain(batch, self.context.normal("start", batch), grid, carried)
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from rlvid import randomness
 from rlvid.config import RunConfig
+from rlvid.diffusion.step import KERNELS, KernelOf
 from rlvid.models.base import VideoModel
 from rlvid.reward.video import ImageReward
 
@@ -206,6 +207,16 @@ class Context:
         """The reward of a video above which more counts as no more."""
         ceiling = self.config.reward.ceiling
         return self.measured_ceiling if isinstance(ceiling, str) else ceiling
+
+    @property
+    def grid(self) -> Sequence[float]:
+        """The points of the noise path that the run's whole chain visits, from noisy to clean."""
+        return self.model.path.grid(self.config.sampling.steps)
+
+    @property
+    def kernel(self) -> KernelOf:
+        """The kernel of the chain's random steps."""
+        return KERNELS[self.config.sampling.kernel]
 
     def normal(self, purpose: str, batch: Batch, index: int = 0) -> Tensor:
         """Returns standard normal latents (B, C, F, h, w), a function of (seed, purpose, sample, index) alone."""

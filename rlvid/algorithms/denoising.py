@@ -1,11 +1,12 @@
-"""Clean latents at a random noise level of the training schedule, and the error of the noise prediction there.
+"""Clean latents at a random point of the noise path, and the error of the model's prediction there.
 
 =============  =====================================================================
 code           meaning
 =============  =====================================================================
-``timestep``   t, uniform over the training schedule, drawn for each sample
-``latents``    x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) z
+``point``      as in the model's training (``NoisePath.draw``), drawn for each sample
+``latents``    x_t = alpha x0 + sigma z
 ``noise``      z, standard normal, drawn for each sample
+``output``     eps or v, what the network predicts (``NoisePath.predicted``)
 =============  =====================================================================
 """
 
@@ -16,14 +17,15 @@ from torch import Tensor
 
 from rlvid import randomness
 from rlvid.algorithms.base import Batch, Context
+from rlvid.models.noise_path import Prediction
 
 
 @dataclass(frozen=True)
 class NoisyLatents:
-    """Latents (B, C, F, h, w) at a timestep of each video (int64, (B,)), and the noise that is in them."""
+    """Latents (B, C, F, h, w) at a point of the path for each video (B,), and the noise that is in them."""
 
     latents_BCFhw: Tensor
-    timestep_B: Tensor
+    point_B: Tensor
     noise_BCFhw: Tensor
 
 
@@ -31,36 +33,38 @@ def at_random_levels(context: Context, batch: Batch, clean_BCFhw: Tensor, purpos
     """Noises each video to a level of its own: a function of (seed, purpose, sample, index) and the clean latents."""
     positions = [(serial, index) for serial in batch.serials]
     uniform_B = randomness.uniform((), context.config.seed, f"{purpose}-timestep", positions)
-    timestep_B = (uniform_B * len(context.model.abar)).long().to(clean_BCFhw.device)
+    point_B = context.model.path.draw(uniform_B).to(clean_BCFhw.device)
     noise = context.normal(f"{purpose}-noise", batch, index)
-    return NoisyLatents(context.model.add_noise(clean_BCFhw, noise, timestep_B), timestep_B, noise)
+    return NoisyLatents(context.model.add_noise(clean_BCFhw, noise, point_B), point_B, noise)
 
 
 def noise_error(
     context: Context, batch: Batch, clean_BCFhw: Tensor, purpose: str, index: int = 0, guidance: float = 1.0
 ) -> Tensor:
-    """Returns the mean (eps - eps_theta)^2 of each video at a random level: (B,)."""
+    """Returns the mean (output - output_theta)^2 of each video at a random level: (B,)."""
     noisy = at_random_levels(context, batch, clean_BCFhw, purpose, index)
     with context.stopwatch.stage("replay"):
         prediction = context.model.predict(
             noisy.latents_BCFhw,
-            noisy.timestep_B,
+            noisy.point_B,
             batch.text_BLD,
             guidance,
             recompute=context.config.train.checkpoint_activations,
         )
-    return (prediction.eps - noisy.noise_BCFhw).square().flatten(1).mean(1)
+    predicted, truth = context.model.path.predicted, Prediction(clean_BCFhw, noisy.noise_BCFhw)
+    return (predicted(prediction) - predicted(truth)).square().flatten(1).mean(1)
 
 
 def base_distance(
     context: Context, batch: Batch, clean_BCFhw: Tensor, purpose: str, index: int = 0, *, unconditional_gradient: bool
 ) -> Tensor:
-    """Returns the mean (eps_theta - eps_base)^2 of each video at a random level, under the run's guidance: (B,)."""
+    """Returns the mean (output_theta - output_base)^2 of each video at a random level, under guidance: (B,)."""
     noisy = at_random_levels(context, batch, clean_BCFhw, purpose, index)
     guidance, recompute = context.config.sampling.guidance, context.config.train.checkpoint_activations
-    seen = (noisy.latents_BCFhw, noisy.timestep_B, batch.text_BLD, guidance)
+    seen = (noisy.latents_BCFhw, noisy.point_B, batch.text_BLD, guidance)
     with context.stopwatch.stage("replay"):
         tuned = context.model.predict(*seen, unconditional_gradient=unconditional_gradient, recompute=recompute)
         with torch.no_grad(), context.model.base():
             base = context.model.predict(*seen)
-    return (tuned.eps - base.eps).square().flatten(1).mean(1)
+    predicted = context.model.path.predicted
+    return (predicted(tuned) - predicted(base)).square().flatten(1).mean(1)

@@ -5,7 +5,7 @@ code            paper
 ==============  ===============================================================================
 ``advantage``   A = r(x_0, c) - V(x_t, c, t); the mean of the prompt's other videos may stand in for V
 ``ratio_B``     rho, clamped to 1 +- range and nothing else: no gradient beyond it
-``distance``    mean (eps_theta - eps_base)^2 of guided noises, KL up to the schedule's factor
+``distance``    mean (eps_theta - eps_base)^2 under guidance (v on a flow), KL up to a factor of the level
 ``loss``        -w_r mean(A rho) + w_kl distance
 ==============  ===============================================================================
 """
@@ -97,7 +97,8 @@ class Dpok(Algorithm):
     def values(self, taken: Transition) -> Tensor:
         """Returns value_B of the latents before the picked steps."""
         assert self.value is not None
-        return self.value(taken.before_BCFhw, taken.text_BLD, taken.timestep_B)
+        timestep_B = self.context.model.path.timestep(taken.point_B, taken.before_BCFhw.device)
+        return self.value(taken.before_BCFhw, taken.text_BLD, timestep_B)
 
     def fit_value(self, batch: Batch, rollouts: list[Rollout], scores: list[BatchRewards], turn: int) -> float:
         """Takes one step of the value network towards the final rewards; returns the mean squared error before it."""
@@ -143,7 +144,8 @@ class Dpok(Algorithm):
         if self.method.kl:
             with context.stopwatch.stage("replay"), torch.no_grad(), context.model.base():
                 base = replay(context, taken).prediction
-            metrics["policy/kl"] = (now.prediction.eps - base.eps).square().mean()
+            predicted = context.model.path.predicted
+            metrics["policy/kl"] = (predicted(now.prediction) - predicted(base)).square().mean()
             loss = loss + self.method.kl * metrics["policy/kl"]
         return loss, totals(**metrics)
 

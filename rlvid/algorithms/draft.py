@@ -1,7 +1,7 @@
 """DRaFT (Clark et al., ICLR 2024): the reward's gradient through the last steps of the whole chain.
 
 ``Draft`` is DRaFT-K: from pure noise, all but the last K steps without a graph. ``DraftLV`` adds fresh noise to the
-finished sample n times, at the last timestep, and averages the gradient of the n one-step predictions.
+finished sample n times, at the level of the last step, and averages the gradient of the n one-step predictions.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,6 @@ from torch import Tensor
 from rlvid.algorithms.base import Batch, Update
 from rlvid.algorithms.reward_gradient import RewardGradient
 from rlvid.config.methods import DraftConfig, DraftLVConfig
-from rlvid.diffusion.schedule import timesteps
 
 
 class Draft(RewardGradient):
@@ -21,13 +20,13 @@ class Draft(RewardGradient):
 
     def sample(self, batch: Batch) -> Tensor:
         """Samples from pure noise, of which the last K steps carry gradient."""
-        grid = timesteps(self.context.config.sampling.steps)
+        grid = self.context.grid
         last = self.method.gradient_steps or len(grid)
         return self.chain(batch, self.context.normal("start", batch), grid, last)
 
 
 class DraftLV(RewardGradient):
-    """DRaFT-LV: x_1 = sqrt(abar_1) x0 + sqrt(1 - abar_1) z for n noises z, x0 held fixed."""
+    """DRaFT-LV: x_1 = alpha_1 x0 + sigma_1 z for n noises z, x0 held fixed; level 1 is the last step's."""
 
     method: DraftLVConfig
 
@@ -48,11 +47,10 @@ class DraftLV(RewardGradient):
 
     def sample(self, batch: Batch) -> Tensor:
         """Samples from pure noise, without a graph."""
-        grid = timesteps(self.context.config.sampling.steps)
+        grid = self.context.grid
         return self.chain(batch, self.context.normal("start", batch), grid, 0)
 
     def once_more(self, batch: Batch, clean_BCFhw: Tensor, repeat: int) -> Tensor:
-        """Returns the finished samples, noised to the last timestep and brought back by one step with gradient."""
-        t = timesteps(self.context.config.sampling.steps)[-1]
-        noisy = self.context.model.add_noise(clean_BCFhw, self.context.normal("low-variance", batch, repeat), t)
-        return self.chain(batch, noisy, [t], 1)
+        """Returns the finished samples, noised to the last step's level and brought back by one step with gradient."""
+        last, noise = self.context.grid[-1:], self.context.normal("low-variance", batch, repeat)
+        return self.chain(batch, self.context.model.add_noise(clean_BCFhw, noise, last[0]), last, 1)

@@ -6,8 +6,8 @@ code                meaning
 ``advantage_N``     (r - mean of the prompt's videos) / (deviation + 1e-6), theirs or the batch's (``method.deviation``)
 ``window``          steps that are random and trained on, the rest is deterministic (MixGRPO, Li et al. 2025);
                     one step, the same for all videos of a prompt, is Flash-GRPO
-``weight_B``        1 / |d mean / d eps| in units of the step's noise, with mean 1 over the steps that windows lie in
-``distance_B``      KL(p_theta || p_base) = |mean - mean_base|^2 / (2 sigma^2), a mean over elements
+``weight_B``        1 / |d mean / d output| in units of the step's noise, with mean 1 over the steps that windows lie in
+``distance_B``      KL(p_theta || p_base) = |mean - mean_base|^2 / (2 spread^2), a mean over elements
 ==================  =========================================================================
 """
 
@@ -47,7 +47,7 @@ class Grpo(ClippedObjective):
         if self.method.kl > 0:
             with torch.no_grad(), self.context.stopwatch.stage("replay"), self.context.model.base():
                 base = replay(self.context, taken)
-            away = (now.mean_BCFhw - base.mean_BCFhw) / now.spread
+            away = (now.mean_BCFhw - base.mean_BCFhw) / now.kernel.spread
             distance_B = 0.5 * away.square().flatten(1).mean(1)
             metrics |= totals(**{"policy/kl": distance_B})
             loss_B = loss_B + self.method.kl * distance_B

@@ -6,7 +6,7 @@ code           paper                       meaning
 ``tau``        tau                         noise level at which editing starts
 ``weights``    exp(-lambda |i - F / 2|)/S  TAR's coefficient of a scored frame, equation 9
 ``loss``       1 - reward                  what is minimised, equation 10
-``error_B``    |eps - eps_theta|^2         on the source clips, with ``method.denoising``; not of the paper
+``error_B``    |eps - eps_theta|^2         or of v, on the source clips, with ``method.denoising``; not of the paper
 =============  ==========================  ==================================================
 """
 
@@ -21,7 +21,7 @@ from rlvid.algorithms.denoising import noise_error
 from rlvid.algorithms.reward_gradient import Penalty, RewardGradient
 from rlvid.config.methods import InstructVideoConfig
 from rlvid.diffusion.chain import offset_noise
-from rlvid.diffusion.schedule import partial, timesteps
+from rlvid.diffusion.schedule import partial
 
 
 class InstructVideo(RewardGradient):
@@ -31,8 +31,7 @@ class InstructVideo(RewardGradient):
 
     def sample(self, batch: Batch) -> Tensor:
         """Returns the edited clips."""
-        config = self.context.config
-        grid = partial(timesteps(config.sampling.steps), self.method.tau)
+        grid = partial(self.context.grid, self.method.tau)
         assert batch.latents_BCFhw is not None, "the config lets no run without clips come here"
         noisy = self.context.model.add_noise(batch.latents_BCFhw, self.noise(batch), grid[0])
         return self.chain(batch, noisy, grid, self.method.gradient_steps)

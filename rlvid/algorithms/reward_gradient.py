@@ -1,11 +1,11 @@
 """The common part of methods that back-propagate the reward: one optimiser step per batch, and the loss 1 - reward.
 
-The penalty for distance from the base model, |eps_theta - eps_base|^2, is taken at the gradient steps of the chain, or
-at a random level of the whole path (``method.kl_at``).
+The penalty is the squared distance of the network's output (eps or v) to that of the base model. It is taken at the
+gradient steps of the chain, or at a random level of the whole path (``method.kl_at``).
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -80,8 +80,8 @@ class RewardGradient(Algorithm):
             distance_B = base_distance(self.context, batch, clean, "kl", repeat, unconditional_gradient=gradient)
             yield Penalty("policy/kl", self.method.kl * distance_B.mean(), distance_B)
 
-    def chain(self, batch: Batch, latents_BCFhw: Tensor, grid: list[int], gradient_steps: int) -> Tensor:
-        """Returns the run's DDIM chain from noisy latents, of which the last steps carry gradient."""
+    def chain(self, batch: Batch, latents_BCFhw: Tensor, grid: Sequence[float], gradient_steps: int) -> Tensor:
+        """Returns the run's chain from noisy latents, of which the last steps carry gradient."""
         context, config = self.context, self.context.config
         return denoise(
             context.model,
@@ -90,6 +90,7 @@ class RewardGradient(Algorithm):
             grid,
             guidance=config.sampling.guidance,
             eta=config.eta,
+            kernel=context.kernel,
             gradient_steps=gradient_steps,
             noise=lambda index: context.normal("ddim", batch, index),
             final=config.sampling.final_level,
@@ -99,9 +100,10 @@ class RewardGradient(Algorithm):
         )
 
     def penalise(self, step: Step, text_BLD: Tensor) -> None:
-        """Notes the distance of a gradient step's noise prediction to that of the base model at the same place."""
+        """Notes the distance of a gradient step's prediction to that of the base model at the same place."""
         if self.method.kl > 0 and self.method.kl_at == "steps" and step.prediction.eps.requires_grad:
-            guidance = self.context.config.sampling.guidance
-            with torch.no_grad(), self.context.model.base():
-                base = self.context.model.predict(step.before.detach(), step.timestep, text_BLD, guidance)
-            self._penalties.append((step.prediction.eps - base.eps).square().mean())
+            model, guidance = self.context.model, self.context.config.sampling.guidance
+            with torch.no_grad(), model.base():
+                base = model.predict(step.before.detach(), step.point, text_BLD, guidance)
+            away = model.path.predicted(step.prediction) - model.path.predicted(base)
+            self._penalties.append(away.square().mean())

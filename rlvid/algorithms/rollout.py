@@ -1,4 +1,4 @@
-"""A stochastic DDIM chain as a policy: its steps, and their probabilities then and now (DDPO, equation 4)."""
+"""A stochastic chain as a policy: its steps, and their probabilities then and now (DDPO, equation 4)."""
 
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -13,9 +13,8 @@ from rlvid.algorithms.base import Batch, Context
 from rlvid.algorithms.scoring import BatchRewards, score
 from rlvid.config.methods import PolicyGradient
 from rlvid.diffusion.chain import Step, denoise, distinct
-from rlvid.diffusion.ddim import log_probability, reach, sigma, step_mean
-from rlvid.diffusion.schedule import timesteps
-from rlvid.models.base import Prediction
+from rlvid.diffusion.step import Kernel, log_probability, reach, step_mean
+from rlvid.models.noise_path import Prediction
 
 Steps = Sequence[Collection[int]]
 """Some steps of the chain, for each video of a batch; 0 is the noisiest."""
@@ -23,9 +22,10 @@ Steps = Sequence[Collection[int]]
 
 @dataclass(frozen=True)
 class Transition:
-    """One random step of each video: its place in the chain, the latents around it, its timestep, its probability.
+    """One random step of each video: its place in the chain, the latents and points around it, its probability.
 
-    ``alike_B`` is for each video the first one that has the same prompt and latents before the step.
+    Points are of the noise path. ``alike_B`` is for each video the first one that has the same prompt and latents
+    before the step.
     """
 
     index_B: Tensor
@@ -33,8 +33,8 @@ class Transition:
     text_BLD: Tensor
     before_BCFhw: Tensor
     after_BCFhw: Tensor
-    timestep_B: Tensor
-    next_timestep_B: Tensor
+    point_B: Tensor
+    next_point_B: Tensor
     log_probability_B: Tensor
 
 
@@ -43,7 +43,7 @@ class Rollout:
     """The random steps of a micro-batch that are trained on, and the clean latents at the end of its chains.
 
     Attributes:
-        timestep_D: the whole chain's.
+        point_D: of the noise path, the whole chain's.
         states: for each video the latents (C, F, h, w), float32, before its kept steps and after them, by the index of
             the step that they are before. Neighbouring steps share a state.
         alike_TB: int64 on the CPU: for each step and video the first video with the same prompt and latents before it.
@@ -53,7 +53,7 @@ class Rollout:
     """
 
     batch: Batch
-    timestep_D: Tensor
+    point_D: Tensor
     states: list[dict[int, Tensor]]
     alike_TB: Tensor
     log_probability_TB: Tensor
@@ -75,8 +75,8 @@ class Rollout:
             self.batch.text_BLD,
             torch.stack([self.states[row][index] for row, index in places]),
             torch.stack([self.states[row][index + 1] for row, index in places]),
-            self.timestep_D[index_B],
-            self.timestep_D[index_B + 1],
+            self.point_D[index_B],
+            self.point_D[index_B + 1],
             self.log_probability_TB[index_B, torch.arange(len(places), device=device)],
         )
 
@@ -87,7 +87,7 @@ class Rollout:
             alike_TB = _first_alike(self.alike_TB[:, rows])
             yield Rollout(
                 part,
-                self.timestep_D,
+                self.point_D,
                 self.states[rows],
                 alike_TB,
                 self.log_probability_TB[:, rows],
@@ -97,11 +97,11 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Replay:
-    """A step of each video under the present weights: its log-probability, mean and spread, and what predicted them."""
+    """A step of each video under the present weights: its log-probability, mean and kernel, and the prediction."""
 
     log_probability_B: Tensor
     mean_BCFhw: Tensor
-    spread: Tensor
+    kernel: Kernel
     prediction: Prediction
 
 
@@ -158,7 +158,7 @@ def sample(
         starts: how many neighbouring serials start from the same noise.
     """
     config, start = context.config, replace(batch, serials=[serial - serial % starts for serial in batch.serials])
-    grid, eta = timesteps(config.sampling.steps), config.eta
+    grid, eta = context.grid, config.eta
     with context.stopwatch.stage("chain"):
         return denoise(
             context.model,
@@ -167,6 +167,7 @@ def sample(
             grid,
             guidance=config.sampling.guidance,
             eta=eta if random is None else eta * torch.tensor([[i in own for own in random] for i in range(len(grid))]),
+            kernel=context.kernel,
             noise=partial(context.normal, "ddim", batch),
             final=config.sampling.final_level,
             alike=alike_before(batch.serials, random, starts, len(grid)),
@@ -183,7 +184,7 @@ def roll_out(context: Context, batch: Batch, kept: Steps | None = None) -> Rollo
         batch: prompts and serials.
         kept: the steps of each video to keep; default: all random ones.
     """
-    grid, own, method = timesteps(context.config.sampling.steps), windows(context, batch), policy(context)
+    grid, own, method = context.grid, windows(context, batch), policy(context)
     starts, kept = context.config.videos_per_start, kept or own
     random = None if method.all_random and starts == 1 else own
     states, probability = [dict[int, Tensor]() for _ in own], list[Tensor]()
@@ -193,13 +194,14 @@ def roll_out(context: Context, batch: Batch, kept: Steps | None = None) -> Rollo
             if step.index in steps or step.index - 1 in steps:
                 states[row][step.index] = step.before[row].clone()
         if step.index + 1 < len(grid):
-            value_B = log_probability(step.after, step.mean, step.spread)
-            probability.append(torch.where(value_B.isfinite(), value_B, torch.nan))
+            value_B = log_probability(step.after, step.mean, step.kernel)
+            random_B = step.kernel.spread.flatten() > 0
+            probability.append(torch.where(value_B.isfinite() & random_B, value_B, torch.nan))
 
     latents = sample(context, batch, keep, random=random, starts=starts)
     alike = alike_before(batch.serials, random, starts, len(grid) - 1)
-    timestep_D = torch.tensor(grid, device=latents.device)
-    return Rollout(batch, timestep_D, states, alike, torch.stack(probability), latents)
+    point_D = torch.tensor(grid, device=latents.device)
+    return Rollout(batch, point_D, states, alike, torch.stack(probability), latents)
 
 
 def roll_out_and_score(
@@ -221,18 +223,19 @@ def replay(context: Context, taken: Transition) -> Replay:
     recompute = context.config.train.checkpoint_activations
     rows, place_B = distinct(taken.alike_B)
     prediction = model.predict(
-        before[rows], taken.timestep_B[rows], taken.text_BLD[rows], guidance, recompute=recompute
+        before[rows], taken.point_B[rows], taken.text_BLD[rows], guidance, recompute=recompute
     ).take(place_B)
-    abar, abar_prev = model.abar_at(taken.timestep_B, before), model.abar_at(taken.next_timestep_B, before)
-    spread = sigma(abar, abar_prev, context.config.eta)
-    mean = step_mean(prediction, abar_prev, spread)
-    return Replay(log_probability(taken.after_BCFhw, mean, spread), mean, spread, prediction)
+    now, then = model.path.level(taken.point_B, before), model.path.level(taken.next_point_B, before)
+    kernel = context.kernel(now, then, context.config.eta)
+    mean = step_mean(prediction, then, kernel)
+    return Replay(log_probability(taken.after_BCFhw, mean, kernel), mean, kernel, prediction)
 
 
 def reach_of_steps(context: Context) -> Tensor:
-    """Returns ``ddim.reach`` of the chain's T = D - 1 random steps: (T,), float32."""
-    abar_D = context.model.abar.cpu()[timesteps(context.config.sampling.steps)]
-    return reach(abar_D[:-1], abar_D[1:], sigma(abar_D[:-1], abar_D[1:], context.config.eta))
+    """Returns ``step.reach`` of the chain's T = D - 1 random steps: (T,), float32."""
+    path, point_D = context.model.path, torch.tensor(context.grid)
+    now, then = (path.level(point_T, torch.empty(len(point_T))) for point_T in (point_D[:-1], point_D[1:]))
+    return reach(path, now, then, context.kernel(now, then, context.config.eta))
 
 
 def clip_range(context: Context, method: PolicyGradient) -> float:

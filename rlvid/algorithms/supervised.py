@@ -1,4 +1,4 @@
-"""The common part of RWR and RAFT: sampling without gradient, then weighted noise prediction on the samples."""
+"""The common part of RWR and RAFT: sampling without gradient, then the weighted loss of pre-training on the samples."""
 
 from abc import abstractmethod
 from collections.abc import Iterator

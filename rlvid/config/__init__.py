@@ -141,7 +141,7 @@ class RunConfig(Section):
 
     @property
     def eta(self) -> float:
-        """DDIM's eta in training."""
+        """Strength of the noise that steps add in training."""
         return self.method.eta if self.sampling.eta is None else self.sampling.eta
 
     @property
@@ -173,6 +173,8 @@ class RunConfig(Section):
         for section, key in _LATER_KEYS:
             if kept[section][key] is None:
                 del kept[section][key]  # runs of versions without it go on
+        if self.sampling.kernel == "ddim":
+            del kept["sampling"]["kernel"]
         if self.model.lora.levels is None:
             del kept["model"]["lora"]["levels"]
         if self.reward.pessimism == 0:

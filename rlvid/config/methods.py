@@ -50,7 +50,8 @@ class RewardGradient(Method):
     kl: float = Field(
         0.0,
         ge=0,
-        description="weight of the squared distance of the noise prediction to the base model's, 0 is without",
+        description="weight of the squared distance of the prediction (eps, or v of a flow) to the base model's, 0 is "
+        "without",
     )
     kl_at: Literal["steps", "path"] = Field(
         "steps",
@@ -86,7 +87,7 @@ class InstructVideoConfig(RewardGradient):
     denoising: float = Field(
         0.0,
         ge=0,
-        description="weight of a noise prediction loss on the source clips, at a random noise level each; 0 is without",
+        description="weight of the pre-training loss on the source clips, at a random noise level each; 0 is without",
     )
 
     def learning_steps(self, steps: int) -> range:
@@ -146,7 +147,7 @@ class AlignPropConfig(RewardGradient):
 
     name: Literal["alignprop"] = "alignprop"
     truncation: Literal["gaussian", "uniform", "fixed"] = Field(
-        "gaussian", description="how the cut is drawn, once a batch; noise predictions before it carry no gradient"
+        "gaussian", description="how the cut is drawn, once a batch; predictions before it carry no gradient"
     )
     mean: float = Field(
         0.84, gt=0, lt=1, description="mean of the gaussian cut, as a fraction of the chain (42 of 50 steps)"
@@ -339,7 +340,7 @@ class DpokConfig(PolicyGradient):
 
     name: Literal["dpok"] = "dpok"
     reward_weight: float = Field(10.0, gt=0, description="weight of the policy term")
-    kl: float = Field(0.01, ge=0, description="weight of the squared distance of the noise prediction to the base's")
+    kl: float = Field(0.01, ge=0, description="weight of the squared distance of the prediction to the base's")
     policy_steps: int = Field(5, ge=1, description="optimiser steps on each batch of rollouts")
     value_steps: int = Field(5, ge=1, description="steps of the value network on each batch, with baseline: network")
     value_lr: float = Field(1e-4, gt=0, description="learning rate of the value network, with baseline: network")
@@ -375,7 +376,7 @@ class Supervised(Method):
     needs_gradient: ClassVar[bool] = False
 
     inner_steps: int = Field(4, ge=1, description="optimiser steps on each batch of samples")
-    guided: bool = Field(False, description="whether training uses the guided noise prediction")
+    guided: bool = Field(False, description="whether training uses the guided prediction")
 
 
 class RwrConfig(Supervised):

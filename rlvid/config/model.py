@@ -1,4 +1,4 @@
-"""Settings of the text-to-video model, its adapter and the DDIM chain."""
+"""Settings of the text-to-video model, its adapter and the chain."""
 
 from typing import Any, Literal
 
@@ -70,17 +70,24 @@ class ModelConfig(Section):
 
 
 class SamplingConfig(Section):
-    """The DDIM chain."""
+    """The chain: DDIM's, or Euler's steps for a flow model."""
 
-    steps: int = Field(20, ge=1, le=500, description="D, steps of the whole DDIM chain")
+    steps: int = Field(20, ge=1, le=500, description="D, steps of the whole chain")
     guidance: float = Field(3.0, ge=0, description="classifier-free guidance g; 1 is without guidance, in one branch")
     eta: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="DDIM's eta in training: 0 is deterministic, 1 ancestral; default: 1 for alignprop, ddpo, dpok and "
-        "grpo, else 0. Evaluation samples with 0",
+        description="strength of the noise that steps add in training (DDIM's eta): 0 is deterministic, 1 ancestral; "
+        "default: 1 for alignprop, ddpo, dpok and grpo, else 0. Evaluation samples with 0",
+    )
+    kernel: Literal["ddim", "cps", "flow-sde"] = Field(
+        "ddim",
+        description="the noise that eta adds: DDIM's, that of coefficient-preserving sampling (cps), or of Flow-GRPO "
+        "(flow-sde, for flow models alone)",
     )
     final_level: Literal["exact", "paper"] = Field(
-        "exact", description="where the last step ends: at alpha-bar = 1, or at alpha-bar_0 as the paper's code does"
+        "exact",
+        description="where the last step ends: at alpha-bar = 1, or at alpha-bar_0 as the paper's code does (not for "
+        "flow models)",
     )

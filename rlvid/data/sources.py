@@ -28,7 +28,6 @@ from rlvid.data.training_set import Source, TrainingSet
 from rlvid.data.video_set import is_videos, listed_videos
 from rlvid.data.videos import VideoError
 from rlvid.diffusion.chain import denoise
-from rlvid.diffusion.schedule import timesteps
 from rlvid.models.base import Posterior, VideoModel
 from rlvid.storage import Mirror, is_uri, place_of
 from rlvid.terminal import short
@@ -78,7 +77,7 @@ class BaseSampler:
             model,
             noise.to(model.device),
             model.encode_prompts([caption]),
-            timesteps(self.sampling.steps),
+            model.path.grid(self.sampling.steps),
             guidance=self.sampling.guidance,
             final=self.sampling.final_level,
         )

@@ -1,1 +1,1 @@
-"""The noise schedule, DDIM's step, and the chain of which the last steps carry gradient."""
+"""One step on a noise path, and the chain of which the last steps carry gradient."""

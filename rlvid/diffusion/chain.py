@@ -1,29 +1,30 @@
 """The denoising chain with a window of gradient: a prefix without a graph, then the last K steps with one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlvid.diffusion.ddim import sigma, step_mean
-from rlvid.models.base import Prediction, VideoModel
+from rlvid.diffusion.step import Kernel, KernelOf, ddim, step_mean
+from rlvid.models.base import VideoModel
+from rlvid.models.noise_path import Prediction
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step of the chain: ``before`` at ``timestep``, then ``after`` ~ N(mean, spread^2).
+    """A step of the chain: ``before`` at a point of the noise path, then ``after`` ~ N(mean, spread^2).
 
-    ``spread`` is a number, or one for each video where their steps differ in eta; 0 is a deterministic step.
+    The kernel's spread is a number, or one for each video where their steps differ in eta; 0 is a deterministic step.
     """
 
     index: int
-    timestep: int
+    point: float
     before: Tensor
     prediction: Prediction
     mean: Tensor
-    spread: Tensor
+    kernel: Kernel
     after: Tensor
 
 
@@ -36,10 +37,11 @@ def denoise(
     model: VideoModel,
     latents_BCFhw: Tensor,
     text_BLD: Tensor,
-    grid: list[int],
+    grid: Sequence[float],
     *,
     guidance: float,
     eta: float | Tensor = 0.0,
+    kernel: KernelOf = ddim,
     gradient_steps: int = 0,
     noise: Callable[[int], Tensor] | None = None,
     final: str = "exact",
@@ -48,19 +50,20 @@ def denoise(
     alike: Tensor | None = None,
     observe: Callable[[Step], None] | None = None,
 ) -> Tensor:
-    """Runs a DDIM chain from noisy to clean latents.
+    """Runs a chain from noisy to clean latents: DDIM, or Euler's steps on a flow.
 
     Args:
-        model: predicts (x0, eps).
+        model: predicts (x0, eps), and has the noise path.
         latents_BCFhw: latents at the noise level of ``grid[0]``.
         text_BLD: prompt embeddings.
-        grid: descending timesteps to visit.
+        grid: points of the noise path to visit, from noisy to clean.
         guidance: classifier-free guidance g.
         eta: 0 is deterministic; above 0, ``noise(step)`` gives each step's standard normal (B, C, F, h, w). A number,
             or one for each step and video (D, B).
+        kernel: of the random steps.
         gradient_steps: K, last steps that carry gradient; 0 runs all under ``no_grad``.
         noise: needed when eta > 0.
-        final: ``exact`` ends at alpha-bar = 1 (the prediction x0 itself), ``paper`` at alpha-bar of timestep 0.
+        final: ``exact`` ends at (1, 0), the prediction x0 itself; ``paper`` at the level of timestep 0.
         recompute: recompute the activations of the denoiser's layers in the backward pass.
         unconditional_gradient: whether the unconditional branch of guidance carries gradient.
         alike: int64 (D, B), on the CPU: for each step a video that has the same latents and prompt before it; the
@@ -71,7 +74,7 @@ def denoise(
         Clean latents_BCFhw, float32.
 
     Raises:
-        ValueError: K outside the chain, or eta > 0 without noise.
+        ValueError: K outside the chain, eta > 0 without noise, or a final level that the path lacks.
     """
     if not 0 <= gradient_steps <= len(grid):
         raise ValueError(
@@ -83,28 +86,27 @@ def denoise(
         raise ValueError(f"eta = {eta} needs a source of noise")
 
     x = latents_BCFhw.to(torch.promote_types(torch.float32, latents_BCFhw.dtype))
-    one = torch.ones((), dtype=x.dtype, device=x.device)
-    for index, t in enumerate(grid):
+    levels = [*(model.path.level(point, x) for point in grid), model.path.final(final, x)]
+    for index, point in enumerate(grid):
         with_gradient = index >= len(grid) - gradient_steps
-        last = index + 1 == len(grid)
         with torch.set_grad_enabled(with_gradient and torch.is_grad_enabled()):
             rows, place_B = distinct(None if alike is None else alike[index])
             prediction = model.predict(
-                x[rows], t, text_BLD[rows], guidance, unconditional_gradient=unconditional_gradient, recompute=recompute
+                x[rows],
+                point,
+                text_BLD[rows],
+                guidance,
+                unconditional_gradient=unconditional_gradient,
+                recompute=recompute,
             ).take(place_B)
-            abar = model.abar_at(t, x)
-            if last:
-                abar_prev = one if final == "exact" else model.abar_at(0, x)
-            else:
-                abar_prev = model.abar_at(grid[index + 1], x)
-            spread = sigma(abar, abar_prev, _at(eta, index, x) if random_D[index] else 0.0)
-            before, x = x, step_mean(prediction, abar_prev, spread)
+            taken = kernel(levels[index], levels[index + 1], _at(eta, index, x) if random_D[index] else 0.0)
+            before, x = x, step_mean(prediction, levels[index + 1], taken)
             mean = x
             if random_D[index]:
                 assert noise is not None
-                x = x + spread * noise(index).to(x)
+                x = x + taken.spread * noise(index).to(x)
         if observe is not None:
-            observe(Step(index, t, before, prediction, mean, spread, x))
+            observe(Step(index, point, before, prediction, mean, taken, x))
     return x
 
 

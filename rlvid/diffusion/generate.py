@@ -7,7 +7,6 @@ from torch import Tensor
 
 from rlvid import randomness
 from rlvid.diffusion.chain import denoise
-from rlvid.diffusion.schedule import timesteps
 from rlvid.models.base import VideoModel
 
 
@@ -35,7 +34,7 @@ def generate(
         model: in evaluation mode, or dropout makes the result random.
         prompts: N prompts.
         seed: of the noise.
-        steps: D, steps of the DDIM chain.
+        steps: D, steps of the chain.
         guidance: classifier-free guidance g.
         eta: 0 is deterministic; above 0, step k of sample i adds noise that is a function of (seed, i, k) alone.
         final: ``exact`` or ``paper``, see ``rlvid.diffusion.chain.denoise``.
@@ -54,7 +53,7 @@ def generate(
         raise ValueError("generate: prompts is empty; give at least one")
     if batch < 1:
         raise ValueError(f"generate: batch = {batch}; allowed: 1 or more")
-    grid = timesteps(steps)
+    grid = model.path.grid(steps)
     samples = list(noise_of or ((seed, first_index + place) for place in range(len(prompts))))
     parts = []
     for start in range(0, len(prompts), batch):
@@ -70,7 +69,7 @@ def _generate_batch(
     model: VideoModel,
     prompts: list[str],
     samples: list[tuple[int, int]],
-    grid: list[int],
+    grid: Sequence[float],
     guidance: float,
     eta: float,
     final: str,

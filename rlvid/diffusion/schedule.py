@@ -1,25 +1,17 @@
-"""The timesteps of a chain, and the start of a partial chain."""
+"""The start of a partial chain, and the check of a run's chain against the model's noise path."""
+
+from collections.abc import Sequence
+
+import torch
 
 from rlvid.config import RunConfig
 from rlvid.config.methods import kept_steps
-
-_TRAIN_STEPS = 1000
-
-
-def timesteps(steps: int) -> list[int]:
-    """Returns DDIM's timesteps, from noisy to clean, in leading spacing: 951, 901, ..., 51, 1 for 20 steps.
-
-    Raises:
-        ValueError: ``steps`` outside 1 .. 500: with more, the grid stays too far below full noise.
-    """
-    if not 1 <= steps <= _TRAIN_STEPS // 2:
-        raise ValueError(f"sampling.steps = {steps}; allowed: 1 to {_TRAIN_STEPS // 2}")
-    stride = _TRAIN_STEPS // steps
-    return [index * stride + 1 for index in reversed(range(steps))]
+from rlvid.diffusion.step import KERNELS
+from rlvid.models.noise_path import NoisePath
 
 
-def partial(grid: list[int], tau: float) -> list[int]:
-    """Returns the last int(tau * D) timesteps of a grid, InstructVideo's editing chain: from 551 for D = 20, tau = 0.6.
+def partial(grid: Sequence[float], tau: float) -> Sequence[float]:
+    """Returns the last int(tau * D) points of a grid, InstructVideo's editing chain: from 551 for D = 20, tau = 0.6.
 
     Raises:
         ValueError: no step is left, or tau is over 1.
@@ -30,17 +22,41 @@ def partial(grid: list[int], tau: float) -> list[int]:
     return grid[len(grid) - count :]
 
 
-def check_levels(config: RunConfig) -> None:
-    """Checks that an adapter acts at a step of the chain that the method learns at (``model.lora.levels``).
+def from_level(path: NoisePath, grid: Sequence[float], share: float) -> list[float]:
+    """Returns the chain that starts where noise has a share, sigma / (alpha + sigma): there, then on the grid below.
+
+    On a flow the share is s. On ModelScopeT2V's path 0.658 is timestep 551.
 
     Raises:
-        ValueError: it acts at none of them, and the reward would teach it nothing.
+        ValueError: the share is not between 0 and 1.
     """
-    limits = config.model.lora.levels
+    if not 0 < share < 1:
+        raise ValueError(f"start = {share}; allowed: noise levels above 0 and below 1")
+    start = path.at_share(share)
+    return [start, *(point for point in grid if point < start)]
+
+
+def check_chain(config: RunConfig) -> None:
+    """Checks that the model's noise path has the chain of the settings, and that an adapter acts where it learns.
+
+    Raises:
+        ValueError: the path lacks ``sampling.final_level`` or ``sampling.kernel``, or the method learns at no level of
+            ``model.lora.levels``, so that the reward would teach the adapter nothing.
+    """
+    sampling, limits = config.sampling, config.model.lora.levels
+    if (sampling.final_level, sampling.kernel, limits) == ("exact", "ddim", None):
+        return
+    from rlvid.models.unet3d import path_outline  # seconds of imports, for such runs alone
+
+    path = path_outline(config.model.path)
+    point_D = torch.tensor(path.grid(sampling.steps))
+    path.final(sampling.final_level, point_D)
+    now, then = (path.level(point_T, torch.empty(len(point_T))) for point_T in (point_D[:-1], point_D[1:]))
+    KERNELS[sampling.kernel](now, then, config.eta)
     if limits is None:
         return
-    grid = timesteps(config.sampling.steps)
-    levels = [grid[step] / _TRAIN_STEPS for step in config.method.learning_steps(config.sampling.steps)]
+    level_D = (path.timestep(point_D, point_D.device).double() / path.train_steps).tolist()
+    levels = [level_D[step] for step in config.method.learning_steps(sampling.steps)]
     if not any(limits[0] <= level < limits[1] for level in levels):
         raise ValueError(
             f"model.lora.levels = {list(limits)}: method {config.method.name!r} learns at the noise levels "

@@ -1,38 +1,19 @@
 """The interface of a text-to-video model, so that the rest of the code is the same for all models.
 
-A model's prediction, whatever it was trained to predict, is normalised to (x0, eps) here:
-
-=============  ===========================================================
-code           meaning
-=============  ===========================================================
-``abar``       cumulative product of alphas at a timestep
-``x0``         predicted clean latents, (x_t - sqrt(1 - abar) eps) / sqrt(abar)
-``eps``        predicted noise, eps_u + g (eps_c - eps_u) under guidance g
-=============  ===========================================================
+A model's prediction, whatever it was trained to predict, is turned into (x0, eps) by its noise path. Under guidance g
+the network's output is o_u + g (o_c - o_u), from its unconditional and its conditional branch.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rlvid.models.lora import lora_parameters, lora_scale
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A denoiser's prediction for noisy latents: ``x0_BCFhw`` and ``eps_BCFhw``, both float32."""
-
-    x0: Tensor
-    eps: Tensor
-
-    def take(self, rows: Any) -> "Prediction":
-        """Returns the prediction of these rows, an index of their tensors."""
-        return Prediction(self.x0[rows], self.eps[rows])
+from rlvid.models.noise_path import NoisePath, Point, Prediction
 
 
 @dataclass(frozen=True)
@@ -52,14 +33,14 @@ class VideoModel(ABC):
 
     Attributes:
         denoiser: the network that is trained; an engine that wraps it may stand in its place.
-        abar: cumulative alphas of the noise schedule, (1000,), float32.
+        path: the noise path that it was trained on.
         frames: F, frames of a video.
         size: height and width of a frame in pixels.
         fps: frames a second at which videos are shown.
     """
 
     denoiser: nn.Module
-    abar: Tensor
+    path: NoisePath
     frames: int
     size: int
     fps: int
@@ -93,14 +74,14 @@ class VideoModel(ABC):
     def predict(
         self,
         latents_BCFhw: Tensor,
-        timestep: int | Tensor,
+        point: Point,
         text_BLD: Tensor,
         guidance: float,
         *,
         unconditional_gradient: bool = True,
         recompute: bool = False,
     ) -> Prediction:
-        """Returns the guided prediction at one timestep (int) or at one for each video (int64, (B,)).
+        """Returns the guided prediction at a point of the noise path, or at one for each video.
 
         With both branches needed, they run in one batched call; without ``unconditional_gradient`` the
         unconditional branch runs on its own under ``no_grad``. With ``recompute`` the activations of the denoiser's
@@ -117,12 +98,7 @@ class VideoModel(ABC):
         finally:
             lora_scale(self.denoiser, 1.0)
 
-    def add_noise(self, latents_BCFhw: Tensor, noise_BCFhw: Tensor, timestep: int | Tensor) -> Tensor:
-        """sqrt(abar_t) x0 + sqrt(1 - abar_t) noise."""
-        abar = self.abar_at(timestep, latents_BCFhw)
-        return abar.sqrt() * latents_BCFhw + (1 - abar).sqrt() * noise_BCFhw.to(latents_BCFhw)
-
-    def abar_at(self, timestep: int | Tensor, like: Tensor) -> Tensor:
-        """Returns abar at a timestep, shaped to broadcast over ``like`` (B, ...), in its dtype and on its device."""
-        value = self.abar.to(like.device)[torch.as_tensor(timestep, device=like.device)]
-        return value.to(like.dtype).reshape(-1, *[1] * (like.dim() - 1))
+    def add_noise(self, latents_BCFhw: Tensor, noise_BCFhw: Tensor, point: Point) -> Tensor:
+        """Returns alpha x0 + sigma noise, at one point of the path or at one for each video."""
+        level = self.path.level(point, latents_BCFhw)
+        return level.alpha * latents_BCFhw + level.sigma * noise_BCFhw.to(latents_BCFhw)

@@ -33,7 +33,7 @@ def load_trainable(spec: ModelConfig, seed: int, path: str, device: str | torch.
     if spec.finetune == "lora":
         inject_lora(model.denoiser, spec.lora.rank, spec.lora.targets, seed)
         if spec.lora.levels is not None:
-            limit_levels(model.denoiser, spec.lora.levels, len(model.abar))
+            limit_levels(model.denoiser, spec.lora.levels, model.path.train_steps)
         return model
     if spec.precision != "float32":
         for frozen in (model.vae, model.text_encoder):

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from rlvid.models.base import Posterior, Prediction, VideoModel
+from rlvid.models.base import Posterior, VideoModel
 from rlvid.models.folders import RANDOM, model_folder, read_config, resolved_shape, structure_folder
+from rlvid.models.noise_path import NoisePath, Point, Prediction, VariancePreserving
 from rlvid.models.recompute import prepare, recomputing
 from rlvid.models.stored import stored_parts
 
@@ -31,7 +32,7 @@ class UNet3DModel(VideoModel):
         vae: encodes and decodes frames one by one.
         text_encoder: its last hidden state conditions the denoiser.
         tokenizer: pads to its ``model_max_length``.
-        scheduler: gives the cumulative alphas; must be one of noise prediction.
+        scheduler: gives alpha-bar of the noise path; must be one of noise prediction.
         frames: F.
         size: height and width in pixels.
         fps: frames a second.
@@ -60,7 +61,7 @@ class UNet3DModel(VideoModel):
         for part in (unet, vae, text_encoder):
             part.eval().requires_grad_(False)
         prepare(unet, LAYERS)
-        self.abar = scheduler.alphas_cumprod.float()
+        self.path: NoisePath = VariancePreserving(scheduler.alphas_cumprod)
         self.frames, self.fps, self.decode_chunk = frames, fps, decode_chunk
         self._factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self.size = size
@@ -123,7 +124,7 @@ class UNet3DModel(VideoModel):
     def predict(
         self,
         latents_BCFhw: Tensor,
-        timestep: int | Tensor,
+        point: Point,
         text_BLD: Tensor,
         guidance: float,
         *,
@@ -131,31 +132,30 @@ class UNet3DModel(VideoModel):
         recompute: bool = False,
     ) -> Prediction:
         """Guided noise and clean latents, float32; see ``VideoModel.predict``."""
-        timestep_B = torch.as_tensor(timestep, device=latents_BCFhw.device).expand(len(latents_BCFhw))
+        timestep_B = self.path.timestep(point, latents_BCFhw.device).expand(len(latents_BCFhw))
         with recomputing(recompute):
-            eps = self._guided(latents_BCFhw, timestep_B, text_BLD, guidance, unconditional_gradient)
-        latents_BCFhw = latents_BCFhw.to(eps.dtype)
-        abar = self.abar_at(timestep_B, latents_BCFhw)
-        return Prediction((latents_BCFhw - (1 - abar).sqrt() * eps) / abar.sqrt(), eps)
+            output = self._guided(latents_BCFhw, timestep_B, text_BLD, guidance, unconditional_gradient)
+        latents_BCFhw = latents_BCFhw.to(output.dtype)
+        return self.path.prediction(output, latents_BCFhw, self.path.level(point, latents_BCFhw))
 
     def _guided(
         self, latents_BCFhw: Tensor, timestep_B: Tensor, text_BLD: Tensor, guidance: float, unconditional_gradient: bool
     ) -> Tensor:
         if guidance == 1.0:
-            return self._eps(latents_BCFhw, timestep_B, text_BLD)
+            return self._output(latents_BCFhw, timestep_B, text_BLD)
         negative_BLD = self._negative(text_BLD)
         if unconditional_gradient:
-            both = self._eps(
+            both = self._output(
                 latents_BCFhw.repeat(2, 1, 1, 1, 1), timestep_B.repeat(2), torch.cat([negative_BLD, text_BLD])
             )
             uncond, cond = both.chunk(2)
         else:
             with torch.no_grad():
-                uncond = self._eps(latents_BCFhw, timestep_B, negative_BLD)
-            cond = self._eps(latents_BCFhw, timestep_B, text_BLD)
+                uncond = self._output(latents_BCFhw, timestep_B, negative_BLD)
+            cond = self._output(latents_BCFhw, timestep_B, text_BLD)
         return uncond + guidance * (cond - uncond)
 
-    def _eps(self, latents_BCFhw: Tensor, timestep_B: Tensor, text_BLD: Tensor) -> Tensor:
+    def _output(self, latents_BCFhw: Tensor, timestep_B: Tensor, text_BLD: Tensor) -> Tensor:
         dtype = self.vae.dtype
         return self.denoiser(
             latents_BCFhw.to(dtype), timestep_B, encoder_hidden_states=text_BLD.to(dtype), return_dict=False
@@ -175,6 +175,15 @@ def denoiser_outline(path: str) -> UNet3DConditionModel:
     """
     with torch.device("meta"):
         return UNet3DConditionModel.from_config(read_config(structure_folder(path), "unet"))
+
+
+def path_outline(path: str) -> NoisePath:
+    """Returns the noise path of ``model.path``, from its configurations; reads no weights.
+
+    Raises:
+        ValueError: as ``structure_folder``.
+    """
+    return VariancePreserving(DDIMScheduler.from_pretrained(structure_folder(path) / "scheduler").alphas_cumprod)
 
 
 def load_model(

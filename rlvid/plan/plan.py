@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rlvid.config import RunConfig
-from rlvid.diffusion.schedule import check_levels
+from rlvid.diffusion.schedule import check_chain
 from rlvid.models.folders import resolved_shape
 from rlvid.plan.counts import Counts, count
 from rlvid.plan.memory import advice, resident, stages
@@ -88,7 +88,7 @@ def make_plan(config: RunConfig) -> Plan:
         raise ValueError(
             f"reward.segments = {config.reward.segments} exceeds the {frames} frames of a video; allowed: 1 to {frames}"
         )
-    check_levels(config)
+    check_chain(config)
     parts, counts = outline_parts(config), count(config, frames)
     fixed = sum(resident(parts, config).values())
     either = {

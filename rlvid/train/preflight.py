@@ -28,7 +28,7 @@ from rlvid.data.run_prompts import check_prompts
 from rlvid.data.sources import check_folder
 from rlvid.data.training_set import Source, TrainingSet
 from rlvid.data.video_set import check_videos, is_videos
-from rlvid.diffusion.schedule import check_levels
+from rlvid.diffusion.schedule import check_chain
 from rlvid.files import held, write_atomic
 from rlvid.models.folders import NETWORKS, model_folder, resolved_shape
 from rlvid.models.lora import IN_ALL, check_targets
@@ -86,7 +86,7 @@ def check(config: RunConfig) -> None:
         raise ValueError(
             f"reward.segments = {config.reward.segments} exceeds the {frames} frames of a video; allowed: 1 to {frames}"
         )
-    check_levels(config)
+    check_chain(config)
     check_reward(config.reward, config.method.needs_gradient)
     for source in config.data.sources:
         if source in ("prompts", "samples"):

@@ -9,7 +9,6 @@ from torch import Tensor
 from rlvid import randomness
 from rlvid.diffusion.chain import denoise
 from rlvid.diffusion.generate import generate
-from rlvid.diffusion.schedule import timesteps
 from rlvid.models.unet3d import UNet3DModel
 from rlvid.toy.tiny import tiny_model
 
@@ -49,7 +48,7 @@ def test_the_latents_are_those_of_diffusers(model: UNet3DModel, steps: int, guid
     )
     with torch.no_grad():
         text = model.encode_prompts(PROMPTS)
-        ours = denoise(model, latents, text, timesteps(steps), guidance=guidance, final=final)
+        ours = denoise(model, latents, text, model.path.grid(steps), guidance=guidance, final=final)
     assert theirs.std() > 0.1
     assert (ours[0] - ours[1]).abs().max() > 1e-2, "the prompts make no difference"
     assert float((ours - theirs).abs().max() / theirs.abs().max()) <= 1e-5

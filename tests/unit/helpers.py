@@ -20,8 +20,8 @@ from rlvid.algorithms.base import Algorithm, Batch, Context, Observer, Stopwatch
 from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.config import RunConfig, parse_config
 from rlvid.files import sha256
-from rlvid.models.base import Prediction
 from rlvid.models.lora import inject_lora, lora_parameters
+from rlvid.models.noise_path import Prediction
 from rlvid.models.trained import load_trainable
 from rlvid.runs.checkpoints import checkpoint_name, state_digest
 from rlvid.toy.tiny import save_tiny_model, tiny_model, tiny_reward

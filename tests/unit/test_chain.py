@@ -11,7 +11,7 @@ from helpers import scheduler
 from torch import Tensor, nn
 
 from rlvid.diffusion.chain import Step, denoise
-from rlvid.diffusion.schedule import partial, timesteps
+from rlvid.diffusion.schedule import partial
 from rlvid.models.lora import inject_lora, lora_parameters
 from rlvid.models.unet3d import LAYERS, UNet3DModel
 from rlvid.toy.tiny import tiny_model
@@ -153,10 +153,10 @@ def test_the_chain_is_the_one_of_diffusers(
     draw = noise.__getitem__ if eta else None
     taken: list[Step] = []
     got = denoise(
-        base, latents, text, timesteps(steps), guidance=1.0, eta=eta, noise=draw, final=final, observe=taken.append
+        base, latents, text, base.path.grid(steps), guidance=1.0, eta=eta, noise=draw, final=final, observe=taken.append
     )
     expected = reference_chain(base, latents, text, steps, eta=eta, noise=draw, final=final)
-    assert [step.timestep for step in taken] == timesteps(steps)
+    assert [step.point for step in taken] == base.path.grid(steps)
     assert all(torch.equal(step.after, after.before) for step, after in pairwise(taken))
     assert torch.equal(taken[-1].after, got)
     assert expected.std() > 0.1
@@ -176,7 +176,7 @@ def test_gradient_flows_through_the_last_steps_alone(
     adapted: UNet3DModel, inputs: tuple[Tensor, Tensor], gradient_steps: int, recompute: bool
 ) -> None:
     latents, text = inputs
-    grid = partial(timesteps(10), 0.4)
+    grid = partial(adapted.path.grid(10), 0.4)
     got = denoise(
         adapted, latents, text, grid, guidance=3.0, gradient_steps=gradient_steps, recompute=recompute, final="paper"
     )

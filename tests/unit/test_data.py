@@ -44,7 +44,6 @@ from rlvid.data.training_set import TrainingSet
 from rlvid.data.videos import VideoError
 from rlvid.data.writing import ClipWriter, is_reusable
 from rlvid.diffusion.chain import denoise
-from rlvid.diffusion.schedule import timesteps
 from rlvid.models.base import VideoModel
 from rlvid.randomness import normal, permutation
 from rlvid.storage import Mirror
@@ -283,7 +282,7 @@ def test_the_base_models_samples_belong_to_their_index() -> None:
     got = torch.stack([torch.frombuffer(bytearray(m), dtype=torch.float32) for m in table["mean"].to_pylist()])
     noise = normal(model.latent_shape, 7, "base-sample", [(i,) for i in range(3)])
     text = model.encode_prompts(prompts)
-    want = denoise(model, noise, text, timesteps(3), guidance=sampling.guidance)
+    want = denoise(model, noise, text, model.path.grid(3), guidance=sampling.guidance)
     torch.testing.assert_close(got, want.flatten(1), atol=1e-5, rtol=1e-5)
     assert (got[0] - got[2]).abs().max() > 0.1  # one prompt, two samples
     assert not any(std.strip(b"\0") for std in table["std"].to_pylist())

@@ -23,7 +23,6 @@ from rlvid.actions import evaluate_and_show
 from rlvid.cli import main
 from rlvid.config import parse_config
 from rlvid.diffusion.chain import denoise
-from rlvid.diffusion.schedule import timesteps
 from rlvid.evaluate.load import load_run
 from rlvid.evaluate.results.read import read_results
 from rlvid.evaluate.results.rows import METRICS, Row
@@ -45,7 +44,13 @@ def latents_of(model: UNet3DModel, start: Tensor, final: str = "exact") -> Tenso
     """rlvid's own sampler."""
     with torch.no_grad():
         return denoise(
-            model, start, model.encode_prompts([PROMPT]), timesteps(4), guidance=2.0, gradient_steps=0, final=final
+            model,
+            start,
+            model.encode_prompts([PROMPT]),
+            model.path.grid(4),
+            guidance=2.0,
+            gradient_steps=0,
+            final=final,
         )
 
 

@@ -1,6 +1,7 @@
 """GRPO, held to the published formula, and what rollouts with a window compute and keep."""
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -16,7 +17,6 @@ from rlvid.algorithms.base import Batch
 from rlvid.algorithms.rollout import reach_of_steps, replay, roll_out, roll_out_and_score, sample, windows
 from rlvid.config import parse_config
 from rlvid.diffusion.chain import denoise
-from rlvid.diffusion.schedule import timesteps
 
 
 def clips(method: Any, serials: tuple[int, ...] = (8, 9, 10, 11)) -> Batch:
@@ -53,7 +53,7 @@ def test_the_loss_is_the_published_one(beta: float) -> None:
     advantage_B = method.standardise([], reward_PG.flatten().tolist(), 1e-9)
     for parameter in parameters(method):
         parameter.data += torch.randn(parameter.shape, generator=generator) / 60
-    grid, abar, clipped = timesteps(4), model.abar.double(), 0.0
+    grid, abar, clipped = model.path.grid(4), model.path.abar.double(), 0.0
     for place in range(3):
         taken, now, then = rollout.at(torch.full((4,), place)), abar[grid[place]], abar[grid[place + 1]]
         std = float(((1 - then) / (1 - now) * (1 - now / then)).sqrt())
@@ -86,11 +86,11 @@ def test_only_the_window_is_random_and_kept() -> None:
     assert [sorted(states) for states in rollout.states] == [[own[0], own[0] + 1] for own in own_windows]
     with pytest.raises(KeyError):
         rollout.at(torch.tensor([(own[0] + 2) % 3 for own in own_windows]))
-    grid, model = timesteps(4), context.model
+    grid, model = context.model.path.grid(4), context.model
     x = context.normal("start", batch)
     for place in range(4):  # each video by itself, by the formula
-        now = model.abar.double()[grid[place]]
-        then = model.abar.double()[grid[place + 1]] if place < 3 else torch.ones(())
+        now = model.path.abar.double()[grid[place]]
+        then = model.path.abar.double()[grid[place + 1]] if place < 3 else torch.ones(())
         with torch.no_grad():
             found = model.predict(x, grid[place], batch.text_BLD, 3.0)
         rows = []
@@ -183,8 +183,9 @@ def test_inverse_weights_make_all_steps_move_the_policy_alike() -> None:
     assert float(torch.stack(weights).mean()) == pytest.approx(1, rel=1e-5)
     assert reach_T[0] < reach_T[-1] / 2, "the steps differ too little for the test"
     # By finite differences of the mean in the predicted noise, x held fixed.
-    abar = method.context.model.abar.double()
-    for place, (now, then) in enumerate(zip(timesteps(4)[:-1], timesteps(4)[1:], strict=True)):
+    path = method.context.model.path
+    abar, grid = path.abar.double(), path.grid(4)
+    for place, (now, then) in enumerate(pairwise(grid)):
         a, b = abar[now], abar[then]
         std = ((1 - b) / (1 - a) * (1 - a / b)).sqrt()
 
@@ -304,7 +305,7 @@ def test_eta_of_each_step_and_video() -> None:
         part = batch.take(rows)
         with torch.no_grad():
             return denoise(
-                model, method.context.normal("start", part), part.text_BLD, timesteps(4), guidance=3.0, eta=eta,
+                model, method.context.normal("start", part), part.text_BLD, model.path.grid(4), guidance=3.0, eta=eta,
                 noise=lambda index: method.context.normal("ddim", part, index),
             )  # fmt: skip
 
@@ -312,9 +313,9 @@ def test_eta_of_each_step_and_video() -> None:
     for row, eta in enumerate((1.0, 0.0, 0.3, 1.0)):
         torch.testing.assert_close(mixed[row], chain(eta, [row])[0], atol=2e-5, rtol=1e-4)
     with pytest.raises(ValueError, match="needs a source of noise"):
-        denoise(model, batch.latents_BCFhw, batch.text_BLD, timesteps(4), guidance=1.0, eta=torch.ones(4, 4))
+        denoise(model, batch.latents_BCFhw, batch.text_BLD, model.path.grid(4), guidance=1.0, eta=torch.ones(4, 4))
     assert torch.equal(sample(method.context, batch), sample(method.context, batch, random=[range(3)] * 4))
-    assert replay(method.context, roll_out(method.context, batch).at(torch.zeros(4).long())).spread.shape == (
+    assert replay(method.context, roll_out(method.context, batch).at(torch.zeros(4).long())).kernel.spread.shape == (
         4,
         1,
         1,

@@ -217,7 +217,7 @@ def test_the_penalty_is_the_distance_to_a_second_copy_of_the_base_model() -> Non
             parameter.data.zero_()
     seen: list[tuple[Tensor, int]] = []
     kept = bound.penalise
-    bound.penalise = lambda step, text: (seen.append((step.before.detach(), step.timestep)), kept(step, text))
+    bound.penalise = lambda step, text: (seen.append((step.before.detach(), step.point)), kept(step, text))
     update = bound.loss(batch)
     with torch.no_grad():
         distances = [

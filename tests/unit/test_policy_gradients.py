@@ -18,8 +18,7 @@ from rlvid.algorithms.base import Batch
 from rlvid.algorithms.rollout import clip_range, replay, roll_out, roll_out_and_score
 from rlvid.algorithms.scoring import score
 from rlvid.diffusion.chain import denoise
-from rlvid.diffusion.schedule import timesteps
-from rlvid.models.base import Prediction
+from rlvid.models.noise_path import Prediction
 
 
 def test_a_rollout_is_the_chain_and_its_probability_that_of_a_normal() -> None:
@@ -29,11 +28,11 @@ def test_a_rollout_is_the_chain_and_its_probability_that_of_a_normal() -> None:
     assert len(rollout) == 3, "the last step of four adds no noise"
     with torch.no_grad():
         latents = denoise(
-            context.model, context.normal("start", batch), batch.text_BLD, timesteps(4), guidance=3.0, eta=1.0,
+            context.model, context.normal("start", batch), batch.text_BLD, context.grid, guidance=3.0, eta=1.0,
             noise=lambda index: context.normal("ddim", batch, index), final="paper",
         )  # fmt: skip
     assert torch.equal(rollout.latents_BCFhw, latents)
-    grid, abar = timesteps(4), context.model.abar.double()
+    grid, abar = context.model.path.grid(4), context.model.path.abar.double()
     for place in range(3):
         now, then = abar[grid[place]], abar[grid[place + 1]]
         spread = ((1 - then) / (1 - now) * (1 - now / then)).sqrt()
@@ -63,7 +62,7 @@ def test_the_policy_gradient_of_two_parameters_is_the_analytic_one() -> None:
     policy = method.context.model = TwoParameters(method.context.model)
     batch = clips(method)
     rollout, advantage_B = roll_out(method.context, batch), torch.tensor([1.0, -2.0, 0.5, 3.0])
-    grid, abar = timesteps(4), policy.inner.abar.double()
+    grid, abar = policy.path.grid(4), policy.path.abar.double()
     for place in range(3):
         loss, _ = method.loss(rollout, advantage_B, torch.full((4,), place))
         got = torch.autograd.grad(loss, [policy.a, policy.b])
@@ -284,7 +283,7 @@ def test_dpoks_loss_is_the_advantage_over_v_and_a_penalty_by_hand() -> None:
     gain = 1 * (1 - reach) - 0.5 * (1 + reach) + 3 * (1 - reach)
     clamped = float(method.loss(scored, moved)[0].detach())
     assert clamped == pytest.approx(-2 * gain / 4 + 5 * distance, rel=1e-4)
-    grid, abar = timesteps(4), policy.inner.abar.double()
+    grid, abar = policy.path.grid(4), policy.path.abar.double()
     now, then = abar[grid[1]], abar[grid[2]]
     variance = (1 - then) / (1 - now) * (1 - now / then)
     along_a, along_b = then.sqrt(), (1 - then - variance).sqrt()

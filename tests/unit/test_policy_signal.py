@@ -13,8 +13,7 @@ from rlvid.algorithms.base import Batch
 from rlvid.algorithms.rollout import replay, roll_out
 from rlvid.algorithms.scoring import score
 from rlvid.diffusion.chain import denoise
-from rlvid.diffusion.ddim import sigma, step_mean
-from rlvid.diffusion.schedule import timesteps
+from rlvid.diffusion.step import ddim, step_mean
 from rlvid.toy.tiny import save_tiny_model
 
 
@@ -33,7 +32,7 @@ def test_a_steps_gradient_is_that_of_grpos_log_probabilities() -> None:
     advantage_G = (reward_G - reward_G.mean()) / reward_G.std(correction=0)
     loss = (advantage_G * now.log_probability_B).mean()
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters(method))])
-    elements, spread = taken.before_BCFhw[0].numel(), float(now.spread.flatten()[0])
+    elements, spread = taken.before_BCFhw[0].numel(), float(now.kernel.spread.flatten()[0])
     got = found["this step, 4 videos"] / spread / elements
     assert policy_signal.cosine(got, expected) > 0.9999
     assert float(got.norm()) == pytest.approx(float(expected.norm()), rel=1e-2)
@@ -46,14 +45,14 @@ def test_the_rewards_own_gradient_is_that_of_finite_differences() -> None:
         dtype=torch.float64,
     )  # fmt: skip
     context, step, pathwise = method.context, 1, 3
-    model, grid, config = context.model, timesteps(4), context.config
+    model, grid, config = context.model, context.grid, context.config
     text_BLD = model.encode_prompts(["a dog"])
     batch = Batch(0, [4, 5, 6, 7], ["a dog"] * 4, text_BLD.expand(4, -1, -1), None)
     before = context.normal("start", batch.take([0])).double()
     found = policy_signal.measure_step(context, batch, before, step, pathwise)
     weights, generator = parameters(method), torch.Generator().manual_seed(1)
     direction = [torch.randn(each.shape, generator=generator).to(each) for each in weights]
-    now, then = model.abar_at(grid[step], before), model.abar_at(grid[step + 1], before)
+    now, then = model.path.level(grid[step], before), model.path.level(grid[step + 1], before)
     noise_G = context.normal("ddim", batch, step)
 
     @torch.no_grad()
@@ -64,8 +63,8 @@ def test_the_rewards_own_gradient_is_that_of_finite_differences() -> None:
         prediction = model.predict(before, grid[step], text_BLD, config.sampling.guidance)
         for parameter, way in zip(weights, direction, strict=True):
             parameter.sub_(distance * way)
-        spread = sigma(now, then, 1.0)
-        after_G = step_mean(prediction, then, spread) + spread * noise_G
+        kernel = ddim(now, then, 1.0)
+        after_G = step_mean(prediction, then, kernel) + kernel.spread * noise_G
         latents = denoise(model, after_G, batch.text_BLD, grid[step + 1 :], guidance=config.sampling.guidance)
         return float(score(context, batch, latents).reward_B[:pathwise].double().mean())
 

@@ -18,7 +18,7 @@ from rlvid.algorithms.base import Batch
 from rlvid.algorithms.scoring import below, score
 from rlvid.config import parse_config
 from rlvid.config.methods import METHODS
-from rlvid.diffusion.schedule import check_levels, timesteps
+from rlvid.diffusion.schedule import check_chain
 from rlvid.evaluate.load import load_run
 from rlvid.evaluate.scorers import Scorers
 from rlvid.export.export import export_run
@@ -56,7 +56,7 @@ def noised(method: Any, batch: Batch, clean: Tensor, purpose: str, index: int = 
     context = method.context
     draws = randomness.uniform((), context.config.seed, f"{purpose}-timestep", [(s, index) for s in batch.serials])
     t, noise = (draws * 1000).long(), context.normal(f"{purpose}-noise", batch, index)
-    abar = context.model.abar[t][:, None, None, None, None]
+    abar = context.model.path.abar[t][:, None, None, None, None]
     return abar.sqrt() * clean + (1 - abar).sqrt() * noise, t, noise
 
 
@@ -189,11 +189,11 @@ def test_gradient_flows_through_steps_at_which_the_adapter_is_off(recompute: boo
     plain = make({"name": "draft", "gradient_steps": None})
     batch, model = clips(plain), plain.context.model
     x = plain.context.normal("start", batch)
-    grid = timesteps(4)
+    grid = model.path.grid(4)
     for place, t in enumerate(grid):
         with nullcontext() if t == 501 else model.base():
             prediction = model.predict(x, t, batch.text_BLD, 3.0)
-        after = model.abar_at(grid[place + 1], x) if place < 3 else torch.ones(())
+        after = model.path.abar[grid[place + 1]] if place < 3 else torch.ones(())
         x = after.sqrt() * prediction.x0 + (1 - after).sqrt() * prediction.eps
     expected = one_gradient(plain, (1 - score(plain.context, batch, x).reward_B).mean())
     got, _ = flat_gradient(method, batch)
@@ -231,7 +231,7 @@ def test_an_adapter_that_would_learn_nothing_is_refused() -> None:
         ):
             start(config)
     for method in ("ddpo", "rwr", {"name": "draft", "gradient_steps": None}):
-        check_levels(parse_config({"model": {"lora": {"levels": [0.5, 1]}}, "method": method}))
+        check_chain(parse_config({"model": {"lora": {"levels": [0.5, 1]}}, "method": method}))
 
 
 # ------------------------------------------------------------------------------------------- a ceiling of the reward

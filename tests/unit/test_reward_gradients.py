@@ -12,17 +12,16 @@ from torch import Tensor
 from rlvid.algorithms.alignprop import draw_cut
 from rlvid.algorithms.scoring import score
 from rlvid.config.methods import AlignPropConfig
-from rlvid.diffusion.schedule import timesteps
 
 
 def test_draft_through_the_whole_chain_is_full_backpropagation() -> None:
     method = make({"name": "draft", "gradient_steps": None})
     batch, context = clips(method), method.context
     x = context.normal("start", batch)
-    model, grid = context.model, timesteps(4)
+    model, grid = context.model, context.model.path.grid(4)
     for place, t in enumerate(grid):
         prediction = model.predict(x, t, batch.text_BLD, 3.0)
-        after = model.abar_at(grid[place + 1], x) if place < 3 else torch.ones(())
+        after = model.path.abar[grid[place + 1]] if place < 3 else torch.ones(())
         x = after.sqrt() * prediction.x0 + (1 - after).sqrt() * prediction.eps
     expected = one_gradient(method, (1 - score(context, batch, x).reward_B).mean())
     close(flat_gradient(method, batch)[0], expected)
@@ -35,7 +34,7 @@ def test_low_variance_draft_averages_its_repeats() -> None:
     assert not clean.requires_grad
     gradients = []
     for repeat in range(3):
-        noise, abar = context.normal("low-variance", batch, repeat), context.model.abar[1]
+        noise, abar = context.normal("low-variance", batch, repeat), context.model.path.abar[1]
         noisy = abar.sqrt() * clean + (1 - abar).sqrt() * noise
         eps = context.model.predict(noisy, 1, batch.text_BLD, 3.0).eps
         x0 = (noisy - (1 - abar).sqrt() * eps) / abar.sqrt()

@@ -100,7 +100,7 @@ def test_the_supervised_loss_is_weighed_noise_prediction_on_the_best(guided: boo
         serials = [batch.serials[row] for row in best]
         draw = randomness.uniform((), context.config.seed, "supervised-timestep", [(s, turn) for s in serials])
         t, noise = (draw * 1000).long(), context.normal("supervised-noise", batch.take(best), turn)
-        abar = context.model.abar[t][:, None, None, None, None]
+        abar = context.model.path.abar[t][:, None, None, None, None]
         noisy = abar.sqrt() * latents[best] + (1 - abar).sqrt() * noise
         text = batch.text_BLD[best]
         eps = context.model.denoiser(noisy, t, encoder_hidden_states=text).sample

@@ -81,7 +81,7 @@ def test_the_value_network_is_fitted_by_adamw_to_the_rewards_of_all_workers() ->
             index = (3 * draw).floor().long()
             picked |= set(index.tolist())
             before = torch.stack([rollout.states[row][int(index[row])] for row in range(2)])
-            value = network(before, rollout.batch.text_BLD, rollout.timestep_D[index])
+            value = network(before, rollout.batch.text_BLD, rollout.point_D[index])
             loss = loss + ((value - reward).square() * sound).sum() / 4
         loss.backward()
         for parameter in network.parameters():

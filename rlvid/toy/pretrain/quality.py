@@ -6,7 +6,6 @@ import torch
 
 from rlvid import randomness
 from rlvid.diffusion.chain import denoise
-from rlvid.diffusion.schedule import timesteps
 from rlvid.models.unet3d import load_model
 from rlvid.world.captions import PROMPT_SETS, prompt_set
 from rlvid.world.grade import grade
@@ -24,7 +23,7 @@ def quality_of_model(weights: Path, videos: int, others: int) -> dict[str, float
         for start in range(0, len(prompts), 16):
             part = prompts[start : start + 16]
             noise = randomness.normal(model.latent_shape, 0, "generate", [(start + i,) for i in range(len(part))])
-            latents = denoise(model, noise, model.encode_prompts(part), timesteps(20), guidance=3.0)
+            latents = denoise(model, noise, model.encode_prompts(part), model.path.grid(20), guidance=3.0)
             frames = model.decode_frames(latents, every.expand(len(part), -1)).clamp(0, 1)
             grades.append(grade(frames, part))
         for key in grades[0]:
