@@ -12,7 +12,7 @@ code               meaning
 =================  ============================================================================
 ``features``       x, latents in the autoencoder's own scale, after its ``post_quant_conv``
 ``cache``          m_c, a list: a tensor, None (nothing yet) or "Rep" (diffusers' mark) each
-``borders``        the caches m_c that the forward pass kept
+``borders``        the caches m_c that the forward pass kept, one for each chunk
 ``pixels``         y, in the decoder's range [-1, 1], not clamped
 ``carry``          dL/dm_(c+1)
 ``window``         W, chunks through which a frame's gradient flows; None: all, the exact gradient
@@ -28,17 +28,13 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanResidualBlock, unpatchify
+from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rlvid.models.chunk_plan import ChunkPlan, positions
-from rlvid.models.recompute import checkpointed, recomputing
-
-Cache = list[Any]
-"""Features that a chunk leaves to the next, one entry a convolution: a tensor (N, C, <= 2, h, w), None, "Rep"."""
-
-_CONVOLUTIONS = 2  # of a residual block that have a cache
+from rlvid.models.decoder_cache import Border, Cache, prepare_blocks, restored, take, tensors
+from rlvid.models.recompute import recomputing
 
 
 @dataclass(frozen=True)
@@ -52,9 +48,6 @@ class DecodeSettings:
             gradient. Pixels do not change.
         offload: keeps caches in the CPU's memory.
         recompute_blocks: within a chunk, computes each residual block again in the backward pass.
-
-    Raises:
-        ValueError: the window is below 1.
     """
 
     window: int | None = None
@@ -65,14 +58,6 @@ class DecodeSettings:
     def __post_init__(self) -> None:
         if self.window is not None and self.window < 1:
             raise ValueError(f"window = {self.window}; allowed: 1 or more chunks, or null for the exact gradient")
-
-
-@dataclass(frozen=True)
-class GradientShare:
-    """The gradient that a window keeps, against the exact one: ``cosine_B``, and ``norm_B``, the ratio of norms."""
-
-    cosine_B: Tensor
-    norm_B: Tensor
 
 
 class CausalDecoder:
@@ -86,9 +71,7 @@ class CausalDecoder:
     def __init__(self, vae: AutoencoderKLWan, settings: DecodeSettings | None = None) -> None:
         self.vae, self.settings = vae, settings or DecodeSettings()
         self.stride: int = vae.config.scale_factor_temporal
-        for module in vae.decoder.modules():
-            if isinstance(module, WanResidualBlock) and "forward" not in vars(module):
-                module.forward = partial(_run_block, module.forward)
+        prepare_blocks(vae.decoder)
 
     def decode(self, latents_BCfhw: Tensor, frames_BS: Tensor, *, recompute: bool) -> Tensor:
         """Decodes the chosen frames of each video, and no chunk after its last one.
@@ -131,26 +114,27 @@ class CausalDecoder:
 
     def stream(
         self, features_BCfhw: Tensor, plan: ChunkPlan, keep: bool = False, window: int | None = None
-    ) -> tuple[Tensor, list[Cache | None]]:
+    ) -> tuple[Tensor, list[Border]]:
         """Decodes the planned frames, chunk after chunk.
 
         Args:
             features_BCfhw: see ``features``.
             plan: the frames.
-            keep: keep the caches that ``pull_back`` needs with this window.
+            keep: keep the caches that ``pull_back`` needs with the ``window``.
             window: W.
 
         Returns:
-            pixels_BSCHW, and borders: for each chunk its incoming cache, or None.
+            pixels_BSCHW, and borders.
         """
-        pieces, places, borders = [], [], list[Cache | None]()
+        pieces, places, borders = [], [], list[Border]()
         cache: Cache | None = None
         rows = plan.rows(0)
         for c in range(plan.count):
             active = plan.rows(c)
-            cache, rows = _take(cache, positions(active, rows)), active
+            cache, rows = take(cache, positions(active, rows)), active
             if keep:
-                borders.append(self._stored(_take(cache, positions(plan.recomputed(c, window), rows))))
+                held = plan.recomputed(c, window)
+                borders.append((held, self._stored(take(cache, positions(held, rows)))))
             pixels, cache = self.chunk(features_BCfhw[rows, :, c : c + 1], cache)
             row_N, slot_N, place_N = plan.scored(c)
             pieces.append(pixels[positions(row_N, rows), :, place_N])
@@ -161,7 +145,7 @@ class CausalDecoder:
     def pull_back(
         self,
         features_BCfhw: Tensor,
-        borders: list[Cache | None],
+        borders: list[Border],
         plan: ChunkPlan,
         gradient_BSCHW: Tensor,
         window: int | None = None,
@@ -171,46 +155,67 @@ class CausalDecoder:
         With a window, the cache that enters chunk c is a constant where no frame of chunks c .. c + W - 2 is scored.
 
         Args:
-            features_BCfhw: as ``stream`` had them.
+            features_BCfhw: as ``stream`` had them, with ``plan``.
             borders: what ``stream`` kept, with this window or a larger one.
             plan: the frames.
-            gradient_BSCHW: gradient of the pixels.
+            gradient_BSCHW: of the pixels.
             window: W.
 
         Returns:
             Gradient of the features, (B, C, f, h, w).
         """
         gradient_BCfhw = torch.zeros_like(features_BCfhw)
-        carry: list[Tensor] = []
+        carry: list[Tensor | None] = []
         for c in reversed(range(plan.count)):
-            rows = plan.recomputed(c, window)
-            if not len(rows):
+            row_N, slot_N, place_N = plan.scored(c)
+            if not len(row_N) and all(each is None for each in carry):
+                carry = []
                 continue
-            before = _restored(borders[c], features_BCfhw)
-            onward = plan.carried(c, window)
-            x = features_BCfhw[rows, :, c : c + 1].detach().requires_grad_()
-            entering = _tensors(before) if len(onward) else []
-            for tensor in entering:
-                tensor.requires_grad_()
-            with torch.enable_grad(), recomputing(self.settings.recompute_blocks):
-                pixels, after = self.chunk(x, before)
-                leaving, cotangents = [], []
-                if carry:
-                    arriving = positions(plan.carried(c + 1, window), rows)
-                    leaving, cotangents = [each[arriving] for each in _tensors(after)], carry
-                row_N, slot_N, place_N = plan.scored(c)
-                if len(row_N):
-                    leaving = [*leaving, pixels[positions(row_N, rows), :, place_N]]
-                    cotangents = [*cotangents, gradient_BSCHW[row_N, slot_N].to(pixels.dtype)]
-            of_x, *of_cache = torch.autograd.grad(leaving, [x, *entering], cotangents)
+            rows, onward = plan.recomputed(c, window), plan.carried(c, window)
+            held, border = borders[c]
+            before = restored(take(border, positions(rows, held)), features_BCfhw)
+            of_x, *of_cache = self._chunk_gradient(
+                features_BCfhw[rows, :, c : c + 1].detach(),
+                before,
+                positions(plan.carried(c + 1, window), rows),
+                carry,
+                (positions(row_N, rows), place_N, gradient_BSCHW[row_N, slot_N]),
+                onward=len(onward) > 0,
+            )
             gradient_BCfhw[rows, :, c : c + 1] = of_x
-            passed = positions(onward, rows)
-            carry = [each[passed] for each in of_cache]
+            carry = [g if g is None else g[positions(onward, rows)] for g in of_cache]
         return gradient_BCfhw
+
+    def _chunk_gradient(
+        self,
+        x_NC1hw: Tensor,
+        before: Cache | None,
+        arriving_M: Tensor,
+        carry: list[Tensor | None],
+        scored: tuple[Tensor, Tensor, Tensor],
+        *,
+        onward: bool,
+    ) -> tuple[Any, ...]:
+        """Returns the gradients of a chunk's input and, if it goes ``onward``, of its cache; no graph outlives the call.
+
+        ``carry`` belongs to the videos ``arriving_M``; ``scored`` are videos, places and gradients of pixels. A part of
+        the cache that nothing reaches has None: without scored pixels, the last layers' part.
+        """
+        x_NC1hw.requires_grad_()
+        entering = [each.requires_grad_() for each in tensors(before)] if onward else []
+        row_N, place_N, gradient_NCHW = scored
+        with torch.enable_grad(), recomputing(self.settings.recompute_blocks):
+            pixels, after = self.chunk(x_NC1hw, before)
+            leaving = zip(tensors(after), carry, strict=bool(carry))
+            paths = [(each[arriving_M], g) for each, g in leaving if g is not None]
+            if len(row_N):
+                paths.append((pixels[row_N, :, place_N], gradient_NCHW))
+        outputs, cotangents = zip(*paths, strict=True)
+        return torch.autograd.grad(outputs, [x_NC1hw, *entering], cotangents, allow_unused=True)
 
     def gradient_share(
         self, latents_BCfhw: Tensor, frames_BS: Tensor, gradient_BSCHW: Tensor, window: int
-    ) -> GradientShare:
+    ) -> tuple[Tensor, Tensor]:
         """Measures the latents' gradient that a window keeps, for given gradients of the decoded frames.
 
         Args:
@@ -220,7 +225,7 @@ class CausalDecoder:
             window: W.
 
         Returns:
-            Cosine and ratio of norms for each video, float32.
+            Cosine with the exact gradient, and the ratio of their norms, for each video; float32.
         """
         plan = ChunkPlan.of(frames_BS, self.stride)
         latents_BCfhw = latents_BCfhw.detach().requires_grad_()
@@ -235,7 +240,7 @@ class CausalDecoder:
             return of_latents.flatten(1).float()
 
         cut_BN, exact_BN = through(window), through(None)
-        return GradientShare(torch.cosine_similarity(cut_BN, exact_BN), cut_BN.norm(dim=1) / exact_BN.norm(dim=1))
+        return torch.cosine_similarity(cut_BN, exact_BN), cut_BN.norm(dim=1) / exact_BN.norm(dim=1)
 
     def _stored(self, cache: Cache | None) -> Cache | None:
         device = "cpu" if self.settings.offload else None
@@ -271,37 +276,3 @@ def latent_statistics(vae: AutoencoderKLWan, device: torch.device) -> tuple[Tens
         for values in (vae.config.latents_mean, vae.config.latents_std)
     )
     return mean, std
-
-
-def _run_block(forward: Any, x: Tensor, feat_cache: Cache | None = None, feat_idx: list[int] | None = None) -> Tensor:
-    """Runs a residual block as a pure function of its input and its caches, so that it may be computed again."""
-    if feat_cache is None or feat_idx is None:
-        return forward(x)
-    place = feat_idx[0]
-    here = slice(place, place + _CONVOLUTIONS)
-
-    def pure(x: Tensor, *before: Tensor | None) -> Any:
-        cache = list(before)
-        return forward(x, cache, [0]), *cache
-
-    y, *feat_cache[here] = checkpointed(pure, x, *feat_cache[here])
-    feat_idx[0] = place + _CONVOLUTIONS
-    return y
-
-
-def _tensors(cache: Cache | None) -> list[Tensor]:
-    return [each for each in cache or () if isinstance(each, Tensor)]
-
-
-def _take(cache: Cache | None, rows: Tensor) -> Cache | None:
-    """Returns the cache of some rows; the very tensors where these are all rows."""
-
-    def some(tensor: Tensor) -> Tensor:
-        return tensor if len(rows) == len(tensor) else tensor[rows]
-
-    return cache and [some(each) if isinstance(each, Tensor) else each for each in cache]
-
-
-def _restored(cache: Cache | None, like: Tensor) -> Cache | None:
-    """Returns copies of kept tensors that share no graph, on the device and of the dtype of ``like``."""
-    return cache and [each.detach().to(like) if isinstance(each, Tensor) else each for each in cache]

@@ -88,7 +88,7 @@ def test_videos_are_encoded_and_decoded_as_by_diffusers(model: WanModel) -> None
         for kind in ("latent", "pt")
     )
     decoded = model.decode_frames(latents, torch.arange(model.frames)[None])
-    torch.testing.assert_close(decoded.clamp(0, 1), pixels, rtol=0, atol=1e-6)
+    torch.testing.assert_close(decoded.clamp(0, 1), pixels, rtol=0, atol=3e-6)  # it divides by 1 / std
 
 
 def test_one_timestep_a_video_is_one_a_token(model: WanModel) -> None:

@@ -18,6 +18,7 @@ KINDS = ("2.1", "2.2")
 LATENTS = 5  # chunks
 EVERY = torch.arange(4 * LATENTS - 3)
 ROWS = torch.tensor([[0, 3, 4], [16, 9, 0], [7, 7, 12]])  # last chunks 1, 4, 3; unordered, and one frame twice
+TO_THE_END = torch.tensor([[0, 3, 14], [16, 9, 0], [7, 7, 13]])
 
 
 def latents_of(vae: AutoencoderKLWan, batch: int = 3, frames: int = LATENTS) -> Tensor:
@@ -74,8 +75,12 @@ def test_the_pixels_are_those_of_diffusers(kind: str) -> None:
     assert float(((every < 0) | (every > 1)).float().mean()) > 0.01, "nothing to clamp"
     assert float(((expected > 0) & (expected < 1)).float().mean()) > 0.05
     assert torch.equal(every.clamp(0, 1), expected)
+    for recompute in (False, True):
+        some = decoder.decode(latents.requires_grad_(), TO_THE_END, recompute=recompute)
+        assert torch.equal(some.clamp(0, 1), chosen(expected, TO_THE_END))
+    # torch's convolutions round by the number of videos, which is smaller in the later chunks here.
     some = decoder.decode(latents, ROWS, recompute=False)
-    assert torch.equal(some.clamp(0, 1), chosen(expected, ROWS))
+    torch.testing.assert_close(some.clamp(0, 1), chosen(expected, ROWS), rtol=0, atol=2e-6)
 
 
 def test_no_chunk_after_the_last_scored_one_is_decoded_in_any_row() -> None:
@@ -87,17 +92,18 @@ def test_no_chunk_after_the_last_scored_one_is_decoded_in_any_row() -> None:
     assert rows == [3, 3, 2, 2, 1]
 
 
+@pytest.mark.usefixtures("_float64")
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_video_does_not_depend_on_the_rest_of_its_batch(recompute: bool) -> None:
-    decoder = CausalDecoder(tiny_wan_vae())
+    decoder = CausalDecoder(tiny_wan_vae().double())
     latents = latents_of(decoder.vae).requires_grad_()
     frames = decoder.decode(latents, ROWS, recompute=recompute)
     expected = gradient(frames, latents)
     for row in range(3):
         alone = latents.detach()[row, None].requires_grad_()
         got = decoder.decode(alone, ROWS[row, None], recompute=recompute)
-        assert torch.equal(got[0], frames[row])
-        assert difference(gradient(got, alone)[0], expected[row]) < 1e-6
+        torch.testing.assert_close(got[0], frames[row], rtol=0, atol=1e-13)
+        assert difference(gradient(got, alone)[0], expected[row]) < 1e-12
 
 
 def test_a_chunk_changes_nothing_that_it_is_given() -> None:
@@ -145,7 +151,7 @@ def test_the_gradient_is_exact_in_float64(kind: str) -> None:
 
     (got,) = torch.autograd.grad(reward(latents), latents)
     direction = torch.randn_like(latents)
-    step = 1e-5
+    step = 1e-6
     with torch.no_grad():
         slope = (reward(latents + step * direction) - reward(latents - step * direction)) / (2 * step)
     assert float((got * direction).sum()) == pytest.approx(float(slope), rel=1e-7)
@@ -223,7 +229,7 @@ def test_a_window_of_one_adds_up_over_frames_and_a_wide_one_is_exact() -> None:
         return torch.autograd.grad(frames.square().sum(), latents)[0]
 
     apart = sum(of(1, ROWS[:, place, None]) for place in range(3))
-    assert difference(of(1, ROWS), torch.as_tensor(apart)) < 1e-6
+    assert difference(of(1, ROWS), torch.as_tensor(apart)) < 1e-5
     assert torch.equal(of(LATENTS, ROWS), of(None, ROWS))
     assert difference(of(2, ROWS), of(None, ROWS)) > 1e-2
 
@@ -237,13 +243,13 @@ def test_the_share_of_the_gradient_is_measured() -> None:
     (exact,) = torch.autograd.grad(frames, latents, of_frames)
     shares = []
     for window in (1, 2, LATENTS):
-        share = decoder.gradient_share(latents, ROWS, of_frames, window)
+        cosine_B, norm_B = decoder.gradient_share(latents, ROWS, of_frames, window)
         cut = gradient(
             CausalDecoder(decoder.vae, DecodeSettings(window=window)).decode(latents, ROWS, recompute=True), latents
         )
-        torch.testing.assert_close(share.cosine_B, torch.cosine_similarity(cut.flatten(1), exact.flatten(1)))
-        torch.testing.assert_close(share.norm_B, cut.flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1))
-        shares.append(share.cosine_B)
+        torch.testing.assert_close(cosine_B, torch.cosine_similarity(cut.flatten(1), exact.flatten(1)))
+        torch.testing.assert_close(norm_B, cut.flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1))
+        shares.append(cosine_B)
     assert torch.equal(shares[-1].round(decimals=5), torch.ones(3))
     assert bool((shares[0] < shares[-1] - 1e-3).all())
 
@@ -308,7 +314,7 @@ def test_saved_activations_do_not_grow_with_the_number_of_chunks(kind: str) -> N
         del frames
         return meter.peak - latents.nbytes
 
-    three, six = saved(3, True), saved(6, True)
-    assert six == pytest.approx(three, rel=0.02)
-    assert saved(6, False) > 1.8 * saved(3, False) > 3 * three
-    assert saved(6, True, blocks=True) < 0.7 * six
+    four, eight = saved(4, True), saved(8, True)
+    assert eight == pytest.approx(four, rel=0.02)
+    assert saved(8, False) > 1.8 * saved(4, False) > 3 * four
+    assert saved(8, True, blocks=True) < 0.7 * eight
