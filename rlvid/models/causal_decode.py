@@ -196,7 +196,7 @@ class CausalDecoder:
         *,
         onward: bool,
     ) -> tuple[Any, ...]:
-        """Returns the gradients of a chunk's input and, if it goes ``onward``, of its cache; no graph outlives the call.
+        """Returns the gradients of a chunk's input and, if it goes ``onward``, of its cache; its graph ends here.
 
         ``carry`` belongs to the videos ``arriving_M``; ``scored`` are videos, places and gradients of pixels. A part of
         the cache that nothing reaches has None: without scored pixels, the last layers' part.

@@ -287,7 +287,7 @@ class Meter:
 
         class Held:
             def __init__(self, tensor: Tensor) -> None:
-                self.tensor = tensor
+                self.tensor = tensor.detach()  # an output that is saved would hold its own graph
                 self.size = 0 if tensor.data_ptr() in meter._weights else tensor.nbytes
                 meter.live += self.size
                 meter.peak = max(meter.peak, meter.live)
