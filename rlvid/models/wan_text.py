@@ -35,7 +35,9 @@ class UMT5Embedder:
         length: L; longer prompts are cut.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, encoder: UMT5EncoderModel, length: int | None = None):
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, encoder: UMT5EncoderModel, length: int | None = None
+    ) -> None:
         self.tokenizer, self.encoder = tokenizer, encoder.eval().requires_grad_(False)
         self.length = length or min(tokenizer.model_max_length, TEXT_LENGTH)
 
@@ -67,13 +69,17 @@ class RandomEmbedder:
     encoder = None
 
     def __init__(
-        self, width: int, length: int = TEXT_LENGTH, device: str | torch.device = "cpu", dtype: Any = torch.float32
+        self,
+        width: int,
+        length: int = TEXT_LENGTH,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.width, self.length, self._place = width, length, {"device": device, "dtype": dtype}
+        self.width, self.length, self._device, self._dtype = width, length, device, dtype
 
     def embed(self, prompts: list[str]) -> Tensor:
         """Returns text_BLD, standard normal rows; the same ones for the same prompt."""
-        return pad_rows([self._rows(prompt) for prompt in prompts], self.length).to(**self._place)
+        return pad_rows([self._rows(prompt) for prompt in prompts], self.length).to(self._device, self._dtype)
 
     def _rows(self, prompt: str) -> Tensor:
         seed = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:7], "big")
