@@ -65,7 +65,7 @@ class WanModel(VideoModel):
     ) -> None:
         self.stride: int = vae.config.scale_factor_temporal
         self._factor: int = vae.config.scale_factor_spatial
-        check_shape(frames, height, width, self.stride, self._factor * transformer.config.patch_size[1])
+        check_shape(transformer, vae, frames, height, width)
         if not shift > 0:
             raise ValueError(f"shift = {shift}; allowed: numbers above 0; Wan2.1 has 3 to 12, Wan2.2 5")
         self.denoiser: nn.Module = transformer
@@ -172,20 +172,17 @@ def flow_prediction(velocity_BCFhw: Tensor, latents_BCFhw: Tensor, level_B: Tens
     return Prediction(latents_BCFhw - s * velocity_BCFhw, latents_BCFhw + (1 - s) * velocity_BCFhw)
 
 
-def check_shape(frames: int, height: int, width: int, stride: int, multiple: int) -> None:
-    """Checks a video's shape before anything heavy; diffusers would cut it without an error.
-
-    Args:
-        frames: F.
-        height: in pixels.
-        width: in pixels.
-        stride: the autoencoder's in time.
-        multiple: pixels of a side that one token stands for.
+def check_shape(
+    transformer: WanTransformer3DModel, vae: AutoencoderKLWan, frames: int, height: int, width: int
+) -> None:
+    """Checks a video's shape, also against networks on the meta device; diffusers would cut it without an error.
 
     Raises:
-        ValueError: F is not one more than a multiple of ``stride``, or a side is not a multiple of ``multiple``.
+        ValueError: the frames are not one more than a multiple of the autoencoder's stride in time, or a side in pixels
+            is not a multiple of a token's.
     """
-    _check_frames(frames, stride)
+    _check_frames(frames, vae.config.scale_factor_temporal)
+    multiple = vae.config.scale_factor_spatial * transformer.config.patch_size[1]
     for name, side in {"height": height, "width": width}.items():
         if side < multiple or side % multiple:
             near = max(side // multiple, 1) * multiple

@@ -1,6 +1,7 @@
 """The parts of a Wan text-to-video model: from a folder in diffusers' layout, or of a structure with random weights."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from rlvid.models import untrained
 from rlvid.models.causal_decode import DecodeSettings
 from rlvid.models.folders import cached_folder, read_config
 from rlvid.models.unet3d import DTYPES
-from rlvid.models.wan import WanModel
+from rlvid.models.wan import WanModel, check_shape
 from rlvid.models.wan_structures import RANDOM_PREFIX, STRUCTURES, Structure
 from rlvid.models.wan_text import RandomEmbedder, TextEmbedder, UMT5Embedder
 from rlvid.models.weights import check_fit, check_texts, fill, headers, read_json, read_weights
@@ -65,40 +66,30 @@ def load_wan(
     Raises:
         ValueError: as ``wan_folder``, ``WanModel``, or weights that are damaged or of another structure.
     """
-    dtype = DTYPES[precision]
+    dtype, folder = DTYPES[precision], None if path.startswith(RANDOM_PREFIX) else wan_folder(path)
+    structure = _named(path) if folder is None else _stored_structure(path, folder)
+    transformer, vae = outline(structure.transformer, structure.vae)
+    asked = {"frames": frames, "height": height, "width": width}
+    shape = {name: getattr(structure, name) if value is None else value for name, value in asked.items()}
+    check_shape(transformer, vae, **shape)
     embedder: TextEmbedder | None = None
-    if (structure := _named(path)) is not None:
-        transformer, vae = outline(structure.transformer, structure.vae)
+    if folder is None:
         to_precision(transformer, dtype, "meta", EXACT)
         for seed, part in enumerate((transformer, vae)):
-            part.to_empty(device=device)
-            fill_random(part, seed)
+            fill_random(part.to_empty(device=device), seed)
         if text:
             embedder = RandomEmbedder(structure.transformer["text_dim"], device=device, dtype=dtype)
     else:
-        folder = wan_folder(path)
-        transformer, vae = outline(read_config(folder, "transformer"), read_config(folder, "vae"))
         for name, part in (("transformer", transformer), ("vae", vae)):
             where = f"model.path = {path!r}: {name}"
             fill(part, read_weights(folder / name, where), where)
-        structure = _like(vae, _shift(path, folder))
         if text:
             embedder = _stored_text(path, folder, dtype, device)
     _fill_constants(transformer)
     to_precision(transformer, dtype, device, EXACT)
     to_precision(vae, torch.float32, device)
-    return WanModel(
-        transformer,
-        vae,
-        embedder,
-        frames=frames or structure.frames,
-        height=height or structure.height,
-        width=width or structure.width,
-        fps=structure.fps,
-        negative_prompt=negative_prompt,
-        shift=structure.shift,
-        decode=decode,
-    )
+    rest = {"fps": structure.fps, "shift": structure.shift, "negative_prompt": negative_prompt, "decode": decode}
+    return WanModel(transformer, vae, embedder, **shape, **rest)
 
 
 def check_wan(path: str) -> None:
@@ -107,7 +98,8 @@ def check_wan(path: str) -> None:
     Raises:
         ValueError: as ``load_wan``, but for numbers that are not finite.
     """
-    if _named(path) is not None:
+    if path.startswith(RANDOM_PREFIX):
+        _named(path)
         return
     folder = wan_folder(path)
     parts = (*outline(read_config(folder, "transformer"), read_config(folder, "vae")), _encoder_outline(folder))
@@ -181,9 +173,7 @@ def fill_random(network: nn.Module, seed: int) -> None:
             layer.weight.fill_(1.0)
 
 
-def _named(path: str) -> Structure | None:
-    if not path.startswith(RANDOM_PREFIX):
-        return None
+def _named(path: str) -> Structure:
     name = path.removeprefix(RANDOM_PREFIX)
     if name not in STRUCTURES:
         known = ", ".join(RANDOM_PREFIX + each for each in STRUCTURES)
@@ -191,16 +181,13 @@ def _named(path: str) -> Structure | None:
     return STRUCTURES[name]
 
 
-def _like(vae: AutoencoderKLWan, shift: float) -> Structure:
-    """Returns the usual video of the published models with this kind of autoencoder."""
-    if vae.config.is_residual:
-        return Structure({}, {}, shift, 121, 704, 1280, 24)
-    return Structure({}, {}, shift)
-
-
-def _shift(path: str, folder: Path) -> float:
-    config = read_json(folder / "scheduler" / _FILES["scheduler"], f"model.path = {path!r}: scheduler")
-    return float(config.get("flow_shift", config.get("shift", 1.0)))
+def _stored_structure(path: str, folder: Path) -> Structure:
+    """Returns a folder's settings, with the usual video of the published models that have its kind of autoencoder."""
+    transformer, vae = read_config(folder, "transformer"), read_config(folder, "vae")
+    scheduler = read_json(folder / "scheduler" / _FILES["scheduler"], f"model.path = {path!r}: scheduler")
+    shift = float(scheduler.get("flow_shift", scheduler.get("shift", 1.0)))
+    like = STRUCTURES["wan2.2-ti2v-5b" if vae.get("is_residual") else "wan2.1-t2v-1.3b"]
+    return replace(like, transformer=transformer, vae=vae, shift=shift)
 
 
 def _stored_text(path: str, folder: Path, dtype: torch.dtype, device: str | torch.device) -> UMT5Embedder:

@@ -248,6 +248,13 @@ def test_a_missing_part_or_folder_is_named(folder: Path, tmp_path: Path) -> None
         wan_folder(str(tmp_path))
 
 
+def test_a_wrong_shape_is_refused_before_weights_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlvid.models.wan_parts.read_weights", lambda *_: pytest.fail("weights were read"))
+    for path in (str(folder), "random:wan2.1-t2v-14b"):
+        with pytest.raises(ValueError, match=r"model\.frames = 10"):
+            load_wan(path, frames=10)
+
+
 def test_a_boundary_without_a_second_transformer_means_nothing(folder: Path) -> None:
     before = (folder / "model_index.json").read_text()
     change(folder / "model_index.json", boundary_ratio=0.875, transformer_2=[None, None])
