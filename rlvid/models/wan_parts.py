@@ -88,7 +88,12 @@ def load_wan(
     _fill_constants(transformer)
     to_precision(transformer, dtype, device, EXACT)
     to_precision(vae, torch.float32, device)
-    rest = {"fps": structure.fps, "shift": structure.shift, "negative_prompt": negative_prompt, "decode": decode}
+    rest: dict[str, Any] = {
+        "fps": structure.fps,
+        "shift": structure.shift,
+        "negative_prompt": negative_prompt,
+        "decode": decode,
+    }
     return WanModel(transformer, vae, embedder, **shape, **rest)
 
 
