@@ -70,7 +70,9 @@ def load_wan(
     structure = _named(path) if folder is None else _stored_structure(path, folder)
     transformer, vae = outline(structure.transformer, structure.vae)
     asked = {"frames": frames, "height": height, "width": width}
-    shape = {name: getattr(structure, name) if value is None else value for name, value in asked.items()}
+    shape: dict[str, Any] = {
+        name: getattr(structure, name) if value is None else value for name, value in asked.items()
+    }
     check_shape(transformer, vae, **shape)
     embedder: TextEmbedder | None = None
     if folder is None:
