@@ -82,21 +82,15 @@ def load_wan(
         if text:
             embedder = RandomEmbedder(structure.transformer["text_dim"], device=device, dtype=dtype)
     else:
-        for name, part in (("transformer", transformer), ("vae", vae)):
-            where = f"model.path = {path!r}: {name}"
-            fill(part, read_weights(folder / name, where), where)
+        for name, part in zip(NETWORKS, (transformer, vae), strict=False):
+            fill(part, read_weights(folder / name, _where(path, name)), _where(path, name))
         if text:
             embedder = _stored_text(path, folder, dtype, device)
     _fill_constants(transformer)
     to_precision(transformer, dtype, device, EXACT)
     to_precision(vae, torch.float32, device)
-    rest: dict[str, Any] = {
-        "fps": structure.fps,
-        "shift": structure.shift,
-        "negative_prompt": negative_prompt,
-        "decode": decode,
-    }
-    return WanModel(transformer, vae, embedder, **shape, **rest)
+    shape |= {"fps": structure.fps, "shift": structure.shift}
+    return WanModel(transformer, vae, embedder, **shape, negative_prompt=negative_prompt, decode=decode)
 
 
 def check_wan(path: str) -> None:
@@ -111,7 +105,7 @@ def check_wan(path: str) -> None:
     folder = wan_folder(path)
     parts = (*outline(read_config(folder, "transformer"), read_config(folder, "vae")), _encoder_outline(folder))
     for name, part in zip(NETWORKS, parts, strict=True):
-        where = f"model.path = {path!r}: {name}"
+        where = _where(path, name)
         check_fit(_untied(part.state_dict()), _untied(headers(folder / name, where)), where)
 
 
@@ -180,6 +174,10 @@ def fill_random(network: nn.Module, seed: int) -> None:
             layer.weight.fill_(1.0)
 
 
+def _where(path: str, part: str) -> str:
+    return f"model.path = {path!r}: {part}"
+
+
 def _named(path: str) -> Structure:
     name = path.removeprefix(RANDOM_PREFIX)
     if name not in STRUCTURES:
@@ -191,14 +189,14 @@ def _named(path: str) -> Structure:
 def _stored_structure(path: str, folder: Path) -> Structure:
     """Returns a folder's settings, with the usual video of the published models that have its kind of autoencoder."""
     transformer, vae = read_config(folder, "transformer"), read_config(folder, "vae")
-    scheduler = read_json(folder / "scheduler" / _FILES["scheduler"], f"model.path = {path!r}: scheduler")
+    scheduler = read_json(folder / "scheduler" / _FILES["scheduler"], _where(path, "scheduler"))
     shift = float(scheduler.get("flow_shift", scheduler.get("shift", 1.0)))
     like = STRUCTURES["wan2.2-ti2v-5b" if vae.get("is_residual") else "wan2.1-t2v-1.3b"]
     return replace(like, transformer=transformer, vae=vae, shift=shift)
 
 
 def _stored_text(path: str, folder: Path, dtype: torch.dtype, device: str | torch.device) -> UMT5Embedder:
-    encoder, where = _encoder_outline(folder), f"model.path = {path!r}: text_encoder"
+    encoder, where = _encoder_outline(folder), _where(path, "text_encoder")
     weights = _untied(read_weights(folder / "text_encoder", where))
     check_fit(_untied(encoder.state_dict()), weights, where)
     fill(encoder, weights | {name: weights[source] for name, source in _TIED.items()}, where)
