@@ -34,10 +34,11 @@ def prepare(network: nn.Module, layers: tuple[type[nn.Module], ...]) -> None:
     """Prepares every layer of these classes for checkpointing; names and weights do not change."""
     for module in network.modules():
         if isinstance(module, layers) and "forward" not in vars(module):
-            module.forward = partial(_run, module.forward)
+            module.forward = partial(checkpointed, module.forward)
 
 
-def _run(forward: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
+def checkpointed(forward: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
+    """Runs a pure function of tensors, checkpointed where ``recomputing`` is on and a graph is built."""
     if _on and torch.is_grad_enabled():
         forward = partial(copy_context().run, forward)  # what the call's context holds, again in the backward pass
         return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False, **options)

@@ -18,7 +18,7 @@ _BLOCK = 1_048_583
 """Numbers that are drawn and then repeated over the weights; prime, so that no two rows of a matrix are alike."""
 
 
-class _NoDraws(TorchFunctionMode):
+class NoDraws(TorchFunctionMode):
     """Leaves out the draws of layers' first weights: on the meta device they take most of the time, for nothing."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -29,7 +29,7 @@ class _NoDraws(TorchFunctionMode):
 
 def outline(folder: Path) -> tuple[UNet3DConditionModel, AutoencoderKL, CLIPTextModel]:
     """Denoiser, autoencoder and text encoder on the meta device, float32: layers and shapes, no numbers."""
-    with _NoDraws(), torch.device("meta"):
+    with NoDraws(), torch.device("meta"):
         unet = UNet3DConditionModel.from_config(read_config(folder, "unet"))
         vae = AutoencoderKL.from_config(read_config(folder, "vae"))
         config = read_config(folder, "text_encoder")

@@ -1,0 +1,302 @@
+"""Wan's model class: shapes, text, guidance, precision, loading from a folder, structures without weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+from torch import Tensor
+
+from rlvid.models.lora import inject_lora, lora_parameters
+from rlvid.models.wan import WanModel
+from rlvid.models.wan_parts import check_wan, fill_random, load_wan, outline, wan_folder
+from rlvid.models.wan_structures import STRUCTURES, Structure
+from rlvid.models.wan_text import RandomEmbedder, cut_rows, pad_rows
+from rlvid.toy.tiny_wan import save_tiny_wan, tiny_wan
+
+PROMPTS = ["a red circle moving left", "a dog"]
+KINDS = ("2.1", "2.2")
+SHAPE = {"frames": 9, "height": 16, "width": 32}
+
+
+@pytest.fixture(scope="module")
+def model() -> WanModel:
+    return tiny_wan()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("wan")
+    save_tiny_wan(path)
+    return path
+
+
+def noise_of(model: WanModel, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
+
+
+def change(file: Path, **values: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+# ------------------------------------------------------------------------------------------------------------ shapes
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shapes_of_latents_and_frames(kind: str) -> None:
+    model = tiny_wan(kind)
+    assert model.latent_shape == {"2.1": (4, 3, 4, 8), "2.2": (6, 3, 2, 4)}[kind]
+    posterior = model.encode_frames(torch.rand(2, 9, 3, 16, 32))
+    assert posterior.mean.shape == posterior.std.shape == (2, *model.latent_shape)
+    frames = model.decode_frames(posterior.sample(torch.randn(posterior.mean.shape)), torch.tensor([[0], [8]]))
+    assert frames.shape == (2, 1, 3, 16, 32)
+    assert frames.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "message"),
+    [
+        ("2.1", {"frames": 8}, r"model\.frames = 8.*4 n \+ 1.* 5 or 9"),
+        ("2.1", {"frames": 12}, r"model\.frames = 12.* 9 or 13"),
+        ("2.1", {"frames": 0}, r"model\.frames = 0.* 1 or 5"),
+        ("2.1", {"height": 20}, r"model\.height = 20.*multiples of 8.* 16 or 24"),
+        ("2.2", {"width": 24}, r"model\.width = 24.*multiples of 16.* 16 or 32"),
+        ("2.2", {"width": 0}, r"model\.width = 0.*multiples of 16"),
+    ],
+)
+def test_a_shape_that_diffusers_would_cut_is_refused(kind: str, shape: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny_wan(kind, **shape)
+
+
+def test_frames_that_diffusers_would_drop_are_not_encoded(model: WanModel) -> None:
+    with pytest.raises(ValueError, match="frames = 8"):
+        model.encode_frames(torch.rand(1, 8, 3, 16, 32))
+
+
+def test_a_shift_of_zero_is_refused(model: WanModel) -> None:
+    with pytest.raises(ValueError, match=r"shift = 0.*above 0"):
+        WanModel(model.denoiser, model.vae, None, **SHAPE, shift=0)
+
+
+# -------------------------------------------------------------------------------------------------------------- text
+
+
+def test_only_the_rows_of_a_prompt_are_stored(model: WanModel) -> None:
+    text = model.encode_prompts([*PROMPTS, ""])
+    rows = [cut_rows(each) for each in text]
+    assert [len(each) for each in rows] == [6, 3, 1]  # a word each, and the end
+    assert torch.equal(pad_rows(rows, 16), text)
+    assert not text[1, 3:].any()
+    assert len(cut_rows(torch.zeros(16, 4))) == 0
+
+
+def test_a_long_prompt_is_cut(model: WanModel) -> None:
+    text = model.encode_prompts(["dog " * 30])
+    assert text.shape == (1, 16, 16)
+    assert len(cut_rows(text[0])) == 16
+
+
+def test_embeddings_are_drawn_where_there_is_no_encoder() -> None:
+    text = RandomEmbedder(8, 10).embed(["a dog", "a cat", "a dog", "x " * 20])
+    assert text.shape == (4, 10, 8)
+    assert [len(cut_rows(each)) for each in text] == [3, 3, 3, 10]
+    assert torch.equal(text[0], text[2])
+    assert not torch.equal(text[0], text[1])
+
+
+def test_without_an_encoder_the_embeddings_are_given(model: WanModel) -> None:
+    bare = WanModel(model.denoiser, model.vae, None, **SHAPE)
+    latents, text = noise_of(model), model.encode_prompts(PROMPTS)
+    with pytest.raises(ValueError, match="text encoder is not loaded"):
+        bare.encode_prompts(PROMPTS)
+    with pytest.raises(ValueError, match="negative_1LD"):
+        bare.predict(latents, 0.5, text, 5.0)
+    bare.negative_1LD = model.encode_prompts([""])
+    assert torch.equal(bare.predict(latents, 0.5, text, 5.0).x0, model.predict(latents, 0.5, text, 5.0).x0)
+
+
+def test_the_negative_prompt_is_a_setting(model: WanModel) -> None:
+    other = WanModel(model.denoiser, model.vae, model.text, **SHAPE, negative_prompt="blue")
+    latents, text = noise_of(model), model.encode_prompts(PROMPTS)
+    plain, changed = (each.predict(latents, 0.5, text, 5.0).eps for each in (model, other))
+    assert (plain - changed).abs().max() > 1e-3
+
+
+# -------------------------------------------------------------------------------------------------------- prediction
+
+
+def test_the_prediction_is_the_guided_velocity_from_one_call(model: WanModel) -> None:
+    latents, text = noise_of(model), model.encode_prompts(PROMPTS)
+    level_B = torch.tensor([0.9, 0.25])
+    calls: list[tuple[int, Tensor]] = []
+    hook = model.denoiser.register_forward_hook(lambda _, inputs, __: calls.append((len(inputs[0]), inputs[1])))
+    prediction = model.predict(latents, level_B, text, 5.0)
+    hook.remove()
+    assert [count for count, _ in calls] == [4]
+    assert torch.equal(calls[0][1], torch.tensor([900.0, 250.0, 900.0, 250.0]))
+    negative = model.encode_prompts([""]).expand_as(text)
+    cond, uncond = (
+        model.denoiser(latents, level_B * 1000, encoder_hidden_states=each, return_dict=False)[0]
+        for each in (text, negative)
+    )
+    velocity, s = uncond + 5 * (cond - uncond), level_B.view(2, 1, 1, 1, 1)
+    torch.testing.assert_close(prediction.x0, latents - s * velocity, rtol=0, atol=1e-5)
+    torch.testing.assert_close(prediction.eps, latents + (1 - s) * velocity, rtol=0, atol=1e-5)
+    torch.testing.assert_close((1 - s) * prediction.x0 + s * prediction.eps, latents, rtol=0, atol=1e-5)
+    alone = model.predict(latents[:1], 0.9, text[:1], 5.0)
+    torch.testing.assert_close(alone.x0, prediction.x0[:1], rtol=0, atol=1e-5)
+
+
+def test_recomputed_blocks_and_a_branch_without_gradient() -> None:
+    model = tiny_wan()
+    inject_lora(model.denoiser, 2, ["attention"], seed=0)
+    generator = torch.Generator().manual_seed(2)
+    for parameter in lora_parameters(model.denoiser):
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) / 4)
+    latents, text = noise_of(model), model.encode_prompts(PROMPTS)
+
+    def gradient(**options: bool) -> Tensor:
+        loss = model.predict(latents, 0.6, text, 5.0, **options).x0.square().sum()
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, lora_parameters(model.denoiser))])
+
+    kept, again, half = gradient(), gradient(recompute=True), gradient(unconditional_gradient=False)
+    assert len(lora_parameters(model.denoiser)) == 2 * 2 * 8  # two layers of two attentions, A and B of four linears
+    assert kept.ne(0).float().mean() > 0.99
+    assert torch.equal(kept, again)
+    assert (kept - half).norm() > 1e-2 * kept.norm()
+    tuned = model.predict(latents, 0.6, text, 5.0).x0
+    with model.base():
+        base = model.predict(latents, 0.6, text, 5.0).x0
+    assert (tuned - base).abs().max() > 1e-3
+    assert torch.allclose(base, tiny_wan().predict(latents, 0.6, text, 5.0).x0, atol=1e-5)
+
+
+# ----------------------------------------------------------------------------------------------------------- loading
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_gives_the_very_model(kind: str, tmp_path: Path) -> None:
+    model = tiny_wan(kind)
+    save_tiny_wan(tmp_path, kind)
+    loaded = load_wan(str(tmp_path), **SHAPE)
+    check_wan(str(tmp_path))
+    assert loaded.shift == 3.0
+    assert loaded.text is not None
+    assert loaded.text.length == 16
+    latents, text = noise_of(model), model.encode_prompts(PROMPTS)
+    assert torch.equal(loaded.encode_prompts(PROMPTS), text)
+    assert torch.equal(loaded.predict(latents, 0.5, text, 3.0).x0, model.predict(latents, 0.5, text, 3.0).x0)
+    frames = torch.tensor([[0, 8]] * 2)
+    assert torch.equal(loaded.decode_frames(latents, frames), model.decode_frames(latents, frames))
+    assert load_wan(str(tmp_path), **SHAPE, text=False).text is None
+
+
+def test_in_half_precision_the_same_weights_stay_exact_as_in_diffusers(folder: Path) -> None:
+    model = load_wan(str(folder), **SHAPE, precision="bfloat16")
+    theirs = WanTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=torch.bfloat16)
+    expected = {name: parameter.dtype for name, parameter in theirs.named_parameters()}
+    assert {name: parameter.dtype for name, parameter in model.denoiser.named_parameters()} == expected
+    assert set(expected.values()) == {torch.bfloat16, torch.float32}
+    assert {parameter.dtype for parameter in model.vae.parameters()} == {torch.float32}
+    text = model.encode_prompts(PROMPTS)
+    assert text.dtype == torch.bfloat16
+    latents = noise_of(model)
+    coarse = model.predict(latents, 0.5, text, 1.0)
+    assert coarse.x0.dtype == torch.float32
+    ours = (latents - coarse.x0) / 0.5
+    with torch.no_grad():
+        velocity = theirs.eval()(latents.bfloat16(), torch.full((2,), 500.0), text, return_dict=False)[0].float()
+    torch.testing.assert_close(ours, velocity, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "message"),
+    [
+        ("model_index.json", {"_class_name": "WanImageToVideoPipeline"}, "WanImageToVideoPipeline; supported: WanPi"),
+        ("model_index.json", {"transformer_2": ["diffusers", "WanTransformer3DModel"]}, "second transformer"),
+        ("transformer/config.json", {"in_channels": 36}, "conditioned on images"),
+        (
+            "vae/config.json",
+            {"_class_name": "AutoencoderKL"},
+            "its vae is a AutoencoderKL; supported",
+        ),
+        ("text_encoder/config.json", {"model_type": "t5"}, "of type 't5'; supported: 'umt5'"),
+    ],
+)
+def test_another_model_is_refused(folder: Path, tmp_path: Path, file: str, values: Any, message: str) -> None:
+    copy = tmp_path / "copy"
+    for source in folder.rglob("*"):
+        if source.is_file():
+            target = copy / source.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(source.read_bytes())
+    change(copy / file, **values)
+    with pytest.raises(ValueError, match=message):
+        wan_folder(str(copy))
+
+
+def test_a_missing_part_or_folder_is_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"neither a folder.*random:wan2\.1-t2v-1\.3b"):
+        load_wan("nobody/nothing")
+    with pytest.raises(ValueError, match="no structure 'wan3'"):
+        load_wan("random:wan3")
+    (tmp_path / "model_index.json").write_bytes((folder / "model_index.json").read_bytes())
+    with pytest.raises(ValueError, match=r"lacks transformer/config.json, .*tokenizer/tokenizer_config.json"):
+        wan_folder(str(tmp_path))
+
+
+def test_a_wrong_shape_is_refused_before_weights_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlvid.models.wan_parts.read_weights", lambda *_: pytest.fail("weights were read"))
+    for path in (str(folder), "random:wan2.1-t2v-14b"):
+        with pytest.raises(ValueError, match=r"model\.frames = 10"):
+            load_wan(path, frames=10)
+
+
+def test_a_boundary_without_a_second_transformer_means_nothing(folder: Path) -> None:
+    before = (folder / "model_index.json").read_text()
+    change(folder / "model_index.json", boundary_ratio=0.875, transformer_2=[None, None])
+    assert wan_folder(str(folder)) == folder
+    (folder / "model_index.json").write_text(before)
+
+
+# -------------------------------------------------------------------------------------------------------- structures
+
+
+@pytest.mark.parametrize(
+    ("name", "transformer", "vae"),
+    [
+        ("wan2.1-t2v-1.3b", 1_418_996_800, 126_892_531),
+        ("wan2.1-t2v-14b", 14_288_491_584, 126_892_531),
+        ("wan2.2-ti2v-5b", 4_999_787_712, 704_688_668),
+    ],
+)
+def test_the_published_structures_have_the_published_sizes(name: str, transformer: int, vae: int) -> None:
+    structure = STRUCTURES[name]
+    networks = outline(structure.transformer, structure.vae)
+    assert [sum(p.numel() for p in network.parameters()) for network in networks] == [transformer, vae]
+
+
+def test_a_structure_with_random_weights_is_always_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_wan()
+    small = Structure(dict(model.denoiser.config), dict(model.vae.config), 5.0, 9, 16, 32)
+    monkeypatch.setitem(STRUCTURES, "small", small)
+    first, second = (load_wan("random:small") for _ in range(2))
+    assert (first.shift, first.latent_shape) == (5.0, model.latent_shape)
+    latents, text = noise_of(first), first.encode_prompts(PROMPTS)
+    assert text.shape == (2, 512, 16)
+    prediction = first.predict(latents, 0.5, text, 5.0)
+    assert torch.equal(prediction.x0, second.predict(latents, 0.5, text, 5.0).x0)
+    frames = first.decode_frames(prediction.x0, torch.tensor([[0, 8]] * 2))
+    assert frames.isfinite().all()
+    assert frames.std() > 1e-3
+    assert (prediction.eps[0] - prediction.eps[1]).abs().max() > 1e-3
+
+
+def test_no_weight_of_a_random_text_encoder_is_left_at_zero() -> None:
+    model = tiny_wan()
+    assert model.text is not None
+    fill_random(model.text.encoder, seed=3)
+    assert model.encode_prompts(PROMPTS)[0].std() > 0.1
