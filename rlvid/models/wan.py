@@ -5,10 +5,8 @@ They are rectified flows. The network predicts the velocity of the straight path
 =============  ==============================================================
 code           meaning
 =============  ==============================================================
-``level``      s, the noise level, in (0, 1]: x = (1 - s) x0 + s eps
+``point``      s, the noise level, in (0, 1]; see ``rlvid.models.noise_path.RectifiedFlow``
 ``velocity``   v = eps - x0; under guidance g, v_u + g (v_c - v_u)
-``x0``         predicted clean latents, x - s v
-``eps``        predicted noise, x + (1 - s) v
 timestep       the network's input, 1000 s, never rounded
 =============  ==============================================================
 """
@@ -18,13 +16,11 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import Tensor, nn
 
-from rlvid.models.base import Posterior, Prediction, VideoModel
+from rlvid.models.base import Posterior, VideoModel
 from rlvid.models.causal_decode import CausalDecoder, DecodeSettings, latent_statistics
+from rlvid.models.noise_path import Point, Prediction, RectifiedFlow
 from rlvid.models.recompute import prepare, recomputing
 from rlvid.models.wan_text import TextEmbedder
-
-TRAIN_STEPS = 1000
-"""The timestep of pure noise."""
 
 
 class WanModel(VideoModel):
@@ -49,6 +45,8 @@ class WanModel(VideoModel):
         ValueError: a shape that the model does not have, or a shift that is not above 0.
     """
 
+    path: RectifiedFlow
+
     def __init__(
         self,
         transformer: WanTransformer3DModel,
@@ -63,11 +61,10 @@ class WanModel(VideoModel):
         shift: float = 3.0,
         decode: DecodeSettings | None = None,
     ) -> None:
+        self.path = RectifiedFlow(shift)
         self.stride: int = vae.config.scale_factor_temporal
         self._factor: int = vae.config.scale_factor_spatial
         check_shape(transformer, vae, frames, height, width)
-        if not shift > 0:
-            raise ValueError(f"shift = {shift}; allowed: numbers above 0; Wan2.1 has 3 to 12, Wan2.2 5")
         self.denoiser: nn.Module = transformer
         self.vae, self.text = vae, text
         for part in (transformer, vae):
@@ -77,7 +74,7 @@ class WanModel(VideoModel):
         self._dtype = transformer.patch_embedding.weight.dtype
         self._channels: int = transformer.config.in_channels
         self.frames, self.height, self.width, self.fps = frames, height, width, fps
-        self.negative_prompt, self.shift = negative_prompt, shift
+        self.negative_prompt = negative_prompt
         self.negative_1LD: Tensor | None = None
 
     @property
@@ -117,18 +114,19 @@ class WanModel(VideoModel):
     def predict(
         self,
         latents_BCFhw: Tensor,
-        timestep: float | Tensor,
+        point: Point,
         text_BLD: Tensor,
         guidance: float,
         *,
         unconditional_gradient: bool = True,
         recompute: bool = False,
     ) -> Prediction:
-        """Guided noise and clean latents, float32; see ``VideoModel.predict``. ``timestep`` is the level s here."""
-        level_B = torch.as_tensor(timestep, dtype=torch.float32, device=latents_BCFhw.device).expand(len(latents_BCFhw))
+        """Returns the guided prediction, float32; see ``VideoModel.predict``."""
+        timestep_B = self.path.timestep(point, latents_BCFhw.device).expand(len(latents_BCFhw))
         with recomputing(recompute):
-            velocity = self._guided(latents_BCFhw, level_B * TRAIN_STEPS, text_BLD, guidance, unconditional_gradient)
-        return flow_prediction(velocity, latents_BCFhw.to(velocity.dtype), level_B)
+            velocity = self._guided(latents_BCFhw, timestep_B, text_BLD, guidance, unconditional_gradient)
+        latents = latents_BCFhw.to(velocity.dtype)
+        return self.path.prediction(velocity, latents, self.path.level(point, latents))
 
     def _guided(
         self, latents_BCFhw: Tensor, timestep_B: Tensor, text_BLD: Tensor, guidance: float, unconditional_gradient: bool
@@ -164,12 +162,6 @@ class WanModel(VideoModel):
                 )
             self.negative_1LD = self.encode_prompts([self.negative_prompt])
         return self.negative_1LD.expand(len(text_BLD), -1, -1).to(text_BLD)
-
-
-def flow_prediction(velocity_BCFhw: Tensor, latents_BCFhw: Tensor, level_B: Tensor) -> Prediction:
-    """Returns clean latents x - s v and noise x + (1 - s) v."""
-    s = level_B.to(latents_BCFhw).reshape(-1, *[1] * (latents_BCFhw.dim() - 1))
-    return Prediction(latents_BCFhw - s * velocity_BCFhw, latents_BCFhw + (1 - s) * velocity_BCFhw)
 
 
 def check_shape(

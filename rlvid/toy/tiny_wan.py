@@ -81,7 +81,7 @@ def tiny_wan_pipeline(model: WanModel) -> WanPipeline:
     """Returns diffusers' pipeline of a model's very parts, with the scheduler of the published models."""
     assert isinstance(model.text, UMT5Embedder)
     scheduler = UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=model.shift
+        prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=model.path.shift
     )
     return WanPipeline(model.text.tokenizer, model.text.encoder, model.vae, scheduler, model.denoiser)
 

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from torch import Tensor
 
+from rlvid.diffusion.chain import denoise
+from rlvid.models.noise_path import RectifiedFlow
 from rlvid.models.wan import WanModel
 from rlvid.toy.tiny_wan import tiny_wan, tiny_wan_pipeline
 
@@ -18,25 +19,11 @@ def model(request: pytest.FixtureRequest) -> WanModel:
     return tiny_wan(request.param)
 
 
-def wan_levels(steps: int, shift: float) -> Tensor:
-    """The levels of Wan's own code, from noise to clean, without the 0 at the end: linspace, then the shift."""
-    uniform = torch.linspace(1, 0, steps + 1, dtype=torch.float64)[:steps]
-    return shift * uniform / (1 + (shift - 1) * uniform)
-
-
 class Euler(FlowMatchEulerDiscreteScheduler):
     """diffusers' scheduler on Wan's grid: its own one applies the shift twice."""
 
     def set_timesteps(self, steps: int, **options: Any) -> None:
         super().set_timesteps(sigmas=torch.linspace(1, 0, steps + 1)[:steps].tolist(), **options)
-
-
-def euler(model: WanModel, latents: Tensor, text: Tensor, levels: Tensor, guidance: float) -> Tensor:
-    """x' = (1 - s') x0 + s' eps, from level to level."""
-    for level, after in zip(levels.tolist(), [*levels.tolist()[1:], 0.0], strict=True):
-        prediction = model.predict(latents, level, text, guidance)
-        latents = (1 - after) * prediction.x0 + after * prediction.eps
-    return latents
 
 
 @pytest.mark.parametrize(("steps", "guidance", "shift"), [(4, 5.0, 3.0), (10, 5.0, 5.0), (4, 1.0, 3.0)])
@@ -49,8 +36,8 @@ def test_the_latents_are_those_of_diffusers(model: WanModel, steps: int, guidanc
         PROMPTS, height=model.height, width=model.width, num_frames=model.frames, num_inference_steps=steps,
         guidance_scale=guidance, latents=noise.clone(), max_sequence_length=16, output_type="latent",
     ).frames  # fmt: skip
-    with torch.no_grad():
-        ours = euler(model, noise, model.encode_prompts(PROMPTS), wan_levels(steps, shift), guidance)
+    text = model.encode_prompts(PROMPTS)
+    ours = denoise(model, noise, text, RectifiedFlow(shift).grid(steps), guidance=guidance)
     assert theirs.std() > 0.1
     assert (ours[0] - ours[1]).abs().max() > 1e-2, "the prompts make no difference"
     assert float((ours - theirs).abs().max()) <= 3e-6

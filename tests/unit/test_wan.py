@@ -183,7 +183,7 @@ def test_a_folder_gives_the_very_model(kind: str, tmp_path: Path) -> None:
     save_tiny_wan(tmp_path, kind)
     loaded = load_wan(str(tmp_path), **SHAPE)
     check_wan(str(tmp_path))
-    assert loaded.shift == 3.0
+    assert loaded.path.shift == 3.0
     assert loaded.text is not None
     assert loaded.text.length == 16
     latents, text = noise_of(model), model.encode_prompts(PROMPTS)
@@ -284,7 +284,7 @@ def test_a_structure_with_random_weights_is_always_the_same(monkeypatch: pytest.
     small = Structure(dict(model.denoiser.config), dict(model.vae.config), 5.0, 9, 16, 32)
     monkeypatch.setitem(STRUCTURES, "small", small)
     first, second = (load_wan("random:small") for _ in range(2))
-    assert (first.shift, first.latent_shape) == (5.0, model.latent_shape)
+    assert (first.path.shift, first.latent_shape) == (5.0, model.latent_shape)
     latents, text = noise_of(first), first.encode_prompts(PROMPTS)
     assert text.shape == (2, 512, 16)
     prediction = first.predict(latents, 0.5, text, 5.0)
