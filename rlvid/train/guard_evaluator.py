@@ -47,7 +47,10 @@ class GuardEvaluator:
         device = torch.device("cuda" if use_gpu else "cpu")
         if not use_gpu:
             torch.set_num_threads(1)
-        self.denoiser = (made := load_trainable(self.config.model, self.config.seed, model, device)).denoiser
+        made = load_trainable(
+            self.config.model, self.config.seed, model, device, negative_prompt=self.config.sampling.negative_prompt
+        )
+        self.denoiser = made.denoiser
         rewards = self.config.model_copy(update={"reward": RewardConfig.model_validate(reward)})
         scorer = load_run_scorer(rewards, device, guard_rewards(self.config))
         guard, sampling = self.config.guard, self.config.sampling
