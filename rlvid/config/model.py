@@ -53,7 +53,7 @@ class ModelConfig(Section):
         "builtin",
         description="'builtin', a folder in diffusers' layout (unet or transformer, vae, text_encoder, ...), a hub id "
         "that is in the Hugging Face cache, or random weights for dry runs: 'random' is ModelScopeT2V's structure, "
-        "'random-wan-1.3b' Wan2.1's; `rlvid plan` also knows 'random-wan-ti2v-5b' and 'random-wan-14b'",
+        "and 'random-wan-1.3b' Wan2.1's",
     )
     frames: int | None = Field(
         None,

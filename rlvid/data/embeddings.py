@@ -62,12 +62,12 @@ def embedder_of(path: str, place: str | None) -> StoredEmbedder | bool:
 
 
 def kept_embeddings(config: RunConfig, clips: TrainingSet, shown: Sequence[str], console: Console) -> str | None:
-    """Returns the folder, or the URI, of the embeddings that a run's workers need beside those of its clips.
+    """Returns the folder, or the URI, of the embeddings that a run's workers and guard need beside those of its clips.
 
     Args:
         config: the run's.
         clips: its training set; where it has prompts alone, all of them are embedded.
-        shown: prompts of videos that are sampled on the way.
+        shown: prompts of videos that workers and the guard sample on the way.
         console: prints what was embedded.
 
     Returns:
@@ -83,7 +83,7 @@ def kept_embeddings(config: RunConfig, clips: TrainingSet, shown: Sequence[str],
     prompts = list(dict.fromkeys([config.sampling.negative_prompt, *shown, *alone]))
     name = f"texts-{len(prompts)}-{digest([prompts, model_fingerprint(model)])[:8]}"
     make = partial(encode_prompts, prompts, model, workers=config.train.workers, use_gpu=config.train.use_gpu)
-    return encoded_once(config, name, make, console)
+    return encoded_once(config, name, make, console, "prompts embedded")
 
 
 def encode_prompts(prompts: list[str], model: ModelConfig, out: str | Path, **how: Any) -> EncodeReport:

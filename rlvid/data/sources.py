@@ -165,14 +165,21 @@ def _place(config: RunConfig, source: str, console: Console) -> str:
     return encoded_once(config, name, make, console)
 
 
-def encoded_once(config: RunConfig, name: str, make: Callable[[Path], EncodeReport], console: Console) -> str:
+def encoded_once(
+    config: RunConfig,
+    name: str,
+    make: Callable[[Path], EncodeReport],
+    console: Console,
+    what: str = "clips encoded",
+) -> str:
     """Encodes into a folder of the run's storage, unless it holds the same; returns the folder, or its URI.
 
     Args:
         config: the run's.
         name: of the folder, under ``clips``.
         make: encodes into a folder that may hold the result already.
-        console: prints what was encoded.
+        console: prints how many there are, and where.
+        what: noun and verb of that line.
 
     Raises:
         ValueError: it cannot be written.
@@ -186,7 +193,7 @@ def encoded_once(config: RunConfig, name: str, make: Callable[[Path], EncodeRepo
         if report.encoded or not stored:
             push_folder(mirror)
     if report.encoded:
-        console.print(f"{report.clips} clips encoded in {short(out)}, {report.seconds:.0f} s", highlight=False)
+        console.print(f"{report.clips} {what} in {short(out)}, {report.seconds:.0f} s", highlight=False)
         for skipped in report.skipped:
             console.print(f"skipped {skipped}", highlight=False, markup=False)
     return mirror.place

@@ -25,8 +25,8 @@ STRUCTURES = {
     "random-wan-14b": "structures/wan-14b",
 }
 """The values of ``model.path`` for random weights, and the folders of their configurations beside this file."""
-COUNTED = ("random-wan-ti2v-5b", "random-wan-14b")
-"""Those of them that ``rlvid plan`` counts and nothing loads."""
+OUTLINES = ("random-wan-ti2v-5b", "random-wan-14b")
+"""Those of them that are outlined on the meta device alone: random weights of that size would serve nobody."""
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,11 @@ def model_folder(path: str) -> Path:
         ValueError: the folder or one of its parts is missing, or it holds another class of model; or nothing loads such
             a model.
     """
-    if path in COUNTED:
-        raise ValueError(f"model.path = {path!r} is for `rlvid plan` alone; allowed here: 'random', 'random-wan-1.3b'")
+    if path in OUTLINES:
+        raise ValueError(
+            f"model.path = {path!r} is a structure without weights; allowed here: 'random', 'random-wan-1.3b', or the "
+            "folder of a model"
+        )
     if path in STRUCTURES:
         return _packaged(path)
     folder = _found(path)

@@ -327,8 +327,8 @@ def test_adapters_sit_on_the_layers_of_the_published_model(targets: list[str], l
         inject_lora(denoiser, 32, ["temporal"], seed=0)
 
 
-def test_large_structures_are_for_the_plan_alone() -> None:
-    with pytest.raises(ValueError, match=r"'random-wan-14b' is for `rlvid plan` alone; .*random-wan-1\.3b"):
+def test_large_structures_have_no_weights() -> None:
+    with pytest.raises(ValueError, match=r"'random-wan-14b' is a structure without weights; .*random-wan-1\.3b"):
         load_wan(ModelConfig(path="random-wan-14b"))
 
 
