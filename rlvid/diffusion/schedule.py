@@ -46,9 +46,9 @@ def check_chain(config: RunConfig) -> None:
     sampling, limits = config.sampling, config.model.lora.levels
     if (sampling.final_level, sampling.kernel, limits) == ("exact", "ddim", None):
         return
-    from rlvid.models.unet3d import path_outline  # seconds of imports, for such runs alone
+    from rlvid.models.load import path_outline  # seconds of imports, for such runs alone
 
-    path = path_outline(config.model.path)
+    path = path_outline(config.model)
     point_D = torch.tensor(path.grid(sampling.steps))
     path.final(sampling.final_level, point_D)
     now, then = (path.level(point_T, torch.empty(len(point_T))) for point_T in (point_D[:-1], point_D[1:]))
