@@ -191,7 +191,10 @@ class RunConfig(Section):
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
-_LATER_KEYS = (("data", "weights"), ("train", "rollout_batch"), ("reward", "remote"), ("reward", "ceiling"))
+_LATER_KEYS = (
+    ("data", "weights"), ("train", "rollout_batch"), ("reward", "remote"), ("reward", "ceiling"),
+    ("model", "decode_window"),
+)  # fmt: skip
 
 _FREE_TRAIN_KEYS = {"steps", "max_seconds", "max_failures", "cpus_per_worker", "use_gpu", "resume"}
 
