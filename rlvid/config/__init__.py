@@ -196,7 +196,7 @@ class RunConfig(Section):
 
 _LATER_KEYS = (
     ("data", "weights"), ("train", "rollout_batch"), ("reward", "remote"), ("reward", "ceiling"), ("model", "height"),
-    ("model", "width"), ("model", "shift"),
+    ("model", "width"), ("model", "shift"), ("model", "decode_window"),
 )  # fmt: skip
 
 _FREE_TRAIN_KEYS = {"steps", "max_seconds", "max_failures", "cpus_per_worker", "use_gpu", "resume"}

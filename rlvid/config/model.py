@@ -7,6 +7,12 @@ from pydantic import Field, field_validator, model_validator
 from rlvid.config.reward import Precision
 from rlvid.config.section import Section, Share
 
+LOSS_SCALE: dict[str, float] = {"float32": 1.0, "bfloat16": 1.0, "float16": 2.0**14}
+"""The factor of losses before a backward pass, by ``model.precision``; the results are divided by it afterwards.
+
+Under frozen float16 weights, gradients below 6e-8 would vanish on their way; powers of two round nothing.
+"""
+
 
 class LoraConfig(Section):
     """The low-rank adapter that learns."""
@@ -75,6 +81,13 @@ class ModelConfig(Section):
     )
     decode_chunk: int = Field(
         64, ge=1, description="largest number of frames in the autoencoder at once; fewer need less memory"
+    )
+    decode_window: int | None = Field(
+        None,
+        ge=1,
+        description="chunks of a causal autoencoder (Wan) that the gradient of a scored frame flows through at least: "
+        "fewer take less time and memory and leave out a part of it; TensorBoard shows the rest as "
+        "decode/gradient_share. null: all, the exact gradient",
     )
     finetune: Literal["lora", "full"] = Field("lora", description="trained part: an adapter, or the whole denoiser")
     lora: LoraConfig = Field(LoraConfig(), description="the adapter (finetune: lora)")

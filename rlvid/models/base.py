@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from rlvid.models.decoded import Decoded
 from rlvid.models.lora import lora_parameters, lora_scale
 from rlvid.models.noise_path import NoisePath, Point, Prediction
 from rlvid.models.recompute import recomputing
@@ -78,6 +79,10 @@ class VideoModel(ABC):
 
         With ``recompute`` the decoder's activations are computed again in the backward pass and not kept.
         """
+
+    def decode(self, latents_BCFhw: Tensor, frames_BS: Tensor, *, recompute: bool = False) -> Decoded:
+        """Decodes the chosen frames for a loss on them, as ``decode_frames``; see ``rlvid.models.decoded``."""
+        return Decoded(self.decode_frames(latents_BCFhw, frames_BS, recompute=recompute))
 
     @abstractmethod
     def cast_frozen(self, dtype: torch.dtype) -> None:

@@ -11,6 +11,8 @@ timestep       the network's input, 1000 s, never rounded
 =============  ==============================================================
 """
 
+from functools import partial
+
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 
 from rlvid.models.base import Posterior, VideoModel
 from rlvid.models.causal_decode import CausalDecoder, DecodeSettings, latent_statistics
+from rlvid.models.decoded import Decoded, DecodedApart
 from rlvid.models.noise_path import RectifiedFlow
 from rlvid.models.recompute import prepare
 from rlvid.models.text_rows import TEXT_LENGTH, TextEmbedder
@@ -111,6 +114,20 @@ class WanModel(VideoModel):
     def decode_frames(self, latents_BCFhw: Tensor, frames_BS: Tensor, *, recompute: bool = False) -> Tensor:
         """frames_BSCHW of the chosen frames; latents after each video's last one are not decoded."""
         return self._decoder.decode(latents_BCFhw, frames_BS, recompute=recompute)
+
+    def decode(self, latents_BCFhw: Tensor, frames_BS: Tensor, *, recompute: bool = False) -> Decoded:
+        """Decodes apart from the graph of the latents, where there is one; see ``VideoModel.decode``."""
+        if not (latents_BCFhw.requires_grad and torch.is_grad_enabled()):
+            return super().decode(latents_BCFhw, frames_BS, recompute=recompute)
+        window = self._decoder.settings.window
+
+        def share(gradient_BSCHW: Tensor) -> Tensor:
+            assert window is not None
+            cosine_B, _ = self._decoder.gradient_share(latents_BCFhw, frames_BS, gradient_BSCHW, window)
+            return cosine_B[cosine_B.isfinite()]
+
+        decode = partial(self.decode_frames, frames_BS=frames_BS, recompute=recompute)
+        return DecodedApart(latents_BCFhw, decode, None if window is None else share)
 
     def cast_frozen(self, dtype: torch.dtype) -> None:
         """Casts the text encoder, if there is one; the autoencoder stays float32."""

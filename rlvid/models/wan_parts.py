@@ -34,19 +34,17 @@ def load_wan(
     text: TextEmbedder | bool = True,
     denoiser: bool = True,
     negative_prompt: str = "",
-    decode: DecodeSettings | None = None,
     device: str | torch.device = "cpu",
 ) -> WanModel:
     """Loads the model of ``spec``; random weights are always the same.
 
     Args:
-        spec: path, shape, shift, and the precision of transformer and text encoder. The autoencoder is float32 always,
-            and so are the transformer's time embedding, its norms and their tables.
+        spec: path, shape, shift, window of the decoder's gradient, and the precision of transformer and text encoder.
+            The autoencoder is float32 always, and so are the transformer's time embedding, its norms and their tables.
         text: embeds prompts; true loads the model's own encoder, or draws embeddings where weights are random, and
             false none.
         denoiser: whether the transformer is needed; without it, it stays on the meta device.
         negative_prompt: the prompt of the unconditional branch.
-        decode: how the decoder's gradient is computed.
         device: of the weights.
 
     Raises:
@@ -74,7 +72,8 @@ def load_wan(
         to_precision(part, of, device, exact)
     return WanModel(
         transformer, vae, embedder, frames=shape.frames, height=shape.height, width=shape.width, fps=shape.fps,
-        negative_prompt=negative_prompt, shift=spec.shift or stored_shift(folder), decode=decode,
+        negative_prompt=negative_prompt, shift=spec.shift or stored_shift(folder),
+        decode=DecodeSettings(window=spec.decode_window),
     )  # fmt: skip
 
 
