@@ -110,7 +110,7 @@ def test_what_cannot_be_encoded_is_said_before_anything_starts(
         encode_folder(tmp_path / "none", model, tmp_path / "out")
     with pytest.raises(ValueError, match="cannot be written"):
         encode_folder(videos, model, tmp_path / "file" / "out")
-    with pytest.raises(ValueError, match=r"lacks unet/config.json"):
+    with pytest.raises(ValueError, match=r"has neither unet nor transformer"):
         encode_folder(videos, ModelConfig(path=str(tmp_path)), tmp_path / "out")
     with pytest.raises(ValueError, match=r"model.size = 17 is not a multiple of 2"):
         encode_folder(videos, model.model_copy(update={"size": 17}), tmp_path / "out")
