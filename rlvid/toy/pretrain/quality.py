@@ -6,15 +6,15 @@ import torch
 
 from rlvid import randomness
 from rlvid.diffusion.chain import denoise
-from rlvid.models.unet3d import load_model
+from rlvid.models.unet3d import UNet3DModel
+from rlvid.models.wan import WanModel
 from rlvid.world.captions import PROMPT_SETS, prompt_set
 from rlvid.world.grade import grade
 
 
 @torch.no_grad()
-def quality_of_model(weights: Path, videos: int, others: int) -> dict[str, float]:
+def quality_of_model(model: UNet3DModel | WanModel, videos: int, others: int) -> dict[str, float]:
     """Oracle accuracy of generated videos (D = 20, g = 3): ``videos`` in domain, ``others`` of each other set."""
-    model = load_model(str(weights / "model"), frames=8)
     every = torch.arange(model.frames)[None]
     figures: dict[str, float] = {}
     for name in PROMPT_SETS:
