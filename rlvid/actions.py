@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 def train_and_show(config: "RunConfig", address: str | None) -> Path:
     """Trains or resumes a run, draws its pictures, prints where the results are; returns the run's folder."""
+    from rlvid.models.folders import family
     from rlvid.runs.find import run_folder
     from rlvid.storage import Mirror, is_uri, run_uri
     from rlvid.train.launch import train
@@ -35,7 +36,7 @@ def train_and_show(config: "RunConfig", address: str | None) -> Path:
     shown = run_uri(storage, config.name) if is_uri(storage) else short(folder)
     if done.skipped:
         say(f"{done.skipped} steps were skipped because their loss or gradient was not finite")
-    kind = "adapter" if config.model.finetune == "lora" else "unet"
+    kind = "adapter" if config.model.finetune == "lora" else family(config.model.path).denoiser
     say(f"{kind:<13}{shown}/{done.checkpoint.name}/{kind}")
     say(f"pictures     {shown}/before-after.png, {shown}/reward.png")
     say(f"samples      {shown}/archive (Parquet: select * from {sql(f'{shown}/archive/*.parquet')})")
@@ -215,13 +216,13 @@ def generate_and_show(
 
     ``rlvid generate --help`` describes the arguments.
     """
-    from rlvid.config.model import SamplingConfig
+    from rlvid.config.model import ModelConfig, SamplingConfig
     from rlvid.data.prompts import check_prompt, is_prompt_file, read_prompts
     from rlvid.diffusion.generate import generate
     from rlvid.evaluate.load import device, load_run
     from rlvid.files import write_atomic
+    from rlvid.models.load import load_video_model
     from rlvid.models.text_limit import model_text_limit, notices
-    from rlvid.models.unet3d import load_model
     from rlvid.plots.video import gif_bytes, write_mp4
 
     if len(prompts) == 1 and is_prompt_file(prompts[0]):
@@ -229,7 +230,7 @@ def generate_and_show(
     else:
         prompts = [check_prompt(text, f"prompt {i + 1}") for i, text in enumerate(prompts)]
     if run == "builtin":
-        path, model, sampling = "builtin", load_model("builtin", device=device()), SamplingConfig()
+        path, model, sampling = "builtin", load_video_model(ModelConfig(), device=device()), SamplingConfig()
     else:
         tuned = load_run(run)
         path, model, sampling = tuned.config.model.path, tuned.use(lora_scale), tuned.config.sampling
@@ -250,7 +251,8 @@ def generate_and_show(
             words = re.sub(r"[^a-z0-9]+", "-", text.lower())[:60].strip("-")
             stem = out / (f"{index:03d}-{words}" if words else f"{index:03d}")
             write_mp4(stem.with_suffix(".mp4"), frames, model.fps)
-            write_atomic(stem.with_suffix(".gif"), gif_bytes(frames, model.fps, max(1, 256 // model.size)))
+            scale = max(1, 256 // max(model.height, model.width))
+            write_atomic(stem.with_suffix(".gif"), gif_bytes(frames, model.fps, scale))
     say(f"{len(prompts)} videos (mp4 and gif) in {out}")
 
 
@@ -263,7 +265,7 @@ def encode_and_show(source: Path, out: Path, config: str, *, workers: int, outsi
     from rlvid.config import load_config
     from rlvid.data.encode import encode_folder
     from rlvid.data.find import find_clips
-    from rlvid.models.stored import check_model
+    from rlvid.models.load import check_model
 
     if stored := [str(place) for place in (source, out) if re.match(r"\w+:/", str(place))]:  # a Path has one slash
         raise ValueError(

@@ -178,7 +178,8 @@ def export(
 
     folder = export_run(run, out, checkpoint, lora_scale, evaluation)
     setting = shell(f"model.path={folder}")
-    say(f"model        {folder} (diffusers: TextToVideoSDPipeline.from_pretrained; rlvid: {setting})")
+    pipeline = "WanPipeline" if (folder / "transformer").is_dir() else "TextToVideoSDPipeline"
+    say(f"model        {folder} (diffusers: {pipeline}.from_pretrained; rlvid: {setting})")
     if (folder / "adapter").is_dir():
         say(f"adapter      {folder / 'adapter'} (PEFT)")
     say(f"model card   {folder / 'README.md'}; add the licence yourself")

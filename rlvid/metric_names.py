@@ -146,6 +146,7 @@ KNOWN = {
         Metric("oracle_fidelity", "Oracle fidelity", tabled=False),
         Metric("distance", "Distance from the base", higher_is_better=None, tabled=False),
         Metric("data/lost", "Lost samples", digits=0, higher_is_better=False, tabled=False),
+        Metric("decode/gradient_share", "Share of the decoder's gradient", tabled=False),
         Metric("seconds", "Seconds", digits=0, higher_is_better=False, tabled=False),
     )
 }  # fmt: skip

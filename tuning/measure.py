@@ -17,8 +17,8 @@ from rlvid.evaluate.results.rows import Row
 from rlvid.evaluate.results.summary import summarise
 from rlvid.evaluate.score import VideoBatch, evaluate_model, split
 from rlvid.evaluate.scorers import load_run_scorer
+from rlvid.models.base import VideoModel
 from rlvid.models.trained import load_trainable
-from rlvid.models.unet3d import UNet3DModel
 from rlvid.runs.checkpoints import read_state
 from tuning.description import COST, Evaluation, Sweep
 
@@ -54,7 +54,7 @@ def measure(job: dict[str, Any], run: str | None, step: int) -> dict[str, Any]:
     config, how = RunConfig.model_validate(job["base"]), Evaluation.model_validate(job["evaluation"])
     scorer = load_run_scorer(config, device())
 
-    def rows_at(model: UNet3DModel) -> list[Row]:
+    def rows_at(model: VideoModel) -> list[Row]:
         sampling, parts = config.sampling, split(job["prompts"], how.copies)
         name, prompt_set, steps = "base" if run is None else Path(run).name, Path(how.prompts).stem, how.steps
         return evaluate_model(

@@ -7,7 +7,7 @@ from typing import Any
 from rlvid.escape import markdown_text
 from rlvid.evaluate.results.summary import Comparison
 from rlvid.metric_names import metric_of
-from rlvid.models.folders import resolved_shape
+from rlvid.models.video_shape import resolved_shape
 from rlvid.stats import MIN_PROMPTS
 from tuning.description import Sweep
 from tuning.journal import INVALID
@@ -116,7 +116,7 @@ def _could_go_on(sweep: Sweep, dimension: Dimension, settings: dict[str, Any]) -
         return False
     try:
         run = sweep.run(settings | {dimension.key: beyond}, "beyond", sweep.rungs[-1])
-        frames, _ = resolved_shape(run.model.path, run.model.frames, run.model.size)
+        frames = resolved_shape(run.model).frames
     except ValueError:
         return False
     return beyond not in dimension.values and run.reward.segments <= frames

@@ -109,7 +109,7 @@ def show(found: dict[str, Any], config: RunConfig, console: Console) -> None:
         f"frames decoded a video: {found['calls']['frames decoded']:g}; "
         f"denoiser evaluations: {found['calls']['denoiser evaluations']:g}"
     )
-    if config.method.name != "instructvideo":
+    if config.method.name != "instructvideo" or config.method.tau is None:
         return
     steps = kept_steps(config.sampling.steps, config.method.tau)
     branches = 1 if config.sampling.guidance == 1.0 else 2

@@ -184,7 +184,7 @@ def with_batch(config: RunConfig, number: int, recompute: bool) -> RunConfig:
 
 def draw_clips(model: UNet3DModel, number: int) -> dict[str, Any]:
     """Clips of noise with prompts, and what was encoded of them, as ``Bench`` takes them."""
-    frames_BFCHW = torch.rand(number, model.frames, 3, model.size, model.size)
+    frames_BFCHW = torch.rand(number, model.frames, 3, model.height, model.width)
     prompts = [f"clip {index}: a dog runs over the grass" for index in range(number)]
     posterior = model.encode_frames(frames_BFCHW)
     kept = Posterior(posterior.mean.cpu(), posterior.std.cpu())
@@ -196,7 +196,7 @@ def prepare(options: argparse.Namespace) -> Bench:
     """Builds the networks, and encodes the clips, as is done once before a training."""
     torch.manual_seed(0)
     device = torch.device(options.device)
-    shape = {"frames": options.frames, "size": options.size}
+    shape = {"frames": options.frames, "height": options.size, "width": options.size}
     config = config_of(options)
     parts, reward = build(options.preset, options.precision, device)
     model, released = UNet3DModel(**parts, **shape), ReleasedModel(**parts, **shape, decode_chunk=1)

@@ -35,8 +35,6 @@ from rlvid.reward.clip import ClipReward
 class ReleasedModel(UNet3DModel):
     """The model as released code drives it; ``decode_chunk=1`` makes it encode and decode frame by frame."""
 
-    negative_1LD: Tensor
-
     def encode_text(self, prompts: list[str]) -> Tensor:
         """Returns embeddings of prompts; the negative prompt's are made anew, too."""
         self.negative_1LD = self.encode_prompts([""])
@@ -57,7 +55,7 @@ class ReleasedModel(UNet3DModel):
             whole = partial(self.predict, point=point, text_BLD=text_BLD, guidance=guidance)
             return checkpoint(whole, latents_BCFhw, use_reentrant=False)
         cond = self.path.predicted(super().predict(latents_BCFhw, point, text_BLD, 1.0))
-        negative_BLD = self.negative_1LD.expand(len(text_BLD), -1, -1)
+        negative_BLD = self.negative(text_BLD)
         uncond = self.path.predicted(super().predict(latents_BCFhw, point, negative_BLD, 1.0))
         output = uncond + guidance * (cond - uncond)
         latents_BCFhw = latents_BCFhw.to(output.dtype)

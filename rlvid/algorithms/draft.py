@@ -1,7 +1,8 @@
 """DRaFT (Clark et al., ICLR 2024): the reward's gradient through the last steps of the whole chain.
 
 ``Draft`` is DRaFT-K: from pure noise, all but the last K steps without a graph. ``DraftLV`` adds fresh noise to the
-finished sample n times, at the level of the last step, and averages the gradient of the n one-step predictions.
+finished sample n times, at the level of the last step or of ``method.start``, and averages the gradient of the n
+one-step predictions.
 """
 
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from torch import Tensor
 from rlvid.algorithms.base import Batch, Update
 from rlvid.algorithms.reward_gradient import RewardGradient
 from rlvid.config.methods import DraftConfig, DraftLVConfig
+from rlvid.diffusion.schedule import learning_points
 
 
 class Draft(RewardGradient):
@@ -26,7 +28,7 @@ class Draft(RewardGradient):
 
 
 class DraftLV(RewardGradient):
-    """DRaFT-LV: x_1 = alpha_1 x0 + sigma_1 z for n noises z, x0 held fixed; level 1 is the last step's."""
+    """DRaFT-LV: x_1 = alpha_1 x0 + sigma_1 z for n noises z, x0 held fixed; level 1 is the last step's or ``start``."""
 
     method: DraftLVConfig
 
@@ -51,6 +53,7 @@ class DraftLV(RewardGradient):
         return self.chain(batch, self.context.normal("start", batch), grid, 0)
 
     def once_more(self, batch: Batch, clean_BCFhw: Tensor, repeat: int) -> Tensor:
-        """Returns the finished samples, noised to the last step's level and brought back by one step with gradient."""
-        last, noise = self.context.grid[-1:], self.context.normal("low-variance", batch, repeat)
-        return self.chain(batch, self.context.model.add_noise(clean_BCFhw, noise, last[0]), last, 1)
+        """Returns the finished samples, noised to the level and brought back by one step with gradient."""
+        model, noise = self.context.model, self.context.normal("low-variance", batch, repeat)
+        level = learning_points(self.method, model.path, self.context.grid)
+        return self.chain(batch, model.add_noise(clean_BCFhw, noise, level[0]), level, 1)

@@ -3,7 +3,7 @@
 =============  ==========================  ==================================================
 code           paper                       meaning
 =============  ==========================  ==================================================
-``tau``        tau                         noise level at which editing starts
+``tau``        tau                         where editing starts; or ``start``, a level
 ``weights``    exp(-lambda |i - F / 2|)/S  TAR's coefficient of a scored frame, equation 9
 ``loss``       1 - reward                  what is minimised, equation 10
 ``error_B``    |eps - eps_theta|^2         or of v, on the source clips, with ``method.denoising``; not of the paper
@@ -21,17 +21,17 @@ from rlvid.algorithms.denoising import noise_error
 from rlvid.algorithms.reward_gradient import Penalty, RewardGradient
 from rlvid.config.methods import InstructVideoConfig
 from rlvid.diffusion.chain import offset_noise
-from rlvid.diffusion.schedule import partial
+from rlvid.diffusion.schedule import editing_chain
 
 
 class InstructVideo(RewardGradient):
-    """Corrupts a clip to noise level tau, denoises it, and back-propagates the reward through the last K steps."""
+    """Corrupts a clip to a noise level, denoises it, and back-propagates the reward through the last K steps."""
 
     method: InstructVideoConfig
 
     def sample(self, batch: Batch) -> Tensor:
         """Returns the edited clips."""
-        grid = partial(self.context.grid, self.method.tau)
+        grid = editing_chain(self.method, self.context.model.path, self.context.grid)
         assert batch.latents_BCFhw is not None, "the config lets no run without clips come here"
         noisy = self.context.model.add_noise(batch.latents_BCFhw, self.noise(batch), grid[0])
         return self.chain(batch, noisy, grid, self.method.gradient_steps)

@@ -13,9 +13,13 @@ from torch import Tensor
 
 from rlvid.algorithms.base import Algorithm, Batch, Context, Update, totals
 from rlvid.algorithms.denoising import base_distance
-from rlvid.algorithms.scoring import score
+from rlvid.algorithms.scoring import plan, score_frames
 from rlvid.config import methods as settings
+from rlvid.config.model import LOSS_SCALE
 from rlvid.diffusion.chain import Step, denoise
+
+SHARE_EVERY = 25
+"""Training steps from one measurement of the gradient that a decoder's window keeps to the next."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +65,19 @@ class RewardGradient(Algorithm):
         ``repeat`` counts the samples of a video within a batch.
         """
         penalties = list(self.penalties(batch, latents_BCFhw, repeat))  # first: the reward's activations come after
-        scored = score(self.context, batch, latents_BCFhw)
+        context = self.context
+        chosen = plan(context, batch)
+        with context.stopwatch.stage("decode"):
+            recompute = context.config.train.checkpoint_activations
+            decoded = context.model.decode(latents_BCFhw, chosen.frames_BS, recompute=recompute)
+        scored = score_frames(context, batch, latents_BCFhw, chosen, decoded.frames)
         loss = torch.where(scored.valid_B, 1 - scored.reward_B, 0.0).mean()
+        with context.stopwatch.stage("decode"):
+            scale = LOSS_SCALE[context.config.model.precision]
+            loss, share_N = decoded.pull_back(loss, scale=scale, measure=batch.step % SHARE_EVERY == 0)
         metrics = scored.metrics
+        if share_N is not None:
+            metrics |= totals(**{"decode/gradient_share": share_N})
         for penalty in penalties:
             metrics |= totals(**{penalty.name: penalty.values})
             loss = loss + penalty.loss

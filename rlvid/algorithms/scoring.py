@@ -69,6 +69,13 @@ def score(context: Context, batch: Batch, latents_BCFhw: Tensor) -> BatchRewards
     with context.stopwatch.stage("decode"):
         recompute = context.config.train.checkpoint_activations
         frames_BSCHW = context.model.decode_frames(latents_BCFhw, chosen.frames_BS, recompute=recompute)
+    return score_frames(context, batch, latents_BCFhw, chosen, frames_BSCHW)
+
+
+def score_frames(
+    context: Context, batch: Batch, latents_BCFhw: Tensor, chosen: FramePlan, frames_BSCHW: Tensor
+) -> BatchRewards:
+    """Rewards the planned frames, decoded from clean latents."""
     with context.stopwatch.stage("reward"):
         scores_BS, valid_B = _scores(context.reward, frames_BSCHW, batch, context.observer)
         reward_B = chosen.reward(scores_BS)

@@ -175,8 +175,11 @@ class RunConfig(Section):
                 del kept[section][key]  # runs of versions without it go on
         if self.sampling.kernel == "ddim":
             del kept["sampling"]["kernel"]
-        if self.model.lora.levels is None:
-            del kept["model"]["lora"]["levels"]
+        for key in ("levels", "alpha"):
+            if getattr(self.model.lora, key) is None:
+                del kept["model"]["lora"][key]
+        if not self.sampling.negative_prompt:
+            del kept["sampling"]["negative_prompt"]
         if self.reward.pessimism == 0:
             del kept["reward"]["pessimism"]
         for key in self.method.added:
@@ -191,7 +194,10 @@ class RunConfig(Section):
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
-_LATER_KEYS = (("data", "weights"), ("train", "rollout_batch"), ("reward", "remote"), ("reward", "ceiling"))
+_LATER_KEYS = (
+    ("data", "weights"), ("train", "rollout_batch"), ("reward", "remote"), ("reward", "ceiling"), ("model", "height"),
+    ("model", "width"), ("model", "shift"), ("model", "decode_window"),
+)  # fmt: skip
 
 _FREE_TRAIN_KEYS = {"steps", "max_seconds", "max_failures", "cpus_per_worker", "use_gpu", "resume"}
 

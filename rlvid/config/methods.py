@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from rlvid.config.section import Section, Share
 
@@ -10,6 +10,10 @@ from rlvid.config.section import Section, Share
 def kept_steps(steps: int, tau: float) -> int:
     """int(tau * D), the steps that run when editing starts at noise level tau; 0.55 x 20 makes 11."""
     return int(round(tau * steps, 6))
+
+
+def _shown(value: float | None) -> str:
+    return "null" if value is None else f"{value:g}"
 
 
 class Method(Section):
@@ -78,10 +82,22 @@ class InstructVideoConfig(RewardGradient):
     """InstructVideo (CVPR 2024): reward fine-tuning as editing."""
 
     needs_clips: ClassVar[bool] = True
-    added: ClassVar[frozenset[str]] = RewardGradient.added | {"denoising"}
+    added: ClassVar[frozenset[str]] = RewardGradient.added | {"denoising", "start"}
 
     name: Literal["instructvideo"] = "instructvideo"
-    tau: float = Field(0.6, gt=0, le=1, description="noise level at which editing starts, as a fraction of the chain")
+    tau: float | None = Field(
+        0.6,
+        gt=0,
+        le=1,
+        description="where editing starts, as a fraction of the chain; null with method.start",
+    )
+    start: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="the noise level at which editing starts, instead of tau: sigma / (alpha + sigma), which is sigma "
+        "on a flow, whatever its shift and its steps. 0.66 is the start of the paper's chain",
+    )
     gradient_steps: int = Field(1, ge=1, description="K, last steps of the chain that carry gradient")
     offset_noise: float = Field(0.1, ge=0, description="strength of the noise that is constant over a frame's pixels")
     denoising: float = Field(
@@ -90,13 +106,30 @@ class InstructVideoConfig(RewardGradient):
         description="weight of the pre-training loss on the source clips, at a random noise level each; 0 is without",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _a_level_replaces_the_fraction(cls, data: Any) -> Any:
+        replaced = isinstance(data, dict) and data.get("start") is not None
+        return {"tau": None} | data if replaced else data
+
+    @model_validator(mode="after")
+    def _starts_once(self) -> "InstructVideoConfig":
+        if (self.tau is None) == (self.start is None):
+            raise ValueError(
+                f"tau = {_shown(self.tau)} and start = {_shown(self.start)} both say where editing starts; set one of "
+                "the two, and leave the other out or null, such as method.start=0.66 method.tau=null"
+            )
+        return self
+
     def learning_steps(self, steps: int) -> range:
         """See ``Method.learning_steps``."""
         return range(steps - self.gradient_steps, steps)
 
     def check(self, steps: int, eta: float, batch_size: int, group_size: int) -> None:
-        """See ``Method.check``."""
+        """See ``Method.check``; the chain of ``start`` is the noise path's, see ``rlvid.diffusion.schedule``."""
         super().check(steps, eta, batch_size, group_size)
+        if self.tau is None:
+            return
         start = kept_steps(steps, self.tau)
         if start < 1:
             raise ValueError(
@@ -132,8 +165,17 @@ class DraftConfig(RewardGradient):
 class DraftLVConfig(RewardGradient):
     """DRaFT-LV (Clark et al., ICLR 2024): K = 1, averaged over fresh noises at the last step for less variance."""
 
+    added: ClassVar[frozenset[str]] = RewardGradient.added | {"start"}
+
     name: Literal["draft-lv"] = "draft-lv"
     repeats: int = Field(2, ge=1, description="n, noises at the last step for each video")
+    start: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="the noise level that they bring a sample to: sigma / (alpha + sigma), which is sigma on a flow; "
+        "null: the last step's",
+    )
 
     def learning_steps(self, steps: int) -> range:
         """See ``Method.learning_steps``."""

@@ -7,16 +7,25 @@ from pydantic import Field, field_validator, model_validator
 from rlvid.config.reward import Precision
 from rlvid.config.section import Section, Share
 
+LOSS_SCALE: dict[str, float] = {"float32": 1.0, "bfloat16": 1.0, "float16": 2.0**14}
+"""The factor of losses before a backward pass, by ``model.precision``; the results are divided by it afterwards.
+
+Under frozen float16 weights, gradients below 6e-8 would vanish on their way; powers of two round nothing.
+"""
+
 
 class LoraConfig(Section):
     """The low-rank adapter that learns."""
 
-    rank: int = Field(4, ge=1, le=1024, description="rank r of the adapter; its scale alpha / r is 1")
+    rank: int = Field(4, ge=1, le=1024, description="rank r of the adapter")
+    alpha: float | None = Field(
+        None, gt=0, description="the adapter's share is multiplied by alpha / r; null: alpha = r, a factor of 1"
+    )
     targets: list[str] = Field(
         ["to_q", "to_k", "to_v", "to_out.0"],
         min_length=1,
         description="which linear layers get an adapter: ends of their names, or the sets 'attention' (those four), "
-        "'attention+ff' (and the feed-forward layers) and 'temporal' (attention between frames alone)",
+        "'attention+ff' (and the feed-forward layers) and 'temporal' (attention between frames alone, of 3D U-Nets)",
     )
 
     levels: tuple[Share, Share] | None = Field(
@@ -24,6 +33,11 @@ class LoraConfig(Section):
         description="noise levels at which the adapter acts, [low, high): 0 is clean, 1 is noise, and a level is "
         "timestep / 1000. Elsewhere the denoiser is the base model. null: at all levels",
     )
+
+    @property
+    def scale(self) -> float:
+        """The factor alpha / r of the adapter's share."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
 
     @field_validator("levels")
     @classmethod
@@ -43,24 +57,57 @@ class ModelConfig(Section):
 
     path: str = Field(
         "builtin",
-        description="'builtin', a folder in diffusers' layout (unet, vae, text_encoder, ...), a hub id that is in the "
-        "Hugging Face cache, or 'random': ModelScopeT2V's structure with random weights, for dry runs",
+        description="'builtin', a folder in diffusers' layout (unet or transformer, vae, text_encoder, ...), a hub id "
+        "that is in the Hugging Face cache, or random weights for dry runs: 'random' is ModelScopeT2V's structure, "
+        "and 'random-wan-1.3b' Wan2.1's",
     )
     frames: int | None = Field(
-        None, ge=2, description="frames F of a video; default: 8 for the built-in model, else 16"
+        None,
+        ge=2,
+        description="frames F of a video, 4 n + 1 of them for Wan; default: 8 for the built-in model, 81 or 121 for "
+        "Wan, else 16",
     )
     size: int | None = Field(None, ge=8, description="height and width in pixels; default: the model's own")
+    height: int | None = Field(None, ge=8, description="height in pixels, instead of size; default: the model's own")
+    width: int | None = Field(None, ge=8, description="width in pixels, instead of size; default: the model's own")
+    shift: float | None = Field(
+        None,
+        gt=0,
+        description="shift of a flow model's noise levels in sampling and training: above 1 towards noise; default: "
+        "the model's own",
+    )
     precision: Precision = Field(
         "float32", description="precision of frozen weights and computation; trained weights are always float32"
     )
     decode_chunk: int = Field(
         64, ge=1, description="largest number of frames in the autoencoder at once; fewer need less memory"
     )
+    decode_window: int | None = Field(
+        None,
+        ge=1,
+        description="chunks of a causal autoencoder (Wan) that the gradient of a scored frame flows through at least: "
+        "fewer take less time and memory and leave out a part of it; TensorBoard shows the rest as "
+        "decode/gradient_share. null: all, the exact gradient",
+    )
     finetune: Literal["lora", "full"] = Field("lora", description="trained part: an adapter, or the whole denoiser")
     lora: LoraConfig = Field(LoraConfig(), description="the adapter (finetune: lora)")
 
     @model_validator(mode="after")
-    def _levels_are_of_an_adapter(self) -> "ModelConfig":
+    def _sides_are_set_once(self) -> "ModelConfig":
+        for name in ("height", "width"):
+            if self.size is not None and (side := getattr(self, name)) is not None:
+                raise ValueError(
+                    f"size = {self.size} sets both sides, and {name} = {side} one of them; leave one of the two out"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _adapter_is_there(self) -> "ModelConfig":
+        if self.finetune == "full" and self.lora.alpha is not None:
+            raise ValueError(
+                f"lora.alpha = {self.lora.alpha:g}: finetune = 'full' trains no adapter; leave lora.alpha out, or set "
+                "finetune=lora"
+            )
         if self.finetune == "full" and self.lora.levels is not None:
             raise ValueError(
                 f"lora.levels = {list(self.lora.levels)}: finetune = 'full' trains no adapter; leave lora.levels "
@@ -74,6 +121,7 @@ class SamplingConfig(Section):
 
     steps: int = Field(20, ge=1, le=500, description="D, steps of the whole chain")
     guidance: float = Field(3.0, ge=0, description="classifier-free guidance g; 1 is without guidance, in one branch")
+    negative_prompt: str = Field("", description="prompt of the unconditional branch of guidance")
     eta: float | None = Field(
         None,
         ge=0,

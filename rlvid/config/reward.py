@@ -18,6 +18,8 @@ SingleReward = Literal[
     BuiltinReward, "oracle", "hpsv2", "hpsv2.1", "pickscore", "clip", "aesthetic", "imagereward", "fitted",
     "brightness", "compression", "custom",
 ]  # fmt: skip
+PartReward = Literal["motion"]
+"""Rewards that are a part of a mixture and nothing alone."""
 Preset = Literal["hpsv2", "instructvideo", "videox_fun", "imagereward", "clip", "pickscore"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -118,6 +120,15 @@ class NamedReward(Section):
 class RewardPart(NamedReward):
     """A part of a mixture of rewards, which is trained on."""
 
+    name: Literal[SingleReward, HeldOutReward, PartReward] = Field(  # type: ignore[assignment]  # one name more
+        description="as reward.name; or 'motion', which holds the motion of the base model's videos"
+    )
+    floor: float | None = Field(
+        None,
+        gt=0,
+        description="of name=motion alone: motion of the base model's videos, as an evaluation measures it; below it "
+        "the score falls from 0 to -1, that of a frozen video",
+    )
     weight: float = Field(1.0, description="factor of its scores; a negative one penalises high scores")
     centre: float = Field(
         0.0, description="score that counts as 0, before the weight: of use with reward.pessimism and reward.ceiling"
@@ -126,9 +137,9 @@ class RewardPart(NamedReward):
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leaves ``centre`` out where it is 0: what is hashed over the settings stays as in versions without it."""
+        """Leaves out what is at its default: what is hashed over the settings stays as in versions without it."""
         data: dict[str, Any] = handler(self)
-        return data if self.centre else {key: value for key, value in data.items() if key != "centre"}
+        return {key: value for key, value in data.items() if value or key not in ("centre", "floor")}
 
     @field_validator("name")
     @classmethod
@@ -136,6 +147,17 @@ class RewardPart(NamedReward):
         if value in get_args(HeldOutReward):
             raise ValueError(f"{value!r} is a reward to judge with; allowed: {', '.join(get_args(SingleReward))}")
         return value
+
+    @model_validator(mode="after")
+    def _floor_fits(self) -> "RewardPart":
+        if self.name == "motion" and self.floor is None:
+            raise ValueError(
+                "floor is not set, and name = 'motion' needs it: the base model's motion, which rlvid evaluate prints, "
+                "such as floor=0.03"
+            )
+        if self.name != "motion" and self.floor is not None:
+            raise ValueError(f"floor = {self.floor:g} is for name = 'motion', not for {self.name!r}; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _preprocess_fits(self) -> "RewardPart":

@@ -10,7 +10,7 @@ file                   content
 =====================  ===========================================================================================
 
 ``mean``, ``std`` (the posterior, scaled like latents) and ``text`` are little-endian float32 in C order, of the shapes
-in ``latent_shape`` (C, F, h, w) and ``text_shape`` (L, D):
+in ``latent_shape`` (C, F, h, w) and ``text_shape`` (L, D), without rows of zeros at its end:
 
     numpy.frombuffer(row["mean"], "<f4").reshape(row["latent_shape"])
 

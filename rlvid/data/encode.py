@@ -23,13 +23,14 @@ from rlvid.cluster.connect import start_ray
 from rlvid.cluster.nodes import ask_nodes, nodes_possible, workers_that_fit
 from rlvid.config.model import ModelConfig
 from rlvid.data.clips import digest
-from rlvid.data.encoders import MODEL_FPS, ClipEncoder, Item, Reader, read_item
+from rlvid.data.encoders import ClipEncoder, Item, Reader, read_item
 from rlvid.data.find import Skipped, find_clips, hash_contents, read_contents
 from rlvid.data.row_files import make_part
 from rlvid.data.writing import ClipWriter, is_reusable, read_report, unfinished
 from rlvid.interrupt import kept
-from rlvid.models.folders import model_folder, movable, resolved_shape
+from rlvid.models.folders import model_folder, movable
 from rlvid.models.text_limit import model_text_limit, notices
+from rlvid.models.video_shape import resolved_shape
 
 log = logging.getLogger(__name__)
 
@@ -99,9 +100,10 @@ def encode_folder(
 
 
 def exact_model(model: ModelConfig) -> ModelConfig:
-    """Returns the settings of a model for another process: with an absolute path, its length and its size."""
-    frames, size = resolved_shape(model.path, model.frames, model.size)
-    return model.model_copy(update={"frames": frames, "size": size, "path": movable(model.path)})
+    """Returns the settings of a model for another process: with an absolute path, its length, height and width."""
+    shape = resolved_shape(model)
+    sides: dict[str, Any] = {"size": None, "height": shape.height, "width": shape.width}
+    return model.model_copy(update={"frames": shape.frames, "path": movable(model.path), **sides})
 
 
 def model_fingerprint(model: ModelConfig) -> str:
@@ -236,10 +238,10 @@ def _kept(writer: ClipWriter, clips: int) -> str:
 
 def _made_with(model: ModelConfig) -> dict[str, Any]:
     """Returns all properties of the model on which encoded clips depend."""
-    frames, size = resolved_shape(model.path, model.frames, model.size)
-    shape = {"frames": frames, "size": size, "fps": MODEL_FPS}
+    shape = resolved_shape(model)
     weights = hash_weights(model.path, ("vae", "text_encoder", "tokenizer"))
-    return {"weights": weights, "precision": model.precision, **shape}
+    made = {"weights": weights, "precision": model.precision, "frames": shape.frames}
+    return made | shape.sides | {"fps": shape.fps}
 
 
 def hash_weights(path: str, parts: tuple[str, ...]) -> str:

@@ -20,8 +20,7 @@ from rlvid.data.clips import ROWS
 from rlvid.data.row_files import keep_rows
 from rlvid.data.videos import VideoError, read_video
 from rlvid.models.base import Posterior, VideoModel
-
-MODEL_FPS = 8  # of every model that `load_model` gives; the actors assert it
+from rlvid.models.text_rows import cut_rows
 
 Item = dict[str, Any]  # index, source (the path of a video, or a name), caption
 Reader = Callable[[Item, VideoModel], tuple[str, Tensor | Posterior]]  # caption, and pixels or latents
@@ -29,7 +28,8 @@ Reader = Callable[[Item, VideoModel], tuple[str, Tensor | Posterior]]  # caption
 
 def read_item(item: Item, model: VideoModel) -> tuple[str, Tensor]:
     """Returns caption and frames_FCHW of a video file, as the model needs them."""
-    return item["caption"], read_video(item["source"], frames=model.frames, size=model.size, fps=model.fps)
+    sides = (model.height, model.width)
+    return item["caption"], read_video(item["source"], frames=model.frames, size=sides, fps=model.fps)
 
 
 def encode_items(model: VideoModel, items: list[Item], read: Reader = read_item, threads: int = 1) -> pa.Table:
@@ -63,6 +63,7 @@ def encode_items(model: VideoModel, items: list[Item], read: Reader = read_item,
         caption, seen = clip
         posterior = seen if isinstance(seen, Posterior) else model.encode_frames(seen[None])
         text_LD = model.encode_prompts([caption])[0]
+        text_LD = text_LD if model.text_length is None else cut_rows(text_LD)
         rows.append(
             row
             | {"caption": caption, "latent_shape": list(posterior.mean[0].shape), "text_shape": list(text_LD.shape)}
@@ -92,17 +93,15 @@ class ClipEncoder:
         denoiser: bool = False,
         work: Path | None = None,
     ) -> None:
-        from rlvid.models.unet3d import load_model  # in the actors alone: it takes seconds
+        from rlvid.models.load import load_video_model  # in the actors alone: it takes seconds
 
         self._read, self._work, self._by = read, work, f"-{uuid4().hex[:8]}"
         threads = max(1, min(8, (os.cpu_count() or 1) // workers))
         torch.set_num_threads(threads)  # Ray says 1 to actors that reserve less than a core
         self._readers = 1 if denoiser else threads
-        shape: dict[str, Any] = {"frames": config.frames, "size": config.size, "decode_chunk": config.decode_chunk}
-        self._model = load_model(config.path, **shape, precision=config.precision, device=device)
+        self._model = load_video_model(config, denoiser=denoiser, device=device)
         if not denoiser:
             self._model.denoiser = torch.nn.Identity()
-        assert self._model.fps == MODEL_FPS, f"the model runs at {self._model.fps} frames a second"
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Encodes a batch of items; returns rows of schema ``ROWS``, or what ``keep_rows`` returns."""

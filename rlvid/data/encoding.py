@@ -10,7 +10,7 @@ class Encoding:
     """The settings of encoding on the way.
 
     Attributes:
-        model: encodes, with an absolute path, its length and size.
+        model: encodes, with an absolute path, its length, height and width.
         encoders: number of actors.
         gpus: part of a GPU that each takes; 0 encodes on the CPU.
         processes: encoders and workers, which share the cores of a machine.

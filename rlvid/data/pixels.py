@@ -53,8 +53,8 @@ def problem(frame: av.VideoFrame, codec_tag: str) -> str | None:
     return None
 
 
-def shown(frame: av.VideoFrame, size: int, aspect: float) -> Tensor:
-    """(C, size, size) float32 in [0, 1] of one frame; ``aspect`` is the width over the height of a stored pixel."""
+def shown(frame: av.VideoFrame, size: tuple[int, int], aspect: float) -> Tensor:
+    """(C, H, W) float32 in [0, 1] of one frame, ``size`` being (H, W); ``aspect``: a stored pixel's width / height."""
     transposed, upside_down, mirrored = _orientation(frame) or (False, False, False)
     pixels_HWC = _rgb(frame)
     if transposed:
@@ -107,16 +107,16 @@ def _to_xyz(primaries: tuple[tuple[float, float], ...]) -> np.ndarray:
     return columns * np.linalg.solve(columns, white)
 
 
-def _fit(pixels_CHW: Tensor, size: int, aspect: float) -> Tensor:
-    """Scales the shorter side to ``size`` and cuts out the middle; ``aspect`` is a pixel's width over its height."""
+def _fit(pixels_CHW: Tensor, size: tuple[int, int], aspect: float) -> Tensor:
+    """Scales a frame to cover ``size`` and cuts out the middle; ``aspect`` is a pixel's width over its height."""
     most = int(_MAX_ASPECT * max(1, min(pixels_CHW.shape[1], pixels_CHW.shape[2] * aspect)))
     pixels_CHW = _middle(pixels_CHW, most, max(1, int(most / aspect)))
     height, width = pixels_CHW.shape[1], pixels_CHW.shape[2] * aspect
-    scale = size / min(height, width)
-    shape = (max(size, round(height * scale)), max(size, round(width * scale)))
+    scale = max(size[0] / height, size[1] / width)
+    shape = (max(size[0], round(height * scale)), max(size[1], round(width * scale)))
     if shape != tuple(pixels_CHW.shape[1:]):
         pixels_CHW = F.interpolate(pixels_CHW[None], shape, mode="bilinear", antialias=True, align_corners=False)[0]
-    return _middle(pixels_CHW, size, size).clamp(0, 1)
+    return _middle(pixels_CHW, *size).clamp(0, 1)
 
 
 def _middle(pixels_CHW: Tensor, height: int, width: int) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rlvid.models.base import Posterior
+from rlvid.models.text_rows import pad_rows
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,18 @@ class Share:
 
 
 def tensors(clips: pa.Table) -> tuple[list[str], Tensor, Posterior]:
-    """Returns captions, text_BLD and the posterior of encoded clips; float32 on the CPU."""
-    text, mean, std = (
-        torch.stack([_tensor(data, shape) for data, shape in zip(clips[name], clips[of_shape], strict=True)])
-        for name, of_shape in (("text", "text_shape"), ("mean", "latent_shape"), ("std", "latent_shape"))
-    )
-    return clips["caption"].to_pylist(), text, Posterior(mean, std)
+    """Returns captions, text_BLD and the posterior of encoded clips; float32 on the CPU.
+
+    Embeddings of different lengths are padded with zeros to the longest of them.
+    """
+    mean, std = (torch.stack(column(clips, name, "latent_shape")) for name in ("mean", "std"))
+    rows = column(clips, "text", "text_shape")
+    return clips["caption"].to_pylist(), pad_rows(rows, max(map(len, rows))), Posterior(mean, std)
+
+
+def column(clips: pa.Table, name: str, shape: str) -> list[Tensor]:
+    """Returns the tensors of a column, of the shapes in another; float32 on the CPU."""
+    return [_tensor(data, of) for data, of in zip(clips[name], clips[shape], strict=True)]
 
 
 def _tensor(data: pa.BinaryScalar, shape: pa.ListScalar) -> Tensor:

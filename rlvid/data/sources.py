@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from rlvid import randomness
 from rlvid.config import RunConfig
@@ -29,24 +30,32 @@ from rlvid.data.video_set import is_videos, listed_videos
 from rlvid.data.videos import VideoError
 from rlvid.diffusion.chain import denoise
 from rlvid.models.base import Posterior, VideoModel
+from rlvid.models.folders import family
 from rlvid.storage import Mirror, is_uri, place_of
 from rlvid.terminal import short
 from rlvid.world.captions import PROMPT_SETS, write_captions
 from rlvid.world.render import RENDERER, degrade, render, sample_clips, sample_degradation
 
 
-def rendered_clip(seed: int, index: int, frames: int, size: int) -> tuple[str, Tensor]:
-    """Returns caption and frames_FCHW of a built-in clip: an in-domain subject, every second clip degraded."""
+def rendered_clip(seed: int, index: int, frames: int, height: int, width: int | None = None) -> tuple[str, Tensor]:
+    """Returns caption and frames_FCHW of a built-in clip: an in-domain subject, every second clip degraded.
+
+    The renderer's clips are square; other shapes show them stretched.
+    """
     draw = randomness.generator(seed, "clip", index)
     clips = sample_clips(1, draw, PROMPT_SETS["in_domain"])
     (caption,) = write_captions(clips, draw)
     kind_B, strength_B = sample_degradation(1, draw, share=0.5)
-    return caption, degrade(render(clips, frames, size), kind_B, strength_B, draw)[0]
+    width = width or height
+    pixels_FCHW = degrade(render(clips, frames, max(height, width)), kind_B, strength_B, draw)[0]
+    if height == width:
+        return caption, pixels_FCHW
+    return caption, interpolate(pixels_FCHW, (height, width), mode="bilinear", antialias=True)
 
 
 def read_rendered(seed: int, item: Item, model: VideoModel) -> tuple[str, Tensor]:
     """Returns caption and frames_FCHW of a built-in clip, as the model needs them."""
-    return rendered_clip(seed, item["index"], model.frames, model.size)
+    return rendered_clip(seed, item["index"], model.frames, model.height, model.width)
 
 
 def encode_builtin(count: int, seed: int, model: ModelConfig, out: str | Path, **how: Any) -> EncodeReport:
@@ -72,6 +81,7 @@ class BaseSampler:
     def __call__(self, item: Item, model: VideoModel) -> tuple[str, Posterior]:
         """Returns caption and latents (1, C, F, h, w); raises ``VideoError`` where these are not finite."""
         index, caption = item["index"], item["caption"]
+        model.set_negative_prompt(self.sampling.negative_prompt)
         noise = randomness.normal(model.latent_shape, self.seed, "base-sample", [(index,)])
         latents = denoise(
             model,
@@ -97,8 +107,12 @@ def encode_samples(
 
 def samples_made_with(prompts: list[str], seed: int, sampling: SamplingConfig, model: ModelConfig) -> dict[str, Any]:
     """Returns all that samples depend on, besides the parts of the model that encode."""
-    chain = {"steps": sampling.steps, "guidance": sampling.guidance, "final": sampling.final_level}
-    denoiser = hash_weights(model.path, ("unet", "scheduler"))
+    chain: dict[str, Any] = {"steps": sampling.steps, "guidance": sampling.guidance, "final": sampling.final_level}
+    denoiser = hash_weights(model.path, (family(model.path).denoiser, "scheduler"))
+    if sampling.negative_prompt:
+        chain["negative_prompt"] = sampling.negative_prompt
+    if model.shift is not None:
+        chain["shift"] = model.shift
     return {"prompts": digest({"prompts": prompts}), "count": len(prompts), "seed": seed, "denoiser": denoiser, **chain}
 
 
@@ -148,6 +162,28 @@ def _place(config: RunConfig, source: str, console: Console) -> str:
         return listed_videos(source, config, console)
     else:
         return place_of(source)
+    return encoded_once(config, name, make, console)
+
+
+def encoded_once(
+    config: RunConfig,
+    name: str,
+    make: Callable[[Path], EncodeReport],
+    console: Console,
+    what: str = "clips encoded",
+) -> str:
+    """Encodes into a folder of the run's storage, unless it holds the same; returns the folder, or its URI.
+
+    Args:
+        config: the run's.
+        name: of the folder, under ``clips``.
+        make: encodes into a folder that may hold the result already.
+        console: prints how many there are, and where.
+        what: noun and verb of that line.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
     mirror = Mirror(config.output.storage, f"clips/{name}")
     out = mirror.folder
     with one_at_a_time(out):
@@ -157,7 +193,7 @@ def _place(config: RunConfig, source: str, console: Console) -> str:
         if report.encoded or not stored:
             push_folder(mirror)
     if report.encoded:
-        console.print(f"{report.clips} clips encoded in {short(out)}, {report.seconds:.0f} s", highlight=False)
+        console.print(f"{report.clips} {what} in {short(out)}, {report.seconds:.0f} s", highlight=False)
         for skipped in report.skipped:
             console.print(f"skipped {skipped}", highlight=False, markup=False)
     return mirror.place

@@ -11,13 +11,13 @@ from rlvid.config import RunConfig
 from rlvid.config.model import ModelConfig
 from rlvid.config.train import MADE
 from rlvid.data.clips import digest
-from rlvid.data.encode import exact_model, model_fingerprint
-from rlvid.data.encoders import MODEL_FPS
+from rlvid.data.encode import model_fingerprint
 from rlvid.data.find import ClipFile, find_clips, hash_contents, key_of, read_contents
 from rlvid.data.kept import kept_folder
 from rlvid.data.listing import write_listing
 from rlvid.data.tables import table_files
 from rlvid.data.videos import VideoError, read_video
+from rlvid.models.video_shape import resolved_shape
 from rlvid.storage import Mirror, is_uri
 
 LISTED = pa.schema([("index", pa.int64()), ("caption", pa.string()), ("source", pa.string()), ("key", pa.string())])
@@ -53,10 +53,10 @@ def check_videos(source: str, model: ModelConfig) -> None:
         ValueError: it has none, or none of the first can be read.
     """
     clips, skipped = find_clips(_absolute(source))
-    exact, faults = exact_model(model), list[str]()
+    shape, faults = resolved_shape(model), list[str]()
     for clip in clips[:: max(1, len(clips) // _TRIED)][:_TRIED]:
         try:
-            read_video(clip.path, frames=exact.frames or 0, size=exact.size or 0, fps=MODEL_FPS)
+            read_video(clip.path, frames=shape.frames, size=(shape.height, shape.width), fps=shape.fps)
         except VideoError as error:
             faults.append(str(error))
         else:

@@ -26,20 +26,20 @@ class VideoError(ValueError):
     """A file that cannot be read as a video; the message names the file and the reason."""
 
 
-def read_video(path: str | Path, *, frames: int, size: int, fps: float | None) -> Tensor:
+def read_video(path: str | Path, *, frames: int, size: int | tuple[int, int], fps: float | None) -> Tensor:
     """Reads frames from the middle of a video.
 
     Frames are chosen by their timestamps, so a variable frame rate is fine: F moments, 1 / fps apart, around the middle
     of the clip, and for each the frame on show. A slower clip repeats frames. A clip shorter than F / fps seconds is
     sampled evenly from end to end, as long as it has F frames. Pixels are those that a player shows: of the main video
     stream (not of a cover picture), turned and mirrored by the display matrix, stretched where they are not square, and
-    in the colours of BT.709. Transparent pixels are laid on black, the shorter side is scaled to ``size`` with
-    anti-aliasing, and the middle is cut out.
+    in the colours of BT.709. Transparent pixels are laid on black, the frame is scaled to cover ``size``
+    with anti-aliasing, and the middle is cut out.
 
     Args:
         path: mp4, mov, mkv, webm, avi or gif.
         frames: F.
-        size: height and width of the result in pixels.
+        size: height and width of the result in pixels, or one number for both.
         fps: frames a second of the result; None takes the moments evenly from end to end, and repeats frames of a clip
             that has fewer.
 
@@ -56,7 +56,9 @@ def read_video(path: str | Path, *, frames: int, size: int, fps: float | None) -
             raise VideoError(f"{path}: {'is empty' if path.is_file() else 'no such file'}")
         index = _main_stream(path)
         starts, end = _timestamps(path, index)
-        return _pick(path, index, _choose(starts, end, path, frames, fps), size)
+        return _pick(
+            path, index, _choose(starts, end, path, frames, fps), (size, size) if isinstance(size, int) else size
+        )
     except VideoError:
         raise
     except (FFmpegError, OSError, ValueError) as error:
@@ -136,7 +138,7 @@ def _choose(starts: np.ndarray, end: float, path: Path, frames: int, fps: float 
     return np.maximum(np.searchsorted(starts, moments + 1e-6, side="right") - 1, 0).tolist()
 
 
-def _pick(path: Path, index: int, chosen: list[int], size: int) -> Tensor:
+def _pick(path: Path, index: int, chosen: list[int], size: tuple[int, int]) -> Tensor:
     """Decodes again and keeps the chosen frames only: a long clip would not fit into memory."""
     kept: dict[int, Tensor] = {}
     with _open(path) as container:

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 
 from rlvid.config import RunConfig
-from rlvid.config.methods import kept_steps
+from rlvid.config.methods import DraftLVConfig, InstructVideoConfig, Method, kept_steps
 from rlvid.diffusion.step import KERNELS
+from rlvid.models.decoded import check_window
 from rlvid.models.noise_path import NoisePath
 
 
@@ -28,38 +29,78 @@ def from_level(path: NoisePath, grid: Sequence[float], share: float) -> list[flo
     On a flow the share is s. On ModelScopeT2V's path 0.658 is timestep 551.
 
     Raises:
-        ValueError: the share is not between 0 and 1.
+        ValueError: the share is not between 0 and 1, or below the last point of the grid.
     """
     if not 0 < share < 1:
-        raise ValueError(f"start = {share}; allowed: noise levels above 0 and below 1")
+        raise ValueError(f"method.start = {share}; allowed: noise levels above 0 and below 1")
     start = path.at_share(share)
+    if start < grid[-1]:
+        last = path.level(grid[-1], torch.empty(1, dtype=torch.float64))
+        raise ValueError(
+            f"method.start = {share} leaves no step of sampling.steps = {len(grid)}, of which the last begins at the "
+            f"noise level {float(last.sigma / (last.alpha + last.sigma)):.3g}; start there or above, or set more steps"
+        )
     return [start, *(point for point in grid if point < start)]
+
+
+def editing_chain(method: InstructVideoConfig, path: NoisePath, grid: Sequence[float]) -> Sequence[float]:
+    """Returns the points that InstructVideo's chain visits, of a whole chain's.
+
+    Raises:
+        ValueError: as ``partial`` and ``from_level``, or fewer points than steps with gradient.
+    """
+    if method.start is None:
+        assert method.tau is not None, "the config has one of the two"
+        return partial(grid, method.tau)
+    chain = from_level(path, grid, method.start)
+    if method.gradient_steps > len(chain):
+        raise ValueError(
+            f"method.gradient_steps = {method.gradient_steps} exceeds the {len(chain)} steps that run from "
+            f"method.start = {method.start:g}; allowed: 1 to {len(chain)}"
+        )
+    return chain
+
+
+def learning_points(method: Method, path: NoisePath, grid: Sequence[float]) -> Sequence[float]:
+    """Returns the points at which a method's denoiser may get gradient, of a whole chain's.
+
+    Raises:
+        ValueError: as ``editing_chain``.
+    """
+    if isinstance(method, InstructVideoConfig):
+        return editing_chain(method, path, grid)[-method.gradient_steps :]
+    if isinstance(method, DraftLVConfig) and method.start is not None:
+        return [path.at_share(method.start)]
+    return [grid[step] for step in method.learning_steps(len(grid))]
 
 
 def check_chain(config: RunConfig) -> None:
     """Checks that the model's noise path has the chain of the settings, and that an adapter acts where it learns.
 
     Raises:
-        ValueError: the path lacks ``sampling.final_level`` or ``sampling.kernel``, or the method learns at no level of
-            ``model.lora.levels``, so that the reward would teach the adapter nothing.
+        ValueError: the path lacks ``sampling.final_level``, ``sampling.kernel`` or ``method.start``, the method learns
+            at no level of ``model.lora.levels``, so that the reward would teach the adapter nothing, or the decoder has
+            no ``model.decode_window``.
     """
-    sampling, limits = config.sampling, config.model.lora.levels
-    if (sampling.final_level, sampling.kernel, limits) == ("exact", "ddim", None):
+    check_window(config.model)
+    sampling, method, limits = config.sampling, config.method, config.model.lora.levels
+    if (sampling.final_level, sampling.kernel, limits, getattr(method, "start", None)) == ("exact", "ddim", None, None):
         return
-    from rlvid.models.unet3d import path_outline  # seconds of imports, for such runs alone
+    from rlvid.models.load import path_outline  # seconds of imports, for such runs alone
 
-    path = path_outline(config.model.path)
-    point_D = torch.tensor(path.grid(sampling.steps))
+    path = path_outline(config.model)
+    grid = path.grid(sampling.steps)
+    point_D = torch.tensor(grid)
     path.final(sampling.final_level, point_D)
     now, then = (path.level(point_T, torch.empty(len(point_T))) for point_T in (point_D[:-1], point_D[1:]))
     KERNELS[sampling.kernel](now, then, config.eta)
+    learning_K = torch.tensor(learning_points(method, path, grid))
     if limits is None:
         return
-    level_D = (path.timestep(point_D, point_D.device).double() / path.train_steps).tolist()
-    levels = [level_D[step] for step in config.method.learning_steps(sampling.steps)]
+    levels = (path.timestep(learning_K, learning_K.device).double() / path.train_steps).tolist()
     if not any(limits[0] <= level < limits[1] for level in levels):
         raise ValueError(
-            f"model.lora.levels = {list(limits)}: method {config.method.name!r} learns at the noise levels "
+            f"model.lora.levels = {list(limits)}: method {method.name!r} learns at the noise levels "
             f"{levels[-1]:g} to {levels[0]:g} of the chain, and the adapter acts at none of them; choose a range that "
             f"holds one, such as [{levels[-1]:g}, 1]"
         )

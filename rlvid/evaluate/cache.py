@@ -101,11 +101,12 @@ def _video(frames: Sequence[bytes], where: str) -> Tensor:
     return torch.from_numpy(decode_frames(frames, where)).permute(0, 3, 1, 2).float() / 255
 
 
-def shape_of(path: Path) -> tuple[float, int, int] | None:
-    """fps, frames and size of the first video of a part that has frames; None where none has."""
+def shape_of(path: Path) -> tuple[float, int, int, int] | None:
+    """fps, frames, width and height of the first video of a part that has frames; None where none has."""
     for row in read_table(path.parent, path, ["fps", "frames"]):
         if row["frames"]:
-            return row["fps"], len(row["frames"]), _video(row["frames"][:1], f"{path}: a video").shape[-1]
+            height, width = _video(row["frames"][:1], f"{path}: a video").shape[-2:]
+            return row["fps"], len(row["frames"]), width, height
     return None
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from rlvid.config import RunConfig
+from rlvid.models.base import VideoModel
 from rlvid.models.lora import lora_scale
 from rlvid.models.trained import blend, load_trainable, load_trained
-from rlvid.models.unet3d import UNet3DModel
 from rlvid.runs.checkpoints import CheckpointRef
 from rlvid.runs.find import find_run
 
@@ -23,10 +23,10 @@ class TunedModel:
 
     config: RunConfig
     checkpoint: CheckpointRef
-    model: UNet3DModel
+    model: VideoModel
     base: dict[str, Tensor] | None = None
 
-    def use(self, scale: float) -> UNet3DModel:
+    def use(self, scale: float) -> VideoModel:
         """Returns the model at a scale of the learned change: 0 is the base, 1 the fine-tuned model."""
         if self.base is None:
             lora_scale(self.model.denoiser, scale)
@@ -50,7 +50,9 @@ def load_found(config: RunConfig, found: CheckpointRef) -> TunedModel:
     Raises:
         ValueError: what the checkpoint holds does not fit the model.
     """
-    model = load_trainable(config.model, config.seed, config.model.path, device())
+    model = load_trainable(
+        config.model, config.seed, config.model.path, device(), negative_prompt=config.sampling.negative_prompt
+    )
     base = None
     if config.model.finetune == "full":
         base = {name: tensor.cpu().clone() for name, tensor in model.denoiser.state_dict().items()}

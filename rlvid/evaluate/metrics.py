@@ -8,7 +8,7 @@ CLIPSIM             mean over f of c_f . t (Wu et al. 2021)
 ``all_pairs``       mean over f < g of c_f . c_g (TGVE)
 ``vbench``          mean over f > 0 of (max(0, c_f . c_{f-1}) + max(0, c_f . c_0)) / 2 (VBench's background and
                     subject consistency)
-motion              mean absolute difference of consecutive frames, in pixel values of [0, 1]
+motion              mean absolute difference of consecutive frames, in pixel values of [0, 1] (``rlvid.reward.motion``)
 flickering          1 - motion of frames of 8 bits (VBench's temporal flickering): 1 for a frozen clip
 diversity           mean of 1 - v_a . v_b over pairs of clips of a prompt; v is the normalised mean of c_f
 ==================  ======================================================================================
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rlvid.evaluate.clip import FrameTextModel
+from rlvid.reward.motion import motion
 
 Consistency = Literal["consecutive", "all_pairs", "vbench"]
 CONSISTENCIES = ("consecutive", "all_pairs", "vbench")
@@ -37,7 +38,8 @@ def consistency(image_BFD: Tensor, definition: Consistency = "consecutive") -> T
     Raises:
         ValueError: unknown definition, or fewer than two frames.
     """
-    _need_two(image_BFD.shape[1], "temporal consistency")
+    if image_BFD.shape[1] < 2:
+        raise ValueError(f"temporal consistency: a clip has {image_BFD.shape[1]} frame(s); needs 2 or more")
     previous_BF = (image_BFD[:, 1:] * image_BFD[:, :-1]).sum(2)
     if definition == "consecutive":
         return previous_BF.mean(1)
@@ -60,16 +62,6 @@ def clipsim(clip: FrameTextModel, frames_BFCHW: Tensor, prompts: list[str]) -> T
 def temporal_consistency(clip: FrameTextModel, frames_BFCHW: Tensor, definition: Consistency = "consecutive") -> Tensor:
     """Returns the temporal consistency of frames in [0, 1]: (B,), float32; see ``consistency``."""
     return consistency(clip.image_features(frames_BFCHW), definition)
-
-
-def motion(frames_BFCHW: Tensor) -> Tensor:
-    """Returns the mean absolute difference of consecutive frames: (B,), in pixel values of [0, 1].
-
-    Raises:
-        ValueError: fewer than two frames.
-    """
-    _need_two(frames_BFCHW.shape[1], "motion")
-    return frames_BFCHW.diff(dim=1).abs().flatten(1).mean(1)
 
 
 def flickering(frames_BFCHW: Tensor) -> Tensor:
@@ -96,8 +88,3 @@ def diversity(image_BFD: Tensor, prompts: list[str]) -> Tensor:
     fellow_BB = (prompt_B[:, None] == prompt_B[None, :]).fill_diagonal_(False)
     distance_BB = torch.where(fellow_BB, 1 - clip_BD @ clip_BD.T, 0.0)
     return distance_BB.sum(1) / fellow_BB.sum(1)
-
-
-def _need_two(frames: int, metric: str) -> None:
-    if frames < 2:
-        raise ValueError(f"{metric}: a clip has {frames} frame(s); needs 2 or more")

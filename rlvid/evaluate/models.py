@@ -12,12 +12,14 @@ from typing import Any, Literal
 
 from rlvid import __version__
 from rlvid.config import RunConfig
+from rlvid.config.model import ModelConfig
 from rlvid.credentials import refuse_credentials
 from rlvid.evaluate.load import TunedModel, load_found, scale_name
-from rlvid.models.folders import movable, resolved_shape
-from rlvid.models.stored import check_model
+from rlvid.models.base import VideoModel
+from rlvid.models.folders import movable
+from rlvid.models.load import check_model
 from rlvid.models.trained import check_trained, load_trained
-from rlvid.models.unet3d import UNet3DModel
+from rlvid.models.video_shape import VideoShape, resolved_shape
 from rlvid.runs.checkpoints import CheckpointRef, flaw
 from rlvid.runs.find import check_whole, choose, find_checkpoints_of, run_folder_of
 from rlvid.runs.guard_log import best_step, find_best
@@ -109,14 +111,23 @@ class EvaluatedModel:
         return self.config.model.path if self.kind == "base" else str(self.run)
 
     @cached_property
+    def shape(self) -> VideoShape:
+        """The shape of its videos."""
+        return resolved_shape(self.config.model)
+
+    @cached_property
     def made_of(self) -> dict[str, Any]:
         """All that its weights depend on, but for the name and the place of things."""
         spec = self.config.model
         made: dict[str, Any] = {"base": stamp(spec.path), "precision": spec.precision, "train": spec.finetune}
-        made["shape"] = resolved_shape(spec.path, spec.frames, spec.size)
+        made["shape"] = [self.shape.frames, *self.shape.sides.values()]
+        if negative := self.config.sampling.negative_prompt:
+            made["negative_prompt"] = negative
+        if spec.shift is not None:
+            made["shift"] = spec.shift
         if self.scale:
             made["tuned"] = (self.checkpoint.folder / "state.json").read_text(encoding="utf-8")
-            made["scale"] = self.scale
+            made["scale"] = self.scale * spec.lora.scale
         return made
 
     def describe(self) -> dict[str, Any]:
@@ -228,9 +239,7 @@ def _check(models: list[EvaluatedModel]) -> None:
 
 
 def _shape(model: EvaluatedModel) -> str:
-    spec = model.config.model
-    frames, size = resolved_shape(spec.path, spec.frames, spec.size)
-    return f"{spec.path!r} with {frames} frames of {size} x {size} pixels"
+    return f"{model.config.model.path!r} with {model.shape.frames} frames of {model.shape.pixels} pixels"
 
 
 def stamp(path: str) -> Any:
@@ -250,7 +259,7 @@ class Loader:
         self._tuned: TunedModel | None = None
         self._now: EvaluatedModel | None = None
 
-    def use(self, model: EvaluatedModel) -> UNet3DModel:
+    def use(self, model: EvaluatedModel) -> VideoModel:
         """Returns the model, in place of the one before.
 
         Raises:
@@ -258,7 +267,7 @@ class Loader:
         """
         if model != self._now:
             self._now = None  # until all of this has succeeded
-            if self._tuned is None or self._tuned.config.model != model.config.model:
+            if self._tuned is None or _base(self._tuned.config) != _base(model.config):
                 self._tuned = None  # before the next is loaded: there may be no room for two
                 self._tuned = load_found(model.config, model.checkpoint)
             elif self._tuned.checkpoint != model.checkpoint:
@@ -271,3 +280,7 @@ class Loader:
             self._now = model
         assert self._tuned is not None
         return self._tuned.model
+
+
+def _base(config: RunConfig) -> tuple[ModelConfig, str]:
+    return config.model, config.sampling.negative_prompt

@@ -12,6 +12,7 @@ from rlvid.evaluate.clip import FrameTextModel
 from rlvid.evaluate.results.rows import METRICS, Row
 from rlvid.evaluate.reward_calls import RewardCaller
 from rlvid.models.base import VideoModel
+from rlvid.reward.motion import motion
 from rlvid.reward.video import ImageReward
 from rlvid.world.grade import grade
 
@@ -97,7 +98,7 @@ class VideoScorer:
             "consistency": metrics.consistency(image_BFD),
             "consistency_all_pairs": metrics.consistency(image_BFD, "all_pairs"),
             "consistency_vbench": metrics.consistency(image_BFD, "vbench"),
-            "motion": metrics.motion(frames),
+            "motion": motion(frames),
             "flickering": metrics.flickering(frames),
             "diversity": metrics.diversity(image_BFD, finite_prompts),
         }

@@ -94,7 +94,7 @@ def named(name: str, path: str | None) -> str:
 
 
 def _term(part: RewardPart) -> str:
-    name = named(part.name, part.path)
+    name = named(part.name, part.path) + (f" (floor {part.floor:g})" if part.floor else "")
     return f"{part.weight:g} x ({name} - {part.centre:g})" if part.centre else f"{part.weight:g} x {name}"
 
 

@@ -26,10 +26,6 @@ from rlvid.evaluate.results.rows import METRICS, Row
 from rlvid.evaluate.score import BATCH, VideoBatch, split
 from rlvid.evaluate.scorers import Scorers
 from rlvid.files import write_atomic
-from rlvid.models.folders import resolved_shape
-
-FPS = 8
-"""Frames a second of all models, as ``rlvid.models.unet3d`` makes them."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +37,7 @@ class Shard(VideoBatch):
     @property
     def labels(self) -> list[dict[str, Any]]:
         """The columns of each video besides its frames."""
-        common = {"model": self.model, "set": self.set, "steps": self.steps, "fps": float(FPS)}
+        common = {"model": self.model, "set": self.set, "steps": self.steps, "fps": float(self.source.shape.fps)}
         return [{**common, "index": index, "copy": copy, "prompt": prompt} for index, copy, prompt in self.video_keys]
 
 
@@ -216,8 +212,8 @@ class Evaluation:
         """Writes ``evaluation.yaml``."""
         parts = sorted(self.videos.glob("part-*")) if complete else []  # else they may be of others, or damaged
         shape = next((found for path in parts if (found := shape_of(path))), None)
-        spec = self.models[0].config.model
-        fps, frames, size = shape or (float(FPS), *resolved_shape(spec.path, spec.frames, spec.size))
+        planned = self.models[0].shape
+        fps, frames, width, height = shape or (float(planned.fps), planned.frames, planned.width, planned.height)
         about = {
             "name": self.folder.name,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -229,7 +225,7 @@ class Evaluation:
             "sets": {name: list(prompts) for name, prompts in self.sets.items()},
             "fps": fps,
             "frames": frames,
-            "size": size,
+            "size": width if width == height else [height, width],
             "guidance": self.guidance,
             "metrics": [*METRICS, *self.scorers.metrics],
             "rewards": self.scorers.names,

@@ -22,7 +22,9 @@ from rlvid.evaluate.tables.run_card import (
     worse_prompts,
 )
 from rlvid.export.evaluation import CardEvaluation, ExportedModel, find_evaluated
+from rlvid.models.folders import WAN, family
 from rlvid.models.stored import OLDEST
+from rlvid.models.video_shape import VideoShape
 from rlvid.runs.checkpoints import CheckpointRef, read_state
 
 
@@ -32,8 +34,7 @@ def model_card(
     run: Path,
     name: str,
     scale: float,
-    frames: int,
-    size: int,
+    shape: VideoShape,
     evaluation: Path | None = None,
     transformers: str = OLDEST["transformers"],
 ) -> str:
@@ -45,8 +46,7 @@ def model_card(
         run: the run's folder; the evaluation in it becomes the card's, if there is one.
         name: title of the card.
         scale: how much of what was learned is in the merged model.
-        frames: of a video.
-        size: height and width in pixels.
+        shape: of a video.
         evaluation: folder of another evaluation, which becomes the card's.
         transformers: the oldest version that reads the model.
 
@@ -57,7 +57,7 @@ def model_card(
     state = read_state(checkpoint.folder)
     parts = [_front_matter(config), f"# {markdown_text(name)}", _summary(config, checkpoint, scale)]
     parts += [
-        _usage(config, frames, size, transformers),
+        _wan_usage(config, shape) if family(config.model.path) is WAN else _usage(config, shape, transformers),
         training_table(config, state),
         _evaluation(evaluated),
         LIMITS,
@@ -102,7 +102,7 @@ def _summary(config: RunConfig, checkpoint: CheckpointRef, scale: float) -> str:
     return f"{describe_model(config, checkpoint)}{scaled} This folder is the whole model in diffusers' layout.{adapter}"
 
 
-def _usage(config: RunConfig, frames: int, size: int, transformers: str) -> str:
+def _usage(config: RunConfig, shape: VideoShape, transformers: str) -> str:
     sampling, path = config.sampling, config.model.path
     base, where = (
         (path, "") if is_hub_id(path) else ("BASE", f"\n`BASE` is the folder of the base, {base_title(config)}.")
@@ -137,13 +137,46 @@ from diffusers import TextToVideoSDPipeline
 
 pipeline = TextToVideoSDPipeline.from_pretrained("FOLDER", torch_dtype=torch.float32)
 frames = pipeline(
-    "a prompt", num_frames={frames}, height={size}, width={size},
+    "a prompt", num_frames={shape.frames}, height={shape.height}, width={shape.width},
     num_inference_steps={sampling.steps}, guidance_scale={sampling.guidance:g},
 ).frames[0]
 ```
 
 Seeds are rlvid's own: `rlvid generate --seed 0` and `torch.Generator().manual_seed(0)` draw different noise, so they
 make different videos. The same `latents` make the same video.
+{adapter if config.model.finetune == "lora" else ""}"""
+
+
+def _wan_usage(config: RunConfig, shape: VideoShape) -> str:
+    sampling, path = config.sampling, config.model.path
+    base, where = (path, "") if is_hub_id(path) else ("BASE", f" `BASE` is its folder, {base_title(config)}.")
+    adapter = f"""
+The adapter on the base.{where}
+
+```python
+pipeline = WanPipeline.from_pretrained("{base}", torch_dtype=torch.float32)
+pipeline.load_lora_weights("FOLDER", weight_name="pytorch_lora_weights.safetensors")
+```
+
+The settings of the base's scheduler may differ: `scheduler/` of this folder has the `flow_shift` of the run.
+"""
+    return f"""## Use
+
+It was written with transformers {version("transformers")} and diffusers {version("diffusers")}.
+
+```python
+import torch
+from diffusers import WanPipeline
+
+pipeline = WanPipeline.from_pretrained("FOLDER", torch_dtype=torch.float32)
+frames = pipeline(
+    "a prompt", negative_prompt={sampling.negative_prompt!r}, num_frames={shape.frames}, height={shape.height},
+    width={shape.width}, num_inference_steps={sampling.steps}, guidance_scale={sampling.guidance:g},
+).frames[0]
+```
+
+The pipeline's sampler is the base's. rlvid takes Euler's steps on Wan's own grid of noise levels, so its videos of the
+same noise are not the same.
 {adapter if config.model.finetune == "lora" else ""}"""
 
 

@@ -30,8 +30,8 @@ from rlvid.diffusion.generate import generate
 from rlvid.evaluate.load import device, load_run
 from rlvid.evaluate.models import parse_spec
 from rlvid.files import atomic_file
+from rlvid.models.base import VideoModel
 from rlvid.models.trained import load_trainable
-from rlvid.models.unet3d import UNet3DModel
 from rlvid.terminal import counter, run_command, say
 from rlvid.world.captions import prompt_set
 from rlvid.world.faults import FAULTS
@@ -123,7 +123,7 @@ def model_made(
             yield _Pair(prompt, made[a][place], made[b][place], preference, (a, b), MODEL_MADE)
 
 
-def _models(runs: Sequence[str], path: str) -> Iterator[tuple[str, UNet3DModel, float]]:
+def _models(runs: Sequence[str], path: str) -> Iterator[tuple[str, VideoModel, float]]:
     base = load_trainable(ModelConfig(path=path, frames=_FRAMES), 0, path, device())
     for guidance in _GUIDANCE:
         yield ("base" if guidance == _GUIDANCE[0] else f"base, guidance {guidance:g}"), base, guidance

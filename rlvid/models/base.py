@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from rlvid.models.decoded import Decoded
 from rlvid.models.lora import lora_parameters, lora_scale
 from rlvid.models.noise_path import NoisePath, Point, Prediction
+from rlvid.models.recompute import recomputing
 
 
 @dataclass(frozen=True)
@@ -35,15 +37,23 @@ class VideoModel(ABC):
         denoiser: the network that is trained; an engine that wraps it may stand in its place.
         path: the noise path that it was trained on.
         frames: F, frames of a video.
-        size: height and width of a frame in pixels.
+        height: of a frame in pixels.
+        width: of a frame in pixels.
         fps: frames a second at which videos are shown.
+        text_length: L, if an embedding ends in rows of zeros, which need not be stored; else None.
+        negative_prompt: the prompt of the unconditional branch.
+        negative_1LD: its embedding; computed when first needed.
     """
 
     denoiser: nn.Module
     path: NoisePath
     frames: int
-    size: int
+    height: int
+    width: int
     fps: int
+    text_length: int | None = None
+    negative_prompt: str = ""
+    negative_1LD: Tensor | None = None
 
     @property
     @abstractmethod
@@ -70,7 +80,18 @@ class VideoModel(ABC):
         With ``recompute`` the decoder's activations are computed again in the backward pass and not kept.
         """
 
+    def decode(self, latents_BCFhw: Tensor, frames_BS: Tensor, *, recompute: bool = False) -> Decoded:
+        """Decodes the chosen frames for a loss on them, as ``decode_frames``; see ``rlvid.models.decoded``."""
+        return Decoded(self.decode_frames(latents_BCFhw, frames_BS, recompute=recompute))
+
     @abstractmethod
+    def cast_frozen(self, dtype: torch.dtype) -> None:
+        """Brings the parts that are never trained to a precision, where they may have it."""
+
+    @abstractmethod
+    def output(self, latents_BCFhw: Tensor, timestep_B: Tensor, text_BLD: Tensor) -> Tensor:
+        """Returns what the denoiser predicts, without guidance, in float32 at least."""
+
     def predict(
         self,
         latents_BCFhw: Tensor,
@@ -81,12 +102,45 @@ class VideoModel(ABC):
         unconditional_gradient: bool = True,
         recompute: bool = False,
     ) -> Prediction:
-        """Returns the guided prediction at a point of the noise path, or at one for each video.
+        """Returns the guided prediction at a point of the noise path, or at one for each video; float32.
 
         With both branches needed, they run in one batched call; without ``unconditional_gradient`` the
         unconditional branch runs on its own under ``no_grad``. With ``recompute`` the activations of the denoiser's
         layers are computed again in the backward pass and not kept.
         """
+        timestep_B = self.path.timestep(point, latents_BCFhw.device).expand(len(latents_BCFhw))
+        with recomputing(recompute):
+            output = self._guided(latents_BCFhw, timestep_B, text_BLD, guidance, unconditional_gradient)
+        latents_BCFhw = latents_BCFhw.to(output.dtype)
+        return self.path.prediction(output, latents_BCFhw, self.path.level(point, latents_BCFhw))
+
+    def _guided(
+        self, latents_BCFhw: Tensor, timestep_B: Tensor, text_BLD: Tensor, guidance: float, unconditional_gradient: bool
+    ) -> Tensor:
+        if guidance == 1.0:
+            return self.output(latents_BCFhw, timestep_B, text_BLD)
+        negative_BLD = self.negative(text_BLD)
+        if unconditional_gradient:
+            both = self.output(
+                latents_BCFhw.repeat(2, 1, 1, 1, 1), timestep_B.repeat(2), torch.cat([negative_BLD, text_BLD])
+            )
+            uncond, cond = both.chunk(2)
+        else:
+            with torch.no_grad():
+                uncond = self.output(latents_BCFhw, timestep_B, negative_BLD)
+            cond = self.output(latents_BCFhw, timestep_B, text_BLD)
+        return uncond + guidance * (cond - uncond)
+
+    def set_negative_prompt(self, prompt: str) -> None:
+        """Sets the prompt of the unconditional branch."""
+        if prompt != self.negative_prompt:
+            self.negative_prompt, self.negative_1LD = prompt, None
+
+    def negative(self, text_BLD: Tensor) -> Tensor:
+        """Returns the embedding of the negative prompt for each row of ``text_BLD``, of its dtype and device."""
+        if self.negative_1LD is None:
+            self.negative_1LD = self.encode_prompts([self.negative_prompt])
+        return self.negative_1LD.expand(len(text_BLD), -1, -1).to(text_BLD)
 
     @contextmanager
     def base(self) -> Iterator[None]:

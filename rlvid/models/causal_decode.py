@@ -22,7 +22,7 @@ The forward pass runs without a graph and keeps ``borders``. The backward pass c
 a graph, and pulls both of its cotangents back.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -218,6 +218,8 @@ class CausalDecoder:
     ) -> tuple[Tensor, Tensor]:
         """Measures the latents' gradient that a window keeps, for given gradients of the decoded frames.
 
+        One video at a time, with its caches in the CPU's memory: a GPU holds no more than with the window.
+
         Args:
             latents_BCfhw: normalised per channel.
             frames_BS: int64.
@@ -225,22 +227,32 @@ class CausalDecoder:
             window: W.
 
         Returns:
-            Cosine with the exact gradient, and the ratio of their norms, for each video; float32.
+            Cosine with the exact gradient, and the ratio of their norms, for each video; float32, NaN where the exact
+            gradient is 0.
         """
-        plan = ChunkPlan.of(frames_BS, self.stride)
-        latents_BCfhw = latents_BCfhw.detach().requires_grad_()
+        aside = CausalDecoder(self.vae, replace(self.settings, offload=True))
+        videos = zip(latents_BCfhw.detach().split(1), frames_BS.split(1), gradient_BSCHW.split(1), strict=True)
+        shares = [aside._share_of_one(*video, window) for video in videos]
+        cosine_B, ratio_B = torch.stack(shares).unbind(1)
+        return cosine_B, ratio_B
+
+    def _share_of_one(self, latents_1Cfhw: Tensor, frames_1S: Tensor, gradient_1SCHW: Tensor, window: int) -> Tensor:
+        plan = ChunkPlan.of(frames_1S, self.stride)
+        latents_1Cfhw.requires_grad_()
         with torch.enable_grad():
-            features = self.features(latents_BCfhw[:, :, : plan.count])
+            features = self.features(latents_1Cfhw[:, :, : plan.count])
         with torch.no_grad():
             _, borders = self.stream(features, plan, keep=True)
 
         def through(window: int | None) -> Tensor:
-            of_features = self.pull_back(features, borders, plan, gradient_BSCHW, window)
-            (of_latents,) = torch.autograd.grad(features, latents_BCfhw, of_features, retain_graph=True)
-            return of_latents.flatten(1).float()
+            of_features = self.pull_back(features, borders, plan, gradient_1SCHW, window)
+            (of_latents,) = torch.autograd.grad(features, latents_1Cfhw, of_features, retain_graph=True)
+            return of_latents.flatten().float()
 
-        cut_BN, exact_BN = through(window), through(None)
-        return torch.cosine_similarity(cut_BN, exact_BN), cut_BN.norm(dim=1) / exact_BN.norm(dim=1)
+        cut_N, exact_N = through(window), through(None)
+        norm = exact_N.norm()
+        cosine = torch.cosine_similarity(cut_N, exact_N, dim=0)
+        return torch.stack([torch.where(norm > 0, cosine, torch.nan), cut_N.norm() / norm])
 
     def _stored(self, cache: Cache | None) -> Cache | None:
         device = "cpu" if self.settings.offload else None

@@ -5,6 +5,7 @@ Nothing is downloaded: an error names missing files, and the command that downlo
 
 import re
 import shlex
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,22 +18,71 @@ RANDOM = "random"
 """The ``model.path`` of ModelScopeT2V's structure with random weights."""
 MODELSCOPE = ("ali-vilab/text-to-video-ms-1.7b", "damo-vilab/text-to-video-ms-1.7b")
 """Hub ids of ModelScopeT2V: its present one and the one it had before."""
-NETWORKS = ("unet", "vae", "text_encoder")
-"""Folders of the parts that have weights."""
+STRUCTURES = {
+    RANDOM: "modelscope",
+    "random-wan-1.3b": "structures/wan-1.3b",
+    "random-wan-ti2v-5b": "structures/wan-ti2v-5b",
+    "random-wan-14b": "structures/wan-14b",
+}
+"""The values of ``model.path`` for random weights, and the folders of their configurations beside this file."""
+OUTLINES = ("random-wan-ti2v-5b", "random-wan-14b")
+"""Those of them that are outlined on the meta device alone: random weights of that size would serve nobody."""
 
-_CONFIGS = ("unet/config.json", "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json")
-_PARTS = (
-    "unet/config.json", "unet/*.safetensors", "vae/config.json", "vae/*.safetensors",
-    "text_encoder/config.json", "text_encoder/*.safetensors",
-    "tokenizer/tokenizer_config.json", "tokenizer/*[br].json", "scheduler/scheduler_config.json",
-)  # fmt: skip
-_FOLDERS = (*NETWORKS, "tokenizer", "scheduler")
-_CLASSES = {"unet": ("denoiser", "UNet3DConditionModel"), "vae": ("autoencoder", "AutoencoderKL")}
-_ENCODERS = ("clip_text_model", "clip")
-_EXPECTED = (
-    f"expected 'builtin', '{RANDOM}', a hub id such as '{MODELSCOPE[0]}', or a folder in diffusers' layout with unet, "
-    "vae, text_encoder, tokenizer and scheduler"
+
+@dataclass(frozen=True)
+class Family:
+    """Models of the same classes, by the files that a folder in diffusers' layout has.
+
+    Attributes:
+        denoiser: folder of the network that is trained.
+        classes: part -> its role in messages, and its class.
+        encoders: types of text encoders; the first one where a file names none.
+        files: patterns, each of a file that must be there.
+        pipeline: the class in ``model_index.json``, where that matters.
+    """
+
+    denoiser: str
+    classes: dict[str, tuple[str, str]]
+    encoders: tuple[str, ...]
+    files: tuple[str, ...]
+    pipeline: str | None = None
+
+    @property
+    def networks(self) -> tuple[str, str, str]:
+        """Folders of the parts that have weights."""
+        return self.denoiser, "vae", "text_encoder"
+
+
+def _files(denoiser: str, tokenizer: str) -> tuple[str, ...]:
+    return (
+        f"{denoiser}/config.json", f"{denoiser}/*.safetensors", "vae/config.json", "vae/*.safetensors",
+        "text_encoder/config.json", "text_encoder/*.safetensors", "tokenizer/tokenizer_config.json", tokenizer,
+        "scheduler/scheduler_config.json",
+    )  # fmt: skip
+
+
+UNET3D = Family(
+    "unet",
+    {"unet": ("denoiser", "UNet3DConditionModel"), "vae": ("autoencoder", "AutoencoderKL")},
+    ("clip_text_model", "clip"),
+    _files("unet", "tokenizer/*[br].json"),
 )
+"""ModelScopeT2V and its kin."""
+WAN = Family(
+    "transformer",
+    {"transformer": ("denoiser", "WanTransformer3DModel"), "vae": ("autoencoder", "AutoencoderKLWan")},
+    ("umt5",),
+    _files("transformer", "tokenizer/tokenizer.json"),
+    pipeline="WanPipeline",
+)
+"""Wan2.1 and Wan2.2 with one transformer."""
+
+_CONFIGS = ("vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json")
+_EXPECTED = (
+    f"expected 'builtin', '{RANDOM}', a hub id such as '{MODELSCOPE[0]}', or a folder in diffusers' layout with unet "
+    "or transformer, vae, text_encoder, tokenizer and scheduler"
+)
+_ONE_TRANSFORMER = "supported: WanPipeline with one transformer, as Wan2.1 T2V and Wan2.2 TI2V-5B have"
 
 
 def builtin_folder() -> Path:
@@ -42,34 +92,83 @@ def builtin_folder() -> Path:
 
 def modelscope_folder() -> Path:
     """Returns the folder of ModelScopeT2V's published configuration inside the package; it has no weights."""
-    return Path(str(resources.files("rlvid"))) / "models" / "modelscope"
+    return _packaged(RANDOM)
+
+
+def _packaged(path: str) -> Path:
+    return Path(str(resources.files("rlvid"))) / "models" / STRUCTURES[path]
 
 
 def fetch_command(hub_id: str) -> str:
     """Returns the shell command that downloads a model's safetensors and configurations into the Hugging Face cache."""
-    return f'hf download {shlex.quote(hub_id)} --include "*.json" --include "*.txt" --include "*model.safetensors"'
+    weights = "*.safetensors" if hub_id.startswith("Wan-AI/") else "*model.safetensors"  # Wan's are in several files
+    return f'hf download {shlex.quote(hub_id)} --include "*.json" --include "*.txt" --include "{weights}"'
+
+
+def family(path: str) -> Family:
+    """Returns the family of ``model.path``, from the names in its folder.
+
+    Raises:
+        ValueError: the folder is missing, or holds neither family.
+    """
+    return _family_of(path, _folder(path))
+
+
+def _folder(path: str) -> Path:
+    """Returns the folder of configurations, be weights in it or not."""
+    folder = _packaged(path) if path in STRUCTURES else _found(path)
+    if folder is not None and not (path in MODELSCOPE and not (folder / "unet" / "config.json").is_file()):
+        return folder
+    if path in MODELSCOPE:
+        return modelscope_folder()
+    raise _not_here(path)
+
+
+def _not_here(path: str) -> ValueError:
+    size = " (7 GB)" if path in MODELSCOPE else ""
+    return ValueError(
+        f"model.path = {path!r} is neither a folder nor in the Hugging Face cache; fetch it{size} with: "
+        f"{fetch_command(path)}"
+    )
+
+
+def _family_of(path: str, folder: Path) -> Family:
+    index = folder / "model_index.json"
+    pipeline = read_json(index, f"model.path = {path!r}").get("_class_name") if index.is_file() else None
+    unet, transformer = ((folder / each.denoiser).is_dir() for each in (UNET3D, WAN))
+    if pipeline == WAN.pipeline or (transformer and not unet):
+        return WAN
+    if unet:
+        return UNET3D
+    if not folder.is_dir():
+        raise ValueError(f"model.path = {path!r}: there is no such folder, nor a model of that name; {_EXPECTED}")
+    raise ValueError(f"model.path = {path!r}: {folder} has neither unet nor transformer; {_remedy(path)}")
 
 
 def model_folder(path: str) -> Path:
-    """Returns the folder of ``model.path``, after a check of its parts and classes; without weights for ``random``.
+    """Returns the folder of ``model.path``, after a check of its parts and classes; without weights for random ones.
 
     Raises:
-        ValueError: the folder or one of its parts is missing, or it holds another class of model.
+        ValueError: the folder or one of its parts is missing, or it holds another class of model; or nothing loads such
+            a model.
     """
-    if path == RANDOM:
-        return modelscope_folder()
+    if path in OUTLINES:
+        raise ValueError(
+            f"model.path = {path!r} is a structure without weights; allowed here: 'random', 'random-wan-1.3b', or the "
+            "folder of a model"
+        )
+    if path in STRUCTURES:
+        return _packaged(path)
     folder = _found(path)
     if folder is None:
-        raise ValueError(
-            f"model.path = {path!r} is neither a folder nor in the Hugging Face cache; fetch it (7 GB) with: "
-            f"{fetch_command(path)}"
-        )
-    missing = [file for file in _PARTS if not any(folder.glob(file)) and not any(folder.glob(_pickle(file)))]
+        raise _not_here(path)
+    of = _family_of(path, folder)
+    missing = [file for file in of.files if not any(folder.glob(file)) and not any(folder.glob(_pickle(file)))]
     if missing:
         raise ValueError(f"model.path = {path!r}: {folder} lacks {', '.join(missing)}; {_remedy(path)}")
-    for part in _FOLDERS:
+    for part in (*of.networks, "tokenizer", "scheduler"):
         check_texts(folder / part, f"model.path = {path!r}: {part}")
-    _check_classes(path, folder)
+    _check_classes(path, folder, of)
     return folder
 
 
@@ -81,33 +180,18 @@ def structure_folder(path: str) -> Path:
     Raises:
         ValueError: configurations are missing, or of another class of model.
     """
-    folder = modelscope_folder() if path == RANDOM else _found(path)
-    if folder is None or (path in MODELSCOPE and not (folder / _CONFIGS[0]).is_file()):
-        return modelscope_folder() if path in MODELSCOPE else model_folder(path)
-    missing = [file for file in _CONFIGS if not (folder / file).is_file()]
+    folder = _folder(path)
+    of = _family_of(path, folder)
+    missing = [file for file in (f"{of.denoiser}/config.json", *_CONFIGS) if not (folder / file).is_file()]
     if missing:
         raise ValueError(f"model.path = {path!r}: {folder} lacks {', '.join(missing)}; {_remedy(path)}")
-    _check_classes(path, folder)
+    _check_classes(path, folder, of)
     return folder
-
-
-def resolved_shape(path: str, frames: int | None = None, size: int | None = None) -> tuple[int, int]:
-    """Returns the frames F and size in pixels of ``load_model``'s model, from its configurations; reads no weights.
-
-    Raises:
-        ValueError: as ``structure_folder``, or a size that the autoencoder cannot halve often enough.
-    """
-    folder = structure_folder(path)
-    factor = 2 ** (len(read_config(folder, "vae")["block_out_channels"]) - 1)
-    size = size or read_config(folder, "unet")["sample_size"] * factor
-    if size % factor:
-        raise ValueError(f"model.size = {size} is not a multiple of {factor}, which the autoencoder needs")
-    return frames or (8 if path == "builtin" else 16), size
 
 
 def movable(path: str) -> str:
     """``model.path`` as a process in another working folder understands it."""
-    return str(Path(path).resolve()) if path not in ("builtin", RANDOM) and Path(path).exists() else path
+    return str(Path(path).resolve()) if path not in ("builtin", *STRUCTURES) and Path(path).exists() else path
 
 
 def read_config(folder: Path, part: str) -> dict[str, Any]:
@@ -126,7 +210,8 @@ def _found(path: str) -> Path | None:
     if Path(path).exists() or not _is_hub_id(path):
         return Path(path)
     ids = (path, *(MODELSCOPE if path in MODELSCOPE else ()))
-    found = next(filter(None, (cached_folder(hub_id, "unet/config.json") for hub_id in ids)), None)
+    files = [(hub_id, f"{of.denoiser}/config.json") for hub_id in ids for of in (UNET3D, WAN)]
+    found = next(filter(None, (cached_folder(*each) for each in files)), None)
     return found and found.parent
 
 
@@ -146,11 +231,26 @@ def _remedy(path: str) -> str:
     return _EXPECTED
 
 
-def _check_classes(path: str, folder: Path) -> None:
-    for part, (role, expected) in _CLASSES.items():
+def _check_classes(path: str, folder: Path, of: Family) -> None:
+    where = f"model.path = {path!r}"
+    if of.pipeline is not None and (folder / "model_index.json").is_file():
+        index = read_json(folder / "model_index.json", where)
+        if index.get("_class_name") != of.pipeline:
+            raise ValueError(f"{where}: model_index.json is of a {index.get('_class_name')}; {_ONE_TRANSFORMER}")
+        if any(index.get("transformer_2") or ()):
+            raise ValueError(f"{where}: it has a second transformer (transformer_2); {_ONE_TRANSFORMER}")
+    if (folder / "transformer_2").exists():
+        raise ValueError(f"{where}: it has a second transformer (transformer_2); {_ONE_TRANSFORMER}")
+    for part, (role, expected) in of.classes.items():
         name = read_config(folder, part).get("_class_name")
         if name != expected:
-            raise ValueError(f"model.path = {path!r}: its {role} is a {name}; supported: {expected}")
-    kind = read_config(folder, "text_encoder").get("model_type", _ENCODERS[0])
-    if kind not in _ENCODERS:
-        raise ValueError(f"model.path = {path!r}: its text encoder is of type {kind!r}; supported: {_ENCODERS[0]!r}")
+            raise ValueError(f"{where}: its {role} is a {name}; supported: {expected}")
+    kind = read_config(folder, "text_encoder").get("model_type", of.encoders[0])
+    if kind not in of.encoders:
+        raise ValueError(f"{where}: its text encoder is of type {kind!r}; supported: {of.encoders[0]!r}")
+    if of is WAN:
+        transformer, channels = read_config(folder, "transformer"), read_config(folder, "vae").get("z_dim", 16)
+        if transformer.get("image_dim") is not None or transformer.get("in_channels", 16) != channels:
+            raise ValueError(
+                f"{where}: its denoiser is conditioned on images (image_dim, in_channels); {_ONE_TRANSFORMER}"
+            )

@@ -21,10 +21,13 @@ _PREFIX = "base_model.model."
 _ATTENTION = r"to_q|to_k|to_v|to_out\.0"
 TARGET_SETS = {
     "attention": rf".*\.({_ATTENTION})",
-    "attention+ff": rf".*\.({_ATTENTION}|ff\.net\.0\.proj|ff\.net\.2)",
+    "attention+ff": rf".*\.({_ATTENTION}|ffn?\.net\.0\.proj|ffn?\.net\.2)",
     "temporal": rf"(.*\.)?(temp_attentions|transformer_in)\..*\.({_ATTENTION})",
 }
-"""Named sets of targets, as patterns of whole names: 264, 330 and 136 linear layers of ModelScopeT2V."""
+"""Named sets of targets, as patterns of whole names: 264, 330 and 136 linear layers of ModelScopeT2V.
+
+Of Wan2.1 1.3B the first two name 240 and 300; its attention is over space and time at once.
+"""
 
 IN_ALL = frozenset({"to_q", "to_k", "to_v", "to_out.0", *TARGET_SETS})
 """Targets that the built-in model has, as every ``UNet3DConditionModel`` has."""
@@ -45,11 +48,17 @@ def check_targets(denoiser: nn.Module, targets: list[str]) -> None:
     """Raises ValueError when a target is the name of no linear layer, and of no set."""
     linears = [name for name, module in denoiser.named_modules() if isinstance(module, nn.Linear)]
     for target in targets:
-        if not any(re.fullmatch(_pattern(target), name) for name in linears):
+        if any(re.fullmatch(_pattern(target), name) for name in linears):
+            continue
+        if target == "temporal":
             raise ValueError(
-                f"model.lora.targets: no linear layer of the denoiser is called {target!r}; the attentions have "
-                f"to_q, to_k, to_v and to_out.0, and there are the sets {', '.join(TARGET_SETS)}"
+                "model.lora.targets: 'temporal' is for 3D U-Nets, whose attention between frames is by itself; this "
+                "denoiser attends over space and time at once: use 'attention'"
             )
+        raise ValueError(
+            f"model.lora.targets: no linear layer of the denoiser is called {target!r}; the attentions have "
+            f"to_q, to_k, to_v and to_out.0, and there are the sets {', '.join(TARGET_SETS)}"
+        )
 
 
 def _config(rank: int, targets: list[str], scale: float = 1.0) -> dict[str, Any]:
@@ -66,8 +75,10 @@ def _config(rank: int, targets: list[str], scale: float = 1.0) -> dict[str, Any]
     }
 
 
-def inject_lora(denoiser: nn.Module, rank: int, targets: list[str], seed: int) -> list[nn.Parameter]:
-    """Freezes ``denoiser`` and adds adapters of scale 1 to the named linear layers, in place.
+def inject_lora(
+    denoiser: nn.Module, rank: int, targets: list[str], seed: int, scale: float = 1.0
+) -> list[nn.Parameter]:
+    """Freezes ``denoiser`` and adds adapters to the named linear layers, in place; their share is multiplied by scale.
 
     A ~ N(0, 1 / r) and B = 0, as InstructVideo has it; A depends on ``seed`` alone.
 
@@ -81,7 +92,7 @@ def inject_lora(denoiser: nn.Module, rank: int, targets: list[str], seed: int) -
 
     check_targets(denoiser, targets)
     denoiser.requires_grad_(False)
-    inject_adapter_in_model(LoraConfig(**_config(rank, targets)), denoiser)
+    inject_adapter_in_model(LoraConfig(**_config(rank, targets, scale)), denoiser)
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in denoiser.named_parameters():
         if "lora_" not in name:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from rlvid.models.folders import NETWORKS, RANDOM, model_folder
+from rlvid.models.folders import RANDOM, UNET3D, model_folder
 from rlvid.models.untrained import fill_constants, outline
 from rlvid.models.weights import check_fit, fill, headers, read_weights, weight_files
 
@@ -29,6 +29,14 @@ CLASSES = {
     "scheduler": ["diffusers", "DDIMScheduler"],
 }
 """Library and class of each part, as ``model_index.json`` has them."""
+WAN_CLASSES = {
+    "transformer": ["diffusers", "WanTransformer3DModel"],
+    "vae": ["diffusers", "AutoencoderKLWan"],
+    "text_encoder": ["transformers", "UMT5EncoderModel"],
+    "tokenizer": ["transformers", "T5TokenizerFast"],
+    "scheduler": ["diffusers", "UniPCMultistepScheduler"],
+}
+"""The same of Wan."""
 OLDEST = {"transformers": "4.44", "diffusers": "0.30", "peft": "0.12"}
 """Oldest versions that read the layout, and give the same pixels (tests/parity/exported.py)."""
 _PREFIX = "text_model."
@@ -47,18 +55,17 @@ _RENAMED = {
 }
 
 
-def check_model(path: str) -> Path:
-    """Returns the folder of ``model.path``, whose weights are all there and fit its structure; no numbers are read.
+def check_unet3d(path: str) -> None:
+    """Checks that the weights of a 3D U-Net's parts are all there and fit their structure; reads no numbers.
 
     Raises:
         ValueError: as ``model_folder``; or weights are missing, damaged, of another structure, or no weights.
     """
     folder = model_folder(path)
     if path != RANDOM:
-        for name, part in zip(NETWORKS, outline(folder), strict=True):
+        for name, part in zip(UNET3D.networks, outline(folder), strict=True):
             where = _where(path, name)
             check_fit(part.state_dict(), _own_names(name, headers(folder / name, where)), where)
-    return folder
 
 
 def stored_parts(path: str, dtype: torch.dtype, device: str | torch.device) -> dict[str, Any]:
@@ -68,7 +75,7 @@ def stored_parts(path: str, dtype: torch.dtype, device: str | torch.device) -> d
         ValueError: as ``check_model``, or weights are NaN or infinite.
     """
     folder, parts = model_folder(path), dict[str, Any]()
-    for name, part in zip(NETWORKS, outline(folder), strict=True):
+    for name, part in zip(UNET3D.networks, outline(folder), strict=True):
         where = _where(path, name)
         fill(part, _own_names(name, read_weights(folder / name, where)), where)
         fill_constants(part)

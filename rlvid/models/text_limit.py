@@ -3,12 +3,17 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlvid.models.folders import RANDOM, model_folder, read_config
+from rlvid.models.folders import RANDOM, STRUCTURES, WAN, family, model_folder, read_config
+from rlvid.models.text_rows import TEXT_LENGTH
+from rlvid.models.weights import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_READER = "the model's text encoder"
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,8 @@ def model_text_limit(path: str) -> TextLimit:
         ValueError: see ``model_folder``.
     """
     folder = model_folder(path)
+    if family(path) is WAN:
+        return _wan_limit(path, folder)
     if path == RANDOM:
         from rlvid.models.untrained import clip_tokenizer
 
@@ -73,4 +80,19 @@ def model_text_limit(path: str) -> TextLimit:
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     positions = read_config(folder, "text_encoder").get("max_position_embeddings", tokenizer.model_max_length)
     length = min(tokenizer.model_max_length, positions)
-    return TextLimit("the model's text encoder", length, partial(token_counts, tokenizer))
+    return TextLimit(_READER, length, partial(token_counts, tokenizer))
+
+
+def _wan_limit(path: str, folder: Path) -> TextLimit:
+    if path in STRUCTURES:
+        return TextLimit(_READER, TEXT_LENGTH, lambda prompts: [len(prompt.split()) + 1 for prompt in prompts])
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    return TextLimit(_READER, text_length(folder), partial(token_counts, tokenizer))
+
+
+def text_length(folder: Path) -> int:
+    """Returns L, the rows of a prompt's embedding of a Wan model, from its folder."""
+    settings = read_json(folder / "tokenizer" / "tokenizer_config.json", "tokenizer")
+    return min(int(settings.get("model_max_length", TEXT_LENGTH)), TEXT_LENGTH)

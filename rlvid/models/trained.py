@@ -3,41 +3,54 @@
 Trained weights are float32 whatever ``model.precision`` says. An adapter sits on frozen weights of that precision; a
 whole denoiser computes in it under autocast, which casts each weight where it is used.
 
-On disk, inside a checkpoint's folder: ``adapter/`` in PEFT's layout, or ``unet/`` in diffusers'.
+On disk, inside a checkpoint's folder: ``adapter/`` in PEFT's layout, or ``unet/`` or ``transformer/`` in
+diffusers'.
 """
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rlvid.config.model import ModelConfig
+from rlvid.models.base import VideoModel
+from rlvid.models.folders import family
 from rlvid.models.levels import limit_levels
+from rlvid.models.load import denoiser_outline, load_video_model
 from rlvid.models.lora import check_lora, inject_lora, load_lora, lora_state, save_lora
-from rlvid.models.trained_files import TRAINED_FILES
-from rlvid.models.unet3d import DTYPES, UNet3DModel, denoiser_outline, load_model
+from rlvid.models.text_rows import TextEmbedder
+from rlvid.models.trained_files import WHOLE_FILES
+from rlvid.models.unet3d import DTYPES
 from rlvid.models.weights import check_finite, check_fit, headers, read_weights
 
 
-def load_trainable(spec: ModelConfig, seed: int, path: str, device: str | torch.device = "cpu") -> UNet3DModel:
+def load_trainable(
+    spec: ModelConfig,
+    seed: int,
+    path: str,
+    device: str | torch.device = "cpu",
+    *,
+    negative_prompt: str = "",
+    text: TextEmbedder | bool = True,
+) -> VideoModel:
     """Loads a run's model for training, from ``path`` (``model.path``, made absolute where necessary).
 
+    ``negative_prompt`` and ``text`` are those of ``rlvid.models.load.load_video_model``.
+
     Raises:
-        ValueError: see ``rlvid.models.unet3d.load_model`` and ``rlvid.models.lora.inject_lora``.
+        ValueError: see ``rlvid.models.load.load_video_model`` and ``rlvid.models.lora.inject_lora``.
     """
-    shape: dict[str, Any] = {"frames": spec.frames, "size": spec.size, "decode_chunk": spec.decode_chunk}
     precision = spec.precision if spec.finetune == "lora" else "float32"
-    model = load_model(path, **shape, precision=precision, device=device)
+    exact = spec.model_copy(update={"path": path, "precision": precision})
+    model = load_video_model(exact, negative_prompt=negative_prompt, text=text, device=device)
     if spec.finetune == "lora":
-        inject_lora(model.denoiser, spec.lora.rank, spec.lora.targets, seed)
+        inject_lora(model.denoiser, spec.lora.rank, spec.lora.targets, seed, spec.lora.scale)
         if spec.lora.levels is not None:
             limit_levels(model.denoiser, spec.lora.levels, model.path.train_steps)
         return model
     if spec.precision != "float32":
-        for frozen in (model.vae, model.text_encoder):
-            nn.Module.to(frozen, DTYPES[spec.precision])  # diffusers' own warns of nothing
+        model.cast_frozen(DTYPES[spec.precision])
     train_whole(model.denoiser, spec.precision, model.device.type)
     return model
 
@@ -50,6 +63,9 @@ def train_whole(denoiser: nn.Module, precision: str, device_type: str) -> None:
         # a second time, and each is used once.
         autocast = torch.autocast(device_type, DTYPES[precision], cache_enabled=False)
         denoiser.forward = autocast(denoiser.forward)
+        for name, module in denoiser.named_modules():
+            if name.endswith("time_embedder"):  # of Wan: 1000 s in half precision is some steps off
+                module.forward = torch.autocast(device_type, enabled=False)(module.forward)
 
 
 def trained_state(denoiser: nn.Module, spec: ModelConfig) -> dict[str, Tensor]:
@@ -62,9 +78,9 @@ def trained_state(denoiser: nn.Module, spec: ModelConfig) -> dict[str, Tensor]:
 def save_trained(state: dict[str, Tensor], denoiser: nn.Module, spec: ModelConfig, folder: Path) -> None:
     """Writes ``trained_state`` into a checkpoint's folder."""
     if spec.finetune == "lora":
-        save_lora(state, spec.lora.rank, spec.lora.targets, folder / "adapter")
+        save_lora(state, spec.lora.rank, spec.lora.targets, folder / "adapter", spec.lora.scale)
         return
-    path = folder / TRAINED_FILES["full"]
+    path = folder / WHOLE_FILES[family(spec.path).denoiser]
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(state, path, metadata={"format": "pt"})
     denoiser.save_config(path.parent)  # type: ignore[operator]  # a method of diffusers' models
@@ -86,9 +102,9 @@ def check_trained(spec: ModelConfig, folder: Path) -> None:
 
 
 def _whole_denoiser(folder: Path) -> Path:
-    path = folder / TRAINED_FILES["full"]
-    if not path.is_file():
-        raise ValueError(f"{folder} holds no weights of a denoiser ({TRAINED_FILES['full']})")
+    path = next((folder / file for file in WHOLE_FILES.values() if (folder / file).is_file()), None)
+    if path is None:
+        raise ValueError(f"{folder} holds no weights of a denoiser ({' or '.join(WHOLE_FILES.values())})")
     return path
 
 

@@ -3,6 +3,8 @@
 The built-in model is of the same classes and loads through the same lines.
 """
 
+from typing import Any
+
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, Transformer2DModel, UNet3DConditionModel
 from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
@@ -11,11 +13,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from rlvid.config.model import ModelConfig
 from rlvid.models.base import Posterior, VideoModel
-from rlvid.models.folders import RANDOM, model_folder, read_config, resolved_shape, structure_folder
-from rlvid.models.noise_path import NoisePath, Point, Prediction, VariancePreserving
-from rlvid.models.recompute import prepare, recomputing
+from rlvid.models.folders import RANDOM, model_folder
+from rlvid.models.noise_path import NoisePath, VariancePreserving
+from rlvid.models.recompute import prepare
 from rlvid.models.stored import stored_parts
+from rlvid.models.video_shape import resolved_shape
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """The values of ``model.precision``."""
@@ -34,9 +38,11 @@ class UNet3DModel(VideoModel):
         tokenizer: pads to its ``model_max_length``.
         scheduler: gives alpha-bar of the noise path; must be one of noise prediction.
         frames: F.
-        size: height and width in pixels.
+        height: of a frame in pixels.
+        width: of a frame in pixels.
         fps: frames a second.
         decode_chunk: most frames that go through the decoder at once; bounds its memory.
+        negative_prompt: the prompt of the unconditional branch.
     """
 
     def __init__(
@@ -48,9 +54,11 @@ class UNet3DModel(VideoModel):
         scheduler: DDIMScheduler,
         *,
         frames: int,
-        size: int,
+        height: int,
+        width: int,
         fps: int = 8,
         decode_chunk: int = 64,
+        negative_prompt: str = "",
     ) -> None:
         if scheduler.config.prediction_type != "epsilon":
             raise ValueError(
@@ -64,15 +72,13 @@ class UNet3DModel(VideoModel):
         self.path: NoisePath = VariancePreserving(scheduler.alphas_cumprod)
         self.frames, self.fps, self.decode_chunk = frames, fps, decode_chunk
         self._factor = 2 ** (len(vae.config.block_out_channels) - 1)
-        self.size = size
+        self.height, self.width, self.negative_prompt = height, width, negative_prompt
         self._channels = unet.config.in_channels
-        self._negative_1LD: Tensor | None = None
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
         """(C, F, h, w)."""
-        side = self.size // self._factor
-        return self._channels, self.frames, side, side
+        return self._channels, self.frames, self.height // self._factor, self.width // self._factor
 
     @property
     def device(self) -> torch.device:
@@ -121,93 +127,43 @@ class UNet3DModel(VideoModel):
             return checkpoint(decode, latents_Nchw, use_reentrant=False, preserve_rng_state=False)
         return decode(latents_Nchw)
 
-    def predict(
-        self,
-        latents_BCFhw: Tensor,
-        point: Point,
-        text_BLD: Tensor,
-        guidance: float,
-        *,
-        unconditional_gradient: bool = True,
-        recompute: bool = False,
-    ) -> Prediction:
-        """Guided noise and clean latents, float32; see ``VideoModel.predict``."""
-        timestep_B = self.path.timestep(point, latents_BCFhw.device).expand(len(latents_BCFhw))
-        with recomputing(recompute):
-            output = self._guided(latents_BCFhw, timestep_B, text_BLD, guidance, unconditional_gradient)
-        latents_BCFhw = latents_BCFhw.to(output.dtype)
-        return self.path.prediction(output, latents_BCFhw, self.path.level(point, latents_BCFhw))
+    def cast_frozen(self, dtype: torch.dtype) -> None:
+        """Casts autoencoder and text encoder."""
+        for frozen in (self.vae, self.text_encoder):
+            nn.Module.to(frozen, dtype)  # diffusers' own warns of nothing
 
-    def _guided(
-        self, latents_BCFhw: Tensor, timestep_B: Tensor, text_BLD: Tensor, guidance: float, unconditional_gradient: bool
-    ) -> Tensor:
-        if guidance == 1.0:
-            return self._output(latents_BCFhw, timestep_B, text_BLD)
-        negative_BLD = self._negative(text_BLD)
-        if unconditional_gradient:
-            both = self._output(
-                latents_BCFhw.repeat(2, 1, 1, 1, 1), timestep_B.repeat(2), torch.cat([negative_BLD, text_BLD])
-            )
-            uncond, cond = both.chunk(2)
-        else:
-            with torch.no_grad():
-                uncond = self._output(latents_BCFhw, timestep_B, negative_BLD)
-            cond = self._output(latents_BCFhw, timestep_B, text_BLD)
-        return uncond + guidance * (cond - uncond)
-
-    def _output(self, latents_BCFhw: Tensor, timestep_B: Tensor, text_BLD: Tensor) -> Tensor:
+    def output(self, latents_BCFhw: Tensor, timestep_B: Tensor, text_BLD: Tensor) -> Tensor:
+        """Returns the predicted noise; see ``VideoModel.output``."""
         dtype = self.vae.dtype
         return self.denoiser(
             latents_BCFhw.to(dtype), timestep_B, encoder_hidden_states=text_BLD.to(dtype), return_dict=False
         )[0].to(torch.promote_types(torch.float32, dtype))
 
-    def _negative(self, text_BLD: Tensor) -> Tensor:
-        if self._negative_1LD is None:
-            self._negative_1LD = self.encode_prompts([""])
-        return self._negative_1LD.expand(len(text_BLD), -1, -1).to(text_BLD)
 
+def load_unet3d(spec: ModelConfig, *, negative_prompt: str = "", device: str | torch.device = "cpu") -> UNet3DModel:
+    """Loads the model of ``spec``; ``random`` has weights that are always the same.
 
-def denoiser_outline(path: str) -> UNet3DConditionModel:
-    """Returns the denoiser without weights, on the meta device: its layers and shapes, in a second or two at full size.
-
-    Raises:
-        ValueError: as ``structure_folder``.
-    """
-    with torch.device("meta"):
-        return UNet3DConditionModel.from_config(read_config(structure_folder(path), "unet"))
-
-
-def path_outline(path: str) -> NoisePath:
-    """Returns the noise path of ``model.path``, from its configurations; reads no weights.
-
-    Raises:
-        ValueError: as ``structure_folder``.
-    """
-    return VariancePreserving(DDIMScheduler.from_pretrained(structure_folder(path) / "scheduler").alphas_cumprod)
-
-
-def load_model(
-    path: str,
-    *,
-    frames: int | None = None,
-    size: int | None = None,
-    precision: str = "float32",
-    decode_chunk: int = 64,
-    device: str | torch.device = "cpu",
-) -> UNet3DModel:
-    """Loads ``builtin``, a folder in diffusers' layout, a hub id that is in the Hugging Face cache, or ``random``.
-
-    ``random`` is ModelScopeT2V's structure with random weights, always the same.
+    Args:
+        spec: path, shape and precision.
+        negative_prompt: the prompt of the unconditional branch.
+        device: of the weights.
 
     Raises:
         ValueError: the folder or one of its parts is missing or damaged, or it holds another class of model.
     """
-    folder = model_folder(path)
-    frames, size = resolved_shape(path, frames, size)
-    if path == RANDOM:
+    folder, shape = model_folder(spec.path), resolved_shape(spec)
+    if spec.path == RANDOM:
         from rlvid.models.untrained import random_parts
 
-        parts = random_parts(folder, DTYPES[precision], device)
+        parts = random_parts(folder, DTYPES[spec.precision], device)
     else:
-        parts = stored_parts(path, DTYPES[precision], device)
-    return UNet3DModel(**parts, frames=frames, size=size, decode_chunk=decode_chunk)
+        parts = stored_parts(spec.path, DTYPES[spec.precision], device)
+    return UNet3DModel(
+        **parts, frames=shape.frames, height=shape.height, width=shape.width, decode_chunk=spec.decode_chunk,
+        negative_prompt=negative_prompt,
+    )  # fmt: skip
+
+
+def load_model(path: str, *, device: str | torch.device = "cpu", **settings: Any) -> UNet3DModel:
+    """Loads a 3D U-Net by its path; ``settings`` are those of ``ModelConfig``, and errors those of ``load_unet3d``."""
+    return load_unet3d(ModelConfig(path=path, **settings), device=device)

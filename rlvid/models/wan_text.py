@@ -1,29 +1,17 @@
 """Embeds prompts as Wan reads them: UMT5's last hidden states, with rows of zeros behind the last token.
 
 Wan's cross-attention has no mask, and a row of zeros still adds its layers' biases. So a prompt has the same number of
-rows always, 512 for the published models. Only the rows before the zeros need to be stored.
+rows always, 512 for the published models.
 """
 
 import hashlib
-from typing import Any, Protocol
 
 import torch
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
-TEXT_LENGTH = 512
-"""Rows of a prompt's embedding for which the published models were trained."""
-
-
-class TextEmbedder(Protocol):
-    """Embeds prompts: ``length`` is L, rows of a prompt, and ``encoder`` the network behind it, if there is one."""
-
-    length: int
-    encoder: Any
-
-    def embed(self, prompts: list[str]) -> Tensor:
-        """Returns text_BLD of prompts, zeros behind the last token; no gradient."""
+from rlvid.models.text_rows import TEXT_LENGTH, pad_rows
 
 
 class UMT5Embedder:
@@ -85,15 +73,3 @@ class RandomEmbedder:
         seed = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:7], "big")
         count = min(len(prompt.split()) + 1, self.length)
         return torch.randn(count, self.width, generator=torch.Generator().manual_seed(seed))
-
-
-def cut_rows(text_LD: Tensor) -> Tensor:
-    """Returns a prompt's embedding without the zeros behind its last token, (N, D); ``pad_rows`` restores it."""
-    filled = text_LD.any(1).nonzero()
-    return text_LD[: int(filled[-1]) + 1 if len(filled) else 0]
-
-
-def pad_rows(rows: list[Tensor], length: int) -> Tensor:
-    """Returns text_BLD of embeddings that ``cut_rows`` made, each (N, D) with N <= ``length``."""
-    padded = [torch.nn.functional.pad(each, (0, 0, 0, length - len(each))) for each in rows]
-    return torch.stack(padded)

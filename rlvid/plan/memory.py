@@ -55,7 +55,7 @@ def stages(
     vae, judge, other = (part.cost for part in (parts.autoencoder, parts.reward, parts.held_out))
     videos, frames, images = counts.denoiser, counts.decoder, counts.reward
     decoded = share * (frames.held_rows or config.micro_batch * _frames_of_a_video(counts))
-    pixels = decoded * 3 * parts.size**2 * 4
+    pixels = decoded * 3 * parts.pixels * 4
     in_chunk = min(chunk, decoded)
     chain_held = share * videos.held_rows * unet.kept
     decode_held = 0 if again else decoded * vae.kept
@@ -63,7 +63,7 @@ def stages(
     in_judge, in_other = min(judged, parts.reward.chunk), min(judged, parts.held_out.chunk)
     judging, judge_held, judge_back = judged * judge.kept, judged * judge.kept, judged * judge.peak
     if parts.reward.recompute:  # a chunk's input stays, and its activations come and go
-        judge_held = judged * 3 * parts.size**2 * 4
+        judge_held = judged * 3 * parts.pixels * 4
         judging, judge_back = judge_held + in_judge * judge.plain_peak, judge_held + in_judge * judge.peak
     apart = 1 if config.train.rollout_batch else share  # a size of its own does not follow the micro-batch
     found = {"chain without gradient": apart * videos.plain_rows * unet.plain_peak}

@@ -12,11 +12,12 @@ from torch.nn import functional as F
 
 from rlvid.config import RunConfig
 from rlvid.config.reward import RewardConfig
-from rlvid.models.folders import resolved_shape, structure_folder
+from rlvid.models.folders import WAN, family, structure_folder
 from rlvid.models.lora import inject_lora
 from rlvid.models.recompute import prepare, recomputing
 from rlvid.models.unet3d import DTYPES, LAYERS
 from rlvid.models.untrained import outline
+from rlvid.models.video_shape import VideoShape, resolved_shape
 from rlvid.plan.measure import FREE, Cost, measure
 from rlvid.reward.builtin import BUILTIN, builtin_folder
 from rlvid.reward.clip import build_clip
@@ -62,7 +63,13 @@ class Parts:
     adapted_layers: int
     latent_shape: tuple[int, int, int, int]
     text_shape: tuple[int, int]
-    size: int
+    height: int
+    width: int
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of a frame."""
+        return self.height * self.width
 
 
 def outline_parts(config: RunConfig) -> Parts:
@@ -72,29 +79,31 @@ def outline_parts(config: RunConfig) -> Parts:
         ValueError: the model's configuration is missing, its size does not fit, or no layer has a target's name.
     """
     spec, gradient = config.model, config.method.needs_gradient
-    frames, size = resolved_shape(spec.path, spec.frames, spec.size)
+    if family(spec.path) is WAN:
+        raise ValueError(f"model.path = {spec.path!r} is a Wan model, and rlvid plan counts 3D U-Nets alone")
+    shape = resolved_shape(spec)
     parts = _model(
-        structure_folder(spec.path), spec.precision, frames, size, gradient,
+        structure_folder(spec.path), spec.precision, shape, gradient,
         (spec.lora.rank, tuple(spec.lora.targets)) if spec.finetune == "lora" else None,
     )  # fmt: skip
     return replace(
         parts,
-        reward=_reward(config.reward.parts, config.reward, size, gradient),
-        held_out=_reward([(config.reward.held_out, config.reward.held_out_path)], config.reward, size, False),
+        reward=_reward(config.reward.parts, config.reward, shape, gradient),
+        held_out=_reward([(config.reward.held_out, config.reward.held_out_path)], config.reward, shape, False),
     )
 
 
 @lru_cache(maxsize=8)  # the full-size denoiser takes seconds, and plans are compared
 def _model(
-    folder: Path, precision: str, frames: int, size: int, gradient: bool, lora: tuple[int, tuple[str, ...]] | None
+    folder: Path, precision: str, shape: VideoShape, gradient: bool, lora: tuple[int, tuple[str, ...]] | None
 ) -> Parts:
     unet, vae, encoder = (nn.Module.to(p, DTYPES[precision]).requires_grad_(False) for p in outline(folder))
     base = sum(p.numel() for p in unet.parameters())
     adapter = inject_lora(unet, lora[0], list(lora[1]), seed=0) if lora else []
     if not lora:
         unet.requires_grad_(True)
-    side = size // 2 ** (len(vae.config.block_out_channels) - 1)
-    latent_shape = (unet.config.in_channels, frames, side, side)
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    latent_shape = (unet.config.in_channels, shape.frames, shape.height // factor, shape.width // factor)
     text_shape = (encoder.config.max_position_embeddings, encoder.config.hidden_size)
     cost = _denoise(unet, latent_shape, text_shape)
     prepare(unet, LAYERS)
@@ -103,14 +112,15 @@ def _model(
     denoiser = replace(_network(unet, cost, base), cost_recomputed=again)
     return Parts(
         denoiser=denoiser if lora else replace(denoiser, weights=4 * base),  # trained weights are float32
-        autoencoder=_network(vae, _decode(vae, side, gradient)),
+        autoencoder=_network(vae, _decode(vae, latent_shape[2:], gradient)),
         text_encoder=_network(encoder, FREE),
         reward=_NONE,
         held_out=_NONE,
         adapted_layers=len(adapter) // 2,
         latent_shape=latent_shape,
         text_shape=text_shape,
-        size=size,
+        height=shape.height,
+        width=shape.width,
     )
 
 
@@ -127,9 +137,9 @@ def _denoise(unet: Any, latent_shape: tuple[int, ...], text_shape: tuple[int, in
     return measure(unet, run, backward=True, known=(latents_BCFhw, text_BLD, timestep_B))
 
 
-def _decode(vae: Any, side: int, backward: bool) -> Cost:
+def _decode(vae: Any, sides: tuple[int, int], backward: bool) -> Cost:
     latents_NChw = torch.empty(
-        1, vae.config.latent_channels, side, side, dtype=vae.dtype, device="meta", requires_grad=backward
+        1, vae.config.latent_channels, *sides, dtype=vae.dtype, device="meta", requires_grad=backward
     )
     return measure(vae, lambda: vae.decode(latents_NChw).sample, backward=backward, known=(latents_NChw,))
 
@@ -144,13 +154,15 @@ def _network(module: nn.Module, cost: Cost, base: int | None = None) -> Network:
     )
 
 
-def _reward(names: Sequence[tuple[str | None, str | None]], config: RewardConfig, size: int, backward: bool) -> Network:
+def _reward(
+    names: Sequence[tuple[str | None, str | None]], config: RewardConfig, shape: VideoShape, backward: bool
+) -> Network:
     """Returns the networks of one reward, or of all parts of a mixture: their sums, as all of them see every image."""
     judges = [judge for name, path in names if (judge := _judge(name, path))]
     if not judges:
         return _NONE
     learned = [name not in BUILTIN for name, _ in names]
-    images_NCHW = torch.empty(1, 3, size, size, requires_grad=backward, device="meta")
+    images_NCHW = torch.empty(1, 3, shape.height, shape.width, requires_grad=backward, device="meta")
     found = []
     for judge in judges:
         judge.eval().requires_grad_(False).to(DTYPES[config.precision])

@@ -5,7 +5,7 @@ from typing import Any
 
 from rlvid.config import RunConfig
 from rlvid.diffusion.schedule import check_chain
-from rlvid.models.folders import resolved_shape
+from rlvid.models.video_shape import resolved_shape
 from rlvid.plan.counts import Counts, count
 from rlvid.plan.memory import advice, resident, stages
 from rlvid.plan.parts import Parts, outline_parts
@@ -83,7 +83,7 @@ def make_plan(config: RunConfig) -> Plan:
     Raises:
         ValueError: the model's configuration is missing, or its settings do not fit together.
     """
-    frames, _ = resolved_shape(config.model.path, config.model.frames, config.model.size)
+    frames = resolved_shape(config.model).frames
     if config.reward.segments > frames:
         raise ValueError(
             f"reward.segments = {config.reward.segments} exceeds the {frames} frames of a video; allowed: 1 to {frames}"
@@ -143,8 +143,8 @@ def disk(parts: Parts, counts: Counts, config: RunConfig) -> dict[str, int]:
         "checkpoint": checkpoint,
         "checkpoints kept": checkpoint
         * min(config.output.keep_checkpoints, -(-train.steps // config.output.checkpoint_every)),
-        "archive of a step, at most": int(frames * 3 * parts.size**2) if every else 0,
-        "archive, at most": int(archived * frames * 3 * parts.size**2),
+        "archive of a step, at most": int(frames * 3 * parts.pixels) if every else 0,
+        "archive, at most": int(archived * frames * 3 * parts.pixels),
         "an encoded clip": 4 * (2 * latents + parts.text_shape[0] * parts.text_shape[1]),
     }
 

@@ -33,11 +33,11 @@ def render(plan: Plan) -> Iterator[RenderableType]:
         f"{whole / 2**20:,.2f} M"
     )
     yield (
-        f"a sample: {frames} frames of {parts.size} x {parts.size} pixels, latents {channels} x {frames} x {height} x "
-        f"{width}; {_number(_forward(counts.denoiser))} U-Net evaluations and {_number(counts.denoiser.again)} again "
-        f"in the backward pass, {_number(_forward(counts.decoder))} decodes, {_number(_forward(counts.reward))} images "
-        f"rewarded, {_number(_forward(counts.held_out))} by the held-out reward; "
-        f"{_number(counts.optimiser_steps)} optimiser step(s) a batch"
+        f"a sample: {frames} frames of {parts.height} x {parts.width} pixels, latents {channels} x {frames} x "
+        f"{height} x {width}; {_number(_forward(counts.denoiser))} U-Net evaluations and "
+        f"{_number(counts.denoiser.again)} again in the backward pass, {_number(_forward(counts.decoder))} decodes, "
+        f"{_number(_forward(counts.reward))} images rewarded, {_number(_forward(counts.held_out))} by the held-out "
+        f"reward; {_number(counts.optimiser_steps)} optimiser step(s) a batch"
     )
     segments, rest = config.reward.segments, frames % config.reward.segments
     if rest and math.isfinite(config.reward.attenuation) and not scores_whole_videos(config.reward):

@@ -4,13 +4,13 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import nn
 
 from rlvid.config.methods import VALUE_METHODS
-from rlvid.config.reward import FROM_A_FILE, RemoteConfig, RewardConfig, check_path, is_url
+from rlvid.config.reward import FROM_A_FILE, PartReward, RemoteConfig, RewardConfig, check_path, is_url
 from rlvid.reward.builtin import BUILTIN, builtin_folder, scores_videos
 from rlvid.reward.custom import CustomReward, find_function, load_function
 from rlvid.reward.remote import Caller, HttpCaller, ProcessCaller, RemoteReward
@@ -188,9 +188,12 @@ def trained_reward(config: RewardConfig, device: str | torch.device = "cpu", act
         made = load_reward(config.name, device, path=config.path, preprocess=config.preprocess, **settings)
         return _labelled(made, config.name)
     from rlvid.reward.mixture import MixtureReward
+    from rlvid.reward.motion import MotionReward
 
     parts = [
-        load_reward(
+        MotionReward(part.floor)
+        if part.floor is not None
+        else load_reward(
             part.name, device, path=part.path, key=f"reward.mixture.{place}.path", preprocess=part.preprocess,
             **settings,
         )
@@ -261,6 +264,8 @@ def check_reward(config: RewardConfig, needs_gradient: bool) -> None:
         trained.append(("reward.path", config.name, config.path))
     trained += [(f"reward.mixture.{place}.path", part.name, part.path) for place, part in enumerate(config.mixture)]
     for key, name, path in trained:
+        if name in get_args(PartReward):
+            continue
         if name != "custom" or config.remote is not None or is_url(path):
             check_one(name, path, key, config.remote)
             continue
@@ -296,7 +301,7 @@ def _scores_whole_videos(name: str, path: str | None, key: str, remote: RemoteCo
         from rlvid.reward.fit.folder import check_fitted
 
         return check_fitted(str(path), _given(name, path, key)).head is not None
-    return name == "oracle" or (name == "custom" and _own_whole_video(str(path), remote))
+    return name in ("oracle", "motion") or (name == "custom" and _own_whole_video(str(path), remote))
 
 
 def _own_whole_video(path: str, remote: RemoteConfig | None) -> bool:

@@ -43,9 +43,8 @@ def tiny_model(*, frames: int = 4, size: int = 16) -> UNet3DModel:
         sample_size=size,
     )
     tokenizer = build_tokenizer()
-    return UNet3DModel(
-        unet, vae, build_text_encoder(tokenizer, 16), tokenizer, build_scheduler(), frames=frames, size=size
-    )
+    text_encoder, scheduler = build_text_encoder(tokenizer, 16), build_scheduler()
+    return UNet3DModel(unet, vae, text_encoder, tokenizer, scheduler, frames=frames, height=size, width=size)
 
 
 def save_tiny_model(folder: Path) -> None:

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -168,12 +167,11 @@ def reward_clips(job: Job, clips: TrainingSet, positions: Sequence[int]) -> Clip
     Raises:
         ValueError: the model or the reward cannot be loaded, or the scores have another shape than allowed.
     """
-    from rlvid.models.unet3d import load_model  # in the task alone: it takes seconds
+    from rlvid.models.load import load_video_model  # in the task alone: it takes seconds
 
     config, spec, listener = job.config, job.config.model, _Listener(job.config.reward.timeout)
     device = torch.device("cuda") if job.use_gpu else torch.device("cpu")
-    shape: dict[str, Any] = {"frames": spec.frames, "size": spec.size, "decode_chunk": spec.decode_chunk}
-    model = load_model(job.model, **shape, precision=spec.precision, device=device)
+    model = load_video_model(spec.model_copy(update={"path": job.model}), denoiser=False, device=device)
     model.denoiser = torch.nn.Identity()  # by far the largest part
     reward = trained_reward(job.reward, device, ActorCaller)
     context = Context(config, model, reward, None, Stopwatch(device), observer=listener)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlvid.config.model import LOSS_SCALE
 from rlvid.config.train import OptimizerConfig, TrainConfig
 
 TAG = "engine"
@@ -27,13 +28,6 @@ class StepOutcome:
     gradient_norm: float
     lr: float
     skipped: bool
-
-
-LOSS_SCALE = {"float32": 1.0, "bfloat16": 1.0, "float16": 2.0**14}
-"""The factor of losses before the backward pass; the adapter's gradients are divided by it afterwards.
-
-Under frozen float16 weights, gradients below 6e-8 would vanish on their way; powers of two round nothing.
-"""
 
 
 class Engine(ABC):

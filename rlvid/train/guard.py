@@ -78,12 +78,21 @@ class Watch:
         clips: its training set.
         use_gpu: whether the workers have GPUs.
         console: where warnings are printed.
+        texts: where embeddings of the guard's prompts are kept, see ``rlvid.data.embeddings``.
 
     Raises:
         ValueError: see ``guard_prompts`` and ``GuardLog``.
     """
 
-    def __init__(self, config: RunConfig, folder: Path, clips: TrainingSet, use_gpu: bool, console: Console):
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        clips: TrainingSet,
+        use_gpu: bool,
+        console: Console,
+        texts: str | None = None,
+    ):
         self.config, self.folder, self.console = config, folder, console
         prompts = guard_prompts(config, clips.first_captions(config.guard.count))
         self.guard_log = GuardLog(folder, prompts, config)
@@ -93,7 +102,7 @@ class Watch:
         self._reported = set[str]()
         resolved = config.model_copy(update={"guard": config.guard.resolved()})
         self._job = (resolved.model_dump(), movable(config.model.path), config.reward.resolved().model_dump(), prompts)
-        self._gpus = guard_gpus(config, use_gpu)
+        self._gpus, self._texts = guard_gpus(config, use_gpu), texts
         self._tensorboard: TensorBoard | None = None
         self._actor: Any = None
         self._ready: Any = None
@@ -185,7 +194,7 @@ class Watch:
         options = {"num_cpus": 0, "num_gpus": self._gpus, "max_restarts": again, "max_task_retries": again}
         # DEFAULT: not in the placement group of a trial, which has no room for it.
         made = ray.remote(GuardEvaluator).options(**options, scheduling_strategy="DEFAULT", runtime_env=threads)
-        actor = made.remote(*self._job, self._gpus > 0, aside=not self._gpus)
+        actor = made.remote(*self._job, self._gpus > 0, aside=not self._gpus, texts=self._texts)
         self._ready = actor.__ray_ready__.remote()  # before any evaluation: an actor runs its calls in order
         return actor
 
@@ -252,12 +261,14 @@ class Watch:
 
 
 @contextmanager
-def watching(config: RunConfig, folder: Path, clips: TrainingSet, use_gpu: bool, console: Console) -> Iterator[bool]:
+def watching(
+    config: RunConfig, folder: Path, clips: TrainingSet, use_gpu: bool, console: Console, texts: str | None = None
+) -> Iterator[bool]:
     """Guards the block's training, if the config says so; yields whether the run should end before it begins."""
     if not config.guard.every:
         yield False
         return
-    with Watch(config, folder, clips, use_gpu, console) as watch:
+    with Watch(config, folder, clips, use_gpu, console, texts) as watch:
         yield watch.stopping
 
 

@@ -26,6 +26,7 @@ class GuardEvaluator:
         prompts: distinct prompts; ``guard.videos_per_prompt`` videos of each.
         use_gpu: whether it has one.
         aside: lower the process's priority, so that training comes first.
+        texts: where embeddings of the prompts are kept; None loads the text encoder.
     """
 
     def __init__(
@@ -36,7 +37,9 @@ class GuardEvaluator:
         prompts: list[str],
         use_gpu: bool,
         aside: bool = False,
+        texts: str | None = None,
     ) -> None:
+        from rlvid.data.embeddings import embedder_of
         from rlvid.evaluate.candidates import CandidateScorer
         from rlvid.evaluate.scorers import guard_rewards, load_run_scorer
         from rlvid.models.trained import load_trainable
@@ -47,7 +50,11 @@ class GuardEvaluator:
         device = torch.device("cuda" if use_gpu else "cpu")
         if not use_gpu:
             torch.set_num_threads(1)
-        self.denoiser = (made := load_trainable(self.config.model, self.config.seed, model, device)).denoiser
+        made = load_trainable(
+            self.config.model, self.config.seed, model, device,
+            negative_prompt=self.config.sampling.negative_prompt, text=embedder_of(model, texts),
+        )  # fmt: skip
+        self.denoiser = made.denoiser
         rewards = self.config.model_copy(update={"reward": RewardConfig.model_validate(reward)})
         scorer = load_run_scorer(rewards, device, guard_rewards(self.config))
         guard, sampling = self.config.guard, self.config.sampling

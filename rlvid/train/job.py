@@ -34,6 +34,8 @@ class Job:
     """Whether the guard ended the run before."""
     measured_ceiling: float | None = None
     """The reward that ``reward.ceiling`` stands for where it is a quantile."""
+    texts: str | None = None
+    """Where embeddings of prompts are kept, if workers load no text encoder."""
     watched: bool = False
     """Whether Ray Train announces that a node is about to be taken away."""
 

@@ -68,26 +68,31 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Tr
         start_ray(address)
         import ray.train
 
+        from rlvid.data.embeddings import kept_embeddings
         from rlvid.train.archivist import end_archivist, start_archivist
         from rlvid.train.ceiling import run_ceiling
         from rlvid.train.guard import watching
+        from rlvid.train.guard_folder import guard_prompts
         from rlvid.train.progress import ProgressActor, ProgressLine
 
         folder = mirror.folder
         use_gpu, has_room = _check_cluster(config, folder, console)
         clips = _clips_of(config, mirror, console)
+        prompts = clips.first_captions(VIDEO_PROMPTS)
+        judged = guard_prompts(config, clips.first_captions(config.guard.count)) if config.guard.every else ()
+        texts = kept_embeddings(config, clips, [*prompts, *judged], console)
+        further = {"encodes": "videos" in clips.kinds, "texts": texts}
         progress = ProgressActor.remote()  # type: ignore[attr-defined]
-        job = Job.of(config, run=folder, use_gpu=use_gpu, progress=progress, encodes="videos" in clips.kinds)
+        job = Job.of(config, run=folder, use_gpu=use_gpu, progress=progress, **further)
         job = replace(job, measured_ceiling=run_ceiling(job, clips, console))
         mirror.push()
         archivist, whole = start_archivist(config, folder, progress), False
         try:
             with (
-                watching(config, folder, clips, use_gpu, console) as stop,
+                watching(config, folder, clips, use_gpu, console, job.texts) as stop,
                 ProgressLine(progress, config.train.steps, console),
             ):
                 watched = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "").lower() in ("1", "true")
-                prompts = clips.first_captions(VIDEO_PROMPTS)
                 job = replace(job, archivist=archivist, prompts=prompts, stop=stop, watched=watched)
                 trainer = _trainer(job, clips, wait=not has_room)
                 done = run_fit(partial(fit_again, trainer.fit, config.train.max_failures, put_aside), progress, console)

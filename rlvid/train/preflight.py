@@ -30,9 +30,10 @@ from rlvid.data.training_set import Source, TrainingSet
 from rlvid.data.video_set import check_videos, is_videos
 from rlvid.diffusion.schedule import check_chain
 from rlvid.files import held, write_atomic
-from rlvid.models.folders import NETWORKS, model_folder, resolved_shape
+from rlvid.models.folders import UNET3D, model_folder
 from rlvid.models.lora import IN_ALL, check_targets
 from rlvid.models.text_limit import model_text_limit, notices
+from rlvid.models.video_shape import resolved_shape
 from rlvid.models.weights import headers
 from rlvid.reward.load import check_one, check_reward
 from rlvid.reward.text_limit import reward_text_limits
@@ -81,7 +82,7 @@ def check(config: RunConfig) -> None:
             be, or the clips or prompts are not there.
     """
     _check_structure(config.model)
-    frames, _ = resolved_shape(config.model.path, config.model.frames, config.model.size)
+    frames = resolved_shape(config.model).frames
     if config.reward.segments > frames:
         raise ValueError(
             f"reward.segments = {config.reward.segments} exceeds the {frames} frames of a video; allowed: 1 to {frames}"
@@ -121,14 +122,14 @@ def _check_structure(model: ModelConfig) -> None:
     built_in = model.path == "builtin"
     if built_in:
         folder = model_folder(model.path)
-        for part in NETWORKS:
+        for part in UNET3D.networks:
             headers(folder / part, f"model.path = {model.path!r}: {part}")
     else:
-        from rlvid.models.stored import check_model
+        from rlvid.models.load import check_model
 
         check_model(model.path)
     if model.finetune == "lora" and not (built_in and IN_ALL.issuperset(model.lora.targets)):
-        from rlvid.models.unet3d import denoiser_outline
+        from rlvid.models.load import denoiser_outline
 
         check_targets(denoiser_outline(model.path), model.lora.targets)
 

@@ -19,8 +19,10 @@ from rlvid.algorithms.base import Batch, Context, Samples, Stopwatch, Update, pe
 from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.cluster.reward_actor import ActorCaller
 from rlvid.data.chunks import ArchiveFolder
+from rlvid.data.embeddings import embedder_of
 from rlvid.data.shares import Share
 from rlvid.diffusion.generate import generate
+from rlvid.models.text_rows import cut_rows, pad_rows
 from rlvid.models.trained import load_trainable, load_trained
 from rlvid.reward.load import held_out_reward, trained_reward
 from rlvid.runs.checkpoints import checkpoint_name, read_state
@@ -78,7 +80,10 @@ class Worker:
         device = torch.device("cuda", torch.cuda.current_device()) if job.use_gpu else torch.device("cpu")
 
         spec = config.model
-        self.model = load_trainable(spec, config.seed, job.model, device)
+        self.model = load_trainable(
+            spec, config.seed, job.model, device,
+            negative_prompt=config.sampling.negative_prompt, text=embedder_of(job.model, job.texts),
+        )  # fmt: skip
         self.network = self.model.denoiser
         self._load_weights_alone(checkpoint)
         self.engine = DeepSpeedEngine(self.network, config.optimizer, config.train, config.micro_batch, spec.precision)
@@ -144,7 +149,7 @@ class Worker:
                 positions = [(serial,) for serial in share.serials]
                 noise = randomness.normal(self.model.latent_shape, self.config.seed, "posterior", positions)
                 latents = share.posterior.sample(noise).to(self.model.device)
-            text = share.text_BLD if share.text_BLD is not None else torch.stack([*map(self._embed, share.prompts)])
+            text = self._texts(share)
             if share.fault:
                 self.reporter.report(f"{share.fault}; samples of its clips get no reward", kind=share.fault)
             if share.note:
@@ -158,7 +163,13 @@ class Worker:
     def _embedding(self, prompt: str) -> torch.Tensor:
         """Embeds a prompt by itself, so that the result does not depend on its neighbours: (L, D), on the CPU."""
         with torch.no_grad():
-            return self.model.encode_prompts([prompt])[0].float().cpu()
+            text_LD = self.model.encode_prompts([prompt])[0].float().cpu()
+        return text_LD if self.model.text_length is None else cut_rows(text_LD)
+
+    def _texts(self, share: Share) -> torch.Tensor:
+        """Returns text_BLD of a share, at the length that the model reads."""
+        rows = [*map(self._embed, share.prompts)] if share.text_BLD is None else [*share.text_BLD]
+        return pad_rows(rows, self.model.text_length or len(rows[0]))
 
     def record(self, step: int, updates: list[Update], outcomes: list[StepOutcome], seconds: float) -> None:
         """Averages the step's numbers over workers, writes and reports them, and archives its samples.

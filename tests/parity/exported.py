@@ -82,7 +82,7 @@ def main() -> None:
         task = {
             "folder": str(folder), "base": str(model_folder(config.model.path)),
             "noise": str(work / "noise.safetensors"),
-            "prompt": PROMPT, "frames": model.frames, "size": model.size, "steps": sampling.steps,
+            "prompt": PROMPT, "frames": model.frames, "size": model.height, "steps": sampling.steps,
             "guidance": sampling.guidance, "adapter": (folder / "adapter").is_dir(),
         }  # fmt: skip
         apart = [read_with(each, task, expected, (options.work or work) / each) for each in options.only]

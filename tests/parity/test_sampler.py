@@ -26,7 +26,7 @@ def pipeline(model: UNet3DModel, final: str, latents_BCFhw: Tensor, prompts: lis
     pipe = TextToVideoSDPipeline(**parts, unet=model.denoiser, scheduler=scheduler(final=final))
     pipe.set_progress_bar_config(disable=True)
     return pipe(
-        prompts, model.size, model.size, model.frames, latents=latents_BCFhw.clone(), return_dict=False, **options
+        prompts, model.height, model.width, model.frames, latents=latents_BCFhw.clone(), return_dict=False, **options
     )[0]
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from processes import HANG
 
 from rlvid.toy.tiny import save_tiny_model
@@ -13,6 +14,7 @@ from rlvid.toy.tiny import save_tiny_model
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_a_kill_changes_nothing(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "tiny")
     command = [

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from pyarrow import parquet
 from runs import settings
 
@@ -13,6 +14,7 @@ from rlvid.study.store import Store
 from rlvid.study.videos import Videos
 
 
+@pytest.mark.slow
 def test_votes_become_a_reward_that_a_model_is_trained_on(
     folder: Path, ray_cluster: Any, rlvid: Callable[..., str]
 ) -> None:

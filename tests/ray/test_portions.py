@@ -42,6 +42,7 @@ def test_two_actors_give_the_numbers_of_one_process(tmp_path: Path, ray_cluster:
         run_evaluation(Evaluation.of(find_models([str(run)]), SETS, steps_list=[3]), workers=99)
 
 
+@pytest.mark.slow
 def test_a_reward_that_hangs_ends_a_pool_too(
     tmp_path: Path, ray_cluster: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -61,6 +62,7 @@ def test_a_reward_that_hangs_ends_a_pool_too(
     assert "in_domain, D = 2: the reward mine.py:score gave no answer for 0.5 s (reward.timeout)" in line
 
 
+@pytest.mark.slow
 def test_what_a_killed_evaluation_had_finished_is_not_made_again(tmp_path: Path) -> None:
     run, _ = save_run(tmp_path)
     (tmp_path / "prompts.txt").write_text("\n".join(SETS["own"]))

@@ -137,6 +137,6 @@ def test_what_travels_with_a_job_is_small_and_enough(tmp_path: Path) -> None:
     }
     assert code | {"rlvid/configs/toy.yaml", "tuning/sweep.py"} <= set(names), "a folder of the package is left at home"
     assert any(name.startswith("rlvid/toy/weights/") and name.endswith(".safetensors") for name in names)
-    assert package.stat().st_size < 20 * 2**20
+    assert package.stat().st_size < 40 * 2**20  # of which weights may be 30 MB
     excluded = yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8"))["rsync_exclude"]
     assert all(pattern.startswith("/") for pattern in excluded), "rsync leaves out such a folder at every depth"

@@ -16,7 +16,11 @@ from rlvid.files import read_mapping
 WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"trian": {}}, ["unknown key trian;", "allowed here: name, seed, model", "do you mean train?"]),
     ({"train": {"stepz": 1}}, ["unknown key train.stepz;", "allowed here: steps, max_seconds"]),
-    ({"model": {"lora": {"alpha": 1}}}, ["unknown key model.lora.alpha;", "allowed here: rank, targets"]),
+    ({"model": {"lora": {"alfa": 1}}}, ["unknown key model.lora.alfa;", "allowed here: rank, alpha, targets"]),
+    ({"model": {"lora": {"alpha": 0}}}, ["model.lora.alpha = 0", "greater than 0"]),
+    ({"model": {"finetune": "full", "lora": {"alpha": 8}}}, ["lora.alpha = 8", "trains no adapter"]),
+    ({"model": {"size": 64, "width": 32}}, ["size = 64 sets both sides", "width = 32", "leave one of the two out"]),
+    ({"model": {"shift": 0}}, ["model.shift = 0", "greater than 0"]),
     ({"method": {"K": 1}}, ["unknown key method.K;", "allowed here: kl, kl_at, unconditional_gradient, name"]),
     ({"train": {"steps": "many"}}, ["train.steps = 'many'", "valid integer"]),
     ({"train": {"batch_size": 2.5}}, ["train.batch_size = 2.5", "valid integer"]),
@@ -182,7 +186,8 @@ def test_a_fingerprint_overlooks_what_the_result_does_not_depend_on(data: dict[s
     [{"seed": 1}, {"optimizer": {"lr": 2e-5}}, {"reward": {"attenuation": math.inf}}, {"method": {"tau": 0.7}},
      {"model": {"lora": {"rank": 8}}}, {"model": {"finetune": "full"}}, {"sampling": {"final_level": "paper"}},
      {"train": {"batch_size": 4}}, {"train": {"workers": 2}}, {"train": {"zero_stage": 2}},
-     {"train": {"micro_batch": 4}}],
+     {"train": {"micro_batch": 4}}, {"model": {"height": 16}}, {"model": {"width": 16}}, {"model": {"shift": 3}},
+     {"model": {"lora": {"alpha": 8}}}, {"sampling": {"negative_prompt": "blurred"}}],
 )  # fmt: skip
 def test_a_fingerprint_sees_what_the_result_depends_on(data: dict[str, Any]) -> None:
     fingerprint = parse_config(data).fingerprint

@@ -33,6 +33,7 @@ from rlvid.models.folders import builtin_folder
 from rlvid.models.lora import merge_lora, read_lora
 from rlvid.models.stored import oldest_transformers
 from rlvid.models.unet3d import UNet3DModel, load_model
+from rlvid.models.video_shape import VideoShape
 from rlvid.toy.tiny import save_tiny_model, tiny_model
 
 log = logging.getLogger(__name__)
@@ -376,7 +377,7 @@ def test_a_hub_id_is_the_cards_base_model(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     run, config = save_run(tmp_path)
     config = parse_config(config.model_dump() | {"model": {"path": "damo-vilab/text-to-video-ms-1.7b"}})
-    card = model_card(config, find_run(run)[1], run, "mine", 1.0, 16, 256)
+    card = model_card(config, find_run(run)[1], run, "mine", 1.0, VideoShape(16, 256, 256, 8))
     assert ModelCard(card).data.base_model == "damo-vilab/text-to-video-ms-1.7b"
     assert "| Base | `damo-vilab/text-to-video-ms-1.7b` |" in card
 
@@ -398,7 +399,7 @@ def test_the_card_names_what_was_trained_on(tmp_path: Path, reward: dict[str, An
 
     run, config = save_run(tmp_path)
     config = parse_config(config.model_dump() | {"reward": reward})
-    card = model_card(config, find_run(run)[1], run, "mine", 1.0, 16, 256)
+    card = model_card(config, find_run(run)[1], run, "mine", 1.0, VideoShape(16, 256, 256, 8))
     assert f"| Trained on the reward | {told} |" in card
 
 

@@ -11,7 +11,10 @@ from torch import Tensor
 from rlvid.algorithms.base import Batch
 from rlvid.algorithms.instructvideo import InstructVideo
 from rlvid.algorithms.scoring import plan
+from rlvid.config import parse_config
 from rlvid.config.train import OptimizerConfig
+from rlvid.diffusion.schedule import check_chain, editing_chain
+from rlvid.models.noise_path import RectifiedFlow
 from rlvid.reward.clip import ClipReward
 from rlvid.toy.tiny import tiny_reward
 from rlvid.train.engine import TorchEngine
@@ -182,3 +185,86 @@ def test_state_that_a_method_does_not_keep_is_refused() -> None:
     method.load_state_dict(method.state_dict())
     with pytest.raises(ValueError, match=r"InstructVideo keeps no state, but the checkpoint holds \['buffer'\]"):
         method.load_state_dict({"buffer": 1})
+
+
+# -------------------------------------------------------------------------------------------------- start as a level
+
+
+def test_the_level_of_the_papers_start_gives_its_chain_to_the_bit() -> None:
+    """Timestep 251, the start of the last two of four steps, by its level."""
+    expected, (one,) = flat_gradient(by_share := make(), clips(by_share))
+    path = by_share.context.model.path
+    level = path.level(251, torch.empty(1, dtype=torch.float64))
+    start = float(level.sigma / (level.alpha + level.sigma))
+    by_level = helpers.make({"start": start})
+    assert by_level.method.tau is None
+    got, (other,) = flat_gradient(by_level, clips(by_level))
+    assert torch.equal(got, expected)
+    assert torch.equal(one.loss, other.loss)
+
+
+def test_on_a_flow_editing_starts_at_the_level_and_goes_on_along_the_grid() -> None:
+    method = helpers.make({"start": 0.6}, sampling={"steps": 4, "guidance": 1.0})
+    model = method.context.model
+    model.path = RectifiedFlow(3.0)
+    assert editing_chain(method.method, model.path, method.context.grid) == [0.6, pytest.approx(0.5)]
+    batch = clips(method)
+    with torch.no_grad():
+        got = method.sample(batch)
+        x = 0.4 * batch.latents_BCFhw + 0.6 * method.noise(batch)
+        for s, then in ((0.6, 0.5), (0.5, 0.0)):
+            t = torch.full((4,), 1000 * s)
+            x = x + (then - s) * model.denoiser(x, t, encoder_hidden_states=batch.text_BLD).sample
+    torch.testing.assert_close(got, x, atol=2e-5, rtol=1e-5)
+
+
+def test_draft_lv_adds_its_noise_at_the_level() -> None:
+    method = helpers.make({"name": "draft-lv", "start": 0.3}, sampling={"steps": 4, "guidance": 1.0})
+    model = method.context.model
+    model.path = RectifiedFlow(3.0)
+    batch = clips(method)
+    z = method.context.normal("low-variance", batch, 1)
+    with torch.no_grad():
+        x = 0.7 * batch.latents_BCFhw + 0.3 * z
+        x = x - 0.3 * model.denoiser(x, torch.full((4,), 300.0), encoder_hidden_states=batch.text_BLD).sample
+        torch.testing.assert_close(method.once_more(batch, batch.latents_BCFhw, 1), x, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ({"tau": 0.5, "start": 0.66}, r"tau = 0\.5 and start = 0\.66 both say.*method\.tau=null"),
+        ({"tau": None}, r"tau = null and start = null"),
+        ({"start": 0}, r"method\.start = 0.*greater than 0"),
+        ({"start": 1}, r"method\.start = 1.*less than 1"),
+    ],
+)
+def test_a_start_is_said_once(method: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_config({"method": method})
+
+
+def test_a_start_that_leaves_too_few_steps_is_refused_before_a_run() -> None:
+    def checked(**method: Any) -> None:
+        check_chain(parse_config({"method": method}))
+
+    checked(start=0.66, gradient_steps=12)
+    with pytest.raises(ValueError, match=r"^method\.start = 0\.01 leaves no step of sampling\.steps = 20, of which .*"):
+        checked(start=0.01)
+    with pytest.raises(ValueError, match=r"^method\.gradient_steps = 14 exceeds the 13 steps .*method\.start = 0\.66"):
+        checked(start=0.66, gradient_steps=14)
+
+
+def test_an_adapter_must_act_where_the_chain_of_a_start_learns() -> None:
+    levels = {"lora": {"levels": [0.0, 0.02]}}
+    check_chain(parse_config({"method": {"start": 0.66}, "model": levels}))
+    with pytest.raises(ValueError, match=r"^model\.lora\.levels = \[0\.0, 0\.02\]: method 'draft-lv' learns"):
+        check_chain(parse_config({"method": {"name": "draft-lv", "start": 0.3}, "model": levels}))
+
+
+def test_a_start_is_part_of_a_run_and_its_default_is_not() -> None:
+    plain, named, other = (parse_config({"method": each}) for each in ({}, {"start": None}, {"start": 0.66}))
+    assert plain.fingerprint == named.fingerprint != other.fingerprint
+    assert plain.fingerprint == "cc76c8fc07d3"
+    assert parse_config(other.model_dump(mode="json")) == other
+    assert parse_config({"method": {"name": "draft-lv"}}).fingerprint == "e8e4d5e42770"

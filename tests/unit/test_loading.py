@@ -20,12 +20,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
+from rlvid.config.model import ModelConfig
 from rlvid.models import folders
-from rlvid.models.folders import MODELSCOPE, model_folder, movable, resolved_shape, structure_folder
+from rlvid.models.folders import MODELSCOPE, model_folder, movable, structure_folder
+from rlvid.models.load import check_model
 from rlvid.models.lora import inject_lora
-from rlvid.models.stored import check_model
 from rlvid.models.unet3d import UNet3DModel, load_model
 from rlvid.models.untrained import clip_tokenizer, outline, random_parts
+from rlvid.models.video_shape import VideoShape, resolved_shape
 from rlvid.toy.tiny import save_tiny_model, tiny_model
 
 FETCH = 'hf download {} --include "*.json" --include "*.txt" --include "*model.safetensors"'
@@ -102,12 +104,12 @@ def test_a_model_that_is_half_in_the_cache_is_told_so(cache: Path, stored: Path)
     (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     told = message(MODELSCOPE[0])
     assert f"{folder} lacks unet/*.safetensors; fetch the rest with: {FETCH.format(MODELSCOPE[0])}" in told
-    assert resolved_shape(MODELSCOPE[0]) == (16, 16)
+    assert resolved_shape(ModelConfig(path=MODELSCOPE[0])) == VideoShape(16, 16, 16, 8)
 
 
 def test_the_structure_of_modelscope_is_known_without_its_weights(cache: Path) -> None:
     for path in (*MODELSCOPE, "random"):
-        assert resolved_shape(path) == (16, 256)
+        assert resolved_shape(ModelConfig(path=path)) == VideoShape(16, 256, 256, 8)
         unet, vae, encoder = outline(structure_folder(path))
         counts = [sum(p.numel() for p in part.parameters()) for part in (unet, vae, encoder)]
         # 5.65 GB, 335 MB and 1.36 GB of float32, as the published files are
@@ -284,7 +286,7 @@ def test_shards_and_the_names_of_older_versions_are_read(stored: Path, tmp_path:
 def test_random_weights_depend_on_the_seed_alone_and_pass_everything_on(stored: Path) -> None:
     def build(seed: int, dtype: torch.dtype = torch.float32) -> UNet3DModel:
         own = {"tokenizer": tiny_model().tokenizer}  # of fewer words than CLIP's, as its text encoder
-        return UNet3DModel(**random_parts(stored, dtype, "cpu", seed) | own, frames=4, size=16)
+        return UNet3DModel(**random_parts(stored, dtype, "cpu", seed) | own, frames=4, height=16, width=16)
 
     first, again, other = build(0), build(0), build(1)
     assert torch.equal(noise_of(first), noise_of(again))

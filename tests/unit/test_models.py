@@ -24,7 +24,7 @@ TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 PREFIX = "base_model.model."
 EXPECTED = (
     "expected 'builtin', 'random', a hub id such as 'ali-vilab/text-to-video-ms-1.7b', or a folder in diffusers' "
-    "layout with unet, vae, text_encoder, tokenizer and scheduler"
+    "layout with unet or transformer, vae, text_encoder, tokenizer and scheduler"
 )
 LAYOUT = [(part, f"{part}/config.json, {part}/*.safetensors") for part in ("unet", "vae", "text_encoder")]
 LAYOUT += [("tokenizer", "tokenizer/tokenizer_config.json, tokenizer/*[br].json")]
@@ -249,7 +249,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_stored_model_predicts_the_same(base: UNet3DModel, stored: Path) -> None:
     loaded = load_model(str(stored), frames=4)
-    assert (loaded.latent_shape, loaded.size, loaded.fps) == (base.latent_shape, 16, 8)
+    assert (loaded.latent_shape, loaded.height, loaded.width, loaded.fps) == (base.latent_shape, 16, 16, 8)
     assert torch.equal(loaded.path.abar, base.path.abar)
     assert torch.equal(noise_of(loaded), noise_of(base))
     latents = torch.randn(1, *base.latent_shape)
@@ -281,14 +281,16 @@ def test_what_cannot_be_loaded_is_named_in_one_line(stored: Path, tmp_path: Path
 
     nowhere = message(tmp_path / "nowhere")
     assert "nowhere" in nowhere
-    assert f"lacks {', '.join(files for _, files in LAYOUT)}; {EXPECTED}" in nowhere
+    assert f"there is no such folder, nor a model of that name; {EXPECTED}" in nowhere
+    assert "has neither unet nor transformer" in message(tmp_path)
 
     folder = tmp_path / "model"
     shutil.copytree(stored, folder)
     assert "model.size = 17 is not a multiple of 2" in message(folder, size=17)
     for part, files in LAYOUT:
         shutil.rmtree(folder / part)
-        assert message(folder) == f"model.path = '{folder}': {folder} lacks {files}; {EXPECTED}"
+        lack = "has neither unet nor transformer" if part == "unet" else f"lacks {files}"
+        assert message(folder) == f"model.path = '{folder}': {folder} {lack}; {EXPECTED}"
         shutil.copytree(stored / part, folder / part)
     (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     assert message(folder) == f"model.path = '{folder}': {folder} lacks unet/*.safetensors; {EXPECTED}"

@@ -16,10 +16,11 @@ from rlvid.config import RunConfig, parse_config
 from rlvid.config.model import ModelConfig
 from rlvid.config.train import OptimizerConfig
 from rlvid.evaluate.load import load_run
+from rlvid.models.load import denoiser_outline
 from rlvid.models.lora import IN_ALL, check_targets, inject_lora
 from rlvid.models.trained import check_trained, load_trainable, load_trained, save_trained, trained_state
 from rlvid.models.trained_files import TRAINED_FILES
-from rlvid.models.unet3d import UNet3DModel, denoiser_outline
+from rlvid.models.unet3d import UNet3DModel
 from rlvid.runs.checkpoints import find_checkpoints
 from rlvid.toy.tiny import save_tiny_model, tiny_model, tiny_reward
 from rlvid.train.engine import TorchEngine

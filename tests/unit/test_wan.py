@@ -9,16 +9,21 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
+from rlvid.config.model import ModelConfig
+from rlvid.models import folders
+from rlvid.models.folders import UNET3D, WAN, family, model_folder, structure_folder
+from rlvid.models.load import check_model, denoiser_outline, load_video_model
 from rlvid.models.lora import inject_lora, lora_parameters
+from rlvid.models.text_rows import cut_rows, pad_rows
+from rlvid.models.video_shape import VideoShape, resolved_shape
 from rlvid.models.wan import WanModel
-from rlvid.models.wan_parts import check_wan, fill_random, load_wan, outline, wan_folder
-from rlvid.models.wan_structures import STRUCTURES, Structure
-from rlvid.models.wan_text import RandomEmbedder, cut_rows, pad_rows
+from rlvid.models.wan_parts import fill_random, load_wan, outline
+from rlvid.models.wan_text import RandomEmbedder
 from rlvid.toy.tiny_wan import save_tiny_wan, tiny_wan
 
 PROMPTS = ["a red circle moving left", "a dog"]
 KINDS = ("2.1", "2.2")
-SHAPE = {"frames": 9, "height": 16, "width": 32}
+SHAPE: dict[str, Any] = {"frames": 9, "height": 16, "width": 32}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +65,7 @@ def test_shapes_of_latents_and_frames(kind: str) -> None:
     [
         ("2.1", {"frames": 8}, r"model\.frames = 8.*4 n \+ 1.* 5 or 9"),
         ("2.1", {"frames": 12}, r"model\.frames = 12.* 9 or 13"),
-        ("2.1", {"frames": 0}, r"model\.frames = 0.* 1 or 5"),
+        ("2.1", {"frames": 0}, r"model\.frames = 0.* 5 or 9"),
         ("2.1", {"height": 20}, r"model\.height = 20.*multiples of 8.* 16 or 24"),
         ("2.2", {"width": 24}, r"model\.width = 24.*multiples of 16.* 16 or 32"),
         ("2.2", {"width": 0}, r"model\.width = 0.*multiples of 16"),
@@ -181,8 +186,9 @@ def test_recomputed_blocks_and_a_branch_without_gradient() -> None:
 def test_a_folder_gives_the_very_model(kind: str, tmp_path: Path) -> None:
     model = tiny_wan(kind)
     save_tiny_wan(tmp_path, kind)
-    loaded = load_wan(str(tmp_path), **SHAPE)
-    check_wan(str(tmp_path))
+    loaded = load_video_model(ModelConfig(path=str(tmp_path), **SHAPE))
+    check_model(str(tmp_path))
+    assert isinstance(loaded, WanModel)
     assert loaded.path.shift == 3.0
     assert loaded.text is not None
     assert loaded.text.length == 16
@@ -191,11 +197,14 @@ def test_a_folder_gives_the_very_model(kind: str, tmp_path: Path) -> None:
     assert torch.equal(loaded.predict(latents, 0.5, text, 3.0).x0, model.predict(latents, 0.5, text, 3.0).x0)
     frames = torch.tensor([[0, 8]] * 2)
     assert torch.equal(loaded.decode_frames(latents, frames), model.decode_frames(latents, frames))
-    assert load_wan(str(tmp_path), **SHAPE, text=False).text is None
+    bare = load_wan(ModelConfig(path=str(tmp_path), **SHAPE), text=False, denoiser=False)
+    assert bare.text is None
+    assert next(bare.denoiser.parameters()).is_meta
+    assert torch.equal(bare.decode_frames(latents, frames), model.decode_frames(latents, frames))
 
 
 def test_in_half_precision_the_same_weights_stay_exact_as_in_diffusers(folder: Path) -> None:
-    model = load_wan(str(folder), **SHAPE, precision="bfloat16")
+    model = load_wan(ModelConfig(path=str(folder), **SHAPE, precision="bfloat16"))
     theirs = WanTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=torch.bfloat16)
     expected = {name: parameter.dtype for name, parameter in theirs.named_parameters()}
     assert {name: parameter.dtype for name, parameter in model.denoiser.named_parameters()} == expected
@@ -221,7 +230,7 @@ def test_in_half_precision_the_same_weights_stay_exact_as_in_diffusers(folder: P
         (
             "vae/config.json",
             {"_class_name": "AutoencoderKL"},
-            "its vae is a AutoencoderKL; supported",
+            "its autoencoder is a AutoencoderKL; supported",
         ),
         ("text_encoder/config.json", {"model_type": "t5"}, "of type 't5'; supported: 'umt5'"),
     ],
@@ -235,30 +244,62 @@ def test_another_model_is_refused(folder: Path, tmp_path: Path, file: str, value
             target.write_bytes(source.read_bytes())
     change(copy / file, **values)
     with pytest.raises(ValueError, match=message):
-        wan_folder(str(copy))
+        model_folder(str(copy))
 
 
 def test_a_missing_part_or_folder_is_named(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"neither a folder.*random:wan2\.1-t2v-1\.3b"):
-        load_wan("nobody/nothing")
-    with pytest.raises(ValueError, match="no structure 'wan3'"):
-        load_wan("random:wan3")
+    with pytest.raises(ValueError, match="neither a folder nor in the Hugging Face cache"):
+        load_wan(ModelConfig(path="nobody/nothing"))
+    with pytest.raises(ValueError, match="'random-wan3': there is no such folder"):
+        load_video_model(ModelConfig(path="random-wan3"))
     (tmp_path / "model_index.json").write_bytes((folder / "model_index.json").read_bytes())
     with pytest.raises(ValueError, match=r"lacks transformer/config.json, .*tokenizer/tokenizer_config.json"):
-        wan_folder(str(tmp_path))
+        model_folder(str(tmp_path))
 
 
-def test_a_wrong_shape_is_refused_before_weights_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_family_follows_from_the_folder(folder: Path, tmp_path: Path) -> None:
+    assert family(str(folder)) is WAN
+    assert family("builtin") is family("random") is UNET3D
+    assert family("random-wan-14b") is WAN
+    (tmp_path / "transformer").mkdir()
+    assert family(str(tmp_path)) is WAN  # without a model_index.json
+    with pytest.raises(ValueError, match=r"has neither unet nor transformer; expected 'builtin'"):
+        family(str(folder / "vae"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"frames": 10}, r"model\.frames = 10; .*4 n \+ 1, such as 9 or 13"),
+        ({"frames": 3}, r"model\.frames = 3; .*such as 5 or 9"),
+        ({"size": 20}, r"model\.size = 20; .*multiples of 8, such as 16 or 24"),
+        ({"width": 20}, r"model\.width = 20; .*multiples of 8"),
+        ({"height": 20, "width": 16}, r"model\.height = 20; .*multiples of 8"),
+    ],
+)
+def test_a_wrong_shape_is_refused_before_weights_are_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, int], message: str
+) -> None:
     monkeypatch.setattr("rlvid.models.wan_parts.read_weights", lambda *_: pytest.fail("weights were read"))
-    for path in (str(folder), "random:wan2.1-t2v-14b"):
-        with pytest.raises(ValueError, match=r"model\.frames = 10"):
-            load_wan(path, frames=10)
+    with pytest.raises(ValueError, match=message):
+        load_wan(ModelConfig(path=str(folder), **settings))
+    with pytest.raises(ValueError, match=message):
+        resolved_shape(ModelConfig(path=str(folder), **settings))
+
+
+def test_shape_and_shift_are_those_of_the_published_model_unless_they_are_set(folder: Path) -> None:
+    assert resolved_shape(ModelConfig(path=str(folder))) == VideoShape(81, 480, 832, 16)
+    assert resolved_shape(ModelConfig(path=str(folder), frames=5, size=16)) == VideoShape(5, 16, 16, 16)
+    assert resolved_shape(ModelConfig(path="random-wan-ti2v-5b")) == VideoShape(121, 704, 1280, 24)
+    assert load_wan(ModelConfig(path=str(folder), **SHAPE, shift=7.5)).path.shift == 7.5
+    with pytest.raises(ValueError, match=r"model\.shift = 3: .*is a 3D U-Net"):
+        resolved_shape(ModelConfig(path="builtin", shift=3))
 
 
 def test_a_boundary_without_a_second_transformer_means_nothing(folder: Path) -> None:
     before = (folder / "model_index.json").read_text()
     change(folder / "model_index.json", boundary_ratio=0.875, transformer_2=[None, None])
-    assert wan_folder(str(folder)) == folder
+    assert model_folder(str(folder)) == folder
     (folder / "model_index.json").write_text(before)
 
 
@@ -266,24 +307,35 @@ def test_a_boundary_without_a_second_transformer_means_nothing(folder: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "transformer", "vae"),
+    ("path", "transformer", "vae"),
     [
-        ("wan2.1-t2v-1.3b", 1_418_996_800, 126_892_531),
-        ("wan2.1-t2v-14b", 14_288_491_584, 126_892_531),
-        ("wan2.2-ti2v-5b", 4_999_787_712, 704_688_668),
+        ("random-wan-1.3b", 1_418_996_800, 126_892_531),
+        ("random-wan-14b", 14_288_491_584, 126_892_531),
+        ("random-wan-ti2v-5b", 4_999_787_712, 704_688_668),
     ],
 )
-def test_the_published_structures_have_the_published_sizes(name: str, transformer: int, vae: int) -> None:
-    structure = STRUCTURES[name]
-    networks = outline(structure.transformer, structure.vae)
+def test_the_published_structures_have_the_published_sizes(path: str, transformer: int, vae: int) -> None:
+    networks = outline(structure_folder(path))
     assert [sum(p.numel() for p in network.parameters()) for network in networks] == [transformer, vae]
 
 
-def test_a_structure_with_random_weights_is_always_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("targets", "layers"), [(["attention"], 240), (["attention+ff"], 300)])
+def test_adapters_sit_on_the_layers_of_the_published_model(targets: list[str], layers: int) -> None:
+    denoiser = denoiser_outline("random-wan-1.3b")
+    assert len(inject_lora(denoiser, 32, targets, seed=0)) == 2 * layers
+    with pytest.raises(ValueError, match=r"'temporal' is for 3D U-Nets.*use 'attention'"):
+        inject_lora(denoiser, 32, ["temporal"], seed=0)
+
+
+def test_large_structures_have_no_weights() -> None:
+    with pytest.raises(ValueError, match=r"'random-wan-14b' is a structure without weights; .*random-wan-1\.3b"):
+        load_wan(ModelConfig(path="random-wan-14b"))
+
+
+def test_a_structure_with_random_weights_is_always_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_wan()
-    small = Structure(dict(model.denoiser.config), dict(model.vae.config), 5.0, 9, 16, 32)
-    monkeypatch.setitem(STRUCTURES, "small", small)
-    first, second = (load_wan("random:small") for _ in range(2))
+    monkeypatch.setitem(folders.STRUCTURES, "random-small", str(folder))
+    first, second = (load_wan(ModelConfig(path="random-small", **SHAPE, shift=5.0)) for _ in range(2))
     assert (first.path.shift, first.latent_shape) == (5.0, model.latent_shape)
     latents, text = noise_of(first), first.encode_prompts(PROMPTS)
     assert text.shape == (2, 512, 16)

@@ -85,7 +85,7 @@ class About(CheckedModel):
     seed: int | None = None
     clip: _Text | None = None
     frames: Count | None = None
-    size: Count | None = None
+    size: Count | Annotated[list[Count], Field(min_length=2, max_length=2)] | None = None
     complete: bool = True
 
     @property
