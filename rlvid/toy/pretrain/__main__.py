@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLWan
 
+from rlvid.config.model import ModelConfig
 from rlvid.files import atomic_folder
+from rlvid.models.load import load_video_model
 from rlvid.models.stored import CLASSES, save_text_encoder, save_tokenizer
-from rlvid.models.unet3d import load_model
-from rlvid.models.wan_parts import load_wan
 from rlvid.toy.pretrain.autoencoder import clean_error, fit_autoencoder
 from rlvid.toy.pretrain.common import log, scaled
 from rlvid.toy.pretrain.denoiser import Phase, build_scheduler, fit_denoiser
@@ -71,9 +71,9 @@ def main() -> None:
             "L1 on clean frames in [-1, 1]": clean_wan_error(load_wan_autoencoder(out, device))
         }
         videos, others = max(4, steps(256)), max(4, steps(96))
-        figures["model"] = quality_of_model(load_model(str(out / "model"), frames=8), videos, others)
-        wan = load_wan(str(out / "wan"), frames=FRAMES, height=SIZE, width=SIZE)
-        figures["wan"] = quality_of_model(wan, videos, others)
+        for name, frames in {"model": 8, "wan": FRAMES}.items():
+            model = load_video_model(ModelConfig(path=str(out / name), frames=frames, size=SIZE))
+            figures[name] = quality_of_model(model, videos, others)
         for name, values in figures.items():
             log.info("%s: %s", name, ", ".join(f"{key} {value:.4f}" for key, value in values.items()))
         write_card(out, figures, options.seed)

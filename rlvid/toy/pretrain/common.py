@@ -91,6 +91,8 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate(step)
         loss = loss_of_step(step)
+        if not loss.isfinite():
+            raise FloatingPointError(f"{name}: the loss of step {step + 1} is {loss.item()}; lower the learning rate")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if not nn.utils.clip_grad_norm_(parameters, 1.0).isfinite():

@@ -22,6 +22,9 @@ FRAMES, SIZE = 9, 32
 QUALITY = {"washed-out": 0.3, "blurred": 0.2}
 """Shares of degraded clips that autoencoder and transformer learn from: the room for reward fine-tuning."""
 
+STATISTICS = 16
+"""Batches of 16 clips from which mean and standard deviation of the latents are taken."""
+
 
 @dataclass(frozen=True)
 class AutoencoderPhase:
@@ -169,7 +172,7 @@ def _resample_whole(layer: WanResample, x_BCFHW: Tensor, feat_cache: None = None
 def _set_statistics(vae: AutoencoderKLWan, seed: int) -> None:
     """Sets ``latents_mean`` and ``latents_std``, so that normalised latents of clips have unit variance."""
     parts = []
-    for place in range(16):
+    for place in range(STATISTICS):
         generator = randomness.generator(seed, "wan statistics", place)
         clips = draw_footage(16, generator, QUALITY, FRAMES).frames_BFCHW
         parts.append(vae.encode(clips.transpose(1, 2).to(vae.device) * 2 - 1).latent_dist.mean)
