@@ -9,20 +9,26 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderKLWan
 
+from rlvid.config.model import ModelConfig
+from rlvid.files import atomic_folder
+from rlvid.models.load import load_video_model
 from rlvid.models.stored import CLASSES, save_text_encoder, save_tokenizer
 from rlvid.toy.pretrain.autoencoder import clean_error, fit_autoencoder
 from rlvid.toy.pretrain.common import log, scaled
 from rlvid.toy.pretrain.denoiser import Phase, build_scheduler, fit_denoiser
 from rlvid.toy.pretrain.plan import JUDGES, REWARDS, ROUNDS
 from rlvid.toy.pretrain.quality import quality_of_model, write_card
-from rlvid.toy.pretrain.rewards import Maker, accuracy_of_reward
+from rlvid.toy.pretrain.rewards import Maker, accuracy_of_reward, check_work, digest
 from rlvid.toy.pretrain.text import build_tokenizer
+from rlvid.toy.pretrain.wan_autoencoder import FRAMES, SIZE, autoencoder_phases, clean_wan_error, fit_wan_autoencoder
+from rlvid.toy.pretrain.wan_denoiser import embed, fit_wan_transformer, save_wan, transformer_phases, wan_bank
+from rlvid.toy.pretrain.wan_text import fit_wan_text
 
 LOW_QUALITY = {"washed-out": 0.85, "blurred": 0.12}
 """Of the last phase's clips. Guidance repairs much of it: about half of the samples come out pale, a third good."""
-STAGES = ("autoencoder", "denoiser", "rewards", "judges")
+STAGES = ("autoencoder", "denoiser", "rewards", "judges", "wan-autoencoder", "wan-denoiser")
 
 
 def main() -> None:
@@ -54,10 +60,20 @@ def main() -> None:
         maker.make_rewards(options.rounds)
     if "judges" in asked:
         maker.make_judges()
+    if "wan-autoencoder" in asked:
+        make_wan_autoencoder(out, work, options.seed, options.scale, device)
+    if "wan-denoiser" in asked:
+        make_wan_denoiser(out, work, options.seed, options.scale, device)
     if not options.stage:
         figures = {plan.name: accuracy_of_reward(out / plan.name) for plan in (*REWARDS, *JUDGES)}
         figures["autoencoder"] = {"L1 on clean frames in [-1, 1]": clean_error(load_autoencoder(out, device))}
-        figures["model"] = quality_of_model(out, max(4, steps(256)), max(4, steps(96)))
+        figures["wan: autoencoder"] = {
+            "L1 on clean frames in [-1, 1]": clean_wan_error(load_wan_autoencoder(out, device))
+        }
+        videos, others = max(4, steps(256)), max(4, steps(96))
+        for name, frames in {"model": 8, "wan": FRAMES}.items():
+            model = load_video_model(ModelConfig(path=str(out / name), frames=frames, size=SIZE))
+            figures[name] = quality_of_model(model, videos, others)
         for name, values in figures.items():
             log.info("%s: %s", name, ", ".join(f"{key} {value:.4f}" for key, value in values.items()))
         write_card(out, figures, options.seed)
@@ -96,6 +112,42 @@ def make_denoiser(out: Path, seed: int, steps: Callable[[int], int], device: tor
     unet, encoder = fit_denoiser(seed + 300, phases, vae, build_tokenizer(), bank, text_steps=steps(400))
     save_text_encoder(encoder, out / "model" / "text_encoder")
     unet.save_pretrained(out / "model" / "unet")  # last: this folder says that the stage is done
+
+
+def make_wan_autoencoder(out: Path, work: Path, seed: int, scale: float, device: torch.device) -> None:
+    """Trains the autoencoder of the model of Wan's classes; a stage that was interrupted continues.
+
+    Raises:
+        ValueError: ``work`` is of another seed or scale.
+    """
+    if (out / "wan" / "vae").is_dir():
+        return
+    check_work(work, {"seed": seed, "scale": scale})
+    vae = fit_wan_autoencoder(seed + 500, autoencoder_phases(partial(scaled, scale=scale)), device, work)
+    with atomic_folder(out / "wan" / "vae") as part:
+        vae.save_pretrained(part)
+
+
+def load_wan_autoencoder(out: Path, device: torch.device) -> AutoencoderKLWan:
+    """Returns the autoencoder of the model of Wan's classes, frozen."""
+    return AutoencoderKLWan.from_pretrained(out / "wan" / "vae").to(device).eval().requires_grad_(False)
+
+
+def make_wan_denoiser(out: Path, work: Path, seed: int, scale: float, device: torch.device) -> None:
+    """Trains text encoder and transformer of the model of Wan's classes; a stage that was interrupted continues.
+
+    Raises:
+        ValueError: ``work`` is of another seed, scale or autoencoder.
+    """
+    if (out / "wan" / "transformer").is_dir():
+        return
+    check_work(work, {"seed": seed, "scale": scale, "wan autoencoder": digest(out / "wan" / "vae")})
+    steps, vae = partial(scaled, scale=scale), load_wan_autoencoder(out, device)
+    text = fit_wan_text(seed + 600, steps(600), device)
+    latents, captions = wan_bank(vae, max(64, steps(12288)), seed + 600, work / "wan-bank.pt")
+    rows, empty = embed(text, captions), embed(text, [""])
+    transformer = fit_wan_transformer(seed + 600, transformer_phases(steps), latents, rows, empty, device, work)
+    save_wan(transformer, text, out / "wan")
 
 
 if __name__ == "__main__":

@@ -4,14 +4,14 @@ First on single frames, then on three of a clip's, then on whole clips, as Model
 a caption says of colours and shapes, and then of motion, is learned from many times more captions for the same work.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
 
 from rlvid.diffusion.chain import offset_noise
 from rlvid.toy.pretrain.common import draw_footage, fit, half
@@ -97,18 +97,24 @@ def encode_bank(
     return torch.cat(latents), captions
 
 
-def fit_text_encoder(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, generator: torch.Generator, steps: int) -> None:
+def fit_text_encoder(
+    encoder: PreTrainedModel, states_of: Callable[[list[str]], Tensor], generator: torch.Generator, steps: int
+) -> None:
     """Teaches the encoder to keep a caption's four labels readable, linearly, in the mean of its states.
 
     Cross-attention starts as a plain mean, so the denoiser hears what a caption says from its first step on.
+
+    Args:
+        encoder: of any class.
+        states_of: returns the encoder's states (B, L, D) of captions, with a gradient.
+        generator: of the captions.
+        steps: of 128 captions.
     """
     heads = nn.ModuleList(nn.Linear(encoder.config.hidden_size, n) for n in (len(SUBJECTS), 8, 5, 6)).to(encoder.device)
 
     def loss_of_step(step: int) -> Tensor:
         clips = sample_clips(128, generator)
-        states = encoder(
-            tokens_of(tokenizer, write_captions(clips, generator)).to(encoder.device)
-        ).last_hidden_state.mean(1)
+        states = states_of(write_captions(clips, generator)).mean(1)
         labels = (clips.subject_B, clips.colour_B, clips.background_B, clips.motion_B)
         return torch.stack(
             [nn.functional.cross_entropy(h(states), y.to(states.device)) for h, y in zip(heads, labels, strict=True)]
@@ -139,7 +145,11 @@ def fit_denoiser(
     """
     torch.manual_seed(seed)
     encoder = build_text_encoder(tokenizer).to(vae.device).train()
-    fit_text_encoder(encoder, tokenizer, torch.Generator().manual_seed(seed), steps=text_steps)
+
+    def states_of(captions: list[str]) -> Tensor:
+        return encoder(tokens_of(tokenizer, captions).to(encoder.device)).last_hidden_state
+
+    fit_text_encoder(encoder, states_of, torch.Generator().manual_seed(seed), steps=text_steps)
     encoder.eval().requires_grad_(False)
     denoiser = build_denoiser().to(vae.device).train()
     generator = torch.Generator().manual_seed(seed + 1)

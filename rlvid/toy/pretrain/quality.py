@@ -6,15 +6,14 @@ import torch
 
 from rlvid import randomness
 from rlvid.diffusion.chain import denoise
-from rlvid.models.unet3d import load_model
+from rlvid.models.base import VideoModel
 from rlvid.world.captions import PROMPT_SETS, prompt_set
 from rlvid.world.grade import grade
 
 
 @torch.no_grad()
-def quality_of_model(weights: Path, videos: int, others: int) -> dict[str, float]:
+def quality_of_model(model: VideoModel, videos: int, others: int) -> dict[str, float]:
     """Oracle accuracy of generated videos (D = 20, g = 3): ``videos`` in domain, ``others`` of each other set."""
-    model = load_model(str(weights / "model"), frames=8)
     every = torch.arange(model.frames)[None]
     figures: dict[str, float] = {}
     for name in PROMPT_SETS:
@@ -43,16 +42,19 @@ def write_card(weights: Path, figures: dict[str, dict[str, float]], seed: int) -
         f"""# Weights of the built-in world
 
 Trained from scratch on clips that `rlvid/world/render.py` draws: no outside data, no outside weights. Coloured shapes
-and patterns on plain backgrounds, 8 frames of 32 x 32 at 8 fps, captions in English. To rebuild them:
+and patterns on plain backgrounds, 8 or 9 frames of 32 x 32, captions in English. To rebuild them:
 
     python -m rlvid.toy.pretrain --seed {seed} --out FOLDER
 
-The model takes about two hours on two CPU cores that do nothing else, the rewards longer. Another number of threads or
-another machine gives other bits. Stored as safetensors, float32. Licence: Apache-2.0.
+The first model takes about two hours on two CPU cores that do nothing else, the second one hour, the rewards longer.
+Another number of threads or another machine gives other bits. Stored as safetensors, float32. Licence: Apache-2.0.
 
 * `model/`: diffusers' layout. An autoencoder (0.8 M parameters, latents 8 x 8 x 4), a CLIP text encoder, and a
   `UNet3DConditionModel` of 1.9 M parameters trained on clips of which half are blurred, noisy, washed out or
   flickering, and in its last 400 steps nearly all of low quality, most of them washed out.
+* `wan/`: diffusers' layout, of Wan2.1's classes: a causal autoencoder, a UMT5 text encoder and a transformer that is
+  trained by flow matching, 1.4 M parameters in all, for 9 frames of 32 x 32. Half of its clips were washed out or
+  blurred.
 * The other folders are rewards, as `rlvid reward fit` writes them. Each begins with a CLIP that was trained on single
   frames and their captions alone, and is fitted to votes of the oracle (`python -m rlvid.fitting.votes`): on pairs of
   rendered clips, and on videos of the model and of models that were fine-tuned on rewards, some of them at too high a
@@ -68,7 +70,7 @@ They are for trying, testing and teaching: the model knows this world and nothin
 ## Figures
 
 Rewards on votes about prompts that they were not fitted on, in all and by kind of pair; votes err in 8 % of the pairs.
-The model by the oracle (`rlvid/world/oracle.py`), D = 20, g = 3, on 256 prompts in domain and 96 of each other set.
+The models by the oracle (`rlvid/world/oracle.py`), D = 20, g = 3, on 256 prompts in domain and 96 of each other set.
 Means of 0 / 1 hits for subject, colour, background and motion.
 
 {sections}""",

@@ -166,8 +166,8 @@ class Maker:
     def _make(self, plans: Sequence[RewardPlan], rounds: Sequence[Round], made_with: dict[str, Any]) -> None:
         if all((self.out / plan.name / REPORT).is_file() for plan in plans):
             return
-        model = _digest(self.out / "model")
-        _check_work(self.work, {"seed": self.seed, "scale": self.scale, "model": model, **made_with})
+        model = digest(self.out / "model")
+        check_work(self.work, {"seed": self.seed, "scale": self.scale, "model": model, **made_with})
         self._make_clips({plan.begins_with for plan in plans})
         for step in (step for each in rounds for step in self.steps(each)):
             if not step.makes.exists():
@@ -234,7 +234,7 @@ class Maker:
         return Step(command, made)
 
 
-def _digest(model: Path) -> str:
+def digest(model: Path) -> str:
     """Returns sixteen hex digits over a model's weights; those of a model that is not there yet are all alike."""
     found = hashlib.sha256()
     for path in sorted(model.rglob("*.safetensors")):
@@ -242,7 +242,7 @@ def _digest(model: Path) -> str:
     return found.hexdigest()[:16]
 
 
-def _check_work(work: Path, made_with: dict[str, Any]) -> None:
+def check_work(work: Path, made_with: dict[str, Any]) -> None:
     """Keeps what a folder is made with; refuses one that was made otherwise."""
     plan = work / "plan.json"
     before = json.loads(plan.read_text(encoding="utf-8")) if plan.is_file() else {}

@@ -11,11 +11,8 @@ CONTEXT_LENGTH = 24
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
-def build_tokenizer() -> CLIPTokenizer:
-    """Byte-level, so that any text has tokens; each word of a caption is one token.
-
-    The end token has the largest id.
-    """
+def caption_words() -> set[str]:
+    """Returns all words of the captions."""
     words: set[str] = set()
     for subject in SUBJECTS:
         for motion in MOTIONS:
@@ -24,6 +21,15 @@ def build_tokenizer() -> CLIPTokenizer:
                     caption = write_caption(Labels(subject, "orange", "black", motion), template, phrasing)
                     words.update(re.findall(r"[a-z]+", caption))
     words.update(COLOURS, BACKGROUNDS)
+    return words
+
+
+def build_tokenizer() -> CLIPTokenizer:
+    """Byte-level, so that any text has tokens; each word of a caption is one token.
+
+    The end token has the largest id.
+    """
+    words = caption_words()
     letters = [chr(c) for c in _byte_alphabet()]
     tokens = letters + [c + "</w>" for c in letters]
     merges: list[tuple[str, str]] = []
