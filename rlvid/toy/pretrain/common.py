@@ -42,8 +42,8 @@ def draw_footage(
     clips = sample_clips(count, generator)
     clean = render(clips, frames)
     kind_B, strength_B = sample_degradation(count, generator, degraded)
-    frames = degrade(clean, kind_B, strength_B, generator)
-    return Footage(clips, write_captions(clips, generator), clean, frames)
+    degraded_BFCHW = degrade(clean, kind_B, strength_B, generator)
+    return Footage(clips, write_captions(clips, generator), clean, degraded_BFCHW)
 
 
 def half(device: torch.device) -> torch.autocast:
