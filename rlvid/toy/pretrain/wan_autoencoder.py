@@ -3,6 +3,7 @@
 It has Wan2.1's structure in small: 9 frames of 32 x 32 become 3 latent frames of 8 x 8 with 8 channels.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,11 +41,12 @@ class AutoencoderPhase:
 
 
 def autoencoder_phases(steps: Callable[[int], int]) -> list[AutoencoderPhase]:
-    """Returns the plan: short windows, from which most is learned for the least work, then whole clips."""
+    """Returns the plan: images, then short windows, then whole clips; most is learned where the work is least."""
     return [
-        AutoencoderPhase(frames=5, batch=4, steps=steps(2400), peak=2e-3),
-        AutoencoderPhase(frames=9, batch=4, steps=steps(1200), peak=1.5e-3),
-        AutoencoderPhase(frames=9, batch=4, steps=steps(500), peak=1e-3, decoder=True),
+        AutoencoderPhase(frames=1, batch=8, steps=steps(1200), peak=2e-3),
+        AutoencoderPhase(frames=5, batch=4, steps=steps(1500), peak=2e-3),
+        AutoencoderPhase(frames=9, batch=4, steps=steps(1000), peak=1.5e-3),
+        AutoencoderPhase(frames=9, batch=4, steps=steps(400), peak=1e-3, decoder=True),
     ]
 
 
@@ -54,6 +56,9 @@ def build_wan_autoencoder() -> AutoencoderKLWan:
     diffusers' own initial weights let the signal fade, so that the noise of the posterior drowns it and nothing is
     learned. Here convolutions keep the variance, residual branches begin small, and the posterior begins narrow. Biases
     are not 0: a grey pixel, which is 0, would become a vector of length 0, whose norm has no gradient.
+
+    Convolutions begin with little weight on earlier frames, and those that change the number of frames take or repeat
+    the last one. So what an autoencoder has learned of images holds for clips.
     """
     vae = AutoencoderKLWan(
         base_dim=16,
@@ -70,7 +75,13 @@ def build_wan_autoencoder() -> AutoencoderKLWan:
             nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
             assert module.bias is not None
             nn.init.normal_(module.bias, std=0.05)
+            if isinstance(module, nn.Conv3d) and module.kernel_size[0] == 3:
+                module.weight.data[:, :, :2].mul_(0.1)
+                module.weight.data.mul_(math.sqrt(3))
     for module in vae.modules():
+        if isinstance(module, WanResample) and hasattr(module, "time_conv"):
+            weight = nn.init.zeros_(module.time_conv.weight)
+            weight.data[:, :, -1, 0, 0] = torch.eye(module.dim).repeat(len(weight) // module.dim, 1)
         if isinstance(module, WanResidualBlock | WanAttentionBlock):
             last = module.conv2 if isinstance(module, WanResidualBlock) else module.proj
             last.weight.data.mul_(0.1)
