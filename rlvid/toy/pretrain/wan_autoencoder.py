@@ -12,7 +12,12 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanAttentionBlock, WanResample, WanResidualBlock
+from diffusers.models.autoencoders.autoencoder_kl_wan import (
+    WanAttentionBlock,
+    WanCausalConv3d,
+    WanResample,
+    WanResidualBlock,
+)
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
@@ -43,10 +48,10 @@ class AutoencoderPhase:
 def autoencoder_phases(steps: Callable[[int], int]) -> list[AutoencoderPhase]:
     """Returns the plan: images, then short windows, then whole clips; most is learned where the work is least."""
     return [
-        AutoencoderPhase(frames=1, batch=8, steps=steps(1200), peak=2e-3),
-        AutoencoderPhase(frames=5, batch=4, steps=steps(1500), peak=2e-3),
-        AutoencoderPhase(frames=9, batch=4, steps=steps(1000), peak=1.5e-3),
-        AutoencoderPhase(frames=9, batch=4, steps=steps(400), peak=1e-3, decoder=True),
+        AutoencoderPhase(frames=1, batch=8, steps=steps(2400), peak=1.5e-3),
+        AutoencoderPhase(frames=5, batch=4, steps=steps(1500), peak=1.2e-3),
+        AutoencoderPhase(frames=9, batch=4, steps=steps(900), peak=1e-3),
+        AutoencoderPhase(frames=9, batch=4, steps=steps(300), peak=8e-4, decoder=True),
     ]
 
 
@@ -139,14 +144,14 @@ def _loss_of_step(vae: AutoencoderKLWan, phase: AutoencoderPhase, seed: int, num
 
 @contextmanager
 def whole_clips(vae: AutoencoderKLWan) -> Iterator[None]:
-    """Lets ``encode_whole`` and ``decode_whole`` see all frames at once, as training is faster.
+    """Lets ``encode_whole`` and ``decode_whole`` see all frames at once, as training is faster; an image has no time.
 
     diffusers' own ``encode`` and ``decode`` run through chunks of one and four frames, with caches between them. The
     numbers are the same.
     """
-    layers = [layer for layer in vae.modules() if isinstance(layer, WanResample)]
+    layers = [layer for layer in vae.modules() if isinstance(layer, WanResample | WanCausalConv3d)]
     for layer in layers:
-        layer.forward = partial(_resample_whole, layer)
+        layer.forward = partial(_resample_whole if isinstance(layer, WanResample) else _convolve_whole, layer)
     try:
         yield
     finally:
@@ -165,6 +170,14 @@ def decode_whole(vae: AutoencoderKLWan, latents_BCfhw: Tensor) -> Tensor:
     Pixels that the clamp changes would get no gradient.
     """
     return vae.decoder(vae.post_quant_conv(latents_BCfhw))
+
+
+def _convolve_whole(layer: WanCausalConv3d, x_BCFHW: Tensor, cache_x: None = None) -> Tensor:
+    """Convolves clips; of a single frame with the last weights in time alone, for the others meet zeros."""
+    if x_BCFHW.shape[2] > 1:
+        return WanCausalConv3d.forward(layer, x_BCFHW)
+    frame = nn.functional.conv2d(x_BCFHW[:, :, 0], layer.weight[:, :, -1], layer.bias, padding=layer._padding[0])
+    return frame[:, :, None]
 
 
 def _resample_whole(layer: WanResample, x_BCFHW: Tensor, feat_cache: None = None, feat_idx: object = None) -> Tensor:
