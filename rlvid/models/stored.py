@@ -72,7 +72,7 @@ def stored_parts(path: str, dtype: torch.dtype, device: str | torch.device) -> d
     """Returns the parts of ``UNet3DModel`` with their stored weights, by its arguments' names.
 
     Raises:
-        ValueError: as ``check_model``, or weights are NaN or infinite.
+        ValueError: as ``check_unet3d``, or weights are NaN or infinite.
     """
     folder, parts = model_folder(path), dict[str, Any]()
     for name, part in zip(UNET3D.networks, outline(folder), strict=True):

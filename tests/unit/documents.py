@@ -185,7 +185,8 @@ def _parsed(script: str, words: Sequence[str]) -> Any:
             if script.endswith(".py"):
                 runpy.run_path(str(ROOT / script), run_name="__main__")
             else:
-                patch.delitem(sys.modules, script, raising=False)  # a test may have imported it: runpy warns then
+                for module in (script, f"{script}.__main__"):  # a test may have imported it: runpy warns then
+                    patch.delitem(sys.modules, module, raising=False)
                 runpy.run_module(script, run_name="__main__", alter_sys=False)
         except Parsed as found:
             return found.args[0]

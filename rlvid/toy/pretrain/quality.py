@@ -46,7 +46,7 @@ and patterns on plain backgrounds, 8 or 9 frames of 32 x 32, captions in English
 
     python -m rlvid.toy.pretrain --seed {seed} --out FOLDER
 
-The first model takes about two hours on two CPU cores that do nothing else, the second one hour, the rewards longer.
+The first model takes about two hours on two CPU cores that do nothing else, the rewards longer.
 Another number of threads or another machine gives other bits. Stored as safetensors, float32. Licence: Apache-2.0.
 
 * `model/`: diffusers' layout. An autoencoder (0.8 M parameters, latents 8 x 8 x 4), a CLIP text encoder, and a

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 
 from rlvid import randomness
 from rlvid.files import atomic_file
+from rlvid.models.folders import WAN
 from rlvid.models.noise_path import RectifiedFlow
+from rlvid.models.stored import WAN_CLASSES
 from rlvid.models.wan_text import UMT5Embedder
 from rlvid.toy.pretrain.common import draw_footage, fit, log
 from rlvid.toy.pretrain.wan_autoencoder import FRAMES, QUALITY
@@ -181,14 +183,7 @@ def save_wan(transformer: WanTransformer3DModel, text: UMT5Embedder, folder: Pat
     text.tokenizer.save_pretrained(folder / "tokenizer")
     text.encoder.save_pretrained(folder / "text_encoder")
     build_wan_scheduler().save_pretrained(folder / "scheduler")
-    classes = {
-        "scheduler": ["diffusers", "UniPCMultistepScheduler"],
-        "text_encoder": ["transformers", "UMT5EncoderModel"],
-        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
-        "transformer": ["diffusers", "WanTransformer3DModel"],
-        "transformer_2": [None, None],
-        "vae": ["diffusers", "AutoencoderKLWan"],
-    }
-    index = {"_class_name": "WanPipeline", "boundary_ratio": None, "expand_timesteps": False, **classes}
+    classes = WAN_CLASSES | {"tokenizer": ["transformers", "PreTrainedTokenizerFast"], "transformer_2": [None, None]}
+    index = {"_class_name": WAN.pipeline, "boundary_ratio": None, "expand_timesteps": False, **classes}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     transformer.save_pretrained(folder / "transformer")
