@@ -44,6 +44,9 @@ class HeadConfig(Section):
     """The transformer over the features of frames, of a reward of whole videos."""
 
     grid: int = Field(4, ge=1, description="patches of a frame are averaged to a square of this side")
+    motion: int = Field(
+        32, ge=0, description="channels of a patch whose energy of motion is seen; 0 as in earlier versions"
+    )
     width: int = Field(128, ge=2, description="of its tokens; a multiple of heads, and even")
     layers: int = Field(2, ge=1, description="of the transformer")
     heads: int = Field(4, ge=1, description="of its attention")

@@ -163,6 +163,8 @@ def _calibration(report: FitReport) -> bytes:
 def _card(report: FitReport) -> str:
     config, kinds = report.config, {"image": "single frames", "video": "whole videos"}
     size = "all weights" if config.backbone.layers is None else f"the last {config.backbone.layers} groups of layers"
+    if config.backbone.towers == "text":
+        size += " of its text tower"
     unit = f"the model {report.base}" if report.base else f"all models, since no pair names {config.base}"
     lines = [
         "# A reward that was fitted to preferences", "",

@@ -8,7 +8,16 @@ from torch import Tensor, nn
 
 from rlvid.reward.clip import ClipReward
 from rlvid.reward.fit.loss import contrastive_loss, preference_loss
-from rlvid.reward.fit.models import Backbone, ImageScorer, TemporalHead, VideoScorer, choose_layers, positions
+from rlvid.reward.fit.models import (
+    Backbone,
+    ImageScorer,
+    MotionEnergy,
+    TemporalHead,
+    VideoScorer,
+    choose_layers,
+    patch_width,
+    positions,
+)
 from rlvid.toy.tiny import tiny_reward
 
 PROMPTS = ["a red circle moving left", "a dog"]
@@ -32,7 +41,8 @@ def scorer(kind: str, **settings: int | bool) -> tuple[nn.Module, Tensor]:
     made, tokens_BL = backbone(0 if kind == "image" else 2, **settings)
     if kind == "image":
         return ImageScorer(made), tokens_BL
-    return VideoScorer(made, speaking(TemporalHead(made.width, 16, 2, width=16))).double(), tokens_BL
+    head = TemporalHead(made.width, 16, 2, patch=patch_width(made.clip), motion=4, width=16)
+    return VideoScorer(made, speaking(head)).double(), tokens_BL
 
 
 def speaking(head: TemporalHead) -> TemporalHead:
@@ -116,6 +126,22 @@ def test_a_video_scorer_begins_as_the_scorer_of_its_frames() -> None:
     score_BA = model(videos(4), tokens_BL)
     image, _ = scorer("image")
     torch.testing.assert_close(score_BA, image(videos(4), tokens_BL).expand(-1, 2))
+
+
+def test_the_energy_of_motion_is_the_mean_square_of_differences_in_time() -> None:
+    torch.manual_seed(0)
+    energy = MotionEnergy(12, 3, 2, 8).double()
+    energy.norm, energy.say = nn.Identity(), nn.Identity()
+    frame_BFN = torch.randn(2, 5, 20, dtype=torch.float64)
+    found = energy(frame_BFN)
+    x = energy.channel(frame_BFN[..., 8:].reshape(2, 5, 4, 3)).detach()
+    for t in range(5):
+        before, after = x[:, max(t - 1, 0)], x[:, min(t + 1, 4)]
+        first, second = (after - before) / 2, after - 2 * x[:, t] + before
+        expected = torch.cat([(each**2).mean(1) + 1e-4 for each in (first, second)], 1).log()
+        torch.testing.assert_close(found[:, t], expected)
+    still = energy(frame_BFN[:, :1])
+    torch.testing.assert_close(still, torch.full_like(still, math.log(1e-4)), msg="one frame does not move")
 
 
 def test_positions_are_those_of_the_paper() -> None:

@@ -31,7 +31,7 @@ from rlvid.files import damaged, write_atomic
 from rlvid.models.stored import save_tokenizer
 from rlvid.models.weights import check_fit, check_texts, fill, headers, read_json, read_weights
 from rlvid.reward.clip import ClipReward, TextFeatures
-from rlvid.reward.fit.models import Backbone, ImageScorer, TemporalHead, VideoScorer, width_of
+from rlvid.reward.fit.models import Backbone, ImageScorer, TemporalHead, VideoScorer, patch_width, width_of
 from rlvid.reward.preprocess import Preprocess
 from rlvid.reward.published import check_clip, load_clip
 
@@ -156,7 +156,7 @@ def check_fitted(path: str, where: str) -> Spec:
         raise damaged(f"{where}: {SPEC}", f"preprocess.size = {spec.preprocess.size}, and the CLIP sees {size}")
     if spec.head is not None:
         made, found = build_head(spec.head, clip, len(spec.axes)), headers(folder / HEAD, where)
-        if "change.weight" not in found:
+        if not {"change.weight", *(["motion.norm.weight"] if spec.head.motion else [])} <= found.keys():
             raise ValueError(f"{where}: {HEAD} is of an earlier version of rlvid; fit the reward anew")
         check_fit(made.state_dict(), found, f"{where}: {HEAD}")
     return spec
@@ -166,7 +166,10 @@ def build_head(config: HeadConfig, clip: CLIP, axes: int, device: str | torch.de
     """Returns the head of a video reward over the features of a CLIP; on ``meta`` it is without numbers."""
     sizes = width_of(clip, config.grid), clip.visual.output_dim, axes
     with torch.device(device):
-        return TemporalHead(*sizes, width=config.width, layers=config.layers, heads=config.heads)
+        return TemporalHead(
+            *sizes, patch=patch_width(clip), motion=config.motion, width=config.width, layers=config.layers,
+            heads=config.heads,
+        )  # fmt: skip
 
 
 def load_fitted(

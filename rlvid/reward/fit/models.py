@@ -12,6 +12,8 @@ from rlvid.reward.preprocess import Preprocess, normalise
 
 LARGEST_SCALE = 100.0
 """Of cosines; a fit keeps it, as CLIP's training does."""
+_LEAST_ENERGY = 1e-4
+"""Is added to a channel's energy, so that stillness has a logarithm."""
 
 
 class Backbone(nn.Module):
@@ -73,7 +75,12 @@ class Backbone(nn.Module):
 
 def width_of(clip: CLIP, grid: int) -> int:
     """Returns how many numbers the head sees of a frame: its embedding, products with the prompt's, and patches."""
-    return int(2 * clip.visual.output_dim + grid**2 * clip.visual.ln_post.normalized_shape[0])
+    return 2 * clip.visual.output_dim + grid**2 * patch_width(clip)
+
+
+def patch_width(clip: CLIP) -> int:
+    """Returns how many numbers the image tower says of a patch."""
+    return int(clip.visual.ln_post.normalized_shape[0])
 
 
 class ImageScorer(nn.Module):
@@ -98,21 +105,33 @@ class TemporalHead(nn.Module):
 
     Its tokens are a learned one for each axis, one of the prompt, and one of each frame, with the sinusoidal position
     of the frame's number (Vaswani et al. 2017, section 3.5). A convolution over three frames adds to a frame how it
-    differs from its neighbours.
+    differs from its neighbours. ``MotionEnergy`` adds how much its patches change.
 
     Args:
-        features: numbers of a frame N.
+        features: numbers of a frame N; patches are the last of them.
         text: numbers of a prompt's embedding D.
         axes: number of heads A.
+        patch: numbers of a patch; 0 without patches.
+        motion: channels whose energy is added; 0 without.
         width: of tokens; a multiple of 2 and of ``heads``.
         layers: of the transformer.
         heads: of its attention.
     """
 
     def __init__(
-        self, features: int, text: int, axes: int, *, width: int = 128, layers: int = 2, heads: int = 4
+        self,
+        features: int,
+        text: int,
+        axes: int,
+        *,
+        patch: int = 0,
+        motion: int = 0,
+        width: int = 128,
+        layers: int = 2,
+        heads: int = 4,
     ) -> None:
         super().__init__()
+        self.motion = MotionEnergy(features - 2 * text, patch, motion, width) if motion else None
         self.frame, self.prompt = nn.Linear(features, width), nn.Linear(text, width)
         self.change = nn.Conv1d(width, width, 3, padding=1, padding_mode="replicate")
         self.mix = nn.Linear(width, width)
@@ -126,12 +145,45 @@ class TemporalHead(nn.Module):
         frame_BFW = self.frame(frame_BFN.to(self.out))
         change_BFW = self.change(frame_BFW.transpose(1, 2)).transpose(1, 2)
         frame_BFW = frame_BFW + self.mix(nn.functional.gelu(change_BFW))
+        if self.motion is not None:
+            frame_BFW = frame_BFW + self.motion(frame_BFN.to(self.out))
         frame_BFW = frame_BFW + positions(*frame_BFW.shape[1:]).to(frame_BFW)
         axis_BAW = self.axis.expand(len(frame_BFW), -1, -1)
         token_BTW = torch.cat([axis_BAW, self.prompt(text_BD.to(self.out))[:, None], frame_BFW], 1)
         for block in self.blocks:
             token_BTW = block(token_BTW)
         return torch.einsum("baw,aw->ba", self.norm(token_BTW[:, : len(self.axis)]), self.out)
+
+
+class MotionEnergy(nn.Module):
+    """Says of each frame how strongly its patches move, and how strongly their motion changes.
+
+    The energy of a channel is the logarithm of the mean square, over the patches of a frame, of its first or second
+    difference in time. Smooth motion has little of the second; a subject that trembles has much. A transformer over
+    averaged patches hardly finds that by itself.
+
+    Args:
+        numbers: of all patches of a frame; they are the last ones of its features.
+        patch: numbers of one of them.
+        channels: that are made of a patch.
+        width: of what is said.
+    """
+
+    def __init__(self, numbers: int, patch: int, channels: int, width: int) -> None:
+        super().__init__()
+        self.numbers, self.patch = numbers, patch
+        self.channel = nn.Linear(patch, channels)
+        self.norm = nn.LayerNorm(2 * channels)
+        self.say = nn.Sequential(nn.Linear(2 * channels, width), nn.GELU(), nn.Linear(width, width))
+
+    def forward(self, frame_BFN: Tensor) -> Tensor:
+        """Returns (B, F, width); the first and the last frame have themselves as neighbours."""
+        x_BFPC = self.channel(frame_BFN[..., -self.numbers :].unflatten(2, (-1, self.patch)))
+        before, after = torch.cat([x_BFPC[:, :1], x_BFPC[:, :-1]], 1), torch.cat([x_BFPC[:, 1:], x_BFPC[:, -1:]], 1)
+        change_2 = ((after - before) / 2, after - 2 * x_BFPC + before)
+        energy_BFE = torch.cat([(each.square().mean(2) + _LEAST_ENERGY).log() for each in change_2], 2)
+        said: Tensor = self.say(self.norm(energy_BFE))
+        return said
 
 
 class VideoScorer(nn.Module):
