@@ -30,6 +30,7 @@ from rlvid import interrupt  # noqa: E402
 from rlvid.cluster.address import check_cluster, connect  # noqa: E402
 from rlvid.config import load_config  # noqa: E402
 from rlvid.config.fit import load_fit  # noqa: E402
+from rlvid.config.model import BUILT_IN  # noqa: E402
 from rlvid.credentials import refuse_credentials_in_arguments  # noqa: E402
 from rlvid.interrupt import kept  # noqa: E402
 from rlvid.storage import split_uri  # noqa: E402
@@ -119,7 +120,7 @@ def job_name(command: str, arguments: list[str], given: str | None = None) -> st
             if len(runs) > 1:
                 shared(option(arguments, "--out") or "", f"{command}: --out")
         for each in runs:
-            if each != "builtin":
+            if each not in BUILT_IN:
                 shared(each, f"{command}: the run")
         name = given or f"{command}-{re.sub(r'[^A-Za-z0-9._-]', '-', split_uri(runs[0])[1])}"
     elif command == "encode":

@@ -216,7 +216,7 @@ def generate_and_show(
 
     ``rlvid generate --help`` describes the arguments.
     """
-    from rlvid.config.model import ModelConfig, SamplingConfig
+    from rlvid.config.model import BUILT_IN, ModelConfig, SamplingConfig
     from rlvid.data.prompts import check_prompt, is_prompt_file, read_prompts
     from rlvid.diffusion.generate import generate
     from rlvid.evaluate.load import device, load_run
@@ -229,8 +229,8 @@ def generate_and_show(
         prompts = read_prompts(prompts[0])
     else:
         prompts = [check_prompt(text, f"prompt {i + 1}") for i, text in enumerate(prompts)]
-    if run == "builtin":
-        path, model, sampling = "builtin", load_video_model(ModelConfig(), device=device()), SamplingConfig()
+    if run in BUILT_IN:
+        path, model, sampling = run, load_video_model(ModelConfig(path=run), device=device()), SamplingConfig()
     else:
         tuned = load_run(run)
         path, model, sampling = tuned.config.model.path, tuned.use(lora_scale), tuned.config.sampling

@@ -25,6 +25,7 @@ from jobs.benchmark.guard_report import write_report
 from jobs.benchmark.options import make_parser
 from jobs.benchmark.regret import ORACLE, MeasuredRun
 from rlvid.config import RunConfig
+from rlvid.config.model import BUILT_IN
 from rlvid.data.clips import digest
 from rlvid.evaluate.candidates import CandidateScorer
 from rlvid.evaluate.load import device
@@ -91,7 +92,7 @@ def plan_run(
     """
     base, *models = find_models([f"{place}@all"], scales=scales)
     config = base.config
-    if config.model.path != "builtin":
+    if config.model.path not in BUILT_IN:
         raise ValueError(f"{place}: model.path = {config.model.path!r}; only the built-in world has an oracle")
     if config.guard.every and config.guard.stop:
         raise ValueError(f"{place}: guard.stop = true; regret is measured on runs that went to their end")

@@ -7,6 +7,8 @@ from pydantic import Field, field_validator, model_validator
 from rlvid.config.reward import Precision
 from rlvid.config.section import Section, Share
 
+BUILT_IN = ("builtin", "builtin-wan")
+"""The models of the built-in world, by ``model.path``."""
 LOSS_SCALE: dict[str, float] = {"float32": 1.0, "bfloat16": 1.0, "float16": 2.0**14}
 """The factor of losses before a backward pass, by ``model.precision``; the results are divided by it afterwards.
 
@@ -57,15 +59,15 @@ class ModelConfig(Section):
 
     path: str = Field(
         "builtin",
-        description="'builtin', a folder in diffusers' layout (unet or transformer, vae, text_encoder, ...), a hub id "
-        "that is in the Hugging Face cache, or random weights for dry runs: 'random' is ModelScopeT2V's structure, "
-        "and 'random-wan-1.3b' Wan2.1's",
+        description="'builtin' or 'builtin-wan' (the models of the built-in world), a folder in diffusers' layout "
+        "(unet or transformer, vae, text_encoder, ...), a hub id that is in the Hugging Face cache, or random weights "
+        "for dry runs: 'random' is ModelScopeT2V's structure, and 'random-wan-1.3b' Wan2.1's",
     )
     frames: int | None = Field(
         None,
         ge=2,
-        description="frames F of a video, 4 n + 1 of them for Wan; default: 8 for the built-in model, 81 or 121 for "
-        "Wan, else 16",
+        description="frames F of a video, 4 n + 1 of them for Wan; default: 8 for 'builtin', 9 for 'builtin-wan', 81 "
+        "or 121 for Wan, else 16",
     )
     size: int | None = Field(None, ge=8, description="height and width in pixels; default: the model's own")
     height: int | None = Field(None, ge=8, description="height in pixels, instead of size; default: the model's own")

@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from rlvid.config import RunConfig
-from rlvid.config.model import ModelConfig
+from rlvid.config.model import BUILT_IN, ModelConfig
 from rlvid.data.clips import EncodedClips, digest
 from rlvid.data.encode import EncodeReport, encode_clips, model_fingerprint
 from rlvid.data.encoders import Item
@@ -71,13 +71,14 @@ def kept_embeddings(config: RunConfig, clips: TrainingSet, shown: Sequence[str],
         console: prints what was embedded.
 
     Returns:
-        None where workers load the text encoder, or draw embeddings: for 3D U-Nets and random weights.
+        None where workers load the text encoder, or draw embeddings: for 3D U-Nets, the small built-in Wan model, and
+        random weights.
 
     Raises:
         ValueError: they cannot be written.
     """
     model = config.model
-    if family(model.path) is not WAN or model.path in STRUCTURES:
+    if family(model.path) is not WAN or model.path in (*BUILT_IN, *STRUCTURES):
         return None
     alone = clips.captions() if "prompts" in clips.kinds else ()
     prompts = list(dict.fromkeys([config.sampling.negative_prompt, *shown, *alone]))

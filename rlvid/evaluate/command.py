@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rlvid.config import RunConfig
+from rlvid.config.model import BUILT_IN
 from rlvid.data.prompts import ANIMAL_SETS, resolve_prompts
 from rlvid.evaluate.cache import explain_full_disk
 from rlvid.evaluate.models import EvaluatedModel
@@ -32,7 +33,7 @@ PROMPTS_DRAWN = 48
 
 def default_sets(config: RunConfig) -> tuple[str, ...]:
     """Returns a run's prompt sets: those of the built-in world for its model or clips, animals for any other."""
-    return tuple(PROMPT_SETS) if "builtin" in (config.model.path, *config.data.sources) else ANIMAL_SETS
+    return tuple(PROMPT_SETS) if {*BUILT_IN, "builtin"} & {config.model.path, *config.data.sources} else ANIMAL_SETS
 
 
 def prompts_of(

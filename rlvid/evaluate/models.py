@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from rlvid import __version__
 from rlvid.config import RunConfig
-from rlvid.config.model import ModelConfig
+from rlvid.config.model import BUILT_IN, ModelConfig
 from rlvid.credentials import refuse_credentials
 from rlvid.evaluate.load import TunedModel, load_found, scale_name
 from rlvid.models.base import VideoModel
@@ -245,7 +245,7 @@ def _shape(model: EvaluatedModel) -> str:
 def stamp(path: str) -> Any:
     """Returns a stamp that changes with a file or folder: names, sizes and times of its files, but not its path."""
     place = Path(path)
-    if path == "builtin" or not place.exists():
+    if path in BUILT_IN or not place.exists():
         return [path, __version__]
     files = sorted(each for each in place.rglob("*") if each.is_file()) if place.is_dir() else [place]
     states = [(each.relative_to(place).as_posix(), each.stat()) for each in files]

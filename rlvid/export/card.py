@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from rlvid.config import RunConfig
+from rlvid.config.model import BUILT_IN
 from rlvid.escape import markdown_text
 from rlvid.evaluate.results.about import read_about
 from rlvid.evaluate.results.read import read_results, read_scores
@@ -107,8 +108,8 @@ def _usage(config: RunConfig, shape: VideoShape, transformers: str) -> str:
     base, where = (
         (path, "") if is_hub_id(path) else ("BASE", f"\n`BASE` is the folder of the base, {base_title(config)}.")
     )
-    if path == "builtin":
-        shown = "from rlvid.models.folders import builtin_folder as f; print(f())"
+    if path in BUILT_IN:
+        shown = f"from rlvid.models.folders import builtin_folder as f; print(f({path!r}))"
         where = f"""\n`BASE` is the folder that `python -c "{shown}"` prints."""
     adapter = f"""
 The adapter on the base, with PEFT {OLDEST["peft"]} or later. The scheduler is this folder's, for the base's own samples

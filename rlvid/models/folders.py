@@ -12,6 +12,7 @@ from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 
+from rlvid.config.model import BUILT_IN
 from rlvid.models.weights import check_texts, read_json
 
 RANDOM = "random"
@@ -79,15 +80,15 @@ WAN = Family(
 
 _CONFIGS = ("vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json")
 _EXPECTED = (
-    f"expected 'builtin', '{RANDOM}', a hub id such as '{MODELSCOPE[0]}', or a folder in diffusers' layout with unet "
-    "or transformer, vae, text_encoder, tokenizer and scheduler"
+    f"expected 'builtin', 'builtin-wan', '{RANDOM}', a hub id such as '{MODELSCOPE[0]}', or a folder in diffusers' "
+    "layout with unet or transformer, vae, text_encoder, tokenizer and scheduler"
 )
 _ONE_TRANSFORMER = "supported: WanPipeline with one transformer, as Wan2.1 T2V and Wan2.2 TI2V-5B have"
 
 
-def builtin_folder() -> Path:
-    """Returns the folder of the built-in model inside the package."""
-    return Path(str(resources.files("rlvid"))) / "toy" / "weights" / "model"
+def builtin_folder(path: str = "builtin") -> Path:
+    """Returns the folder of a model of the built-in world inside the package."""
+    return Path(str(resources.files("rlvid"))) / "toy" / "weights" / {"builtin": "model", "builtin-wan": "wan"}[path]
 
 
 def modelscope_folder() -> Path:
@@ -191,7 +192,7 @@ def structure_folder(path: str) -> Path:
 
 def movable(path: str) -> str:
     """``model.path`` as a process in another working folder understands it."""
-    return str(Path(path).resolve()) if path not in ("builtin", *STRUCTURES) and Path(path).exists() else path
+    return str(Path(path).resolve()) if path not in (*BUILT_IN, *STRUCTURES) and Path(path).exists() else path
 
 
 def read_config(folder: Path, part: str) -> dict[str, Any]:
@@ -205,8 +206,8 @@ def _is_hub_id(path: str) -> bool:
 
 def _found(path: str) -> Path | None:
     """Returns the folder of a path; None for a hub id of which the cache holds nothing."""
-    if path == "builtin":
-        return builtin_folder()
+    if path in BUILT_IN:
+        return builtin_folder(path)
     if Path(path).exists() or not _is_hub_id(path):
         return Path(path)
     ids = (path, *(MODELSCOPE if path in MODELSCOPE else ()))

@@ -28,6 +28,8 @@ class VideoShape:
         return f"{self.height} x {self.width}"
 
 
+BUILTIN_WAN = VideoShape(9, 32, 32, 8)
+"""The usual video of the built-in world's model of Wan's classes."""
 WAN_2_1 = VideoShape(81, 480, 832, 16)
 """The usual video of Wan2.1."""
 WAN_2_2 = VideoShape(121, 704, 1280, 24)
@@ -44,6 +46,8 @@ def resolved_shape(spec: ModelConfig) -> VideoShape:
     vae = read_config(folder, "vae")
     if of is WAN:
         usual = WAN_2_2 if vae.get("is_residual") else WAN_2_1
+        if spec.path == "builtin-wan":
+            usual = BUILTIN_WAN
         frames, height, width = spec.frames or usual.frames, spec.height or usual.height, spec.width or usual.width
         if spec.size is not None:
             height = width = spec.size

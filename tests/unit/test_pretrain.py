@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from rlvid.config import load_config
 from rlvid.config.fit import load_fit
@@ -59,8 +60,9 @@ class Recorder:
         elif command[1] == "reward":
             folder = Path(command[command.index("--out") + 1])
             folder.mkdir()
-            for name in ("reward.json", "model.safetensors", "README.md"):
+            for name in ("reward.json", "README.md"):
                 (folder / name).write_text(str(folder))
+            save_file({"logit_scale": torch.tensor(1 / 3), "proj": torch.ones(2) / 3}, folder / "model.safetensors")
             share = {"share": 0.9, "low": 0.8, "high": 1.0, "pairs": 9}
             axes = {"quality": {"held_out": {"accuracy": share, "kinds": {"time": share | {"share": 0.7}}}}}
             report = {"pairs": 9, "axes": axes, "base": {}, "settings": {"backbone": {"path": str(folder)}}}
@@ -88,6 +90,9 @@ def test_rewards_are_made_by_commands_in_rounds_and_what_is_there_is_not_made_ag
             "model.safetensors", "report.json", "reward.json"
         ]  # fmt: skip
         assert str(tmp_path) not in (out / plan.name / "report.json").read_text()
+        weights = load_file(out / plan.name / "model.safetensors")
+        assert torch.equal(weights["proj"], (torch.ones(2) / 3).half())
+        assert torch.equal(weights["logit_scale"], torch.tensor(1 / 3)), "half precision would move all scores"
     found = accuracy_of_reward(out / "video")
     assert found == {"agrees with votes, quality": 0.9, "agrees with votes, time": 0.7}
     again = Maker(out, work, 0, TINY, CPU, third)

@@ -11,6 +11,7 @@ from typing import Any
 
 from rlvid import __version__
 from rlvid.config import RunConfig
+from rlvid.config.model import BUILT_IN
 from rlvid.config.reward import RewardConfig
 from rlvid.escape import markdown_code, markdown_text
 from rlvid.evaluate.results.read import Scores
@@ -146,7 +147,7 @@ def base_title(config: RunConfig) -> str:
     path = config.model.path
     return (
         "the built-in model of rlvid"
-        if path == "builtin"
+        if path in BUILT_IN
         else markdown_code(path if is_hub_id(path) else Path(path).name)
     )
 

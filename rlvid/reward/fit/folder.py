@@ -206,5 +206,6 @@ def load_fitted(
         return ClipReward(clip, tokenise, preprocess, chunk, recompute=recompute, scale=factor, shift=shift)
     head = build_head(spec.head, clip, len(spec.axes))
     fill(head, read_weights(folder / HEAD, where), f"{where}: {HEAD}")
+    head.float()
     backbone = Backbone(clip, preprocess, grid=spec.head.grid, chunk=chunk, recompute=recompute)
     return FittedVideoReward(VideoScorer(backbone, head), TextFeatures(clip, tokenise), spec).to(device)

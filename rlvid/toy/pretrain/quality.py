@@ -47,13 +47,14 @@ and patterns on plain backgrounds, 8 or 9 frames of 32 x 32, captions in English
     python -m rlvid.toy.pretrain --seed {seed} --out FOLDER
 
 The first model takes about two hours on two CPU cores that do nothing else, the rewards longer.
-Another number of threads or another machine gives other bits. Stored as safetensors, float32. Licence: Apache-2.0.
+Another number of threads or another machine gives other bits. Stored as safetensors: models in float32, rewards in
+float16. Licence: Apache-2.0.
 
 * `model/`: diffusers' layout. An autoencoder (0.8 M parameters, latents 8 x 8 x 4), a CLIP text encoder, and a
   `UNet3DConditionModel` of 1.9 M parameters trained on clips of which half are blurred, noisy, washed out or
   flickering, and in its last 400 steps nearly all of low quality, most of them washed out.
 * `wan/`: diffusers' layout, of Wan2.1's classes: a causal autoencoder, a UMT5 text encoder and a transformer that is
-  trained by flow matching, 1.4 M parameters in all, for 9 frames of 32 x 32. Half of its clips were washed out or
+  trained by flow matching, 1.6 M parameters in all, for 9 frames of 32 x 32. Half of its clips were washed out or
   blurred.
 * The other folders are rewards, as `rlvid reward fit` writes them. Each begins with a CLIP that was trained on single
   frames and their captions alone, and is fitted to votes of the oracle (`python -m rlvid.fitting.votes`): on pairs of

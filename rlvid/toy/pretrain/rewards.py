@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from rlvid.files import atomic_folder, write_atomic
 from rlvid.reward.fit.folder import CONFIG, HEAD, SPEC, save_clip
@@ -253,12 +254,18 @@ def check_work(work: Path, made_with: dict[str, Any]) -> None:
 
 
 def copy_reward(fitted: Path, folder: Path) -> None:
-    """Copies the files of a fitted reward that scoring reads, and the numbers of its report, without local paths."""
+    """Copies the files of a fitted reward that scoring reads, and the numbers of its report, without local paths.
+
+    Weights become float16, half the size; scoring computes in float32.
+    """
     report = json.loads((fitted / REPORT).read_text(encoding="utf-8"))
     with atomic_folder(folder) as part:
-        for name in (*_KEPT, *_TOKENIZER):
-            if (fitted / name).is_file():
-                shutil.copyfile(fitted / name, part / name)
+        for path in (fitted / name for name in (*_KEPT, *_TOKENIZER)):
+            if path.suffix == ".safetensors" and path.is_file():
+                weights = load_file(path).items()  # single numbers, such as the scale of cosines, cost nothing
+                save_file({name: each.half() if each.dim() else each for name, each in weights}, part / path.name)
+            elif path.is_file():
+                shutil.copyfile(path, part / path.name)
         numbers = {key: report[key] for key in ("pairs", "axes", "base")}
         (part / REPORT).write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
 

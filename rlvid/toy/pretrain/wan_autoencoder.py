@@ -51,6 +51,7 @@ def autoencoder_phases(steps: Callable[[int], int]) -> list[AutoencoderPhase]:
         AutoencoderPhase(frames=1, batch=8, steps=steps(2400), peak=1.5e-3),
         AutoencoderPhase(frames=5, batch=4, steps=steps(1500), peak=1.2e-3),
         AutoencoderPhase(frames=9, batch=4, steps=steps(900), peak=1e-3),
+        AutoencoderPhase(frames=9, batch=4, steps=steps(2400), peak=1e-3),
         AutoencoderPhase(frames=9, batch=4, steps=steps(300), peak=8e-4, decoder=True),
     ]
 

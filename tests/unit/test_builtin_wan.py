@@ -1,0 +1,59 @@
+"""The built-in world's model of Wan's classes: it is small, it loads, and its videos show what was asked for."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlvid.config import load_config
+from rlvid.config.model import ModelConfig
+from rlvid.diffusion.generate import generate
+from rlvid.models.folders import builtin_folder
+from rlvid.models.load import load_video_model
+from rlvid.models.wan import WanModel
+from rlvid.train.preflight import check
+from rlvid.world.captions import prompt_set
+from rlvid.world.grade import grade
+
+
+@pytest.fixture(scope="module")
+def model() -> WanModel:
+    made = load_video_model(ModelConfig(path="builtin-wan"))
+    assert isinstance(made, WanModel)
+    return made
+
+
+def test_it_is_small_and_has_nine_frames(model: WanModel) -> None:
+    assert (model.frames, model.height, model.width, model.fps) == (9, 32, 32, 8)
+    assert model.latent_shape == (8, 3, 8, 8)
+    files = [path for path in builtin_folder("builtin-wan").rglob("*.safetensors")]
+    assert len(files) == 3
+    assert sum(path.stat().st_size for path in files) < 4 * 2_000_000, "under two million float32 parameters"
+
+
+def test_all_weights_of_the_package_are_small() -> None:
+    files = (path for path in Path(builtin_folder()).parent.rglob("*") if path.is_file())
+    assert sum(path.stat().st_size for path in files) < 30e6
+
+
+def test_its_videos_show_what_was_asked_for(model: WanModel) -> None:
+    prompts = prompt_set("in_domain", 16)
+    grades = grade(generate(model, prompts, seed=0, steps=10, guidance=3.0).clamp(0, 1), prompts)
+    share = {name: float(grades[name].mean()) for name in ("background", "colour", "motion", "subject")}
+    assert share["background"] >= 0.85, share
+    assert share["colour"] >= 0.8, share
+    assert share["motion"] >= 0.7, share
+    assert share["subject"] >= 0.3, share
+
+
+def test_its_description_passes_all_checks_and_its_workers_embed_prompts_themselves() -> None:
+    config = load_config("toy-wan")
+    check(config)
+    assert config.model.path == "builtin-wan"
+
+
+def test_the_order_of_videos_changes_nothing(model: WanModel) -> None:
+    prompts = prompt_set("in_domain", 3)
+    some = generate(model, prompts, seed=0, steps=2, guidance=3.0)
+    again = generate(model, prompts[:1], seed=0, steps=2, guidance=3.0)
+    torch.testing.assert_close(some[:1], again, rtol=0, atol=1e-4)
