@@ -56,7 +56,7 @@ def _draw_before_after(run: Path, prompts: list[str], seed: int) -> None:
     from rlvid.reward.load import trained_reward
     from rlvid.reward.video import mean_of_frames
 
-    tuned = load_run(run)
+    tuned = load_run(run, prompts=prompts)
     sampling = tuned.config.sampling
     videos = [
         generate(
@@ -167,7 +167,7 @@ def evaluate_and_show(
 
 
 def _print_tables(rows: "Sequence[Row]", base: str, steps: Sequence[int]) -> None:
-    """Prints the scores and the gains over the base, a table for each number of DDIM steps."""
+    """Prints the scores and the gains over the base, a table for each number of sampling steps."""
     from rlvid.evaluate.results.summary import compare_all, summarise
     from rlvid.evaluate.tables.pages import render_table
 
@@ -232,7 +232,7 @@ def generate_and_show(
     if run in BUILT_IN:
         path, model, sampling = run, load_video_model(ModelConfig(path=run), device=device()), SamplingConfig()
     else:
-        tuned = load_run(run)
+        tuned = load_run(run, prompts=prompts)
         path, model, sampling = tuned.config.model.path, tuned.use(lora_scale), tuned.config.sampling
     for line in notices([model_text_limit(path)], prompts):
         say(line)
@@ -266,6 +266,7 @@ def encode_and_show(source: Path, out: Path, config: str, *, workers: int, outsi
     from rlvid.data.encode import encode_folder
     from rlvid.data.find import find_clips
     from rlvid.models.load import check_model
+    from rlvid.models.video_shape import resolved_shape
 
     if stored := [str(place) for place in (source, out) if re.match(r"\w+:/", str(place))]:  # a Path has one slash
         raise ValueError(
@@ -275,6 +276,7 @@ def encode_and_show(source: Path, out: Path, config: str, *, workers: int, outsi
     model = load_config(config).model
     find_clips(source.resolve(), outside=outside)  # an error in the source comes before the rest
     check_model(model.path)
+    resolved_shape(model)
     if address is not None:  # else Ray starts when there is something to encode
         start_ray(address)
     report = encode_folder(source, model, out, workers=workers, on_progress=counter("clips"), outside=outside)

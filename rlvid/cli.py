@@ -94,7 +94,7 @@ def evaluate(
         ),
     ] = None,
     copies: Annotated[int, typer.Option(min=1, max=16, help="Videos of each prompt, each from its own noise.")] = 1,
-    steps: Annotated[str, typer.Option(help="Numbers of DDIM steps D, separated by commas.")] = "20,50",
+    steps: Annotated[str, typer.Option(help="Numbers of sampling steps D, separated by commas.")] = "20,50",
     sets: Annotated[
         str | None,
         typer.Option(
@@ -215,7 +215,7 @@ def generate(
     run: Annotated[str, typer.Argument(help="A run's folder or name; 'builtin' is the base model.")],
     prompt: Annotated[list[str], typer.Argument(help="Prompts, one video each; or one file of prompts.")],
     out: Annotated[Path, typer.Option(help="Folder for the videos.")] = Path("videos"),
-    steps: Annotated[int | None, typer.Option(min=1, max=500, help="DDIM steps D; default: the run's.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, max=500, help="Sampling steps D; default: the run's.")] = None,
     guidance: Annotated[
         float | None, typer.Option(min=0, help="Classifier-free guidance g; default: the run's.")
     ] = None,
@@ -276,19 +276,22 @@ def plan(
 @app.command()
 def doctor(
     run: Annotated[str | None, typer.Option(help="Check this run instead: a folder, or a name under runs/.")] = None,
+    model: Annotated[str | None, typer.Option(help="Check this model instead: a value of model.path.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Skip the checks that need Ray.")] = False,
     storage: Annotated[str, typer.Option(help="Folder or URI that runs will be written to (output.storage).")] = "runs",
     address: Address = None,
 ) -> None:
     """Checks the machine, the cluster or a run. Each line is ok, a warning or an error, with the way to correct it.
 
-    Machine: versions, devices, memory, disk, and a numerical self-test of the training step on a tiny model.
+    Machine: versions, devices, memory, disk, a numerical self-test of the training step on tiny models, and whether the
+    attention kernel keeps a matrix of scores.
     Cluster: resources, versions and storage of every node, and whether two workers compute the same as one.
-    [bold]rlvid doctor --run toy[/bold] checks a run's checkpoints, archive and TensorBoard. Exit code 1 after an error.
+    [bold]rlvid doctor --run toy[/bold] checks a run's checkpoints, archive and TensorBoard.
+    [bold]rlvid doctor --model FOLDER[/bold] checks the weights and settings of a model. Exit code 1 after an error.
     """
     from rlvid.doctor.examination import examination, show
 
-    if show(examination(storage, address, run, quick)):
+    if show(examination(storage, address, run, quick, model)):
         raise typer.Exit(1)
 
 

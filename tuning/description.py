@@ -43,7 +43,7 @@ class Evaluation(Section):
     prompts: str = Field("in_domain", description="a built-in set, or a file, also one beside the sweep's")
     videos: int = Field(12, ge=2, le=240, description="number of prompts")
     copies: int = Field(1, ge=1, le=16, description="videos of each prompt; from 2 on, diversity is measured")
-    steps: int | None = Field(None, ge=1, le=500, description="DDIM steps D; default: sampling.steps of the base")
+    steps: int | None = Field(None, ge=1, le=500, description="sampling steps D; default: sampling.steps of the base")
     seed: int = Field(0, ge=0, description="of the noise")
     scales: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
         [], description="scales of the learned change at which trials are measured too, for the table over seeds"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rlvid.config import RunConfig
-from rlvid.evaluate.load import device, load_run
+from rlvid.evaluate.load import device, load_run, texts_of
 from rlvid.evaluate.results.rows import Row
 from rlvid.evaluate.results.summary import summarise
 from rlvid.evaluate.score import VideoBatch, evaluate_model, split
@@ -69,9 +69,14 @@ def measure(job: dict[str, Any], run: str | None, step: int) -> dict[str, Any]:
     cost: dict[str, float] = {COST: 0.0, "videos": 0}
     scaled = dict[str, dict[str, dict[str, float]]]()
     if run is None:
-        rows = rows_at(load_trainable(config.model, config.seed, config.model.path, device()))
+        spec, texts = config.model, texts_of(config, job["prompts"])
+        rows = rows_at(
+            load_trainable(
+                spec, config.seed, spec.path, device(), negative_prompt=config.sampling.negative_prompt, text=texts
+            )
+        )
     else:
-        tuned = load_run(run, step)
+        tuned = load_run(run, step, job["prompts"])
         rows = rows_at(tuned.use(1.0))
         for scale in how.scales:
             (own,) = summarise(rows_at(tuned.use(scale)))

@@ -2,6 +2,7 @@
 
     python -m jobs.benchmark gpu-ray                        # the built-in model; a CPU beside a CPU without a GPU
     python -m jobs.benchmark gpu-ray --preset tiny          # miniatures, to try every line
+    python -m jobs.benchmark gpu-ray --preset tiny-wan      # likewise, of a Wan model
     python -m jobs.benchmark gpu-ray --steps 4 train.batch_size=4 method=ddpo
 
 Both runs are the command itself, in float32 with TF32 switched off, on the same clips and the same random numbers. The
@@ -37,7 +38,11 @@ SMALL = (
     "train.workers=1", "train.batch_size=2", "train.micro_batch=1", "data.count=4", "optimizer.warmup=0",
     "output.videos_every=0",
 )  # fmt: skip
-TINY = ("model.frames=4", "model.size=16", "sampling.steps=5", "reward.segments=2")
+TINY = {
+    "tiny": ("model.frames=4", "model.size=16", "sampling.steps=5", "reward.segments=2"),
+    "tiny-wan": ("model.frames=9", "model.size=16", "sampling.steps=5", "reward.segments=2"),
+}
+"""Settings of the miniatures."""
 _HOUR = 3600.0
 
 
@@ -104,10 +109,10 @@ def adapter(folder: Path, config: RunConfig) -> dict[str, Tensor]:
     """Returns the adapter after the last step, under the names that it has in the network."""
     from safetensors.torch import load_file
 
-    from rlvid.models.trained_files import TRAINED_FILES
+    from rlvid.models.trained_files import trained_file
     from rlvid.runs.checkpoints import checkpoint_name
 
-    found = load_file(folder / checkpoint_name(config.train.steps) / TRAINED_FILES[config.model.finetune])
+    found = load_file(trained_file(folder / checkpoint_name(config.train.steps)))
     return {name.removeprefix("base_model.model."): tensor for name, tensor in found.items()}
 
 
@@ -140,7 +145,7 @@ def main(arguments: list[str]) -> int:
     gpu = torch.cuda.is_available()
     device = torch.cuda.get_device_name() if gpu else "a CPU (torch sees no GPU here)"
     with tempfile.TemporaryDirectory(prefix="rlvid-gpu-ray-") as folder:
-        settings = [*SMALL, *tiny(options, Path(folder)), *options.overrides]
+        settings = [*SMALL, *tiny(options.preset, Path(folder)), *options.overrides]
         settings += [f"train.steps={options.steps}", f"output.checkpoint_every={options.steps}"]
         settings.append(f"output.storage={folder}/runs")
         config = load_config("toy", [*settings, "name=check"])  # a bad override is known before anything starts
@@ -166,14 +171,15 @@ def main(arguments: list[str]) -> int:
     return int(bool(found.faults))
 
 
-def tiny(options: argparse.Namespace, folder: Path) -> list[str]:
-    """Returns the settings of the preset; the miniature model lies in ``folder``."""
-    if options.preset != "tiny":
+def tiny(preset: str, folder: Path) -> list[str]:
+    """Returns the settings of a preset; a miniature model is written into ``folder``."""
+    if preset not in TINY:
         return []
     from rlvid.toy.tiny import save_tiny_model
+    from rlvid.toy.tiny_wan import save_tiny_wan
 
-    save_tiny_model(folder / "tiny")
-    return [f"model.path={folder / 'tiny'}", *TINY]
+    (save_tiny_wan if preset == "tiny-wan" else save_tiny_model)(folder / preset)
+    return [f"model.path={folder / preset}", *TINY[preset]]
 
 
 def show(found: Comparison, peak: float) -> None:
@@ -195,7 +201,7 @@ def show(found: Comparison, peak: float) -> None:
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Returns the options; raises ValueError for those that cannot be."""
     parser = make_parser(__doc__, "gpu-ray", overrides=True)
-    parser.add_argument("--preset", choices=("builtin", "tiny"), default="builtin", help="default: builtin")
+    parser.add_argument("--preset", choices=("builtin", *TINY), default="builtin", help="default: builtin")
     parser.add_argument("--steps", type=int, default=2, help="default: 2")
     parser.add_argument("--out", type=Path, help="JSON file for the result")
     options = parser.parse_intermixed_args(arguments)

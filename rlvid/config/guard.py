@@ -17,7 +17,7 @@ class GuardConfig(Section):
     )
     count: int = Field(16, ge=4, le=1000, description="number of prompts, over which noise is estimated")
     videos_per_prompt: int = Field(2, ge=1, le=16, description="videos per prompt; diversity needs two")
-    steps: int | None = Field(None, ge=1, le=500, description="DDIM steps of a video; default: sampling.steps")
+    steps: int | None = Field(None, ge=1, le=500, description="sampling steps of a video; default: sampling.steps")
     scales: list[float] = Field(
         [1.0],
         description="scales of the learned change at which a checkpoint is evaluated, above 0 and at most 4; 1 is the "

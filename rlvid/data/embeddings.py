@@ -14,15 +14,16 @@ from rich.console import Console
 from torch import Tensor
 
 from rlvid.config import RunConfig
-from rlvid.config.model import BUILT_IN, ModelConfig
+from rlvid.config.model import ModelConfig
 from rlvid.data.clips import EncodedClips, digest
 from rlvid.data.encode import EncodeReport, encode_clips, model_fingerprint
 from rlvid.data.encoders import Item
+from rlvid.data.kept import encoded_once
 from rlvid.data.shares import column
-from rlvid.data.sources import encoded_once
 from rlvid.data.training_set import TrainingSet
 from rlvid.models.base import Posterior, VideoModel
-from rlvid.models.folders import STRUCTURES, WAN, family, model_folder
+from rlvid.models.folders import model_folder
+from rlvid.models.text_apart import is_text_apart
 from rlvid.models.text_limit import text_length
 from rlvid.models.text_rows import pad_rows
 
@@ -77,13 +78,17 @@ def kept_embeddings(config: RunConfig, clips: TrainingSet, shown: Sequence[str],
     Raises:
         ValueError: they cannot be written.
     """
-    model = config.model
-    if family(model.path) is not WAN or model.path in (*BUILT_IN, *STRUCTURES):
+    alone = clips.captions() if is_text_apart(config.model.path) and "prompts" in clips.kinds else ()
+    return kept_texts(config, [config.sampling.negative_prompt, *shown, *alone], console)
+
+
+def kept_texts(config: RunConfig, prompts: Sequence[str], console: Console) -> str | None:
+    """Embeds prompts once, and returns the folder or URI in the run's storage, as ``kept_embeddings`` does."""
+    model, different = config.model, list(dict.fromkeys(prompts))
+    if not is_text_apart(model.path):
         return None
-    alone = clips.captions() if "prompts" in clips.kinds else ()
-    prompts = list(dict.fromkeys([config.sampling.negative_prompt, *shown, *alone]))
-    name = f"texts-{len(prompts)}-{digest([prompts, model_fingerprint(model)])[:8]}"
-    make = partial(encode_prompts, prompts, model, workers=config.train.workers, use_gpu=config.train.use_gpu)
+    name = f"texts-{len(different)}-{digest([different, model_fingerprint(model)])[:8]}"
+    make = partial(encode_prompts, different, model, workers=config.train.workers, use_gpu=config.train.use_gpu)
     return encoded_once(config, name, make, console, "prompts embedded")
 
 

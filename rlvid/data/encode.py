@@ -23,7 +23,7 @@ from rlvid.cluster.connect import start_ray
 from rlvid.cluster.nodes import ask_nodes, nodes_possible, workers_that_fit
 from rlvid.config.model import ModelConfig
 from rlvid.data.clips import digest
-from rlvid.data.encoders import ClipEncoder, Item, Reader, read_item
+from rlvid.data.encoders import ClipEncoder, Embedder, Item, Reader, read_item
 from rlvid.data.find import Skipped, find_clips, hash_contents, read_contents
 from rlvid.data.row_files import make_part
 from rlvid.data.writing import ClipWriter, is_reusable, read_report, unfinished
@@ -124,6 +124,7 @@ def encode_clips(
     use_gpu: bool | None = None,
     on_progress: Progress | None = None,
     denoiser: bool = False,
+    texts: Embedder | None = None,
     notes: list[str] | None = None,
 ) -> EncodeReport:
     """Encodes clips into a folder, or resumes an unfinished encoding, or does nothing if the folder holds them.
@@ -140,6 +141,7 @@ def encode_clips(
         use_gpu: likewise.
         on_progress: likewise.
         denoiser: see ``ClipEncoder``.
+        texts: likewise.
         notes: what else the report says.
 
     Raises:
@@ -156,7 +158,8 @@ def encode_clips(
         exact = exact_model(model)
         with ClipWriter(out, made_with, _make_part) as writer, kept(lambda: _kept(writer, len(items))):
             left = [item for item in items if item["index"] not in writer.done]
-            for rows in _pipeline(left, writer.work, read, exact, workers, batch_size, use_gpu, denoiser):
+            encoder = (exact, read, denoiser, texts)
+            for rows in _pipeline(left, writer.work, encoder, workers, batch_size, use_gpu):
                 encoded += writer.add(rows) if "mean" in rows.column_names else writer.note(rows)
                 if on_progress is not None:
                     on_progress(len(writer.done), len(items))
@@ -185,14 +188,14 @@ def _make_part(files: Sequence[Path], indices: Sequence[int], path: Path) -> Non
 def _pipeline(
     items: list[Item],
     work: Path,
-    read: Reader,
-    model: ModelConfig,
+    encoder: tuple[ModelConfig, Reader, bool, Embedder | None],
     workers: int,
     batch_size: int,
     use_gpu: bool | None,
-    denoiser: bool,
 ) -> Iterator[pa.Table]:
     """Yields rows in the order in which they are ready: those that ``keep_rows`` returns, for they are kept already.
+
+    ``encoder`` is ``ClipEncoder``'s model, reader, ``denoiser`` and ``texts``.
 
     Where another node does not see the folder, the rows themselves come through this process, which keeps them.
     """
@@ -207,11 +210,13 @@ def _pipeline(
     if fit < workers:
         raise ValueError(f"workers = {workers}: the cluster has room for {fit:g} that encode; give that many at most")
     device = "cuda" if use_gpu else "cpu"
+    model, read, denoiser, texts = encoder
+    kept_in = work if _is_shared(work) else None
     dataset = ray.data.from_items(items, override_num_blocks=min(10_000, -(-len(items) // batch_size)))
     dataset.context.enable_progress_bars = False
     encoded = dataset.map_batches(
         ClipEncoder,
-        fn_constructor_args=(model, read, device, workers, denoiser, work if _is_shared(work) else None),
+        fn_constructor_args=(model, read, device, workers, denoiser, kept_in, texts),
         compute=ray.data.ActorPoolStrategy(size=workers),
         batch_size=batch_size,
         batch_format="pyarrow",

@@ -20,9 +20,10 @@ from rlvid.data.clips import ROWS
 from rlvid.data.row_files import keep_rows
 from rlvid.data.videos import VideoError, read_video
 from rlvid.models.base import Posterior, VideoModel
-from rlvid.models.text_rows import cut_rows
+from rlvid.models.text_rows import TextEmbedder, cut_rows
 
 Item = dict[str, Any]  # index, source (the path of a video, or a name), caption
+Embedder = Callable[[], TextEmbedder | bool]
 Reader = Callable[[Item, VideoModel], tuple[str, Tensor | Posterior]]  # caption, and pixels or latents
 
 
@@ -82,6 +83,7 @@ class ClipEncoder:
         workers: actors in all; those of one machine share its cores.
         denoiser: whether ``read`` needs the model's denoiser, by far its largest part.
         work: folder of an encoding, in which the actor keeps its rows; without one it returns them.
+        texts: makes what embeds prompts; without it the model's own text encoder does.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class ClipEncoder:
         workers: int,
         denoiser: bool = False,
         work: Path | None = None,
+        texts: Embedder | None = None,
     ) -> None:
         from rlvid.models.load import load_video_model  # in the actors alone: it takes seconds
 
@@ -99,7 +102,8 @@ class ClipEncoder:
         threads = max(1, min(8, (os.cpu_count() or 1) // workers))
         torch.set_num_threads(threads)  # Ray says 1 to actors that reserve less than a core
         self._readers = 1 if denoiser else threads
-        self._model = load_video_model(config, denoiser=denoiser, device=device)
+        text = True if texts is None else texts()
+        self._model = load_video_model(config, text=text, denoiser=denoiser, device=device)
         if not denoiser:
             self._model.denoiser = torch.nn.Identity()
 

@@ -20,9 +20,10 @@ from rlvid.config import RunConfig
 from rlvid.config.model import ModelConfig, SamplingConfig
 from rlvid.config.train import MADE
 from rlvid.data.clips import digest
+from rlvid.data.embeddings import embedder_of, kept_texts
 from rlvid.data.encode import EncodeReport, encode_clips, hash_weights, model_fingerprint
 from rlvid.data.encoders import Item
-from rlvid.data.kept import one_at_a_time, push_folder
+from rlvid.data.kept import encoded_once
 from rlvid.data.run_prompts import kept_prompts, prompts_of_samples
 from rlvid.data.tables import TABLES
 from rlvid.data.training_set import Source, TrainingSet
@@ -30,9 +31,8 @@ from rlvid.data.video_set import is_videos, listed_videos
 from rlvid.data.videos import VideoError
 from rlvid.diffusion.chain import denoise
 from rlvid.models.base import Posterior, VideoModel
-from rlvid.models.folders import family
-from rlvid.storage import Mirror, is_uri, place_of
-from rlvid.terminal import short
+from rlvid.models.folders import family, movable
+from rlvid.storage import is_uri, place_of
 from rlvid.world.captions import PROMPT_SETS, write_captions
 from rlvid.world.render import RENDERER, degrade, render, sample_clips, sample_degradation
 
@@ -97,12 +97,23 @@ class BaseSampler:
 
 
 def encode_samples(
-    prompts: list[str], seed: int, sampling: SamplingConfig, model: ModelConfig, out: str | Path, **how: Any
+    prompts: list[str],
+    seed: int,
+    sampling: SamplingConfig,
+    model: ModelConfig,
+    out: str | Path,
+    texts: str | None = None,
+    **how: Any,
 ) -> EncodeReport:
-    """Keeps a sample of the base model for each prompt, see ``BaseSampler``; ``how`` as for ``encode_folder``."""
+    """Keeps a sample of the base model for each prompt, see ``BaseSampler``; ``how`` as for ``encode_folder``.
+
+    ``texts`` is where embeddings of the prompts are kept, see ``rlvid.data.embeddings.kept_texts``.
+    """
     items = [{"index": i, "source": f"sample {seed}/{i}", "caption": prompt} for i, prompt in enumerate(prompts)]
     source = samples_made_with(prompts, seed, sampling, model)
-    return encode_clips(items, BaseSampler(seed, sampling), source, [], model, Path(out), denoiser=True, **how)
+    embed = None if texts is None else partial(embedder_of, movable(model.path), texts)
+    sampler = BaseSampler(seed, sampling)
+    return encode_clips(items, sampler, source, [], model, Path(out), denoiser=True, texts=embed, **how)
 
 
 def samples_made_with(prompts: list[str], seed: int, sampling: SamplingConfig, model: ModelConfig) -> dict[str, Any]:
@@ -157,43 +168,10 @@ def _place(config: RunConfig, source: str, console: Console) -> str:
         made_with = samples_made_with(prompts, seed, config.sampling, model) | {"model": model_fingerprint(model)}
         name = f"samples-{count}-seed{seed}-{digest(made_with)[:8]}"
         workers: dict[str, Any] = {"workers": config.train.workers, "use_gpu": config.train.use_gpu, "batch_size": 1}
+        workers["texts"] = kept_texts(config, [config.sampling.negative_prompt, *prompts], console)
         make = partial(encode_samples, prompts, seed, config.sampling, model, **workers)
     elif is_videos(source):
         return listed_videos(source, config, console)
     else:
         return place_of(source)
     return encoded_once(config, name, make, console)
-
-
-def encoded_once(
-    config: RunConfig,
-    name: str,
-    make: Callable[[Path], EncodeReport],
-    console: Console,
-    what: str = "clips encoded",
-) -> str:
-    """Encodes into a folder of the run's storage, unless it holds the same; returns the folder, or its URI.
-
-    Args:
-        config: the run's.
-        name: of the folder, under ``clips``.
-        make: encodes into a folder that may hold the result already.
-        console: prints how many there are, and where.
-        what: noun and verb of that line.
-
-    Raises:
-        ValueError: it cannot be written.
-    """
-    mirror = Mirror(config.output.storage, f"clips/{name}")
-    out = mirror.folder
-    with one_at_a_time(out):
-        if stored := "meta.json" in (mirror.sizes() or ()):
-            mirror.pull(lambda name: not name.startswith("part-"))  # they are read where they lie
-        report = make(out)
-        if report.encoded or not stored:
-            push_folder(mirror)
-    if report.encoded:
-        console.print(f"{report.clips} {what} in {short(out)}, {report.seconds:.0f} s", highlight=False)
-        for skipped in report.skipped:
-            console.print(f"skipped {skipped}", highlight=False, markup=False)
-    return mirror.place

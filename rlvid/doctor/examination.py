@@ -13,9 +13,18 @@ from rlvid.terminal import console
 _STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
 
-def examination(storage: str, address: str | None, run: str | None, quick: bool) -> Iterator[Finding]:
-    """Yields all findings: of a run if one is named, else of the machine, and without ``quick`` of the cluster."""
+def examination(
+    storage: str, address: str | None, run: str | None, quick: bool, model: str | None = None
+) -> Iterator[Finding]:
+    """Yields all findings: of a run or a model if named, else of the machine, and without ``quick`` of the cluster."""
     refuse_credentials(storage, "--storage")
+    if run is not None and model is not None:
+        raise ValueError(f"--run {run} --model {model}: a call checks one of the two; leave one out")
+    if model is not None:
+        from rlvid.doctor.model import check_model_folder
+
+        yield from examine("model", partial(check_model_folder, model), "name another model: --model")
+        return
     if run is not None:
         from rlvid.doctor.run import check_run
 
@@ -38,9 +47,16 @@ def examination(storage: str, address: str | None, run: str | None, quick: bool)
     )
 
     def selftest() -> Iterator[Finding]:
-        from rlvid.doctor.selftest import check_first_ratio, check_gradient_step, check_samples
+        from rlvid.doctor.attention import check_attention
+        from rlvid.doctor.selftest import check_first_ratio, check_gradient_step, check_samples, check_wan_step
 
-        checks = {"gradient": check_gradient_step, "first-step ratio": check_first_ratio, "samples": check_samples}
+        checks = {
+            "gradient": check_gradient_step,
+            "gradient of Wan": check_wan_step,
+            "first-step ratio": check_first_ratio,
+            "samples": check_samples,
+            "attention kernel": check_attention,
+        }
         yield from examine_each({name: (check, "first correct the errors above") for name, check in checks.items()})
 
     yield from examine("self-test", selftest, broken)

@@ -13,9 +13,11 @@ from rlvid.algorithms.base import Algorithm, Batch, Context, Stopwatch, WorkerGr
 from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.config import RunConfig, parse_config
 from rlvid.doctor.finding import Finding, finding
+from rlvid.models.base import VideoModel
 from rlvid.models.lora import inject_lora
 from rlvid.models.trained import trained_state
 from rlvid.toy.tiny import tiny_model, tiny_reward
+from rlvid.toy.tiny_wan import tiny_wan
 from rlvid.train.engine import Engine, TorchEngine
 
 _PROMPTS = ("a red circle moving left", "a dog", "a blue star growing", "a green square on a white background")
@@ -36,9 +38,11 @@ def tiny_config(method: str, workers: int = 1) -> RunConfig:
     )
 
 
-def build_algorithm(config: RunConfig, workers: WorkerGroup | None = None) -> Algorithm:
-    """Builds a method on the tiny model, with a random adapter that changes the output."""
-    model = tiny_model()
+def build_algorithm(
+    config: RunConfig, workers: WorkerGroup | None = None, model: VideoModel | None = None
+) -> Algorithm:
+    """Builds a method on a model, by default the tiny 3D U-Net, with a random adapter that changes the output."""
+    model = model or tiny_model()
     drawn = torch.Generator().manual_seed(2)
     for parameter in inject_lora(model.denoiser, 2, config.model.lora.targets, seed=0):
         parameter.data.copy_(torch.randn(parameter.shape, generator=drawn) / 4)
@@ -80,6 +84,19 @@ def check_gradient_step() -> Iterator[Finding]:
     done, _, _ = reference_step("instructvideo")
     fine = 0 < done["norm"] < float("inf")
     yield finding("gradient", fine, f"norm {done['norm']:.3g} on a tiny model", _BUG)
+
+
+def check_wan_step() -> Iterator[Finding]:
+    """Checks that a step of InstructVideo on a tiny Wan model moves every tensor of the adapter."""
+    config = tiny_config("instructvideo")
+    made = build_algorithm(config, model=tiny_wan())
+    denoiser = made.context.model.denoiser
+    start = {name: tensor.clone() for name, tensor in trained_state(denoiser, config.model).items()}
+    done = one_step(made, TorchEngine(denoiser, config.optimizer), share(made, 0, 1))
+    still = sum(torch.equal(start[name], tensor) for name, tensor in trained_state(denoiser, config.model).items())
+    fine = 0 < done["norm"] < float("inf") and not still
+    found = f"norm {done['norm']:.3g} on a tiny Wan model, {len(start) - still} of {len(start)} tensors moved"
+    yield finding("gradient of Wan", fine, found, _BUG)
 
 
 def check_first_ratio() -> Iterator[Finding]:

@@ -24,7 +24,7 @@ class CandidateScorer:
         scorer: of the videos; its CLIP measures the distance.
         prompts: distinct ones.
         copies: videos of each prompt.
-        steps: DDIM steps of a video.
+        steps: sampling steps of a video.
         seed: of the noise; video v, counted over prompts and copies, starts from noise (seed, v).
         guidance: of the sampling.
         final: as ``sampling.final_level``.

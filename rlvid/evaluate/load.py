@@ -1,5 +1,6 @@
 """Loads the model of a run with its trained weights."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,8 +9,11 @@ from torch import Tensor
 
 from rlvid.config import RunConfig
 from rlvid.models.base import VideoModel
+from rlvid.models.load import check_model
 from rlvid.models.lora import lora_scale
-from rlvid.models.trained import blend, load_trainable, load_trained
+from rlvid.models.text_apart import embed_apart
+from rlvid.models.text_rows import TextEmbedder
+from rlvid.models.trained import blend, check_trained, load_trainable, load_trained
 from rlvid.runs.checkpoints import CheckpointRef
 from rlvid.runs.find import find_run
 
@@ -35,24 +39,38 @@ class TunedModel:
         return self.model
 
 
-def load_run(run: str | Path, step: int | None = None) -> TunedModel:
+def load_run(run: str | Path, step: int | None = None, prompts: Sequence[str] | None = None) -> TunedModel:
     """Loads a run's model with its trained weights; see ``find_run``.
+
+    With ``prompts``, the model embeds these alone, besides its negative prompt: a text encoder that is too large to
+    stand beside the denoiser embeds them before the denoiser is loaded.
 
     Raises:
         ValueError: no such run, or no such checkpoint in it; or what it holds does not fit the model.
     """
-    return load_found(*find_run(run, step))
+    config, found = find_run(run, step)
+    if prompts is None:
+        return load_found(config, found)
+    check_model(config.model.path)  # before minutes are spent on the text encoder
+    check_trained(config.model, found.folder)
+    return load_found(config, found, texts_of(config, prompts))
 
 
-def load_found(config: RunConfig, found: CheckpointRef) -> TunedModel:
-    """Loads the model of a checkpoint that ``find_run`` found.
+def texts_of(config: RunConfig, prompts: Sequence[str]) -> TextEmbedder | bool:
+    """Embeds prompts and the run's negative prompt; see ``rlvid.models.text_apart.embed_apart``."""
+    return embed_apart(config.model, [config.sampling.negative_prompt, *prompts], device=device())
+
+
+def load_found(config: RunConfig, found: CheckpointRef, text: TextEmbedder | bool = True) -> TunedModel:
+    """Loads the model of a checkpoint that ``find_run`` found; ``text`` as for ``load_video_model``.
 
     Raises:
         ValueError: what the checkpoint holds does not fit the model.
     """
     model = load_trainable(
-        config.model, config.seed, config.model.path, device(), negative_prompt=config.sampling.negative_prompt
-    )
+        config.model, config.seed, config.model.path, device(),
+        negative_prompt=config.sampling.negative_prompt, text=text,
+    )  # fmt: skip
     base = None
     if config.model.finetune == "full":
         base = {name: tensor.cpu().clone() for name, tensor in model.denoiser.state_dict().items()}

@@ -4,7 +4,7 @@
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from rlvid.evaluate.load import TunedModel, load_found, scale_name
 from rlvid.models.base import VideoModel
 from rlvid.models.folders import movable
 from rlvid.models.load import check_model
+from rlvid.models.text_rows import TextEmbedder
 from rlvid.models.trained import check_trained, load_trained
 from rlvid.models.video_shape import VideoShape, resolved_shape
 from rlvid.runs.checkpoints import CheckpointRef, flaw
@@ -253,9 +254,14 @@ def stamp(path: str) -> Any:
 
 
 class Loader:
-    """Loads one model at a time; reuses the parts that it shares with the model before."""
+    """Loads one model at a time; reuses the parts that it shares with the model before.
 
-    def __init__(self) -> None:
+    Args:
+        texts: embeds the prompts of models of each ``model.precision``; default: their own text encoders.
+    """
+
+    def __init__(self, texts: Mapping[str, TextEmbedder | bool] | None = None) -> None:
+        self._texts = texts or {}
         self._tuned: TunedModel | None = None
         self._now: EvaluatedModel | None = None
 
@@ -269,7 +275,8 @@ class Loader:
             self._now = None  # until all of this has succeeded
             if self._tuned is None or _base(self._tuned.config) != _base(model.config):
                 self._tuned = None  # before the next is loaded: there may be no room for two
-                self._tuned = load_found(model.config, model.checkpoint)
+                text = self._texts.get(model.config.model.precision, True)
+                self._tuned = load_found(model.config, model.checkpoint, text)
             elif self._tuned.checkpoint != model.checkpoint:
                 load_trained(self._tuned.model.denoiser, model.config.model, model.checkpoint.folder)
                 self._tuned = replace(self._tuned, checkpoint=model.checkpoint)

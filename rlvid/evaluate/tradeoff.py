@@ -21,7 +21,7 @@ def draw_tradeoff(path: str | Path, summaries: Sequence[Summary], scales: Mappin
     Args:
         path: of the PNG; written as a whole.
         summaries: of the base model (the first) and of every model of ``scales``; a row of panels for each number of
-            DDIM steps.
+            sampling steps.
         scales: model -> its scale, which is written beside its point.
 
     Raises:
@@ -49,4 +49,4 @@ def _panel(
         finite = [point for point in points if math.isfinite(point[0]) and math.isfinite(point[1])]
         x, y, notes = zip(*finite, strict=True) if finite else ((), (), ())
         lines.append(Line(set_title(name), STYLES[place % len(STYLES)], [(np.array(x), np.array(y))], notes=notes))
-    return Panel(metric_of("reward").axis, metric_of(metric).axis, f"{steps} DDIM steps" if titled else "", lines)
+    return Panel(metric_of("reward").axis, metric_of(metric).axis, f"{steps} sampling steps" if titled else "", lines)

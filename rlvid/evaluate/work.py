@@ -49,7 +49,7 @@ class Evaluation:
         folder: of the evaluation.
         models: the first one is the base.
         sets: prompts of each set.
-        steps: numbers of DDIM steps.
+        steps: numbers of sampling steps.
         seed: of the noise; copy k of a prompt starts from that of ``seed`` + k.
         copies: videos of a prompt.
         guidance: classifier-free guidance g, of all models.
@@ -87,7 +87,7 @@ class Evaluation:
         Args:
             models: as ``rlvid.evaluate.models.find_models`` gives them.
             prompts_by_set: prompts of each set.
-            steps_list: numbers of DDIM steps.
+            steps_list: numbers of sampling steps.
             folder: default: the first run's.
             seed: of the noise.
             copies: videos of a prompt, from 1 to 16.

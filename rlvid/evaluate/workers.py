@@ -6,7 +6,7 @@ distribution of the shards.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import pyarrow as pa
@@ -22,7 +22,11 @@ from rlvid.evaluate.score import make_videos
 from rlvid.evaluate.work import Evaluation
 from rlvid.faults import one_line
 from rlvid.files import held
+from rlvid.models.text_apart import embed_apart, is_text_apart
+from rlvid.models.text_rows import TextEmbedder
 
+Texts = Mapping[str, TextEmbedder | bool]
+"""``model.precision`` -> the embeddings of an evaluation's prompts."""
 Progress = Callable[[str, int, int], None]
 
 _CPUS = 0.5  # of an actor; little, so that a pool fits beside other work even on two cores
@@ -117,11 +121,17 @@ class Worker:
 
 
 class VideoWorker(Worker):
-    """Makes the videos of shards."""
+    """Makes the videos of shards.
 
-    def __init__(self, evaluation: Evaluation, workers: int | None = None) -> None:
+    Args:
+        evaluation: what the shards are of.
+        workers: as for ``Worker``.
+        texts: embeds their prompts; default: the models' own text encoders.
+    """
+
+    def __init__(self, evaluation: Evaluation, workers: int | None = None, texts: Texts | None = None) -> None:
         super().__init__(evaluation, workers)
-        self._models = Loader()
+        self._models = Loader(texts)
 
     def do(self, index: int) -> int:
         """Makes and keeps the videos of a shard."""
@@ -158,10 +168,22 @@ class ScoreWorker(Worker):
 
 
 def _here(work: type[Worker], evaluation: Evaluation, missing: list[int]) -> Iterator[int]:
-    worker = work(evaluation) if missing else None
+    if not missing:
+        return
+    worker = (
+        VideoWorker(evaluation, None, embed_texts(evaluation, missing)) if work is VideoWorker else work(evaluation)
+    )
     for index in missing:
-        assert worker is not None
         yield worker.do(index)
+
+
+def embed_texts(evaluation: Evaluation, indices: Sequence[int]) -> dict[str, TextEmbedder | bool]:
+    """Embeds the prompts of some shards, and negative prompts; see ``rlvid.models.text_apart.embed_apart``."""
+    shards = [evaluation.shards[index] for index in indices]
+    runs = [model.config for model in evaluation.models]
+    prompts = [*(run.sampling.negative_prompt for run in runs), *(each for shard in shards for each in shard.prompts)]
+    specs = {run.model.precision: run.model for run in runs}
+    return {precision: embed_apart(spec, prompts, device=device()) for precision, spec in specs.items()}
 
 
 def _in_pool(
@@ -184,11 +206,12 @@ def _in_pool(
             f"--workers {workers} needs {workers * _CPUS:g} CPU cores; the cluster has {have.get('CPU', 0):g}; "
             f"allowed: at most {int(have.get('CPU', 0) / _CPUS)}"
         )
+    texts = _embedded_by_a_task(evaluation, missing, gpus) if work is VideoWorker else ()
     dataset = ray.data.from_items([{"index": index} for index in missing], override_num_blocks=len(missing))
     dataset.context.enable_progress_bars = False
     done = dataset.map_batches(
         work,
-        fn_constructor_args=(evaluation, workers),
+        fn_constructor_args=(evaluation, workers, *texts),
         # one shard at a time: the first actor to be ready would take a second one from those that are not yet
         compute=ray.data.ActorPoolStrategy(size=min(workers, len(missing)), max_tasks_in_flight_per_actor=1),
         batch_size=1,
@@ -201,6 +224,19 @@ def _in_pool(
             if row["error"] is not None:
                 raise (ValueError if row["mistake"] else RuntimeError)(row["error"])
             yield row["videos"]
+
+
+def _embedded_by_a_task(evaluation: Evaluation, missing: list[int], gpus: int) -> tuple[Texts, ...]:
+    """Embeds prompts once for all actors, on a GPU where there is one; nothing for models that do it themselves."""
+    if not is_text_apart(evaluation.models[0].config.model.path):
+        return ()
+    import ray
+
+    task = ray.remote(num_cpus=_CPUS, num_gpus=1 if gpus else 0)(embed_texts)
+    try:
+        return (ray.get(task.remote(evaluation, missing)),)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
 
 
 @contextmanager

@@ -28,11 +28,11 @@ from rlvid.export.evaluation import ExportedModel, find_evaluated
 from rlvid.files import atomic_folder
 from rlvid.models.base import VideoModel
 from rlvid.models.folders import RANDOM, STRUCTURES, WAN, family, model_folder
-from rlvid.models.load import load_video_model
+from rlvid.models.load import check_model, load_video_model
 from rlvid.models.lora import merge_lora, read_lora, save_lora
 from rlvid.models.noise_path import NoisePath, RectifiedFlow
 from rlvid.models.stored import CLASSES, WAN_CLASSES, copy_part, oldest_transformers, save_text_encoder, save_tokenizer
-from rlvid.models.trained import blend
+from rlvid.models.trained import blend, check_trained
 from rlvid.models.unet3d import UNet3DModel
 from rlvid.models.video_shape import resolved_shape
 from rlvid.models.weights import read_json
@@ -59,8 +59,8 @@ def export_run(
         ``out``.
 
     Raises:
-        ValueError: no such run or checkpoint, its adapter is limited to noise levels, ``out`` is taken, ``scale`` is no
-            finite number, or the evaluation has not this model.
+        ValueError: no such run or checkpoint, its adapter is limited to noise levels or does not fit the model, ``out``
+            is taken, ``scale`` is no finite number, or the evaluation has not this model.
     """
     if not math.isfinite(scale):
         raise ValueError(f"--lora-scale {scale}: expected a finite number, such as 1")
@@ -74,6 +74,8 @@ def export_run(
         raise ValueError(f"run {run}: model.path = {path!r} has no text encoder, so there is no whole model to export")
     if evaluation is not None:  # before minutes are spent on the weights
         find_evaluated(ExportedModel(found.folder.parent, found.step, scale), evaluation)
+    check_model(path)
+    check_trained(config.model, found.folder)
     with _whole(out) as folder:
         model = merged_model(config, found, scale)
         save_model(model, config, folder)

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-TRAINED_FILES = {"lora": "adapter/adapter_model.safetensors", "full": "unet/diffusion_pytorch_model.safetensors"}
-"""``model.finetune`` -> path in a checkpoint's folder, of a 3D U-Net."""
-WHOLE_FILES = {"unet": TRAINED_FILES["full"], "transformer": "transformer/diffusion_pytorch_model.safetensors"}
+ADAPTER_FILE = "adapter/adapter_model.safetensors"
+"""Path of an adapter in a checkpoint's folder."""
+WHOLE_FILES = {folder: f"{folder}/diffusion_pytorch_model.safetensors" for folder in ("unet", "transformer")}
 """Folder of the denoiser in a model's folder -> path of a whole denoiser in a checkpoint's folder."""
-_FILES = (TRAINED_FILES["lora"], *WHOLE_FILES.values())
+_FILES = (ADAPTER_FILE, *WHOLE_FILES.values())
 
 
 def holds_trained(folder: Path) -> bool:
@@ -17,4 +17,4 @@ def holds_trained(folder: Path) -> bool:
 def trained_file(folder: Path) -> Path:
     """Returns the file of a checkpoint's folder that holds what was trained, there or not yet."""
     files = [folder / file for file in _FILES]
-    return next((file for file in files if file.is_file()), folder / TRAINED_FILES["lora"])
+    return next((file for file in files if file.is_file()), folder / ADAPTER_FILE)

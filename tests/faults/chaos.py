@@ -197,12 +197,12 @@ class Chaos:
     def _faults(self, name: str) -> list[str]:
         from safetensors.torch import load_file
 
-        from rlvid.models.trained_files import TRAINED_FILES
+        from rlvid.models.trained_files import trained_file
         from rlvid.runs.checkpoints import checkpoint_name
         from rlvid.train.audit import faults
 
-        last = Path(checkpoint_name(self.steps)) / TRAINED_FILES[self.config.model.finetune]
-        expected, found = load_file(self._folder / "whole" / last), load_file(self._folder / name / last)
+        last = [self._folder / run / checkpoint_name(self.steps) for run in ("whole", name)]
+        expected, found = (load_file(trained_file(folder)) for folder in last)
         differ = [key for key in expected if key not in found or not expected[key].equal(found[key])]
         told = [f"{len(differ)} of {len(expected)} tensors differ, such as {differ[0]}"] if differ else []
         return told + faults(self._folder / name, self.config, self.steps)

@@ -25,6 +25,7 @@ from rlvid.models.noise_path import Prediction
 from rlvid.models.trained import load_trainable
 from rlvid.runs.checkpoints import checkpoint_name, state_digest
 from rlvid.toy.tiny import save_tiny_model, tiny_model, tiny_reward
+from rlvid.toy.tiny_wan import save_tiny_wan
 from rlvid.train.checkpoint import save_checkpoint
 from rlvid.train.engine import TorchEngine
 
@@ -132,15 +133,22 @@ class TwoParameters:
         return Prediction(self.a.expand_as(x), self.b.expand_as(x))
 
 
-def save_run(home: Path, step: int = 3, **model: Any) -> tuple[Path, RunConfig]:
+SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {"frames": 4, "size": 16},
+    "tiny-wan": {"frames": 9, "height": 16, "width": 32},
+}
+"""Folder of a tiny model, of a 3D U-Net and of Wan -> the shape of its videos."""
+
+
+def save_run(home: Path, step: int = 3, *, base: str = "tiny", **model: Any) -> tuple[Path, RunConfig]:
     """A run's folder ``home/run`` with a checkpoint whose trained weights are random, and its settings."""
-    made, config = _made_run(step, json.dumps(model)), _settings_of_run(home, model)
-    if not (home / "tiny").is_dir():
-        shutil.copytree(made / "tiny", home / "tiny")
+    made, config = _made_run(step, base, json.dumps(model)), _settings_of_run(home, base, model)
+    if not (home / base).is_dir():
+        shutil.copytree(made / base, home / base)
     shutil.copytree(made / "run", home / "run", dirs_exist_ok=True)
     settings, state = home / "run" / "config.yaml", home / "run" / checkpoint_name(step) / "state.json"
     settings.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
-    where = {str(made): str(home), _settings_of_run(made, model).fingerprint: config.fingerprint}
+    where = {str(made): str(home), _settings_of_run(made, base, model).fingerprint: config.fingerprint}
     text = state.read_text(encoding="utf-8")
     for before, after in where.items():
         assert before in text
@@ -150,11 +158,17 @@ def save_run(home: Path, step: int = 3, **model: Any) -> tuple[Path, RunConfig]:
     return home / "run", config
 
 
-def _settings_of_run(home: Path, model: dict[str, Any]) -> RunConfig:
+def save_tiny(home: Path, base: str) -> Path:
+    """Writes the tiny model of one of ``SHAPES`` into ``home``; returns its folder."""
+    (save_tiny_wan if base == "tiny-wan" else save_tiny_model)(home / base)
+    return home / base
+
+
+def _settings_of_run(home: Path, base: str, model: dict[str, Any]) -> RunConfig:
     return parse_config(
         {
             "name": "run",
-            "model": {"path": str(home / "tiny"), "frames": 4, "size": 16, "finetune": "lora"} | model,
+            "model": {"path": str(home / base), **SHAPES[base], "finetune": "lora"} | model,
             "sampling": {"steps": 4, "guidance": 2.0},
             "reward": {"segments": 2},
         }
@@ -162,12 +176,12 @@ def _settings_of_run(home: Path, model: dict[str, Any]) -> RunConfig:
 
 
 @cache
-def _made_run(step: int, model: str) -> Path:
+def _made_run(step: int, base: str, model: str) -> Path:
     """The folder that ``save_run`` copies; made once a process, as it takes most of a second."""
     home = Path(tempfile.mkdtemp(prefix="rlvid-run-"))
     atexit.register(shutil.rmtree, home, ignore_errors=True)
-    save_tiny_model(home / "tiny")
-    config = _settings_of_run(home, json.loads(model))
+    save_tiny(home, base)
+    config = _settings_of_run(home, base, json.loads(model))
     made = load_trainable(config.model, config.seed, config.model.path)
     generator = torch.Generator().manual_seed(step)
     for parameter in made.denoiser.parameters():

@@ -119,7 +119,7 @@ def test_storage_behind_a_uri_is_written_and_not_taken_for_a_folder_here(
     monkeypatch.setattr(sys, "argv", ["rlvid", "doctor", "--storage", "s3://b/x"])
     with pytest.raises(SystemExit):
         main()
-    assert seen == ["s3://b/x", None, None, False]
+    assert seen == ["s3://b/x", None, None, False, None]
     with machine.scratch(store) as (place, kept, root):
         kept.open_output_stream(f"{root}/driver").close()
         told = cluster.probe(place, "node")

@@ -292,7 +292,7 @@ def test_the_console_shows_one_number_of_steps_in_120_columns() -> None:
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(pages.render_table(summarise(rows), comparisons, steps=20))
     text = console.export_text()
-    assert "Evaluation, 20 DDIM steps" in text
+    assert "Evaluation, 20 sampling steps" in text
     assert "…" not in text
     assert "oracle" in text
     assert "scenes, tuned over base: reward +0.000 [0.000, 0.000]" in text

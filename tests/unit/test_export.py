@@ -292,7 +292,7 @@ def test_the_card_tells_what_the_hub_and_a_reader_need(tmp_path: Path) -> None:
         "with PEFT 0.12 or later", "Seeds are rlvid's own",
         'from_pretrained("BASE", scheduler=scheduler, torch', "`load_lora_weights` does not",
         "num_frames=4, height=16, width=16,\n    num_inference_steps=4, guidance_scale=2,",
-        "## Evaluation", "### 20 DDIM steps",
+        "## Evaluation", "### 20 sampling steps",
         "| in domain | base | 3 | 0.300 ± 0.100 | 0.125 |", "| **0.500 ± 0.100** | 0.125 |",
         "instructvideo over base: reward +0.200",
         "This may not be of the exported model: it has no evaluation.yaml", "evaluate it (rlvid evaluate run@3)",

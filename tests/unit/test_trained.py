@@ -19,7 +19,7 @@ from rlvid.evaluate.load import load_run
 from rlvid.models.load import denoiser_outline
 from rlvid.models.lora import IN_ALL, check_targets, inject_lora
 from rlvid.models.trained import check_trained, load_trainable, load_trained, save_trained, trained_state
-from rlvid.models.trained_files import TRAINED_FILES
+from rlvid.models.trained_files import trained_file
 from rlvid.models.unet3d import UNet3DModel
 from rlvid.runs.checkpoints import find_checkpoints
 from rlvid.toy.tiny import save_tiny_model, tiny_model, tiny_reward
@@ -220,7 +220,7 @@ def test_trained_weights_that_are_damaged_are_refused_early(tiny: Path, tmp_path
     state = trained_state(model.denoiser, config)
     save_trained(state, model.denoiser, config, tmp_path)
     check_trained(config, tmp_path)
-    file, name = tmp_path / TRAINED_FILES[config.finetune], next(iter(state))
+    file, name = trained_file(tmp_path), next(iter(state))
     save_trained(state | {name: torch.full_like(state[name], torch.nan)}, model.denoiser, config, tmp_path)
     with pytest.raises(ValueError, match="1 weights are NaN or infinite"):
         load_trained(model.denoiser, config, tmp_path)

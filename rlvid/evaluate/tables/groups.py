@@ -65,7 +65,7 @@ def write_seeds(folder: Path, results: Sequence[SeedResult]) -> list[Path]:
         "seeds",
         page=steps_page("Over seeds", grids, _SEEDS_LEGEND),
         csv=csv_text([_SEEDS_HEADS, *map(astuple, results)]),
-        latex=[grid.latex(f"{steps} DDIM steps. {_SEEDS_LEGEND}") for steps, grid in grids.items()],
+        latex=[grid.latex(f"{steps} sampling steps. {_SEEDS_LEGEND}") for steps, grid in grids.items()],
     )
 
 

@@ -50,7 +50,7 @@ def markdown(
         lines += [*(f"- {markdown_text(f'{key}: {value}')}" for key, value in facts.items()), ""]
     for steps in dict.fromkeys(s.steps for s in summaries):
         here = [s for s in summaries if s.steps == steps]
-        lines += [f"{'#' * level}# {steps} DDIM steps", "", _grid(here, metrics).markdown(), ""]
+        lines += [f"{'#' * level}# {steps} sampling steps", "", _grid(here, metrics).markdown(), ""]
         notes = [*gain_lines(comparisons or [], steps), *_broken_lines(here)]
         lines += [*(f"- {markdown_text(note)}" for note in notes), ""] if notes else []
     lines += [_legend(list(rows), metrics, bool(comparisons)), ""]
@@ -91,12 +91,12 @@ def latex(summaries: list[Summary], comparisons: list[Comparison] | None = None)
     for steps in dict.fromkeys(s.steps for s in summaries):
         here = [s for s in summaries if s.steps == steps]
         parts.append(
-            _grid(here, metrics).latex(f"Scores with {steps} DDIM steps: mean ± standard deviation over videos.")
+            _grid(here, metrics).latex(f"Scores with {steps} sampling steps: mean ± standard deviation over videos.")
         )
         gained = [c for c in comparisons or [] if c.steps == steps and c.pairs]
         for name in dict.fromkeys(c.set for c in gained):
             caption = (
-                f"Difference to the base with {steps} DDIM steps, {set_title(name)}; 95 % interval by a bootstrap."
+                f"Difference to the base with {steps} sampling steps, {set_title(name)}; 95 % interval by a bootstrap."
             )
             parts.append(_gain_grid([c for c in gained if c.set == name], metrics).latex(caption))
     return latex_page(parts)
@@ -119,7 +119,7 @@ def _gain_grid(comparisons: list[Comparison], metrics: list[Metric]) -> Grid:
 
 
 def render_table(summaries: list[Summary], comparisons: list[Comparison] | None = None, *, steps: int) -> Table:
-    """Returns the table of one number of DDIM steps for the console, gains below it; needs about 120 columns.
+    """Returns the table of one number of sampling steps for the console, gains below it; needs about 120 columns.
 
     Raises:
         ValueError: nothing was evaluated with ``steps``.
@@ -131,7 +131,7 @@ def render_table(summaries: list[Summary], comparisons: list[Comparison] | None 
     metrics = [replace(m, spread=m.key == "reward") for m in shown_metrics(here) if m.short]  # to fit 120 columns
     notes = [*gain_lines(comparisons or [], steps), *_broken_lines(here)]
     table = Table(
-        title=f"Evaluation, {steps} DDIM steps", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD,
+        title=f"Evaluation, {steps} sampling steps", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD,
         caption=escape("\n".join(notes)) or None, caption_justify="left", caption_style="",
         padding=(0, 1, 0, 0), show_edge=False,
     )  # fmt: skip

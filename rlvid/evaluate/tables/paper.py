@@ -1,7 +1,7 @@
 """The paper's tables: a row a model, or a row a method where runs that differ in their seed alone are one.
 
 ========  ============================================================================================
-layout    cells, for each number of DDIM steps D
+layout    cells, for each number of sampling steps D
 ========  ============================================================================================
 table-a1  reward of each prompt set, mean ± standard deviation over videos
 table-a2  reward, CLIPSIM and temporal consistency (consecutive frames) of all prompts, and motion
@@ -37,11 +37,11 @@ class Layout:
 LAYOUTS = {
     "table-a1": Layout(
         ("reward",), False, True,
-        "Reward, mean ± standard deviation over videos, for each prompt set and number of DDIM steps D.",
+        "Reward, mean ± standard deviation over videos, for each prompt set and number of sampling steps D.",
     ),
     "table-a2": Layout(
         ("reward", "clipsim", "consistency", "motion"), True, False,
-        "Reward, CLIPSIM, temporal consistency and motion over all prompts, for each number of DDIM steps D.",
+        "Reward, CLIPSIM, temporal consistency and motion over all prompts, for each number of sampling steps D.",
     ),
 }  # fmt: skip
 GAINED = (

@@ -121,10 +121,10 @@ def latex_page(tables: Sequence[str]) -> str:
 
 
 def steps_page(title: str, grids: Mapping[int, Grid], legend: str) -> str:
-    """Returns a page of Markdown with a table for each number of DDIM steps, and how to read them."""
+    """Returns a page of Markdown with a table for each number of sampling steps, and how to read them."""
     lines = [f"# {title}", ""]
     for steps, grid in grids.items():
-        lines += [f"## {steps} DDIM steps", "", grid.markdown(), ""]
+        lines += [f"## {steps} sampling steps", "", grid.markdown(), ""]
     return "\n".join([*lines, legend, ""])
 
 

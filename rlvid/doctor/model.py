@@ -1,0 +1,43 @@
+"""Checks of a text-to-video model's folder: its weights, videos, noise levels and prompts; reads no numbers."""
+
+from collections.abc import Iterator
+
+from rlvid.config.model import ModelConfig
+from rlvid.doctor.finding import Finding, finding
+from rlvid.models.folders import STRUCTURES, WAN, family, structure_folder
+from rlvid.models.load import check_model, denoiser_outline
+from rlvid.models.text_limit import model_text_limit
+from rlvid.models.video_shape import resolved_shape
+from rlvid.models.weights import read_json
+
+_SHIFTS = ("flow_shift", "shift")
+
+
+def check_model_folder(path: str) -> Iterator[Finding]:
+    """Checks the model of ``model.path``; stops at the first error, for the rest depends on it."""
+    of = family(path)
+    try:
+        check_model(path)
+    except ValueError as error:
+        yield Finding("weights", "error", str(error), "complete the folder, or name another: --model")
+        return
+    parameters = sum(each.numel() for each in denoiser_outline(path).parameters())
+    title = "Wan" if of is WAN else "3D U-Net"
+    yield Finding("weights", "ok", f"{path}: {title}, {parameters:,} parameters in {of.denoiser}/")
+    shape = resolved_shape(ModelConfig(path=path))
+    yield Finding("videos", "ok", f"by default {shape.frames} frames of {shape.pixels} pixels, {shape.fps} a second")
+    if of is WAN:
+        yield from check_shift(path)
+    limit = model_text_limit(path)
+    yield Finding("prompts", "ok", f"the text encoder reads {limit.tokens} tokens")
+
+
+def check_shift(path: str) -> Iterator[Finding]:
+    """Checks that a flow model's scheduler has a shift of noise levels; without it, sampling starts too far in."""
+    file = structure_folder(path) / "scheduler" / "scheduler_config.json"
+    settings = read_json(file, f"model.path = {path!r}: scheduler")
+    name = next((each for each in _SHIFTS if each in settings), None)
+    shift = 1.0 if name is None else float(settings[name])
+    fine = name is not None and shift > 0
+    found = f"noise levels are shifted by {shift:g}" if fine else f"{file} has no shift above 0"
+    yield finding("noise levels", fine or path in STRUCTURES, found, "set model.shift, for Wan2.1 3 to 12", "warning")
