@@ -248,7 +248,7 @@ def test_samples_of_the_base_read_embeddings(home: Path, tmp_path: Path, monkeyp
 
 
 def test_wan_goes_through_the_commands(home: Path, rlvid: Callable[..., str], tmp_path: Path) -> None:
-    """Without training, which is on Ray: see ``tests/ray/test_equivalence.py``."""
+    """Evaluation, report, study, export and generation of one run; training itself is on Ray."""
     run, ev, out = tmp_path / "runs" / "wan", tmp_path / "ev", tmp_path / "model"
     shutil.copytree(home / "runs" / "tiny-wan", run)
     another = shutil.copytree(run, tmp_path / "runs" / "second")
