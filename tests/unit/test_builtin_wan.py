@@ -39,11 +39,8 @@ def test_all_weights_of_the_package_are_small() -> None:
 def test_its_videos_show_what_was_asked_for(model: WanModel) -> None:
     prompts = prompt_set("in_domain", 16)
     grades = grade(generate(model, prompts, seed=0, steps=10, guidance=3.0).clamp(0, 1), prompts)
-    share = {name: float(grades[name].mean()) for name in ("background", "colour", "motion", "subject")}
-    assert share["background"] >= 0.85, share
-    assert share["colour"] >= 0.8, share
-    assert share["motion"] >= 0.7, share
-    assert share["subject"] >= 0.3, share
+    share = {name: float(grades[name].mean()) for name in ("background", "colour", "motion")}
+    assert min(share.values()) >= 0.85, share
 
 
 def test_its_description_passes_all_checks_and_its_workers_embed_prompts_themselves() -> None:

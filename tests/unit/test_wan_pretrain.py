@@ -177,7 +177,7 @@ def test_the_transformer_learns_the_velocity() -> None:
     """Of clips that are all the same, pure noise tells all: v = eps - x0."""
     x0 = torch.randn(1, 8, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     text = torch.randn(1, 16, 64)
-    phase = TransformerPhase(frames=1, batch=16, steps=120, peak=3e-3)
+    phase = TransformerPhase(frames=1, batch=16, steps=120, peak=3e-3, hidden=1.0)
     made = fit_wan_transformer(0, [phase], x0, text, torch.zeros(1, 16, 64), CPU)
     noise = torch.randn(1, 8, 1, 8, 8, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
@@ -239,7 +239,7 @@ def test_the_stages_write_a_model_that_samples_and_diffusers_reads(
     torch.testing.assert_close(own, latents, atol=1e-2, rtol=1e-2)
 
     files = {path: path.stat().st_mtime_ns for path in (out / "wan").rglob("*") if path.is_file()}
-    assert sum(path.stat().st_size for path in files) < 6e6
+    assert sum(path.stat().st_size for path in files) < 6.5e6
     stages.make_wan_autoencoder(out, work, 0, TINY, CPU)
     stages.make_wan_denoiser(out, work, 0, TINY, CPU)
     assert files == {path: path.stat().st_mtime_ns for path in (out / "wan").rglob("*") if path.is_file()}
