@@ -212,7 +212,7 @@ def report(
 
 @app.command()
 def generate(
-    run: Annotated[str, typer.Argument(help="A run's folder or name; 'builtin' is the base model.")],
+    run: Annotated[str, typer.Argument(help="A run's folder or name; 'builtin' and 'builtin-wan' are base models.")],
     prompt: Annotated[list[str], typer.Argument(help="Prompts, one video each; or one file of prompts.")],
     out: Annotated[Path, typer.Option(help="Folder for the videos.")] = Path("videos"),
     steps: Annotated[int | None, typer.Option(min=1, max=500, help="Sampling steps D; default: the run's.")] = None,
