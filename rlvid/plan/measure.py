@@ -40,6 +40,9 @@ FREE = Cost(0, 0, 0, 0, 0)
 class Meter(TorchDispatchMode):
     """Counts FLOPs by the formulas of ``torch.utils.flop_counter``, and the bytes of tensors made within it.
 
+    On the meta device, torch computes the shapes of an operation's outputs in Python, slowly. So they are remembered:
+    tensors of the same layouts give outputs of the same layouts.
+
     Args:
         known: tensors that were there before, and are not counted.
 
@@ -57,7 +60,7 @@ class Meter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs one operation and notes what it did."""
-        output = func(*args, **(kwargs or {}))
+        output = _run(func, args, kwargs or {})
         formula = flop_registry.get(func._overloadpacket)
         if formula is not None:
             self.flops += formula(*args, **(kwargs or {}), out_val=output)
@@ -79,6 +82,42 @@ class Meter(TorchDispatchMode):
     def _forget(self, key: int, size: int) -> None:
         self._seen.discard(key)
         self.live -= size
+
+
+_Layout = tuple[torch.Size, tuple[int, ...], torch.dtype]
+_layouts: dict[Any, _Layout] = {}
+"""Layouts of outputs on the meta device, by operation and arguments."""
+
+
+def _run(func: Any, args: Any, kwargs: Any) -> Any:
+    """Runs an operation; makes its output from a remembered layout where that is one new tensor on the meta device."""
+    returns = func._schema.returns
+    if func._schema.is_mutable or len(returns) != 1 or returns[0].alias_info is not None:
+        return func(*args, **kwargs)
+    tensors = list[Tensor]()
+    key = func, _key(args, tensors), _key(list(kwargs.items()), tensors)
+    if not tensors or not all(tensor.is_meta for tensor in tensors):
+        return func(*args, **kwargs)
+    if key in _layouts:
+        shape, stride, dtype = _layouts[key]
+        return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+    output = func(*args, **kwargs)
+    if isinstance(output, Tensor) and output.is_meta:
+        storage = output.untyped_storage()
+        new = storage._cdata not in {tensor.untyped_storage()._cdata for tensor in tensors}
+        if new and storage.nbytes() == output.numel() * output.element_size():
+            _layouts[key] = output.shape, output.stride(), output.dtype
+    return output
+
+
+def _key(value: Any, tensors: list[Tensor]) -> Any:
+    """Returns an argument in a form that can be hashed, tensors by their layouts; appends these to ``tensors``."""
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return value.shape, value.stride(), value.dtype
+    if isinstance(value, list | tuple):
+        return tuple(_key(each, tensors) for each in value)
+    return type(value), value
 
 
 def measure(module: nn.Module, run: Callable[[], Tensor], *, backward: bool, known: Iterable[Tensor] = ()) -> Cost:
