@@ -130,7 +130,7 @@ def measure(module: nn.Module, run: Callable[[], Tensor], *, backward: bool, kno
         known: other tensors that are there before, such as inputs.
     """
     known = [*module.parameters(), *module.buffers(), *known]
-    with _memory_efficient_attention(), torch.no_grad(), Meter(known) as plain:
+    with efficient_attention(), torch.no_grad(), Meter(known) as plain:
         run()
     if not backward:
         return Cost(plain.flops, 0, plain.peak, 0, 0)
@@ -138,7 +138,7 @@ def measure(module: nn.Module, run: Callable[[], Tensor], *, backward: bool, kno
     for leaf in leaves:
         leaf.grad = torch.empty_like(leaf)
         known.append(leaf.grad)
-    with _memory_efficient_attention(), Meter(known) as meter:
+    with efficient_attention(), Meter(known) as meter:
         output = run()
         kept, forward_flops = meter.live, meter.flops
         output.backward(torch.empty_like(output))
@@ -148,7 +148,7 @@ def measure(module: nn.Module, run: Callable[[], Tensor], *, backward: bool, kno
 
 
 @contextmanager
-def _memory_efficient_attention() -> Iterator[None]:
+def efficient_attention() -> Iterator[None]:
     """Makes torch use memory-efficient attention on the meta device, as on other devices.
 
     Every device's fast kernel keeps queries, keys, values, output and one number a row, as the one for CPUs, whose
