@@ -1,7 +1,8 @@
 """The networks of a Wan run on the meta device: the run's own model, of shapes alone, and what each of its parts costs.
 
 The decoder is causal. A loss on its frames takes it forward chunk by chunk and back in a sweep, see
-``rlvid.models.causal_decode``; both run here as in a training step.
+``rlvid.models.causal_decode``; both run here as in a training step. FLOPs are those of chunks with scored frames: the
+others leave out the gradients of their last layers, some per cent of a sweep at most.
 """
 
 from collections.abc import Iterable
@@ -96,8 +97,10 @@ def _autoencoder(settings: str, scored: tuple[int, ...], backward: bool, sweeps:
     plain = _decode(model, scored)
     decode, kept = plain, plain
     if backward:
-        share = 0 if model._decoder.settings.window is None else _share(model, caches)
-        decode, kept = (_decode_for_a_loss(model, scored, plain.plain_peak, share, again) for again in (True, False))
+        windowed = model._decoder.settings.window is not None
+        share = _share(model, caches) if windowed else 0
+        decode = _decode_for_a_loss(model, scored, plain.plain_peak, share, recompute=True)
+        kept = decode if windowed else _decode_for_a_loss(model, scored, plain.plain_peak, share, recompute=False)
     return network_of(model.vae, later, first_chunk=first, decode=decode, decode_kept=kept)
 
 
@@ -127,7 +130,7 @@ def _decode(model: WanModel, scored: tuple[int, ...]) -> DecodeCost:
 
 
 def _decode_for_a_loss(
-    model: WanModel, scored: tuple[int, ...], plain_peak: int, share_peak: int, recompute: bool
+    model: WanModel, scored: tuple[int, ...], plain_peak: float, share_peak: int, *, recompute: bool
 ) -> DecodeCost:
     latents = torch.empty(1, *model.latent_shape, device="meta", requires_grad=True)
     gradient_1SCHW = torch.empty(1, len(scored), 3, model.height, model.width, device="meta")
