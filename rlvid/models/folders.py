@@ -26,6 +26,12 @@ STRUCTURES = {
     "random-wan-14b": "structures/wan-14b",
 }
 """The values of ``model.path`` for random weights, and the folders of their configurations beside this file."""
+WAN_STRUCTURES = {
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": "random-wan-1.3b",
+    "Wan-AI/Wan2.2-TI2V-5B-Diffusers": "random-wan-ti2v-5b",
+    "Wan-AI/Wan2.1-T2V-14B-Diffusers": "random-wan-14b",
+}
+"""Hub ids of Wan's models, and which of these structures each has."""
 OUTLINES = ("random-wan-ti2v-5b", "random-wan-14b")
 """Those of them that are outlined on the meta device alone: random weights of that size would serve nobody."""
 
@@ -122,6 +128,8 @@ def _folder(path: str) -> Path:
         return folder
     if path in MODELSCOPE:
         return modelscope_folder()
+    if path in WAN_STRUCTURES:
+        return _packaged(WAN_STRUCTURES[path])
     raise _not_here(path)
 
 
@@ -176,7 +184,7 @@ def model_folder(path: str) -> Path:
 def structure_folder(path: str) -> Path:
     """Returns a folder whose configurations describe the model of ``model.path``, be its weights here or not.
 
-    ModelScopeT2V that is not in the Hugging Face cache is described by the configuration inside the package.
+    ModelScopeT2V or Wan that is not in the Hugging Face cache is described by the configuration inside the package.
 
     Raises:
         ValueError: configurations are missing, or of another class of model.

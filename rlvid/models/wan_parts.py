@@ -14,10 +14,10 @@ from transformers.models.umt5.modeling_umt5 import UMT5LayerNorm
 from rlvid.config.model import ModelConfig
 from rlvid.models import untrained
 from rlvid.models.causal_decode import DecodeSettings
-from rlvid.models.folders import STRUCTURES, WAN, model_folder, read_config
+from rlvid.models.folders import STRUCTURES, WAN, model_folder, read_config, structure_folder
 from rlvid.models.text_rows import TextEmbedder
 from rlvid.models.unet3d import DTYPES
-from rlvid.models.video_shape import resolved_shape
+from rlvid.models.video_shape import VideoShape, resolved_shape
 from rlvid.models.wan import WanModel
 from rlvid.models.wan_text import RandomEmbedder, UMT5Embedder
 from rlvid.models.weights import check_fit, fill, headers, read_json, read_weights
@@ -70,10 +70,33 @@ def load_wan(
         if part is transformer:
             _fill_constants(transformer)
         to_precision(part, of, device, exact)
+    model = _assembled(spec, shape, transformer, vae, embedder)
+    model.set_negative_prompt(negative_prompt)
+    return model
+
+
+def outline_model(spec: ModelConfig) -> WanModel:
+    """Returns the model of ``spec`` on the meta device, as ``load_wan`` makes it, but without numbers and text encoder.
+
+    Raises:
+        ValueError: as ``structure_folder``, ``resolved_shape`` and ``WanModel``.
+    """
+    shape = resolved_shape(spec)
+    transformer, vae = outline(structure_folder(spec.path))
+    to_precision(transformer, DTYPES[spec.precision], "meta", EXACT)
+    return _assembled(spec, shape, transformer, vae, None)
+
+
+def _assembled(
+    spec: ModelConfig,
+    shape: VideoShape,
+    transformer: WanTransformer3DModel,
+    vae: AutoencoderKLWan,
+    embedder: TextEmbedder | None,
+) -> WanModel:
     return WanModel(
         transformer, vae, embedder, frames=shape.frames, height=shape.height, width=shape.width, fps=shape.fps,
-        negative_prompt=negative_prompt, shift=spec.shift or stored_shift(folder),
-        decode=DecodeSettings(window=spec.decode_window),
+        shift=spec.shift or stored_shift(structure_folder(spec.path)), decode=DecodeSettings(window=spec.decode_window),
     )  # fmt: skip
 
 
@@ -86,7 +109,7 @@ def check_wan(path: str) -> None:
     folder = model_folder(path)
     if path in STRUCTURES:
         return
-    for name, part in zip(WAN.networks, (*outline(folder), _encoder_outline(folder)), strict=True):
+    for name, part in zip(WAN.networks, (*outline(folder), encoder_outline(folder)), strict=True):
         where = _where(path, name)
         check_fit(_untied(part.state_dict()), _untied(headers(folder / name, where)), where)
 
@@ -133,7 +156,7 @@ def _embedder(path: str, folder: Path, width: int, dtype: torch.dtype, device: s
 
 
 def _stored_text(path: str, folder: Path, dtype: torch.dtype, device: str | torch.device) -> UMT5Embedder:
-    encoder, where = _encoder_outline(folder), _where(path, "text_encoder")
+    encoder, where = encoder_outline(folder), _where(path, "text_encoder")
     weights = _untied(read_weights(folder / "text_encoder", where))
     check_fit(_untied(encoder.state_dict()), weights, where)
     fill(encoder, weights | {name: weights[source] for name, source in _TIED.items()}, where)
@@ -143,7 +166,8 @@ def _stored_text(path: str, folder: Path, dtype: torch.dtype, device: str | torc
     return UMT5Embedder(tokenizer, encoder)
 
 
-def _encoder_outline(folder: Path) -> UMT5EncoderModel:
+def encoder_outline(folder: Path) -> UMT5EncoderModel:
+    """Returns the text encoder on the meta device, float32."""
     with untrained.NoDraws(), torch.device("meta"):
         return UMT5EncoderModel(UMT5Config(**read_config(folder, "text_encoder"))).eval()
 

@@ -1,12 +1,12 @@
 """Counts a method's calls of the denoiser, the decoder and the reward for each sample.
 
 The method itself runs, on a denoiser and a reward that count and compute next to nothing: what is planned is what will
-be done, for every method alike.
+be done, for every method alike. So does the way of a causal decoder (Wan): chunk after chunk, and the sweep back.
 """
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -15,8 +15,11 @@ from torch import Tensor, nn
 from rlvid import randomness
 from rlvid.algorithms.base import Batch, Context, Stopwatch
 from rlvid.algorithms.catalogue import ALGORITHMS
+from rlvid.algorithms.reward_gradient import SHARE_EVERY
 from rlvid.config import RunConfig
-from rlvid.models.unet3d import UNet3DModel
+from rlvid.models.base import VideoModel
+from rlvid.models.folders import WAN, family
+from rlvid.models.load import path_outline
 from rlvid.reward.load import held_out_scores_whole_videos, scores_whole_videos
 from rlvid.toy.tiny import tiny_model
 
@@ -26,7 +29,7 @@ _BATCHES = 8
 
 @dataclass
 class Calls:
-    """Calls of one component, in rows (videos x branches of guidance, frames or images).
+    """Calls of one component, in rows (videos x branches of guidance, frames, chunks of videos, or images).
 
     Attributes:
         plain: rows without a graph.
@@ -49,43 +52,71 @@ class Calls:
 
 @dataclass
 class Counts:
-    """Calls for each sample (rows) on one worker, and optimiser steps for each batch."""
+    """Calls for each sample (rows) on one worker, and optimiser steps for each batch.
+
+    Attributes:
+        decoder: frames; of a causal decoder, chunks.
+        first_chunk: of these, the first chunks of videos, which have one frame.
+        share: chunks for the measurement of the gradient that ``model.decode_window`` keeps.
+    """
 
     denoiser: Calls = field(default_factory=Calls)
     decoder: Calls = field(default_factory=Calls)
+    first_chunk: Calls = field(default_factory=Calls)
+    share: Calls = field(default_factory=Calls)
     reward: Calls = field(default_factory=Calls)
     held_out: Calls = field(default_factory=Calls)
     optimiser_steps: float = 0.0
 
+    @property
+    def frames(self) -> float:
+        """Decoded frames of a sample; of a causal decoder, those that are scored."""
+        calls = self.reward if self._causal else self.decoder
+        return calls.plain + calls.graph
+
+    @property
+    def frames_held(self) -> int:
+        """The most frames whose graph is alive at once."""
+        return (self.reward if self._causal else self.decoder).held_rows
+
+    @property
+    def _causal(self) -> bool:
+        return self.first_chunk != Calls()
+
 
 class _Meter:
-    """Notes the calls of one component; ``backward_pass`` says whether a backward pass is under way."""
+    """Notes the calls of one component."""
 
     def __init__(self) -> None:
-        self.calls, self.held, self.backward_pass = Calls(), 0, False
+        self.calls, self.held = Calls(), 0
 
     def begin(self, rows: int) -> None:
         """Counts the start of a call; a recomputation stops early, once it has all that the backward pass needs."""
-        self.calls.again += rows * self.backward_pass
+        self.calls.again += rows * _in_backward_pass()
 
     def end(self, rows: int, output: Tensor) -> None:
         """Counts the end of a call."""
-        calls = self.calls
-        if self.backward_pass:
-            return
+        calls, again = self.calls, _in_backward_pass()
         if not output.requires_grad:
-            calls.plain += rows
-            calls.plain_rows = max(calls.plain_rows, rows)
+            if not again:
+                calls.plain += rows
+                calls.plain_rows = max(calls.plain_rows, rows)
             return
-        calls.graph += rows
         calls.graph_rows = max(calls.graph_rows, rows)
-        self.held += rows
-        calls.held_rows = max(calls.held_rows, self.held)
-        output.register_hook(lambda gradient: self._back(rows, gradient))
+        if not again:
+            calls.graph += rows
+            self.held += rows
+            calls.held_rows = max(calls.held_rows, self.held)
+        output.register_hook(lambda gradient: self._back(rows, gradient, 0 if again else rows))
 
-    def _back(self, rows: int, gradient: Tensor) -> Tensor:
+    def _back(self, rows: int, gradient: Tensor, held: int) -> Tensor:
         self.calls.backward += rows
+        self.held -= held
         return gradient
+
+
+def _in_backward_pass() -> bool:
+    return torch._C._current_graph_task_id() != -1  # as torch.utils.checkpoint asks it
 
 
 class _Denoiser(nn.Module):
@@ -121,8 +152,11 @@ def count(config: RunConfig, frames: int) -> Counts:
     """
     train = config.train.model_copy(update={"workers": 1, "micro_batch": config.micro_batch})
     alone = config.model_copy(update={"train": train})  # of all workers' videos, since some methods compare them
-    meters = {name: _Meter() for name in ("denoiser", "decoder", "reward", "held_out")}
-    model = _counting_model(frames, config.model.decode_chunk, meters)
+    meters = {each.name: _Meter() for each in fields(Counts) if each.name != "optimiser_steps"}
+    counting = _counting_wan if family(config.model.path) is WAN else _counting_unet3d
+    model = counting(config, frames, meters)
+    model.denoiser = _Denoiser(meters["denoiser"])
+    model.base = nullcontext  # type: ignore[method-assign, assignment]  # there is no adapter to switch off
     whole = scores_whole_videos(config.reward)
     held_out = None
     if config.reward.held_out:
@@ -131,26 +165,23 @@ def count(config: RunConfig, frames: int) -> Counts:
     algorithm, steps = ALGORITHMS[config.method.name](context), 0
     for index in range(_BATCHES):
         for update in algorithm.updates(_batch(alone, model, index, config.train.workers)):
-            for meter in meters.values():
-                meter.backward_pass = True
             update.loss.backward()
             for meter in meters.values():
-                meter.backward_pass, meter.held = False, 0
+                meter.held = 0
             steps += update.step
     if alone.train.checkpoint_activations:
         meters["denoiser"].calls.again = meters["denoiser"].calls.graph
     samples = _BATCHES * alone.train.batch_size
-    for meter in meters.values():
+    for component, meter in meters.items():
+        rare = _BATCHES / SHARE_EVERY if component == "share" else 1  # measured in the first batch, then in every 25th
         for name in ("plain", "graph", "again", "backward"):
-            setattr(meter.calls, name, getattr(meter.calls, name) / samples)
+            setattr(meter.calls, name, getattr(meter.calls, name) * rare / samples)
     return Counts(**{name: meter.calls for name, meter in meters.items()}, optimiser_steps=steps / _BATCHES)
 
 
-def _counting_model(frames: int, decode_chunk: int, meters: dict[str, _Meter]) -> UNet3DModel:
+def _counting_unet3d(config: RunConfig, frames: int, meters: dict[str, _Meter]) -> VideoModel:
     model = tiny_model(frames=frames)
-    model.decode_chunk = decode_chunk
-    model.denoiser = _Denoiser(meters["denoiser"])
-    model.base = nullcontext  # type: ignore[method-assign, assignment]  # there is no adapter to switch off
+    model.decode_chunk = config.model.decode_chunk
     decode: Callable[..., Any] = model.vae.decode
     meter = meters["decoder"]
 
@@ -164,7 +195,45 @@ def _counting_model(frames: int, decode_chunk: int, meters: dict[str, _Meter]) -
     return model
 
 
-def _batch(config: RunConfig, model: UNet3DModel, step: int, workers: int) -> Batch:
+class _ChunkDecoder(nn.Module):
+    """Stands in for the decoder of ``AutoencoderKLWan``: passes a number of each latent frame on to its cache."""
+
+    def __init__(self, decoder: _Meter, first_chunk: _Meter) -> None:
+        super().__init__()
+        self.meters = decoder, first_chunk
+
+    def forward(self, x: Tensor, feat_cache: list[Any], feat_idx: list[int], first_chunk: bool) -> Tensor:
+        meters = self.meters if first_chunk else self.meters[:1]
+        for meter in meters:
+            meter.begin(len(x))
+        passed = x.mean((1, 2, 3, 4))
+        feat_cache[0] = passed if first_chunk else passed + feat_cache[0]
+        for meter in meters:
+            meter.end(len(x), feat_cache[0])
+        return feat_cache[0][:, None, None, None, None].expand(-1, 3, 1 if first_chunk else 4, 1, 1)
+
+
+def _counting_wan(config: RunConfig, frames: int, meters: dict[str, _Meter]) -> VideoModel:
+    from rlvid.models.causal_decode import DecodeSettings
+    from rlvid.toy.tiny_wan import tiny_wan
+
+    model = tiny_wan(frames=frames, height=16, width=16, decode=DecodeSettings(window=config.model.decode_window))
+    network = _ChunkDecoder(meters["decoder"], meters["first_chunk"])
+    model.vae.decoder, model.path = network, path_outline(config.model)
+    measured = model._decoder.gradient_share
+
+    def counted(*given: Any) -> Any:
+        own, network.meters = network.meters, (meters["share"], _Meter())
+        try:
+            return measured(*given)
+        finally:
+            network.meters = own
+
+    model._decoder.gradient_share = counted
+    return model
+
+
+def _batch(config: RunConfig, model: VideoModel, step: int, workers: int) -> Batch:
     size, group = config.train.batch_size, config.train.group_size
     # Every W-th sample after the other, as a worker has them: which of a prompt's videos meet decides what is shared.
     serials = sorted(range(step * size, (step + 1) * size), key=lambda serial: (serial % workers, serial))

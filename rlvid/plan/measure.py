@@ -40,6 +40,9 @@ FREE = Cost(0, 0, 0, 0, 0)
 class Meter(TorchDispatchMode):
     """Counts FLOPs by the formulas of ``torch.utils.flop_counter``, and the bytes of tensors made within it.
 
+    On the meta device, torch computes the shapes of an operation's outputs in Python, slowly. So they are remembered:
+    tensors of the same layouts give outputs of the same layouts.
+
     Args:
         known: tensors that were there before, and are not counted.
 
@@ -57,7 +60,7 @@ class Meter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs one operation and notes what it did."""
-        output = func(*args, **(kwargs or {}))
+        output = _run(func, args, kwargs or {})
         formula = flop_registry.get(func._overloadpacket)
         if formula is not None:
             self.flops += formula(*args, **(kwargs or {}), out_val=output)
@@ -81,6 +84,42 @@ class Meter(TorchDispatchMode):
         self.live -= size
 
 
+_Layout = tuple[torch.Size, tuple[int, ...], torch.dtype]
+_layouts: dict[Any, _Layout] = {}
+"""Layouts of outputs on the meta device, by operation and arguments."""
+
+
+def _run(func: Any, args: Any, kwargs: Any) -> Any:
+    """Runs an operation; makes its output from a remembered layout where that is one new tensor on the meta device."""
+    returns = func._schema.returns
+    if func._schema.is_mutable or len(returns) != 1 or returns[0].alias_info is not None:
+        return func(*args, **kwargs)
+    tensors = list[Tensor]()
+    key = func, _key(args, tensors), _key(list(kwargs.items()), tensors)
+    if not tensors or not all(tensor.is_meta for tensor in tensors):
+        return func(*args, **kwargs)
+    if key in _layouts:
+        shape, stride, dtype = _layouts[key]
+        return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+    output = func(*args, **kwargs)
+    if isinstance(output, Tensor) and output.is_meta:
+        storage = output.untyped_storage()
+        new = storage._cdata not in {tensor.untyped_storage()._cdata for tensor in tensors}
+        if new and storage.nbytes() == output.numel() * output.element_size():
+            _layouts[key] = output.shape, output.stride(), output.dtype
+    return output
+
+
+def _key(value: Any, tensors: list[Tensor]) -> Any:
+    """Returns an argument in a form that can be hashed, tensors by their layouts; appends these to ``tensors``."""
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return value.shape, value.stride(), value.dtype
+    if isinstance(value, list | tuple):
+        return tuple(_key(each, tensors) for each in value)
+    return type(value), value
+
+
 def measure(module: nn.Module, run: Callable[[], Tensor], *, backward: bool, known: Iterable[Tensor] = ()) -> Cost:
     """Costs of ``run()``, which calls ``module`` on one row.
 
@@ -91,7 +130,7 @@ def measure(module: nn.Module, run: Callable[[], Tensor], *, backward: bool, kno
         known: other tensors that are there before, such as inputs.
     """
     known = [*module.parameters(), *module.buffers(), *known]
-    with _memory_efficient_attention(), torch.no_grad(), Meter(known) as plain:
+    with efficient_attention(), torch.no_grad(), Meter(known) as plain:
         run()
     if not backward:
         return Cost(plain.flops, 0, plain.peak, 0, 0)
@@ -99,7 +138,7 @@ def measure(module: nn.Module, run: Callable[[], Tensor], *, backward: bool, kno
     for leaf in leaves:
         leaf.grad = torch.empty_like(leaf)
         known.append(leaf.grad)
-    with _memory_efficient_attention(), Meter(known) as meter:
+    with efficient_attention(), Meter(known) as meter:
         output = run()
         kept, forward_flops = meter.live, meter.flops
         output.backward(torch.empty_like(output))
@@ -109,7 +148,7 @@ def measure(module: nn.Module, run: Callable[[], Tensor], *, backward: bool, kno
 
 
 @contextmanager
-def _memory_efficient_attention() -> Iterator[None]:
+def efficient_attention() -> Iterator[None]:
     """Makes torch use memory-efficient attention on the meta device, as on other devices.
 
     Every device's fast kernel keeps queries, keys, values, output and one number a row, as the one for CPUs, whose

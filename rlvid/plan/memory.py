@@ -1,10 +1,12 @@
 """The memory that a worker needs in each stage, put together from what a row of each network needs."""
 
 import math
+from dataclasses import asdict
 
 from rlvid.config import RunConfig
 from rlvid.plan.counts import Counts
-from rlvid.plan.parts import Parts
+from rlvid.plan.network import DecodeCost
+from rlvid.plan.parts import Parts, outline_parts
 
 _BUCKET = 500_000_000
 """Most float32 gradients in the buffer that DeepSpeed gathers them in, from stage 1 on (``reduce_bucket_size``)."""
@@ -24,7 +26,8 @@ def resident(parts: Parts, config: RunConfig) -> dict[str, int]:
         live = min(1.0, _LIVE / parts.denoiser.parameters)
         denoiser = denoiser // workers + (int(live * denoiser) if workers > 1 else 0)
     videos, states = config.train.batch_size // workers, config.method.kept_states(config.sampling.steps)
-    frozen = (parts.autoencoder, parts.text_encoder, parts.reward, parts.held_out)
+    texts = [parts.text_encoder] if parts.text_resident else []
+    frozen = (parts.autoencoder, *texts, parts.reward, parts.held_out)
     return {
         "denoiser": denoiser,
         "other weights": sum(part.weights for part in frozen),
@@ -49,16 +52,12 @@ def stages(
     The last three arguments stand in for the run's settings of the same meaning, to see what they would change.
     """
     share = (micro_batch or config.micro_batch) / config.micro_batch
-    chunk = decode_chunk or config.model.decode_chunk
     again = config.train.checkpoint_activations if recompute is None else recompute
     unet = parts.denoiser.cost_recomputed if again else parts.denoiser.cost
-    vae, judge, other = (part.cost for part in (parts.autoencoder, parts.reward, parts.held_out))
-    videos, frames, images = counts.denoiser, counts.decoder, counts.reward
-    decoded = share * (frames.held_rows or config.micro_batch * _frames_of_a_video(counts))
-    pixels = decoded * 3 * parts.pixels * 4
-    in_chunk = min(chunk, decoded)
+    judge, other = parts.reward.cost, parts.held_out.cost
+    videos, images = counts.denoiser, counts.reward
+    decode = _decoding(parts, counts, config, share, decode_chunk or config.model.decode_chunk, again)
     chain_held = share * videos.held_rows * unet.kept
-    decode_held = 0 if again else decoded * vae.kept
     judged = share * max(images.held_rows, images.plain_rows)
     in_judge, in_other = min(judged, parts.reward.chunk), min(judged, parts.held_out.chunk)
     judging, judge_held, judge_back = judged * judge.kept, judged * judge.kept, judged * judge.peak
@@ -68,20 +67,52 @@ def stages(
     apart = 1 if config.train.rollout_batch else share  # a size of its own does not follow the micro-batch
     found = {"chain without gradient": apart * videos.plain_rows * unet.plain_peak}
     if config.method.needs_gradient:
-        held = chain_held + decode_held + 2 * pixels  # the frames and their gradient
+        held = chain_held + decode.held
         found["chain with gradient"] = share * videos.graph_rows * unet.plain_peak + chain_held
-        found["decode"] = chain_held + decode_held + in_chunk * vae.plain_peak + pixels
+        found["decode"] = chain_held + decode.forward_peak
         found["reward"] = held + judging
         found["held-out reward"] = held + judge_held + in_other * other.plain_peak if parts.held_out.weights else 0
         found["backward through the reward"] = held + judge_back
-        found["backward through the decoder"] = held + in_chunk * (vae.peak if again else vae.peak - vae.kept)
+        found["gradient share"] = held + decode.share_peak if decode.share_peak else 0
+        found["backward through the decoder"] = chain_held + decode.backward_peak
         found["backward through the denoiser"] = chain_held + share * videos.graph_rows * (unet.peak - unet.kept)
     else:
-        found["decode"] = in_chunk * vae.plain_peak + pixels
+        pixels = _pixels(parts, counts, config, share)
+        found["decode"] = decode.plain_peak
         found["reward"] = in_judge * judge.plain_peak + pixels
         found["held-out reward"] = in_other * other.plain_peak + pixels if parts.held_out.weights else 0
         found["backward through the denoiser"] = share * videos.graph_rows * unet.peak
     return {name: int(size) for name, size in found.items() if size}
+
+
+def _decoding(parts: Parts, counts: Counts, config: RunConfig, share: float, chunk: int, again: bool) -> DecodeCost:
+    """Returns the memory of a micro-batch's decode; the gradient of the frames counts as held, too."""
+    pixels = _pixels(parts, counts, config, share)
+    if parts.causal:
+        of_a_video = parts.autoencoder.decode if again else parts.autoencoder.decode_kept
+        assert of_a_video is not None
+        videos = share * max(counts.first_chunk.plain_rows, counts.first_chunk.graph_rows)
+        scaled = {name: videos * size for name, size in asdict(of_a_video).items()}
+        return DecodeCost(**scaled | {"held": scaled["held"] + pixels})
+    vae, frames = parts.autoencoder.cost, _decoded(counts, config, share)
+    in_chunk, kept = min(chunk, frames), 0 if again else frames * vae.kept
+    held = kept + 2 * pixels
+    return DecodeCost(
+        plain_peak=in_chunk * vae.plain_peak + pixels,
+        forward_peak=kept + in_chunk * vae.plain_peak + pixels,
+        held=held,
+        backward_peak=held + in_chunk * (vae.peak if again else vae.peak - vae.kept),
+    )
+
+
+def _decoded(counts: Counts, config: RunConfig, share: float) -> float:
+    """Returns the frames of a micro-batch that are alive at once."""
+    return share * (counts.frames_held or config.micro_batch * counts.frames)
+
+
+def _pixels(parts: Parts, counts: Counts, config: RunConfig, share: float) -> float:
+    """Returns the bytes of these frames, float32."""
+    return _decoded(counts, config, share) * 3 * parts.pixels * 4
 
 
 def advice(parts: Parts, counts: Counts, config: RunConfig) -> dict[str, int]:
@@ -99,11 +130,20 @@ def advice(parts: Parts, counts: Counts, config: RunConfig) -> dict[str, int]:
     for smaller in sorted({config.micro_batch // 2, 1}, reverse=True):
         if 0 < smaller < config.micro_batch and share % smaller == 0:
             offer(f"train.micro_batch={smaller}", micro_batch=smaller)
-    for chunk in sorted({config.model.decode_chunk // 4, 1}, reverse=True):
+    for window in _shorter_windows(parts, config) if _decoder_needs_most(stages(parts, counts, config)) else ():
+        cut = config.model_copy(update={"model": config.model.model_copy(update={"decode_window": window})})
+        tried[f"model.decode_window={window}"] = fixed + max(stages(outline_parts(cut), counts, cut).values())
+    for chunk in sorted(set() if parts.causal else {config.model.decode_chunk // 4, 1}, reverse=True):
         if 0 < chunk < config.model.decode_chunk:
             offer(f"model.decode_chunk={chunk}", decode_chunk=chunk)
     return {setting: peak for setting, peak in tried.items() if peak <= 0.95 * now}
 
 
-def _frames_of_a_video(counts: Counts) -> float:
-    return counts.decoder.plain + counts.decoder.graph
+def _decoder_needs_most(found: dict[str, int]) -> bool:
+    return max(found, key=found.__getitem__) in ("decode", "gradient share", "backward through the decoder")
+
+
+def _shorter_windows(parts: Parts, config: RunConfig) -> list[int]:
+    """Returns values of ``model.decode_window`` that leave out more of the gradient than the run's."""
+    now = min(config.model.decode_window or parts.latent_shape[1], parts.latent_shape[1])
+    return [window for window in (4, 1) if window < now] if parts.causal and config.method.needs_gradient else []

@@ -19,41 +19,21 @@ from rlvid.models.unet3d import DTYPES, LAYERS
 from rlvid.models.untrained import outline
 from rlvid.models.video_shape import VideoShape, resolved_shape
 from rlvid.plan.measure import FREE, Cost, measure
+from rlvid.plan.network import NONE, Network, network_of
 from rlvid.reward.builtin import BUILTIN, builtin_folder
 from rlvid.reward.clip import build_clip
 from rlvid.reward.imagereward import LENGTH, VISION, build_blip, configs
+from rlvid.reward.load import scores_whole_videos
 from rlvid.reward.published import STRUCTURES, structure
-
-
-@dataclass(frozen=True)
-class Network:
-    """A network's size and the cost of a row.
-
-    Attributes:
-        parameters: in all.
-        trainable: of these, the ones that are trained.
-        weights: bytes of the parameters.
-        cost: of one row.
-        cost_recomputed: of one row, with the layers' activations computed again (of the denoiser).
-        chunk: most rows at once (of rewards).
-        recompute: whether chunks are computed again in the backward pass (of rewards).
-    """
-
-    parameters: int
-    trainable: int
-    weights: int
-    cost: Cost
-    cost_recomputed: Cost = FREE
-    chunk: int = 1
-    recompute: bool = False
-
-
-_NONE = Network(0, 0, 0, FREE)
+from rlvid.reward.video import plan_frames
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A run's networks, and the shapes that they work on: latents (C, F, h, w), text (L, D), pixels."""
+    """A run's networks, and the shapes that they work on: latents (C, F, h, w), text (L, D), frames, pixels.
+
+    ``text_resident`` says whether the text encoder stays beside training; else prompts are embedded before it.
+    """
 
     denoiser: Network
     autoencoder: Network
@@ -63,8 +43,15 @@ class Parts:
     adapted_layers: int
     latent_shape: tuple[int, int, int, int]
     text_shape: tuple[int, int]
+    frames: int
     height: int
     width: int
+    text_resident: bool = True
+
+    @property
+    def causal(self) -> bool:
+        """Whether the decoder goes through a video chunk by chunk; else it decodes each frame by itself."""
+        return self.autoencoder.decode is not None
 
     @property
     def pixels(self) -> int:
@@ -79,18 +66,56 @@ def outline_parts(config: RunConfig) -> Parts:
         ValueError: the model's configuration is missing, its size does not fit, or no layer has a target's name.
     """
     spec, gradient = config.model, config.method.needs_gradient
-    if family(spec.path) is WAN:
-        raise ValueError(f"model.path = {spec.path!r} is a Wan model, and rlvid plan counts 3D U-Nets alone")
     shape = resolved_shape(spec)
-    parts = _model(
-        structure_folder(spec.path), spec.precision, shape, gradient,
-        (spec.lora.rank, tuple(spec.lora.targets)) if spec.finetune == "lora" else None,
-    )  # fmt: skip
+    if family(spec.path) is WAN:
+        parts = _wan(config, shape)
+    else:
+        parts = _model(
+            structure_folder(spec.path), spec.precision, shape, gradient,
+            (spec.lora.rank, tuple(spec.lora.targets)) if spec.finetune == "lora" else None,
+        )  # fmt: skip
     return replace(
         parts,
         reward=_reward(config.reward.parts, config.reward, shape, gradient),
         held_out=_reward([(config.reward.held_out, config.reward.held_out_path)], config.reward, shape, False),
     )
+
+
+def _wan(config: RunConfig, shape: VideoShape) -> Parts:
+    from rlvid.plan import wan  # seconds of imports, for these models alone
+
+    spec = config.model
+    denoiser, adapted = wan.transformer(spec)
+    latent_shape, text_shape = wan.shapes(spec)
+    return Parts(
+        denoiser=denoiser if spec.finetune == "lora" else replace(denoiser, weights=4 * denoiser.parameters),
+        autoencoder=wan.autoencoder(
+            spec,
+            last_frames(config, shape.frames),
+            backward=config.method.needs_gradient,
+            recompute=config.train.checkpoint_activations,
+        ),
+        text_encoder=wan.text_encoder(spec.path, spec.precision, text_shape[0]),
+        reward=NONE,
+        held_out=NONE,
+        adapted_layers=adapted,
+        latent_shape=latent_shape,
+        text_shape=text_shape,
+        frames=shape.frames,
+        height=shape.height,
+        width=shape.width,
+        text_resident=False,
+    )
+
+
+def last_frames(config: RunConfig, frames: int) -> tuple[int, ...]:
+    """Returns the scored frames of a video that need the most of a causal decoder: the last one of each segment."""
+    reward = config.reward
+    if scores_whole_videos(reward):
+        return tuple(range(frames))
+    latest_1S = torch.full((1, reward.segments), 1 - torch.finfo(torch.float32).eps)
+    chosen = plan_frames(latest_1S, frames, reward.attenuation, config.frame_weights, reward.skip_below)
+    return tuple(chosen.frames_BS[0].tolist())
 
 
 @lru_cache(maxsize=8)  # the full-size denoiser takes seconds, and plans are compared
@@ -109,16 +134,17 @@ def _model(
     prepare(unet, LAYERS)
     with recomputing(True):
         again = _denoise(unet, latent_shape, text_shape)
-    denoiser = replace(_network(unet, cost, base), cost_recomputed=again)
+    denoiser = replace(network_of(unet, cost, base), cost_recomputed=again)
     return Parts(
         denoiser=denoiser if lora else replace(denoiser, weights=4 * base),  # trained weights are float32
-        autoencoder=_network(vae, _decode(vae, latent_shape[2:], gradient)),
-        text_encoder=_network(encoder, FREE),
-        reward=_NONE,
-        held_out=_NONE,
+        autoencoder=network_of(vae, _decode(vae, latent_shape[2:], gradient)),
+        text_encoder=network_of(encoder, FREE),
+        reward=NONE,
+        held_out=NONE,
         adapted_layers=len(adapter) // 2,
         latent_shape=latent_shape,
         text_shape=text_shape,
+        frames=shape.frames,
         height=shape.height,
         width=shape.width,
     )
@@ -144,30 +170,20 @@ def _decode(vae: Any, sides: tuple[int, int], backward: bool) -> Cost:
     return measure(vae, lambda: vae.decode(latents_NChw).sample, backward=backward, known=(latents_NChw,))
 
 
-def _network(module: nn.Module, cost: Cost, base: int | None = None) -> Network:
-    parameters = list(module.parameters())
-    return Network(
-        parameters=sum(p.numel() for p in parameters) if base is None else base,
-        trainable=sum(p.numel() for p in parameters if p.requires_grad),
-        weights=sum(p.numel() * p.element_size() for p in parameters),
-        cost=cost,
-    )
-
-
 def _reward(
     names: Sequence[tuple[str | None, str | None]], config: RewardConfig, shape: VideoShape, backward: bool
 ) -> Network:
     """Returns the networks of one reward, or of all parts of a mixture: their sums, as all of them see every image."""
     judges = [judge for name, path in names if (judge := _judge(name, path))]
     if not judges:
-        return _NONE
+        return NONE
     learned = [name not in BUILTIN for name, _ in names]
     images_NCHW = torch.empty(1, 3, shape.height, shape.width, requires_grad=backward, device="meta")
     found = []
     for judge in judges:
         judge.eval().requires_grad_(False).to(DTYPES[config.precision])
         run = partial(judge, images_NCHW)
-        found.append(_network(judge, measure(judge, run, backward=backward, known=(images_NCHW,))))
+        found.append(network_of(judge, measure(judge, run, backward=backward, known=(images_NCHW,))))
     costs = [astuple(network.cost) for network in found]
     return Network(
         parameters=sum(network.parameters for network in found),

@@ -1,12 +1,14 @@
 """The plan of a run: what it counts, what it costs, what it needs."""
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rlvid.config import RunConfig
 from rlvid.diffusion.schedule import check_chain
 from rlvid.models.video_shape import resolved_shape
-from rlvid.plan.counts import Counts, count
+from rlvid.plan.counts import Calls, Counts, count
+from rlvid.plan.measure import Cost
 from rlvid.plan.memory import advice, resident, stages
 from rlvid.plan.parts import Parts, outline_parts
 
@@ -24,6 +26,8 @@ class Plan:
         advice: settings that lower the peak, and the peak with each.
         checkpointing: the peak with activations ``recomputed`` and with all of them ``kept``.
         disk: bytes of what is written.
+        text_bytes: that embedding a prompt needs before training, where the text encoder does not stay; else 0.
+        text_flops: of a prompt's embedding, which a step does not pay for.
     """
 
     config: RunConfig
@@ -35,6 +39,8 @@ class Plan:
     advice: dict[str, int]
     checkpointing: dict[str, int]
     disk: dict[str, int]
+    text_bytes: int
+    text_flops: float
 
     @property
     def peak(self) -> int:
@@ -70,6 +76,7 @@ class Plan:
             "peak_bytes_with": self.advice,
             "peak_bytes_with_activations": self.checkpointing,
             "disk_bytes": self.disk,
+            **({"text_embedding": {"bytes": self.text_bytes, "flops": self.text_flops}} if self.parts.causal else {}),
         }
 
 
@@ -105,6 +112,8 @@ def make_plan(config: RunConfig) -> Plan:
         advice=advice(parts, counts, config),
         checkpointing=either,
         disk=disk(parts, counts, config),
+        text_bytes=0 if parts.text_resident else parts.text_encoder.weights + parts.text_encoder.cost.plain_peak,
+        text_flops=parts.text_encoder.cost.flops,
     )
 
 
@@ -112,29 +121,40 @@ def flops_by_stage(parts: Parts, counts: Counts, config: RunConfig) -> dict[str,
     """FLOPs of one sample; text is encoded once and for all, and costs a step nothing."""
     judged = replace(counts.reward, again=counts.reward.graph) if parts.reward.recompute else counts.reward
     denoiser = parts.denoiser.cost_recomputed if config.train.checkpoint_activations else parts.denoiser.cost
-    pairs = {
-        "decoder": (counts.decoder, parts.autoencoder.cost),
-        "reward": (judged, parts.reward.cost),
-    }
+    vae, first, later = parts.autoencoder, counts.first_chunk, _beside(counts.decoder, counts.first_chunk)
+    share = _forward(counts.share, vae.cost) + _backward(counts.share, vae.cost)
     return {
         "chain without gradient": counts.denoiser.plain * parts.denoiser.cost.flops,
         "chain with gradient": counts.denoiser.graph * parts.denoiser.cost.flops,
-        "decode": (counts.decoder.plain + counts.decoder.graph) * parts.autoencoder.cost.flops,
+        "decode": _forward(later, vae.cost) + _forward(first, vae.first_chunk),
         "reward": (counts.reward.plain + counts.reward.graph) * parts.reward.cost.flops,
         "held-out reward": counts.held_out.plain * parts.held_out.cost.flops,
         "backward through the denoiser": counts.denoiser.backward * denoiser.backward_flops,
-        **{
-            f"backward through the {name}": calls.again * cost.flops + calls.backward * cost.backward_flops
-            for name, (calls, cost) in pairs.items()
-        },
+        **({"gradient share": share} if share else {}),
+        "backward through the decoder": _backward(later, vae.cost) + _backward(first, vae.first_chunk),
+        "backward through the reward": _backward(judged, parts.reward.cost),
     }
+
+
+def _forward(calls: Calls, cost: Cost) -> float:
+    return (calls.plain + calls.graph) * cost.flops
+
+
+def _backward(calls: Calls, cost: Cost) -> float:
+    return calls.again * cost.flops + calls.backward * cost.backward_flops
+
+
+def _beside(calls: Calls, others: Calls) -> Calls:
+    """Returns the calls without some of them; the most rows at once stay."""
+    rest = {name: getattr(calls, name) - getattr(others, name) for name in ("plain", "graph", "again", "backward")}
+    return replace(calls, **rest)
 
 
 def disk(parts: Parts, counts: Counts, config: RunConfig) -> dict[str, int]:
     """Returns bytes of files: float32 numbers, and archived frames as PNG, which are never larger than their pixels."""
-    trained, channels = parts.denoiser.trainable, parts.latent_shape
-    latents = channels[0] * channels[1] * channels[2] * channels[3]
-    frames = (counts.decoder.plain + counts.decoder.graph) * config.train.batch_size
+    trained = parts.denoiser.trainable
+    latents = math.prod(parts.latent_shape)
+    frames = counts.frames * config.train.batch_size
     every, train = config.output.archive_every, config.train
     archived = -(-train.steps // every) if every else 0
     checkpoint = 4 * trained + (12 if train.zero_stage == 0 else 16) * trained
@@ -145,7 +165,8 @@ def disk(parts: Parts, counts: Counts, config: RunConfig) -> dict[str, int]:
         * min(config.output.keep_checkpoints, -(-train.steps // config.output.checkpoint_every)),
         "archive of a step, at most": int(frames * 3 * parts.pixels) if every else 0,
         "archive, at most": int(archived * frames * 3 * parts.pixels),
-        "an encoded clip": 4 * (2 * latents + parts.text_shape[0] * parts.text_shape[1]),
+        # Zeros behind a prompt are not stored.
+        f"an encoded clip{', at most' if parts.causal else ''}": 4 * (2 * latents + math.prod(parts.text_shape)),
     }
 
 

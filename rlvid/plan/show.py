@@ -15,7 +15,7 @@ from rlvid.reward.load import scores_whole_videos
 def render(plan: Plan) -> Iterator[RenderableType]:
     """Yields the tables and lines to print."""
     config, parts, counts = plan.config, plan.parts, plan.counts
-    channels, frames, height, width = parts.latent_shape
+    latents = " x ".join(map(str, parts.latent_shape))
     yield (
         f"{config.name}: {config.method.name} on the reward {config.reward.name}, {config.train.steps:,} steps of "
         f"{config.train.batch_size} videos, {config.train.workers} worker(s), {config.micro_batch} video(s) at once on "
@@ -27,27 +27,38 @@ def render(plan: Plan) -> Iterator[RenderableType]:
         f"{parts.autoencoder.parameters:,}, text encoder {parts.text_encoder.parameters:,}, reward "
         f"{parts.reward.parameters:,}, held-out reward {parts.held_out.parameters:,}"
     )
-    whole = parts.denoiser.parameters + (parts.denoiser.trainable if parts.adapted_layers else 0)
+    if not parts.causal:
+        whole = parts.denoiser.parameters + (parts.denoiser.trainable if parts.adapted_layers else 0)
+        yield (
+            f"in units of 2^20, as InstructVideo's paper counts: {parts.denoiser.trainable / 2**20:,.2f} M trainable "
+            f"of {whole / 2**20:,.2f} M"
+        )
+    decoded = _number(_forward(counts.decoder))
+    if parts.causal:
+        decoded += f" chunks decoded and {_number(counts.decoder.again)} again"
+    else:
+        decoded += " decodes"
     yield (
-        f"in units of 2^20, as InstructVideo's paper counts: {parts.denoiser.trainable / 2**20:,.2f} M trainable of "
-        f"{whole / 2**20:,.2f} M"
-    )
-    yield (
-        f"a sample: {frames} frames of {parts.height} x {parts.width} pixels, latents {channels} x {frames} x "
-        f"{height} x {width}; {_number(_forward(counts.denoiser))} U-Net evaluations and "
-        f"{_number(counts.denoiser.again)} again in the backward pass, {_number(_forward(counts.decoder))} decodes, "
+        f"a sample: {parts.frames} frames of {parts.height} x {parts.width} pixels, latents {latents}; "
+        f"{_number(_forward(counts.denoiser))} {'transformer' if parts.causal else 'U-Net'} evaluations and "
+        f"{_number(counts.denoiser.again)} again in the backward pass, {decoded}, "
         f"{_number(_forward(counts.reward))} images rewarded, {_number(_forward(counts.held_out))} by the held-out "
         f"reward; {_number(counts.optimiser_steps)} optimiser step(s) a batch"
     )
-    segments, rest = config.reward.segments, frames % config.reward.segments
+    segments, rest = config.reward.segments, parts.frames % config.reward.segments
     if rest and math.isfinite(config.reward.attenuation) and not scores_whole_videos(config.reward):
         yield (
-            f"reward.segments = {segments} does not divide the {frames} frames of a video: the last "
+            f"reward.segments = {segments} does not divide the {parts.frames} frames of a video: the last "
             f"{'one is' if rest == 1 else f'{rest} are'} never drawn"
         )
     yield _work(plan)
     yield _memory(plan)
     yield from _hints(plan)
+    if plan.text_bytes:
+        yield (
+            f"before training, on its own: the text encoder embeds each prompt once, {gib(plan.text_bytes)} and "
+            f"{plan.text_flops / 1e12:,.2f} TFLOPs a prompt; it does not stay beside training"
+        )
     yield _disk(plan)
 
 

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
+from rlvid.models.causal_decode import DecodeSettings
 from rlvid.models.wan import WanModel
 from rlvid.models.wan_text import UMT5Embedder
 
@@ -59,7 +60,14 @@ def tiny_wan_text(length: int = 16) -> UMT5Embedder:
     return UMT5Embedder(tokenizer, UMT5EncoderModel(config))
 
 
-def tiny_wan(kind: str = "2.1", *, frames: int = 9, height: int = 16, width: int = 32) -> WanModel:
+def tiny_wan(
+    kind: str = "2.1",
+    *,
+    frames: int = 9,
+    height: int = 16,
+    width: int = 32,
+    decode: DecodeSettings | None = None,
+) -> WanModel:
     """Makes a random model with an autoencoder of a kind; the transformer has 20 k parameters."""
     vae, text = tiny_wan_vae(kind), tiny_wan_text()
     torch.manual_seed(2)
@@ -74,7 +82,7 @@ def tiny_wan(kind: str = "2.1", *, frames: int = 9, height: int = 16, width: int
         num_layers=2,
         rope_max_seq_len=32,
     )
-    return WanModel(transformer, vae, text, frames=frames, height=height, width=width)
+    return WanModel(transformer, vae, text, frames=frames, height=height, width=width, decode=decode)
 
 
 def tiny_wan_pipeline(model: WanModel) -> WanPipeline:

@@ -1,0 +1,160 @@
+"""The networks of a Wan run on the meta device: the run's own model, of shapes alone, and what each of its parts costs.
+
+The decoder is causal. A loss on its frames takes it forward chunk by chunk and back in a sweep, see
+``rlvid.models.causal_decode``; both run here as in a training step. FLOPs are those of chunks with scored frames: the
+others leave out the gradients of their last layers, some per cent of a sweep at most.
+"""
+
+from collections.abc import Iterable
+from functools import lru_cache, partial
+
+import torch
+from diffusers import WanTransformer3DModel
+from torch import Tensor
+
+from rlvid.config.model import ModelConfig
+from rlvid.models.decoder_cache import Cache, tensors
+from rlvid.models.folders import structure_folder
+from rlvid.models.lora import inject_lora
+from rlvid.models.recompute import recomputing
+from rlvid.models.text_limit import text_length
+from rlvid.models.text_rows import TEXT_LENGTH
+from rlvid.models.unet3d import DTYPES
+from rlvid.models.wan import WanModel
+from rlvid.models.wan_parts import encoder_outline, outline_model
+from rlvid.plan.measure import Cost, Meter, efficient_attention, measure
+from rlvid.plan.network import DecodeCost, Network, network_of
+
+
+def shapes(spec: ModelConfig) -> tuple[tuple[int, int, int, int], tuple[int, int]]:
+    """Returns the shapes of a video's latents (C, f, h, w) and of a prompt's embedding (L, D)."""
+    folder, model = structure_folder(spec.path), outline_model(spec)
+    rows = text_length(folder) if (folder / "tokenizer").is_dir() else TEXT_LENGTH
+    assert isinstance(model.denoiser, WanTransformer3DModel), "no engine stands in its place"
+    return model.latent_shape, (rows, model.denoiser.config.text_dim)
+
+
+def transformer(spec: ModelConfig) -> tuple[Network, int]:
+    """Returns the denoiser, measured on one branch of a video, and the number of layers with an adapter.
+
+    Raises:
+        ValueError: as ``rlvid.models.wan_parts.outline_model``, or no layer has a target's name.
+    """
+    return _transformer(spec.model_copy(update={"decode_window": None}).model_dump_json(), shapes(spec)[1])
+
+
+@lru_cache(maxsize=8)  # measuring takes seconds, and plans are compared
+def _transformer(settings: str, text_shape: tuple[int, int]) -> tuple[Network, int]:
+    spec = ModelConfig.model_validate_json(settings)
+    model = outline_model(spec)
+    denoiser = model.denoiser
+    base, adapter = sum(p.numel() for p in denoiser.parameters()), []
+    if spec.finetune == "lora":
+        adapter = inject_lora(denoiser, spec.lora.rank, spec.lora.targets, seed=0)
+    else:
+        denoiser.requires_grad_(True)
+    with torch.device("meta"):
+        inputs = torch.empty(1, *model.latent_shape), torch.empty(1), torch.empty(1, *text_shape)
+    costs = []
+    for again in (False, True):
+        with recomputing(again):
+            costs.append(measure(denoiser, partial(model.output, *inputs), backward=True, known=inputs))
+    return network_of(denoiser, costs[0], base, cost_recomputed=costs[1]), len(adapter) // 2
+
+
+@lru_cache(maxsize=4)
+def text_encoder(path: str, precision: str, rows: int) -> Network:
+    """Returns the text encoder, measured on one prompt of so many rows."""
+    encoder = encoder_outline(structure_folder(path)).to(DTYPES[precision])
+    tokens_1L = torch.zeros(1, rows, dtype=torch.int64, device="meta")
+
+    def run() -> Tensor:
+        text_1LD: Tensor = encoder(tokens_1L).last_hidden_state
+        return text_1LD
+
+    return network_of(encoder, measure(encoder, run, backward=False, known=(tokens_1L,)))
+
+
+def autoencoder(spec: ModelConfig, scored: tuple[int, ...], *, backward: bool, recompute: bool) -> Network:
+    """Returns the autoencoder: the cost of a chunk, and the memory of decoding the ``scored`` frames of a video.
+
+    Args:
+        spec: the model.
+        scored: indices of frames.
+        backward: whether the reward's gradient flows.
+        recompute: whether chunks are computed again in the backward pass.
+    """
+    shape_alone = {"finetune": "full", "lora": ModelConfig().lora, "precision": "float32"}  # the rest is the denoiser's
+    settings = spec.model_copy(update=shape_alone).model_dump_json()
+    return _autoencoder(settings, scored, backward, recompute or spec.decode_window is not None)
+
+
+@lru_cache(maxsize=8)
+def _autoencoder(settings: str, scored: tuple[int, ...], backward: bool, sweeps: bool) -> Network:
+    model = outline_model(ModelConfig.model_validate_json(settings))
+    first, caches = _chunk(model, None, backward, sweeps)
+    later, caches = _chunk(model, caches, backward, sweeps)
+    plain = _decode(model, scored)
+    decode, kept = plain, plain
+    if backward:
+        windowed = model._decoder.settings.window is not None
+        share = _share(model, caches) if windowed else 0
+        decode = _decode_for_a_loss(model, scored, plain.plain_peak, share, recompute=True)
+        kept = decode if windowed else _decode_for_a_loss(model, scored, plain.plain_peak, share, recompute=False)
+    return network_of(model.vae, later, first_chunk=first, decode=decode, decode_kept=kept)
+
+
+def _chunk(model: WanModel, cache: Cache | None, backward: bool, sweeps: bool) -> tuple[Cost, Cache]:
+    """Returns the cost of a chunk, the first one of a video where there is no cache, and the cache after it."""
+    decoder = model._decoder
+    features = _features(model).requires_grad_(backward)
+    with torch.no_grad(), efficient_attention():
+        _, after = decoder.chunk(features.detach(), cache)
+    with recomputing(sweeps and decoder.settings.recompute_blocks):
+        cost = measure(
+            model.vae, lambda: decoder.chunk(features, cache)[0], backward=backward, known=(features, *tensors(cache))
+        )
+    return cost, after
+
+
+def _features(model: WanModel) -> Tensor:
+    channels, _, height, width = model.latent_shape
+    return torch.empty(1, channels, 1, height, width, dtype=model.vae.dtype, device="meta")
+
+
+def _decode(model: WanModel, scored: tuple[int, ...]) -> DecodeCost:
+    latents, frames_1S = torch.empty(1, *model.latent_shape, device="meta"), torch.tensor([scored])
+    with efficient_attention(), torch.no_grad(), _meter(model, latents) as meter:
+        model.decode_frames(latents, frames_1S)
+    return DecodeCost(meter.peak)
+
+
+def _decode_for_a_loss(
+    model: WanModel, scored: tuple[int, ...], plain_peak: float, share_peak: int, *, recompute: bool
+) -> DecodeCost:
+    latents = torch.empty(1, *model.latent_shape, device="meta", requires_grad=True)
+    gradient_1SCHW = torch.empty(1, len(scored), 3, model.height, model.width, device="meta")
+    with efficient_attention(), _meter(model, latents, gradient_1SCHW) as meter:
+        decoded = model.decode(latents, torch.tensor([scored]), recompute=recompute)
+        forward_peak, held = meter.peak, meter.live
+        meter.peak = held
+        decoded.pull_back((decoded.frames * gradient_1SCHW).sum())
+    return DecodeCost(plain_peak, forward_peak, held, meter.peak, share_peak)
+
+
+def _share(model: WanModel, cache: Cache) -> int:
+    """Returns the bytes for the exact gradient of a chunk whose caches come from and go to the CPU's memory."""
+    features = _features(model)
+    place_N = torch.arange(model.stride)
+    gradient_NCHW = torch.empty(len(place_N), 3, model.height, model.width, device="meta")
+    scored = torch.zeros_like(place_N), place_N, gradient_NCHW
+    with efficient_attention(), _meter(model, features, gradient_NCHW) as meter:
+        before = [each.clone() if isinstance(each, Tensor) else each for each in cache]
+        carry: list[Tensor | None] = [each.clone() for each in tensors(cache)]
+        model._decoder._chunk_gradient(features, before, torch.tensor([0]), carry, scored, onward=True)
+    return meter.peak
+
+
+def _meter(model: WanModel, *known: Tensor) -> Meter:
+    parts: Iterable[Tensor] = (*model.vae.parameters(), *model.vae.buffers())
+    return Meter([*parts, *known])

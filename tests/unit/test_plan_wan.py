@@ -1,0 +1,184 @@
+"""The plan of a Wan run: held to the operations and the memory of a real step of the tiny model, by one meter."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import clips
+
+from rlvid.algorithms.base import Context, Stopwatch
+from rlvid.algorithms.catalogue import ALGORITHMS
+from rlvid.config import RunConfig, load_config, parse_config
+from rlvid.models.load import load_video_model
+from rlvid.models.lora import inject_lora
+from rlvid.plan.counts import count
+from rlvid.plan.measure import Meter
+from rlvid.plan.memory import resident, stages
+from rlvid.plan.parts import last_frames, outline_parts
+from rlvid.plan.plan import Plan, flops_by_stage, make_plan
+from rlvid.plan.show import render
+from rlvid.reward.load import load_reward
+from rlvid.toy.tiny_wan import save_tiny_wan
+
+FRAMES = 33
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model in diffusers' layout."""
+    folder = tmp_path_factory.mktemp("stored")
+    save_tiny_wan(folder)
+    return folder
+
+
+def described(stored: Path, **sections: dict[str, Any]) -> RunConfig:
+    """A run of the tiny model on a video long enough for the caches to weigh."""
+    base: dict[str, dict[str, Any]] = {
+        "model": {"path": str(stored), "frames": FRAMES, "size": 32, "lora": {"targets": ["attention"]}},
+        "sampling": {"steps": 2},
+        "method": {"name": "draft"},
+        "reward": {"name": "brightness", "held_out": None, "attenuation": "inf"},
+        "train": {"batch_size": 1, "workers": 1, "checkpoint_activations": True},
+    }
+    return parse_config(base | {name: base.get(name, {}) | values for name, values in sections.items()})
+
+
+def real_step(config: RunConfig) -> tuple[int, int]:
+    """Returns the FLOPs of a training step on the CPU, and the most bytes of tensors that it made."""
+    model = load_video_model(config.model, text=True)
+    inject_lora(model.denoiser, config.model.lora.rank, config.model.lora.targets, 0)
+    reward = load_reward(config.reward.name)
+    running = ALGORITHMS[config.method.name](Context(config, model, reward, None, Stopwatch(torch.device("cpu"))))
+    batch = clips(running, (0,))
+    model.negative(batch.text_BLD)
+    with Meter([*model.denoiser.parameters(), *model.vae.parameters()]) as meter:
+        for update in running.updates(batch):
+            update.loss.backward()
+    return meter.flops, meter.peak
+
+
+@pytest.mark.parametrize("window", [1, 4, None])
+def test_a_real_step_does_what_was_planned(stored: Path, window: int | None) -> None:
+    """TAR's central frame alone is scored, so that every draw costs the same."""
+    config = described(stored, model={"decode_window": window})
+    # The measurement of the gradient's share is rare, and this step does without it.
+    parts, counts = outline_parts(config), count(config, FRAMES)
+    planned = {k: v for k, v in flops_by_stage(parts, counts, config).items() if k != "gradient share"}
+    sweep = {k: v for k, v in stages(parts, counts, config).items() if k != "gradient share"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rlvid.models.causal_decode.CausalDecoder.gradient_share", lambda *_: (torch.ones(1),) * 2)
+        flops, peak = real_step(config)
+    # A chunk without scored frames leaves out the gradients of its last layers, and the plan counts them.
+    assert 0.98 * flops < sum(planned.values()) < 1.06 * flops
+    assert max(sweep.values()) == pytest.approx(peak, rel=0.15)
+
+
+def test_shorter_windows_need_less(stored: Path) -> None:
+    settings = {"attenuation": 1.0, "segments": 2}
+    plans = [make_plan(described(stored, model={"decode_window": w}, reward=settings)) for w in (1, 2, None)]
+    for name in ("decode", "backward through the decoder"):
+        one, two, every = (plan.stages[name] for plan in plans)
+        assert one < two < every
+    one, two, every = (plan.flops["backward through the decoder"] for plan in plans)
+    assert one < two < every
+    assert [plan.flops.get("gradient share", 0) > 0 for plan in plans] == [True, True, False]
+    assert [plan.stages.get("gradient share", 0) > 0 for plan in plans] == [True, True, False]
+    assert len({plan.flops["decode"] for plan in plans}) == 1
+
+
+def test_chunks_are_counted_as_the_frames_fall(stored: Path) -> None:
+    def of(**sections: dict[str, Any]) -> Any:
+        counts = count(described(stored, **sections), FRAMES)
+        calls = counts.decoder
+        return calls.plain, calls.graph, calls.again, calls.backward, counts.frames
+
+    assert of() == (5, 0, 5, 5, 1)  # the central frame, 16, is the last one of chunk 4
+    assert of(model={"decode_window": 1}) == (5, 0, 1, 1, 1)
+    assert of(model={"decode_window": 2}) == (5, 0, 2, 2, 1)
+    assert of(train={"checkpoint_activations": False}) == (0, 5, 0, 5, 1)
+    whole = {"name": "mixture", "mixture": [{"name": "brightness"}, {"name": "motion", "floor": 0.1}]}
+    assert of(reward=whole) == (9, 0, 9, 9, FRAMES)
+    assert of(reward=whole, model={"decode_window": 1}) == (9, 0, 9, 9, FRAMES)
+    assert of(method={"name": "ddpo"}, sampling={"steps": 3}) == (5, 0, 0, 0, 1)
+
+
+def test_the_last_frames_of_segments_need_the_most(stored: Path) -> None:
+    assert last_frames(described(stored), FRAMES) == (16,)
+    assert last_frames(described(stored, reward={"attenuation": 1.0, "segments": 4}), FRAMES) == (7, 15, 23, 31)
+
+
+def test_the_text_encoder_does_not_stay_beside_training(stored: Path) -> None:
+    config = described(stored)
+    plan = make_plan(config)
+    assert plan.parts.text_encoder.weights > 0
+    assert resident(plan.parts, config)["other weights"] == plan.parts.autoencoder.weights
+    assert plan.text_bytes > plan.parts.text_encoder.weights
+    assert plan.as_dict()["text_embedding"]["flops"] > 0
+
+
+def test_half_precision_is_for_the_transformer_alone(stored: Path) -> None:
+    full, half = (outline_parts(described(stored, model={"precision": p})) for p in ("float32", "bfloat16"))
+    assert half.autoencoder.weights == full.autoencoder.weights == 4 * full.autoencoder.parameters
+    # Norms, the time embedding and the adapter stay float32.
+    assert 2 * full.denoiser.parameters < half.denoiser.weights < full.denoiser.weights
+    assert half.denoiser.cost.plain_peak < full.denoiser.cost.plain_peak
+
+
+SIZES = [  # trained parameters of rank 4, layers with an adapter, latents of the usual video
+    ("random-wan-1.3b", 1_418_996_800, 126_892_531, 240, (16, 21, 60, 104)),
+    ("random-wan-ti2v-5b", 4_999_787_712, 704_688_668, 240, (48, 31, 44, 80)),
+    ("random-wan-14b", 14_288_491_584, 126_892_531, 320, (16, 21, 60, 104)),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("path", "denoiser", "autoencoder", "layers", "latents"), SIZES)
+def test_full_structures_are_planned_without_weights(
+    path: str, denoiser: int, autoencoder: int, layers: int, latents: tuple[int, ...]
+) -> None:
+    config = parse_config({"model": {"path": path, "precision": "bfloat16"}, "train": {"batch_size": 1}})
+    assert outline_latents(config) == latents
+    small = config.model_copy(update={"model": config.model.model_copy(update={"frames": 5, "size": 64})})
+    plan = make_plan(small)
+    parts = plan.parts
+    assert (parts.denoiser.parameters, parts.autoencoder.parameters) == (denoiser, autoencoder)
+    assert parts.text_encoder.parameters == 5_680_910_336
+    assert parts.adapted_layers == layers
+    assert plan.peak > 2 * denoiser
+    shown = "\n".join(each for each in render(plan) if isinstance(each, str))
+    for words in (
+        "transformer evaluations",
+        "2 chunks decoded and 2 again",
+        "the text encoder embeds each prompt once",
+    ):
+        assert words in shown
+
+
+def outline_latents(config: RunConfig) -> tuple[int, ...]:
+    """Returns the shape of the latents of the model's usual video."""
+    from rlvid.plan.wan import shapes
+
+    return shapes(config.model)[0]
+
+
+@pytest.mark.slow
+def test_the_shipped_run_is_planned_without_weights(tmp_path: Path) -> None:
+    small = ["model.frames=5", "model.height=64", "model.width=64", "train.batch_size=1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+        plan: Plan = make_plan(load_config("wan-1.3b-hpsv2", small))
+    assert plan.parts.reward.parameters == 986_109_441
+    assert plan.counts.denoiser.plain + plan.counts.denoiser.graph == 16  # 8 steps, two branches
+    assert plan.counts.reward.graph == 5  # motion is of whole videos
+
+
+def test_the_shipped_run_has_the_settings_that_its_comments_name() -> None:
+    config = load_config("wan-1.3b-hpsv2")
+    assert (config.method.name, config.method.start, config.method.tau) == ("instructvideo", 0.66, None)
+    assert (config.model.shift, config.sampling.guidance, config.model.decode_window) == (3.0, 5.0, None)
+    assert config.model.lora.scale == 4
+    assert [part.name for part in config.reward.mixture] == ["hpsv2", "motion"]
+    assert "静止不动的画面" in config.sampling.negative_prompt
+    alone = load_config("wan-1.3b-hpsv2", ["reward.mixture=[]", "reward.name=hpsv2", "reward.path=h.pt"])
+    assert (alone.reward.name, alone.reward.segments, alone.reward.attenuation) == ("hpsv2", 4, 1.0)
