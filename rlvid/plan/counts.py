@@ -20,6 +20,7 @@ from rlvid.config import RunConfig
 from rlvid.models.base import VideoModel
 from rlvid.models.folders import WAN, family
 from rlvid.models.load import path_outline
+from rlvid.models.noise_path import RectifiedFlow
 from rlvid.reward.load import held_out_scores_whole_videos, scores_whole_videos
 from rlvid.toy.tiny import tiny_model
 
@@ -219,7 +220,9 @@ def _counting_wan(config: RunConfig, frames: int, meters: dict[str, _Meter]) -> 
 
     model = tiny_wan(frames=frames, height=16, width=16, decode=DecodeSettings(window=config.model.decode_window))
     network = _ChunkDecoder(meters["decoder"], meters["first_chunk"])
-    model.vae.decoder, model.path = network, path_outline(config.model)
+    path = path_outline(config.model)
+    assert isinstance(path, RectifiedFlow), "Wan's path"
+    model.vae.decoder, model.path = network, path
     measured = model._decoder.gradient_share
 
     def counted(*given: Any) -> Any:
@@ -229,7 +232,7 @@ def _counting_wan(config: RunConfig, frames: int, meters: dict[str, _Meter]) -> 
         finally:
             network.meters = own
 
-    model._decoder.gradient_share = counted
+    model._decoder.gradient_share = counted  # type: ignore[method-assign, assignment]  # the same, with other meters
     return model
 
 
