@@ -23,8 +23,8 @@ PROMPTS = ["a red circle moving left", "a dog"]
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 PREFIX = "base_model.model."
 EXPECTED = (
-    "expected 'builtin', 'builtin-wan', 'random', a hub id such as 'ali-vilab/text-to-video-ms-1.7b', or a folder in diffusers' "
-    "layout with unet or transformer, vae, text_encoder, tokenizer and scheduler"
+    "expected 'builtin', 'builtin-wan', 'random', a hub id such as 'ali-vilab/text-to-video-ms-1.7b', or a folder in "
+    "diffusers' layout with unet or transformer, vae, text_encoder, tokenizer and scheduler"
 )
 LAYOUT = [(part, f"{part}/config.json, {part}/*.safetensors") for part in ("unet", "vae", "text_encoder")]
 LAYOUT += [("tokenizer", "tokenizer/tokenizer_config.json, tokenizer/*[br].json")]
