@@ -218,8 +218,8 @@ class CausalDecoder:
     ) -> tuple[Tensor, Tensor]:
         """Measures the latents' gradient that a window keeps, for given gradients of the decoded frames.
 
-        One video at a time, with its caches in the CPU's memory: a GPU holds the exact gradient of one chunk beside what
-        the window's own sweep keeps.
+        One video at a time, with its caches in the CPU's memory: a GPU holds the exact gradient of one chunk beside
+        what the window's own sweep keeps.
 
         Args:
             latents_BCfhw: normalised per channel.
