@@ -33,7 +33,7 @@ PROMPTS_DRAWN = 48
 
 def default_sets(config: RunConfig) -> tuple[str, ...]:
     """Returns a run's prompt sets: those of the built-in world for its model or clips, animals for any other."""
-    return tuple(PROMPT_SETS) if {*BUILT_IN, "builtin"} & {config.model.path, *config.data.sources} else ANIMAL_SETS
+    return tuple(PROMPT_SETS) if {*BUILT_IN} & {config.model.path, *config.data.sources} else ANIMAL_SETS
 
 
 def prompts_of(

@@ -26,14 +26,14 @@ STRUCTURES = {
     "random-wan-14b": "structures/wan-14b",
 }
 """The values of ``model.path`` for random weights, and the folders of their configurations beside this file."""
+OUTLINES = ("random-wan-ti2v-5b", "random-wan-14b")
+"""Those of them that are outlined on the meta device alone: random weights of that size would serve nobody."""
 WAN_STRUCTURES = {
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": "random-wan-1.3b",
     "Wan-AI/Wan2.2-TI2V-5B-Diffusers": "random-wan-ti2v-5b",
     "Wan-AI/Wan2.1-T2V-14B-Diffusers": "random-wan-14b",
 }
 """Hub ids of Wan's models, and which of these structures each has."""
-OUTLINES = ("random-wan-ti2v-5b", "random-wan-14b")
-"""Those of them that are outlined on the meta device alone: random weights of that size would serve nobody."""
 
 
 @dataclass(frozen=True)

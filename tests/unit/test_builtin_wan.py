@@ -10,6 +10,7 @@ from rlvid.config.model import ModelConfig
 from rlvid.diffusion.generate import generate
 from rlvid.models.folders import builtin_folder
 from rlvid.models.load import load_video_model
+from rlvid.models.text_apart import is_text_apart
 from rlvid.models.wan import WanModel
 from rlvid.train.preflight import check
 from rlvid.world.captions import prompt_set
@@ -26,7 +27,7 @@ def model() -> WanModel:
 def test_it_is_small_and_has_nine_frames(model: WanModel) -> None:
     assert (model.frames, model.height, model.width, model.fps) == (9, 32, 32, 8)
     assert model.latent_shape == (8, 3, 8, 8)
-    files = [path for path in builtin_folder("builtin-wan").rglob("*.safetensors")]
+    files = list(builtin_folder("builtin-wan").rglob("*.safetensors"))
     assert len(files) == 3
     assert sum(path.stat().st_size for path in files) < 4 * 2_000_000, "under two million float32 parameters"
 
@@ -47,6 +48,7 @@ def test_its_description_passes_all_checks_and_its_workers_embed_prompts_themsel
     config = load_config("toy-wan")
     check(config)
     assert config.model.path == "builtin-wan"
+    assert not is_text_apart(config.model.path), "so nobody embeds prompts for them"
 
 
 def test_the_order_of_videos_changes_nothing(model: WanModel) -> None:

@@ -156,17 +156,17 @@ class TemporalHead(nn.Module):
 
 
 class MotionEnergy(nn.Module):
-    """Says of each frame how strongly its patches move, and how strongly their motion changes.
+    """Makes a vector of each frame: how strongly its patches move, and how strongly their motion changes.
 
     The energy of a channel is the logarithm of the mean square, over the patches of a frame, of its first or second
     difference in time. Smooth motion has little of the second; a subject that trembles has much. A transformer over
     averaged patches hardly finds that by itself.
 
     Args:
-        numbers: of all patches of a frame; they are the last ones of its features.
-        patch: numbers of one of them.
-        channels: that are made of a patch.
-        width: of what is said.
+        numbers: length of all patches of a frame; they are the last part of its features.
+        patch: length of one patch.
+        channels: number of linear maps of a patch whose energies are taken.
+        width: length of the vector.
     """
 
     def __init__(self, numbers: int, patch: int, channels: int, width: int) -> None:

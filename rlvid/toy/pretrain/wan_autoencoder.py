@@ -46,7 +46,10 @@ class AutoencoderPhase:
 
 
 def autoencoder_phases(steps: Callable[[int], int]) -> list[AutoencoderPhase]:
-    """Returns the plan: images, then short windows, then whole clips; most is learned where the work is least."""
+    """Returns the plan: images, then short windows, then whole clips; most is learned where the work is least.
+
+    Whole clips come twice, for a learning rate that rises again.
+    """
     return [
         AutoencoderPhase(frames=1, batch=8, steps=steps(2400), peak=1.5e-3),
         AutoencoderPhase(frames=5, batch=4, steps=steps(1500), peak=1.2e-3),
