@@ -22,8 +22,7 @@ from rlvid.data.kept import encoded_once
 from rlvid.data.shares import column
 from rlvid.data.training_set import TrainingSet
 from rlvid.models.base import Posterior, VideoModel
-from rlvid.models.folders import model_folder
-from rlvid.models.text_apart import is_text_apart
+from rlvid.models.folders import is_text_apart, model_folder
 from rlvid.models.text_limit import text_length
 from rlvid.models.text_rows import pad_rows
 

@@ -22,7 +22,8 @@ from rlvid.evaluate.score import make_videos
 from rlvid.evaluate.work import Evaluation
 from rlvid.faults import one_line
 from rlvid.files import held
-from rlvid.models.text_apart import embed_apart, is_text_apart
+from rlvid.models.folders import is_text_apart
+from rlvid.models.text_apart import embed_apart
 from rlvid.models.text_rows import TextEmbedder
 
 Texts = Mapping[str, TextEmbedder | bool]

@@ -121,6 +121,15 @@ def family(path: str) -> Family:
     return _family_of(path, _folder(path))
 
 
+def is_text_apart(path: str) -> bool:
+    """Returns whether the text encoder of ``model.path`` is too large to stand beside the denoiser.
+
+    A 3D U-Net's encoder is small, and so is that of ``builtin-wan``; random weights of Wan have none: embeddings are
+    drawn.
+    """
+    return path not in (*BUILT_IN, *STRUCTURES) and family(path) is WAN
+
+
 def _folder(path: str) -> Path:
     """Returns the folder of configurations, be weights in it or not."""
     folder = _packaged(path) if path in STRUCTURES else _found(path)

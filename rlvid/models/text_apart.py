@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from rlvid.config.model import BUILT_IN, ModelConfig
-from rlvid.models.folders import STRUCTURES, WAN, family
+from rlvid.config.model import ModelConfig
+from rlvid.models.folders import is_text_apart
 from rlvid.models.load import load_video_model
 from rlvid.models.text_rows import cut_rows, pad_rows
 
@@ -34,15 +34,6 @@ class KnownEmbedder:
         if unknown is not None:
             raise ValueError(f"the prompt {unknown[:60]!r} was not embedded before the model was loaded")
         return pad_rows([self._rows[prompt] for prompt in prompts], self.length)
-
-
-def is_text_apart(path: str) -> bool:
-    """Returns whether the text encoder of ``model.path`` is too large to stand beside the denoiser.
-
-    A 3D U-Net's encoder is small, and so is that of ``builtin-wan``; random weights of Wan have none: embeddings are
-    drawn.
-    """
-    return path not in (*BUILT_IN, *STRUCTURES) and family(path) is WAN
 
 
 def embed_apart(

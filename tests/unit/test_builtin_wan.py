@@ -8,9 +8,8 @@ import torch
 from rlvid.config import load_config
 from rlvid.config.model import ModelConfig
 from rlvid.diffusion.generate import generate
-from rlvid.models.folders import builtin_folder
+from rlvid.models.folders import builtin_folder, is_text_apart
 from rlvid.models.load import load_video_model
-from rlvid.models.text_apart import is_text_apart
 from rlvid.models.wan import WanModel
 from rlvid.train.preflight import check
 from rlvid.world.captions import prompt_set

@@ -35,8 +35,9 @@ from rlvid.evaluate.models import find_models
 from rlvid.evaluate.work import Evaluation
 from rlvid.evaluate.workers import VideoWorker, embed_texts, run_evaluation
 from rlvid.models import wan_parts
+from rlvid.models.folders import is_text_apart
 from rlvid.models.load import load_video_model
-from rlvid.models.text_apart import KnownEmbedder, embed_apart, is_text_apart
+from rlvid.models.text_apart import KnownEmbedder, embed_apart
 from rlvid.models.trained_files import trained_file
 from rlvid.models.wan import WanModel
 from rlvid.models.wan_text import UMT5Embedder
