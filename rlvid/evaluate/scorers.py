@@ -11,6 +11,7 @@ import torch
 from rlvid import __version__
 from rlvid.cluster.reward_actor import ActorCaller
 from rlvid.config import RunConfig
+from rlvid.config.model import BUILT_IN
 from rlvid.config.reward import RewardConfig, RewardPart, absolute, is_function
 from rlvid.data.clips import digest
 from rlvid.evaluate.clip import FrameTextModel, NamedClip, load_clip
@@ -25,7 +26,10 @@ from rlvid.reward.load import NAMES, check_one, held_out_reward, load_reward, tr
 from rlvid.reward.text_limit import reward_text_limit, reward_text_limits
 from rlvid.reward.video import ImageReward
 
-DEFAULT_CLIP = BUILTIN_HELD_OUT = "builtin-heldout"
+BUILTIN_HELD_OUT = "builtin-heldout"
+DEFAULT_CLIP = "builtin-unvoted"
+"""Of CLIPSIM and consistency: a CLIP that no preferences went into, as in the papers."""
+_KNOWS = "a CLIP that knows only the built-in world"
 _COUNTS = ("name", "path", "held_out", "held_out_path", "mixture", "preprocess", "precision")
 """The settings of a reward on which the score of a video depends."""
 
@@ -117,7 +121,7 @@ class Scorers:
     @staticmethod
     def of(config: RunConfig, clip: str = DEFAULT_CLIP, further: tuple[FurtherReward, ...] = ()) -> "Scorers":
         """Returns the scorers of a run; the oracle grades videos of the built-in world alone."""
-        return Scorers(config.reward, clip, further, use_oracle=config.model.path == "builtin")
+        return Scorers(config.reward, clip, further, use_oracle=config.model.path in BUILT_IN)
 
     @property
     def identity(self) -> str:
@@ -161,10 +165,12 @@ class Scorers:
         """
         if self.use_oracle:
             return []
-        what = {"CLIPSIM and consistency are by": ("name another with --clip", not clip_named)}
-        what["the held-out reward is"] = ("set the run's reward.held_out", self.held_out == BUILTIN_HELD_OUT)
-        knows = f"{BUILTIN_HELD_OUT}, a CLIP that knows only the built-in world"
-        return [f"{begin} {knows}; {remedy}" for begin, (remedy, so) in what.items() if so]
+        found = []
+        if not clip_named:
+            found.append(f"CLIPSIM and consistency are by {DEFAULT_CLIP}, {_KNOWS}; name another with --clip")
+        if self.held_out == BUILTIN_HELD_OUT:
+            found.append(f"the held-out reward is {BUILTIN_HELD_OUT}, {_KNOWS}; set the run's reward.held_out")
+        return found
 
     def text_limits(self, clip: FrameTextModel) -> list[TextLimit]:
         """Returns the limits of prompts of the rewards, and of ``clip`` unless it is the built-in one."""

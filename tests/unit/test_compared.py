@@ -209,7 +209,7 @@ def test_an_evaluation_of_a_model_that_is_not_built_in_says_what_is_not_measured
     other = another(run, "other", reward=reward, data={"source": "/clips"})
     evaluate_and_show([str(other)], steps=[2], videos=2, scales=(0.5, 1.0))
     said = capsys.readouterr().out
-    assert said.count("CLIPSIM and consistency are by builtin-heldout, a CLIP that knows only the built-in world") == 1
+    assert said.count("CLIPSIM and consistency are by builtin-unvoted, a CLIP that knows only the built-in world") == 1
     assert "animals: the first 2 of 48 prompts (--videos)" in said
     assert said.count(" are longer than 24 tokens") == 1
     about = yaml.safe_load((other / "evaluation.yaml").read_text())
@@ -226,6 +226,11 @@ def test_an_evaluation_of_a_model_that_is_not_built_in_says_what_is_not_measured
         "set the run's reward.held_out"
     ]
     assert Scorers(config.reward, use_oracle=True).cautions(clip_named=False) == []
+
+
+@pytest.mark.parametrize(("path", "has"), [("builtin", True), ("builtin-wan", True), ("random", False)])
+def test_the_oracle_grades_both_built_in_models(path: str, has: bool) -> None:
+    assert Scorers.of(parse_config({"model": {"path": path}})).use_oracle is has
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
