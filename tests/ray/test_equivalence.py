@@ -1,8 +1,8 @@
 """Equivalence of all methods on both families; `make equivalence` prints the table.
 
 Three steps of one run come to the same weights on one worker and on two, under ZeRO 0 to 3 and in plain torch, and
-resumed from a checkpoint after step 2. Without --equivalence, a few runs are compared with plain torch alone: a reward's
-gradient through the causal decoder, a clipped policy gradient, a value network with weights of its own.
+resumed from a checkpoint after step 2. Without --equivalence, a few runs are compared with plain torch alone: a
+reward's gradient through the causal decoder, a clipped policy gradient, a value network with weights of its own.
 """
 
 import itertools
