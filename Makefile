@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv browser demo sweep docs test test-unit lint format clean
+.PHONY: help venv browser demo sweep docs test test-unit equivalence lint format clean
 
 help: ## show this list
 	@echo "rlvid: reward fine-tuning of text-to-video diffusion models, on Ray"
@@ -54,6 +54,9 @@ test: venv browser ## run every test that this machine can run (those marked gpu
 
 test-unit: venv browser ## run the tests that need no Ray cluster
 	$(BIN)/python $(PYTEST) -m unit $(PYTEST_ARGS)
+
+equivalence: venv ## all methods, both families: 1 worker = 2, ZeRO 0 to 3 = plain torch, resumed = uninterrupted; a table
+	$(BIN)/python -m pytest tests/ray/test_equivalence.py --equivalence $(PYTEST_ARGS)
 
 lint: venv ## check style (ruff), that imports run one way (import-linter), and types (mypy)
 	$(BIN)/ruff check .

@@ -35,8 +35,17 @@ if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)) > 1:  # threads that wait
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the programs that tests start, too
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test by its folder; skip those that need a GPU where there is none."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option of `make equivalence`."""
+    parser.addoption("--equivalence", action="store_true", help="also the methods that other runs of the tests omit")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark each test by its folder; skip those that need a GPU where there is none, omit those of --equivalence."""
+    if not config.getoption("--equivalence"):
+        omitted = [item for item in items if item.get_closest_marker("equivalence")]
+        config.hook.pytest_deselected(items=omitted)
+        items[:] = [item for item in items if item not in omitted]
     for item in items:
         folder = item.path.relative_to(ROOT / "tests").parts[0]
         if folder in TIERS:

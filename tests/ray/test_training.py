@@ -1,123 +1,44 @@
 """The trust in training: workers and ZeRO stages change nothing; a continued run ends as one that is not."""
 
 import logging
-import shutil
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from runs import QUIET, LocalShard, Trajectory, adapter, config, difference, plain_torch, tiny_state
+from runs import QUIET, Trajectory, adapter, config, difference, plain_torch, tiny_state
 from safetensors.torch import load_file
+from worker_runs import on_workers
 
 from rlvid.config import RunConfig
 from rlvid.data.clips import EncodedClips
 from rlvid.data.shares import tensors
 from rlvid.data.sources import training_set
-from rlvid.data.training_set import TrainingSet
 from rlvid.doctor.cluster import check_cluster
 from rlvid.evaluate.models import find_models
 from rlvid.evaluate.work import Evaluation
 from rlvid.evaluate.workers import run_evaluation
 from rlvid.export.export import export_run
-from rlvid.models.trained import trained_state
 from rlvid.train import launch
 from rlvid.train.audit import faults
-from rlvid.train.job import Job
 from rlvid.train.launch import train
 
 log = logging.getLogger(__name__)
 
 
-def trajectories(jobs: dict[str, Job], begun: list[Job], clips: dict[str, TrainingSet]) -> None:
-    """Runs the product's worker loop for several jobs in the same processes; worker 0 writes the adapters.
-
-    Runs that are begun here for others to continue leave a checkpoint each in Ray Train's storage.
-    """
-    import ray.train
-
-    from rlvid.data.feed import own_rows
-    from rlvid.train.begin import train_worker
-    from rlvid.train.loop import run_step
-    from rlvid.train.restore import temporary_folder
-    from rlvid.train.worker import Worker
-
-    def feed(job: Job) -> None:
-        rank = ray.train.get_context().get_world_rank()
-        ray.train.get_dataset_shard = lambda _: LocalShard(job.config, clips[job.config.name], rank)
-
-    for job in jobs.values():
-        feed(job)
-        norms = []
-        with temporary_folder(None, job.run) as temporary, Worker(job, temporary, own_rows()) as worker:
-            for step in range(job.config.train.steps):
-                updates, outcomes = run_step(worker, step)
-                worker.record(step, updates, outcomes, 0.0)
-                norms += [outcome.gradient_norm for outcome in outcomes]
-            with worker.engine.gathered():
-                state = trained_state(worker.network, job.config.model)
-            if worker.rank == 0:
-                torch.save((state, norms), f"{job.run}.pt")
-    ray.train.get_checkpoint = lambda: None  # they would resume from one another's
-    for job in begun:
-        feed(job)
-        train_worker(job)
-
-
-def on_workers(folder: Path, workers: int, runs: dict[str, RunConfig], begun: list[RunConfig]) -> dict[str, Trajectory]:
-    """What each run came to on so many Ray workers; those that are begun have one checkpoint, after their last step."""
-    import ray.train
-    from ray.train.torch import TorchTrainer
-
-    from rlvid.train.archivist import start_archivist
-    from rlvid.train.progress import ProgressActor
-
-    name = f"{next(iter(runs))}-on-{workers}"
-    shared = {"use_gpu": False, "progress": ProgressActor.remote()}
-    clips = {run.name: training_set(run, QUIET) for run in [next(iter(runs.values())), *begun]}
-    clips |= {run.name: next(iter(clips.values())) for run in runs.values()}
-    jobs = {key: Job.of(run, run=folder / f"{name}-{key}", **shared) for key, run in runs.items()}
-    places = {run.name: folder / "runs" / run.name for run in begun}
-    others = [
-        Job.of(run, run=places[run.name], archivist=start_archivist(run, places[run.name], None), **shared)
-        for run in begun
-    ]
-    TorchTrainer(
-        partial(trajectories, jobs, others, clips),
-        scaling_config=ray.train.ScalingConfig(num_workers=workers),
-        run_config=ray.train.RunConfig(name=name, storage_path=str(folder / "ray")),
-    ).fit()
-    for run in begun:
-        own, checkpoint = folder / "runs" / run.name, f"step-{run.train.steps:06d}"
-        shutil.copytree(folder / "ray" / name / checkpoint, own / checkpoint)
-        (own / "config.yaml").write_text(yaml.safe_dump(run.model_dump(mode="json")), encoding="utf-8")
-    return {key: torch.load(f"{job.run}.pt", weights_only=True) for key, job in jobs.items()}
-
-
 WHOLE = "model.finetune=full"
-OTHERS = ("draft", "ddpo", "dpok", "raft")  # of each family the one with the most of its own
-GRPO = ("method={name: grpo, window: 2, same_start: true, kl: 0.1, step_weight: inverse}", "train.group_size=4")
-OF_OTHERS = ("train.zero_stage=2", "train.micro_batch=2", "optimizer.clip_norm=0")
 
 
 @pytest.fixture(scope="module")
 def together(folder: Path, ray_cluster: Any) -> dict[str, Trajectory]:
-    """Three steps by two workers, without an interruption: each ZeRO stage with an adapter, those that share gradients
-    with all weights, and methods; and two runs that are begun. One start serves them all."""
-    stages, two = (0, 1, 2, 3), ("train.workers=2", "output.archive_every=0")
-    runs = {f"zero-{stage}": config(folder, "equal", *two, f"train.zero_stage={stage}") for stage in stages}
+    """Three steps by two workers, without an interruption: each ZeRO stage with an adapter, and those that share
+    gradients with all weights; and two runs that are begun. One start serves them all."""
+    two = ("train.workers=2", "output.archive_every=0")
+    runs = {f"zero-{stage}": config(folder, "equal", *two, f"train.zero_stage={stage}") for stage in (0, 1, 2, 3)}
     runs |= {f"full-zero-{stage}": config(folder, "full", WHOLE, *two, f"train.zero_stage={stage}") for stage in (2, 3)}
-    runs |= {
-        name: config(folder, "methods", *two, "train.micro_batch=2", f"method={name}", *OF_OTHERS) for name in OTHERS
-    }
-    runs |= {
-        f"grpo-zero-{stage}": config(folder, "grpo", *two, *GRPO, *OF_OTHERS, f"train.zero_stage={stage}")
-        for stage in stages
-    }
     begun = [all_weights(folder, "train.steps=2"), elastic(folder, "train.workers=2", "train.steps=3")]
     return on_workers(folder, 2, runs, begun)
 
@@ -209,34 +130,6 @@ def test_the_base_models_samples_are_made_once_for_all_methods(folder: Path, ray
     assert training_set(elastic(folder, "method={name: raft, share: 0.5}"), QUIET) == found
     assert {path: path.stat().st_mtime_ns for path in made.iterdir()} == times
     assert torch.equal(tensors(EncodedClips.open(made).rows([0]))[2].mean, posterior.mean[:1])
-
-
-def test_grpo_under_zero_computes_what_plain_torch_computes(folder: Path, together: dict[str, Trajectory]) -> None:
-    plain = config(folder, "plain", "train.workers=1", "train.micro_batch=4", *GRPO, "optimizer.clip_norm=0")
-    reference, its_norms = plain_torch(plain, training_set(plain, QUIET))
-    moved = difference(reference, tiny_state(folder))
-    assert moved > 1e-5
-    for stage in (0, 1, 2, 3):
-        state, norms = together[f"grpo-zero-{stage}"]
-        log.info("ZeRO %d: largest difference %.2e of %.2e moved", stage, difference(state, reference), moved)
-        assert norms == pytest.approx(its_norms, rel=1e-3), stage
-        assert difference(state, reference) <= 1e-6, stage
-
-
-def test_two_workers_compute_what_plain_torch_computes_with_other_methods(
-    folder: Path, together: dict[str, Trajectory]
-) -> None:
-    for name in OTHERS:
-        state, norms = together[name]
-        plain = config(
-            folder, "plain", "train.workers=1", "train.micro_batch=4", f"method={name}", "optimizer.clip_norm=0"
-        )
-        reference, its_norms = plain_torch(plain, training_set(plain, QUIET))
-        moved = difference(reference, tiny_state(folder))
-        log.info("%s: largest difference %.2e of %.2e moved", name, difference(state, reference), moved)
-        assert moved > 1e-5, name
-        assert norms == pytest.approx(its_norms, rel=1e-3), name
-        assert difference(state, reference) <= 1e-6, name
 
 
 def test_run_that_another_process_trains_is_refused(folder: Path) -> None:

@@ -18,6 +18,8 @@ from rlvid.config import RunConfig, load_config, parse_config
 from rlvid.data.order import clip_indices
 from rlvid.data.shares import tensors
 from rlvid.data.training_set import TrainingSet
+from rlvid.models.base import VideoModel
+from rlvid.models.text_rows import pad_rows
 from rlvid.models.trained import load_trainable, load_trained, trained_state
 from rlvid.reward.load import load_reward
 from rlvid.train.engine import TorchEngine
@@ -68,19 +70,20 @@ def plain_torch(run: RunConfig, clips: TrainingSet, checkpoint: Path | None = No
     context = Context(run, model, load_reward("builtin"), None, Stopwatch(torch.device("cpu")))
     algorithm, norms = ALGORITHMS[run.method.name](context), []
     for step in range(first_step, run.train.steps):
-        for update in algorithm.updates(_batch(run, model.latent_shape, clips, step)):
+        for update in algorithm.updates(_batch(run, model, clips, step)):
             engine.backward(update.loss, update.step)
             if update.step:
                 norms.append(engine.step(step).gradient_norm)
     return trained_state(model.denoiser, run.model), norms
 
 
-def _batch(run: RunConfig, shape: tuple[int, ...], data: TrainingSet, step: int) -> Batch:
+def _batch(run: RunConfig, model: VideoModel, data: TrainingSet, step: int) -> Batch:
     size = run.train.batch_size
     serials = list(range(step * size, (step + 1) * size))
     draws = [serial // run.train.group_size for serial in serials]
     prompts, text, posterior = tensors(data.rows(clip_indices(draws, data.count, run.seed).tolist()))
-    noise = randomness.normal(shape, run.seed, "posterior", [(s,) for s in serials])
+    text = pad_rows([*text], model.text_length or text.shape[1])
+    noise = randomness.normal(model.latent_shape, run.seed, "posterior", [(s,) for s in serials])
     return Batch(step, serials, prompts, text, posterior.sample(noise))
 
 
