@@ -17,6 +17,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [f"model.path={folder}", "model.frames=4", "model.size=16", "reward.segments=2"]
 
 
+@pytest.mark.slow
 def test_a_batch_of_grpo_is_counted_and_timed(tiny: list[str], tmp_path: Path) -> None:
     out = tmp_path / "rollout.json"
     rollout.main(["--batch", "4", "--repeats", "1", "--out", str(out), *tiny, "sampling.steps=6"])
