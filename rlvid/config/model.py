@@ -91,6 +91,11 @@ class ModelConfig(Section):
         "fewer take less time and memory and leave out a part of it; TensorBoard shows the rest as "
         "decode/gradient_share. null: all, the exact gradient",
     )
+    decode_offload: bool = Field(
+        False,
+        description="keep the caches of a causal autoencoder (Wan) in the CPU's memory until the backward pass: less "
+        "GPU memory for each chunk, the same gradient, and slower",
+    )
     finetune: Literal["lora", "full"] = Field("lora", description="trained part: an adapter, or the whole denoiser")
     lora: LoraConfig = Field(LoraConfig(), description="the adapter (finetune: lora)")
 

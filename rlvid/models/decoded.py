@@ -78,13 +78,15 @@ class DecodedApart(Decoded):
 
 
 def check_window(spec: ModelConfig) -> None:
-    """Checks that a model's decoder has chunks that a gradient can flow through, where a run sets how many.
+    """Checks that a model's decoder is a causal one, where a run has settings for its chunks.
 
     Raises:
-        ValueError: it has none.
+        ValueError: it decodes each frame by itself.
     """
-    if spec.decode_window is not None and family(spec.path) is UNET3D:
-        raise ValueError(
-            f"model.decode_window = {spec.decode_window}: model.path = {spec.path!r} decodes each frame by itself; "
-            "leave it out, it is for causal autoencoders (Wan)"
-        )
+    given = {"decode_window": spec.decode_window, "decode_offload": spec.decode_offload or None}
+    for key, value in given.items():
+        if value is not None and family(spec.path) is UNET3D:
+            raise ValueError(
+                f"model.{key} = {str(value).lower()}: model.path = {spec.path!r} decodes each frame by itself; leave "
+                "it out, it is for causal autoencoders (Wan)"
+            )

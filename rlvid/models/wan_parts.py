@@ -96,7 +96,8 @@ def _assembled(
 ) -> WanModel:
     return WanModel(
         transformer, vae, embedder, frames=shape.frames, height=shape.height, width=shape.width, fps=shape.fps,
-        shift=spec.shift or stored_shift(structure_folder(spec.path)), decode=DecodeSettings(window=spec.decode_window),
+        shift=spec.shift or stored_shift(structure_folder(spec.path)),
+        decode=DecodeSettings(window=spec.decode_window, offload=spec.decode_offload),
     )  # fmt: skip
 
 

@@ -130,9 +130,9 @@ def advice(parts: Parts, counts: Counts, config: RunConfig) -> dict[str, int]:
     for smaller in sorted({config.micro_batch // 2, 1}, reverse=True):
         if 0 < smaller < config.micro_batch and share % smaller == 0:
             offer(f"train.micro_batch={smaller}", micro_batch=smaller)
-    for window in _shorter_windows(parts, config) if _decoder_needs_most(stages(parts, counts, config)) else ():
-        cut = config.model_copy(update={"model": config.model.model_copy(update={"decode_window": window})})
-        tried[f"model.decode_window={window}"] = fixed + max(stages(outline_parts(cut), counts, cut).values())
+    for key, value in _of_the_decoder(parts, config) if _decoder_needs_most(stages(parts, counts, config)) else ():
+        cut = config.model_copy(update={"model": config.model.model_copy(update={key: value})})
+        tried[f"model.{key}={str(value).lower()}"] = fixed + max(stages(outline_parts(cut), counts, cut).values())
     for chunk in sorted(set() if parts.causal else {config.model.decode_chunk // 4, 1}, reverse=True):
         if 0 < chunk < config.model.decode_chunk:
             offer(f"model.decode_chunk={chunk}", decode_chunk=chunk)
@@ -143,7 +143,10 @@ def _decoder_needs_most(found: dict[str, int]) -> bool:
     return max(found, key=found.__getitem__) in ("decode", "gradient share", "backward through the decoder")
 
 
-def _shorter_windows(parts: Parts, config: RunConfig) -> list[int]:
-    """Returns values of ``model.decode_window`` that leave out more of the gradient than the run's."""
+def _of_the_decoder(parts: Parts, config: RunConfig) -> list[tuple[str, int]]:
+    """Returns settings of a causal decoder that need less memory: offloaded caches, and shorter windows."""
+    if not (parts.causal and config.method.needs_gradient):
+        return []
     now = min(config.model.decode_window or parts.latent_shape[1], parts.latent_shape[1])
-    return [window for window in (4, 1) if window < now] if parts.causal and config.method.needs_gradient else []
+    offload = [] if config.model.decode_offload else [("decode_offload", True)]
+    return [*offload, *(("decode_window", window) for window in (4, 1) if window < now)]

@@ -91,7 +91,10 @@ def autoencoder(spec: ModelConfig, scored: tuple[int, ...], *, backward: bool, r
 
 @lru_cache(maxsize=8)
 def _autoencoder(settings: str, scored: tuple[int, ...], backward: bool, sweeps: bool) -> Network:
-    model = outline_model(ModelConfig.model_validate_json(settings))
+    spec = ModelConfig.model_validate_json(settings)
+    model = outline_model(spec)
+    if spec.decode_offload:
+        model._decoder._stored = _on_the_cpu  # type: ignore[method-assign]
     first, caches = _chunk(model, None, backward, sweeps)
     later, caches = _chunk(model, caches, backward, sweeps)
     plain = _decode(model, scored)
@@ -115,6 +118,13 @@ def _chunk(model: WanModel, cache: Cache | None, backward: bool, sweeps: bool) -
             model.vae, lambda: decoder.chunk(features, cache)[0], backward=backward, known=(features, *tensors(cache))
         )
     return cost, after
+
+
+def _on_the_cpu(cache: Cache | None) -> Cache | None:
+    """Returns tensors on the CPU that stand for kept caches and take no memory; outlined ones cannot be copied."""
+    return cache and [
+        torch.empty((), dtype=each.dtype).expand(each.shape) if isinstance(each, Tensor) else each for each in cache
+    ]
 
 
 def _features(model: WanModel) -> Tensor:

@@ -262,7 +262,9 @@ def test_videos_without_a_gradient_have_no_share() -> None:
 # ---------------------------------------------------------------------------------------------------------- settings
 
 
-def test_a_window_is_for_causal_decoders() -> None:
+def test_settings_of_chunks_are_for_causal_decoders() -> None:
+    with pytest.raises(ValueError, match=r"^model\.decode_offload = true: .*'builtin'"):
+        check_chain(parse_config({"model": {"decode_offload": True}}))
     with pytest.raises(ValueError, match=r"^model\.decode_window = 2: .*'builtin'"):
         check_chain(parse_config({"model": {"decode_window": 2}}))
     with pytest.raises(ValueError, match=r"model\.decode_window = 0"):
@@ -274,3 +276,4 @@ def test_a_window_is_part_of_a_run_and_its_default_is_not() -> None:
         parse_config({"model": model}).fingerprint for model in ({}, {"decode_window": None}, {"decode_window": 2})
     )
     assert plain == named != other
+    assert parse_config({"model": {"decode_offload": True}}).fingerprint == plain

@@ -87,6 +87,14 @@ def test_shorter_windows_need_less(stored: Path) -> None:
     assert len({plan.flops["decode"] for plan in plans}) == 1
 
 
+def test_offloaded_caches_need_less_for_the_same_operations(stored: Path) -> None:
+    settings = {"attenuation": 1.0, "segments": 2}
+    kept, aside = (make_plan(described(stored, model={"decode_offload": on}, reward=settings)) for on in (False, True))
+    for name in ("decode", "backward through the decoder"):
+        assert aside.stages[name] < kept.stages[name]
+    assert aside.flops == kept.flops
+
+
 def test_chunks_are_counted_as_the_frames_fall(stored: Path) -> None:
     def of(**sections: dict[str, Any]) -> Any:
         counts = count(described(stored, **sections), FRAMES)
