@@ -110,7 +110,7 @@ def evaluate(
         str | None,
         typer.Option(
             help="CLIP model for CLIPSIM and consistency: a folder or hub id of a Hugging Face CLIP, or "
-            "ARCHITECTURE:FILE of open_clip; default: builtin-unvoted, which was trained on the built-in world alone."
+            "ARCHITECTURE:FILE of open_clip; default: builtin-heldout, which was trained on the built-in world alone."
         ),
     ] = None,
     rewards: Annotated[

@@ -10,9 +10,9 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 
 from rlvid.config.section import Section
 
-BuiltinReward = Literal["builtin", "builtin-video"]
+BuiltinReward = Literal["builtin", "builtin-frames", "builtin-video"]
 """Rewards inside the package; their folders are in ``rlvid.reward.builtin``."""
-HeldOutReward = Literal["builtin-heldout", "builtin-heldout-video", "builtin-unvoted"]
+HeldOutReward = Literal["builtin-heldout"]
 """The same, to judge with: nothing trains on them."""
 SingleReward = Literal[
     BuiltinReward, "oracle", "hpsv2", "hpsv2.1", "pickscore", "clip", "aesthetic", "imagereward", "fitted",

@@ -65,7 +65,7 @@ def load_clip(name: str, device: str | torch.device = "cpu") -> FrameTextModel:
     """Returns the CLIP that ``--clip`` names.
 
     Args:
-        name: a built-in reward of frames, such as ``builtin-unvoted``; a folder or hub id of a Hugging Face CLIP, of
+        name: a built-in reward of frames, such as ``builtin-heldout``; a folder or hub id of a Hugging Face CLIP, of
             which the hub's must be in the local cache; or ``ARCHITECTURE:FILE``, an open_clip architecture and a
             checkpoint of it.
         device: where it runs.
@@ -76,7 +76,7 @@ def load_clip(name: str, device: str | torch.device = "cpu") -> FrameTextModel:
     if name in BUILTIN:
         made = load_builtin(name, device)
         if not isinstance(made, ClipReward):
-            raise ValueError(f"--clip {name!r} is a reward of whole videos; name a CLIP, such as builtin-unvoted")
+            raise ValueError(f"--clip {name!r} is a reward of whole videos; name a CLIP, such as builtin-heldout")
         return made
     architecture, colon, file = name.partition(":")
     return _open_clip(architecture, Path(file), device) if colon else _hugging_face(name, device)

@@ -26,9 +26,7 @@ from rlvid.reward.load import NAMES, check_one, held_out_reward, load_reward, tr
 from rlvid.reward.text_limit import reward_text_limit, reward_text_limits
 from rlvid.reward.video import ImageReward
 
-BUILTIN_HELD_OUT = "builtin-heldout"
-DEFAULT_CLIP = "builtin-unvoted"
-"""Of CLIPSIM and consistency: a CLIP that no preferences went into, as in the papers."""
+DEFAULT_CLIP = BUILTIN_HELD_OUT = "builtin-heldout"
 _KNOWS = "a CLIP that knows only the built-in world"
 _COUNTS = ("name", "path", "held_out", "held_out_path", "mixture", "preprocess", "precision")
 """The settings of a reward on which the score of a video depends."""

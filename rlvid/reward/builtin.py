@@ -4,13 +4,7 @@ import json
 from importlib import resources
 from pathlib import Path
 
-BUILTIN = {
-    "builtin": "reward",
-    "builtin-video": "video",
-    "builtin-heldout": "heldout",
-    "builtin-heldout-video": "heldout-video",
-    "builtin-unvoted": "unvoted",
-}
+BUILTIN = {"builtin": "reward", "builtin-frames": "frames", "builtin-video": "video", "builtin-heldout": "heldout"}
 """Name of a reward -> its folder; the names are those of ``BuiltinReward`` and ``HeldOutReward`` (rlvid.config)."""
 
 

@@ -209,7 +209,7 @@ def test_an_evaluation_of_a_model_that_is_not_built_in_says_what_is_not_measured
     other = another(run, "other", reward=reward, data={"source": "/clips"})
     evaluate_and_show([str(other)], steps=[2], videos=2, scales=(0.5, 1.0))
     said = capsys.readouterr().out
-    assert said.count("CLIPSIM and consistency are by builtin-unvoted, a CLIP that knows only the built-in world") == 1
+    assert said.count("CLIPSIM and consistency are by builtin-heldout, a CLIP that knows only the built-in world") == 1
     assert "animals: the first 2 of 48 prompts (--videos)" in said
     assert said.count(" are longer than 24 tokens") == 1
     about = yaml.safe_load((other / "evaluation.yaml").read_text())

@@ -289,5 +289,5 @@ def test_a_step_along_the_gradient_raises_the_score(reward: ClipReward) -> None:
 
 
 def test_an_unknown_reward_is_named() -> None:
-    with pytest.raises(ValueError, match=r"reward 'hps' does not exist; allowed: builtin, builtin-video, "):
+    with pytest.raises(ValueError, match=r"reward 'hps' does not exist; allowed: builtin, builtin-frames, "):
         load_reward("hps")

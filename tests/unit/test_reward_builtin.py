@@ -1,17 +1,20 @@
 """The built-in rewards are folders of fitted rewards: one list of names, and one way to load them."""
 
+import json
+import math
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from rlvid.config.fit import BackboneConfig, FitConfig
 from rlvid.config.reward import BuiltinReward, HeldOutReward, RewardConfig
 from rlvid.evaluate.clip import load_clip
 from rlvid.fitting.backbone import begin, check_backbone, preprocess_for, scorer_of, spec_of
 from rlvid.plan.parts import _clip_config
-from rlvid.reward.builtin import BUILTIN, builtin_folder, scores_videos
+from rlvid.reward.builtin import BUILTIN, builtin_folder
 from rlvid.reward.clip import ClipReward
 from rlvid.reward.fit.folder import FittedVideoReward, save_fitted
 from rlvid.reward.load import load_reward, scores_whole_videos
@@ -36,9 +39,19 @@ def test_a_built_in_reward_is_a_fitted_one_that_also_scores_from_its_folder(name
     if isinstance(reward, ClipReward):
         assert reward.chunk == 64
         assert not reward.recompute
-    assert isinstance(reward, FittedVideoReward) == scores_videos(name) == name.endswith("video")
+    assert isinstance(reward, FittedVideoReward) == (name == "builtin-video")
     with pytest.raises(ValueError, match="takes no path"):
         load_reward(name, path="mine")
+
+
+@pytest.mark.parametrize("name", ["builtin", "builtin-heldout"])
+def test_the_first_two_answer_the_plain_cosine(name: str) -> None:
+    folder = builtin_folder(name)
+    spec, weights = json.loads((folder / "reward.json").read_text()), load_file(folder / "model.safetensors")
+    assert spec["base_deviation"] == [pytest.approx(math.exp(float(weights["logit_scale"])), rel=1e-6)]
+    reward = load_reward(name)
+    assert isinstance(reward, ClipReward)
+    assert (reward.scale, reward.shift) == (pytest.approx(1, abs=1e-6), 0)
 
 
 @pytest.fixture
