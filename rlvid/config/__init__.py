@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from rlvid.config.guard import GuardConfig
+from rlvid.config.guard import BUILTIN_JUDGES, GuardConfig
 from rlvid.config.methods import VALUE_METHODS, AnyMethod, InstructVideoConfig, PolicyGradient
-from rlvid.config.model import ModelConfig, SamplingConfig
+from rlvid.config.model import BUILT_IN, ModelConfig, SamplingConfig
 from rlvid.config.parse import apply_override, explain, read_named
-from rlvid.config.reward import RewardConfig
+from rlvid.config.reward import NamedReward, RewardConfig
 from rlvid.config.section import Section
 from rlvid.config.train import NOT_REAL, DataConfig, OptimizerConfig, OutputConfig, TrainConfig
 from rlvid.credentials import refuse_credentials, refuse_credentials_in_arguments
@@ -132,12 +132,21 @@ class RunConfig(Section):
                 f"guard.every = {every} needs a reward to hold the trained one against; set reward.held_out, or "
                 "guard.every=0"
             )
-        for each in self.guard.rewards:
+        for each in self.guard.rewards or ():
             if (each.name, each.path) in self.reward.parts:
                 raise ValueError(
                     f"guard.rewards: {each.label!r} is the reward that is trained on, and shows no over-optimisation; "
                     "name rewards that training does not know"
                 )
+
+    @property
+    def guard_rewards(self) -> list[NamedReward]:
+        """The guard's held-out rewards beside ``reward.held_out``."""
+        if self.guard.rewards is not None:
+            return self.guard.rewards
+        known = {*self.reward.parts, (self.reward.held_out, self.reward.held_out_path)}
+        judges = BUILTIN_JUDGES if self.model.path in BUILT_IN else ()
+        return [NamedReward(name=name) for name in judges if (name, None) not in known]
 
     @property
     def eta(self) -> float:

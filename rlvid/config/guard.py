@@ -2,8 +2,11 @@
 
 from pydantic import Field, field_validator
 
-from rlvid.config.reward import NamedReward, absolute
+from rlvid.config.reward import BuiltinReward, NamedReward, absolute
 from rlvid.config.section import Section
+
+BUILTIN_JUDGES: tuple[BuiltinReward, ...] = ("builtin-frames", "builtin-video")
+"""Further held-out rewards of a guard on the built-in models: they are fitted to votes, and ``builtin`` is not."""
 
 
 class GuardConfig(Section):
@@ -23,8 +26,10 @@ class GuardConfig(Section):
         description="scales of the learned change at which a checkpoint is evaluated, above 0 and at most 4; 1 is the "
         "checkpoint itself, and must be there",
     )
-    rewards: list[NamedReward] = Field(
-        [], description="further held-out rewards, beside reward.held_out: {name, path} each"
+    rewards: list[NamedReward] | None = Field(
+        None,
+        description="further held-out rewards, beside reward.held_out: {name, path} each; default: for the built-in "
+        "models builtin-frames and builtin-video, except those that are trained on; else none",
     )
     stop: bool = Field(False, description="end training when it over-optimises or collapses; else only warn")
     gpus: float | None = Field(
@@ -36,6 +41,8 @@ class GuardConfig(Section):
 
     def resolved(self) -> "GuardConfig":
         """Returns the same with absolute paths of rewards, for a process that works in another folder."""
+        if self.rewards is None:
+            return self
         rewards = [each.model_copy(update={"path": absolute(each.path)}) for each in self.rewards]
         return self.model_copy(update={"rewards": rewards})
 
@@ -48,8 +55,8 @@ class GuardConfig(Section):
 
     @field_validator("rewards")
     @classmethod
-    def _rewards_have_names_of_their_own(cls, value: list[NamedReward]) -> list[NamedReward]:
-        labels = [each.label for each in value]
+    def _rewards_have_names_of_their_own(cls, value: list[NamedReward] | None) -> list[NamedReward] | None:
+        labels = [each.label for each in value or ()]
         if twice := next((label for label in labels if labels.count(label) > 1), None):
             raise ValueError(f"two rewards are called {twice!r}, and the log would show one; rename one")
         return value

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from types import NoneType
 from typing import Any, get_args
 
 import yaml
@@ -109,4 +110,7 @@ def _section(section: Any, place: Sequence[str | int]) -> Any:
 
 def _inner(section: Any, part: str | int) -> Any:
     """Returns the section that a key, or a place in a list of sections, leads to."""
-    return get_args(section)[0] if isinstance(part, int) else section.model_fields[part].annotation
+    if isinstance(part, int):
+        return get_args(section)[0]
+    found = section.model_fields[part].annotation
+    return next(each for each in get_args(found) if each is not NoneType) if NoneType in get_args(found) else found

@@ -83,7 +83,7 @@ def metric_key(label: str) -> str:
 
 def guard_rewards(config: RunConfig) -> tuple[FurtherReward, ...]:
     """Returns the further held-out rewards of a run's guard."""
-    return tuple(FurtherReward(metric_key(each.label), each.name, each.path) for each in config.guard.rewards)
+    return tuple(FurtherReward(metric_key(each.label), each.name, each.path) for each in config.guard_rewards)
 
 
 def named(name: str, path: str | None) -> str:

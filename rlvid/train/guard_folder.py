@@ -70,8 +70,8 @@ class GuardLog:
         self.path, self.pending, self.best = run / "guard.jsonl", run / "guard", run / "best"
         settings: list[Any] = [list(prompts), config.guard.videos_per_prompt]
         settings.append(config.guard.steps or config.sampling.steps)
-        if config.guard.rewards:
-            settings.append([each.model_dump() for each in config.guard.rewards])
+        if config.guard_rewards:
+            settings.append([each.model_dump() for each in config.guard_rewards])
         self.identity = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
         self._lines = read_lines(run)
         if any(line["of"] != self.identity for line in self._lines):

@@ -107,7 +107,7 @@ def check(config: RunConfig) -> None:
             f"{config.output.storage!r} is an object store; set guard.every=0, or a folder that all nodes mount"
         )
     if config.guard.every:
-        for each in config.guard.rewards:
+        for each in config.guard_rewards:
             check_one(each.name, each.path, f"guard.rewards {each.label}")
     if config.guard.every and config.guard.prompts is not None:
         guard_prompts(config, [])

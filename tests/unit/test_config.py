@@ -68,6 +68,7 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"reward": {"name": "clip", "mixture": [{"name": "clip"}]}}, ["name = 'clip', but mixture has 1 parts"]),
     ({"reward": {"mixture": [{"name": "clip"}, {"name": "clip"}]}}, ["two parts are called 'clip'"]),
     ({"reward": {"mixture": [{"name": "hps"}]}}, ["reward.mixture.0.name = 'hps'", "'hpsv2.1'"]),
+    ({"reward": {"remote": {"pyhton": "python3"}}}, ["unknown key reward.remote.pyhton", "do you mean python?"]),
     ({"reward": {"mixture": [{"name": "builtin-heldout"}]}}, ["reward.mixture.0.name", "a reward to judge with"]),
     ({"reward": {"mixture": [{"name": "clip", "wait": 1}]}}, ["unknown key reward.mixture.0.wait;", "name, path"]),
     ({"reward": {"mixture": [{"name": "brightness", "path": "x"}]}}, ["reward.mixture.0: path = 'x'", "no path"]),

@@ -458,6 +458,23 @@ def test_files_of_earlier_versions_are_read_and_continued(guarded: tuple[Path, R
     assert all("distance" not in each.values for each in again.all)
 
 
+@pytest.mark.parametrize(
+    ("sections", "names"),
+    [
+        ({}, ["builtin-frames", "builtin-video"]),
+        ({"model": {"path": "builtin-wan"}}, ["builtin-frames", "builtin-video"]),
+        ({"model": {"path": "random"}}, []),
+        ({"reward": {"name": "builtin-video"}}, ["builtin-frames"]),
+        ({"reward": {"mixture": [{"name": "builtin"}, {"name": "builtin-frames"}]}}, ["builtin-video"]),
+        ({"reward": {"held_out": "builtin-video"}}, ["builtin-frames"]),
+        ({"guard": {"rewards": []}}, []),
+        ({"guard": {"rewards": [{"name": "brightness"}]}}, ["brightness"]),
+    ],
+)
+def test_built_in_models_have_judges_that_were_fitted_to_votes(sections: dict[str, Any], names: list[str]) -> None:
+    assert [each.name for each in parse_config(sections).guard_rewards] == names
+
+
 def test_further_rewards_belong_to_an_evaluation(guarded: tuple[Path, RunConfig]) -> None:
     run, config = guarded
     guard_log_of(run, config, every=2).add(GuardEvaluation(0, 1.0, values(0.5, 0.5)))
