@@ -128,9 +128,10 @@ def parse_rlvid(words: Sequence[str]) -> None:
         for reward in filter(None, given["rewards"].split(",")):
             head, _, path = reward.partition("=")
             name = head.rpartition(":")[2]
-            if is_function(path):
+            if is_function(path) or not path:
                 parse_rewards(reward)
-            assert is_function(path) or name in FROM_A_FILE, reward
+            else:
+                assert name in FROM_A_FILE, reward
         for name in (given["sets"] or "in_domain").split(","):
             assert Path(name).suffix or name in (*PROMPT_SETS, *ANIMAL_SETS), name
         numbers(given["steps"], "--steps")
