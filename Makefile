@@ -49,7 +49,7 @@ docs: venv ## build the documentation's site into site/, and fail at a warning
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "open site/index.html, or with search: python -m http.server -d site"
 
-test: venv browser ## run every test that this machine can run (those marked gpu are skipped without one)
+test: venv browser ## run the tests (those marked gpu are skipped without one; `make equivalence` runs further ones)
 	$(BIN)/python $(PYTEST) $(PYTEST_ARGS)
 
 test-unit: venv browser ## run the tests that need no Ray cluster

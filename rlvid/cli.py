@@ -98,8 +98,8 @@ def evaluate(
     sets: Annotated[
         str | None,
         typer.Option(
-            help="Prompt sets, separated by commas: in_domain, new_shapes, scenes (default for the built-in model "
-            "and its clips); animals, new_animals, non_animals (for any other); files (.txt, .csv, .tsv, .jsonl, "
+            help="Prompt sets, separated by commas: in_domain, new_shapes, scenes (default for the built-in models "
+            "and clips); animals, new_animals, non_animals (for any other); files (.txt, .csv, .tsv, .jsonl, "
             ".parquet)."
         ),
     ] = None,

@@ -177,9 +177,10 @@ class RunConfig(Section):
     @property
     def fingerprint(self) -> str:
         """Twelve hex digits over everything that the bits of the result depend on: not its place, nor its length."""
-        free = {"train": _FREE_TRAIN_KEYS, "reward": {"timeout"}, "data": _FREE_DATA_KEYS}
+        free = {
+            "model": {"decode_offload"}, "train": _FREE_TRAIN_KEYS, "reward": {"timeout"}, "data": _FREE_DATA_KEYS,
+        }  # fmt: skip
         kept = self.model_dump(mode="json", exclude={"output": True, "guard": True, "name": True, **free})
-        del kept["model"]["decode_offload"]
         for section, key in _LATER_KEYS:
             if kept[section][key] is None:
                 del kept[section][key]  # runs of versions without it go on

@@ -79,10 +79,15 @@ def check_chain(config: RunConfig) -> None:
 
     Raises:
         ValueError: the path lacks ``sampling.final_level``, ``sampling.kernel`` or ``method.start``, the method learns
-            at no level of ``model.lora.levels``, so that the reward would teach the adapter nothing, or the decoder has
-            no ``model.decode_window``.
+            at no level of ``model.lora.levels``, so that the reward would teach the adapter nothing, or the decoder
+            has no ``model.decode_window`` or ``model.decode_offload``.
     """
     check_window(config.model)
+    if config.model.decode_offload and config.model.decode_window is None and not config.train.checkpoint_activations:
+        raise ValueError(
+            "model.decode_offload = true: train.checkpoint_activations = false keeps the graph of all chunks, and no "
+            "caches; set train.checkpoint_activations=true, or leave decode_offload out"
+        )
     sampling, method, limits = config.sampling, config.method, config.model.lora.levels
     if (sampling.final_level, sampling.kernel, limits, getattr(method, "start", None)) == ("exact", "ddim", None, None):
         return

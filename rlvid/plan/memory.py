@@ -148,5 +148,6 @@ def _of_the_decoder(parts: Parts, config: RunConfig) -> list[tuple[str, int]]:
     if not (parts.causal and config.method.needs_gradient):
         return []
     now = min(config.model.decode_window or parts.latent_shape[1], parts.latent_shape[1])
-    offload = [] if config.model.decode_offload else [("decode_offload", True)]
+    sweeps = config.train.checkpoint_activations or config.model.decode_window is not None
+    offload = [("decode_offload", True)] if sweeps and not config.model.decode_offload else []
     return [*offload, *(("decode_window", window) for window in (4, 1) if window < now)]

@@ -77,7 +77,8 @@ class GuardLog:
         if any(line["of"] != self.identity for line in self._lines):
             raise ValueError(
                 f"{self.path} holds evaluations with another guard.prompts, guard.videos_per_prompt, guard.steps or "
-                "guard.rewards; restore these settings, or delete that file to start the guard anew"
+                "guard.rewards (in earlier versions [] on the built-in models); restore these settings, or delete that "
+                "file to start the guard anew"
             )
         self.all = [GuardEvaluation.of(line) for line in self._lines]
 

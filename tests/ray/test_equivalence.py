@@ -2,7 +2,8 @@
 
 Three steps of one run come to the same weights on one worker and on two, under ZeRO 0 to 3 and in plain torch, and
 resumed from a checkpoint after step 2. Without --equivalence, a few runs are compared with plain torch alone: a
-reward's gradient through the causal decoder, a clipped policy gradient, a value network with weights of its own.
+reward's gradient through the causal decoder, a clipped policy gradient, a value network
+with weights of its own, own samples.
 """
 
 import itertools
@@ -27,7 +28,7 @@ METHODS = {
     "grpo": ("method={name: grpo, window: 2, same_start: true, kl: 0.1, step_weight: inverse}", "train.group_size=4"),
     "rwr": (), "raft": (),
 }  # fmt: skip
-ALWAYS = (("unet", "grpo"), ("unet", "dpok"), ("wan", "instructvideo"))
+ALWAYS = (("unet", "grpo"), ("unet", "dpok"), ("unet", "raft"), ("wan", "instructvideo"))
 STAGES = (0, 1, 2, 3)
 AT_ONCE = 30
 """Most runs of one start of the workers."""
@@ -90,7 +91,7 @@ class Results:
         return [each.format(folder=self.folder) for each in FAMILIES[run[0]]]
 
     def table(self) -> Table:
-        """The largest difference of a weight as a part of the largest movement, and of a gradient's norm."""
+        """Returns a table: the largest difference of weights as a part of the largest movement, and of gradient norms."""
         table = Table(title="largest relative differences: of weights, and of the gradient's norm")
         columns = list(dict.fromkeys(column for cells in self.cells.values() for column in cells))
         for name in ("family", "method", *columns):
@@ -102,7 +103,7 @@ class Results:
 
 @pytest.fixture(scope="module")
 def results(request: pytest.FixtureRequest, folder: Path, ray_cluster: Any) -> Iterator[Results]:
-    """Runs what the selected tests compare, in as few starts of workers as possible; prints the table at last."""
+    """Runs what the selected tests compare, in as few starts of workers as possible; prints the table at the end."""
     save_tiny_wan(folder / "tiny-wan")
     here = [item for item in request.session.items if item.path == request.path]
     runs = list(dict.fromkeys(item.callspec.params["run"] for item in here))  # type: ignore[attr-defined]

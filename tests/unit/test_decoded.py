@@ -265,6 +265,9 @@ def test_videos_without_a_gradient_have_no_share() -> None:
 def test_settings_of_chunks_are_for_causal_decoders() -> None:
     with pytest.raises(ValueError, match=r"^model\.decode_offload = true: .*'builtin'"):
         check_chain(parse_config({"model": {"decode_offload": True}}))
+    kept = {"model": {"path": "builtin-wan", "decode_offload": True}, "train": {"checkpoint_activations": False}}
+    with pytest.raises(ValueError, match=r"^model\.decode_offload = true: train\.checkpoint_activations = false"):
+        check_chain(parse_config(kept))
     with pytest.raises(ValueError, match=r"^model\.decode_window = 2: .*'builtin'"):
         check_chain(parse_config({"model": {"decode_window": 2}}))
     with pytest.raises(ValueError, match=r"model\.decode_window = 0"):
