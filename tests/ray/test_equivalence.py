@@ -91,7 +91,7 @@ class Results:
         return [each.format(folder=self.folder) for each in FAMILIES[run[0]]]
 
     def table(self) -> Table:
-        """Returns a table: the largest difference of weights as a part of the largest movement, and of gradient norms."""
+        """Returns the largest differences: of weights, as a part of the largest movement, and of gradient norms."""
         table = Table(title="largest relative differences: of weights, and of the gradient's norm")
         columns = list(dict.fromkeys(column for cells in self.cells.values() for column in cells))
         for name in ("family", "method", *columns):
