@@ -93,7 +93,8 @@ def losses(folder: Path) -> list[tuple[int, float]]:
 
 
 @pytest.mark.parametrize(
-    ("workers", "towers"), [(2, "both"), pytest.param(4, "both", marks=pytest.mark.slow), (2, "text")]
+    ("workers", "towers"),
+    [(2, "both"), pytest.param(4, "both", marks=pytest.mark.slow), pytest.param(2, "text", marks=pytest.mark.slow)],
 )
 def test_any_number_of_workers_fits_the_same_reward(fitted: Fit, workers: int, towers: str) -> None:
     alone, together = fitted(1, towers), fitted(workers, towers)

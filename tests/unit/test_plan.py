@@ -219,6 +219,7 @@ def test_the_papers_run_is_planned_without_weights(paper: Plan) -> None:
     assert paper.checkpointing["kept"] > 4 * paper.peak
 
 
+@pytest.mark.slow
 def test_the_other_real_runs_are_planned_without_weights(paper: Plan) -> None:
     longer, other = (make_plan(load_config(f"modelscope-{name}")) for name in ("hpsv2-d50", "imagereward"))
     assert longer.counts.denoiser.plain + longer.counts.denoiser.graph == 60

@@ -173,6 +173,7 @@ def test_a_transformer_that_was_interrupted_is_the_same(tmp_path: Path, monkeypa
     check_resumes(run, tmp_path, monkeypatch, wan_denoiser, "draw_levels", 6)
 
 
+@pytest.mark.slow
 def test_the_transformer_learns_the_velocity() -> None:
     """Of clips that are all the same, pure noise tells all: v = eps - x0."""
     x0 = torch.randn(1, 8, 1, 8, 8, generator=torch.Generator().manual_seed(1))
