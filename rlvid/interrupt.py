@@ -23,11 +23,15 @@ from typing import Any
 
 NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP"}
 SECONDS_TO_END = 30.0
-"""After that long an interrupted command ends at once, even if a library swallowed the interruption."""
+"""After that long an interrupted command ends at once, even if a library swallowed the interruption.
+
+``postpone_end`` adds to it.
+"""
 
 _received: int | None = None
 _kept: str | None = None
 _at = 0.0
+_postponed = 0.0
 _ended = False
 _found: dict[int, Any] = {}
 
@@ -69,8 +73,15 @@ def received() -> int | None:
 
 def clear_received() -> None:
     """Forgets a signal that was handled: the command continues."""
-    global _received, _kept
+    global _received, _kept, _postponed
     _received = _kept = None
+    _postponed = 0.0
+
+
+def postpone_end(seconds: float) -> None:
+    """Gives an interrupted command so many seconds beyond ``SECONDS_TO_END``."""
+    global _postponed
+    _postponed = seconds
 
 
 @contextmanager
@@ -143,7 +154,10 @@ def _note(number: int) -> None:
 
 
 def _end_after(number: int, at: float) -> None:
-    time.sleep(SECONDS_TO_END)
+    while (left := at + SECONDS_TO_END + _postponed - time.monotonic()) > 0:
+        time.sleep(min(left, SECONDS_TO_END))
+        if _at != at:
+            return
     if _received is not None and _at == at:
         end_at_once(number)
 

@@ -210,7 +210,7 @@ _LATER_KEYS = (
     ("model", "width"), ("model", "shift"), ("model", "decode_window"),
 )  # fmt: skip
 
-_FREE_TRAIN_KEYS = {"steps", "max_seconds", "max_failures", "cpus_per_worker", "use_gpu", "resume"}
+_FREE_TRAIN_KEYS = {"steps", "max_seconds", "max_failures", "grace_period", "cpus_per_worker", "use_gpu", "resume"}
 
 _FREE_DATA_KEYS = {"encoders", "encoder_gpus", "cache"}
 

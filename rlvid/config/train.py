@@ -100,6 +100,12 @@ class TrainConfig(Section):
     use_gpu: bool | None = Field(None, description="one GPU a worker; default: when the cluster has enough of them")
     zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage")
     max_failures: int = Field(2, ge=0, description="number of restarts of lost workers")
+    grace_period: float = Field(
+        20,
+        ge=0,
+        description="seconds that workers have after an interruption, to finish the step and save a checkpoint; many "
+        "schedulers kill a job after 30",
+    )
     resume: Literal["all", "weights"] = Field(
         "all",
         description="part of a checkpoint to restore: 'all', or 'weights' to continue without the optimiser's state if "

@@ -277,7 +277,7 @@ def _fit(job: "FitJob", console: Console) -> "Scores":
         with ProgressLine(progress, job.config.steps, console, _describe):
             fit = _trainer(job, progress).fit
             again = partial(fit_again, fit, job.config.max_failures, lambda damaged: None)
-            return run_fit(again, progress, console)["scores"]
+            return run_fit(again, progress, job.config.grace_period, console)["scores"]
     except (ray.train.WorkerGroupError, ray.train.ControllerError, ray.exceptions.RayActorError) as error:
         raise RuntimeError(reason(error, job.work, progress, True, "the fit")) from error
 

@@ -19,11 +19,8 @@ log = logging.getLogger("rlvid.train")
 TIMEOUT = "Timeout ("
 """The beginning of the line that faulthandler writes when it ends a process."""
 
-GRACE = 10.0
-"""Seconds that workers have for a checkpoint after an interruption."""
 
-
-def run_fit(fit: Callable[[], Any], progress: Any, console: Console) -> Any:
+def run_fit(fit: Callable[[], Any], progress: Any, grace_period: float, console: Console) -> Any:
     """Calls ``fit`` in a thread and returns its result; after an interruption the workers write a checkpoint.
 
     In the main thread, Ray Train would handle Ctrl-C itself and end the workers at once.
@@ -31,11 +28,11 @@ def run_fit(fit: Callable[[], Any], progress: Any, console: Console) -> Any:
     Args:
         fit: the trainer's.
         progress: the run's ``rlvid.train.progress.ProgressActor``.
+        grace_period: seconds that the workers have after an interruption, to finish the step and save a checkpoint.
         console: for the line that the command waits for a checkpoint.
 
     Raises:
-        KeyboardInterrupt: the run was interrupted; the workers had ``GRACE`` seconds for the current step and a
-            checkpoint.
+        KeyboardInterrupt: the run was interrupted.
     """
     outcome: Future[Any] = Future()
 
@@ -50,10 +47,12 @@ def run_fit(fit: Callable[[], Any], progress: Any, console: Console) -> Any:
         return outcome.result()
     except KeyboardInterrupt:
         if not outcome.done() and _request_end(progress):
-            line = f"interrupted: the workers save a checkpoint within {GRACE:.0f} s; a second signal ends at once"
+            interrupt.postpone_end(grace_period)
+            within = f"within {grace_period:g} s"
+            line = f"interrupted: the workers save a checkpoint {within}; a second signal ends at once"
             with contextlib.suppress(OSError, SystemExit):  # the terminal may be gone
                 console.print(line, highlight=False, soft_wrap=True)
-            wait([outcome], GRACE)
+            wait([outcome], grace_period)
         raise
 
 

@@ -1,8 +1,7 @@
 """Equivalence of all methods on both families; `make equivalence` prints the table.
 
 Three steps of one run come to the same weights on one worker and on two, under ZeRO 0 to 3 and in plain torch, and
-resumed from a checkpoint after step 2. Without --equivalence, a few runs are compared with plain torch alone: a
-reward's gradient through the causal decoder, a clipped policy gradient, a value network with weights of its own.
+resumed from a checkpoint after step 2. Without --equivalence, a few runs are compared with plain torch alone.
 """
 
 import itertools
@@ -27,8 +26,12 @@ METHODS = {
     "grpo": ("method={name: grpo, window: 2, same_start: true, kl: 0.1, step_weight: inverse}", "train.group_size=4"),
     "rwr": (), "raft": (),
 }  # fmt: skip
-ALWAYS = (("unet", "grpo"), ("unet", "dpok"), ("wan", "instructvideo"))
 STAGES = (0, 1, 2, 3)
+ALWAYS = {
+    ("unet", "draft"): (2,), ("unet", "ddpo"): (2,), ("unet", "dpok"): (2,), ("unet", "raft"): (2,),
+    ("unet", "grpo"): STAGES, ("wan", "instructvideo"): (2, 3),
+}  # fmt: skip
+"""The runs without --equivalence, and their ZeRO stages."""
 AT_ONCE = 30
 """Most runs of one start of the workers."""
 WEIGHTS, NORMS = 1e-6, 1e-3
@@ -53,8 +56,8 @@ class Results:
     """The trajectories of all selected runs, and the differences that tests found."""
 
     def __init__(self, folder: Path, runs: list[Run], whole: bool) -> None:
-        self.folder, self.runs, self.whole, self.cells = folder, runs, whole, dict[Run, dict[str, str]]()
-        jobs = {(run, stage): settings(folder, run, f"train.zero_stage={stage}") for run in runs for stage in STAGES}
+        self.folder, self.whole, self.cells = folder, whole, dict[Run, dict[str, str]]()
+        jobs = {(run, at): settings(folder, run, f"train.zero_stage={at}") for run in runs for at in self.stages(run)}
         self.on_two = self._trained("two", 2, jobs)
         if not whole:
             return
@@ -64,6 +67,10 @@ class Results:
         begun = {(run, 2): settings(folder, run, "train.zero_stage=2", f"train.steps={STEPS - 1}") for run in runs}
         self._trained("begun", 2, begun, ends=halves)
         self.resumed = self._trained("resumed", 2, {(run, 2): jobs[run, 2] for run in runs}, starts=halves)
+
+    def stages(self, run: Run) -> tuple[int, ...]:
+        """Returns the ZeRO stages under which two workers train a run."""
+        return STAGES if self.whole else ALWAYS[run]
 
     def _trained(
         self, name: str, workers: int, jobs: dict[tuple[Run, int], RunConfig], **places: dict[Run, Path]
@@ -90,7 +97,7 @@ class Results:
         return [each.format(folder=self.folder) for each in FAMILIES[run[0]]]
 
     def table(self) -> Table:
-        """The largest difference of a weight as a part of the largest movement, and of a gradient's norm."""
+        """Returns the largest differences: of weights, as a part of the largest movement, and of gradient norms."""
         table = Table(title="largest relative differences: of weights, and of the gradient's norm")
         columns = list(dict.fromkeys(column for cells in self.cells.values() for column in cells))
         for name in ("family", "method", *columns):
@@ -102,7 +109,7 @@ class Results:
 
 @pytest.fixture(scope="module")
 def results(request: pytest.FixtureRequest, folder: Path, ray_cluster: Any) -> Iterator[Results]:
-    """Runs what the selected tests compare, in as few starts of workers as possible; prints the table at last."""
+    """Runs what the selected tests compare, in as few starts of workers as possible; prints the table at the end."""
     save_tiny_wan(folder / "tiny-wan")
     here = [item for item in request.session.items if item.path == request.path]
     runs = list(dict.fromkeys(item.callspec.params["run"] for item in here))  # type: ignore[attr-defined]
@@ -119,7 +126,7 @@ def results(request: pytest.FixtureRequest, folder: Path, ray_cluster: Any) -> I
 def test_workers_stages_and_interruptions_change_nothing(results: Results, run: Run) -> None:
     plain = settings(results.folder, run, "train.workers=1", "train.micro_batch=4")
     expected = plain_torch(plain, training_set(plain, QUIET))
-    for stage in STAGES:
+    for stage in results.stages(run):
         results.compare(run, f"ZeRO {stage}, 2 workers", results.on_two[run, stage], expected)
     if not results.whole:
         return

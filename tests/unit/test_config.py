@@ -175,7 +175,7 @@ def test_infinity_survives_the_round_trip() -> None:
 @pytest.mark.parametrize(
     "data",
     [{"name": "other"}, {"output": {"storage": "elsewhere", "checkpoint_every": 1}}, {"train": {"steps": 7}},
-     {"train": {"max_failures": 9}}, {"train": {"cpus_per_worker": 2}},
+     {"train": {"max_failures": 9}}, {"train": {"grace_period": 5}}, {"train": {"cpus_per_worker": 2}},
      {"train": {"use_gpu": True}}, {"train": {"use_gpu": False}}],
 )  # fmt: skip
 def test_a_fingerprint_overlooks_what_the_result_does_not_depend_on(data: dict[str, Any]) -> None:

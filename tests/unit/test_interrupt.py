@@ -132,19 +132,20 @@ def test_interrupted_training_waits_for_the_workers_and_not_for_ever(tmp_path: P
             if not progress:
                 stop.set()
             return True
-        fit._request_end, fit.GRACE = request_end, 0.3
+        fit._request_end = request_end
         def train():
             say("ready")
             sys.stdout.flush()
             stop.wait(60)
+            time.sleep(1)
             say("saved")
         def run():
             with kept("step 7"):
-                fit.run_fit(train, "busy", console)
+                fit.run_fit(train, "busy", 0.3, console)
         def quick():
-            fit.GRACE = 60
+            interrupt.SECONDS_TO_END = 0.5
             with kept("step 8"):
-                fit.run_fit(train, "", console)
+                fit.run_fit(train, "", 60, console)
         code = run_command(run)
         print(code, interrupt.line(), file=sys.stderr)
         interrupt.unlisten()
@@ -154,7 +155,7 @@ def test_interrupted_training_waits_for_the_workers_and_not_for_ever(tmp_path: P
     until_ready(process)
     process.terminate()
     assert process.stdout
-    assert "a checkpoint within 0 s" in process.stdout.readline()
+    assert "a checkpoint within 0.3 s" in process.stdout.readline()
     until_ready(process)
     process.terminate()
     out, error = process.communicate(timeout=20)
