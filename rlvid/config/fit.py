@@ -90,9 +90,7 @@ class FitConfig(Section):
     use_gpu: bool | None = Field(None, description="whether workers get a GPU each; null: where the cluster has them")
     checkpoint_every: int = Field(50, ge=1, description="steps between checkpoints")
     max_failures: int = Field(3, ge=0, description="restarts after the loss of a worker")
-    grace_period: float = Field(
-        20, ge=0, description="seconds that workers have after an interruption, to finish the step and save a checkpoint"
-    )
+    grace_period: float = Field(20, ge=0, description="seconds for a step and a checkpoint after an interruption")
 
     @model_validator(mode="after")
     def _fits(self) -> "FitConfig":

@@ -15,6 +15,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from rlvid.collection import collection_paused
 from rlvid.config.model import ModelConfig
 from rlvid.data.clips import ROWS
 from rlvid.data.row_files import keep_rows
@@ -96,7 +97,8 @@ class ClipEncoder:
         work: Path | None = None,
         texts: Embedder | None = None,
     ) -> None:
-        from rlvid.models.load import load_video_model  # in the actors alone: it takes seconds
+        with collection_paused():
+            from rlvid.models.load import load_video_model  # in the actors alone: it takes seconds
 
         self._read, self._work, self._by = read, work, f"-{uuid4().hex[:8]}"
         threads = max(1, min(8, (os.cpu_count() or 1) // workers))

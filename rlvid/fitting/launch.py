@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from rlvid.fitting.worker import FitJob, Scores
 
 _PAIRS, _PLAN, _SKIPPED = "pairs", "plan.json", "skipped.json"
-_FREE = {"workers", "readers", "cpus_per_worker", "use_gpu", "checkpoint_every", "max_failures"}
+_FREE = {"workers", "readers", "cpus_per_worker", "use_gpu", "checkpoint_every", "max_failures", "grace_period"}
 """Settings that the result does not depend on."""
 _LEAST = 2
 """Pairs with a vote that an axis needs on either side of the split."""

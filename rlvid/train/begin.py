@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from rlvid.collection import collection_paused
 from rlvid.data.feed import own_rows
 from rlvid.train.job import Job
 
@@ -9,6 +10,7 @@ from rlvid.train.job import Job
 def train_worker(job: Job) -> dict[str, Any]:
     """Trains from the latest checkpoint of the run to its last step; returns the summary of ``loop.train``."""
     shares = own_rows()
-    from rlvid.train.loop import train  # its libraries take seconds to import, as the processes of the feed do to start
+    with collection_paused():  # libraries take seconds to import, as the processes of the feed do to start
+        from rlvid.train.loop import train
 
     return train(job, shares)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlvid.collection import collection_paused
 from rlvid.config.model import LOSS_SCALE
 from rlvid.config.train import OptimizerConfig, TrainConfig
 
@@ -140,7 +141,8 @@ class DeepSpeedEngine(Engine):
         micro_batch: int,
         precision: str = "float32",
     ) -> None:
-        import deepspeed
+        with collection_paused():
+            import deepspeed
 
         # Its shared-memory all-reduce serves inference only; building it takes a C++ compiler and 40 s at first.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
