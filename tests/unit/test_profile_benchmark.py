@@ -1,0 +1,47 @@
+"""The profile of a step: stages and operators, and that nothing is lost or counted twice."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from jobs.benchmark import profile
+
+
+def event(name: str, start: float, end: float, own: float, *shapes: list[int]) -> Any:
+    times = SimpleNamespace(start=start, end=end)
+    return SimpleNamespace(name=name, time_range=times, self_cpu_time_total=own * 1e6, input_shapes=list(shapes))
+
+
+def test_costs_are_those_of_an_operator_in_a_stage_with_the_shapes_that_cost_most() -> None:
+    found = profile.costs(
+        [
+            event("stage: chain", 0, 10, 0.5), event("stage: backward", 20, 30, 0.5),
+            event("mm", 1, 2, 1.0, [2, 3]), event("mm", 3, 4, 3.0, [4, 5], [5, 6]), event("mm", 25, 26, 2.0),
+            event("add", 15, 16, 0.25),
+        ]
+    )  # fmt: skip
+    assert found == {
+        ("chain", "mm"): (4.0, 2, "[4, 5], [5, 6]"), ("backward", "mm"): (2.0, 1, ""), ("between", "add"): (0.25, 1, "")
+    }  # fmt: skip
+    assert next(iter(found)) == ("chain", "mm")
+    rows = profile.table(found, 1).rows
+    assert rows[0][:4] == ["chain", "mm", "2", "4.000"]
+    assert rows[1][1:4] == ["the rest", "2", "2.250"]
+
+
+@pytest.mark.slow
+def test_a_step_of_the_built_in_model_is_profiled(capsys: pytest.CaptureFixture[str]) -> None:
+    profile.main(["toy", "--batch", "1", "--most", "3", "sampling.steps=2"])
+    printed = capsys.readouterr().out
+    assert "a step of 1 videos" in printed
+    assert "| backward | aten::" in printed
+    assert "the rest" in printed
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--batch", "0"], ["--most", "0"], ["toy", "seed=1", "train.micro_batch=1"], ["modelscope-hpsv2"]]
+)
+def test_what_cannot_be_profiled_is_refused(arguments: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"at least 1|set by this benchmark|this part profiles"):
+        profile.main(arguments)
