@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from jobs.benchmark.matchups import PEERS, RELEASED, RLVID, matchups
+from jobs.benchmark.matchups import PEERS, RELEASED, matchups
 from jobs.benchmark.options import PRESETS, check_out, fill_in, make_parser
 from jobs.benchmark.parts import reset_peak
 from jobs.benchmark.step import distance, measure
@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
     settings = vars(options) | {"threads": torch.get_num_threads()}
     if options.out:
         Path(options.out).write_text(json.dumps({"settings": settings, "peers": found}, indent=2), encoding="utf-8")
-    return show(settings, found, Console(width=160))
+    return show(settings, found, Console(width=170))
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -103,28 +103,30 @@ def ratios(theirs: dict[str, Any], ours: dict[str, Any], before: int) -> dict[st
 
 def show(settings: dict[str, Any], found: dict[str, Any], console: Console) -> int:
     """Prints the table; returns 1 where the gradients of two sides differ by more than rounding."""
-    allowed, failures = ALLOWED[settings["precision"]], []
-    heads = ["published", "beside", "videos", "TFLOP", "s", "GiB of tensors"]
-    heads += ["x operations", "x seconds", "of the ideal", "x tensors", "x memory", "gradients"]
-    rows = []
+    allowed, failures, rows = ALLOWED[settings["precision"]], [], []
     for name, peer in found.items():
         for side, ratio in peer["ratios"].items():
-            theirs, ours = peer["sides"][RELEASED], peer["sides"][side]
-            cost = [f"{theirs['step']:.2f} / {ours['step']:.2f}"]
-            cost.insert(0, " / ".join(f"{sum(each['flops'].values()) / 1e12:.3g}" for each in (theirs, ours)))
-            cost.append(" / ".join(f"{each['live'] / 2**30:.3g}" for each in (theirs, ours)))
+            costs = zip(*(_costs(peer["sides"][each]) for each in (RELEASED, side)), strict=True)
             shares = [ratio[key] for key in ("operations", "seconds", "of the ideal", "tensors", "memory")]
             numbers = ["" if share is None else f"{share:.2f}" for share in shares]
-            rows.append([name, side, str(peer["videos"]), *cost, *numbers, f"{ratio['gradients']:.1e}"])
+            rows.append([name, side, *(each for pair in costs for each in pair), *numbers, f"{ratio['gradients']:.0e}"])
             if not ratio["gradients"] <= allowed:
                 failures.append(f"{name}: its gradient is {ratio['gradients']:.1e} away from that of {side}")
     console.print(
         f"{settings['preset']}: {settings['frames']} frames of {settings['size']} x {settings['size']}, "
-        f"{settings['segments']} of them scored, {settings['sampling_steps']} steps of a chain, "
-        f"{settings['precision']} on {settings['device']}, {settings['threads']} threads",
+        f"{settings['segments']} of them scored, {settings['sampling_steps']} steps of a chain, {settings['batch']} "
+        f"videos in a step ({settings['rollouts']} of ddpo), {settings['precision']} on {settings['device']}, "
+        f"{settings['threads']} threads",
         highlight=False,
     )
-    console.print(Grid(heads, rows, words=2).console(f"published / {RLVID}"))
+    heads = ["published", "beside", "TFLOP", "rlvid", "s", "rlvid", "GiB", "rlvid"]
+    heads += ["x operations", "x seconds", "of the ideal", "x tensors", "x memory", "gradients"]
+    console.print(Grid(heads, rows, words=2).console("a step of published code, beside rlvid's (GiB: tensors)"))
     for failure in failures:
         console.print(f"DIFFERENT: {failure}; {settings['precision']} allows {allowed:g}", highlight=False)
     return int(bool(failures))
+
+
+def _costs(side: dict[str, Any]) -> tuple[str, str, str]:
+    """Returns a side's operations in TFLOP, seconds, and GiB of tensors."""
+    return f"{sum(side['flops'].values()) / 1e12:.3g}", f"{side['step']:.2f}", f"{side['live'] / 2**30:.3g}"
