@@ -47,6 +47,7 @@ class Peer:
 
 
 _DRAFT = {"name": "draft", "gradient_steps": 1}
+_KEPT = {"rlvid, kept": {"checkpoint_activations": False}}
 PEERS = {
     "InstructVideo": Peer(None),
     "VADER": Peer(Vader, _DRAFT),
@@ -58,8 +59,8 @@ PEERS = {
         released={"micro_batch": 1, "rollout_batch": 1},
         also={"rlvid, recomputed": {"checkpoint_activations": True}},
     ),
-    "VideoX-Fun": Peer(VideoXFun, _DRAFT | {"gradient_steps": TAIL}, wan=True),
-    "UniRL-Wan": Peer(UniRL, _DRAFT | {"unconditional_gradient": False}, wan=True),
+    "VideoX-Fun": Peer(VideoXFun, _DRAFT | {"gradient_steps": TAIL}, wan=True, also=_KEPT),
+    "UniRL-Wan": Peer(UniRL, _DRAFT | {"unconditional_gradient": False}, wan=True, also=_KEPT),
 }
 """The published ways, by name."""
 

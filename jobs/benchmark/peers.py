@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
         before = peak_memory(steps.meter.device)
         measured = measure(steps, sides, options.steps)
         gradients = {side: each.pop("gradient") for side, each in measured.items()}
-        found[name] = {"sides": measured, "before": before, "videos": len(steps.prompts)}
+        found[name] = {"sides": measured, "before": before, "videos": len(steps.prompts), "frames": steps.model.frames}
         found[name]["ratios"] = {
             side: ratios(measured[RELEASED], measured[side], before) | {"gradients": distance(gradients[RELEASED], own)}
             for side, own in gradients.items()
@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
     settings = vars(options) | {"threads": torch.get_num_threads()}
     if options.out:
         Path(options.out).write_text(json.dumps({"settings": settings, "peers": found}, indent=2), encoding="utf-8")
-    return show(settings, found, Console(width=170))
+    return show(settings, found, Console(width=190))
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -109,17 +109,19 @@ def show(settings: dict[str, Any], found: dict[str, Any], console: Console) -> i
             costs = zip(*(_costs(peer["sides"][each]) for each in (RELEASED, side)), strict=True)
             shares = [ratio[key] for key in ("operations", "seconds", "of the ideal", "tensors", "memory")]
             numbers = ["" if share is None else f"{share:.2f}" for share in shares]
-            rows.append([name, side, *(each for pair in costs for each in pair), *numbers, f"{ratio['gradients']:.0e}"])
+            both = [each for pair in costs for each in pair]
+            rows.append([name, side, str(peer["frames"]), *both, *numbers, f"{ratio['gradients']:.0e}"])
             if not ratio["gradients"] <= allowed:
                 failures.append(f"{name}: its gradient is {ratio['gradients']:.1e} away from that of {side}")
     console.print(
-        f"{settings['preset']}: {settings['frames']} frames of {settings['size']} x {settings['size']}, "
-        f"{settings['segments']} of them scored, {settings['sampling_steps']} steps of a chain, {settings['batch']} "
-        f"videos in a step ({settings['rollouts']} of ddpo), {settings['precision']} on {settings['device']}, "
-        f"{settings['threads']} threads",
+        f"{settings['preset']}: frames of {settings['size']} x {settings['size']}, {settings['segments']} of a video "
+        f"scored, {settings['sampling_steps']} steps of a chain, {settings['batch']} videos in a step "
+        f"({settings['rollouts']} of ddpo), {settings['precision']} on {settings['device']}, {settings['threads']} "
+        "threads",
         highlight=False,
+        soft_wrap=True,
     )
-    heads = ["published", "beside", "TFLOP", "rlvid", "s", "rlvid", "GiB", "rlvid"]
+    heads = ["published", "beside", "frames", "TFLOP", "rlvid", "s", "rlvid", "GiB", "rlvid"]
     heads += ["x operations", "x seconds", "of the ideal", "x tensors", "x memory", "gradients"]
     console.print(Grid(heads, rows, words=2).console("a step of published code, beside rlvid's (GiB: tensors)"))
     for failure in failures:

@@ -3,7 +3,7 @@
 Everything else is shared with rlvid, down to the noise, so that both sides come to the same gradient: that is checked.
 A step that is alike on both sides is left out of the tables. All but ddpo-pytorch encode the prompts and the negative
 prompt in every step, and run the reward's text tower in every step; rlvid does so once, before the training. The way of
-InstructVideo's code is in ``jobs.benchmark.released``.
+InstructVideo's code is in ``jobs.benchmark.released``. Beside Wan's peers, rlvid also stands with all activations kept.
 
 **VADER** (mihirp1998/VADER: VADER-ModelScope/ms_custom.py, train_t2v_lora.py, models/unet_3d_blocks.py) back-propagates
 through the last step. Guidance runs in one call and layers are checkpointed, as in rlvid. rlvid's draft is beside it.
