@@ -15,9 +15,10 @@ decoding               the scored frames one by one, with     the scored frames 
                        their activations kept                 backward pass
 =====================  =====================================  ==================================================
 
-**DRaFT** as in UniRL (Tencent-Hunyuan/UniRL: experimental/refl/models/wan21.py, experimental/refl/roles.py,
-unirl/models/wan21/vae.py; DRaFT-1 by examples/wan21_t2v_videoalign_refl.yaml). The unconditional branch carries no
-gradient and has a call of its own; layers are checkpointed, as in rlvid. Published code decodes in tiles, here whole.
+**DRaFT** as in UniRL (Tencent-Hunyuan/UniRL: roles.py, models/wan21.py and examples/wan21_t2v_videoalign_refl.yaml, all
+in experimental/refl, and unirl/models/wan21/vae.py), through the last step. The unconditional branch has no gradient
+and a call of its own; layers are checkpointed, as in rlvid. Published code decodes in tiles, here whole; its reward
+is a model of its own, here the shared one.
 
 =====================  =====================================  ==================================================
 stage                  published                              rlvid
@@ -30,7 +31,8 @@ backward pass          one, reward to adapter                 Wan: the decoder's
 **VideoX-Fun** (aigc-apps/VideoX-Fun: scripts/wan2.1/train_reward_lora.py and scripts/wan2.1_fun/train_reward_lora.sh)
 back-propagates through the last five steps (``tail``). Guidance runs in one call and blocks are checkpointed, as in
 rlvid. Published code scores frames of the first ``num_decoded_latents`` latents; here they reach to the last scored
-frame.
+frame. Its HPSv2 (videox_fun/reward/reward_fn.py) runs both towers for each frame in turn; here the text tower runs once
+a step and the image tower once on all frames.
 
 =====================  =====================================  ==================================================
 stage                  published                              rlvid
@@ -43,7 +45,8 @@ backward pass          one, reward to adapter                 the decoder's ends
 
 **ddpo-pytorch** (kvablack/ddpo-pytorch: scripts/train.py, config/base.py), and TRL's DDPO, which has the same loops
 (huggingface/trl: trl/trainer/ddpo_trainer.py). Guidance runs in one call on the doubled batch, as in rlvid. Published
-code also trains on the last step, which adds no noise; here both sides leave it out.
+code also trains on a chain's last step; rlvid's chain ends without noise, so both sides leave it out. Batches are of
+one sample in the published defaults.
 
 =====================  =====================================  ==================================================
 stage                  published                              rlvid
