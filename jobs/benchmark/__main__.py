@@ -17,6 +17,7 @@ PARTS = {
     "overhead": "a step of the built-in model, stage by stage, and what Ray and DeepSpeed add to bare torch",
     "profile": "the ten largest costs of a step on a built-in model, by stage and operator",
     "step": "a step of the full-size model in bare torch, beside the same step as released code does it",
+    "peers": "a training step of each method, beside the same step as published code of other projects does it",
     "feed": "starts and steps as the training set grows, and with a slow source",
     "scaling": "more workers on more videos, and what starting up takes",
     "policy-signal": "how much of a policy gradient is signal, by step, group and advantages",

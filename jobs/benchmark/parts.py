@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from jobs.benchmark.live import LiveBytes
 from jobs.benchmark.released import FreshText, ReleasedModel, nested_checkpoints
 from rlvid import randomness
 from rlvid.algorithms.base import Batch, Context, Stopwatch, peak_memory
@@ -29,11 +30,24 @@ from rlvid.reward.clip import ClipReward
 from rlvid.train.engine import TorchEngine
 
 
+class Nowhere:
+    """Tells an operation's module to nobody: torch's own way cannot be in a backward pass that ends at a leaf."""
+
+    parents = ("Global",)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
 class Meter(Stopwatch):
-    """Seconds and peak memory of named stages, and their floating-point operations while ``counting``."""
+    """Seconds and peak memory of named stages; while ``counting``, their operations, and bytes ``live`` at the peak."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
+        self.live = 0
         self.device, self.current = device, ""
         self.peaks: dict[str, int] = {}
         self.flops: dict[str, int] = {}
@@ -41,9 +55,11 @@ class Meter(Stopwatch):
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        with FlopCounterMode(display=False) as self._counter:
+        counter = FlopCounterMode(display=False)
+        counter.mod_tracker = Nowhere()  # type: ignore[assignment]
+        with counter as self._counter, LiveBytes() as live:
             yield
-        self._counter = None
+        self._counter, self.live = None, live.peak
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -102,23 +118,30 @@ def build(preset: str, precision: str, device: torch.device) -> tuple[dict[str, 
     """Returns arguments of ``UNet3DModel`` by name, and HPSv2 (a small CLIP for ``tiny``); random weights."""
     from rlvid.models.folders import modelscope_folder
     from rlvid.models.untrained import random_parts
-    from rlvid.reward.load import load_reward
     from rlvid.toy.pretrain.denoiser import build_scheduler
-    from rlvid.toy.tiny import tiny_model, tiny_reward
+    from rlvid.toy.tiny import tiny_model
 
-    dtype = DTYPES[precision]
+    dtype, reward = DTYPES[precision], build_reward(preset, precision, device)
     if preset != "tiny":
-        # Both sides keep the reward's activations, so that they differ in what is measured alone.
-        reward = load_reward(
-            "hpsv2", device, path="random", precision=precision, chunk=64, checkpoint_activations=False
-        )
-        assert isinstance(reward, ClipReward)
         return random_parts(modelscope_folder(), dtype, device), reward
-    small, reward = tiny_model(), tiny_reward()
+    small = tiny_model()
     parts = {"unet": small.denoiser, "vae": small.vae, "text_encoder": small.text_encoder}
-    for part in (*parts.values(), reward):
+    for part in parts.values():
         nn.Module.to(part, device, dtype)
     return parts | {"tokenizer": small.tokenizer, "scheduler": build_scheduler()}, reward
+
+
+def build_reward(preset: str, precision: str, device: torch.device) -> ClipReward:
+    """Returns HPSv2, or a small CLIP for ``tiny``; random weights."""
+    from rlvid.reward.load import load_reward
+    from rlvid.toy.tiny import tiny_reward
+
+    if preset == "tiny":
+        return tiny_reward().to(device, DTYPES[precision])
+    # Both sides keep the reward's activations, so that they differ in what is measured alone.
+    reward = load_reward("hpsv2", device, path="random", precision=precision, chunk=64, checkpoint_activations=False)
+    assert isinstance(reward, ClipReward)
+    return reward
 
 
 @dataclass
@@ -173,7 +196,7 @@ def config_of(options: argparse.Namespace, **more: dict[str, Any]) -> RunConfig:
         "reward": {"held_out": None, "segments": options.segments},
         "train": {"batch_size": options.batch},
     }
-    return parse_config({name: keys | more.get(name, {}) for name, keys in sections.items()})
+    return parse_config({name: sections.get(name, {}) | more.get(name, {}) for name in sections | more})
 
 
 def with_batch(config: RunConfig, number: int, recompute: bool) -> RunConfig:
@@ -192,6 +215,15 @@ def draw_clips(model: UNet3DModel, number: int) -> dict[str, Any]:
     return {"frames_BFCHW": frames_BFCHW, "prompts": prompts, "text_BLD": text_BLD, "posterior": kept}
 
 
+def add_adapter(denoiser: nn.Module, config: RunConfig, device: torch.device) -> TorchEngine:
+    """Puts an adapter of rank 4 on a denoiser, all of whose weights get a gradient; returns its optimiser."""
+    inject_lora(denoiser, 4, config.model.lora.targets, seed=0)
+    for parameter in lora_parameters(denoiser):
+        nn.init.normal_(parameter, std=0.02)  # an adapter whose B is zero would leave A without gradient
+    denoiser.to(device)
+    return TorchEngine(denoiser, config.optimizer, config.model.precision)
+
+
 def prepare(options: argparse.Namespace) -> Bench:
     """Builds the networks, and encodes the clips, as is done once before a training."""
     torch.manual_seed(0)
@@ -200,9 +232,5 @@ def prepare(options: argparse.Namespace) -> Bench:
     config = config_of(options)
     parts, reward = build(options.preset, options.precision, device)
     model, released = UNet3DModel(**parts, **shape), ReleasedModel(**parts, **shape, decode_chunk=1)
-    inject_lora(model.denoiser, 4, config.model.lora.targets, seed=0)
-    for parameter in lora_parameters(model.denoiser):
-        nn.init.normal_(parameter, std=0.02)  # an adapter whose B is zero would leave A without gradient
-    model.denoiser.to(device)
-    engine = TorchEngine(model.denoiser, config.optimizer, options.precision)
+    engine = add_adapter(model.denoiser, config, device)
     return Bench(config, model, released, reward, engine, Meter(device), **draw_clips(model, options.batch))

@@ -18,7 +18,7 @@ reward's text tower    in every step                          once for each prom
 Everything else is shared, down to the noise, so that both sides come to the same gradient: that is checked.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -29,7 +29,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rlvid.models.noise_path import Point, Prediction
 from rlvid.models.unet3d import UNet3DModel
-from rlvid.reward.clip import ClipReward
+from rlvid.reward.clip import ClipReward, at_least_float32
 
 
 class ReleasedModel(UNet3DModel):
@@ -63,9 +63,13 @@ class ReleasedModel(UNet3DModel):
 
     def decode_frames(self, latents_BCFhw: Tensor, frames_BS: Tensor, *, recompute: bool = False) -> Tensor:
         """Decodes all frames and returns the chosen ones; ``recompute`` changes nothing."""
-        every_BF = torch.arange(self.frames, device=latents_BCFhw.device).expand(len(latents_BCFhw), -1)
-        decoded_BFCHW = super().decode_frames(latents_BCFhw, every_BF)
-        return decoded_BFCHW[torch.arange(len(frames_BS))[:, None], frames_BS]
+        return decode_first(super().decode_frames, latents_BCFhw, frames_BS, self.frames)
+
+
+def decode_first(decode: Callable[..., Tensor], latents_BCFhw: Tensor, frames_BS: Tensor, count: int) -> Tensor:
+    """Decodes the first ``count`` frames with their activations kept, and returns the chosen ones: BSCHW."""
+    every_BF = torch.arange(count, device=latents_BCFhw.device).expand(len(latents_BCFhw), -1)
+    return decode(latents_BCFhw, every_BF)[torch.arange(len(frames_BS))[:, None], frames_BS]
 
 
 class FreshText:
@@ -77,9 +81,10 @@ class FreshText:
     def __call__(self, frames_BSCHW: Tensor, prompts: list[str]) -> Tensor:
         clip = self._reward.clip
         with torch.no_grad():
-            text = clip.encode_text(self._reward.tokenise(prompts).to(clip.logit_scale.device)).float()
+            text = at_least_float32(clip.encode_text(self._reward.tokenise(prompts).to(clip.logit_scale.device)))
         text_BD = nn.functional.normalize(text, dim=-1)
-        return torch.einsum("bsd,bd->bs", self._reward.image_features(frames_BSCHW), text_BD)
+        cosine_BS = torch.einsum("bsd,bd->bs", self._reward.image_features(frames_BSCHW), text_BD)
+        return cosine_BS * self._reward.scale + self._reward.shift
 
 
 @contextmanager

@@ -16,22 +16,47 @@ import statistics
 from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from rich.console import Console
 from torch import Tensor
 
 from jobs.benchmark.options import PRESETS, fill_in, make_parser
-from jobs.benchmark.parts import Bench, Calls, matrix_rate, prepare, reset_peak
+from jobs.benchmark.parts import Bench, Calls, Meter, matrix_rate, prepare, reset_peak
 from jobs.benchmark.tables import stages_of
 from jobs.benchmark.variants import EXPLAINED, VARIANTS
 from rlvid.algorithms.base import peak_memory
+from rlvid.models.base import VideoModel
 from rlvid.models.lora import lora_parameters
 from rlvid.models.unet3d import DTYPES
+from rlvid.train.engine import TorchEngine
 
 
-def gradient(bench: Bench) -> Tensor:
+class Sides(Protocol):
+    """Several ways of one training step on the same networks, such as ``Bench``."""
+
+    @property
+    def meter(self) -> Meter:
+        """Measures the stages of a step."""
+
+    @property
+    def model(self) -> VideoModel:
+        """The networks, with an adapter."""
+
+    @property
+    def engine(self) -> TorchEngine:
+        """The adapter's optimiser."""
+
+    @property
+    def prompts(self) -> list[str]:
+        """A prompt for each video of a step."""
+
+    def step(self, side: str, index: int, update: bool = True) -> None:
+        """Runs a training step of a side; without ``update`` the gradient is kept."""
+
+
+def gradient(bench: Sides) -> Tensor:
     """Returns the adapter's gradient, flat and on the CPU, and clears it."""
     parameters = lora_parameters(bench.model.denoiser)
     flat = torch.cat([p.grad.flatten().float().cpu() for p in parameters if p.grad is not None])
@@ -39,7 +64,7 @@ def gradient(bench: Bench) -> Tensor:
     return flat
 
 
-def measure(bench: Bench, sides: list[str], steps: int, count: bool = True) -> dict[str, dict[str, Any]]:
+def measure(bench: Sides, sides: list[str], steps: int, count: bool = True) -> dict[str, dict[str, Any]]:
     """Medians of each side's stages over ``steps``, taken in turns after a step that counts and warms up."""
     meter = bench.meter
     calls = Calls(bench.model, again=lambda: meter.current == "backward")
@@ -51,6 +76,7 @@ def measure(bench: Bench, sides: list[str], steps: int, count: bool = True) -> d
         found[side]["first"] = sum(meter.read().values())
         made = {name: number / len(bench.prompts) for name, number in calls.made.items()}
         found[side] |= {"flops": meter.flops, "gradient": gradient(bench), "peaks": {}, "calls": made}
+        found[side]["live"] = meter.live
     calls.remove()
     for index in range(steps):
         for side in sides:
