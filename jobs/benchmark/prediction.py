@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import shutil
 import tempfile
+import weakref
 from pathlib import Path
 
 from jobs.benchmark.parts import config_of, with_batch
@@ -19,13 +21,14 @@ class PeakPrediction:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._frames = options.frames
-        with tempfile.TemporaryDirectory() as folder:
-            tiny = options.preset == "tiny"
-            path = save_tiny(Path(folder)) if tiny else "random"
-            name, kept = "clip" if tiny else "hpsv2", {"chunk": 64, "checkpoint_activations": False}
-            reward = {"name": name, "path": path, "precision": options.precision, **kept}
-            self._config = config_of(options, model={"path": path}, reward=reward)
-            self._parts = outline_parts(self._config)
+        folder = Path(tempfile.mkdtemp())
+        weakref.finalize(self, shutil.rmtree, folder)  # not before: counting reads the structures in it again
+        tiny = options.preset == "tiny"
+        path = save_tiny(folder) if tiny else "random"
+        name, kept = "clip" if tiny else "hpsv2", {"chunk": 64, "checkpoint_activations": False}
+        reward = {"name": name, "path": path, "precision": options.precision, **kept}
+        self._config = config_of(options, model={"path": path}, reward=reward)
+        self._parts = outline_parts(self._config)
 
     def __call__(self, videos: int, recompute: bool) -> dict[str, int]:
         """Bytes at the peak of each stage of a step on so many videos."""
