@@ -25,6 +25,7 @@ from rlvid import randomness
 from rlvid.config import RunConfig
 from rlvid.diffusion.step import KERNELS, KernelOf
 from rlvid.models.base import VideoModel
+from rlvid.models.guidance import Guidance, LimitedGuidance
 from rlvid.reward.video import ImageReward
 
 
@@ -212,6 +213,14 @@ class Context:
     def grid(self) -> Sequence[float]:
         """The points of the noise path that the run's whole chain visits, from noisy to clean."""
         return self.model.path.grid(self.config.sampling.steps)
+
+    @property
+    def guidance(self) -> Guidance:
+        """The guidance of the run's chains, and of what they are trained or compared with."""
+        sampling = self.config.sampling
+        if sampling.guidance_interval is None:
+            return sampling.guidance
+        return LimitedGuidance(sampling.guidance, *sampling.guidance_interval)
 
     @property
     def kernel(self) -> KernelOf:
