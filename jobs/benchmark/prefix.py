@@ -180,11 +180,11 @@ def main(arguments: list[str]) -> None:
     base = load_config(options.config, options.overrides)
     ways = variants(options, prefix_length(base))
     settings = {name: load_config(options.config, [*options.overrides, *own]) for name, own in ways.items()}
-    for config in settings.values():
-        check_chain(config)
+    check_chain(base)
     model = load_trainable(base.model, 0, base.model.path, device(), negative_prompt=base.sampling.negative_prompt)
     reward, batches = trained_reward(base.reward, device()), draw_batches(model, options.videos, options.batch)
-    make(base, model, reward, batches[0])  # warms up
+    for config in settings.values():
+        make(config, model, reward, batches[0])  # warms up
     found: dict[str, list[Made]] = {name: [] for name in settings}
     show, turns = counter("batches"), [(seed, batch) for seed in options.seeds for batch in batches]
     for done, (seed, batch) in enumerate(turns):

@@ -161,8 +161,8 @@ class SamplingConfig(Section):
     reuse: int = Field(
         1,
         ge=1,
-        description="n, the denoiser is called at every n-th step before those with gradient, and its output forecast "
-        "from its last two calls at the others; for the same methods as prefix_steps",
+        description="n, before the steps with gradient the denoiser is called at the first two steps and at every "
+        "n-th; a line through its last two outputs gives those of the others. For the same methods as prefix_steps",
     )
 
     @model_validator(mode="after")

@@ -33,7 +33,8 @@ def check_length(sampling: SamplingConfig, length: int) -> None:
     """Checks the two settings against the number of a chain's steps without gradient.
 
     Raises:
-        ValueError: ``sampling.prefix_steps`` leaves none of them out, or ``sampling.reuse`` exceeds them.
+        ValueError: ``sampling.prefix_steps`` leaves none of them out, or ``sampling.reuse`` exceeds them or saves
+            none.
     """
     for setting in _set(sampling):
         if length < 2:
@@ -51,6 +52,11 @@ def check_length(sampling: SamplingConfig, length: int) -> None:
         raise ValueError(
             f"sampling.reuse = {sampling.reuse} exceeds the {length} steps without gradient that run; allowed: 1 to "
             f"{length}"
+        )
+    if sampling.reuse > 1 and not any(step % sampling.reuse for step in range(2, length)):
+        raise ValueError(
+            f"sampling.reuse = {sampling.reuse} saves none of the {length} steps without gradient, for the first two "
+            "and every n-th call the denoiser; leave it out, or set more steps"
         )
 
 

@@ -66,7 +66,8 @@ def denoise(
             or one for each step and video (D, B).
         kernel: of the random steps.
         gradient_steps: K, last steps that carry gradient; 0 runs all under ``no_grad``.
-        reuse: n, the denoiser is called at every n-th of the steps without gradient; see ``rlvid.diffusion.forecast``.
+        reuse: n, of the steps without gradient the denoiser is called at the first two and at every n-th; see
+            ``rlvid.diffusion.forecast``.
         noise: needed when eta > 0.
         final: ``exact`` ends at (1, 0), the prediction x0 itself; ``paper`` at the level of timestep 0.
         recompute: recompute the activations of the denoiser's layers in the backward pass.

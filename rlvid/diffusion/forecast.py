@@ -11,8 +11,8 @@ code            meaning
 ``u``           the share of noise at a point, sigma / (alpha + sigma)
 ==============  ==========================================================================================
 
-An output that is held, o(p) = o_1, makes a deterministic step that ends where one longer step would: on the paths of
-``rlvid.models.noise_path`` it is the same as to leave points out. So only the first step after the first call holds it.
+An output that is held, o(p) = o_1, would make deterministic steps that end where one longer step ends: on the paths of
+``rlvid.models.noise_path`` that is the same as a chain with fewer points. So the network is called until two are there.
 """
 
 from dataclasses import dataclass
@@ -34,8 +34,7 @@ class Forecast:
 
     Args:
         path: of the chain.
-        every: n; the network is called at steps 0, n, 2 n, ..., and where the guidance is another one than at the last
-            call.
+        every: n; the network is called at steps 0, n, 2 n, ..., and at the first two steps of each guidance.
     """
 
     def __init__(self, path: NoisePath, every: int) -> None:
@@ -46,12 +45,10 @@ class Forecast:
     def prediction(self, index: int, point: float, guidance: float | Tensor, x: Tensor) -> Prediction | None:
         """Returns the forecast for latents x (B, C, F, h, w) at a step; None where the network is to be called."""
         last, before = self._last, self._before
-        if last is None or index % self._every == 0 or last.guidance != guidance:
+        if last is None or before is None or index % self._every == 0 or last.guidance != guidance:
             return None
-        output = last.output
-        if before is not None:
-            ahead = (self._path.share(point) - last.share) / (last.share - before.share)
-            output = output + float(ahead) * (output - before.output)
+        ahead = (self._path.share(point) - last.share) / (last.share - before.share)
+        output = last.output + float(ahead) * (last.output - before.output)
         return self._path.prediction(output, x, self._path.level(point, x))
 
     def keep(self, point: float, guidance: float | Tensor, prediction: Prediction) -> None:

@@ -187,13 +187,12 @@ def test_between_calls_the_output_lies_on_the_line_through_the_last_two(model: V
     grid, path = model.path.grid(8), model.path
     steps: list[Step] = []
     rows = rows_of(model, lambda: denoise(model, latents, text, grid, guidance=3.0, reuse=3, observe=steps.append))
-    assert len(rows) == 3, "steps 0, 3 and 6"
+    assert len(rows) == 4, "steps 0, 1, 3 and 6"
     outputs, share = [path.predicted(step.prediction) for step in steps], [float(path.share(point)) for point in grid]
-    for place in (0, 3, 6):
+    for place in (0, 1, 3, 6):
         fresh = path.predicted(model.predict(steps[place].before, grid[place], text, 3.0))
         torch.testing.assert_close(outputs[place], fresh, atol=1e-4, rtol=0)
-    torch.testing.assert_close(outputs[1], outputs[0], atol=1e-4, rtol=0)
-    for place, last, before in ((4, 3, 0), (5, 3, 0), (7, 6, 3)):
+    for place, last, before in ((2, 1, 0), (4, 3, 1), (5, 3, 1), (7, 6, 3)):
         slope = (outputs[last] - outputs[before]) / (share[last] - share[before])
         line = outputs[last] + (share[place] - share[last]) * slope
         torch.testing.assert_close(outputs[place], line, atol=1e-3, rtol=1e-3)
@@ -201,21 +200,27 @@ def test_between_calls_the_output_lies_on_the_line_through_the_last_two(model: V
 
 @torch.no_grad()
 def test_an_output_that_is_held_is_one_longer_step(model: VideoModel) -> None:
-    latents, text = inputs(model)
-    grid = model.path.grid(6)
-    held = denoise(model, latents, text, grid, guidance=3.0, reuse=6)
-    torch.testing.assert_close(held, denoise(model, latents, text, grid[:1], guidance=3.0), atol=1e-4, rtol=1e-4)
+    x, text = inputs(model)
+    grid, path = model.path.grid(6), model.path
+    longer = denoise(model, x, text, grid[:1], guidance=3.0)
+    output = path.predicted(model.predict(x, grid[0], text, 3.0))
+    for place, point in enumerate(grid):
+        found = path.prediction(output, x, path.level(point, x))
+        then = path.level(grid[place + 1], x) if place + 1 < len(grid) else path.final("exact", x)
+        x = then.alpha * found.x0 + then.sigma * found.eps
+    torch.testing.assert_close(x, longer, atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
-def test_a_step_under_another_guidance_is_called(model: VideoModel) -> None:
+def test_the_first_two_steps_of_each_guidance_are_called(model: VideoModel) -> None:
     latents, text = inputs(model)
-    grid, limited = model.path.grid(8), LimitedGuidance(3.0, 0.3, 0.7)
+    grid, limited = model.path.grid(20), LimitedGuidance(3.0, 0.3, 0.7)
     guided = [limited.at(model.path, point) == 3.0 for point in grid]
-    changes = [place for place in range(1, 8) if guided[place] != guided[place - 1]]
-    called = sorted({0, 5, *changes})
+    first = [place for place in range(20) if place == 0 or guided[place] != guided[place - 1]]
+    called = sorted({place for place in (*first, *(p + 1 for p in first), 0, 5, 10, 15) if place < 20})
     rows = rows_of(model, lambda: denoise(model, latents, text, grid, guidance=limited, reuse=5))
     assert rows == [4 if guided[place] else 2 for place in called]
+    assert len(called) < 12
 
 
 # --------------------------------------------------------------------------------------------- settings and plan
@@ -229,6 +234,7 @@ def test_a_step_under_another_guidance_is_called(model: VideoModel) -> None:
         ("toy-alignprop", ["sampling.reuse=2"], ["sampling.reuse = 2", "sampling.eta = 1", "sampling.eta=0"]),
         ("toy", ["sampling.prefix_steps=11"], ["sampling.prefix_steps = 11", "11 steps", "1 to 10"]),
         ("toy", ["sampling.prefix_steps=4", "sampling.reuse=5"], ["sampling.reuse = 5", "1 to 4"]),
+        ("toy", ["sampling.prefix_steps=3", "sampling.reuse=2"], ["sampling.reuse = 2", "3 steps"]),
         ("toy-draft", ["method.gradient_steps=null", "sampling.reuse=2"], ["sampling.reuse = 2", "0 steps"]),
         ("toy", ["sampling.prefix_steps=0"], ["sampling.prefix_steps = 0", "greater than or equal to 1"]),
         ("toy", ["sampling.guidance_interval=[0.5,0.2]"], ["guidance_interval = [0.5, 0.2]", "0 to 1"]),
@@ -268,10 +274,10 @@ def test_fingerprints_see_the_settings_and_stay_at_their_defaults() -> None:
     [
         ("toy-draft", [], 38, 2),
         ("toy-draft", ["sampling.prefix_steps=5"], 10, 2),
-        ("toy-draft", ["sampling.reuse=4"], 10, 2),
+        ("toy-draft", ["sampling.reuse=4"], 12, 2),
         ("toy-draft", ["sampling.guidance_interval=[0.5,1]"], 31, 1),
         ("toy-wan", [], 14, 2),
-        ("toy-wan", ["sampling.reuse=2", "sampling.prefix_steps=4"], 4, 2),
+        ("toy-wan", ["sampling.reuse=2", "sampling.prefix_steps=4"], 6, 2),
         ("toy-wan", ["sampling.guidance_interval=[0,0.3]"], 8, 2),
     ],
 )
