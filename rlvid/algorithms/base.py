@@ -216,7 +216,10 @@ class Context:
 
     @property
     def guidance(self) -> Guidance:
-        """The guidance of the run's chains, and of what they are trained or compared with."""
+        """The guidance of training: of chains, replays and penalties, and of steps with gradient as of the others.
+
+        Evaluation and generation guide at all levels: one sampler judges all runs, and exported pipelines have it.
+        """
         sampling = self.config.sampling
         if sampling.guidance_interval is None:
             return sampling.guidance
