@@ -21,6 +21,7 @@ PARTS = {
     "feed": "starts and steps as the training set grows, and with a slow source",
     "scaling": "more workers on more videos, and what starting up takes",
     "policy-signal": "how much of a policy gradient is signal, by step, group and advantages",
+    "prefix": "what cheaper steps without gradient save, and what they change in the videos",
     "rollout": "a batch of GRPO, by how many steps of its chains are trained",
     "reward-accuracy": "how often rewards prefer the better video of a pair, by what is wrong with the other one",
     "guard": "regret of the guard's checkpoint and scale, against four rules and by the oracle",

@@ -63,7 +63,7 @@ def measure_step(context: Context, batch: Batch, before: Tensor, step: int, path
     """
     model, grid, config = context.model, context.grid, context.config
     weights, group = lora_parameters(model.denoiser), len(batch)
-    prediction = model.predict(before, grid[step], batch.text_BLD[:1], config.sampling.guidance)
+    prediction = model.predict(before, grid[step], batch.text_BLD[:1], context.guidance)
     now, then = model.path.level(grid[step], before), model.path.level(grid[step + 1], before)
     kernel = context.kernel(now, then, config.eta)
     mean = step_mean(prediction, then, kernel)
@@ -73,7 +73,7 @@ def measure_step(context: Context, batch: Batch, before: Tensor, step: int, path
     def rewards(rows: range, eta: float, gradient: bool) -> Tensor:
         part = batch.take(rows)
         latents = denoise(
-            model, after_G[list(rows)], part.text_BLD, grid[step + 1 :], guidance=config.sampling.guidance, eta=eta,
+            model, after_G[list(rows)], part.text_BLD, grid[step + 1 :], guidance=context.guidance, eta=eta,
             kernel=context.kernel,
             gradient_steps=len(grid) - step - 1 if gradient else 0, recompute=False, final=config.sampling.final_level,
             noise=lambda index: context.normal("ddim", part, step + 1 + index),
@@ -111,8 +111,8 @@ def measure(
         batch = Batch(0, serials, [prompt] * group, text_BLD.expand(group, -1, -1), None)
         taken = list[Step]()
         with torch.no_grad():
-            start, guidance = context.normal("start", batch.take([0])), context.config.sampling.guidance
-            denoise(context.model, start, text_BLD, grid, guidance=guidance, observe=taken.append)
+            start = context.normal("start", batch.take([0]))
+            denoise(context.model, start, text_BLD, grid, guidance=context.guidance, observe=taken.append)
         yield {step: measure_step(context, batch, taken[step].before, step, pathwise) for step in steps}
 
 

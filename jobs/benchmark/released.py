@@ -27,6 +27,7 @@ from diffusers import UNet3DConditionModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from rlvid.models.guidance import Guidance
 from rlvid.models.noise_path import Point, Prediction
 from rlvid.models.unet3d import UNet3DModel
 from rlvid.reward.clip import ClipReward, at_least_float32
@@ -45,12 +46,13 @@ class ReleasedModel(UNet3DModel):
         latents_BCFhw: Tensor,
         point: Point,
         text_BLD: Tensor,
-        guidance: float,
+        guidance: Guidance,
         *,
         unconditional_gradient: bool = True,
         recompute: bool = False,
     ) -> Prediction:
         """Predicts with one branch after the other; ``recompute`` checkpoints the whole network."""
+        assert isinstance(guidance, float), "released code guides at all levels alike"
         if recompute and torch.is_grad_enabled():
             whole = partial(self.predict, point=point, text_BLD=text_BLD, guidance=guidance)
             return checkpoint(whole, latents_BCFhw, use_reentrant=False)

@@ -25,6 +25,7 @@ from rlvid import randomness
 from rlvid.config import RunConfig
 from rlvid.diffusion.step import KERNELS, KernelOf
 from rlvid.models.base import VideoModel
+from rlvid.models.guidance import Guidance, LimitedGuidance
 from rlvid.reward.video import ImageReward
 
 
@@ -212,6 +213,17 @@ class Context:
     def grid(self) -> Sequence[float]:
         """The points of the noise path that the run's whole chain visits, from noisy to clean."""
         return self.model.path.grid(self.config.sampling.steps)
+
+    @property
+    def guidance(self) -> Guidance:
+        """The guidance of training: of chains, replays and penalties, and of steps with gradient as of the others.
+
+        Evaluation and generation guide at all levels: one sampler judges all runs, and exported pipelines have it.
+        """
+        sampling = self.config.sampling
+        if sampling.guidance_interval is None:
+            return sampling.guidance
+        return LimitedGuidance(sampling.guidance, *sampling.guidance_interval)
 
     @property
     def kernel(self) -> KernelOf:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rlvid import randomness
 from rlvid.algorithms.base import Batch, Context
+from rlvid.models.guidance import Guidance
 from rlvid.models.noise_path import Prediction
 
 
@@ -39,7 +40,7 @@ def at_random_levels(context: Context, batch: Batch, clean_BCFhw: Tensor, purpos
 
 
 def noise_error(
-    context: Context, batch: Batch, clean_BCFhw: Tensor, purpose: str, index: int = 0, guidance: float = 1.0
+    context: Context, batch: Batch, clean_BCFhw: Tensor, purpose: str, index: int = 0, guidance: Guidance = 1.0
 ) -> Tensor:
     """Returns the mean (output - output_theta)^2 of each video at a random level: (B,)."""
     noisy = at_random_levels(context, batch, clean_BCFhw, purpose, index)
@@ -60,8 +61,8 @@ def base_distance(
 ) -> Tensor:
     """Returns the mean (output_theta - output_base)^2 of each video at a random level, under guidance: (B,)."""
     noisy = at_random_levels(context, batch, clean_BCFhw, purpose, index)
-    guidance, recompute = context.config.sampling.guidance, context.config.train.checkpoint_activations
-    seen = (noisy.latents_BCFhw, noisy.point_B, batch.text_BLD, guidance)
+    recompute = context.config.train.checkpoint_activations
+    seen = (noisy.latents_BCFhw, noisy.point_B, batch.text_BLD, context.guidance)
     with context.stopwatch.stage("replay"):
         tuned = context.model.predict(*seen, unconditional_gradient=unconditional_gradient, recompute=recompute)
         with torch.no_grad(), context.model.base():

@@ -17,6 +17,7 @@ from rlvid.algorithms.scoring import plan, score_frames
 from rlvid.config import methods as settings
 from rlvid.config.model import LOSS_SCALE
 from rlvid.diffusion.chain import Step, denoise
+from rlvid.diffusion.schedule import with_prefix
 
 SHARE_EVERY = 25
 """Training steps from one measurement of the gradient that a decoder's window keeps to the next."""
@@ -95,19 +96,21 @@ class RewardGradient(Algorithm):
             yield Penalty("policy/kl", self.method.kl * distance_B.mean(), distance_B)
 
     def chain(self, batch: Batch, latents_BCFhw: Tensor, grid: Sequence[float], gradient_steps: int) -> Tensor:
-        """Returns the run's chain from noisy latents, of which the last steps carry gradient."""
+        """Runs a chain from noisy latents, of which the last steps carry gradient, with the run's cheaper prefix."""
         context, config = self.context, self.context.config
+        sampling = config.sampling
         return denoise(
             context.model,
             latents_BCFhw,
             batch.text_BLD,
-            grid,
-            guidance=config.sampling.guidance,
+            with_prefix(grid, gradient_steps, sampling.prefix_steps),
+            guidance=context.guidance,
             eta=config.eta,
             kernel=context.kernel,
             gradient_steps=gradient_steps,
+            reuse=sampling.reuse,
             noise=lambda index: context.normal("ddim", batch, index),
-            final=config.sampling.final_level,
+            final=sampling.final_level,
             recompute=config.train.checkpoint_activations,
             unconditional_gradient=self.method.unconditional_gradient,
             observe=lambda step: self.penalise(step, batch.text_BLD),
@@ -116,8 +119,8 @@ class RewardGradient(Algorithm):
     def penalise(self, step: Step, text_BLD: Tensor) -> None:
         """Notes the distance of a gradient step's prediction to that of the base model at the same place."""
         if self.method.kl > 0 and self.method.kl_at == "steps" and step.prediction.eps.requires_grad:
-            model, guidance = self.context.model, self.context.config.sampling.guidance
+            model = self.context.model
             with torch.no_grad(), model.base():
-                base = model.predict(step.before.detach(), step.point, text_BLD, guidance)
+                base = model.predict(step.before.detach(), step.point, text_BLD, self.context.guidance)
             away = model.path.predicted(step.prediction) - model.path.predicted(base)
             self._penalties.append(away.square().mean())

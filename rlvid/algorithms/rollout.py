@@ -165,7 +165,7 @@ def sample(
             context.normal("start", start),
             batch.text_BLD,
             grid,
-            guidance=config.sampling.guidance,
+            guidance=context.guidance,
             eta=eta if random is None else eta * torch.tensor([[i in own for own in random] for i in range(len(grid))]),
             kernel=context.kernel,
             noise=partial(context.normal, "ddim", batch),
@@ -219,11 +219,11 @@ def roll_out_and_score(
 
 def replay(context: Context, taken: Transition) -> Replay:
     """Returns a step of each video under the present weights, with gradient; videos that are alike are seen once."""
-    model, before, guidance = context.model, taken.before_BCFhw, context.config.sampling.guidance
+    model, before = context.model, taken.before_BCFhw
     recompute = context.config.train.checkpoint_activations
     rows, place_B = distinct(taken.alike_B)
     prediction = model.predict(
-        before[rows], taken.point_B[rows], taken.text_BLD[rows], guidance, recompute=recompute
+        before[rows], taken.point_B[rows], taken.text_BLD[rows], context.guidance, recompute=recompute
     ).take(place_B)
     now, then = model.path.level(taken.point_B, before), model.path.level(taken.next_point_B, before)
     kernel = context.kernel(now, then, context.config.eta)

@@ -56,7 +56,7 @@ class Supervised(Algorithm):
 
     def error(self, batch: Batch, clean_BCFhw: Tensor, turn: int) -> Tensor:
         """See ``noise_error``; the level and the noise are new in each turn."""
-        guidance = self.context.config.sampling.guidance if self.method.guided else 1.0
+        guidance = self.context.guidance if self.method.guided else 1.0
         return noise_error(self.context, batch, clean_BCFhw, "supervised", turn, guidance)
 
 

@@ -13,6 +13,7 @@ from rlvid.config.guard import BUILTIN_JUDGES, GuardConfig
 from rlvid.config.methods import VALUE_METHODS, AnyMethod, InstructVideoConfig, PolicyGradient
 from rlvid.config.model import BUILT_IN, ModelConfig, SamplingConfig
 from rlvid.config.parse import apply_override, explain, read_named
+from rlvid.config.prefix import check_prefix
 from rlvid.config.reward import NamedReward, RewardConfig
 from rlvid.config.section import Section
 from rlvid.config.train import NOT_REAL, DataConfig, OptimizerConfig, OutputConfig, TrainConfig
@@ -43,6 +44,7 @@ class RunConfig(Section):
                 "a prompt's samples must be in one batch"
             )
         self.method.check(self.sampling.steps, self.eta, train.batch_size, train.group_size)
+        check_prefix(self.sampling, self.method, self.eta)
         self._guard_fits()
         if self.method.needs_gradient and self.reward.without_gradient:
             raise ValueError(
@@ -186,6 +188,8 @@ class RunConfig(Section):
                 del kept[section][key]  # runs of versions without it go on
         if self.sampling.kernel == "ddim":
             del kept["sampling"]["kernel"]
+        if self.sampling.reuse == 1:
+            del kept["sampling"]["reuse"]
         for key in ("levels", "alpha"):
             if getattr(self.model.lora, key) is None:
                 del kept["model"]["lora"][key]
@@ -207,7 +211,8 @@ class RunConfig(Section):
 
 _LATER_KEYS = (
     ("data", "weights"), ("train", "rollout_batch"), ("reward", "remote"), ("reward", "ceiling"), ("model", "height"),
-    ("model", "width"), ("model", "shift"), ("model", "decode_window"),
+    ("model", "width"), ("model", "shift"), ("model", "decode_window"), ("sampling", "guidance_interval"),
+    ("sampling", "prefix_steps"),
 )  # fmt: skip
 
 _FREE_TRAIN_KEYS = {"steps", "max_seconds", "max_failures", "grace_period", "cpus_per_worker", "use_gpu", "resume"}

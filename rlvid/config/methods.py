@@ -69,6 +69,10 @@ class RewardGradient(Method):
         """See ``Method.needs_base``."""
         return self.kl > 0
 
+    def prefix_length(self, steps: int) -> int:
+        """Returns the most steps of the chain that run without gradient."""
+        return self.learning_steps(steps).start
+
     def check(self, steps: int, eta: float, batch_size: int, group_size: int) -> None:
         """See ``Method.check``."""
         if self.kl_at == "path" and self.kl == 0:
@@ -124,6 +128,10 @@ class InstructVideoConfig(RewardGradient):
     def learning_steps(self, steps: int) -> range:
         """See ``Method.learning_steps``."""
         return range(steps - self.gradient_steps, steps)
+
+    def prefix_length(self, steps: int) -> int:
+        """See ``RewardGradient.prefix_length``; for ``start`` the whole chain's, of which some may not run."""
+        return (steps if self.tau is None else kept_steps(steps, self.tau)) - self.gradient_steps
 
     def check(self, steps: int, eta: float, batch_size: int, group_size: int) -> None:
         """See ``Method.check``; the chain of ``start`` is the noise path's, see ``rlvid.diffusion.schedule``."""
@@ -181,6 +189,10 @@ class DraftLVConfig(RewardGradient):
         """See ``Method.learning_steps``."""
         return range(steps - 1, steps)
 
+    def prefix_length(self, steps: int) -> int:
+        """See ``RewardGradient.prefix_length``; the sample that noise is added to has no gradient."""
+        return steps
+
 
 class AlignPropConfig(RewardGradient):
     """AlignProp (Prabhudesai et al. 2023): the reward's gradient through a randomly truncated chain."""
@@ -200,6 +212,10 @@ class AlignPropConfig(RewardGradient):
     def learning_steps(self, steps: int) -> range:
         """See ``Method.learning_steps``."""
         return range(self.cut or 0, steps)
+
+    def prefix_length(self, steps: int) -> int:
+        """See ``RewardGradient.prefix_length``."""
+        return steps - 1 if self.cut is None else self.cut
 
     def check(self, steps: int, eta: float, batch_size: int, group_size: int) -> None:
         """See ``Method.check``."""

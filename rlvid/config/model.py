@@ -128,6 +128,12 @@ class SamplingConfig(Section):
 
     steps: int = Field(20, ge=1, le=500, description="D, steps of the whole chain")
     guidance: float = Field(3.0, ge=0, description="classifier-free guidance g; 1 is without guidance, in one branch")
+    guidance_interval: tuple[Share, Share] | None = Field(
+        None,
+        description="noise levels at which the chains of training are guided, (low, high], as sigma / (alpha + sigma); "
+        "elsewhere the conditional branch alone is computed, in steps with gradient too. Evaluation and generation are "
+        "guided at all levels. null: all levels",
+    )
     negative_prompt: str = Field("", description="prompt of the unconditional branch of guidance")
     eta: float | None = Field(
         None,
@@ -146,3 +152,32 @@ class SamplingConfig(Section):
         description="where the last step ends: at alpha-bar = 1, or at alpha-bar_0 as the paper's code does (not for "
         "flow models)",
     )
+    prefix_steps: int | None = Field(
+        None,
+        ge=1,
+        description="steps of the chain before those with gradient, evenly chosen of its own, in training with the "
+        "reward's gradient and eta = 0; null: all",
+    )
+    reuse: int = Field(
+        1,
+        ge=1,
+        description="n, before the steps with gradient the denoiser is called at the first two steps and at every "
+        "n-th; a line through its last two outputs gives those of the others. For the same methods as prefix_steps",
+    )
+
+    @model_validator(mode="after")
+    def _interval_limits_guidance(self) -> "SamplingConfig":
+        interval = self.guidance_interval
+        if interval is None:
+            return self
+        if interval[0] >= interval[1]:
+            raise ValueError(
+                f"guidance_interval = {list(interval)}: the first level must be smaller than the second; allowed: 0 to "
+                "1, such as [0.2, 0.8]"
+            )
+        if self.guidance == 1:
+            raise ValueError(
+                f"guidance_interval = {list(interval)}: guidance = 1 is without guidance at all levels; set another "
+                "guidance, such as 3, or leave guidance_interval out"
+            )
+        return self

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlvid.diffusion.forecast import Forecast
 from rlvid.diffusion.step import Kernel, KernelOf, ddim, step_mean
 from rlvid.models.base import VideoModel
+from rlvid.models.guidance import Guidance, guidance_at
 from rlvid.models.noise_path import Prediction
 
 
@@ -39,10 +41,11 @@ def denoise(
     text_BLD: Tensor,
     grid: Sequence[float],
     *,
-    guidance: float,
+    guidance: Guidance,
     eta: float | Tensor = 0.0,
     kernel: KernelOf = ddim,
     gradient_steps: int = 0,
+    reuse: int = 1,
     noise: Callable[[int], Tensor] | None = None,
     final: str = "exact",
     recompute: bool = True,
@@ -57,11 +60,14 @@ def denoise(
         latents_BCFhw: latents at the noise level of ``grid[0]``.
         text_BLD: prompt embeddings.
         grid: points of the noise path to visit, from noisy to clean.
-        guidance: classifier-free guidance g.
+        guidance: classifier-free guidance g, at all steps or at the noise levels of an interval, with or without
+            gradient.
         eta: 0 is deterministic; above 0, ``noise(step)`` gives each step's standard normal (B, C, F, h, w). A number,
             or one for each step and video (D, B).
         kernel: of the random steps.
         gradient_steps: K, last steps that carry gradient; 0 runs all under ``no_grad``.
+        reuse: n, of the steps without gradient the denoiser is called at the first two and at every n-th; see
+            ``rlvid.diffusion.forecast``.
         noise: needed when eta > 0.
         final: ``exact`` ends at (1, 0), the prediction x0 itself; ``paper`` at the level of timestep 0.
         recompute: recompute the activations of the denoiser's layers in the backward pass.
@@ -86,19 +92,26 @@ def denoise(
         raise ValueError(f"eta = {eta} needs a source of noise")
 
     x = latents_BCFhw.to(torch.promote_types(torch.float32, latents_BCFhw.dtype))
+    forecast = Forecast(model.path, reuse) if reuse > 1 else None
     levels = [*(model.path.level(point, x) for point in grid), model.path.final(final, x)]
     for index, point in enumerate(grid):
         with_gradient = index >= len(grid) - gradient_steps
         with torch.set_grad_enabled(with_gradient and torch.is_grad_enabled()):
-            rows, place_B = distinct(None if alike is None else alike[index])
-            prediction = model.predict(
-                x[rows],
-                point,
-                text_BLD[rows],
-                guidance,
-                unconditional_gradient=unconditional_gradient,
-                recompute=recompute,
-            ).take(place_B)
+            g, prediction = guidance_at(guidance, model.path, point), None
+            if forecast is not None and not with_gradient:
+                prediction = forecast.prediction(index, point, g, x)
+            if prediction is None:
+                rows, place_B = distinct(None if alike is None else alike[index])
+                prediction = model.predict(
+                    x[rows],
+                    point,
+                    text_BLD[rows],
+                    g,
+                    unconditional_gradient=unconditional_gradient,
+                    recompute=recompute,
+                ).take(place_B)
+                if forecast is not None and not with_gradient:
+                    forecast.keep(point, g, prediction)
             taken = kernel(levels[index], levels[index + 1], _at(eta, index, x) if random_D[index] else 0.0)
             before, x = x, step_mean(prediction, levels[index + 1], taken)
             mean = x

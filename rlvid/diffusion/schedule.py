@@ -6,6 +6,7 @@ import torch
 
 from rlvid.config import RunConfig
 from rlvid.config.methods import DraftLVConfig, InstructVideoConfig, Method, kept_steps
+from rlvid.config.prefix import check_length
 from rlvid.diffusion.step import KERNELS
 from rlvid.models.decoded import check_window
 from rlvid.models.noise_path import NoisePath
@@ -61,6 +62,20 @@ def editing_chain(method: InstructVideoConfig, path: NoisePath, grid: Sequence[f
     return chain
 
 
+def with_prefix(grid: Sequence[float], gradient_steps: int, prefix_steps: int | None) -> Sequence[float]:
+    """Returns a chain whose part without gradient visits fewer points, evenly chosen in their order, the first one too.
+
+    Args:
+        grid: the points of the chain.
+        gradient_steps: K, last points, which stay.
+        prefix_steps: of the points before them; None for all, as is a number that is not below theirs.
+    """
+    points = len(grid) - gradient_steps
+    if prefix_steps is None or prefix_steps >= points:
+        return grid
+    return [*(grid[step * points // prefix_steps] for step in range(prefix_steps)), *grid[points:]]
+
+
 def learning_points(method: Method, path: NoisePath, grid: Sequence[float]) -> Sequence[float]:
     """Returns the points at which a method's denoiser may get gradient, of a whole chain's.
 
@@ -79,8 +94,9 @@ def check_chain(config: RunConfig) -> None:
 
     Raises:
         ValueError: the path lacks ``sampling.final_level``, ``sampling.kernel`` or ``method.start``, the method learns
-            at no level of ``model.lora.levels``, so that the reward would teach the adapter nothing, or the decoder
-            has no ``model.decode_window`` or ``model.decode_offload``.
+            at no level of ``model.lora.levels``, so that the reward would teach the adapter nothing, the chain from
+            ``method.start`` has too few steps for ``sampling.prefix_steps`` or ``sampling.reuse``, or the decoder has
+            no ``model.decode_window`` or ``model.decode_offload``.
     """
     check_window(config.model)
     if config.model.decode_offload and config.model.decode_window is None and not config.train.checkpoint_activations:
@@ -99,6 +115,8 @@ def check_chain(config: RunConfig) -> None:
     path.final(sampling.final_level, point_D)
     now, then = (path.level(point_T, torch.empty(len(point_T))) for point_T in (point_D[:-1], point_D[1:]))
     KERNELS[sampling.kernel](now, then, config.eta)
+    if isinstance(method, InstructVideoConfig):
+        check_length(sampling, len(editing_chain(method, path, grid)) - method.gradient_steps)
     learning_K = torch.tensor(learning_points(method, path, grid))
     if limits is None:
         return

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rlvid.models.decoded import Decoded
+from rlvid.models.guidance import Guidance, guidance_at
 from rlvid.models.lora import lora_parameters, lora_scale
 from rlvid.models.noise_path import NoisePath, Point, Prediction
 from rlvid.models.recompute import recomputing
@@ -97,20 +98,25 @@ class VideoModel(ABC):
         latents_BCFhw: Tensor,
         point: Point,
         text_BLD: Tensor,
-        guidance: float,
+        guidance: Guidance,
         *,
         unconditional_gradient: bool = True,
         recompute: bool = False,
     ) -> Prediction:
         """Returns the guided prediction at a point of the noise path, or at one for each video; float32.
 
-        With both branches needed, they run in one batched call; without ``unconditional_gradient`` the
-        unconditional branch runs on its own under ``no_grad``. With ``recompute`` the activations of the denoiser's
-        layers are computed again in the backward pass and not kept.
+        At levels without guidance the conditional branch runs alone, for each video by itself. With both branches
+        needed, they run in one batched call; without ``unconditional_gradient`` the unconditional branch runs on its
+        own under ``no_grad``. With ``recompute`` the activations of the denoiser's layers are computed again in the
+        backward pass and not kept.
         """
         timestep_B = self.path.timestep(point, latents_BCFhw.device).expand(len(latents_BCFhw))
+        g = guidance_at(guidance, self.path, point)
         with recomputing(recompute):
-            output = self._guided(latents_BCFhw, timestep_B, text_BLD, guidance, unconditional_gradient)
+            if isinstance(g, Tensor):
+                output = self._guided_in_part(latents_BCFhw, timestep_B, text_BLD, g, unconditional_gradient)
+            else:
+                output = self._guided(latents_BCFhw, timestep_B, text_BLD, g, unconditional_gradient)
         latents_BCFhw = latents_BCFhw.to(output.dtype)
         return self.path.prediction(output, latents_BCFhw, self.path.level(point, latents_BCFhw))
 
@@ -130,6 +136,23 @@ class VideoModel(ABC):
                 uncond = self.output(latents_BCFhw, timestep_B, negative_BLD)
             cond = self.output(latents_BCFhw, timestep_B, text_BLD)
         return uncond + guidance * (cond - uncond)
+
+    def _guided_in_part(
+        self, latents_BCFhw: Tensor, timestep_B: Tensor, text_BLD: Tensor, guidance_B: Tensor, gradient: bool
+    ) -> Tensor:
+        """Returns the output under a guidance of each video; 1 is without. The number of calls is always the same."""
+        negative_BLD, guided_B = self.negative(text_BLD), guidance_B.to(latents_BCFhw.device) != 1
+        if gradient:
+            latents = torch.cat([latents_BCFhw[guided_B], latents_BCFhw])
+            timestep = torch.cat([timestep_B[guided_B], timestep_B])
+            both = self.output(latents, timestep, torch.cat([negative_BLD[guided_B], text_BLD]))
+            uncond, cond = both.split([len(both) - len(guided_B), len(guided_B)])
+        else:
+            with torch.no_grad():
+                uncond = self.output(latents_BCFhw, timestep_B, negative_BLD)[guided_B]
+            cond = self.output(latents_BCFhw, timestep_B, text_BLD)
+        g_N1111 = guidance_B.to(cond)[guided_B].reshape(-1, 1, 1, 1, 1)
+        return cond.index_put((guided_B,), uncond + g_N1111 * (cond[guided_B] - uncond))
 
     def set_negative_prompt(self, prompt: str) -> None:
         """Sets the prompt of the unconditional branch."""

@@ -72,6 +72,12 @@ class NoisePath(ABC):
     def final(self, end: str, like: Tensor) -> Level:
         """Returns the level at which a chain ends: (1, 0) for ``exact``; ``paper`` is for the first family alone."""
 
+    def share(self, point: Point) -> Tensor:
+        """Returns the share of noise, sigma / (alpha + sigma), at a point (1,) or at each video's (B,); float64."""
+        device = point.device if isinstance(point, Tensor) else None
+        level = self.level(point, torch.empty(1, dtype=torch.float64, device=device))
+        return (level.sigma / (level.alpha + level.sigma)).flatten()
+
     @abstractmethod
     def at_share(self, share: float) -> float:
         """Returns the point at which sigma / (alpha + sigma) is ``share``, in (0, 1), or the nearest timestep."""

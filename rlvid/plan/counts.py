@@ -20,7 +20,6 @@ from rlvid.config import RunConfig
 from rlvid.models.base import VideoModel
 from rlvid.models.folders import WAN, family
 from rlvid.models.load import path_outline
-from rlvid.models.noise_path import RectifiedFlow
 from rlvid.reward.load import held_out_scores_whole_videos, scores_whole_videos
 from rlvid.toy.tiny import tiny_model
 
@@ -156,7 +155,7 @@ def count(config: RunConfig, frames: int) -> Counts:
     meters = {each.name: _Meter() for each in fields(Counts) if each.name != "optimiser_steps"}
     counting = _counting_wan if family(config.model.path) is WAN else _counting_unet3d
     model = counting(config, frames, meters)
-    model.denoiser = _Denoiser(meters["denoiser"])
+    model.denoiser, model.path = _Denoiser(meters["denoiser"]), path_outline(config.model)
     model.base = nullcontext  # type: ignore[method-assign, assignment]  # there is no adapter to switch off
     whole = scores_whole_videos(config.reward)
     held_out = None
@@ -220,9 +219,7 @@ def _counting_wan(config: RunConfig, frames: int, meters: dict[str, _Meter]) -> 
 
     model = tiny_wan(frames=frames, height=16, width=16, decode=DecodeSettings(window=config.model.decode_window))
     network = _ChunkDecoder(meters["decoder"], meters["first_chunk"])
-    path = path_outline(config.model)
-    assert isinstance(path, RectifiedFlow), "Wan's path"
-    model.vae.decoder, model.path = network, path
+    model.vae.decoder = network
     measured = model._decoder.gradient_share
 
     def counted(*given: Any) -> Any:
