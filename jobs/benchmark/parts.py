@@ -30,8 +30,8 @@ from rlvid.reward.clip import ClipReward
 from rlvid.train.engine import TorchEngine
 
 
-class Nowhere:
-    """Tells an operation's module to nobody: torch's own way cannot be in a backward pass that ends at a leaf."""
+class NoModules:
+    """Replaces torch's module tracker, which fails in a backward pass that ends at a leaf."""
 
     parents = ("Global",)
 
@@ -56,7 +56,7 @@ class Meter(Stopwatch):
     @contextmanager
     def counting(self) -> Iterator[None]:
         counter = FlopCounterMode(display=False)
-        counter.mod_tracker = Nowhere()  # type: ignore[assignment]
+        counter.mod_tracker = NoModules()  # type: ignore[assignment]
         with counter as self._counter, LiveBytes() as live:
             yield
         self._counter, self.live = None, live.peak

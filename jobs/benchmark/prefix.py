@@ -3,8 +3,8 @@
     python -m jobs.benchmark prefix --out prefix.json
     python -m jobs.benchmark prefix --config toy-wan --videos 32 --seeds 1 2 --out prefix.json sampling.steps=50
 
-Each setting makes the same videos from the same noise with the untrained model of a run, in turns. Prompts are captions
-of rendered clips, which InstructVideo edits. All frames are scored.
+Each setting makes a video of each prompt from the same noise with the untrained model of a run, in turns. Prompts are
+captions of rendered clips, which InstructVideo edits. All frames are scored.
 
     seconds      of the steps without gradient, a video
     rows         of the denoiser in the whole chain, a video: videos x branches of guidance
@@ -33,6 +33,7 @@ from rlvid.algorithms.reward_gradient import RewardGradient
 from rlvid.config import RunConfig, load_config
 from rlvid.config.methods import InstructVideoConfig
 from rlvid.config.methods import RewardGradient as Settings
+from rlvid.config.prefix import useful
 from rlvid.data.sources import rendered_clip
 from rlvid.diffusion.chain import Step
 from rlvid.diffusion.schedule import check_chain, editing_chain
@@ -78,12 +79,12 @@ def prefix_length(config: RunConfig) -> int:
 def variants(options: argparse.Namespace, length: int) -> dict[str, list[str]]:
     """Returns the overrides of each setting: intervals, a half and a quarter of the steps, calls at every n-th step."""
     fewer = sorted({length // 2, length // 4} - {0}, reverse=True)
-    reuse = [each for each in options.reuse if 1 < each <= length]
+    reuse = [each for each in options.reuse if each in useful(length)]
     return {
         EXACT: [],
-        **{f"guidance at {each}": [f"sampling.guidance_interval=[{each}]"] for each in options.intervals},
-        **{f"{each} of {length} steps": [f"sampling.prefix_steps={each}"] for each in fewer},
-        **{f"called at 1 step of {each}": [f"sampling.reuse={each}"] for each in reuse},
+        **{f"guidance_interval=[{each}]": [f"sampling.guidance_interval=[{each}]"] for each in options.intervals},
+        **{f"prefix_steps={each}": [f"sampling.prefix_steps={each}"] for each in fewer},
+        **{f"reuse={each}": [f"sampling.reuse={each}"] for each in reuse},
     }
 
 

@@ -1,7 +1,7 @@
 """Names the ten largest costs of a training step on a built-in model, by stage and operator.
 
     python -m jobs.benchmark profile
-    python -m jobs.benchmark profile toy-wan --batch 4 method.name=draft
+    python -m jobs.benchmark profile toy-wan --batch 4 sampling.steps=50
 
 A step in bare torch, after one to warm up, under torch's profiler. The seconds are those of the operator itself,
 without the operators that it calls; "shapes" are those of the inputs that cost most of them. Source latents are noise:
@@ -106,18 +106,18 @@ def main(arguments: list[str]) -> None:
     config = load_config(options.config, [*options.overrides, *fixed])
     if config.model.path not in BUILT_IN:
         raise ValueError(f"model.path = {config.model.path}: this part profiles {', '.join(BUILT_IN)}")
-    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # it says on stderr that there is no GPU
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler prints that there is no GPU
     prepared = prepare(config)
     step(*prepared)
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
         stages = step(*prepared)
-    told = ", ".join(f"{name} {seconds:.2f}" for name, seconds in stages.items())
-    say(f"a step of {options.batch} videos, {torch.get_num_threads()} threads, seconds: {told}")
+    seconds = ", ".join(f"{name} {each:.2f}" for name, each in stages.items())
+    say(f"a step of {options.batch} videos, {torch.get_num_threads()} threads, seconds: {seconds}")
     say(table(costs(profiler.events()), options.most).markdown())
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """The options; raises ValueError for those that cannot be."""
+    """Returns the options; raises ValueError for values out of range."""
     parser = make_parser(__doc__, "profile")
     parser.add_argument("config", nargs="?", default="toy", help="a description of a run on a built-in model")
     parser.add_argument("overrides", nargs="*", help="settings to change, as for rlvid train")

@@ -216,7 +216,7 @@ class Context:
 
     @property
     def guidance(self) -> Guidance:
-        """The guidance of training: of chains, replays and penalties, and of steps with gradient as of the others.
+        """Returns the guidance of training: of chains, replays and penalties, with and without gradient.
 
         Evaluation and generation guide at all levels: one sampler judges all runs, and exported pipelines have it.
         """

@@ -130,8 +130,9 @@ class InstructVideoConfig(RewardGradient):
         return range(steps - self.gradient_steps, steps)
 
     def prefix_length(self, steps: int) -> int:
-        """See ``RewardGradient.prefix_length``; for ``start`` the whole chain's, of which some may not run."""
-        return (steps if self.tau is None else kept_steps(steps, self.tau)) - self.gradient_steps
+        """See ``RewardGradient.prefix_length``; the chain of ``start`` is the noise path's."""
+        assert self.tau is not None
+        return kept_steps(steps, self.tau) - self.gradient_steps
 
     def check(self, steps: int, eta: float, batch_size: int, group_size: int) -> None:
         """See ``Method.check``; the chain of ``start`` is the noise path's, see ``rlvid.diffusion.schedule``."""

@@ -155,14 +155,14 @@ class SamplingConfig(Section):
     prefix_steps: int | None = Field(
         None,
         ge=1,
-        description="steps of the chain before those with gradient, evenly chosen of its own, in training with the "
-        "reward's gradient and eta = 0; null: all",
+        description="number of steps before those with gradient, evenly chosen from the chain's; null: all. For "
+        "methods that back-propagate the reward, with eta = 0",
     )
     reuse: int = Field(
         1,
         ge=1,
-        description="n, before the steps with gradient the denoiser is called at the first two steps and at every "
-        "n-th; a line through its last two outputs gives those of the others. For the same methods as prefix_steps",
+        description="n: of the steps without gradient, the denoiser is called at the first two and at every n-th; a "
+        "line through its last two outputs gives the others. 1: at all. For the methods of prefix_steps",
     )
 
     @model_validator(mode="after")

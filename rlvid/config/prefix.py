@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from rlvid.config.methods import METHODS, Method, RewardGradient
+from rlvid.config.methods import METHODS, InstructVideoConfig, Method, RewardGradient
 from rlvid.config.model import SamplingConfig
 
 
@@ -11,7 +11,8 @@ def check_prefix(sampling: SamplingConfig, method: Method, eta: float) -> None:
 
     Raises:
         ValueError: the method trains on the chain's own steps or samples, the chain is random, or the part without
-            gradient is too short. Where only the noise path knows the chain, ``check_length`` is called again.
+            gradient is too short. Only the noise path knows the chain from ``method.start``, and ``check_length`` is
+            called there.
     """
     for setting in _set(sampling):
         if not isinstance(method, RewardGradient):
@@ -25,7 +26,8 @@ def check_prefix(sampling: SamplingConfig, method: Method, eta: float) -> None:
                 f"{setting} needs a deterministic chain, and sampling.eta = {eta:g} adds noise; set sampling.eta=0, or "
                 "leave it out"
             )
-    if isinstance(method, RewardGradient):
+    from_level = isinstance(method, InstructVideoConfig) and method.tau is None
+    if isinstance(method, RewardGradient) and not from_level:
         check_length(sampling, method.prefix_length(sampling.steps))
 
 
@@ -48,16 +50,16 @@ def check_length(sampling: SamplingConfig, length: int) -> None:
             f"gradient; allowed: 1 to {length - 1}, or null"
         )
     length = sampling.prefix_steps or length
-    if sampling.reuse > max(length, 1):
+    if sampling.reuse > 1 and sampling.reuse not in useful(length):
         raise ValueError(
-            f"sampling.reuse = {sampling.reuse} exceeds the {length} steps without gradient that run; allowed: 1 to "
-            f"{length}"
+            f"sampling.reuse = {sampling.reuse} saves none of the {length} steps without gradient, or exceeds them; "
+            f"allowed: {', '.join(map(str, [1, *useful(length)]))}"
         )
-    if sampling.reuse > 1 and not any(step % sampling.reuse for step in range(2, length)):
-        raise ValueError(
-            f"sampling.reuse = {sampling.reuse} saves none of the {length} steps without gradient, for the first two "
-            "and every n-th call the denoiser; leave it out, or set more steps"
-        )
+
+
+def useful(length: int) -> list[int]:
+    """Returns the values of ``sampling.reuse`` that save calls in so many steps without gradient."""
+    return [n for n in range(2, length + 1) if any(step % n for step in range(2, length))]
 
 
 def _set(sampling: SamplingConfig) -> Iterator[str]:

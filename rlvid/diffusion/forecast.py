@@ -12,7 +12,8 @@ code            meaning
 ==============  ==========================================================================================
 
 An output that is held, o(p) = o_1, would make deterministic steps that end where one longer step ends: on the paths of
-``rlvid.models.noise_path`` that is the same as a chain with fewer points. So the network is called until two are there.
+``rlvid.models.noise_path`` that is the same as a chain with fewer points. So the network
+is called at the first two steps.
 """
 
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from rlvid.models.noise_path import NoisePath, Prediction
 @dataclass(frozen=True)
 class _Call:
     share: Tensor
-    guidance: float | Tensor
+    guidance: float
     output: Tensor
 
 
@@ -42,7 +43,7 @@ class Forecast:
         self._last: _Call | None = None
         self._before: _Call | None = None
 
-    def prediction(self, index: int, point: float, guidance: float | Tensor, x: Tensor) -> Prediction | None:
+    def prediction(self, index: int, point: float, guidance: float, x: Tensor) -> Prediction | None:
         """Returns the forecast for latents x (B, C, F, h, w) at a step; None where the network is to be called."""
         last, before = self._last, self._before
         if last is None or before is None or index % self._every == 0 or last.guidance != guidance:
@@ -51,7 +52,7 @@ class Forecast:
         output = last.output + float(ahead) * (last.output - before.output)
         return self._path.prediction(output, x, self._path.level(point, x))
 
-    def keep(self, point: float, guidance: float | Tensor, prediction: Prediction) -> None:
+    def keep(self, point: float, guidance: float, prediction: Prediction) -> None:
         """Keeps the network's output at a step; under another guidance than at the last call, forecasts begin anew."""
         last, output = self._last, self._path.predicted(prediction)
         self._before = last if last is not None and last.guidance == guidance else None

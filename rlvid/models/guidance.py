@@ -5,6 +5,7 @@ so the share is sigma / (1 + sigma) of it.
 """
 
 from dataclasses import dataclass
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ class LimitedGuidance:
     high: float
 
     def at(self, path: NoisePath, point: Point) -> float | Tensor:
-        """Returns the guidance at a point: a number, or for points of each video (B,) as many numbers, float64."""
+        """Returns the guidance at a point: a number, or for points of each video (B,) as many numbers, float32."""
         share_B = path.share(point)
         inside_B = (share_B > self.low + _ROUNDING) & (share_B <= self.high + _ROUNDING)
         if isinstance(point, Tensor) and point.dim():
@@ -32,10 +33,14 @@ class LimitedGuidance:
         return self.scale if bool(inside_B) else 1.0
 
 
-Guidance = float | Tensor | LimitedGuidance
-"""Guidance g: a number, one for each video (B,), or a number in an interval alone."""
+Guidance = float | LimitedGuidance
+"""Guidance g: a number, or a number in an interval alone."""
 
 
+@overload
+def guidance_at(guidance: Guidance, path: NoisePath, point: float) -> float: ...
+@overload
+def guidance_at(guidance: Guidance, path: NoisePath, point: Point) -> float | Tensor: ...
 def guidance_at(guidance: Guidance, path: NoisePath, point: Point) -> float | Tensor:
     """Returns the guidance at a point as a number, or as one for each video (B,)."""
     return guidance.at(path, point) if isinstance(guidance, LimitedGuidance) else guidance

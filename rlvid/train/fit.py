@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from pathlib import Path
@@ -47,12 +48,14 @@ def run_fit(fit: Callable[[], Any], progress: Any, grace_period: float, console:
         return outcome.result()
     except KeyboardInterrupt:
         if not outcome.done() and _request_end(progress):
+            began = time.monotonic()
             interrupt.postpone_end(grace_period)
-            within = f"within {grace_period:g} s"
-            line = f"interrupted: the workers save a checkpoint {within}; a second signal ends at once"
+            what = f"the workers have {grace_period:g} s to finish the step and save a checkpoint"
             with contextlib.suppress(OSError, SystemExit):  # the terminal may be gone
+                line = f"interrupted: {what}; a second signal ends at once"
                 console.print(line, highlight=False, soft_wrap=True)
             wait([outcome], grace_period)
+            interrupt.postpone_end(time.monotonic() - began)
         raise
 
 

@@ -155,7 +155,7 @@ def test_interrupted_training_waits_for_the_workers_and_not_for_ever(tmp_path: P
     until_ready(process)
     process.terminate()
     assert process.stdout
-    assert "a checkpoint within 0.3 s" in process.stdout.readline()
+    assert "the workers have 0.3 s to finish the step" in process.stdout.readline()
     until_ready(process)
     process.terminate()
     out, error = process.communicate(timeout=20)

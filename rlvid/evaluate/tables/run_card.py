@@ -11,7 +11,7 @@ from typing import Any
 
 from rlvid import __version__
 from rlvid.config import RunConfig
-from rlvid.config.model import BUILT_IN
+from rlvid.config.model import BUILT_IN, SamplingConfig
 from rlvid.config.reward import RewardConfig
 from rlvid.escape import markdown_code, markdown_text
 from rlvid.evaluate.results.read import Scores
@@ -185,7 +185,7 @@ def training_table(config: RunConfig, state: State) -> str:
     workers = state.workers
     rows = {
         "Base": base_title(config),
-        "Method": f"{method_title(config)}, D = {config.sampling.steps}, g = {config.sampling.guidance:g}",
+        "Method": f"{method_title(config)}, {_chain(config.sampling)}",
         "Trained on the reward": _rewards(reward),
         "Held-out reward": held_out,
         "Data": f"{clips}, as sources and prompts",
@@ -197,6 +197,19 @@ def training_table(config: RunConfig, state: State) -> str:
         "Versions": markdown_text(", ".join(f"{package} {number}" for package, number in state.versions.items())),
     }
     return "## Training\n\n" + markdown_table(["", ""], list(rows.items()), words=2)
+
+
+def _chain(sampling: SamplingConfig) -> str:
+    """Returns the chain of training in words."""
+    parts = [f"D = {sampling.steps}", f"g = {sampling.guidance:g}"]
+    if sampling.guidance_interval is not None:
+        low, high = sampling.guidance_interval
+        parts.append(f"guided at noise levels ({low:g}, {high:g}]")
+    if sampling.prefix_steps is not None:
+        parts.append(f"{sampling.prefix_steps} steps without gradient")
+    if sampling.reuse > 1:
+        parts.append(f"reuse = {sampling.reuse}")
+    return ", ".join(parts)
 
 
 def _rewards(reward: RewardConfig) -> str:
