@@ -47,7 +47,10 @@ def train_and_show(config: "RunConfig", address: str | None) -> Path:
 
 
 def _draw_before_after(run: Path, prompts: list[str], seed: int) -> None:
-    """Writes ``before-after.png``: the prompts' videos of the base and the tuned model, their trained reward below."""
+    """Writes ``before-after.png``: the prompts' videos of the base and the tuned model, their trained reward below.
+
+    Between them are those of half of the change: they show what the second half brought, and what it cost.
+    """
     from rlvid.cluster.reward_actor import ActorCaller
     from rlvid.diffusion.generate import generate
     from rlvid.evaluate.load import device, load_run
@@ -58,8 +61,9 @@ def _draw_before_after(run: Path, prompts: list[str], seed: int) -> None:
 
     tuned = load_run(run, prompts=prompts)
     sampling = tuned.config.sampling
-    videos = [
-        generate(
+    scales = {"Base model": 0.0, "Half of the change": 0.5, "Fine-tuned": 1.0}
+    made = {
+        name: generate(
             tuned.use(scale),
             prompts,
             seed=seed,
@@ -67,9 +71,8 @@ def _draw_before_after(run: Path, prompts: list[str], seed: int) -> None:
             guidance=sampling.guidance,
             final=sampling.final_level,
         )
-        for scale in (0.0, 1.0)
-    ]
-    made = dict(zip(("Base model", "Fine-tuned"), videos, strict=True))
+        for name, scale in scales.items()
+    }
     shown, rewards = {name: list(each) for name, each in made.items()}, None
     try:
         reward = trained_reward(tuned.config.reward, device(), ActorCaller)

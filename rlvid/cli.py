@@ -304,7 +304,7 @@ def demo(overrides: Overrides = None) -> None:
     began = time.perf_counter()
     folder = train_and_show(config, None)
     trained = time.perf_counter()
-    evaluate_and_show([str(folder)], steps=[config.sampling.steps], videos=32)
+    evaluate_and_show([str(folder)], steps=[config.sampling.steps], videos=24, scales=(0.5, 1.0))
     ended = time.perf_counter()
     say(f"training took {trained - began:.0f} s, evaluation {ended - trained:.0f} s")
 

@@ -40,7 +40,7 @@ def test_every_method_starts_from_its_shipped_description(tmp_path: Path) -> Non
     rates = {run.method.name: run.optimizer.lr for run in runs}
     assert (rates["instructvideo"], rates["draft"], rates["alignprop"], rates["rwr"]) == (8e-3, 8e-3, 4e-3, 1e-3)
     assert {run.optimizer.warmup for run in runs} == {2}  # a setting of the sweep is of all
-    assert made.base().optimizer.lr == 1e-3
+    assert made.base().optimizer.lr == 2e-3
 
 
 def test_runs_get_the_same_budget_whatever_their_batch(tmp_path: Path) -> None:
