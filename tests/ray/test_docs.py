@@ -36,4 +36,4 @@ def test_what_the_first_hour_promises_is_there(reader: Reader) -> None:
     assert list((run / "archive").glob("*.parquet"))
     assert list((run / "tensorboard").glob("events.*"))
     assert (reader.home / "my-model" / "adapter" / "adapter_config.json").is_file()
-    assert len(list((reader.home / "videos").glob("*.mp4"))) == 1
+    assert len(list((reader.home / "videos").glob("*a-red-star-moving-left-on-a-navy-background.mp4"))) == 1
