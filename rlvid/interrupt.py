@@ -156,8 +156,6 @@ def _note(number: int) -> None:
 def _end_after(number: int, at: float) -> None:
     while (left := at + SECONDS_TO_END + _postponed - time.monotonic()) > 0:
         time.sleep(min(left, SECONDS_TO_END))
-        if _at != at:
-            return
     if _received is not None and _at == at:
         end_at_once(number)
 

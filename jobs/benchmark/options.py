@@ -23,8 +23,24 @@ def make_parser(about: str | None, part: str = "", overrides: bool = False) -> a
     return parser
 
 
+def add_step_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of a part that takes full-size steps in turns: networks, sizes, and number of steps."""
+    import torch
+
+    from rlvid.models.unet3d import DTYPES
+
+    parser.add_argument("--preset", choices=PRESETS, help="default: full on a GPU, else reduced")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", choices=DTYPES, help="default: bfloat16 on a GPU, else float32")
+    for name in ("frames", "size", "segments", "sampling-steps"):
+        parser.add_argument(f"--{name}", type=int, help="default: the preset's")
+    parser.add_argument("--batch", type=int, default=1, help="videos in a step")
+    parser.add_argument("--steps", type=int, default=2, help="measured steps of each side")
+
+
 def fill_in(options: argparse.Namespace) -> None:
-    """Sets what was not given: the device's precision and the preset's numbers."""
+    """Sets what was not given: the device's preset and precision, and the preset's numbers."""
+    options.preset = options.preset or ("full" if options.device.startswith("cuda") else "reduced")
     options.precision = options.precision or ("bfloat16" if options.device.startswith("cuda") else "float32")
     for name, value in PRESETS[options.preset].items():
         setattr(options, name, getattr(options, name, None) or value)

@@ -8,8 +8,9 @@ how they differ and which files of which repository that is from. 3D U-Net: Inst
 ddpo-pytorch (and TRL's DDPO). Wan: VideoX-Fun, UniRL-Wan; the model is the built-in one on a CPU, and one of Wan's 1.3B
 structure on a GPU.
 
-The first step of each side is counted and not timed: torch counts its operations, and the bytes of all tensors that it
-holds at once beside the weights. Timed steps are taken in turns.
+On a CPU, a step of the U-Net at full size takes minutes, above all the one that is counted: --preset tiny takes one
+minute in all. The first step of each side is counted and not timed: torch counts its operations, and the bytes of all
+tensors that it holds at once beside the weights. Timed steps are taken in turns.
 
     x operations   published / rlvid: the work that rlvid leaves out
     x seconds      the same ratio of seconds, medians
@@ -28,12 +29,11 @@ import torch
 from rich.console import Console
 
 from jobs.benchmark.matchups import PEERS, RELEASED, matchups
-from jobs.benchmark.options import PRESETS, check_out, fill_in, make_parser
+from jobs.benchmark.options import add_step_options, check_out, fill_in, make_parser
 from jobs.benchmark.parts import reset_peak
 from jobs.benchmark.step import distance, measure
 from rlvid.algorithms.base import peak_memory
 from rlvid.evaluate.tables.table import Grid
-from rlvid.models.unet3d import DTYPES
 
 ALLOWED = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.1}
 """Largest distance of two gradients that rounding explains, by precision."""
@@ -63,18 +63,11 @@ def main(arguments: list[str]) -> int:
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The options, with the preset's numbers where none are given; raises ValueError for those that cannot be."""
     parser = make_parser(__doc__, "peers")
-    parser.add_argument("--preset", choices=PRESETS, help="default: full on a GPU, else reduced")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--precision", choices=DTYPES, help="default: bfloat16 on a GPU, else float32")
-    for name in ("frames", "size", "segments", "sampling-steps"):
-        parser.add_argument(f"--{name}", type=int, help="default: the preset's")
-    parser.add_argument("--batch", type=int, default=1, help="videos in a step")
+    add_step_options(parser)
     parser.add_argument("--rollouts", type=int, default=4, help="videos in a step of ddpo")
-    parser.add_argument("--steps", type=int, default=2, help="measured steps of each side")
     parser.add_argument("--peers", type=lambda text: text.split(","), default=[*PEERS], help=", ".join(PEERS))
     parser.add_argument("--out", type=Path, help="JSON file for the result")
     options = parser.parse_args(arguments)
-    options.preset = options.preset or ("full" if options.device.startswith("cuda") else "reduced")
     fill_in(options)
     options.out = options.out and str(options.out)
     if unknown := [name for name in options.peers if name not in PEERS]:

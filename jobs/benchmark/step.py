@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from jobs.benchmark.options import PRESETS, fill_in, make_parser
+from jobs.benchmark.options import add_step_options, fill_in, make_parser
 from jobs.benchmark.parts import Bench, Calls, Meter, matrix_rate, prepare, reset_peak
 from jobs.benchmark.tables import stages_of
 from jobs.benchmark.variants import EXPLAINED, VARIANTS
@@ -123,17 +123,10 @@ def main(arguments: list[str]) -> dict[str, Any]:
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The options, with the preset's numbers where none are given; raises ValueError for those that cannot be."""
     parser = make_parser(__doc__, "step")
-    parser.add_argument("--preset", choices=PRESETS, help="default: full on a GPU, else reduced")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--precision", choices=DTYPES, help="default: bfloat16 on a GPU, else float32")
-    for name in ("frames", "size", "segments", "sampling-steps"):
-        parser.add_argument(f"--{name}", type=int, help="default: the preset's")
-    parser.add_argument("--batch", type=int, default=1, help="videos in a step")
-    parser.add_argument("--steps", type=int, default=2, help="measured steps of each side")
+    add_step_options(parser)
     parser.add_argument("--compare", type=lambda text: text.split(","), default=[], help=", ".join(VARIANTS))
     parser.add_argument("--out", help="JSON file for the result")
     options = parser.parse_args(arguments)
-    options.preset = options.preset or ("full" if options.device.startswith("cuda") else "reduced")
     fill_in(options)
     unknown = [name for name in options.compare if name not in VARIANTS]
     if unknown or min(options.batch, options.steps) < 1:

@@ -50,10 +50,9 @@ def run_fit(fit: Callable[[], Any], progress: Any, grace_period: float, console:
         if not outcome.done() and _request_end(progress):
             began = time.monotonic()
             interrupt.postpone_end(grace_period)
-            what = f"the workers have {grace_period:g} s to finish the step and save a checkpoint"
+            limit = f"the workers have {grace_period:g} s to finish the step and save a checkpoint"
             with contextlib.suppress(OSError, SystemExit):  # the terminal may be gone
-                line = f"interrupted: {what}; a second signal ends at once"
-                console.print(line, highlight=False, soft_wrap=True)
+                console.print(f"interrupted: {limit}; a second signal ends at once", highlight=False, soft_wrap=True)
             wait([outcome], grace_period)
             interrupt.postpone_end(time.monotonic() - began)
         raise
