@@ -82,7 +82,7 @@ def plan_run(
 
     Args:
         place: the folder.
-        setup: prompts, videos, DDIM steps and seed.
+        setup: prompts, videos, DDIM steps, reuse and seed.
         scales: of every checkpoint.
         most: checkpoints, evenly over the run; the last is always there.
         further: held-out rewards besides the run's own; one that the run was trained on is left out.
@@ -117,7 +117,7 @@ def evaluate_run(plan: Plan, out: Path) -> None:
     scorer = CandidateScorer(
         loader.use(base), Scorers.of(plan.config, further=plan.further).load(device()),
         prompt_set(setup["set"], setup["prompts"], setup["seed"]), setup["videos"], setup["steps"] or sampling.steps,
-        seed=setup["seed"], guidance=sampling.guidance, final=sampling.final_level,
+        seed=setup["seed"], guidance=sampling.guidance, final=sampling.final_level, reuse=setup["reuse"],
     )  # fmt: skip
     for model in [base, *(each for each in missing if each is not base)]:  # distances need the base's videos
         loader.use(model)
@@ -196,7 +196,7 @@ def main(arguments: list[str]) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     setup = {
         "set": options.set, "prompts": options.prompts, "videos": options.videos, "steps": options.steps,
-        "seed": options.seed,
+        "reuse": options.reuse, "seed": options.seed,
     }  # fmt: skip
     further, scales = parse_rewards(options.rewards), fractions(options.scales, "--scales")
     if 1 not in scales:
@@ -226,12 +226,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=32, help="prompts; each rule chooses on one half of them")
     parser.add_argument("--videos", type=int, default=2, help="videos of each prompt; diversity needs two")
     parser.add_argument("--steps", type=int, help="DDIM steps of a video; default: the run's sampling.steps")
+    parser.add_argument("--reuse", type=int, default=1, help="as sampling.reuse; 2 almost halves the time")
     parser.add_argument("--scales", default="0.25,0.5,0.75,1", help="scales of the learned change")
     parser.add_argument("--checkpoints", type=int, default=8, help="most checkpoints of a run, evenly over it")
     parser.add_argument("--rewards", default="", help="further held-out rewards, as for rlvid evaluate --rewards")
     parser.add_argument("--fixed", type=int, help="the fixed number of steps; default: half of the shortest run's")
     parser.add_argument("--seed", type=int, default=1000, help="of prompts and noise")
     options = parser.parse_args(arguments)
-    if options.prompts < 8 or options.videos < 1 or options.checkpoints < 1:
-        raise ValueError("--prompts must be 8 or more, --videos and --checkpoints 1 or more")
+    if options.prompts < 8 or min(options.videos, options.checkpoints, options.reuse) < 1:
+        raise ValueError("--prompts must be 8 or more, --videos, --checkpoints and --reuse 1 or more")
     return options

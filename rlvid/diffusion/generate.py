@@ -20,6 +20,7 @@ def generate(
     guidance: float = 3.0,
     eta: float = 0.0,
     final: str = "exact",
+    reuse: int = 1,
     batch: int = 16,
     first_index: int = 0,
     noise_of: Sequence[tuple[int, int]] | None = None,
@@ -38,6 +39,7 @@ def generate(
         guidance: classifier-free guidance g.
         eta: 0 is deterministic; above 0, step k of sample i adds noise that is a function of (seed, i, k) alone.
         final: ``exact`` or ``paper``, see ``rlvid.diffusion.chain.denoise``.
+        reuse: as ``sampling.reuse``, see ``rlvid.diffusion.forecast``; 1 calls the denoiser at every step.
         batch: most videos that are made at once; bounds the memory.
         first_index: i of the first prompt.
         noise_of: (seed, i) of every sample, instead of the two above; so a prompt can be given several times.
@@ -58,7 +60,7 @@ def generate(
     parts = []
     for start in range(0, len(prompts), batch):
         part = prompts[start : start + batch]
-        frames_BFCHW = _generate_batch(model, part, samples[start : start + batch], grid, guidance, eta, final)
+        frames_BFCHW = _generate_batch(model, part, samples[start : start + batch], grid, guidance, eta, final, reuse)
         parts.append(torch.where(frames_BFCHW.isfinite(), frames_BFCHW.clamp(0, 1), torch.nan).cpu())
         if progress is not None:
             progress(start + len(part), len(prompts))
@@ -73,6 +75,7 @@ def _generate_batch(
     guidance: float,
     eta: float,
     final: str,
+    reuse: int,
 ) -> Tensor:
     def noise(step: int) -> Tensor:
         return _noise(model, "generate-step", samples, step)
@@ -87,6 +90,7 @@ def _generate_batch(
         gradient_steps=0,
         noise=noise,
         final=final,
+        reuse=reuse,
     )
     frames_BF = torch.arange(model.frames, device=model.device).expand(len(prompts), -1)
     return model.decode_frames(latents_BCFhw, frames_BF).float()

@@ -28,13 +28,15 @@ class CandidateScorer:
         seed: of the noise; video v, counted over prompts and copies, starts from noise (seed, v).
         guidance: of the sampling.
         final: as ``sampling.final_level``.
+        reuse: as ``sampling.reuse``.
     """
 
     def __init__(
         self, model: VideoModel, scorer: VideoScorer, prompts: Sequence[str], copies: int, steps: int, *,
-        seed: int, guidance: float, final: str,
+        seed: int, guidance: float, final: str, reuse: int = 1,
     ) -> None:  # fmt: skip
         self.model, self.scorer, self.seed, self.guidance, self.final = model, scorer, seed, guidance, final
+        self.reuse = reuse
         self._batches = [
             VideoBatch("guard", "guard", steps, start, part, copies) for start, part in split(prompts, copies, most=8)
         ]
@@ -49,7 +51,9 @@ class CandidateScorer:
         rows, features = list[Row](), list[Tensor]()
         for batch in self._batches:
             noise_of = [(self.seed, index * batch.copies + copy) for index, copy, _ in batch.video_keys]
-            frames = make_videos(self.model, batch, noise_of, self.guidance, self.final).to(self.model.device)
+            frames = make_videos(self.model, batch, noise_of, self.guidance, self.final, self.reuse).to(
+                self.model.device
+            )
             rows += self.scorer.rows(batch, frames)
             with torch.no_grad():
                 features.append(F.normalize(self.scorer.clip.image_features(frames).mean(1), dim=1).float().cpu())

@@ -127,12 +127,20 @@ class VideoScorer:
 
 
 def make_videos(
-    model: VideoModel, batch: VideoBatch, noise_of: Sequence[tuple[int, int]], guidance: float, final: str
-) -> Tensor:
+    model: VideoModel, batch: VideoBatch, noise_of: Sequence[tuple[int, int]], guidance: float, final: str,
+    reuse: int = 1,
+) -> Tensor:  # fmt: skip
     """Returns frames_BFCHW of a batch, float32 in [0, 1], on the CPU; see ``rlvid.diffusion.generate.generate``."""
     texts = batch.texts
     return generate(
-        model, texts, noise_of=noise_of, steps=batch.steps, guidance=guidance, final=final, batch=len(texts)
+        model,
+        texts,
+        noise_of=noise_of,
+        steps=batch.steps,
+        guidance=guidance,
+        final=final,
+        reuse=reuse,
+        batch=len(texts),
     )
 
 

@@ -80,6 +80,14 @@ def test_generation_is_diffusers_ddim_from_the_samples_noise() -> None:
     torch.testing.assert_close(made, torch.stack(frames, dim=1).clamp(0, 1), atol=1e-5, rtol=0)
 
 
+def test_generation_with_reuse_calls_the_denoiser_at_the_first_two_and_at_every_nth_step() -> None:
+    model, points = tiny_model(), list[int]()
+    model.denoiser.register_forward_pre_hook(lambda _, arguments: points.append(int(arguments[1][0])))
+    frames = generate(model, PROMPTS[:1], seed=0, steps=7, reuse=3)
+    assert points == [model.path.grid(7)[step] for step in (0, 1, 3, 6)]
+    assert 0 < (generate(model, PROMPTS[:1], seed=0, steps=7) - frames).abs().mean() < 0.05
+
+
 def test_a_broken_model_gives_nan_and_never_a_colour() -> None:
     model = tiny_model()
     model.vae.decoder.conv_out.bias.data[0] = torch.inf

@@ -17,7 +17,7 @@ from rlvid.evaluate.results.rows import METRICS, Row
 from rlvid.evaluate.scorers import parse_rewards
 from rlvid.runs.checkpoints import CheckpointRef
 
-SETUP = {"set": "in_domain", "prompts": 8, "videos": 2, "steps": 2, "seed": 0}
+SETUP = {"set": "in_domain", "prompts": 8, "videos": 2, "steps": 2, "reuse": 1, "seed": 0}
 ABOUT = {
     "method": "draft",
     "lr": 0.01,
