@@ -19,7 +19,7 @@ from jobs.benchmark.options import make_parser
 from jobs.benchmark.workers import measure_in_workers
 from rlvid.algorithms.base import Batch
 from rlvid.config import RunConfig, load_config
-from rlvid.config.methods import kept_steps
+from rlvid.config.methods.reward_gradient import kept_steps
 from rlvid.evaluate.tables.table import Grid
 from rlvid.metric_names import percent
 from rlvid.train.job import Job

@@ -31,8 +31,8 @@ from rlvid.algorithms.base import Batch, Context, Stopwatch
 from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.algorithms.reward_gradient import RewardGradient
 from rlvid.config import RunConfig, load_config
-from rlvid.config.methods import InstructVideoConfig
-from rlvid.config.methods import RewardGradient as Settings
+from rlvid.config.methods.reward_gradient import InstructVideoConfig
+from rlvid.config.methods.reward_gradient import RewardGradient as Settings
 from rlvid.config.prefix import useful
 from rlvid.data.sources import rendered_clip
 from rlvid.diffusion.chain import Step

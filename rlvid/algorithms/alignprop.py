@@ -10,7 +10,7 @@ from torch import Tensor
 from rlvid import randomness
 from rlvid.algorithms.base import Batch
 from rlvid.algorithms.reward_gradient import RewardGradient
-from rlvid.config.methods import AlignPropConfig
+from rlvid.config.methods.reward_gradient import AlignPropConfig
 
 
 class AlignProp(RewardGradient):

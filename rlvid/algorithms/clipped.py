@@ -17,7 +17,7 @@ from torch import Tensor
 from rlvid.algorithms.base import Algorithm, Batch, Update, totals
 from rlvid.algorithms.rollout import Replay, Rollout, Transition, clip_range, replay
 from rlvid.algorithms.scoring import BatchRewards, all_rewards, attach
-from rlvid.config.methods import ClippedPolicy
+from rlvid.config.methods.policy_gradient import ClippedPolicy
 
 Metrics = dict[str, tuple[float, float]]
 

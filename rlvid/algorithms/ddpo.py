@@ -16,7 +16,7 @@ from rlvid.algorithms.base import Batch, Context
 from rlvid.algorithms.clipped import ClippedObjective
 from rlvid.algorithms.rollout import Rollout, Steps, roll_out_and_score, windows
 from rlvid.algorithms.scoring import BatchRewards
-from rlvid.config.methods import DdpoConfig
+from rlvid.config.methods.policy_gradient import DdpoConfig
 
 
 class Ddpo(ClippedObjective):

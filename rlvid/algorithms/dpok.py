@@ -23,7 +23,7 @@ from rlvid.algorithms.base import Algorithm, Batch, Context, Update, totals
 from rlvid.algorithms.rollout import Rollout, Transition, clip_range, replay, roll_out_and_score, windows
 from rlvid.algorithms.scoring import BatchRewards, all_rewards, attach
 from rlvid.algorithms.value import ValueNetwork
-from rlvid.config.methods import DpokConfig
+from rlvid.config.methods.policy_gradient import DpokConfig
 
 
 class Dpok(Algorithm):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlvid.algorithms.base import Batch, Update
 from rlvid.algorithms.reward_gradient import RewardGradient
-from rlvid.config.methods import DraftConfig, DraftLVConfig
+from rlvid.config.methods.reward_gradient import DraftConfig, DraftLVConfig
 from rlvid.diffusion.schedule import learning_points
 
 

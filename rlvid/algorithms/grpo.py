@@ -19,7 +19,7 @@ from rlvid.algorithms.base import Batch, totals
 from rlvid.algorithms.clipped import ClippedObjective, Metrics
 from rlvid.algorithms.rollout import Replay, Rollout, Transition, reach_of_steps, replay, roll_out_and_score, windows
 from rlvid.algorithms.scoring import BatchRewards
-from rlvid.config.methods import GrpoConfig
+from rlvid.config.methods.policy_gradient import GrpoConfig
 
 
 class Grpo(ClippedObjective):

@@ -19,7 +19,7 @@ from rlvid import randomness
 from rlvid.algorithms.base import Batch
 from rlvid.algorithms.denoising import noise_error
 from rlvid.algorithms.reward_gradient import Penalty, RewardGradient
-from rlvid.config.methods import InstructVideoConfig
+from rlvid.config.methods.reward_gradient import InstructVideoConfig
 from rlvid.diffusion.chain import offset_noise
 from rlvid.diffusion.schedule import editing_chain
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rlvid.algorithms.supervised import Supervised
-from rlvid.config.methods import RaftConfig
+from rlvid.config.methods.supervised import RaftConfig
 from rlvid.shapes import ROUNDING
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from rlvid.algorithms.base import Algorithm, Batch, Context, Update, totals
 from rlvid.algorithms.denoising import base_distance
 from rlvid.algorithms.scoring import plan, score_frames
-from rlvid.config import methods as settings
+from rlvid.config.methods import reward_gradient as settings
 from rlvid.config.model import LOSS_SCALE
 from rlvid.diffusion.chain import Step, denoise
 from rlvid.diffusion.schedule import with_prefix

@@ -11,7 +11,7 @@ from torch import Tensor
 from rlvid import randomness
 from rlvid.algorithms.base import Batch, Context
 from rlvid.algorithms.scoring import BatchRewards, score
-from rlvid.config.methods import PolicyGradient
+from rlvid.config.methods.policy_gradient import PolicyGradient
 from rlvid.diffusion.chain import Step, denoise, distinct
 from rlvid.diffusion.step import Kernel, log_probability, reach, step_mean
 from rlvid.models.noise_path import Prediction

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rlvid.algorithms.supervised import Supervised
-from rlvid.config.methods import RwrConfig
+from rlvid.config.methods.supervised import RwrConfig
 from rlvid.shapes import ROUNDING
 
 

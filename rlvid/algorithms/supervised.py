@@ -10,7 +10,7 @@ from rlvid.algorithms.base import Algorithm, Batch, Update, totals
 from rlvid.algorithms.denoising import noise_error
 from rlvid.algorithms.rollout import sample
 from rlvid.algorithms.scoring import BatchRewards, all_rewards, attach, score
-from rlvid.config import methods as settings
+from rlvid.config.methods import supervised as settings
 
 
 class Supervised(Algorithm):

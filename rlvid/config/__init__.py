@@ -10,7 +10,9 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from rlvid.config.guard import BUILTIN_JUDGES, GuardConfig
-from rlvid.config.methods import VALUE_METHODS, AnyMethod, InstructVideoConfig, PolicyGradient
+from rlvid.config.methods import VALUE_METHODS, AnyMethod
+from rlvid.config.methods.policy_gradient import PolicyGradient
+from rlvid.config.methods.reward_gradient import InstructVideoConfig
 from rlvid.config.model import BUILT_IN, ModelConfig, SamplingConfig
 from rlvid.config.parse import apply_override, explain, read_named
 from rlvid.config.prefix import check_prefix

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 
-from rlvid.config.methods import METHODS, InstructVideoConfig, Method, RewardGradient
+from rlvid.config.methods import METHODS
+from rlvid.config.methods.base import Method
+from rlvid.config.methods.reward_gradient import InstructVideoConfig, RewardGradient
 from rlvid.config.model import SamplingConfig
 
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from rlvid.config import RunConfig
-from rlvid.config.methods import DraftLVConfig, InstructVideoConfig, Method, kept_steps
+from rlvid.config.methods.base import Method
+from rlvid.config.methods.reward_gradient import DraftLVConfig, InstructVideoConfig, kept_steps
 from rlvid.config.prefix import check_length
 from rlvid.diffusion.step import KERNELS
 from rlvid.models.decoded import check_window

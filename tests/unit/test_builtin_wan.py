@@ -1,11 +1,12 @@
 """The built-in world's model of Wan's classes: it is small, it loads, and its videos show what was asked for."""
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
-from rlvid.config import load_config
+from rlvid.config import load_config, shipped_configs
 from rlvid.config.model import ModelConfig
 from rlvid.diffusion.generate import generate
 from rlvid.models.folders import builtin_folder, is_text_apart
@@ -43,11 +44,17 @@ def test_its_videos_show_what_was_asked_for(model: WanModel) -> None:
     assert min(share.values()) >= 0.85, share
 
 
-def test_its_description_passes_all_checks_and_its_workers_embed_prompts_themselves() -> None:
-    config = load_config("toy-wan")
+@pytest.mark.parametrize("name", [name for name in shipped_configs() if name.startswith("toy-wan")])
+def test_its_descriptions_pass_all_checks_and_workers_embed_prompts_themselves(name: str) -> None:
+    config = load_config(name)
     check(config)
     assert config.model.path == "builtin-wan"
     assert not is_text_apart(config.model.path), "so nobody embeds prompts for them"
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_configs() if re.fullmatch("toy(-(?!wan).*)?", name)])
+def test_it_takes_the_settings_of_every_method(name: str) -> None:
+    check(load_config(name, ["model.path=builtin-wan"]))
 
 
 def test_the_order_of_videos_changes_nothing(model: WanModel) -> None:

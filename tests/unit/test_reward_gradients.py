@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlvid.algorithms.alignprop import draw_cut
 from rlvid.algorithms.scoring import score
-from rlvid.config.methods import AlignPropConfig
+from rlvid.config.methods.reward_gradient import AlignPropConfig
 
 
 def test_draft_through_the_whole_chain_is_full_backpropagation() -> None:

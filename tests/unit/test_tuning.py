@@ -29,6 +29,18 @@ def test_the_sweep_over_policy_gradients_has_three_seeds_of_each() -> None:
     assert sorted(runs) == [(name, seed) for name in ("ddpo", "dpok", "grpo") for seed in range(3)]
 
 
+def test_the_sweep_over_the_flow_model_has_three_methods_at_equal_seconds() -> None:
+    made = load_sweep("wan")
+    planned = made.planned()
+    assert (made.scheduler, made.unit, made.count) == ("none", "seconds", 9)
+    runs = [made.run(settings, "trial", made.rungs[-1]) for settings in planned]
+    methods = ("instructvideo", "draft", "grpo")
+    assert {(run.method.name, run.seed) for run in runs} == {(name, seed) for name in methods for seed in range(3)}
+    assert {run.model.path for run in runs} == {made.base().model.path} == {"builtin-wan"}
+    assert {(run.train.workers, run.train.zero_stage) for run in runs} == {(1, 0)}
+    assert {run.train.max_seconds for run in runs} == {made.rungs[-1]}
+
+
 def test_the_sweep_for_the_guard_keeps_eight_checkpoints_of_runs_that_nothing_stops() -> None:
     made = load_sweep("guard")
     planned = made.planned()
@@ -62,7 +74,7 @@ def test_the_sweep_over_remedies_has_each_beside_none_at_equal_seconds() -> None
     assert made.evaluation.scales
 
 
-@pytest.mark.parametrize("name", sorted(shipped_sweeps().keys() - {"guard", "methods", "policy", "remedies"}))
+@pytest.mark.parametrize("name", sorted(shipped_sweeps().keys() - {"guard", "methods", "policy", "remedies", "wan"}))
 def test_shipped_sweeps_are_valid(name: str) -> None:
     made = load_sweep(name)
     planned = made.planned()
