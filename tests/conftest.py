@@ -1,9 +1,10 @@
 """What every test stands on: the environment, a seed, tiers by folder, and one local Ray cluster."""
 
+import gc
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ for _name, _value in {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the default of 2 s is also the pace of ray.train.report
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # by default 60, too little where others start beside them
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_idle_worker_killing_time_threshold_ms": "60000",  # by default 1 s: the next task would import all anew
     "RAY_prestart_worker_first_driver": "0",  # a process for each CPU, of which most would never work
     "RAY_worker_niceness": "0",  # by default 15: beside other tests they would starve
     "TOKENIZERS_PARALLELISM": "false",
@@ -38,6 +40,17 @@ if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)) > 1:  # threads that wait
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option of `make equivalence`."""
     parser.addoption("--equivalence", action="store_true", help="also the methods that other runs of the tests omit")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, Any, Any]:
+    """Pause the garbage collector while tests import libraries; it never visits what they made again."""
+    from rlvid.collection import collection_paused
+
+    with collection_paused():
+        found = yield
+    gc.freeze()
+    return found
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
