@@ -162,11 +162,15 @@ def ray_cluster() -> Iterator[Any]:
     """
     import ray
 
+    from rlvid.cluster.connect import UNREAD
+
     temp_dir = tempfile.mkdtemp(prefix="rlvid-", dir="/tmp")  # short: Unix socket paths end at 107 bytes
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", temp_dir)  # nothing lands in ~/ray_results or ~/.ray
         seen = [str(ROOT), str(ROOT / "tests" / "unit"), os.environ.get("PYTHONPATH")]  # by workers, too
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, seen)))
+        for name, value in UNREAD.items():
+            patch.setenv(name, value)
         for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # not another instance's on this host
             patch.delenv(name, raising=False)
         context = ray.init(
