@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlvid.collection import collection_paused
 from rlvid.config import RunConfig
 from rlvid.evaluate.results.rows import Row
 from rlvid.runs.checkpoints import read_state
@@ -47,12 +48,12 @@ def measure(job: dict[str, Any], run: str | None, step: int) -> dict[str, Any]:
         every metric, and the ``rows`` (``rlvid.evaluate.results.rows.Row``) that they are of; ``scaled`` has mean and
         std at each further scale of the learned change, none of the base model.
     """
-    # In the task alone: they take seconds, and the processes of the sweep and of its trials load no model.
-    from rlvid.evaluate.load import device, load_run, texts_of
-    from rlvid.evaluate.results.summary import summarise
-    from rlvid.evaluate.score import VideoBatch, evaluate_model, split
-    from rlvid.evaluate.scorers import load_run_scorer
-    from rlvid.models.trained import load_trainable
+    with collection_paused():  # in the task alone: the processes of the sweep and of its trials load no model
+        from rlvid.evaluate.load import device, load_run, texts_of
+        from rlvid.evaluate.results.summary import summarise
+        from rlvid.evaluate.score import VideoBatch, evaluate_model, split
+        from rlvid.evaluate.scorers import load_run_scorer
+        from rlvid.models.trained import load_trainable
 
     work_here(job)
     config, how = RunConfig.model_validate(job["base"]), Evaluation.model_validate(job["evaluation"])
