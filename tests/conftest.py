@@ -69,6 +69,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Say last how many tests of pages were skipped because no browser starts, and how to get one; CI reads it."""
+    gc.unfreeze()  # or nanobind reports at the end that objects of its modules are still there
     summary: Any = config.pluginmanager.get_plugin("terminalreporter")
     skipped = summary.stats.get("skipped", []) if summary else []
     if count := sum("NO BROWSER" in str(each.longrepr) for each in skipped):
