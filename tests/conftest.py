@@ -1,6 +1,5 @@
 """What every test stands on: the environment, a seed, tiers by folder, and one local Ray cluster."""
 
-import gc
 import os
 import shutil
 import tempfile
@@ -44,13 +43,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, Any, Any]:
-    """Pause the garbage collector while tests import libraries; it never visits what they made again."""
+    """Pause the garbage collector while tests import libraries."""
     from rlvid.collection import collection_paused
 
     with collection_paused():
-        found = yield
-    gc.freeze()
-    return found
+        return (yield)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -69,7 +66,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Say last how many tests of pages were skipped because no browser starts, and how to get one; CI reads it."""
-    gc.unfreeze()  # or nanobind reports at the end that objects of its modules are still there
     summary: Any = config.pluginmanager.get_plugin("terminalreporter")
     skipped = summary.stats.get("skipped", []) if summary else []
     if count := sum("NO BROWSER" in str(each.longrepr) for each in skipped):
