@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ for _name, _value in {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the default of 2 s is also the pace of ray.train.report
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # by default 60, too little where others start beside them
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_idle_worker_killing_time_threshold_ms": "60000",  # by default 1 s: the next task would import all anew
     "RAY_prestart_worker_first_driver": "0",  # a process for each CPU, of which most would never work
     "RAY_worker_niceness": "0",  # by default 15: beside other tests they would starve
     "TOKENIZERS_PARALLELISM": "false",
@@ -38,6 +39,15 @@ if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)) > 1:  # threads that wait
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option of `make equivalence`."""
     parser.addoption("--equivalence", action="store_true", help="also the methods that other runs of the tests omit")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, Any, Any]:
+    """Pause the garbage collector while tests import libraries."""
+    from rlvid.collection import collection_paused
+
+    with collection_paused():
+        return (yield)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -149,11 +159,15 @@ def ray_cluster() -> Iterator[Any]:
     """
     import ray
 
+    from rlvid.cluster.connect import UNREAD
+
     temp_dir = tempfile.mkdtemp(prefix="rlvid-", dir="/tmp")  # short: Unix socket paths end at 107 bytes
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", temp_dir)  # nothing lands in ~/ray_results or ~/.ray
         seen = [str(ROOT), str(ROOT / "tests" / "unit"), os.environ.get("PYTHONPATH")]  # by workers, too
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, seen)))
+        for name, value in UNREAD.items():
+            patch.setenv(name, value)
         for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # not another instance's on this host
             patch.delenv(name, raising=False)
         context = ray.init(

@@ -9,18 +9,16 @@ import os
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rlvid.collection import collection_paused
 from rlvid.config import RunConfig
-from rlvid.evaluate.load import device, load_run, texts_of
 from rlvid.evaluate.results.rows import Row
-from rlvid.evaluate.results.summary import summarise
-from rlvid.evaluate.score import VideoBatch, evaluate_model, split
-from rlvid.evaluate.scorers import load_run_scorer
-from rlvid.models.base import VideoModel
-from rlvid.models.trained import load_trainable
 from rlvid.runs.checkpoints import read_state
 from tuning.description import COST, Evaluation, Sweep
+
+if TYPE_CHECKING:
+    from rlvid.models.base import VideoModel
 
 
 def job_of(sweep: Sweep, use_gpu: bool) -> dict[str, Any]:
@@ -50,11 +48,18 @@ def measure(job: dict[str, Any], run: str | None, step: int) -> dict[str, Any]:
         every metric, and the ``rows`` (``rlvid.evaluate.results.rows.Row``) that they are of; ``scaled`` has mean and
         std at each further scale of the learned change, none of the base model.
     """
+    with collection_paused():  # in the task alone: the processes of the sweep and of its trials load no model
+        from rlvid.evaluate.load import device, load_run, texts_of
+        from rlvid.evaluate.results.summary import summarise
+        from rlvid.evaluate.score import VideoBatch, evaluate_model, split
+        from rlvid.evaluate.scorers import load_run_scorer
+        from rlvid.models.trained import load_trainable
+
     work_here(job)
     config, how = RunConfig.model_validate(job["base"]), Evaluation.model_validate(job["evaluation"])
     scorer = load_run_scorer(config, device())
 
-    def rows_at(model: VideoModel) -> list[Row]:
+    def rows_at(model: "VideoModel") -> list[Row]:
         sampling, parts = config.sampling, split(job["prompts"], how.copies)
         name, prompt_set, steps = "base" if run is None else Path(run).name, Path(how.prompts).stem, how.steps
         return evaluate_model(

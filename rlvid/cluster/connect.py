@@ -12,6 +12,15 @@ from rlvid.cluster.address import connection_error, reach
 from rlvid.cluster.token import make_own_token
 from rlvid.interrupt import starting_ray
 
+UNREAD = {
+    "LOG_NAME_UPDATE_INTERVAL_S": "86400",  # of the log monitor, which lists all files ten times a second by default
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",  # files from which this interval counts
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",  # of the agent, which measures each process every five seconds by default
+}
+"""Settings of two processes of Ray's, by environment variable, where nobody reads what they gather.
+
+Without a driver that shows log lines and without a dashboard they take 5 % of a core for nothing, the more the longer.
+"""
 _SOCKET_BYTES = 107
 """Largest number of bytes in the path of a Unix socket."""
 
@@ -39,6 +48,8 @@ def start_ray(address: str | None = None) -> None:
     if local:
         check_session_folder()
         make_own_token()
+        for name, value in UNREAD.items():
+            os.environ.setdefault(name, value)
     else:
         target = reach(target)
     try:

@@ -23,6 +23,7 @@ from rlvid.algorithms.base import Batch, Context, Observer, Stopwatch
 from rlvid.algorithms.scoring import score
 from rlvid.cluster.nodes import needed
 from rlvid.cluster.reward_actor import ActorCaller
+from rlvid.collection import collection_paused
 from rlvid.config.train import NOT_REAL
 from rlvid.data.clips import DamagedPart
 from rlvid.data.encoders import encode_items
@@ -167,7 +168,8 @@ def reward_clips(job: Job, clips: TrainingSet, positions: Sequence[int]) -> Clip
     Raises:
         ValueError: the model or the reward cannot be loaded, or the scores have another shape than allowed.
     """
-    from rlvid.models.load import load_video_model  # in the task alone: it takes seconds
+    with collection_paused():
+        from rlvid.models.load import load_video_model  # in the task alone: it takes seconds
 
     config, spec, listener = job.config, job.config.model, _Listener(job.config.reward.timeout)
     device = torch.device("cuda") if job.use_gpu else torch.device("cpu")

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from rlvid.collection import collection_paused
 from rlvid.config import RunConfig
 from rlvid.config.reward import RewardConfig
 from rlvid.evaluate.results.rows import METRICS
@@ -39,10 +40,11 @@ class GuardEvaluator:
         aside: bool = False,
         texts: str | None = None,
     ) -> None:
-        from rlvid.data.embeddings import embedder_of
-        from rlvid.evaluate.candidates import CandidateScorer
-        from rlvid.evaluate.scorers import guard_rewards, load_run_scorer
-        from rlvid.models.trained import load_trainable
+        with collection_paused():
+            from rlvid.data.embeddings import embedder_of
+            from rlvid.evaluate.candidates import CandidateScorer
+            from rlvid.evaluate.scorers import guard_rewards, load_run_scorer
+            from rlvid.models.trained import load_trainable
 
         if aside:
             os.nice(10)

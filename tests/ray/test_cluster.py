@@ -22,6 +22,7 @@ import torch
 from processes import HANG, started
 from safetensors.torch import load_file
 
+from rlvid.cluster.connect import UNREAD
 from rlvid.data.archive import read_archive
 from rlvid.evaluate.load import load_run
 from rlvid.runs.checkpoints import read_settings
@@ -124,7 +125,7 @@ def cluster() -> Iterator[Cluster]:
         "RAY_AUTH_TOKEN": TOKEN, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "NO_PROXY": "127.0.0.1,localhost",
         "RAY_prestart_worker_first_driver": "0", "RAY_worker_niceness": "0",
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
-    }  # fmt: skip
+    } | UNREAD  # fmt: skip
     made = Cluster(home, f"http://127.0.0.1:{dashboard}", environment)
     made.store.mkdir()
     made.hidden.mkdir()

@@ -8,6 +8,7 @@ import pytest
 from processes import HANG
 
 from rlvid.toy.tiny import save_tiny_model
+from tuning.sweep import main
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,22 +21,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def compare(folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [
-            sys.executable, ROOT / "tuning" / "sweep.py", "methods", "name=out", f"storage={folder}", "unit=videos",
-            "rungs=[4]", "evaluation={videos: 2, copies: 2}", "space.seed=[0]",
-            "space.variant={instructvideo: {}, few: {config: toy-rwr, method.inner_steps: 1}}", f"model.path={folder}",
-            "model.frames=4", "model.size=16", "data.count=6", "sampling.steps=4", "reward.segments=2",
-            "train.batch_size=4",
-        ],
-        capture_output=True, text=True, timeout=HANG, cwd=folder,
-    )  # fmt: skip
-
-
 @pytest.mark.slow
-def test_methods_are_trained_scored_and_compared_once(folder: Path) -> None:
-    done, out = compare(folder), folder / "out"
+def test_methods_are_trained_scored_and_compared_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "methods", "name=out", f"storage={folder}", "unit=videos", "rungs=[4]", "evaluation={videos: 2, copies: 2}",
+        "space.seed=[0]", "space.variant={instructvideo: {}, few: {config: toy-rwr, method.inner_steps: 1}}",
+        f"model.path={folder}", "model.frames=4", "model.size=16", "data.count=6", "sampling.steps=4",
+        "reward.segments=2", "train.batch_size=4",
+    ]  # fmt: skip
+    command, out = [sys.executable, ROOT / "tuning" / "sweep.py", *arguments], folder / "out"
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, cwd=folder, check=False)
     logs = "".join(path.read_text() for path in (out / "logs").glob("*.log"))
     assert done.returncode == 0, done.stderr + logs
     table = (out / "report" / "comparison.md").read_text()
@@ -46,7 +43,7 @@ def test_methods_are_trained_scored_and_compared_once(folder: Path) -> None:
     assert len(list((out / "hparams").iterdir())) == 2
     found = {path: path.stat().st_mtime for path in out.glob("*-seed0/rungs/*.json")}
     assert len(found) == 2
-    again = compare(folder)
-    assert again.returncode == 0, again.stderr
-    assert "; 0 to run" in again.stdout
+    monkeypatch.chdir(folder)
+    assert main(arguments) == 0
+    assert "; 0 to run" in capsys.readouterr().out
     assert {path: path.stat().st_mtime for path in found} == found

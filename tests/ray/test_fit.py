@@ -92,10 +92,7 @@ def losses(folder: Path) -> list[tuple[int, float]]:
     return read_events(folder / "tensorboard", "fit/loss".__eq__)["fit/loss"]
 
 
-@pytest.mark.parametrize(
-    ("workers", "towers"),
-    [(2, "both"), pytest.param(4, "both", marks=pytest.mark.slow), pytest.param(2, "text", marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize(("workers", "towers"), [(2, "both"), (4, "text")])
 def test_any_number_of_workers_fits_the_same_reward(fitted: Fit, workers: int, towers: str) -> None:
     alone, together = fitted(1, towers), fitted(workers, towers)
     weights = [load_file(each / "model.safetensors") for each in (alone, together)]
@@ -166,7 +163,6 @@ def deadly() -> Callable[..., Any]:
     return fit_worker
 
 
-@pytest.mark.slow
 def test_a_fit_that_is_killed_goes_on_to_the_same_bits_and_to_no_other_fit(fitted: Fit, source: Path) -> None:
     whole, out = fitted(2), source.parent.with_name("killed")
     work = out.with_name("killed.unfinished")

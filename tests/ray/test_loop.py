@@ -13,13 +13,15 @@ from rlvid.study.pairs import choose_pairs
 from rlvid.study.store import Store
 from rlvid.study.videos import Videos
 
+ONE = ("train.workers=1", "train.zero_stage=0")
+
 
 @pytest.mark.slow
 def test_votes_become_a_reward_that_a_model_is_trained_on(
     folder: Path, ray_cluster: Any, rlvid: Callable[..., str]
 ) -> None:
     def train(name: str, *overrides: str) -> Path:
-        rlvid("train", "toy", *settings(folder, name, "method=draft", "optimizer.lr=0.01", *overrides))
+        rlvid("train", "toy", *settings(folder, name, "method=draft", "optimizer.lr=0.01", *ONE, *overrides))
         return folder / "runs" / name
 
     prompts = folder / "asked.txt"

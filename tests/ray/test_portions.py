@@ -50,7 +50,7 @@ def test_a_reward_that_hangs_ends_a_pool_too(
     (tmp_path / "mine.py").write_text("import time\ndef score(frames, prompts):\n    time.sleep(600)\n")
     own = {"name": "custom", "path": f"{tmp_path}/mine.py:score", "timeout": 0.5}
     (run / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json") | {"reward": own}))
-    asked = ["--steps", "2", "--sets", "in_domain", "--videos", "2", "--workers", "2", "--trust"]
+    asked = ["--steps", "2", "--sets", "in_domain", "--videos", "2", "--workers", "1", "--trust"]
     monkeypatch.setattr(sys, "argv", ["rlvid", "evaluate", str(run), *asked, "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit) as ended:
         main()

@@ -52,7 +52,7 @@ def processes_with(mark: str) -> list[int]:
 
 def test_a_signal_ends_training_after_a_checkpoint_and_leaves_nobody_behind(folder: Path) -> None:
     mark = f"RLVID_TEST_{os.getpid()}"
-    long = ("train.steps=100000", "output.checkpoint_every=50000", "train.workers=2", "train.grace_period=300")
+    long = ("train.steps=100000", "output.checkpoint_every=50000", "train.workers=1", "train.grace_period=300")
     given = settings(folder, "interrupted-run", *long)
     command = ["env", "--default-signal=INT", sys.executable, "-m", "rlvid", "train", "toy", *given]
     run = folder / "runs" / "interrupted-run"

@@ -2,23 +2,18 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from kill_sweep import facts, run_killed, written
-from processes import HANG
 
 from rlvid.config import load_config
 from rlvid.toy.tiny import save_tiny_model
 from rlvid.train.preflight import check
 from tuning.journal import Journal
 from tuning.load import load_sweep
-
-ROOT = Path(__file__).parents[2]
+from tuning.sweep import main
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +35,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_goes_on_and_its_best_settings_are_a_run(folder: Path) -> None:
+def test_a_killed_sweep_goes_on_and_its_best_settings_are_a_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     home = folder / "tiny"
     standing = run_killed(["sweep.yaml"], home, [1], cwd=folder)
     sweep = load_sweep(str(folder / "sweep.yaml"))
@@ -56,9 +53,9 @@ def test_a_killed_sweep_goes_on_and_its_best_settings_are_a_run(folder: Path) ->
         assert [row["trial"] for row in csv.DictReader(file)] == [f"trial-{i:03d}" for i in range(2)]
 
     before = written(home)  # nothing is left to do
-    done = command(folder, "tuning/sweep.py", "sweep.yaml")
-    assert done.returncode == 0, done.stderr
-    assert "; 0 to run" in done.stdout
+    monkeypatch.chdir(folder)
+    assert main(["sweep.yaml"]) == 0
+    assert "; 0 to run" in capsys.readouterr().out
     assert written(home) == before
 
     best = load_config(str(home / "report" / "best.yaml"), [])
@@ -67,11 +64,3 @@ def test_a_killed_sweep_goes_on_and_its_best_settings_are_a_run(folder: Path) ->
     assert best.model.path == str(folder / "model")
     assert best.optimizer.model_dump(mode="json") == chosen["optimizer"]
     check(best)
-
-
-def command(folder: Path, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    return subprocess.run(
-        [sys.executable, str(ROOT / script), *arguments],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=HANG,
-    )  # fmt: skip

@@ -87,7 +87,6 @@ def test_full_fine_tuning_under_zero_computes_what_plain_torch_computes(
         assert difference(state, reference) <= 1e-6, name
 
 
-@pytest.mark.slow
 def test_a_run_of_all_weights_resumes_to_the_same_weights_and_is_evaluated_and_exported(
     folder: Path, together: dict[str, Trajectory]
 ) -> None:

@@ -38,10 +38,10 @@ def test_the_processes_of_the_feed_load_no_models() -> None:
     assert loaded_by("rlvid.data.feed", "rlvid.train.feeding") & heavy == set()
 
 
-def test_the_driver_of_a_training_loads_no_models() -> None:
+def test_the_driver_of_a_training_and_a_trial_of_a_sweep_load_no_models() -> None:
     """Their imports take seconds, before Ray starts and before the workers do."""
     heavy = {"peft", "transformers", "diffusers", "deepspeed", "open_clip", "scipy", "matplotlib", "tensorboard"}
     code = (
         "from rlvid.config import load_config; from rlvid.train.preflight import check; check(load_config('toy', []))"
     )
-    assert loaded_by("rlvid.train.launch", "rlvid.train.guard", then=code) & heavy == set()
+    assert loaded_by("rlvid.train.launch", "rlvid.train.guard", "tuning.trial", then=code) & heavy == set()

@@ -189,6 +189,12 @@ def test_a_run_ends_early_with_a_checkpoint_when_it_is_asked_to(cluster: Cluster
     assert cluster.reported == [2]
 
 
+def test_a_ceiling_that_the_driver_measured_caps_the_rewards(cluster: Cluster, home: Path) -> None:
+    capped = config(home, "capped", *SHORT, "train.steps=2", "reward.ceiling=q0.5")
+    cluster.train(capped, measured_ceiling=-1e6)
+    assert cluster.told("reward/at_ceiling") == [1, 1]
+
+
 def test_a_node_that_is_taken_away_costs_a_checkpoint_and_not_the_run(cluster: Cluster, home: Path) -> None:
     cluster.leaving = [[], ["a"], ["a"], ["a", "b"]]
     cluster.train(config(home, "moved", *SHORT), watched=True)
