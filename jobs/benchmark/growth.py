@@ -14,10 +14,11 @@
     report       videos of `rlvid report`
     sweeps       trials of a sweep; search and report, without trainings
 
-Networks are miniatures, and each size is a process of its own. The exponent is the slope of a line through (log size,
-log cost) over the upper half of the sizes, with its standard error. That of memory is of the rise of the process's
-resident set since the stage began; of clips it is of the largest Ray worker's whole memory, which must not grow. An
-exponent that is above the limit by more than its error is a finding, and the command then returns 1.
+Networks are miniatures, and each size is a process of its own. Seconds are of its CPU, so that work of others counts
+little; those of clips are of the clock, because Ray's processes share the work. The exponent is the slope of a line
+through (log size, log cost) over the upper half of the sizes, with its standard error. That of memory is of the rise of
+the process's resident set since the stage began; of clips it is of the largest Ray worker's whole memory, which must
+not grow. An exponent that is above the limit by more than its error is a finding, and the command then returns 1.
 
 `--out` keeps each size once it is measured. The same command goes on from there.
 """
@@ -26,6 +27,7 @@ import argparse
 import multiprocessing
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -144,7 +146,7 @@ def growths_of(record: Record) -> list[Growth]:
     return found
 
 
-def _brief(stage: str, found: dict[str, float]) -> str:
+def _brief(stage: str, found: Mapping[str, float]) -> str:
     return f"{stage} {found['seconds']:.3g} s, peak {found['peak'] / 2**20:.0f} MiB"
 
 

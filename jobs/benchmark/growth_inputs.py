@@ -91,7 +91,7 @@ def write_videos(plan: Evaluation) -> None:
 def made_up_scores(name: str, steps: int, drawn: random.Random) -> dict[str, Any]:
     """Draws the scores of a trial after ``steps`` steps, as ``tuning.measure.measure`` returns them: of 12 videos."""
     level = drawn.random()
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"model": name, "set": "in_domain", "steps": 10, "index": index, "prompt": f"prompt {index}", "copy": 0}
         | {metric: level + drawn.gauss(0, 0.1) for metric in METRICS}
         for index in range(12)

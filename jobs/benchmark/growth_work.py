@@ -39,7 +39,11 @@ _PART = 8 * 2**20
 
 @dataclass
 class Watch:
-    """Seconds and memory of the stages of one size: ``peak`` bytes, and their ``rise`` since the stage began."""
+    """Costs of the stages of one size.
+
+    ``seconds`` are of this process's CPU, for the clock counts the work of others too; ``peak`` is the largest resident
+    set in bytes, and ``rise`` its rise since the stage began.
+    """
 
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -48,9 +52,9 @@ class Watch:
         """Measures the block: the largest resident set of this process."""
         gc.collect()
         reset_peak(_CPU)
-        before, began = peak_memory(_CPU), time.perf_counter()
+        before, began = peak_memory(_CPU), time.process_time()
         yield
-        seconds, peak = time.perf_counter() - began, peak_memory(_CPU)
+        seconds, peak = time.process_time() - began, peak_memory(_CPU)
         self.stages[name] = {"seconds": seconds, "peak": peak, "rise": peak - before}
 
 
@@ -75,7 +79,10 @@ def watch_nothing() -> Iterator[None]:
 
 
 def clips(size: int, folder: Path, watch: Watch) -> None:
-    """Serves the steps of one worker from encoded clips through Ray Data; the memory is the largest Ray worker's."""
+    """Serves the steps of one worker from encoded clips through Ray Data.
+
+    Seconds are of the clock, because several processes share the work; the memory is the largest Ray worker's.
+    """
     import ray
 
     from jobs.benchmark.growth_feed import largest_worker, read_shares
@@ -87,13 +94,13 @@ def clips(size: int, folder: Path, watch: Watch) -> None:
     place = tiny_clips(folder, size)
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=2**27)
     try:
-        reader = ray.remote(num_cpus=1)(read_shares).remote
+        reader, began = ray.remote(num_cpus=1)(read_shares).remote, time.perf_counter()
         with watch.stage("feed"):
             positions = clip_indices(np.arange(_STEPS * _BATCH), size, 0).reshape(_STEPS, _BATCH)
             dataset = feed(Shares(TrainingSet.of(place), 1, 0, positions))
             (shards,) = InOrder().configure({NAME: dataset}, 1, None, None)
             assert ray.get(reader(shards[NAME], _STEPS)) == _STEPS * _BATCH
-        watch.stages["feed"] |= {"peak": largest_worker(), "rise": 0}
+        watch.stages["feed"] = {"seconds": time.perf_counter() - began, "peak": largest_worker(), "rise": 0}
     finally:
         ray.shutdown()
 

@@ -44,7 +44,12 @@ def _count_anew() -> None:
 def test_a_journal_parses_each_line_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parsed = list[Any]()
     whole = journals._Line.model_validate
-    monkeypatch.setattr(journals._Line, "model_validate", lambda entry: parsed.append(entry) or whole(entry))
+
+    def parse(entry: Any) -> Any:
+        parsed.append(entry)
+        return whole(entry)
+
+    monkeypatch.setattr(journals._Line, "model_validate", parse)
     journal = Journal(tmp_path)
     for number in range(MANY):
         journal.append({"trial": number, "settings": {"seed": number}})
