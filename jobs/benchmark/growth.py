@@ -36,7 +36,6 @@ from typing import Any
 import torch
 
 from jobs.benchmark.growth_fit import FLAT, LIMIT, Growth, Stages, draw, growths, table
-from jobs.benchmark.growth_work import measure
 from jobs.benchmark.options import check_out, make_parser
 from jobs.benchmark.record import Record, commit, open_record, processor
 from rlvid.faults import one_line
@@ -67,11 +66,11 @@ QUANTITIES = {
     "frames": Quantity((8, 16, 32, 64)),
     "size": Quantity((32, 48, 64, 96, 128), power=2, multiple=4),
     "clips": Quantity((100, 1000, 10_000), (100_000, 1_000_000), flat=True),
-    "archive": Quantity((1000, 3000, 10_000), (30_000, 100_000, 300_000, 1_000_000)),
+    "archive": Quantity((1000, 3000, 10_000, 30_000), (100_000, 300_000, 1_000_000)),
     "evaluation": Quantity((100, 200, 400), (1000, 3000, 10_000, 30_000, 100_000), multiple=2),
     "tables": Quantity((100, 300, 1000, 3000), (10_000, 30_000, 100_000), multiple=2),
     "report": Quantity((100, 200, 400, 800), (2000, 4000, 10_000), multiple=2),
-    "sweeps": Quantity((10, 20, 40, 80), (160, 320, 640, 1000)),
+    "sweeps": Quantity((10, 20, 40, 80, 160), (320, 640, 1000)),
 }
 """All quantities; ``growth_work.WORK`` does their work."""
 
@@ -104,6 +103,8 @@ def measured(name: str, size: int) -> Stages:
 
 
 def _measure(sender: Connection, name: str, size: int, folder: str) -> None:
+    from jobs.benchmark.growth_work import measure  # is loaded already, in this process alone
+
     try:
         sender.send(measure(name, size, Path(folder)))
     except Exception as error:  # of whatever kind, the other process says it

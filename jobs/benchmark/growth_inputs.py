@@ -83,6 +83,7 @@ def draw_rows(plan: Evaluation) -> list[Row]:
 def write_videos(plan: Evaluation) -> None:
     """Writes videos of noise for all shards of an evaluation."""
     drawn = torch.Generator().manual_seed(0)
+    plan.videos.mkdir(parents=True)
     for index, shard in enumerate(plan.shards):
         frames_BFCHW = torch.rand(len(shard.video_keys), _FRAMES, 3, _SIZE, _SIZE, generator=drawn)
         write_part(plan.part(index), shard.labels, frames_BFCHW, plan.identities[index])

@@ -127,7 +127,7 @@ def archive(size: int, folder: Path, watch: Watch) -> None:
             starts = range(first, last, _VIDEOS)
             table = table_of(common, (piece(start, min(_VIDEOS, last - start)) for start in starts))
             place.commit("epoch", [place.stage("epoch", table)])
-            kept.append(run / checkpoint_name(last // _VIDEOS))
+            kept.append(run / checkpoint_name(-(-last // _VIDEOS)))
             kept[-1].mkdir()
             if len(kept) > 2:
                 kept.pop(0).rmdir()

@@ -90,8 +90,8 @@ def test_the_next_call_measures_what_is_missing(
 
 
 def test_a_size_has_a_process_of_its_own_and_its_error_is_told() -> None:
-    with pytest.raises(RuntimeError, match=r"size, 6: .+"):  # no multiple of the network's strides
-        growth.measured("size", 6)
+    with pytest.raises(RuntimeError, match=r"report, 0: prompt set 'set' has no prompts"):
+        growth.measured("report", 0)
 
 
 @pytest.mark.parametrize(
