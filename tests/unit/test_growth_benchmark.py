@@ -87,6 +87,10 @@ def test_the_next_call_measures_what_is_missing(
     printed = capsys.readouterr().out
     assert "FINDING: frames, step: seconds grow with exponent 2.00" in printed
     assert (tmp_path / "g.png").is_file()
+    sizes = ["size", "--sizes", "32", "64", "96", "--out", str(tmp_path / "s.json"), "--commit", "c0ffee"]
+    monkeypatch.setattr(growth, "measured", lambda name, size: stages(float(size**4)))
+    assert growth.main(sizes) == 0, "the reason is known"
+    assert "exponent 2.00 ± 0.00, above 1.05 (attention" in capsys.readouterr().out
 
 
 def test_a_size_has_a_process_of_its_own_and_its_error_is_told() -> None:
