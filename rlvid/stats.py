@@ -13,6 +13,8 @@ import numpy as np
 MIN_PROMPTS = 6
 """Prompts from which on a gain can be beyond chance: that 5 all go the same way has a probability of 1/16 by chance."""
 RESAMPLES = 2000
+_DRAWN_AT_ONCE = 2**20
+"""Clusters that a bootstrap draws before it sums them: 8 MB of numbers."""
 _UPPER = 0.975
 
 
@@ -36,12 +38,15 @@ def mean_and_std(values: np.ndarray) -> tuple[float, float]:
 
 
 def pareto_front(points: Sequence[tuple[float, ...]]) -> list[tuple[float, ...]]:
-    """Returns the points, of finite values, that no other beats: as high in every value and higher in one."""
+    """Returns the points, of finite values, that no other beats: as high in every value and higher in one.
 
-    def beats(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
-        return a != b and all(x >= y for x, y in zip(a, b, strict=True))
-
-    return [point for point in points if not any(beats(other, point) for other in points)]
+    From the highest first value on, a point can be beaten by points before it alone, and then by one of the front.
+    """
+    front = dict[tuple[float, ...], None]()
+    for point in sorted(set(points), reverse=True):
+        if not any(all(x >= y for x, y in zip(other, point, strict=True)) for other in front):
+            front[point] = None
+    return [point for point in points if point in front]
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -90,8 +95,12 @@ def bootstrap_means(
     """
     _, place = np.unique(clusters, return_inverse=True)
     sums, counts = np.bincount(place, values), np.bincount(place)
-    drawn = generator.integers(0, len(sums), (resamples, len(sums)))
-    return sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    means, at_once = np.empty(resamples), max(1, _DRAWN_AT_ONCE // len(sums))
+    for first in range(0, resamples, at_once):  # the draws are the same however many are taken at once
+        part = means[first : first + at_once]
+        drawn = generator.integers(0, len(sums), (len(part), len(sums)))
+        part[:] = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    return means
 
 
 def bootstrap_interval(values: np.ndarray, clusters: np.ndarray, resamples: int = RESAMPLES) -> tuple[float, float]:

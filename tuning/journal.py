@@ -17,8 +17,7 @@ whatever is in neither was not finished, and its run resumes from its own checkp
 
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,13 +65,14 @@ class _Scores(BaseModel):
 
 @dataclass
 class Trial:
-    """A trial in the journal: the rungs that were judged, and how it ended, if it has."""
+    """A trial in the journal: the rungs that were judged, how it ended, if it has, and its last score."""
 
     number: int
     settings: dict[str, Any]
     judged: list[int] = field(default_factory=list)
     end: str | None = None
     reason: str | None = None
+    score: float | None = None
 
     @property
     def name(self) -> str:
@@ -90,23 +90,32 @@ def trial_name(number: int, settings: dict[str, Any]) -> str:
 class Journal:
     """Appends lines that survive the process, and reads them back.
 
+    Each line is parsed once: a journal holds what it has read, and reads what was added to the file since, by itself or
+    by a copy, as Tune works on copies of what it is given.
+
     A last line that a kill has cut short is dropped, and its work is done again. A failed trial is open again, so that
     starting the sweep once more gives it another chance.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "journal.jsonl"
+        self._forget()
         if self.path.is_file():
             write_atomic(self.path, b"".join(_line(entry) for entry in self.entries))
+            self._forget()
+
+    def _forget(self) -> None:
+        self._entries, self._trials, self._read = list[dict[str, Any]](), dict[int, Trial](), 0
 
     @property
     def entries(self) -> list[dict[str, Any]]:
-        """All lines, read anew: Tune works on copies of what it is given.
+        """All lines.
 
         Raises:
             ValueError: a line is damaged.
         """
-        return list(_lines(self.path))
+        self._catch_up()
+        return list(self._entries)
 
     def append(self, entry: dict[str, Any]) -> None:
         """Writes a line through to the disk."""
@@ -117,43 +126,64 @@ class Journal:
 
     @property
     def trials(self) -> list[Trial]:
-        """All trials that were proposed, by number."""
-        found: dict[int, Trial] = {}
-        for entry in self.entries:
-            number = entry["trial"]
-            if "settings" in entry:
-                found[number] = Trial(number, entry["settings"])
-            elif "failed" in entry:
-                found[number].end, found[number].reason = "failed", entry["failed"]
-            elif "invalid" in entry:
-                found[number].end, found[number].reason = INVALID, entry["invalid"]
-            else:
-                trial = found[number]
-                trial.judged.append(entry["step"])
-                trial.end, trial.reason = None if entry["decision"] == GOES_ON else entry["decision"], None
-        return [found[number] for number in sorted(found)]
+        """All trials that were proposed, by number; they do not change with the journal."""
+        self._catch_up()
+        return [_copy(self._trials[number]) for number in sorted(self._trials)]
+
+    def trial(self, number: int) -> Trial:
+        """Returns one of the trials."""
+        self._catch_up()
+        return _copy(self._trials[number])
+
+    def _catch_up(self) -> None:
+        """Reads the lines that were added since the last call."""
+        if not self.path.is_file():
+            return
+        with open(self.path, "rb") as file:
+            file.seek(self._read)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                entry = self._parse(line)
+                self._entries.append(entry)
+                self._note(entry)
+                self._read += len(line)
+
+    def _parse(self, line: bytes) -> dict[str, Any]:
+        number = len(self._entries) + 1
+        try:
+            entry = _Line.model_validate(json.loads(line)).model_dump(exclude_unset=True)
+        except ValueError as error:
+            raise damaged(self.path, f"line {number}: {error}", _WAY_OUT) from None
+        if "settings" not in entry and (
+            entry["trial"] not in self._trials
+            or not (entry.keys() & {"failed", "invalid"} or entry.keys() >= {"decision", "step", "score"})
+        ):
+            raise damaged(self.path, f"line {number}: it is of no trial that was proposed, or has no result", _WAY_OUT)
+        return entry
+
+    def _note(self, entry: dict[str, Any]) -> None:
+        number = entry["trial"]
+        if "settings" in entry:
+            self._trials[number] = Trial(number, entry["settings"])
+            return
+        trial = self._trials[number]
+        if "failed" in entry:
+            trial.end, trial.reason = "failed", entry["failed"]
+        elif "invalid" in entry:
+            trial.end, trial.reason = INVALID, entry["invalid"]
+        else:
+            trial.judged.append(entry["step"])
+            trial.end, trial.reason = None if entry["decision"] == GOES_ON else entry["decision"], None
+            trial.score = entry["score"]
+
+
+def _copy(trial: Trial) -> Trial:
+    return replace(trial, judged=list(trial.judged))
 
 
 def _line(entry: dict[str, Any]) -> bytes:
     return json.dumps(entry).encode() + b"\n"
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    known: set[int] = set()
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True) if path.is_file() else [], 1):
-        if not line.endswith(b"\n"):
-            continue
-        try:
-            entry = _Line.model_validate(json.loads(line)).model_dump(exclude_unset=True)
-        except ValueError as error:
-            raise damaged(path, f"line {number}: {error}", _WAY_OUT) from None
-        if "settings" in entry:
-            known.add(entry["trial"])
-        elif entry["trial"] not in known or not (
-            entry.keys() & {"failed", "invalid"} or entry.keys() >= {"decision", "step", "score"}
-        ):
-            raise damaged(path, f"line {number}: it is of no trial that was proposed, or has no result", _WAY_OUT)
-        yield entry
 
 
 def scores_path(folder: Path, name: str, rung: int) -> Path:

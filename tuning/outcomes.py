@@ -48,9 +48,10 @@ def pareto(outcomes: list[Outcome], objectives: list[str]) -> list[Outcome]:
     def point(one: Outcome) -> tuple[float, ...]:
         return tuple(sign * one.value(name) for name, sign in signs.items())
 
-    known = [one for one in outcomes if one.step is not None and all(map(math.isfinite, point(one)))]
-    front = pareto_front([point(one) for one in known])
-    return [one for one in known if point(one) in front]
+    points = [(one, point(one)) for one in outcomes if one.step is not None]
+    known = [(one, place) for one, place in points if all(map(math.isfinite, place))]
+    front = set(pareto_front([place for _, place in known]))
+    return [one for one, place in known if place in front]
 
 
 def ranked(sweep: Sweep, outcomes: list[Outcome]) -> list[Outcome]:

@@ -40,7 +40,7 @@ class Proposals(Searcher):
         self._next = len(journal.trials)
         self._running: dict[str, int] = {}
         if sweep.algorithm == "optuna":
-            past = [_outcome(journal, trial) for trial in known if trial.end in (STOPPED, FINISHED)]
+            past = [(trial.settings, trial.score) for trial in known if trial.end in (STOPPED, FINISHED)]
             self._optuna = _optuna(sweep, past, sweep.seed + len(known))
 
     @property
@@ -84,9 +84,9 @@ class Proposals(Searcher):
         number = self._running.pop(trial_id, None)
         if self._optuna is None or number is None:
             return
-        trial = self._journal.trials[number]
+        trial = self._journal.trial(number)
         if trial.end in (STOPPED, FINISHED):
-            self._optuna.add_evaluated_point(*_outcome(self._journal, trial))
+            self._optuna.add_evaluated_point(trial.settings, trial.score)
 
     def save(self, checkpoint_path: str) -> None:
         """Writes the numbers that are left into Tune's snapshot; nothing is restored from it."""
@@ -101,17 +101,11 @@ class Proposals(Searcher):
         raise RuntimeError("a sweep is restored from its journal: start the same command again")
 
 
-def _outcome(journal: Journal, trial: Trial) -> tuple[dict[str, Any], float]:
-    """Returns a trial's settings and its last score, the larger the better."""
-    scores = [entry["score"] for entry in journal.entries if entry["trial"] == trial.number and "score" in entry]
-    return trial.settings, scores[-1]
-
-
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: value.item() if hasattr(value, "item") else value for key, value in settings.items()}
 
 
-def _optuna(sweep: Sweep, past: list[tuple[dict[str, Any], float]], seed: int) -> Any:
+def _optuna(sweep: Sweep, past: list[tuple[dict[str, Any], float | None]], seed: int) -> Any:
     """Tune's OptunaSearch (TPE) that knows the past; its first proposals are random, so a restart needs another seed.
 
     Raises:
@@ -170,7 +164,7 @@ class Judge(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Tune's question after each report; the answer is in the journal before Tune has it."""
         number = int(trial.config["trial"])
-        named = self._journal.trials[number]
+        named = self._journal.trial(number)
         if "failed" not in result and not math.isfinite(result[self._sweep.metric]):
             result = {"failed": f"{self._sweep.metric} is not finite after {result['step']} {self._sweep.unit}"}
         if "failed" in result:

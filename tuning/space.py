@@ -224,10 +224,11 @@ def draw(dimensions: list[Dimension], first: list[dict[str, Any]], trials: int, 
         rows = _combinations(dimensions)
         generator.shuffle(rows)
         return [*found, *(row for row in rows if row not in found)][:trials]
-    missed = 0
+    missed, known = 0, {_key(one) for one in found}
     while len(found) < trials:
         one = {dimension.key: dimension.draw(generator) for dimension in dimensions}
-        missed = 0 if one not in found else missed + 1
+        missed = 0 if _key(one) not in known else missed + 1
+        known.add(_key(one))
         if missed > _MISSES:
             raise ValueError(
                 f"trials = {trials}: the ranges of space have fewer different values than that; widen them, or lower "
@@ -235,6 +236,11 @@ def draw(dimensions: list[Dimension], first: list[dict[str, Any]], trials: int, 
             )
         found += [one] if not missed else []
     return found
+
+
+def _key(settings: dict[str, Any]) -> tuple[Any, ...]:
+    """Returns the values of settings, in the order of the space, in a form that a set can hold."""
+    return tuple(repr(value) if isinstance(value, list | dict) else value for value in settings.values())
 
 
 def shown(settings: dict[str, Any]) -> str:

@@ -75,8 +75,10 @@ def _groups(dimension: Dimension, outcomes: list[Outcome]) -> dict[str, list[Out
         }
     low, high = dimension.values
     middle = math.sqrt(low * high) if dimension.kind == "loguniform" else (low + high) / 2
-    below = [one for one in outcomes if one.trial.settings[dimension.key] <= middle]
-    return {f"up to {middle:.4g}": below, "above": [one for one in outcomes if one not in below]}
+    halves: tuple[list[Outcome], list[Outcome]] = [], []
+    for one in outcomes:
+        halves[one.trial.settings[dimension.key] > middle].append(one)
+    return {f"up to {middle:.4g}": halves[0], "above": halves[1]}
 
 
 def next_steps(sweep: Sweep, order: list[Outcome]) -> list[str]:

@@ -19,6 +19,7 @@ PARTS = {
     "step": "a step of the full-size model in bare torch, beside the same step as released code does it",
     "peers": "a training step of each method, beside the same step as published code of other projects does it",
     "feed": "starts and steps as the training set grows, and with a slow source",
+    "growth": "exponents of time and memory as videos, clips, rows and trials grow",
     "scaling": "more workers on more videos, and what starting up takes",
     "policy-signal": "how much of a policy gradient is signal, by step, group and advantages",
     "prefix": "what cheaper steps without gradient save, and what they change in the videos",

@@ -1,6 +1,7 @@
 """The report's page: fills the template. Prompts and labels are foreign text and are escaped."""
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -159,12 +160,13 @@ def _tiles(evaluation: EvaluationData) -> dict[str, list[dict[str, str]]]:
 
 
 def _cases(evaluation: EvaluationData, assets: PageAssets) -> list[dict[str, Any]]:
+    times = {name: Counter(prompts) for name, prompts in evaluation.about.sets.items()}
     return [
         {
             "number": place,
             "key": case,
             "prompt": evaluation.prompt(case),
-            "repeated": evaluation.about.sets[case.set].count(evaluation.prompt(case)) > 1,
+            "repeated": times[case.set][evaluation.prompt(case)] > 1,
             "sprites": {m.name: assets.sprites[m.name, case] for m in evaluation.models},
             "files": assets.files.get(case, []),
         }
