@@ -239,8 +239,10 @@ def draw(dimensions: list[Dimension], first: list[dict[str, Any]], trials: int, 
 
 
 def _key(settings: dict[str, Any]) -> tuple[Any, ...]:
-    """Returns the values of settings, in the order of the space, in a form that a set can hold."""
-    return tuple(repr(value) if isinstance(value, list | dict) else value for value in settings.values())
+    """Returns settings in a form that a set can hold; two are equal where the settings are."""
+    return tuple(
+        (key, repr(value) if isinstance(value, list | dict) else value) for key, value in sorted(settings.items())
+    )
 
 
 def shown(settings: dict[str, Any]) -> str:
