@@ -74,7 +74,15 @@ def draw_rows(plan: Evaluation) -> list[Row]:
     """Draws the scores of all videos of an evaluation."""
     drawn = np.random.default_rng(0)
     return [
-        Row(shard.model, shard.set, shard.steps, index, prompt, *drawn.random(len(METRICS)).tolist(), copy=copy)
+        Row(
+            shard.model,
+            shard.set,
+            shard.steps,
+            index,
+            prompt,
+            copy=copy,
+            **dict(zip(METRICS, drawn.random(len(METRICS)).tolist(), strict=True)),
+        )  # fmt: skip
         for shard in plan.shards
         for index, copy, prompt in shard.video_keys
     ]
