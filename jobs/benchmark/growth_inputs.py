@@ -82,7 +82,7 @@ def draw_rows(plan: Evaluation) -> list[Row]:
             prompt,
             copy=copy,
             **dict(zip(METRICS, drawn.random(len(METRICS)).tolist(), strict=True)),
-        )  # fmt: skip
+        )
         for shard in plan.shards
         for index, copy, prompt in shard.video_keys
     ]
