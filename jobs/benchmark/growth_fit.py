@@ -161,19 +161,17 @@ def _decades(values: Sequence[float]) -> tuple[float, float]:
 def _panel(panel: Axes, name: str, stages: Sequence[Growth]) -> None:
     memory = panel.twinx()
     for each, style in zip(stages, STYLES, strict=False):
-        look = {"color": style.colour, "marker": style.marker, "markersize": 5}
+        look = {"color": style.colour, "marker": style.marker, "markersize": 5, "clip_on": False}
         panel.loglog(each.sizes, each.seconds, label=f"{each.stage}: {each.time}", linewidth=1.8, **look)
         memory.loglog(each.sizes, [peak / 2**20 for peak in each.peaks], linestyle=":", linewidth=1.2, **look)
-    for axis, values in (
-        (panel.xaxis, [size for each in stages for size in each.sizes]),
-        (panel.yaxis, [seconds for each in stages for seconds in each.seconds]),
-        (memory.yaxis, [peak / 2**20 for each in stages for peak in each.peaks]),
-    ):
+    for axis in (panel.xaxis, panel.yaxis, memory.yaxis):
         axis.set_major_formatter(lambda value, _: f"{value:,g}")  # matplotlib's own are formulas
         axis.set_minor_formatter(NullFormatter())
-        axis.set_view_interval(*_decades(values), ignore=True)
+    sizes = _decades([size for each in stages for size in each.sizes])
+    seconds = _decades([value for each in stages for value in each.seconds])
+    peaks = _decades([peak / 2**20 for each in stages for peak in each.peaks])
     panel.set_title(name, loc="left", fontweight="bold")
-    panel.set(xlabel="size", ylabel="seconds")
-    memory.set_ylabel("peak MiB (dotted)")
+    panel.set(xlabel="size", ylabel="seconds", xlim=sizes, ylim=seconds)
+    memory.set(ylabel="peak MiB (dotted)", ylim=peaks)
     panel.grid(color=RULE, linewidth=0.6)
     panel.legend(frameon=False, fontsize=8)
