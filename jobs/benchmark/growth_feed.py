@@ -7,8 +7,8 @@ from typing import Any
 
 def read_shares(shard: Any, steps: int) -> int:
     """Reads a worker's shares of ``steps`` steps as training does; returns the number of clips."""
-    from rlvid.data.batches import Share
     from rlvid.data.feed import rows
+    from rlvid.data.shares import Share
 
     return sum(len(Share.of(row, step, 0).serials) for step, row in zip(range(steps), rows(shard), strict=False))
 
