@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
 
 from rlvid.evaluate.tables.table import Cell, Grid
 from rlvid.plots.curves import png_page
@@ -143,7 +144,7 @@ def draw(path: Path, found: Sequence[Growth]) -> None:
     names = list(dict.fromkeys(each.name for each in found))
     columns = min(4, len(names))
     rows = -(-len(names) // columns)
-    with png_page(path, 3.9 * columns, 3.2 * rows) as figure:
+    with png_page(path, 4.6 * columns, 3.6 * rows) as figure:
         panels = figure.subplots(rows, columns, squeeze=False).flatten()
         for panel in panels[len(names) :]:
             panel.set_visible(False)
@@ -151,14 +152,26 @@ def draw(path: Path, found: Sequence[Growth]) -> None:
             _panel(panel, name, [each for each in found if each.name == name])
 
 
+def _decades(values: Sequence[float]) -> tuple[float, float]:
+    """Returns the powers of ten around positive values."""
+    low = math.floor(math.log10(min(values)))
+    return 10.0**low, 10.0 ** max(low + 1, math.ceil(math.log10(max(values))))
+
+
 def _panel(panel: Axes, name: str, stages: Sequence[Growth]) -> None:
     memory = panel.twinx()
     for each, style in zip(stages, STYLES, strict=False):
-        look = {"color": style.colour, "marker": style.marker, "markersize": 5}
+        look = {"color": style.colour, "marker": style.marker, "markersize": 5, "clip_on": False}
         panel.loglog(each.sizes, each.seconds, label=f"{each.stage}: {each.time}", linewidth=1.8, **look)
         memory.loglog(each.sizes, [peak / 2**20 for peak in each.peaks], linestyle=":", linewidth=1.2, **look)
+    for axis in (panel.xaxis, panel.yaxis, memory.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{value:,g}")  # matplotlib's own are formulas
+        axis.set_minor_formatter(NullFormatter())
+    sizes = _decades([size for each in stages for size in each.sizes])
+    seconds = _decades([value for each in stages for value in each.seconds])
+    peaks = _decades([peak / 2**20 for each in stages for peak in each.peaks])
     panel.set_title(name, loc="left", fontweight="bold")
-    panel.set(xlabel="size", ylabel="seconds")
-    memory.set_ylabel("peak MiB (dotted)")
+    panel.set(xlabel="size", ylabel="seconds", xlim=sizes, ylim=seconds)
+    memory.set(ylabel="peak MiB (dotted)", ylim=peaks)
     panel.grid(color=RULE, linewidth=0.6)
     panel.legend(frameon=False, fontsize=8)

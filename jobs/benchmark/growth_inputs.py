@@ -74,18 +74,14 @@ def draw_rows(plan: Evaluation) -> list[Row]:
     """Draws the scores of all videos of an evaluation."""
     drawn = np.random.default_rng(0)
     return [
-        Row(
-            shard.model,
-            shard.set,
-            shard.steps,
-            index,
-            prompt,
-            copy=copy,
-            **dict(zip(METRICS, drawn.random(len(METRICS)).tolist(), strict=True)),
-        )
+        Row(shard.model, shard.set, shard.steps, index, prompt, copy=copy, **_draw_scores(drawn))
         for shard in plan.shards
         for index, copy, prompt in shard.video_keys
     ]
+
+
+def _draw_scores(drawn: np.random.Generator) -> dict[str, Any]:
+    return dict(zip(METRICS, drawn.random(len(METRICS)).tolist(), strict=True))
 
 
 def write_videos(plan: Evaluation) -> None:
