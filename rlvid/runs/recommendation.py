@@ -8,30 +8,26 @@ trained for, and nothing of what was lost.
 ============  ======================================================================================================
 word          meaning
 ============  ======================================================================================================
-gain(j, c)    the lower end of the one-sided paired t interval, at level ``ALPHA``, of held-out reward j of candidate c
-              less that of the base, in standard deviations of the base's values over prompts. Deviations make rewards
-              of different units comparable; the lower end counts noise against a candidate
+gain(j, c)    the mean difference of held-out reward j of candidate c from that of the base, in standard deviations of
+              the base's values over prompts. Deviations make rewards of different units comparable
 gain(c)       the least gain(j, c) over all held-out rewards. Where they disagree, the least favourable one counts
+real(c)       the differences of each prompt, in these deviations and averaged over the rewards, have a mean above 0
+              beyond noise: the lower end of their one-sided t interval, at level ``ALPHA``, is above 0
 vetoed(c)     consistency, motion or diversity of c is below (1 - ``VETO``) of the base's, beyond noise: the upper end
-              of the same interval of ``c - (1 - veto) base`` is below 0
-leader        the candidate with the largest gain(c) that is above 0, among those that are not vetoed
-level         candidates with a gain(c) above 0 and no veto, of which no held-out reward is below the leader's, beyond
-              noise
-recommended   the smallest change among the leader and those level with it: the least distance of its videos from the
-              base's; where that was not measured, the smallest scale and then the earliest step. Without a leader: the
-              base model
+              of the paired interval of ``c - (1 - veto) base`` is below 0
+recommended   the candidate with the largest gain(c) that is above 0, among those that are real and not vetoed; of equal
+              ones the smallest change, by the distance of its videos from the base's (where that was not measured, by
+              scale and then step). Without one: the base model
 ============  ======================================================================================================
 
-The smallest change is taken because all held-out rewards may share a blind spot with the trained one. A reward that
-is optimised too far keeps rising while the videos get worse, and the fault grows with the distance from the base
-(Gao, Schulman and Hilton, ICML 2023). A candidate that lacks a value where the base has one is not considered, because
-some of its videos are not finite.
+Noise decides whether to leave the base model, and not which candidate to take: in the built-in world, candidates with a
+large and uncertain gain are better by the oracle than those with a small and certain one (docs/guard.md). A candidate
+that lacks a value where the base has one is not considered, because some of its videos are not finite.
 """
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -70,7 +66,14 @@ class Gain(NamedTuple):
     mean: float
     half: float
     deviations: float
-    """The lower end in standard deviations of the base's values; NaN where there are fewer than two prompts."""
+    """In standard deviations of the base's values; NaN where there are fewer than two prompts."""
+    real: bool
+    """Whether the mean gain over all held-out rewards is beyond noise."""
+
+    @property
+    def counts(self) -> bool:
+        """Whether the candidate may be recommended."""
+        return self.real and self.deviations > 0
 
 
 @dataclass(frozen=True)
@@ -101,48 +104,43 @@ def recommend(candidates: Sequence[Candidate]) -> Recommendation:
         raise ValueError("recommend: the base model's evaluation must be the first candidate")
     base, others = candidates[0], candidates[1:]
     gains = {place: least_gain(each, base) for place, each in enumerate(others)}
-    faults = {place: vetoes(each, base) for place, each in enumerate(others) if gains[place].deviations > 0}
+    faults = {place: vetoes(each, base) for place, each in enumerate(others) if gains[place].counts}
     eligible = [place for place, vetoed in faults.items() if not vetoed]
     left_out = _left_out(list(faults.values()))
     if not eligible:
         return Recommendation(0, 1.0, _no_gain(others, gains, left_out))
-    leader = max(eligible, key=lambda place: gains[place].deviations)
-    level = [place for place in eligible if place == leader or not is_worse(others[place], others[leader])]
-    chosen = min(level, key=partial(_change, others))
+    chosen = min(eligible, key=lambda place: (-gains[place].deviations, *_change(others, place)))
     found, gain = others[chosen], gains[chosen]
     rewards = len(held_out_rewards(base.values))
     reason = f"{gain.metric.spoken} {gain.metric.change(gain.mean)}{gain.metric.margin(gain.half)} against the base"
     reason += f", the least gain of {rewards} held-out rewards" if rewards > 1 else ""
-    if len(level) > 1:
-        reason += f"; the smallest change of {len(level)} that are level within noise"
-        reason += f" with the leader, {others[leader].name}" if chosen != leader else ""
     return Recommendation(found.step, found.scale, reason + left_out)
 
 
 def least_gain(candidate: Candidate, base: Candidate) -> Gain:
     """Returns the gain of the held-out reward in which a candidate gains least."""
-    found = list[Gain]()
+    found, scaled, roundings = list[Gain](), list[np.ndarray](), list[float]()
     for metric in held_out_rewards(base.values):
         values, before = _pairs(candidate, base, metric)
         mean, half = _interval(values - before, before)
         spread = float(before.std(ddof=1)) if len(before) > 1 else math.nan
-        low, unit = mean - half, max(spread, ROUNDING * float(np.abs(before).max(initial=0.0)), 1e-12)
-        found.append(
-            Gain(metric_of(metric), mean, half, low / unit if _complete(candidate, base, metric) else math.nan)
-        )
+        rounding = ROUNDING * float(np.abs(before).max(initial=0.0))
+        unit = max(spread, rounding, 1e-12)
+        whole = _complete(candidate, base, metric)
+        found.append(Gain(metric_of(metric), mean, half, mean / unit if whole else math.nan, False))
+        scaled.append((np.asarray(candidate.values[metric]) - np.asarray(base.values[metric])) / unit)
+        roundings.append(rounding / unit)
     if not found:
-        return Gain(metric_of(HELD_OUT), math.nan, math.nan, math.nan)
-    return min(found, key=lambda gain: gain.deviations if math.isfinite(gain.deviations) else -math.inf)
+        return Gain(metric_of(HELD_OUT), math.nan, math.nan, math.nan, False)
+    mean_P = [each for each in np.mean(scaled, axis=0).tolist() if math.isfinite(each)]
+    real = finite_mean(mean_P) > max(one_sided_half(mean_P, ALPHA), finite_mean(roundings))
+    least = min(found, key=lambda gain: gain.deviations if math.isfinite(gain.deviations) else -math.inf)
+    return least._replace(real=real)
 
 
 def vetoes(candidate: Candidate, base: Candidate) -> list[str]:
     """Returns the metrics of which a candidate has lost too much against the base."""
     return [metric for metric, share in VETO.items() if _falls(candidate, base, metric, share)]
-
-
-def is_worse(candidate: Candidate, other: Candidate) -> bool:
-    """Whether any held-out reward of a candidate is below the other's, beyond noise."""
-    return any(_falls(candidate, other, metric, 0.0) for metric in held_out_rewards(other.values))
 
 
 def _falls(candidate: Candidate, other: Candidate, metric: str, share: float) -> bool:

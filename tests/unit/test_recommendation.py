@@ -70,22 +70,35 @@ def test_a_loss_beyond_tolerance_and_noise_is_a_veto(metric: str, lost: float) -
     assert recommend([whole[0], whole[2]]).reason.startswith("no candidate gains without a loss; 1 that gain")
 
 
-def test_ties_go_to_the_smaller_change() -> None:
-    same = [candidate(0), *(candidate(s, k, held_out=0.8) for s in (10, 20) for k in (0.5, 1.0))]
-    found = recommend(same)
+def test_noise_does_not_decide_between_candidates_that_gain() -> None:
+    """The first gains 0.1 in all prompts alike, the second a little more, by less than its interval."""
+    found = recommend([candidate(0), candidate(1, held_out=0.6, noise=0.0), candidate(2, held_out=0.61, noise=0.1)])
+    assert found.step == 2
+
+
+def test_of_equal_gains_the_smaller_change_is_recommended() -> None:
+    def same(step: int, scale: float, **means: float) -> Candidate:
+        return Candidate(step, scale, candidate(1, held_out=0.8, **means).values)
+
+    found = recommend([candidate(0), *(same(s, k) for s in (10, 20) for k in (1.0, 0.5))])
     assert (found.step, found.scale) == (10, 0.5), "the smaller scale, then the earlier step"
-    assert "the smallest change of 4 that are level within noise" in found.reason
     assert found.spec("toy") == "toy@10*0.5"
     far = {(10, 0.5): 0.4, (10, 1.0): 0.3, (20, 0.5): 0.2, (20, 1.0): 0.5}
-    measured = [candidate(0, distance=0.0)]
-    measured += [candidate(s, k, held_out=0.8, **{DISTANCE: d}) for (s, k), d in far.items()]
-    found = recommend(measured)
+    found = recommend([candidate(0, distance=0.0), *(same(*key, **{DISTANCE: d}) for key, d in far.items())])
     assert (found.step, found.scale) == (20, 0.5), "the distance, where it was measured"
 
 
-def test_a_candidate_that_is_worse_beyond_noise_is_no_tie() -> None:
-    found = recommend([candidate(0), candidate(1, 0.5, held_out=0.6), candidate(2, 1.0, held_out=0.8)])
-    assert (found.step, found.scale) == (2, 1.0)
+def test_a_gain_within_noise_is_no_gain() -> None:
+    found = recommend([candidate(0), candidate(1, held_out=0.51, noise=1.0)])
+    assert found.step == 0
+    assert "beyond noise; the nearest is step 1" in found.reason
+
+
+def test_a_reward_that_gains_within_noise_stops_no_candidate_that_gains_on_the_mean() -> None:
+    """The second reward rises by a tenth of its deviation, and the first by two."""
+    found = recommend([candidate(0, reward_second=2.0), candidate(1, held_out=0.9, reward_second=2.1, noise=0.3)])
+    assert found.step == 1
+    assert "reward second +0." in found.reason
 
 
 def test_noise_alone_recommends_the_base_in_most_runs() -> None:
