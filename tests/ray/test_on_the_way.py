@@ -22,7 +22,7 @@ def test_videos_encoded_on_the_way_train_to_the_same_bits(folder: Path) -> None:
     for index in range(3):
         write_mp4(videos / f"{index}.mp4", rendered_clip(0, index, 8, 32)[1], 8)
         (videos / f"{index}.txt").write_text(f"this is {index}")
-    encode_folder(videos, ModelConfig(path=str(folder / "tiny"), frames=4, size=16), clips)
+    encode_folder(videos, ModelConfig(path=str(folder / "tiny"), frames=4, size=16), clips, workers=2)
     group = (*ONE, "train.group_size=2")
     before = train(config(folder, "before", *group, f"data.source={clips}"), QUIET)
     own = (*group, f"data.source={videos}", "data.encoders=2")
