@@ -20,6 +20,7 @@ import torch
 from jobs.benchmark.growth_inputs import draw_rows, evaluation_of, made_up_scores, tiny_clips, write_videos
 from jobs.benchmark.parts import prepare, reset_peak
 from rlvid.algorithms.base import peak_memory
+from rlvid.cluster.connect import start_ray
 from rlvid.data.archive import read_archive
 from rlvid.data.chunks import SCHEMA, ArchiveFolder, table_of
 from rlvid.data.parts import merge
@@ -92,7 +93,7 @@ def clips(size: int, folder: Path, watch: Watch) -> None:
     from rlvid.data.training_set import TrainingSet
 
     place = tiny_clips(folder, size)
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=2**27)
+    start_ray("local")
     try:
         reader, began = ray.remote(num_cpus=1)(read_shares).remote, time.perf_counter()
         with watch.stage("feed"):

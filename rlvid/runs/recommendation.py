@@ -124,7 +124,7 @@ def least_gain(candidate: Candidate, base: Candidate) -> Gain:
         values, before = _pairs(candidate, base, metric)
         mean, half = _interval(values - before, before)
         spread = float(before.std(ddof=1)) if len(before) > 1 else math.nan
-        rounding = ROUNDING * float(np.abs(before).max(initial=0.0))
+        rounding = _rounding(before)
         unit = max(spread, rounding, 1e-12)
         whole = _complete(candidate, base, metric)
         found.append(Gain(metric_of(metric), mean, half, mean / unit if whole else math.nan, False))
@@ -153,8 +153,11 @@ def _falls(candidate: Candidate, other: Candidate, metric: str, share: float) ->
 def _interval(differences: np.ndarray, before: np.ndarray) -> tuple[float, float]:
     """Mean of differences, and the distance to an end of its one-sided interval, at least the rounding of values."""
     mean = float(differences.mean()) if len(differences) else math.nan
-    rounding = ROUNDING * float(np.abs(before).max(initial=0.0))
-    return mean, max(one_sided_half(differences.tolist(), ALPHA), rounding)
+    return mean, max(one_sided_half(differences.tolist(), ALPHA), _rounding(before))
+
+
+def _rounding(values: np.ndarray) -> float:
+    return ROUNDING * float(np.abs(values).max(initial=0.0))
 
 
 def _pairs(candidate: Candidate, other: Candidate, metric: str) -> tuple[np.ndarray, np.ndarray]:
@@ -200,6 +203,6 @@ def _no_gain(others: Sequence[Candidate], gains: dict[int, Gain], left_out: str)
     best = max(finite, key=lambda place: gains[place].deviations)
     gain = gains[best]
     return (
-        f"no candidate gains in every held-out reward beyond noise; the nearest is {others[best].name}, "
-        f"{gain.metric.spoken} {gain.metric.change(gain.mean)}{gain.metric.margin(gain.half)}"
+        f"no candidate gains in every held-out reward, and on their mean beyond noise; "
+        f"the nearest is {others[best].name}, {gain.metric.spoken} {gain.metric.change(gain.mean)}{gain.metric.margin(gain.half)}"
     )
