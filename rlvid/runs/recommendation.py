@@ -203,6 +203,7 @@ def _no_gain(others: Sequence[Candidate], gains: dict[int, Gain], left_out: str)
     best = max(finite, key=lambda place: gains[place].deviations)
     gain = gains[best]
     return (
-        f"no candidate gains in every held-out reward, and on their mean beyond noise; "
-        f"the nearest is {others[best].name}, {gain.metric.spoken} {gain.metric.change(gain.mean)}{gain.metric.margin(gain.half)}"
+        "no candidate gains in every held-out reward, and on their mean beyond noise; "
+        f"the nearest is {others[best].name}, "
+        f"{gain.metric.spoken} {gain.metric.change(gain.mean)}{gain.metric.margin(gain.half)}"
     )
