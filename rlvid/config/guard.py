@@ -9,6 +9,10 @@ BUILTIN_JUDGES: tuple[BuiltinReward, ...] = ("builtin-frames", "builtin-video")
 """Further held-out rewards of a guard on the built-in models: they are fitted to votes, and ``builtin`` is not."""
 
 
+AT_ONCE = 8
+"""Most videos that a guard scores at once, unless a prompt has more."""
+
+
 class GuardConfig(Section):
     """The guard's fixed prompts and noise; it scores checkpoints beside training and has no influence on the result."""
 

@@ -1,5 +1,6 @@
 """Generates videos from pure noise, the same for every model, so that models are compared sample by sample."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -8,6 +9,14 @@ from torch import Tensor
 from rlvid import randomness
 from rlvid.diffusion.chain import denoise
 from rlvid.models.base import VideoModel
+
+_NUMBERS = 2**20
+"""Most numbers of latents that are denoised at once: those of 16 videos of 16 frames of 256 x 256."""
+
+
+def videos_at_once(latent_shape: Sequence[int], most: int) -> int:
+    """Returns how many videos are made at once, 1 to ``most``: fewer of larger ones, so that memory is bounded."""
+    return max(1, min(most, _NUMBERS // math.prod(latent_shape)))
 
 
 @torch.no_grad()
@@ -40,7 +49,7 @@ def generate(
         eta: 0 is deterministic; above 0, step k of sample i adds noise that is a function of (seed, i, k) alone.
         final: ``exact`` or ``paper``, see ``rlvid.diffusion.chain.denoise``.
         reuse: as ``sampling.reuse``, see ``rlvid.diffusion.forecast``; 1 calls the denoiser at every step.
-        batch: most videos that are made at once; bounds the memory.
+        batch: most videos that are made at once; of large videos fewer, see ``videos_at_once``.
         first_index: i of the first prompt.
         noise_of: (seed, i) of every sample, instead of the two above; so a prompt can be given several times.
         progress: called with (videos done, N) after each batch.
@@ -55,12 +64,12 @@ def generate(
         raise ValueError("generate: prompts is empty; give at least one")
     if batch < 1:
         raise ValueError(f"generate: batch = {batch}; allowed: 1 or more")
-    grid = model.path.grid(steps)
+    grid, size = model.path.grid(steps), videos_at_once(model.latent_shape, batch)
     samples = list(noise_of or ((seed, first_index + place) for place in range(len(prompts))))
     parts = []
-    for start in range(0, len(prompts), batch):
-        part = prompts[start : start + batch]
-        frames_BFCHW = _generate_batch(model, part, samples[start : start + batch], grid, guidance, eta, final, reuse)
+    for start in range(0, len(prompts), size):
+        part = prompts[start : start + size]
+        frames_BFCHW = _generate_batch(model, part, samples[start : start + size], grid, guidance, eta, final, reuse)
         parts.append(torch.where(frames_BFCHW.isfinite(), frames_BFCHW.clamp(0, 1), torch.nan).cpu())
         if progress is not None:
             progress(start + len(part), len(prompts))

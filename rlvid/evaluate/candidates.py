@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rlvid.config.guard import AT_ONCE
 from rlvid.evaluate.results.rows import Row
 from rlvid.evaluate.score import VideoBatch, VideoScorer, make_videos, split
 from rlvid.models.base import VideoModel
@@ -38,7 +39,8 @@ class CandidateScorer:
         self.model, self.scorer, self.seed, self.guidance, self.final = model, scorer, seed, guidance, final
         self.reuse = reuse
         self._batches = [
-            VideoBatch("guard", "guard", steps, start, part, copies) for start, part in split(prompts, copies, most=8)
+            VideoBatch("guard", "guard", steps, start, part, copies)
+            for start, part in split(prompts, copies, most=AT_ONCE)
         ]
         self._base_ND: Tensor | None = None
 

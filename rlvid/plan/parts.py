@@ -33,6 +33,7 @@ class Parts:
     """A run's networks, and the shapes that they work on: latents (C, F, h, w), text (L, D), frames, pixels.
 
     ``text_resident`` says whether the text encoder stays beside training; else prompts are embedded before it.
+    ``judges`` are the guard's further rewards.
     """
 
     denoiser: Network
@@ -47,6 +48,7 @@ class Parts:
     height: int
     width: int
     text_resident: bool = True
+    judges: Network = NONE
 
     @property
     def causal(self) -> bool:
@@ -78,7 +80,12 @@ def outline_parts(config: RunConfig) -> Parts:
         parts,
         reward=_reward(config.reward.parts, config.reward, shape, gradient),
         held_out=_reward([(config.reward.held_out, config.reward.held_out_path)], config.reward, shape, False),
+        judges=_reward(_judges(config), config.reward, shape, False),
     )
+
+
+def _judges(config: RunConfig) -> list[tuple[str, str | None]]:
+    return [(each.name, each.path) for each in config.guard_rewards] if config.guard.every else []
 
 
 def _wan(config: RunConfig, shape: VideoShape) -> Parts:

@@ -8,6 +8,7 @@ from rlvid.config import RunConfig
 from rlvid.diffusion.schedule import check_chain
 from rlvid.models.video_shape import resolved_shape
 from rlvid.plan.counts import Calls, Counts, count
+from rlvid.plan.guard import guard_memory
 from rlvid.plan.measure import Cost
 from rlvid.plan.memory import advice, resident, stages
 from rlvid.plan.parts import Parts, outline_parts
@@ -28,6 +29,7 @@ class Plan:
         disk: bytes of what is written.
         text_bytes: that embedding a prompt needs before training, where the text encoder does not stay; else 0.
         text_flops: of a prompt's embedding, which a step does not pay for.
+        guard: bytes of the guard's process, see ``guard_memory``.
     """
 
     config: RunConfig
@@ -41,11 +43,18 @@ class Plan:
     disk: dict[str, int]
     text_bytes: int
     text_flops: float
+    guard: dict[str, int]
 
     @property
     def peak(self) -> int:
         """Bytes that a worker needs at the most."""
         return sum(self.resident.values()) + max(self.stages.values())
+
+    @property
+    def guard_peak(self) -> int:
+        """Bytes that the guard's process needs at the most; 0 without a guard."""
+        stages = [size for name, size in self.guard.items() if name != "weights"]
+        return self.guard["weights"] + max(stages) if self.guard else 0
 
     @property
     def flops_per_step(self) -> float:
@@ -76,6 +85,7 @@ class Plan:
             "peak_bytes_with": self.advice,
             "peak_bytes_with_activations": self.checkpointing,
             "disk_bytes": self.disk,
+            **({"guard_bytes": self.guard, "guard_peak_bytes": self.guard_peak} if self.guard else {}),
             **({"text_embedding": {"bytes": self.text_bytes, "flops": self.text_flops}} if self.parts.causal else {}),
         }
 
@@ -114,6 +124,7 @@ def make_plan(config: RunConfig) -> Plan:
         disk=disk(parts, counts, config),
         text_bytes=0 if parts.text_resident else parts.text_encoder.weights + parts.text_encoder.cost.plain_peak,
         text_flops=parts.text_encoder.cost.flops,
+        guard=guard_memory(parts, config),
     )
 
 

@@ -59,6 +59,10 @@ def render(plan: Plan) -> Iterator[RenderableType]:
             f"before training, on its own: the text encoder embeds each prompt once, {gib(plan.text_bytes)} and "
             f"{plan.text_flops / 1e12:,.2f} TFLOPs a prompt; it does not stay beside training"
         )
+    if plan.guard:
+        stage = max(("chain", "decode", "rewards"), key=plan.guard.__getitem__)
+        weights = gib(plan.guard["weights"])
+        yield f"guard: {gib(plan.guard_peak)} in a process of its own, {weights} of them weights; peak in {stage}"
     yield _disk(plan)
 
 

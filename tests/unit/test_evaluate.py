@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import Tensor
 
 from rlvid import randomness
-from rlvid.diffusion.generate import generate
+from rlvid.diffusion.generate import generate, videos_at_once
 from rlvid.evaluate import metrics
 from rlvid.evaluate.results.rows import METRICS, Row
 from rlvid.evaluate.results.summary import compare, compare_all, summarise
@@ -56,6 +56,22 @@ def test_generation_does_not_depend_on_the_batch_nor_on_the_other_prompts() -> N
     torch.testing.assert_close(last, together[2:], atol=1e-5, rtol=0)
     assert (generate(model, PROMPTS[2:], seed=1, steps=3) - last).abs().max() > 1e-3
     assert (generate(model, PROMPTS[2:], seed=2, steps=3, first_index=2) - last).abs().max() > 1e-3
+
+
+def test_of_large_videos_fewer_are_made_at_once() -> None:
+    papers, wan = (4, 16, 32, 32), (16, 21, 60, 104)
+    assert [videos_at_once(papers, most) for most in (1, 8, 16, 99)] == [1, 8, 16, 16]
+    assert videos_at_once(wan, 16) == 1
+    assert videos_at_once((16, 5, 32, 32), 16) == 12
+
+
+def test_large_videos_are_made_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, done = tiny_model(), list[tuple[int, int]]()
+    together = generate(model, PROMPTS, seed=1, steps=2)
+    monkeypatch.setattr("rlvid.diffusion.generate._NUMBERS", 2 * math.prod(model.latent_shape))
+    apart = generate(model, PROMPTS, seed=1, steps=2, progress=lambda *each: done.append(each))
+    assert done == [(2, 3), (3, 3)]
+    torch.testing.assert_close(apart, together, atol=1e-5, rtol=0)
 
 
 def test_generation_with_noise_on_the_way_belongs_to_the_sample_too() -> None:

@@ -1,6 +1,7 @@
 """A plan says what a run will do: held to counts by hand, torch's own counter, and the memory of a real step."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from rlvid.algorithms.base import Context, Stopwatch
 from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.cli import app
 from rlvid.config import RunConfig, load_config, parse_config
+from rlvid.evaluate.candidates import CandidateScorer
+from rlvid.evaluate.scorers import guard_rewards, load_run_scorer
 from rlvid.models.lora import inject_lora
 from rlvid.models.recompute import prepare, recomputing
 from rlvid.models.unet3d import LAYERS, load_model
@@ -127,11 +130,10 @@ def test_flops_are_those_that_torch_counts_in_a_real_computation() -> None:
 # ---------------------------------------------------------------------------------------------------------- memory
 
 
-def measured_peak(method: Any, batch: Any, trace: Path) -> int:
-    """Bytes that torch's allocator hands out at the most in a step, beside what was there before it."""
+def measured_peak(compute: Callable[[], object], trace: Path) -> int:
+    """Bytes that torch's allocator hands out at the most in a computation, beside what was there before it."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        for update in method.updates(batch):
-            update.loss.backward()
+        compute()
     profiler.export_chrome_trace(str(trace))
     events = [e for e in json.loads(trace.read_text())["traceEvents"] if e["name"] == "[memory]"]
     events.sort(key=lambda event: event["ts"])
@@ -157,9 +159,30 @@ def test_the_peak_of_a_real_step_is_the_one_that_was_planned(
     rewards = load_reward("builtin"), load_reward("builtin-heldout")
     running = ALGORITHMS[method](Context(config, model, *rewards, Stopwatch(torch.device("cpu"))))
     model.predict(torch.randn(1, *model.latent_shape), 1, model.encode_prompts([""]), 3.0)  # the negative prompt
-    measured = measured_peak(running, clips(running, (0, 1)), tmp_path / "trace.json")
+    batch = clips(running, (0, 1))
+
+    def step() -> None:
+        for update in running.updates(batch):
+            update.loss.backward()
+
+    measured = measured_peak(step, tmp_path / "trace.json")
     assert measured > 50e6, "too small to mean anything"
     assert 0.9 * measured < planned < 1.15 * measured
+
+
+def test_the_peak_of_a_real_guard_is_the_one_that_was_planned(stored: Path, tmp_path: Path) -> None:
+    guard = {"every": 500, "count": 4, "rewards": [{"name": "builtin-frames"}]}
+    config = described(stored, guard=guard, reward={"held_out": "builtin-heldout"})
+    plan = make_plan(config)
+    model = load_model(str(stored), frames=8, size=64)
+    scorer = load_run_scorer(config, torch.device("cpu"), guard_rewards(config))
+    running = CandidateScorer(model, scorer, ["a", "b", "c", "d"], 2, 2, seed=0, guidance=3.0, final="exact")
+    measured = measured_peak(running.rows, tmp_path / "trace.json")
+    planned = max(size for name, size in plan.guard.items() if name != "weights")
+    assert plan.guard_peak == planned + plan.guard["weights"]
+    assert measured > 50e6, "too small to mean anything"
+    assert 0.9 * measured < planned < 1.15 * measured
+    assert not make_plan(described(stored)).guard
 
 
 def test_advice_keeps_its_word(stored: Path) -> None:
@@ -267,6 +290,8 @@ def test_the_command_prints_tables_and_json(stored: Path) -> None:
     assert told["calls_per_sample"]["denoiser"] == {"plain": 22, "graph": 2, "again": 2, "backward": 2}
     assert told["peak_bytes"] == sum(told["resident_bytes"].values()) + max(told["stage_bytes"].values())
     assert told["flops_per_step"] == pytest.approx(8 * sum(told["flops_per_sample"].values()))
+    assert "guard" not in shown
+    assert "guard: " in CliRunner().invoke(app, ["plan", "toy", *settings, "guard.every=20"]).output
 
 
 def test_a_plan_of_unfit_settings_is_refused(stored: Path) -> None:

@@ -1,0 +1,36 @@
+"""The memory of the guard, which generates and scores videos in a process of its own."""
+
+from rlvid.config import RunConfig
+from rlvid.config.guard import AT_ONCE
+from rlvid.diffusion.generate import videos_at_once
+from rlvid.plan.network import Network
+from rlvid.plan.parts import Parts
+
+
+def guard_memory(parts: Parts, config: RunConfig) -> dict[str, int]:
+    """Returns the bytes of the guard's process: ``weights``, and the peak of each stage beside them; {} without one."""
+    guard = config.guard
+    if not guard.every:
+        return {}
+    videos = guard.videos_per_prompt * min(guard.count, max(1, AT_ONCE // guard.videos_per_prompt))
+    together = videos_at_once(parts.latent_shape, videos)
+    rows = together * (1 if config.sampling.guidance == 1 else 2)
+    frames = videos * parts.frames
+    pixels = frames * 3 * parts.pixels * 4
+    texts = [parts.text_encoder] if parts.text_resident else []
+    rewards = (parts.reward, parts.held_out, parts.judges)
+
+    def scoring(reward: Network) -> int:
+        return min(frames, reward.chunk) * reward.cost.plain_peak
+
+    decode = parts.autoencoder.decode
+    if decode is None:
+        decoding = float(min(together * parts.frames, config.model.decode_chunk) * parts.autoencoder.cost.plain_peak)
+    else:
+        decoding = together * decode.plain_peak
+    return {
+        "weights": sum(part.weights for part in (parts.denoiser, parts.autoencoder, *texts, *rewards)),
+        "chain": rows * parts.denoiser.cost.plain_peak,
+        "decode": int(decoding) + pixels,
+        "rewards": max(map(scoring, rewards)) + pixels,
+    }
