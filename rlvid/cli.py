@@ -33,7 +33,9 @@ app.add_typer(study, name="study")
 app.add_typer(reward, name="reward")
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as train.steps=50 seed=1."),
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Settings to change, such as train.steps=50 seed=1; rlvid keys lists all."
+    ),
 ]
 Address = Annotated[
     str | None, typer.Option(help="Address of the Ray cluster; default: RAY_ADDRESS, else Ray on this machine.")
@@ -271,6 +273,28 @@ def plan(
     made = make_plan(load_config(config, overrides))
     for each in [json.dumps(made.as_dict(), indent=2)] if as_json else render(made):
         console.print(each, soft_wrap=isinstance(each, str), markup=False, highlight=False)
+
+
+@app.command()
+def keys(words: Annotated[list[str] | None, typer.Argument(help="Words of a key or its meaning.")] = None) -> None:
+    """Lists the keys of a run's description: meaning, allowed values, default.
+
+    [bold]rlvid keys lambda[/bold] finds reward.attenuation; [bold]rlvid keys train.[/bold] lists a section.
+    """
+    from rich.text import Text
+
+    from rlvid.config.methods import METHODS
+    from rlvid.config.reference import find_keys
+
+    wanted = " ".join(words or [])
+    found = find_keys(wanted)
+    if not found:
+        raise ValueError(f"no key and no meaning of one has {wanted!r}; rlvid keys lists all")
+    for key, methods in found.items():
+        default = "must be given" if key.default is None else f"default {key.default}"
+        of = f" (method: {', '.join(methods)})" if 0 < len(methods) < len(METHODS) else ""
+        head = Text.assemble((key.path, "bold"), f"{of}: {key.allowed.replace('`', '')}; {default}")
+        console.print(head, Text(f"    {key.what}"), sep="\n", soft_wrap=True)
 
 
 @app.command()

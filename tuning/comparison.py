@@ -9,7 +9,7 @@ from rlvid.evaluate.tables.table import Cell, Grid
 from rlvid.metric_names import MAIN, metric_of
 from rlvid.plots.curves import AXES, png_page
 from rlvid.plots.style import RULE, legend_label, styles_of
-from rlvid.stats import mean_interval
+from rlvid.stats import mean_interval, welch
 from tuning.description import Sweep
 from tuning.outcomes import Outcome
 from tuning.space import VARIANT, shown
@@ -43,7 +43,7 @@ def table(base: dict[str, Any], results: dict[str, list[list[dict[str, Any]]]]) 
         groups[name] = ends
         for scale in ends[0].get("scaled", {}):
             groups[f"{name} at scale {scale}"] = [end | end["scaled"][scale] for end in ends]
-    known = [m for m in MAIN if any(math.isfinite(end["mean"][m]) for ends in groups.values() for end in ends)]
+    known = _measured([end for ends in groups.values() for end in ends])
     rows: list[list[Cell | str]] = []
     for name, ends in groups.items():
         seconds, videos, std = (statistics.mean(values) for values in zip(*map(_cost, ends), strict=True))
@@ -55,6 +55,36 @@ def table(base: dict[str, Any], results: dict[str, list[list[dict[str, Any]]]]) 
         rows.append([name, *costs, *cells, metric_of("reward").number(std)])
     heads = ["Settings", "Seconds", "Videos", *(metric_of(metric).name for metric in known), "Std of rewards"]
     return Grid(heads, rows).markdown() + "\n"
+
+
+def differences(results: dict[str, list[list[dict[str, Any]]]]) -> str:
+    """Markdown: all settings less the first ones at their end, difference of means ± half of Welch's 95 % interval.
+
+    Bold where the interval leaves out 0. Empty with fewer than two settings, or if one has a single seed.
+    """
+    ends = {name: [run[-1] for run in runs] for name, runs in results.items()}
+    if len(ends) < 2 or any(len(of_a_seed) < 2 for of_a_seed in ends.values()):
+        return ""
+    known = _measured([end for of_a_seed in ends.values() for end in of_a_seed])
+    (first, reference), *others = ends.items()
+    rows: list[list[Cell | str]] = []
+    for name, found in others:
+        cells = []
+        for metric in known:
+            values, wanted = ([end["mean"][metric] for end in each] for each in (found, reference))
+            difference, half = statistics.mean(values) - statistics.mean(wanted), welch(values, wanted)
+            text = metric_of(metric).number(difference, "+") + metric_of(metric).margin(half)
+            cells.append(Cell(text, abs(difference) > half))
+        rows.append([name, *cells])
+    return Grid([f"Difference from {first}", *(metric_of(metric).name for metric in known)], rows).markdown() + "\n"
+
+
+def _measured(ends: list[dict[str, Any]]) -> list[str]:
+    """Returns the main metrics that have values; CLIPSIM only where it is not the held-out reward itself."""
+    known = [metric for metric in MAIN if any(math.isfinite(end["mean"][metric]) for end in ends)]
+    if all(end["mean"]["clipsim"] == end["mean"]["held_out"] for end in ends) and "held_out" in known:
+        known.remove("clipsim")
+    return known
 
 
 def _cost(end: dict[str, Any]) -> tuple[float, float, float]:

@@ -12,7 +12,7 @@ from rlvid.evaluate.results.rows import METRICS as ALL_METRICS
 from rlvid.evaluate.tables.table import Grid
 from rlvid.files import write_atomic
 from rlvid.metric_names import metric_of
-from tuning.comparison import by_seed, draw, table
+from tuning.comparison import by_seed, differences, draw, table
 from tuning.description import COST, Sweep
 from tuning.hparams import write_hparams
 from tuning.journal import Journal, read_scores
@@ -20,6 +20,12 @@ from tuning.outcomes import Outcome, collect, columns, pareto, ranked
 from tuning.pictures import heat_map, parallel_coordinates
 from tuning.space import label, shown
 from tuning.words import found, next_steps
+
+OVER_SEEDS = "± is the distance to the ends of Student's 95 % interval. Bold: above the base by more than that.\n\n"
+BETWEEN = (
+    "\nDifferences; ± is the distance to the ends of Welch's 95 % interval over seeds. Bold: 0 lies outside. "
+    "Of twenty differences that are none, one is bold by chance.\n\n"
+)
 
 
 def write_report(sweep: Sweep, journal: Journal) -> Path | None:
@@ -35,7 +41,9 @@ def write_report(sweep: Sweep, journal: Journal) -> Path | None:
         pictures.append("heatmap.png")
     over_seeds = ""
     if base is not None and "seed" in sweep.space and (seeds := by_seed(sweep, outcomes)):
-        over_seeds = table(base, seeds)
+        over_seeds = OVER_SEEDS + table(base, seeds)
+        if between := differences(seeds):
+            over_seeds += BETWEEN + between
         write_atomic(folder / "comparison.md", over_seeds.encode())
         draw(base, seeds, folder / "comparison.png")
         pictures.append("comparison.png")
@@ -120,8 +128,7 @@ def page(
     if over_seeds:
         lines += [
             "## Over seeds", "",
-            f"A row is the mean over the trials that differ in their seed alone, after {sweep.rungs[-1]} {sweep.unit}, "
-            "± half of Student's 95 % interval. Bold is above the base by more than that.", "",
+            f"After {sweep.rungs[-1]} {sweep.unit}, means over the trials that differ in their seed alone.", "",
             over_seeds,
         ]  # fmt: skip
     lines += ["## What next", "", *next_steps(sweep, order), ""]

@@ -30,9 +30,9 @@ def found(sweep: Sweep, outcomes: list[Outcome], order: list[Outcome], base: dic
     ]
     if base is not None and (gain := difference(best, base, sweep.metric)):
         lines.append(
-            f"- The base has {metric.number(base['mean'][sweep.metric])}: a gain of "
+            f"- The base has {metric.number(base['mean'][sweep.metric])}: a difference of "
             f"{metric.gain(gain.difference, gain.low, gain.high)} (paired over {gain.pairs} videos, 95 % bootstrap "
-            f"interval){'' if gain.way > 0 else f', which may be chance{_few(gain)}'}."
+            f"interval){'' if gain.way else f', which may be chance{_few(gain)}'}."
         )
     second = order[1] if len(order) > 1 else None
     if second and best.step is not None and (gain := difference(best, second.scores[best.step], sweep.metric)):
@@ -40,7 +40,7 @@ def found(sweep: Sweep, outcomes: list[Outcome], order: list[Outcome], base: dic
             f"- The next one, {second.trial.name} ({markdown_text(shown(second.trial.settings))}), has "
             f"{metric.number(second.value(sweep.metric))}: a difference of "
             f"{metric.gain(gain.difference, gain.low, gain.high)}, "
-            + ("which these videos tell apart." if gain.way > 0 else f"which may be chance{_few(gain)}.")
+            + ("which these videos tell apart." if gain.way else f"which may be chance{_few(gain)}.")
         )
     lines += [line for dimension in sweep.dimensions if (line := _effect(sweep, dimension, outcomes))]
     if "seed" not in sweep.space:
@@ -49,8 +49,8 @@ def found(sweep: Sweep, outcomes: list[Outcome], order: list[Outcome], base: dic
 
 
 def _few(gain: Comparison) -> str:
-    """Returns a note that there are too few prompts, if the interval is above 0."""
-    few = gain.low > 0 and gain.prompts < MIN_PROMPTS
+    """Returns a note that there are too few prompts, if the interval leaves out 0."""
+    few = (gain.low > 0 or gain.high < 0) and gain.prompts < MIN_PROMPTS
     return f" ({gain.prompts} prompts; certainty takes {MIN_PROMPTS})" if few else ""
 
 

@@ -1,7 +1,8 @@
-"""The references of the docs: every key of a run, or of a fit, in Markdown tables, from the code's descriptions."""
+"""Every key of a run, or of a fit, from the code's descriptions: tables for the docs, and a search."""
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from rlvid.config import RunConfig
@@ -11,60 +12,101 @@ from rlvid.config.methods import METHODS
 _HEAD = "| Key | Allowed | Default | What |\n|---|---|---|---|\n"
 _METHOD = "which method; `method: ddpo` alone is short for it. Each has keys of its own, below"
 _BOUNDS = (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
+_RUN, _OF_METHOD = "The run", "method: "
+_METHODS = {f"{_OF_METHOD}{name}" for name in METHODS}
 _KINDS = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true, false"}
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key: its path, values (in backticks where they are literal), default and meaning."""
+
+    path: str
+    allowed: str
+    default: str | None
+    what: str
+
+    def row(self) -> str:
+        """Returns a row of a Markdown table."""
+        default = f"`{self.default}`" if self.default is not None else "none: it must be given"
+        return f"| `{self.path}` | {self.allowed} | {default} | {_escape(self.what)} |"
+
+
+@dataclass(frozen=True)
+class Section:
+    """Keys under one title; those of a method have its name there."""
+
+    title: str
+    about: str
+    keys: list[Key]
+
+    def markdown(self) -> str:
+        """Returns a heading and a table."""
+        level = 3 if self.title.startswith(_OF_METHOD) else 2
+        title = self.title if self.title == _RUN else f"`{self.title}`"
+        return f"{'#' * level} {title}\n\n{self.about}\n\n{_HEAD}" + "\n".join(key.row() for key in self.keys) + "\n"
 
 
 def reference() -> str:
     """Returns the reference: a heading and a table for each section of a run, and one for the keys of each method."""
+    return "\n".join(section.markdown() for section in sections())
+
+
+def find_keys(words: str) -> dict[Key, list[str]]:
+    """Returns the keys of a run whose path or meaning has all words, and the methods that have each; [] for all."""
+    wanted, found = words.lower().split(), dict[Key, list[str]]()
+    for section in sections():
+        for key in section.keys:
+            if all(word in f"{key.path} {key.what}".lower() for word in wanted):
+                found.setdefault(key, []).extend([section.title.removeprefix(_OF_METHOD)] * (section.title in _METHODS))
+    return found
+
+
+def sections() -> list[Section]:
+    """Returns the sections of a run's description, and after ``method`` one for each method."""
     schema = RunConfig.model_json_schema()
-    defs, parts = schema["$defs"], []
+    defs = schema["$defs"]
     whole = {name: field for name, field in schema["properties"].items() if "$ref" not in field and name != "method"}
-    parts.append(_table("The run", schema["description"], list(_rows("", whole, defs))))
+    found = [Section(_RUN, schema["description"], list(_keys("", whole, defs)))]
     for name, field in schema["properties"].items():
         if name == "method":
-            parts.append(_methods(field, defs))
+            found += _methods(field, defs)
         elif "$ref" in field:
             section = _resolve(field, defs)
-            parts.append(_table(f"`{name}`", section["description"], list(_rows(f"{name}.", section, defs))))
-    return "\n".join(parts)
+            found.append(Section(name, section["description"], list(_keys(f"{name}.", section, defs))))
+    return found
 
 
 def fit_reference() -> str:
     """Returns the table of the keys of a fit (``rlvid reward fit``)."""
     schema = FitConfig.model_json_schema()
-    return _HEAD + "\n".join(_rows("", schema, schema["$defs"])) + "\n"
+    return _HEAD + "\n".join(key.row() for key in _keys("", schema, schema["$defs"])) + "\n"
 
 
-def _methods(field: dict[str, Any], defs: dict[str, Any]) -> str:
+def _methods(field: dict[str, Any], defs: dict[str, Any]) -> Iterator[Section]:
     names = ", ".join(f"`{name}`" for name in METHODS)
-    row = f"| `method.name` | {names} | `{field['default']['name']}` | {_METHOD} |"
-    parts = [_table("`method`", "What is done with the reward.", [row])]
+    which = Key("method.name", names, field["default"]["name"], _METHOD)
+    yield Section("method", "What is done with the reward.", [which])
     for name, ref in zip(METHODS, field["oneOf"], strict=True):
         section = _resolve(ref, defs)
         properties = {key: value for key, value in section["properties"].items() if key != "name"}
-        rows = list(_rows("method.", properties, defs))
-        parts.append(_table(f"`method: {name}`", section["description"], rows, level=3))
-    return "\n".join(parts)
+        yield Section(f"{_OF_METHOD}{name}", section["description"], list(_keys("method.", properties, defs)))
 
 
-def _table(title: str, about: str, rows: list[str], level: int = 2) -> str:
-    return f"{'#' * level} {title}\n\n{about}\n\n{_HEAD}" + "\n".join(rows) + "\n"
-
-
-def _rows(prefix: str, section: dict[str, Any], defs: dict[str, Any]) -> Iterator[str]:
-    """Yields a row a key; sections within the section, and the parts of a list, follow the key that holds them."""
+def _keys(prefix: str, section: dict[str, Any], defs: dict[str, Any]) -> Iterator[Key]:
+    """Yields the keys; sections within the section, and the parts of a list, follow the key that holds them."""
     for name, field in section.get("properties", section).items():
         path = f"{prefix}{name}"
         if "$ref" in field:
-            yield from _rows(f"{path}.", _resolve(field, defs), defs)
+            yield from _keys(f"{path}.", _resolve(field, defs), defs)
             continue
-        default = f"`{_value(field['default'])}`" if "default" in field else "none: it must be given"
-        yield f"| `{path}` | {_allowed(field, defs)} | {default} | {_escape(field['description'])} |"
+        default = _value(field["default"]) if "default" in field else None
+        yield Key(path, _allowed(field, defs), default, field["description"])
         if "$ref" in field.get("items", {}):
-            yield from _rows(f"{path}[].", _resolve(field["items"], defs), defs)
+            yield from _keys(f"{path}[].", _resolve(field["items"], defs), defs)
         for each in field.get("anyOf", []):
             if "$ref" in each:
-                yield from _rows(f"{path}.", _resolve(each, defs), defs)
+                yield from _keys(f"{path}.", _resolve(each, defs), defs)
 
 
 def _allowed(field: dict[str, Any], defs: dict[str, Any]) -> str:

@@ -15,7 +15,20 @@ from rlvid.cli import app, main
 from rlvid.runs.find import find_run
 
 ROOT = Path(__file__).resolve().parents[2]
-VERBS = ["train", "evaluate", "report", "export", "generate", "encode", "plan", "doctor", "demo", "study", "reward"]
+VERBS = [
+    "train",
+    "evaluate",
+    "report",
+    "export",
+    "generate",
+    "encode",
+    "plan",
+    "keys",
+    "doctor",
+    "demo",
+    "study",
+    "reward",
+]
 
 
 def test_help_names_every_verb_and_imports_nothing_heavy() -> None:
@@ -37,6 +50,18 @@ def test_every_verb_has_help(verb: str) -> None:
     assert "Usage" in done.output
 
 
+def test_keys_are_found_by_words_of_their_meaning() -> None:
+    def shown(*words: str) -> str:
+        return CliRunner().invoke(app, ["keys", *words]).output
+
+    assert shown("Lambda").startswith("reward.attenuation: number ≥ 0; default 1.0\n    lambda of TAR")
+    assert "method.tau (method: instructvideo): number > 0, ≤ 1, or null; default 0.6\n" in shown("tau")
+    assert {line.split(".")[0] for line in shown("guard.").splitlines() if line[0] != " "} == {"guard"}
+    everything = shown()
+    for key in ("seed:", "train.steps:", "method.name:", "data.source:", "model.lora.rank:"):
+        assert f"\n{key}" in everything
+
+
 def test_version() -> None:
     assert CliRunner().invoke(app, ["--version"]).output.startswith("rlvid ")
 
@@ -53,6 +78,7 @@ def test_version() -> None:
         (["train", "toy", "method.tau=1.5"], ["method.tau = 1.5", "less than or equal to 1"]),
         (["train", "toy", "method.gradient_steps=13"], ["method.gradient_steps = 13", "allowed: 1 to 12"]),
         (["train", "nowhere.yaml"], ["'nowhere.yaml' is neither a file nor a shipped description", "toy"]),
+        (["keys", "lambada"], ["no key and no meaning of one has 'lambada'", "rlvid keys lists all"]),
         (["train", "toy", "steps"], ["'steps' must have the form section.key=value"]),
         (["train", "toy", "model.path=/nowhere"], ["model.path = '/nowhere'", "unet"]),
         (["train", "toy", "reward.name=hpsv2"], ["reward.path is not set", "'hpsv2'", "docs/rewards.md"]),

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import yaml
 from helpers import save_run
+from scipy.stats import ttest_ind
 
 from rlvid.config import RunConfig
 from rlvid.config.methods import METHODS
 from rlvid.evaluate.results.rows import METRICS
 from rlvid.metric_names import MAIN
-from tuning.comparison import by_seed, table
+from tuning.comparison import by_seed, differences, table
 from tuning.description import Evaluation, Sweep
 from tuning.journal import Journal, Trial, read_scores, scores_path, write_scores
 from tuning.load import load_sweep
@@ -115,6 +116,28 @@ def test_the_table_has_the_base_once_and_each_variant_at_its_end() -> None:
     assert sure[3].startswith("| rwr | 20 | 80 | **0.800 ± 0.025** |")
 
 
+def test_settings_are_compared_with_the_first_ones_over_seeds() -> None:
+    half, two = (0.70, 0.74, 0.75), (0.79, 0.80, 0.81)
+    lines = differences({"half": [[point(10, v)] for v in half], "two": [[point(10, v)] for v in two]}).splitlines()
+    assert lines[0].startswith("| Difference from half | Reward | Held-out reward |")
+    assert len(lines) == 3
+    interval = ttest_ind(two, half, equal_var=False).confidence_interval(0.95)
+    middle, margin = (interval.high + interval.low) / 2, (interval.high - interval.low) / 2
+    assert interval.low > 0
+    assert lines[2].startswith(f"| two | **{middle:+.3f} ± {margin:.3f}** |")
+    alike = differences({"half": [[point(10, v)] for v in half], "two": [[point(10, v)] for v in half[::-1]]})
+    assert "**" not in alike
+    assert not differences({"half": [[point(10, v)] for v in half]})
+    assert not differences({"half": [[point(10, v)] for v in half], "two": [[point(10, 0.9)]]})
+
+
+def test_clipsim_stands_only_where_it_is_not_the_held_out_reward() -> None:
+    other = point(10, 0.8)
+    other["mean"]["clipsim"] = 0.3
+    heads = [table(point(0, 0.5), {"rwr": [[end]]}).splitlines()[0] for end in (point(10, 0.8), other)]
+    assert ["CLIPSIM" in head for head in heads] == [False, True]
+
+
 def test_further_scales_stand_below_their_settings() -> None:
     ends = [point(10, value) | {"scaled": {"0.5": {k: point(0, value / 2)[k] for k in ("mean", "std")}}}
             for value in (0.79, 0.80, 0.81)]  # fmt: skip
@@ -157,8 +180,8 @@ def test_the_report_has_the_seeds_of_each_variant_in_one_row(tmp_path: Path) -> 
     folder = write_report(made, journal)
     assert folder is not None
     lines = (folder / "comparison.md").read_text().splitlines()
-    assert [line.split("|")[1].strip() for line in lines[2:]] == ["base", "a", "b"]
-    assert lines[3].startswith("| a | 40 | 160 | 0.600 ± 1.271 |")
+    assert [line.split("|")[1].strip() for line in lines[4:]] == ["base", "a", "b"]
+    assert lines[5].startswith("| a | 40 | 160 | 0.600 ± 1.271 |")
     assert (folder / "comparison.png").stat().st_size > 10_000
     page = (folder / "report.md").read_text()
     assert "## Over seeds" in page
