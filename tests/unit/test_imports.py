@@ -1,9 +1,12 @@
 """Modules that an import loads: the core no Ray, the feed no models (the command: test_cli.py)."""
 
+import os
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,3 +48,17 @@ def test_the_driver_of_a_training_and_a_trial_of_a_sweep_load_no_models() -> Non
         "from rlvid.config import load_config; from rlvid.train.preflight import check; check(load_config('toy', []))"
     )
     assert loaded_by("rlvid.train.launch", "rlvid.train.guard", "tuning.trial", then=code) & heavy == set()
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+    ids=["by default", "as the user says", "as the user's policy says"],
+)
+def test_threads_wait_for_one_another_without_a_core_of_their_own(given: dict[str, str], expected: str) -> None:
+    code = "import sys, rlvid, os; assert 'torch' not in sys.modules; print(os.environ.get('GOMP_SPINCOUNT'))"
+    free = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=free | given, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == expected
