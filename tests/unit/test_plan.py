@@ -171,12 +171,12 @@ def test_the_peak_of_a_real_step_is_the_one_that_was_planned(
 
 
 def test_the_peak_of_a_real_guard_is_the_one_that_was_planned(stored: Path, tmp_path: Path) -> None:
-    guard = {"every": 500, "count": 4, "rewards": [{"name": "builtin-frames"}]}
+    guard = {"every": 500, "count": 4, "videos_per_prompt": 1, "rewards": [{"name": "builtin-frames"}]}
     config = described(stored, guard=guard, reward={"held_out": "builtin-heldout"})
     plan = make_plan(config)
     model = load_model(str(stored), frames=8, size=64)
     scorer = load_run_scorer(config, torch.device("cpu"), guard_rewards(config))
-    running = CandidateScorer(model, scorer, ["a", "b", "c", "d"], 2, 2, seed=0, guidance=3.0, final="exact")
+    running = CandidateScorer(model, scorer, ["a", "b", "c", "d"], 1, 1, seed=0, guidance=3.0, final="exact")
     measured = measured_peak(running.rows, tmp_path / "trace.json")
     planned = max(size for name, size in plan.guard.items() if name != "weights")
     assert plan.guard_peak == planned + plan.guard["weights"]
