@@ -23,7 +23,7 @@ def train_and_show(config: "RunConfig", address: str | None) -> Path:
 
     say(
         f"run {config.name}: {config.method.name} on the reward {config.reward.name!r}, {config.train.steps} steps of "
-        f"{config.train.batch_size} videos, {config.train.workers} workers, ZeRO stage {config.train.zero_stage}"
+        f"{config.train.batch_size} videos, {config.train.workers} worker(s), ZeRO stage {config.train.zero_stage}"
     )
     done = train(config, console, address)
     if done.first_step == done.last_step:

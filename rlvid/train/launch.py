@@ -95,6 +95,7 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Tr
                 watched = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "").lower() in ("1", "true")
                 job = replace(job, archivist=archivist, prompts=prompts, stop=stop, watched=watched)
                 trainer = _trainer(job, clips, wait=not has_room)
+                console.print(f"starting {config.train.workers} worker(s)", highlight=False)
                 again = partial(fit_again, trainer.fit, config.train.max_failures, put_aside)
                 done = run_fit(again, progress, config.train.grace_period, console)
                 whole = True
