@@ -126,16 +126,17 @@ def test_what_is_in_the_cache_or_was_just_encoded_is_not_encoded_again(
 
 
 def test_clips_beside_videos_come_as_they_are(home: Path, tmp_path: Path) -> None:
+    run = run_of(home, tmp_path, source=str(home / "in"))
+    how = Encoding(exact_model(run.model), 1, 0, 1, None, "")
+    encoder = ShareEncoder(how)  # sets the number of threads, on which the last bits depend
     model = load_model(str(home / "tiny"), **SHAPE, precision="float32", device="cpu")
     item = {"index": 0, "source": str(home / "in" / "c.mp4"), "caption": "encoded before"}
     with ClipWriter(tmp_path / "clips", {}) as writer:
         writer.add(encode_items(model, [item]))
         writer.finish({"fingerprint": "0" * 16}, [])
-    run = run_of(home, tmp_path, source=str(home / "in"))
     videos = TrainingSet.of(listed_videos(str(home / "in"), run, QUIET))
     mixed = TrainingSet((*TrainingSet.of(tmp_path / "clips").sources, *videos.sources))
-    how = Encoding(exact_model(run.model), 1, 0, 1, None, "")
-    (share,) = shares_of([ShareEncoder(how)(block) for block in blocks(mixed, [[3, 0]])])
+    (share,) = shares_of([encoder(block) for block in blocks(mixed, [[3, 0]])])
     assert share.prompts == ["this is c", "encoded before"]
     assert share.posterior is not None
     assert torch.equal(share.posterior.mean[0], share.posterior.mean[1]), "the same video both ways"
