@@ -276,7 +276,9 @@ def plan(
 
 
 @app.command()
-def keys(words: Annotated[list[str] | None, typer.Argument(help="Words of a key or its meaning.")] = None) -> None:
+def keys(
+    words: Annotated[list[str] | None, typer.Argument(help="Words of a key, its meaning, values or method.")] = None,
+) -> None:
     """Lists the keys of a run's description: meaning, allowed values, default.
 
     [bold]rlvid keys lambda[/bold] finds reward.attenuation; [bold]rlvid keys train.[/bold] lists a section.
@@ -289,7 +291,7 @@ def keys(words: Annotated[list[str] | None, typer.Argument(help="Words of a key 
     wanted = " ".join(words or [])
     found = find_keys(wanted)
     if not found:
-        raise ValueError(f"no key and no meaning of one has {wanted!r}; rlvid keys lists all")
+        raise ValueError(f"no key mentions {wanted!r}; rlvid keys lists all")
     for key, methods in found.items():
         default = "must be given" if key.default is None else f"default {key.default}"
         of = f" (method: {', '.join(methods)})" if 0 < len(methods) < len(METHODS) else ""

@@ -60,10 +60,10 @@ def table(base: dict[str, Any], results: dict[str, list[list[dict[str, Any]]]]) 
 def differences(results: dict[str, list[list[dict[str, Any]]]]) -> str:
     """Markdown: all settings less the first ones at their end, difference of means ± half of Welch's 95 % interval.
 
-    Bold where the interval leaves out 0. Empty with fewer than two settings, or if one has a single seed.
+    Bold where the interval leaves out 0. Settings with a single seed are left out; empty with fewer than two others.
     """
-    ends = {name: [run[-1] for run in runs] for name, runs in results.items()}
-    if len(ends) < 2 or any(len(of_a_seed) < 2 for of_a_seed in ends.values()):
+    ends = {name: [run[-1] for run in runs] for name, runs in results.items() if len(runs) > 1}
+    if len(ends) < 2:
         return ""
     known = _measured([end for of_a_seed in ends.values() for end in of_a_seed])
     (first, reference), *others = ends.items()
@@ -82,7 +82,7 @@ def differences(results: dict[str, list[list[dict[str, Any]]]]) -> str:
 def _measured(ends: list[dict[str, Any]]) -> list[str]:
     """Returns the main metrics that have values; CLIPSIM only where it is not the held-out reward itself."""
     known = [metric for metric in MAIN if any(math.isfinite(end["mean"][metric]) for end in ends)]
-    if all(end["mean"]["clipsim"] == end["mean"]["held_out"] for end in ends) and "held_out" in known:
+    if "clipsim" in known and all(str(end["mean"]["clipsim"]) == str(end["mean"]["held_out"]) for end in ends):
         known.remove("clipsim")
     return known
 

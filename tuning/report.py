@@ -24,7 +24,7 @@ from tuning.words import found, next_steps
 OVER_SEEDS = "± is the distance to the ends of Student's 95 % interval. Bold: above the base by more than that.\n\n"
 BETWEEN = (
     "\nDifferences; ± is the distance to the ends of Welch's 95 % interval over seeds. Bold: 0 lies outside. "
-    "Of twenty differences that are none, one is bold by chance.\n\n"
+    "If settings do not differ, one of twenty differences is bold all the same.\n\n"
 )
 
 

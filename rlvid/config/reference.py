@@ -53,11 +53,14 @@ def reference() -> str:
 
 
 def find_keys(words: str) -> dict[Key, list[str]]:
-    """Returns the keys of a run whose path or meaning has all words, and the methods that have each; [] for all."""
+    """Returns the keys of a run that mention all words, and for keys of methods the methods that were found.
+
+    A key mentions its path, meaning, values and method.
+    """
     wanted, found = words.lower().split(), dict[Key, list[str]]()
     for section in sections():
         for key in section.keys:
-            if all(word in f"{key.path} {key.what}".lower() for word in wanted):
+            if all(word in f"{key.path} {key.what} {key.allowed} {section.title}".lower() for word in wanted):
                 found.setdefault(key, []).extend([section.title.removeprefix(_OF_METHOD)] * (section.title in _METHODS))
     return found
 

@@ -52,16 +52,20 @@ class CandidateScorer:
         """
         rows, features = list[Row](), list[Tensor]()
         for batch in self._batches:
-            noise_of = [(self.seed, index * batch.copies + copy) for index, copy, _ in batch.video_keys]
-            frames = make_videos(self.model, batch, noise_of, self.guidance, self.final, self.reuse).to(
-                self.model.device
-            )
-            rows += self.scorer.rows(batch, frames)
-            with torch.no_grad():
-                features.append(F.normalize(self.scorer.clip.image_features(frames).mean(1), dim=1).float().cpu())
+            scored, found_BD = self._score(batch)
+            rows += scored
+            features.append(found_BD)
         found_ND = torch.cat(features)
         if self._base_ND is None:
             self._base_ND = found_ND
         distance_N = (1 - (found_ND * self._base_ND).sum(1)).clamp(min=0)
         each = zip(rows, distance_N.tolist(), strict=True)
         return [replace(row, extra=row.extra | {DISTANCE: distance}) for row, distance in each]
+
+    @torch.no_grad()
+    def _score(self, batch: VideoBatch) -> tuple[list[Row], Tensor]:
+        """Makes and scores the videos of a batch, and lets their frames go; the rows, and a feature of each video."""
+        noise_of = [(self.seed, index * batch.copies + copy) for index, copy, _ in batch.video_keys]
+        frames = make_videos(self.model, batch, noise_of, self.guidance, self.final, self.reuse).to(self.model.device)
+        features_BD = F.normalize(self.scorer.clip.image_features(frames).mean(1), dim=1).float().cpu()
+        return self.scorer.rows(batch, frames), features_BD

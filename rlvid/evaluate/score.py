@@ -89,7 +89,7 @@ class VideoScorer:
         scores = {name: torch.full((len(prompts),), torch.nan) for name in (*METRICS, *self.further)}
         if not finite_B.any():
             return scores
-        frames = frames_BFCHW[finite_B.to(frames_BFCHW.device)]
+        frames = frames_BFCHW if finite_B.all() else frames_BFCHW[finite_B.to(frames_BFCHW.device)]
         finite_prompts = [prompt for prompt, finite in zip(prompts, finite_B.tolist(), strict=True) if finite]
         image_BFD = self.clip.image_features(frames)
         found = {
@@ -98,8 +98,8 @@ class VideoScorer:
             "consistency": metrics.consistency(image_BFD),
             "consistency_all_pairs": metrics.consistency(image_BFD, "all_pairs"),
             "consistency_vbench": metrics.consistency(image_BFD, "vbench"),
-            "motion": motion(frames),
-            "flickering": metrics.flickering(frames),
+            "motion": torch.cat([motion(one) for one in frames.split(1)]),  # each makes copies of its pixels
+            "flickering": torch.cat([metrics.flickering(one) for one in frames.split(1)]),
             "diversity": metrics.diversity(image_BFD, finite_prompts),
         }
         if self.held_out is not None:

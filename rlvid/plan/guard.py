@@ -6,9 +6,12 @@ from rlvid.diffusion.generate import videos_at_once
 from rlvid.plan.network import Network
 from rlvid.plan.parts import Parts
 
+_COPIES = 3
+"""Copies of a video's pixels that its motion and flickering need at once."""
+
 
 def guard_memory(parts: Parts, config: RunConfig) -> dict[str, int]:
-    """Returns the bytes of the guard's process: ``weights``, and the peak of each stage beside them; {} without one."""
+    """Returns bytes on the guard's device: ``weights``, and the peak of each stage beside them; {} without a guard."""
     guard = config.guard
     if not guard.every:
         return {}
@@ -16,9 +19,10 @@ def guard_memory(parts: Parts, config: RunConfig) -> dict[str, int]:
     together = videos_at_once(parts.latent_shape, videos)
     rows = together * (1 if config.sampling.guidance == 1 else 2)
     frames = videos * parts.frames
-    pixels = frames * 3 * parts.pixels * 4
+    video = parts.frames * 3 * parts.pixels * 4
+    pixels = videos * video
     texts = [parts.text_encoder] if parts.text_resident else []
-    rewards = (parts.reward, parts.held_out, parts.judges)
+    rewards = (parts.reward, parts.held_out, *parts.judges)
 
     def scoring(reward: Network) -> int:
         return min(frames, reward.chunk) * reward.cost.plain_peak
@@ -32,5 +36,5 @@ def guard_memory(parts: Parts, config: RunConfig) -> dict[str, int]:
         "weights": sum(part.weights for part in (parts.denoiser, parts.autoencoder, *texts, *rewards)),
         "chain": rows * parts.denoiser.cost.plain_peak,
         "decode": int(decoding) + pixels,
-        "rewards": max(map(scoring, rewards)) + pixels,
+        "rewards": max(*map(scoring, rewards), _COPIES * video) + pixels,
     }

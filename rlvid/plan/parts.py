@@ -48,7 +48,7 @@ class Parts:
     height: int
     width: int
     text_resident: bool = True
-    judges: Network = NONE
+    judges: tuple[Network, ...] = ()
 
     @property
     def causal(self) -> bool:
@@ -80,7 +80,7 @@ def outline_parts(config: RunConfig) -> Parts:
         parts,
         reward=_reward(config.reward.parts, config.reward, shape, gradient),
         held_out=_reward([(config.reward.held_out, config.reward.held_out_path)], config.reward, shape, False),
-        judges=_reward(_judges(config), config.reward, shape, False),
+        judges=tuple(_reward([judge], config.reward, shape, False) for judge in _judges(config)),
     )
 
 

@@ -57,6 +57,8 @@ def test_keys_are_found_by_words_of_their_meaning() -> None:
     assert shown("Lambda").startswith("reward.attenuation: number ≥ 0; default 1.0\n    lambda of TAR")
     assert "method.tau (method: instructvideo): number > 0, ≤ 1, or null; default 0.6\n" in shown("tau")
     assert {line.split(".")[0] for line in shown("guard.").splitlines() if line[0] != " "} == {"guard"}
+    assert "method.mean (method: alignprop)" in shown("alignprop")
+    assert "reward.held_out:" in shown("pickscore")
     everything = shown()
     for key in ("seed:", "train.steps:", "method.name:", "data.source:", "model.lora.rank:"):
         assert f"\n{key}" in everything
@@ -78,7 +80,7 @@ def test_version() -> None:
         (["train", "toy", "method.tau=1.5"], ["method.tau = 1.5", "less than or equal to 1"]),
         (["train", "toy", "method.gradient_steps=13"], ["method.gradient_steps = 13", "allowed: 1 to 12"]),
         (["train", "nowhere.yaml"], ["'nowhere.yaml' is neither a file nor a shipped description", "toy"]),
-        (["keys", "lambada"], ["no key and no meaning of one has 'lambada'", "rlvid keys lists all"]),
+        (["keys", "lambada"], ["no key mentions 'lambada'", "rlvid keys lists all"]),
         (["train", "toy", "steps"], ["'steps' must have the form section.key=value"]),
         (["train", "toy", "model.path=/nowhere"], ["model.path = '/nowhere'", "unet"]),
         (["train", "toy", "reward.name=hpsv2"], ["reward.path is not set", "'hpsv2'", "docs/rewards.md"]),

@@ -20,7 +20,7 @@ from tuning.journal import Journal, scores_path, write_scores
 from tuning.load import load_sweep
 from tuning.outcomes import collect, pareto, ranked
 from tuning.report import write_report
-from tuning.words import _few
+from tuning.words import _few, found
 
 PROMPTS = [f"prompt {i}" for i in range(8)]
 
@@ -145,3 +145,16 @@ def test_few_prompts_tell_nothing_apart() -> None:
     assert gain.way == 0
     assert _few(gain) == " (2 prompts; certainty takes 6)"
     assert _few(replace(gain, prompts=6)) == ""
+    loss = replace(gain, difference=-0.1, low=-0.15, high=-0.05)
+    assert _few(loss) == " (2 prompts; certainty takes 6)"
+    assert replace(loss, prompts=6).way == -1
+
+
+def test_a_certain_loss_is_no_chance(sweep: Sweep) -> None:
+    outcomes = collect(sweep, Journal(sweep.folder))
+    order = ranked(sweep, outcomes)
+    base = order[0].scores[order[0].step or 0]
+    better = base | {"rows": [row | {"held_out": row["held_out"] + 0.5} for row in base["rows"]]}
+    (line,) = (each for each in found(sweep, outcomes, order, better) if "The base has" in each)
+    assert "a difference of -0.500 [-0.500, -0.500]" in line
+    assert "chance" not in line
