@@ -85,7 +85,7 @@ class VideoScorer:
         Raises:
             RuntimeError: see ``RewardCaller``.
         """
-        finite_B = frames_BFCHW.isfinite().flatten(1).all(1).cpu()
+        finite_B = torch.stack([frames_FCHW.isfinite().all() for frames_FCHW in frames_BFCHW]).cpu()
         scores = {name: torch.full((len(prompts),), torch.nan) for name in (*METRICS, *self.further)}
         if not finite_B.any():
             return scores
@@ -98,7 +98,7 @@ class VideoScorer:
             "consistency": metrics.consistency(image_BFD),
             "consistency_all_pairs": metrics.consistency(image_BFD, "all_pairs"),
             "consistency_vbench": metrics.consistency(image_BFD, "vbench"),
-            "motion": torch.cat([motion(one) for one in frames.split(1)]),  # each makes copies of its pixels
+            "motion": torch.cat([motion(one) for one in frames.split(1)]),  # which copies pixels
             "flickering": torch.cat([metrics.flickering(one) for one in frames.split(1)]),
             "diversity": metrics.diversity(image_BFD, finite_prompts),
         }

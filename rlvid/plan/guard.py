@@ -36,5 +36,5 @@ def guard_memory(parts: Parts, config: RunConfig) -> dict[str, int]:
         "weights": sum(part.weights for part in (parts.denoiser, parts.autoencoder, *texts, *rewards)),
         "chain": rows * parts.denoiser.cost.plain_peak,
         "decode": int(decoding) + pixels,
-        "rewards": max(*map(scoring, rewards), _COPIES * video) + pixels,
+        "rewards": pixels + max(pixels + max(map(scoring, rewards)), _COPIES * video),  # a reward clamps all pixels
     }
