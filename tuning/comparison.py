@@ -80,9 +80,10 @@ def differences(results: dict[str, list[list[dict[str, Any]]]]) -> str:
 
 
 def _measured(ends: list[dict[str, Any]]) -> list[str]:
-    """Returns the main metrics that have values; CLIPSIM only where it is not the held-out reward itself."""
+    """Returns the main metrics that have values; CLIPSIM only where it differs from the held-out reward as shown."""
     known = [metric for metric in MAIN if any(math.isfinite(end["mean"][metric]) for end in ends)]
-    if "clipsim" in known and all(str(end["mean"]["clipsim"]) == str(end["mean"]["held_out"]) for end in ends):
+    shown = [[metric_of(metric).number(end["mean"][metric]) for end in ends] for metric in ("clipsim", "held_out")]
+    if "clipsim" in known and shown[0] == shown[1]:
         known.remove("clipsim")
     return known
 
