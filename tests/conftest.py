@@ -80,25 +80,24 @@ def _has_cuda() -> bool:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _threads() -> int:
+def _threads() -> None:
     import torch
 
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
-    threads = int(os.environ.get("OMP_NUM_THREADS", max(1, min(2, os.cpu_count() or 1) // processes)))
-    torch.set_num_threads(threads)
-    return threads
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", max(1, min(2, os.cpu_count() or 1) // processes))))
 
 
 @pytest.fixture(autouse=True)
-def _same_threads(_threads: int) -> Iterator[None]:
+def _same_threads() -> Iterator[None]:
     """Give threads back after a test that runs an actor's class in this process, which sets its own number of them.
 
     Threads beyond the cores wait for one another in every operation: all later tests would take tens of times as long.
     """
     import torch
 
+    threads = torch.get_num_threads()
     yield
-    torch.set_num_threads(_threads)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -12,8 +12,6 @@ from rlvid.config.methods import METHODS
 _HEAD = "| Key | Allowed | Default | What |\n|---|---|---|---|\n"
 _METHOD = "which method; `method: ddpo` alone is short for it. Each has keys of its own, below"
 _BOUNDS = (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
-_RUN, _OF_METHOD = "The run", "method: "
-_METHODS = {f"{_OF_METHOD}{name}" for name in METHODS}
 _KINDS = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true, false"}
 
 
@@ -34,17 +32,17 @@ class Key:
 
 @dataclass(frozen=True)
 class Section:
-    """Keys under one title; those of a method have its name there."""
+    """Keys under one title, in Markdown; ``method`` is the one that they belong to."""
 
     title: str
     about: str
     keys: list[Key]
+    method: str | None = None
 
     def markdown(self) -> str:
         """Returns a heading and a table."""
-        level = 3 if self.title.startswith(_OF_METHOD) else 2
-        title = self.title if self.title == _RUN else f"`{self.title}`"
-        return f"{'#' * level} {title}\n\n{self.about}\n\n{_HEAD}" + "\n".join(key.row() for key in self.keys) + "\n"
+        heading = f"{'###' if self.method else '##'} {self.title}"
+        return f"{heading}\n\n{self.about}\n\n{_HEAD}" + "\n".join(key.row() for key in self.keys) + "\n"
 
 
 def reference() -> str:
@@ -61,7 +59,9 @@ def find_keys(words: str) -> dict[Key, list[str]]:
     for section in sections():
         for key in section.keys:
             if all(word in f"{key.path} {key.what} {key.allowed} {section.title}".lower() for word in wanted):
-                found.setdefault(key, []).extend([section.title.removeprefix(_OF_METHOD)] * (section.title in _METHODS))
+                methods = found.setdefault(key, [])
+                if section.method:
+                    methods.append(section.method)
     return found
 
 
@@ -70,13 +70,13 @@ def sections() -> list[Section]:
     schema = RunConfig.model_json_schema()
     defs = schema["$defs"]
     whole = {name: field for name, field in schema["properties"].items() if "$ref" not in field and name != "method"}
-    found = [Section(_RUN, schema["description"], list(_keys("", whole, defs)))]
+    found = [Section("The run", schema["description"], list(_keys("", whole, defs)))]
     for name, field in schema["properties"].items():
         if name == "method":
             found += _methods(field, defs)
         elif "$ref" in field:
             section = _resolve(field, defs)
-            found.append(Section(name, section["description"], list(_keys(f"{name}.", section, defs))))
+            found.append(Section(f"`{name}`", section["description"], list(_keys(f"{name}.", section, defs))))
     return found
 
 
@@ -89,11 +89,12 @@ def fit_reference() -> str:
 def _methods(field: dict[str, Any], defs: dict[str, Any]) -> Iterator[Section]:
     names = ", ".join(f"`{name}`" for name in METHODS)
     which = Key("method.name", names, field["default"]["name"], _METHOD)
-    yield Section("method", "What is done with the reward.", [which])
+    yield Section("`method`", "What is done with the reward.", [which])
     for name, ref in zip(METHODS, field["oneOf"], strict=True):
         section = _resolve(ref, defs)
         properties = {key: value for key, value in section["properties"].items() if key != "name"}
-        yield Section(f"{_OF_METHOD}{name}", section["description"], list(_keys("method.", properties, defs)))
+        keys = list(_keys("method.", properties, defs))
+        yield Section(f"`method: {name}`", section["description"], keys, method=name)
 
 
 def _keys(prefix: str, section: dict[str, Any], defs: dict[str, Any]) -> Iterator[Key]:

@@ -27,14 +27,14 @@ def guard_memory(parts: Parts, config: RunConfig) -> dict[str, int]:
     def scoring(reward: Network) -> int:
         return min(frames, reward.chunk) * reward.cost.plain_peak
 
-    decode = parts.autoencoder.decode
-    if decode is None:
-        decoding = float(min(together * parts.frames, config.model.decode_chunk) * parts.autoencoder.cost.plain_peak)
+    autoencoder = parts.autoencoder
+    if autoencoder.decode is None:
+        decoding = min(together * parts.frames, config.model.decode_chunk) * autoencoder.cost.plain_peak
     else:
-        decoding = together * decode.plain_peak
+        decoding = int(together * autoencoder.decode.plain_peak)
     return {
-        "weights": sum(part.weights for part in (parts.denoiser, parts.autoencoder, *texts, *rewards)),
+        "weights": sum(part.weights for part in (parts.denoiser, autoencoder, *texts, *rewards)),
         "chain": rows * parts.denoiser.cost.plain_peak,
-        "decode": int(decoding) + pixels,
+        "decode": decoding + pixels,
         "rewards": pixels + max(pixels + max(map(scoring, rewards)), _COPIES * video),  # a reward clamps all pixels
     }

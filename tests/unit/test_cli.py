@@ -16,19 +16,8 @@ from rlvid.runs.find import find_run
 
 ROOT = Path(__file__).resolve().parents[2]
 VERBS = [
-    "train",
-    "evaluate",
-    "report",
-    "export",
-    "generate",
-    "encode",
-    "plan",
-    "keys",
-    "doctor",
-    "demo",
-    "study",
-    "reward",
-]
+    "train", "evaluate", "report", "export", "generate", "encode", "plan", "keys", "doctor", "demo", "study", "reward",
+]  # fmt: skip
 
 
 def test_help_names_every_verb_and_imports_nothing_heavy() -> None:
