@@ -172,6 +172,7 @@ def ray_cluster() -> Iterator[Any]:
     """
     import ray
 
+    from rlvid.cluster import fork_server
     from rlvid.cluster.connect import UNREAD
 
     temp_dir = tempfile.mkdtemp(prefix="rlvid-", dir="/tmp")  # short: Unix socket paths end at 107 bytes
@@ -183,12 +184,14 @@ def ray_cluster() -> Iterator[Any]:
             patch.setenv(name, value)
         for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # not another instance's on this host
             patch.delenv(name, raising=False)
+        command = fork_server.start(temp_dir) if fork_server.possible(temp_dir) else None
         context = ray.init(
             address="local",
             num_cpus=8,
             num_gpus=0,
             object_store_memory=150 * 1024**2,
             include_dashboard=False,
+            runtime_env={"py_executable": command} if command else None,
             _temp_dir=f"{temp_dir}/ray",
         )
         try:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from rlvid.config import RunConfig, load_config, read_description
 from rlvid.config.reward import absolute
@@ -68,8 +68,10 @@ class Sweep(Section):
     concurrent: int = Field(1, ge=1, description="trials at a time")
     seed: int = Field(0, ge=0, description="seed of the drawn settings; a trial's own seed is its setting `seed`")
     rungs: list[int] = Field(description="budgets after which a trial is measured; the last one ends it")
-    unit: Literal["steps", "seconds", "videos"] = Field(
-        "steps", description="what rungs count: training steps, seconds of them, or videos that the reward scores"
+    unit: Literal["steps", "seconds", "videos", "tflops"] = Field(
+        "steps",
+        description="what rungs count: training steps, seconds of them, videos that the reward scores, or TFLOPs as "
+        "`rlvid plan` counts them",
     )
     reduction: float = Field(3.0, gt=1, description="ASHA continues the best 1 / reduction of the trials of a rung")
     metric: str = Field("held_out", description="objective of ASHA, Optuna and the best config")
@@ -77,6 +79,7 @@ class Sweep(Section):
         ["reward", "held_out", "consistency", "motion", COST], min_length=1, description="of the Pareto table"
     )
     evaluation: Evaluation = Evaluation()
+    _counted: dict[str, float] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _fits(self) -> "Sweep":
@@ -180,12 +183,30 @@ class Sweep(Section):
         made = self._load(settings, [*place, "guard.stop=false"])
         return made.model_copy(update={"train": made.train.model_copy(update=self.budget(made, rung))})
 
+    @property
+    def unit_name(self) -> str:
+        """``unit`` as people write it."""
+        return "TFLOPs" if self.unit == "tflops" else self.unit
+
     def budget(self, run: RunConfig, rung: int) -> dict[str, Any]:
         """Keys of ``train`` with which a run ends at a rung."""
         if self.unit == "seconds":
             return {"steps": _ENDLESS, "max_seconds": float(rung)}
-        step = run.train.batch_size * getattr(run.method, "repeats", 1) if self.unit == "videos" else 1
-        return {"steps": max(1, rung // step), "max_seconds": None}
+        if self.unit == "tflops":
+            step: float = self._tflops(run)
+        else:
+            step = run.train.batch_size * getattr(run.method, "repeats", 1) if self.unit == "videos" else 1
+        return {"steps": max(1, int(rung // step)), "max_seconds": None}
+
+    def _tflops(self, run: RunConfig) -> float:
+        """TFLOPs of a training step, counted once for all runs that differ in nothing that a step costs."""
+        from rlvid.plan.plan import make_plan
+
+        key = run.model_copy(update={"name": "", "seed": 0, "train": run.train.model_copy(update={"steps": 1})})
+        dumped = key.model_dump_json()
+        if dumped not in self._counted:
+            self._counted[dumped] = make_plan(key).flops_per_step / 1e12
+        return self._counted[dumped]
 
     def to_train(self, settings: dict[str, Any], name: str) -> RunConfig:
         """Returns the same for `rlvid train`: of the base's own length, and in the storage of the sweep."""

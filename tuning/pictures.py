@@ -150,7 +150,7 @@ def heat_map(path: Path, sweep: Sweep, outcomes: list[Outcome], base: dict[str, 
         panels = figure.subplots(1, len(drawn), squeeze=False)[0]
         for panel, step in zip(panels, drawn, strict=True):
             _map(panel, tables[step], metric, ends, up, across)
-            panel.set_title(f"after {step} {sweep.unit}", loc="left", fontsize=10.5)
+            panel.set_title(f"after {step} {sweep.unit_name}", loc="left", fontsize=10.5)
         panels[0].set_ylabel(_short(up.key).replace("\n", " "))
         colour = ScalarMappable(Normalize(*ends), COLOURS)
         figure.colorbar(colour, ax=list(panels), label=metric.name, shrink=0.9, pad=0.02)

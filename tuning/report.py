@@ -51,7 +51,7 @@ def write_report(sweep: Sweep, journal: Journal) -> Path | None:
     first = one_line(f"{order[0].trial.name}, {shown(order[0].trial.settings)}")
     head = (
         f"# The best of {len(outcomes)} trials of the sweep {one_line(sweep.name)} by {sweep.metric}: {first}\n"
-        f"# Measured after {order[0].step} {sweep.unit}; this run has as many steps as the base.\n"
+        f"# Measured after {order[0].step} {sweep.unit_name}; this run has as many steps as the base.\n"
     )
     dumped = yaml.safe_dump(best.model_dump(mode="json"), sort_keys=False)
     write_atomic(folder / "best.yaml", (head + dumped).encode())
@@ -93,7 +93,7 @@ def results_table(sweep: Sweep, outcomes: list[Outcome], base: dict[str, Any] | 
 
 def _grid(sweep: Sweep, outcomes: list[Outcome], names: list[str], first: Sequence[list[str]] = ()) -> Grid:
     """Returns a row for each trial, below the rows of ``first``."""
-    rung = "Steps" if sweep.unit == "steps" else f"Budget ({sweep.unit})"
+    rung = "Steps" if sweep.unit == "steps" else f"Budget ({sweep.unit_name})"
     heads = ["Trial", *sweep.space, rung, "End", *(metric_of(name).name for name in names)]
     rows = [
         [
@@ -128,7 +128,7 @@ def page(
     if over_seeds:
         lines += [
             "## Over seeds", "",
-            f"After {sweep.rungs[-1]} {sweep.unit}, means over the trials that differ in their seed alone.", "",
+            f"After {sweep.rungs[-1]} {sweep.unit_name}, means over the trials that differ in their seed alone.", "",
             over_seeds,
         ]  # fmt: skip
     lines += ["## What next", "", *next_steps(sweep, order), ""]

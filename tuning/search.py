@@ -166,7 +166,7 @@ class Judge(FIFOScheduler):
         number = int(trial.config["trial"])
         named = self._journal.trial(number)
         if "failed" not in result and not math.isfinite(result[self._sweep.metric]):
-            result = {"failed": f"{self._sweep.metric} is not finite after {result['step']} {self._sweep.unit}"}
+            result = {"failed": f"{self._sweep.metric} is not finite after {result['step']} {self._sweep.unit_name}"}
         if "failed" in result:
             self._journal.append({"trial": number, "failed": result["failed"]})
             self._tell(f"{named.name} failed: {result['failed']}")
@@ -176,7 +176,7 @@ class Judge(FIFOScheduler):
         decision = FINISHED if step == self._sweep.rungs[-1] else STOPPED if stop else GOES_ON
         self._journal.append({"trial": number, "step": step, "score": score, "decision": decision})
         values = ", ".join(f"{name} {result[name]:.3f}" for name in self._sweep.objectives if name != COST)
-        self._tell(f"{named.name} ({shown(named.settings)}) after {step} {self._sweep.unit}: {values}; {decision}")
+        self._tell(f"{named.name} ({shown(named.settings)}) after {step} {self._sweep.unit_name}: {values}; {decision}")
         return TrialScheduler.STOP if decision == STOPPED else TrialScheduler.CONTINUE
 
     def _ask(self, number: int, step: int, score: float) -> bool:

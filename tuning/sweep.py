@@ -106,8 +106,8 @@ def run(sweep: Sweep, address: str | None = None) -> None:
         proposals = Proposals(sweep, journal, planned)
         say(
             f"sweep {sweep.name}: {sweep.count} trials over {', '.join(sweep.space)} ({sweep.algorithm}, "
-            f"{sweep.scheduler}), measured after {', '.join(map(str, sweep.rungs))} {sweep.unit} by {sweep.metric}; "
-            f"{proposals.left} to run"
+            f"{sweep.scheduler}), measured after {', '.join(map(str, sweep.rungs))} {sweep.unit_name} by "
+            f"{sweep.metric}; {proposals.left} to run"
         )
         with kept(lambda: _kept(sweep, journal)):
             if proposals.left:

@@ -23,10 +23,10 @@ def found(sweep: Sweep, outcomes: list[Outcome], order: list[Outcome], base: dic
     invalid = f"{ends.count(INVALID)} were {INVALID}, " if INVALID in ends else ""
     lines = [
         f"- {len(outcomes)} trials: {ends.count('finished')} ran to the last of {', '.join(map(str, sweep.rungs))} "
-        f"{sweep.unit}, {ends.count('stopped early')} were stopped early, {ends.count('failed')} failed, "
+        f"{sweep.unit_name}, {ends.count('stopped early')} were stopped early, {ends.count('failed')} failed, "
         f"{invalid}{ends.count(None)} are open.",
         f"- **Best by {metric.spoken}: {best.trial.name}, {settings}**, with "
-        f"{metric.number(best.value(sweep.metric))} after {best.step} {sweep.unit}.",
+        f"{metric.number(best.value(sweep.metric))} after {best.step} {sweep.unit_name}.",
     ]
     if base is not None and (gain := difference(best, base, sweep.metric)):
         lines.append(
@@ -63,7 +63,7 @@ def _effect(sweep: Sweep, dimension: Dimension, outcomes: list[Outcome]) -> str 
             means.append(f"{markdown_text(name)}: {metric.number(statistics.fmean(values))} ({len(values)})")
     if len(means) < 2:
         return None
-    return f"- `{dimension.key}` after {step} {sweep.unit}, mean {metric.spoken} (trials): {', '.join(means)}."
+    return f"- `{dimension.key}` after {step} {sweep.unit_name}, mean {metric.spoken} (trials): {', '.join(means)}."
 
 
 def _groups(dimension: Dimension, outcomes: list[Outcome]) -> dict[str, list[Outcome]]:

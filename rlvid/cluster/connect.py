@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rlvid.cluster import fork_server
 from rlvid.cluster.address import connection_error, reach
+from rlvid.cluster.fork_server import SOCKET_BYTES
 from rlvid.cluster.token import make_own_token
 from rlvid.interrupt import starting_ray
 
@@ -21,8 +23,6 @@ UNREAD = {
 
 Without a driver that shows log lines and without a dashboard they take 5 % of a core for nothing, the more the longer.
 """
-_SOCKET_BYTES = 107
-"""Largest number of bytes in the path of a Unix socket."""
 
 
 def start_ray(address: str | None = None) -> None:
@@ -50,6 +50,9 @@ def start_ray(address: str | None = None) -> None:
         make_own_token()
         for name, value in UNREAD.items():
             os.environ.setdefault(name, value)
+        if fork_server.possible(session_folder()):
+            os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # they would not be forks, and idle
+            local["runtime_env"] = {"py_executable": fork_server.start(session_folder())}
     else:
         target = reach(target)
     try:
@@ -80,14 +83,14 @@ def session_folder() -> str:
 def session_room() -> int:
     """Returns how many bytes longer the path of ``session_folder`` may be; below 0 if it is too long for a socket."""
     below = f"/ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
-    return _SOCKET_BYTES - len(os.fsencode(session_folder())) - len(below)
+    return SOCKET_BYTES - len(os.fsencode(session_folder())) - len(below)
 
 
 def check_session_folder() -> None:
     """Raises ValueError where the Ray of this machine could not keep its sockets and logs, which it waits for long."""
     folder, why = session_folder(), None
     if session_room() < 0:
-        why = f"it is too long for a socket, whose path ends at {_SOCKET_BYTES} bytes"
+        why = f"it is too long for a socket, whose path ends at {SOCKET_BYTES} bytes"
     try:
         Path(folder, "ray").mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=Path(folder, "ray")) as file:

@@ -56,6 +56,11 @@ def weight_files(folder: Path, where: str) -> list[Path]:
     raise ValueError(looked)
 
 
+def _weight_files_at(path: Path, where: str) -> list[Path]:
+    """Returns a file itself, even one that is a broken link, or the weight files in a folder or a link to one."""
+    return [path] if path.is_file() or (path.is_symlink() and not path.exists()) else weight_files(path, where)
+
+
 def _files_of(folder: Path, stem: str, variant: str, ending: str, where: str) -> list[Path]:
     single, index = folder / f"{stem}{variant}{ending}", folder / f"{stem}{ending}.index{variant}.json"
     if single.is_file() or single.is_symlink():
@@ -115,7 +120,7 @@ def read_json(file: Path, where: str) -> dict[str, Any]:
 def headers(path: Path, where: str) -> dict[str, Tensor]:
     """Returns the tensors of a file or a folder on the meta device: names, types and shapes; see ``read_weights``."""
     weights: dict[str, Tensor] = {}
-    for file in [path] if path.is_file() or path.is_symlink() else weight_files(path, where):
+    for file in _weight_files_at(path, where):
         weights |= _read(file, where, "meta")
     return weights
 
@@ -135,7 +140,7 @@ def read_weights(path: Path, where: str) -> dict[str, Tensor]:
             another type than floating-point numbers.
     """
     weights: dict[str, Tensor] = {}
-    for file in [path] if path.is_file() or path.is_symlink() else weight_files(path, where):
+    for file in _weight_files_at(path, where):
         weights |= _read(file, where, "cpu")
     return weights
 

@@ -57,6 +57,12 @@ class Plan:
         return self.guard["weights"] + max(stages) if self.guard else 0
 
     @property
+    def guard_host(self) -> int:
+        """Bytes of main memory for the base's weights, which the guard blends with a checkpoint of all weights."""
+        blends = self.config.model.finetune == "full" and self.config.guard.scales != [1.0]
+        return self.parts.denoiser.weights if self.guard and blends else 0
+
+    @property
     def flops_per_step(self) -> float:
         """FLOPs of a batch over all workers."""
         return sum(self.flops.values()) * self.config.train.batch_size
@@ -86,6 +92,7 @@ class Plan:
             "peak_bytes_with_activations": self.checkpointing,
             "disk_bytes": self.disk,
             **({"guard_bytes": self.guard, "guard_peak_bytes": self.guard_peak} if self.guard else {}),
+            **({"guard_host_bytes": self.guard_host} if self.guard_host else {}),
             **({"text_embedding": {"bytes": self.text_bytes, "flops": self.text_flops}} if self.parts.causal else {}),
         }
 

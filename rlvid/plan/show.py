@@ -62,7 +62,8 @@ def render(plan: Plan) -> Iterator[RenderableType]:
     if plan.guard:
         stage = max(("chain", "decode", "rewards"), key=plan.guard.__getitem__)
         weights = gib(plan.guard["weights"])
-        yield f"guard: {gib(plan.guard_peak)} in a process of its own, {weights} of them weights; peak in {stage}"
+        host = f"; {gib(plan.guard_host)} of main memory for the base's weights" if plan.guard_host else ""
+        yield f"guard: {gib(plan.guard_peak)} in a process of its own, {weights} of them weights; peak in {stage}{host}"
     yield _disk(plan)
 
 

@@ -193,6 +193,14 @@ def test_the_peak_of_a_real_guard_is_the_one_that_was_planned(
     assert not make_plan(described(stored)).guard
 
 
+def test_a_guard_that_blends_all_weights_keeps_the_base_in_main_memory(stored: Path) -> None:
+    model = {"finetune": "full"}
+    plan = make_plan(described(stored, model=model, guard={**GUARD, "scales": [0.5, 1]}))
+    assert plan.guard_host == sum(p.nbytes for p in load_model(str(stored), frames=8, size=64).denoiser.parameters())
+    assert plan.as_dict()["guard_host_bytes"] == plan.guard_host
+    assert not make_plan(described(stored, model=model, guard=GUARD)).guard_host
+
+
 def test_scoring_large_videos_takes_what_was_planned(stored: Path, tmp_path: Path) -> None:
     size = {"frames": 8, "size": 256}
     config = described(stored, model=size, guard=GUARD, reward={"held_out": "builtin-heldout", "chunk": 2})
@@ -308,7 +316,9 @@ def test_the_command_prints_tables_and_json(stored: Path) -> None:
     assert told["peak_bytes"] == sum(told["resident_bytes"].values()) + max(told["stage_bytes"].values())
     assert told["flops_per_step"] == pytest.approx(8 * sum(told["flops_per_sample"].values()))
     assert "guard" not in shown
-    assert "guard: " in CliRunner().invoke(app, ["plan", "toy", *settings, "guard.every=20"]).output
+    shown = CliRunner().invoke(app, ["plan", "toy", *settings, "guard.every=20", "guard.scales=[0.5,1]"]).output
+    assert "guard: " in shown
+    assert "of main memory" not in shown
 
 
 def test_a_plan_of_unfit_settings_is_refused(stored: Path) -> None:

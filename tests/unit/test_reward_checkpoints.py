@@ -60,8 +60,10 @@ def test_weights_are_read_from_every_form(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "model.safetensors")
     torch.save(tensors, tmp_path / "plain.pt")
     torch.save({"state_dict": {f"module.{name}": each for name, each in tensors.items()}}, tmp_path / "wrapped.pt")
-    for path in (tmp_path, tmp_path / "model.safetensors", tmp_path / "plain.pt", tmp_path / "wrapped.pt"):
+    (link := tmp_path / "link").symlink_to(".")
+    for path in (tmp_path, link, tmp_path / "model.safetensors", tmp_path / "plain.pt", tmp_path / "wrapped.pt"):
         read = read_weights(path, "here")
+        assert headers(path, "here").keys() == tensors.keys()
         assert read.keys() == tensors.keys()
         assert all(torch.equal(read[name], tensors[name]) for name in tensors)
 

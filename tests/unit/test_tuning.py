@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from rlvid.config import load_config
+from rlvid.plan.plan import make_plan
 from tuning.description import Sweep
 from tuning.journal import INVALID, Journal, scores_path, trial_name
 from tuning.load import load_sweep, shipped_sweeps
@@ -58,17 +59,23 @@ def test_the_sweep_for_the_guard_keeps_eight_checkpoints_of_runs_that_nothing_st
     assert all(sorted(each) == [min(each), 2 * min(each), 4 * min(each)] for each in rates.values())
 
 
-def test_the_sweep_over_remedies_has_each_beside_none_at_equal_seconds() -> None:
+def test_the_sweep_over_remedies_has_each_beside_none_at_equal_compute() -> None:
     made = load_sweep("remedies")
-    assert (made.scheduler, made.unit, len(made.rungs)) == ("none", "seconds", 1)
+    assert (made.scheduler, made.unit, len(made.rungs)) == ("none", "tflops", 1)
     runs = {s["variant"]: made.run(s, "trial", made.rungs[-1]) for s in made.planned()}
     assert made.count == 3 * len(runs)
     plain, remedies = runs.pop("none"), runs.keys()
-    assert remedies == {"kl-path-1", "kl-path-10", "denoising", "levels", "pessimism", "ceiling", "lower-rate"}
+    kinds = {"kl-path-1", "kl-path-10", "denoising", "levels", "pessimism", "ceiling", "whole-video", "lower-rate"}
+    assert remedies == kinds
     assert {run.method.name for run in runs.values()} == {plain.method.name} == {"instructvideo"}
     assert all(run != plain for run in runs.values())
     assert runs["lower-rate"].optimizer.lr < plain.optimizer.lr == runs["levels"].optimizer.lr
     assert runs["kl-path-1"].method.kl_at == "path"
+    assert runs["whole-video"].reward.name == "builtin-video"
+    assert runs["kl-path-1"].train.steps < runs["denoising"].train.steps < runs["levels"].train.steps
+    for run in (plain, *runs.values()):
+        step = make_plan(run).flops_per_step / 1e12
+        assert run.train.steps * step <= made.rungs[-1] < (run.train.steps + 1) * step
     assert (runs["ceiling"].reward.ceiling, runs["ceiling"].reward.tar_normalisation) == (0.8, "normalised")
     assert runs["pessimism"].reward.pessimism > 0
     assert made.evaluation.scales

@@ -68,7 +68,7 @@ def test_runs_get_the_same_budget_whatever_their_batch(tmp_path: Path) -> None:
         ("space.variant={a: {method.name: ppo}}", "'ppo' is not a method; allowed: instructvideo"),
         ("space.variant={a: {method.tau: 2}}", "method.tau = 2"),
         ("space.variant={a: {config: nothing}}", "config 'nothing' is neither a file nor a shipped description"),
-        ("unit=minutes", "unit = 'minutes': input should be 'steps', 'seconds' or 'videos'"),
+        ("unit=minutes", "unit = 'minutes': input should be 'steps', 'seconds', 'videos' or 'tflops'"),
         ("space.seed=[0, 0]", "0 stands in the list twice"),
         ("space.seed=[a]", "seed = 'a'"),
     ],
