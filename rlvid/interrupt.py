@@ -28,6 +28,9 @@ SECONDS_TO_END = 30.0
 ``postpone_end`` adds to it.
 """
 
+spared = set[int]()
+"""Children that ``end_at_once`` leaves alone, because they end with this process and have to clean up."""
+
 _received: int | None = None
 _kept: str | None = None
 _at = 0.0
@@ -167,6 +170,6 @@ def end_at_once(number: int) -> None:
             os.write(2, f"ended at once; continue: {command()}\n".encode(errors="replace"))
     for path in Path("/proc/self/task").glob("*/children"):
         with contextlib.suppress(OSError):
-            for pid in path.read_text(encoding="ascii").split():
-                os.kill(int(pid), signal.SIGKILL)
+            for pid in {*map(int, path.read_text(encoding="ascii").split())} - spared:
+                os.kill(pid, signal.SIGKILL)
     os._exit(128 + number)

@@ -1,8 +1,10 @@
 """What every test stands on: the environment, a seed, tiers by folder, and one local Ray cluster."""
 
+import math
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,8 +39,9 @@ if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)) > 1:  # threads that wait
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option of `make equivalence`."""
+    """Add the options of `make equivalence` and of CI."""
     parser.addoption("--equivalence", action="store_true", help="also the methods that other runs of the tests omit")
+    parser.addoption("--until", type=float, default=math.inf, help="skip tests that would start after this Unix time")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -62,6 +65,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(folder)
         if item.get_closest_marker("gpu") and not _has_cuda():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test that comes too late, before its fixtures start anything."""
+    if time.time() > item.config.getoption("--until"):
+        pytest.skip("no time left (--until)")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -1,5 +1,6 @@
 """The description of a sweep: YAML plus ``key=value`` overrides, validated before anything starts."""
 
+import math
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -189,23 +190,33 @@ class Sweep(Section):
         return "TFLOPs" if self.unit == "tflops" else self.unit
 
     def budget(self, run: RunConfig, rung: int) -> dict[str, Any]:
-        """Keys of ``train`` with which a run ends at a rung."""
+        """Returns the keys of ``train`` with which a run ends at a rung.
+
+        Raises:
+            ValueError: ``unit`` is ``tflops``, and the rung does not pay for one step.
+        """
         if self.unit == "seconds":
             return {"steps": _ENDLESS, "max_seconds": float(rung)}
         if self.unit == "tflops":
-            step: float = self._tflops(run)
+            step = self._tflops(run)
+            if step > rung:
+                raise ValueError(
+                    f"rungs = {self.rungs}: a step takes {step:.3g} TFLOPs; allowed: from {math.ceil(step)} on"
+                )
         else:
             step = run.train.batch_size * getattr(run.method, "repeats", 1) if self.unit == "videos" else 1
         return {"steps": max(1, int(rung // step)), "max_seconds": None}
 
     def _tflops(self, run: RunConfig) -> float:
-        """TFLOPs of a training step, counted once for all runs that differ in nothing that a step costs."""
-        from rlvid.plan.plan import make_plan
+        """Returns the TFLOPs of a training step, counted once for runs whose steps cost the same."""
+        from rlvid.plan.plan import flops_of_step
 
-        key = run.model_copy(update={"name": "", "seed": 0, "train": run.train.model_copy(update={"steps": 1})})
+        train = run.train.model_copy(update={"steps": 1, "max_seconds": None})
+        free = {name: type(getattr(run, name))() for name in ("optimizer", "output", "guard")}
+        key = run.model_copy(update={"name": "", "seed": 0, "train": train, **free})
         dumped = key.model_dump_json()
         if dumped not in self._counted:
-            self._counted[dumped] = make_plan(key).flops_per_step / 1e12
+            self._counted[dumped] = flops_of_step(key) / 1e12
         return self._counted[dumped]
 
     def to_train(self, settings: dict[str, Any], name: str) -> RunConfig:

@@ -67,7 +67,9 @@ def trained(arguments: list[str], run: Path, slow: float = 0.0) -> dict[str, flo
     program = ["jobs.benchmark.slow_feed", str(slow)] if slow else ["rlvid", "train"]
     began = time.time()
     command = [sys.executable, "-m", *program, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "1000"})
+    # Forks would count the pages that they share as their own memory.
+    environment = os.environ | {"COLUMNS": "1000", "RLVID_FORK_WORKERS": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise ValueError(f"the training failed: {' '.join((done.stdout + done.stderr).split())[-2000:]}")
     lines = [line for line in done.stdout.splitlines() if "slower than training" in line]

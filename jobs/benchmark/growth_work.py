@@ -5,6 +5,7 @@ that what is measured is the growth of everything around them.
 """
 
 import gc
+import os
 import random
 import time
 from argparse import Namespace
@@ -93,6 +94,7 @@ def clips(size: int, folder: Path, watch: Watch) -> None:
     from rlvid.data.training_set import TrainingSet
 
     place = tiny_clips(folder, size)
+    os.environ["RLVID_FORK_WORKERS"] = "0"  # forks would count the pages that they share as their own memory
     start_ray("local")
     try:
         reader, began = ray.remote(num_cpus=1)(read_shares).remote, time.perf_counter()

@@ -148,7 +148,10 @@ class Stopwatch:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Returns the peak memory in bytes: of tensors on a GPU, else of this process; 0 where it is unknown."""
+    """Returns the peak memory in bytes: of tensors on a GPU, else of this process; 0 where it is unknown.
+
+    A process that was forked counts the pages that it shares with its parent, such as imported libraries.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")

@@ -59,6 +59,7 @@ def start_ray(address: str | None = None) -> None:
         with _silent_stderr(), starting_ray():
             ray.init(address=target, log_to_driver=False, logging_level="ERROR", **local)
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        fork_server.end()
         raise connection_error(target, error) from error
 
 

@@ -2,15 +2,15 @@
 
 The imports of a worker (torch, diffusers, transformers, peft, DeepSpeed) take several CPU seconds, and one training
 starts about ten workers. The fork server imports them once, and every worker is a fork of it. Ray runs
-``forked_worker.py`` in place of Python (``py_executable`` of the runtime environment), which passes its arguments,
-environment, folder and streams to the server through a Unix socket, and ends when the fork ends.
+``forked_worker.py`` in place of Python (``py_executable`` of the runtime environment). This client passes its
+arguments, environment, folder, streams and limits to the server through a Unix socket, and ends after the fork.
 
-A worker starts without a fork if no server answers, or if its environment differs in a variable that a library may
-read while it is imported. The server ends with the process that started it, whose pipe it reads. Machines with GPUs do
-not use it, because a fork must not inherit a CUDA context.
+A worker starts without a fork if no server answers, or if its environment differs from the server's in any variable but
+``FREE`` and Ray's own. The server ends with the process that started it, whose pipe it reads. Machines with GPUs do not
+use it, because a fork must not inherit a CUDA context.
 
-Protocol: the client sends its three streams with one line of JSON, ``{"arguments", "environment", "folder",
-"niceness"}``. The server answers ``FORKED`` or ``PLAIN``. The fork keeps the connection open until it ends.
+Protocol: the client sends its three streams with one line of JSON (``Request``). The server answers ``PLAIN``, or the
+fork answers ``FORKED``; the client confirms with one byte. The fork keeps the connection open until it ends.
 """
 
 import atexit
@@ -18,6 +18,7 @@ import gc
 import importlib
 import json
 import os
+import resource
 import runpy
 import select
 import shlex
@@ -27,10 +28,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
+
+from rlvid import interrupt
 
 FORKED, PLAIN = b"F", b"P"
 MODULES = (
@@ -41,51 +45,74 @@ MODULES = (
     "transformers.models.clip.modeling_clip", "transformers.models.umt5.modeling_umt5",
     "peft", "open_clip", "deepspeed", "av", "pydantic", "rich.progress", "jsonschema", "matplotlib.pyplot",
 )  # fmt: skip
-"""Libraries that take long to import, and that most workers need. Ray is none: its C++ part reads a worker's variables
-while it is imported."""
+"""Libraries that take long to import, and that most workers need. Ray is not among them, because its C++ part reads the
+variables of a worker during the import."""
 FREE = ("OMP_NUM_THREADS", "DS_ACCELERATOR", "PWD", "OLDPWD", "SHLVL", "_", "SPT_NOENV", "PL_DISABLE_FORK")
-"""Variables in which a worker may differ from the server, beside Ray's own (``RAY_*``): a fork imports Ray itself."""
+"""Variables in which a worker may differ from the server, beside ``RAY_*``. A fork gives OMP_NUM_THREADS to torch.
+DS_ACCELERATOR is ``cpu`` without a GPU; a shell, Ray's setproctitle and Ray Tune set the others."""
 SOCKET_BYTES = 107
 """Largest number of bytes in the path of a Unix socket."""
-_GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
-_REQUEST_S = 10.0  # how long a client may take to send its request
+_GPUS = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/nvmap", "/dev/kfd", "/dev/dxg")
+_REQUEST_S = 10.0  # how long a client may take to send its request, or to confirm
 _WAITING = 256  # clients that may wait for the imports
 
 
 def possible(folder: str) -> bool:
     """Returns whether this machine's workers may be forks of a server with its socket below a folder."""
-    wanted = os.environ.get("RLVID_FORK_WORKERS", "1") != "0"
+    # Under `uv run`, Ray names a Python of its own.
+    wanted = os.environ.get("RLVID_FORK_WORKERS", "1") != "0" and "UV_RUN_RECURSION_DEPTH" not in os.environ
     short = len(os.fsencode(_socket(Path(folder, "rlvid-12345678")))) <= SOCKET_BYTES
     return wanted and short and sys.platform == "linux" and not any(Path(device).exists() for device in _GPUS)
 
 
 def start(folder: str) -> str:
-    """Starts a server, which imports while Ray starts, and ends it at the end of this process.
+    """Starts the server, which imports while Ray starts; ends an earlier one of this process.
 
     Args:
-        folder: the server makes one of its own below it.
+        folder: the server makes one of its own below it, which nobody else may enter.
 
     Returns:
         The command that Ray runs in place of Python.
     """
+    end()
     path, nowhere = _socket(Path(tempfile.mkdtemp(prefix="rlvid-", dir=folder))), subprocess.DEVNULL
     server = subprocess.Popen(
         [sys.executable, "-P", "-m", __name__, path],
         stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere,
         env={"DS_ACCELERATOR": "cpu"} | dict(os.environ), start_new_session=True,
     )  # fmt: skip
-    atexit.register(_end, server, Path(path).parent)
+    _running.append((server, Path(path).parent))
+    interrupt.spared.add(server.pid)  # it ends by itself, and deletes its folder
     return shlex.join([sys.executable, "-I", "-S", str(Path(__file__).with_name("forked_worker.py")), path])
+
+
+_running: list[tuple[subprocess.Popen[bytes], Path]] = []  # at most one
+
+
+@atexit.register
+def end() -> None:
+    """Ends the server of this process, if there is one; its forks go on."""
+    while _running:
+        server, folder = _running.pop()
+        interrupt.spared.discard(server.pid)
+        server.kill()
+        server.communicate()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _socket(folder: Path) -> str:
     return str(folder / "forks")
 
 
-def _end(server: subprocess.Popen[bytes], folder: Path) -> None:
-    server.kill()
-    server.communicate()
-    shutil.rmtree(folder, ignore_errors=True)
+class Request(TypedDict):
+    """What a client sends."""
+
+    arguments: list[str]
+    environment: dict[str, str]
+    folder: str
+    niceness: int
+    open_files: tuple[int, int]
+    oom_score_adj: str
 
 
 def main(path: str, modules: Sequence[str] = MODULES) -> None:
@@ -95,6 +122,7 @@ def main(path: str, modules: Sequence[str] = MODULES) -> None:
         path: of the socket, in a folder of its own, which is deleted at the end.
         modules: imported before the first fork.
     """
+    warnings.filterwarnings("ignore", category=DeprecationWarning)  # of forks beside an allocator's thread
     request = _serve(path, modules)
     if request is not None:
         _become(request)
@@ -102,18 +130,20 @@ def main(path: str, modules: Sequence[str] = MODULES) -> None:
         shutil.rmtree(Path(path).parent, ignore_errors=True)
 
 
-def _serve(path: str, modules: Sequence[str]) -> dict[str, Any] | None:
+def _serve(path: str, modules: Sequence[str]) -> Request | None:
     """Forks a process for each client until stdin ends; returns None then, and in a fork its request."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for forks
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen(_WAITING)
         before = dict(os.environ)  # imports add variables of their own, which a fork keeps
         for name in modules:
-            with suppress(ImportError):  # a worker that needs it will say so
+            with suppress(ImportError, OSError, RuntimeError):  # a worker that needs it will say so
                 importlib.import_module(name)
+        sys.stdout.flush()
+        sys.stderr.flush()
         gc.collect()
         gc.freeze()  # a fork's collector leaves these objects, and so their pages, alone
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for forks
         while True:
             ready, _, _ = select.select([listener, sys.stdin], [], [])
             if sys.stdin in ready:
@@ -121,31 +151,49 @@ def _serve(path: str, modules: Sequence[str]) -> dict[str, Any] | None:
             with suppress(OSError, ValueError, KeyError):
                 request = _answered(listener.accept()[0], before)
                 if request is not None:
-                    for name in before:
-                        os.environ.pop(name, None)
-                    os.environ.update(request["environment"])
                     return request
 
 
-def _answered(client: socket.socket, environment: Mapping[str, str]) -> dict[str, Any] | None:
-    """Answers a client; returns its request in the fork, with the client's streams, else None."""
+def _answered(client: socket.socket, environment: Mapping[str, str]) -> Request | None:
+    """Answers a client; returns its request in the fork, which has its streams and environment, else None."""
     with client:
         client.settimeout(_REQUEST_S)
         _, streams, _, _ = socket.recv_fds(client, 1, 3)
         try:
             with client.makefile("rb") as lines:
-                request: dict[str, Any] = json.loads(lines.readline())
-            forks = may_fork(request["environment"], environment)
-            client.sendall(FORKED if forks else PLAIN)
-            if forks and os.fork() == 0:
-                client.detach()  # open until this process ends
+                request: Request = json.loads(lines.readline())
+            if not may_fork(request["environment"], environment):
+                client.sendall(PLAIN)
+            elif _fork(client) == 0:
                 for number, stream in enumerate(streams):
                     os.dup2(stream, number)
+                for name in environment:
+                    os.environ.pop(name, None)
+                os.environ.update(request["environment"])
                 return request
         finally:
             for stream in streams:
                 os.close(stream)
     return None
+
+
+def _fork(client: socket.socket) -> int:
+    """Forks, and returns in the fork once the client knows of it; a fork that nobody waits for ends."""
+    try:
+        pid = os.fork()
+    except OSError:  # no more processes, or no memory
+        client.sendall(PLAIN)
+        return -1
+    if pid == 0:
+        try:
+            client.sendall(FORKED)
+            confirmed = client.recv(1)
+        except OSError:
+            confirmed = b""
+        if not confirmed:
+            os._exit(1)
+        client.detach()  # open until this process ends
+    return pid
 
 
 def may_fork(wanted: Mapping[str, str], have: Mapping[str, str]) -> bool:
@@ -154,15 +202,19 @@ def may_fork(wanted: Mapping[str, str], have: Mapping[str, str]) -> bool:
     return all(name in FREE or name.startswith("RAY_") for name in different)
 
 
-def _become(request: dict[str, Any]) -> None:
+def _become(request: Request) -> None:
     """Runs the script of a request in this fork, as a new interpreter would."""
     import numpy
 
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    os.setpgid(0, 0)  # Ray ends a worker's group with the worker
+    os.setpgid(0, 0)  # Ray ends the group of a worker with the worker
     os.nice(max(0, request["niceness"] - os.nice(0)))
     os.chdir(request["folder"])
-    numpy.random.seed()  # a new process has numbers of its own; `random` sees to it itself
+    with suppress(OSError, ValueError):  # lower limits than these may be fixed
+        resource.setrlimit(resource.RLIMIT_NOFILE, request["open_files"])
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(request["oom_score_adj"], encoding="ascii")
+    numpy.random.seed()  # a new process has other random numbers; Python's `random` does this by itself
     _follow_threads()
     sys.argv = request["arguments"]
     sys.path.insert(0, str(Path(sys.argv[0]).parent))
@@ -170,13 +222,14 @@ def _become(request: dict[str, Any]) -> None:
 
 
 def _follow_threads() -> None:
-    """Sets torch's threads to OMP_NUM_THREADS, which OpenMP read long ago, also where Ray sets it for a task."""
+    """Gives OMP_NUM_THREADS to torch, which has read it in the server, also where Ray sets it for a task."""
     import ray._private.utils
     import torch
 
     def set_threads() -> None:
-        if threads := os.environ.get("OMP_NUM_THREADS", ""):
-            torch.set_num_threads(int(threads))
+        first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # OpenMP allows a number for each level
+        if first.isdecimal() and int(first) > 0:
+            torch.set_num_threads(int(first))
 
     set_if_unset = ray._private.utils.set_omp_num_threads_if_unset
 

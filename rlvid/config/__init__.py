@@ -153,6 +153,11 @@ class RunConfig(Section):
         return [NamedReward(name=name) for name in judges if (name, None) not in known]
 
     @property
+    def guard_blends(self) -> bool:
+        """Whether the guard interpolates all weights between the base model and a checkpoint."""
+        return self.model.finetune == "full" and self.guard.scales != [1.0]
+
+    @property
     def eta(self) -> float:
         """Strength of the noise that steps add in training."""
         return self.method.eta if self.sampling.eta is None else self.sampling.eta

@@ -59,8 +59,7 @@ class Plan:
     @property
     def guard_host(self) -> int:
         """Bytes of main memory for the base's weights, which the guard blends with a checkpoint of all weights."""
-        blends = self.config.model.finetune == "full" and self.config.guard.scales != [1.0]
-        return self.parts.denoiser.weights if self.guard and blends else 0
+        return self.parts.denoiser.weights if self.guard and self.config.guard_blends else 0
 
     @property
     def flops_per_step(self) -> float:
@@ -133,6 +132,13 @@ def make_plan(config: RunConfig) -> Plan:
         text_flops=parts.text_encoder.cost.flops,
         guard=guard_memory(parts, config),
     )
+
+
+def flops_of_step(config: RunConfig) -> float:
+    """Returns the FLOPs of a batch over all workers, which is ``Plan.flops_per_step`` without the rest of a plan."""
+    check_chain(config)
+    counts = count(config, resolved_shape(config.model).frames)
+    return sum(flops_by_stage(outline_parts(config), counts, config).values()) * config.train.batch_size
 
 
 def flops_by_stage(parts: Parts, counts: Counts, config: RunConfig) -> dict[str, float]:

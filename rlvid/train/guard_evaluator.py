@@ -65,7 +65,7 @@ class GuardEvaluator:
             seed=self.config.seed, guidance=sampling.guidance, final=sampling.final_level,
         )  # fmt: skip
         self.metrics, self.fresh, self._base = (*METRICS, *scorer.further, DISTANCE), True, None
-        if self.config.model.finetune == "full" and guard.scales != [1.0]:
+        if self.config.guard_blends:
             self._base = {name: tensor.cpu().clone() for name, tensor in self.denoiser.state_dict().items()}
 
     def evaluate(self, folder: str | None, scale: float = 1.0) -> dict[str, list[float]]:

@@ -15,6 +15,7 @@ from rlvid.config import RunConfig
 from rlvid.config.methods import METHODS
 from rlvid.evaluate.results.rows import METRICS
 from rlvid.metric_names import MAIN
+from rlvid.plan.plan import make_plan
 from tuning.comparison import by_seed, differences, table
 from tuning.description import Evaluation, Sweep
 from tuning.journal import Journal, Trial, read_scores, scores_path, write_scores
@@ -52,6 +53,14 @@ def test_runs_get_the_same_budget_whatever_their_batch(tmp_path: Path) -> None:
     assert first.train.steps * first.train.batch_size * first.method.repeats == 160
     assert second.train.steps * second.train.batch_size == 160
     assert made.budget(first, 80) == {"steps": 5, "max_seconds": None}
+    made = sweep(tmp_path, variant, "space.seed=[3]", "unit=tflops", "rungs=[1]")
+    first, second = (made.run(settings, "trial", 1) for settings in made.planned())
+    for run in (first, second):
+        step = make_plan(run).flops_per_step / 1e12
+        assert run.train.steps * step <= 1 < (run.train.steps + 1) * step
+    dear = sweep(tmp_path, "space.variant={a: {train.batch_size: 512}, b: {}}", "unit=tflops", "rungs=[2]")
+    with pytest.raises(ValueError, match=r"rungs = \[2\]: a step takes .* TFLOPs; allowed: from \d+ on"):
+        dear.planned()
     made = sweep(tmp_path, "rungs=[7]")
     run = made.run(made.planned()[0], "trial", 7)
     assert run.train.max_seconds == 7
