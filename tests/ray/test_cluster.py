@@ -219,6 +219,7 @@ def check_traces(run: Path) -> None:
     assert set(read_archive(run / "archive", ["rank"])["rank"].to_pylist()) == {0, 1}
 
 
+@pytest.mark.slow
 def test_a_stopped_job_resumes_on_machines_that_have_nothing_to_the_same_adapter(
     cluster: Cluster, whole: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
