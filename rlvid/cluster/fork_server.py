@@ -144,6 +144,7 @@ def _serve(path: str, modules: Sequence[str]) -> Request | None:
         gc.collect()
         gc.freeze()  # a fork's collector leaves these objects, and so their pages, alone
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for forks
+        own = os.getpid()
         while True:
             ready, _, _ = select.select([listener, sys.stdin], [], [])
             if sys.stdin in ready:
@@ -152,6 +153,8 @@ def _serve(path: str, modules: Sequence[str]) -> Request | None:
                 request = _answered(listener.accept()[0], before)
                 if request is not None:
                     return request
+            if os.getpid() != own:  # a fork that failed: there is one server
+                os._exit(1)
 
 
 def _answered(client: socket.socket, environment: Mapping[str, str]) -> Request | None:
