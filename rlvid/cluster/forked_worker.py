@@ -9,6 +9,7 @@ import os
 import resource
 import socket
 import sys
+from contextlib import suppress
 
 _ANSWER_S = 120.0  # the server may still import
 _OOM = "/proc/self/oom_score_adj"
@@ -17,7 +18,8 @@ _OOM = "/proc/self/oom_score_adj"
 def main() -> None:
     """Runs SCRIPT with ARGUMENTS in a fork of the server, or else in this process."""
     path, *arguments = sys.argv[1:]
-    with open(_OOM, encoding="ascii") as file:
+    oom_score_adj = "0"
+    with suppress(OSError), open(_OOM, encoding="ascii") as file:
         oom_score_adj = file.read()
     request = {
         "arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd(), "niceness": os.nice(0),
@@ -36,7 +38,7 @@ def main() -> None:
         forked = False  # there is no server, or it ended: no fork begins without the confirmation
     if not forked:
         os.execv(_python(), [_python(), *arguments])
-    with open(_OOM, "w", encoding="ascii") as file:
+    with suppress(OSError), open(_OOM, "w", encoding="ascii") as file:
         file.write("0")  # the fork has the score that Ray gave this process
     server.settimeout(None)
     server.recv(1)  # nothing is sent: the connection ends with the fork
