@@ -208,4 +208,5 @@ def ray_cluster() -> Iterator[Any]:
             yield context
         finally:
             ray.shutdown()  # never `ray stop`: it would end every instance on the machine
+            fork_server.end()
             shutil.rmtree(temp_dir, ignore_errors=True)

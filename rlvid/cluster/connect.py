@@ -10,7 +10,6 @@ from typing import Any
 
 from rlvid.cluster import fork_server
 from rlvid.cluster.address import connection_error, reach
-from rlvid.cluster.fork_server import SOCKET_BYTES
 from rlvid.cluster.token import make_own_token
 from rlvid.interrupt import starting_ray
 
@@ -84,14 +83,14 @@ def session_folder() -> str:
 def session_room() -> int:
     """Returns how many bytes longer the path of ``session_folder`` may be; below 0 if it is too long for a socket."""
     below = f"/ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
-    return SOCKET_BYTES - len(os.fsencode(session_folder())) - len(below)
+    return fork_server.SOCKET_BYTES - len(os.fsencode(session_folder())) - len(below)
 
 
 def check_session_folder() -> None:
     """Raises ValueError where the Ray of this machine could not keep its sockets and logs, which it waits for long."""
     folder, why = session_folder(), None
     if session_room() < 0:
-        why = f"it is too long for a socket, whose path ends at {SOCKET_BYTES} bytes"
+        why = f"it is too long for a socket, whose path ends at {fork_server.SOCKET_BYTES} bytes"
     try:
         Path(folder, "ray").mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=Path(folder, "ray")) as file:

@@ -3,7 +3,7 @@
 The imports of a worker (torch, diffusers, transformers, peft, DeepSpeed) take several CPU seconds, and one training
 starts about ten workers. The fork server imports them once, and every worker is a fork of it. Ray runs
 ``forked_worker.py`` in place of Python (``py_executable`` of the runtime environment). This client passes its
-arguments, environment, folder, streams and limits to the server through a Unix socket, and ends after the fork.
+arguments, environment, folder, streams and limits to the server through a Unix socket, and ends with the fork.
 
 A worker starts without a fork if no server answers, or if its environment differs from the server's in any variable but
 ``FREE`` and Ray's own. The server ends with the process that started it, whose pipe it reads. Machines with GPUs do not
@@ -55,6 +55,7 @@ SOCKET_BYTES = 107
 _GPUS = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/nvmap", "/dev/kfd", "/dev/dxg")
 _REQUEST_S = 10.0  # how long a client may take to send its request, or to confirm
 _WAITING = 256  # clients that may wait for the imports
+_running: list[tuple[subprocess.Popen[bytes], Path]] = []  # the server of this process and its folder: at most one
 
 
 def possible(folder: str) -> bool:
@@ -84,9 +85,6 @@ def start(folder: str) -> str:
     _running.append((server, Path(path).parent))
     interrupt.spared.add(server.pid)  # it ends by itself, and deletes its folder
     return shlex.join([sys.executable, "-I", "-S", str(Path(__file__).with_name("forked_worker.py")), path])
-
-
-_running: list[tuple[subprocess.Popen[bytes], Path]] = []  # at most one
 
 
 @atexit.register
