@@ -111,11 +111,12 @@ JUDGES = (
 )
 """To judge with; fitted after the last round."""
 _FEW = "sampling.steps=10"
+_PAPER = "method.denoising=0"
 TUNINGS = (
     TuningPlan("draft", "toy-draft", "reward", 14, ("optimizer.lr=0.032",), (0.5, 1.0, 2.0)),
     TuningPlan("alignprop", "toy-alignprop", "video", 16, scales=(1.0, 2.0)),
-    TuningPlan("instructvideo", "toy", "reward", 40, (_FEW, "optimizer.lr=8e-3")),
-    TuningPlan("instructvideo-video", "toy", "video", 40, (_FEW, "optimizer.lr=8e-3"), (0.5, 1.0)),
+    TuningPlan("instructvideo", "toy", "reward", 40, (_FEW, _PAPER, "optimizer.lr=8e-3")),
+    TuningPlan("instructvideo-video", "toy", "video", 40, (_FEW, _PAPER, "optimizer.lr=8e-3"), (0.5, 1.0)),
     TuningPlan("rwr", "toy-rwr", "video", 8, (_FEW,)),
     TuningPlan("raft-fast", "toy-raft", "reward", 6, (_FEW, "optimizer.lr=4e-3")),
     TuningPlan("ddpo", "toy-ddpo", "video", 12, (_FEW,)),
