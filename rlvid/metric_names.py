@@ -4,6 +4,7 @@ The formats of an interval, of a mean with its deviation, and of the best value 
 """
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -144,6 +145,7 @@ KNOWN = {
             "oracle",
         ),
         Metric("oracle_fidelity", "Oracle fidelity", tabled=False),
+        Metric("gain", "Least gain", digits=2, tabled=False),
         Metric("distance", "Distance from the base", higher_is_better=None, tabled=False),
         Metric("data/lost", "Lost samples", digits=0, higher_is_better=False, tabled=False),
         Metric("decode/gradient_share", "Share of the decoder's gradient", tabled=False),
@@ -171,6 +173,11 @@ def metric_of(key: str) -> Metric:
     if key.startswith(REWARD_PREFIX):
         return Metric(key, f"Reward {key.removeprefix(REWARD_PREFIX)}", spread=True)
     return Metric(key, key.replace("_", " ").capitalize(), higher_is_better=None, tabled=False)
+
+
+def metric_key(label: str) -> str:
+    """Returns the key of a further reward's metric, ``reward_NAME``."""
+    return REWARD_PREFIX + re.sub(r"\W+", "_", label)
 
 
 def main_metrics(keys: Iterable[str]) -> list[str]:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from rlvid.evaluate.tables.table import Cell, Grid
-from rlvid.metric_names import MAIN, metric_of
+from rlvid.metric_names import MAIN, REWARD_PREFIX, metric_of
 from rlvid.plots.curves import AXES, png_page
 from rlvid.plots.style import RULE, legend_label, styles_of
 from rlvid.stats import mean_interval, welch
-from tuning.description import Sweep
+from tuning.description import GAIN, Sweep
 from tuning.outcomes import Outcome
 from tuning.space import VARIANT, shown
 
@@ -49,8 +49,8 @@ def table(base: dict[str, Any], results: dict[str, list[list[dict[str, Any]]]]) 
         seconds, videos, std = (statistics.mean(values) for values in zip(*map(_cost, ends), strict=True))
         cells = []
         for metric in known:
-            mean, half = mean_interval([end["mean"][metric] for end in ends])
-            cells.append(Cell(metric_of(metric).mean(mean, half), mean - half > base["mean"][metric]))
+            mean, half = mean_interval([_value(end, metric) for end in ends])
+            cells.append(Cell(metric_of(metric).mean(mean, half), mean - half > _value(base, metric)))
         costs = metric_of("seconds").number(seconds), f"{videos:.0f}"
         rows.append([name, *costs, *cells, metric_of("reward").number(std)])
     heads = ["Settings", "Seconds", "Videos", *(metric_of(metric).name for metric in known), "Std of rewards"]
@@ -71,7 +71,7 @@ def differences(results: dict[str, list[list[dict[str, Any]]]]) -> str:
     for name, found in others:
         cells = []
         for metric in known:
-            values, wanted = ([end["mean"][metric] for end in each] for each in (found, reference))
+            values, wanted = ([_value(end, metric) for end in each] for each in (found, reference))
             difference, half = statistics.mean(values) - statistics.mean(wanted), welch(values, wanted)
             text = metric_of(metric).number(difference, "+") + metric_of(metric).margin(half)
             cells.append(Cell(text, abs(difference) > half))
@@ -80,9 +80,12 @@ def differences(results: dict[str, list[list[dict[str, Any]]]]) -> str:
 
 
 def _measured(ends: list[dict[str, Any]]) -> list[str]:
-    """Returns the main metrics that have values; CLIPSIM only where it differs from the held-out reward as shown."""
-    known = [metric for metric in MAIN if any(math.isfinite(end["mean"][metric]) for end in ends)]
-    shown = [[metric_of(metric).number(end["mean"][metric]) for end in ends] for metric in ("clipsim", "held_out")]
+    """Returns the main metrics and further rewards with values; CLIPSIM where it differs from the held-out reward."""
+    rewards = [metric for metric in ends[0]["mean"] if metric.startswith(REWARD_PREFIX)]
+    after = MAIN.index("held_out") + 1
+    wanted = [*MAIN[:after], *rewards, GAIN, *MAIN[after:]]
+    known = [metric for metric in wanted if any(math.isfinite(_value(end, metric)) for end in ends)]
+    shown = [[metric_of(metric).number(_value(end, metric)) for end in ends] for metric in ("clipsim", "held_out")]
     if "clipsim" in known and shown[0] == shown[1]:
         known.remove("clipsim")
     return known
@@ -120,4 +123,5 @@ def draw(base: dict[str, Any], results: dict[str, list[list[dict[str, Any]]]], p
 
 
 def _value(point: dict[str, Any], name: str) -> float:
-    return float(point[name] if name in point else point["mean"][name])
+    """Returns a cost or the mean of a metric; NaN where it was not measured."""
+    return float(point[name] if name in point else point["mean"].get(name, math.nan))

@@ -14,6 +14,7 @@ from rlvid.config.reward import absolute
 from rlvid.config.section import Section
 from rlvid.config.train import MADE
 from rlvid.data.prompts import has_prompts, resolve_prompts
+from rlvid.metric_names import REWARD_PREFIX, metric_key
 from rlvid.models.folders import movable
 from rlvid.storage import place_of
 from rlvid.world.captions import PROMPT_SETS
@@ -21,12 +22,15 @@ from tuning.space import MAX_TRIALS, VARIANT, Dimension, draw, grid, parse_space
 
 COST = "seconds"
 """The objective that is not a metric of videos: seconds of training steps."""
+GAIN = "gain"
+"""The objective that is the guard's gain: the least one over the base model in a held-out reward."""
 METRICS = (
     "reward", "held_out", "clipsim", "consistency", "consistency_all_pairs", "consistency_vbench", "motion",
     "flickering",
 )  # fmt: skip
-"""Metrics of videos that may be objectives (``rlvid.evaluate.metrics``); more is better in each. The oracle of the
-built-in world is none of them: nothing may be chosen by it. Tables show it all the same."""
+"""Metrics of videos that may be objectives (``rlvid.evaluate.metrics``), beside ``reward_NAME`` of the base's guard;
+more is better in each. The oracle of the built-in world is none of them: nothing may be chosen by it. Tables show it
+all the same."""
 
 _RESERVED = {
     "name": "each trial has a name of its own",
@@ -90,8 +94,11 @@ class Sweep(Section):
         if not rungs or rungs[0] < 1 or any(b <= a for a, b in pairwise(rungs)):
             raise ValueError(f"rungs = {rungs}; expected ascending whole numbers from 1, such as [4, 12]")
         for one in [*self.objectives, self.metric]:
-            if one not in (*METRICS, COST):
-                raise ValueError(f"objective {one!r} is none; allowed: {', '.join((*METRICS, COST))}")
+            if one not in (*METRICS, GAIN, COST) and not one.startswith(REWARD_PREFIX):
+                raise ValueError(
+                    f"objective {one!r} is none; allowed: {', '.join((*METRICS, GAIN, COST))}, and "
+                    f"{REWARD_PREFIX}NAME for a reward of the base's guard"
+                )
         if self.metric == COST or self.metric not in self.objectives:
             raise ValueError(f"metric = {self.metric!r}; allowed: one of objectives, and not {COST}")
         if self.trials is None and self.algorithm != "grid":
@@ -256,6 +263,13 @@ class Sweep(Section):
                 "objective held_out: the base has reward.held_out = null; set reward.held_out=... (and its path), or "
                 "leave it out of objectives and metric"
             )
+        judges = [metric_key(each.label) for each in base.guard_rewards]
+        for one in self.objectives:
+            if one.startswith(REWARD_PREFIX) and one not in judges:
+                raise ValueError(
+                    f"objective {one}: no reward of the base's guard; allowed: {', '.join(judges) or 'none'}; "
+                    "leave it out of objectives and metric, or name the reward in guard.rewards"
+                )
         if self.algorithm == "grid":
             made = grid(dimensions, self.trials)
         else:

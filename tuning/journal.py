@@ -26,6 +26,8 @@ from pydantic import BaseModel, ConfigDict
 from rlvid.files import damaged, write_atomic
 from tuning.space import VARIANT
 
+BASE = "base.json"
+"""The file of the base model's scores."""
 GOES_ON, STOPPED, FINISHED = "goes on", "stopped early", "finished"
 INVALID = "no valid run"
 ENDS = (STOPPED, FINISHED, INVALID)

@@ -7,9 +7,9 @@ from typing import Any
 from rlvid.evaluate.results.summary import Comparison, compare
 from rlvid.metric_names import metric_of
 from rlvid.stats import pareto_front
-from tuning.description import COST, Sweep
+from tuning.description import COST, GAIN, Sweep
 from tuning.journal import Journal, Trial, read_scores, scores_path
-from tuning.measure import rows_of
+from tuning.measure import least, rows_of
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Outcome:
         scores = self.scores.get(step if step is not None else self.step or -1)
         if scores is None:
             return math.nan
-        return float(scores[COST] if objective == COST else scores["mean"][objective])
+        return float(scores[COST] if objective == COST else scores["mean"].get(objective, math.nan))
 
 
 def collect(sweep: Sweep, journal: Journal) -> list[Outcome]:
@@ -69,8 +69,18 @@ def columns(sweep: Sweep, outcomes: list[Outcome]) -> list[str]:
 
 
 def difference(one: Outcome, other: dict[str, Any] | None, metric: str) -> Comparison | None:
-    """Returns a trial's gain in a metric over other scores, video by video, with its 95 % bootstrap interval."""
+    """Returns a trial's gain in a metric over other scores, video by video, with its 95 % bootstrap interval.
+
+    ``gain`` is no metric of videos: see ``compared_by``.
+    """
     if other is None or one.step is None:
         return None
     pairs = compare(rows_of(other), rows_of(one.scores[one.step]))
-    return next(each for each in pairs if each.metric == metric)
+    return next((each for each in pairs if each.metric == metric), None)
+
+
+def compared_by(sweep: Sweep, one: Outcome, base: dict[str, Any] | None) -> str:
+    """Returns the sweep's metric; where that is ``gain``, the held-out reward in which a trial gains least."""
+    if sweep.metric != GAIN or base is None or one.step is None:
+        return sweep.metric
+    return least(one.scores[one.step], base).metric.key

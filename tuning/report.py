@@ -15,7 +15,7 @@ from rlvid.metric_names import metric_of
 from tuning.comparison import by_seed, differences, draw, table
 from tuning.description import COST, Sweep
 from tuning.hparams import write_hparams
-from tuning.journal import Journal, read_scores
+from tuning.journal import BASE, Journal, read_scores
 from tuning.outcomes import Outcome, collect, columns, pareto, ranked
 from tuning.pictures import heat_map, parallel_coordinates
 from tuning.space import label, shown
@@ -34,7 +34,7 @@ def write_report(sweep: Sweep, journal: Journal) -> Path | None:
     order = ranked(sweep, outcomes)
     if not order:
         return None
-    base = read_scores(sweep.folder / "base.json")
+    base = read_scores(sweep.folder / BASE)
     parallel_coordinates(folder / "parallel.png", sweep, outcomes, order[0])
     pictures = ["parallel.png"]
     if heat_map(folder / "heatmap.png", sweep, outcomes, base):
@@ -64,11 +64,13 @@ def write_report(sweep: Sweep, journal: Journal) -> Path | None:
 
 def results_csv(sweep: Sweep, outcomes: list[Outcome]) -> str:
     """Returns a line a trial: its settings, how far it came and how it ended, and every metric there."""
-    lines: list[list[object]] = [["trial", *sweep.space, "step", "end", "pareto", "seconds", "videos", *ALL_METRICS]]
+    means = [scores["mean"] for one in outcomes for scores in one.scores.values()]
+    names = [*ALL_METRICS, *dict.fromkeys(name for mean in means for name in mean if name not in ALL_METRICS)]
+    lines: list[list[object]] = [["trial", *sweep.space, "step", "end", "pareto", "seconds", "videos", *names]]
     front = {one.trial.number for one in pareto(outcomes, sweep.objectives)}
     for one in outcomes:
         scores = one.scores.get(one.step or -1, {})
-        measured = [scores.get("mean", {}).get(metric, "") for metric in ALL_METRICS]
+        measured = [scores.get("mean", {}).get(metric, "") for metric in names]
         lines.append([
             one.trial.name, *(one.trial.settings[key] for key in sweep.space), one.step or 0, one.trial.end or "open",
             int(one.trial.number in front), scores.get(COST, ""), scores.get("videos", ""), *measured,
@@ -85,7 +87,7 @@ def results_table(sweep: Sweep, outcomes: list[Outcome], base: dict[str, Any] | 
 
     first = []
     if base is not None:
-        known = {COST: 0.0, **base["mean"]}
+        known = {name: math.nan for name in sweep.objectives} | {COST: 0.0, **base["mean"]}
         values = [metric_of(name).number(known[name]) for name in columns(sweep, outcomes)]
         first = [["base", *["" for _ in sweep.space], "0", "", *values]]
     return _grid(sweep, sorted(outcomes, key=key), columns(sweep, outcomes), first).markdown()

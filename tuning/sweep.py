@@ -27,7 +27,7 @@ from rlvid.files import held  # noqa: E402
 from rlvid.interrupt import kept  # noqa: E402
 from rlvid.terminal import console, run_command, say, shell, short  # noqa: E402
 from tuning.description import Sweep  # noqa: E402
-from tuning.journal import ENDS, Journal, read_scores, write_scores  # noqa: E402
+from tuning.journal import BASE, ENDS, Journal, read_scores, write_scores  # noqa: E402
 from tuning.load import load_sweep, split_source  # noqa: E402
 from tuning.resume import keep_description  # noqa: E402
 
@@ -151,17 +151,18 @@ def fit(sweep: Sweep, planned: list[dict[str, Any]], journal: Journal, proposals
     from ray import tune
 
     from rlvid.data.sources import training_set
-    from tuning.measure import job_of
+    from tuning.measure import add_gain, job_of
     from tuning.search import Judge
     from tuning.trial import measured, trainable
 
     job = job_of(sweep, use_gpu=check_room(sweep, planned))
     check_nodes(str(sweep.folder.parent), sweep.name)
     training_set(base, console)  # once for all trials
-    known = sweep.folder / "base.json"
+    known = sweep.folder / BASE
     scores = read_scores(known)
     if scores is None:
         scores = measured(job, None, 0)
+        scores = add_gain(scores, scores)
         write_scores(known, scores)
     values = ", ".join(f"{name} {scores['mean'][name]:.3f}" for name in sweep.objectives if name in scores["mean"])
     say(f"base model: {values}")

@@ -14,9 +14,10 @@ from rich.console import Console
 
 from rlvid.config import RunConfig
 from rlvid.files import held
-from tuning.description import COST, METRICS
-from tuning.journal import read_scores, scores_path, write_scores
-from tuning.measure import measure, work_here
+from rlvid.metric_names import REWARD_PREFIX
+from tuning.description import COST, GAIN, METRICS
+from tuning.journal import BASE, read_scores, scores_path, write_scores
+from tuning.measure import add_gain, measure, work_here
 
 _MEMORY = 300 * 2**20  # bytes of logical memory that a trial itself asks for; its CPU is for its workers
 _PATIENCE_S = 60  # how long the processes of a killed driver may take to end
@@ -36,13 +37,16 @@ def run_trial(config: dict[str, Any], job: dict[str, Any]) -> None:
     number, folder = int(config["trial"]), Path(job["base"]["output"]["storage"])
     work_here(job)
     try:
+        base = read_scores(folder / BASE)
+        if base is None:
+            raise ValueError(f"{folder / BASE} is missing; start the sweep again")
         for rung, budget in zip(job["rungs"], config["budgets"], strict=True):
             path = scores_path(folder, config["run"]["name"], rung)
             scores = read_scores(path)
             if scores is None:
                 ended = _train(folder, config["run"], budget)
                 at = budget["steps"] if budget["max_seconds"] is None else ended.last_step
-                scores = measured(job, ended.folder, at)
+                scores = add_gain(measured(job, ended.folder, at), base)
                 write_scores(path, scores)
             if rung not in config["judged"]:
                 tune.report({"trial": number, "step": rung, **objectives(scores)})
@@ -82,4 +86,5 @@ def measured(job: dict[str, Any], run: Path | None, step: int) -> dict[str, Any]
 
 def objectives(scores: dict[str, Any]) -> dict[str, float]:
     """Returns all possible objectives from scores."""
-    return {name: scores["mean"][name] for name in METRICS} | {COST: scores[COST]}
+    further = [name for name in scores["mean"] if name == GAIN or name.startswith(REWARD_PREFIX)]
+    return {name: scores["mean"][name] for name in (*METRICS, *further)} | {COST: scores[COST]}

@@ -11,13 +11,14 @@ from rlvid.models.video_shape import resolved_shape
 from rlvid.stats import MIN_PROMPTS
 from tuning.description import Sweep
 from tuning.journal import INVALID
-from tuning.outcomes import Outcome, difference
+from tuning.outcomes import Outcome, compared_by, difference
 from tuning.space import Dimension, label, shown
 
 
 def found(sweep: Sweep, outcomes: list[Outcome], order: list[Outcome], base: dict[str, Any] | None) -> list[str]:
     """Returns the findings as a list in Markdown: the best trial, its certainty, and the effect of each setting."""
     best, metric = order[0], metric_of(sweep.metric)
+    compared = metric_of(compared_by(sweep, best, base))
     settings = markdown_text(shown(best.trial.settings))
     ends = [one.trial.end for one in outcomes]
     invalid = f"{ends.count(INVALID)} were {INVALID}, " if INVALID in ends else ""
@@ -28,18 +29,18 @@ def found(sweep: Sweep, outcomes: list[Outcome], order: list[Outcome], base: dic
         f"- **Best by {metric.spoken}: {best.trial.name}, {settings}**, with "
         f"{metric.number(best.value(sweep.metric))} after {best.step} {sweep.unit_name}.",
     ]
-    if base is not None and (gain := difference(best, base, sweep.metric)):
+    if base is not None and (gain := difference(best, base, compared.key)):
         lines.append(
-            f"- The base has {metric.number(base['mean'][sweep.metric])}: a difference of "
-            f"{metric.gain(gain.difference, gain.low, gain.high)} (paired over {gain.pairs} videos, 95 % bootstrap "
+            f"- The base has a {compared.spoken} of {compared.number(base['mean'][compared.key])}: a difference of "
+            f"{compared.gain(gain.difference, gain.low, gain.high)} (paired over {gain.pairs} videos, 95 % bootstrap "
             f"interval){'' if gain.way else f', which may be chance{_few(gain)}'}."
         )
     second = order[1] if len(order) > 1 else None
-    if second and best.step is not None and (gain := difference(best, second.scores[best.step], sweep.metric)):
+    if second and best.step is not None and (gain := difference(best, second.scores[best.step], compared.key)):
         lines.append(
             f"- The next one, {second.trial.name} ({markdown_text(shown(second.trial.settings))}), has "
-            f"{metric.number(second.value(sweep.metric))}: a difference of "
-            f"{metric.gain(gain.difference, gain.low, gain.high)}, "
+            f"{metric.number(second.value(sweep.metric))}: a difference in {compared.spoken} of "
+            f"{compared.gain(gain.difference, gain.low, gain.high)}, "
             + ("which these videos tell apart." if gain.way else f"which may be chance{_few(gain)}.")
         )
     lines += [line for dimension in sweep.dimensions if (line := _effect(sweep, dimension, outcomes))]

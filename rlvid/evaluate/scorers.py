@@ -1,6 +1,5 @@
 """The scorers of videos: the run's two rewards, further rewards, a CLIP, and in the built-in world the oracle."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from rlvid.evaluate.clip import FrameTextModel, NamedClip, load_clip
 from rlvid.evaluate.models import EvaluatedModel, stamp
 from rlvid.evaluate.reward_calls import RewardCaller
 from rlvid.evaluate.score import VideoScorer
-from rlvid.metric_names import REWARD_PREFIX
+from rlvid.metric_names import metric_key
 from rlvid.models.folders import movable
 from rlvid.models.text_limit import TextLimit
 from rlvid.reward.clip import ClipReward
@@ -74,11 +73,6 @@ def parse_rewards(text: str) -> tuple[FurtherReward, ...]:
 def stamp_of_reward(path: str) -> Any:
     """Returns a stamp that changes with a reward's file or folder, or with the file of a function."""
     return stamp(path.rpartition(":")[0] if is_function(path) else path)
-
-
-def metric_key(label: str) -> str:
-    """Returns the key of a further reward's metric, ``reward_NAME``."""
-    return REWARD_PREFIX + re.sub(r"\W+", "_", label)
 
 
 def guard_rewards(config: RunConfig) -> tuple[FurtherReward, ...]:

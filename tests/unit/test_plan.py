@@ -301,7 +301,7 @@ def test_the_command_prints_tables_and_json(stored: Path) -> None:
     for words in (
         "trainable in",
         "in units of 2^20",
-        "24 U-Net evaluations and 2 again",
+        "25 U-Net evaluations and 3 again",
         "4 decodes",
         "chain without gradient",
         "peak:",
@@ -312,7 +312,7 @@ def test_the_command_prints_tables_and_json(stored: Path) -> None:
     assert "reward.segments = 3 does not divide" in shown
     assert "never drawn" in shown
     told = json.loads(CliRunner().invoke(app, ["plan", "toy", *settings, "--json"]).output)
-    assert told["calls_per_sample"]["denoiser"] == {"plain": 22, "graph": 2, "again": 2, "backward": 2}
+    assert told["calls_per_sample"]["denoiser"] == {"plain": 22, "graph": 3, "again": 3, "backward": 3}
     assert told["peak_bytes"] == sum(told["resident_bytes"].values()) + max(told["stage_bytes"].values())
     assert told["flops_per_step"] == pytest.approx(8 * sum(told["flops_per_sample"].values()))
     assert "guard" not in shown

@@ -119,6 +119,14 @@ def test_shipped_sweeps_are_valid(name: str) -> None:
         (["metric=seconds"], "metric = 'seconds'; allowed: one of objectives"),
         (["objectives=[reward, oracle_score]"], "objective 'oracle_score' is none"),
         (["space.train.steps=[1, 2]"], "train.steps belongs to the sweep"),
+        (
+            ["guard.rewards=[]", "objectives=[gain, reward_builtin_video]"],
+            "objective reward_builtin_video: no reward of the base's guard; allowed: none",
+        ),
+        (
+            ["reward.name=builtin-video", "objectives=[gain, reward_builtin_video]"],
+            "objective reward_builtin_video: no reward of the base's guard; allowed: reward_builtin_frames",
+        ),
         (["reward.held_out=null"], "objective held_out: the base has reward.held_out = null"),
         (["trails=3"], "'trails' is a key neither of a sweep nor of a run"),
         (["evaluation.video=3"], "unknown key evaluation.video; allowed here: prompts, videos"),
@@ -212,7 +220,7 @@ def test_the_journal_survives_a_torn_line(tmp_path: Path) -> None:
 
 
 def judged(judge: Judge, number: int, step: int, score: float) -> str:
-    result = dict.fromkeys(("reward", "held_out", "consistency", "motion", "seconds"), score) | {"step": step}
+    result = dict.fromkeys(load_sweep("toy", []).objectives, score) | {"step": step}
     return judge.on_trial_result(None, SimpleNamespace(config={"trial": number}), result)
 
 
@@ -249,7 +257,7 @@ def test_without_a_scheduler_all_go_on_and_a_score_must_be_finite(tmp_path: Path
     assert judged(judge, 0, 4, 0.9) == judged(judge, 1, 4, 0.1) == "CONTINUE"
     assert judged(judge, 1, 12, math.nan) == "STOP"
     assert journal.trials[1].end == "failed"
-    assert told[-1] == "trial-001 failed: held_out is not finite after 12 steps"
+    assert told[-1] == "trial-001 failed: gain is not finite after 12 steps"
 
 
 def test_only_what_has_not_ended_is_proposed_again(tmp_path: Path) -> None:

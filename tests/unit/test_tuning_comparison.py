@@ -1,11 +1,13 @@
 """Methods and seeds at one budget: variants of a sweep, the runs' length, and the table over seeds."""
 
 import json
+import math
 import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from helpers import save_run
@@ -20,7 +22,7 @@ from tuning.comparison import by_seed, differences, table
 from tuning.description import Evaluation, Sweep
 from tuning.journal import Journal, Trial, read_scores, scores_path, write_scores
 from tuning.load import load_sweep
-from tuning.measure import job_of, measure
+from tuning.measure import add_gain, job_of, least, measure
 from tuning.outcomes import collect
 from tuning.report import write_report
 from tuning.resume import keep_description
@@ -108,6 +110,10 @@ def variants(**rates: float) -> str:
                        for name, each in given.items()})  # fmt: skip
 
 
+VIDEO = {"model": "m", "set": "in_domain", "steps": 20, "prompt": "a dog"}
+ROW = VIDEO | {"index": 0, **dict.fromkeys(METRICS, 0.5)}
+
+
 def point(step: int, value: float) -> dict[str, Any]:
     cost = {"step": step, "seconds": 2.0 * step, "videos": 8 * step}
     return cost | {"mean": dict.fromkeys(MAIN, value), "std": {"reward": value / 10}}
@@ -175,15 +181,14 @@ def test_the_report_has_the_seeds_of_each_variant_in_one_row(tmp_path: Path) -> 
     made = sweep(tmp_path, "space.seed=[0, 1]", "space.variant={a: {}, b: {}}")
     made.folder.mkdir()
     journal = Journal(made.folder)
-    row = {"model": "m", "set": "in_domain", "steps": 20, "index": 0, "prompt": "a dog", **dict.fromkeys(METRICS, 0.5)}
     for number, settings in enumerate(made.planned()):
         journal.append({"trial": number, "settings": settings})
         name = Trial(number, settings).name
         for rung in made.rungs[: 1 if number == 3 else 2]:  # the last one has only begun
-            write_scores(scores_path(made.folder, name, rung), whole(point(rung // 10, 0.5 + number / 10), row))
+            write_scores(scores_path(made.folder, name, rung), whole(point(rung // 10, 0.5 + number / 10), ROW))
             end = "finished" if rung == 200 else "goes on"
             journal.append({"trial": number, "step": rung, "score": 0.5, "decision": end})
-    write_scores(made.folder / "base.json", whole(point(0, 0.4), row))
+    write_scores(made.folder / "base.json", whole(point(0, 0.4), ROW))
     found = by_seed(made, collect(made, journal))
     assert {name: len(runs) for name, runs in found.items()} == {"a": 2, "b": 1}
     folder = write_report(made, journal)
@@ -215,9 +220,10 @@ def test_a_trial_is_trained_to_each_rung_and_goes_on_from_there(
         return SimpleNamespace(folder=made.folder / config.name, last_step=int(config.train.max_seconds or 0) // 10)
 
     def measured(job: dict[str, Any], run: Path, step: int) -> dict[str, Any]:
-        return whole(point(step, 0.5), {"prompt": run.name})
+        return whole(point(step, 0.5), ROW | {"model": run.name, "held_out": 0.75})
 
     made.folder.mkdir()
+    write_scores(made.folder / "base.json", whole(point(0, 0.4), ROW))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("rlvid.train.launch.train", train)
     monkeypatch.setattr("tuning.trial.measured", measured)
@@ -225,10 +231,34 @@ def test_a_trial_is_trained_to_each_rung_and_goes_on_from_there(
     run_trial(proposal, job_of(made, use_gpu=False))
     assert trained == [("a-seed3", 100.0), ("a-seed3", 200.0)]
     assert [(each["step"], each["seconds"]) for each in reported] == [(100, 20.0), (200, 40.0)]
+    assert math.isnan(reported[0]["gain"])  # of one prompt: without a deviation
     scores_path(made.folder, "a-seed3", 200).unlink()  # as after a kill in the second measurement
     run_trial(proposal | {"judged": [100]}, job_of(made, use_gpu=False))
     assert trained[2:] == [("a-seed3", 200.0)]
     assert [each["step"] for each in reported[2:]] == [200]
+
+
+def test_the_gain_is_the_least_one_of_the_held_out_rewards_in_deviations_of_the_base() -> None:
+    """Three prompts with two videos each; numpy has the same."""
+
+    def scores(held_out: list[float], video: list[float]) -> dict[str, Any]:
+        rows = [
+            VIDEO
+            | dict.fromkeys(METRICS, 0.5)
+            | {"index": place // 2, "copy": place % 2, "held_out": a, "extra": {"reward_video": b}}
+            for place, (a, b) in enumerate(zip(held_out, video, strict=True))
+        ]
+        return {"mean": {}, "rows": rows}
+
+    base = scores([0.2, 0.4, 0.5, 0.5, 0.8, 0.6], [1.0, 3.0, 4.0, 4.0, 5.0, 7.0])
+    tuned = scores([0.7, 0.5, 0.9, 0.7, 0.8, 1.0], [2.0, 3.0, 5.0, 4.0, 6.0, 9.0])
+    assert add_gain(base, base)["mean"] == {"gain": 0.0}
+    held_out = np.mean([0.3, 0.3, 0.2]) / np.std([0.3, 0.5, 0.7], ddof=1)
+    video = np.mean([0.5, 0.5, 1.5]) / np.std([2, 4, 6], ddof=1)
+    assert add_gain(tuned, base)["mean"]["gain"] == pytest.approx(min(held_out, video), rel=1e-12)
+    assert least(tuned, base).metric.key == "reward_video"
+    tuned["rows"][0]["extra"]["reward_video"] = tuned["rows"][1]["extra"]["reward_video"] = math.nan
+    assert math.isnan(add_gain(tuned, base)["mean"]["gain"])  # a prompt without a finite video
 
 
 def test_damaged_files_of_a_sweep_are_named_in_one_line(tmp_path: Path) -> None:

@@ -18,11 +18,14 @@ from rlvid.evaluate.results.summary import Comparison
 from tuning.description import Sweep
 from tuning.journal import Journal, scores_path, write_scores
 from tuning.load import load_sweep
+from tuning.measure import add_gain
 from tuning.outcomes import collect, pareto, ranked
 from tuning.report import write_report
 from tuning.words import _few, found
 
 PROMPTS = [f"prompt {i}" for i in range(8)]
+BASE = 0.4
+FURTHER = ("reward_builtin_frames", "reward_builtin_video")
 
 
 def made_up(model: str, step: int, level: float, seconds: float) -> dict[str, Any]:
@@ -32,9 +35,13 @@ def made_up(model: str, step: int, level: float, seconds: float) -> dict[str, An
         values = {metric: level + index / 50 + generator.gauss(0, 0.002) for metric in METRICS} | {
             "diversity": math.nan
         }
-        rows.append({"model": model, "set": "in_domain", "steps": 10, "index": index, "prompt": prompt, **values})
+        extra = {name: level + index / 50 for name in FURTHER}
+        video = {"model": model, "set": "in_domain", "steps": 10, "index": index, "prompt": prompt}
+        rows.append(video | values | {"extra": extra})
     mean = {metric: sum(row[metric] for row in rows) / len(rows) for metric in METRICS}
-    return {"step": step, "seconds": seconds, "videos": 4 * step, "mean": mean, "std": mean, "rows": rows}
+    mean |= {name: sum(row["extra"][name] for row in rows) / len(rows) for name in FURTHER}
+    scores = {"step": step, "seconds": seconds, "videos": 4 * step, "mean": mean, "std": mean, "rows": rows}
+    return add_gain(scores, scores if model == "base" else made_up("base", 0, BASE, 0.0))
 
 
 @pytest.fixture
@@ -45,7 +52,7 @@ def sweep(tmp_path: Path) -> Sweep:
     )
     made.folder.mkdir()
     journal = Journal(made.folder)
-    write_scores(made.folder / "base.json", made_up("base", 0, 0.4, 0.0))
+    write_scores(made.folder / "base.json", made_up("base", 0, BASE, 0.0))
     levels = {0: (0.5, 0.6), 1: (0.45, None), 2: (0.42, None), 3: (0.55, 0.8), 4: (0.41, None), 5: (None, None)}
     for number, settings in enumerate(made.planned()):
         other_order = dict(reversed(settings.items()))  # than that of space
@@ -69,14 +76,15 @@ def test_the_report_has_every_trial(sweep: Sweep) -> None:
     assert [row["end"] for row in rows] == ["finished", *["stopped early"] * 2, "finished", "stopped early", "failed"]
     assert [int(row["step"]) for row in rows] == [12, 4, 4, 12, 4, 0]
     assert [row["reward.attenuation"] for row in rows] == ["0", "0", "1", "1", "inf", "inf"]
-    assert float(rows[3]["held_out"]) == pytest.approx(0.87, abs=0.005)
+    for metric in ("held_out", *FURTHER):
+        assert float(rows[3][metric]) == pytest.approx(0.87, abs=0.005)
     table = (folder / "results.md").read_text().splitlines()
     assert [line.split("|")[1].strip() for line in table[2:5]] == ["base", "trial-003", "trial-000"]
     page = (folder / "report.md").read_text()
-    assert "**Best by held-out reward: trial-003, reward.attenuation=1 reward.segments=4**, with 0.87" in page
+    assert "**Best by least gain: trial-003, reward.attenuation=1 reward.segments=4**, with " in page
     assert "which these videos tell apart" in page
     assert "2 ran to the last of 4, 12 steps, 3 were stopped early, 1 failed" in page
-    assert "`reward.segments` after 4 steps, mean held-out reward (trials): 1: 0.51" in page
+    assert "`reward.segments` after 4 steps, mean least gain (trials): 1: " in page
 
 
 def test_the_best_settings_can_be_trained(sweep: Sweep) -> None:
@@ -154,7 +162,8 @@ def test_a_certain_loss_is_no_chance(sweep: Sweep) -> None:
     outcomes = collect(sweep, Journal(sweep.folder))
     order = ranked(sweep, outcomes)
     base = order[0].scores[order[0].step or 0]
-    better = base | {"rows": [row | {"held_out": row["held_out"] + 0.5} for row in base["rows"]]}
+    rows = [row | {"extra": {name: value + 0.5 for name, value in row["extra"].items()}} for row in base["rows"]]
+    better = base | {"rows": rows}
     (line,) = (each for each in found(sweep, outcomes, order, better) if "The base has" in each)
     assert "a difference of -0.500 [-0.500, -0.500]" in line
     assert "chance" not in line
