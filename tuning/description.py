@@ -214,6 +214,21 @@ class Sweep(Section):
             step = run.train.batch_size * getattr(run.method, "repeats", 1) if self.unit == "videos" else 1
         return {"steps": max(1, int(rung // step)), "max_seconds": None}
 
+    def budgets(self, run: RunConfig) -> list[dict[str, Any]]:
+        """Returns the budget of each rung.
+
+        Raises:
+            ValueError: two rungs end at the same step, or see ``budget``.
+        """
+        made = [self.budget(run, rung) for rung in self.rungs]
+        for rungs, (one, other) in zip(pairwise(self.rungs), pairwise(made), strict=True):
+            if one == other:
+                raise ValueError(
+                    f"rungs = {self.rungs}: {rungs[0]} and {rungs[1]} {self.unit_name} are both {one['steps']} "
+                    f"step(s) of {run.train.batch_size} videos; leave one of the two out"
+                )
+        return made
+
     def _tflops(self, run: RunConfig) -> float:
         """Returns the TFLOPs of a training step, counted once for runs whose steps cost the same."""
         from rlvid.plan.plan import flops_of_step
@@ -276,7 +291,7 @@ class Sweep(Section):
             drawn = trials if self.algorithm == "random" else min(len(self.first), trials)
             made = draw(dimensions, self.first, drawn, self.seed)
         for settings in [*made, *self.probes]:
-            self.run(settings, "trial", self.rungs[0])
+            self.budgets(self.run(settings, "trial", self.rungs[0]))
         return made
 
     @property

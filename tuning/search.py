@@ -60,12 +60,12 @@ class Proposals(Searcher):
         while (trial := self._propose()) is not None:
             try:
                 run = self._sweep.run(trial.settings, trial.name, self._sweep.rungs[0])
+                budgets = self._sweep.budgets(run)
             except ValueError as error:
                 self._journal.append({"trial": trial.number, "invalid": str(error)})
                 say(f"{trial.name} is {INVALID}: {error}")
                 continue
             self._running[trial_id] = trial.number
-            budgets = [self._sweep.budget(run, rung) for rung in self._sweep.rungs]
             return {"trial": trial.number, "run": run.model_dump(), "budgets": budgets, "judged": trial.judged}
         return Searcher.FINISHED
 

@@ -115,6 +115,7 @@ def test_shipped_sweeps_are_valid(name: str) -> None:
         (["algorithm=random", "trials=4", "first=[{reward.segments: 4}]"], "must name each key of space once"),
         (["rungs=[4, 2]"], "rungs = [4, 2]; expected ascending"),
         (["storage=s3://bucket/sweeps"], "must be a folder"),
+        (["unit=videos", "rungs=[4, 6]"], "rungs = [4, 6]: 4 and 6 videos are both 1 step(s) of 4 videos; leave one"),
         (["rungs=[]"], "rungs = []; expected ascending"),
         (["metric=seconds"], "metric = 'seconds'; allowed: one of objectives"),
         (["objectives=[reward, oracle_score]"], "objective 'oracle_score' is none"),
