@@ -26,9 +26,10 @@ from rlvid.cluster.reward_actor import ActorCaller
 from rlvid.collection import collection_paused
 from rlvid.config.train import NOT_REAL
 from rlvid.data.clips import DamagedPart
-from rlvid.data.encoders import encode_items
+from rlvid.data.encoders import read_item
 from rlvid.data.shares import tensors
 from rlvid.data.training_set import TrainingSet
+from rlvid.data.videos import VideoError
 from rlvid.evaluate.scorers import Scorers
 from rlvid.faults import describe, one_line
 from rlvid.files import damaged, read_mapping, write_atomic
@@ -173,7 +174,8 @@ def reward_clips(job: Job, clips: TrainingSet, positions: Sequence[int]) -> Clip
 
     config, spec, listener = job.config, job.config.model, _Listener(job.config.reward.timeout)
     device = torch.device("cuda") if job.use_gpu else torch.device("cpu")
-    model = load_video_model(spec.model_copy(update={"path": job.model}), denoiser=False, device=device)
+    spec = spec.model_copy(update={"path": job.model})
+    model = load_video_model(spec, text=False, denoiser=False, device=device)
     model.denoiser = torch.nn.Identity()  # by far the largest part
     reward = trained_reward(job.reward, device, ActorCaller)
     context = Context(config, model, reward, None, Stopwatch(device), observer=listener)
@@ -212,11 +214,13 @@ def _read_clips(model: VideoModel, clips: TrainingSet, positions: Sequence[int])
     for place in range(len(rows)):
         row = rows.slice(place, 1)
         if "key" in row.column_names and row["key"][0].as_py() is not None:  # a video, not encoded yet
-            video = {"index": 0, "source": row["source"][0].as_py(), "caption": row["caption"][0].as_py()}
-            row = encode_items(model, [video])
-            if (fault := row["error"][0].as_py()) is not None:
-                yield str(fault)
+            try:
+                caption, frames_FCHW = read_item({name: row[name][0].as_py() for name in ("source", "caption")}, model)
+            except VideoError as error:
+                yield str(error)
                 continue
+            yield caption, model.encode_frames(frames_FCHW[None]).mean.float().cpu()
+            continue
         (caption,), _, posterior = tensors(row)
         yield caption, posterior.mean
 

@@ -283,3 +283,19 @@ def test_videos_are_encoded_and_decoded_and_one_that_cannot_be_read_is_left_out(
     found = reward_clips(job, clips, range(3))
     assert [math.isnan(value) for value in found.rewards] == [False, True, False]
     assert "b.mp4" in (found.fault or "")
+
+
+def test_a_text_encoder_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wan's has several times the weights of its autoencoder, and no reward reads embeddings."""
+    monkeypatch.setattr("rlvid.models.wan_parts._embedder", lambda *parts: pytest.fail("a text encoder is loaded"))
+    (tmp_path / "in").mkdir()
+    write_mp4(tmp_path / "in" / "a.mp4", rendered_clip(0, 0, 9, 32)[1], 8)
+    (tmp_path / "in" / "a.txt").write_text("a red circle")
+    sections = {
+        "name": "run", "model": {"path": "builtin-wan"}, "method": "grpo", "data": {"source": str(tmp_path / "in")},
+        "reward": {"segments": 3, "ceiling": "q0.5"}, "train": {"group_size": 2, "batch_size": 2},
+    }  # fmt: skip
+    job = Job.of(parse_config(sections), run=tmp_path / "run", use_gpu=False, progress=None)
+    found = reward_clips(job, real_clips(job.config.data.sources, clips_of(job)), [0])
+    assert found.fault is None
+    assert math.isfinite(found.rewards[0])
