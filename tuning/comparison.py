@@ -10,7 +10,8 @@ from rlvid.metric_names import MAIN, REWARD_PREFIX, metric_of
 from rlvid.plots.curves import AXES, png_page
 from rlvid.plots.style import RULE, legend_label, styles_of
 from rlvid.stats import mean_interval, welch
-from tuning.description import GAIN, Sweep
+from tuning.description import Sweep
+from tuning.judges import GAIN
 from tuning.outcomes import Outcome
 from tuning.space import VARIANT, shown
 

@@ -14,16 +14,15 @@ from rlvid.config.reward import absolute
 from rlvid.config.section import Section
 from rlvid.config.train import MADE
 from rlvid.data.prompts import has_prompts, resolve_prompts
-from rlvid.metric_names import REWARD_PREFIX, metric_key
+from rlvid.metric_names import REWARD_PREFIX
 from rlvid.models.folders import movable
 from rlvid.storage import place_of
 from rlvid.world.captions import PROMPT_SETS
+from tuning.judges import GAIN, check_objectives, check_trial
 from tuning.space import MAX_TRIALS, VARIANT, Dimension, draw, grid, parse_space, shown, size
 
 COST = "seconds"
 """The objective that is not a metric of videos: seconds of training steps."""
-GAIN = "gain"
-"""The objective that is the guard's gain: the least one over the base model in a held-out reward."""
 METRICS = (
     "reward", "held_out", "clipsim", "consistency", "consistency_all_pairs", "consistency_vbench", "motion",
     "flickering",
@@ -176,7 +175,8 @@ class Sweep(Section):
             }
         )
         model = made.model.model_copy(update={"path": movable(made.model.path)})
-        return made.model_copy(update={"reward": made.reward.resolved(), "model": model, "data": data})
+        parts = {"reward": made.reward.resolved(), "guard": made.guard.resolved(), "model": model, "data": data}
+        return made.model_copy(update=parts)
 
     def run(self, settings: dict[str, Any], name: str, rung: int) -> RunConfig:
         """Returns the description of a run with these settings, in the sweep's folder and as long as a rung.
@@ -224,8 +224,9 @@ class Sweep(Section):
         for rungs, (one, other) in zip(pairwise(self.rungs), pairwise(made), strict=True):
             if one == other:
                 raise ValueError(
-                    f"rungs = {self.rungs}: {rungs[0]} and {rungs[1]} {self.unit_name} are both {one['steps']} "
-                    f"step(s) of {run.train.batch_size} videos; leave one of the two out"
+                    f"rungs = {self.rungs}: after {rungs[0]} and after {rungs[1]} {self.unit_name}, {run.method.name} "
+                    f"with batches of {run.train.batch_size} is at step {one['steps']}; leave one of the two out, in a "
+                    "sweep that has begun under another name=..."
                 )
         return made
 
@@ -273,25 +274,16 @@ class Sweep(Section):
         """
         dimensions, trials = self.dimensions, self.trials or 0
         base = self.base()
-        if "held_out" in self.objectives and base.reward.held_out is None:
-            raise ValueError(
-                "objective held_out: the base has reward.held_out = null; set reward.held_out=... (and its path), or "
-                "leave it out of objectives and metric"
-            )
-        judges = [metric_key(each.label) for each in base.guard_rewards]
-        for one in self.objectives:
-            if one.startswith(REWARD_PREFIX) and one not in judges:
-                raise ValueError(
-                    f"objective {one}: no reward of the base's guard; allowed: {', '.join(judges) or 'none'}; "
-                    "leave it out of objectives and metric, or name the reward in guard.rewards"
-                )
+        check_objectives(self.objectives, base)
         if self.algorithm == "grid":
             made = grid(dimensions, self.trials)
         else:
             drawn = trials if self.algorithm == "random" else min(len(self.first), trials)
             made = draw(dimensions, self.first, drawn, self.seed)
         for settings in [*made, *self.probes]:
-            self.budgets(self.run(settings, "trial", self.rungs[0]))
+            run = self.run(settings, "trial", self.rungs[0])
+            self.budgets(run)
+            check_trial(self.objectives, base, run)
         return made
 
     @property

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from rlvid.collection import collection_paused
 from rlvid.config import RunConfig
-from rlvid.evaluate.results.rows import Row, metrics_of
+from rlvid.evaluate.results.rows import Row, metrics_of, per_prompt
 from rlvid.runs.checkpoints import read_state
 from rlvid.runs.recommendation import Candidate, Gain, least_gain
-from rlvid.stats import finite_mean
-from tuning.description import COST, GAIN, Evaluation, Sweep
+from tuning.description import COST, Evaluation, Sweep
+from tuning.judges import GAIN
 
 if TYPE_CHECKING:
+    from rlvid.evaluate.results.summary import Summary
     from rlvid.models.base import VideoModel
 
 
@@ -37,18 +38,21 @@ def work_here(job: dict[str, Any]) -> None:
         os.chdir(job["here"])
 
 
-def measure(job: dict[str, Any], run: str | None, step: int) -> dict[str, Any]:
+def measure(job: dict[str, Any], run: str | None, step: int, base: dict[str, Any] | None = None) -> dict[str, Any]:
     """Scores of a trial after ``step`` steps, or of the base model (``run`` None).
 
     Args:
         job: see ``job_of``; the base's rewards, those of its guard among them, and its sampling measure.
         run: the trial's folder.
         step: of the checkpoint.
+        base: the base model's scores, for a trial.
 
     Returns:
         ``step``, ``seconds`` of training steps and ``videos`` rewarded until then, ``mean`` and ``std`` over videos of
         every metric, and the ``rows`` (``rlvid.evaluate.results.rows.Row``) that they are of; ``scaled`` has mean and
-        std at each further scale of the learned change, none of the base model.
+        std at each further scale of the learned change, none of the base model. ``mean`` has the objective ``gain``
+        too, where the run has a held-out reward and scores of the base model have it: those of a sweep that began with
+        a former version do not.
     """
     with collection_paused():  # in the task alone: the processes of the sweep and of its trials load no model
         from rlvid.evaluate.load import device, load_run, texts_of
@@ -73,6 +77,14 @@ def measure(job: dict[str, Any], run: str | None, step: int) -> dict[str, Any]:
             final=sampling.final_level,
         )
 
+    def summary_of(rows: list[Row]) -> "Summary":
+        (summary,) = summarise(rows)
+        if run is None and config.reward.held_out is not None:
+            summary.mean[GAIN] = least(rows, rows).deviations
+        elif base is not None and GAIN in base["mean"]:
+            summary.mean[GAIN] = least(rows, rows_of(base)).deviations
+        return summary
+
     cost: dict[str, float] = {COST: 0.0, "videos": 0}
     scaled = dict[str, dict[str, dict[str, float]]]()
     if run is None:
@@ -86,44 +98,25 @@ def measure(job: dict[str, Any], run: str | None, step: int) -> dict[str, Any]:
         tuned = load_run(run, step, job["prompts"])
         rows = rows_at(tuned.use(1.0))
         for scale in how.scales:
-            (own,) = summarise(rows_at(tuned.use(scale)))
+            own = summary_of(rows_at(tuned.use(scale)))
             scaled[f"{scale:g}"] = {"mean": own.mean, "std": own.std}
         state = read_state(tuned.checkpoint.folder)
         cost = {COST: state.seconds, "videos": state.videos}
-    (summary,) = summarise(rows)
-    return {
-        "step": step,
-        **cost,
-        "mean": summary.mean,
-        "std": summary.std,
-        "rows": list(map(asdict, rows)),
-        "scaled": scaled,
-    }
+    summary = summary_of(rows)
+    found = {"mean": summary.mean, "std": summary.std, "rows": [asdict(row) for row in rows], "scaled": scaled}
+    return {"step": step, **cost, **found}
 
 
-def add_gain(scores: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
-    """Adds the objective ``gain`` to the means of scores: the guard's (``rlvid.runs.recommendation.least_gain``).
+def least(rows: list[Row], base: list[Row]) -> Gain:
+    """Returns the guard's gain over the base model: that of the held-out reward which gains least.
 
-    It is the least gain over the base model in a held-out reward, in standard deviations of the base's prompts; NaN
-    where one of the videos is not finite.
+    Its ``deviations``, in the base's standard deviation over prompts, are the objective ``gain``: NaN where a prompt
+    lacks a finite video, and for fewer than two prompts.
     """
-    scores["mean"][GAIN] = least(scores, base).deviations
-    return scores
-
-
-def least(scores: dict[str, Any], base: dict[str, Any]) -> Gain:
-    """Returns the guard's gain of scores over the base model's: that of the held-out reward which gains least."""
-    candidate, first = (Candidate(step, 1.0, _per_prompt(rows_of(each))) for step, each in ((1, scores), (0, base)))
+    candidate, first = (
+        Candidate(step, 1.0, per_prompt(each, metrics_of(each))) for step, each in ((1, rows), (0, base))
+    )
     return least_gain(candidate, first)
-
-
-def _per_prompt(rows: list[Row]) -> dict[str, list[float]]:
-    """Returns the mean of every metric over the videos of each prompt."""
-    prompts = {row.index: [other for other in rows if other.index == row.index] for row in rows}
-    return {
-        metric: [finite_mean(row.score(metric) for row in group) for group in prompts.values()]
-        for metric in metrics_of(rows)
-    }
 
 
 def rows_of(scores: dict[str, Any]) -> list[Row]:

@@ -7,8 +7,9 @@ from typing import Any
 from rlvid.evaluate.results.summary import Comparison, compare
 from rlvid.metric_names import metric_of
 from rlvid.stats import pareto_front
-from tuning.description import COST, GAIN, Sweep
+from tuning.description import COST, Sweep
 from tuning.journal import Journal, Trial, read_scores, scores_path
+from tuning.judges import GAIN
 from tuning.measure import least, rows_of
 
 
@@ -29,7 +30,7 @@ class Outcome:
         scores = self.scores.get(step if step is not None else self.step or -1)
         if scores is None:
             return math.nan
-        return float(scores[COST] if objective == COST else scores["mean"].get(objective, math.nan))
+        return float(scores[COST] if objective == COST else scores["mean"][objective])
 
 
 def collect(sweep: Sweep, journal: Journal) -> list[Outcome]:
@@ -83,4 +84,4 @@ def compared_by(sweep: Sweep, one: Outcome, base: dict[str, Any] | None) -> str:
     """Returns the sweep's metric; where that is ``gain``, the held-out reward in which a trial gains least."""
     if sweep.metric != GAIN or base is None or one.step is None:
         return sweep.metric
-    return least(one.scores[one.step], base).metric.key
+    return least(rows_of(one.scores[one.step]), rows_of(base)).metric.key

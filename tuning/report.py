@@ -87,7 +87,7 @@ def results_table(sweep: Sweep, outcomes: list[Outcome], base: dict[str, Any] | 
 
     first = []
     if base is not None:
-        known = {name: math.nan for name in sweep.objectives} | {COST: 0.0, **base["mean"]}
+        known = {COST: 0.0, **base["mean"]}
         values = [metric_of(name).number(known[name]) for name in columns(sweep, outcomes)]
         first = [["base", *["" for _ in sweep.space], "0", "", *values]]
     return _grid(sweep, sorted(outcomes, key=key), columns(sweep, outcomes), first).markdown()
@@ -136,10 +136,11 @@ def page(
     lines += ["## What next", "", *next_steps(sweep, order), ""]
     lines += [
         "## All trials", "",
-        f"Each was measured by the same {how.videos} prompts ({prompts}) from the same noise (seed "
-        f"{how.seed}), all frames alike, with the base description's rewards, sampling and guidance: the settings that "
-        f"vary do not touch the scale. Do not compare trials that were measured at different budgets. "
-        "Seconds are those of training steps, and trials that ran side by side slowed each other down.", "",
+        f"Each was measured by the same {how.videos} prompts ({prompts}) from the same noise (seed {how.seed}), all "
+        "frames alike, with the base description's rewards, those of its guard, its sampling and guidance: the "
+        "settings that vary do not touch the scale. Least gain: over the base model, in the held-out reward that gains "
+        "least, in standard deviations of the base's prompts. Do not compare trials that were measured at different "
+        "budgets. Seconds are those of training steps, and trials that ran side by side slowed each other down.", "",
         results_table(sweep, outcomes, base), "",
         "## Pareto front", "",
         f"No other trial is at least as good in all of {', '.join(metric_of(n).spoken for n in sweep.objectives)} and "

@@ -18,6 +18,7 @@ from ray.tune.search import Searcher
 from rlvid.terminal import say
 from tuning.description import COST, Sweep
 from tuning.journal import ENDS, FINISHED, GOES_ON, INVALID, STOPPED, Journal, Trial
+from tuning.judges import check_trial
 from tuning.space import shown
 
 
@@ -61,6 +62,7 @@ class Proposals(Searcher):
             try:
                 run = self._sweep.run(trial.settings, trial.name, self._sweep.rungs[0])
                 budgets = self._sweep.budgets(run)
+                check_trial(self._sweep.objectives, self._sweep.base(), run)
             except ValueError as error:
                 self._journal.append({"trial": trial.number, "invalid": str(error)})
                 say(f"{trial.name} is {INVALID}: {error}")

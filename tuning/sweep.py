@@ -39,6 +39,7 @@ def check(sweep: Sweep, planned: list[dict[str, Any]]) -> None:
         ValueError: the storage would be lost, a trial's files or the prompts are not there, or settings do not fit the
             model.
     """
+    from rlvid.reward.load import check_one
     from rlvid.train.preflight import check as check_run
     from rlvid.train.preflight import in_a_job
 
@@ -55,6 +56,8 @@ def check(sweep: Sweep, planned: list[dict[str, Any]]) -> None:
 
     for run in different_runs(sweep, planned, files_of):
         check_run(run)
+    for each in sweep.base().guard_rewards:
+        check_one(each.name, each.path, f"guard.rewards {each.label}")
 
 
 def different_runs(
@@ -151,7 +154,7 @@ def fit(sweep: Sweep, planned: list[dict[str, Any]], journal: Journal, proposals
     from ray import tune
 
     from rlvid.data.sources import training_set
-    from tuning.measure import add_gain, job_of
+    from tuning.measure import job_of
     from tuning.search import Judge
     from tuning.trial import measured, trainable
 
@@ -162,7 +165,6 @@ def fit(sweep: Sweep, planned: list[dict[str, Any]], journal: Journal, proposals
     scores = read_scores(known)
     if scores is None:
         scores = measured(job, None, 0)
-        scores = add_gain(scores, scores)
         write_scores(known, scores)
     values = ", ".join(f"{name} {scores['mean'][name]:.3f}" for name in sweep.objectives if name in scores["mean"])
     say(f"base model: {values}")

@@ -15,9 +15,10 @@ from rich.console import Console
 from rlvid.config import RunConfig
 from rlvid.files import held
 from rlvid.metric_names import REWARD_PREFIX
-from tuning.description import COST, GAIN, METRICS
+from tuning.description import COST, METRICS
 from tuning.journal import BASE, read_scores, scores_path, write_scores
-from tuning.measure import add_gain, measure, work_here
+from tuning.judges import GAIN
+from tuning.measure import measure, work_here
 
 _MEMORY = 300 * 2**20  # bytes of logical memory that a trial itself asks for; its CPU is for its workers
 _PATIENCE_S = 60  # how long the processes of a killed driver may take to end
@@ -46,7 +47,7 @@ def run_trial(config: dict[str, Any], job: dict[str, Any]) -> None:
             if scores is None:
                 ended = _train(folder, config["run"], budget)
                 at = budget["steps"] if budget["max_seconds"] is None else ended.last_step
-                scores = add_gain(measured(job, ended.folder, at), base)
+                scores = measured(job, ended.folder, at, base)
                 write_scores(path, scores)
             if rung not in config["judged"]:
                 tune.report({"trial": number, "step": rung, **objectives(scores)})
@@ -74,14 +75,14 @@ def _wait_for(lock: Path) -> None:
             return
 
 
-def measured(job: dict[str, Any], run: Path | None, step: int) -> dict[str, Any]:
+def measured(job: dict[str, Any], run: Path | None, step: int, base: dict[str, Any] | None = None) -> dict[str, Any]:
     """``measure`` as a Ray task on the resources of one worker, which the trial's training does not use meanwhile."""
     task = ray.remote(measure).options(
         num_cpus=job["base"]["train"]["cpus_per_worker"],
         num_gpus=1 if job["use_gpu"] else 0,
         scheduling_strategy="DEFAULT",  # else it would have to fit into the trial's own reservation
     )
-    return ray.get(task.remote(job, None if run is None else str(run), step))
+    return ray.get(task.remote(job, None if run is None else str(run), step, base))
 
 
 def objectives(scores: dict[str, Any]) -> dict[str, float]:

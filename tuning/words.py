@@ -31,11 +31,13 @@ def found(sweep: Sweep, outcomes: list[Outcome], order: list[Outcome], base: dic
     ]
     if base is not None and (gain := difference(best, base, compared.key)):
         lines.append(
-            f"- The base has a {compared.spoken} of {compared.number(base['mean'][compared.key])}: a difference of "
+            f"- The base's mean {compared.spoken} is {compared.number(base['mean'][compared.key])}: a difference of "
             f"{compared.gain(gain.difference, gain.low, gain.high)} (paired over {gain.pairs} videos, 95 % bootstrap "
             f"interval){'' if gain.way else f', which may be chance{_few(gain)}'}."
         )
     second = order[1] if len(order) > 1 else None
+    if second:  # in the reward where the second gains least, the best by the least gain is never below it
+        compared = metric_of(compared_by(sweep, second, base))
     if second and best.step is not None and (gain := difference(best, second.scores[best.step], compared.key)):
         lines.append(
             f"- The next one, {second.trial.name} ({markdown_text(shown(second.trial.settings))}), has "

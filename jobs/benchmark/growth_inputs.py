@@ -102,5 +102,6 @@ def made_up_scores(name: str, steps: int, drawn: random.Random) -> dict[str, Any
         for index in range(12)
     ]
     mean = {metric: sum(row[metric] for row in rows) / len(rows) for metric in METRICS}
+    mean["gain"] = drawn.random() if steps else 0.0
     std = dict.fromkeys(METRICS, 0.1)
     return {"step": steps, "seconds": drawn.random(), "videos": 4 * steps, "mean": mean, "std": std, "rows": rows}

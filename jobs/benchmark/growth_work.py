@@ -170,7 +170,7 @@ def sweeps(size: int, folder: Path, watch: Watch) -> None:
     """Searches as Tune lets a sweep do, with drawn scores in place of trainings, and writes the report."""
     from ray.tune.schedulers import TrialScheduler
 
-    from tuning.journal import Journal, scores_path, write_scores
+    from tuning.journal import BASE, Journal, scores_path, write_scores
     from tuning.load import load_sweep
     from tuning.report import write_report
     from tuning.resume import keep_description
@@ -184,7 +184,7 @@ def sweeps(size: int, folder: Path, watch: Watch) -> None:
         sweep.folder.mkdir()
         keep_description(sweep)
         journal = Journal(sweep.folder)
-        write_scores(sweep.folder / "base.json", made_up_scores("base", 0, drawn))
+        write_scores(sweep.folder / BASE, made_up_scores("base", 0, drawn))
         proposals, judge = Proposals(sweep, journal, planned), Judge(sweep, journal, lambda line: None)
         while isinstance(proposal := proposals.suggest(trial_id := f"{proposals.left}"), dict):
             for rung in sweep.rungs:

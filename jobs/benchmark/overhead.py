@@ -113,6 +113,9 @@ def show(found: dict[str, Any], config: RunConfig, console: Console) -> None:
         return
     steps = kept_steps(config.sampling.steps, config.method.tau)
     branches = 1 if config.sampling.guidance == 1.0 else 2
-    console.print(f"expected: {config.reward.segments} frames (SegVR); {steps} steps x {branches} branches")
+    denoised = 1 if config.method.denoising > 0 else 0
+    also = f" + {denoised} of the denoising loss" if denoised else ""
+    console.print(f"expected: {config.reward.segments} frames (SegVR); {steps} steps x {branches} branches{also}")
     if config.train.checkpoint_activations:
-        console.print(f"beside them, the layers of {config.method.gradient_steps * branches} once more, backward")
+        again = config.method.gradient_steps * branches + denoised
+        console.print(f"beside them, the layers of {again} once more, backward")

@@ -12,9 +12,8 @@ import torch
 from rlvid.collection import collection_paused
 from rlvid.config import RunConfig
 from rlvid.config.reward import RewardConfig
-from rlvid.evaluate.results.rows import METRICS
+from rlvid.evaluate.results.rows import METRICS, per_prompt
 from rlvid.runs.recommendation import DISTANCE
-from rlvid.stats import finite_mean
 
 
 class GuardEvaluator:
@@ -81,11 +80,7 @@ class GuardEvaluator:
         self.fresh = False
         if folder is not None:
             self._load(Path(folder), scale)
-        rows, copies = self._scorer.rows(), self.config.guard.videos_per_prompt
-        groups = [rows[start : start + copies] for start in range(0, len(rows), copies)]
-        return {
-            metric: [finite_mean(row.score(metric) for row in group) for group in groups] for metric in self.metrics
-        }
+        return per_prompt(self._scorer.rows(), self.metrics)
 
     def _load(self, folder: Path, scale: float) -> None:
         from rlvid.models.lora import lora_scale

@@ -15,14 +15,15 @@ from scipy.stats import ttest_ind
 
 from rlvid.config import RunConfig
 from rlvid.config.methods import METHODS
-from rlvid.evaluate.results.rows import METRICS
+from rlvid.config.reward import NamedReward
+from rlvid.evaluate.results.rows import METRICS, Row
 from rlvid.metric_names import MAIN
 from rlvid.plan.plan import make_plan
 from tuning.comparison import by_seed, differences, table
 from tuning.description import Evaluation, Sweep
 from tuning.journal import Journal, Trial, read_scores, scores_path, write_scores
 from tuning.load import load_sweep
-from tuning.measure import add_gain, job_of, least, measure
+from tuning.measure import job_of, least, measure, rows_of
 from tuning.outcomes import collect
 from tuning.report import write_report
 from tuning.resume import keep_description
@@ -165,8 +166,11 @@ def test_a_trial_is_measured_at_every_scale(tmp_path: Path) -> None:
     folder, config = save_run(tmp_path, 3)
     how = Evaluation(videos=2, steps=2, scales=[0.01, 0.5])
     prompts = ["a red circle moving left", "a blue square moving up"]
-    job = {"base": config.model_dump(), "evaluation": how.model_dump(), "prompts": prompts, "here": str(tmp_path)}
-    base, tuned = measure(job, None, 0), measure(job, str(folder), 3)
+    guard = config.guard.model_copy(update={"rewards": [NamedReward(name="builtin-frames")]})
+    judged = config.model_copy(update={"guard": guard}).model_dump()
+    job = {"base": judged, "evaluation": how.model_dump(), "prompts": prompts, "here": str(tmp_path)}
+    base = measure(job, None, 0)
+    tuned = measure(job, str(folder), 3, base)
     write_scores(tmp_path / "scores.json", tuned)
     kept = read_scores(tmp_path / "scores.json")
     assert kept is not None
@@ -175,6 +179,17 @@ def test_a_trial_is_measured_at_every_scale(tmp_path: Path) -> None:
     gaps = [abs(each - base["mean"]["reward"]) for each in (*reward.values(), tuned["mean"]["reward"])]
     assert 0 < gaps[0] < gaps[1]
     assert gaps[2] > gaps[0], "the largest scale is the trial itself"
+    judge = "reward_builtin_frames"
+    rows = rows_of(kept)
+    assert kept["mean"][judge] == pytest.approx(sum(row.score(judge) for row in rows) / 2, rel=1e-9)
+    assert base["mean"]["gain"] == 0
+    assert kept["mean"]["gain"] == least(rows, rows_of(base)).deviations
+    assert 0 < abs(kept["scaled"]["0.01"]["mean"]["gain"]) < abs(kept["mean"]["gain"])
+    del base["mean"]["gain"]  # as a former version left it
+    assert (
+        "gain"
+        not in measure(job | {"evaluation": Evaluation(videos=2, steps=2).model_dump()}, str(folder), 3, base)["mean"]
+    )
 
 
 def test_the_report_has_the_seeds_of_each_variant_in_one_row(tmp_path: Path) -> None:
@@ -219,8 +234,9 @@ def test_a_trial_is_trained_to_each_rung_and_goes_on_from_there(
         trained.append((config.name, config.train.max_seconds))
         return SimpleNamespace(folder=made.folder / config.name, last_step=int(config.train.max_seconds or 0) // 10)
 
-    def measured(job: dict[str, Any], run: Path, step: int) -> dict[str, Any]:
-        return whole(point(step, 0.5), ROW | {"model": run.name, "held_out": 0.75})
+    def measured(job: dict[str, Any], run: Path, step: int, base: dict[str, Any]) -> dict[str, Any]:
+        assert base["rows"] == [ROW]
+        return whole(point(step, 0.5), ROW | {"model": run.name})
 
     made.folder.mkdir()
     write_scores(made.folder / "base.json", whole(point(0, 0.4), ROW))
@@ -231,7 +247,6 @@ def test_a_trial_is_trained_to_each_rung_and_goes_on_from_there(
     run_trial(proposal, job_of(made, use_gpu=False))
     assert trained == [("a-seed3", 100.0), ("a-seed3", 200.0)]
     assert [(each["step"], each["seconds"]) for each in reported] == [(100, 20.0), (200, 40.0)]
-    assert math.isnan(reported[0]["gain"])  # of one prompt: without a deviation
     scores_path(made.folder, "a-seed3", 200).unlink()  # as after a kill in the second measurement
     run_trial(proposal | {"judged": [100]}, job_of(made, use_gpu=False))
     assert trained[2:] == [("a-seed3", 200.0)]
@@ -241,24 +256,25 @@ def test_a_trial_is_trained_to_each_rung_and_goes_on_from_there(
 def test_the_gain_is_the_least_one_of_the_held_out_rewards_in_deviations_of_the_base() -> None:
     """Three prompts with two videos each; numpy has the same."""
 
-    def scores(held_out: list[float], video: list[float]) -> dict[str, Any]:
-        rows = [
-            VIDEO
-            | dict.fromkeys(METRICS, 0.5)
-            | {"index": place // 2, "copy": place % 2, "held_out": a, "extra": {"reward_video": b}}
+    def rows(held_out: list[float], video: list[float]) -> list[Row]:
+        return [
+            Row(**ROW | {"index": place // 2, "copy": place % 2, "held_out": a, "extra": {"reward_video": b}})
             for place, (a, b) in enumerate(zip(held_out, video, strict=True))
         ]
-        return {"mean": {}, "rows": rows}
 
-    base = scores([0.2, 0.4, 0.5, 0.5, 0.8, 0.6], [1.0, 3.0, 4.0, 4.0, 5.0, 7.0])
-    tuned = scores([0.7, 0.5, 0.9, 0.7, 0.8, 1.0], [2.0, 3.0, 5.0, 4.0, 6.0, 9.0])
-    assert add_gain(base, base)["mean"] == {"gain": 0.0}
+    base = rows([0.2, 0.4, 0.5, 0.5, 0.8, 0.6], [1.0, 3.0, 4.0, 4.0, 5.0, 7.0])
+    levels = [0.7, 0.5, 0.9, 0.7, 0.8, 1.0]
+    tuned = rows(levels, [2.0, 3.0, 5.0, 4.0, 6.0, 9.0])
+    assert least(base, base).deviations == 0
     held_out = np.mean([0.3, 0.3, 0.2]) / np.std([0.3, 0.5, 0.7], ddof=1)
     video = np.mean([0.5, 0.5, 1.5]) / np.std([2, 4, 6], ddof=1)
-    assert add_gain(tuned, base)["mean"]["gain"] == pytest.approx(min(held_out, video), rel=1e-12)
+    assert least(tuned, base).deviations == pytest.approx(min(held_out, video), rel=1e-12)
     assert least(tuned, base).metric.key == "reward_video"
-    tuned["rows"][0]["extra"]["reward_video"] = tuned["rows"][1]["extra"]["reward_video"] = math.nan
-    assert math.isnan(add_gain(tuned, base)["mean"]["gain"])  # a prompt without a finite video
+    one_broken = rows(levels, [math.nan, 3.0, 5.0, 4.0, 6.0, 9.0])
+    assert least(one_broken, base).deviations == pytest.approx(np.mean([1.0, 0.5, 1.5]) / 2, rel=1e-12)
+    both_broken = rows(levels, [math.nan, math.nan, 5.0, 4.0, 6.0, 9.0])
+    assert math.isnan(least(both_broken, base).deviations)  # a prompt without a finite video
+    assert math.isnan(least(tuned[:2], base[:2]).deviations)  # one prompt has no deviation
 
 
 def test_damaged_files_of_a_sweep_are_named_in_one_line(tmp_path: Path) -> None:

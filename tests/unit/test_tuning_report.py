@@ -18,8 +18,8 @@ from rlvid.evaluate.results.summary import Comparison
 from tuning.description import Sweep
 from tuning.journal import Journal, scores_path, write_scores
 from tuning.load import load_sweep
-from tuning.measure import add_gain
-from tuning.outcomes import collect, pareto, ranked
+from tuning.measure import least, rows_of
+from tuning.outcomes import Outcome, collect, pareto, ranked
 from tuning.report import write_report
 from tuning.words import _few, found
 
@@ -41,7 +41,9 @@ def made_up(model: str, step: int, level: float, seconds: float) -> dict[str, An
     mean = {metric: sum(row[metric] for row in rows) / len(rows) for metric in METRICS}
     mean |= {name: sum(row["extra"][name] for row in rows) / len(rows) for name in FURTHER}
     scores = {"step": step, "seconds": seconds, "videos": 4 * step, "mean": mean, "std": mean, "rows": rows}
-    return add_gain(scores, scores if model == "base" else made_up("base", 0, BASE, 0.0))
+    base = scores if model == "base" else made_up("base", 0, BASE, 0.0)
+    mean["gain"] = least(rows_of(scores), rows_of(base)).deviations
+    return scores
 
 
 @pytest.fixture
@@ -164,6 +166,24 @@ def test_a_certain_loss_is_no_chance(sweep: Sweep) -> None:
     base = order[0].scores[order[0].step or 0]
     rows = [row | {"extra": {name: value + 0.5 for name, value in row["extra"].items()}} for row in base["rows"]]
     better = base | {"rows": rows}
-    (line,) = (each for each in found(sweep, outcomes, order, better) if "The base has" in each)
+    (line,) = (each for each in found(sweep, outcomes, order, better) if "The base's mean" in each)
     assert "a difference of -0.500 [-0.500, -0.500]" in line
     assert "chance" not in line
+
+
+def test_the_next_one_is_compared_where_it_gains_least(sweep: Sweep) -> None:
+    """In the reward where the best gains least, the next one may be ahead of it."""
+    outcomes = collect(sweep, Journal(sweep.folder))
+    best, second = ranked(sweep, outcomes)
+
+    def moved(one: Outcome, held_out: float, video: float) -> None:
+        for row in one.scores[12]["rows"]:
+            row["held_out"] += held_out
+            row["extra"]["reward_builtin_frames"] += held_out
+            row["extra"]["reward_builtin_video"] += video
+
+    moved(best, 0.0, 0.5)
+    moved(second, 0.5, 0.0)
+    base = made_up("base", 0, BASE, 0.0)
+    (line,) = (each for each in found(sweep, outcomes, [best, second], base) if "The next one" in each)
+    assert "a difference in reward builtin_video of +0.700 [" in line

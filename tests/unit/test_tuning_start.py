@@ -136,6 +136,19 @@ def test_a_guard_that_ends_training_only_warns_in_a_trial(tmp_path: Path) -> Non
     assert made.to_train({}, "best").guard.stop
 
 
+def test_judges_are_found_from_other_folders_and_checked_before_ray_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("def score(frames, prompts):\n    return frames.mean((2, 3, 4))\n")
+    made = sweep(tmp_path, "guard.rewards=[{name: custom, path: 'mine.py:score'}]")
+    assert [each.path for each in made.base().guard_rewards] == [f"{tmp_path}/mine.py:score"]
+    check(made, made.planned()[:1])
+    lost = sweep(tmp_path, "guard.rewards=[{name: fitted, path: nowhere}]")
+    with pytest.raises(ValueError, match=r"guard.rewards .*nowhere"):
+        check(lost, lost.planned()[:1])
+
+
 def test_a_base_without_a_clip_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, _ = save_run(tmp_path)
     monkeypatch.chdir(tmp_path)

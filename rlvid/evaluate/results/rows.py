@@ -3,11 +3,13 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
 
 from rlvid.metric_names import REWARD_PREFIX
+from rlvid.stats import finite_mean
 
 ALL = "all_prompts"
 """The set of all videos, where there are several sets."""
@@ -74,6 +76,17 @@ METRICS = tuple(each.name for each in fields(Row) if each.type is float)
 def metrics_of(rows: Iterable[Row]) -> tuple[str, ...]:
     """``METRICS``, then the further rewards that any of the rows has."""
     return (*METRICS, *dict.fromkeys(name for row in rows for name in row.extra))
+
+
+def per_prompt(rows: Iterable[Row], metrics: Iterable[str]) -> dict[str, list[float]]:
+    """Returns, for each metric, the mean over the finite videos of each prompt (NaN without one), in their order.
+
+    Args:
+        rows: of one model and prompt set; the videos of a prompt follow each other.
+        metrics: names of metrics, and of further rewards.
+    """
+    groups = [list(group) for _, group in groupby(rows, key=lambda row: row.index)]
+    return {metric: [finite_mean(row.score(metric) for row in group) for group in groups] for metric in metrics}
 
 
 def pooled(rows: Sequence[Row]) -> list[Row]:
