@@ -14,7 +14,7 @@ from rlvid.config import load_config
 from rlvid.plan.plan import make_plan
 from tuning.description import Sweep
 from tuning.journal import INVALID, Journal, scores_path, trial_name
-from tuning.load import load_sweep, shipped_sweeps
+from tuning.load import load_sweep
 from tuning.measure import job_of
 from tuning.search import Judge, Proposals
 from tuning.space import draw, grid, parse_space
@@ -81,8 +81,27 @@ def test_the_sweep_over_remedies_has_each_beside_none_at_equal_compute() -> None
     assert made.evaluation.scales
 
 
-@pytest.mark.parametrize("name", sorted(shipped_sweeps().keys() - {"guard", "methods", "policy", "remedies", "wan"}))
-def test_shipped_sweeps_are_valid(name: str) -> None:
+def test_the_evidence_has_rates_of_the_search_for_rates() -> None:
+    """At the same budget: so its runs of seed 0 are among those of the search, under another name."""
+    searched, evidence = load_sweep("rates"), load_sweep("evidence")
+    assert (evidence.rungs, evidence.unit) == (searched.rungs[-1:], searched.unit) == ([10], "tflops")
+    assert (searched.metric, searched.scheduler, evidence.scheduler) == ("gain", "none", "none")
+
+    def runs(made: Sweep) -> list[dict[str, Any]]:
+        return [made.run(settings, "trial", made.rungs[-1]).model_dump() for settings in made.planned()]
+
+    def plain(run: dict[str, Any]) -> dict[str, Any]:
+        return run | {"name": "", "output": run["output"] | {"storage": ""}}
+
+    found, wanted = map(plain, runs(searched)), list(map(plain, runs(evidence)))
+    assert len(wanted) == evidence.count == 12
+    assert sum(run in wanted for run in found) == 4
+    assert {run["method"]["name"] for run in wanted} == {"instructvideo", "draft", "rwr", "ddpo"}
+    assert all(run["method"].get("denoising", 0) == 0 for run in wanted), "methods as their papers have them"
+
+
+@pytest.mark.parametrize("name", ["modelscope", "toy"])
+def test_searches_for_lambda_and_s_are_valid(name: str) -> None:
     made = load_sweep(name)
     planned = made.planned()
     assert len(planned) == made.count >= 8
