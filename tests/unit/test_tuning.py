@@ -283,7 +283,7 @@ def test_without_a_scheduler_all_go_on_and_a_score_must_be_finite(tmp_path: Path
     assert judged(judge, 0, 4, 0.9) == judged(judge, 1, 4, 0.1) == "CONTINUE"
     assert judged(judge, 1, 12, math.nan) == "STOP"
     assert journal.trials[1].end == "failed"
-    assert told[-1] == "trial-001 failed: gain is not finite after 12 steps"
+    assert told[-1] == "trial-001 failed: held_out is not finite after 12 steps"
 
 
 def test_only_what_has_not_ended_is_proposed_again(tmp_path: Path) -> None:

@@ -50,7 +50,8 @@ def made_up(model: str, step: int, level: float, seconds: float) -> dict[str, An
 def sweep(tmp_path: Path) -> Sweep:
     """A sweep of six trials: two finished, three stopped early, one failed before anything was measured."""
     made = load_sweep(
-        "toy", [f"storage={tmp_path}", "space.reward.segments=[1, 4]", "space.reward.attenuation=[0, 1, inf]"]
+        "toy",
+        [f"storage={tmp_path}", "metric=gain", "space.reward.segments=[1, 4]", "space.reward.attenuation=[0, 1, inf]"],
     )
     made.folder.mkdir()
     journal = Journal(made.folder)
