@@ -143,15 +143,18 @@ def test_searches_for_lambda_and_s_are_valid(name: str) -> None:
         (["objectives=[reward, oracle_score]"], "objective 'oracle_score' is none"),
         (["space.train.steps=[1, 2]"], "train.steps belongs to the sweep"),
         (
-            ["guard.rewards=[]", "objectives=[gain, reward_builtin_video]"],
+            ["guard.rewards=[]", "metric=gain", "objectives=[gain, reward_builtin_video]"],
             "objective reward_builtin_video: no reward of the base's guard; allowed: none",
         ),
         (
-            ["reward.name=builtin-video", "objectives=[gain, reward_builtin_video]"],
+            ["reward.name=builtin-video", "metric=gain", "objectives=[gain, reward_builtin_video]"],
             "objective reward_builtin_video: no reward of the base's guard; allowed: reward_builtin_frames",
         ),
         (["reward.held_out=null"], "objective held_out: the base has reward.held_out = null"),
-        (["reward.held_out=null", "objectives=[reward, gain]"], "objective gain: the base has reward.held_out = null"),
+        (
+            ["reward.held_out=null", "metric=gain", "objectives=[reward, gain]"],
+            "objective gain: the base has reward.held_out = null",
+        ),
         (["space.reward.name=[builtin, builtin-video]"], "a trial trains on builtin-video, a reward of the base's gu"),
         (["guard.rewards=[{name: oracle}]"], "guard.rewards: a sweep chooses nothing by the oracle"),
         (["trails=3"], "'trails' is a key neither of a sweep nor of a run"),
