@@ -57,7 +57,8 @@ class Watch:
         before, began = peak_memory(_CPU), time.process_time()
         yield
         seconds, peak = time.process_time() - began, peak_memory(_CPU)
-        self.stages[name] = {"seconds": seconds, "peak": peak, "rise": peak - before}
+        rise = max(peak - before, 0)  # the kernel's two counts may differ by some pages
+        self.stages[name] = {"seconds": seconds, "peak": peak, "rise": rise}
 
 
 def step(frames: int, size: int, watch: Watch) -> None:
