@@ -42,7 +42,7 @@ browser: venv ## have a browser for the tests of pages: the system's Chromium, o
 demo: venv ## fine-tune the built-in model on a reward, evaluate it, and say where to look (CPU, minutes)
 	$(BIN)/rlvid demo
 
-sweep: venv ## search for lambda and S on the built-in world, with early stopping and a report (CPU, half an hour)
+sweep: venv ## search for lambda and S on the built-in world, with early stopping and a report (CPU, ten minutes)
 	$(BIN)/python tuning/sweep.py toy
 
 docs: venv ## build the documentation's site into site/, and fail at a warning

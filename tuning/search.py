@@ -34,6 +34,7 @@ class Proposals(Searcher):
     def __init__(self, sweep: Sweep, journal: Journal, planned: list[dict[str, Any]]) -> None:
         super().__init__()
         self._sweep, self._journal, self._optuna = sweep, journal, None
+        self._base = sweep.base()
         known = journal.trials
         for number in range(len(known), len(planned)):
             journal.append({"trial": number, "settings": planned[number]})
@@ -62,7 +63,7 @@ class Proposals(Searcher):
             try:
                 run = self._sweep.run(trial.settings, trial.name, self._sweep.rungs[0])
                 budgets = self._sweep.budgets(run)
-                check_trial(self._sweep.objectives, self._sweep.base(), run)
+                check_trial(self._sweep.objectives, self._base, run)
             except ValueError as error:
                 self._journal.append({"trial": trial.number, "invalid": str(error)})
                 say(f"{trial.name} is {INVALID}: {error}")

@@ -36,8 +36,8 @@ def found(sweep: Sweep, outcomes: list[Outcome], order: list[Outcome], base: dic
             f"interval){'' if gain.way else f', which may be chance{_few(gain)}'}."
         )
     second = order[1] if len(order) > 1 else None
-    if second:  # in the reward where the second gains least, the best by the least gain is never below it
-        compared = metric_of(compared_by(sweep, second, base))
+    # Where the second gains least, the best by the least gain is never below it.
+    compared = metric_of(compared_by(sweep, second or best, base))
     if second and best.step is not None and (gain := difference(best, second.scores[best.step], compared.key)):
         lines.append(
             f"- The next one, {second.trial.name} ({markdown_text(shown(second.trial.settings))}), has "

@@ -25,6 +25,7 @@ from rlvid.runs.checkpoints import checkpoint_name
 from rlvid.toy.tiny import save_tiny_model, tiny_model, tiny_reward
 from rlvid.train.checkpoint import save_checkpoint
 from rlvid.train.engine import TorchEngine
+from tuning.judges import GAIN
 
 _FRAMES, _SIZE = 2, 8
 _FEW = 64
@@ -102,6 +103,6 @@ def made_up_scores(name: str, steps: int, drawn: random.Random) -> dict[str, Any
         for index in range(12)
     ]
     mean = {metric: sum(row[metric] for row in rows) / len(rows) for metric in METRICS}
-    mean["gain"] = drawn.random() if steps else 0.0
+    mean[GAIN] = drawn.random() if steps else 0.0
     std = dict.fromkeys(METRICS, 0.1)
     return {"step": steps, "seconds": drawn.random(), "videos": 4 * steps, "mean": mean, "std": std, "rows": rows}

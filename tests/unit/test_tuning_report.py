@@ -84,10 +84,10 @@ def test_the_report_has_every_trial(sweep: Sweep) -> None:
     table = (folder / "results.md").read_text().splitlines()
     assert [line.split("|")[1].strip() for line in table[2:5]] == ["base", "trial-003", "trial-000"]
     page = (folder / "report.md").read_text()
-    assert "**Best by least gain: trial-003, reward.attenuation=1 reward.segments=4**, with " in page
+    assert "**Best by least gain: trial-003, reward.attenuation=1 reward.segments=4**, with 8.11 after" in page
     assert "which these videos tell apart" in page
     assert "2 ran to the last of 4, 12 steps, 3 were stopped early, 1 failed" in page
-    assert "`reward.segments` after 4 steps, mean least gain (trials): 1: " in page
+    assert "`reward.segments` after 4 steps, mean least gain (trials): 1: 0.88 (3)" in page
 
 
 def test_the_best_settings_can_be_trained(sweep: Sweep) -> None:
