@@ -32,8 +32,8 @@ class LoraConfig(Section):
 
     levels: tuple[Share, Share] | None = Field(
         None,
-        description="noise levels at which the adapter acts, [low, high): 0 is clean, 1 is noise, and a level is "
-        "timestep / 1000. Elsewhere the denoiser is the base model. null: at all levels",
+        description="noise levels at which the adapter acts, [low, high), where high = 1 includes 1: 0 is clean, 1 is "
+        "noise, and a level is timestep / 1000. Elsewhere the denoiser is the base model. null: at all levels",
     )
 
     @property

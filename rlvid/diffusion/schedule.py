@@ -1,5 +1,6 @@
 """The start of a partial chain, and the check of a run's chain against the model's noise path."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,7 @@ from rlvid.config.methods.reward_gradient import DraftLVConfig, InstructVideoCon
 from rlvid.config.prefix import check_length
 from rlvid.diffusion.step import KERNELS
 from rlvid.models.decoded import check_window
+from rlvid.models.levels import acts_at
 from rlvid.models.noise_path import NoisePath
 
 
@@ -121,10 +123,12 @@ def check_chain(config: RunConfig) -> None:
     learning_K = torch.tensor(learning_points(method, path, grid))
     if limits is None:
         return
-    levels = (path.timestep(learning_K, learning_K.device).double() / path.train_steps).tolist()
-    if not any(limits[0] <= level < limits[1] for level in levels):
+    level_K = path.timestep(learning_K, learning_K.device).double() / path.train_steps
+    if not acts_at(limits, level_K).any():
+        last, first = float(level_K[-1]), float(level_K[0])
+        low = math.floor(last * 1000) / 1000 if last < 1 else 0.9  # rounded up, it might lie above the last level
         raise ValueError(
-            f"model.lora.levels = {list(limits)}: method {method.name!r} learns at the noise levels "
-            f"{levels[-1]:g} to {levels[0]:g} of the chain, and the adapter acts at none of them; choose a range that "
-            f"holds one, such as [{levels[-1]:g}, 1]"
+            f"model.lora.levels = {list(limits)}: method {method.name!r} learns at the noise levels {last:g} to "
+            f"{first:g} of the chain, and the adapter acts at none of them; choose a range that holds one, such as "
+            f"[{low:g}, 1]"
         )

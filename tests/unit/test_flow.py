@@ -15,6 +15,7 @@ from rlvid.algorithms.rollout import reach_of_steps, replay, roll_out
 from rlvid.algorithms.scoring import score
 from rlvid.config import parse_config
 from rlvid.diffusion.chain import denoise
+from rlvid.diffusion.schedule import check_chain
 from rlvid.models.levels import limit_levels
 from rlvid.models.noise_path import RectifiedFlow
 from rlvid.train import preflight
@@ -116,16 +117,47 @@ def test_every_method_learns_on_a_flow(name: str) -> None:
     assert ("policy/kl" in updates[0].metrics) == bool(kl)
 
 
-def test_an_adapter_may_act_at_some_levels_alone() -> None:
+@pytest.mark.parametrize(
+    ("levels", "expected"),
+    [
+        ((0.5, 0.8), {0.9: False, 0.8: False, 0.75: True, 0.5: True, 0.49: False}),
+        ((0.9, 1.0), {1.0: True, 0.9: True, 0.75: False}),
+    ],
+)
+def test_an_adapter_may_act_at_some_levels_alone(levels: tuple[float, float], expected: dict[float, bool]) -> None:
+    """A range that ends at 1 includes 1, at which each chain of a flow begins."""
     method = flow({"name": "draft"})
     batch, model = clips(method), method.context.model
-    limit_levels(model.denoiser, (0.5, 0.8), model.path.train_steps)
+    limit_levels(model.denoiser, levels, model.path.train_steps)
     with torch.no_grad():
-        for s, acts in ((0.9, False), (0.75, True), (0.5, True), (0.49, False)):
+        for s, acts in expected.items():
             tuned = model.predict(batch.latents_BCFhw, s, batch.text_BLD, 1.0).x0
             with model.base():
                 base = model.predict(batch.latents_BCFhw, s, batch.text_BLD, 1.0).x0
             assert torch.equal(tuned, base) != acts
+
+
+def test_an_adapter_that_learns_at_pure_noise_alone_has_a_range() -> None:
+    def checked(**sections: Any) -> None:
+        model = {"path": "builtin-wan", "lora": {"levels": sections.pop("levels")}}
+        check_chain(parse_config({"model": model, "method": {"name": "draft"}, **sections}))
+
+    checked(levels=[0.97, 1], sampling={"steps": 1})
+    with pytest.raises(ValueError, match=r"^model\.lora\.levels = \[0\.0, 0\.5\]: .* 1 to 1 .*such as \[0\.9, 1\]$"):
+        checked(levels=[0, 0.5], sampling={"steps": 1})
+    checked(levels=[0.9, 1], sampling={"steps": 1})
+
+
+def test_the_range_that_an_error_names_is_allowed() -> None:
+    """The last levels of chains, such as 3 / 14, are no decimal numbers, and rounded up they would be left out."""
+    for steps in range(2, 41):
+        draft: dict[str, Any] = {"sampling": {"steps": steps}, "method": "draft"}
+        model: dict[str, Any] = {"path": "builtin-wan", "lora": {"levels": [0, 0.001]}}
+        with pytest.raises(ValueError, match=r"such as \[.*, 1\]$") as refused:
+            check_chain(parse_config({"model": model} | draft))
+        low = float(str(refused.value).rsplit("[", 1)[1].split(",")[0])
+        model = {"path": "builtin-wan", "lora": {"levels": [low, low + 0.002]}}
+        check_chain(parse_config({"model": model} | draft))
 
 
 def test_a_kernel_of_flows_is_refused_for_another_model() -> None:
