@@ -66,8 +66,8 @@ class ModelConfig(Section):
     frames: int | None = Field(
         None,
         ge=2,
-        description="frames F of a video, 4 n + 1 of them for Wan; default: 8 for 'builtin', 9 for 'builtin-wan', 81 "
-        "or 121 for Wan, else 16",
+        description="frames F of a video, 4 n + 1 of them for Wan; default: 8 for 'builtin', 9 for 'builtin-wan' (and "
+        "for copies of them), 81 or 121 for Wan, else 16",
     )
     size: int | None = Field(None, ge=8, description="height and width in pixels; default: the model's own")
     height: int | None = Field(None, ge=8, description="height in pixels, instead of size; default: the model's own")
