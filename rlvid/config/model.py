@@ -145,7 +145,7 @@ class SamplingConfig(Section):
     kernel: Literal["ddim", "cps", "flow-sde"] = Field(
         "ddim",
         description="the noise that eta adds: DDIM's, that of coefficient-preserving sampling (cps), or of Flow-GRPO "
-        "(flow-sde, for flow models alone)",
+        "(flow-sde, for flow models alone, with an eta below 1: 0.6 serves 10 steps and more)",
     )
     final_level: Literal["exact", "paper"] = Field(
         "exact",

@@ -7,6 +7,7 @@ import torch
 
 from rlvid.config import RunConfig
 from rlvid.config.methods.base import Method
+from rlvid.config.methods.policy_gradient import PolicyGradient
 from rlvid.config.methods.reward_gradient import DraftLVConfig, InstructVideoConfig, kept_steps
 from rlvid.config.prefix import check_length
 from rlvid.diffusion.step import KERNELS
@@ -92,14 +93,19 @@ def learning_points(method: Method, path: NoisePath, grid: Sequence[float]) -> S
     return [grid[step] for step in method.learning_steps(len(grid))]
 
 
+def random_steps(method: Method, chain: Sequence[float]) -> range:
+    """Returns the steps of a method's chain that may add noise; the last one never does."""
+    return method.window_steps(len(chain)) if isinstance(method, PolicyGradient) else range(len(chain) - 1)
+
+
 def check_chain(config: RunConfig) -> None:
     """Checks that the model's noise path has the chain of the settings, and that an adapter acts where it learns.
 
     Raises:
-        ValueError: the path lacks ``sampling.final_level``, ``sampling.kernel`` or ``method.start``, the method learns
-            at no level of ``model.lora.levels``, so that the reward would teach the adapter nothing, the chain from
-            ``method.start`` has too few steps for ``sampling.prefix_steps`` or ``sampling.reuse``, or the decoder has
-            no ``model.decode_window`` or ``model.decode_offload``.
+        ValueError: the path lacks ``sampling.final_level``, ``sampling.kernel`` or ``method.start``, or the kernel
+            ``sampling.eta``, the method learns at no level of ``model.lora.levels``, so that the reward would teach the
+            adapter nothing, the chain from ``method.start`` has too few steps for ``sampling.prefix_steps`` or
+            ``sampling.reuse``, or the decoder has no ``model.decode_window`` or ``model.decode_offload``.
     """
     check_window(config.model)
     if config.model.decode_offload and config.model.decode_window is None and not config.train.checkpoint_activations:
@@ -114,12 +120,16 @@ def check_chain(config: RunConfig) -> None:
 
     path = path_outline(config.model)
     grid = path.grid(sampling.steps)
-    point_D = torch.tensor(grid)
-    path.final(sampling.final_level, point_D)
-    now, then = (path.level(point_T, torch.empty(len(point_T))) for point_T in (point_D[:-1], point_D[1:]))
-    KERNELS[sampling.kernel](now, then, config.eta)
+    chain = editing_chain(method, path, grid) if isinstance(method, InstructVideoConfig) else grid
     if isinstance(method, InstructVideoConfig):
-        check_length(sampling, len(editing_chain(method, path, grid)) - method.gradient_steps)
+        check_length(sampling, len(chain) - method.gradient_steps)
+    point_D, random = torch.tensor(chain), random_steps(method, chain)
+    path.final(sampling.final_level, point_D)
+    now, then = (
+        path.level(point_T, torch.empty(len(point_T)))
+        for point_T in (point_D[random.start : random.stop], point_D[random.start + 1 : random.stop + 1])
+    )
+    KERNELS[sampling.kernel](now, then, config.eta)
     learning_K = torch.tensor(learning_points(method, path, grid))
     if limits is None:
         return

@@ -13,7 +13,7 @@ from rlvid import randomness
 from rlvid.algorithms.denoising import base_distance, noise_error
 from rlvid.algorithms.rollout import reach_of_steps, replay, roll_out
 from rlvid.algorithms.scoring import score
-from rlvid.config import parse_config
+from rlvid.config import load_config, parse_config
 from rlvid.diffusion.chain import denoise
 from rlvid.diffusion.schedule import check_chain
 from rlvid.models.levels import limit_levels
@@ -87,7 +87,7 @@ def test_distances_are_taken_on_v() -> None:
 
 @pytest.mark.parametrize("kernel", ["ddim", "cps", "flow-sde"])
 def test_the_ratio_is_one_before_the_first_step(kernel: str) -> None:
-    method = flow({"name": "grpo", "kl": 0.1, "step_weight": "inverse"}, sampling={"kernel": kernel, "eta": 0.7})
+    method = flow({"name": "grpo", "kl": 0.1, "step_weight": "inverse"}, sampling={"kernel": kernel, "eta": 0.5})
     rollout = roll_out(method.context, clips(method))
     assert rollout.point_D.tolist() == pytest.approx([1, 0.9, 0.75, 0.5])
     for place in range(3):
@@ -164,6 +164,28 @@ def test_a_kernel_of_flows_is_refused_for_another_model() -> None:
     with pytest.raises(ValueError, match=r"^sampling\.kernel = 'flow-sde': "):
         preflight.check(parse_config({"method": "ddpo", "sampling": {"kernel": "flow-sde"}}))
     preflight.check(parse_config({"method": "ddpo", "sampling": {"kernel": "cps", "final_level": "paper"}}))
+
+
+WAN_GRPO = ["model.path=builtin-wan", "sampling.kernel=flow-sde"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "largest"),
+    [
+        (["method.window_range=[0,1]"], 0.683),
+        (["method.window_range=[0,1]", "sampling.steps=50"], 0.706),
+        (["method.window_range=[0,0.5]"], 0.875),
+        (["method.window_range=[0,0.5]", "model.shift=1"], 0.843),
+    ],
+)
+def test_an_eta_beyond_the_levels_of_the_random_steps_is_refused(settings: list[str], largest: float) -> None:
+    """The default of 1 is; with shift s = 3 and D = 10 the last random step runs from 3 / 7 to 1 / 4."""
+    with pytest.raises(ValueError, match=r"^sampling\.eta = 1: with sampling\.kernel = 'flow-sde' ") as refused:
+        check_chain(load_config("toy-wan-grpo", WAN_GRPO + settings))
+    assert str(refused.value).endswith(f"allowed for this chain: 0 to {largest}")
+    check_chain(load_config("toy-wan-grpo", [*WAN_GRPO, *settings, f"sampling.eta={largest}"]))
+    with pytest.raises(ValueError, match=r"^sampling\.eta = "):
+        check_chain(load_config("toy-wan-grpo", [*WAN_GRPO, *settings, f"sampling.eta={largest + 0.001:g}"]))
 
 
 def test_a_kernel_by_its_default_name_changes_no_fingerprint() -> None:
