@@ -82,7 +82,9 @@ class ModelConfig(Section):
         "float32", description="precision of frozen weights and computation; trained weights are always float32"
     )
     decode_chunk: int = Field(
-        64, ge=1, description="largest number of frames in the autoencoder at once; fewer need less memory"
+        64,
+        ge=1,
+        description="largest number of frames in the autoencoder of a 3D U-Net at once; fewer need less memory",
     )
     decode_window: int | None = Field(
         None,

@@ -8,10 +8,10 @@ import torch
 from rlvid.config import RunConfig
 from rlvid.config.methods.base import Method
 from rlvid.config.methods.policy_gradient import PolicyGradient
-from rlvid.config.methods.reward_gradient import DraftLVConfig, InstructVideoConfig, kept_steps
+from rlvid.config.methods.reward_gradient import DraftLVConfig, InstructVideoConfig, RewardGradient, kept_steps
 from rlvid.config.prefix import check_length
 from rlvid.diffusion.step import KERNELS
-from rlvid.models.decoded import check_window
+from rlvid.models.decoded import check_decoding
 from rlvid.models.levels import acts_at
 from rlvid.models.noise_path import NoisePath
 
@@ -105,15 +105,16 @@ def check_chain(config: RunConfig) -> None:
         ValueError: the path lacks ``sampling.final_level``, ``sampling.kernel`` or ``method.start``, or the kernel
             ``sampling.eta``, the method learns at no level of ``model.lora.levels``, so that the reward would teach the
             adapter nothing, the chain from ``method.start`` has too few steps for ``sampling.prefix_steps`` or
-            ``sampling.reuse``, or the decoder has no ``model.decode_window`` or ``model.decode_offload``.
+            ``sampling.reuse``, or a setting means nothing: a kernel without noise, no gradient through a branch that
+            guidance 1 leaves out, or as ``check_decoding``.
     """
-    check_window(config.model)
-    if config.model.decode_offload and config.model.decode_window is None and not config.train.checkpoint_activations:
-        raise ValueError(
-            "model.decode_offload = true: train.checkpoint_activations = false keeps the graph of all chunks, and no "
-            "caches; set train.checkpoint_activations=true, or leave decode_offload out"
-        )
+    check_decoding(config)
     sampling, method, limits = config.sampling, config.method, config.model.lora.levels
+    if sampling.guidance == 1 and isinstance(method, RewardGradient) and not method.unconditional_gradient:
+        raise ValueError(
+            "method.unconditional_gradient = false: sampling.guidance = 1 is without guidance, and there is no "
+            "unconditional branch; set another guidance, such as 3, or leave unconditional_gradient out"
+        )
     if (sampling.final_level, sampling.kernel, limits, getattr(method, "start", None)) == ("exact", "ddim", None, None):
         return
     from rlvid.models.load import path_outline  # seconds of imports, for such runs alone
@@ -130,6 +131,12 @@ def check_chain(config: RunConfig) -> None:
         for point_T in (point_D[random.start : random.stop], point_D[random.start + 1 : random.stop + 1])
     )
     KERNELS[sampling.kernel](now, then, config.eta)
+    if sampling.kernel != "ddim" and (config.eta == 0 or not random):
+        raise ValueError(
+            f"sampling.kernel = {sampling.kernel!r} is the noise that sampling.eta = {config.eta:g} adds, and no step "
+            "of this chain adds any; set sampling.eta, such as sampling.eta=0.5, and two steps or more, or leave the "
+            "kernel out"
+        )
     learning_K = torch.tensor(learning_points(method, path, grid))
     if limits is None:
         return

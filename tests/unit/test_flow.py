@@ -188,6 +188,30 @@ def test_an_eta_beyond_the_levels_of_the_random_steps_is_refused(settings: list[
         check_chain(load_config("toy-wan-grpo", [*WAN_GRPO, *settings, f"sampling.eta={largest + 0.001:g}"]))
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["sampling.kernel=cps"], ["sampling.kernel = 'cps'", "sampling.eta = 0", "sampling.eta=0.5"]),
+        (["sampling.kernel=flow-sde"], ["sampling.kernel = 'flow-sde'", "sampling.eta = 0"]),
+        (["sampling.kernel=cps", "sampling.eta=0.5", "sampling.steps=1"], ["sampling.kernel = 'cps'", "no step"]),
+        (
+            ["method.unconditional_gradient=false", "sampling.guidance=1"],
+            ["method.unconditional_gradient = false", "sampling.guidance = 1"],
+        ),
+    ],
+)
+def test_settings_of_a_chain_that_mean_nothing_are_refused(settings: list[str], words: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"^[^\n]*leave [^\n]* out$") as refused:
+        check_chain(load_config("toy-wan-draft", settings))
+    assert all(word in str(refused.value) for word in words)
+
+
+def test_settings_of_a_chain_that_mean_something_are_allowed() -> None:
+    check_chain(load_config("toy-wan-draft", ["sampling.kernel=cps", "sampling.eta=0.5"]))
+    check_chain(load_config("toy-wan-draft", ["method.unconditional_gradient=false"]))
+    check_chain(load_config("toy-wan-draft", ["sampling.guidance=1"]))
+
+
 def test_a_kernel_by_its_default_name_changes_no_fingerprint() -> None:
     plain, named, other = (
         parse_config({"method": "ddpo", "sampling": sampling}).fingerprint
