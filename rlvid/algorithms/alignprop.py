@@ -32,11 +32,8 @@ def draw_cut(method: AlignPropConfig, steps: int, seed: int, step: int) -> int:
     generator = randomness.generator(seed, "cut", step)
     if method.truncation == "uniform":
         return int(torch.randint(steps, (), generator=generator))
-    for _ in range(10_000):
+    for _ in range(10_000):  # a hundred times as many as the config allows to be needed on average
         cut = int(method.mean * steps + method.spread * steps * float(torch.randn((), generator=generator)))
         if 1 <= cut < steps:
             return cut
-    raise ValueError(
-        f"method.mean = {method.mean} with method.spread = {method.spread} gives no cut in [1, {steps}); widen the "
-        "spread"
-    )
+    raise AssertionError("the config has refused a mean and a spread that give no cut")

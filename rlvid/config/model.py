@@ -32,8 +32,8 @@ class LoraConfig(Section):
 
     levels: tuple[Share, Share] | None = Field(
         None,
-        description="noise levels at which the adapter acts, [low, high): 0 is clean, 1 is noise, and a level is "
-        "timestep / 1000. Elsewhere the denoiser is the base model. null: at all levels",
+        description="noise levels at which the adapter acts, [low, high), where high = 1 includes 1: 0 is clean, 1 is "
+        "noise, and a level is timestep / 1000. Elsewhere the denoiser is the base model. null: at all levels",
     )
 
     @property
@@ -66,8 +66,8 @@ class ModelConfig(Section):
     frames: int | None = Field(
         None,
         ge=2,
-        description="frames F of a video, 4 n + 1 of them for Wan; default: 8 for 'builtin', 9 for 'builtin-wan', 81 "
-        "or 121 for Wan, else 16",
+        description="frames F of a video, 4 n + 1 of them for Wan; default: 8 for 'builtin', 9 for 'builtin-wan' (and "
+        "for copies of them), 81 or 121 for Wan, else 16",
     )
     size: int | None = Field(None, ge=8, description="height and width in pixels; default: the model's own")
     height: int | None = Field(None, ge=8, description="height in pixels, instead of size; default: the model's own")
@@ -82,7 +82,9 @@ class ModelConfig(Section):
         "float32", description="precision of frozen weights and computation; trained weights are always float32"
     )
     decode_chunk: int = Field(
-        64, ge=1, description="largest number of frames in the autoencoder at once; fewer need less memory"
+        64,
+        ge=1,
+        description="largest number of frames in the autoencoder of a 3D U-Net at once; fewer need less memory",
     )
     decode_window: int | None = Field(
         None,
@@ -145,7 +147,7 @@ class SamplingConfig(Section):
     kernel: Literal["ddim", "cps", "flow-sde"] = Field(
         "ddim",
         description="the noise that eta adds: DDIM's, that of coefficient-preserving sampling (cps), or of Flow-GRPO "
-        "(flow-sde, for flow models alone)",
+        "(flow-sde, for flow models alone, with an eta below 1: 0.6 serves 10 steps and more)",
     )
     final_level: Literal["exact", "paper"] = Field(
         "exact",

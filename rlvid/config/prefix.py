@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from rlvid.config.methods import METHODS
+from rlvid.config.methods import GRADIENT_METHODS
 from rlvid.config.methods.base import Method
 from rlvid.config.methods.reward_gradient import InstructVideoConfig, RewardGradient
 from rlvid.config.model import SamplingConfig
@@ -18,9 +18,8 @@ def check_prefix(sampling: SamplingConfig, method: Method, eta: float) -> None:
     """
     for setting in _set(sampling):
         if not isinstance(method, RewardGradient):
-            allowed = ", ".join(name for name, kind in METHODS.items() if issubclass(kind, RewardGradient))
             raise ValueError(
-                f"{setting} is for methods that back-propagate the reward ({allowed}); method "
+                f"{setting} is for methods that back-propagate the reward ({GRADIENT_METHODS}); method "
                 f"{method.name!r} trains on what its whole chain makes: leave it out"  # type: ignore[attr-defined]
             )
         if eta > 0:

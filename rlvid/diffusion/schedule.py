@@ -1,15 +1,18 @@
 """The start of a partial chain, and the check of a run's chain against the model's noise path."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 
 from rlvid.config import RunConfig
 from rlvid.config.methods.base import Method
-from rlvid.config.methods.reward_gradient import DraftLVConfig, InstructVideoConfig, kept_steps
+from rlvid.config.methods.policy_gradient import PolicyGradient
+from rlvid.config.methods.reward_gradient import DraftLVConfig, InstructVideoConfig, RewardGradient, kept_steps
 from rlvid.config.prefix import check_length
 from rlvid.diffusion.step import KERNELS
-from rlvid.models.decoded import check_window
+from rlvid.models.decoded import check_decoding
+from rlvid.models.levels import acts_at
 from rlvid.models.noise_path import NoisePath
 
 
@@ -90,41 +93,59 @@ def learning_points(method: Method, path: NoisePath, grid: Sequence[float]) -> S
     return [grid[step] for step in method.learning_steps(len(grid))]
 
 
+def random_steps(method: Method, chain: Sequence[float]) -> range:
+    """Returns the steps of a method's chain that may add noise; the last one never does."""
+    return method.window_steps(len(chain)) if isinstance(method, PolicyGradient) else range(len(chain) - 1)
+
+
 def check_chain(config: RunConfig) -> None:
     """Checks that the model's noise path has the chain of the settings, and that an adapter acts where it learns.
 
     Raises:
-        ValueError: the path lacks ``sampling.final_level``, ``sampling.kernel`` or ``method.start``, the method learns
-            at no level of ``model.lora.levels``, so that the reward would teach the adapter nothing, the chain from
-            ``method.start`` has too few steps for ``sampling.prefix_steps`` or ``sampling.reuse``, or the decoder has
-            no ``model.decode_window`` or ``model.decode_offload``.
+        ValueError: the path lacks ``sampling.final_level``, ``sampling.kernel`` or ``method.start``, or the kernel
+            ``sampling.eta``, the method learns at no level of ``model.lora.levels``, so that the reward would teach the
+            adapter nothing, the chain from ``method.start`` has too few steps for ``sampling.prefix_steps`` or
+            ``sampling.reuse``, or a setting means nothing: a kernel without noise, no gradient through a branch that
+            guidance 1 leaves out, or as ``check_decoding``.
     """
-    check_window(config.model)
-    if config.model.decode_offload and config.model.decode_window is None and not config.train.checkpoint_activations:
-        raise ValueError(
-            "model.decode_offload = true: train.checkpoint_activations = false keeps the graph of all chunks, and no "
-            "caches; set train.checkpoint_activations=true, or leave decode_offload out"
-        )
+    check_decoding(config)
     sampling, method, limits = config.sampling, config.method, config.model.lora.levels
+    if sampling.guidance == 1 and isinstance(method, RewardGradient) and not method.unconditional_gradient:
+        raise ValueError(
+            "method.unconditional_gradient = false: sampling.guidance = 1 is without guidance, and there is no "
+            "unconditional branch; set another guidance, such as 3, or leave unconditional_gradient out"
+        )
     if (sampling.final_level, sampling.kernel, limits, getattr(method, "start", None)) == ("exact", "ddim", None, None):
         return
     from rlvid.models.load import path_outline  # seconds of imports, for such runs alone
 
     path = path_outline(config.model)
     grid = path.grid(sampling.steps)
-    point_D = torch.tensor(grid)
-    path.final(sampling.final_level, point_D)
-    now, then = (path.level(point_T, torch.empty(len(point_T))) for point_T in (point_D[:-1], point_D[1:]))
-    KERNELS[sampling.kernel](now, then, config.eta)
+    chain = editing_chain(method, path, grid) if isinstance(method, InstructVideoConfig) else grid
     if isinstance(method, InstructVideoConfig):
-        check_length(sampling, len(editing_chain(method, path, grid)) - method.gradient_steps)
+        check_length(sampling, len(chain) - method.gradient_steps)
+    point_D, random = torch.tensor(chain), random_steps(method, chain)
+    path.final(sampling.final_level, point_D)
+    now, then = (
+        path.level(point_T, torch.empty(len(point_T)))
+        for point_T in (point_D[random.start : random.stop], point_D[random.start + 1 : random.stop + 1])
+    )
+    KERNELS[sampling.kernel](now, then, config.eta)
+    if sampling.kernel != "ddim" and (config.eta == 0 or not random):
+        raise ValueError(
+            f"sampling.kernel = {sampling.kernel!r} is the noise that sampling.eta = {config.eta:g} adds, and no step "
+            "of this chain adds any; set sampling.eta, such as sampling.eta=0.5, and two steps or more, or leave the "
+            "kernel out"
+        )
     learning_K = torch.tensor(learning_points(method, path, grid))
     if limits is None:
         return
-    levels = (path.timestep(learning_K, learning_K.device).double() / path.train_steps).tolist()
-    if not any(limits[0] <= level < limits[1] for level in levels):
+    level_K = path.timestep(learning_K, learning_K.device).double() / path.train_steps
+    if not acts_at(limits, level_K).any():
+        last, first = float(level_K[-1]), float(level_K[0])
+        low = math.floor(last * 1000) / 1000 if last < 1 else 0.9  # rounded up, it might lie above the last level
         raise ValueError(
-            f"model.lora.levels = {list(limits)}: method {method.name!r} learns at the noise levels "
-            f"{levels[-1]:g} to {levels[0]:g} of the chain, and the adapter acts at none of them; choose a range that "
-            f"holds one, such as [{levels[-1]:g}, 1]"
+            f"model.lora.levels = {list(limits)}: method {method.name!r} learns at the noise levels {last:g} to "
+            f"{first:g} of the chain, and the adapter acts at none of them; choose a range that holds one, such as "
+            f"[{low:g}, 1]"
         )

@@ -71,8 +71,13 @@ def flow_sde(now: Level, then: Level, eta: float | Tensor) -> Kernel:
     spread = eta sqrt(s / (1 - s)) sqrt(s - s') and c = s' - spread^2 / (2 s), with s = sigma. At pure noise 1 - s is
     taken at s'.
 
+    It is one Euler step of a stochastic equation, so the latents after it hold more noise than their level says:
+    c^2 + spread^2 - s'^2 = spread^2 (1 - s' / s) + spread^4 / (4 s^2). A chain is still a policy with any eta; where
+    the fresh noise alone is above the level, the network would see latents of no level that it was trained on.
+
     Raises:
-        ValueError: the path is not straight.
+        ValueError: the path is not straight, or the spread is above sigma'. The first step from pure noise has
+            spread = eta; the last random one of a long chain allows eta up to about 0.7, which is the paper's.
     """
     if ((now.alpha + now.sigma - 1).abs() > 1e-3).any():
         raise ValueError(
@@ -80,7 +85,14 @@ def flow_sde(now: Level, then: Level, eta: float | Tensor) -> Kernel:
             "'ddim', 'cps'"
         )
     clean = torch.where(now.sigma == 1, then.alpha, now.alpha)
-    spread = eta * (now.sigma / clean).sqrt() * (now.sigma - then.sigma).sqrt()
+    of_one = (now.sigma / clean).sqrt() * (now.sigma - then.sigma).sqrt()
+    spread = eta * of_one
+    if (spread > then.sigma).any():
+        largest = math.floor(1000 * float((then.sigma / of_one).min())) / 1000  # rounded up, it would be refused
+        raise ValueError(
+            f"sampling.eta = {float(torch.as_tensor(eta).max()):g}: with sampling.kernel = 'flow-sde' a step would add "
+            f"more noise than the level after it holds; allowed for this chain: 0 to {largest:g}"
+        )
     return Kernel(spread, then.sigma - spread**2 / (2 * now.sigma))
 
 

@@ -24,12 +24,20 @@ def check_model_folder(path: str) -> Iterator[Finding]:
     parameters = sum(each.numel() for each in denoiser_outline(path).parameters())
     title = "Wan" if of is WAN else "3D U-Net"
     yield Finding("weights", "ok", f"{path}: {title}, {parameters:,} parameters in {of.denoiser}/")
-    shape = resolved_shape(ModelConfig(path=path))
-    yield Finding("videos", "ok", f"by default {shape.frames} frames of {shape.pixels} pixels, {shape.fps} a second")
+    yield _check_shape(path)
     if of is WAN:
         yield from check_shift(path)
     limit = model_text_limit(path)
     yield Finding("prompts", "ok", f"the text encoder reads {limit.tokens} tokens")
+
+
+def _check_shape(path: str) -> Finding:
+    """Checks that a model's videos have a usual shape; a Wan folder with few positions has none."""
+    try:
+        shape = resolved_shape(ModelConfig(path=path))
+    except ValueError as error:
+        return Finding("videos", "warning", str(error), "set model.frames and model.size in each run")
+    return Finding("videos", "ok", f"by default {shape.frames} frames of {shape.pixels} pixels, {shape.fps} a second")
 
 
 def check_shift(path: str) -> Iterator[Finding]:

@@ -18,8 +18,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rlvid.config.model import ModelConfig
-from rlvid.models.folders import UNET3D, family
+from rlvid.config import RunConfig
+from rlvid.config.methods import GRADIENT_METHODS
+from rlvid.models.folders import UNET3D, WAN, family
 
 Decode = Callable[[Tensor], Tensor]
 """Decodes latents BCFhw to frames BSCHW, differentiably."""
@@ -77,16 +78,37 @@ class DecodedApart(Decoded):
         return loss.detach() + (product - product.detach()), share_N
 
 
-def check_window(spec: ModelConfig) -> None:
-    """Checks that a model's decoder is a causal one, where a run has settings for its chunks.
+def check_decoding(config: RunConfig) -> None:
+    """Checks that the settings of a run's decoder mean something for its model and its method.
 
     Raises:
-        ValueError: it decodes each frame by itself.
+        ValueError: ``model.decode_window`` or ``model.decode_offload`` with a decoder that is not causal, with a method
+            that back-propagates nothing through it, or with the graph of all chunks; ``model.decode_chunk`` with a
+            causal decoder.
     """
+    spec, method = config.model, config.method
     given = {"decode_window": spec.decode_window, "decode_offload": spec.decode_offload or None}
     for key, value in given.items():
-        if value is not None and family(spec.path) is UNET3D:
+        if value is None:
+            continue
+        setting = f"model.{key} = {str(value).lower()}"
+        if family(spec.path) is UNET3D:
             raise ValueError(
-                f"model.{key} = {str(value).lower()}: model.path = {spec.path!r} decodes each frame by itself; leave "
-                "it out, it is for causal autoencoders (Wan)"
+                f"{setting}: model.path = {spec.path!r} decodes each frame by itself; leave it out, it is for causal "
+                "autoencoders (Wan)"
             )
+        if not method.needs_gradient:
+            raise ValueError(
+                f"{setting} is for methods that back-propagate the reward ({GRADIENT_METHODS}); no gradient of method "
+                f"{method.name!r} flows through the decoder: leave it out"
+            )
+    if spec.decode_offload and spec.decode_window is None and not config.train.checkpoint_activations:
+        raise ValueError(
+            "model.decode_offload = true: train.checkpoint_activations = false keeps the graph of all chunks, and no "
+            "caches; set train.checkpoint_activations=true, or leave decode_offload out"
+        )
+    if spec.decode_chunk != type(spec).model_fields["decode_chunk"].default and family(spec.path) is WAN:
+        raise ValueError(
+            f"model.decode_chunk = {spec.decode_chunk}: model.path = {spec.path!r} has a causal autoencoder, which "
+            "decodes chunk by chunk always; leave it out"
+        )

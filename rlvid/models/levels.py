@@ -16,7 +16,7 @@ _on: ContextVar[Tensor | None] = ContextVar("rows of the denoiser's batch in whi
 
 
 def limit_levels(denoiser: nn.Module, levels: tuple[float, float], train_steps: int) -> None:
-    """Makes the adapter of a denoiser act at the levels low <= t / T < high alone, in place.
+    """Makes the adapter of a denoiser act at some levels t / T alone, in place; see ``acts_at``.
 
     Args:
         denoiser: with an adapter; called as ``denoiser(latents_BCFhw, timestep, ...)``, with one timestep or one a row.
@@ -29,6 +29,20 @@ def limit_levels(denoiser: nn.Module, levels: tuple[float, float], train_steps: 
             module.register_forward_hook(_share)
 
 
+def acts_at(levels: tuple[float, float], level: Tensor) -> Tensor:
+    """Returns at which levels t / T an adapter acts: low <= level < high, and high = 1 includes pure noise.
+
+    Args:
+        levels: low and high, in [0, 1].
+        level: in [0, 1], of any shape.
+
+    Returns:
+        bool, in the shape of ``level``.
+    """
+    low, high = levels
+    return (low <= level) & ((level < high) | (high == 1))
+
+
 def _limited(
     forward: Callable[..., Any],
     levels: tuple[float, float],
@@ -39,8 +53,7 @@ def _limited(
     **options: Any,
 ) -> Any:
     timestep_B = torch.as_tensor(timestep, device=latents_BCFhw.device).expand(len(latents_BCFhw))
-    level_B = timestep_B.double() / train_steps
-    before = _on.set((levels[0] <= level_B) & (level_B < levels[1]))
+    before = _on.set(acts_at(levels, timestep_B.double() / train_steps))
     try:
         return forward(latents_BCFhw, timestep, *inputs, **options)
     finally:

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rlvid.config.model import ModelConfig
-from rlvid.models.folders import WAN, family, read_config, structure_folder
+from rlvid.models.folders import WAN, builtin_folder, family, read_config, structure_folder
 
 
 @dataclass(frozen=True)
@@ -39,20 +40,16 @@ WAN_2_2 = VideoShape(121, 704, 1280, 24)
 def resolved_shape(spec: ModelConfig) -> VideoShape:
     """Returns the shape of the videos of ``rlvid.models.load.load_video_model``'s model.
 
+    A copy or an export of a built-in model has the built-in model's usual shape.
+
     Raises:
-        ValueError: as ``structure_folder``; or a shape or ``model.shift`` that the model does not have.
+        ValueError: as ``structure_folder``; or a shape or ``model.shift`` that the model does not have; or the settings
+            leave out what the folder does not say.
     """
     folder, of = structure_folder(spec.path), family(spec.path)
     vae = read_config(folder, "vae")
     if of is WAN:
-        usual = WAN_2_2 if vae.get("is_residual") else WAN_2_1
-        if spec.path == "builtin-wan":
-            usual = BUILTIN_WAN
-        frames, height, width = spec.frames or usual.frames, spec.height or usual.height, spec.width or usual.width
-        if spec.size is not None:
-            height = width = spec.size
-        check_wan_shape(read_config(folder, "transformer"), vae, frames, height, width, square=spec.size is not None)
-        return VideoShape(frames, height, width, usual.fps)
+        return _wan_shape(spec, folder, vae)
     if spec.shift is not None:
         raise ValueError(
             f"model.shift = {spec.shift:g}: it moves the noise levels of a flow model, and model.path = {spec.path!r} "
@@ -60,11 +57,52 @@ def resolved_shape(spec: ModelConfig) -> VideoShape:
         )
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
     own = spec.size or read_config(folder, "unet")["sample_size"] * factor
-    shape = VideoShape(spec.frames or (8 if spec.path == "builtin" else 16), spec.height or own, spec.width or own, 8)
+    frames = spec.frames or (8 if _is_built_in("builtin", folder, of.denoiser) else 16)
+    shape = VideoShape(frames, spec.height or own, spec.width or own, 8)
     for name, side in shape.sides.items():
         if side % factor:
             raise ValueError(f"model.{name} = {side} is not a multiple of {factor}, which the autoencoder needs")
     return shape
+
+
+def _wan_shape(spec: ModelConfig, folder: Path, vae: Mapping[str, Any]) -> VideoShape:
+    transformer = read_config(folder, "transformer")
+    usual = WAN_2_2 if vae.get("is_residual") else WAN_2_1
+    if _is_built_in("builtin-wan", folder, "transformer"):
+        usual = BUILTIN_WAN
+    frames, height, width = spec.frames or usual.frames, spec.height or usual.height, spec.width or usual.width
+    if spec.size is not None:
+        height = width = spec.size
+    most_frames, most_side = _most(transformer, vae)
+    sides = (0 if spec.height else usual.height, 0 if spec.width else usual.width)
+    missing = ["model.frames"] if spec.frames is None and usual.frames > most_frames else []
+    missing += ["model.size"] if spec.size is None and max(sides) > most_side else []
+    if missing:
+        raise ValueError(
+            f"model.path = {spec.path!r}: Wan's usual {usual.frames} frames of {usual.pixels} pixels are more than the "
+            f"model has positions for (transformer: rope_max_seq_len); set {' and '.join(missing)}; allowed: up "
+            f"to {most_frames} frames and {most_side} pixels a side"
+        )
+    check_wan_shape(transformer, vae, frames, height, width, square=spec.size is not None)
+    return VideoShape(frames, height, width, usual.fps)
+
+
+def _is_built_in(name: str, folder: Path, part: str) -> bool:
+    """Returns whether a network has the structure of a built-in model's, whatever the path of its folder."""
+    own, found = read_config(builtin_folder(name), part), read_config(folder, part)
+    return all(found.get(key) == value for key, value in own.items() if not key.startswith("_"))
+
+
+def _token_side(transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> int:
+    """Returns the pixels of a token's side."""
+    return int(vae.get("scale_factor_spatial", 8) * transformer.get("patch_size", (1, 2, 2))[1])
+
+
+def _most(transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> tuple[int, int]:
+    """Returns the most frames, and the longest side in pixels, that the transformer's rotary positions reach."""
+    positions = transformer.get("rope_max_seq_len", 1024)
+    latent_frames = positions * transformer.get("patch_size", (1, 2, 2))[0]
+    return (latent_frames - 1) * vae.get("scale_factor_temporal", 4) + 1, positions * _token_side(transformer, vae)
 
 
 def check_wan_shape(
@@ -87,12 +125,21 @@ def check_wan_shape(
         square: the sides were set as ``model.size``.
 
     Raises:
-        ValueError: the frames are not one more than a multiple of the autoencoder's stride in time, or a side in pixels
-            is not a multiple of a token's.
+        ValueError: the frames are not one more than a multiple of the autoencoder's stride in time, a side in pixels is
+            not a multiple of a token's, or the transformer has too few positions (``rope_max_seq_len``).
     """
+    most_frames, most_side = _most(transformer, vae)
+    multiple = _token_side(transformer, vae)
+    sides = {"size": height} if square else {"height": height, "width": width}
+    limits = {"frames": (frames, most_frames)} | {name: (side, most_side) for name, side in sides.items()}
+    for name, (value, most) in limits.items():
+        if value > most:
+            raise ValueError(
+                f"model.{name} = {value}; allowed for this model: up to {most}, as far as its transformer has "
+                "positions (rope_max_seq_len)"
+            )
     check_wan_frames(frames, vae.get("scale_factor_temporal", 4))
-    multiple = vae.get("scale_factor_spatial", 8) * transformer.get("patch_size", (1, 2, 2))[1]
-    for name, side in {"size": height}.items() if square else {"height": height, "width": width}.items():
+    for name, side in sides.items():
         if side < multiple or side % multiple:
             near = max(side // multiple, 1) * multiple
             raise ValueError(

@@ -102,7 +102,12 @@ def _hints(plan: Plan) -> Iterator[str]:
     )
     for setting, peak in plan.advice.items():
         yield f"  {setting} lowers it to {gib(peak)}"
-    if plan.config.model.precision == "float32":
+    if plan.config.model.precision == "float32" and plan.parts.causal:
+        yield (
+            "  model.precision=bfloat16 halves most of the transformer's memory, where the device has it; the "
+            "autoencoder stays float32"
+        )
+    elif plan.config.model.precision == "float32":
         yield "  model.precision=bfloat16 halves the weights and most of the rest, where the device has it"
     yield (
         f"a step of {plan.config.train.batch_size} videos: {plan.flops_per_step / 1e12:,.1f} TFLOPs over all workers; "

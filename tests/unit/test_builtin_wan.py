@@ -1,6 +1,7 @@
 """The built-in world's model of Wan's classes: it is small, it loads, and its videos show what was asked for."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 from rlvid.config import load_config, shipped_configs
 from rlvid.config.model import ModelConfig
 from rlvid.diffusion.generate import generate
-from rlvid.models.folders import builtin_folder, is_text_apart
-from rlvid.models.load import load_video_model
+from rlvid.models.folders import builtin_folder, family, is_text_apart
+from rlvid.models.load import denoiser_outline, load_video_model
+from rlvid.models.video_shape import resolved_shape
 from rlvid.models.wan import WanModel
 from rlvid.train.preflight import check
 from rlvid.world.captions import prompt_set
@@ -30,6 +32,16 @@ def test_it_is_small_and_has_nine_frames(model: WanModel) -> None:
     files = list(builtin_folder("builtin-wan").rglob("*.safetensors"))
     assert len(files) == 3
     assert sum(path.stat().st_size for path in files) < 4 * 2_000_000, "under two million float32 parameters"
+
+
+@pytest.mark.parametrize("name", ["builtin", "builtin-wan"])
+def test_a_copy_has_the_usual_shape_of_the_built_in_model(tmp_path: Path, name: str) -> None:
+    """Of the model as it is, and with a denoiser that diffusers wrote anew."""
+    copy = tmp_path / "copy"
+    shutil.copytree(builtin_folder(name), copy)
+    for _ in range(2):
+        assert resolved_shape(ModelConfig(path=str(copy))) == resolved_shape(ModelConfig(path=name))
+        denoiser_outline(name).save_config(copy / family(name).denoiser)
 
 
 def test_all_weights_of_the_package_are_small() -> None:

@@ -270,6 +270,14 @@ def test_settings_of_chunks_are_for_causal_decoders() -> None:
         check_chain(parse_config(kept))
     with pytest.raises(ValueError, match=r"^model\.decode_window = 2: .*'builtin'"):
         check_chain(parse_config({"model": {"decode_window": 2}}))
+    for method in ("grpo", "ddpo", "dpok", "rwr", "raft"):
+        for key, value in (("decode_window", 2), ("decode_offload", True)):
+            settings = {"method": method, "model": {"path": "builtin-wan", key: value}, "train": {"group_size": 4}}
+            with pytest.raises(ValueError, match=rf"^model\.{key} = .* is for .* '{method}' .*: leave it out$"):
+                check_chain(parse_config(settings))
+    with pytest.raises(ValueError, match=r"^model\.decode_chunk = 4: .*'builtin-wan'.*leave it out$"):
+        check_chain(parse_config({"model": {"path": "builtin-wan", "decode_chunk": 4}}))
+    check_chain(parse_config({"model": {"path": "builtin-wan", "decode_chunk": 64, "decode_window": 2}}))
     with pytest.raises(ValueError, match=r"model\.decode_window = 0"):
         parse_config({"model": {"decode_window": 0}})
 

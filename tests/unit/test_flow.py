@@ -13,8 +13,9 @@ from rlvid import randomness
 from rlvid.algorithms.denoising import base_distance, noise_error
 from rlvid.algorithms.rollout import reach_of_steps, replay, roll_out
 from rlvid.algorithms.scoring import score
-from rlvid.config import parse_config
+from rlvid.config import load_config, parse_config
 from rlvid.diffusion.chain import denoise
+from rlvid.diffusion.schedule import check_chain
 from rlvid.models.levels import limit_levels
 from rlvid.models.noise_path import RectifiedFlow
 from rlvid.train import preflight
@@ -86,7 +87,7 @@ def test_distances_are_taken_on_v() -> None:
 
 @pytest.mark.parametrize("kernel", ["ddim", "cps", "flow-sde"])
 def test_the_ratio_is_one_before_the_first_step(kernel: str) -> None:
-    method = flow({"name": "grpo", "kl": 0.1, "step_weight": "inverse"}, sampling={"kernel": kernel, "eta": 0.7})
+    method = flow({"name": "grpo", "kl": 0.1, "step_weight": "inverse"}, sampling={"kernel": kernel, "eta": 0.5})
     rollout = roll_out(method.context, clips(method))
     assert rollout.point_D.tolist() == pytest.approx([1, 0.9, 0.75, 0.5])
     for place in range(3):
@@ -116,22 +117,99 @@ def test_every_method_learns_on_a_flow(name: str) -> None:
     assert ("policy/kl" in updates[0].metrics) == bool(kl)
 
 
-def test_an_adapter_may_act_at_some_levels_alone() -> None:
+@pytest.mark.parametrize(
+    ("levels", "expected"),
+    [
+        ((0.5, 0.8), {0.9: False, 0.8: False, 0.75: True, 0.5: True, 0.49: False}),
+        ((0.9, 1.0), {1.0: True, 0.9: True, 0.75: False}),
+    ],
+)
+def test_an_adapter_may_act_at_some_levels_alone(levels: tuple[float, float], expected: dict[float, bool]) -> None:
+    """A range that ends at 1 includes 1, at which each chain of a flow begins."""
     method = flow({"name": "draft"})
     batch, model = clips(method), method.context.model
-    limit_levels(model.denoiser, (0.5, 0.8), model.path.train_steps)
+    limit_levels(model.denoiser, levels, model.path.train_steps)
     with torch.no_grad():
-        for s, acts in ((0.9, False), (0.75, True), (0.5, True), (0.49, False)):
+        for s, acts in expected.items():
             tuned = model.predict(batch.latents_BCFhw, s, batch.text_BLD, 1.0).x0
             with model.base():
                 base = model.predict(batch.latents_BCFhw, s, batch.text_BLD, 1.0).x0
             assert torch.equal(tuned, base) != acts
 
 
+def test_an_adapter_that_learns_at_pure_noise_alone_has_a_range() -> None:
+    def checked(**sections: Any) -> None:
+        model = {"path": "builtin-wan", "lora": {"levels": sections.pop("levels")}}
+        check_chain(parse_config({"model": model, "method": {"name": "draft"}, **sections}))
+
+    checked(levels=[0.97, 1], sampling={"steps": 1})
+    with pytest.raises(ValueError, match=r"^model\.lora\.levels = \[0\.0, 0\.5\]: .* 1 to 1 .*such as \[0\.9, 1\]$"):
+        checked(levels=[0, 0.5], sampling={"steps": 1})
+    checked(levels=[0.9, 1], sampling={"steps": 1})
+
+
+def test_the_range_that_an_error_names_is_allowed() -> None:
+    """The last levels of chains, such as 3 / 14, are no decimal numbers, and rounded up they would be left out."""
+    for steps in range(2, 41):
+        draft: dict[str, Any] = {"sampling": {"steps": steps}, "method": "draft"}
+        model: dict[str, Any] = {"path": "builtin-wan", "lora": {"levels": [0, 0.001]}}
+        with pytest.raises(ValueError, match=r"such as \[.*, 1\]$") as refused:
+            check_chain(parse_config({"model": model} | draft))
+        low = float(str(refused.value).rsplit("[", 1)[1].split(",")[0])
+        model = {"path": "builtin-wan", "lora": {"levels": [low, low + 0.002]}}
+        check_chain(parse_config({"model": model} | draft))
+
+
 def test_a_kernel_of_flows_is_refused_for_another_model() -> None:
     with pytest.raises(ValueError, match=r"^sampling\.kernel = 'flow-sde': "):
         preflight.check(parse_config({"method": "ddpo", "sampling": {"kernel": "flow-sde"}}))
     preflight.check(parse_config({"method": "ddpo", "sampling": {"kernel": "cps", "final_level": "paper"}}))
+
+
+WAN_GRPO = ["model.path=builtin-wan", "sampling.kernel=flow-sde"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "largest"),
+    [
+        (["method.window_range=[0,1]"], 0.683),
+        (["method.window_range=[0,1]", "sampling.steps=50"], 0.706),
+        (["method.window_range=[0,0.5]"], 0.875),
+        (["method.window_range=[0,0.5]", "model.shift=1"], 0.843),
+    ],
+)
+def test_an_eta_beyond_the_levels_of_the_random_steps_is_refused(settings: list[str], largest: float) -> None:
+    """The default of 1 is; with shift s = 3 and D = 10 the last random step runs from 3 / 7 to 1 / 4."""
+    with pytest.raises(ValueError, match=r"^sampling\.eta = 1: with sampling\.kernel = 'flow-sde' ") as refused:
+        check_chain(load_config("toy-wan-grpo", WAN_GRPO + settings))
+    assert str(refused.value).endswith(f"allowed for this chain: 0 to {largest}")
+    check_chain(load_config("toy-wan-grpo", [*WAN_GRPO, *settings, f"sampling.eta={largest}"]))
+    with pytest.raises(ValueError, match=r"^sampling\.eta = "):
+        check_chain(load_config("toy-wan-grpo", [*WAN_GRPO, *settings, f"sampling.eta={largest + 0.001:g}"]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["sampling.kernel=cps"], ["sampling.kernel = 'cps'", "sampling.eta = 0", "sampling.eta=0.5"]),
+        (["sampling.kernel=flow-sde"], ["sampling.kernel = 'flow-sde'", "sampling.eta = 0"]),
+        (["sampling.kernel=cps", "sampling.eta=0.5", "sampling.steps=1"], ["sampling.kernel = 'cps'", "no step"]),
+        (
+            ["method.unconditional_gradient=false", "sampling.guidance=1"],
+            ["method.unconditional_gradient = false", "sampling.guidance = 1"],
+        ),
+    ],
+)
+def test_settings_of_a_chain_that_mean_nothing_are_refused(settings: list[str], words: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"^[^\n]*leave [^\n]* out$") as refused:
+        check_chain(load_config("toy-wan-draft", settings))
+    assert all(word in str(refused.value) for word in words)
+
+
+def test_settings_of_a_chain_that_mean_something_are_allowed() -> None:
+    check_chain(load_config("toy-wan-draft", ["sampling.kernel=cps", "sampling.eta=0.5"]))
+    check_chain(load_config("toy-wan-draft", ["method.unconditional_gradient=false"]))
+    check_chain(load_config("toy-wan-draft", ["sampling.guidance=1"]))
 
 
 def test_a_kernel_by_its_default_name_changes_no_fingerprint() -> None:

@@ -131,6 +131,8 @@ def test_half_precision_is_for_the_transformer_alone(stored: Path) -> None:
     # Norms, the time embedding and the adapter stay float32.
     assert 2 * full.denoiser.parameters < half.denoiser.weights < full.denoiser.weights
     assert half.denoiser.cost.plain_peak < full.denoiser.cost.plain_peak
+    (hint,) = (line for line in render(make_plan(described(stored))) if "model.precision=bfloat16" in str(line))
+    assert "the autoencoder stays float32" in str(hint)
 
 
 SIZES = [  # trained parameters of rank 4, layers with an adapter, latents of the usual video

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from rlvid.algorithms.alignprop import draw_cut
 from rlvid.algorithms.scoring import score
+from rlvid.config import parse_config
 from rlvid.config.methods.reward_gradient import AlignPropConfig
 
 
@@ -74,6 +76,33 @@ def test_no_graph_is_built_before_the_cut() -> None:
     assert 0 < kept[3] <= step  # the first step with a graph: nothing is kept for what does not depend on the adapter
 
 
+@pytest.mark.parametrize(
+    ("settings", "steps", "words"),
+    [
+        ({"mean": 0.01, "spread": 0.001}, 20, ["method.mean = 0.01", "method.spread = 0.001", "to 0.05 or more"]),
+        ({"mean": 0.3, "spread": 0.01}, 2, ["method.mean = 0.3", "method.mean to 0.5 or more"]),
+        ({"spread": 100.0}, 20, ["method.spread = 100.0", "method.spread to 1 or less"]),
+        ({"truncation": "uniform", "mean": 0.5}, 20, ["method.mean = 0.5", "'uniform'", "leave it out"]),
+        ({"truncation": "fixed", "cut": 1, "spread": 0.2}, 20, ["method.spread = 0.2", "'fixed'", "leave it out"]),
+    ],
+)
+def test_cuts_that_are_never_drawn_are_refused(settings: dict[str, Any], steps: int, words: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as refused:
+        parse_config({"method": {"name": "alignprop", **settings}, "sampling": {"steps": steps}})
+    assert all(word in str(refused.value) for word in words)
+
+
+def test_the_cuts_that_an_error_allows_are_drawn() -> None:
+    for steps in (2, 3, 20, 500):
+        for mean in (1 / steps, 0.999):
+            for spread in (1e-6, 0.1, 1.0):
+                method = {"name": "alignprop", "mean": mean, "spread": spread}
+                config = parse_config({"method": method, "sampling": {"steps": steps}}).method
+                assert isinstance(config, AlignPropConfig)
+                drawn = [draw_cut(config, steps, 0, step) for step in range(50)]
+                assert 1 <= min(drawn) <= max(drawn) < steps
+
+
 def test_the_cut_has_its_distribution_and_is_drawn_once_a_batch() -> None:
     gaussian = AlignPropConfig()
     cuts = torch.tensor([float(draw_cut(gaussian, 50, 0, step)) for step in range(4000)])
@@ -83,8 +112,6 @@ def test_the_cut_has_its_distribution_and_is_drawn_once_a_batch() -> None:
     assert float(cuts.mean()) == pytest.approx(float(allowed.mean()), abs=0.25)
     assert float(cuts.std()) == pytest.approx(float(allowed.std()), abs=0.2)
     assert draw_cut(gaussian, 50, 0, 7) == draw_cut(gaussian, 50, 0, 7), "all workers draw the same"
-    with pytest.raises(ValueError, match=r"gives no cut in \[1, 1\)"):
-        draw_cut(gaussian, 1, 0, 0)
     for mean, end in ((0.1, 1), (0.9, 9)):  # the ends of [1, D) are drawn, and nothing beyond them
         drawn = {draw_cut(AlignPropConfig(mean=mean, spread=0.15), 10, 0, step) for step in range(500)}
         assert end in drawn

@@ -33,6 +33,26 @@ def test_a_value_is_of_two_convolutions_the_mean_word_and_sinusoids_of_the_times
     assert network(latents.bfloat16(), text.bfloat16(), timestep).dtype == torch.float32
 
 
+def test_rows_of_zeros_behind_a_prompt_do_not_count() -> None:
+    network = ValueNetwork(3, 5, width=8)
+    latents, text, timestep = torch.randn(3, 3, 5, 8, 8), torch.randn(3, 7, 5), torch.tensor([901.0, 500.0, 1.0])
+    text[1, 4:] = 0
+    text[2] = 0  # no token at all
+    padded = torch.nn.functional.pad(text, (0, 0, 0, 512 - 7))
+    value = network(latents, padded, timestep)
+    torch.testing.assert_close(value[:2], network(latents, text, timestep)[:2])
+    torch.testing.assert_close(value[1:2], network(latents[1:2], text[1:2, :4], timestep[1:2]))
+    assert value.isfinite().all()
+
+
+def test_the_mean_of_rows_that_all_count_is_the_same_to_the_bit() -> None:
+    network, (text,) = ValueNetwork(3, 768), torch.randn(1, 4, 77, 768)
+    seen: list[Tensor] = []
+    network.read.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs))
+    network(torch.randn(4, 3, 8, 8, 8), text, torch.arange(4))
+    assert torch.equal(seen[0], text.mean(1))
+
+
 def test_the_value_network_is_drawn_from_the_runs_seed_alone() -> None:
     context, drawn = make({"name": "dpok"}).context, []
     batch = SimpleNamespace(text_BLD=torch.zeros(1, 7, 5))

@@ -270,11 +270,16 @@ def test_the_family_follows_from_the_folder(folder: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"frames": 10}, r"model\.frames = 10; .*4 n \+ 1, such as 9 or 13"),
-        ({"frames": 3}, r"model\.frames = 3; .*such as 5 or 9"),
+        ({"frames": 10, "size": 16}, r"model\.frames = 10; .*4 n \+ 1, such as 9 or 13"),
+        ({"frames": 3, "size": 16}, r"model\.frames = 3; .*such as 5 or 9"),
         ({"size": 20}, r"model\.size = 20; .*multiples of 8, such as 16 or 24"),
-        ({"width": 20}, r"model\.width = 20; .*multiples of 8"),
+        ({"height": 16, "width": 20}, r"model\.width = 20; .*multiples of 8"),
         ({"height": 20, "width": 16}, r"model\.height = 20; .*multiples of 8"),
+        ({"frames": 129, "size": 16}, r"model\.frames = 129; .*up to 125"),
+        ({"size": 264}, r"model\.size = 264; .*up to 256"),
+        ({"height": 16, "width": 260}, r"model\.width = 260; .*up to 256"),
+        ({}, r"usual 81 frames of 480 x 832 .*set model\.size; allowed: up to 125 frames and 256 pixels a side"),
+        ({"height": 16}, r"set model\.size; "),
     ],
 )
 def test_a_wrong_shape_is_refused_before_weights_are_read(
@@ -288,12 +293,20 @@ def test_a_wrong_shape_is_refused_before_weights_are_read(
 
 
 def test_shape_and_shift_are_those_of_the_published_model_unless_they_are_set(folder: Path) -> None:
-    assert resolved_shape(ModelConfig(path=str(folder))) == VideoShape(81, 480, 832, 16)
+    assert resolved_shape(ModelConfig(path="random-wan-1.3b")) == VideoShape(81, 480, 832, 16)
+    assert resolved_shape(ModelConfig(path=str(folder), size=256)) == VideoShape(81, 256, 256, 16)
     assert resolved_shape(ModelConfig(path=str(folder), frames=5, size=16)) == VideoShape(5, 16, 16, 16)
     assert resolved_shape(ModelConfig(path="random-wan-ti2v-5b")) == VideoShape(121, 704, 1280, 24)
     assert load_wan(ModelConfig(path=str(folder), **SHAPE, shift=7.5)).path.shift == 7.5
     with pytest.raises(ValueError, match=r"model\.shift = 3: .*is a 3D U-Net"):
         resolved_shape(ModelConfig(path="builtin", shift=3))
+
+
+def test_the_longest_video_of_a_model_is_as_long_as_its_positions(folder: Path) -> None:
+    model = load_wan(ModelConfig(path=str(folder), frames=125, height=8, width=256), text=False)
+    with torch.no_grad():
+        prediction = model.predict(torch.zeros(1, *model.latent_shape), 0.5, torch.zeros(1, 16, 16), 1.0)
+    assert prediction.x0.shape[1:] == model.latent_shape == (4, 32, 2, 64)
 
 
 def test_a_boundary_without_a_second_transformer_means_nothing(folder: Path) -> None:

@@ -36,3 +36,5 @@ METHODS: dict[str, Any] = {get_args(each)[1].tag: get_args(each)[0] for each in 
 """The settings of each method, by its name."""
 VALUE_METHODS = ", ".join(name for name, kind in METHODS.items() if not kind.needs_gradient)
 """The methods that need a reward's value alone, as a message lists them."""
+GRADIENT_METHODS = ", ".join(name for name, kind in METHODS.items() if kind.needs_gradient)
+"""The methods that back-propagate the reward, as a message lists them."""

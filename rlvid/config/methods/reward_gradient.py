@@ -1,5 +1,6 @@
 """The settings of InstructVideo, DRaFT, DRaFT-LV and AlignProp, which back-propagate the reward."""
 
+from statistics import NormalDist
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -197,6 +198,24 @@ class AlignPropConfig(RewardGradient):
                 f"method.cut = {self.cut} leaves no step of sampling.steps = {steps} with gradient; "
                 f"allowed: 0 to {steps - 1}"
             )
+        if self.truncation != "gaussian":
+            for key in ("mean", "spread"):
+                if (value := getattr(self, key)) != AlignPropConfig.model_fields[key].default:
+                    raise ValueError(
+                        f"method.{key} = {value} is for method.truncation=gaussian, and method.truncation = "
+                        f"{self.truncation!r} does not use it; leave it out"
+                    )
+        elif self.chance_of_a_cut(steps) < 0.01:
+            raise ValueError(
+                f"method.mean = {self.mean} with method.spread = {self.spread}: of {steps} steps, fewer than one draw "
+                f"in a hundred is a cut, 1 to {steps - 1}; set method.mean to {1 / steps:g} or more, and "
+                "method.spread to 1 or less"
+            )
+
+    def chance_of_a_cut(self, steps: int) -> float:
+        """Returns the probability that a draw of the gaussian cut lies in [1, ``steps``)."""
+        draw = NormalDist(self.mean * steps, self.spread * steps)
+        return draw.cdf(steps) - draw.cdf(1)
 
 
 def _shown(value: float | None) -> str:
