@@ -1,13 +1,15 @@
 """Wan in runs: the model as workers build it, embeddings without a text encoder, losses, checkpoints, export."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from diffusers import WanPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline
 from torch import Tensor, nn
 
 from rlvid import randomness
@@ -235,11 +237,12 @@ def test_the_shift_moves_the_grid_and_the_identity_of_samples_but_not_of_clips(f
 # ------------------------------------------------------------------------------------------------------------- export
 
 
-def save_run(home: Path, folder: Path, texts: str) -> tuple[Path, WanModel]:
+def save_run(home: Path, folder: Path, texts: str, **model: Any) -> tuple[Path, WanModel]:
     """A run's folder with a checkpoint of a random adapter, and the tuned model."""
     config = config_of(folder, {"name": "draft"})
     model = worker_model(config, texts)
     method = ALGORITHMS["draft"](Context(config, model, nn.Identity(), None, Stopwatch(torch.device("cpu"))))
+    config = config.model_copy(update={"model": config.model.model_copy(update=model)})
     train_state = {"step": 1, "workers": 1, "skipped": 0, "seconds": 0.0, "videos": 8}
     run, engine = home / "run", TorchEngine(model.denoiser, config.optimizer)
     save_checkpoint(run / checkpoint_name(1), 0, train_state, config, engine, method, model.denoiser)
@@ -249,6 +252,26 @@ def save_run(home: Path, folder: Path, texts: str) -> tuple[Path, WanModel]:
 
 def test_an_export_is_a_pipeline_of_diffusers_and_an_adapter_that_it_loads(
     folder: Path, texts: str, tmp_path: Path
+@pytest.mark.parametrize(
+    ("scheduler", "key"),
+    [(UniPCMultistepScheduler, "flow_shift"), (FlowMatchEulerDiscreteScheduler, "shift")],
+)
+def test_an_exported_scheduler_has_the_shift_of_the_run_where_its_class_reads_it(
+    folder: Path, texts: str, tmp_path: Path, scheduler: Any, key: str
+) -> None:
+    base = Path(shutil.copytree(folder, tmp_path / "base"))
+    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"} if key == "flow_shift" else {}
+    settings = {"_class_name": scheduler.__name__, "num_train_timesteps": 1000, **flow}
+    (base / "scheduler" / "scheduler_config.json").write_text(json.dumps(settings))
+    run, _ = save_run(tmp_path, base, texts, shift=6.0)
+    made = scheduler.from_pretrained(export_run(run, tmp_path / "out") / "scheduler")
+    assert made.config[key] == 6.0
+    made.set_timesteps(4)
+    plain = scheduler.from_config(settings)
+    plain.set_timesteps(4)
+    assert made.sigmas[1] > plain.sigmas[1] + 0.1
+
+
 ) -> None:
     run, tuned = save_run(tmp_path, folder, texts)
     out = export_run(run, tmp_path / "out")
