@@ -33,6 +33,7 @@ from rlvid.models.load import check_model, load_video_model
 from rlvid.models.lora import merge_lora, read_lora, save_lora
 from rlvid.models.noise_path import NoisePath, RectifiedFlow
 from rlvid.models.stored import CLASSES, WAN_CLASSES, copy_part, oldest_transformers, save_text_encoder, save_tokenizer
+from rlvid.models.text_limit import text_length
 from rlvid.models.trained import blend, check_trained
 from rlvid.models.unet3d import UNet3DModel
 from rlvid.models.video_shape import resolved_shape
@@ -89,7 +90,7 @@ def export_run(
         name, run_folder = out.resolve().name, found.folder.parent
         card = model_card(
             config, found, run_folder, name, scale, resolved_shape(config.model), evaluation,
-            transformers=oldest_transformers(folder),
+            transformers=oldest_transformers(folder), text_rows=text_length(folder),
         )  # fmt: skip
         (folder / "README.md").write_text(card, encoding="utf-8")
     return out
