@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanUpsample
-from helpers import PROMPTS, Listener, close, flat_gradient, parameters
+from helpers import PROMPTS, Listener, check_slopes, close, flat_gradient, parameters
 from torch import Tensor, nn
 
 from rlvid import randomness
@@ -100,6 +101,8 @@ def _float64(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------- gradient
+    rounded = Tensor.float
+    monkeypatch.setattr(Tensor, "float", lambda x: x if x.dtype == torch.float64 else rounded(x))
 
 
 @pytest.mark.usefixtures("_float64")
@@ -119,6 +122,17 @@ def test_the_gradient_is_that_of_one_graph(name: str, whole_video: bool) -> None
 @pytest.mark.parametrize("whole_video", [False, True])
 def test_the_gradient_is_that_of_one_graph_in_float32(whole_video: bool) -> None:
     expected, _ = gradient_of(make("instructvideo", whole_video=whole_video, plain=True))
+@pytest.mark.usefixtures("_float64")
+@pytest.mark.parametrize("whole_video", [False, True])
+def test_the_gradient_of_the_whole_loss_is_that_of_finite_differences(whole_video: bool) -> None:
+    """Of InstructVideo in float64, with every step in the window: a prefix without gradient is no constant."""
+    steps = {"tau": 0.7, "gradient_steps": 2}
+    method = make("instructvideo", method=steps, whole_video=whole_video, dtype=torch.float64)
+    batch = clips(method)
+    batch = replace(batch, text_BLD=batch.text_BLD.double(), latents_BCFhw=batch.latents_BCFhw.double())
+    check_slopes(method, batch)
+
+
     for recompute in (True, False):
         train = {"checkpoint_activations": recompute}
         got, _ = gradient_of(make("instructvideo", whole_video=whole_video, train=train))
