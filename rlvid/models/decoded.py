@@ -18,6 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from rlvid.config import RunConfig
 from rlvid.config.model import ModelConfig
 from rlvid.models.folders import UNET3D, family
 
@@ -83,10 +84,32 @@ def check_window(spec: ModelConfig) -> None:
     Raises:
         ValueError: it decodes each frame by itself.
     """
-    given = {"decode_window": spec.decode_window, "decode_offload": spec.decode_offload or None}
+    precision = spec.decode_cache_precision
+    given = {
+        "decode_window": spec.decode_window,
+        "decode_offload": spec.decode_offload or None,
+        "decode_share": None if spec.decode_share else False,
+        "decode_cache_precision": None if precision == "float32" else precision,
+    }
     for key, value in given.items():
         if value is not None and family(spec.path) is UNET3D:
             raise ValueError(
                 f"model.{key} = {str(value).lower()}: model.path = {spec.path!r} decodes each frame by itself; leave "
                 "it out, it is for causal autoencoders (Wan)"
             )
+
+
+def check_caches(config: RunConfig) -> None:
+    """Checks that a run whose caches have a precision of their own keeps caches.
+
+    Raises:
+        ValueError: the graph of all chunks is kept in their place.
+    """
+    model = config.model
+    kept_graph = model.decode_window is None and not config.train.checkpoint_activations
+    if kept_graph and model.decode_cache_precision != "float32":
+        raise ValueError(
+            f"model.decode_cache_precision = {model.decode_cache_precision!r}: train.checkpoint_activations = false "
+            "keeps the graph of all chunks, and no caches; set train.checkpoint_activations=true, or leave "
+            "decode_cache_precision out"
+        )

@@ -98,8 +98,14 @@ def _assembled(
     return WanModel(
         transformer, vae, embedder, frames=shape.frames, height=shape.height, width=shape.width, fps=shape.fps,
         shift=spec.shift or stored_shift(structure_folder(spec.path)),
-        decode=DecodeSettings(window=spec.decode_window, offload=spec.decode_offload),
+        decode=decode_settings(spec),
     )  # fmt: skip
+
+
+def decode_settings(spec: ModelConfig) -> DecodeSettings:
+    """Returns how the gradient through the decoder is computed, by the settings of a run."""
+    half = None if spec.decode_cache_precision == "float32" else DTYPES[spec.decode_cache_precision]
+    return DecodeSettings(spec.decode_window, half, spec.decode_offload, spec.decode_share)
 
 
 def check_wan(path: str) -> None:

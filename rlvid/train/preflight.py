@@ -30,6 +30,7 @@ from rlvid.data.training_set import Source, TrainingSet
 from rlvid.data.video_set import check_videos, is_videos
 from rlvid.diffusion.schedule import check_chain
 from rlvid.files import held, write_atomic
+from rlvid.models.decoded import check_caches
 from rlvid.models.folders import UNET3D, model_folder
 from rlvid.models.lora import IN_ALL, check_targets
 from rlvid.models.text_limit import model_text_limit, notices
@@ -88,6 +89,7 @@ def check(config: RunConfig) -> None:
             f"reward.segments = {config.reward.segments} exceeds the {frames} frames of a video; allowed: 1 to {frames}"
         )
     check_chain(config)
+    check_caches(config)
     check_reward(config.reward, config.method.needs_gradient)
     for source in config.data.sources:
         if source in ("prompts", "samples"):
