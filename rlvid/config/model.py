@@ -98,6 +98,18 @@ class ModelConfig(Section):
         description="keep the caches of a causal autoencoder (Wan) in the CPU's memory until the backward pass: less "
         "GPU memory for each chunk, the same gradient, and slower",
     )
+    decode_share: bool = Field(
+        True,
+        exclude_if=lambda on: on,
+        description="with decode_window, measure every 25 steps how much of the gradient it keeps "
+        "(decode/gradient_share); meanwhile the CPU's memory holds the caches of all chunks of a video. false: never",
+    )
+    decode_cache_precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        exclude_if=lambda precision: precision == "float32",
+        description="precision of a causal autoencoder's caches: bfloat16 halves their memory and rounds the gradient "
+        "(of builtin-wan by less than a hundredth); the frames stay the same",
+    )
     finetune: Literal["lora", "full"] = Field("lora", description="trained part: an adapter, or the whole denoiser")
     lora: LoraConfig = Field(LoraConfig(), description="the adapter (finetune: lora)")
 

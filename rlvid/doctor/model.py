@@ -4,13 +4,11 @@ from collections.abc import Iterator
 
 from rlvid.config.model import ModelConfig
 from rlvid.doctor.finding import Finding, finding
+from rlvid.models.flow_shift import scheduler_file, scheduler_shift
 from rlvid.models.folders import STRUCTURES, WAN, family, structure_folder
 from rlvid.models.load import check_model, denoiser_outline
 from rlvid.models.text_limit import model_text_limit
 from rlvid.models.video_shape import resolved_shape
-from rlvid.models.weights import read_json
-
-_SHIFTS = ("flow_shift", "shift")
 
 
 def check_model_folder(path: str) -> Iterator[Finding]:
@@ -42,10 +40,11 @@ def _check_shape(path: str) -> Finding:
 
 def check_shift(path: str) -> Iterator[Finding]:
     """Checks that a flow model's scheduler has a shift of noise levels; without it, sampling starts too far in."""
-    file = structure_folder(path) / "scheduler" / "scheduler_config.json"
-    settings = read_json(file, f"model.path = {path!r}: scheduler")
-    name = next((each for each in _SHIFTS if each in settings), None)
-    shift = 1.0 if name is None else float(settings[name])
-    fine = name is not None and shift > 0
-    found = f"noise levels are shifted by {shift:g}" if fine else f"{file} has no shift above 0"
-    yield finding("noise levels", fine or path in STRUCTURES, found, "set model.shift, for Wan2.1 3 to 12", "warning")
+    folder, way_out = structure_folder(path), "set model.shift, for Wan2.1 3 to 12"
+    try:
+        shift = scheduler_shift(folder)
+    except ValueError as error:
+        yield Finding("noise levels", "warning", str(error), way_out)
+        return
+    found = f"{scheduler_file(folder)} has no shift" if shift is None else f"noise levels are shifted by {shift:g}"
+    yield finding("noise levels", shift is not None or path in STRUCTURES, found, way_out, "warning")

@@ -25,6 +25,7 @@ from rlvid.evaluate.tables.run_card import (
 from rlvid.export.evaluation import CardEvaluation, ExportedModel, find_evaluated
 from rlvid.models.folders import WAN, family
 from rlvid.models.stored import OLDEST
+from rlvid.models.text_rows import TEXT_LENGTH
 from rlvid.models.video_shape import VideoShape
 from rlvid.runs.checkpoints import CheckpointRef, read_state
 
@@ -38,6 +39,7 @@ def model_card(
     shape: VideoShape,
     evaluation: Path | None = None,
     transformers: str = OLDEST["transformers"],
+    text_rows: int = TEXT_LENGTH,
 ) -> str:
     """Returns the README.md of an exported model, in the form that the Hugging Face hub reads.
 
@@ -50,6 +52,7 @@ def model_card(
         shape: of a video.
         evaluation: folder of another evaluation, which becomes the card's.
         transformers: the oldest version that reads the model.
+        text_rows: of a prompt's embedding, of a Wan model.
 
     Raises:
         ValueError: the evaluation is damaged; or the one that was named has not the exported model.
@@ -58,7 +61,9 @@ def model_card(
     state = read_state(checkpoint.folder)
     parts = [_front_matter(config), f"# {markdown_text(name)}", _summary(config, checkpoint, scale)]
     parts += [
-        _wan_usage(config, shape) if family(config.model.path) is WAN else _usage(config, shape, transformers),
+        _wan_usage(config, shape, text_rows)
+        if family(config.model.path) is WAN
+        else _usage(config, shape, transformers),
         training_table(config, state),
         _evaluation(evaluated),
         LIMITS,
@@ -148,11 +153,12 @@ make different videos. The same `latents` make the same video.
 {adapter if config.model.finetune == "lora" else ""}"""
 
 
-def _wan_usage(config: RunConfig, shape: VideoShape) -> str:
+def _wan_usage(config: RunConfig, shape: VideoShape, text_rows: int) -> str:
     sampling, path = config.sampling, config.model.path
     base, where = (path, "") if is_hub_id(path) else ("BASE", f" `BASE` is its folder, {base_title(config)}.")
+    rows = f", max_sequence_length={text_rows}" if text_rows != TEXT_LENGTH else ""
     adapter = f"""
-The adapter on the base.{where}
+The adapter on the base, called with the same arguments.{where}
 
 ```python
 pipeline = WanPipeline.from_pretrained("{base}", torch_dtype=torch.float32)
@@ -172,7 +178,7 @@ from diffusers import WanPipeline
 pipeline = WanPipeline.from_pretrained("FOLDER", torch_dtype=torch.float32)
 frames = pipeline(
     "a prompt", negative_prompt={sampling.negative_prompt!r}, num_frames={shape.frames}, height={shape.height},
-    width={shape.width}, num_inference_steps={sampling.steps}, guidance_scale={sampling.guidance:g},
+    width={shape.width}, num_inference_steps={sampling.steps}, guidance_scale={sampling.guidance:g}{rows},
 ).frames[0]
 ```
 

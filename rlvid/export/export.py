@@ -27,11 +27,13 @@ from rlvid.export.card import model_card
 from rlvid.export.evaluation import ExportedModel, find_evaluated
 from rlvid.files import atomic_folder
 from rlvid.models.base import VideoModel
+from rlvid.models.flow_shift import scheduler_file, shift_key
 from rlvid.models.folders import RANDOM, STRUCTURES, WAN, family, model_folder
 from rlvid.models.load import check_model, load_video_model
 from rlvid.models.lora import merge_lora, read_lora, save_lora
 from rlvid.models.noise_path import NoisePath, RectifiedFlow
 from rlvid.models.stored import CLASSES, WAN_CLASSES, copy_part, oldest_transformers, save_text_encoder, save_tokenizer
+from rlvid.models.text_limit import text_length
 from rlvid.models.trained import blend, check_trained
 from rlvid.models.unet3d import UNet3DModel
 from rlvid.models.video_shape import resolved_shape
@@ -88,7 +90,7 @@ def export_run(
         name, run_folder = out.resolve().name, found.folder.parent
         card = model_card(
             config, found, run_folder, name, scale, resolved_shape(config.model), evaluation,
-            transformers=oldest_transformers(folder),
+            transformers=oldest_transformers(folder), text_rows=text_length(folder),
         )  # fmt: skip
         (folder / "README.md").write_text(card, encoding="utf-8")
     return out
@@ -154,9 +156,9 @@ def _save_wan_pipeline(path: NoisePath, base: Path, folder: Path) -> None:
     """
     assert isinstance(path, RectifiedFlow)
     copy_part(base / "scheduler", folder / "scheduler", network=False)
-    file = folder / "scheduler" / "scheduler_config.json"
+    file = scheduler_file(folder)
     settings = read_json(file, "scheduler")
-    settings["flow_shift" if "flow_shift" in settings else "shift"] = path.shift
+    settings[shift_key(settings)] = path.shift
     index = base / "model_index.json"
     classes = read_json(index, "model") if index.is_file() else {"_class_name": WAN.pipeline, **WAN_CLASSES}
     for target, content in ((file, settings), (folder / "model_index.json", classes)):

@@ -47,12 +47,14 @@ class DecodeSettings:
         cache_dtype: of the kept caches; None keeps them as they are, ``torch.bfloat16`` halves them and rounds the
             gradient. Pixels do not change.
         offload: keeps caches in the CPU's memory.
+        share: whether training measures what a window leaves out.
         recompute_blocks: within a chunk, computes each residual block again in the backward pass.
     """
 
     window: int | None = None
     cache_dtype: torch.dtype | None = None
     offload: bool = False
+    share: bool = True
     recompute_blocks: bool = True
 
     def __post_init__(self) -> None:

@@ -82,12 +82,16 @@ def check_decoding(config: RunConfig) -> None:
     """Checks that the settings of a run's decoder mean something for its model and its method.
 
     Raises:
-        ValueError: ``model.decode_window`` or ``model.decode_offload`` with a decoder that is not causal, with a method
-            that back-propagates nothing through it, or with the graph of all chunks; ``model.decode_chunk`` with a
-            causal decoder.
+        ValueError: a setting of a causal decoder with another one, with a method that back-propagates nothing through
+            it, or with the graph of all chunks in place of caches; ``model.decode_share`` without a window;
+            ``model.decode_chunk`` with a causal decoder.
     """
     spec, method = config.model, config.method
-    given = {"decode_window": spec.decode_window, "decode_offload": spec.decode_offload or None}
+    of_caches = {
+        "decode_offload": spec.decode_offload or None,
+        "decode_cache_precision": None if spec.decode_cache_precision == "float32" else spec.decode_cache_precision,
+    }
+    given = {"decode_window": spec.decode_window, "decode_share": None if spec.decode_share else False, **of_caches}
     for key, value in given.items():
         if value is None:
             continue
@@ -102,10 +106,15 @@ def check_decoding(config: RunConfig) -> None:
                 f"{setting} is for methods that back-propagate the reward ({GRADIENT_METHODS}); no gradient of method "
                 f"{method.name!r} flows through the decoder: leave it out"
             )
-    if spec.decode_offload and spec.decode_window is None and not config.train.checkpoint_activations:
+        if key in of_caches and spec.decode_window is None and not config.train.checkpoint_activations:
+            raise ValueError(
+                f"{setting}: train.checkpoint_activations = false keeps the graph of all chunks, and no caches; set "
+                f"train.checkpoint_activations=true, or leave {key} out"
+            )
+    if not spec.decode_share and spec.decode_window is None:
         raise ValueError(
-            "model.decode_offload = true: train.checkpoint_activations = false keeps the graph of all chunks, and no "
-            "caches; set train.checkpoint_activations=true, or leave decode_offload out"
+            "model.decode_share = false: without model.decode_window the whole gradient is kept, and nothing is "
+            "measured; leave it out"
         )
     if spec.decode_chunk != type(spec).model_fields["decode_chunk"].default and family(spec.path) is WAN:
         raise ValueError(

@@ -4,7 +4,6 @@ Nothing is downloaded: an error names missing files, and the command that downlo
 """
 
 import re
-import shlex
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -13,12 +12,12 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 
 from rlvid.config.model import BUILT_IN
+from rlvid.models import hub
+from rlvid.models.hub import MODELSCOPE, ONE_TRANSFORMER, absent, check_layout, fetch_command
 from rlvid.models.weights import check_texts, read_json
 
 RANDOM = "random"
 """The ``model.path`` of ModelScopeT2V's structure with random weights."""
-MODELSCOPE = ("ali-vilab/text-to-video-ms-1.7b", "damo-vilab/text-to-video-ms-1.7b")
-"""Hub ids of ModelScopeT2V: its present one and the one it had before."""
 STRUCTURES = {
     RANDOM: "modelscope",
     "random-wan-1.3b": "structures/wan-1.3b",
@@ -28,12 +27,6 @@ STRUCTURES = {
 """The values of ``model.path`` for random weights, and the folders of their configurations beside this file."""
 OUTLINES = ("random-wan-ti2v-5b", "random-wan-14b")
 """Those of them that are outlined on the meta device alone: random weights of that size would serve nobody."""
-WAN_STRUCTURES = {
-    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": "random-wan-1.3b",
-    "Wan-AI/Wan2.2-TI2V-5B-Diffusers": "random-wan-ti2v-5b",
-    "Wan-AI/Wan2.1-T2V-14B-Diffusers": "random-wan-14b",
-}
-"""Hub ids of Wan's models, and which of these structures each has."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +82,6 @@ _EXPECTED = (
     f"expected 'builtin', 'builtin-wan', '{RANDOM}', a hub id such as '{MODELSCOPE[0]}', or a folder in diffusers' "
     "layout with unet or transformer, vae, text_encoder, tokenizer and scheduler"
 )
-_ONE_TRANSFORMER = "supported: WanPipeline with one transformer, as Wan2.1 T2V and Wan2.2 TI2V-5B have"
 
 
 def builtin_folder(path: str = "builtin") -> Path:
@@ -104,12 +96,6 @@ def modelscope_folder() -> Path:
 
 def _packaged(path: str) -> Path:
     return Path(str(resources.files("rlvid"))) / "models" / STRUCTURES[path]
-
-
-def fetch_command(hub_id: str) -> str:
-    """Returns the shell command that downloads a model's safetensors and configurations into the Hugging Face cache."""
-    weights = "*.safetensors" if hub_id.startswith("Wan-AI/") else "*model.safetensors"  # Wan's are in several files
-    return f'hf download {shlex.quote(hub_id)} --include "*.json" --include "*.txt" --include "{weights}"'
 
 
 def family(path: str) -> Family:
@@ -133,21 +119,12 @@ def is_text_apart(path: str) -> bool:
 def _folder(path: str) -> Path:
     """Returns the folder of configurations, be weights in it or not."""
     folder = _packaged(path) if path in STRUCTURES else _found(path)
-    if folder is not None and not (path in MODELSCOPE and not (folder / "unet" / "config.json").is_file()):
-        return folder
-    if path in MODELSCOPE:
-        return modelscope_folder()
-    if path in WAN_STRUCTURES:
-        return _packaged(WAN_STRUCTURES[path])
-    raise _not_here(path)
-
-
-def _not_here(path: str) -> ValueError:
-    size = " (7 GB)" if path in MODELSCOPE else ""
-    return ValueError(
-        f"model.path = {path!r} is neither a folder nor in the Hugging Face cache; fetch it{size} with: "
-        f"{fetch_command(path)}"
-    )
+    known = RANDOM if path in MODELSCOPE else hub.WAN.get(path)
+    if known is not None and not (folder and any((folder / each.denoiser).is_dir() for each in (UNET3D, WAN))):
+        return _packaged(known)
+    if folder is None:
+        raise absent(path)
+    return folder
 
 
 def _family_of(path: str, folder: Path) -> Family:
@@ -160,6 +137,7 @@ def _family_of(path: str, folder: Path) -> Family:
         return UNET3D
     if not folder.is_dir():
         raise ValueError(f"model.path = {path!r}: there is no such folder, nor a model of that name; {_EXPECTED}")
+    check_layout(path, folder)
     raise ValueError(f"model.path = {path!r}: {folder} has neither unet nor transformer; {_remedy(path)}")
 
 
@@ -179,14 +157,14 @@ def model_folder(path: str) -> Path:
         return _packaged(path)
     folder = _found(path)
     if folder is None:
-        raise _not_here(path)
+        raise absent(path)
     of = _family_of(path, folder)
+    _check_classes(path, folder, of)
     missing = [file for file in of.files if not any(folder.glob(file)) and not any(folder.glob(_pickle(file)))]
     if missing:
         raise ValueError(f"model.path = {path!r}: {folder} lacks {', '.join(missing)}; {_remedy(path)}")
     for part in (*of.networks, "tokenizer", "scheduler"):
         check_texts(folder / part, f"model.path = {path!r}: {part}")
-    _check_classes(path, folder, of)
     return folder
 
 
@@ -200,10 +178,10 @@ def structure_folder(path: str) -> Path:
     """
     folder = _folder(path)
     of = _family_of(path, folder)
+    _check_classes(path, folder, of)
     missing = [file for file in (f"{of.denoiser}/config.json", *_CONFIGS) if not (folder / file).is_file()]
     if missing:
         raise ValueError(f"model.path = {path!r}: {folder} lacks {', '.join(missing)}; {_remedy(path)}")
-    _check_classes(path, folder, of)
     return folder
 
 
@@ -228,9 +206,11 @@ def _found(path: str) -> Path | None:
     if Path(path).exists() or not _is_hub_id(path):
         return Path(path)
     ids = (path, *(MODELSCOPE if path in MODELSCOPE else ()))
-    files = [(hub_id, f"{of.denoiser}/config.json") for hub_id in ids for of in (UNET3D, WAN)]
-    found = next(filter(None, (cached_folder(*each) for each in files)), None)
-    return found and found.parent
+    for name in (f"{UNET3D.denoiser}/config.json", f"{WAN.denoiser}/config.json", "model_index.json", "config.json"):
+        for hub_id in ids:
+            if found := cached_folder(hub_id, name):
+                return found.parent if "/" in name else found
+    return None
 
 
 def cached_folder(hub_id: str, file: str) -> Path | None:
@@ -250,25 +230,28 @@ def _remedy(path: str) -> str:
 
 
 def _check_classes(path: str, folder: Path, of: Family) -> None:
+    """Checks the classes of the parts that are there."""
     where = f"model.path = {path!r}"
     if of.pipeline is not None and (folder / "model_index.json").is_file():
         index = read_json(folder / "model_index.json", where)
         if index.get("_class_name") != of.pipeline:
-            raise ValueError(f"{where}: model_index.json is of a {index.get('_class_name')}; {_ONE_TRANSFORMER}")
+            raise ValueError(f"{where}: model_index.json is of a {index.get('_class_name')}; {ONE_TRANSFORMER}")
         if any(index.get("transformer_2") or ()):
-            raise ValueError(f"{where}: it has a second transformer (transformer_2); {_ONE_TRANSFORMER}")
+            raise ValueError(f"{where}: it has a second transformer (transformer_2); {ONE_TRANSFORMER}")
     if (folder / "transformer_2").exists():
-        raise ValueError(f"{where}: it has a second transformer (transformer_2); {_ONE_TRANSFORMER}")
+        raise ValueError(f"{where}: it has a second transformer (transformer_2); {ONE_TRANSFORMER}")
+    files = {part: folder / part / "config.json" for part in of.networks}
+    found = {part: read_json(file, f"{where}: {part}") for part, file in files.items() if file.is_file()}
     for part, (role, expected) in of.classes.items():
-        name = read_config(folder, part).get("_class_name")
+        name = found.get(part, {"_class_name": expected}).get("_class_name")
         if name != expected:
             raise ValueError(f"{where}: its {role} is a {name}; supported: {expected}")
-    kind = read_config(folder, "text_encoder").get("model_type", of.encoders[0])
+    kind = found.get("text_encoder", {}).get("model_type", of.encoders[0])
     if kind not in of.encoders:
         raise ValueError(f"{where}: its text encoder is of type {kind!r}; supported: {of.encoders[0]!r}")
-    if of is WAN:
-        transformer, channels = read_config(folder, "transformer"), read_config(folder, "vae").get("z_dim", 16)
+    if of is WAN and "transformer" in found and "vae" in found:
+        transformer, channels = found["transformer"], found["vae"].get("z_dim", 16)
         if transformer.get("image_dim") is not None or transformer.get("in_channels", 16) != channels:
             raise ValueError(
-                f"{where}: its denoiser is conditioned on images (image_dim, in_channels); {_ONE_TRANSFORMER}"
+                f"{where}: its denoiser is conditioned on images (image_dim, in_channels); {ONE_TRANSFORMER}"
             )

@@ -10,6 +10,7 @@ from torch import nn
 
 from rlvid.config.model import ModelConfig
 from rlvid.models.base import VideoModel
+from rlvid.models.flow_shift import stored_shift
 from rlvid.models.folders import WAN, family, read_config, structure_folder
 from rlvid.models.noise_path import NoisePath, RectifiedFlow, VariancePreserving
 from rlvid.models.text_rows import TextEmbedder
@@ -78,11 +79,9 @@ def path_outline(spec: ModelConfig) -> NoisePath:
     """Returns the noise path of a model, from its configurations; reads no weights.
 
     Raises:
-        ValueError: as ``structure_folder``.
+        ValueError: as ``structure_folder`` and ``stored_shift``.
     """
     folder = structure_folder(spec.path)
     if family(spec.path) is WAN:
-        from rlvid.models.wan_parts import stored_shift
-
         return RectifiedFlow(spec.shift or stored_shift(folder))
     return VariancePreserving(DDIMScheduler.from_pretrained(folder / "scheduler").alphas_cumprod)

@@ -119,7 +119,8 @@ class WanModel(VideoModel):
         """Decodes apart from the graph of the latents, where there is one; see ``VideoModel.decode``."""
         if not (latents_BCFhw.requires_grad and torch.is_grad_enabled()):
             return super().decode(latents_BCFhw, frames_BS, recompute=recompute)
-        window = self._decoder.settings.window
+        settings = self._decoder.settings
+        window = settings.window if settings.share else None
 
         def share(gradient_BSCHW: Tensor) -> Tensor:
             assert window is not None

@@ -14,13 +14,14 @@ from transformers.models.umt5.modeling_umt5 import UMT5LayerNorm
 from rlvid.config.model import ModelConfig
 from rlvid.models import untrained
 from rlvid.models.causal_decode import DecodeSettings
+from rlvid.models.flow_shift import stored_shift
 from rlvid.models.folders import STRUCTURES, WAN, model_folder, read_config, structure_folder
 from rlvid.models.text_rows import TextEmbedder
 from rlvid.models.unet3d import DTYPES
 from rlvid.models.video_shape import VideoShape, resolved_shape
 from rlvid.models.wan import WanModel
 from rlvid.models.wan_text import RandomEmbedder, UMT5Embedder
-from rlvid.models.weights import check_fit, fill, headers, read_json, read_weights
+from rlvid.models.weights import check_fit, fill, headers, read_weights
 
 EXACT = ("rope", "time_embedder", "scale_shift_table", "norm1", "norm2", "norm3")
 """Names within a transformer whose parameters are float32 always, as diffusers loads them."""
@@ -48,8 +49,8 @@ def load_wan(
         device: of the weights.
 
     Raises:
-        ValueError: as ``model_folder``, ``resolved_shape``, ``WanModel``, or weights that are damaged or of another
-            structure.
+        ValueError: as ``model_folder``, ``resolved_shape``, ``stored_shift``, ``WanModel``, or weights that are damaged
+            or of another structure.
     """
     dtype, shape, folder = DTYPES[spec.precision], resolved_shape(spec), model_folder(spec.path)
     transformer, vae = outline(folder)
@@ -79,7 +80,7 @@ def outline_model(spec: ModelConfig) -> WanModel:
     """Returns the model of ``spec`` on the meta device, as ``load_wan`` makes it, but without numbers and text encoder.
 
     Raises:
-        ValueError: as ``structure_folder``, ``resolved_shape`` and ``WanModel``.
+        ValueError: as ``structure_folder``, ``resolved_shape``, ``stored_shift`` and ``WanModel``.
     """
     shape = resolved_shape(spec)
     transformer, vae = outline(structure_folder(spec.path))
@@ -97,8 +98,14 @@ def _assembled(
     return WanModel(
         transformer, vae, embedder, frames=shape.frames, height=shape.height, width=shape.width, fps=shape.fps,
         shift=spec.shift or stored_shift(structure_folder(spec.path)),
-        decode=DecodeSettings(window=spec.decode_window, offload=spec.decode_offload),
+        decode=decode_settings(spec),
     )  # fmt: skip
+
+
+def decode_settings(spec: ModelConfig) -> DecodeSettings:
+    """Returns how the gradient through the decoder is computed, by the settings of a run."""
+    half = None if spec.decode_cache_precision == "float32" else DTYPES[spec.decode_cache_precision]
+    return DecodeSettings(spec.decode_window, half, spec.decode_offload, spec.decode_share)
 
 
 def check_wan(path: str) -> None:
@@ -113,12 +120,6 @@ def check_wan(path: str) -> None:
     for name, part in zip(WAN.networks, (*outline(folder), encoder_outline(folder)), strict=True):
         where = _where(path, name)
         check_fit(_untied(part.state_dict()), _untied(headers(folder / name, where)), where)
-
-
-def stored_shift(folder: Path) -> float:
-    """Returns the shift of noise levels that a model's scheduler has."""
-    scheduler = read_json(folder / "scheduler" / "scheduler_config.json", "scheduler")
-    return float(scheduler.get("flow_shift", scheduler.get("shift", 1.0)))
 
 
 def outline(folder: Path) -> tuple[WanTransformer3DModel, AutoencoderKLWan]:

@@ -214,10 +214,10 @@ class _ChunkDecoder(nn.Module):
 
 
 def _counting_wan(config: RunConfig, frames: int, meters: dict[str, _Meter]) -> VideoModel:
-    from rlvid.models.causal_decode import DecodeSettings
+    from rlvid.models.wan_parts import decode_settings
     from rlvid.toy.tiny_wan import tiny_wan
 
-    model = tiny_wan(frames=frames, height=16, width=16, decode=DecodeSettings(window=config.model.decode_window))
+    model = tiny_wan(frames=frames, height=16, width=16, decode=decode_settings(config.model))
     network = _ChunkDecoder(meters["decoder"], meters["first_chunk"])
     model.vae.decoder = network
     measured = model._decoder.gradient_share

@@ -1,7 +1,9 @@
 """The memory that a worker needs in each stage, put together from what a row of each network needs."""
 
 import math
+import os
 from dataclasses import asdict
+from pathlib import Path
 
 from rlvid.config import RunConfig
 from rlvid.plan.counts import Counts
@@ -85,6 +87,24 @@ def stages(
     return {name: int(size) for name, size in found.items() if size}
 
 
+def host(parts: Parts, counts: Counts, config: RunConfig) -> dict[str, int]:
+    """Returns bytes of the CPU's memory that a worker needs at once beside its process, by what they are."""
+    if not config.method.needs_gradient:
+        return {}
+    decode = _decoding(parts, counts, config, 1, config.model.decode_chunk, config.train.checkpoint_activations)
+    found = {"the decoder's caches": decode.host, "the measurement of decode/gradient_share": decode.share_host}
+    return {name: int(size) for name, size in found.items() if size}
+
+
+def machine_memory() -> int | None:
+    """Returns the bytes of this machine's memory, or of its container's part (cgroup v2); None if neither is known."""
+    names, limit = ("SC_PHYS_PAGES", "SC_PAGE_SIZE"), Path("/sys/fs/cgroup/memory.max")
+    found = [math.prod(map(os.sysconf, names))] if {*names} <= os.sysconf_names.keys() else []
+    if limit.is_file() and (text := limit.read_text("utf-8").strip()).isdigit():
+        found.append(int(text))
+    return min(found, default=None)
+
+
 def _decoding(parts: Parts, counts: Counts, config: RunConfig, share: float, chunk: int, again: bool) -> DecodeCost:
     """Returns the memory of a micro-batch's decode; the gradient of the frames counts as held, too."""
     pixels = _pixels(parts, counts, config, share)
@@ -93,7 +113,8 @@ def _decoding(parts: Parts, counts: Counts, config: RunConfig, share: float, chu
         assert of_a_video is not None
         videos = share * max(counts.first_chunk.plain_rows, counts.first_chunk.graph_rows)
         scaled = {name: videos * size for name, size in asdict(of_a_video).items()}
-        return DecodeCost(**scaled | {"held": scaled["held"] + pixels})
+        measured = {"share_peak": of_a_video.share_peak, "share_host": of_a_video.share_host}  # one video at a time
+        return DecodeCost(**scaled | measured | {"held": scaled["held"] + pixels})
     vae, frames = parts.autoencoder.cost, _decoded(counts, config, share)
     in_chunk, kept = min(chunk, frames), 0 if again else frames * vae.kept
     held = kept + 2 * pixels
@@ -115,11 +136,14 @@ def _pixels(parts: Parts, counts: Counts, config: RunConfig, share: float) -> fl
     return _decoded(counts, config, share) * 3 * parts.pixels * 4
 
 
-def advice(parts: Parts, counts: Counts, config: RunConfig) -> dict[str, int]:
-    """Returns settings that lower the peak by a twentieth or more, each alone, and the peak with each."""
+def advice(parts: Parts, counts: Counts, config: RunConfig) -> tuple[dict[str, int], dict[str, int]]:
+    """Returns settings that lower the peak by a twentieth or more, each alone, and the peak with each.
+
+    The second table has the bytes of the CPU's memory with those of them that need any, as ``host`` adds them up.
+    """
     fixed = sum(resident(parts, config).values())
     now = fixed + max(stages(parts, counts, config).values())
-    tried: dict[str, int] = {}
+    tried, on_host = dict[str, int](), dict[str, int]()
 
     def offer(setting: str, **changes: int | bool) -> None:
         tried[setting] = fixed + max(stages(parts, counts, config, **changes).values())  # type: ignore[arg-type]
@@ -132,22 +156,32 @@ def advice(parts: Parts, counts: Counts, config: RunConfig) -> dict[str, int]:
             offer(f"train.micro_batch={smaller}", micro_batch=smaller)
     for key, value in _of_the_decoder(parts, config) if _decoder_needs_most(stages(parts, counts, config)) else ():
         cut = config.model_copy(update={"model": config.model.model_copy(update={key: value})})
-        tried[f"model.{key}={str(value).lower()}"] = fixed + max(stages(outline_parts(cut), counts, cut).values())
+        cut_parts, setting = outline_parts(cut), f"model.{key}={str(value).lower()}"
+        tried[setting] = fixed + max(stages(cut_parts, counts, cut).values())
+        on_host[setting] = sum(host(cut_parts, counts, cut).values())
     for chunk in sorted(set() if parts.causal else {config.model.decode_chunk // 4, 1}, reverse=True):
         if 0 < chunk < config.model.decode_chunk:
             offer(f"model.decode_chunk={chunk}", decode_chunk=chunk)
-    return {setting: peak for setting, peak in tried.items() if peak <= 0.95 * now}
+    lower = {setting: peak for setting, peak in tried.items() if peak <= 0.95 * now}
+    return lower, {setting: size for setting, size in on_host.items() if size and setting in lower}
 
 
 def _decoder_needs_most(found: dict[str, int]) -> bool:
     return max(found, key=found.__getitem__) in ("decode", "gradient share", "backward through the decoder")
 
 
-def _of_the_decoder(parts: Parts, config: RunConfig) -> list[tuple[str, int]]:
-    """Returns settings of a causal decoder that need less memory: offloaded caches, and shorter windows."""
+def _of_the_decoder(parts: Parts, config: RunConfig) -> list[tuple[str, bool | int | str]]:
+    """Returns settings of a causal decoder that need less memory.
+
+    They are caches on the CPU or in half precision, no measurement, and shorter windows.
+    """
     if not (parts.causal and config.method.needs_gradient):
         return []
-    now = min(config.model.decode_window or parts.latent_shape[1], parts.latent_shape[1])
-    sweeps = config.train.checkpoint_activations or config.model.decode_window is not None
-    offload = [("decode_offload", True)] if sweeps and not config.model.decode_offload else []
-    return [*offload, *(("decode_window", window) for window in (4, 1) if window < now)]
+    model, found = config.model, list[tuple[str, bool | int | str]]()
+    now = min(model.decode_window or parts.latent_shape[1], parts.latent_shape[1])
+    if config.train.checkpoint_activations or model.decode_window is not None:
+        found += [("decode_offload", True)] if not model.decode_offload else []
+        found += [("decode_cache_precision", "bfloat16")] if model.decode_cache_precision == "float32" else []
+    if model.decode_window is not None and model.decode_share:
+        found.append(("decode_share", False))
+    return [*found, *(("decode_window", window) for window in (4, 1) if window < now)]

@@ -17,14 +17,19 @@ class DecodeCost:
         forward_peak: at once, while the frames are decoded.
         held: kept from then to the backward pass: the frames, and what that pass needs.
         backward_peak: at once in the decoder's backward pass, with the gradient of the frames.
-        share_peak: beside ``held``, while the gradient is measured that ``model.decode_window`` keeps; else 0.
+        host: of the CPU's memory, for kept caches.
+        share_peak: beside ``held``, while the gradient is measured that ``model.decode_window`` keeps; else 0. The
+            measurement takes one video at a time.
+        share_host: of the CPU's memory, beside ``host``, meanwhile.
     """
 
     plain_peak: float
     forward_peak: float = 0
     held: float = 0
     backward_peak: float = 0
+    host: float = 0
     share_peak: float = 0
+    share_host: float = 0
 
 
 @dataclass(frozen=True)

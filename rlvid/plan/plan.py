@@ -10,7 +10,7 @@ from rlvid.models.video_shape import resolved_shape
 from rlvid.plan.counts import Calls, Counts, count
 from rlvid.plan.guard import guard_memory
 from rlvid.plan.measure import Cost
-from rlvid.plan.memory import advice, resident, stages
+from rlvid.plan.memory import advice, host, resident, stages
 from rlvid.plan.parts import Parts, outline_parts
 
 
@@ -25,6 +25,8 @@ class Plan:
         resident: bytes that stay through a step.
         stages: bytes that each stage needs beside them.
         advice: settings that lower the peak, and the peak with each.
+        advice_host: bytes of the CPU's memory with those of them that need any.
+        host: bytes of the CPU's memory that a worker needs beside its process, by what they are.
         checkpointing: the peak with activations ``recomputed`` and with all of them ``kept``.
         disk: bytes of what is written.
         text_bytes: that embedding a prompt needs before training, where the text encoder does not stay; else 0.
@@ -39,6 +41,8 @@ class Plan:
     resident: dict[str, int]
     stages: dict[str, int]
     advice: dict[str, int]
+    advice_host: dict[str, int]
+    host: dict[str, int]
     checkpointing: dict[str, int]
     disk: dict[str, int]
     text_bytes: int
@@ -49,6 +53,11 @@ class Plan:
     def peak(self) -> int:
         """Bytes that a worker needs at the most."""
         return sum(self.resident.values()) + max(self.stages.values())
+
+    @property
+    def host_peak(self) -> int:
+        """Bytes of the CPU's memory that a worker needs at once beside its process."""
+        return sum(self.host.values())
 
     @property
     def guard_peak(self) -> int:
@@ -88,6 +97,8 @@ class Plan:
             "stage_bytes": self.stages,
             "peak_bytes": self.peak,
             "peak_bytes_with": self.advice,
+            **({"host_bytes": self.host, "host_peak_bytes": self.host_peak} if self.host else {}),
+            **({"host_peak_bytes_with": self.advice_host} if self.advice_host else {}),
             "peak_bytes_with_activations": self.checkpointing,
             "disk_bytes": self.disk,
             **({"guard_bytes": self.guard, "guard_peak_bytes": self.guard_peak} if self.guard else {}),
@@ -114,6 +125,7 @@ def make_plan(config: RunConfig) -> Plan:
     check_chain(config)
     parts, counts = outline_parts(config), count(config, frames)
     fixed = sum(resident(parts, config).values())
+    lower, lower_host = advice(parts, counts, config)
     either = {
         name: fixed + max(stages(parts, counts, config, recompute=recompute).values())
         for name, recompute in (("recomputed", True), ("kept", False))
@@ -125,7 +137,9 @@ def make_plan(config: RunConfig) -> Plan:
         flops=flops_by_stage(parts, counts, config),
         resident=resident(parts, config),
         stages=stages(parts, counts, config),
-        advice=advice(parts, counts, config),
+        advice=lower,
+        advice_host=lower_host,
+        host=host(parts, counts, config),
         checkpointing=either,
         disk=disk(parts, counts, config),
         text_bytes=0 if parts.text_resident else parts.text_encoder.weights + parts.text_encoder.cost.plain_peak,

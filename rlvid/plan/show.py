@@ -8,6 +8,7 @@ from rich.table import Table
 
 from rlvid.metric_names import percent
 from rlvid.plan.counts import Calls
+from rlvid.plan.memory import machine_memory
 from rlvid.plan.plan import Plan
 from rlvid.reward.load import scores_whole_videos
 
@@ -54,6 +55,7 @@ def render(plan: Plan) -> Iterator[RenderableType]:
     yield _work(plan)
     yield _memory(plan)
     yield from _hints(plan)
+    yield from _main_memory(plan)
     if plan.text_bytes:
         yield (
             f"before training, on its own: the text encoder embeds each prompt once, {gib(plan.text_bytes)} and "
@@ -102,6 +104,8 @@ def _hints(plan: Plan) -> Iterator[str]:
     )
     for setting, peak in plan.advice.items():
         yield f"  {setting} lowers it to {gib(peak)}"
+        if setting in plan.advice_host:
+            yield f"    and takes {gib(plan.advice_host[setting])} of main memory on each worker"
     if plan.config.model.precision == "float32" and plan.parts.causal:
         yield (
             "  model.precision=bfloat16 halves most of the transformer's memory, where the device has it; the "
@@ -113,6 +117,21 @@ def _hints(plan: Plan) -> Iterator[str]:
         f"a step of {plan.config.train.batch_size} videos: {plan.flops_per_step / 1e12:,.1f} TFLOPs over all workers; "
         f"the run: {plan.flops_per_step * plan.config.train.steps / 1e18:,.3g} EFLOPs"
     )
+
+
+def _main_memory(plan: Plan) -> Iterator[str]:
+    """Yields the host's memory for a decoder's caches, and a way out where this machine has less."""
+    if not plan.host:
+        return
+    model, workers, room = plan.config.model, plan.config.train.workers, machine_memory()
+    parts = " and ".join(f"{gib(size)} for {name}" for name, size in plan.host.items())
+    yield f"main memory: {gib(plan.host_peak)} on each worker beside its process: {parts}"
+    if room is None or plan.host_peak * workers < room:
+        return
+    ways = ["model.decode_share=false"] if model.decode_window is not None and model.decode_share else []
+    ways += ["model.decode_offload=false"] if model.decode_offload else []
+    ways += ["model.decode_cache_precision=bfloat16"] if model.decode_cache_precision == "float32" else []
+    yield f"  this machine has {gib(room)}, too little for {workers} worker(s); set {' or '.join(ways)}"
 
 
 def _disk(plan: Plan) -> Table:

@@ -6,6 +6,7 @@ others leave out the gradients of their last layers, some per cent of a sweep at
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import lru_cache, partial
 
 import torch
@@ -13,6 +14,8 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from rlvid.config.model import ModelConfig
+from rlvid.models.causal_decode import CausalDecoder
+from rlvid.models.chunk_plan import ChunkPlan
 from rlvid.models.decoder_cache import Cache, tensors
 from rlvid.models.folders import structure_folder
 from rlvid.models.lora import inject_lora
@@ -34,13 +37,17 @@ def shapes(spec: ModelConfig) -> tuple[tuple[int, int, int, int], tuple[int, int
     return model.latent_shape, (rows, model.denoiser.config.text_dim)
 
 
+_WITHOUT_DECODER = {key: field.default for key, field in ModelConfig.model_fields.items() if key.startswith("decode_")}
+"""The settings of the decoder, which the denoiser's cost does not depend on."""
+
+
 def transformer(spec: ModelConfig) -> tuple[Network, int]:
     """Returns the denoiser, measured on one branch of a video, and the number of layers with an adapter.
 
     Raises:
         ValueError: as ``rlvid.models.wan_parts.outline_model``, or no layer has a target's name.
     """
-    return _transformer(spec.model_copy(update={"decode_window": None}).model_dump_json(), shapes(spec)[1])
+    return _transformer(spec.model_copy(update=_WITHOUT_DECODER).model_dump_json(), shapes(spec)[1])
 
 
 @lru_cache(maxsize=8)  # measuring takes seconds, and plans are compared
@@ -90,20 +97,24 @@ def autoencoder(spec: ModelConfig, scored: tuple[int, ...], *, backward: bool, r
 
 
 @lru_cache(maxsize=8)
-def _autoencoder(settings: str, scored: tuple[int, ...], backward: bool, sweeps: bool) -> Network:
-    spec = ModelConfig.model_validate_json(settings)
+def _autoencoder(described: str, scored: tuple[int, ...], backward: bool, sweeps: bool) -> Network:
+    spec = ModelConfig.model_validate_json(described)
     model = outline_model(spec)
-    if spec.decode_offload:
-        model._decoder._stored = _on_the_cpu  # type: ignore[method-assign]
+    settings = model._decoder.settings
+    host = _HostMemory(settings.cache_dtype)
+    if settings.offload:
+        model._decoder._stored = host.store  # type: ignore[method-assign]
     first, caches = _chunk(model, None, backward, sweeps)
     later, caches = _chunk(model, caches, backward, sweeps)
     plain = _decode(model, scored)
     decode, kept = plain, plain
     if backward:
-        windowed = model._decoder.settings.window is not None
-        share = _share(model, caches) if windowed else 0
-        decode = _decode_for_a_loss(model, scored, plain.plain_peak, share, recompute=True)
-        kept = decode if windowed else _decode_for_a_loss(model, scored, plain.plain_peak, share, recompute=False)
+        windowed = settings.window is not None
+        decode = kept = _decode_for_a_loss(model, scored, plain.plain_peak, host, recompute=True)
+        if not windowed:
+            kept = _decode_for_a_loss(model, scored, plain.plain_peak, host, recompute=False)
+        elif settings.share:
+            decode = kept = replace(decode, share_peak=_share(model, caches), share_host=_share_host(model, scored))
     return network_of(model.vae, later, first_chunk=first, decode=decode, decode_kept=kept)
 
 
@@ -120,16 +131,29 @@ def _chunk(model: WanModel, cache: Cache | None, backward: bool, sweeps: bool) -
     return cost, after
 
 
-def _on_the_cpu(cache: Cache | None) -> Cache | None:
-    """Returns tensors on the CPU that stand for kept caches and take no memory; outlined ones cannot be copied."""
-    return cache and [
-        torch.empty((), dtype=each.dtype).expand(each.shape) if isinstance(each, Tensor) else each for each in cache
-    ]
+class _HostMemory:
+    """Counts the bytes of caches that a decoder stores in the CPU's memory.
+
+    Args:
+        dtype: of stored caches; None: their own.
+    """
+
+    def __init__(self, dtype: torch.dtype | None) -> None:
+        self.dtype, self.bytes = dtype, 0
+
+    def store(self, cache: Cache | None) -> Cache | None:
+        """Returns tensors on the CPU that stand for a cache and take no memory; outlined ones cannot be copied."""
+        return cache and [self._stand_in(each) if isinstance(each, Tensor) else each for each in cache]
+
+    def _stand_in(self, tensor: Tensor) -> Tensor:
+        made = torch.empty((), dtype=self.dtype or tensor.dtype).expand(tensor.shape)
+        self.bytes += made.nbytes
+        return made
 
 
-def _features(model: WanModel) -> Tensor:
+def _features(model: WanModel, chunks: int = 1) -> Tensor:
     channels, _, height, width = model.latent_shape
-    return torch.empty(1, channels, 1, height, width, dtype=model.vae.dtype, device="meta")
+    return torch.empty(1, channels, chunks, height, width, dtype=model.vae.dtype, device="meta")
 
 
 def _decode(model: WanModel, scored: tuple[int, ...]) -> DecodeCost:
@@ -140,8 +164,9 @@ def _decode(model: WanModel, scored: tuple[int, ...]) -> DecodeCost:
 
 
 def _decode_for_a_loss(
-    model: WanModel, scored: tuple[int, ...], plain_peak: float, share_peak: int, *, recompute: bool
+    model: WanModel, scored: tuple[int, ...], plain_peak: float, host: _HostMemory, *, recompute: bool
 ) -> DecodeCost:
+    host.bytes = 0
     latents = torch.empty(1, *model.latent_shape, device="meta", requires_grad=True)
     gradient_1SCHW = torch.empty(1, len(scored), 3, model.height, model.width, device="meta")
     with efficient_attention(), _meter(model, latents, gradient_1SCHW) as meter:
@@ -149,7 +174,7 @@ def _decode_for_a_loss(
         forward_peak, held = meter.peak, meter.live
         meter.peak = held
         decoded.pull_back((decoded.frames * gradient_1SCHW).sum())
-    return DecodeCost(plain_peak, forward_peak, held, meter.peak, share_peak)
+    return DecodeCost(plain_peak, forward_peak, held, meter.peak, host.bytes)
 
 
 def _share(model: WanModel, cache: Cache) -> int:
@@ -163,6 +188,16 @@ def _share(model: WanModel, cache: Cache) -> int:
         carry: list[Tensor | None] = [each.clone() for each in tensors(cache)]
         model._decoder._chunk_gradient(features, before, torch.tensor([0]), carry, scored, onward=True)
     return meter.peak
+
+
+def _share_host(model: WanModel, scored: tuple[int, ...]) -> int:
+    """Returns the bytes of the caches of all chunks, in the CPU's memory."""
+    host, plan = _HostMemory(model._decoder.settings.cache_dtype), ChunkPlan.of(torch.tensor([scored]), model.stride)
+    aside = CausalDecoder(model.vae, model._decoder.settings)
+    aside._stored = host.store  # type: ignore[method-assign]
+    with efficient_attention(), torch.no_grad():
+        aside.stream(_features(model, plan.count), plan, keep=True)
+    return host.bytes
 
 
 def _meter(model: WanModel, *known: Tensor) -> Meter:

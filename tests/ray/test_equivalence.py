@@ -29,7 +29,7 @@ METHODS = {
 STAGES = (0, 1, 2, 3)
 ALWAYS = {
     ("unet", "draft"): (2,), ("unet", "ddpo"): (2,), ("unet", "dpok"): (2,), ("unet", "raft"): (2,),
-    ("unet", "grpo"): STAGES, ("wan", "instructvideo"): (2, 3),
+    ("unet", "grpo"): STAGES, ("wan", "instructvideo"): (2, 3), ("wan", "ddpo"): (2,), ("wan", "raft"): (2,),
 }  # fmt: skip
 """The runs without --equivalence, and their ZeRO stages."""
 AT_ONCE = 30

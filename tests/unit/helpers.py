@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import yaml
 from diffusers import DDIMScheduler
@@ -102,6 +103,28 @@ def flat_gradient(method: Algorithm, batch: Batch) -> tuple[Tensor, list[Update]
 
 def one_gradient(method: Any, loss: Tensor) -> Tensor:
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters(method))])
+
+
+def check_slopes(method: Any, batch: Batch) -> None:
+    """Holds the gradient of a method's loss, in float64, to finite differences along three random directions."""
+    loss = method.loss(batch).loss
+    assert loss.dtype == torch.float64
+    gradient = torch.autograd.grad(loss, parameters(method))
+    start = [p.detach().clone() for p in parameters(method)]
+
+    @torch.no_grad()
+    def loss_at(direction: list[Tensor], distance: float) -> float:
+        for p, origin, way in zip(parameters(method), start, direction, strict=True):
+            p.copy_(origin + distance * way)
+        return float(method.loss(batch).loss)
+
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        way = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in start]
+        h = 1e-4
+        slope = (8 * (loss_at(way, h) - loss_at(way, -h)) - (loss_at(way, 2 * h) - loss_at(way, -2 * h))) / (12 * h)
+        found = float(sum((g * w).sum() for g, w in zip(gradient, way, strict=True)))
+        assert slope == pytest.approx(found, rel=1e-6)
 
 
 def close(got: Tensor, expected: Tensor, bound: float = 1e-4) -> None:

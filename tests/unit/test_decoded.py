@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanUpsample
-from helpers import PROMPTS, Listener, close, flat_gradient, parameters
+from helpers import PROMPTS, Listener, check_slopes, close, flat_gradient, parameters
 from torch import Tensor, nn
 
 from rlvid import randomness
@@ -16,13 +17,16 @@ from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.algorithms.reward_gradient import SHARE_EVERY
 from rlvid.algorithms.scoring import plan
 from rlvid.config import parse_config
-from rlvid.config.model import LOSS_SCALE
+from rlvid.config.model import LOSS_SCALE, ModelConfig
 from rlvid.config.train import OptimizerConfig
 from rlvid.diffusion.schedule import check_chain
 from rlvid.models.base import VideoModel
-from rlvid.models.causal_decode import DecodeSettings
+from rlvid.models.causal_decode import CausalDecoder, DecodeSettings
+from rlvid.models.chunk_plan import ChunkPlan
 from rlvid.models.decoded import Decoded, DecodedApart
+from rlvid.models.decoder_cache import tensors
 from rlvid.models.lora import inject_lora
+from rlvid.models.wan_parts import decode_settings, load_wan
 from rlvid.toy.tiny_wan import tiny_wan
 from rlvid.train.engine import TorchEngine
 
@@ -95,8 +99,10 @@ def gradient_of(method: Any, **batch: Any) -> tuple[Tensor, list[Update]]:
 
 @pytest.fixture
 def _float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """diffusers rounds to float32 before an upsampling."""
+    """diffusers rounds to float32 before an upsampling, and between the layers of the transformer."""
     monkeypatch.setattr(WanUpsample, "forward", nn.Upsample.forward)
+    rounded = Tensor.float
+    monkeypatch.setattr(Tensor, "float", lambda x: x if x.dtype == torch.float64 else rounded(x))
 
 
 # ---------------------------------------------------------------------------------------------------------- gradient
@@ -114,6 +120,17 @@ def test_the_gradient_is_that_of_one_graph(name: str, whole_video: bool) -> None
         assert float(update.loss.detach()) == pytest.approx(float(other.loss.detach()), rel=1e-12)
         assert update.metrics.keys() == other.metrics.keys()
         assert SHARE not in update.metrics, "nothing is left out"
+
+
+@pytest.mark.usefixtures("_float64")
+@pytest.mark.parametrize("whole_video", [False, True])
+def test_the_gradient_of_the_whole_loss_is_that_of_finite_differences(whole_video: bool) -> None:
+    """Of InstructVideo in float64, with every step in the window: a prefix without gradient is no constant."""
+    steps = {"tau": 0.7, "gradient_steps": 2}
+    method = make("instructvideo", method=steps, whole_video=whole_video, dtype=torch.float64)
+    batch = clips(method)
+    batch = replace(batch, text_BLD=batch.text_BLD.double(), latents_BCFhw=batch.latents_BCFhw.double())
+    check_slopes(method, batch)
 
 
 @pytest.mark.parametrize("whole_video", [False, True])
@@ -259,6 +276,39 @@ def test_videos_without_a_gradient_have_no_share() -> None:
     assert update.metrics[SHARE][1] == 1
 
 
+def test_the_measurement_of_a_window_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, _ = gradient_of(make(window=1), step=SHARE_EVERY + 1)
+    monkeypatch.setattr(CausalDecoder, "gradient_share", lambda *_: pytest.fail("it was measured"))
+    method = make()
+    method.context.model._decoder.settings = decode_settings(ModelConfig(decode_window=1, decode_share=False))
+    got, (update,) = gradient_of(method, step=SHARE_EVERY)
+    assert SHARE not in update.metrics
+    close(got, expected, 1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------------ caches
+
+
+def test_caches_in_half_precision_take_half_the_memory_and_change_the_gradient_by_a_hundredth_at_most() -> None:
+    """Of the learned decoder of the built-in world, over all chunks."""
+    found = []
+    for precision in ("float32", "bfloat16"):
+        model = load_wan(ModelConfig(path="builtin-wan", decode_cache_precision=precision), text=False)
+        latents = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        decoded = model.decode(latents, torch.tensor([[0, 3, 8]]), recompute=True)
+        loss, _ = decoded.pull_back(Look()(decoded.frames, [""]).sum())
+        (gradient,) = torch.autograd.grad(loss, latents)
+        with torch.no_grad():
+            chunks = ChunkPlan.of(torch.tensor([[8]]), model.stride)
+            _, borders = model._decoder.stream(model._decoder.features(latents), chunks, keep=True)
+        size = sum(each.nbytes for _, cache in borders for each in tensors(cache))
+        found.append((decoded.frames.detach(), gradient, size))
+    (frames, exact, whole), (others, rounded, half) = found
+    assert torch.equal(frames, others)
+    assert whole == 2 * half > 0
+    assert 0 < (rounded - exact).norm() < 0.01 * exact.norm()
+
+
 # ---------------------------------------------------------------------------------------------------------- settings
 
 
@@ -278,6 +328,16 @@ def test_settings_of_chunks_are_for_causal_decoders() -> None:
     with pytest.raises(ValueError, match=r"^model\.decode_chunk = 4: .*'builtin-wan'.*leave it out$"):
         check_chain(parse_config({"model": {"path": "builtin-wan", "decode_chunk": 4}}))
     check_chain(parse_config({"model": {"path": "builtin-wan", "decode_chunk": 64, "decode_window": 2}}))
+    with pytest.raises(ValueError, match=r"^model\.decode_share = false: .*'builtin'"):
+        check_chain(parse_config({"model": {"decode_share": False}}))
+    with pytest.raises(ValueError, match=r"^model\.decode_cache_precision = bfloat16: .*'builtin'"):
+        check_chain(parse_config({"model": {"decode_cache_precision": "bfloat16"}}))
+    kept["model"] = {"path": "builtin-wan", "decode_cache_precision": "bfloat16"}
+    with pytest.raises(ValueError, match=r"^model\.decode_cache_precision = bfloat16: train\.checkpoint_activations"):
+        check_chain(parse_config(kept))
+    check_chain(parse_config(kept | {"train": {}}))
+    with pytest.raises(ValueError, match=r"^model\.decode_share = false: without model\.decode_window"):
+        check_chain(parse_config({"model": {"path": "builtin-wan", "decode_share": False}}))
     with pytest.raises(ValueError, match=r"model\.decode_window = 0"):
         parse_config({"model": {"decode_window": 0}})
 
@@ -288,3 +348,14 @@ def test_a_window_is_part_of_a_run_and_its_default_is_not() -> None:
     )
     assert plain == named != other
     assert parse_config({"model": {"decode_offload": True}}).fingerprint == plain
+
+
+def test_settings_of_later_versions_change_no_run_at_their_defaults() -> None:
+    plain, named = (
+        parse_config({"model": model}) for model in ({}, {"decode_share": True, "decode_cache_precision": "float32"})
+    )
+    assert plain.fingerprint == named.fingerprint
+    assert not {"decode_share", "decode_cache_precision"} & plain.model_dump()["model"].keys()
+    other = parse_config({"model": {"decode_share": False, "decode_cache_precision": "bfloat16"}})
+    assert parse_config(other.model_dump(mode="json")) == other
+    assert other.fingerprint != plain.fingerprint

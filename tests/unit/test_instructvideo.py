@@ -5,8 +5,7 @@ from typing import Any
 import helpers
 import pytest
 import torch
-from helpers import clips, flat_gradient, parameters, scheduler
-from torch import Tensor
+from helpers import check_slopes, clips, flat_gradient, scheduler
 
 from rlvid.algorithms.base import Batch
 from rlvid.algorithms.instructvideo import InstructVideo
@@ -61,23 +60,7 @@ def test_the_gradient_of_the_whole_loss_is_that_of_finite_differences() -> None:
     context.reward = ClipReward(reward.clip, reward.tokenise, torch.sigmoid)  # type: ignore[arg-type]
     batch = clips(method, (8, 9))
     batch = Batch(2, batch.serials, batch.prompts, batch.text_BLD, batch.latents_BCFhw.double())
-    loss = method.loss(batch).loss
-    assert loss.dtype == torch.float64
-    gradient = torch.autograd.grad(loss, parameters(method))
-    start = [p.detach().clone() for p in parameters(method)]
-
-    @torch.no_grad()
-    def loss_at(direction: list[Tensor], distance: float) -> float:
-        for p, origin, way in zip(parameters(method), start, direction, strict=True):
-            p.copy_(origin + distance * way)
-        return float(method.loss(batch).loss)
-
-    for seed in range(3):
-        generator = torch.Generator().manual_seed(seed)
-        way = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in start]
-        h = 1e-4
-        slope = (8 * (loss_at(way, h) - loss_at(way, -h)) - (loss_at(way, 2 * h) - loss_at(way, -2 * h))) / (12 * h)
-        assert slope == pytest.approx(float(sum((g * w).sum() for g, w in zip(gradient, way, strict=True))), rel=1e-6)
+    check_slopes(method, batch)
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2])

@@ -22,7 +22,8 @@ from transformers import CLIPTokenizer
 
 from rlvid.config.model import ModelConfig
 from rlvid.models import folders
-from rlvid.models.folders import MODELSCOPE, model_folder, movable, structure_folder
+from rlvid.models.folders import family, model_folder, movable, structure_folder
+from rlvid.models.hub import MODELSCOPE
 from rlvid.models.load import check_model
 from rlvid.models.lora import inject_lora
 from rlvid.models.unet3d import UNet3DModel, load_model
@@ -79,6 +80,90 @@ def test_a_hub_id_that_is_not_in_the_cache_is_told_with_the_command_that_fetches
         assert told.endswith(FETCH.format(hub_id))
     with pytest.raises(ValueError, match="neither a folder nor in the Hugging Face cache"):
         structure_folder("somebody/other-model")
+
+
+WAN_SHARDS = 'hf download {} --include "*.json" --include "*.txt" --include "*.safetensors"'
+
+
+@pytest.mark.parametrize(
+    ("hub_id", "reason"),
+    [
+        ("Wan-AI/Wan2.2-T2V-A14B-Diffusers", "has a second transformer; supported: WanPipeline with one transformer"),
+        ("Wan-AI/Wan2.2-I2V-A14B", "has a second transformer"),
+        ("Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", "is conditioned on images, videos or sound; supported: WanPipeline"),
+        ("Wan-AI/Wan2.1-VACE-1.3B-diffusers", "is conditioned on images"),
+        ("Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers", "is conditioned on images"),
+        ("zai-org/CogVideoX-2b", "has other classes; supported: ModelScopeT2V and its kin, and Wan"),
+        ("hunyuanvideo-community/HunyuanVideo", "has other classes"),
+        ("Lightricks/LTX-Video", "has other classes"),
+    ],
+)
+def test_a_name_of_a_model_that_is_not_supported_is_refused_before_its_download(
+    cache: Path, hub_id: str, reason: str
+) -> None:
+    for read in (model_folder, structure_folder, family):
+        with pytest.raises(ValueError, match=r".") as error:
+            read(hub_id)
+        assert str(error.value).startswith(f"model.path = {hub_id!r} ")
+        assert reason in str(error.value)
+        assert "hf download" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "hub_id", ["Wan-AI/Wan2.2-TI2V-5B-Diffusers", "somebody/wan-chronos", "somebody/finetuned-wan"]
+)
+def test_names_of_models_that_may_be_supported_are_not_refused(cache: Path, hub_id: str) -> None:
+    with pytest.raises(ValueError, match="neither a folder nor in the Hugging Face cache") as error:
+        model_folder(hub_id)
+    assert str(error.value).endswith(WAN_SHARDS.format(hub_id))
+
+
+@pytest.mark.parametrize("name", ["Wan2.1-T2V-1.3B", "Wan2.1-T2V-14B", "Wan2.2-TI2V-5B"])
+def test_wans_own_layout_is_recognised_and_the_other_one_is_named(cache: Path, tmp_path: Path, name: str) -> None:
+    """Before the download, after the download into the cache, and as a folder."""
+
+    def told(path: str) -> str:
+        with pytest.raises(ValueError, match=r".") as error:
+            model_folder(path)
+        return str(error.value)
+
+    published = f"Wan-AI/{name}-Diffusers"
+    way_out = f"set model.path={published}, and fetch it with: {WAN_SHARDS.format(published)}"
+    assert told(f"Wan-AI/{name}") == (
+        f"model.path = 'Wan-AI/{name}': it is in the layout of Wan's own code; expected diffusers' layout: {way_out}"
+    )
+    own = tmp_path / name
+    own.mkdir()
+    (own / "config.json").write_text('{"_class_name": "WanModel", "model_type": "t2v", "dim": 1536}')
+    (own / "diffusion_pytorch_model.safetensors").touch()
+    downloaded = put_into(cache, f"Wan-AI/{name}", own)
+    for path, folder in ((f"Wan-AI/{name}", downloaded), (str(own), own)):
+        assert f"model.path = {path!r}: {folder} is in the layout of Wan's own code" in told(path)
+        assert told(path).endswith(way_out)
+    (own / "config.json").unlink()
+    (own / "Wan2.1_VAE.pth").touch()
+    assert "is in the layout of Wan's own code" in told(str(own))
+
+
+def test_a_model_of_other_classes_in_the_cache_is_refused_before_more_of_it_is_fetched(cache: Path) -> None:
+    folder = cache / "source"
+    (folder / "transformer").mkdir(parents=True)
+    (folder / "transformer" / "config.json").write_text('{"_class_name": "CogVideoXTransformer3DModel"}')
+    (folder / "model_index.json").write_text('{"_class_name": "CogVideoXPipeline"}')
+    put_into(cache, "zai-org/CogVideoX-2b", folder)
+    for read in (model_folder, structure_folder):
+        with pytest.raises(ValueError, match=r"model_index\.json is of a CogVideoXPipeline; supported: WanPipeline"):
+            read("zai-org/CogVideoX-2b")
+    put_into(cache, "somebody/nothing-known", folder / "transformer")
+    with pytest.raises(ValueError, match="has neither unet nor transformer; fetch the rest with"):
+        model_folder("somebody/nothing-known")
+
+
+def test_a_structure_is_known_while_a_download_has_only_begun(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
+    put_into(cache, "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", tmp_path / "begun")
+    assert structure_folder("Wan-AI/Wan2.1-T2V-1.3B-Diffusers") == structure_folder("random-wan-1.3b")
 
 
 def test_the_command_in_the_message_is_one_that_the_installed_tool_knows() -> None:

@@ -10,14 +10,16 @@ from helpers import clips
 from rlvid.algorithms.base import Context, Stopwatch
 from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.config import RunConfig, load_config, parse_config
+from rlvid.models.causal_decode import CausalDecoder
+from rlvid.models.decoder_cache import tensors
 from rlvid.models.load import load_video_model
 from rlvid.models.lora import inject_lora
 from rlvid.plan.counts import count
 from rlvid.plan.measure import Meter
-from rlvid.plan.memory import resident, stages
+from rlvid.plan.memory import machine_memory, resident, stages
 from rlvid.plan.parts import last_frames, outline_parts
 from rlvid.plan.plan import Plan, flops_by_stage, make_plan
-from rlvid.plan.show import render
+from rlvid.plan.show import gib, render
 from rlvid.reward.load import load_reward
 from rlvid.toy.tiny_wan import save_tiny_wan
 
@@ -93,6 +95,114 @@ def test_offloaded_caches_need_less_for_the_same_operations(stored: Path) -> Non
     for name in ("decode", "backward through the decoder"):
         assert aside.stages[name] < kept.stages[name]
     assert aside.flops == kept.flops
+
+
+def kept_aside(config: RunConfig) -> dict[str, int]:
+    """Returns the bytes that a step really stores in the CPU's memory, and those of a measurement of the share."""
+    found, calls = {"caches": 0, "share": 0}, {"in": "caches"}
+    stored, measured = CausalDecoder._stored, CausalDecoder.gradient_share
+
+    def counted(self: CausalDecoder, cache: Any) -> Any:
+        kept = stored(self, cache)
+        found[calls["in"]] += sum(each.nbytes for each in tensors(kept)) if self.settings.offload else 0
+        return kept
+
+    def aside(self: CausalDecoder, *given: Any) -> Any:
+        calls["in"] = "share"
+        shares = measured(self, *given)
+        calls["in"] = "caches"
+        return shares
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CausalDecoder, "_stored", counted)
+        patch.setattr(CausalDecoder, "gradient_share", aside)
+        patch.setattr("rlvid.algorithms.reward_gradient.SHARE_EVERY", 1)
+        real_step(config)
+    return found
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"decode_offload": True},
+        {"decode_offload": True, "decode_cache_precision": "bfloat16"},
+        {"decode_window": 1},
+        {"decode_window": 1, "decode_share": False},
+        {"decode_window": 2, "decode_offload": True, "decode_cache_precision": "bfloat16"},
+        {},
+    ],
+    ids=str,
+)
+def test_the_memory_of_the_cpu_is_that_of_a_real_step(stored: Path, model: dict[str, Any]) -> None:
+    config = described(stored, model=model)
+    plan, real = make_plan(config), kept_aside(config)
+    assert [*plan.host.values()] == [size for size in real.values() if size]
+    assert plan.host_peak == sum(real.values())
+    assert (real["caches"] > 0) == bool(model.get("decode_offload"))
+    assert (real["share"] > 0) == ("decode_window" in model and model.get("decode_share", True))
+    shown = [line for line in render(plan) if isinstance(line, str) and line.startswith("main memory")]
+    assert len(shown) == bool(plan.host)
+    assert plan.as_dict().get("host_peak_bytes", 0) == plan.host_peak
+
+
+def test_the_memory_of_the_cpu_is_for_all_videos_at_once_and_of_a_measurement_for_one(stored: Path) -> None:
+    model = {"decode_window": 2, "decode_offload": True}
+    one, two = (make_plan(described(stored, model=model, train={"batch_size": size})) for size in (1, 2))
+    caches, share = (
+        [plan.host[name] for plan in (one, two)]
+        for name in ("the decoder's caches", "the measurement of decode/gradient_share")
+    )
+    assert caches[1] == 2 * caches[0] > 0
+    assert share[1] == share[0] > 0
+    assert not make_plan(described(stored, method={"name": "ddpo"}, model=model)).host
+
+
+def test_the_measurement_of_the_share_is_not_planned_where_it_is_switched_off(stored: Path) -> None:
+    on, off = (
+        make_plan(described(stored, model={"decode_window": 1, "decode_share": share})) for share in (True, False)
+    )
+    for table in ("stages", "flops", "host"):
+        there, gone = getattr(on, table), getattr(off, table)
+        assert len(there) == len(gone) + 1
+        assert {name: there[name] for name in gone} == pytest.approx(gone, rel=1e-4)
+    assert off.peak < on.peak
+    assert on.advice["model.decode_share=false"] == pytest.approx(off.peak, rel=1e-4)
+    assert "model.decode_share=false" not in off.advice
+
+
+def test_caches_in_half_precision_need_half(stored: Path) -> None:
+    settings = {"attenuation": 1.0, "segments": 2}
+    whole, half = (
+        make_plan(described(stored, model={"decode_cache_precision": each}, reward=settings))
+        for each in ("float32", "bfloat16")
+    )
+    for name in ("decode", "backward through the decoder"):
+        assert half.stages[name] < whole.stages[name]
+    assert half.flops == whole.flops
+
+
+def test_advice_has_its_price_in_main_memory(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = described(stored, reward={"attenuation": 1.0, "segments": 2})
+    plan = make_plan(config)
+    aside = make_plan(described(stored, reward=dict(config.reward), model={"decode_offload": True}))
+    assert plan.advice["model.decode_offload=true"] == pytest.approx(aside.peak, rel=1e-4)
+    assert plan.advice_host["model.decode_offload=true"] == aside.host_peak > 0
+    assert plan.as_dict()["host_peak_bytes_with"] == plan.advice_host
+    lines = [each for each in render(plan) if isinstance(each, str)]
+    place = next(i for i, line in enumerate(lines) if "model.decode_offload=true lowers it" in line)
+    assert f"takes {gib(aside.host_peak)} of main memory" in lines[place + 1]
+    for room, told in ((aside.host_peak - 1, True), (aside.host_peak + 1, False), (None, False)):
+        monkeypatch.setattr("rlvid.plan.show.machine_memory", lambda room=room: room)
+        shown = [each for each in render(aside) if isinstance(each, str) and "this machine has" in each]
+        assert bool(shown) == told
+        if told:
+            assert "set model.decode_offload=false or model.decode_cache_precision=bfloat16" in shown[0]
+
+
+def test_the_memory_of_this_machine_is_known() -> None:
+    found = machine_memory()
+    assert found is not None
+    assert found > 2**28
 
 
 def test_chunks_are_counted_as_the_frames_fall(stored: Path) -> None:

@@ -1,6 +1,10 @@
 """Wan's model class: shapes, text, guidance, precision, loading from a folder, structures without weights."""
 
 import json
+import math
+import re
+import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +14,10 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from rlvid.config.model import ModelConfig
+from rlvid.doctor.model import check_shift
 from rlvid.models import folders
 from rlvid.models.folders import UNET3D, WAN, family, model_folder, structure_folder
-from rlvid.models.load import check_model, denoiser_outline, load_video_model
+from rlvid.models.load import check_model, denoiser_outline, load_video_model, path_outline
 from rlvid.models.lora import inject_lora, lora_parameters
 from rlvid.models.text_rows import cut_rows, pad_rows
 from rlvid.models.video_shape import VideoShape, resolved_shape
@@ -40,6 +45,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def noise_of(model: WanModel, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
+
+
+def copied(folder: Path, target: Path) -> Path:
+    return Path(shutil.copytree(folder, target))
 
 
 def change(file: Path, **values: Any) -> None:
@@ -236,12 +245,7 @@ def test_in_half_precision_the_same_weights_stay_exact_as_in_diffusers(folder: P
     ],
 )
 def test_another_model_is_refused(folder: Path, tmp_path: Path, file: str, values: Any, message: str) -> None:
-    copy = tmp_path / "copy"
-    for source in folder.rglob("*"):
-        if source.is_file():
-            target = copy / source.relative_to(folder)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(source.read_bytes())
+    copy = copied(folder, tmp_path / "copy")
     change(copy / file, **values)
     with pytest.raises(ValueError, match=message):
         model_folder(str(copy))
@@ -307,6 +311,45 @@ def test_the_longest_video_of_a_model_is_as_long_as_its_positions(folder: Path) 
     with torch.no_grad():
         prediction = model.predict(torch.zeros(1, *model.latent_shape), 0.5, torch.zeros(1, 16, 16), 1.0)
     assert prediction.x0.shape[1:] == model.latent_shape == (4, 32, 2, 64)
+
+
+UNIPC, EULER = "UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler"
+
+
+@pytest.mark.parametrize(
+    ("settings", "shift"),
+    [
+        ({"_class_name": UNIPC, "flow_shift": 5, "shift": 7}, 5),
+        ({"_class_name": EULER, "flow_shift": 5, "shift": 7}, 7),
+        ({"_class_name": UNIPC, "shift": 7}, 1),
+        ({"_class_name": EULER}, 1),
+        ({"_class_name": "SomebodysScheduler", "flow_shift": 5}, 5),
+        ({"shift": 7.5}, 7.5),
+    ],
+)
+def test_the_shift_is_that_of_the_key_which_the_schedulers_class_reads(
+    folder: Path, tmp_path: Path, settings: dict[str, Any], shift: float
+) -> None:
+    copy = copied(folder, tmp_path / "copy")
+    (copy / "scheduler" / "scheduler_config.json").write_text(json.dumps(settings))
+    assert path_outline(ModelConfig(path=str(copy))).shift == shift
+    assert load_wan(ModelConfig(path=str(copy), **SHAPE), text=False, denoiser=False).path.shift == shift
+
+
+@pytest.mark.parametrize("value", [None, 0, -1, "three", True, math.nan])
+def test_a_stored_shift_that_is_no_number_above_zero_is_named_with_its_file(
+    folder: Path, tmp_path: Path, value: Any
+) -> None:
+    copy = copied(folder, tmp_path / "copy")
+    file = copy / "scheduler" / "scheduler_config.json"
+    change(file, flow_shift=value)
+    named = rf"{re.escape(str(file))}: flow_shift = {json.dumps(value)}; allowed: .* model\.shift"
+    for read in (path_outline, partial(load_wan, text=False, denoiser=False)):
+        with pytest.raises(ValueError, match=named):
+            read(ModelConfig(path=str(copy), **SHAPE))
+    (told,) = check_shift(str(copy))
+    assert (told.status, str(file) in told.found) == ("warning", True)
+    assert path_outline(ModelConfig(path=str(copy), shift=3)).shift == 3
 
 
 def test_a_boundary_without_a_second_transformer_means_nothing(folder: Path) -> None:

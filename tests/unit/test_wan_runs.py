@@ -1,13 +1,15 @@
 """Wan in runs: the model as workers build it, embeddings without a text encoder, losses, checkpoints, export."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from diffusers import WanPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline
 from torch import Tensor, nn
 
 from rlvid import randomness
@@ -22,11 +24,13 @@ from rlvid.data.encoders import encode_items
 from rlvid.data.shares import tensors
 from rlvid.data.sources import BaseSampler, read_rendered
 from rlvid.data.writing import ClipWriter
+from rlvid.diffusion.chain import denoise
 from rlvid.diffusion.generate import generate
 from rlvid.evaluate.load import load_run
 from rlvid.export.export import export_run
 from rlvid.models.load import load_video_model, path_outline
 from rlvid.models.lora import lora_parameters, lora_scale
+from rlvid.models.noise_path import RectifiedFlow
 from rlvid.models.text_limit import model_text_limit
 from rlvid.models.text_rows import pad_rows
 from rlvid.models.trained import check_trained, load_trainable, load_trained, save_trained, trained_state
@@ -235,9 +239,10 @@ def test_the_shift_moves_the_grid_and_the_identity_of_samples_but_not_of_clips(f
 # ------------------------------------------------------------------------------------------------------------- export
 
 
-def save_run(home: Path, folder: Path, texts: str) -> tuple[Path, WanModel]:
+def save_run(home: Path, folder: Path, texts: str, **model: Any) -> tuple[Path, WanModel]:
     """A run's folder with a checkpoint of a random adapter, and the tuned model."""
     config = config_of(folder, {"name": "draft"})
+    config = config.model_copy(update={"model": config.model.model_copy(update=model)})
     model = worker_model(config, texts)
     method = ALGORITHMS["draft"](Context(config, model, nn.Identity(), None, Stopwatch(torch.device("cpu"))))
     train_state = {"step": 1, "workers": 1, "skipped": 0, "seconds": 0.0, "videos": 8}
@@ -245,6 +250,26 @@ def save_run(home: Path, folder: Path, texts: str) -> tuple[Path, WanModel]:
     save_checkpoint(run / checkpoint_name(1), 0, train_state, config, engine, method, model.denoiser)
     (run / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
     return run, model
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "key"),
+    [(UniPCMultistepScheduler, "flow_shift"), (FlowMatchEulerDiscreteScheduler, "shift")],
+)
+def test_an_exported_scheduler_has_the_shift_of_the_run_where_its_class_reads_it(
+    folder: Path, texts: str, tmp_path: Path, scheduler: Any, key: str
+) -> None:
+    base = Path(shutil.copytree(folder, tmp_path / "base"))
+    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"} if key == "flow_shift" else {}
+    settings = {"_class_name": scheduler.__name__, "num_train_timesteps": 1000, **flow}
+    (base / "scheduler" / "scheduler_config.json").write_text(json.dumps(settings))
+    run, _ = save_run(tmp_path, base, texts, shift=6.0)
+    made = scheduler.from_pretrained(export_run(run, tmp_path / "out") / "scheduler")
+    assert made.config[key] == 6.0
+    made.set_timesteps(4)
+    plain = scheduler.from_config(settings)
+    plain.set_timesteps(4)
+    assert made.sigmas[1] > plain.sigmas[1] + 0.1
 
 
 def test_an_export_is_a_pipeline_of_diffusers_and_an_adapter_that_it_loads(
@@ -271,6 +296,7 @@ def test_an_export_is_a_pipeline_of_diffusers_and_an_adapter_that_it_loads(
     card = (out / "README.md").read_text(encoding="utf-8")
     assert "WanPipeline.from_pretrained" in card
     assert "num_frames=9, height=16,\n    width=32" in card
+    assert "max_sequence_length=16,\n" in card
     again = load_video_model(ModelConfig(path=str(out), **SHAPE))
     torch.testing.assert_close(again.predict(latents, 0.5, text, 1.0).x0, tuned.predict(latents, 0.5, text, 1.0).x0,
                                rtol=0, atol=1e-5)  # fmt: skip
@@ -279,3 +305,37 @@ def test_an_export_is_a_pipeline_of_diffusers_and_an_adapter_that_it_loads(
     assert (
         loaded.use(0.0).predict(latents, 0.5, text, 1.0).x0 - again.predict(latents, 0.5, text, 1.0).x0
     ).abs().max() > 1e-3
+
+
+class Levels(FlowMatchEulerDiscreteScheduler):
+    """Euler's steps on rlvid's own levels."""
+
+    def set_timesteps(self, steps: int, device: Any = None) -> None:
+        super().set_timesteps(sigmas=RectifiedFlow(3.0).grid(steps), device=device)
+
+
+def test_the_call_on_a_card_makes_the_videos_of_rlvid(
+    folder: Path, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With rlvid's own sampler in the place of the base's, and from the same noise."""
+    run, tuned = save_run(tmp_path, folder, texts)
+    out = export_run(run, tmp_path / "out")
+    (code,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(encoding="utf-8"), re.S)[:1]
+    noise, call, found = noise_of(tuned)[:1], WanPipeline.__call__, list[Tensor]()
+
+    def called(self: WanPipeline, prompt: str, **arguments: Any) -> Any:
+        self.set_progress_bar_config(disable=True)
+        self.scheduler = Levels(shift=1.0)
+        for each in (arguments, {k: v for k, v in arguments.items() if k != "max_sequence_length"}):
+            found.append(call(self, prompt, **each, latents=noise.clone(), output_type="latent").frames)
+        return call(self, prompt, **arguments)
+
+    monkeypatch.setattr(WanPipeline, "__call__", called)
+    names: dict[str, Any] = {}
+    exec(code.replace("FOLDER", str(out)), names)
+    assert names["frames"].shape == (9, 16, 32, 3)
+    with torch.no_grad():
+        text = load_video_model(spec(folder), denoiser=False).encode_prompts(["a prompt"])
+        expected = denoise(tuned, noise, text, tuned.path.grid(4), guidance=3.0, gradient_steps=0)
+    torch.testing.assert_close(found[0], expected, rtol=0, atol=1e-4)
+    assert (found[1] - expected).abs().max() > 1e-2, "512 rows of text are other output"
