@@ -28,6 +28,7 @@ PARTS = {
     "guard": "regret of the guard's checkpoint and scale, against four rules and by the oracle",
     "pixel-ascent": "how far gradient ascent on pixels raises a reward, and whether the oracle follows",
     "gpu": "full-size steps on this GPU in at most 8 minutes; torch alone, no Ray",
+    "gpu-wan": "the same of Wan2.1's 1.3B, by size of the videos, beside rlvid plan",
     "gpu-ray": "two steps of rlvid train on a GPU, held to the same steps on a CPU",
 }
 """Names of the parts, and what they measure; each is a module beside this file."""

@@ -98,7 +98,7 @@ def plan_run(
         raise ValueError(f"{place}: guard.stop = true; regret is measured on runs that went to their end")
     steps = sorted({model.step for model in models if model.step is not None})
     kept = {steps[-(-(k + 1) * len(steps) // min(most, len(steps))) - 1] for k in range(min(most, len(steps)))}
-    held_out = tuple(each for each in further if (each.name, each.path) not in config.reward.parts)
+    held_out = tuple(each for each in further if not config.reward.trains_on(each.name, each.path))
     return Plan(base.run.name, [base, *(model for model in models if model.step in kept)], held_out, setup)
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import ctypes
+import gc
 import statistics
 import sys
 import time
@@ -222,6 +223,25 @@ def add_adapter(denoiser: nn.Module, config: RunConfig, device: torch.device) ->
         nn.init.normal_(parameter, std=0.02)  # an adapter whose B is zero would leave A without gradient
     denoiser.to(device)
     return TorchEngine(denoiser, config.optimizer, config.model.precision)
+
+
+class Adapter:
+    """The weights of an engine's adapter at the start, to come back to."""
+
+    def __init__(self, engine: TorchEngine) -> None:
+        self._engine = engine
+        self._start = [parameter.detach().clone() for parameter in engine.parameters]
+
+    def restore(self) -> None:
+        """Restores the weights, makes a new optimiser, and frees the memory of what came before."""
+        with torch.no_grad():
+            for parameter, before in zip(self._engine.parameters, self._start, strict=True):
+                parameter.grad = None
+                parameter.copy_(before)
+        self._engine.optimizer.state.clear()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def prepare(options: argparse.Namespace) -> Bench:

@@ -89,7 +89,7 @@ def open_record(path: Path, setup: dict[str, Any]) -> Record:
 
 def setup(options: argparse.Namespace) -> dict[str, Any]:
     """Returns settings, device and versions that a measurement belongs to."""
-    found = {name: getattr(options, name) for name in SETTINGS}
+    found = {name: getattr(options, name) for name in SETTINGS if hasattr(options, name)}
     if options.device.startswith("cuda"):
         card = torch.cuda.get_device_properties(options.device)
         found |= {"card": card.name, "memory": card.total_memory, "driver": driver()}

@@ -8,7 +8,7 @@ from jobs.benchmark.variants import EXPLAINED
 from rlvid.evaluate.tables.table import Grid
 from rlvid.metric_names import percent
 
-_GIB = 2**30
+GIB = 2**30
 _COLUMNS = ("seconds", "TFLOP", "share of the rate", "peak GiB")
 
 
@@ -24,9 +24,9 @@ def brief(name: str, found: dict[str, Any]) -> str:
     if name == "compile":
         on, off = found["on"], found["off"]
         return f"{on['step']:.3f} s, without {off['step']:.3f} s; the first step took {on['first']:.1f} s"
-    said = f"{found['step']:.3f} s, peak {_peak(found)} GiB"
+    said = f"{found['step']:.3f} s, peak {peak(found)} GiB"
     if "planned" in found:
-        said += f", planned {_peak(found, 'planned')}"
+        said += f", planned {peak(found, 'planned')}"
     return said
 
 
@@ -43,7 +43,7 @@ def _stage_cells(side: dict[str, Any], rate: float | None) -> dict[str, list[str
 
     def cells(seconds: float, flops: int, memory: int) -> list[str]:
         share = percent(flops / max(seconds, 1e-9) / rate, 0) if flops and rate else ""
-        return [f"{seconds:.3f}", f"{flops / 1e12:.3g}" if flops else "", share, f"{memory / _GIB:.2f}"]
+        return [f"{seconds:.3f}", f"{flops / 1e12:.3g}" if flops else "", share, f"{memory / GIB:.2f}"]
 
     flops, peaks = side["flops"], side["peaks"]
     found = {name: cells(seconds, flops.get(name, 0), peaks.get(name, 0)) for name, seconds in side["seconds"].items()}
@@ -52,23 +52,29 @@ def _stage_cells(side: dict[str, Any], rate: float | None) -> dict[str, list[str
 
 def tables(record: Record) -> str:
     """Returns all recorded measurements as Markdown."""
-    return "\n".join(["", *_head(record), *_step(record), *_memory(record), *_videos(record), *_changes(record)])
+    return "\n".join(
+        ["", *machine(record), _video(record), *_step(record), *_memory(record), *_videos(record), *_changes(record)]
+    )
 
 
-def _head(record: Record) -> Iterator[str]:
+def machine(record: Record) -> Iterator[str]:
+    """Yields the device and its software, its rate, and what was left out."""
     setup = record.setup
     software = [f"torch {setup['torch']}", f"Python {setup['python']}", f"commit {setup['commit']}"]
     if "driver" in setup:
         software[:0] = [f"driver {setup['driver']}", f"CUDA {setup['cuda']}"]
     yield f"{setup['card']}; {', '.join(software)}."
-    yield (
-        f"Networks: {setup['preset']}; a video: {setup['frames']} frames of {setup['size']} x {setup['size']}, "
-        f"{setup['segments']} of them rewarded; {setup['precision']}; medians of {setup['steps']} steps."
-    )
+    yield f"Networks: {setup['preset']}, {setup['precision']}; medians of {setup['steps']} steps."
     if "rate" in record.parts:
         yield f"Products of matrices reach {record.parts['rate']['rate'] / 1e12:.3g} TFLOP/s."
     for name, why in record.left_out.items():
         yield f"Not measured: {name} ({why})."
+
+
+def _video(record: Record) -> str:
+    setup = record.setup
+    size = f"{setup['size']} x {setup['size']}"
+    return f"A video: {setup['frames']} frames of {size}, {setup['segments']} of them rewarded."
 
 
 def _step(record: Record) -> Iterator[str]:
@@ -80,7 +86,7 @@ def _step(record: Record) -> Iterator[str]:
     yield ""
     yield (
         f"Released / rlvid: {theirs['step'] / ours['step']:.2f} x seconds, {work:.2f} x operations; their gradients "
-        f"differ by {found['gradient difference']:.1e}. Before the step {found['before'] / _GIB:.2f} GiB are in use."
+        f"differ by {found['gradient difference']:.1e}. Before the step {found['before'] / GIB:.2f} GiB are in use."
     )
 
 
@@ -90,7 +96,7 @@ def _memory(record: Record) -> Iterator[str]:
     if "planned" not in found:
         return
     rows = [
-        [stage, f"{peak / _GIB:.2f}", f"{planned / _GIB:.2f}", f"{peak / planned:.2f}"]
+        [stage, f"{peak / GIB:.2f}", f"{planned / GIB:.2f}", f"{peak / planned:.2f}"]
         for stage, planned in found["planned"].items()
         if (peak := found["peaks"].get(stage))
     ]
@@ -105,7 +111,7 @@ def _videos(record: Record) -> Iterator[str]:
         cells = ["out of memory", "", "", ""]
         if "out of memory" not in found:
             seconds = found["step"]
-            cells = [f"{seconds:.3f}", f"{seconds / int(number):.3f}", _peak(found), _peak(found, "planned")]
+            cells = [f"{seconds:.3f}", f"{seconds / int(number):.3f}", peak(found), peak(found, "planned")]
         rows.append([number, "kept" if kind == "kept" else "recomputed", *cells])
     yield from _table(["videos at once", "activations", "s a step", "s a video", "peak GiB", "planned GiB"], rows)
 
@@ -116,7 +122,7 @@ def _changes(record: Record) -> Iterator[str]:
     if "on" in (found := record.parts.get("compile", {})):
         on, off = found["on"], found["off"]
         note = f"first step {on['first']:.1f} s; gradients differ by {found['gradient difference']:.1e}"
-        rows.append(["torch.compile", f"{on['step']:.3f}", f"{on['step'] / off['step']:.2f}", _peak(on), note])
+        rows.append(["torch.compile", f"{on['step']:.3f}", f"{on['step'] / off['step']:.2f}", peak(on), note])
     base = record.parts.get("step", {}).get("sides", {}).get("rlvid", {}).get("step")
     for name in EXPLAINED:
         found = record.parts.get(name, {})
@@ -126,12 +132,13 @@ def _changes(record: Record) -> Iterator[str]:
             rows.append([EXPLAINED[name], "out of memory", "", "", ""])
         else:
             ratio = f"{found['step'] / base:.2f}" if base else ""
-            rows.append([EXPLAINED[name], f"{found['step']:.3f}", ratio, _peak(found), ""])
+            rows.append([EXPLAINED[name], f"{found['step']:.3f}", ratio, peak(found), ""])
     yield from _table(["changed", "s a step", "x seconds", "peak GiB", ""], rows)
 
 
-def _peak(found: dict[str, Any], of: str = "peaks") -> str:
-    return f"{max(found[of].values()) / _GIB:.2f}"
+def peak(found: dict[str, Any], of: str = "peaks") -> str:
+    """Returns the largest peak of all stages, in GiB."""
+    return f"{max(found[of].values()) / GIB:.2f}"
 
 
 def _table(heads: list[str], rows: list[list[str]]) -> Iterator[str]:

@@ -137,7 +137,7 @@ class RunConfig(Section):
                 "guard.every=0"
             )
         for each in self.guard.rewards or ():
-            if (each.name, each.path) in self.reward.parts:
+            if self.reward.trains_on(each.name, each.path):
                 raise ValueError(
                     f"guard.rewards: {each.label!r} is the reward that is trained on, and shows no over-optimisation; "
                     "name rewards that training does not know"

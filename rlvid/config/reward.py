@@ -276,6 +276,11 @@ class RewardConfig(Section):
         self._pessimism_fits()
         check_path(self.name, self.path, "path")
         check_path(self.held_out or "none", self.held_out_path, "held_out_path")
+        if self.held_out is not None and self.trains_on(self.held_out, self.held_out_path):
+            raise ValueError(
+                f"held_out = {self.held_out!r} is the reward that is trained on, and shows no over-optimisation; name "
+                "another one, or set held_out=null"
+            )
         if self.remote is not None and self.name != "custom":
             raise ValueError(
                 f"remote is for a reward of your own (reward.path=FILE.py:FUNCTION), not for {self.name!r}"
@@ -306,6 +311,10 @@ class RewardConfig(Section):
     def parts(self) -> list[tuple[str, str | None]]:
         """Name and path of what is trained on: one reward, or those of a mixture."""
         return [(part.name, part.path) for part in self.mixture] or [(self.name, self.path)]
+
+    def trains_on(self, name: str, path: str | None) -> bool:
+        """Whether the reward of this name, and of this path wherever it is written from, is trained on."""
+        return (name, absolute(path)) in [(part, absolute(its_path)) for part, its_path in self.parts]
 
     @property
     def ceiling_quantile(self) -> float | None:

@@ -11,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from jobs.benchmark import gpu, gpu_ray, scaling, step
+from jobs.benchmark import gpu, gpu_ray, gpu_wan, scaling, step
+from rlvid.diffusion.schedule import check_chain
+from rlvid.models.video_shape import resolved_shape
 
 
 @pytest.mark.slow
@@ -86,6 +88,36 @@ def test_every_part_is_measured_printed_and_kept_and_the_next_call_goes_on(
     assert "| 2 | kept |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_sizes_of_a_wan_model_are_measured_beside_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "wan.json"
+    few = ["rate", "9x16x32/all", "9x16x32/1", "5x16x16/offload"]
+    assert gpu_wan.main([*TINY, "--out", str(out), "--parts", ",".join(few)]) == 0
+    parts = json.loads(out.read_text())["parts"]
+    assert list(parts) == few
+    for name in few[1:]:
+        measured, planned = (parts[name][key] for key in ("peaks", "planned"))
+        assert planned.keys() == {"chain", "decode", "reward", "backward"} <= measured.keys()
+        assert parts[name]["step"] == pytest.approx(sum(parts[name]["seconds"].values()))
+    # A window of one chunk measures what it leaves out, for which the decoder goes through all chunks.
+    assert parts["9x16x32/1"]["planned flops"] != parts["9x16x32/all"]["planned flops"]
+    printed = capsys.readouterr().out
+    for line in ("rate: ", "9x16x32/1: ", "| 9x16x32 | 1 |", "| 5x16x16/offload | decode |"):
+        assert line in printed, line
+
+
+def test_every_size_of_a_wan_model_is_a_run_that_can_be_trained() -> None:
+    found = {name: gpu_wan.config_of(name, "bfloat16", None) for name in gpu_wan.part_names("full")[1:]}
+    assert len(found) == 12
+    last = found["81x480x832/4"]
+    assert (last.model.frames, last.model.height, last.model.width, last.model.decode_window) == (81, 480, 832, 4)
+    assert found["81x480x832/offload"].model.decode_offload
+    for config in found.values():
+        check_chain(config)
+        assert resolved_shape(config.model).frames == config.model.frames
+        assert config.reward.parts == [("hpsv2", "random")]
+
+
 class NoNetworks:
     """What parts are given where they do not look at it."""
 
@@ -94,6 +126,9 @@ class NoNetworks:
 
     def restore(self) -> None:
         pass
+
+    def part(self, name: str) -> dict[str, Any]:
+        return gpu.PARTS[name](self)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from answer_study import launch
 from documents import (
     NEEDS,
     PAGES,
@@ -28,6 +29,7 @@ from documents import (
     parse_rlvid,
     parse_script,
 )
+from playwright.sync_api import sync_playwright
 
 from rlvid.cli import app
 from rlvid.config import load_config, parse_config
@@ -154,14 +156,21 @@ def test_descriptions_that_pages_show_are_valid() -> None:
 # ------------------------------------------------------------------------------------------------------------ site
 
 
-def test_the_site_builds_without_a_warning_and_asks_nothing_of_the_network(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the site, built without a warning."""
+    folder = tmp_path_factory.mktemp("site")
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)],
         cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}, timeout=120, check=False,
         capture_output=True, text=True,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    pages = {path.stem: path.read_text(encoding="utf-8") for path in tmp_path.glob("*.html")}
+    return folder
+
+
+def test_the_site_builds_without_a_warning_and_asks_nothing_of_the_network(site: Path) -> None:
+    pages = {path.stem: path.read_text(encoding="utf-8") for path in site.glob("*.html")}
     assert pages.keys() >= PAGES.keys() - {"README"}
     for name, text in pages.items():
         assert not re.findall(r'<(?:script|img|link rel="stylesheet")[^>]*(?:src|href)="(?:https?:)?//', text), name
@@ -169,7 +178,25 @@ def test_the_site_builds_without_a_warning_and_asks_nothing_of_the_network(tmp_p
         assert "<!-- takes" not in text, f"{name}: a marker was not shown"
     assert "<em>Takes 5 minutes:</em>" in pages["first-hour"]
     assert "model.lora.rank" in pages["config"]
-    assert not (tmp_path / "hooks.py").exists()
+    assert not (site / "hooks.py").exists()
+
+
+def test_search_of_the_site_works_from_disk(site: Path) -> None:
+    with sync_playwright() as player:
+        try:
+            browser = launch(player)
+        except ValueError as error:
+            pytest.skip(str(error))
+        page = browser.new_page()
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        for words, found in {"lambda": "Sweeps", "ZeRO": "Failures", "over-optimisation": "Over-optimisation"}.items():
+            page.goto((site / "index.html").as_uri())
+            page.keyboard.press("/")
+            page.keyboard.type(words)
+            page.locator(".md-search-result__item h1", has_text=found).first.wait_for()
+        browser.close()
+    assert all(url.startswith(("file:", "data:")) for url in asked), "the site asks the network"
 
 
 def test_links_of_the_readme_lead_somewhere() -> None:
