@@ -154,7 +154,7 @@ def test_the_memory_of_the_cpu_is_for_all_videos_at_once_and_of_a_measurement_fo
     )
     assert caches[1] == 2 * caches[0] > 0
     assert share[1] == share[0] > 0
-    assert not make_plan(described(stored, method={"name": "ddpo"}, model=model)).host
+    assert not make_plan(described(stored, method={"name": "ddpo"})).host
 
 
 def test_the_measurement_of_the_share_is_not_planned_where_it_is_switched_off(stored: Path) -> None:
