@@ -23,6 +23,9 @@ from torch import Tensor
 
 from rlvid.models.noise_path import Level, NoisePath, Prediction
 
+_ROUNDING = 1e-6
+"""Levels of a path are rounded to float32, and an eta at the limit must not be refused by that."""
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -87,11 +90,12 @@ def flow_sde(now: Level, then: Level, eta: float | Tensor) -> Kernel:
     clean = torch.where(now.sigma == 1, then.alpha, now.alpha)
     of_one = (now.sigma / clean).sqrt() * (now.sigma - then.sigma).sqrt()
     spread = eta * of_one
-    if (spread > then.sigma).any():
-        largest = math.floor(1000 * float((then.sigma / of_one).min())) / 1000  # rounded up, it would be refused
+    if (spread > then.sigma + _ROUNDING).any():
+        largest = float((then.sigma / of_one).min()) + _ROUNDING
         raise ValueError(
             f"sampling.eta = {float(torch.as_tensor(eta).max()):g}: with sampling.kernel = 'flow-sde' a step would add "
-            f"more noise than the level after it holds; allowed for this chain: 0 to {largest:g}"
+            f"more noise than the level after it holds; allowed for this chain: 0 to "
+            f"{math.floor(1000 * largest) / 1000:g}"
         )
     return Kernel(spread, then.sigma - spread**2 / (2 * now.sigma))
 
