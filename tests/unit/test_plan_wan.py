@@ -182,9 +182,8 @@ def test_caches_in_half_precision_need_half(stored: Path) -> None:
 
 
 def test_advice_has_its_price_in_main_memory(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = described(stored, reward={"attenuation": 1.0, "segments": 2})
-    plan = make_plan(config)
-    aside = make_plan(described(stored, reward=dict(config.reward), model={"decode_offload": True}))
+    settings = {"attenuation": 1.0, "segments": 2}
+    plan, aside = (make_plan(described(stored, reward=settings, model={"decode_offload": on})) for on in (False, True))
     assert plan.advice["model.decode_offload=true"] == pytest.approx(aside.peak, rel=1e-4)
     assert plan.advice_host["model.decode_offload=true"] == aside.host_peak > 0
     assert plan.as_dict()["host_peak_bytes_with"] == plan.advice_host
