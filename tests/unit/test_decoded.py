@@ -359,3 +359,4 @@ def test_settings_of_later_versions_change_no_run_at_their_defaults() -> None:
     other = parse_config({"model": {"decode_share": False, "decode_cache_precision": "bfloat16"}})
     assert parse_config(other.model_dump(mode="json")) == other
     assert other.fingerprint != plain.fingerprint
+    assert parse_config({"model": {"decode_share": False}}).fingerprint == plain.fingerprint  # it changes no bit
