@@ -187,7 +187,8 @@ class RunConfig(Section):
     def fingerprint(self) -> str:
         """Twelve hex digits over everything that the bits of the result depend on: not its place, nor its length."""
         free = {
-            "model": {"decode_offload", "decode_share"}, "train": _FREE_TRAIN_KEYS, "reward": {"timeout"}, "data": _FREE_DATA_KEYS,
+            "model": {"decode_offload", "decode_share"}, "train": _FREE_TRAIN_KEYS, "reward": {"timeout"},
+            "data": _FREE_DATA_KEYS,
         }  # fmt: skip
         kept = self.model_dump(mode="json", exclude={"output": True, "guard": True, "name": True, **free})
         for section, key in _LATER_KEYS:
