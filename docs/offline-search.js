@@ -11,17 +11,19 @@ if (location.protocol === "file:") {
     constructor(url) {
       super();
       this.element = Object.assign(document.createElement("iframe"), { hidden: true, srcdoc: "<head></head>" });
-      this.frame = new Promise((done) => {
-        this.element.onload = async () => {
+      this.frame = new Promise((done, fail) => {
+        this.element.onload = () => start().then(done, fail);
+        const start = async () => {
           const frame = this.element.contentWindow;
           frame.importScripts = async (...urls) => {
             for (const each of urls) await run(frame, each);
           };
           frame.postMessage = (data) => this.dispatchEvent(new MessageEvent("message", { data }));
           await run(frame, url);
-          done(frame);
+          return frame;
         };
       });
+      this.frame.catch(() => this.dispatchEvent(new Event("error")));
       document.documentElement.append(this.element);
     }
 

@@ -4,17 +4,16 @@ They are independent of what trials learn only if no trial trains on one of them
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from rlvid.config import RunConfig
 from rlvid.config.reward import NamedReward
 from rlvid.metric_names import REWARD_PREFIX, metric_key
+from rlvid.models.folders import WAN, family, structure_folder
+from rlvid.models.video_shape import resolved_shape
 
 GAIN = "gain"
 """The objective that is the guard's gain: the least one over the base model in a held-out reward."""
-SAME_VIDEOS = (
-    "model.frames", "model.size", "model.height", "model.width", "model.shift", "sampling.negative_prompt",
-)  # fmt: skip
-"""Keys of a run that its videos are sampled with, in training and in a measurement."""
 
 
 def check_objectives(objectives: Sequence[str], base: RunConfig) -> None:
@@ -46,28 +45,48 @@ def check_trial(objectives: Sequence[str], base: RunConfig, run: RunConfig) -> N
     Raises:
         ValueError: it trains on a reward that judges it; or its videos are of another kind than the base's.
     """
-    for judge in _judges(objectives, base):
+    for judge, way_out in _judges(objectives, base):
         if run.reward.trains_on(judge.name, judge.path):
             raise ValueError(
-                f"a trial trains on {judge.label}, which judges all trials; name another reward.held_out, leave it out "
-                f"of guard.rewards, or held_out, {GAIN} and {REWARD_PREFIX}NAME out of objectives and metric"
+                f"a trial trains on {judge.label}, which judges all trials; {way_out}, or leave held_out, {GAIN} and "
+                f"{REWARD_PREFIX}NAME out of objectives and metric"
             )
-    for key in SAME_VIDEOS:
-        section, name = key.split(".")
-        own, others = getattr(getattr(run, section), name), getattr(getattr(base, section), name)
-        if own != others:
+    if (run.model, run.sampling.negative_prompt) == (base.model, base.sampling.negative_prompt):
+        return
+    own, others = _sampled(run), _sampled(base)
+    for key, value in own.items():
+        if value != others[key]:
             raise ValueError(
-                f"a trial has {key} = {own!r}, and the base {others!r}: its videos would be of another kind than those "
-                f"that it is measured beside; set {key} for all trials, and leave it out of the space"
+                f"a trial has {key} = {value!r}, and the base {others[key]!r}: its videos would be of another kind "
+                f"than those that it is measured beside; set {key} for all trials, and leave it out of the space"
             )
 
 
-def _judges(objectives: Sequence[str], base: RunConfig) -> list[NamedReward]:
-    """Returns the rewards that objectives are made of, without the one that the base trains on."""
-    held_out, guard = base.reward.held_out, base.guard_rewards if _uses(objectives) else []
-    if held_out is None or not {"held_out", GAIN} & set(objectives):
-        return guard
-    return [NamedReward(name=held_out, path=base.reward.held_out_path), *guard]
+def _judges(objectives: Sequence[str], base: RunConfig) -> list[tuple[NamedReward, str]]:
+    """Returns the rewards that objectives judge by, other than the base's own, and what to do about each."""
+    held_out = base.reward.held_out
+    found = [(each, "leave it out of guard.rewards") for each in base.guard_rewards] if _uses(objectives) else []
+    if held_out is not None and {"held_out", GAIN} & set(objectives):
+        own = NamedReward(name=held_out, path=base.reward.held_out_path)
+        found.insert(0, (own, "set another reward.held_out"))
+    return found
+
+
+def _sampled(run: RunConfig) -> dict[str, Any]:
+    """Returns what a run's videos are sampled with, in training and in a measurement, by key."""
+    shape, spec = resolved_shape(run.model), run.model
+    shift = spec.shift
+    if shift is None and family(spec.path) is WAN:
+        from rlvid.models.flow_shift import scheduler_shift  # seconds of imports, for these models alone
+
+        shift = scheduler_shift(structure_folder(spec.path))
+    return {
+        "model.frames": shape.frames,
+        "model.height": shape.height,
+        "model.width": shape.width,
+        "model.shift": shift,
+        "sampling.negative_prompt": run.sampling.negative_prompt,
+    }
 
 
 def _uses(objectives: Sequence[str]) -> bool:

@@ -37,11 +37,12 @@ from rlvid.algorithms.instructvideo import InstructVideo
 from rlvid.config import RunConfig, load_config
 from rlvid.config.model import ModelConfig
 from rlvid.evaluate.tables.table import Grid
-from rlvid.models.causal_decode import DecodeSettings
+from rlvid.metric_names import percent
 from rlvid.models.lora import lora_parameters
 from rlvid.models.trained import load_trainable
 from rlvid.models.unet3d import DTYPES
 from rlvid.models.wan import WanModel
+from rlvid.models.wan_parts import decode_settings
 from rlvid.plan.plan import make_plan
 from rlvid.reward.load import load_reward
 from rlvid.terminal import say
@@ -76,6 +77,13 @@ def config_of(part: str, precision: str, tiny: Path | None) -> RunConfig:
     return load_config("wan-1.3b-hpsv2", changed)
 
 
+def measured_stage(planned: str) -> str:
+    """Returns the stage of a step in which a stage of the plan is measured: the decoder's backward pass is its own."""
+    if planned in ("gradient share", "backward through the reward", "backward through the decoder"):
+        return "decode"
+    return next(stage for stage in STAGES if planned.startswith(stage))
+
+
 class WanStep:
     """Training steps of a run, as ``measure`` takes them: the networks, and one clip of noise with its prompt."""
 
@@ -98,7 +106,7 @@ class WanStep:
                 self.engine.step(index)
 
 
-class WanBed:
+class WanSession:
     """Networks and adapter that all parts share; every part has a video of another size."""
 
     def __init__(self, options: argparse.Namespace) -> None:
@@ -126,7 +134,7 @@ class WanBed:
         return config_of(part, self._options.precision, self._tiny)
 
     def restore(self) -> None:
-        """See ``jobs.benchmark.timed.Bed``."""
+        """See ``jobs.benchmark.timed.Session``."""
         self._adapter.restore()
         self._meter.read()
 
@@ -140,15 +148,16 @@ class WanBed:
         steps = WanStep(config, self._sized(config.model), self._reward, self._engine, self._meter)
         found = measure(steps, ["rlvid"], self._options.steps, count=False)["rlvid"]
         del found["gradient"]
-        fixed, stages = sum(plan.resident.values()), plan.stages
-        planned = {name: fixed + max(b for stage, b in stages.items() if stage.startswith(name)) for name in STAGES}
-        planned["decode"] = max(planned["decode"], fixed + stages.get("gradient share", 0))
+        planned = dict.fromkeys(STAGES, 0)
+        for stage, size in plan.stages.items():
+            of = measured_stage(stage)
+            planned[of] = max(planned[of], sum(plan.resident.values()) + size)
         return found | {"planned": planned, "planned flops": sum(plan.flops.values())}
 
     def _sized(self, spec: ModelConfig) -> WanModel:
         """Returns the same networks for videos of another size, and for another way through the decoder."""
         loaded, shape = self._loaded, {name: getattr(spec, name) for name in ("frames", "height", "width")}
-        decode = DecodeSettings(window=spec.decode_window, offload=spec.decode_offload)
+        decode = decode_settings(spec)
         model = WanModel(
             loaded.denoiser, loaded.vae, loaded.text, **shape, shift=loaded.path.shift, decode=decode
         )  # freezes all weights
@@ -158,7 +167,7 @@ class WanBed:
 
 
 def least(name: str, record: Record, steps: int) -> float:
-    """Returns seconds that a part takes at least: those of the same video with another window."""
+    """Returns seconds that a part takes at least: half of those of the same video with the fastest other window."""
     shape = name.partition("/")[0]
     known = [found["step"] for part, found in record.parts.items() if part.startswith(f"{shape}/") and "step" in found]
     return min(known, default=0.0) * (steps + 1) / 2
@@ -172,7 +181,7 @@ def main(arguments: list[str]) -> int:
         return 0
     record = open_record(options.out, setup(options))
     failed = measure_missing(
-        record, options, lambda: WanBed(options), lambda name: least(name, record, options.steps), brief
+        record, options, lambda: WanSession(options), lambda name: least(name, record, options.steps), brief
     )
     say(tables(record))
     return int(failed)
@@ -203,7 +212,7 @@ def _sizes(record: Record) -> Iterator[str]:
             rows.append([shape, window, "out of memory", "", "", "", ""])
             continue
         flops = found["planned flops"]
-        share = f"{flops / found['step'] / rate:.0%}" if rate else ""
+        share = percent(flops / found["step"] / rate, 0) if rate else ""
         rows.append(
             [shape, window, f"{found['step']:.3f}", f"{flops / 1e12:.3g}", share, peak(found), peak(found, "planned")]
         )

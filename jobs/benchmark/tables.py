@@ -96,9 +96,9 @@ def _memory(record: Record) -> Iterator[str]:
     if "planned" not in found:
         return
     rows = [
-        [stage, f"{peak / GIB:.2f}", f"{planned / GIB:.2f}", f"{peak / planned:.2f}"]
+        [stage, f"{measured / GIB:.2f}", f"{planned / GIB:.2f}", f"{measured / planned:.2f}"]
         for stage, planned in found["planned"].items()
-        if (peak := found["peaks"].get(stage))
+        if (measured := found["peaks"].get(stage))
     ]
     yield from _table(["peak of", "measured GiB", "planned GiB", "measured / planned"], rows)
 

@@ -15,7 +15,7 @@ from rlvid.models.unet3d import DTYPES
 from rlvid.terminal import say
 
 
-class Bed(Protocol):
+class Session(Protocol):
     """The networks that all parts share."""
 
     def restore(self) -> None:
@@ -28,7 +28,7 @@ class Bed(Protocol):
 def measure_missing(
     record: Record,
     options: argparse.Namespace,
-    make: Callable[[], Bed],
+    make: Callable[[], Session],
     least: Callable[[str], float],
     brief: Callable[[str, dict[str, Any]], str],
 ) -> bool:
@@ -51,10 +51,10 @@ def measure_missing(
     if missing:
         torch.backends.cudnn.benchmark = False  # its trials would count as a step's first seconds
         with kept(f"the parts that ended are in {options.out}"):
-            bed = make()
+            session = make()
             say(f"networks: ready after {time.monotonic() - began:.0f} s")
             for name, left in in_time(missing, record, options.minutes, began, least):
-                failed |= not measured(name, bed, record, left, brief)
+                failed |= not measured(name, session, record, left, brief)
     return failed
 
 
@@ -72,13 +72,15 @@ def in_time(
             yield name, left
 
 
-def measured(name: str, bed: Bed, record: Record, left: float, brief: Callable[[str, dict[str, Any]], str]) -> bool:
+def measured(
+    name: str, session: Session, record: Record, left: float, brief: Callable[[str, dict[str, Any]], str]
+) -> bool:
     """Measures one part and keeps what came of it; False where it failed."""
     began = time.monotonic()
-    bed.restore()
+    session.restore()
     try:
         with at_most(left) as clock:
-            found = bed.part(name)
+            found = session.part(name)
     except torch.OutOfMemoryError as error:
         found = {"out of memory": one_line(error)}
     except (TooLong, RuntimeError) as error:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class ValueNetwork(nn.Module):
     """V(x_t, text, t): two strided 3D convolutions, averaged, beside the mean text embedding and sinusoids of t.
 
-    The mean is over the tokens of a prompt, so rows of zeros behind them (Wan's have up to 512 rows) do not count.
+    The mean is over a prompt's tokens: the rows of zeros with which Wan pads embeddings do not count.
 
     Args:
         channels: C of the latents.
@@ -35,6 +35,6 @@ class ValueNetwork(nn.Module):
         angle = timestep_B[:, None].float() * frequency
         seen = self.look(latents_BCFhw.float()).mean((2, 3, 4))
         count_B1 = text_BLD.any(2).sum(1, keepdim=True).clamp(min=1)
-        word_BD = text_BLD.float().mean(1) * (text_BLD.shape[1] / count_B1)  # by exactly 1 where no row is zero
+        word_BD = text_BLD.float().mean(1) * (text_BLD.shape[1] / count_B1)  # the factor is exactly 1 if no row is zero
         parts = [seen, self.read(word_BD), angle.sin(), angle.cos()]
         return self.judge(torch.cat(parts, dim=1))[:, 0]

@@ -276,11 +276,6 @@ class RewardConfig(Section):
         self._pessimism_fits()
         check_path(self.name, self.path, "path")
         check_path(self.held_out or "none", self.held_out_path, "held_out_path")
-        if self.held_out is not None and self.trains_on(self.held_out, self.held_out_path):
-            raise ValueError(
-                f"held_out = {self.held_out!r} is the reward that is trained on, and shows no over-optimisation; name "
-                "another one, or set held_out=null"
-            )
         if self.remote is not None and self.name != "custom":
             raise ValueError(
                 f"remote is for a reward of your own (reward.path=FILE.py:FUNCTION), not for {self.name!r}"

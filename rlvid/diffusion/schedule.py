@@ -15,6 +15,9 @@ from rlvid.models.decoded import check_decoding
 from rlvid.models.levels import acts_at
 from rlvid.models.noise_path import NoisePath
 
+_ROUNDING = 1e-6
+"""Share of a level that rounding may add to a step's noise."""
+
 
 def partial(grid: Sequence[float], tau: float) -> Sequence[float]:
     """Returns the last int(tau * D) points of a grid, InstructVideo's editing chain: from 551 for D = 20, tau = 0.6.
@@ -130,7 +133,14 @@ def check_chain(config: RunConfig) -> None:
         path.level(point_T, torch.empty(len(point_T)))
         for point_T in (point_D[random.start : random.stop], point_D[random.start + 1 : random.stop + 1])
     )
-    KERNELS[sampling.kernel](now, then, config.eta)
+    kernel = KERNELS[sampling.kernel](now, then, config.eta)
+    if (kernel.spread > then.sigma * (1 + _ROUNDING)).any():
+        largest = float(config.eta * (then.sigma / kernel.spread).min()) * (1 + _ROUNDING)
+        window = ", or let other steps be random: method.window_range" if isinstance(method, PolicyGradient) else ""
+        raise ValueError(
+            f"sampling.eta = {config.eta:g}: with sampling.kernel = {sampling.kernel!r} a step of this chain would add "
+            f"more noise than the level after it holds; allowed: 0 to {math.floor(1000 * largest) / 1000:g}{window}"
+        )
     if sampling.kernel != "ddim" and (config.eta == 0 or not random):
         raise ValueError(
             f"sampling.kernel = {sampling.kernel!r} is the noise that sampling.eta = {config.eta:g} adds, and no step "

@@ -23,9 +23,6 @@ from torch import Tensor
 
 from rlvid.models.noise_path import Level, NoisePath, Prediction
 
-_ROUNDING = 1e-6
-"""Levels of a path are rounded to float32, and an eta at the limit must not be refused by that."""
-
 
 @dataclass(frozen=True)
 class Kernel:
@@ -77,10 +74,10 @@ def flow_sde(now: Level, then: Level, eta: float | Tensor) -> Kernel:
     It is one Euler step of a stochastic equation, so the latents after it hold more noise than their level says:
     c^2 + spread^2 - s'^2 = spread^2 (1 - s' / s) + spread^4 / (4 s^2). A chain is still a policy with any eta; where
     the fresh noise alone is above the level, the network would see latents of no level that it was trained on.
+    ``rlvid.diffusion.schedule.check_chain`` refuses such an eta.
 
     Raises:
-        ValueError: the path is not straight, or the spread is above sigma'. The first step from pure noise has
-            spread = eta; the last random one of a long chain allows eta up to about 0.7, which is the paper's.
+        ValueError: the path is not straight.
     """
     if ((now.alpha + now.sigma - 1).abs() > 1e-3).any():
         raise ValueError(
@@ -88,15 +85,7 @@ def flow_sde(now: Level, then: Level, eta: float | Tensor) -> Kernel:
             "'ddim', 'cps'"
         )
     clean = torch.where(now.sigma == 1, then.alpha, now.alpha)
-    of_one = (now.sigma / clean).sqrt() * (now.sigma - then.sigma).sqrt()
-    spread = eta * of_one
-    if (spread > then.sigma + _ROUNDING).any():
-        largest = float((then.sigma / of_one).min()) + _ROUNDING
-        raise ValueError(
-            f"sampling.eta = {float(torch.as_tensor(eta).max()):g}: with sampling.kernel = 'flow-sde' a step would add "
-            f"more noise than the level after it holds; allowed for this chain: 0 to "
-            f"{math.floor(1000 * largest) / 1000:g}"
-        )
+    spread = eta * (now.sigma / clean).sqrt() * (now.sigma - then.sigma).sqrt()
     return Kernel(spread, then.sigma - spread**2 / (2 * now.sigma))
 
 

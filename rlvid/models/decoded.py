@@ -116,8 +116,9 @@ def check_decoding(config: RunConfig) -> None:
             "model.decode_share = false: without model.decode_window the whole gradient is kept, and nothing is "
             "measured; leave it out"
         )
-    if spec.decode_chunk != type(spec).model_fields["decode_chunk"].default and family(spec.path) is WAN:
+    chunk = type(spec).model_fields["decode_chunk"].default
+    if spec.decode_chunk != chunk and family(spec.path) is WAN:
         raise ValueError(
             f"model.decode_chunk = {spec.decode_chunk}: model.path = {spec.path!r} has a causal autoencoder, which "
-            "decodes chunk by chunk always; leave it out"
+            f"decodes chunk by chunk always; leave it out, or set model.decode_chunk={chunk}, the default"
         )

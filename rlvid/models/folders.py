@@ -13,7 +13,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from rlvid.config.model import BUILT_IN
 from rlvid.models import hub
-from rlvid.models.hub import MODELSCOPE, ONE_TRANSFORMER, absent, check_layout, fetch_command
+from rlvid.models.hub import MODELSCOPE, ONE_TRANSFORMER, check_layout, fetch_command, not_found
 from rlvid.models.weights import check_texts, read_json
 
 RANDOM = "random"
@@ -119,11 +119,11 @@ def is_text_apart(path: str) -> bool:
 def _folder(path: str) -> Path:
     """Returns the folder of configurations, be weights in it or not."""
     folder = _packaged(path) if path in STRUCTURES else _found(path)
-    known = RANDOM if path in MODELSCOPE else hub.WAN.get(path)
+    known = RANDOM if path in MODELSCOPE else hub.WAN_STRUCTURES.get(path)
     if known is not None and not (folder and any((folder / each.denoiser).is_dir() for each in (UNET3D, WAN))):
         return _packaged(known)
     if folder is None:
-        raise absent(path)
+        raise not_found(path)
     return folder
 
 
@@ -157,7 +157,7 @@ def model_folder(path: str) -> Path:
         return _packaged(path)
     folder = _found(path)
     if folder is None:
-        raise absent(path)
+        raise not_found(path)
     of = _family_of(path, folder)
     _check_classes(path, folder, of)
     missing = [file for file in of.files if not any(folder.glob(file)) and not any(folder.glob(_pickle(file)))]

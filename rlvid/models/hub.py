@@ -8,7 +8,7 @@ from rlvid.models.weights import read_json
 
 MODELSCOPE = ("ali-vilab/text-to-video-ms-1.7b", "damo-vilab/text-to-video-ms-1.7b")
 """Hub ids of ModelScopeT2V: its present one and the one it had before."""
-WAN = {
+WAN_STRUCTURES = {
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": "random-wan-1.3b",
     "Wan-AI/Wan2.2-TI2V-5B-Diffusers": "random-wan-ti2v-5b",
     "Wan-AI/Wan2.1-T2V-14B-Diffusers": "random-wan-14b",
@@ -18,7 +18,8 @@ ONE_TRANSFORMER = "supported: WanPipeline with one transformer, as Wan2.1 T2V an
 _TWO_TRANSFORMERS = f"has a second transformer; {ONE_TRANSFORMER}"
 _CONDITIONED = f"is conditioned on images, videos or sound; {ONE_TRANSFORMER}"
 _OTHER = (
-    f"has other classes; supported: ModelScopeT2V and its kin, and Wan, such as {MODELSCOPE[0]} and {next(iter(WAN))}"
+    f"has other classes; supported: ModelScopeT2V and its kin, and Wan, such as {MODELSCOPE[0]} and "
+    f"{next(iter(WAN_STRUCTURES))}"
 )
 _NOT_SUPPORTED = {
     r"wan.*a14b": _TWO_TRANSFORMERS,
@@ -30,16 +31,20 @@ _NOT_SUPPORTED = {
 
 def fetch_command(hub_id: str) -> str:
     """Returns the shell command that downloads a model's safetensors and configurations into the Hugging Face cache."""
-    weights = "*.safetensors" if "wan" in hub_id.lower() else "*model.safetensors"  # Wan's are in several files
+    of_wan = re.search(r"(?<![a-z])wan(?![a-z])", hub_id.rpartition("/")[2].lower())
+    weights = "*.safetensors" if of_wan else "*model.safetensors"  # Wan's are in several files
     return f'hf download {shlex.quote(hub_id)} --include "*.json" --include "*.txt" --include "{weights}"'
 
 
-def absent(path: str) -> ValueError:
+def not_found(path: str) -> ValueError:
     """Returns the error of a hub id that is not in the cache: what to download, or that nothing trains such a model."""
     for pattern, why in _NOT_SUPPORTED.items():
         if re.search(pattern, path.rpartition("/")[2].lower()):
-            return ValueError(f"model.path = {path!r} cannot be trained: by its name, it {why}")
-    if _in_diffusers_layout(path) in WAN:
+            return ValueError(
+                f"model.path = {path!r} cannot be trained: by its name, it {why}; a folder on this machine is read as "
+                "it is, whatever its name"
+            )
+    if path.startswith("Wan-AI/") and _in_diffusers_layout(path) in WAN_STRUCTURES:
         return _own_layout(path, "it")
     size = " (7 GB)" if path in MODELSCOPE else ""
     return ValueError(
@@ -68,7 +73,7 @@ def _in_diffusers_layout(path: str) -> str:
 
 def _own_layout(path: str, folder: Path | str) -> ValueError:
     published = _in_diffusers_layout(path)
-    hub_id = published if published in WAN else next(iter(WAN))
+    hub_id = published if published in WAN_STRUCTURES else next(iter(WAN_STRUCTURES))
     return ValueError(
         f"model.path = {path!r}: {folder} is in the layout of Wan's own code; expected diffusers' layout: set "
         f"model.path={hub_id}, and fetch it with: {fetch_command(hub_id)}"

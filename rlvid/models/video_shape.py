@@ -76,7 +76,9 @@ def _wan_shape(spec: ModelConfig, folder: Path, vae: Mapping[str, Any]) -> Video
     most_frames, most_side = _most(transformer, vae)
     sides = (0 if spec.height else usual.height, 0 if spec.width else usual.width)
     missing = ["model.frames"] if spec.frames is None and usual.frames > most_frames else []
-    missing += ["model.size"] if spec.size is None and max(sides) > most_side else []
+    if spec.size is None and max(sides) > most_side:
+        one = "model.height" if spec.width else "model.width" if spec.height else "model.size"
+        missing.append(one)
     if missing:
         raise ValueError(
             f"model.path = {spec.path!r}: Wan's usual {usual.frames} frames of {usual.pixels} pixels are more than the "

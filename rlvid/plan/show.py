@@ -131,7 +131,9 @@ def _main_memory(plan: Plan) -> Iterator[str]:
     ways = ["model.decode_share=false"] if model.decode_window is not None and model.decode_share else []
     ways += ["model.decode_offload=false"] if model.decode_offload else []
     ways += ["model.decode_cache_precision=bfloat16"] if model.decode_cache_precision == "float32" else []
-    yield f"  this machine has {gib(room)}, too little for {workers} worker(s); set {' or '.join(ways)}"
+    yield (
+        f"  this machine has {gib(room)}, too little if all {workers} worker(s) run on it; less need: {', '.join(ways)}"
+    )
 
 
 def _disk(plan: Plan) -> Table:

@@ -28,6 +28,9 @@ from rlvid.models.wan_parts import encoder_outline, outline_model
 from rlvid.plan.measure import Cost, Meter, efficient_attention, measure
 from rlvid.plan.network import DecodeCost, Network, network_of
 
+_WITHOUT_DECODER = {key: field.default for key, field in ModelConfig.model_fields.items() if key.startswith("decode_")}
+"""The settings of the decoder, which the denoiser's cost does not depend on."""
+
 
 def shapes(spec: ModelConfig) -> tuple[tuple[int, int, int, int], tuple[int, int]]:
     """Returns the shapes of a video's latents (C, f, h, w) and of a prompt's embedding (L, D)."""
@@ -35,10 +38,6 @@ def shapes(spec: ModelConfig) -> tuple[tuple[int, int, int, int], tuple[int, int
     rows = text_length(folder) if (folder / "tokenizer").is_dir() else TEXT_LENGTH
     assert isinstance(model.denoiser, WanTransformer3DModel), "no engine stands in its place"
     return model.latent_shape, (rows, model.denoiser.config.text_dim)
-
-
-_WITHOUT_DECODER = {key: field.default for key, field in ModelConfig.model_fields.items() if key.startswith("decode_")}
-"""The settings of the decoder, which the denoiser's cost does not depend on."""
 
 
 def transformer(spec: ModelConfig) -> tuple[Network, int]:

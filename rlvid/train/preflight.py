@@ -78,8 +78,8 @@ def check(config: RunConfig) -> None:
 
     Raises:
         ValueError: the model's folder is not one, segments do not fit its frames, no layer has the name of an adapter's
-            target, the adapter acts at no step that is learned at, a reward's file or function is not what it should
-            be, or the clips or prompts are not there.
+            target, the adapter acts at no step that is learned at, the held-out reward is trained on, a reward's file
+            or function is not what it should be, or the clips or prompts are not there.
     """
     _check_structure(config.model)
     frames = resolved_shape(config.model).frames
@@ -88,6 +88,13 @@ def check(config: RunConfig) -> None:
             f"reward.segments = {config.reward.segments} exceeds the {frames} frames of a video; allowed: 1 to {frames}"
         )
     check_chain(config)
+    if config.reward.held_out is not None and config.reward.trains_on(
+        config.reward.held_out, config.reward.held_out_path
+    ):
+        raise ValueError(
+            f"reward.held_out = {config.reward.held_out!r} is the reward that is trained on, and shows no "
+            "over-optimisation; name another one, or set reward.held_out=null"
+        )
     check_reward(config.reward, config.method.needs_gradient)
     for source in config.data.sources:
         if source in ("prompts", "samples"):

@@ -63,11 +63,6 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"reward": {"path": "a.pt"}}, ["reward: path = 'a.pt'", "'builtin' takes no path"]),
     ({"reward": {"name": "custom", "path": "a.pt"}}, ["reward: path = 'a.pt'", "FILE.py:FUNCTION"]),
     ({"reward": {"name": "hpsv2", "path": "a.py:f"}}, ["reward: path = 'a.py:f'", "'hpsv2' takes a checkpoint"]),
-    ({"reward": {"name": "builtin", "held_out": "builtin"}}, ["held_out = 'builtin' is the reward that is trained on"]),
-    (
-        {"reward": {"mixture": [{"name": "brightness"}, {"path": "my.py:f"}], "held_out_path": "./my.py:f"}},
-        ["held_out = 'custom' is the reward that is trained on", "another one, or set held_out=null"],
-    ),
     ({"reward": {"held_out_path": "a.pt"}}, ["reward: held_out_path = 'a.pt'", "'builtin-heldout' takes no path"]),
     ({"reward": {"name": "mixture"}}, ["reward: name = 'mixture', but mixture has 0 parts"]),
     ({"reward": {"name": "clip", "mixture": [{"name": "clip"}]}}, ["name = 'clip', but mixture has 1 parts"]),

@@ -180,7 +180,7 @@ def pair(path: NoisePath, first: float, second: float) -> tuple[Level, Level]:
     return path.level(first, like), path.level(second, like)
 
 
-@pytest.mark.parametrize(("s", "then_s"), [(1.0, 0.98), (0.75, 0.6), (0.14, 0.1)])
+@pytest.mark.parametrize(("s", "then_s"), [(1.0, 0.98), (0.75, 0.6), (0.14, 0.02)])
 @pytest.mark.parametrize("eta", [0.3, 0.7])
 def test_the_random_kernels_of_a_flow_are_the_published_ones(s: float, then_s: float, eta: float) -> None:
     """Flow-GRPO's SDE in terms of x and v, and coefficient-preserving sampling, as their code has them."""
@@ -225,12 +225,6 @@ def test_a_step_keeps_the_noise_of_its_level(base: UNet3DModel, kernel_of: Kerne
 def test_noise_beyond_the_next_level_is_refused(base: UNet3DModel) -> None:
     with pytest.raises(ValueError, match=r"sampling\.eta: .* 1\.8, .* 0\.9; allowed: 0 to 1"):
         ddim(*pair(RectifiedFlow(), 1.0, 0.9), 2.0)
-    with pytest.raises(ValueError, match=r"sampling\.eta = 1: .*'flow-sde' .*; allowed for this chain: 0 to 0\.9$"):
-        flow_sde(*pair(RectifiedFlow(), 1.0, 0.9), 1.0)
-    assert float(flow_sde(*pair(RectifiedFlow(), 1.0, 0.9), 0.9).spread) == pytest.approx(0.9)
-    each = torch.tensor([[0.0], [0.7]])
-    with pytest.raises(ValueError, match=r"sampling\.eta = 0\.7: .* 0 to 0\.143$"):
-        flow_sde(*pair(RectifiedFlow(), 0.14, 0.02), each)
     with pytest.raises(ValueError, match=r"sampling\.kernel = 'flow-sde'"):
         flow_sde(*pair(base.path, 951, 901), 0.5)
 

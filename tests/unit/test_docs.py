@@ -174,6 +174,7 @@ def test_the_site_builds_without_a_warning_and_asks_nothing_of_the_network(site:
     assert pages.keys() >= PAGES.keys() - {"README"}
     for name, text in pages.items():
         assert not re.findall(r'<(?:script|img|link rel="stylesheet")[^>]*(?:src|href)="(?:https?:)?//', text), name
+        assert 'src="offline-search.js"' in text, f"{name}: its search would need the network or a server"
         assert "needs: " not in text, f"{name}: a marker was not shown"
         assert "<!-- takes" not in text, f"{name}: a marker was not shown"
     assert "<em>Takes 5 minutes:</em>" in pages["first-hour"]

@@ -195,7 +195,7 @@ def test_advice_has_its_price_in_main_memory(stored: Path, monkeypatch: pytest.M
         shown = [each for each in render(aside) if isinstance(each, str) and "this machine has" in each]
         assert bool(shown) == told
         if told:
-            assert "set model.decode_offload=false or model.decode_cache_precision=bfloat16" in shown[0]
+            assert "less need: model.decode_offload=false, model.decode_cache_precision=bfloat16" in shown[0]
 
 
 def test_the_memory_of_this_machine_is_known() -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, functional, v2
 
+from rlvid.config import parse_config
 from rlvid.reward.attenuation import tar_weights
 from rlvid.reward.clip import ClipReward, build_clip
 from rlvid.reward.fit.folder import Spec
@@ -22,6 +23,7 @@ from rlvid.reward.preprocess import Preprocess, normalise, saturated_share
 from rlvid.reward.segments import choose_frames
 from rlvid.reward.video import expected_shares, mean_of_frames, plan_frames
 from rlvid.toy.tiny import build_tokenizer, tiny_reward
+from rlvid.train import preflight
 
 PROMPTS = ["a red circle moving left", "a dog", "a red circle moving left"]
 BELOW_ONE = 1 - 2**-24
@@ -291,3 +293,27 @@ def test_a_step_along_the_gradient_raises_the_score(reward: ClipReward) -> None:
 def test_an_unknown_reward_is_named() -> None:
     with pytest.raises(ValueError, match=r"reward 'hps' does not exist; allowed: builtin, builtin-frames, "):
         load_reward("hps")
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [
+        {"name": "builtin-frames", "held_out": "builtin-frames"},
+        {"mixture": [{"name": "brightness"}, {"name": "builtin"}], "held_out": "builtin"},
+    ],
+)
+def test_the_trained_reward_is_no_held_out_one(reward: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"^reward\.held_out = 'builtin.*' is the reward that is trained on, .*=null$"):
+        preflight.check(parse_config({"reward": reward}))
+    preflight.check(parse_config({"reward": reward | {"held_out": "builtin-heldout"}}))
+
+
+def test_a_reward_is_the_trained_one_from_wherever_its_path_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trained = parse_config({"reward": {"mixture": [{"name": "brightness"}, {"path": "my.py:f"}]}}).reward
+    assert trained.trains_on("custom", "./my.py:f")
+    assert trained.trains_on("custom", f"{tmp_path}/my.py:f")
+    assert not trained.trains_on("custom", "my.py:g")
+    assert not trained.trains_on("compression", None)

@@ -160,20 +160,20 @@ def test_searches_for_lambda_and_s_are_valid(name: str) -> None:
         ),
         (
             ["metric=gain", "objectives=[gain]", "space.reward.name=[builtin, builtin-video]"],
-            "a trial trains on builtin-video, which judges all trials; name another reward.held_out",
+            "a trial trains on builtin-video, which judges all trials; leave it out of guard.rewards, or",
         ),
         (
             [
                 "reward.held_out=builtin-frames",
                 "space={variant: {other: {reward.name: builtin-frames, reward.held_out: builtin-heldout}}}",
             ],
-            "a trial trains on builtin-frames, which judges all trials",
+            "a trial trains on builtin-frames, which judges all trials; set another reward.held_out, or",
         ),
         (
             ["space.sampling.negative_prompt=['', blurred]"],
             "a trial has sampling.negative_prompt = 'blurred', and the base '': its videos would be of another kind",
         ),
-        (["space.model.size=[32, 40]"], "a trial has model.size = 32, and the base None"),
+        (["space.model.size=[32, 40]"], "a trial has model.height = 40, and the base 32: its videos would be"),
         (["guard.rewards=[{name: oracle}]"], "guard.rewards: a sweep chooses nothing by the oracle"),
         (["trails=3"], "'trails' is a key neither of a sweep nor of a run"),
         (["evaluation.video=3"], "unknown key evaluation.video; allowed here: prompts, videos"),

@@ -283,7 +283,8 @@ def test_the_family_follows_from_the_folder(folder: Path, tmp_path: Path) -> Non
         ({"size": 264}, r"model\.size = 264; .*up to 256"),
         ({"height": 16, "width": 260}, r"model\.width = 260; .*up to 256"),
         ({}, r"usual 81 frames of 480 x 832 .*set model\.size; allowed: up to 125 frames and 256 pixels a side"),
-        ({"height": 16}, r"set model\.size; "),
+        ({"height": 16}, r"set model\.width; "),  # model.size is refused beside it
+        ({"width": 16}, r"set model\.height; "),
     ],
 )
 def test_a_wrong_shape_is_refused_before_weights_are_read(
