@@ -27,14 +27,13 @@ from typing import Any
 from jobs.benchmark.options import PRESETS, fill_in, make_parser
 from jobs.benchmark.parts import Adapter, Bench, matrix_rate, prepare
 from jobs.benchmark.prediction import PeakPrediction
-from jobs.benchmark.record import Record, open_record, setup
+from jobs.benchmark.record import Record
 from jobs.benchmark.step import distance, measure, measure_both
 from jobs.benchmark.tables import brief, tables
-from jobs.benchmark.timed import add_options, check_options, measure_missing
+from jobs.benchmark.timed import add_options, check_options, run
 from jobs.benchmark.variants import VARIANTS, compiled
 from rlvid.algorithms.base import peak_memory
 from rlvid.models.unet3d import DTYPES
-from rlvid.terminal import say
 
 BACKENDS = {"tiny": "eager"}
 """What torch.compile compiles with; the default needs a C++ compiler and minutes."""
@@ -123,17 +122,9 @@ def expected(name: str, record: Record, options: argparse.Namespace) -> float:
 
 
 def main(arguments: list[str]) -> int:
-    """Measures what is missing, prints the tables; returns 1 if a part failed otherwise than for lack of memory."""
+    """See ``jobs.benchmark.timed.run``."""
     options = parse(arguments)
-    if options.show:
-        say(tables(Record.read(options.out)))
-        return 0
-    record = open_record(options.out, setup(options))
-    failed = measure_missing(
-        record, options, lambda: Session(options), partial(expected, record=record, options=options), brief
-    )
-    say(tables(record))
-    return int(failed)
+    return run(options, lambda: Session(options), partial(expected, options=options), brief, tables)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

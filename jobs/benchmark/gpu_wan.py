@@ -19,6 +19,7 @@ import tempfile
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,10 @@ import torch
 from jobs.benchmark.options import make_parser
 from jobs.benchmark.parts import Adapter, Meter, matrix_rate
 from jobs.benchmark.prediction import STAGES
-from jobs.benchmark.record import Record, open_record, setup
+from jobs.benchmark.record import Record
 from jobs.benchmark.step import measure
 from jobs.benchmark.tables import GIB, machine, peak
-from jobs.benchmark.timed import add_options, check_options, measure_missing
+from jobs.benchmark.timed import add_options, check_options, run
 from rlvid import randomness
 from rlvid.algorithms.base import Batch, Context
 from rlvid.algorithms.instructvideo import InstructVideo
@@ -45,7 +46,6 @@ from rlvid.models.wan import WanModel
 from rlvid.models.wan_parts import decode_settings
 from rlvid.plan.plan import make_plan
 from rlvid.reward.load import load_reward
-from rlvid.terminal import say
 from rlvid.train.engine import TorchEngine
 
 RATE = "rate"
@@ -174,17 +174,9 @@ def least(name: str, record: Record, steps: int) -> float:
 
 
 def main(arguments: list[str]) -> int:
-    """Measures what is missing, prints the tables; returns 1 if a part failed otherwise than for lack of memory."""
+    """See ``jobs.benchmark.timed.run``."""
     options = parse(arguments)
-    if options.show:
-        say(tables(Record.read(options.out)))
-        return 0
-    record = open_record(options.out, setup(options))
-    failed = measure_missing(
-        record, options, lambda: WanSession(options), lambda name: least(name, record, options.steps), brief
-    )
-    say(tables(record))
-    return int(failed)
+    return run(options, lambda: WanSession(options), partial(least, steps=options.steps), brief, tables)
 
 
 def brief(name: str, found: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from jobs.benchmark.options import check_out
-from jobs.benchmark.record import Record, TooLong, at_most
+from jobs.benchmark.record import Record, TooLong, at_most, open_record, setup
 from rlvid.interrupt import kept
 from rlvid.models.unet3d import DTYPES
 from rlvid.terminal import say
@@ -23,6 +23,27 @@ class Session(Protocol):
 
     def part(self, name: str) -> dict[str, Any]:
         """Measures a part."""
+
+
+def run(
+    options: argparse.Namespace,
+    make: Callable[[], Session],
+    least: Callable[[str, Record], float],
+    brief: Callable[[str, dict[str, Any]], str],
+    tables: Callable[[Record], str],
+) -> int:
+    """Measures what is missing, prints the tables; returns 1 if a part failed otherwise than for lack of memory.
+
+    With ``options.show`` it prints the tables alone. The other arguments are as for ``measure_missing``; ``tables``
+    shows a record.
+    """
+    if options.show:
+        say(tables(Record.read(options.out)))
+        return 0
+    record = open_record(options.out, setup(options))
+    failed = measure_missing(record, options, make, lambda name: least(name, record), brief)
+    say(tables(record))
+    return int(failed)
 
 
 def measure_missing(
