@@ -16,6 +16,7 @@ from uuid import uuid4
 
 import yaml
 
+_HASHED = 64 * 2**20
 _LOCK = ".lock"
 _MAX_NODES = 1_000_000
 _ODD = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
@@ -67,6 +68,20 @@ def sha256(path: Path) -> str:
     """Computes the SHA-256 of a file, as hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_digest(place: Path) -> str:
+    """Computes sixteen hex digits over a file, or over the files of a folder without hidden ones and times.
+
+    Of a file above 64 MiB the size alone counts.
+    """
+    files = {each.relative_to(place).as_posix(): each for each in place.rglob("*")} if place.is_dir() else {"": place}
+    found = hashlib.sha256()
+    for name, each in sorted(files.items()):
+        if each.is_file() and not f"/{name}".count("/."):
+            size = each.stat().st_size
+            found.update(f"{name}\n{size if size > _HASHED else sha256(each)}\n".encode())
+    return found.hexdigest()[:16]
 
 
 def stand_in(file: Path) -> str | None:

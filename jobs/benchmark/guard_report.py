@@ -166,13 +166,16 @@ def alarms_line(alarms: Sequence[Alarm], runs: int) -> str:
     """Returns a sentence on the false alarms."""
     if not alarms:
         return f"Alarms: none in {runs} runs."
-    share, false = false_alarms(alarms), sum(each.false for each in alarms)
-    ends = f"[{SHARE.number(share.low)}, {SHARE.number(share.high)}]"
-    return (
-        f"Alarms: in {len(alarms)} of {runs} runs, of which {false} false: {SHARE.number(share.value)} {ends} "
-        "(Wilson's interval). After a false alarm a later checkpoint is better, by the oracle and beyond noise, than "
-        "all up to the alarm."
-    )
+    judged, share = [each.false for each in alarms if each.false is not None], false_alarms(alarms)
+    found = "none of them with a later checkpoint."
+    if judged:
+        ends = f"[{SHARE.number(share.low)}, {SHARE.number(share.high)}]"
+        found = (
+            f"{len(judged)} of them with a later checkpoint, of which {sum(map(bool, judged))} false: "
+            f"{SHARE.number(share.value)} {ends} (Wilson's interval). After a false alarm a later checkpoint is "
+            "better, by the oracle and beyond noise, than all up to the alarm."
+        )
+    return f"Alarms: in {len(alarms)} of {runs} runs, {found}"
 
 
 def picture(summaries: dict[str, dict[str, RuleSummary]]) -> bytes:

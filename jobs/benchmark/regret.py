@@ -130,11 +130,11 @@ class RuleSummary:
 
 @dataclass(frozen=True)
 class Alarm:
-    """The first fatal warning of a run: its step, and whether it was false."""
+    """The first fatal warning of a run: its step, and whether it was false; None without a later checkpoint."""
 
     run: str
     step: int
-    false: bool
+    false: bool | None
 
 
 def choose(rule: str, candidates: Sequence[Candidate], fixed: int) -> int:
@@ -197,12 +197,12 @@ def summarise(outcomes: Sequence[Outcome]) -> dict[str, RuleSummary]:
 
 
 def find_alarm(run: MeasuredRun) -> Alarm | None:
-    """Returns the first fatal warning of a run that went to its end, and whether it was false; None without one."""
+    """Returns the first fatal warning of a run that went to its end, or None."""
     found = run.checkpoints
     fatal = judge([each.values for each in found]).fatal_loss
     if fatal is None:
         return None
-    alarm = Alarm(run.name, found[fatal.at].step, False)
+    alarm = Alarm(run.name, found[fatal.at].step, None)
     oracle_CP, later = _oracle(found), fatal.at + 1
     if later == len(found):
         return alarm
@@ -217,9 +217,12 @@ def find_alarm(run: MeasuredRun) -> Alarm | None:
 
 
 def false_alarms(alarms: Sequence[Alarm]) -> Mean:
-    """Returns the share of alarms that were false, with Wilson's interval; NaN without any."""
-    share = sum(each.false for each in alarms) / len(alarms) if alarms else math.nan
-    return Mean(share, *(wilson(share, len(alarms)) if alarms else (math.nan, math.nan)))
+    """Returns the share of false alarms among those before a later checkpoint, with Wilson's interval; NaN without."""
+    judged = [each.false for each in alarms if each.false is not None]
+    if not judged:
+        return Mean(math.nan, math.nan, math.nan)
+    share = sum(judged) / len(judged)
+    return Mean(share, *wilson(share, len(judged)))
 
 
 def _over(outcomes: Sequence[Outcome], values: Sequence[float]) -> Mean:

@@ -209,9 +209,11 @@ def load_further(
 
 
 def load_run_scorer(config: RunConfig, device: torch.device, further: Sequence[FurtherReward] = ()) -> VideoScorer:
-    """Loads the scorers of a guard or a sweep: the run's own rewards, of which a CLIP also measures the videos.
+    """Loads the scorers of a guard or a sweep. A CLIP among its rewards also measures consistency and CLIPSIM.
 
-    Where the run has no held-out reward, or neither of the two is a CLIP, the built-in one takes that place.
+    The held-out reward does so where it is a CLIP, else the first CLIP of ``further``. Without one the built-in CLIP
+    measures videos of the built-in world, and the trained reward other videos, if it is a CLIP. Where the run has no
+    held-out reward, the built-in one takes that place.
 
     Args:
         config: the run's.
@@ -224,10 +226,11 @@ def load_run_scorer(config: RunConfig, device: torch.device, further: Sequence[F
     trained, held_out = trained_reward(config.reward, device, ActorCaller), held_out_reward(config.reward, device)
     if held_out is None:
         held_out = load_reward(BUILTIN_HELD_OUT, device)
-    clip = next((each for each in (held_out, trained) if isinstance(each, ClipReward)), None)
-    measuring = clip or load_clip(DEFAULT_CLIP, device)
     use_oracle = Scorers.of(config).use_oracle
     others = load_further(further, config.reward, device, "guard.rewards")
+    judges = (held_out, *others.values(), *(() if use_oracle else (trained,)))
+    clip = next((each for each in judges if isinstance(each, ClipReward)), None)
+    measuring = clip or load_clip(DEFAULT_CLIP, device)
     return VideoScorer(trained, held_out, measuring, use_oracle, others, RewardCaller(config.reward.timeout))
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from rlvid.config import RunConfig
 from rlvid.data.prompts import resolve_prompts
-from rlvid.files import write_atomic
+from rlvid.files import content_digest, write_atomic
 from rlvid.models.trained_files import trained_file
 from rlvid.runs.checkpoints import checkpoint_name, find_checkpoints, flaw, read_state
 from rlvid.runs.guard_log import GuardEvaluation, at_scale_1, best_step, describe, read_lines
@@ -72,6 +72,8 @@ class GuardLog:
         settings.append(config.guard.steps or config.sampling.steps)
         if config.guard_rewards:
             settings.append([each.model_dump() for each in config.guard_rewards])
+        if places := [Path(each.path) for each in config.guard_rewards if each.path and Path(each.path).exists()]:
+            settings.append([content_digest(place) for place in places])
         self.identity = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
         self._lines = read_lines(run)
         if any(line["of"] != self.identity for line in self._lines):

@@ -4,6 +4,7 @@ A run's folder, ``{storage}/{name}``::
 
     config.yaml       the settings, as validated
     clips.txt         a line for each source of its clips: fingerprint and number of rows
+    rewards.json      a digest of each reward's file or folder
     ceiling.json      the reward.ceiling of the run where it is a quantile, see rlvid.train.ceiling
     step-000050/ ...  checkpoints
     tensorboard/      scalars and videos
@@ -12,6 +13,7 @@ A run's folder, ``{storage}/{name}``::
     guard.jsonl, best/, ...   with a guard, see rlvid.train.guard_folder
 """
 
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -23,13 +25,14 @@ from rich.console import Console
 
 from rlvid.config import RunConfig
 from rlvid.config.model import ModelConfig
+from rlvid.config.reward import RewardConfig, absolute, is_function
 from rlvid.data.encode import model_fingerprint
 from rlvid.data.run_prompts import check_prompts
 from rlvid.data.sources import check_folder
 from rlvid.data.training_set import Source, TrainingSet
 from rlvid.data.video_set import check_videos, is_videos
 from rlvid.diffusion.schedule import check_chain
-from rlvid.files import held, write_atomic
+from rlvid.files import content_digest, held, read_mapping, write_atomic
 from rlvid.models.folders import UNET3D, model_folder
 from rlvid.models.lora import IN_ALL, check_targets
 from rlvid.models.text_limit import model_text_limit, notices
@@ -67,6 +70,7 @@ def open_run(config: RunConfig, console: Console) -> Iterator[Mirror]:
     )
     with held(folder / ".lock", otherwise, folder, folder / "guard"):
         repair(config, mirror, console)
+        record_rewards(folder, config.reward)
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
         write_atomic(folder / "config.yaml", text.encode())
         mirror.push()
@@ -184,6 +188,29 @@ def prepare(config: RunConfig) -> Path:
             f"{_MIN_FREE_BYTES >> 20}; free some space or choose another folder"
         )
     return folder
+
+
+def record_rewards(folder: Path, reward: RewardConfig) -> None:
+    """Notes which files the rewards of a run have; a function's file may be mended while a run lasts.
+
+    Raises:
+        ValueError: the run has begun with other ones; the message names the first.
+    """
+    note, now = folder / "rewards.json", {}
+    for path in {*(path for _, path in reward.parts), reward.held_out_path}:
+        place = absolute(path)
+        if place and not is_function(path) and Path(place).exists():
+            now[place] = content_digest(Path(place))
+    before = read_mapping(note) if note.is_file() else {}
+    if (folder / "archive").is_dir():
+        for place in sorted(now):
+            if before.get(place, now[place]) != now[place]:
+                raise ValueError(
+                    f"run {folder.name!r} began with another reward than {place} now is; bring it back, or choose "
+                    "another name=..."
+                )
+    if now != before:
+        write_atomic(note, json.dumps(now, indent=2, sort_keys=True).encode())
 
 
 def record_clips(folder: Path, clips: TrainingSet) -> None:

@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from helpers import save_run
 
 from rlvid.cluster.nodes import guard_gpus, worker_gpus
 from rlvid.config import RunConfig, load_config, parse_config
 from rlvid.evaluate.load import load_run
 from rlvid.evaluate.models import find_models
+from rlvid.evaluate.scorers import guard_rewards, load_run_scorer
+from rlvid.reward.builtin import builtin_folder
 from rlvid.runs.checkpoints import flaw
 from rlvid.runs.find import find_run
 from rlvid.runs.guard_log import GuardEvaluation, best_step, find_best, read_means, read_recommendation
@@ -482,6 +485,19 @@ def test_further_rewards_belong_to_an_evaluation(guarded: tuple[Path, RunConfig]
         guard_log_of(run, config, every=2, rewards=[{"name": "brightness"}])
 
 
+def test_evaluations_by_a_fitted_reward_are_not_continued_with_another_one(
+    guarded: tuple[Path, RunConfig], tmp_path: Path
+) -> None:
+    run, config = guarded
+    fitted = shutil.copytree(builtin_folder("builtin-frames"), tmp_path / "liked")
+    rewards = [{"name": "fitted", "path": str(fitted)}]
+    guard_log_of(run, config, every=2, rewards=rewards).add(GuardEvaluation(0, 1.0, values(0.5, 0.5)))
+    assert guard_log_of(run, config, every=2, rewards=rewards).steps == [0]
+    shutil.copytree(builtin_folder("builtin"), fitted, dirs_exist_ok=True)
+    with pytest.raises(ValueError, match=r"guard\.jsonl .* guard\.rewards"):
+        guard_log_of(run, config, every=2, rewards=rewards)
+
+
 def same(found: dict[str, list[float]], wanted: dict[str, list[float]]) -> bool:
     assert found.keys() == wanted.keys()
     return all(found[metric] == pytest.approx(wanted[metric], nan_ok=True, abs=1e-6) for metric in wanted)
@@ -576,3 +592,23 @@ def test_a_look_with_a_reward_that_hangs_ends_with_its_name(trained: tuple[Path,
     )
     with pytest.raises(RuntimeError, match=r"the reward mine.py:score gave no answer for 0.5 s .* 'a dog'$"):
         evaluator.evaluate(None)
+
+
+@pytest.mark.parametrize(
+    ("held_out", "further", "own", "measures"),
+    [
+        ("builtin-heldout", ["builtin-frames"], False, "held out"),
+        ("builtin-video", ["builtin-frames"], False, "reward_builtin_frames"),
+        ("builtin-video", [], False, "another"),
+        ("builtin-video", [], True, "trained"),
+    ],
+)
+def test_the_trained_reward_measures_videos_only_where_no_other_clip_can(
+    held_out: str, further: list[str], own: bool, measures: str
+) -> None:
+    config = parse_config({"reward": {"held_out": held_out}, "guard": {"rewards": [{"name": x} for x in further]}})
+    if own:
+        config = config.model_copy(update={"model": config.model.model_copy(update={"path": "a/model/of/mine"})})
+    scorer = load_run_scorer(config, torch.device("cpu"), guard_rewards(config))
+    candidates = {"trained": scorer.reward, "held out": scorer.held_out, **scorer.further}
+    assert next((name for name, each in candidates.items() if each is scorer.clip), "another") == measures

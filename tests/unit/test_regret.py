@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.benchmark.guard_report import write_report
+from jobs.benchmark.guard_report import alarms_line, write_report
 from jobs.benchmark.regret import (
     GUARD,
     ORACLE,
@@ -162,14 +162,20 @@ def test_an_alarm_is_false_where_a_later_checkpoint_is_better_beyond_noise() -> 
     assert find_alarm(right) == Alarm("run", 4, False)
     assert find_alarm(alarming([0.5, 0.5, 0.5, 0.5, 0.5, 0.6, 0.7])) == Alarm("run", 4, True)
     assert find_alarm(alarming([0.5, 0.7, 0.8, 0.6, 0.5, 0.801, 0.8])) == Alarm("run", 4, False), "within noise"
-    assert find_alarm(MeasuredRun("run", "x", right.candidates[:5])) == Alarm("run", 4, False), "nothing comes later"
+    assert find_alarm(MeasuredRun("run", "x", right.candidates[:5])) == Alarm("run", 4, None), "nothing comes later"
     assert find_alarm(MeasuredRun("run", "x", right.candidates[:4])) is None
 
 
 def test_false_alarms_have_wilsons_interval() -> None:
-    found = false_alarms([Alarm("run", 4, place == 0) for place in range(10)])
+    last = Alarm("last", 6, None)
+    found = false_alarms([last, *(Alarm("run", 4, place == 0) for place in range(10))])
     assert (found.value, found.low, found.high) == pytest.approx((0.1, 0.0179, 0.4042), abs=1e-3)
     assert math.isnan(false_alarms([]).value)
+    assert math.isnan(false_alarms([last]).low)
+    assert "in 2 of 5 runs, 1 of them with a later checkpoint, of which 1 false" in alarms_line(
+        [last, Alarm("run", 4, True)], 5
+    )
+    assert "in 1 of 5 runs, none of them with a later" in alarms_line([last], 5)
 
 
 def test_the_report_has_both_ways_and_all_rules(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """Training sets of one source and of several: their rows, order and settings."""
 
 import json
+import os
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,9 +24,10 @@ from rlvid.data.shares import Share
 from rlvid.data.sources import read_rendered
 from rlvid.data.training_set import Source, TrainingSet
 from rlvid.data.writing import ClipWriter
+from rlvid.reward.builtin import builtin_folder
 from rlvid.toy.tiny import tiny_model
 from rlvid.train.feeding import RunFeed
-from rlvid.train.preflight import check, cut_captions, record_clips
+from rlvid.train.preflight import check, cut_captions, record_clips, record_rewards
 from rlvid.train.progress import ProgressActor
 from rlvid.train.reporter import Reporter
 
@@ -163,6 +167,31 @@ def test_the_source_that_changed_between_two_starts_is_named(folders: list[Path]
     note.write_text("1")
     record_clips(run, one)
     assert note.read_text() == "1 3\n", "a note of an earlier version is completed"
+
+
+def test_a_run_goes_on_with_its_own_rewards_only(tmp_path: Path) -> None:
+    run, fitted, function = tmp_path / "run", tmp_path / "liked", tmp_path / "mine.py"
+    shutil.copytree(builtin_folder("builtin-frames"), fitted)
+    function.write_text("def score(frames, prompts): ...")
+    parts = [{"path": str(fitted), "name": "fitted"}, {"path": f"{function}:score"}]
+    reward = parse_config({"reward": {"mixture": parts}}).reward
+    run.mkdir()
+    record_rewards(run, reward)
+    assert list(json.loads((run / "rewards.json").read_text())) == [str(fitted)]
+    shutil.copytree(builtin_folder("builtin"), fitted, dirs_exist_ok=True)
+    record_rewards(run, reward)  # nothing has been trained yet
+    (run / "archive").mkdir()
+    function.write_text("def score(frames, prompts): raise SystemExit")
+    os.utime(fitted / "reward.json")
+    (fitted / ".cache").touch()
+    record_rewards(run, reward)
+    kept = (run / "rewards.json").read_text()
+    shutil.copytree(builtin_folder("builtin-frames"), fitted, dirs_exist_ok=True)
+    with pytest.raises(ValueError, match=rf"'run' began with another reward than {re.escape(str(fitted))} now is; br"):
+        record_rewards(run, reward)
+    assert (run / "rewards.json").read_text() == kept, "the next start is refused too"
+    (run / "rewards.json").unlink()
+    record_rewards(run, reward)  # of an earlier version, which kept no note
 
 
 def test_a_source_that_is_none_or_has_no_clips_is_refused_before_anything_starts(tmp_path: Path) -> None:
