@@ -18,6 +18,7 @@ from rlvid.diffusion.generate import generate
 from rlvid.fitting.backbone import begin
 from rlvid.fitting.votes import counts_of
 from rlvid.models.unet3d import load_model
+from rlvid.reward.builtin import BUILTIN
 from rlvid.toy.pretrain.plan import JUDGES, MEAN, REWARDS, TUNINGS
 from rlvid.toy.pretrain.rewards import Maker, accuracy_of_reward
 from rlvid.world.pairs import NEW
@@ -150,3 +151,5 @@ def test_the_commands_of_a_round_have_settings_that_are_known_and_files_that_ear
         made.add(step.makes)
     assert kinds.count("train") == 3 * len(TUNINGS)
     assert kinds.count("fit") == 3 * len(REWARDS) + len(JUDGES)
+    made_by_name = {plan.name for plan in (*REWARDS, *JUDGES)}
+    assert made_by_name & set(BUILTIN.values()) == {"frames", "video"}, "the other shipped rewards were made otherwise"

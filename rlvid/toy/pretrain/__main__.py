@@ -34,7 +34,7 @@ STAGES = ("autoencoder", "denoiser", "rewards", "judges", "wan-autoencoder", "wa
 def main() -> None:
     """Runs the stages in order; a stage whose folder is there already is loaded instead of trained."""
     parser = argparse.ArgumentParser(prog="python -m rlvid.toy.pretrain", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the weights; rlvid's own: rlvid/toy/weights")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the weights")
     parser.add_argument("--work", type=Path, help="folder of CLIPs, votes and runs of the rewards; default: OUT.work")
     parser.add_argument("--stage", choices=STAGES, help="run this stage alone, and measure nothing; default: all")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of votes and fits of the rewards")

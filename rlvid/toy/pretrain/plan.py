@@ -100,25 +100,25 @@ _IMAGE = ("kind=image", *_FIT, "warmup=100", "contrastive=0.3")
 _VIDEO = ("kind=video", *_FIT, "warmup=50", "contrastive=0.1", "backbone.towers=text")
 _UNVOTED = ("kind=image", *_FIT, "warmup=100", "preferences=0", "contrastive=1")
 REWARDS = (
-    RewardPlan("reward", "clip-a", "image-a", 100, 500, _IMAGE, early=750),
-    RewardPlan("video", "reward", "video-a", 100, 2500, _VIDEO, early=1500),
+    RewardPlan("frames", "clip-a", "image-a", 100, 500, _IMAGE, early=750),
+    RewardPlan("video", "frames", "video-a", 100, 2500, _VIDEO, early=1500),
 )
 """To train on; fitted in every round."""
 JUDGES = (
-    RewardPlan("heldout", "clip-b", "image-b", 200, 1000, _IMAGE),
+    RewardPlan("heldout-frames", "clip-b", "image-b", 200, 1000, _IMAGE),
     RewardPlan("unvoted", "clip-c", "image-b", 400, 200, _UNVOTED),
-    RewardPlan("heldout-video", "heldout", "video-b", 200, 3000, _VIDEO),
+    RewardPlan("heldout-video", "heldout-frames", "video-b", 200, 3000, _VIDEO),
 )
 """To judge with; fitted after the last round."""
 _FEW = "sampling.steps=10"
 _PAPER = "method.denoising=0"
 TUNINGS = (
-    TuningPlan("draft", "toy-draft", "reward", 14, ("optimizer.lr=0.032",), (0.5, 1.0, 2.0)),
+    TuningPlan("draft", "toy-draft", "frames", 14, ("optimizer.lr=0.032",), (0.5, 1.0, 2.0)),
     TuningPlan("alignprop", "toy-alignprop", "video", 16, scales=(1.0, 2.0)),
-    TuningPlan("instructvideo", "toy", "reward", 40, (_FEW, _PAPER, "optimizer.lr=8e-3")),
+    TuningPlan("instructvideo", "toy", "frames", 40, (_FEW, _PAPER, "optimizer.lr=8e-3")),
     TuningPlan("instructvideo-video", "toy", "video", 40, (_FEW, _PAPER, "optimizer.lr=8e-3"), (0.5, 1.0)),
     TuningPlan("rwr", "toy-rwr", "video", 8, (_FEW,)),
-    TuningPlan("raft-fast", "toy-raft", "reward", 6, (_FEW, "optimizer.lr=4e-3")),
+    TuningPlan("raft-fast", "toy-raft", "frames", 6, (_FEW, "optimizer.lr=4e-3")),
     TuningPlan("ddpo", "toy-ddpo", "video", 12, (_FEW,)),
 )
 """DPOK, GRPO and DRaFT-LV are left out, so that what is measured on their videos is not known to the rewards."""

@@ -60,10 +60,10 @@ float16. Licence: Apache-2.0.
   frames and their captions alone, and is fitted to votes of the oracle (`python -m rlvid.fitting.votes`): on pairs of
   rendered clips, and on videos of the model and of models that were fine-tuned on rewards, some of them at too high a
   learning rate.
-  * `reward/`: scores single frames, to train on.
-  * `video/`: scores whole videos, to train on. Its image tower is that of `reward/`.
-  * `heldout/`, `heldout-video/`: the same from another CLIP, other clips and other votes, among them votes on models
-    that were fine-tuned on the two above. To judge with; never trained on.
+  * `frames/`: scores single frames, to train on.
+  * `video/`: scores whole videos, to train on. Its image tower is that of `frames/`.
+  * `heldout-frames/`, `heldout-video/`: the same from another CLIP, other clips and other votes, among them votes on
+    models that were fine-tuned on the two above. To judge with; never trained on.
   * `unvoted/`: scores single frames, and was fitted to captions alone, without votes. To judge with.
 
 They are for trying, testing and teaching: the model knows this world and nothing else.
