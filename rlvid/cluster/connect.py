@@ -5,6 +5,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def start_ray(address: str | None = None) -> None:
     else:
         target = reach(target)
     try:
-        with _silent_stderr(), starting_ray():
+        with _silent_stderr(), starting_ray(), _group_of_its_own():
             ray.init(address=target, log_to_driver=False, logging_level="ERROR", **local)
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
         fork_server.end()
@@ -73,6 +74,23 @@ def _silent_stderr() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+@contextmanager
+def _group_of_its_own() -> Iterator[None]:
+    """Gives the processes of a Ray that starts in the block a process group of their own.
+
+    A signal to the group of the command (``timeout``, a batch system) would end them at once, and a checkpoint needs
+    them. Ray ends them with the process that started it, however that ends.
+    """
+    from ray._private import services
+
+    plain = services.ConsolePopen
+    services.ConsolePopen = partial(plain, process_group=0)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = plain
 
 
 def session_folder() -> str:

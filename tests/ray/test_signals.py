@@ -50,12 +50,18 @@ def processes_with(mark: str) -> list[int]:
     return found
 
 
-def test_a_signal_ends_training_after_a_checkpoint_and_leaves_nobody_behind(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "name", "code"),
+    [(signal.SIGTERM, "SIGTERM", 143), pytest.param(signal.SIGINT, "Ctrl-C", 130, marks=pytest.mark.slow)],
+)
+def test_a_signal_to_all_ends_training_after_a_checkpoint_and_leaves_nobody_behind(
+    number: signal.Signals, name: str, code: int, folder: Path
+) -> None:
     mark = f"RLVID_TEST_{os.getpid()}"
     long = ("train.steps=100000", "output.checkpoint_every=50000", "train.workers=1", "train.grace_period=300")
-    given = settings(folder, "interrupted-run", *long)
+    given = settings(folder, f"interrupted-{code}", *long)
     command = ["env", "--default-signal=INT", sys.executable, "-m", "rlvid", "train", "toy", *given]
-    run = folder / "runs" / "interrupted-run"
+    run = folder / "runs" / f"interrupted-{code}"
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {mark: "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with started(command, env=environment, start_new_session=True, **pipes) as process:
@@ -63,15 +69,15 @@ def test_a_signal_ends_training_after_a_checkpoint_and_leaves_nobody_behind(fold
         while last_step(run) < 4 and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, number)
         out, error = process.communicate(timeout=HANG)
-    assert process.returncode == 130, out + error
+    assert process.returncode == code, out + error
     (line,) = error.splitlines()
     (found,) = find_checkpoints(run)
-    assert line.startswith("interrupted (Ctrl-C): run interrupted-run ")
+    assert line.startswith(f"interrupted ({name}): run interrupted-{code} ")
     assert f" step {found.step}, in {run}; continue: " in line
-    assert f"python -m rlvid train toy name=interrupted-run model.path={folder}/tiny" in line
-    assert archive_faults(run / "archive", config(folder, "interrupted-run", *long), found.step) == []
+    assert f"python -m rlvid train toy name=interrupted-{code} model.path={folder}/tiny" in line
+    assert archive_faults(run / "archive", config(folder, f"interrupted-{code}", *long), found.step) == []
     deadline = time.monotonic() + 60
     while left := processes_with(mark):
         assert time.monotonic() < deadline, left
