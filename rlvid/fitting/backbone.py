@@ -113,10 +113,21 @@ def scorer_of(config: FitConfig, beginning: Beginning, axes: int, chunk: int = 6
         return VideoScorer(backbone, build_head(config.head, beginning.clip, axes, "cpu"))
 
 
-def spec_of(config: FitConfig, beginning: Beginning, axes: list[str], mean_A: Any, deviation_A: Any) -> Spec:
-    """Returns the settings of the fitted reward; the raw scores of base samples have this mean and deviation."""
+def spec_of(
+    config: FitConfig, beginning: Beginning, axes: list[str], mean_A: Any, deviation_A: Any, combined: float = 1.0
+) -> Spec:
+    """Returns the settings of the fitted reward.
+
+    Args:
+        config: of the fit.
+        beginning: of the fit.
+        axes: that were fitted.
+        mean_A: of the raw scores of base samples.
+        deviation_A: of the same.
+        combined: standard deviation of the mean of their standardised axes.
+    """
     return Spec(
         axes=tuple(axes), preprocess=beginning.preprocess, head=config.head if config.kind == "video" else None,
-        base_mean=tuple(map(float, mean_A)), base_deviation=tuple(map(float, deviation_A)), mean=config.mean,
-        deviation=config.deviation,
+        base_mean=tuple(map(float, mean_A)), base_deviation=tuple(map(float, deviation_A)),
+        combined_deviation=combined, mean=config.mean, deviation=config.deviation,
     )  # fmt: skip

@@ -72,14 +72,15 @@ def test_an_image_reward_answers_what_was_fitted_in_the_unit_of_the_reference(tm
     assert not any(each.requires_grad for each in reward.parameters())
 
 
-def test_a_video_reward_answers_the_mean_of_its_standardised_axes(tmp_path: Path) -> None:
-    scorer = write(tmp_path / "mine", VIDEO)
+@pytest.mark.parametrize("combined", [1.0, 0.7])
+def test_a_video_reward_answers_the_mean_of_its_standardised_axes(tmp_path: Path, combined: float) -> None:
+    scorer = write(tmp_path / "mine", VIDEO.model_copy(update={"combined_deviation": combined}))
     reward = load_reward("fitted", path=str(tmp_path / "mine"), chunk=3)
     assert isinstance(reward, FittedVideoReward)
     assert reward.whole_video
     for length in (4, 8):
         raw_BA = scorer(frames(length), tokens())
-        expected_B = 0.3 + 0.1 * ((raw_BA[:, 0] - 0.5) / 2 + (raw_BA[:, 1] + 1) / 0.5) / 2
+        expected_B = 0.3 + 0.1 * ((raw_BA[:, 0] - 0.5) / 2 + (raw_BA[:, 1] + 1) / 0.5) / 2 / combined
         torch.testing.assert_close(reward(frames(length), PROMPTS), expected_B, atol=1e-5, rtol=1e-4)
     pixels = frames().requires_grad_()
     (gradient,) = torch.autograd.grad(reward(pixels, PROMPTS).sum(), pixels)
@@ -119,6 +120,11 @@ def test_runs_train_on_it_and_are_judged_by_it(tmp_path: Path) -> None:
         (lambda folder: (folder / "reward.json").write_text("{"), ["reward.json", "damaged"]),
         (lambda folder: alter(folder, base_mean=[0.5]), ["reward.json", "differ in length"]),
         (lambda folder: alter(folder, base_deviation=[1.0, 0.0]), ["reward.json", "must be above 0"]),
+        (lambda folder: alter(folder, combined_deviation=0.0), ["reward.json", "combined_deviation"]),
+        (
+            lambda folder: alter(folder, axes=["quality"], base_mean=[0], base_deviation=[1], combined_deviation=0.7),
+            ["reward.json", "combined_deviation = 0.7: of one axis it is 1"],
+        ),
         (lambda folder: alter(folder, head={"grid": 0}), ["reward.json", "head.grid"]),
         (
             lambda folder: alter(folder, head={"grid": 3, "width": 16}),

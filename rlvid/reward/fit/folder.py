@@ -10,9 +10,9 @@ file                           content
 ``tokenizer.json`` and others  the CLIP's tokenizer, unless it is OpenAI's
 =============================  ================================================================================
 
-A reward answers m + s mean_a((raw_a - m_a) / s_a): each axis is standardised by the mean m_a and the deviation s_a of
-base samples, and then has the mean m and the deviation s of the reward that it stands in for, so that its learning
-rates carry over.
+A reward answers m + s mean_a((raw_a - m_a) / s_a) / c: each axis is standardised by the mean m_a and the deviation s_a
+of base samples, and c is the deviation of the mean over the axes, below 1 where axes differ. So the answers for base
+samples have the mean m and the deviation s of the reward that it stands in for, and its learning rates carry over.
 """
 
 import json
@@ -50,8 +50,11 @@ class Spec(BaseModel):
     head: HeadConfig | None = Field(None, description="of a reward of whole videos; null: a cosine of single frames")
     base_mean: tuple[float, ...] = Field(description="mean raw score of base samples, an axis each")
     base_deviation: tuple[float, ...] = Field(description="standard deviation of the same, above 0")
+    combined_deviation: float = Field(
+        1.0, gt=0, description="standard deviation of the mean of the standardised axes over base samples; one axis: 1"
+    )
     mean: float = Field(0.0, description="mean of the answers for base samples")
-    deviation: float = Field(1.0, gt=0, description="standard deviation of the same, for one axis")
+    deviation: float = Field(1.0, gt=0, description="standard deviation of the same")
 
     @model_validator(mode="after")
     def _fits(self) -> "Spec":
@@ -61,6 +64,8 @@ class Spec(BaseModel):
             raise ValueError(f"base_deviation = {list(self.base_deviation)}: a deviation must be above 0")
         if self.head is None and len(self.axes) > 1:
             raise ValueError(f"axes = {list(self.axes)}: a cosine has one axis")
+        if len(self.axes) == 1 and self.combined_deviation != 1:
+            raise ValueError(f"combined_deviation = {self.combined_deviation}: of one axis it is 1")
         return self
 
 
@@ -82,7 +87,7 @@ class FittedVideoReward(nn.Module):
         image_BFD, patch_BFN = self.scorer.backbone(frames_BFCHW)
         raw_BA = self.scorer.score(image_BFD, patch_BFN, self.text_features(prompts))
         standard_B = ((raw_BA - self.base_mean_A) / self.base_deviation_A).mean(1)
-        return self.spec.mean + self.spec.deviation * standard_B
+        return self.spec.mean + self.spec.deviation * (standard_B / self.spec.combined_deviation)
 
 
 def save_fitted(
