@@ -141,6 +141,17 @@ def test_runs_train_on_it_and_are_judged_by_it(tmp_path: Path) -> None:
         (lambda folder: (folder / "open_clip_config.json").unlink(), ["no open_clip_config.json"]),
         (lambda folder: widen(folder), ["not the weights of this model"]),
         (lambda folder: age(folder), ["head.safetensors is of an earlier version", "fit the reward anew"]),
+        (lambda folder: replace(folder, "model.safetensors"), ["model.safetensors is not as", "copy the whole folder"]),
+        (lambda folder: replace(folder, "head.safetensors"), ["head.safetensors is not as"]),
+        (lambda folder: widen(folder, "head_width", 16), ["open_clip_config.json is not as"]),
+        (lambda folder: (folder / "merges.txt").write_text("#version: 0.2\n"), ["merges.txt is not as"]),
+        (lambda folder: (folder / "vocab.json").unlink(), ["no vocab.json there", "copy the whole folder"]),
+        (
+            lambda folder: alter(folder, head={"grid": 2, "width": 16, "heads": 8}),
+            ["reward.json is not as", "delete sha256"],
+        ),
+        (lambda folder: alter(folder, preprocess={"size": 16, "mode": "bilinear"}), ["reward.json is not as"]),
+        (lambda folder: alter(folder, sha256=5), ["reward.json", "sha256"]),
     ],
 )
 def test_a_folder_that_does_not_fit_is_refused_before_its_weights_are_read(
@@ -164,11 +175,30 @@ def age(folder: Path) -> None:
     save_file({name: each for name, each in load_file(file).items() if not name.startswith("change")}, file)
 
 
-def widen(folder: Path) -> None:
+def widen(folder: Path, key: str = "width", size: int = 32) -> None:
     file = folder / "open_clip_config.json"
     text = json.loads(file.read_text())
-    text["model_cfg"]["vision_cfg"]["width"] = 32
+    text["model_cfg"]["vision_cfg"][key] = size
     file.write_text(json.dumps(text))
+
+
+def replace(folder: Path, name: str) -> None:
+    """Another fit's weights: of the same shapes."""
+    save_file({key: each + 0.01 for key, each in load_file(folder / name).items()}, folder / name)
+
+
+def test_a_folder_without_digests_and_another_unit_are_accepted(tmp_path: Path) -> None:
+    write(tmp_path / "mine", VIDEO)
+    before = load_reward("fitted", path=str(tmp_path / "mine"))(frames(), PROMPTS)
+    alter(tmp_path / "mine", mean=1.3)
+    torch.testing.assert_close(load_reward("fitted", path=str(tmp_path / "mine"))(frames(), PROMPTS), before + 1)
+    table = json.loads((tmp_path / "mine" / "reward.json").read_text())
+    for key in ("sha256", "combined_deviation"):
+        del table[key]
+    (tmp_path / "mine" / "reward.json").write_text(json.dumps(table | {"mean": 0.3}))
+    assert torch.equal(load_reward("fitted", path=str(tmp_path / "mine"))(frames(), PROMPTS), before)
+    replace(tmp_path / "mine", "model.safetensors")
+    assert not torch.equal(load_reward("fitted", path=str(tmp_path / "mine"))(frames(), PROMPTS), before)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "head.safetensors"])
@@ -177,6 +207,7 @@ def test_weights_that_are_nan_are_refused(tmp_path: Path, name: str) -> None:
     weights = load_file(tmp_path / "mine" / name)
     next(iter(weights.values())).view(-1)[0] = torch.nan
     save_file(weights, tmp_path / "mine" / name)
+    alter(tmp_path / "mine", sha256=None)
     with pytest.raises(ValueError, match="NaN or infinite"):
         load_reward("fitted", path=str(tmp_path / "mine"))
 

@@ -13,6 +13,9 @@ file                           content
 A reward answers m + s mean_a((raw_a - m_a) / s_a) / c: each axis is standardised by the mean m_a and the deviation s_a
 of base samples, and c is the deviation of the mean over the axes, below 1 where axes differ. So the answers for base
 samples have the mean m and the deviation s of the reward that it stands in for, and its learning rates carry over.
+
+``reward.json`` has the SHA-256 of every file and of its own settings: files of two fits can have the same shapes, and
+would give other scores.
 """
 
 import json
@@ -32,10 +35,10 @@ from rlvid.models.stored import save_tokenizer
 from rlvid.models.weights import check_fit, check_texts, fill, headers, read_json, read_weights
 from rlvid.reward.clip import ClipReward, TextFeatures
 from rlvid.reward.fit.models import Backbone, ImageScorer, TemporalHead, VideoScorer, patch_width, width_of
+from rlvid.reward.fit.seal import CONFIG, HEAD, SPEC, check_seal, seal
 from rlvid.reward.preprocess import Preprocess
 from rlvid.reward.published import check_clip, load_clip
 
-SPEC, HEAD, CONFIG = "reward.json", "head.safetensors", "open_clip_config.json"
 Scorer = ImageScorer | VideoScorer
 
 
@@ -55,6 +58,9 @@ class Spec(BaseModel):
     )
     mean: float = Field(0.0, description="mean of the answers for base samples")
     deviation: float = Field(1.0, gt=0, description="standard deviation of the same")
+    sha256: dict[str, str] | None = Field(
+        None, description="of each file, and of the settings here but mean and deviation; null: not checked"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> "Spec":
@@ -105,7 +111,7 @@ def save_fitted(
     save_clip(folder, scorer.backbone.clip, config, tokenizer)
     if isinstance(scorer, VideoScorer):
         save_file(_weights(scorer.head), folder / HEAD)
-    write_atomic(folder / SPEC, spec.model_dump_json(indent=2).encode())
+    seal(folder, spec.model_dump(mode="json"))
 
 
 def save_clip(folder: Path, clip: CLIP, config: dict[str, Any], tokenizer: CLIPTokenizer | None = None) -> None:
@@ -146,10 +152,10 @@ def read_spec(path: str | Path, where: str) -> Spec:
 
 
 def check_fitted(path: str, where: str) -> Spec:
-    """Checks a fitted reward's files without reading its weights; returns its settings.
+    """Checks a fitted reward's files without loading its weights; returns its settings.
 
     Raises:
-        ValueError: a file is missing, damaged, or of another model; ``where`` begins the message.
+        ValueError: a file is missing, damaged, of another model or of another fit; ``where`` begins the message.
     """
     spec, folder = read_spec(path, where), Path(path).expanduser()
     for name in (CONFIG, *([] if spec.head is None else [HEAD])):
@@ -164,6 +170,7 @@ def check_fitted(path: str, where: str) -> Spec:
         if not {"change.weight", *(["motion.norm.weight"] if spec.head.motion else [])} <= found.keys():
             raise ValueError(f"{where}: {HEAD} is of an earlier version of rlvid; fit the reward anew")
         check_fit(made.state_dict(), found, f"{where}: {HEAD}")
+    check_seal(folder, where)
     return spec
 
 
