@@ -139,11 +139,35 @@ def test_runs_train_on_it_and_are_judged_by_it(tmp_path: Path) -> None:
         (lambda folder: alter(folder, colour="red"), ["reward.json", "colour"]),
         (lambda folder: (folder / "head.safetensors").unlink(), ["head.safetensors"]),
         (lambda folder: (folder / "open_clip_config.json").unlink(), ["no open_clip_config.json"]),
-        (lambda folder: widen(folder), ["not the weights of this model"]),
+        (lambda folder: configure(folder, width=32), ["not the weights of this model"]),
+        (lambda folder: configure(folder, "", model_cfg=None), ["open_clip_config.json is damaged", "no model_cfg"]),
+        (lambda folder: configure(folder, "model_cfg", vision_cfg=None), ["no table model_cfg.vision_cfg"]),
+        (lambda folder: configure(folder, "model_cfg", text_cfg=[3]), ["no table model_cfg.text_cfg"]),
+        (lambda folder: configure(folder, "model_cfg", embed_dim="x"), ["open_clip_config.json is damaged"]),
+        (lambda folder: configure(folder, colour=1), ["open_clip_config.json is damaged", "colour"]),
+        (lambda folder: configure(folder, head_width=0), ["open_clip_config.json is damaged"]),
+        (lambda folder: configure(folder, patch_size=0), ["open_clip_config.json is damaged"]),
+        (lambda folder: configure(folder, layers=None), ["open_clip_config.json is damaged"]),
+        (lambda folder: configure(folder, "text_cfg", heads=7), ["open_clip_config.json is damaged"]),
+        (lambda folder: configure(folder, "text_cfg", hf_model_name="x"), ["of another class than CLIP"]),
+        (
+            lambda folder: [(folder / name).unlink() for name in ("tokenizer.json", "vocab.json")],
+            ["a vocabulary of its own", "no tokenizer.json"],
+        ),
+        (lambda folder: foreign_tokenizer(folder), ["its tokenizer is damaged (Unk token", "tokenizer.json"]),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), ["its tokenizer is damaged", "tokenizer.json"]),
+        (
+            lambda folder: (folder / "tokenizer_config.json").write_text('{"pad_token": null}'),
+            ["its tokenizer is damaged (it has no padding token)"],
+        ),
+        (
+            lambda folder: (folder / "tokenizer_config.json").write_text('{"pad_token": "[PAD]"}'),
+            [f"tokens up to {len(WORDS)}, and the model those below {len(WORDS)}"],
+        ),
         (lambda folder: age(folder), ["head.safetensors is of an earlier version", "fit the reward anew"]),
         (lambda folder: replace(folder, "model.safetensors"), ["model.safetensors is not as", "copy the whole folder"]),
         (lambda folder: replace(folder, "head.safetensors"), ["head.safetensors is not as"]),
-        (lambda folder: widen(folder, "head_width", 16), ["open_clip_config.json is not as"]),
+        (lambda folder: configure(folder, head_width=16), ["open_clip_config.json is not as"]),
         (lambda folder: (folder / "merges.txt").write_text("#version: 0.2\n"), ["merges.txt is not as"]),
         (lambda folder: (folder / "vocab.json").unlink(), ["no vocab.json there", "copy the whole folder"]),
         (
@@ -175,11 +199,20 @@ def age(folder: Path) -> None:
     save_file({name: each for name, each in load_file(file).items() if not name.startswith("change")}, file)
 
 
-def widen(folder: Path, key: str = "width", size: int = 32) -> None:
+def configure(folder: Path, part: str = "vision_cfg", **settings: object) -> None:
+    """Changes a part of the CLIP's structure: the whole, ``model_cfg``, or a tower of it."""
     file = folder / "open_clip_config.json"
-    text = json.loads(file.read_text())
-    text["model_cfg"]["vision_cfg"][key] = size
-    file.write_text(json.dumps(text))
+    whole = json.loads(file.read_text())
+    parts = {"": whole, "model_cfg": whole["model_cfg"], **whole["model_cfg"]}
+    parts[part].update(settings)
+    file.write_text(json.dumps(whole))
+
+
+def foreign_tokenizer(folder: Path) -> None:
+    file = folder / "tokenizer.json"
+    words = json.loads(file.read_text())
+    words["model"] |= {"vocab": {"a": 0, "b": 1}, "merges": []}
+    file.write_text(json.dumps(words | {"added_tokens": []}))
 
 
 def replace(folder: Path, name: str) -> None:

@@ -35,7 +35,10 @@ from rlvid.models.stored import save_tokenizer
 from rlvid.models.weights import check_fit, check_texts, fill, headers, read_json, read_weights
 from rlvid.reward.clip import ClipReward, TextFeatures
 from rlvid.reward.fit.models import Backbone, ImageScorer, TemporalHead, VideoScorer, patch_width, width_of
-from rlvid.reward.fit.seal import CONFIG, HEAD, SPEC, check_seal, seal
+from rlvid.reward.fit.seal import CONFIG as CONFIG
+from rlvid.reward.fit.seal import HEAD as HEAD
+from rlvid.reward.fit.seal import SPEC as SPEC
+from rlvid.reward.fit.seal import check_seal, seal
 from rlvid.reward.preprocess import Preprocess
 from rlvid.reward.published import check_clip, load_clip
 
@@ -161,7 +164,7 @@ def check_fitted(path: str, where: str) -> Spec:
     for name in (CONFIG, *([] if spec.head is None else [HEAD])):
         if not (folder / name).is_file():
             raise ValueError(f"{where}: no {name} there; copy the whole folder")
-    clip, _ = check_clip("fitted", folder, headers(folder / "model.safetensors", where), where)
+    clip, *_ = check_clip("fitted", folder, headers(folder / "model.safetensors", where), where)
     size = clip.visual.image_size
     if spec.preprocess.size not in (size, *(size[:1] if isinstance(size, tuple) else ())):
         raise damaged(f"{where}: {SPEC}", f"preprocess.size = {spec.preprocess.size}, and the CLIP sees {size}")
