@@ -10,7 +10,7 @@ from transformers import CLIPTokenizer
 
 from rlvid.config.fit import BackboneConfig, FitConfig
 from rlvid.reward.builtin import BUILTIN, builtin_folder
-from rlvid.reward.clip import Tokenise, build_clip, pad_with
+from rlvid.reward.clip import Tokenise, build_clip, own_tokenizer, pad_with
 from rlvid.reward.fit.folder import Scorer, Spec, build_head, read_spec
 from rlvid.reward.fit.models import Backbone, ImageScorer, VideoScorer, choose_layers
 from rlvid.reward.preprocess import Preprocess
@@ -19,7 +19,6 @@ from rlvid.reward.published import (
     find_files,
     load_clip,
     load_random,
-    own_tokenizer,
     preprocess_of,
     structure,
 )
@@ -86,7 +85,7 @@ def begin(config: FitConfig, key: str = "backbone.path") -> Beginning:
     backbone = config.backbone
     builtin, where = backbone.name in BUILTIN, f"{key} = {backbone.path!r}"
     source = builtin_folder(backbone.name) if builtin else find_files(backbone.name, str(backbone.path), where)
-    made, words = structure(backbone.name, source, where), own_tokenizer(source)
+    made, words = structure(backbone.name, source, where), own_tokenizer(source, where)
     if builtin and backbone.path == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -113,10 +112,21 @@ def scorer_of(config: FitConfig, beginning: Beginning, axes: int, chunk: int = 6
         return VideoScorer(backbone, build_head(config.head, beginning.clip, axes, "cpu"))
 
 
-def spec_of(config: FitConfig, beginning: Beginning, axes: list[str], mean_A: Any, deviation_A: Any) -> Spec:
-    """Returns the settings of the fitted reward; the raw scores of base samples have this mean and deviation."""
+def spec_of(
+    config: FitConfig, beginning: Beginning, axes: list[str], mean_A: Any, deviation_A: Any, combined: float = 1.0
+) -> Spec:
+    """Returns the settings of the fitted reward.
+
+    Args:
+        config: of the fit.
+        beginning: of the fit.
+        axes: that were fitted.
+        mean_A: of the raw scores of base samples.
+        deviation_A: of the same.
+        combined: standard deviation of the mean of their standardised axes.
+    """
     return Spec(
         axes=tuple(axes), preprocess=beginning.preprocess, head=config.head if config.kind == "video" else None,
-        base_mean=tuple(map(float, mean_A)), base_deviation=tuple(map(float, deviation_A)), mean=config.mean,
-        deviation=config.deviation,
+        base_mean=tuple(map(float, mean_A)), base_deviation=tuple(map(float, deviation_A)),
+        combined_deviation=combined, mean=config.mean, deviation=config.deviation,
     )  # fmt: skip

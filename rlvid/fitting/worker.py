@@ -222,10 +222,18 @@ class FitWorker:
         mean_A, deviation_A = raw_NA.mean(0), raw_NA.std(0)
         if not bool((deviation_A > 0).all()):
             raise ValueError("all base samples have one score, so it has no unit: fit longer, or with more pairs")
+        combined = 1.0
+        if len(self.job.axes) > 1:
+            combined = float(((raw_NA - mean_A) / deviation_A).mean(1).std())
+            if combined < 1e-6:  # rounding, and no more
+                raise ValueError(
+                    f"axes = {[*self.job.axes]}: over base samples their scores cancel out, so their mean has no unit; "
+                    "fit one axis, or others"
+                )
         place = self.job.work / RESULT
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
-        spec = spec_of(self.config, self.beginning, list(self.job.axes), mean_A.tolist(), deviation_A.tolist())
+        spec = spec_of(self.config, self.beginning, [*self.job.axes], mean_A.tolist(), deviation_A.tolist(), combined)
         save_fitted(place, spec, self.scorer, self.beginning.structure, self.beginning.tokenizer)
         seconds = time.perf_counter() - self._began
         return Scores(rows_N, (a_NA - b_NA).tolist(), mean_A.tolist(), deviation_A.tolist(), len(raw_NA), seconds)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from open_clip.model import CLIP
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,10 +22,9 @@ from rlvid.models.video_shape import VideoShape, resolved_shape
 from rlvid.plan.measure import FREE, Cost, measure
 from rlvid.plan.network import NONE, Network, network_of
 from rlvid.reward.builtin import BUILTIN, builtin_folder
-from rlvid.reward.clip import build_clip
 from rlvid.reward.imagereward import LENGTH, VISION, build_blip, configs
 from rlvid.reward.load import scores_whole_videos
-from rlvid.reward.published import STRUCTURES, structure
+from rlvid.reward.published import STRUCTURES, outline_clip
 from rlvid.reward.video import plan_frames
 
 
@@ -211,23 +211,23 @@ def _judge(name: str | None, path: str | None) -> nn.Module | None:
         if name == "imagereward":
             return _BlipJudge()
         if name in BUILTIN or name in STRUCTURES or name == "fitted":
-            return _ClipJudge(_clip_config(name, path))
+            return _ClipJudge(_clip_outline(name, path))
     return None
 
 
-def _clip_config(name: str, path: str | None) -> dict[str, Any]:
+def _clip_outline(name: str, path: str | None) -> CLIP:
     if name in BUILTIN:
-        return structure(name, builtin_folder(name), name)
-    return structure(name, Path(path).expanduser() if path else None, f"{path!r}")
+        return outline_clip(name, builtin_folder(name), name)
+    return outline_clip(name, Path(path).expanduser() if path else None, f"{path!r}")
 
 
 class _ClipJudge(nn.Module):
     """An open_clip reward: what is computed for each image; text features are computed once for each prompt."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, clip: CLIP) -> None:
         super().__init__()
-        self.clip = build_clip(config)
-        self.size = config["vision_cfg"]["image_size"]
+        self.clip, size = clip, clip.visual.image_size
+        self.size = size if isinstance(size, int) else size[0]
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         return self.clip.encode_image(_resize(images_NCHW, self.size).to(self.clip.logit_scale.dtype)).float()

@@ -11,6 +11,7 @@ aesthetic      w . i + b, about 1 to 10 (LAION's linear head; the prompt plays n
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,10 +20,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPTokenizer
 
+from rlvid.files import damaged
 from rlvid.reward.preprocess import Preprocess, normalise
 
 Tokenise = Callable[[list[str]], Tensor]
 """Prompts -> token ids (B, L), int64."""
+_PROBE = "a 1 é 一 ~"
+"""Characters that a tokenizer must know, or have a token for."""
 
 
 def in_chunks(compute: Callable[..., Tensor], chunk: int, recompute: bool, *inputs: Tensor) -> Tensor:
@@ -124,6 +128,30 @@ def build_clip(config: dict[str, Any]) -> CLIP:
     """Builds an open_clip model of a configuration in open_clip's form, with open_clip's initial weights."""
     vision, text = CLIPVisionCfg(**config["vision_cfg"]), CLIPTextCfg(**config["text_cfg"])
     return CLIP(config["embed_dim"], vision, text, quick_gelu=config.get("quick_gelu", False))
+
+
+def own_tokenizer(source: Path | None, where: str) -> CLIPTokenizer | None:
+    """Returns the tokenizer in a model's folder; None where there is none, and OpenAI's is meant.
+
+    Raises:
+        ValueError: its files are damaged, or of a tokenizer that CLIP's class cannot be.
+    """
+    if source is None or not any((source / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        return None
+    try:
+        words = CLIPTokenizer.from_pretrained(source, local_files_only=True)
+        words(_PROBE)
+    except Exception as error:  # the library has no class of its own
+        raise _no_tokenizer(error, where) from None
+    if words.pad_token_id is None:
+        raise _no_tokenizer("it has no padding token", where)
+    return words
+
+
+def _no_tokenizer(reason: object, where: str) -> ValueError:
+    return damaged(
+        f"{where}: its tokenizer", reason, "copy tokenizer.json, or vocab.json and merges.txt, of this model anew"
+    )
 
 
 def pad_with(words: CLIPTokenizer, length: int) -> Tokenise:

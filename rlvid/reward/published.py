@@ -6,7 +6,8 @@ from typing import Any
 
 import open_clip
 import torch
-from open_clip.model import CLIP
+from huggingface_hub.errors import StrictDataclassError
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 from transformers import CLIPConfig, CLIPTokenizer
@@ -14,7 +15,7 @@ from transformers import CLIPConfig, CLIPTokenizer
 from rlvid.files import damaged
 from rlvid.models.weights import check_fit, check_texts, fill, headers, read_json, read_weights
 from rlvid.reward.aesthetic import HEAD_FILE, AestheticReward, head
-from rlvid.reward.clip import ClipReward, Tokenise, build_clip, pad_with
+from rlvid.reward.clip import ClipReward, Tokenise, build_clip, own_tokenizer, pad_with
 from rlvid.reward.huggingface import open_clip_config, open_clip_names
 from rlvid.reward.preprocess import Preprocess, preset
 
@@ -32,6 +33,8 @@ HPS_FILES = {
     "hpsv2.1": ("HPS_v2.1_compressed.pt", "4067542e34ba2553a738c5ac6c1d75c0"),
 }
 """Name and MD5 digest of the public files; the weights' structure does not tell the versions apart."""
+_ODD = (TypeError, ValueError, AttributeError, AssertionError, ArithmeticError, LookupError, RuntimeError)
+"""Errors of constructors where a setting is of another type, or sizes do not divide."""
 
 
 def load_clip_reward(
@@ -74,14 +77,7 @@ def load_clip_reward(
 def preprocess_of(name: str, size: int | tuple[int, int], preset_name: str | None = None) -> Preprocess:
     """Returns the preprocessing of a reward's own code, or that of a named preset, at the size that its CLIP sees."""
     default = "hpsv2" if name.startswith("hpsv2") else "pickscore" if name == "pickscore" else "clip"
-    return preset(preset_name or default, size[0] if isinstance(size, tuple) else size)
-
-
-def own_tokenizer(source: Path | None) -> CLIPTokenizer | None:
-    """Returns the tokenizer in a model's folder; None where there is none, and OpenAI's is meant."""
-    if source is None or not any((source / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        return None
-    return CLIPTokenizer.from_pretrained(source, local_files_only=True)
+    return preset(preset_name or default, size if isinstance(size, int) else size[0])
 
 
 def check_files(name: str, path: str, where: str) -> Path | None:
@@ -159,21 +155,27 @@ def structure(name: str, source: Path | None, where: str) -> dict[str, Any]:
     shows it. So the folder's word counts, and two words that differ are refused.
 
     Raises:
-        ValueError: the folder's configuration is of another class, or its two configurations differ.
+        ValueError: the folder's configuration is damaged or of another class, or its two configurations differ.
     """
     theirs, own = (source or Path()) / "config.json", (source or Path()) / "open_clip_config.json"
     if source is None or not (theirs.is_file() or own.is_file()):
         return dict(open_clip.get_model_config(STRUCTURES[name]))
     kind = read_json(theirs, where).get("model_type") if theirs.is_file() else None
-    converted = open_clip_config(CLIPConfig.from_dict(read_json(theirs, where)), where) if kind == "clip" else None
+    converted = _of_transformers(theirs, where) if kind == "clip" else None
     if not own.is_file():
         if converted is None:
             raise ValueError(f"{where}: its config.json is of a model of type {kind!r}; expected 'clip'")
         return converted
-    config: dict[str, Any] = read_json(own, where).get("model_cfg", {})
-    if not {"embed_dim", "vision_cfg", "text_cfg"} <= config.keys():
-        raise damaged(f"{where}: {own}", "no model_cfg", "copy it anew")
-    if config.get("custom_text") or "timm_model_name" in config["vision_cfg"]:
+    config = read_json(own, where).get("model_cfg")
+    if not isinstance(config, dict) or "embed_dim" not in config:
+        raise damaged(f"{where}: {own}", "no model_cfg with embed_dim", "copy it anew")
+    for tower, part in (("vision_cfg", CLIPVisionCfg), ("text_cfg", CLIPTextCfg)):
+        if not isinstance(config.get(tower), dict):
+            raise damaged(f"{where}: {own}", f"no table model_cfg.{tower}", "copy it anew")
+        sizes = {key: getattr(part, key) for key in ("layers", "image_size", "context_length") if hasattr(part, key)}
+        config[tower] = sizes | config[tower]
+    foreign = config["vision_cfg"].get("timm_model_name"), config["text_cfg"].get("hf_model_name")
+    if config.get("custom_text") or any(foreign):
         raise ValueError(f"{where}: its open_clip_config.json is of another class than CLIP, and is not supported")
     if converted and converted["quick_gelu"] != config.get("quick_gelu", False):
         raise ValueError(
@@ -183,18 +185,57 @@ def structure(name: str, source: Path | None, where: str) -> dict[str, Any]:
     return config
 
 
-def check_clip(name: str, source: Path, weights: dict[str, Tensor], where: str) -> tuple[CLIP, dict[str, Tensor]]:
-    """Returns the model on the meta device, and the weights under its names.
+def _of_transformers(file: Path, where: str) -> dict[str, Any]:
+    settings = read_json(file, where)
+    try:
+        config = CLIPConfig.from_dict(settings)
+    except (*_ODD, StrictDataclassError) as error:
+        raise damaged(f"{where}: {file}", error, "copy it anew") from None
+    try:
+        return open_clip_config(config, where)
+    except (ArithmeticError, TypeError) as error:
+        raise damaged(f"{where}: {file}", error, "copy it anew") from None
+
+
+def outline_clip(name: str, source: Path | None, where: str) -> CLIP:
+    """Returns a published structure on the meta device, without numbers.
+
+    Raises:
+        ValueError: as ``structure``; or it is none that can be built.
+    """
+    config = structure(name, source, where)
+    try:
+        with torch.device("meta"):
+            return build_clip(config)
+    except _ODD as error:
+        if source is None:
+            raise
+        own = source / "open_clip_config.json"
+        file = own if own.is_file() else source / "config.json"
+        raise damaged(f"{where}: {file}", f"no CLIP can be built of it: {error}", "copy it anew") from None
+
+
+def check_clip(
+    name: str, source: Path, weights: dict[str, Tensor], where: str
+) -> tuple[CLIP, dict[str, Tensor], CLIPTokenizer | None]:
+    """Returns the model on the meta device, the weights under its names, and the folder's own tokenizer.
 
     Raises:
         ValueError: they do not fit.
     """
     if any(key.startswith("vision_model.") for key in weights):
         weights = open_clip_names(weights)
-    with torch.device("meta"):
-        clip = build_clip(structure(name, source, where))
+    clip = outline_clip(name, source, where)
     check_fit(clip.state_dict(), weights, where)
-    return clip, weights
+    words = own_tokenizer(source, where)
+    if words is None and clip.vocab_size != 49408:
+        raise ValueError(f"{where}: the model has a vocabulary of its own and the folder no tokenizer.json for it")
+    if words is not None and (last := max(words.get_vocab().values())) >= clip.vocab_size:
+        raise ValueError(
+            f"{where}: its tokenizer has tokens up to {last}, and the model those below {clip.vocab_size}; copy the "
+            "tokenizer of this model"
+        )
+    return clip, weights, words
 
 
 def load_clip(name: str, source: Path, where: str) -> tuple[CLIP, Tokenise]:
@@ -203,18 +244,8 @@ def load_clip(name: str, source: Path, where: str) -> tuple[CLIP, Tokenise]:
     Raises:
         ValueError: as ``check_files``; or a weight is not finite.
     """
-    clip, weights = check_clip(name, source, read_weights(source, where), where)
+    clip, weights, words = check_clip(name, source, read_weights(source, where), where)
     fill(clip, weights, where)
     length = clip.context_length
     clip.register_buffer("attn_mask", torch.full((length, length), -torch.inf).triu(1), persistent=False)  # was on meta
-    return clip, _tokeniser(source, structure(name, source, where), where)
-
-
-def _tokeniser(source: Path, config: dict[str, Any], where: str) -> Tokenise:
-    """Returns the folder's own tokenizer, or else open_clip's, which is OpenAI's."""
-    length = config["text_cfg"].get("context_length", 77)
-    if (own := own_tokenizer(source)) is not None:
-        return pad_with(own, length)
-    if config["text_cfg"].get("vocab_size", 49408) != 49408:
-        raise ValueError(f"{where}: the model has a vocabulary of its own and the folder no tokenizer.json for it")
-    return SimpleTokenizer(context_length=length)
+    return clip, SimpleTokenizer(context_length=length) if words is None else pad_with(words, length)

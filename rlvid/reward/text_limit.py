@@ -41,15 +41,16 @@ def reward_text_limit(name: str, path: str | None = None) -> TextLimit | None:
         return None
     from rlvid.reward import imagereward, published
 
-    if name == "imagereward" and (folder := imagereward.find_files(path, where)):
+    if name == "imagereward" and (source := imagereward.find_files(path, where)):
         from transformers import BertTokenizer
 
-        bert = BertTokenizer.from_pretrained(folder, local_files_only=True)
+        bert = BertTokenizer.from_pretrained(source, local_files_only=True)
         return TextLimit(reader, imagereward.LENGTH, partial(token_counts, bert))
     if name == "fitted":
-        return TextLimit(reader, _context_length(folder := Path(path).expanduser()), partial(_clip_counts, folder))
+        folder = Path(path).expanduser()
+        return TextLimit(reader, _context_length(folder), partial(_clip_counts, folder, where))
     if name in published.STRUCTURES and (source := published.find_files(name, path, where)):
-        return TextLimit(reader, _context_length(source), partial(_clip_counts, source))
+        return TextLimit(reader, _context_length(source), partial(_clip_counts, source, where))
     return None
 
 
@@ -62,16 +63,16 @@ def _context_length(source: Path) -> int:
         if (source / file).is_file():
             found = json.loads((source / file).read_text(encoding="utf-8"))
             for key in keys:
-                found = found.get(key, {})
+                found = found.get(key) or {}
             return found or _CLIP_LENGTH
     return _CLIP_LENGTH
 
 
-def _clip_counts(source: Path, prompts: list[str]) -> list[int]:
+def _clip_counts(source: Path, where: str, prompts: list[str]) -> list[int]:
     """Returns each prompt's number of tokens, by the folder's own tokenizer or else OpenAI's."""
-    from rlvid.reward.published import own_tokenizer
+    from rlvid.reward.clip import own_tokenizer
 
-    if (own := own_tokenizer(source)) is not None:
+    if (own := own_tokenizer(source, where)) is not None:
         return token_counts(own, prompts)
     from open_clip.tokenizer import SimpleTokenizer
 

@@ -100,6 +100,7 @@ def test_any_number_of_workers_fits_the_same_reward(fitted: Fit, workers: int, t
     one, other = (json.loads((each / "reward.json").read_text()) for each in (alone, together))
     for name in ("base_mean", "base_deviation"):
         assert other.pop(name) == pytest.approx(one.pop(name), rel=1e-5)
+    assert other.pop("sha256").keys() == one.pop("sha256").keys()
     assert other == one
     one, other = (json.loads((each / "report.json").read_text()) for each in (alone, together))
     assert other["made_with"] == one["made_with"]

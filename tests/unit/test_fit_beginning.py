@@ -1,5 +1,6 @@
 """What a fit begins with: settings that are refused, backbones, layers, and the folder that comes of them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rlvid.config.fit import FitConfig
 from rlvid.fitting.backbone import begin, check_backbone, preprocess_for, scorer_of, spec_of
 from rlvid.reward.fit.folder import save_fitted
 from rlvid.reward.load import load_reward
+from rlvid.reward.published import structure
 from rlvid.toy.tiny import save_tiny_clip
 
 PROMPTS = ["a red circle moving left", "a dog"]
@@ -85,6 +87,45 @@ def test_a_backbone_that_is_not_there_is_refused(tmp_path: Path) -> None:
     config = FitConfig(backbone={"name": "clip", "path": str(tmp_path / "gone")})
     with pytest.raises(ValueError, match=r"backbone\.path = .*gone.*: no such file or folder"):
         check_backbone(config.backbone)
+
+
+@pytest.mark.parametrize(
+    ("tower", "settings"),
+    [
+        ("vision_config", {"num_attention_heads": 0}),
+        ("vision_config", {"hidden_size": "x"}),
+        ("vision_config", {"patch_size": 0}),
+        ("text_config", {"num_attention_heads": 7}),
+        ("text_config", None),
+        ("text_config", 5),
+    ],
+)
+def test_damaged_settings_of_a_backbone_are_told_in_one_line(
+    tmp_path: Path, tower: str, settings: dict[str, Any] | int | None
+) -> None:
+    save_tiny_clip(tmp_path)
+    file = tmp_path / "config.json"
+    whole = json.loads(file.read_text())
+    whole[tower] = whole[tower] | settings if isinstance(settings, dict) else settings
+    file.write_text(json.dumps(whole))
+    config = FitConfig(backbone={"name": "clip", "path": str(tmp_path)})
+    with pytest.raises(ValueError, match=r"backbone\.path = .*(config\.json is damaged|not the weights)") as error:
+        check_backbone(config.backbone)
+    assert "\n" not in str(error.value)
+
+
+def test_sizes_that_settings_leave_out_are_those_of_open_clip(tmp_path: Path) -> None:
+    (tmp_path / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": {"embed_dim": 8, "vision_cfg": {"image_size": [32, 32]}, "text_cfg": {}}})
+    )
+    made = structure("clip", tmp_path, "here")
+    assert (made["vision_cfg"]["layers"], made["text_cfg"]["layers"], made["text_cfg"]["context_length"]) == (
+        12,
+        12,
+        77,
+    )
+    config = FitConfig(backbone={"name": "clip", "path": str(tmp_path)})
+    assert preprocess_for(config.backbone).size == 32
 
 
 def test_half_precision_files_are_fitted_in_float32(tmp_path: Path) -> None:

@@ -180,13 +180,14 @@ def test_the_written_reward_scores_base_samples_with_the_asked_mean_and_deviatio
     assert float(base.mean()) == pytest.approx(0.4, rel=1e-4)
     deviation_A = torch.tensor(found.deviation_A)
     standard_N = (torch.tensor(found.differences_NA) / deviation_A).mean(1)
-    torch.testing.assert_close((answers[0] - answers[1]) / 0.05, standard_N, rtol=1e-4, atol=1e-4)
     spec = check_fitted(str(tmp_path / RESULT), "here")
+    differences_N = (answers[0] - answers[1]) / 0.05 * spec.combined_deviation
+    torch.testing.assert_close(differences_N, standard_N, rtol=1e-4, atol=1e-4)
     assert (spec.axes, spec.base_mean, spec.base_deviation) == (
         AXES[kind], tuple(found.mean_A), tuple(found.deviation_A),
     )  # fmt: skip
-    if kind == "image":  # the mean of several axes deviates less
-        assert float(base.std()) == pytest.approx(0.05, rel=1e-4)
+    assert float(base.std()) == pytest.approx(0.05, rel=1e-4)
+    assert (spec.combined_deviation == 1) == (kind == "image"), "the mean of several axes deviates less"
     assert standard_N.abs().max() > 0.1, "the scores of the sides differ"
 
 
@@ -317,3 +318,15 @@ def test_scores_that_are_all_alike_have_no_unit(sources: dict[str, Source], tmp_
         each.zero_()
     with pytest.raises(ValueError, match="all base samples have one score"):
         worker.finish()
+
+
+def test_axes_that_cancel_out_have_no_unit(
+    sources: dict[str, Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = FitWorker(job(sources, tmp_path, "video"))
+    a_N, b_N = torch.randn((2, COUNT), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    scores = tuple(torch.stack([each, 3 - 2 * each], 1) for each in (a_N, b_N))
+    monkeypatch.setattr(worker, "_scores", lambda rows: scores)
+    with pytest.raises(ValueError, match=r"axes = \['quality', 'motion'\]: .* cancel out"):
+        worker.finish()
+    assert not (tmp_path / RESULT).exists()

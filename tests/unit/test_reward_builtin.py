@@ -13,7 +13,7 @@ from rlvid.config.fit import BackboneConfig, FitConfig
 from rlvid.config.reward import BuiltinReward, HeldOutReward, RewardConfig
 from rlvid.evaluate.clip import load_clip
 from rlvid.fitting.backbone import begin, check_backbone, preprocess_for, scorer_of, spec_of
-from rlvid.plan.parts import _clip_config
+from rlvid.plan.parts import _clip_outline
 from rlvid.reward.builtin import BUILTIN, builtin_folder
 from rlvid.reward.clip import ClipReward
 from rlvid.reward.fit.folder import FittedVideoReward, save_fitted
@@ -76,7 +76,7 @@ def test_a_name_and_a_folder_make_a_built_in_reward_of_whole_videos(video: str) 
     limit = reward_text_limit(video)
     assert limit is not None
     assert limit.tokens == 24
-    assert _clip_config(video, None)["embed_dim"] == 64
+    assert _clip_outline(video, None).visual.output_dim == 64
     backbone = BackboneConfig().model_copy(update={"name": video})
     assert check_backbone(backbone) == []
     assert preprocess_for(backbone) == reward.spec.preprocess

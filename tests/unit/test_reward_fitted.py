@@ -72,14 +72,15 @@ def test_an_image_reward_answers_what_was_fitted_in_the_unit_of_the_reference(tm
     assert not any(each.requires_grad for each in reward.parameters())
 
 
-def test_a_video_reward_answers_the_mean_of_its_standardised_axes(tmp_path: Path) -> None:
-    scorer = write(tmp_path / "mine", VIDEO)
+@pytest.mark.parametrize("combined", [1.0, 0.7])
+def test_a_video_reward_answers_the_mean_of_its_standardised_axes(tmp_path: Path, combined: float) -> None:
+    scorer = write(tmp_path / "mine", VIDEO.model_copy(update={"combined_deviation": combined}))
     reward = load_reward("fitted", path=str(tmp_path / "mine"), chunk=3)
     assert isinstance(reward, FittedVideoReward)
     assert reward.whole_video
     for length in (4, 8):
         raw_BA = scorer(frames(length), tokens())
-        expected_B = 0.3 + 0.1 * ((raw_BA[:, 0] - 0.5) / 2 + (raw_BA[:, 1] + 1) / 0.5) / 2
+        expected_B = 0.3 + 0.1 * ((raw_BA[:, 0] - 0.5) / 2 + (raw_BA[:, 1] + 1) / 0.5) / 2 / combined
         torch.testing.assert_close(reward(frames(length), PROMPTS), expected_B, atol=1e-5, rtol=1e-4)
     pixels = frames().requires_grad_()
     (gradient,) = torch.autograd.grad(reward(pixels, PROMPTS).sum(), pixels)
@@ -119,6 +120,11 @@ def test_runs_train_on_it_and_are_judged_by_it(tmp_path: Path) -> None:
         (lambda folder: (folder / "reward.json").write_text("{"), ["reward.json", "damaged"]),
         (lambda folder: alter(folder, base_mean=[0.5]), ["reward.json", "differ in length"]),
         (lambda folder: alter(folder, base_deviation=[1.0, 0.0]), ["reward.json", "must be above 0"]),
+        (lambda folder: alter(folder, combined_deviation=0.0), ["reward.json", "combined_deviation"]),
+        (
+            lambda folder: alter(folder, axes=["quality"], base_mean=[0], base_deviation=[1], combined_deviation=0.7),
+            ["reward.json", "combined_deviation = 0.7: of one axis it is 1"],
+        ),
         (lambda folder: alter(folder, head={"grid": 0}), ["reward.json", "head.grid"]),
         (
             lambda folder: alter(folder, head={"grid": 3, "width": 16}),
@@ -133,8 +139,43 @@ def test_runs_train_on_it_and_are_judged_by_it(tmp_path: Path) -> None:
         (lambda folder: alter(folder, colour="red"), ["reward.json", "colour"]),
         (lambda folder: (folder / "head.safetensors").unlink(), ["head.safetensors"]),
         (lambda folder: (folder / "open_clip_config.json").unlink(), ["no open_clip_config.json"]),
-        (lambda folder: widen(folder), ["not the weights of this model"]),
+        (lambda folder: configure(folder, width=32), ["not the weights of this model"]),
+        (lambda folder: configure(folder, "", model_cfg=None), ["open_clip_config.json is damaged", "no model_cfg"]),
+        (lambda folder: configure(folder, "model_cfg", vision_cfg=None), ["no table model_cfg.vision_cfg"]),
+        (lambda folder: configure(folder, "model_cfg", text_cfg=[3]), ["no table model_cfg.text_cfg"]),
+        (lambda folder: configure(folder, "model_cfg", embed_dim="x"), ["open_clip_config.json is damaged"]),
+        (lambda folder: configure(folder, colour=1), ["open_clip_config.json is damaged", "colour"]),
+        (lambda folder: configure(folder, head_width=0), ["open_clip_config.json is damaged"]),
+        (lambda folder: configure(folder, patch_size=0), ["open_clip_config.json is damaged"]),
+        (lambda folder: configure(folder, layers=None), ["open_clip_config.json is damaged"]),
+        (lambda folder: configure(folder, "text_cfg", heads=7), ["open_clip_config.json is damaged"]),
+        (lambda folder: configure(folder, "text_cfg", hf_model_name="x"), ["of another class than CLIP"]),
+        (
+            lambda folder: [(folder / name).unlink() for name in ("tokenizer.json", "vocab.json")],
+            ["a vocabulary of its own", "no tokenizer.json"],
+        ),
+        (lambda folder: foreign_tokenizer(folder), ["its tokenizer is damaged (Unk token", "tokenizer.json"]),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), ["its tokenizer is damaged", "tokenizer.json"]),
+        (
+            lambda folder: (folder / "tokenizer_config.json").write_text('{"pad_token": null}'),
+            ["its tokenizer is damaged (it has no padding token)"],
+        ),
+        (
+            lambda folder: (folder / "tokenizer_config.json").write_text('{"pad_token": "[PAD]"}'),
+            [f"tokens up to {len(WORDS)}, and the model those below {len(WORDS)}"],
+        ),
         (lambda folder: age(folder), ["head.safetensors is of an earlier version", "fit the reward anew"]),
+        (lambda folder: replace(folder, "model.safetensors"), ["model.safetensors is not as", "copy the whole folder"]),
+        (lambda folder: replace(folder, "head.safetensors"), ["head.safetensors is not as"]),
+        (lambda folder: configure(folder, head_width=16), ["open_clip_config.json is not as"]),
+        (lambda folder: (folder / "merges.txt").write_text("#version: 0.2\n"), ["merges.txt is not as"]),
+        (lambda folder: (folder / "vocab.json").unlink(), ["no vocab.json there", "copy the whole folder"]),
+        (
+            lambda folder: alter(folder, head={"grid": 2, "width": 16, "heads": 8}),
+            ["reward.json is not as", "delete sha256"],
+        ),
+        (lambda folder: alter(folder, preprocess={"size": 16, "mode": "bilinear"}), ["reward.json is not as"]),
+        (lambda folder: alter(folder, sha256=5), ["reward.json", "sha256"]),
     ],
 )
 def test_a_folder_that_does_not_fit_is_refused_before_its_weights_are_read(
@@ -158,11 +199,39 @@ def age(folder: Path) -> None:
     save_file({name: each for name, each in load_file(file).items() if not name.startswith("change")}, file)
 
 
-def widen(folder: Path) -> None:
+def configure(folder: Path, part: str = "vision_cfg", **settings: object) -> None:
+    """Changes a part of the CLIP's structure: the whole, ``model_cfg``, or a tower of it."""
     file = folder / "open_clip_config.json"
-    text = json.loads(file.read_text())
-    text["model_cfg"]["vision_cfg"]["width"] = 32
-    file.write_text(json.dumps(text))
+    whole = json.loads(file.read_text())
+    parts = {"": whole, "model_cfg": whole["model_cfg"], **whole["model_cfg"]}
+    parts[part].update(settings)
+    file.write_text(json.dumps(whole))
+
+
+def foreign_tokenizer(folder: Path) -> None:
+    file = folder / "tokenizer.json"
+    words = json.loads(file.read_text())
+    words["model"] |= {"vocab": {"a": 0, "b": 1}, "merges": []}
+    file.write_text(json.dumps(words | {"added_tokens": []}))
+
+
+def replace(folder: Path, name: str) -> None:
+    """Another fit's weights: of the same shapes."""
+    save_file({key: each + 0.01 for key, each in load_file(folder / name).items()}, folder / name)
+
+
+def test_a_folder_without_digests_and_another_unit_are_accepted(tmp_path: Path) -> None:
+    write(tmp_path / "mine", VIDEO)
+    before = load_reward("fitted", path=str(tmp_path / "mine"))(frames(), PROMPTS)
+    alter(tmp_path / "mine", mean=1.3)
+    torch.testing.assert_close(load_reward("fitted", path=str(tmp_path / "mine"))(frames(), PROMPTS), before + 1)
+    table = json.loads((tmp_path / "mine" / "reward.json").read_text())
+    for key in ("sha256", "combined_deviation"):
+        del table[key]
+    (tmp_path / "mine" / "reward.json").write_text(json.dumps(table | {"mean": 0.3}))
+    assert torch.equal(load_reward("fitted", path=str(tmp_path / "mine"))(frames(), PROMPTS), before)
+    replace(tmp_path / "mine", "model.safetensors")
+    assert not torch.equal(load_reward("fitted", path=str(tmp_path / "mine"))(frames(), PROMPTS), before)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "head.safetensors"])
@@ -171,6 +240,7 @@ def test_weights_that_are_nan_are_refused(tmp_path: Path, name: str) -> None:
     weights = load_file(tmp_path / "mine" / name)
     next(iter(weights.values())).view(-1)[0] = torch.nan
     save_file(weights, tmp_path / "mine" / name)
+    alter(tmp_path / "mine", sha256=None)
     with pytest.raises(ValueError, match="NaN or infinite"):
         load_reward("fitted", path=str(tmp_path / "mine"))
 

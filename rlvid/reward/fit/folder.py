@@ -10,9 +10,12 @@ file                           content
 ``tokenizer.json`` and others  the CLIP's tokenizer, unless it is OpenAI's
 =============================  ================================================================================
 
-A reward answers m + s mean_a((raw_a - m_a) / s_a): each axis is standardised by the mean m_a and the deviation s_a of
-base samples, and then has the mean m and the deviation s of the reward that it stands in for, so that its learning
-rates carry over.
+A reward answers m + s mean_a((raw_a - m_a) / s_a) / c: each axis is standardised by the mean m_a and the deviation s_a
+of base samples, and c is the deviation of the mean over the axes, below 1 where axes differ. So the answers for base
+samples have the mean m and the deviation s of the reward that it stands in for, and its learning rates carry over.
+
+``reward.json`` has the SHA-256 of every file and of its own settings: files of two fits can have the same shapes, and
+would give other scores.
 """
 
 import json
@@ -32,10 +35,13 @@ from rlvid.models.stored import save_tokenizer
 from rlvid.models.weights import check_fit, check_texts, fill, headers, read_json, read_weights
 from rlvid.reward.clip import ClipReward, TextFeatures
 from rlvid.reward.fit.models import Backbone, ImageScorer, TemporalHead, VideoScorer, patch_width, width_of
+from rlvid.reward.fit.seal import CONFIG as CONFIG
+from rlvid.reward.fit.seal import HEAD as HEAD
+from rlvid.reward.fit.seal import SPEC as SPEC
+from rlvid.reward.fit.seal import check_seal, seal
 from rlvid.reward.preprocess import Preprocess
 from rlvid.reward.published import check_clip, load_clip
 
-SPEC, HEAD, CONFIG = "reward.json", "head.safetensors", "open_clip_config.json"
 Scorer = ImageScorer | VideoScorer
 
 
@@ -50,8 +56,14 @@ class Spec(BaseModel):
     head: HeadConfig | None = Field(None, description="of a reward of whole videos; null: a cosine of single frames")
     base_mean: tuple[float, ...] = Field(description="mean raw score of base samples, an axis each")
     base_deviation: tuple[float, ...] = Field(description="standard deviation of the same, above 0")
+    combined_deviation: float = Field(
+        1.0, gt=0, description="standard deviation of the mean of the standardised axes over base samples; one axis: 1"
+    )
     mean: float = Field(0.0, description="mean of the answers for base samples")
-    deviation: float = Field(1.0, gt=0, description="standard deviation of the same, for one axis")
+    deviation: float = Field(1.0, gt=0, description="standard deviation of the same")
+    sha256: dict[str, str] | None = Field(
+        None, description="of each file, and of the settings here but mean and deviation; null: not checked"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> "Spec":
@@ -61,6 +73,8 @@ class Spec(BaseModel):
             raise ValueError(f"base_deviation = {list(self.base_deviation)}: a deviation must be above 0")
         if self.head is None and len(self.axes) > 1:
             raise ValueError(f"axes = {list(self.axes)}: a cosine has one axis")
+        if len(self.axes) == 1 and self.combined_deviation != 1:
+            raise ValueError(f"combined_deviation = {self.combined_deviation}: of one axis it is 1")
         return self
 
 
@@ -82,7 +96,7 @@ class FittedVideoReward(nn.Module):
         image_BFD, patch_BFN = self.scorer.backbone(frames_BFCHW)
         raw_BA = self.scorer.score(image_BFD, patch_BFN, self.text_features(prompts))
         standard_B = ((raw_BA - self.base_mean_A) / self.base_deviation_A).mean(1)
-        return self.spec.mean + self.spec.deviation * standard_B
+        return self.spec.mean + self.spec.deviation * (standard_B / self.spec.combined_deviation)
 
 
 def save_fitted(
@@ -100,7 +114,7 @@ def save_fitted(
     save_clip(folder, scorer.backbone.clip, config, tokenizer)
     if isinstance(scorer, VideoScorer):
         save_file(_weights(scorer.head), folder / HEAD)
-    write_atomic(folder / SPEC, spec.model_dump_json(indent=2).encode())
+    seal(folder, spec.model_dump(mode="json"))
 
 
 def save_clip(folder: Path, clip: CLIP, config: dict[str, Any], tokenizer: CLIPTokenizer | None = None) -> None:
@@ -141,16 +155,16 @@ def read_spec(path: str | Path, where: str) -> Spec:
 
 
 def check_fitted(path: str, where: str) -> Spec:
-    """Checks a fitted reward's files without reading its weights; returns its settings.
+    """Checks a fitted reward's files without loading its weights; returns its settings.
 
     Raises:
-        ValueError: a file is missing, damaged, or of another model; ``where`` begins the message.
+        ValueError: a file is missing, damaged, of another model or of another fit; ``where`` begins the message.
     """
     spec, folder = read_spec(path, where), Path(path).expanduser()
     for name in (CONFIG, *([] if spec.head is None else [HEAD])):
         if not (folder / name).is_file():
             raise ValueError(f"{where}: no {name} there; copy the whole folder")
-    clip, _ = check_clip("fitted", folder, headers(folder / "model.safetensors", where), where)
+    clip, *_ = check_clip("fitted", folder, headers(folder / "model.safetensors", where), where)
     size = clip.visual.image_size
     if spec.preprocess.size not in (size, *(size[:1] if isinstance(size, tuple) else ())):
         raise damaged(f"{where}: {SPEC}", f"preprocess.size = {spec.preprocess.size}, and the CLIP sees {size}")
@@ -159,6 +173,7 @@ def check_fitted(path: str, where: str) -> Spec:
         if not {"change.weight", *(["motion.norm.weight"] if spec.head.motion else [])} <= found.keys():
             raise ValueError(f"{where}: {HEAD} is of an earlier version of rlvid; fit the reward anew")
         check_fit(made.state_dict(), found, f"{where}: {HEAD}")
+    check_seal(folder, where)
     return spec
 
 
