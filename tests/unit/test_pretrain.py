@@ -15,10 +15,12 @@ from safetensors.torch import load_file, save_file
 from rlvid.config import load_config
 from rlvid.config.fit import load_fit
 from rlvid.diffusion.generate import generate
+from rlvid.files import sha256
 from rlvid.fitting.backbone import begin
 from rlvid.fitting.votes import counts_of
 from rlvid.models.unet3d import load_model
 from rlvid.reward.builtin import BUILTIN
+from rlvid.reward.fit.seal import check_seal
 from rlvid.toy.pretrain.plan import JUDGES, MEAN, REWARDS, TUNINGS
 from rlvid.toy.pretrain.rewards import Maker, accuracy_of_reward
 from rlvid.world.pairs import NEW
@@ -61,8 +63,8 @@ class Recorder:
         elif command[1] == "reward":
             folder = Path(command[command.index("--out") + 1])
             folder.mkdir()
-            for name in ("reward.json", "README.md"):
-                (folder / name).write_text(str(folder))
+            (folder / "reward.json").write_text(json.dumps({"axes": [str(folder)]}))
+            (folder / "README.md").write_text(str(folder))
             save_file({"logit_scale": torch.tensor(1 / 3), "proj": torch.ones(2) / 3}, folder / "model.safetensors")
             share = {"share": 0.9, "low": 0.8, "high": 1.0, "pairs": 9}
             axes = {"quality": {"held_out": {"accuracy": share, "kinds": {"time": share | {"share": 0.7}}}}}
@@ -86,7 +88,10 @@ def test_rewards_are_made_by_commands_in_rounds_and_what_is_there_is_not_made_ag
     planned = [list(step.command) for each in (*maker.rounds(2), maker.judging()) for step in maker.steps(each)]
     assert first.commands + second.commands == planned
     for plan, folder in [*((each, "round-2") for each in REWARDS), *((each, "judges") for each in JUDGES)]:
-        assert (out / plan.name / "reward.json").read_text() == str(work / folder / plan.name)
+        made = json.loads((out / plan.name / "reward.json").read_text())
+        assert made["axes"] == [str(work / folder / plan.name)]
+        check_seal(out / plan.name, "a rounded copy has a seal of its own")
+        assert made["sha256"]["model.safetensors"] == sha256(out / plan.name / "model.safetensors")
         assert sorted(each.name for each in (out / plan.name).iterdir()) == [
             "model.safetensors", "report.json", "reward.json"
         ]  # fmt: skip

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from rlvid.files import atomic_folder, write_atomic
 from rlvid.reward.fit.folder import CONFIG, HEAD, SPEC, save_clip
+from rlvid.reward.fit.seal import seal
 from rlvid.toy.pretrain.common import log, scaled
 from rlvid.toy.pretrain.contrastive import fit_clip, structure
 from rlvid.toy.pretrain.plan import (
@@ -266,6 +267,7 @@ def copy_reward(fitted: Path, folder: Path) -> None:
                 save_file({name: each.half() if each.dim() else each for name, each in weights}, part / path.name)
             elif path.is_file():
                 shutil.copyfile(path, part / path.name)
+        seal(part, json.loads((part / SPEC).read_text(encoding="utf-8")))
         numbers = {key: report[key] for key in ("pairs", "axes", "base")}
         (part / REPORT).write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
 
