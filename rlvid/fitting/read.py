@@ -25,7 +25,7 @@ from rlvid.data.parquet import open_parquet
 from rlvid.data.prompts import check_prompt
 from rlvid.data.tables import TABLES, Row, read_rows, table_files
 from rlvid.files import stand_in
-from rlvid.text import printable
+from rlvid.text import clean, is_blank, printable
 
 AXIS = "quality"
 """The axis of votes that name none."""
@@ -212,18 +212,25 @@ def _answer(row: Row, key: frozenset[object], a: Media, b: Media, named: bool = 
     values = row.values
     prompt = check_prompt(values["prompt"] if values["prompt"] is not None else "", row.where)
     axis = _text(row, "axis") if named and values.get("axis") is not None else AXIS
-    annotator = None if values.get("annotator") is None else str(values["annotator"]).strip() or None
-    kind = str(values.get("kind") or "").strip()
-    vote = Vote(axis, _preference(row), annotator, row.where)
-    models = (str(values.get("a_model") or "").strip(), str(values.get("b_model") or "").strip())
-    return _Answer(key, Pair(prompt, a, b, kind, (vote,), models))
+    if not axis:
+        raise ValueError(f"{row.where}: its axis is empty, and other rows have one")
+    vote = Vote(axis, _preference(row), _text(row, "annotator") or None, row.where)
+    models = (_text(row, "a_model"), _text(row, "b_model"))
+    return _Answer(key, Pair(prompt, a, b, _text(row, "kind"), (vote,), models))
 
 
 def _text(row: Row, column: str) -> str:
-    found = str(row.values[column]).strip()
-    if not found:
-        raise ValueError(f"{row.where}: its {column} is empty, and other rows have one")
-    return found
+    """Returns a text or a number as one line; "" where there is none, or none that is visible."""
+    given: Any = row.values.get(column)
+    if given is None:
+        return ""
+    if isinstance(given, bool) or not isinstance(given, str | int | float):
+        raise ValueError(f"{row.where}: its {column} is {printable(repr(given))[:40]}; it must be a text or a number")
+    try:
+        found = clean(str(given))
+    except ValueError as error:
+        raise ValueError(f"{row.where}: its {column} {error}") from None
+    return "" if is_blank(found) else found
 
 
 def _preference(row: Row) -> float:

@@ -13,6 +13,7 @@ from pyarrow import parquet
 from rlvid.data.pairs import PAIRS
 from rlvid.fitting.read import Media, Pair, check_enough, read_pairs
 
+NAMES = ("axis", "annotator", "kind", "a_model", "b_model")
 FILES = ("x.png", "y.png", "z.png", "w.mp4", "v.mp4")
 
 
@@ -68,6 +69,8 @@ def test_axis_annotator_and_kind_may_be_missing(folder: Path) -> None:
     assert (len(pair.votes), len(skipped)) == (1, 1), "0 is a name"
     (pair,), _ = read_pairs(manifest(folder, [row(kind="structure")]))
     assert pair.kind == "structure"
+    (pair,), _ = read_pairs(manifest(folder, [row(axis=" the\nmotion", kind=0, a_model="\u200b")]))
+    assert (pair.axes, pair.kind, pair.models) == ({"the motion"}, "0", ("", "")), "a line each, or nothing"
 
 
 @pytest.mark.parametrize(
@@ -89,6 +92,10 @@ def test_axis_annotator_and_kind_may_be_missing(folder: Path) -> None:
         (row(prompt=None), ["pairs.jsonl:2"]),
         (row(axis=" "), ["its axis is empty"]),
         ({"prompt": "a dog", "a": "x.png", "preference": 1}, ["names no file for b"]),
+        *((row(**{"axis": "quality", name: "\ud83d"}), [f"jsonl:2: its {name} has U+D83D, half"]) for name in NAMES),
+        *((row(**{"axis": "quality", name: "\x1b[2J"}), [f"its {name} has the control character"]) for name in NAMES),
+        *((row(**{"axis": "quality", name: {"k": 1}}), [f"its {name} is {{'k': 1}}; it must be a"]) for name in NAMES),
+        (row(axis=True), ["its axis is True"]),
     ],
 )
 def test_a_vote_that_cannot_be_used_is_left_out_and_named(folder: Path, bad: dict[str, Any], words: list[str]) -> None:
