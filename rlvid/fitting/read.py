@@ -2,8 +2,8 @@
 
 A manifest is a table (CSV, TSV, JSON lines or Parquet) with a row for each vote: ``prompt``, the files ``a`` and ``b``
 (videos or images, relative to the manifest), ``preference`` (1 for ``a``, 0 for ``b``, 0.5 for a tie, or between), and
-where it has them ``axis`` ("quality" by default), ``annotator``, ``kind``, by which accuracy is reported, and
-``a_model`` and ``b_model``, the names of the models that made them.
+where it has them ``axis`` (all rows or none, which is "quality"), ``annotator``, ``kind``, by which accuracy is
+reported, and ``a_model`` and ``b_model``, the names of the models that made them.
 
 A vote that cannot be used is left out and named; the others count.
 """
@@ -11,12 +11,14 @@ A vote that cannot be used is left out and named; the others count.
 import math
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from rlvid.data.find import EXTENSIONS, Skipped, check_file
 from rlvid.data.images import IMAGES
@@ -28,7 +30,7 @@ from rlvid.files import stand_in
 from rlvid.text import clean, is_blank, printable
 
 AXIS = "quality"
-"""The axis of votes that name none."""
+"""The axis of votes where none names one."""
 _COLUMNS, _OPTIONAL = ("prompt", "a", "b", "preference"), ("axis", "annotator", "kind", "a_model", "b_model")
 _LIGHT = [name for name in PAIRS.names if name not in ("a", "b", "fps")]
 
@@ -109,7 +111,8 @@ def read_pairs(source: str | Path, *, outside: bool = False) -> tuple[list[Pair]
     skipped: list[Skipped] = []
     files = table_files(path)
     if any(map(_is_export, files)):
-        answers: Iterable[_Answer] = chain.from_iterable(_from_export(file, skipped) for file in files)
+        named = any(map(_names_axes, files))
+        answers: Iterable[_Answer] = chain.from_iterable(_from_export(file, named, skipped) for file in files)
     else:
         answers = _from_manifest(path, outside, skipped)
     pairs = list(_pool(answers, path, skipped))
@@ -143,29 +146,46 @@ def _is_export(path: Path) -> bool:
     return "a" in kinds and (pa.types.is_list(kinds["a"]) or pa.types.is_large_list(kinds["a"]))
 
 
-def _from_export(path: Path, skipped: list[Skipped]) -> Iterator[_Answer]:
+def _from_export(path: Path, named: bool, skipped: list[Skipped]) -> Iterator[_Answer]:
     """Yields the votes of an export; of each pair, the frames of its first row count. Files have no pair in common."""
     first: dict[frozenset[object], tuple[int, str]] = {}
     number = -1
+    with _export(path) as file:
+        light = [*_LIGHT, *({"kind"} & {*file.schema_arrow.names})]
+        for batch in file.iter_batches(columns=light):
+            for values in batch.to_pylist():
+                number += 1
+                row = Row(f"{path}: row {number + 1}", values)
+                case = tuple(values[name] for name in ("set", "steps", "index", "copy"))
+                key = frozenset({(path, values["a_model"], case), (path, values["b_model"], case)})
+                place, model = first.setdefault(key, (number, values["a_model"]))
+                sides = ("a", "b") if values["a_model"] == model else ("b", "a")
+                try:
+                    if len(key) < 2:
+                        raise ValueError(f"{row.where}: both sides are of the model {values['a_model']!r}")
+                    yield _answer(row, key, Media(path, place, sides[0]), Media(path, place, sides[1]), named)
+                except ValueError as error:
+                    skipped.append(Skipped(path, str(error)))
+
+
+def _names_axes(path: Path) -> bool:
+    with _export(path) as file:
+        batches = file.iter_batches(columns=["axis"])
+        return any(_has_axis(Row("", values)) for batch in batches for values in batch.to_pylist())
+
+
+@contextmanager
+def _export(path: Path) -> Iterator[pq.ParquetFile]:
+    """Opens an export.
+
+    Raises:
+        ValueError: it lacks a column, or cannot be read here or later.
+    """
     try:
         with open_parquet(path) as file:
             if missing := [name for name in PAIRS.names if name not in file.schema_arrow.names]:
                 raise ValueError(f"{path}: lacks {' and '.join(map(repr, missing))}; export the study again")
-            light = [*_LIGHT, *({"kind"} & {*file.schema_arrow.names})]
-            for batch in file.iter_batches(columns=light):
-                for values in batch.to_pylist():
-                    number += 1
-                    row = Row(f"{path}: row {number + 1}", values)
-                    case = tuple(values[name] for name in ("set", "steps", "index", "copy"))
-                    key = frozenset({(path, values["a_model"], case), (path, values["b_model"], case)})
-                    place, model = first.setdefault(key, (number, values["a_model"]))
-                    sides = ("a", "b") if values["a_model"] == model else ("b", "a")
-                    try:
-                        if len(key) < 2:
-                            raise ValueError(f"{row.where}: both sides are of the model {values['a_model']!r}")
-                        yield _answer(row, key, Media(path, place, sides[0]), Media(path, place, sides[1]))
-                    except ValueError as error:
-                        skipped.append(Skipped(path, str(error)))
+            yield file
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = stand_in(path) or " ".join(str(error).split())[:200]
         raise ValueError(f"{path}: is not a Parquet file, or a damaged one: {printable(reason)}") from error
@@ -175,7 +195,7 @@ def _from_manifest(path: Path, outside: bool, skipped: list[Skipped]) -> Iterato
     if not table_files(path):
         raise ValueError(f"{path}: no such file of preference pairs (allowed: {', '.join(TABLES)})")
     rows = list(read_rows(path, _COLUMNS, gaps=True, optional=_OPTIONAL, numbers=("preference",)))
-    named = any(str(row.values.get("axis") or "").strip() for row in rows)
+    named = any(map(_has_axis, rows))
     images: dict[bool, str] = {}
     for row in rows:
         try:
@@ -207,14 +227,13 @@ def _media(row: Row, side: str, folder: Path, outside: bool) -> Media:
     return Media(path)
 
 
-def _answer(row: Row, key: frozenset[object], a: Media, b: Media, named: bool = True) -> _Answer:
+def _answer(row: Row, key: frozenset[object], a: Media, b: Media, named: bool) -> _Answer:
     """Makes a vote of a row; ``named``: whether any row names an axis."""
-    values = row.values
-    prompt = check_prompt(values["prompt"] if values["prompt"] is not None else "", row.where)
-    axis = _text(row, "axis") if named and values.get("axis") is not None else AXIS
-    if not axis:
+    prompt = check_prompt("" if row.values["prompt"] is None else row.values["prompt"], row.where)
+    preference, axis = _preference(row), _text(row, "axis")
+    if named and not axis:
         raise ValueError(f"{row.where}: its axis is empty, and other rows have one")
-    vote = Vote(axis, _preference(row), _text(row, "annotator") or None, row.where)
+    vote = Vote(axis or AXIS, preference, _text(row, "annotator") or None, row.where)
     models = (_text(row, "a_model"), _text(row, "b_model"))
     return _Answer(key, Pair(prompt, a, b, _text(row, "kind"), (vote,), models))
 
@@ -231,6 +250,13 @@ def _text(row: Row, column: str) -> str:
     except ValueError as error:
         raise ValueError(f"{row.where}: its {column} {error}") from None
     return "" if is_blank(found) else found
+
+
+def _has_axis(row: Row) -> bool:
+    try:
+        return bool(_text(row, "axis"))
+    except ValueError:
+        return False
 
 
 def _preference(row: Row) -> float:
@@ -259,8 +285,14 @@ def _pool(answers: Iterable[_Answer], path: Path, skipped: list[Skipped]) -> Ite
             continue
         turned = [_turned(answer, first) for answer in each]
         if votes := list(_consistent(turned, path, skipped)):
-            kind = next((answer.pair.kind for answer in each if answer.pair.kind), "")
-            yield Pair(first.prompt, first.a, first.b, kind, tuple(votes), first.models)
+            kind = _first(answer.pair.kind for answer in each)
+            sides = [answer.pair.models[:: 1 if answer.pair.a == first.a else -1] for answer in each]
+            models = (_first(a for a, _ in sides), _first(b for _, b in sides))
+            yield Pair(first.prompt, first.a, first.b, kind, tuple(votes), models)
+
+
+def _first(names: Iterable[str]) -> str:
+    return next(filter(None, names), "")
 
 
 def _turned(answer: _Answer, first: Pair) -> Vote:

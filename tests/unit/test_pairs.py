@@ -73,6 +73,25 @@ def test_axis_annotator_and_kind_may_be_missing(folder: Path) -> None:
     assert (pair.axes, pair.kind, pair.models) == ({"the motion"}, "0", ("", "")), "a line each, or nothing"
 
 
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".tsv", ".parquet"])
+def test_all_rows_have_an_axis_or_none_has(folder: Path, ending: str) -> None:
+    missing = "" if ending in (".csv", ".tsv") else None
+    rows = [row(axis=missing), row("x.png", "z.png", axis="motion"), row("y.png", "z.png", axis=missing)]
+    (pair,), skipped = read_pairs(manifest(folder, rows, ending))
+    assert pair.axes == {"motion"}
+    assert ["its axis is empty, and other rows have one" in str(each) for each in skipped] == [True, True]
+
+
+def test_the_models_of_a_pair_are_those_of_the_first_row_that_names_them(folder: Path) -> None:
+    rows = [
+        row(annotator="ada"),
+        row("y.png", "x.png", annotator="ben", a_model="tuned"),
+        row(annotator="cas", a_model="base", b_model="other"),
+    ]
+    (pair,), _ = read_pairs(manifest(folder, rows))
+    assert pair.models == ("base", "tuned"), "turned to the order of the first row"
+
+
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
@@ -171,6 +190,21 @@ def test_an_export_is_read_without_its_frames(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(ValueError, match="damaged"):
         read_pairs(path)
+
+
+def test_all_rows_of_all_exports_have_an_axis_or_none_has(folder: Path) -> None:
+    def votes(axis: str | None) -> list[dict[str, Any]]:
+        return [{"prompt": "a dog", "index": index, "preference": 1.0, "axis": axis} for index in range(2)]
+
+    place = folder / "rounds.parquet"
+    place.mkdir()
+    export(folder, votes(None)).rename(place / "round-0.parquet")
+    pairs, skipped = read_pairs(place)
+    assert ([pair.axes for pair in pairs], skipped) == ([{"quality"}] * 2, [])
+    export(folder, votes("motion")).rename(place / "round-1.parquet")
+    pairs, skipped = read_pairs(place)
+    assert [pair.axes for pair in pairs] == [{"motion"}] * 2
+    assert [str(each).endswith("its axis is empty, and other rows have one") for each in skipped] == [True, True]
 
 
 def test_a_folder_of_exports_is_one_table_whose_files_share_no_pair(folder: Path) -> None:
