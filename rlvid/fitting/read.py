@@ -179,16 +179,34 @@ def _export(path: Path) -> Iterator[pq.ParquetFile]:
     """Opens an export.
 
     Raises:
-        ValueError: it lacks a column, or cannot be read here or later.
+        ValueError: it lacks a column or has one of another type, or cannot be read here or later.
     """
     try:
         with open_parquet(path) as file:
             if missing := [name for name in PAIRS.names if name not in file.schema_arrow.names]:
                 raise ValueError(f"{path}: lacks {' and '.join(map(repr, missing))}; export the study again")
+            for field in PAIRS:
+                found, content = file.schema_arrow.field(field.name).type, _content(field.type)
+                if _content(found) not in (content, "null"):
+                    wrong = f"column {field.name!r} is of type {found}; it must hold {content}"
+                    raise ValueError(f"{path}: {wrong}; export the study again")
             yield file
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = stand_in(path) or " ".join(str(error).split())[:200]
         raise ValueError(f"{path}: is not a Parquet file, or a damaged one: {printable(reason)}") from error
+
+
+def _content(kind: pa.DataType) -> str:
+    """Returns what a column holds, the same for all widths of a type."""
+    if pa.types.is_dictionary(kind):
+        return _content(kind.value_type)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return f"lists of {_content(kind.value_type)}"
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return "text"
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+        return "bytes"
+    return "numbers" if pa.types.is_integer(kind) or pa.types.is_floating(kind) else str(kind)
 
 
 def _from_manifest(path: Path, outside: bool, skipped: list[Skipped]) -> Iterator[_Answer]:
@@ -263,7 +281,7 @@ def _preference(row: Row) -> float:
     given: Any = row.values["preference"]
     try:
         found = math.nan if given is None or isinstance(given, bool) else float(given)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         found = math.nan
     if not 0 <= found <= 1:
         shown = printable(repr(given))[:40]

@@ -107,6 +107,8 @@ def test_the_models_of_a_pair_are_those_of_the_first_row_that_names_them(folder:
         (row(preference=math.nan), ["preference = nan"]),
         (row(preference="better"), ["preference = 'better'"]),
         (row(preference=True), ["preference = True"]),
+        (row(preference=10**400), ["preference = 1000"]),
+        (row(preference=[1]), ["preference = [1]"]),
         (row(prompt=""), ["pairs.jsonl:2"]),
         (row(prompt=None), ["pairs.jsonl:2"]),
         (row(axis=" "), ["its axis is empty"]),
@@ -190,6 +192,40 @@ def test_an_export_is_read_without_its_frames(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(ValueError, match="damaged"):
         read_pairs(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "words"),
+    [
+        ("set", pa.list_(pa.string()), "it must hold text"),
+        ("a_model", pa.struct([("k", pa.string())]), "it must hold text"),
+        ("steps", pa.string(), "it must hold numbers"),
+        ("preference", pa.bool_(), "it must hold numbers"),
+        ("b", pa.list_(pa.int64()), "it must hold lists of bytes"),
+    ],
+)
+def test_an_export_with_a_column_of_another_type_is_refused(
+    folder: Path, name: str, kind: pa.DataType, words: str
+) -> None:
+    path = export(folder, [{"prompt": "a dog", "index": 0, "preference": 1.0}])
+    table = parquet.read_table(path)
+    place = table.schema.get_field_index(name)
+    parquet.write_table(table.set_column(place, name, pa.nulls(1, kind)), path)
+    with pytest.raises(ValueError, match=rf"export\.parquet: column '{name}' is of type .*; {words}"):
+        read_pairs(path)
+
+
+def test_an_export_may_be_written_anew_with_wider_types(folder: Path) -> None:
+    path = export(folder, [{"prompt": "a dog", "index": 0, "preference": 1.0, "annotator": None}])
+    wide = {pa.string(): pa.large_string(), pa.list_(pa.binary()): pa.large_list(pa.large_binary())}
+    wide |= {pa.int32(): pa.int64(), pa.float32(): pa.float64()}
+    table = parquet.read_table(path)
+    table = table.cast(pa.schema([(each.name, wide[each.type]) for each in PAIRS]))
+    table = table.set_column(table.schema.get_field_index("annotator"), "annotator", pa.nulls(1))
+    place = table.schema.get_field_index("set")
+    parquet.write_table(table.set_column(place, "set", table["set"].dictionary_encode()), path)
+    (pair,), skipped = read_pairs(path)
+    assert (pair.prompt, pair.votes[0].annotator, skipped) == ("a dog", None, [])
 
 
 def test_all_rows_of_all_exports_have_an_axis_or_none_has(folder: Path) -> None:
