@@ -27,7 +27,7 @@ from rlvid.data.images import ImageError, decode_image, read_image
 from rlvid.data.listing import write_listing
 from rlvid.data.parquet import open_parquet
 from rlvid.data.videos import read_video
-from rlvid.fitting.read import Media, Pair
+from rlvid.fitting.pairs import Media, Pair
 from rlvid.reward.preprocess import Preprocess
 
 ROWS = pa.schema(

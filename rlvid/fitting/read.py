@@ -12,7 +12,6 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -27,74 +26,13 @@ from rlvid.data.parquet import open_parquet
 from rlvid.data.prompts import check_prompt
 from rlvid.data.tables import TABLES, Row, read_rows, table_files
 from rlvid.files import stand_in
+from rlvid.fitting.pairs import Answer, Media, Pair, Vote, pool
 from rlvid.text import clean, is_blank, printable
 
 AXIS = "quality"
 """The axis of votes where none names one."""
 _COLUMNS, _OPTIONAL = ("prompt", "a", "b", "preference"), ("axis", "annotator", "kind", "a_model", "b_model")
 _LIGHT = [name for name in PAIRS.names if name not in ("a", "b", "fps")]
-
-
-@dataclass(frozen=True)
-class Media:
-    """A video or an image: a file, or the column ``side`` in a row of a study's export."""
-
-    path: Path
-    row: int | None = None
-    side: str = ""
-
-    @property
-    def is_image(self) -> bool:
-        """Whether it is an image file."""
-        return self.row is None and self.path.suffix.lower() in IMAGES
-
-    def __str__(self) -> str:
-        """Returns the place, as messages name it."""
-        return printable(str(self.path) if self.row is None else f"{self.path}: row {self.row + 1}, {self.side}")
-
-
-@dataclass(frozen=True)
-class Vote:
-    """A vote on a pair: the preference for its ``a`` in [0, 1], and the place that it is from."""
-
-    axis: str
-    preference: float
-    annotator: str | None
-    where: str
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two videos or images of a prompt, all votes on them, and the models that made them, where they are known."""
-
-    prompt: str
-    a: Media
-    b: Media
-    kind: str
-    votes: tuple[Vote, ...]
-    models: tuple[str, str] = ("", "")
-
-    @property
-    def axes(self) -> set[str]:
-        """The axes with a vote."""
-        return {vote.axis for vote in self.votes}
-
-    def preference(self, axis: str) -> float:
-        """Returns the mean preference on an axis; NaN without a vote."""
-        given = [vote.preference for vote in self.votes if vote.axis == axis]
-        return sum(given) / len(given) if given else math.nan
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """A vote with the pair that it names; ``key`` is the same for both orders of a pair."""
-
-    key: frozenset[object]
-    pair: Pair
-
-    @property
-    def vote(self) -> Vote:
-        return self.pair.votes[0]
 
 
 def read_pairs(source: str | Path, *, outside: bool = False) -> tuple[list[Pair], list[Skipped]]:
@@ -105,17 +43,17 @@ def read_pairs(source: str | Path, *, outside: bool = False) -> tuple[list[Pair]
         outside: whether a manifest may name files outside its folder.
 
     Raises:
-        ValueError: the file is missing or damaged, lacks a column, or no vote can be used.
+        ValueError: the file is missing or damaged, lacks a column or has one of another type, or no vote can be used.
     """
     path = Path(source)
     skipped: list[Skipped] = []
     files = table_files(path)
     if any(map(_is_export, files)):
         named = any(map(_names_axes, files))
-        answers: Iterable[_Answer] = chain.from_iterable(_from_export(file, named, skipped) for file in files)
+        answers: Iterable[Answer] = chain.from_iterable(_from_export(file, named, skipped) for file in files)
     else:
         answers = _from_manifest(path, outside, skipped)
-    pairs = list(_pool(answers, path, skipped))
+    pairs = list(pool(answers, path, skipped))
     if not pairs:
         reason = f"; the first reason: {skipped[0]}" if skipped else ""
         raise ValueError(f"{path}: has no preference pair that can be used{reason}")
@@ -146,7 +84,7 @@ def _is_export(path: Path) -> bool:
     return "a" in kinds and (pa.types.is_list(kinds["a"]) or pa.types.is_large_list(kinds["a"]))
 
 
-def _from_export(path: Path, named: bool, skipped: list[Skipped]) -> Iterator[_Answer]:
+def _from_export(path: Path, named: bool, skipped: list[Skipped]) -> Iterator[Answer]:
     """Yields the votes of an export; of each pair, the frames of its first row count. Files have no pair in common."""
     first: dict[frozenset[object], tuple[int, str]] = {}
     number = -1
@@ -209,7 +147,7 @@ def _content(kind: pa.DataType) -> str:
     return "numbers" if pa.types.is_integer(kind) or pa.types.is_floating(kind) else str(kind)
 
 
-def _from_manifest(path: Path, outside: bool, skipped: list[Skipped]) -> Iterator[_Answer]:
+def _from_manifest(path: Path, outside: bool, skipped: list[Skipped]) -> Iterator[Answer]:
     if not table_files(path):
         raise ValueError(f"{path}: no such file of preference pairs (allowed: {', '.join(TABLES)})")
     rows = list(read_rows(path, _COLUMNS, gaps=True, optional=_OPTIONAL, numbers=("preference",)))
@@ -245,7 +183,7 @@ def _media(row: Row, side: str, folder: Path, outside: bool) -> Media:
     return Media(path)
 
 
-def _answer(row: Row, key: frozenset[object], a: Media, b: Media, named: bool) -> _Answer:
+def _answer(row: Row, key: frozenset[object], a: Media, b: Media, named: bool) -> Answer:
     """Makes a vote of a row; ``named``: whether any row names an axis."""
     prompt = check_prompt("" if row.values["prompt"] is None else row.values["prompt"], row.where)
     preference, axis = _preference(row), _text(row, "axis")
@@ -253,7 +191,7 @@ def _answer(row: Row, key: frozenset[object], a: Media, b: Media, named: bool) -
         raise ValueError(f"{row.where}: its axis is empty, and other rows have one")
     vote = Vote(axis or AXIS, preference, _text(row, "annotator") or None, row.where)
     models = (_text(row, "a_model"), _text(row, "b_model"))
-    return _Answer(key, Pair(prompt, a, b, _text(row, "kind"), (vote,), models))
+    return Answer(key, Pair(prompt, a, b, _text(row, "kind"), (vote,), models))
 
 
 def _text(row: Row, column: str) -> str:
@@ -287,52 +225,3 @@ def _preference(row: Row) -> float:
         shown = printable(repr(given))[:40]
         raise ValueError(f"{row.where}: preference = {shown}; allowed: 1 for a, 0 for b, 0.5 for a tie, or between")
     return found
-
-
-def _pool(answers: Iterable[_Answer], path: Path, skipped: list[Skipped]) -> Iterator[Pair]:
-    """Yields a pair for each two videos or images, with all votes turned to the order of the first one."""
-    found: dict[frozenset[object], list[_Answer]] = {}
-    for answer in answers:
-        found.setdefault(answer.key, []).append(answer)
-    for each in found.values():
-        first = each[0].pair
-        if other := next((answer for answer in each if answer.pair.prompt != first.prompt), None):
-            skipped.append(
-                Skipped(path, f"{each[0].vote.where} and {other.vote.where}: the same pair has two prompts; name one")
-            )
-            continue
-        turned = [_turned(answer, first) for answer in each]
-        if votes := list(_consistent(turned, path, skipped)):
-            kind = _first(answer.pair.kind for answer in each)
-            sides = [answer.pair.models[:: 1 if answer.pair.a == first.a else -1] for answer in each]
-            models = (_first(a for a, _ in sides), _first(b for _, b in sides))
-            yield Pair(first.prompt, first.a, first.b, kind, tuple(votes), models)
-
-
-def _first(names: Iterable[str]) -> str:
-    return next(filter(None, names), "")
-
-
-def _turned(answer: _Answer, first: Pair) -> Vote:
-    vote = answer.vote
-    if answer.pair.a == first.a:
-        return vote
-    return Vote(vote.axis, 1 - vote.preference, vote.annotator, vote.where)
-
-
-def _consistent(votes: list[Vote], path: Path, skipped: list[Skipped]) -> Iterator[Vote]:
-    """Yields the votes of people who say one thing; a repeated vote counts once."""
-    given: dict[tuple[str, str], list[Vote]] = {}
-    for vote in votes:
-        if vote.annotator is None:
-            yield vote
-        else:
-            given.setdefault((vote.axis, vote.annotator), []).append(vote)
-    for (axis, _), own in given.items():
-        other = next((vote for vote in own if vote.preference != own[0].preference), None)
-        if other is None:
-            yield own[0]
-            skipped += [Skipped(path, f"{vote.where}: repeats {own[0].where}") for vote in own[1:]]
-        else:
-            two = f"one person gives two answers on {axis}; neither counts"
-            skipped.append(Skipped(path, f"{own[0].where} and {other.where}: {two}"))

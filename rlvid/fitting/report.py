@@ -16,7 +16,7 @@ from rlvid.escape import markdown_text
 from rlvid.evaluate.tables.table import Grid, json_text
 from rlvid.files import write_atomic
 from rlvid.fitting.judge import Judged, Share, Verdict, accuracy, judge
-from rlvid.fitting.read import Pair
+from rlvid.fitting.pairs import Pair
 from rlvid.plots.curves import Line, Panel, png_of_panels
 from rlvid.plots.style import styles_of
 

@@ -16,8 +16,8 @@ from rlvid.config.fit import FitConfig
 from rlvid.data.clips import EncodedClips
 from rlvid.data.find import Skipped
 from rlvid.fitting.judge import Share, Verdict
+from rlvid.fitting.pairs import Media, Pair, Vote
 from rlvid.fitting.prepare import items, write_pairs
-from rlvid.fitting.read import Media, Pair, Vote
 from rlvid.fitting.report import FitReport, judge_scores, show_report, write_report
 
 AXES = ("quality", "motion")

@@ -11,7 +11,8 @@ import pytest
 from pyarrow import parquet
 
 from rlvid.data.pairs import PAIRS
-from rlvid.fitting.read import Media, Pair, check_enough, read_pairs
+from rlvid.fitting.pairs import Media, Pair
+from rlvid.fitting.read import check_enough, read_pairs
 
 NAMES = ("axis", "annotator", "kind", "a_model", "b_model")
 FILES = ("x.png", "y.png", "z.png", "w.mp4", "v.mp4")
@@ -126,13 +127,16 @@ def test_a_vote_that_cannot_be_used_is_left_out_and_named(folder: Path, bad: dic
     assert all(word in str(skipped) for word in words), str(skipped)
 
 
-def test_contradictions_are_left_out_and_named(folder: Path) -> None:
+def test_contradictions_are_left_out_and_each_vote_is_named(folder: Path) -> None:
     rows = [
         row(annotator="ada"), row("y.png", "x.png", annotator="ada"), row(annotator="ben"), row(annotator="ben"),
-        row("y.png", "z.png"), row("y.png", "z.png", prompt="a cat"),
+        row("y.png", "z.png"), row("y.png", "z.png", prompt="a cat"), row("z.png", "y.png", prompt="a cow"),
+        row(annotator="ada", preference=0.5),
     ]  # fmt: skip
     (pair,), skipped = read_pairs(manifest(folder, rows))
     assert [(vote.annotator, vote.preference) for vote in pair.votes] == [("ben", 1.0)]
+    named = {str(each).removeprefix(f"{folder}/pairs.jsonl:")[0] for each in skipped}
+    assert (len(skipped), named) == (len(rows) - 1, {*"1245678"}), "all but the vote that counts"
     found = "\n".join(map(str, skipped))
     assert "jsonl:1 and " in found
     assert "one person gives two answers on quality; neither counts" in found

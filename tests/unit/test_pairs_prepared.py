@@ -12,8 +12,8 @@ from pyarrow import parquet
 
 from rlvid.data.clips import EncodedClips
 from rlvid.data.pairs import PAIRS
+from rlvid.fitting.pairs import Media, Pair, Vote
 from rlvid.fitting.prepare import held_out_prompts, items, read_batch, read_media, write_pairs
-from rlvid.fitting.read import Media, Pair, Vote
 from rlvid.plots.video import write_mp4
 from rlvid.reward.preprocess import Preprocess, preset
 
