@@ -23,7 +23,7 @@ from rlvid.plots.style import styles_of
 REPORT, MADE_WITH = "report.json", "made_with"
 _NAMED = 5
 """Votes left out that a terminal shows; ``report.json`` has all."""
-_HEADS = ("Axis", "Held-out pairs", "Accuracy", "95 %", "Voters agree", "Fitted pairs", "Calibration error", "Log loss")
+_HEADS = ("Axis", "Held-out pairs", "Accuracy", "95 %", "Single voter", "Fitted pairs", "Calibration error", "Log loss")
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,12 @@ class FitReport:
         """Returns the table of the axes, and of the kinds of pairs where there are several."""
         rows = []
         for verdict, fitted in self.verdicts:
-            ceiling = verdict.ceiling
+            voter = verdict.voter
             rows.append(
                 [
                     verdict.axis,
                     *_share(verdict.accuracy),
-                    "-" if ceiling is None else _percent(ceiling.share),
+                    "-" if voter is None else _percent(voter.share),
                     _percent(fitted.share),
                     f"{verdict.error:.3f}",
                     f"{verdict.log_loss:.3f}",
@@ -77,7 +77,7 @@ class FitReport:
         """Returns what the numbers say, a sentence each."""
         lines = []
         for verdict, fitted in self.verdicts:
-            found, ceiling = verdict.accuracy, verdict.ceiling
+            found, voter, instead = verdict.accuracy, verdict.voter, verdict.instead
             if found.low <= 0.5:
                 lines.append(
                     f"{verdict.axis}: it is not shown to be better than a coin on {found.pairs} held-out pairs; more "
@@ -86,7 +86,12 @@ class FitReport:
             else:
                 lines.append(
                     f"{verdict.axis}: it agrees with the majority on {_percent(found.share)} of {found.pairs} held-out "
-                    "pairs" + (f", a voter with the others in {_percent(ceiling.share)}" if ceiling else "")
+                    "pairs"
+                )
+            if voter and instead:
+                lines.append(
+                    f"{verdict.axis}: with the majority of the other voters, a single voter agrees in "
+                    f"{_percent(voter.share)}, and the reward in {_percent(instead.share)}"
                 )
             if fitted.share - found.high > 0.1:
                 lines.append(
@@ -174,7 +179,7 @@ def _card(report: FitReport) -> str:
         "## How well it agrees with the votes", "", report.grid().markdown(), "",
         *(f"- {markdown_text(line)}" for line in report.words()), "",
         "Accuracy: the share of pairs with a majority in which the reward prefers the majority's choice; its interval "
-        "is a bootstrap over prompts, at least Wilson's. Voters agree: the share of votes that agree with the majority "
+        "is a bootstrap over prompts, at least Wilson's. Single voter: the share of votes that agree with the majority "
         "of the other votes on their pair. Calibration error: the mean distance of predicted and seen shares, in ten "
         "bins (see calibration.png). No held-out prompt was fitted on.", "",
         "## How it was made", "",
