@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from rlvid.config.fit import FitConfig
+from rlvid.config.fit import BackboneConfig, FitConfig
 from rlvid.data.clips import EncodedClips
 from rlvid.data.find import Skipped
 from rlvid.escape import markdown_text
@@ -19,6 +19,7 @@ from rlvid.fitting.judge import Judged, Share, Verdict, accuracy, judge
 from rlvid.fitting.pairs import Pair
 from rlvid.plots.curves import Line, Panel, png_of_panels
 from rlvid.plots.style import styles_of
+from rlvid.reward.fit.folder import SPEC
 
 REPORT, MADE_WITH = "report.json", "made_with"
 _NAMED = 5
@@ -171,6 +172,9 @@ def _card(report: FitReport) -> str:
     if config.backbone.towers == "text":
         size += " of its text tower"
     unit = f"the model {report.base}" if report.base else f"all models, since no pair names {config.base}"
+    seen = "This fit did not see the held-out prompts."
+    if _begins_with_a_reward(config.backbone):
+        seen += " Its backbone is itself a fitted reward, and may have seen them."
     lines = [
         "# A reward that was fitted to preferences", "",
         f"It scores {kinds[config.kind]} against their prompts. It was fitted with `rlvid reward fit` to "
@@ -181,7 +185,7 @@ def _card(report: FitReport) -> str:
         "Accuracy: the share of pairs with a majority in which the reward prefers the majority's choice; its interval "
         "is a bootstrap over prompts, at least Wilson's. Single voter: the share of votes that agree with the majority "
         "of the other votes on their pair. Calibration error: the mean distance of predicted and seen shares, in ten "
-        "bins (see calibration.png). No held-out prompt was fitted on.", "",
+        f"bins (see calibration.png). {seen}", "",
         "## How it was made", "",
         f"- Begun with the CLIP of {config.backbone.name}; {size} of it were fitted.",
         f"- {config.steps} steps of {config.batch_size} pairs, learning rate {config.lr:g}, seed {config.seed}.",
@@ -192,6 +196,13 @@ def _card(report: FitReport) -> str:
         "again.", "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _begins_with_a_reward(backbone: BackboneConfig) -> bool:
+    """Returns whether a backbone was fitted to preferences: in this package, by its publisher, or in an earlier fit."""
+    if backbone.path == "random":
+        return False
+    return backbone.name != "clip" or (Path(str(backbone.path)) / SPEC).is_file()
 
 
 def _share(share: Share) -> tuple[str, str, str]:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from rlvid.config.fit import FitConfig
+from rlvid.config.fit import BackboneConfig, FitConfig
 from rlvid.data.clips import EncodedClips
 from rlvid.data.find import Skipped
 from rlvid.fitting.judge import Share, Verdict
@@ -114,6 +114,30 @@ def test_a_report_is_written_as_strict_json_a_card_and_a_picture(tmp_path: Path)
     with Image.open(tmp_path / "calibration.png") as picture:
         assert (picture.format, picture.width > 400) == ("PNG", True)
         assert len(picture.convert("L").getcolors() or [0] * 99) > 5, "something is drawn"
+
+
+@pytest.mark.parametrize(
+    ("backbone", "fitted"),
+    [
+        ({"name": "builtin"}, True),
+        ({"name": "builtin", "path": "random"}, False),
+        ({"name": "pickscore", "path": "gone"}, True),
+        ({"name": "clip", "path": "plain"}, False),
+        ({"name": "clip", "path": "earlier"}, True),
+    ],
+)
+def test_the_card_says_that_a_fitted_backbone_may_have_seen_held_out_prompts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone: dict[str, str], fitted: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("plain", "earlier"):
+        Path(name).mkdir()
+    Path("earlier/reward.json").write_text("{}")
+    made = report([(verdict(), Share(0.9, 0.8, 1.0, 99))], config=FitConfig(backbone=BackboneConfig(**backbone)))
+    write_report(tmp_path, made, MADE)
+    card = Path("README.md").read_text()
+    assert "This fit did not see the held-out prompts." in card
+    assert ("Its backbone is itself a fitted reward, and may have seen them." in card) == fitted
 
 
 def test_the_table_has_a_row_for_each_axis_and_for_kinds_where_there_are_several() -> None:
