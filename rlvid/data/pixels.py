@@ -9,10 +9,10 @@ from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc
 from torch import Tensor
 from torch.nn import functional as F
 
+from rlvid.data.images import MAX_RATIO
+
 _MAX_PIXELS = 2**26
 """Largest number of pixels of a frame, 8192 x 8192. A small file may announce any number."""
-_MAX_ASPECT = 8
-"""Longer side over the shorter one, beyond which only the middle of a frame is scaled."""
 _OTHER_CURVES: dict[int, str] = {
     ColorTrc.LINEAR: "linear light",
     ColorTrc.LOG: "a logarithmic curve",
@@ -53,14 +53,23 @@ def problem(frame: av.VideoFrame, codec_tag: str) -> str | None:
     return None
 
 
-def shown(frame: av.VideoFrame, size: tuple[int, int], aspect: float) -> Tensor:
-    """(C, H, W) float32 in [0, 1] of one frame, ``size`` being (H, W); ``aspect``: a stored pixel's width / height."""
+def shown(frame: av.VideoFrame, size: tuple[int, int] | None, aspect: float) -> Tensor:
+    """Returns one frame: (C, H, W), float32 in [0, 1].
+
+    Args:
+        frame: as decoded.
+        size: H and W that the frame covers, and is cut to; None for the whole frame, with as many pixels as are stored.
+        aspect: width / height of a stored pixel.
+    """
     transposed, upside_down, mirrored = _orientation(frame) or (False, False, False)
     pixels_HWC = _rgb(frame)
     if transposed:
         pixels_HWC, aspect = pixels_HWC.swapaxes(0, 1), 1 / aspect
     pixels_HWC = pixels_HWC[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
-    return _fit(torch.from_numpy(np.ascontiguousarray(pixels_HWC)).permute(2, 0, 1), size, aspect)
+    pixels_CHW = torch.from_numpy(np.ascontiguousarray(pixels_HWC)).permute(2, 0, 1)
+    most = int(MAX_RATIO * max(1, min(pixels_CHW.shape[1], pixels_CHW.shape[2] * aspect)))
+    pixels_CHW = _middle(pixels_CHW, most, max(1, int(most / aspect)))
+    return (_whole(pixels_CHW, aspect) if size is None else _fit(pixels_CHW, size, aspect)).clamp(0, 1)
 
 
 def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool] | None:
@@ -109,14 +118,23 @@ def _to_xyz(primaries: tuple[tuple[float, float], ...]) -> np.ndarray:
 
 def _fit(pixels_CHW: Tensor, size: tuple[int, int], aspect: float) -> Tensor:
     """Scales a frame to cover ``size`` and cuts out the middle; ``aspect`` is a pixel's width over its height."""
-    most = int(_MAX_ASPECT * max(1, min(pixels_CHW.shape[1], pixels_CHW.shape[2] * aspect)))
-    pixels_CHW = _middle(pixels_CHW, most, max(1, int(most / aspect)))
     height, width = pixels_CHW.shape[1], pixels_CHW.shape[2] * aspect
     scale = max(size[0] / height, size[1] / width)
     shape = (max(size[0], round(height * scale)), max(size[1], round(width * scale)))
-    if shape != tuple(pixels_CHW.shape[1:]):
-        pixels_CHW = F.interpolate(pixels_CHW[None], shape, mode="bilinear", antialias=True, align_corners=False)[0]
-    return _middle(pixels_CHW, *size).clamp(0, 1)
+    return _middle(_resized(pixels_CHW, shape), *size)
+
+
+def _whole(pixels_CHW: Tensor, aspect: float) -> Tensor:
+    """Makes the pixels of a frame square, as many as they are; ``aspect`` is a pixel's width over its height."""
+    height, width = pixels_CHW.shape[1:]
+    root = aspect**0.5
+    return _resized(pixels_CHW, (max(1, round(height / root)), max(1, round(width * root))))
+
+
+def _resized(pixels_CHW: Tensor, shape: tuple[int, int]) -> Tensor:
+    if shape == tuple(pixels_CHW.shape[1:]):
+        return pixels_CHW
+    return F.interpolate(pixels_CHW[None], shape, mode="bilinear", antialias=True, align_corners=False)[0]
 
 
 def _middle(pixels_CHW: Tensor, height: int, width: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Reads video files at a model's frame rate and size."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,11 @@ class VideoError(ValueError):
     """A file that cannot be read as a video; the message names the file and the reason."""
 
 
-def read_video(path: str | Path, *, frames: int, size: int | tuple[int, int], fps: float | None) -> Tensor:
+Resize = Callable[[Tensor], Tensor]
+"""A policy that resizes images: (N, C, H, W) in [0, 1] to (N, C, H', W')."""
+
+
+def read_video(path: str | Path, *, frames: int, size: int | tuple[int, int] | Resize, fps: float | None) -> Tensor:
     """Reads frames from the middle of a video.
 
     Frames are chosen by their timestamps, so a variable frame rate is fine: F moments, 1 / fps apart, around the middle
@@ -34,12 +38,13 @@ def read_video(path: str | Path, *, frames: int, size: int | tuple[int, int], fp
     sampled evenly from end to end, as long as it has F frames. Pixels are those that a player shows: of the main video
     stream (not of a cover picture), turned and mirrored by the display matrix, stretched where they are not square, and
     in the colours of BT.709. Transparent pixels are laid on black, the frame is scaled to cover ``size``
-    with anti-aliasing, and the middle is cut out.
+    with anti-aliasing, and the middle is cut out. A policy gets the whole frame instead, and of a frame longer than 32
+    times its shorter side the middle.
 
     Args:
         path: mp4, mov, mkv, webm, avi or gif.
         frames: F.
-        size: height and width of the result in pixels, or one number for both.
+        size: height and width of the result in pixels, one number for both, or a policy that resizes whole frames.
         fps: frames a second of the result; None takes the moments evenly from end to end, and repeats frames of a clip
             that has fewer.
 
@@ -56,9 +61,8 @@ def read_video(path: str | Path, *, frames: int, size: int | tuple[int, int], fp
             raise VideoError(f"{path}: {'is empty' if path.is_file() else 'no such file'}")
         index = _main_stream(path)
         starts, end = _timestamps(path, index)
-        return _pick(
-            path, index, _choose(starts, end, path, frames, fps), (size, size) if isinstance(size, int) else size
-        )
+        size = (size, size) if isinstance(size, int) else size
+        return _pick(path, index, _choose(starts, end, path, frames, fps), size)
     except VideoError:
         raise
     except (FFmpegError, OSError, ValueError) as error:
@@ -138,7 +142,7 @@ def _choose(starts: np.ndarray, end: float, path: Path, frames: int, fps: float 
     return np.maximum(np.searchsorted(starts, moments + 1e-6, side="right") - 1, 0).tolist()
 
 
-def _pick(path: Path, index: int, chosen: list[int], size: tuple[int, int]) -> Tensor:
+def _pick(path: Path, index: int, chosen: list[int], size: tuple[int, int] | Resize) -> Tensor:
     """Decodes again and keeps the chosen frames only: a long clip would not fit into memory."""
     kept: dict[int, Tensor] = {}
     with _open(path) as container:
@@ -147,7 +151,11 @@ def _pick(path: Path, index: int, chosen: list[int], size: tuple[int, int]) -> T
         wanted = set(chosen)
         for number, frame in enumerate(_decode(container, stream)):
             if number in wanted:
-                kept[number] = shown(frame, size, float(stream.sample_aspect_ratio or 1))
+                aspect = float(stream.sample_aspect_ratio or 1)
+                if callable(size):
+                    kept[number] = size(shown(frame, None, aspect)[None])[0]
+                else:
+                    kept[number] = shown(frame, size, aspect)
             if len(kept) == len(wanted):
                 break
     return torch.stack([kept[number] for number in chosen])

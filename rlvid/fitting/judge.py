@@ -1,4 +1,4 @@
-"""Judges a fitted reward on pairs that it was not fitted on: accuracy, calibration, and the voters' own agreement."""
+"""Judges a fitted reward on pairs that it was not fitted on: accuracy, calibration, and a single voter beside it."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -42,8 +42,9 @@ class Verdict:
         accuracy: share of pairs with a majority in which the reward prefers what the majority prefers; the interval is
             a bootstrap over prompts, and at least Wilson's for as many answers as there are prompts.
         kinds: the same by kind of pair.
-        ceiling: share of votes that agree with the majority of the other votes on their pair; None where nobody voted
+        voter: share of votes that agree with the majority of the other votes on their pair; None where nobody voted
             on a pair that others voted on.
+        instead: the same, of the reward in the place of each vote.
         log_loss: mean of Bradley and Terry's loss.
         least: the least that it could be, the entropy of the votes.
         bins: of the calibration: count, mean probability, mean preference.
@@ -53,7 +54,8 @@ class Verdict:
     axis: str
     accuracy: Share
     kinds: dict[str, Share]
-    ceiling: Share | None
+    voter: Share | None
+    instead: Share | None
     log_loss: float
     least: float
     bins: list[tuple[int, float, float]]
@@ -79,7 +81,7 @@ def judge(pairs: Sequence[Judged], axis: str) -> Verdict:
         axis,
         accuracy(own),
         {kind: accuracy([pair for pair in own if pair.kind == kind]) for kind in kinds},
-        _ceiling(own),
+        *_beside_a_voter(own),
         float(loss_N.mean()),
         float(_entropy(preference_N).mean()),
         bins,
@@ -94,16 +96,20 @@ def accuracy(pairs: Iterable[Judged]) -> Share:
     return _share(right, [pair.prompt for pair in decided])
 
 
-def _ceiling(pairs: Iterable[Judged]) -> Share | None:
-    """Returns the share of votes that agree with the majority of the others; a tie on either side agrees half."""
+def _beside_a_voter(pairs: Iterable[Judged]) -> tuple[Share | None, Share | None]:
+    """Returns how often a vote, and the reward in its place, agrees with the majority of the others; a tie is half."""
     agree, prompts = [], []
     for pair in pairs:
         for place, vote in enumerate(pair.votes):
             others = [*pair.votes[:place], *pair.votes[place + 1 :]]
             if others and vote != 0.5:
-                agree.append(0.5 + 0.5 * np.sign(vote - 0.5) * np.sign(float(np.mean(others)) - 0.5))
+                both = np.sign([vote - 0.5, pair.difference])
+                agree.append(0.5 + 0.5 * both * np.sign(float(np.mean(others)) - 0.5))
                 prompts.append(pair.prompt)
-    return _share(np.array(agree), prompts) if agree else None
+    if not agree:
+        return None, None
+    voter_N, reward_N = np.array(agree).T
+    return _share(voter_N, prompts), _share(reward_N, prompts)
 
 
 def _share(right_N: np.ndarray, prompts: Sequence[str]) -> Share:

@@ -23,8 +23,9 @@ from rlvid.data.find import Skipped, size_and_ends
 from rlvid.data.training_set import Source
 from rlvid.files import held, read_mapping, write_atomic
 from rlvid.fitting.backbone import check_backbone, preprocess_for
+from rlvid.fitting.pairs import Pair
 from rlvid.fitting.prepare import held_out_prompts, items, read_on_ray, write_pairs
-from rlvid.fitting.read import AXIS, Pair, check_enough, read_pairs
+from rlvid.fitting.read import AXIS, check_enough, read_pairs
 from rlvid.fitting.report import MADE_WITH, REPORT, FitReport, judge_scores, write_report
 from rlvid.interrupt import kept
 from rlvid.storage import is_uri

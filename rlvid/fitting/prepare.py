@@ -27,7 +27,7 @@ from rlvid.data.images import ImageError, decode_image, read_image
 from rlvid.data.listing import write_listing
 from rlvid.data.parquet import open_parquet
 from rlvid.data.videos import read_video
-from rlvid.fitting.read import Media, Pair
+from rlvid.fitting.pairs import Media, Pair
 from rlvid.reward.preprocess import Preprocess
 
 ROWS = pa.schema(
@@ -53,7 +53,7 @@ def read_media(media: Media, frames: int, preprocess: Preprocess) -> Tensor:
     Args:
         media: a file, or a place in a study's export.
         frames: F of a video.
-        preprocess: the policy of the reward. Of a video file the middle square is used.
+        preprocess: the policy of the reward.
 
     Returns:
         (F or 1, 3, size, size), uint8.
@@ -67,12 +67,12 @@ def read_media(media: Media, frames: int, preprocess: Preprocess) -> Tensor:
         seen = {place: decode_image(files[place], f"{media}: frame {place}") for place in set(chosen)}
         if len({each.shape for each in seen.values()}) > 1:
             raise ImageError(f"{media}: has frames of several sizes; export the study again")
-        pixels_FCHW = _as_floats(np.stack([seen[place] for place in chosen]))
+        pixels_FCHW = preprocess(_as_floats(np.stack([seen[place] for place in chosen])))
     elif media.is_image:
-        pixels_FCHW = _as_floats(read_image(media.path)[None])
+        pixels_FCHW = preprocess(_as_floats(read_image(media.path)[None]))
     else:
-        pixels_FCHW = read_video(media.path, frames=frames, size=preprocess.size, fps=None)
-    return (preprocess(pixels_FCHW).clamp(0, 1) * 255).round().to(torch.uint8)
+        pixels_FCHW = read_video(media.path, frames=frames, size=preprocess, fps=None)
+    return (pixels_FCHW.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def _as_floats(pixels_FHWC: np.ndarray) -> Tensor:

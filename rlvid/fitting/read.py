@@ -2,8 +2,8 @@
 
 A manifest is a table (CSV, TSV, JSON lines or Parquet) with a row for each vote: ``prompt``, the files ``a`` and ``b``
 (videos or images, relative to the manifest), ``preference`` (1 for ``a``, 0 for ``b``, 0.5 for a tie, or between), and
-where it has them ``axis`` ("quality" by default), ``annotator``, ``kind``, by which accuracy is reported, and
-``a_model`` and ``b_model``, the names of the models that made them.
+where it has them ``axis`` (all rows or none, which is "quality"), ``annotator``, ``kind``, by which accuracy is
+reported, and ``a_model`` and ``b_model``, the names of the models that made them.
 
 A vote that cannot be used is left out and named; the others count.
 """
@@ -11,12 +11,13 @@ A vote that cannot be used is left out and named; the others count.
 import math
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from rlvid.data.find import EXTENSIONS, Skipped, check_file
 from rlvid.data.images import IMAGES
@@ -25,74 +26,13 @@ from rlvid.data.parquet import open_parquet
 from rlvid.data.prompts import check_prompt
 from rlvid.data.tables import TABLES, Row, read_rows, table_files
 from rlvid.files import stand_in
-from rlvid.text import printable
+from rlvid.fitting.pairs import Answer, Media, Pair, Vote, pool
+from rlvid.text import clean, is_blank, printable
 
 AXIS = "quality"
-"""The axis of votes that name none."""
+"""The axis of votes where none names one."""
 _COLUMNS, _OPTIONAL = ("prompt", "a", "b", "preference"), ("axis", "annotator", "kind", "a_model", "b_model")
 _LIGHT = [name for name in PAIRS.names if name not in ("a", "b", "fps")]
-
-
-@dataclass(frozen=True)
-class Media:
-    """A video or an image: a file, or the column ``side`` in a row of a study's export."""
-
-    path: Path
-    row: int | None = None
-    side: str = ""
-
-    @property
-    def is_image(self) -> bool:
-        """Whether it is an image file."""
-        return self.row is None and self.path.suffix.lower() in IMAGES
-
-    def __str__(self) -> str:
-        """Returns the place, as messages name it."""
-        return printable(str(self.path) if self.row is None else f"{self.path}: row {self.row + 1}, {self.side}")
-
-
-@dataclass(frozen=True)
-class Vote:
-    """A vote on a pair: the preference for its ``a`` in [0, 1], and the place that it is from."""
-
-    axis: str
-    preference: float
-    annotator: str | None
-    where: str
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two videos or images of a prompt, all votes on them, and the models that made them, where they are known."""
-
-    prompt: str
-    a: Media
-    b: Media
-    kind: str
-    votes: tuple[Vote, ...]
-    models: tuple[str, str] = ("", "")
-
-    @property
-    def axes(self) -> set[str]:
-        """The axes with a vote."""
-        return {vote.axis for vote in self.votes}
-
-    def preference(self, axis: str) -> float:
-        """Returns the mean preference on an axis; NaN without a vote."""
-        given = [vote.preference for vote in self.votes if vote.axis == axis]
-        return sum(given) / len(given) if given else math.nan
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """A vote with the pair that it names; ``key`` is the same for both orders of a pair."""
-
-    key: frozenset[object]
-    pair: Pair
-
-    @property
-    def vote(self) -> Vote:
-        return self.pair.votes[0]
 
 
 def read_pairs(source: str | Path, *, outside: bool = False) -> tuple[list[Pair], list[Skipped]]:
@@ -103,16 +43,17 @@ def read_pairs(source: str | Path, *, outside: bool = False) -> tuple[list[Pair]
         outside: whether a manifest may name files outside its folder.
 
     Raises:
-        ValueError: the file is missing or damaged, lacks a column, or no vote can be used.
+        ValueError: the file is missing or damaged, lacks a column or has one of another type, or no vote can be used.
     """
     path = Path(source)
     skipped: list[Skipped] = []
     files = table_files(path)
     if any(map(_is_export, files)):
-        answers: Iterable[_Answer] = chain.from_iterable(_from_export(file, skipped) for file in files)
+        named = any(map(_names_axes, files))
+        answers: Iterable[Answer] = chain.from_iterable(_from_export(file, named, skipped) for file in files)
     else:
         answers = _from_manifest(path, outside, skipped)
-    pairs = list(_pool(answers, path, skipped))
+    pairs = list(pool(answers, path, skipped))
     if not pairs:
         reason = f"; the first reason: {skipped[0]}" if skipped else ""
         raise ValueError(f"{path}: has no preference pair that can be used{reason}")
@@ -143,39 +84,74 @@ def _is_export(path: Path) -> bool:
     return "a" in kinds and (pa.types.is_list(kinds["a"]) or pa.types.is_large_list(kinds["a"]))
 
 
-def _from_export(path: Path, skipped: list[Skipped]) -> Iterator[_Answer]:
+def _from_export(path: Path, named: bool, skipped: list[Skipped]) -> Iterator[Answer]:
     """Yields the votes of an export; of each pair, the frames of its first row count. Files have no pair in common."""
     first: dict[frozenset[object], tuple[int, str]] = {}
     number = -1
+    with _export(path) as file:
+        light = [*_LIGHT, *({"kind"} & {*file.schema_arrow.names})]
+        for batch in file.iter_batches(columns=light):
+            for values in batch.to_pylist():
+                number += 1
+                row = Row(f"{path}: row {number + 1}", values)
+                case = tuple(values[name] for name in ("set", "steps", "index", "copy"))
+                key = frozenset({(path, values["a_model"], case), (path, values["b_model"], case)})
+                place, model = first.setdefault(key, (number, values["a_model"]))
+                sides = ("a", "b") if values["a_model"] == model else ("b", "a")
+                try:
+                    if len(key) < 2:
+                        raise ValueError(f"{row.where}: both sides are of the model {values['a_model']!r}")
+                    yield _answer(row, key, Media(path, place, sides[0]), Media(path, place, sides[1]), named)
+                except ValueError as error:
+                    skipped.append(Skipped(path, str(error)))
+
+
+def _names_axes(path: Path) -> bool:
+    with _export(path) as file:
+        batches = file.iter_batches(columns=["axis"])
+        return any(_has_axis(Row("", values)) for batch in batches for values in batch.to_pylist())
+
+
+@contextmanager
+def _export(path: Path) -> Iterator[pq.ParquetFile]:
+    """Opens an export.
+
+    Raises:
+        ValueError: it lacks a column or has one of another type, or cannot be read here or later.
+    """
     try:
         with open_parquet(path) as file:
             if missing := [name for name in PAIRS.names if name not in file.schema_arrow.names]:
                 raise ValueError(f"{path}: lacks {' and '.join(map(repr, missing))}; export the study again")
-            light = [*_LIGHT, *({"kind"} & {*file.schema_arrow.names})]
-            for batch in file.iter_batches(columns=light):
-                for values in batch.to_pylist():
-                    number += 1
-                    row = Row(f"{path}: row {number + 1}", values)
-                    case = tuple(values[name] for name in ("set", "steps", "index", "copy"))
-                    key = frozenset({(path, values["a_model"], case), (path, values["b_model"], case)})
-                    place, model = first.setdefault(key, (number, values["a_model"]))
-                    sides = ("a", "b") if values["a_model"] == model else ("b", "a")
-                    try:
-                        if len(key) < 2:
-                            raise ValueError(f"{row.where}: both sides are of the model {values['a_model']!r}")
-                        yield _answer(row, key, Media(path, place, sides[0]), Media(path, place, sides[1]))
-                    except ValueError as error:
-                        skipped.append(Skipped(path, str(error)))
+            for field in PAIRS:
+                found, content = file.schema_arrow.field(field.name).type, _content(field.type)
+                if _content(found) not in (content, "null"):
+                    wrong = f"column {field.name!r} is of type {found}; it must hold {content}"
+                    raise ValueError(f"{path}: {wrong}; export the study again")
+            yield file
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = stand_in(path) or " ".join(str(error).split())[:200]
         raise ValueError(f"{path}: is not a Parquet file, or a damaged one: {printable(reason)}") from error
 
 
-def _from_manifest(path: Path, outside: bool, skipped: list[Skipped]) -> Iterator[_Answer]:
+def _content(kind: pa.DataType) -> str:
+    """Returns what a column holds, the same for all widths of a type."""
+    if pa.types.is_dictionary(kind):
+        return _content(kind.value_type)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return f"lists of {_content(kind.value_type)}"
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return "text"
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+        return "bytes"
+    return "numbers" if pa.types.is_integer(kind) or pa.types.is_floating(kind) else str(kind)
+
+
+def _from_manifest(path: Path, outside: bool, skipped: list[Skipped]) -> Iterator[Answer]:
     if not table_files(path):
         raise ValueError(f"{path}: no such file of preference pairs (allowed: {', '.join(TABLES)})")
     rows = list(read_rows(path, _COLUMNS, gaps=True, optional=_OPTIONAL, numbers=("preference",)))
-    named = any(str(row.values.get("axis") or "").strip() for row in rows)
+    named = any(map(_has_axis, rows))
     images: dict[bool, str] = {}
     for row in rows:
         try:
@@ -207,75 +183,45 @@ def _media(row: Row, side: str, folder: Path, outside: bool) -> Media:
     return Media(path)
 
 
-def _answer(row: Row, key: frozenset[object], a: Media, b: Media, named: bool = True) -> _Answer:
+def _answer(row: Row, key: frozenset[object], a: Media, b: Media, named: bool) -> Answer:
     """Makes a vote of a row; ``named``: whether any row names an axis."""
-    values = row.values
-    prompt = check_prompt(values["prompt"] if values["prompt"] is not None else "", row.where)
-    axis = _text(row, "axis") if named and values.get("axis") is not None else AXIS
-    annotator = None if values.get("annotator") is None else str(values["annotator"]).strip() or None
-    kind = str(values.get("kind") or "").strip()
-    vote = Vote(axis, _preference(row), annotator, row.where)
-    models = (str(values.get("a_model") or "").strip(), str(values.get("b_model") or "").strip())
-    return _Answer(key, Pair(prompt, a, b, kind, (vote,), models))
+    prompt = check_prompt("" if row.values["prompt"] is None else row.values["prompt"], row.where)
+    preference, axis = _preference(row), _text(row, "axis")
+    if named and not axis:
+        raise ValueError(f"{row.where}: its axis is empty, and other rows have one")
+    vote = Vote(axis or AXIS, preference, _text(row, "annotator") or None, row.where)
+    models = (_text(row, "a_model"), _text(row, "b_model"))
+    return Answer(key, Pair(prompt, a, b, _text(row, "kind"), (vote,), models))
 
 
 def _text(row: Row, column: str) -> str:
-    found = str(row.values[column]).strip()
-    if not found:
-        raise ValueError(f"{row.where}: its {column} is empty, and other rows have one")
-    return found
+    """Returns a text or a number as one line; "" where there is none, or none that is visible."""
+    given: Any = row.values.get(column)
+    if given is None:
+        return ""
+    if isinstance(given, bool) or not isinstance(given, str | int | float):
+        raise ValueError(f"{row.where}: its {column} is {printable(repr(given))[:40]}; it must be a text or a number")
+    try:
+        found = clean(str(given))
+    except ValueError as error:
+        raise ValueError(f"{row.where}: its {column} {error}") from None
+    return "" if is_blank(found) else found
+
+
+def _has_axis(row: Row) -> bool:
+    try:
+        return bool(_text(row, "axis"))
+    except ValueError:
+        return False
 
 
 def _preference(row: Row) -> float:
     given: Any = row.values["preference"]
     try:
         found = math.nan if given is None or isinstance(given, bool) else float(given)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         found = math.nan
     if not 0 <= found <= 1:
         shown = printable(repr(given))[:40]
         raise ValueError(f"{row.where}: preference = {shown}; allowed: 1 for a, 0 for b, 0.5 for a tie, or between")
     return found
-
-
-def _pool(answers: Iterable[_Answer], path: Path, skipped: list[Skipped]) -> Iterator[Pair]:
-    """Yields a pair for each two videos or images, with all votes turned to the order of the first one."""
-    found: dict[frozenset[object], list[_Answer]] = {}
-    for answer in answers:
-        found.setdefault(answer.key, []).append(answer)
-    for each in found.values():
-        first = each[0].pair
-        if other := next((answer for answer in each if answer.pair.prompt != first.prompt), None):
-            skipped.append(
-                Skipped(path, f"{each[0].vote.where} and {other.vote.where}: the same pair has two prompts; name one")
-            )
-            continue
-        turned = [_turned(answer, first) for answer in each]
-        if votes := list(_consistent(turned, path, skipped)):
-            kind = next((answer.pair.kind for answer in each if answer.pair.kind), "")
-            yield Pair(first.prompt, first.a, first.b, kind, tuple(votes), first.models)
-
-
-def _turned(answer: _Answer, first: Pair) -> Vote:
-    vote = answer.vote
-    if answer.pair.a == first.a:
-        return vote
-    return Vote(vote.axis, 1 - vote.preference, vote.annotator, vote.where)
-
-
-def _consistent(votes: list[Vote], path: Path, skipped: list[Skipped]) -> Iterator[Vote]:
-    """Yields the votes of people who say one thing; a repeated vote counts once."""
-    given: dict[tuple[str, str], list[Vote]] = {}
-    for vote in votes:
-        if vote.annotator is None:
-            yield vote
-        else:
-            given.setdefault((vote.axis, vote.annotator), []).append(vote)
-    for (axis, _), own in given.items():
-        other = next((vote for vote in own if vote.preference != own[0].preference), None)
-        if other is None:
-            yield own[0]
-            skipped += [Skipped(path, f"{vote.where}: repeats {own[0].where}") for vote in own[1:]]
-        else:
-            two = f"one person gives two answers on {axis}; neither counts"
-            skipped.append(Skipped(path, f"{own[0].where} and {other.where}: {two}"))

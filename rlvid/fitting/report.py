@@ -9,21 +9,22 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from rlvid.config.fit import FitConfig
+from rlvid.config.fit import BackboneConfig, FitConfig
 from rlvid.data.clips import EncodedClips
 from rlvid.data.find import Skipped
 from rlvid.escape import markdown_text
 from rlvid.evaluate.tables.table import Grid, json_text
 from rlvid.files import write_atomic
 from rlvid.fitting.judge import Judged, Share, Verdict, accuracy, judge
-from rlvid.fitting.read import Pair
+from rlvid.fitting.pairs import Pair
 from rlvid.plots.curves import Line, Panel, png_of_panels
 from rlvid.plots.style import styles_of
+from rlvid.reward.fit.folder import SPEC
 
 REPORT, MADE_WITH = "report.json", "made_with"
 _NAMED = 5
 """Votes left out that a terminal shows; ``report.json`` has all."""
-_HEADS = ("Axis", "Held-out pairs", "Accuracy", "95 %", "Voters agree", "Fitted pairs", "Calibration error", "Log loss")
+_HEADS = ("Axis", "Held-out pairs", "Accuracy", "95 %", "Single voter", "Fitted pairs", "Calibration error", "Log loss")
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,12 @@ class FitReport:
         """Returns the table of the axes, and of the kinds of pairs where there are several."""
         rows = []
         for verdict, fitted in self.verdicts:
-            ceiling = verdict.ceiling
+            voter = verdict.voter
             rows.append(
                 [
                     verdict.axis,
                     *_share(verdict.accuracy),
-                    "-" if ceiling is None else _percent(ceiling.share),
+                    "-" if voter is None else _percent(voter.share),
                     _percent(fitted.share),
                     f"{verdict.error:.3f}",
                     f"{verdict.log_loss:.3f}",
@@ -77,7 +78,7 @@ class FitReport:
         """Returns what the numbers say, a sentence each."""
         lines = []
         for verdict, fitted in self.verdicts:
-            found, ceiling = verdict.accuracy, verdict.ceiling
+            found, voter, instead = verdict.accuracy, verdict.voter, verdict.instead
             if found.low <= 0.5:
                 lines.append(
                     f"{verdict.axis}: it is not shown to be better than a coin on {found.pairs} held-out pairs; more "
@@ -86,7 +87,12 @@ class FitReport:
             else:
                 lines.append(
                     f"{verdict.axis}: it agrees with the majority on {_percent(found.share)} of {found.pairs} held-out "
-                    "pairs" + (f", a voter with the others in {_percent(ceiling.share)}" if ceiling else "")
+                    "pairs"
+                )
+            if voter and instead:
+                lines.append(
+                    f"{verdict.axis}: with the majority of the other voters, a single voter agrees in "
+                    f"{_percent(voter.share)}, and the reward in {_percent(instead.share)}"
                 )
             if fitted.share - found.high > 0.1:
                 lines.append(
@@ -166,6 +172,9 @@ def _card(report: FitReport) -> str:
     if config.backbone.towers == "text":
         size += " of its text tower"
     unit = f"the model {report.base}" if report.base else f"all models, since no pair names {config.base}"
+    seen = "This fit did not see the held-out prompts."
+    if _begins_with_a_reward(config.backbone):
+        seen += " Its backbone is itself a fitted reward, and may have seen them."
     lines = [
         "# A reward that was fitted to preferences", "",
         f"It scores {kinds[config.kind]} against their prompts. It was fitted with `rlvid reward fit` to "
@@ -174,9 +183,9 @@ def _card(report: FitReport) -> str:
         "## How well it agrees with the votes", "", report.grid().markdown(), "",
         *(f"- {markdown_text(line)}" for line in report.words()), "",
         "Accuracy: the share of pairs with a majority in which the reward prefers the majority's choice; its interval "
-        "is a bootstrap over prompts, at least Wilson's. Voters agree: the share of votes that agree with the majority "
+        "is a bootstrap over prompts, at least Wilson's. Single voter: the share of votes that agree with the majority "
         "of the other votes on their pair. Calibration error: the mean distance of predicted and seen shares, in ten "
-        "bins (see calibration.png). No held-out prompt was fitted on.", "",
+        f"bins (see calibration.png). {seen}", "",
         "## How it was made", "",
         f"- Begun with the CLIP of {config.backbone.name}; {size} of it were fitted.",
         f"- {config.steps} steps of {config.batch_size} pairs, learning rate {config.lr:g}, seed {config.seed}.",
@@ -187,6 +196,13 @@ def _card(report: FitReport) -> str:
         "again.", "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _begins_with_a_reward(backbone: BackboneConfig) -> bool:
+    """Returns whether a backbone was fitted to preferences: in this package, by its publisher, or in an earlier fit."""
+    if backbone.path == "random":
+        return False
+    return backbone.name != "clip" or (Path(str(backbone.path)) / SPEC).is_file()
 
 
 def _share(share: Share) -> tuple[str, str, str]:

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from rlvid.data.clips import EncodedClips
+from rlvid.fitting.pairs import Media, Pair, Vote
 from rlvid.fitting.prepare import items, read_batch, read_on_ray, write_pairs
-from rlvid.fitting.read import Media, Pair, Vote
 from rlvid.reward.preprocess import Preprocess
 
 

@@ -105,8 +105,11 @@ def test_stored_pixels_that_are_not_square_keep_their_shape_when_turned(tmp_path
     pixels_HWC = flat((0, 0, 0), 64, 64)  # on the screen 128 wide and 64 high
     pixels_HWC[16:48, 24:40] = 255  # on the screen 32 x 32, in the middle
     path = write(tmp_path / "a.mp4", pixels_HWC, turn=(90, False, False), sample_aspect_ratio=Fraction(2, 1))
-    bright = read(path, size=64)[0] > 0.5
-    assert abs(int(bright.any(1).sum()) - int(bright.any(0).sum())) <= 2
+    whole = read_video(path, frames=4, size=lambda frames_FCHW: frames_FCHW, fps=FPS)[0]
+    assert whole.shape == (3, 91, 45), "as many pixels as are stored"
+    for frame in (read(path, size=64), whole):
+        bright = frame[0] > 0.5
+        assert abs(int(bright.any(1).sum()) - int(bright.any(0).sum())) <= 2
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm"])

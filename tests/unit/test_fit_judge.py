@@ -35,12 +35,26 @@ def test_accuracy_counts_pairs_with_a_majority_by_kind_and_axis() -> None:
         judge(PAIRS, "colour")
 
 
-def test_the_ceiling_is_the_agreement_of_a_vote_with_the_others() -> None:
-    found = judge(PAIRS, "quality").ceiling
-    assert found is not None
+def test_a_single_voter_and_the_reward_are_held_to_the_same_votes_of_others() -> None:
+    found = judge(PAIRS, "quality")
+    assert found.voter is not None
+    assert found.instead is not None
     # of (1, 1, 0): each 1 meets a tie of the others, the 0 meets 1; of (0, 0): both agree
-    assert (found.share, found.pairs) == ((0.5 + 0.5 + 0.0 + 1.0 + 1.0) / 5, 5)
-    assert judge([pair("a", 1.0, 1.0), pair("b", 1.0, 0.0)], "quality").ceiling is None
+    assert (found.voter.share, found.voter.pairs) == ((0.5 + 0.5 + 0.0 + 1.0 + 1.0) / 5, 5)
+    # the reward is for a in both pairs
+    assert (found.instead.share, found.instead.pairs) == ((0.5 + 0.5 + 1.0 + 0.0 + 0.0) / 5, 5)
+    alone = judge([pair("a", 1.0, 1.0), pair("b", 1.0, 0.0)], "quality")
+    assert (alone.voter, alone.instead) == (None, None)
+
+
+def test_a_reward_can_be_better_than_a_single_voter() -> None:
+    draws_NV = np.random.default_rng(0).random((4000, 3)) < 0.8
+    found = judge([pair(f"{place}", 1.0, *votes) for place, votes in enumerate(draws_NV.astype(float))], "quality")
+    assert found.voter is not None
+    assert found.instead is not None
+    assert found.accuracy.share == pytest.approx(0.8**3 + 3 * 0.8**2 * 0.2, abs=0.02)
+    assert found.voter.share == pytest.approx(0.8**2 + 0.2**2, abs=0.02)
+    assert found.instead.share == pytest.approx(0.8, abs=0.02)
 
 
 def test_the_loss_and_the_least_loss_are_those_of_the_votes() -> None:

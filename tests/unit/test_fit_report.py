@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from rlvid.config.fit import FitConfig
+from rlvid.config.fit import BackboneConfig, FitConfig
 from rlvid.data.clips import EncodedClips
 from rlvid.data.find import Skipped
 from rlvid.fitting.judge import Share, Verdict
+from rlvid.fitting.pairs import Media, Pair, Vote
 from rlvid.fitting.prepare import items, write_pairs
-from rlvid.fitting.read import Media, Pair, Vote
 from rlvid.fitting.report import FitReport, judge_scores, show_report, write_report
 
 AXES = ("quality", "motion")
@@ -61,7 +61,9 @@ def report(verdicts: list[tuple[Verdict, Share]], **settings: Any) -> FitReport:
 
 def verdict(axis: str = "quality", **changes: Any) -> Verdict:
     found = Share(0.8, 0.7, 0.9, 50)
-    made = Verdict(axis, found, {}, Share(0.85, 0.8, 0.9, 90), 0.5, 0.4, [(50, 0.7, 0.8)], 0.1)
+    made = Verdict(
+        axis, found, {}, Share(0.85, 0.8, 0.9, 90), Share(0.75, 0.7, 0.8, 90), 0.5, 0.4, [(50, 0.7, 0.8)], 0.1
+    )
     return replace(made, **changes)
 
 
@@ -73,9 +75,9 @@ def test_verdicts_are_of_held_out_pairs_and_of_the_votes_on_each_axis(tmp_path: 
         "shape": (1.0, 1), "time": (0.5, 2),
     }  # fmt: skip
     assert (seen.share, seen.pairs) == (1.0, 1), "a tie has no majority"
-    assert quality.ceiling is not None
-    assert (quality.ceiling.share, quality.ceiling.pairs) == ((0.5 + 0.5 + 0 + 1 + 1 + 1 + 1) / 7, 7)
-    assert (motion.accuracy.share, motion.accuracy.pairs, motion.ceiling) == (0.5, 2, None)
+    assert quality.voter is not None
+    assert (quality.voter.share, quality.voter.pairs) == ((0.5 + 0.5 + 0 + 1 + 1 + 1 + 1) / 7, 7)
+    assert (motion.accuracy.share, motion.accuracy.pairs, motion.voter) == (0.5, 2, None)
     assert (also_seen.share, also_seen.pairs) == (0.5, 2)
     expected = [math.log1p(math.exp(1.0)), math.log1p(math.exp(-2.0))]
     assert motion.log_loss == pytest.approx(sum(expected) / 2)
@@ -114,9 +116,33 @@ def test_a_report_is_written_as_strict_json_a_card_and_a_picture(tmp_path: Path)
         assert len(picture.convert("L").getcolors() or [0] * 99) > 5, "something is drawn"
 
 
+@pytest.mark.parametrize(
+    ("backbone", "fitted"),
+    [
+        ({"name": "builtin"}, True),
+        ({"name": "builtin", "path": "random"}, False),
+        ({"name": "pickscore", "path": "gone"}, True),
+        ({"name": "clip", "path": "plain"}, False),
+        ({"name": "clip", "path": "earlier"}, True),
+    ],
+)
+def test_the_card_says_that_a_fitted_backbone_may_have_seen_held_out_prompts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone: dict[str, str], fitted: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("plain", "earlier"):
+        Path(name).mkdir()
+    Path("earlier/reward.json").write_text("{}")
+    made = report([(verdict(), Share(0.9, 0.8, 1.0, 99))], config=FitConfig(backbone=BackboneConfig(**backbone)))
+    write_report(tmp_path, made, MADE)
+    card = Path("README.md").read_text()
+    assert "This fit did not see the held-out prompts." in card
+    assert ("Its backbone is itself a fitted reward, and may have seen them." in card) == fitted
+
+
 def test_the_table_has_a_row_for_each_axis_and_for_kinds_where_there_are_several() -> None:
     kinds = {"shape": Share(1.0, 0.5, 1.0, 3), "time": Share(0.25, 0.1, 0.6, 4)}
-    one = verdict("motion", kinds={"time": Share(0.25, 0.1, 0.6, 4)}, ceiling=None)
+    one = verdict("motion", kinds={"time": Share(0.25, 0.1, 0.6, 4)}, voter=None, instead=None)
     made = report([(verdict(kinds=kinds), Share(0.95, 0.9, 1, 99)), (one, Share(math.nan, 0, 1, 0))])
     table = [[str(cell) for cell in row] for row in made.grid().rows]
     assert [row[0] for row in table] == ["quality", "quality: shape", "quality: time", "motion"]
@@ -127,16 +153,16 @@ def test_the_table_has_a_row_for_each_axis_and_for_kinds_where_there_are_several
 
 def test_words_say_a_coin_agreement_and_what_is_known_by_heart() -> None:
     good, seen = Share(0.8, 0.7, 0.85, 50), Share(0.9, 0.8, 1.0, 99)
-    (line,) = report([(verdict(accuracy=Share(0.6, 0.5, 0.85, 50)), seen)]).words()
+    alone: dict[str, Any] = {"voter": None, "instead": None}
+    (line,) = report([(verdict(accuracy=Share(0.6, 0.5, 0.85, 50), **alone), seen)]).words()
     assert "quality: it is not shown to be better than a coin on 50 held-out pairs" in line
-    (line,) = report([(verdict(accuracy=good), seen)]).words()
+    (line,) = report([(verdict(accuracy=good, **alone), seen)]).words()
     assert "80 % of 50 held-out pairs" in line
-    assert "85 %" in line, "the voters' own agreement"
-    (line,) = report([(verdict(accuracy=good, ceiling=None), seen)]).words()
-    assert "85 %" not in line
-    lines = report([(verdict(accuracy=good), replace(seen, share=1.0)), (verdict("motion"), seen)]).words()
-    assert [each.partition(":")[0] for each in lines] == ["quality", "quality", "motion"]
-    assert all(words in lines[1] for words in ("100 %", "by heart", "backbone.layers"))
+    (_, line) = report([(verdict(accuracy=good), seen)]).words()
+    assert "a single voter agrees in 85 %, and the reward in 75 %" in line
+    lines = report([(verdict(accuracy=good), replace(seen, share=1.0)), (verdict("motion", **alone), seen)]).words()
+    assert [each.partition(":")[0] for each in lines] == ["quality", "quality", "quality", "motion"]
+    assert all(words in lines[2] for words in ("100 %", "by heart", "backbone.layers"))
 
 
 def test_a_terminal_shows_the_table_the_words_and_the_first_that_were_left_out() -> None:

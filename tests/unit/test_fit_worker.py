@@ -17,8 +17,8 @@ from torch import Tensor
 from rlvid.config.fit import FitConfig
 from rlvid.data.training_set import Source
 from rlvid.fitting.looks import LOOKS, PAIRS_IN_FILE, Looks
+from rlvid.fitting.pairs import Media, Pair, Vote
 from rlvid.fitting.prepare import held_out_prompts, items, read_batch, write_pairs
-from rlvid.fitting.read import Media, Pair, Vote
 from rlvid.fitting.worker import RESULT, STATE, FitJob, FitWorker, Scores
 from rlvid.plots.video import to_bytes, write_mp4
 from rlvid.reward.fit.folder import check_fitted

@@ -11,8 +11,10 @@ import pytest
 from pyarrow import parquet
 
 from rlvid.data.pairs import PAIRS
-from rlvid.fitting.read import Media, Pair, check_enough, read_pairs
+from rlvid.fitting.pairs import Media, Pair
+from rlvid.fitting.read import check_enough, read_pairs
 
+NAMES = ("axis", "annotator", "kind", "a_model", "b_model")
 FILES = ("x.png", "y.png", "z.png", "w.mp4", "v.mp4")
 
 
@@ -68,6 +70,27 @@ def test_axis_annotator_and_kind_may_be_missing(folder: Path) -> None:
     assert (len(pair.votes), len(skipped)) == (1, 1), "0 is a name"
     (pair,), _ = read_pairs(manifest(folder, [row(kind="structure")]))
     assert pair.kind == "structure"
+    (pair,), _ = read_pairs(manifest(folder, [row(axis=" the\nmotion", kind=0, a_model="\u200b")]))
+    assert (pair.axes, pair.kind, pair.models) == ({"the motion"}, "0", ("", "")), "a line each, or nothing"
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".tsv", ".parquet"])
+def test_all_rows_have_an_axis_or_none_has(folder: Path, ending: str) -> None:
+    missing = "" if ending in (".csv", ".tsv") else None
+    rows = [row(axis=missing), row("x.png", "z.png", axis="motion"), row("y.png", "z.png", axis=missing)]
+    (pair,), skipped = read_pairs(manifest(folder, rows, ending))
+    assert pair.axes == {"motion"}
+    assert ["its axis is empty, and other rows have one" in str(each) for each in skipped] == [True, True]
+
+
+def test_the_models_of_a_pair_are_those_of_the_first_row_that_names_them(folder: Path) -> None:
+    rows = [
+        row(annotator="ada"),
+        row("y.png", "x.png", annotator="ben", a_model="tuned"),
+        row(annotator="cas", a_model="base", b_model="other"),
+    ]
+    (pair,), _ = read_pairs(manifest(folder, rows))
+    assert pair.models == ("base", "tuned"), "turned to the order of the first row"
 
 
 @pytest.mark.parametrize(
@@ -85,10 +108,16 @@ def test_axis_annotator_and_kind_may_be_missing(folder: Path) -> None:
         (row(preference=math.nan), ["preference = nan"]),
         (row(preference="better"), ["preference = 'better'"]),
         (row(preference=True), ["preference = True"]),
+        (row(preference=10**400), ["preference = 1000"]),
+        (row(preference=[1]), ["preference = [1]"]),
         (row(prompt=""), ["pairs.jsonl:2"]),
         (row(prompt=None), ["pairs.jsonl:2"]),
         (row(axis=" "), ["its axis is empty"]),
         ({"prompt": "a dog", "a": "x.png", "preference": 1}, ["names no file for b"]),
+        *((row(**{"axis": "quality", name: "\ud83d"}), [f"jsonl:2: its {name} has U+D83D, half"]) for name in NAMES),
+        *((row(**{"axis": "quality", name: "\x1b[2J"}), [f"its {name} has the control character"]) for name in NAMES),
+        *((row(**{"axis": "quality", name: {"k": 1}}), [f"its {name} is {{'k': 1}}; it must be a"]) for name in NAMES),
+        (row(axis=True), ["its axis is True"]),
     ],
 )
 def test_a_vote_that_cannot_be_used_is_left_out_and_named(folder: Path, bad: dict[str, Any], words: list[str]) -> None:
@@ -98,13 +127,16 @@ def test_a_vote_that_cannot_be_used_is_left_out_and_named(folder: Path, bad: dic
     assert all(word in str(skipped) for word in words), str(skipped)
 
 
-def test_contradictions_are_left_out_and_named(folder: Path) -> None:
+def test_contradictions_are_left_out_and_each_vote_is_named(folder: Path) -> None:
     rows = [
         row(annotator="ada"), row("y.png", "x.png", annotator="ada"), row(annotator="ben"), row(annotator="ben"),
-        row("y.png", "z.png"), row("y.png", "z.png", prompt="a cat"),
+        row("y.png", "z.png"), row("y.png", "z.png", prompt="a cat"), row("z.png", "y.png", prompt="a cow"),
+        row(annotator="ada", preference=0.5),
     ]  # fmt: skip
     (pair,), skipped = read_pairs(manifest(folder, rows))
     assert [(vote.annotator, vote.preference) for vote in pair.votes] == [("ben", 1.0)]
+    named = {str(each).removeprefix(f"{folder}/pairs.jsonl:")[0] for each in skipped}
+    assert (len(skipped), named) == (len(rows) - 1, {*"1245678"}), "all but the vote that counts"
     found = "\n".join(map(str, skipped))
     assert "jsonl:1 and " in found
     assert "one person gives two answers on quality; neither counts" in found
@@ -164,6 +196,55 @@ def test_an_export_is_read_without_its_frames(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(ValueError, match="damaged"):
         read_pairs(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "words"),
+    [
+        ("set", pa.list_(pa.string()), "it must hold text"),
+        ("a_model", pa.struct([("k", pa.string())]), "it must hold text"),
+        ("steps", pa.string(), "it must hold numbers"),
+        ("preference", pa.bool_(), "it must hold numbers"),
+        ("b", pa.list_(pa.int64()), "it must hold lists of bytes"),
+    ],
+)
+def test_an_export_with_a_column_of_another_type_is_refused(
+    folder: Path, name: str, kind: pa.DataType, words: str
+) -> None:
+    path = export(folder, [{"prompt": "a dog", "index": 0, "preference": 1.0}])
+    table = parquet.read_table(path)
+    place = table.schema.get_field_index(name)
+    parquet.write_table(table.set_column(place, name, pa.nulls(1, kind)), path)
+    with pytest.raises(ValueError, match=rf"export\.parquet: column '{name}' is of type .*; {words}"):
+        read_pairs(path)
+
+
+def test_an_export_may_be_written_anew_with_wider_types(folder: Path) -> None:
+    path = export(folder, [{"prompt": "a dog", "index": 0, "preference": 1.0, "annotator": None}])
+    wide = {pa.string(): pa.large_string(), pa.list_(pa.binary()): pa.large_list(pa.large_binary())}
+    wide |= {pa.int32(): pa.int64(), pa.float32(): pa.float64()}
+    table = parquet.read_table(path)
+    table = table.cast(pa.schema([(each.name, wide[each.type]) for each in PAIRS]))
+    table = table.set_column(table.schema.get_field_index("annotator"), "annotator", pa.nulls(1))
+    place = table.schema.get_field_index("set")
+    parquet.write_table(table.set_column(place, "set", table["set"].dictionary_encode()), path)
+    (pair,), skipped = read_pairs(path)
+    assert (pair.prompt, pair.votes[0].annotator, skipped) == ("a dog", None, [])
+
+
+def test_all_rows_of_all_exports_have_an_axis_or_none_has(folder: Path) -> None:
+    def votes(axis: str | None) -> list[dict[str, Any]]:
+        return [{"prompt": "a dog", "index": index, "preference": 1.0, "axis": axis} for index in range(2)]
+
+    place = folder / "rounds.parquet"
+    place.mkdir()
+    export(folder, votes(None)).rename(place / "round-0.parquet")
+    pairs, skipped = read_pairs(place)
+    assert ([pair.axes for pair in pairs], skipped) == ([{"quality"}] * 2, [])
+    export(folder, votes("motion")).rename(place / "round-1.parquet")
+    pairs, skipped = read_pairs(place)
+    assert [pair.axes for pair in pairs] == [{"motion"}] * 2
+    assert [str(each).endswith("its axis is empty, and other rows have one") for each in skipped] == [True, True]
 
 
 def test_a_folder_of_exports_is_one_table_whose_files_share_no_pair(folder: Path) -> None:

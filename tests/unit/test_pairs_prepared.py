@@ -12,10 +12,10 @@ from pyarrow import parquet
 
 from rlvid.data.clips import EncodedClips
 from rlvid.data.pairs import PAIRS
+from rlvid.fitting.pairs import Media, Pair, Vote
 from rlvid.fitting.prepare import held_out_prompts, items, read_batch, read_media, write_pairs
-from rlvid.fitting.read import Media, Pair, Vote
 from rlvid.plots.video import write_mp4
-from rlvid.reward.preprocess import Preprocess
+from rlvid.reward.preprocess import Preprocess, preset
 
 SIZE, PREPROCESS = 16, Preprocess(16)
 RANDOM = np.random.default_rng(0)
@@ -52,6 +52,18 @@ def test_images_and_exports_have_their_pixels_and_videos_are_read_from_end_to_en
     write_mp4(tmp_path / "x.mp4", grey, 8)
     levels = read_media(Media(tmp_path / "x.mp4"), 4, PREPROCESS).float().mean((1, 2, 3))
     assert (levels - torch.tensor([30.0, 90, 150, 210])).abs().max() < 8
+
+
+@pytest.mark.parametrize("policy", ["hpsv2", "videox_fun", "imagereward", "clip", "pickscore"])
+@pytest.mark.parametrize("tall", [False, True])
+def test_a_video_has_the_pixels_of_its_frames_as_pictures(tmp_path: Path, policy: str, tall: bool) -> None:
+    frame_HWC = np.full((64, 128, 3), 128, np.uint8)
+    frame_HWC[:, :32], frame_HWC[:, -32:], frame_HWC[48:] = 255, 0, 64
+    frame_HWC = frame_HWC.swapaxes(0, 1) if tall else frame_HWC
+    Image.fromarray(frame_HWC).save(tmp_path / "x.png")
+    write_mp4(tmp_path / "x.mp4", torch.from_numpy(frame_HWC / 255).permute(2, 0, 1)[None].repeat(2, 1, 1, 1), 8)
+    image, video = (read_media(Media(tmp_path / name), 2, preset(policy, SIZE)).int() for name in ("x.png", "x.mp4"))
+    assert (video - image).abs().max() < 10
 
 
 def test_rows_are_the_pairs_in_their_order_whatever_the_batches(tmp_path: Path) -> None:
