@@ -281,6 +281,8 @@ def keys(
 ) -> None:
     """Lists the keys of a run's description: meaning, allowed values, default.
 
+    Where a key has the words in its name, keys that mention them elsewhere are only named.
+
     [bold]rlvid keys lambda[/bold] finds reward.attenuation; [bold]rlvid keys train.[/bold] lists a section.
     """
     from rich.text import Text
@@ -292,11 +294,16 @@ def keys(
     found = find_keys(wanted)
     if not found:
         raise ValueError(f"no key mentions {wanted!r}; rlvid keys lists all")
-    for key, methods in found.items():
+    so_called = [key for key in found if all(word in key.path for word in wanted.lower().split())] or [*found]
+    for key in so_called:
+        methods = found[key]
         default = "must be given" if key.default is None else f"default {key.default}"
         of = f" (method: {', '.join(methods)})" if 0 < len(methods) < len(METHODS) else ""
         head = Text.assemble((key.path, "bold"), f"{of}: {key.allowed.replace('`', '')}; {default}")
         console.print(head, Text(f"    {key.what}"), sep="\n", soft_wrap=True)
+    others = dict.fromkeys(key.path for key in found if key not in so_called)
+    if others and "." not in wanted:
+        console.print(Text(f"also mentioned by {', '.join(others)}"), soft_wrap=True)
 
 
 @app.command()

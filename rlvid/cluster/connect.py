@@ -30,7 +30,7 @@ def start_ray(address: str | None = None) -> None:
 
     Raises:
         ValueError: no cluster answers at the address, or it does not let us in, or has another Ray or Python; or the
-            folder of Ray's session cannot be used.
+            folder of Ray's session cannot be used; or Ray does not start in time.
     """
     import ray
 
@@ -61,6 +61,14 @@ def start_ray(address: str | None = None) -> None:
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
         fork_server.end()
         raise connection_error(target, error) from error
+    except Exception as error:
+        if "timed out during startup" not in str(error):
+            raise
+        fork_server.end()
+        raise ValueError(
+            "Ray did not start on this machine within its 30 s; too many other processes compute here, as a rule: "
+            "repeat the command, or use a Ray that runs already (`ray start --head`, then RAY_ADDRESS=auto)"
+        ) from error
 
 
 @contextmanager

@@ -48,6 +48,11 @@ def test_keys_are_found_by_words_of_their_meaning() -> None:
     assert {line.split(".")[0] for line in shown("guard.").splitlines() if line[0] != " "} == {"guard"}
     assert "method.mean (method: alignprop)" in shown("alignprop")
     assert "reward.held_out:" in shown("pickscore")
+    of_a_batch = shown("batch")
+    assert "train.batch_size: " in of_a_batch
+    (others,) = (line for line in of_a_batch.splitlines() if line.startswith("also mentioned by "))
+    assert "method.inner_epochs" in others
+    assert others.count("method.clip_range") == 1
     everything = shown()
     for key in ("seed:", "train.steps:", "method.name:", "data.source:", "model.lora.rank:"):
         assert f"\n{key}" in everything

@@ -427,3 +427,20 @@ def test_a_broken_connection_goes_on_where_it_ended_and_the_exit_code_is_the_job
     gone = Client([[] for _ in range(9)], ["RUNNING"])
     with pytest.raises(RuntimeError, match=r"job mine .* the same command follows it"):
         submit.follow(gone, "mine", "http://head:8265")
+
+
+def test_a_ray_that_does_not_start_in_time_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    from rlvid.cluster import connect
+
+    def late(*_: Any, **__: Any) -> None:
+        raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.setattr(os, "environ", dict(os.environ))  # so that its settings go with the test
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", late)
+    monkeypatch.setattr(connect.fork_server, "possible", lambda folder: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ValueError, match=r"^Ray did not start on this machine within its 30 s; .* repeat the command"):
+        connect.start_ray()
