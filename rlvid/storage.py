@@ -23,7 +23,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 from pyarrow import fs
@@ -36,6 +36,19 @@ _MAX_RENAMED = 5 * 2**30
 """Bytes: S3 copies no larger object by itself, and a rename there is a copy."""
 _LEFT_OUT = re.compile(r"archive/|videos/|step-\d+/(engine/|algorithm\.pt)|step-\d+\.|\.|.*\.tmp$")
 """Files of a run that only workers or evaluations need, or nobody."""
+PART = 2**20
+"""Bytes after which a file that grows in a store goes on in another."""
+
+
+class Growing(Protocol):
+    """What is written at its end alone, into one file after the other."""
+
+    @property
+    def path(self) -> Path:
+        """The file that is written now."""
+
+    def turn(self) -> None:
+        """Ends the file, and goes on in another, whose name sorts after it."""
 
 
 def is_uri(storage: str | Path) -> bool:
@@ -143,7 +156,7 @@ class Mirror:
             self._sent = self._here()
 
     def push(self, names: Iterable[str] | None = None) -> None:
-        """Uploads files in the order of their names given, by default what is new or has changed since the last time.
+        """Uploads files in the order given, by default what is new or has changed since the last time, by name.
 
         Args:
             names: paths below the folder. By default dot files and ``.tmp`` stay.
@@ -153,10 +166,16 @@ class Mirror:
         here = self._here()
         if names is None:
             hidden = {name for name in here if name.endswith(".tmp") or name.startswith(".") or "/." in name}
-            names = [name for name, state in here.items() if name not in hidden and self._sent.get(name) != state]
+            names = sorted(name for name in here.keys() - hidden if self._sent.get(name) != here[name])
         for name in (name for name in names if name in here):
             self._upload(name)
             self._sent[name] = here[name]
+
+    def turn(self, files: Iterable[Growing]) -> None:
+        """Has files that grow go on in others once they are long, because a push sends a changed file whole."""
+        for file in files if self._store is not None else ():
+            if file.path.is_file() and file.path.stat().st_size > PART:
+                file.turn()
 
     def rename(self, old: str, new: str) -> None:
         """Renames a folder right below, here and in the store."""

@@ -58,8 +58,8 @@ def step_faults(seen: Sequence[int], steps: int) -> list[str]:
 
 
 def starts(run: Path) -> int:
-    """Counts the starts of a run's worker 0: each start has its own event file."""
-    return len(list((run / "tensorboard").glob("events.out.tfevents.*")))
+    """Counts the starts of a run's worker 0: the event files of each end alike."""
+    return len({path.suffix for path in (run / "tensorboard").glob("events.out.tfevents.*")})
 
 
 def _lines(what: str, difference: Difference) -> list[str]:

@@ -39,7 +39,7 @@ def train(job: Job, shares: Generator[dict[str, Any]]) -> dict[str, Any]:
 def run_steps(worker: Worker) -> dict[str, Any]:
     """Runs a worker's steps to the last one, with checkpoints between them; returns the worker's summary."""
     config = worker.config
-    with worker:
+    with worker, worker.reporter.explain_errors():  # the traceback is in the log that the worker sends to a store
         for step in range(worker.first_step, config.train.steps):
             if worker.out_of_time or worker.stopped:
                 break

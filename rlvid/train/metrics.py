@@ -28,14 +28,15 @@ class _EventFile(EventFileWriter):
     """An event file that readers take after all earlier ones, whatever the clock says.
 
     They read files in the order of the seconds in their names, and lose the steps of one that comes out of turn.
+    The files of one start of the run have names that end alike.
     """
 
-    def __init__(self, folder: Path, earlier: Iterable[str]) -> None:
+    def __init__(self, folder: Path, earlier: Iterable[str], start: str) -> None:
         stamps = [int(match[1]) for name in earlier if (match := _STAMP.search(name))]
         stamp = max(int(time.time()), *(each + 1 for each in stamps), 0)
-        name = f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}.{uuid4().hex[:8]}"
-        self._logdir = str(folder)
-        self._file = open(folder / name, "wb")  # noqa: SIM115  # close() closes it
+        name = f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}.{start}"
+        self._logdir, self.path = str(folder), folder / name
+        self._file = open(self.path, "wb")  # noqa: SIM115  # close() closes it
         self._async_writer = _AsyncWriter(RecordWriter(self._file))
         self.add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
         self.flush()
@@ -61,13 +62,25 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path, first_step: int, elsewhere: Iterable[str] = ()) -> None:
-        self._folder = folder
+        self._folder, self._start = folder, uuid4().hex[:8]
         with self._naming():
             folder.mkdir(parents=True, exist_ok=True)
-            self._writer = _EventFile(folder, [*elsewhere, *(path.name for path in folder.iterdir())])
+            earlier = [*elsewhere, *(path.name for path in folder.iterdir())]
+            self._writer = _EventFile(folder, earlier, self._start)
         # At step 0 too: a run that was lost before its first checkpoint starts there again.
         start = SessionLog(status=SessionLog.START)
         self._add(Event(wall_time=time.time(), step=first_step, session_log=start))
+
+    @property
+    def path(self) -> Path:
+        """The event file that is written now."""
+        return self._writer.path
+
+    def turn(self) -> None:
+        """Ends the event file, and goes on in another; readers take both as one."""
+        with self._naming():
+            self._writer.close()
+            self._writer = _EventFile(self._folder, [self.path.name], self._start)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Writes finite and non-finite values alike, under their names."""

@@ -5,7 +5,7 @@ import logging
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,12 @@ from rlvid.algorithms.base import Observer
 from rlvid.faults import describe
 
 log = logging.getLogger("rlvid.train")
+
+
+def newest_part(log_file: str, there: Iterable[str]) -> str:
+    """Returns the part of a log that was written last, of the files that are there; the log itself if none is."""
+    parts = (name for name in there if re.fullmatch(re.escape(log_file) + r"\.\d+", name))
+    return max(parts, key=lambda name: (len(name), name), default=log_file)
 
 
 @contextmanager
@@ -52,13 +58,18 @@ class Reporter(Observer):
         rank: the worker's.
         progress: the run's ``rlvid.train.progress.ProgressActor``.
         timeout: limit for one call of a reward, in seconds; 0 or None: no limit.
+
+    Attributes:
+        path: the file of the worker's log that is written now, after ``log_to``.
     """
+
+    path: Path
 
     def __init__(self, rank: int, progress: Any, timeout: float | None = None) -> None:
         self.rank, self.progress, self.timeout = rank, progress, timeout
         self.step: int | None = None
         self.latest: str | None = None
-        self._file: Any = None
+        self._handler: logging.FileHandler | None = None
         self._told = set[str]()
 
     @property
@@ -97,7 +108,7 @@ class Reporter(Observer):
             return
         self.progress.reward_started.remote(self.rank, self.where, reward, self.timeout)
         try:
-            with ended_after(self.timeout, self._file or sys.__stderr__):
+            with ended_after(self.timeout, self._handler.stream if self._handler else sys.__stderr__):
                 yield
         finally:
             self.progress.reward_ended.remote(self.rank)
@@ -107,6 +118,8 @@ class Reporter(Observer):
         """Turns an error of the block into one line for the driver, and logs the traceback in the worker's log."""
         try:
             yield
+        except WorkerError:  # of a block in this one
+            raise
         except Exception as error:  # any error is raised again, and only this process can log its traceback
             log.exception("%s: this ends the worker", self.where)
             text = f"{self.where}: {describe(error)}"
@@ -123,8 +136,19 @@ class Reporter(Observer):
         logging.getLogger().addHandler(handler)
         logging.getLogger("rlvid").setLevel(logging.INFO)
         logging.captureWarnings(True)
-        self._file = handler.stream
+        self._handler, self.path = handler, path
         sys.stdout = _StdoutLog()
+
+    def turn(self) -> None:
+        """Goes on in another file, ``worker-00.log.0001`` after ``worker-00.log``, and so on."""
+        if self._handler is not None:
+            log_file, _, number = self.path.name.rpartition(".")
+            name = f"{log_file}.{int(number) + 1:04d}" if number.isdigit() else f"{self.path.name}.0001"
+            path = self.path.with_name(name)
+            ended = self._handler.setStream(open(path, "a", encoding=self._handler.encoding))  # noqa: SIM115
+            self.path = path
+            if ended is not None:
+                ended.close()
 
 
 class _StdoutLog:

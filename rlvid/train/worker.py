@@ -35,7 +35,7 @@ from rlvid.train.handover import Handover
 from rlvid.train.job import Job
 from rlvid.train.metrics import TensorBoard, average, speeds
 from rlvid.train.progress import end_requested
-from rlvid.train.reporter import Reporter
+from rlvid.train.reporter import Reporter, newest_part
 from rlvid.train.resume import carries_over
 from rlvid.train.waits import Waits
 
@@ -71,8 +71,8 @@ class Worker:
         self.mirror = worker_mirror(job.storage, config.name, job.run, temporary)
         self.config, self.run, self.progress = config, self.mirror.folder, job.progress
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
-        own_log = f"logs/worker-{self.rank:02d}.log"
-        self.mirror.pull(lambda name: name == own_log)
+        own_log = newest_part(f"logs/worker-{self.rank:02d}.log", self.mirror.sizes() or ())
+        self.mirror.pull(own_log.__eq__)
         self.reporter = reporter or Reporter(self.rank, self.progress, config.reward.timeout)
         self.reporter.log_to(self.run / own_log)
         self._rows, self._prompts = shares, job.prompts
@@ -233,6 +233,8 @@ class Worker:
             self.archive.commit()
         if self.tensorboard is not None:
             self.tensorboard.flush()
+            self.mirror.turn([self.tensorboard])
+        self.mirror.turn([self.reporter])
         self.mirror.push()
         train_state = {"step": step, "workers": self.world, "skipped": self._skipped, "seconds": self._seconds}
         train_state["videos"] = self._videos

@@ -4,6 +4,7 @@ import logging
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,8 +27,10 @@ from rlvid.data.writing import ClipWriter
 from rlvid.models.unet3d import load_model
 from rlvid.runs.checkpoints import step_of
 from rlvid.toy.tiny import save_tiny_model
+from rlvid.train.audit import starts, tensorboard_faults
 from rlvid.train.begin import train_worker
 from rlvid.train.job import Job
+from rlvid.train.reporter import WorkerError
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("process_group")]
 
@@ -199,6 +202,46 @@ def test_a_node_that_is_taken_away_costs_a_checkpoint_and_not_the_run(cluster: C
     cluster.leaving = [[], ["a"], ["a"], ["a", "b"]]
     cluster.train(config(home, "moved", *SHORT), watched=True)
     assert cluster.reported == [2, 4]
+
+
+def test_a_run_in_a_store_resumes_with_each_step_once_and_its_whole_log(
+    cluster: Cluster, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlvid.storage.PART", 500)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("RLVID_CACHE", str(home / "cache"))
+    store = home / "store" / "stored"
+    stored = config(home, "stored", *SHORT, f"output.storage=file://{store.parent}", "output.checkpoint_every=1")
+    report = cluster.report
+
+    def copying(metrics: dict[str, int], checkpoint: Any, checkpoint_dir_name: str) -> None:
+        report(metrics, checkpoint, checkpoint_dir_name)
+        if metrics["step"] == 2:
+            shutil.copytree(store, home / "killed")
+
+    monkeypatch.setattr(ray.train, "report", copying)
+    cluster.train(stored)
+    monkeypatch.setattr(ray.train, "report", report)
+    for step in (3, 4):
+        shutil.rmtree(cluster.run / f"step-{step:06d}")
+    cluster.latest = cluster.run / "step-000002"
+    shutil.rmtree(store)
+    (home / "killed").rename(store)
+    assert cluster.train(stored)["first_step"] == 2
+    assert tensorboard_faults(store / "tensorboard", 4) == []
+    assert len(list((store / "tensorboard").iterdir())) > starts(store) == 2
+    logs = sorted((store / "logs").iterdir())
+    assert [path.name for path in logs] == ["worker-00.log", *(f"worker-00.log.{i:04d}" for i in range(1, len(logs)))]
+    assert len(logs) > 3
+    text = "".join(path.read_text() for path in logs)
+    assert re.findall(r"rlvid\.train step (\d) ", text) == ["0", "1", "2", "3"]
+
+    monkeypatch.setattr(ray.train, "report", lambda *_, **__: 1 / 0)
+    cluster.latest = cluster.run / "step-000003"
+    with pytest.raises(WorkerError, match="worker 0, step 3: "):
+        cluster.train(stored)
+    text = "".join(path.read_text() for path in sorted((store / "logs").iterdir()))
+    assert text.count("this ends the worker\nTraceback") == 1
 
 
 def test_a_run_of_non_finite_steps_ends_with_its_problem_and_without_a_checkpoint(
