@@ -206,7 +206,7 @@ def _check_guided(config: RunConfig, path: NoisePath, chain: Sequence[float], le
     if not guided(learning_K):
         share_K = path.share(learning_K)
         raise ValueError(
-            f"method.unconditional_gradient = false: method {method.name!r} learns at the noise levels "  # type: ignore[attr-defined]
+            f"method.unconditional_gradient = false: method {method.name!r} learns at the noise levels "
             f"{float(share_K.max()):.3g} to {float(share_K.min()):.3g}, none of them is in {shown}, and there is no "
             f"unconditional branch; choose an interval that holds one, such as {_from_half(share_K)}, or leave "
             "unconditional_gradient out"
