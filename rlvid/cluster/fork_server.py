@@ -14,6 +14,7 @@ fork answers ``FORKED``; the client confirms with one byte. The fork keeps the c
 """
 
 import atexit
+import ctypes
 import gc
 import importlib
 import json
@@ -48,11 +49,17 @@ MODULES = (
 """Libraries that take long to import, and that most workers need. Ray is not among them, because its C++ part reads the
 variables of a worker during the import."""
 FREE = ("OMP_NUM_THREADS", "DS_ACCELERATOR", "PWD", "OLDPWD", "SHLVL", "_", "SPT_NOENV", "PL_DISABLE_FORK")
-"""Variables in which a worker may differ from the server, beside ``RAY_*``. A fork gives OMP_NUM_THREADS to torch.
-DS_ACCELERATOR is ``cpu`` without a GPU; a shell, Ray's setproctitle and Ray Tune set the others."""
+"""Variables in which a worker may differ from the server, beside ``RAY_*``. A fork gives OMP_NUM_THREADS to torch and
+OpenBLAS. DS_ACCELERATOR is ``cpu`` without a GPU; a shell, Ray's setproctitle and Ray Tune set the others."""
 SOCKET_BYTES = 107
 """Largest number of bytes in the path of a Unix socket."""
 _GPUS = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/nvmap", "/dev/kfd", "/dev/dxg")
+_OPENBLAS_OWN = ("OPENBLAS_NUM_THREADS", "OPENBLAS_DEFAULT_NUM_THREADS", "GOTO_NUM_THREADS")
+"""Variables that OpenBLAS prefers to OMP_NUM_THREADS."""
+_OPENBLAS_SETTERS = tuple(
+    f"{prefix}openblas_set_num_threads{suffix}" for prefix in ("scipy_", "") for suffix in ("64_", "")
+)
+"""Names of its function: the wheels of numpy and scipy have a prefix, and builds with 64-bit integers a suffix."""
 _REQUEST_S = 10.0  # how long a client may take to send its request, or to confirm
 _WAITING = 256  # clients that may wait for the imports
 _running: list[tuple[subprocess.Popen[bytes], Path]] = []  # the server of this process and its folder: at most one
@@ -223,7 +230,7 @@ def _become(request: Request) -> None:
 
 
 def _follow_threads() -> None:
-    """Gives OMP_NUM_THREADS to torch, which has read it in the server, also where Ray sets it for a task."""
+    """Gives OMP_NUM_THREADS to torch and OpenBLAS, which read it in the server, also where Ray sets it for a task."""
     import ray._private.utils
     import torch
 
@@ -231,6 +238,8 @@ def _follow_threads() -> None:
         first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # OpenMP allows a number for each level
         if first.isdecimal() and int(first) > 0:
             torch.set_num_threads(int(first))
+            if not {*_OPENBLAS_OWN} & os.environ.keys():
+                _set_openblas_threads(min(int(first), len(os.sched_getaffinity(0))))  # as it limits itself when loaded
 
     set_if_unset = ray._private.utils.set_omp_num_threads_if_unset
 
@@ -241,6 +250,18 @@ def _follow_threads() -> None:
 
     set_threads()
     ray._private.utils.set_omp_num_threads_if_unset = set_both
+
+
+def _set_openblas_threads(count: int) -> None:
+    """Sets the threads of each OpenBLAS that this process has loaded: numpy and scipy bring one each."""
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape")
+    for path in {line.split(maxsplit=5)[-1] for line in maps.splitlines() if "openblas" in line}:
+        with suppress(OSError):
+            library = ctypes.CDLL(path, mode=os.RTLD_NOW | os.RTLD_NOLOAD)
+            for name in _OPENBLAS_SETTERS:
+                if hasattr(library, name):
+                    getattr(library, name)(ctypes.c_int(count))
+                    break
 
 
 if __name__ == "__main__":

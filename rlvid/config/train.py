@@ -11,6 +11,9 @@ MADE = ("builtin", "prompts", "samples")
 NOT_REAL = ("prompts", "samples")
 """Sources without real clips: prompts alone, and the base model's own samples."""
 
+SHOWN_VIDEOS = 6
+"""Videos of fixed prompts in TensorBoard, over all workers."""
+
 
 class DataConfig(Section):
     """The source of clips and prompts."""

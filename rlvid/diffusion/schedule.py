@@ -4,14 +4,17 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from rlvid.config import RunConfig
 from rlvid.config.methods.base import Method
 from rlvid.config.methods.policy_gradient import PolicyGradient
 from rlvid.config.methods.reward_gradient import DraftLVConfig, InstructVideoConfig, RewardGradient, kept_steps
+from rlvid.config.methods.supervised import Supervised
 from rlvid.config.prefix import check_length
 from rlvid.diffusion.step import KERNELS
 from rlvid.models.decoded import check_decoding
+from rlvid.models.guidance import LimitedGuidance
 from rlvid.models.levels import acts_at
 from rlvid.models.noise_path import NoisePath
 
@@ -108,17 +111,14 @@ def check_chain(config: RunConfig) -> None:
         ValueError: the path lacks ``sampling.final_level``, ``sampling.kernel`` or ``method.start``, or the kernel
             ``sampling.eta``, the method learns at no level of ``model.lora.levels``, so that the reward would teach the
             adapter nothing, the chain from ``method.start`` has too few steps for ``sampling.prefix_steps`` or
-            ``sampling.reuse``, or a setting means nothing: a kernel without noise, no gradient through a branch that
-            guidance 1 leaves out, or as ``check_decoding``.
+            ``sampling.reuse``, or a setting means nothing: a kernel without noise, a guidance interval without a step
+            of the chain, a setting of the unconditional branch where guidance leaves it out, or as ``check_decoding``.
     """
     check_decoding(config)
+    _check_guidance(config)
     sampling, method, limits = config.sampling, config.method, config.model.lora.levels
-    if sampling.guidance == 1 and isinstance(method, RewardGradient) and not method.unconditional_gradient:
-        raise ValueError(
-            "method.unconditional_gradient = false: sampling.guidance = 1 is without guidance, and there is no "
-            "unconditional branch; set another guidance, such as 3, or leave unconditional_gradient out"
-        )
-    if (sampling.final_level, sampling.kernel, limits, getattr(method, "start", None)) == ("exact", "ddim", None, None):
+    needs_path = limits, sampling.guidance_interval, getattr(method, "start", None)
+    if (sampling.final_level, sampling.kernel, *needs_path) == ("exact", "ddim", None, None, None):
         return
     from rlvid.models.load import path_outline  # seconds of imports, for such runs alone
 
@@ -148,6 +148,7 @@ def check_chain(config: RunConfig) -> None:
             "kernel out"
         )
     learning_K = torch.tensor(learning_points(method, path, grid))
+    _check_guided(config, path, chain, learning_K)
     if limits is None:
         return
     level_K = path.timestep(learning_K, learning_K.device).double() / path.train_steps
@@ -159,3 +160,59 @@ def check_chain(config: RunConfig) -> None:
             f"{first:g} of the chain, and the adapter acts at none of them; choose a range that holds one, such as "
             f"[{low:g}, 1]"
         )
+
+
+def _check_guidance(config: RunConfig) -> None:
+    """Checks that a run without guidance has no setting of guidance."""
+    sampling, method = config.sampling, config.method
+    if sampling.guidance != 1:
+        return
+    if isinstance(method, RewardGradient) and not method.unconditional_gradient:
+        setting, way_out = "method.unconditional_gradient = false", "leave unconditional_gradient out"
+    elif isinstance(method, Supervised) and method.guided:
+        setting, way_out = "method.guided = true", "leave guided out"
+    elif sampling.negative_prompt:
+        setting, way_out = "sampling.negative_prompt is set", "sampling.negative_prompt='\"\"'"
+    else:
+        return
+    raise ValueError(
+        f"{setting}: sampling.guidance = 1 is without guidance, and there is no unconditional branch; set another "
+        f"guidance, such as 3, or {way_out}"
+    )
+
+
+def _check_guided(config: RunConfig, path: NoisePath, chain: Sequence[float], learning_K: Tensor) -> None:
+    """Checks that guidance in an interval acts at a step of the chain, and at one that is learned at if it must."""
+    sampling, method = config.sampling, config.method
+    if sampling.guidance_interval is None:
+        return
+    limited = LimitedGuidance(sampling.guidance, *sampling.guidance_interval)
+
+    def guided(point_K: Tensor) -> bool:
+        return bool((torch.as_tensor(limited.at(path, point_K)) != 1).any())
+
+    carried = 0 if isinstance(method, DraftLVConfig) else len(learning_K)  # its chain ends before the step that learns
+    visited_D = torch.tensor([*with_prefix(chain, carried, sampling.prefix_steps), *learning_K.tolist()])
+    shown = f"sampling.guidance_interval = {list(sampling.guidance_interval)}"
+    if not guided(visited_D):
+        share_D = path.share(visited_D)
+        raise ValueError(
+            f"{shown}: the chain's steps are at noise levels {float(share_D.max()):.3g} to {float(share_D.min()):.3g}, "
+            f"and none of them is in the interval; choose one that holds some, such as {_from_half(share_D)}, or leave "
+            "guidance_interval out"
+        )
+    if not isinstance(method, RewardGradient) or method.unconditional_gradient or method.kl_at == "path":
+        return
+    if not guided(learning_K):
+        share_K = path.share(learning_K)
+        raise ValueError(
+            f"method.unconditional_gradient = false: method {method.name!r} learns at the noise levels "
+            f"{float(share_K.max()):.3g} to {float(share_K.min()):.3g}, none of them is in {shown}, and there is no "
+            f"unconditional branch; choose an interval that holds one, such as {_from_half(share_K)}, or leave "
+            "unconditional_gradient out"
+        )
+
+
+def _from_half(share_K: Tensor) -> str:
+    """Returns an interval of guidance that holds the noisiest of some levels."""
+    return f"[{math.floor(500 * float(share_K.max())) / 1000:g}, 1]"

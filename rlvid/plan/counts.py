@@ -58,6 +58,7 @@ class Counts:
         decoder: frames; of a causal decoder, chunks.
         first_chunk: of these, the first chunks of videos, which have one frame.
         share: chunks for the measurement of the gradient that ``model.decode_window`` keeps.
+        archived: frames of a sample that are handed to the archive.
     """
 
     denoiser: Calls = field(default_factory=Calls)
@@ -67,6 +68,7 @@ class Counts:
     reward: Calls = field(default_factory=Calls)
     held_out: Calls = field(default_factory=Calls)
     optimiser_steps: float = 0.0
+    archived: float = 0.0
 
     @property
     def frames(self) -> float:
@@ -152,7 +154,7 @@ def count(config: RunConfig, frames: int) -> Counts:
     """
     train = config.train.model_copy(update={"workers": 1, "micro_batch": config.micro_batch})
     alone = config.model_copy(update={"train": train})  # of all workers' videos, since some methods compare them
-    meters = {each.name: _Meter() for each in fields(Counts) if each.name != "optimiser_steps"}
+    meters = {each.name: _Meter() for each in fields(Counts) if each.default_factory is Calls}
     counting = _counting_wan if family(config.model.path) is WAN else _counting_unet3d
     model = counting(config, frames, meters)
     model.denoiser, model.path = _Denoiser(meters["denoiser"]), path_outline(config.model)
@@ -162,13 +164,14 @@ def count(config: RunConfig, frames: int) -> Counts:
     if config.reward.held_out:
         held_out = _Reward(meters["held_out"], held_out_scores_whole_videos(config.reward))
     context = Context(alone, model, _Reward(meters["reward"], whole), held_out, Stopwatch(torch.device("cpu")))
-    algorithm, steps = ALGORITHMS[config.method.name](context), 0
+    algorithm, steps, archived = ALGORITHMS[config.method.name](context), 0, 0
     for index in range(_BATCHES):
         for update in algorithm.updates(_batch(alone, model, index, config.train.workers)):
             update.loss.backward()
             for meter in meters.values():
                 meter.held = 0
             steps += update.step
+            archived += update.samples.frames_BS.numel() if update.samples else 0
     if alone.train.checkpoint_activations:
         meters["denoiser"].calls.again = meters["denoiser"].calls.graph
     samples = _BATCHES * alone.train.batch_size
@@ -176,7 +179,8 @@ def count(config: RunConfig, frames: int) -> Counts:
         rare = _BATCHES / SHARE_EVERY if component == "share" else 1  # measured in the first batch, then in every 25th
         for name in ("plain", "graph", "again", "backward"):
             setattr(meter.calls, name, getattr(meter.calls, name) * rare / samples)
-    return Counts(**{name: meter.calls for name, meter in meters.items()}, optimiser_steps=steps / _BATCHES)
+    calls = {name: meter.calls for name, meter in meters.items()}
+    return Counts(**calls, optimiser_steps=steps / _BATCHES, archived=archived / samples)
 
 
 def _counting_unet3d(config: RunConfig, frames: int, meters: dict[str, _Meter]) -> VideoModel:

@@ -2,9 +2,9 @@
 
 from rlvid.config import RunConfig
 from rlvid.config.guard import AT_ONCE
-from rlvid.diffusion.generate import videos_at_once
 from rlvid.plan.network import Network
 from rlvid.plan.parts import Parts
+from rlvid.plan.videos import generating
 
 _COPIES = 3
 """Copies of a video's pixels that its motion and flickering need at once."""
@@ -16,9 +16,7 @@ def guard_memory(parts: Parts, config: RunConfig) -> dict[str, int]:
     if not guard.every:
         return {}
     videos = guard.videos_per_prompt * min(guard.count, max(1, AT_ONCE // guard.videos_per_prompt))
-    together = videos_at_once(parts.latent_shape, videos)
-    rows = together * (1 if config.sampling.guidance == 1 else 2)
-    frames = videos * parts.frames
+    made, frames = generating(parts, config, videos), videos * parts.frames
     video = parts.frames * 3 * parts.pixels * 4
     pixels = videos * video
     texts = [parts.text_encoder] if parts.text_resident else []
@@ -27,14 +25,9 @@ def guard_memory(parts: Parts, config: RunConfig) -> dict[str, int]:
     def scoring(reward: Network) -> int:
         return min(frames, reward.chunk) * reward.cost.plain_peak
 
-    autoencoder = parts.autoencoder
-    if autoencoder.decode is None:
-        decoding = min(together * parts.frames, config.model.decode_chunk) * autoencoder.cost.plain_peak
-    else:
-        decoding = int(together * autoencoder.decode.plain_peak)
     return {
-        "weights": sum(part.weights for part in (parts.denoiser, autoencoder, *texts, *rewards)),
-        "chain": rows * parts.denoiser.cost.plain_peak,
-        "decode": decoding + pixels,
+        "weights": sum(part.weights for part in (parts.denoiser, parts.autoencoder, *texts, *rewards)),
+        "chain": made.chain,
+        "decode": made.decode + pixels,
         "rewards": pixels + max(pixels + max(map(scoring, rewards)), _COPIES * video),  # a reward clamps all pixels
     }

@@ -9,6 +9,7 @@ from rlvid.config import RunConfig
 from rlvid.plan.counts import Counts
 from rlvid.plan.network import DecodeCost
 from rlvid.plan.parts import Parts, outline_parts
+from rlvid.plan.videos import shown_videos
 
 _BUCKET = 500_000_000
 """Most float32 gradients in the buffer that DeepSpeed gathers them in, from stage 1 on (``reduce_bucket_size``)."""
@@ -87,6 +88,21 @@ def stages(
     return {name: int(size) for name, size in found.items() if size}
 
 
+def peak(
+    parts: Parts,
+    counts: Counts,
+    config: RunConfig,
+    *,
+    micro_batch: int | None = None,
+    decode_chunk: int | None = None,
+    recompute: bool | None = None,
+) -> int:
+    """Returns the most bytes that a worker needs, TensorBoard's videos included; the arguments are of ``stages``."""
+    step = stages(parts, counts, config, micro_batch=micro_batch, decode_chunk=decode_chunk, recompute=recompute)
+    at_once = {**step, **shown_videos(parts, config, decode_chunk)}
+    return sum(resident(parts, config).values()) + max(at_once.values())
+
+
 def host(parts: Parts, counts: Counts, config: RunConfig) -> dict[str, int]:
     """Returns bytes of the CPU's memory that a worker needs at once beside its process, by what they are."""
     if not config.method.needs_gradient:
@@ -141,12 +157,11 @@ def advice(parts: Parts, counts: Counts, config: RunConfig) -> tuple[dict[str, i
 
     The second table has the bytes of the CPU's memory with those of them that need any, as ``host`` adds them up.
     """
-    fixed = sum(resident(parts, config).values())
-    now = fixed + max(stages(parts, counts, config).values())
+    now, step = peak(parts, counts, config), stages(parts, counts, config)
     tried, on_host = dict[str, int](), dict[str, int]()
 
     def offer(setting: str, **changes: int | bool) -> None:
-        tried[setting] = fixed + max(stages(parts, counts, config, **changes).values())  # type: ignore[arg-type]
+        tried[setting] = peak(parts, counts, config, **changes)  # type: ignore[arg-type]
 
     if not config.train.checkpoint_activations:
         offer("train.checkpoint_activations=true", recompute=True)
@@ -154,15 +169,18 @@ def advice(parts: Parts, counts: Counts, config: RunConfig) -> tuple[dict[str, i
     for smaller in sorted({config.micro_batch // 2, 1}, reverse=True):
         if 0 < smaller < config.micro_batch and share % smaller == 0:
             offer(f"train.micro_batch={smaller}", micro_batch=smaller)
-    for key, value in _of_the_decoder(parts, config) if _decoder_needs_most(stages(parts, counts, config)) else ():
+    for key, value in _of_the_decoder(parts, config) if _decoder_needs_most(step) else ():
         cut = config.model_copy(update={"model": config.model.model_copy(update={key: value})})
         cut_parts, setting = outline_parts(cut), f"model.{key}={str(value).lower()}"
-        tried[setting] = fixed + max(stages(cut_parts, counts, cut).values())
+        tried[setting] = peak(cut_parts, counts, cut)
         on_host[setting] = sum(host(cut_parts, counts, cut).values())
     for chunk in sorted(set() if parts.causal else {config.model.decode_chunk // 4, 1}, reverse=True):
         if 0 < chunk < config.model.decode_chunk:
             offer(f"model.decode_chunk={chunk}", decode_chunk=chunk)
-    lower = {setting: peak for setting, peak in tried.items() if peak <= 0.95 * now}
+    if config.output.videos_every:
+        without = config.model_copy(update={"output": config.output.model_copy(update={"videos_every": 0})})
+        tried["output.videos_every=0"] = peak(parts, counts, without)
+    lower = {setting: size for setting, size in tried.items() if size <= 0.95 * now}
     return lower, {setting: size for setting, size in on_host.items() if size and setting in lower}
 
 

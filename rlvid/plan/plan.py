@@ -10,8 +10,9 @@ from rlvid.models.video_shape import resolved_shape
 from rlvid.plan.counts import Calls, Counts, count
 from rlvid.plan.guard import guard_memory
 from rlvid.plan.measure import Cost
-from rlvid.plan.memory import advice, host, resident, stages
+from rlvid.plan.memory import advice, host, peak, resident, stages
 from rlvid.plan.parts import Parts, outline_parts
+from rlvid.plan.videos import shown_videos
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Plan:
         counts: calls for each sample.
         flops: of each stage, for one sample.
         resident: bytes that stay through a step.
-        stages: bytes that each stage needs beside them.
+        stages: bytes that each stage of a step needs beside them.
+        videos: bytes that each stage of TensorBoard's videos needs beside them, see ``shown_videos``.
         advice: settings that lower the peak, and the peak with each.
         advice_host: bytes of the CPU's memory with those of them that need any.
         host: bytes of the CPU's memory that a worker needs beside its process, by what they are.
@@ -40,6 +42,7 @@ class Plan:
     flops: dict[str, float]
     resident: dict[str, int]
     stages: dict[str, int]
+    videos: dict[str, int]
     advice: dict[str, int]
     advice_host: dict[str, int]
     host: dict[str, int]
@@ -52,7 +55,12 @@ class Plan:
     @property
     def peak(self) -> int:
         """Bytes that a worker needs at the most."""
-        return sum(self.resident.values()) + max(self.stages.values())
+        return sum(self.resident.values()) + max(self.all_stages.values())
+
+    @property
+    def all_stages(self) -> dict[str, int]:
+        """Bytes of the stages of a step, and of TensorBoard's videos."""
+        return {**self.stages, **self.videos}
 
     @property
     def host_peak(self) -> int:
@@ -94,7 +102,7 @@ class Plan:
             "flops_per_sample": self.flops,
             "flops_per_step": self.flops_per_step,
             "resident_bytes": self.resident,
-            "stage_bytes": self.stages,
+            "stage_bytes": self.all_stages,
             "peak_bytes": self.peak,
             "peak_bytes_with": self.advice,
             **({"host_bytes": self.host, "host_peak_bytes": self.host_peak} if self.host else {}),
@@ -124,10 +132,9 @@ def make_plan(config: RunConfig) -> Plan:
         )
     check_chain(config)
     parts, counts = outline_parts(config), count(config, frames)
-    fixed = sum(resident(parts, config).values())
     lower, lower_host = advice(parts, counts, config)
     either = {
-        name: fixed + max(stages(parts, counts, config, recompute=recompute).values())
+        name: peak(parts, counts, config, recompute=recompute)
         for name, recompute in (("recomputed", True), ("kept", False))
     }
     return Plan(
@@ -137,6 +144,7 @@ def make_plan(config: RunConfig) -> Plan:
         flops=flops_by_stage(parts, counts, config),
         resident=resident(parts, config),
         stages=stages(parts, counts, config),
+        videos=shown_videos(parts, config),
         advice=lower,
         advice_host=lower_host,
         host=host(parts, counts, config),
@@ -192,7 +200,7 @@ def disk(parts: Parts, counts: Counts, config: RunConfig) -> dict[str, int]:
     """Returns bytes of files: float32 numbers, and archived frames as PNG, which are never larger than their pixels."""
     trained = parts.denoiser.trainable
     latents = math.prod(parts.latent_shape)
-    frames = counts.frames * config.train.batch_size
+    frames = counts.archived * config.train.batch_size
     every, train = config.output.archive_every, config.train
     archived = -(-train.steps // every) if every else 0
     checkpoint = 4 * trained + (12 if train.zero_stage == 0 else 16) * trained

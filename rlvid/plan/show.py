@@ -81,6 +81,8 @@ def _work(plan: Plan) -> Table:
         if flops or size:
             peak = f"{gib(fixed + size)}" if size else ""
             table.add_row(name, f"{flops / 1e12:,.2f}", percent(flops / total), peak)
+    for name, size in plan.videos.items():
+        table.add_row(name, "", "", gib(fixed + size))
     table.add_section()
     table.add_row("all", f"{total / 1e12:,.2f}", percent(1, 0), gib(plan.peak))
     return table
@@ -96,7 +98,7 @@ def _memory(plan: Plan) -> Table:
 
 
 def _hints(plan: Plan) -> Iterator[str]:
-    stage = max(plan.stages, key=plan.stages.__getitem__)
+    stage = max(plan.all_stages, key=plan.all_stages.__getitem__)
     yield f"peak: {gib(plan.peak)} on each worker, in {stage}; a GPU's own workspace and fragmentation come on top"
     yield (
         f"  with activations recomputed in the backward pass {gib(plan.checkpointing['recomputed'])}, with all of them "

@@ -28,6 +28,9 @@ Tokenise = Callable[[list[str]], Tensor]
 _PROBE = "a 1 é 一 ~"
 """Characters that a tokenizer must know, or have a token for."""
 
+EMBEDDINGS = 4096
+"""Embeddings of prompts that a reward keeps on its device; 16 MiB for HPSv2, whose D is 1024."""
+
 
 def in_chunks(compute: Callable[..., Tensor], chunk: int, recompute: bool, *inputs: Tensor) -> Tensor:
     """``compute`` of at most ``chunk`` rows of the inputs at once.
@@ -63,7 +66,7 @@ class ImageFeatures(nn.Module):
 
 
 class TextFeatures:
-    """Embeds prompts with a frozen CLIP, each once.
+    """Embeds prompts with a frozen CLIP, and keeps the ``EMBEDDINGS`` that were used last.
 
     A prompt is embedded by itself: in a batch, its last bits would depend on the other prompts of the batch, so the
     kept embedding, and a run, would depend on the step at which the process started.
@@ -76,12 +79,17 @@ class TextFeatures:
     @torch.no_grad()
     def __call__(self, prompts: list[str]) -> Tensor:
         """Returns normalised embeddings (B, D), float32, or float64 of such weights."""
-        device = self.clip.logit_scale.device
         for prompt in dict.fromkeys(prompts):
-            if prompt not in self._kept:
-                features_1D = self.clip.encode_text(self.tokenise([prompt]).to(device))
-                self._kept[prompt] = nn.functional.normalize(at_least_float32(features_1D), dim=-1)[0]
-        return torch.stack([self._kept[prompt] for prompt in prompts])
+            own = self._kept.pop(prompt, None)
+            self._kept[prompt] = self._embedding(prompt) if own is None else own  # last, since it is the one used last
+        features_BD = torch.stack([self._kept[prompt] for prompt in prompts])
+        while len(self._kept) > EMBEDDINGS:
+            del self._kept[next(iter(self._kept))]
+        return features_BD
+
+    def _embedding(self, prompt: str) -> Tensor:
+        features_1D = self.clip.encode_text(self.tokenise([prompt]).to(self.clip.logit_scale.device))
+        return nn.functional.normalize(at_least_float32(features_1D), dim=-1)[0]
 
 
 class ClipReward(ImageFeatures):

@@ -24,6 +24,7 @@ diversity are called side effects. Where fewer than two prompts have finite valu
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -104,6 +105,13 @@ class Verdict:
         )  # fmt: skip
 
 
+class _Peak(NamedTuple):
+    """The largest mean of a metric so far, and its evaluation."""
+
+    at: int
+    mean: float
+
+
 def judge(evaluations: Sequence[MetricValues]) -> Verdict:
     """Judges evaluations in the order of their steps, the base model first; the rule is at the top of this file.
 
@@ -116,11 +124,17 @@ def judge(evaluations: Sequence[MetricValues]) -> Verdict:
     best = 0
     watched = dict.fromkeys([*TOLERANCE, *filter(is_held_out, evaluations[0])])
     warnings, before, lost = dict[str, Loss](), dict[str, Loss](), dict[str, Loss]()
+    peaks = dict[str, _Peak]()
     for at in range(1, len(evaluations)):
+        for metric in (*watched, TRAINED):
+            mean = finite_mean(evaluations[at - 1][metric])
+            if math.isfinite(mean) and (metric not in peaks or mean > peaks[metric].mean):
+                peaks[metric] = _Peak(at - 1, mean)
+        losses = {m: loss for m, peak in peaks.items() if (loss := lost_at(evaluations, m, at, peak.at))}
         rising = finite_mean(evaluations[at][TRAINED]) > finite_mean(evaluations[best][TRAINED])
-        lost = {m: loss for m in watched if (loss := lost_at(evaluations, m, at)) and rising}
-        if (loss := lost_at(evaluations, HELD_OUT, at)) and lost_at(evaluations, TRAINED, at):
-            lost[COLLAPSE] = replace(loss, metric=COLLAPSE)
+        lost = {m: losses[m] for m in watched if m in losses and rising}
+        if HELD_OUT in losses and TRAINED in losses:
+            lost[COLLAPSE] = replace(losses[HELD_OUT], metric=COLLAPSE)
         warnings |= {m: loss for m, loss in lost.items() if m in before and m not in warnings}
         harmful = any(map(is_fatal, warnings))
         if not harmful and math.isfinite(held_out[at]) and not held_out[best] >= held_out[at]:
@@ -129,12 +143,11 @@ def judge(evaluations: Sequence[MetricValues]) -> Verdict:
     return Verdict(best, warnings, tuple(lost.values()), held_out)
 
 
-def lost_at(evaluations: Sequence[MetricValues], metric: str, at: int) -> Loss | None:
-    """Returns the loss of ``metric`` at evaluation ``at`` beyond tolerance and noise; None if there is none."""
-    means = [finite_mean(evaluation[metric]) for evaluation in evaluations[:at]]
-    if not any(map(math.isfinite, means)):
-        return None
-    best = int(np.nanargmax(means))
+def lost_at(evaluations: Sequence[MetricValues], metric: str, at: int, best: int) -> Loss | None:
+    """Returns the loss of ``metric`` at evaluation ``at`` beyond tolerance and noise; None if there is none.
+
+    ``best`` is the first evaluation with the metric's largest mean before ``at``.
+    """
     before, after = (np.asarray(evaluations[place][metric], dtype=np.float64) for place in (best, at))
     if before.shape != after.shape:
         raise ValueError(f"judge: evaluations {best} and {at} have {len(before)} and {len(after)} prompts")

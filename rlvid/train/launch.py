@@ -11,6 +11,7 @@ from rich.console import Console
 from rlvid.cluster.connect import start_ray
 from rlvid.cluster.nodes import BOOTSTRAP, check_files, check_nodes, check_resources, fits_now, needed, nodes_possible
 from rlvid.config import RunConfig
+from rlvid.config.train import SHOWN_VIDEOS
 from rlvid.data.sources import training_set
 from rlvid.data.training_set import TrainingSet
 from rlvid.interrupt import kept
@@ -23,9 +24,6 @@ from rlvid.train.preflight import cut_captions, open_run, record_clips, repair
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
-
-VIDEO_PROMPTS = 6
-"""Fixed prompts that are sampled for TensorBoard."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Tr
         folder = mirror.folder
         use_gpu, has_room = _check_cluster(config, folder, console)
         clips = _clips_of(config, mirror, console)
-        prompts = clips.first_captions(VIDEO_PROMPTS)
+        prompts = clips.first_captions(SHOWN_VIDEOS)
         judged = guard_prompts(config, clips.first_captions(config.guard.count)) if config.guard.every else ()
         texts = kept_embeddings(config, clips, [*prompts, *judged], console)
         further = {"encodes": "videos" in clips.kinds, "texts": texts}

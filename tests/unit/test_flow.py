@@ -198,6 +198,11 @@ def test_an_eta_beyond_the_levels_of_the_random_steps_is_refused(settings: list[
             ["method.unconditional_gradient=false", "sampling.guidance=1"],
             ["method.unconditional_gradient = false", "sampling.guidance = 1"],
         ),
+        (["sampling.guidance_interval=[0,0.1]"], ["guidance_interval = [0.0, 0.1]", "1 to 0.136", "such as [0.5, 1]"]),
+        (
+            ["sampling.guidance_interval=[0.2,0.6]", "method.unconditional_gradient=false"],
+            ["unconditional_gradient = false", "levels 0.136 to 0.136", "[0.2, 0.6]", "such as [0.068, 1]"],
+        ),
     ],
 )
 def test_settings_of_a_chain_that_mean_nothing_are_refused(settings: list[str], words: list[str]) -> None:

@@ -18,13 +18,16 @@ from rlvid.cluster.fork_server import may_fork, possible
 
 CLIENT = str(Path(fork_server.__file__).with_name("forked_worker.py"))
 SCRIPT = """
-import json, os, resource, sys
+import ctypes, json, os, resource, sys
 import numpy, random, torch
+blas = [ctypes.CDLL(path) for path in {line.split()[-1] for line in open("/proc/self/maps") if "openblas" in line}]
+asks = [f"scipy_openblas_get_num_threads{end}" for end in ("64_", "")]
 print(json.dumps({
     "arguments": sys.argv, "folder": os.getcwd(), "mine": os.environ.get("MINE"), "ray": os.environ.get("RAY_MINE"),
     "parent": os.getppid(), "group": os.getpgid(0) == os.getpid(), "loaded": "colorsys" in sys.modules,
     "path": sys.path[0], "name": __name__, "threads": torch.get_num_threads(), "read": sys.stdin.read(),
     "draws": [random.random(), numpy.random.rand()], "niceness": os.nice(0), "beside": "RAY_GONE" in os.environ,
+    "blas": [getattr(each, ask)() for each in blas for ask in asks if hasattr(each, ask)],
     "files": resource.getrlimit(resource.RLIMIT_NOFILE)[0], "oom": int(open("/proc/self/oom_score_adj").read()),
 }))
 print("said", file=sys.stderr)
@@ -40,10 +43,11 @@ def variables(**given: str) -> dict[str, str]:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A server that imports one small module, which nothing else does."""
+    """A server that imports one small module, which nothing else does, and two libraries with threads."""
     (tmp_path / "own").mkdir()
-    program = "import sys; from rlvid.cluster.fork_server import main; main(sys.argv[1], ['colorsys', 'no_such'])"
-    command = [sys.executable, "-c", program, str(tmp_path / "own" / "forks")]
+    program = "import sys; from rlvid.cluster.fork_server import main; main(sys.argv[1], sys.argv[2:])"
+    modules = ["colorsys", "no_such", "numpy", "scipy.linalg"]
+    command = [sys.executable, "-c", program, str(tmp_path / "own" / "forks"), *modules]
     made = subprocess.Popen(command, stdin=subprocess.PIPE, env=variables(OMP_NUM_THREADS="2", RAY_GONE="1"))
     while not (tmp_path / "own" / "forks").exists():
         assert made.poll() is None
@@ -75,6 +79,7 @@ def test_a_fork_is_what_a_new_process_would_be(tmp_path: Path, server: subproces
         assert (each["folder"], each["path"], each["name"]) == (str(tmp_path), str(tmp_path), "__main__")
         assert (each["ray"], each["beside"], each["read"]) == ("1", False, "through stdin")
         assert each["threads"] == 1
+        assert each["blas"] == [1, 1], "of numpy and of scipy"
         assert each["group"]
         assert (each["files"], each["oom"]) == (99, 700)
         assert each["niceness"] >= 3

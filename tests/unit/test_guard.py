@@ -18,11 +18,13 @@ from rlvid.evaluate.load import load_run
 from rlvid.evaluate.models import find_models
 from rlvid.evaluate.scorers import guard_rewards, load_run_scorer
 from rlvid.reward.builtin import builtin_folder
+from rlvid.runs import over_optimisation
 from rlvid.runs.checkpoints import flaw
 from rlvid.runs.find import find_run
 from rlvid.runs.guard_log import GuardEvaluation, best_step, find_best, read_means, read_recommendation
 from rlvid.runs.over_optimisation import COLLAPSE, HELD_OUT, TOLERANCE, TRAINED, judge
 from rlvid.runs.recommendation import Recommendation
+from rlvid.stats import finite_mean
 from rlvid.train import guard
 from rlvid.train.guard import check_room
 from rlvid.train.guard_evaluator import GuardEvaluator
@@ -77,6 +79,22 @@ def test_both_fall_and_it_is_a_collapse_and_no_over_optimisation() -> None:
     assert (verdict.fatal_loss.at, verdict.fatal_loss.best, verdict.best) == (4, 2, 2)
     level = series([0.5] * 9, [0.5] * 9)
     assert judge(level).fatal_loss is None
+
+
+def test_an_evaluation_is_averaged_as_often_in_a_long_run_as_in_a_short_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    averaged: list[float] = []
+
+    def counted(values: list[float]) -> float:
+        averaged.append(finite_mean(values))
+        return averaged[-1]
+
+    monkeypatch.setattr(over_optimisation, "finite_mean", counted)
+    counts = []
+    for length in (6, 11, 21):
+        averaged.clear()
+        judge(series([0.5] * length, [0.5] * length))
+        counts.append(len(averaged) - 1)
+    assert counts[1:] == [2 * counts[0], 4 * counts[0]]
 
 
 def test_one_bad_look_is_not_enough_and_later_looks_cannot_win_after_a_warning() -> None:

@@ -16,6 +16,8 @@ from rlvid.algorithms.base import Context, Stopwatch
 from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.cli import app
 from rlvid.config import RunConfig, load_config, parse_config
+from rlvid.config.train import SHOWN_VIDEOS
+from rlvid.diffusion.generate import generate
 from rlvid.evaluate.candidates import CandidateScorer
 from rlvid.evaluate.score import VideoBatch
 from rlvid.evaluate.scorers import guard_rewards, load_run_scorer
@@ -78,6 +80,7 @@ def test_a_sample_costs_what_the_method_says(
     assert counts.held_out.plain == decodes
     assert counts.decoder.again == counts.decoder.backward == counts.decoder.graph
     assert counts.optimiser_steps == steps
+    assert counts.archived == 4, "once, however often a video is decoded"
 
 
 def test_counts_follow_the_settings() -> None:
@@ -193,6 +196,31 @@ def test_the_peak_of_a_real_guard_is_the_one_that_was_planned(
     assert not make_plan(described(stored)).guard
 
 
+def test_the_peak_of_videos_for_tensorboard_is_the_one_that_was_planned(stored: Path, tmp_path: Path) -> None:
+    config = described(stored, model={"decode_chunk": 64}, train={"workers": 2})
+    plan, model = make_plan(config), load_model(str(stored), frames=8, size=64)
+    model.decode_chunk, videos = 64, SHOWN_VIDEOS // 2
+    latents, every_BF = torch.randn(videos, *model.latent_shape), torch.arange(8).expand(videos, -1)
+
+    def decode() -> None:
+        with torch.no_grad():
+            model.decode_frames(latents, every_BF)
+
+    whole = measured_peak(lambda: generate(model, videos * ["a"], steps=2, guidance=3.0), tmp_path / "trace.json")
+    decoding = measured_peak(decode, tmp_path / "trace.json")
+    assert 0.9 * whole < plan.videos["videos, chain"] < 1.15 * whole
+    assert 0.9 * decoding < plan.videos["videos, decode"] < 1.15 * decoding
+    assert plan.peak == sum(plan.resident.values()) + plan.videos["videos, chain"]
+    assert plan.advice["output.videos_every=0"] < plan.peak
+    assert not make_plan(described(stored, output={"videos_every": 0})).videos
+
+
+def test_the_archive_of_a_step_holds_the_frames_that_are_rewarded(stored: Path) -> None:
+    method, reward = {"name": "draft-lv", "repeats": 3}, {"held_out": "builtin-video", "segments": 2}
+    plan = make_plan(described(stored, method=method, reward=reward))
+    assert plan.disk["archive of a step, at most"] == 2 * 2 * 3 * 64 * 64
+
+
 def test_a_guard_that_blends_all_weights_keeps_the_base_in_main_memory(stored: Path) -> None:
     model = {"finetune": "full"}
     plan = make_plan(described(stored, model=model, guard={**GUARD, "scales": [0.5, 1]}))
@@ -223,7 +251,7 @@ def test_advice_keeps_its_word(stored: Path) -> None:
         assert promised <= 0.95 * plan.peak
     assert plan.peak == plan.checkpointing["kept"] > plan.checkpointing["recomputed"]
     assert plan.advice["train.checkpoint_activations=true"] == plan.checkpointing["recomputed"]
-    assert not make_plan(described(stored, train={"batch_size": 1})).advice
+    assert not make_plan(described(stored, train={"batch_size": 1}, output={"videos_every": 0})).advice
 
 
 def test_optimiser_state_is_spread_by_zero_stages(stored: Path) -> None:

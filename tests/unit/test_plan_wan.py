@@ -10,6 +10,7 @@ from helpers import clips
 from rlvid.algorithms.base import Context, Stopwatch
 from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.config import RunConfig, load_config, parse_config
+from rlvid.diffusion.generate import generate
 from rlvid.models.causal_decode import CausalDecoder
 from rlvid.models.decoder_cache import tensors
 from rlvid.models.load import load_video_model
@@ -35,13 +36,14 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def described(stored: Path, **sections: dict[str, Any]) -> RunConfig:
-    """A run of the tiny model on a video long enough for the caches to weigh."""
+    """A run of the tiny model on a video long enough for the caches to weigh, without videos for TensorBoard."""
     base: dict[str, dict[str, Any]] = {
         "model": {"path": str(stored), "frames": FRAMES, "size": 32, "lora": {"targets": ["attention"]}},
         "sampling": {"steps": 2},
         "method": {"name": "draft"},
         "reward": {"name": "brightness", "held_out": None, "attenuation": "inf"},
         "train": {"batch_size": 1, "workers": 1, "checkpoint_activations": True},
+        "output": {"videos_every": 0},
     }
     return parse_config(base | {name: base.get(name, {}) | values for name, values in sections.items()})
 
@@ -143,6 +145,17 @@ def test_the_memory_of_the_cpu_is_that_of_a_real_step(stored: Path, model: dict[
     shown = [line for line in render(plan) if isinstance(line, str) and line.startswith("main memory")]
     assert len(shown) == bool(plan.host)
     assert plan.as_dict().get("host_peak_bytes", 0) == plan.host_peak
+
+
+def test_the_peak_of_videos_for_tensorboard_is_the_one_that_was_planned(stored: Path) -> None:
+    config = described(stored, output={"videos_every": 25}, train={"batch_size": 3, "workers": 3})
+    model = load_video_model(config.model, text=True)
+    model.negative(model.encode_prompts(["a"]))
+    with Meter([*model.denoiser.parameters(), *model.vae.parameters()]) as meter:
+        generate(model, ["a", "b"], steps=2, guidance=3.0)
+    plan = make_plan(config)
+    assert max(plan.videos.values()) == pytest.approx(meter.peak, rel=0.15)
+    assert not make_plan(described(stored)).videos
 
 
 def test_the_memory_of_the_cpu_is_for_all_videos_at_once_and_of_a_measurement_for_one(stored: Path) -> None:

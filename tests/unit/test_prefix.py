@@ -259,6 +259,46 @@ def test_a_chain_from_a_noise_level_is_measured_on_the_models_path() -> None:
         check_chain(load_config("toy-wan", ["sampling.prefix_steps=7"]))
 
 
+@pytest.mark.parametrize(
+    ("name", "overrides", "words"),
+    [
+        ("toy", ["sampling.guidance_interval=[0.97,1]"], ["0.658 to 0.0397", "such as [0.328, 1]"]),
+        ("toy", ["sampling.guidance_interval=[0.7,1]"], ["0.658 to 0.0397"]),
+        ("toy-draft", ["sampling.guidance_interval=[0,0.02]"], ["0.917 to 0.0397", "such as [0.458, 1]"]),
+        ("toy-draft", ["sampling.guidance_interval=[0.8,0.9]", "sampling.prefix_steps=1"], ["0.917 to 0.0397"]),
+        ("toy-ddpo", ["sampling.guidance_interval=[0.95,1]"], ["0.894 to 0.0397"]),
+        ("toy-raft", ["method.guided=true", "sampling.guidance=1"], ["method.guided = true", "sampling.guidance = 1"]),
+        ("toy", ["sampling.negative_prompt=x", "sampling.guidance=1"], ["negative_prompt", "sampling.guidance = 1"]),
+    ],
+)
+def test_settings_of_guidance_that_do_nothing_are_refused(name: str, overrides: list[str], words: list[str]) -> None:
+    config = load_config(name, overrides)
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as refusal:
+        check_chain(config)
+    assert all(word in str(refusal.value) for word in words), str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("toy", ["sampling.guidance_interval=[0.328,1]"]),
+        ("toy", ['sampling.negative_prompt=""', "sampling.guidance=1"]),
+        ("toy-draft", ["sampling.guidance_interval=[0,0.04]", "method.unconditional_gradient=false"]),
+        ("toy-draft-lv", ["sampling.guidance_interval=[0.92,0.94]", "method.start=0.93"]),
+        ("toy-alignprop", ["sampling.guidance_interval=[0.2,0.6]", "method.unconditional_gradient=false"]),
+        (
+            "toy-draft",
+            [
+                "sampling.guidance_interval=[0.2,0.6]", "method.unconditional_gradient=false",
+                "method.kl=0.1", "method.kl_at=path",
+            ],
+        ),
+    ],
+)  # fmt: skip
+def test_settings_of_guidance_that_do_something_are_allowed(name: str, overrides: list[str]) -> None:
+    check_chain(load_config(name, overrides))
+
+
 def test_fingerprints_see_the_settings_and_stay_at_their_defaults() -> None:
     def fingerprint(**sampling: Any) -> str:
         return parse_config({"sampling": sampling}).fingerprint

@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, functional, v2
 
 from rlvid.config import parse_config
+from rlvid.reward import clip
 from rlvid.reward.attenuation import tar_weights
 from rlvid.reward.clip import ClipReward, build_clip
 from rlvid.reward.fit.folder import Spec
@@ -243,6 +244,20 @@ def test_a_prompt_is_encoded_once() -> None:
     assert encoded == [1, 1, 1]
     assert torch.equal(first, again)
     assert first[0].tolist() != first[1].tolist()
+
+
+def test_a_reward_keeps_the_embeddings_that_were_used_last_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    text_features = tiny_reward().text_features
+    encoded: list[str] = []
+    tokenise = text_features.tokenise
+    monkeypatch.setattr(text_features, "tokenise", lambda prompts: encoded.extend(prompts) or tokenise(prompts))
+    monkeypatch.setattr(clip, "EMBEDDINGS", 2)
+    first = text_features(["a dog", "a cat", "a bird"])
+    assert encoded == ["a dog", "a cat", "a bird"]
+    assert torch.equal(text_features(["a cat", "a bird", "a cat"]), first[[1, 2, 1]])
+    assert torch.equal(text_features(["a dog"]), first[:1])
+    assert torch.equal(text_features(["a cat"]), first[1:2])
+    assert encoded[3:] == ["a dog", "a cat"]
 
 
 @pytest.mark.parametrize("make", [tiny_reward, partial(load_reward, "builtin")])

@@ -1,0 +1,38 @@
+"""The memory of generating videos, for the guard and for TensorBoard."""
+
+from typing import NamedTuple
+
+from rlvid.config import RunConfig
+from rlvid.config.train import SHOWN_VIDEOS
+from rlvid.diffusion.generate import videos_at_once
+from rlvid.plan.parts import Parts
+
+
+class Generating(NamedTuple):
+    """The peak in bytes of a chain without a graph, and of decoding all frames, their pixels left out."""
+
+    chain: int
+    decode: int
+    together: int
+    """Videos that are made at once."""
+
+
+def generating(parts: Parts, config: RunConfig, videos: int, decode_chunk: int | None = None) -> Generating:
+    """Returns the memory of generating so many videos; ``decode_chunk`` stands in for the run's setting."""
+    together = videos_at_once(parts.latent_shape, videos)
+    rows = together * (1 if config.sampling.guidance == 1 else 2)
+    autoencoder, frames = parts.autoencoder, together * parts.frames
+    if autoencoder.decode is None:
+        decode = min(frames, decode_chunk or config.model.decode_chunk) * autoencoder.cost.plain_peak
+    else:
+        decode = int(together * autoencoder.decode.plain_peak)
+    return Generating(rows * parts.denoiser.cost.plain_peak, decode, together)
+
+
+def shown_videos(parts: Parts, config: RunConfig, decode_chunk: int | None = None) -> dict[str, int]:
+    """Returns bytes that a worker needs at the peak of each stage of TensorBoard's videos; {} without videos."""
+    if not config.output.videos_every:
+        return {}
+    made = generating(parts, config, -(-SHOWN_VIDEOS // config.train.workers), decode_chunk)
+    pixels = made.together * parts.frames * 3 * parts.pixels * 4
+    return {"videos, chain": made.chain, "videos, decode": made.decode + pixels}
