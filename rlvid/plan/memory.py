@@ -99,7 +99,7 @@ def peak(
 ) -> int:
     """Returns the most bytes that a worker needs, TensorBoard's videos included; the arguments are of ``stages``."""
     step = stages(parts, counts, config, micro_batch=micro_batch, decode_chunk=decode_chunk, recompute=recompute)
-    at_once = {**step, **shown_videos(parts, config, decode_chunk)}
+    at_once = {**step, **shown_videos(parts, config, micro_batch, decode_chunk)}
     return sum(resident(parts, config).values()) + max(at_once.values())
 
 
@@ -177,9 +177,6 @@ def advice(parts: Parts, counts: Counts, config: RunConfig) -> tuple[dict[str, i
     for chunk in sorted(set() if parts.causal else {config.model.decode_chunk // 4, 1}, reverse=True):
         if 0 < chunk < config.model.decode_chunk:
             offer(f"model.decode_chunk={chunk}", decode_chunk=chunk)
-    if config.output.videos_every:
-        without = config.model_copy(update={"output": config.output.model_copy(update={"videos_every": 0})})
-        tried["output.videos_every=0"] = peak(parts, counts, without)
     lower = {setting: size for setting, size in tried.items() if size <= 0.95 * now}
     return lower, {setting: size for setting, size in on_host.items() if size and setting in lower}
 

@@ -29,10 +29,16 @@ def generating(parts: Parts, config: RunConfig, videos: int, decode_chunk: int |
     return Generating(rows * parts.denoiser.cost.plain_peak, decode, together)
 
 
-def shown_videos(parts: Parts, config: RunConfig, decode_chunk: int | None = None) -> dict[str, int]:
-    """Returns bytes that a worker needs at the peak of each stage of TensorBoard's videos; {} without videos."""
+def shown_videos(
+    parts: Parts, config: RunConfig, micro_batch: int | None = None, decode_chunk: int | None = None
+) -> dict[str, int]:
+    """Returns bytes that a worker needs at the peak of each stage of TensorBoard's videos; {} without videos.
+
+    ``micro_batch`` and ``decode_chunk`` stand in for the run's settings.
+    """
     if not config.output.videos_every:
         return {}
-    made = generating(parts, config, -(-SHOWN_VIDEOS // config.train.workers), decode_chunk)
+    share = -(-SHOWN_VIDEOS // config.train.workers)
+    made = generating(parts, config, min(share, micro_batch or config.micro_batch), decode_chunk)
     pixels = made.together * parts.frames * 3 * parts.pixels * 4
     return {"videos, chain": made.chain, "videos, decode": made.decode + pixels}

@@ -316,6 +316,7 @@ class Worker:
             steps=sampling.steps,
             guidance=sampling.guidance,
             final=sampling.final_level,
+            batch=self.config.micro_batch,
             first_index=self.rank * share,
         )
         gathered: list[Any] = [None] * self.world

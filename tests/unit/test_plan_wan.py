@@ -148,11 +148,11 @@ def test_the_memory_of_the_cpu_is_that_of_a_real_step(stored: Path, model: dict[
 
 
 def test_the_peak_of_videos_for_tensorboard_is_the_one_that_was_planned(stored: Path) -> None:
-    config = described(stored, output={"videos_every": 25}, train={"batch_size": 3, "workers": 3})
+    config = described(stored, output={"videos_every": 25}, train={"batch_size": 6, "workers": 3})
     model = load_video_model(config.model, text=True)
     model.negative(model.encode_prompts(["a"]))
     with Meter([*model.denoiser.parameters(), *model.vae.parameters()]) as meter:
-        generate(model, ["a", "b"], steps=2, guidance=3.0)
+        generate(model, ["a", "b"], steps=2, guidance=3.0, batch=config.micro_batch)
     plan = make_plan(config)
     assert max(plan.videos.values()) == pytest.approx(meter.peak, rel=0.15)
     assert not make_plan(described(stored)).videos
