@@ -45,13 +45,16 @@ class RecordedStopwatch(Stopwatch):
 
 
 def prepare(config: RunConfig) -> tuple[Algorithm, TorchEngine, Batch]:
-    """Returns the method of a run, its engine, and a batch with noise for source latents."""
+    """Returns the method of a run, its engine, and a batch with noise for source latents.
+
+    The batch is of step 1: step 0 also measures ``decode/gradient_share``, which most steps do not.
+    """
     model = load_trainable(config.model, config.seed, config.model.path)
     context = Context(config, model, trained_reward(config.reward), None, RecordedStopwatch(model.device))
     size = config.train.batch_size
     prompts = prompt_set("in_domain", size)
     latents = randomness.normal(model.latent_shape, config.seed, "posterior", [(serial,) for serial in range(size)])
-    batch = Batch(0, list(range(size)), prompts, model.encode_prompts(prompts), latents)
+    batch = Batch(1, list(range(size)), prompts, model.encode_prompts(prompts), latents)
     return ALGORITHMS[config.method.name](context), TorchEngine(model.denoiser, config.optimizer), batch
 
 

@@ -106,6 +106,24 @@ def test_sizes_of_a_wan_model_are_measured_beside_the_plan(tmp_path: Path, capsy
         assert line in printed, line
 
 
+def test_seconds_with_a_window_are_of_common_steps_and_the_peak_is_of_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    indices, taken = [], gpu_wan.WanStep.step
+
+    def watch(steps: gpu_wan.WanStep, side: str, index: int, update: bool = True) -> None:
+        taken(steps, side, index, update)
+        steps.meter.peaks["decode"] = max(steps.meter.peaks["decode"], 2**50 * (update and index == 0))
+        indices.append((index, update))
+
+    monkeypatch.setattr(gpu_wan.WanStep, "step", watch)
+    out = tmp_path / "wan.json"
+    assert gpu_wan.main([*TINY, "--out", str(out), "--parts", "5x16x16/1,5x16x16/all"]) == 0
+    window, whole = json.loads(out.read_text())["parts"].values()
+    assert indices == [(0, False), (1, True), (0, True), (0, False), (1, True)]
+    assert window["peaks"]["decode"] == 2**50 > whole["peaks"]["decode"]
+
+
 def test_every_size_of_a_wan_model_is_a_run_that_can_be_trained() -> None:
     found = {name: gpu_wan.config_of(name, "bfloat16", None) for name in gpu_wan.part_names("full")[1:]}
     assert len(found) == 12

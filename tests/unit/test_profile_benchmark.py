@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from jobs.benchmark import profile
+from rlvid.config import load_config
 
 
 def event(name: str, start: float, end: float, own: float, *shapes: list[int]) -> Any:
@@ -29,6 +30,14 @@ def test_costs_are_those_of_an_operator_in_a_stage_with_the_shapes_that_cost_mos
     rows = profile.table(found, 1).rows
     assert rows[0][:4] == ["chain", "mm", "2", "4.000"]
     assert rows[1][1:4] == ["the rest", "2", "2.250"]
+
+
+def test_the_profiled_step_is_a_common_one() -> None:
+    small = ["model.decode_window=1", "train.workers=1", "train.batch_size=1", "sampling.steps=4"]
+    algorithm, _, batch = profile.prepare(load_config("toy-wan", small))
+    (update,) = algorithm.updates(batch)
+    assert "reward/trained" in update.metrics
+    assert "decode/gradient_share" not in update.metrics, "only every 25th step measures it"
 
 
 def test_a_step_has_one_thread_unless_more_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
