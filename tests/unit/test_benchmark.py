@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from jobs.benchmark import gpu, gpu_ray, gpu_wan, scaling, step
-from jobs.benchmark.parts import prepare
+from jobs.benchmark.parts import Adapter, prepare
 from jobs.benchmark.variants import two_calls
 from rlvid.diffusion.schedule import check_chain
 from rlvid.models.video_shape import resolved_shape
@@ -49,10 +49,10 @@ def test_the_tiny_preset_finds_one_gradient_and_what_is_done_in_vain(
 
 def test_guidance_in_two_calls_changes_nothing_else() -> None:
     bench = prepare(step.parse(["--preset", "tiny", "--device", "cpu", "--steps", "1"]))
-    rows: list[int] = []
-    found = {}
+    adapter, rows, found = Adapter(bench.engine), list[int](), {}
     with bench.model.denoiser.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0]))):
         for name, variant in (("own", nullcontext), ("two calls", two_calls)):
+            adapter.restore()
             with variant(bench) as changed:
                 found[name] = step.measure(changed, ["rlvid"], 1)["rlvid"]
             found[name]["rows"] = rows.copy()
