@@ -7,7 +7,8 @@
 The run is wan-1.3b-hpsv2 (InstructVideo) on one video, with random weights, random embeddings of prompts, and HPSv2's
 ViT-H on four frames. A part is FRAMESxHEIGHTxWIDTH and, after a slash, the chunks that the decoder's gradient goes back
 through (`model.decode_window`): 1, 4 or all; `offload` keeps all, and their caches in the CPU's memory. `rate` is how
-fast this device multiplies matrices.
+fast this device multiplies matrices. Seconds are of a common step. With a window, every 25th step also measures the
+gradient's share; the peak is that step's, too.
 
 Each part is printed and written to the file as soon as it is there. What does not fit into --minutes is left out and
 named; the same command measures it later. A part that needs more memory than there is says so.
@@ -148,6 +149,10 @@ class WanSession:
         steps = WanStep(config, self._sized(config.model), self._reward, self._engine, self._meter)
         found = measure(steps, ["rlvid"], self._options.steps, count=False)["rlvid"]
         del found["gradient"]
+        if config.model.decode_window is not None:
+            self._meter.peaks = found["peaks"]
+            steps.step("rlvid", 0)
+            self._meter.read()
         planned = dict.fromkeys(STAGES, 0)
         for stage, size in plan.stages.items():
             of = measured_stage(stage)

@@ -38,6 +38,20 @@ def add_step_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=2, help="measured steps of each side")
 
 
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--threads``, for ``limit_threads``."""
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch (default: 1)")
+
+
+def limit_threads(options: argparse.Namespace) -> None:
+    """Gives torch ``options.threads`` CPU threads in this process; raises ValueError for fewer than one."""
+    import torch
+
+    if options.threads < 1:
+        raise ValueError(f"--threads {options.threads}: must be 1 or more")
+    torch.set_num_threads(options.threads)
+
+
 def fill_in(options: argparse.Namespace) -> None:
     """Sets what was not given: the device's preset and precision, and the preset's numbers."""
     options.preset = options.preset or ("full" if options.device.startswith("cuda") else "reduced")

@@ -25,11 +25,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from jobs.benchmark.matchups import PEERS, RELEASED, matchups
-from jobs.benchmark.options import add_step_options, check_out, fill_in, make_parser
+from jobs.benchmark.options import add_step_options, add_threads, check_out, fill_in, limit_threads, make_parser
 from jobs.benchmark.parts import reset_peak
 from jobs.benchmark.step import distance, measure
 from rlvid.algorithms.base import peak_memory
@@ -42,6 +41,7 @@ ALLOWED = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.1}
 def main(arguments: list[str]) -> int:
     """Measures, prints a table and keeps the numbers; returns 1 where the gradients of two sides differ."""
     options = parse(arguments)
+    limit_threads(options)
     found: dict[str, Any] = {}
     for name, steps, sides in matchups(options, options.peers):
         reset_peak(steps.meter.device)
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
             for side, own in gradients.items()
             if side != RELEASED
         }
-    settings = vars(options) | {"threads": torch.get_num_threads()}
+    settings = vars(options)
     if options.out:
         Path(options.out).write_text(json.dumps({"settings": settings, "peers": found}, indent=2), encoding="utf-8")
     return show(settings, found, Console(width=190))
@@ -66,6 +66,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add_step_options(parser)
     parser.add_argument("--rollouts", type=int, default=4, help="videos in a step of ddpo")
     parser.add_argument("--peers", type=lambda text: text.split(","), default=[*PEERS], help=", ".join(PEERS))
+    add_threads(parser)
     parser.add_argument("--out", type=Path, help="JSON file for the result")
     options = parser.parse_args(arguments)
     fill_in(options)
@@ -109,8 +110,8 @@ def show(settings: dict[str, Any], found: dict[str, Any], console: Console) -> i
     console.print(
         f"{settings['preset']}: frames of {settings['size']} x {settings['size']}, {settings['segments']} of a video "
         f"scored, {settings['sampling_steps']} steps of a chain, {settings['batch']} videos in a step "
-        f"({settings['rollouts']} of ddpo), {settings['precision']} on {settings['device']}, {settings['threads']} "
-        "threads",
+        f"({settings['rollouts']} of ddpo), {settings['precision']} on {settings['device']}, threads: "
+        f"{settings['threads']}",
         highlight=False,
         soft_wrap=True,
     )

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jobs.benchmark.options import check_out, make_parser, refuse
+from jobs.benchmark.options import add_threads, check_out, limit_threads, make_parser, refuse
 from jobs.benchmark.parts import Calls
 from jobs.benchmark.record import commit, processor
 from rlvid.algorithms.base import Batch, Context, Stopwatch
@@ -171,12 +171,14 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--batch", type=int, default=8, help="videos made at once")
     parser.add_argument("--intervals", nargs="+", default=["0,0.6", "0.2,1", "0.2,0.6"], help="LOW,HIGH each")
     parser.add_argument("--reuse", type=int, nargs="+", default=[2, 3], help="values of sampling.reuse")
+    add_threads(parser)
     parser.add_argument("--out", type=Path, help="file for the numbers, JSON")
     options = parser.parse_intermixed_args(arguments)
     if min(options.videos, options.batch) < 1:
         raise ValueError(f"--videos {options.videos} and --batch {options.batch} must be 1 or more")
     if options.out:
         check_out(options.out)
+    limit_threads(options)
     refuse(options.overrides, ["seed", "sampling.guidance_interval", "sampling.prefix_steps", "sampling.reuse"])
     base = load_config(options.config, options.overrides)
     ways = variants(options, prefix_length(base))
@@ -196,5 +198,5 @@ def main(arguments: list[str]) -> None:
     rows = {name: compare(made, found[EXACT], prompts) for name, made in found.items()}
     say(table(rows).markdown())
     if options.out:
-        about = {"card": processor(), "threads": torch.get_num_threads(), "commit": commit(), "arguments": arguments}
+        about = {"card": processor(), "threads": options.threads, "commit": commit(), "arguments": arguments}
         write_atomic(options.out, json_text(about | {"settings": rows}).encode())

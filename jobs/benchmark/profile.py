@@ -15,10 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from jobs.benchmark.options import make_parser, refuse
+from jobs.benchmark.options import add_threads, limit_threads, make_parser, refuse
 from rlvid import randomness
 from rlvid.algorithms.base import Algorithm, Batch, Context, Stopwatch
 from rlvid.algorithms.catalogue import ALGORITHMS
@@ -46,13 +45,16 @@ class RecordedStopwatch(Stopwatch):
 
 
 def prepare(config: RunConfig) -> tuple[Algorithm, TorchEngine, Batch]:
-    """Returns the method of a run, its engine, and a batch with noise for source latents."""
+    """Returns the method of a run, its engine, and a batch with noise for source latents.
+
+    The batch is of step 1: step 0 also measures ``decode/gradient_share``, which most steps do not.
+    """
     model = load_trainable(config.model, config.seed, config.model.path)
     context = Context(config, model, trained_reward(config.reward), None, RecordedStopwatch(model.device))
     size = config.train.batch_size
     prompts = prompt_set("in_domain", size)
     latents = randomness.normal(model.latent_shape, config.seed, "posterior", [(serial,) for serial in range(size)])
-    batch = Batch(0, list(range(size)), prompts, model.encode_prompts(prompts), latents)
+    batch = Batch(1, list(range(size)), prompts, model.encode_prompts(prompts), latents)
     return ALGORITHMS[config.method.name](context), TorchEngine(model.denoiser, config.optimizer), batch
 
 
@@ -101,6 +103,7 @@ def table(found: dict[tuple[str, str], tuple[float, int, str]], most: int) -> Gr
 def main(arguments: list[str]) -> None:
     """Profiles a step, and prints its stages and its largest costs."""
     options = parse(arguments)
+    limit_threads(options)
     fixed = [f"train.batch_size={options.batch}", "train.workers=1", "train.micro_batch=null"]
     refuse(options.overrides, fixed)
     config = load_config(options.config, [*options.overrides, *fixed])
@@ -112,7 +115,7 @@ def main(arguments: list[str]) -> None:
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
         stages = step(*prepared)
     seconds = ", ".join(f"{name} {each:.2f}" for name, each in stages.items())
-    say(f"a step of {options.batch} videos, {torch.get_num_threads()} threads, seconds: {seconds}")
+    say(f"a step of {options.batch} videos, {options.threads} thread{'s' * (options.threads > 1)}, seconds: {seconds}")
     say(table(costs(profiler.events()), options.most).markdown())
 
 
@@ -123,6 +126,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", help="settings to change, as for rlvid train")
     parser.add_argument("--batch", type=int, default=8, help="videos")
     parser.add_argument("--most", type=int, default=10, help="costs that are named")
+    add_threads(parser)
     options = parser.parse_intermixed_args(arguments)
     if min(options.batch, options.most) < 1:
         raise ValueError(f"--batch {options.batch} --most {options.most}: both are at least 1")

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from jobs.benchmark.options import check_out, make_parser, refuse
+from jobs.benchmark.options import add_threads, check_out, limit_threads, make_parser, refuse
 from jobs.benchmark.parts import Calls, reset_peak
 from jobs.benchmark.record import processor
 from rlvid.algorithms.base import Algorithm, Batch, Context, Stopwatch, peak_memory
@@ -80,12 +80,14 @@ def main(arguments: list[str]) -> None:
     parser = make_parser(__doc__, "rollout", overrides=True)
     parser.add_argument("--batch", type=int, default=16, help="videos, of two prompts")
     parser.add_argument("--repeats", type=int, default=2, help="turns after the first, which is not counted")
+    add_threads(parser)
     parser.add_argument("--out", type=Path, help="file for the numbers, JSON")
     options = parser.parse_intermixed_args(arguments)
     if options.batch < 4 or options.batch % 2 or options.repeats < 1:
         raise ValueError(f"--batch {options.batch} must be even and 4 or more, --repeats {options.repeats} 1 or more")
     if options.out:
         check_out(options.out)
+    limit_threads(options)
     runs = {name: settings(options, way) for name, way in WAYS.items()}
     first = next(iter(runs.values()))
     model, reward = load_trainable(first.model, first.seed, first.model.path), trained_reward(first.reward)
@@ -102,7 +104,7 @@ def main(arguments: list[str]) -> None:
     medians = {name: {key: statistics.median(m[key] for m in each) for key in each[0]} for name, each in found.items()}
     say(table(medians, options.batch).markdown())
     if options.out:
-        about = {"card": processor(), "threads": torch.get_num_threads(), "batch": options.batch, "ways": medians}
+        about = {"card": processor(), "threads": options.threads, "batch": options.batch, "ways": medians}
         write_atomic(options.out, json.dumps(about, indent=1).encode())
 
 

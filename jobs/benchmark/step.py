@@ -65,7 +65,7 @@ def gradient(bench: Sides) -> Tensor:
 
 
 def measure(bench: Sides, sides: list[str], steps: int, count: bool = True) -> dict[str, dict[str, Any]]:
-    """Medians of each side's stages over ``steps``, taken in turns after a step that counts and warms up."""
+    """Medians of each side's stages over steps 1 to ``steps``, in turns, after step 0, which counts and warms up."""
     meter = bench.meter
     calls = Calls(bench.model, again=lambda: meter.current == "backward")
     found: dict[str, dict[str, Any]] = {side: {"seen": []} for side in sides}
@@ -78,7 +78,7 @@ def measure(bench: Sides, sides: list[str], steps: int, count: bool = True) -> d
         found[side] |= {"flops": meter.flops, "gradient": gradient(bench), "peaks": {}, "calls": made}
         found[side]["live"] = meter.live
     calls.remove()
-    for index in range(steps):
+    for index in range(1, steps + 1):
         for side in sides:
             meter.peaks = found[side]["peaks"]
             bench.step(side, index)

@@ -2,10 +2,12 @@
 
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from jobs.benchmark import feed
+from rlvid.config import load_config
 from rlvid.data.clips import EncodedClips
 from rlvid.data.encoders import encode_items
 from rlvid.data.prompts import read_prompts
@@ -46,6 +48,20 @@ def test_numbers_of_a_run_are_read_from_its_log_and_tensorboard(tmp_path: Path) 
     (tmp_path / "logs" / "worker-00.log").write_text("\n".join([*lines, lines[1].replace("step 0", "step 1")]))
 
     assert datetime.fromtimestamp(feed.first_step(tmp_path)).isoformat() == "2026-01-02T03:04:08.250000"
+
+
+def test_trainings_on_clips_go_without_denoising(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = list[list[str]]()
+    monkeypatch.setattr(feed, "trained", lambda arguments, run, slow=0.0: given.append(arguments) or {})
+    monkeypatch.setattr(feed, "_few_clips", lambda folder, overrides: folder)
+    monkeypatch.setattr(feed, "repeat_clips", lambda few, count, out: out.mkdir())
+    options = SimpleNamespace(steps=2, prompts=[3], clips=[3], slow=[0.0], overrides=["train.batch_size=4"])
+    assert len(list(feed.measurements(options, tmp_path))) == len(given) == 4
+    prompts, clips = (
+        [load_config(config, own) for config, *own in given if config == name] for name in ("toy-ddpo", "toy")
+    )
+    assert len(prompts) == len(clips) == 2
+    assert all(config.method.denoising == 0 for config in clips)
 
 
 def test_the_table_has_a_line_a_training() -> None:

@@ -106,8 +106,10 @@ def test_live_bytes_are_those_of_all_tensors_that_are_held_at_once(recompute: bo
 
 def test_the_command_prints_a_table_and_keeps_the_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "peers.json"
+    torch.set_num_threads(2)
     assert peers.main([*SMALL, "--peers", "VADER,VideoX-Fun", "--out", str(out)]) == 0
     found = json.loads(out.read_text())
+    assert found["settings"]["threads"] == torch.get_num_threads() == 1
     assert found["settings"]["rollouts"] == 2
     assert found["peers"].keys() == {"VADER", "VideoX-Fun"}
     for peer in found["peers"].values():

@@ -19,16 +19,19 @@ def test_each_setting_is_held_to_the_exact_chain(config: str, tmp_path: Path) ->
     shape = ["model.frames=9", "model.size=16"] if wan else ["model.frames=4", "model.size=16"]
     given = ["--videos", "3", "--batch", "2", "--seeds", "1", "2", "--reuse", "2", "--intervals", "0,0.4", "--config"]
     own = [config, "--out", str(out), f"model.path={tmp_path / 'tiny'}", *shape, "reward.segments=2"]
+    torch.set_num_threads(2)
     prefix.main([*given, *own, "sampling.steps=20"])
-    settings = json.loads(out.read_text())["settings"]
+    found = json.loads(out.read_text())
+    assert found["threads"] == torch.get_num_threads() == 1
+    settings = found["settings"]
     exact = settings.pop("exact")
     length = int(exact["rows"] / 2) - 1
     assert exact["difference"] == exact["reward"]["change"] == exact["oracle"]["change"] == 0
     limited, half, quarter, reuse = settings.values()
     assert length + 1 < limited["rows"] < exact["rows"]
     rows = {"half": length // 2, "quarter": length // 4, "reuse": len({0, 1, *range(0, length, 2)})}
-    found = {"half": half, "quarter": quarter, "reuse": reuse}
-    assert {name: each["rows"] for name, each in found.items()} == {name: 2 * n + 2 for name, n in rows.items()}
+    few = {"half": half, "quarter": quarter, "reuse": reuse}
+    assert {name: each["rows"] for name, each in few.items()} == {name: 2 * n + 2 for name, n in rows.items()}
     for each in settings.values():
         assert each["seconds"] > 0
         assert each["difference"] > 0

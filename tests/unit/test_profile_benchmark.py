@@ -4,8 +4,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from jobs.benchmark import profile
+from rlvid.config import load_config
 
 
 def event(name: str, start: float, end: float, own: float, *shapes: list[int]) -> Any:
@@ -30,18 +32,47 @@ def test_costs_are_those_of_an_operator_in_a_stage_with_the_shapes_that_cost_mos
     assert rows[1][1:4] == ["the rest", "2", "2.250"]
 
 
+def test_the_profiled_step_is_a_common_one() -> None:
+    small = ["model.decode_window=1", "train.workers=1", "train.batch_size=1", "sampling.steps=4"]
+    algorithm, _, batch = profile.prepare(load_config("toy-wan", small))
+    (update,) = algorithm.updates(batch)
+    assert "reward/trained" in update.metrics
+    assert "decode/gradient_share" not in update.metrics, "only every 25th step measures it"
+
+
+def test_a_step_has_one_thread_unless_more_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(config: Any) -> Any:
+        raise InterruptedError
+
+    monkeypatch.setattr(profile, "prepare", stop)
+    for given, threads in (([], 1), (["--threads", "2"], 2)):
+        torch.set_num_threads(3 - threads)
+        with pytest.raises(InterruptedError):
+            profile.main(given)
+        assert torch.get_num_threads() == threads
+
+
 @pytest.mark.slow
 def test_a_step_of_the_built_in_model_is_profiled(capsys: pytest.CaptureFixture[str]) -> None:
     profile.main(["toy", "--batch", "1", "--most", "3", "sampling.steps=2"])
     printed = capsys.readouterr().out
-    assert "a step of 1 videos" in printed
+    assert "a step of 1 videos, 1 thread," in printed
     assert "| backward | aten::" in printed
     assert "the rest" in printed
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--batch", "0"], ["--most", "0"], ["toy", "seed=1", "train.micro_batch=1"], ["modelscope-hpsv2"]]
+    "arguments",
+    [
+        ["--batch", "0"],
+        ["--most", "0"],
+        ["--threads", "0"],
+        ["toy", "seed=1", "train.micro_batch=1"],
+        ["modelscope-hpsv2"],
+    ],
 )
 def test_what_cannot_be_profiled_is_refused(arguments: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"at least 1|set by this benchmark|this part profiles"):
+    with pytest.raises(
+        ValueError, match=r"at least 1|--threads 0: must be 1 or more|set by this benchmark|this part profiles"
+    ):
         profile.main(arguments)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from jobs.benchmark import rollout
 from rlvid.toy.tiny import save_tiny_model
@@ -20,8 +21,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.mark.slow
 def test_a_batch_of_grpo_is_counted_and_timed(tiny: list[str], tmp_path: Path) -> None:
     out = tmp_path / "rollout.json"
+    torch.set_num_threads(2)
     rollout.main(["--batch", "4", "--repeats", "1", "--out", str(out), *tiny, "sampling.steps=6"])
-    ways = json.loads(out.read_text())["ways"]
+    found = json.loads(out.read_text())
+    assert found["threads"] == torch.get_num_threads() == 1
+    ways = found["ways"]
     late = ways.pop("the last step, same start")["rows"] / 4
     assert late < ways.pop("one step, same start")["rows"] / 4 < 14
     assert {name: way["rows"] / 4 for name, way in ways.items()} == {
