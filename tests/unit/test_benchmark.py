@@ -3,6 +3,7 @@
 import json
 import signal
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from jobs.benchmark import gpu, gpu_ray, gpu_wan, scaling, step
+from jobs.benchmark.parts import Adapter, prepare
+from jobs.benchmark.variants import two_calls
 from rlvid.diffusion.schedule import check_chain
 from rlvid.models.video_shape import resolved_shape
 
@@ -42,6 +45,25 @@ def test_the_tiny_preset_finds_one_gradient_and_what_is_done_in_vain(
     printed = capsys.readouterr().out
     assert "released / rlvid" in printed
     assert "channels-last convolutions" in printed
+
+
+def test_guidance_in_two_calls_changes_nothing_else() -> None:
+    bench = prepare(step.parse(["--preset", "tiny", "--device", "cpu", "--steps", "1"]))
+    adapter, rows, found = Adapter(bench.engine), list[int](), {}
+    with bench.model.denoiser.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0]))):
+        for name, variant in (("own", nullcontext), ("two calls", two_calls)):
+            adapter.restore()
+            with variant(bench) as changed:
+                found[name] = step.measure(changed, ["rlvid"], 1)["rlvid"]
+            found[name]["rows"] = rows.copy()
+            rows.clear()
+    own, two = found.values()
+    assert (set(own["rows"]), set(two["rows"])) == ({2}, {1})
+    assert sum(own["rows"]) == sum(two["rows"])
+    assert own["calls"] == two["calls"]
+    assert "denoiser evaluations again" not in two["calls"], "layer by layer, as rlvid recomputes"
+    assert sum(two["flops"].values()) == pytest.approx(sum(own["flops"].values()), rel=0.01)
+    assert step.distance(two["gradient"], own["gradient"]) < 1e-4
 
 
 @pytest.mark.parametrize("arguments", [["--compare", "speed"], ["--steps", "0"], ["--batch", "0"]])
