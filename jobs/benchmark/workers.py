@@ -15,16 +15,21 @@ from rlvid.train.job import Job
 
 
 def measure_in_workers(
-    measure: Callable[[Job, dict[str, Any]], None], config: RunConfig, steps: int, address: str | None = None
+    measure: Callable[[Job, dict[str, Any]], None],
+    config: RunConfig,
+    steps: int,
+    address: str | None = None,
+    **more: Any,
 ) -> dict[str, Any]:
     """Starts Ray and the workers of a run.
 
     Args:
         measure: runs in each worker; gets the job of a training worker, and ``steps``, the times ``asked``,
-            ``connected`` and ``fitted``, and the path ``result``, where worker 0 writes JSON.
+            ``connected`` and ``fitted``, the path ``result``, where worker 0 writes JSON, and ``more``.
         config: of the run.
         steps: to measure.
         address: of a Ray cluster; None starts Ray on this machine, unless RAY_ADDRESS names one.
+        more: further entries for ``measure``.
 
     Returns:
         What worker 0 wrote.
@@ -56,7 +61,7 @@ def measure_in_workers(
         job = Job.of(config, run=folder, use_gpu=use_gpu, progress=progress, archivist=archivist)
         times = {"asked": asked, "connected": connected, "fitted": time.time()}
         TorchTrainer(
-            partial(measure, job, {"steps": steps, "result": result, **times}),
+            partial(measure, job, {"steps": steps, "result": result, **times, **more}),
             **RunFeed.of(config, clips, folder).trainer_arguments,
             scaling_config=ray.train.ScalingConfig(
                 num_workers=config.train.workers,
