@@ -265,7 +265,7 @@ def run_mirror(storage: str, name: str) -> Mirror:
     """
     mirror = Mirror(storage, name)
     mirror.pull(lambda path: not _LEFT_OUT.match(path))
-    if any(name.startswith("archive/") for name in mirror.sizes() or ()):
+    if any(re.match(r"archive/|step-\d+/state\.json$", name) for name in mirror.sizes() or ()):
         (mirror.folder / "archive").mkdir(parents=True, exist_ok=True)  # says that the run has begun
     elif is_uri(storage) and (mirror.folder / "archive").is_dir():
         shutil.rmtree(mirror.folder / "archive")

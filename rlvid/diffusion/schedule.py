@@ -171,8 +171,6 @@ def _check_guidance(config: RunConfig) -> None:
         setting, way_out = "method.unconditional_gradient = false", "leave unconditional_gradient out"
     elif isinstance(method, Supervised) and method.guided:
         setting, way_out = "method.guided = true", "leave guided out"
-    elif sampling.negative_prompt:
-        setting, way_out = "sampling.negative_prompt is set", "sampling.negative_prompt='\"\"'"
     else:
         return
     raise ValueError(
@@ -184,7 +182,8 @@ def _check_guidance(config: RunConfig) -> None:
 def _check_guided(config: RunConfig, path: NoisePath, chain: Sequence[float], learning_K: Tensor) -> None:
     """Checks that guidance in an interval acts at a step of the chain, and at one that is learned at if it must."""
     sampling, method = config.sampling, config.method
-    if sampling.guidance_interval is None:
+    everywhere = getattr(method, "kl_at", None) == "path" or (isinstance(method, Supervised) and method.guided)
+    if sampling.guidance_interval is None or everywhere:  # guided predictions at random levels of the whole path
         return
     limited = LimitedGuidance(sampling.guidance, *sampling.guidance_interval)
 
@@ -201,7 +200,7 @@ def _check_guided(config: RunConfig, path: NoisePath, chain: Sequence[float], le
             f"and none of them is in the interval; choose one that holds some, such as {_from_half(share_D)}, or leave "
             "guidance_interval out"
         )
-    if not isinstance(method, RewardGradient) or method.unconditional_gradient or method.kl_at == "path":
+    if not isinstance(method, RewardGradient) or method.unconditional_gradient:
         return
     if not guided(learning_K):
         share_K = path.share(learning_K)

@@ -157,8 +157,11 @@ def _ask(config: FitConfig, source: Path, outside: bool) -> _Asked:
     unnamed = {"path"} | ({"towers"} if backbone.towers == "both" else set())  # so that earlier fits stay the same
     settings |= {"axes": axes, "backbone": backbone.model_dump(exclude=unnamed)}
     told = [{key: value for key, value in item.items() if key != "held_out"} for item in made]
+    videos = any(media.row is None and not media.is_image for pair in asked for media in (pair.a, pair.b))
+    # Earlier fits cut videos to squares, and their answers on several axes had another unit.
+    version = f"{__version__}, second" if videos or len(axes) > 1 else __version__
     made_with = {
-        "rlvid": __version__, "settings": settings, "pairs": digest([told, found]),
+        "rlvid": version, "settings": settings, "pairs": digest([told, found]),
         "backbone": [size_and_ends(path) for path in files] or backbone.path,
     }  # fmt: skip
     config = config.model_copy(update={"backbone": backbone, "axes": axes})

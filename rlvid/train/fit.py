@@ -127,8 +127,9 @@ def reason(error: Exception, folder: Path, progress: Any, logs_here: bool, what:
         text = spoken[first].text
     else:
         text = one_line(error)
-    logs = folder / "logs" / ("" if first is None else f"worker-{first:02d}.log")
-    return f"{what} stopped: {text} (full log: {short(logs)}; start the same command again to resume)"
+    logs = Path("logs", "" if first is None else f"worker-{first:02d}.log")
+    place = short(folder / logs) if logs_here else f"{logs}* of the run in the store"
+    return f"{what} stopped: {text} (full log: {place}; start the same command again to resume)"
 
 
 def _death(rank: int, error: Any, progress: Any, log_file: Path | None) -> str:

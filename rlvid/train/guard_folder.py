@@ -23,12 +23,13 @@ from typing import Any
 
 from rlvid.config import RunConfig
 from rlvid.data.prompts import resolve_prompts
-from rlvid.files import content_digest, write_atomic
+from rlvid.files import write_atomic
 from rlvid.models.trained_files import trained_file
 from rlvid.runs.checkpoints import checkpoint_name, find_checkpoints, flaw, read_state
 from rlvid.runs.guard_log import GuardEvaluation, at_scale_1, best_step, describe, read_lines
 from rlvid.runs.over_optimisation import Loss, Verdict, judge
 from rlvid.runs.recommendation import Recommendation, recommend
+from rlvid.train.record import reward_digest
 from rlvid.world.captions import PROMPT_SETS
 
 
@@ -53,6 +54,10 @@ def guard_prompts(config: RunConfig, captions: Sequence[str]) -> list[str]:
     return found
 
 
+def _digest(settings: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
+
+
 class GuardLog:
     """The evaluations of one run, in the order of their steps.
 
@@ -72,15 +77,16 @@ class GuardLog:
         settings.append(config.guard.steps or config.sampling.steps)
         if config.guard_rewards:
             settings.append([each.model_dump() for each in config.guard_rewards])
-        if places := [Path(each.path) for each in config.guard_rewards if each.path and Path(each.path).exists()]:
-            settings.append([content_digest(place) for place in places])
-        self.identity = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
+        known = [_digest(settings)]  # the only one of earlier versions
+        if files := [found for each in config.guard_rewards if (found := reward_digest(each.path))]:
+            known.append(_digest([*settings, files]))
+        self.identity = known[-1]
         self._lines = read_lines(run)
-        if any(line["of"] != self.identity for line in self._lines):
+        if any(line["of"] not in known for line in self._lines):
             raise ValueError(
                 f"{self.path} holds evaluations with another guard.prompts, guard.videos_per_prompt, guard.steps or "
-                "guard.rewards (in earlier versions [] on the built-in models); restore these settings, or delete that "
-                "file to start the guard anew"
+                "guard.rewards (in earlier versions [] on the built-in models), or with other files of these rewards; "
+                "restore them, or delete that file to start the guard anew"
             )
         self.all = [GuardEvaluation.of(line) for line in self._lines]
 

@@ -4,7 +4,7 @@ A run's folder, ``{storage}/{name}``::
 
     config.yaml       the settings, as validated
     clips.txt         a line for each source of its clips: fingerprint and number of rows
-    rewards.json      a digest of each reward's file or folder
+    rewards.json      a digest of each reward's file or folder; of a file above 64 MiB its size alone counts
     ceiling.json      the reward.ceiling of the run where it is a quantile, see rlvid.train.ceiling
     step-000050/ ...  checkpoints
     tensorboard/      scalars and videos
@@ -25,14 +25,14 @@ from rich.console import Console
 
 from rlvid.config import RunConfig
 from rlvid.config.model import ModelConfig
-from rlvid.config.reward import RewardConfig, absolute, is_function
+from rlvid.config.reward import RewardConfig
 from rlvid.data.encode import model_fingerprint
 from rlvid.data.run_prompts import check_prompts
 from rlvid.data.sources import check_folder
 from rlvid.data.training_set import Source, TrainingSet
 from rlvid.data.video_set import check_videos, is_videos
 from rlvid.diffusion.schedule import check_chain
-from rlvid.files import content_digest, held, read_mapping, write_atomic
+from rlvid.files import held, read_mapping, write_atomic
 from rlvid.models.folders import UNET3D, model_folder
 from rlvid.models.lora import IN_ALL, check_targets
 from rlvid.models.text_limit import model_text_limit, notices
@@ -44,7 +44,7 @@ from rlvid.runs.checkpoints import latest_checkpoint, read_settings
 from rlvid.runs.find import run_folder
 from rlvid.storage import Mirror, is_uri, run_mirror
 from rlvid.train.guard_folder import guard_prompts
-from rlvid.train.record import check_resume, repair_record
+from rlvid.train.record import check_resume, repair_record, reward_digest
 from rlvid.train.resume import notice
 
 _MIN_FREE_BYTES = 200 * 2**20
@@ -191,22 +191,19 @@ def prepare(config: RunConfig) -> Path:
 
 
 def record_rewards(folder: Path, reward: RewardConfig) -> None:
-    """Notes which files the rewards of a run have; a function's file may be mended while a run lasts.
+    """Notes which files the rewards of a run have. A function's file is free: it may be mended while a run lasts.
 
     Raises:
         ValueError: the run has begun with other ones; the message names the first.
     """
-    note, now = folder / "rewards.json", {}
-    for path in {*(path for _, path in reward.parts), reward.held_out_path}:
-        place = absolute(path)
-        if place and not is_function(path) and Path(place).exists():
-            now[place] = content_digest(Path(place))
+    note, paths = folder / "rewards.json", {*(path for _, path in reward.parts), reward.held_out_path}
+    now = {path: found for path in paths if path and (found := reward_digest(path))}
     before = read_mapping(note) if note.is_file() else {}
     if (folder / "archive").is_dir():
-        for place in sorted(now):
-            if before.get(place, now[place]) != now[place]:
+        for path in sorted(now):
+            if before.get(path, now[path]) != now[path]:
                 raise ValueError(
-                    f"run {folder.name!r} began with another reward than {place} now is; bring it back, or choose "
+                    f"run {folder.name!r} began with another reward than {path} now is; bring it back, or choose "
                     "another name=..."
                 )
     if now != before:

@@ -16,7 +16,8 @@ from typing import Any
 from pyarrow import fs
 
 from rlvid.config import RunConfig
-from rlvid.files import read_mapping, write_atomic
+from rlvid.config.reward import absolute, is_function
+from rlvid.files import content_digest, read_mapping, write_atomic
 from rlvid.runs.checkpoints import (
     CheckpointRef,
     checkpoint_name,
@@ -28,6 +29,14 @@ from rlvid.storage import Mirror
 from rlvid.train.resume import carries_over
 
 RECORD = "checkpoint_manager_snapshot.json"
+
+
+def reward_digest(path: str | None) -> str | None:
+    """Returns a digest of a reward's file or folder; None where there is none, as with a function or an address."""
+    place = absolute(path)
+    if place is None or path == "random" or is_function(place) or not Path(place).exists():
+        return None
+    return content_digest(Path(place))
 
 
 def check_resume(run: Path, before: RunConfig, now: RunConfig, resumable: bool = True) -> None:

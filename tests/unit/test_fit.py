@@ -56,5 +56,8 @@ def test_a_worker_killed_inside_a_rewards_call_is_told_from_one_whose_reward_hun
     )
     error = RuntimeError("workers failed")
     error.worker_failures = {0: RuntimeError("actor died")}  # type: ignore[attr-defined]
-    assert said in reason(error, tmp_path, progress, logs_here=True)
-    assert "gave no answer" in reason(error, tmp_path, progress, logs_here=False)
+    here, stored = (reason(error, tmp_path, progress, logs_here) for logs_here in (True, False))
+    assert said in here
+    assert f"(full log: {tmp_path}/logs/worker-00.log; " in here
+    assert "gave no answer" in stored
+    assert "(full log: logs/worker-00.log* of the run in the store; " in stored

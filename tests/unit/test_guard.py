@@ -29,6 +29,7 @@ from rlvid.train import guard
 from rlvid.train.guard import check_room
 from rlvid.train.guard_evaluator import GuardEvaluator
 from rlvid.train.guard_folder import GuardLog, copy_trained, guard_prompts, stop_flag
+from rlvid.train.record import reward_digest
 
 PROMPTS = [f"prompt {i}" for i in range(16)]
 
@@ -504,13 +505,17 @@ def test_further_rewards_belong_to_an_evaluation(guarded: tuple[Path, RunConfig]
 
 
 def test_evaluations_by_a_fitted_reward_are_not_continued_with_another_one(
-    guarded: tuple[Path, RunConfig], tmp_path: Path
+    guarded: tuple[Path, RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, config = guarded
+    monkeypatch.setenv("HOME", str(tmp_path))
     fitted = shutil.copytree(builtin_folder("builtin-frames"), tmp_path / "liked")
-    rewards = [{"name": "fitted", "path": str(fitted)}]
+    rewards = [{"name": "fitted", "path": "~/liked"}]
+    monkeypatch.setattr("rlvid.train.guard_folder.reward_digest", lambda path: None)  # as earlier versions
     guard_log_of(run, config, every=2, rewards=rewards).add(GuardEvaluation(0, 1.0, values(0.5, 0.5)))
-    assert guard_log_of(run, config, every=2, rewards=rewards).steps == [0]
+    monkeypatch.setattr("rlvid.train.guard_folder.reward_digest", reward_digest)
+    guard_log_of(run, config, every=2, rewards=rewards).add(GuardEvaluation(2, 1.0, values(0.5, 0.5)))
+    assert guard_log_of(run, config, every=2, rewards=rewards).steps == [0, 2]
     shutil.copytree(builtin_folder("builtin"), fitted, dirs_exist_ok=True)
     with pytest.raises(ValueError, match=r"guard\.jsonl .* guard\.rewards"):
         guard_log_of(run, config, every=2, rewards=rewards)

@@ -268,7 +268,6 @@ def test_a_chain_from_a_noise_level_is_measured_on_the_models_path() -> None:
         ("toy-draft", ["sampling.guidance_interval=[0.8,0.9]", "sampling.prefix_steps=1"], ["0.917 to 0.0397"]),
         ("toy-ddpo", ["sampling.guidance_interval=[0.95,1]"], ["0.894 to 0.0397"]),
         ("toy-raft", ["method.guided=true", "sampling.guidance=1"], ["method.guided = true", "sampling.guidance = 1"]),
-        ("toy", ["sampling.negative_prompt=x", "sampling.guidance=1"], ["negative_prompt", "sampling.guidance = 1"]),
     ],
 )
 def test_settings_of_guidance_that_do_nothing_are_refused(name: str, overrides: list[str], words: list[str]) -> None:
@@ -282,7 +281,9 @@ def test_settings_of_guidance_that_do_nothing_are_refused(name: str, overrides: 
     ("name", "overrides"),
     [
         ("toy", ["sampling.guidance_interval=[0.328,1]"]),
-        ("toy", ['sampling.negative_prompt=""', "sampling.guidance=1"]),
+        ("toy", ["sampling.negative_prompt=x", "sampling.guidance=1"]),  # rlvid generate may guide
+        ("toy-raft", ["method.guided=true", "sampling.guidance_interval=[0.93,1]"]),  # at random levels
+        ("toy-draft", ["method.kl=0.1", "method.kl_at=path", "sampling.guidance_interval=[0.93,1]"]),
         ("toy-draft", ["sampling.guidance_interval=[0,0.04]", "method.unconditional_gradient=false"]),
         ("toy-draft-lv", ["sampling.guidance_interval=[0.92,0.94]", "method.start=0.93"]),
         ("toy-alignprop", ["sampling.guidance_interval=[0.2,0.6]", "method.unconditional_gradient=false"]),

@@ -51,6 +51,10 @@ def test_what_one_machine_pushes_another_pulls(store: Path, monkeypatch: pytest.
     second = run_mirror(uri, "mine")
     assert tree(second.folder) == {"config.yaml": "a", "step-000002/state.json": "{}"}
     assert (second.folder / "archive").is_dir(), "that the run has begun must be known"
+    (store / "runs" / "mine" / "archive" / "step-1").unlink()
+    assert (run_mirror(uri, "mine").folder / "archive").is_dir(), "a run without an archive has begun too"
+    (store / "runs" / "mine" / "step-000002" / "state.json").unlink()
+    assert not (run_mirror(uri, "mine").folder / "archive").is_dir()
 
 
 def test_what_is_forgotten_is_gone_from_the_store_alone(store: Path) -> None:

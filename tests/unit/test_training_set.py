@@ -183,7 +183,8 @@ def test_a_run_goes_on_with_its_own_rewards_only(tmp_path: Path) -> None:
     (run / "archive").mkdir()
     function.write_text("def score(frames, prompts): raise SystemExit")
     os.utime(fitted / "reward.json")
-    (fitted / ".cache").touch()
+    for name in (".cache", "README.md", "calibration.png", "report.json"):
+        (fitted / name).write_text("of another day")
     record_rewards(run, reward)
     kept = (run / "rewards.json").read_text()
     shutil.copytree(builtin_folder("builtin-frames"), fitted, dirs_exist_ok=True)

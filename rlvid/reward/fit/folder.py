@@ -14,8 +14,8 @@ A reward answers m + s mean_a((raw_a - m_a) / s_a) / c: each axis is standardise
 of base samples, and c is the deviation of the mean over the axes, below 1 where axes differ. So the answers for base
 samples have the mean m and the deviation s of the reward that it stands in for, and its learning rates carry over.
 
-``reward.json`` has the SHA-256 of every file and of its own settings: files of two fits can have the same shapes, and
-would give other scores.
+``reward.json`` has the SHA-256 of each file that scores depend on, and of its own settings: files of two fits can have
+the same shapes, and would give other scores.
 """
 
 import json
