@@ -99,6 +99,7 @@ def end(folder: Path, name: str, first: str, second: str, *settled: str) -> tupl
 ENDED = r"^training stopped: worker 0, {}.* \(full log: .*worker-00.log; start the same"
 
 
+@pytest.mark.slow
 def test_a_reward_that_hangs_and_one_that_gives_no_scores_are_named_with_the_step_and_the_log(
     folder: Path, ray_cluster: Any
 ) -> None:

@@ -104,6 +104,7 @@ def test_a_run_of_all_weights_resumes_to_the_same_weights_and_is_evaluated_and_e
     assert "all weights of its denoiser; 3 steps" in (out / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_run_of_zero_0_goes_on_with_any_number_of_workers(folder: Path, together: dict[str, Trajectory]) -> None:
     """Two workers, then one."""
     run = elastic(folder, "train.workers=1", "train.steps=4")
