@@ -16,12 +16,10 @@ from uuid import uuid4
 
 import yaml
 
-_HASHED = 64 * 2**20
 _LOCK = ".lock"
 _MAX_NODES = 1_000_000
 _ODD = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 """The errors of PyYAML at `!!int x`, `!!bool x` or the 30th of February."""
-_OF_A_MODEL = {".safetensors", ".bin", ".pt", ".pth", ".json", ".txt", ".model"}
 _UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}")
 """Name of a file while ``atomic_file`` writes it."""
 
@@ -69,22 +67,6 @@ def sha256(path: Path) -> str:
     """Computes the SHA-256 of a file, as hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def content_digest(place: Path) -> str:
-    """Computes sixteen hex digits over a file, or over the weights, settings and vocabularies of a folder.
-
-    Of a file above 64 MiB the size alone counts.
-    """
-    files = {"": place}
-    if place.is_dir():
-        files = {each.relative_to(place).as_posix(): each for each in place.rglob("*") if each.suffix in _OF_A_MODEL}
-    found = hashlib.sha256()
-    for name, each in sorted(files.items()):
-        if each.is_file() and each.name != "report.json" and not f"/{name}".count("/."):
-            size = each.stat().st_size
-            found.update(f"{name}\n{size if size > _HASHED else sha256(each)}\n".encode())
-    return found.hexdigest()[:16]
 
 
 def stand_in(file: Path) -> str | None:

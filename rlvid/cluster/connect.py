@@ -61,7 +61,7 @@ def start_ray(address: str | None = None) -> None:
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
         fork_server.end()
         raise connection_error(target, error) from error
-    except Exception as error:
+    except Exception as error:  # Ray has no class of its own for it
         if "timed out during startup" not in str(error):
             raise
         fork_server.end()

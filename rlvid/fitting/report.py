@@ -19,7 +19,7 @@ from rlvid.fitting.judge import Judged, Share, Verdict, accuracy, judge
 from rlvid.fitting.pairs import Pair
 from rlvid.plots.curves import Line, Panel, png_of_panels
 from rlvid.plots.style import styles_of
-from rlvid.reward.fit.folder import SPEC
+from rlvid.reward.fit.seal import SPEC
 
 REPORT, MADE_WITH = "report.json", "made_with"
 _NAMED = 5

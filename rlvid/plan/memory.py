@@ -4,6 +4,7 @@ import math
 import os
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from rlvid.config import RunConfig
 from rlvid.plan.counts import Counts
@@ -88,18 +89,18 @@ def stages(
     return {name: int(size) for name, size in found.items() if size}
 
 
-def peak(
-    parts: Parts,
-    counts: Counts,
-    config: RunConfig,
-    *,
-    micro_batch: int | None = None,
-    decode_chunk: int | None = None,
-    recompute: bool | None = None,
-) -> int:
-    """Returns the most bytes that a worker needs, TensorBoard's videos included; the arguments are of ``stages``."""
-    step = stages(parts, counts, config, micro_batch=micro_batch, decode_chunk=decode_chunk, recompute=recompute)
-    at_once = {**step, **shown_videos(parts, config, micro_batch, decode_chunk)}
+class Instead(TypedDict, total=False):
+    """Values that stand in for the run's settings of the same meaning; those of ``stages``."""
+
+    micro_batch: int
+    decode_chunk: int
+    recompute: bool
+
+
+def peak(parts: Parts, counts: Counts, config: RunConfig, **instead: Unpack[Instead]) -> int:
+    """Returns the most bytes that a worker needs, TensorBoard's videos included."""
+    videos = shown_videos(parts, config, instead.get("micro_batch"), instead.get("decode_chunk"))
+    at_once = {**stages(parts, counts, config, **instead), **videos}
     return sum(resident(parts, config).values()) + max(at_once.values())
 
 
@@ -160,8 +161,8 @@ def advice(parts: Parts, counts: Counts, config: RunConfig) -> tuple[dict[str, i
     now, step = peak(parts, counts, config), stages(parts, counts, config)
     tried, on_host = dict[str, int](), dict[str, int]()
 
-    def offer(setting: str, **changes: int | bool) -> None:
-        tried[setting] = peak(parts, counts, config, **changes)  # type: ignore[arg-type]
+    def offer(setting: str, **instead: Unpack[Instead]) -> None:
+        tried[setting] = peak(parts, counts, config, **instead)
 
     if not config.train.checkpoint_activations:
         offer("train.checkpoint_activations=true", recompute=True)

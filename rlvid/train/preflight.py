@@ -4,7 +4,7 @@ A run's folder, ``{storage}/{name}``::
 
     config.yaml       the settings, as validated
     clips.txt         a line for each source of its clips: fingerprint and number of rows
-    rewards.json      a digest of each reward's file or folder; of a file above 64 MiB its size alone counts
+    rewards.json      a digest of each reward's file or folder
     ceiling.json      the reward.ceiling of the run where it is a quantile, see rlvid.train.ceiling
     step-000050/ ...  checkpoints
     tensorboard/      scalars and videos

@@ -17,7 +17,9 @@ from pyarrow import fs
 
 from rlvid.config import RunConfig
 from rlvid.config.reward import absolute, is_function
-from rlvid.files import content_digest, read_mapping, write_atomic
+from rlvid.data.clips import digest
+from rlvid.data.find import size_and_ends
+from rlvid.files import read_mapping, write_atomic
 from rlvid.runs.checkpoints import (
     CheckpointRef,
     checkpoint_name,
@@ -29,14 +31,24 @@ from rlvid.storage import Mirror
 from rlvid.train.resume import carries_over
 
 RECORD = "checkpoint_manager_snapshot.json"
+_OF_A_MODEL = {".safetensors", ".bin", ".pt", ".pth", ".json", ".txt", ".model"}
 
 
 def reward_digest(path: str | None) -> str | None:
-    """Returns a digest of a reward's file or folder; None where there is none, as with a function or an address."""
+    """Returns a digest of a reward's file, or of the weights, settings and vocabularies of its folder.
+
+    None where there is none, as with a function or an address.
+    """
     place = absolute(path)
     if place is None or path == "random" or is_function(place) or not Path(place).exists():
         return None
-    return content_digest(Path(place))
+    folder, files = Path(place), [Path(place)]
+    if folder.is_dir():
+        found = (each for each in folder.rglob("*") if each.suffix in _OF_A_MODEL and each.is_file())
+        files = sorted(each for each in found if each.name != "report.json")
+    names = [each.relative_to(folder).as_posix() for each in files]
+    shown = zip(names, files, strict=True)
+    return digest([[name, size_and_ends(file)] for name, file in shown if not f"/{name}".count("/.")])
 
 
 def check_resume(run: Path, before: RunConfig, now: RunConfig, resumable: bool = True) -> None:

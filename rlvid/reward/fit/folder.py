@@ -35,10 +35,7 @@ from rlvid.models.stored import save_tokenizer
 from rlvid.models.weights import check_fit, check_texts, fill, headers, read_json, read_weights
 from rlvid.reward.clip import ClipReward, TextFeatures
 from rlvid.reward.fit.models import Backbone, ImageScorer, TemporalHead, VideoScorer, patch_width, width_of
-from rlvid.reward.fit.seal import CONFIG as CONFIG
-from rlvid.reward.fit.seal import HEAD as HEAD
-from rlvid.reward.fit.seal import SPEC as SPEC
-from rlvid.reward.fit.seal import check_seal, seal
+from rlvid.reward.fit.seal import CONFIG, HEAD, SPEC, check_seal, seal
 from rlvid.reward.preprocess import Preprocess
 from rlvid.reward.published import check_clip, load_clip
 

@@ -24,8 +24,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rlvid.files import atomic_folder, write_atomic
-from rlvid.reward.fit.folder import CONFIG, HEAD, SPEC, save_clip
-from rlvid.reward.fit.seal import seal
+from rlvid.reward.fit.folder import save_clip
+from rlvid.reward.fit.seal import CONFIG, HEAD, SPEC, seal
 from rlvid.toy.pretrain.common import log, scaled
 from rlvid.toy.pretrain.contrastive import fit_clip, structure
 from rlvid.toy.pretrain.plan import (
