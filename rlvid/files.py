@@ -69,6 +69,15 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def size_and_ends(path: Path) -> tuple[int, str]:
+    """Returns the size of a file and a hash over both of its ends, which tell one file from another."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        head = file.read(1 << 16)
+        file.seek(max(0, size - (1 << 16)))
+        return size, hashlib.sha256(head + file.read()).hexdigest()
+
+
 def stand_in(file: Path) -> str | None:
     """Returns the fault of a file that is a placeholder, and the way out: a Git LFS pointer or a web page."""
     with file.open("rb") as stream:

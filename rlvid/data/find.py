@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rlvid.data.prompts import check_prompt
 from rlvid.data.tables import TABLES, read_rows, read_text, table_files
+from rlvid.files import size_and_ends
 from rlvid.text import is_utf8, printable
 
 EXTENSIONS = (".mp4", ".webm", ".avi", ".mov", ".mkv", ".gif")
@@ -88,15 +89,6 @@ def read_contents(clips: list[ClipFile]) -> tuple[dict[ClipFile, str], list[Skip
         except OSError as error:
             skipped.append(Skipped(clip.path, f"cannot be read: {error.strerror}"))
     return contents, skipped
-
-
-def size_and_ends(path: Path) -> tuple[int, str]:
-    """Returns the size of a file and a hash over both of its ends, which tell one file from another."""
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        head = file.read(1 << 16)
-        file.seek(max(0, size - (1 << 16)))
-        return size, hashlib.sha256(head + file.read()).hexdigest()
 
 
 def key_of(identity: str) -> str:

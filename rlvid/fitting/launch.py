@@ -19,9 +19,9 @@ from rlvid.cluster.connect import start_ray
 from rlvid.cluster.nodes import check_files, check_nodes, check_workers
 from rlvid.config.fit import FitConfig
 from rlvid.data.clips import EncodedClips, digest
-from rlvid.data.find import Skipped, size_and_ends
+from rlvid.data.find import Skipped
 from rlvid.data.training_set import Source
-from rlvid.files import held, read_mapping, write_atomic
+from rlvid.files import held, read_mapping, size_and_ends, write_atomic
 from rlvid.fitting.backbone import check_backbone, preprocess_for
 from rlvid.fitting.pairs import Pair
 from rlvid.fitting.prepare import held_out_prompts, items, read_on_ray, write_pairs

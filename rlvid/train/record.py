@@ -18,8 +18,7 @@ from pyarrow import fs
 from rlvid.config import RunConfig
 from rlvid.config.reward import absolute, is_function
 from rlvid.data.clips import digest
-from rlvid.data.find import size_and_ends
-from rlvid.files import read_mapping, write_atomic
+from rlvid.files import read_mapping, size_and_ends, write_atomic
 from rlvid.runs.checkpoints import (
     CheckpointRef,
     checkpoint_name,
