@@ -41,7 +41,7 @@ class Verdict:
     Attributes:
         accuracy: share of pairs with a majority in which the reward prefers what the majority prefers; the interval is
             a bootstrap over prompts, and at least Wilson's for as many answers as there are prompts.
-        kinds: the same by kind of pair.
+        kinds: the same by kind of pair, of kinds that have pairs with a majority.
         voter: share of votes that agree with the majority of the other votes on their pair; None where nobody voted
             on a pair that others voted on.
         instead: the same, of the reward in the place of each vote.
@@ -76,7 +76,7 @@ def judge(pairs: Sequence[Judged], axis: str) -> Verdict:
     # log(1 + exp(x)) without overflow
     loss_N = preference_N * np.logaddexp(0, -difference_N) + (1 - preference_N) * np.logaddexp(0, difference_N)
     bins, error = calibration(1 / (1 + np.exp(-difference_N.clip(-60, 60))), preference_N)
-    kinds = sorted({pair.kind for pair in own if pair.kind})
+    kinds = sorted({pair.kind for pair in own if pair.kind and pair.preference != 0.5})
     return Verdict(
         axis,
         accuracy(own),

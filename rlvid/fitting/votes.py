@@ -36,12 +36,12 @@ from rlvid.terminal import counter, run_command, say
 from rlvid.world.captions import prompt_set
 from rlvid.world.faults import FAULTS
 from rlvid.world.grade import grade
-from rlvid.world.pairs import KINDS, NEW, draw_pairs
+from rlvid.world.pairs import ALIKE, KINDS, NEW, draw_pairs
 from rlvid.world.render import DEGRADATIONS
 
 MODEL_MADE = "model-made"
 """Kind of pairs that models made; the others are in ``rlvid.world.pairs.KINDS``."""
-_ALL = (*KINDS, NEW)
+_ALL = (*KINDS, NEW, ALIKE)
 _SCHEMA = PAIRS.append(pa.field("kind", pa.string()))
 _TIE, _GUIDANCE, _AT_ONCE, _ROWS_IN_GROUP, _FRAMES = 0.03, (3.0, 1.0, 6.0), 64, 16, 8
 
@@ -62,7 +62,7 @@ def counts_of(words: Sequence[str]) -> dict[str, int]:
     """Returns the number of rendered pairs of each kind.
 
     Args:
-        words: ``N`` for all kinds but the new one, ``KIND=N`` for one; without ``N``, the kinds that are not named
+        words: ``N`` for all kinds of ``KINDS``, ``KIND=N`` for one; without ``N``, the kinds that are not named
             have none.
 
     Raises:
@@ -90,7 +90,8 @@ def rendered(counts: Mapping[str, int], seed: int, footage: float, without: Sequ
                 turned = place % 2 == 1
                 first, second = (1, 0) if turned else (0, 1)
                 models = names[first], names[second]
-                yield _Pair(prompt, sides[first], sides[second], float(not turned), models, kind)
+                preference = 0.5 if kind == ALIKE else float(not turned)
+                yield _Pair(prompt, sides[first], sides[second], preference, models, kind)
 
 
 def model_made(

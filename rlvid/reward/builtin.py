@@ -4,7 +4,13 @@ import json
 from importlib import resources
 from pathlib import Path
 
-BUILTIN = {"builtin": "reward", "builtin-frames": "frames", "builtin-video": "video", "builtin-heldout": "heldout"}
+BUILTIN = {
+    "builtin": "reward",
+    "builtin-frames": "frames",
+    "builtin-video": "video",
+    "builtin-heldout": "heldout",
+    "builtin-unvoted": "unvoted",
+}
 """Name of a reward -> its folder; the names are those of ``BuiltinReward`` and ``HeldOutReward`` (rlvid.config)."""
 
 

@@ -1,6 +1,6 @@
 """Pairs of rendered clips for one caption, of which one is better by construction."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,7 +13,16 @@ KINDS = ("photometry", "mismatch", "structure", "time")
 """What is wrong with the worse clip: light and sharpness, a word of the caption, the outline, or the motion."""
 NEW = "unseen"
 """A further kind, which is drawn where it is named alone: an outline that is wrong as in no other pair."""
-_FAULTS = {"photometry": DEGRADATIONS[1:], "mismatch": ("",), "structure": STRUCTURE, "time": TIME, NEW: UNSEEN}
+ALIKE = "alike"
+"""A kind without a better side, also drawn where it is named alone: two clean clips that differ in place and size."""
+_FAULTS = {
+    "photometry": DEGRADATIONS[1:],
+    "mismatch": ("",),
+    "structure": STRUCTURE,
+    "time": TIME,
+    NEW: UNSEEN,
+    ALIKE: ("",),
+}
 _GRADED = (*DEGRADATIONS[1:], "cut", "warped", "jittering", "morphing", "blinking", "doubled")
 """Faults of which the stronger is the worse. The others lead to a whole video of another shape or motion: half way
 there is no better than all the way."""
@@ -29,7 +38,7 @@ class DrawnPairs:
         captions: of each pair.
         better_BFCHW: in [0, 1].
         worse_BFCHW: the same.
-        faults: the name of what is wrong with the worse one; that of a mismatch is empty.
+        faults: the name of what is wrong with the worse one; empty for a mismatch, and where nothing is wrong.
     """
 
     captions: list[str]
@@ -50,7 +59,7 @@ def draw_pairs(
     """Draws pairs of a kind: a clean clip and one with a fault, or a milder and a stronger fault where it is graded.
 
     Args:
-        kind: one of ``KINDS``, or ``NEW``.
+        kind: one of ``KINDS``, ``NEW`` or ``ALIKE``.
         count: B.
         generator: of all draws.
         footage: share of pairs both sides of which are also blurred, noisy, washed out or flickering, alike.
@@ -69,6 +78,8 @@ def draw_pairs(
     better, worse = render(clips, frames), torch.empty(0)
     if kind == "mismatch":
         worse = render(swap_label(clips, generator), frames)
+    elif kind == ALIKE:
+        worse = render(_elsewhere(clips, generator), frames)
     else:
         mild_B = torch.rand(count, generator=generator) * (1 - _APART)
         strong_B = mild_B + _APART + torch.rand(count, generator=generator) * (1 - _APART - mild_B)
@@ -91,6 +102,12 @@ def _able(fault: str, generator: torch.Generator) -> Clips:
         clip = sample_clips(1, generator)
         if not fault or fault in DEGRADATIONS or bool(can_have(clip, fault)):
             return clip
+
+
+def _elsewhere(clips: Clips, generator: torch.Generator) -> Clips:
+    """Returns clips of the same labels with a place, size and phase of their own."""
+    drawn = sample_clips(len(clips), generator)
+    return replace(clips, x_B=drawn.x_B, y_B=drawn.y_B, radius_B=drawn.radius_B, phase_B=drawn.phase_B)
 
 
 def _with_faults(

@@ -50,8 +50,9 @@ def test_votes_are_an_export_of_every_kind_with_the_truth_on_either_side(pairs: 
 
 
 def test_kinds_have_numbers_of_their_own() -> None:
-    assert votes.counts_of(["time=7", "5"]) == {"photometry": 5, "mismatch": 5, "structure": 5, "time": 7, "unseen": 0}
-    assert votes.counts_of(["time=7"]) == dict.fromkeys([*KINDS, "unseen"], 0) | {"time": 7}
+    none = dict.fromkeys([*KINDS, "unseen", "alike"], 0)
+    assert votes.counts_of(["time=7", "5"]) == none | {"photometry": 5, "mismatch": 5, "structure": 5, "time": 7}
+    assert votes.counts_of(["time=7"]) == none | {"time": 7}
     assert votes.counts_of(["unseen=2"])["unseen"] == 2
     pairs = votes.rendered(votes.counts_of(["1", "time=3", "structure=0"]), 0, 0.0, [])
     assert [each.kind for each in pairs] == ["photometry", "mismatch", "time", "time", "time"]
@@ -90,6 +91,8 @@ def test_a_share_of_votes_is_turned_around(tmp_path: Path) -> None:
     assert counts == (40, 0)
     wrong = sum(row["a_model" if row["preference"] == 1 else "b_model"] != "rendered" for row in rows)
     assert 4 <= wrong <= 22
+    alike = votes.rendered({"alike": 5}, 0, 0.0, [])
+    assert votes.write_votes(tmp_path / "alike.parquet", alike, 0.9, 1) == (5, 5), "neither of two that are alike"
 
 
 def test_accuracy_by_kind(pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

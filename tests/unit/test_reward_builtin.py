@@ -39,7 +39,7 @@ def test_a_built_in_reward_is_a_fitted_one_that_also_scores_from_its_folder(name
     if isinstance(reward, ClipReward):
         assert reward.chunk == 64
         assert not reward.recompute
-    assert isinstance(reward, FittedVideoReward) == (name == "builtin-video")
+    assert isinstance(reward, FittedVideoReward) == name.endswith("-video")
     with pytest.raises(ValueError, match="takes no path"):
         load_reward(name, path="mine")
 

@@ -8,7 +8,7 @@ import torch
 from rlvid.world.captions import labels_of, read_caption
 from rlvid.world.faults import FAULTS, STRUCTURE, TIME, UNSEEN, can_have, spoil, swap_label, turn
 from rlvid.world.grade import grade
-from rlvid.world.pairs import KINDS, NEW, draw_pairs
+from rlvid.world.pairs import ALIKE, KINDS, NEW, draw_pairs
 from rlvid.world.render import MOTIONS, SHAPES, Clips, place, render, sample_clips
 
 
@@ -72,6 +72,16 @@ def test_the_oracle_prefers_the_better_side(kind: str) -> None:
     better, worse = (grade(each, pairs.captions)["score"] for each in (pairs.better_BFCHW, pairs.worse_BFCHW))
     assert float((better > worse).float().mean()) >= 0.95
     assert not {*pairs.faults} & {"cut"} or kind == "structure"
+
+
+def test_of_two_clips_that_are_alike_neither_is_better() -> None:
+    pairs = draw_pairs(ALIKE, 40, generator(9))
+    assert {*pairs.faults} == {""}
+    change_B = (pairs.better_BFCHW - pairs.worse_BFCHW).abs().mean((1, 2, 3, 4))
+    assert float((change_B > 0.005).float().mean()) > 0.7, "they differ, unless a small subject hardly moves"
+    sides = [grade(each, pairs.captions) for each in (pairs.better_BFCHW, pairs.worse_BFCHW)]
+    for name in ("subject", "colour", "background", "motion"):
+        assert all(float(side[name].mean()) >= 0.95 for side in sides), name
 
 
 def test_faults_can_be_left_out_and_both_sides_can_be_of_low_quality() -> None:

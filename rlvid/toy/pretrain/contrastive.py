@@ -17,8 +17,8 @@ from rlvid.toy.pretrain.text import CONTEXT_LENGTH
 from rlvid.world.captions import write_captions
 from rlvid.world.render import degrade, render, sample_clips, sample_degradation
 
-DEGRADED, LARGEST_SCALE = 0.5, 50.0
-"""Share of degraded clips; bound of the factor of cosines."""
+LARGEST_SCALE = 50.0
+"""Bound of the factor of cosines."""
 _BATCH, _FRAMES = 128, 4
 
 
@@ -41,8 +41,10 @@ def structure(vision: Vision, vocabulary: int) -> dict[str, Any]:
     }
 
 
-def fit_clip(vision: Vision, seed: int, steps: int, tokenizer: CLIPTokenizer, device: torch.device) -> CLIP:
-    """Trains a CLIP on single frames of clips, a share of them degraded, with the symmetric contrastive loss.
+def fit_clip(
+    vision: Vision, degraded: float, seed: int, steps: int, tokenizer: CLIPTokenizer, device: torch.device
+) -> CLIP:
+    """Trains a CLIP on single frames of clips, a share of them ``degraded``, with the symmetric contrastive loss.
 
     Different seeds see different clips from the first step on.
     """
@@ -53,7 +55,7 @@ def fit_clip(vision: Vision, seed: int, steps: int, tokenizer: CLIPTokenizer, de
 
     def loss_of_step(step: int) -> Tensor:
         clips = sample_clips(_BATCH, generator)
-        kind_B, strength_B = sample_degradation(_BATCH, generator, DEGRADED)
+        kind_B, strength_B = sample_degradation(_BATCH, generator, degraded)
         frames_BFCHW = degrade(render(clips, frames=_FRAMES), kind_B, strength_B, generator)
         frames_BCHW = frames_BFCHW[torch.arange(_BATCH), torch.randint(_FRAMES, (_BATCH,), generator=generator)]
         tokens_BL = tokenise(write_captions(clips, generator)).to(device)

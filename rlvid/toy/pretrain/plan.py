@@ -18,11 +18,12 @@ PROMPTS, PER_PROMPT, HELD_OUT = 48, 40, 0.03
 
 @dataclass(frozen=True)
 class ClipPlan:
-    """A CLIP: its image tower, and what is added to the seed."""
+    """A CLIP: its image tower, what is added to the seed, and the share of degraded clips."""
 
     name: str
     vision: Vision
     seed: int
+    degraded: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,20 @@ class VotesPlan:
     """Votes on videos of models, and on rendered pairs, so many of each kind in all rounds.
 
     Votes of one seed are on the same videos of models.
+
+    Attributes:
+        name: of the file.
+        seed: is added to that of all draws.
+        rendered: pairs of each kind.
+        footage: share of rendered pairs whose sides both have low quality.
+        tuned: whether models that were fine-tuned are among those that sample; else the base model alone.
     """
 
     name: str
     seed: int
     rendered: dict[str, int]
+    footage: float = 0.4
+    tuned: bool = True
 
 
 @dataclass(frozen=True)
@@ -85,7 +95,7 @@ class TuningPlan:
 CLIPS = (
     ClipPlan("clip-a", Vision(96, 4), 100),
     ClipPlan("clip-b", Vision(80, 5), 200),
-    ClipPlan("clip-c", Vision(64, 3), 400),
+    ClipPlan("clip-c", Vision(64, 3), 400, degraded=0.0),
 )
 _STILL = {"photometry": 3000, "mismatch": 3000, "structure": 3500, "time": 0}
 _MOVING = {"photometry": 3000, "mismatch": 4000, "structure": 4000, "time": 18000}
@@ -94,6 +104,7 @@ VOTES = (
     VotesPlan("video-a", 1, _MOVING),
     VotesPlan("image-b", 2, _STILL),
     VotesPlan("video-b", 2, _MOVING),
+    VotesPlan("captions", 3, {"alike": 4000}, footage=0.0, tuned=False),
 )
 _FIT = ("batch_size=64", "group=32", "lr=1e-3", "average=0.998", "cpus_per_worker=2", "readers=2")
 _IMAGE = ("kind=image", *_FIT, "warmup=100", "contrastive=0.3")
@@ -106,7 +117,7 @@ REWARDS = (
 """To train on; fitted in every round."""
 JUDGES = (
     RewardPlan("heldout-frames", "clip-b", "image-b", 200, 1000, _IMAGE),
-    RewardPlan("unvoted", "clip-c", "image-b", 400, 200, _UNVOTED),
+    RewardPlan("unvoted", "clip-c", "captions", 400, 400, _UNVOTED),
     RewardPlan("heldout-video", "heldout-frames", "video-b", 200, 3000, _VIDEO),
 )
 """To judge with; fitted after the last round."""

@@ -50,6 +50,7 @@ from rlvid.toy.pretrain.text import build_tokenizer
 
 _KEPT = (SPEC, CONFIG, "model.safetensors", HEAD)
 """Files of a reward that scoring reads, beside the tokenizer's."""
+_FEW_VOTES = 20
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 
 REPORT = "report.json"
@@ -158,8 +159,8 @@ class Maker:
             run = str(each.folder / tuning.name)
             runs += [run if size == 1 else f"{run}*{size:g}" for size in tuning.scales]
         asked = [plan for plan in VOTES if plan.name in {reward.votes for reward in each.plans}]
-        for votes_seed in dict.fromkeys(plan.seed for plan in asked):
-            yield self._samples(each, votes_seed, runs)
+        for seed, tuned in dict.fromkeys((plan.seed, plan.tuned) for plan in asked):
+            yield self._samples(each, seed, runs if tuned else [])
         for votes in asked:
             yield self._votes(votes, each)
         for reward in each.plans:
@@ -186,7 +187,7 @@ class Maker:
         for plan in CLIPS:
             if plan.name in names and not (folder := self.work / plan.name).is_dir():
                 steps = scaled(CLIP_STEPS, self.scale)
-                clip = fit_clip(plan.vision, self.seed + plan.seed, steps, tokenizer, self.device)
+                clip = fit_clip(plan.vision, plan.degraded, self.seed + plan.seed, steps, tokenizer, self.device)
                 with atomic_folder(folder) as part:
                     save_clip(part, clip, structure(plan.vision, len(tokenizer)), tokenizer)
 
@@ -219,7 +220,7 @@ class Maker:
         command = (
             "rlvid.fitting.votes", str(each.folder / name), "--add", *earlier,
             str(each.folder / f"samples-{plan.seed}.parquet"), "--rendered", *rendered,
-            "--seed", str(self.seed + 10 * plan.seed + each.number),
+            "--footage", f"{plan.footage:g}", "--seed", str(self.seed + 10 * plan.seed + each.number),
         )  # fmt: skip
         return Step(command, each.folder / name)
 
@@ -273,10 +274,14 @@ def copy_reward(fitted: Path, folder: Path) -> None:
 
 
 def accuracy_of_reward(folder: Path) -> dict[str, float]:
-    """Returns how often a reward agrees with votes on prompts that it was not fitted on: in all, and by kind."""
+    """Returns how often a reward agrees with votes on prompts that it was not fitted on: in all, and by kind.
+
+    A share of few votes is left out, as a reward without votes has it.
+    """
     axes = json.loads((folder / REPORT).read_text(encoding="utf-8"))["axes"]
     found = dict[str, float]()
     for axis, numbers in axes.items():
         shares = {axis: numbers["held_out"]["accuracy"], **numbers["held_out"]["kinds"]}
-        found |= {f"agrees with votes, {name}": share["share"] for name, share in shares.items()}
+        known = {name: share["share"] for name, share in shares.items() if share["pairs"] >= _FEW_VOTES}
+        found |= {f"agrees with votes, {name}": share for name, share in known.items()}
     return found
