@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rlvid.config.model import ModelConfig
 from rlvid.models.base import VideoModel
-from rlvid.models.folders import family
+from rlvid.models.folders import UNET3D, WAN
 from rlvid.models.levels import limit_levels
 from rlvid.models.load import denoiser_outline, load_video_model
 from rlvid.models.lora import check_lora, inject_lora, load_lora, lora_state, save_lora
@@ -80,7 +80,8 @@ def save_trained(state: dict[str, Tensor], denoiser: nn.Module, spec: ModelConfi
     if spec.finetune == "lora":
         save_lora(state, spec.lora.rank, spec.lora.targets, folder / "adapter", spec.lora.scale)
         return
-    path = folder / WHOLE_FILES[family(spec.path).denoiser]
+    kept = next(each.denoiser for each in (UNET3D, WAN) if each.classes[each.denoiser][1] == type(denoiser).__name__)
+    path = folder / WHOLE_FILES[kept]
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(state, path, metadata={"format": "pt"})
     denoiser.save_config(path.parent)  # type: ignore[operator]  # a method of diffusers' models

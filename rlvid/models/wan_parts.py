@@ -130,10 +130,13 @@ def outline(folder: Path) -> tuple[WanTransformer3DModel, AutoencoderKLWan]:
 
 
 def to_precision(network: nn.Module, dtype: torch.dtype, device: str | torch.device, exact: Iterable[str] = ()) -> None:
-    """Moves a network, in place; parameters with one of the ``exact`` names on their way are float32."""
-    nn.Module.to(network, device)  # diffusers' own warns of nothing
+    """Moves a network, in place; parameters with one of the ``exact`` names on their way are float32.
+
+    Parameters change their precision before they move: the device need not hold them as they were stored.
+    """
     for name, parameter in network.named_parameters():
         parameter.data = parameter.data.to(dtype if set(exact).isdisjoint(name.split(".")) else torch.float32)
+    nn.Module.to(network, device)  # diffusers' own warns of nothing
 
 
 @torch.no_grad()

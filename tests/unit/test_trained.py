@@ -218,7 +218,8 @@ def test_trained_weights_that_are_damaged_are_refused_early(tiny: Path, tmp_path
     config = spec(tiny).model_copy(update={"finetune": kind})
     model = load_trainable(config, 0, str(tiny))
     state = trained_state(model.denoiser, config)
-    save_trained(state, model.denoiser, config, tmp_path)
+    elsewhere = config.model_copy(update={"path": "no-folder-from-here"})  # as in a worker, of a relative path
+    save_trained(state, model.denoiser, elsewhere, tmp_path)
     check_trained(config, tmp_path)
     file, name = trained_file(tmp_path), next(iter(state))
     save_trained(state | {name: torch.full_like(state[name], torch.nan)}, model.denoiser, config, tmp_path)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlvid.config.model import ModelConfig
 from rlvid.doctor.model import check_shift
@@ -210,6 +210,20 @@ def test_a_folder_gives_the_very_model(kind: str, tmp_path: Path) -> None:
     assert bare.text is None
     assert next(bare.denoiser.parameters()).is_meta
     assert torch.equal(bare.decode_frames(latents, frames), model.decode_frames(latents, frames))
+
+
+def test_weights_move_in_the_precision_that_they_will_have(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved = dict[str, set[torch.dtype]]()
+    plain = nn.Module.to
+
+    def to(network: nn.Module, *where: object) -> nn.Module:
+        moved[type(network).__name__] = {each.dtype for each in network.parameters() if each.dim() > 1}
+        return plain(network, *where)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(nn.Module, "to", to)
+    load_wan(ModelConfig(path=str(folder), **SHAPE, precision="bfloat16"))
+    assert torch.bfloat16 in moved["WanTransformer3DModel"]
+    assert moved["UMT5EncoderModel"] == {torch.bfloat16}
 
 
 def test_in_half_precision_the_same_weights_stay_exact_as_in_diffusers(folder: Path) -> None:

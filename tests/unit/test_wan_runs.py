@@ -198,14 +198,18 @@ def test_alpha_multiplies_the_adapters_share(folder: Path, texts: str) -> None:
 
 
 @pytest.mark.parametrize("finetune", ["lora", "full"])
-def test_trained_weights_survive_the_disk(folder: Path, tmp_path: Path, finetune: str) -> None:
+def test_trained_weights_survive_the_disk(
+    folder: Path, tmp_path: Path, finetune: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = spec(folder, finetune=finetune, precision="bfloat16")
     model = load_trainable(settings, 0, str(folder), text=False)
     for parameter in model.denoiser.parameters():
         if parameter.requires_grad:
             assert parameter.dtype == torch.float32
             parameter.data += torch.randn(parameter.shape) / 8
-    save_trained(trained_state(model.denoiser, settings), model.denoiser, settings, tmp_path)
+    elsewhere = settings.model_copy(update={"path": folder.name})  # a worker is in another folder than its user
+    monkeypatch.chdir(tmp_path)
+    save_trained(trained_state(model.denoiser, settings), model.denoiser, elsewhere, tmp_path)
     assert (tmp_path / {"lora": "adapter", "full": "transformer"}[finetune]).is_dir()
     check_trained(settings, tmp_path)
     again = load_trainable(settings, 0, str(folder), text=False)
