@@ -59,6 +59,7 @@ class Counts:
         first_chunk: of these, the first chunks of videos, which have one frame.
         share: chunks for the measurement of the gradient that ``model.decode_window`` keeps.
         archived: frames of a sample that are handed to the archive.
+        decoded_again: whether all frames are decoded once more, for a held-out reward of whole videos.
     """
 
     denoiser: Calls = field(default_factory=Calls)
@@ -69,6 +70,7 @@ class Counts:
     held_out: Calls = field(default_factory=Calls)
     optimiser_steps: float = 0.0
     archived: float = 0.0
+    decoded_again: bool = False
 
     @property
     def frames(self) -> float:
@@ -160,9 +162,9 @@ def count(config: RunConfig, frames: int) -> Counts:
     model.denoiser, model.path = _Denoiser(meters["denoiser"]), path_outline(config.model)
     model.base = nullcontext  # type: ignore[method-assign, assignment]  # there is no adapter to switch off
     whole = scores_whole_videos(config.reward)
-    held_out = None
+    held_out, judges_whole = None, held_out_scores_whole_videos(config.reward)
     if config.reward.held_out:
-        held_out = _Reward(meters["held_out"], held_out_scores_whole_videos(config.reward))
+        held_out = _Reward(meters["held_out"], judges_whole)
     context = Context(alone, model, _Reward(meters["reward"], whole), held_out, Stopwatch(torch.device("cpu")))
     algorithm, steps, archived = ALGORITHMS[config.method.name](context), 0, 0
     for index in range(_BATCHES):
@@ -180,7 +182,12 @@ def count(config: RunConfig, frames: int) -> Counts:
         for name in ("plain", "graph", "again", "backward"):
             setattr(meter.calls, name, getattr(meter.calls, name) * rare / samples)
     calls = {name: meter.calls for name, meter in meters.items()}
-    return Counts(**calls, optimiser_steps=steps / _BATCHES, archived=archived / samples)
+    return Counts(
+        **calls,
+        optimiser_steps=steps / _BATCHES,
+        archived=archived / samples,
+        decoded_again=judges_whole and not whole,
+    )
 
 
 def _counting_unet3d(config: RunConfig, frames: int, meters: dict[str, _Meter]) -> VideoModel:

@@ -58,16 +58,17 @@ def stages(
     share = (micro_batch or config.micro_batch) / config.micro_batch
     again = config.train.checkpoint_activations if recompute is None else recompute
     unet = parts.denoiser.cost_recomputed if again else parts.denoiser.cost
-    judge, other = parts.reward.cost, parts.held_out.cost
+    judge = parts.reward.cost
     videos, images = counts.denoiser, counts.reward
     decode = _decoding(parts, counts, config, share, decode_chunk or config.model.decode_chunk, again)
     chain_held = share * videos.held_rows * unet.kept
     judged = share * max(images.held_rows, images.plain_rows)
-    in_judge, in_other = min(judged, parts.reward.chunk), min(judged, parts.held_out.chunk)
+    in_judge = min(judged, parts.reward.chunk)
     judging, judge_held, judge_back = judged * judge.kept, judged * judge.kept, judged * judge.peak
     if parts.reward.recompute:  # a chunk's input stays, and its activations come and go
         judge_held = judged * 3 * parts.pixels * 4
         judging, judge_back = judge_held + in_judge * judge.plain_peak, judge_held + in_judge * judge.peak
+    judging_apart = _held_out(parts, counts, share, decode_chunk or config.model.decode_chunk, judged)
     apart = 1 if config.train.rollout_batch else share  # a size of its own does not follow the micro-batch
     found = {"chain without gradient": apart * videos.plain_rows * unet.plain_peak}
     if config.method.needs_gradient:
@@ -75,7 +76,7 @@ def stages(
         found["chain with gradient"] = share * videos.graph_rows * unet.plain_peak + chain_held
         found["decode"] = chain_held + decode.forward_peak
         found["reward"] = held + judging
-        found["held-out reward"] = held + judge_held + in_other * other.plain_peak if parts.held_out.weights else 0
+        found["held-out reward"] = held + judge_held + judging_apart if judging_apart else 0
         found["backward through the reward"] = held + judge_back
         found["gradient share"] = held + decode.share_peak if decode.share_peak else 0
         found["backward through the decoder"] = chain_held + decode.backward_peak
@@ -84,7 +85,7 @@ def stages(
         pixels = _pixels(parts, counts, config, share)
         found["decode"] = decode.plain_peak
         found["reward"] = in_judge * judge.plain_peak + pixels
-        found["held-out reward"] = in_other * other.plain_peak + pixels if parts.held_out.weights else 0
+        found["held-out reward"] = judging_apart + pixels if judging_apart else 0
         found["backward through the denoiser"] = share * videos.graph_rows * unet.peak
     return {name: int(size) for name, size in found.items() if size}
 
@@ -141,6 +142,24 @@ def _decoding(parts: Parts, counts: Counts, config: RunConfig, share: float, chu
         held=held,
         backward_peak=held + in_chunk * (vae.peak if again else vae.peak - vae.kept),
     )
+
+
+def _held_out(parts: Parts, counts: Counts, share: float, chunk: int, judged: float) -> float:
+    """Returns the bytes of the held-out reward, beside the frames that the trained one sees; 0 without a network.
+
+    Where it sees others, these are decoded for it without a graph.
+    """
+    cost, at_once = parts.held_out.cost, parts.held_out.chunk
+    if not counts.decoded_again:
+        return min(judged, at_once) * cost.plain_peak
+    frames = share * counts.held_out.plain_rows
+    if parts.causal:
+        assert parts.autoencoder.decode is not None
+        videos = share * max(counts.first_chunk.plain_rows, counts.first_chunk.graph_rows)
+        decoding = videos * parts.autoencoder.decode.plain_peak
+    else:
+        decoding = min(chunk, frames) * parts.autoencoder.cost.plain_peak
+    return frames * 3 * parts.pixels * 4 + max(decoding, min(frames, at_once) * cost.plain_peak)
 
 
 def _decoded(counts: Counts, config: RunConfig, share: float) -> float:

@@ -215,6 +215,20 @@ def test_the_peak_of_videos_for_tensorboard_is_the_one_that_was_planned(stored: 
     assert not make_plan(described(stored, output={"videos_every": 0})).videos
 
 
+def test_frames_that_are_decoded_for_the_held_out_reward_alone_are_planned(stored: Path, tmp_path: Path) -> None:
+    def of(held_out: str) -> dict[str, int]:
+        return make_plan(described(stored, reward={"name": "brightness", "held_out": held_out})).stages
+
+    model, videos = load_model(str(stored), frames=8, size=64), described(stored).micro_batch
+    latents, every_BF = torch.randn(videos, *model.latent_shape), torch.arange(8).expand(videos, -1)
+    with torch.no_grad():
+        measured = measured_peak(lambda: model.decode_frames(latents, every_BF), tmp_path / "trace.json")
+    whole = of("oracle")  # of whole videos, and without a network; the trained one keeps nothing beside its frames
+    assert 0.9 * measured < whole["held-out reward"] - whole["reward"] < 1.15 * measured
+    frames = of("builtin-heldout")
+    assert 0 < frames["held-out reward"] - frames["reward"] < 0.5 * measured
+
+
 def test_the_archive_of_a_step_holds_the_frames_that_are_rewarded(stored: Path) -> None:
     method, reward = {"name": "draft-lv", "repeats": 3}, {"held_out": "builtin-video", "segments": 2}
     plan = make_plan(described(stored, method=method, reward=reward))
