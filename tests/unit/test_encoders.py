@@ -2,14 +2,16 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 
 from rlvid.config.model import ModelConfig
-from rlvid.data import encoders, writing
+from rlvid.data import encode, encoders, writing
 from rlvid.data.clips import EncodedClips, read_meta
 from rlvid.data.encoders import ClipEncoder, encode_items
 from rlvid.data.row_files import keep_rows
@@ -90,3 +92,32 @@ def test_a_folder_of_an_earlier_version_is_read(table: pa.Table, tmp_path: Path)
     (out / "meta.json").write_text(head.rstrip().rstrip(",") + "}")
     assert read_meta(out) == expected
     assert len(EncodedClips.open(out)) == 12
+
+
+class Actors:
+    """Stands in for Ray Data: notes how many actors a pool starts, and encodes nothing."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.context, self.sizes = self, list[int]()
+        self.enable_progress_bars = True
+        monkeypatch.setattr(ray.data, "from_items", lambda *_, **__: self)
+        monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 64.0})
+        monkeypatch.setattr(encode, "start_ray", lambda: None)
+        monkeypatch.setattr(encode, "nodes_possible", lambda: [({"CPU": 64.0}, 1.0)])
+        monkeypatch.setattr(encode, "_is_shared", lambda _: True)
+
+    def map_batches(self, *_: Any, compute: ray.data.ActorPoolStrategy, **__: Any) -> "Actors":
+        self.sizes.append(compute.initial_size)
+        return self
+
+    def iter_batches(self, **_: Any) -> list[pa.Table]:
+        return []
+
+
+@pytest.mark.parametrize(("items", "batch_size", "actors"), [(7, 8, 1), (9, 8, 2), (100, 8, 4), (3, 1, 3)])
+def test_no_more_models_are_loaded_than_there_are_batches(
+    items: int, batch_size: int, actors: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, encoder = Actors(monkeypatch), (ModelConfig(), encoders.read_item, False, None)
+    assert list(encode._pipeline([{"index": i} for i in range(items)], tmp_path, encoder, 4, batch_size, None)) == []
+    assert pool.sizes == [actors]
