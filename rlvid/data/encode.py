@@ -27,6 +27,7 @@ from rlvid.data.encoders import ClipEncoder, Embedder, Item, Reader, read_item
 from rlvid.data.find import Skipped, find_clips, hash_contents, read_contents
 from rlvid.data.row_files import make_part
 from rlvid.data.writing import ClipWriter, is_reusable, read_report, unfinished
+from rlvid.files import known_sha256
 from rlvid.interrupt import kept
 from rlvid.models.folders import model_folder, movable
 from rlvid.models.text_limit import model_text_limit, notices
@@ -257,6 +258,5 @@ def hash_weights(path: str, parts: tuple[str, ...]) -> str:
         for file_path in sorted((folder / part).rglob("*")):
             if file_path.suffix in (".safetensors", ".bin", ".json", ".txt"):
                 total.update(f"{file_path.relative_to(folder).as_posix()}\n".encode())
-                with open(file_path, "rb") as file:
-                    total.update(hashlib.file_digest(file, "sha256").digest())
+                total.update(bytes.fromhex(known_sha256(file_path)))
     return total.hexdigest()[:16]

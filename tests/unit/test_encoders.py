@@ -1,6 +1,8 @@
 """Rows that several processes keep become parts, each row once."""
 
+import hashlib
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,33 @@ def test_a_folder_of_an_earlier_version_is_read(table: pa.Table, tmp_path: Path)
     (out / "meta.json").write_text(head.rstrip().rstrip(",") + "}")
     assert read_meta(out) == expected
     assert len(EncodedClips.open(out)) == 12
+
+
+def test_weights_are_read_once_by_a_process_and_anew_when_they_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_tiny_model(tmp_path)
+    read, digest = list[str](), hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, how: [read.append(file.name), digest(file, how)][1])
+    parts = ("vae", "text_encoder", "tokenizer")
+    found = [encode.hash_weights(str(tmp_path), parts) for _ in range(2)]
+    assert len(read) == len(set(read)) > 3
+    (weights,) = (tmp_path / "vae").glob("*.safetensors")
+    content, was = bytearray(weights.read_bytes()), weights.stat()
+    for place in (-1, -2):
+        content[place] ^= 1
+        if place == -1:  # in place: another time
+            weights.write_bytes(content)
+            os.utime(weights, ns=(was.st_atime_ns, was.st_mtime_ns + 1))
+        else:  # a file of the same time in its place: another inode
+            (tmp_path / "other").write_bytes(content)
+            shutil.copystat(weights, tmp_path / "other")
+            (tmp_path / "other").replace(weights)
+        read.clear()
+        found.append(encode.hash_weights(str(tmp_path), parts))
+        assert read == [str(weights)]
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
 
 
 class Actors:
