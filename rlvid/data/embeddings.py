@@ -1,7 +1,7 @@
 """Embeddings of a run's prompts, made before training and kept in its storage.
 
-Wan's text encoder has 5.7 billion parameters. So workers do not load it: they read embeddings, of the clips' captions
-from the clips themselves, and of all other prompts from here.
+Wan's text encoder has 5.7 billion parameters. So workers do not load it, nor do encoders on the way: they read
+embeddings, of the captions of encoded clips from the clips themselves, and of all other prompts from here.
 """
 
 from collections.abc import Sequence
@@ -62,11 +62,11 @@ def embedder_of(path: str, place: str | None) -> StoredEmbedder | bool:
 
 
 def kept_embeddings(config: RunConfig, clips: TrainingSet, shown: Sequence[str], console: Console) -> str | None:
-    """Returns the folder, or the URI, of the embeddings that a run's workers and guard need beside those of its clips.
+    """Returns the folder, or the URI, of the embeddings that a run needs beside those of its encoded clips.
 
     Args:
         config: the run's.
-        clips: its training set; where it has prompts alone, all of them are embedded.
+        clips: its training set; prompts alone are embedded, and captions of videos that are encoded on the way.
         shown: prompts of videos that workers and the guard sample on the way.
         console: prints what was embedded.
 
@@ -77,8 +77,11 @@ def kept_embeddings(config: RunConfig, clips: TrainingSet, shown: Sequence[str],
     Raises:
         ValueError: they cannot be written.
     """
-    alone = clips.captions() if is_text_apart(config.model.path) and "prompts" in clips.kinds else ()
-    return kept_texts(config, [config.sampling.negative_prompt, *shown, *alone], console)
+    if not is_text_apart(config.model.path):
+        return None
+    bare = clips.sources if "prompts" in clips.kinds else (each for each in clips.sources if each.kind == "videos")
+    captions = TrainingSet(tuple(bare)).captions()
+    return kept_texts(config, [config.sampling.negative_prompt, *shown, *captions], console)
 
 
 def kept_texts(config: RunConfig, prompts: Sequence[str], console: Console) -> str | None:

@@ -27,6 +27,7 @@ from rlvid.data.encoders import ClipEncoder, Embedder, Item, Reader, read_item
 from rlvid.data.find import Skipped, find_clips, hash_contents, read_contents
 from rlvid.data.row_files import make_part
 from rlvid.data.writing import ClipWriter, is_reusable, read_report, unfinished
+from rlvid.files import known_sha256
 from rlvid.interrupt import kept
 from rlvid.models.folders import model_folder, movable
 from rlvid.models.text_limit import model_text_limit, notices
@@ -72,7 +73,7 @@ def encode_folder(
         source: folder or manifest, see ``rlvid.data.find.find_clips``.
         model: whose autoencoder and text encoder are used; its length and size are what videos are brought to.
         out: folder to be made; on storage that all workers of the training see.
-        workers: Ray actors, each with a model of its own.
+        workers: Ray actors at most, each with a model of its own; no more than there are batches.
         batch_size: clips that an actor takes at once; the result does not depend on it.
         use_gpu: a GPU for each actor; default: when the cluster has enough of them.
         on_progress: called with (clips done, clips in all).
@@ -211,13 +212,14 @@ def _pipeline(
         raise ValueError(f"workers = {workers}: the cluster has room for {fit:g} that encode; give that many at most")
     device = "cuda" if use_gpu else "cpu"
     model, read, denoiser, texts = encoder
-    kept_in = work if _is_shared(work) else None
-    dataset = ray.data.from_items(items, override_num_blocks=min(10_000, -(-len(items) // batch_size)))
+    kept_in, batches = work if _is_shared(work) else None, -(-len(items) // batch_size)
+    dataset = ray.data.from_items(items, override_num_blocks=min(10_000, batches))
     dataset.context.enable_progress_bars = False
     encoded = dataset.map_batches(
         ClipEncoder,
+        # threads by ``workers``, so that bits do not depend on how much is left
         fn_constructor_args=(model, read, device, workers, denoiser, kept_in, texts),
-        compute=ray.data.ActorPoolStrategy(size=workers),
+        compute=ray.data.ActorPoolStrategy(size=min(workers, batches)),  # each loads a model at once
         batch_size=batch_size,
         batch_format="pyarrow",
         num_cpus=_CPUS,
@@ -256,6 +258,5 @@ def hash_weights(path: str, parts: tuple[str, ...]) -> str:
         for file_path in sorted((folder / part).rglob("*")):
             if file_path.suffix in (".safetensors", ".bin", ".json", ".txt"):
                 total.update(f"{file_path.relative_to(folder).as_posix()}\n".encode())
-                with open(file_path, "rb") as file:
-                    total.update(hashlib.file_digest(file, "sha256").digest())
+                total.update(bytes.fromhex(known_sha256(file_path)))
     return total.hexdigest()[:16]

@@ -16,6 +16,7 @@ class Encoding:
         processes: encoders and workers, which share the cores of a machine.
         storage: folder or URI where encoded clips are kept; None keeps none.
         kept_in: the folder in it, of this model; one for each kind of device.
+        texts: folder or URI of the captions' embeddings; None embeds them with the model's own text encoder.
     """
 
     model: ModelConfig
@@ -24,3 +25,4 @@ class Encoding:
     processes: int
     storage: str | None
     kept_in: str
+    texts: str | None = None

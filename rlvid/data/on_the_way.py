@@ -10,6 +10,7 @@ import hashlib
 import warnings
 from collections import OrderedDict
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ray.util.annotations import RayDeprecationWarning
 
 from rlvid.data.batches import row_of
 from rlvid.data.clips import CLIP, SCHEMA
+from rlvid.data.embeddings import embedder_of
 from rlvid.data.encoders import ClipEncoder, read_item
 from rlvid.data.encoding import Encoding
 from rlvid.data.find import ClipFile, key_of, read_contents
@@ -108,7 +110,8 @@ class ShareEncoder:
 
     def __init__(self, how: Encoding) -> None:
         device = "cuda" if how.gpus else "cpu"
-        self._encode = ClipEncoder(how.model, read_item, device, how.processes)
+        texts = partial(embedder_of, how.model.path, how.texts)
+        self._encode = ClipEncoder(how.model, read_item, device, how.processes, texts=texts)
         self._cache = ClipCache(how.storage, f"{how.kept_in}-{device}") if how.storage else None
         self._recent = OrderedDict[str, tuple[pa.Table, str | None]]()
 

@@ -39,9 +39,12 @@ class RunFeed:
     encoding: Encoding | None = None
 
     @staticmethod
-    def of(config: RunConfig, clips: TrainingSet, run: Path) -> "RunFeed":
-        """Makes the feed of a run in the driver, where its paths are those that the user wrote."""
-        return RunFeed(config, clips, run, _encoding(config, run) if "videos" in clips.kinds else None)
+    def of(config: RunConfig, clips: TrainingSet, run: Path, texts: str | None = None) -> "RunFeed":
+        """Makes the feed of a run in the driver, where its paths are those that the user wrote.
+
+        ``texts`` is where embeddings of the captions of videos are kept, see ``rlvid.data.embeddings``.
+        """
+        return RunFeed(config, clips, run, _encoding(config, run, texts) if "videos" in clips.kinds else None)
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
@@ -75,7 +78,7 @@ class RunFeed:
         return recorded_step(store, f"{root}/{RECORD}")
 
 
-def _encoding(config: RunConfig, run: Path) -> Encoding:
+def _encoding(config: RunConfig, run: Path, texts: str | None) -> Encoding:
     from rlvid.data.encode import exact_model, model_fingerprint  # in the driver alone
 
     data, storage = config.data, config.output.storage
@@ -86,4 +89,5 @@ def _encoding(config: RunConfig, run: Path) -> Encoding:
         processes=config.train.workers + data.encoders,
         storage=(storage if is_uri(storage) else str(run.parent)) if data.cache else None,
         kept_in=f"clips/cache-{digest([model_fingerprint(config.model), __version__])}",
+        texts=texts,
     )

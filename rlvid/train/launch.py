@@ -164,7 +164,7 @@ def _trainer(job: Job, clips: TrainingSet, wait: bool) -> "TorchTrainer":
         environment["DS_ACCELERATOR"] = "cpu"
     return TorchTrainer(
         partial(train_worker, job),
-        **RunFeed.of(config, clips, job.run).trainer_arguments,
+        **RunFeed.of(config, clips, job.run, job.texts).trainer_arguments,
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.train.workers,
             use_gpu=job.use_gpu,

@@ -1,15 +1,19 @@
 """Rows that several processes keep become parts, each row once."""
 
+import hashlib
 import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 
 from rlvid.config.model import ModelConfig
-from rlvid.data import encoders, writing
+from rlvid.data import encode, encoders, writing
 from rlvid.data.clips import EncodedClips, read_meta
 from rlvid.data.encoders import ClipEncoder, encode_items
 from rlvid.data.row_files import keep_rows
@@ -90,3 +94,59 @@ def test_a_folder_of_an_earlier_version_is_read(table: pa.Table, tmp_path: Path)
     (out / "meta.json").write_text(head.rstrip().rstrip(",") + "}")
     assert read_meta(out) == expected
     assert len(EncodedClips.open(out)) == 12
+
+
+def test_weights_are_read_once_by_a_process_and_anew_when_they_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_tiny_model(tmp_path)
+    read, digest = list[str](), hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, how: [read.append(file.name), digest(file, how)][1])
+    parts = ("vae", "text_encoder", "tokenizer")
+    found = [encode.hash_weights(str(tmp_path), parts) for _ in range(2)]
+    assert len(read) == len(set(read)) > 3
+    (weights,) = (tmp_path / "vae").glob("*.safetensors")
+    content, was = bytearray(weights.read_bytes()), weights.stat()
+    for place in (-1, -2):
+        content[place] ^= 1
+        if place == -1:  # in place: another time
+            weights.write_bytes(content)
+            os.utime(weights, ns=(was.st_atime_ns, was.st_mtime_ns + 1))
+        else:  # a file of the same time in its place: another inode
+            (tmp_path / "other").write_bytes(content)
+            shutil.copystat(weights, tmp_path / "other")
+            (tmp_path / "other").replace(weights)
+        read.clear()
+        found.append(encode.hash_weights(str(tmp_path), parts))
+        assert read == [str(weights)]
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
+
+
+class Actors:
+    """Stands in for Ray Data: notes how many actors a pool starts, and encodes nothing."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.context, self.sizes = self, list[int]()
+        self.enable_progress_bars = True
+        monkeypatch.setattr(ray.data, "from_items", lambda *_, **__: self)
+        monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 64.0})
+        monkeypatch.setattr(encode, "start_ray", lambda: None)
+        monkeypatch.setattr(encode, "nodes_possible", lambda: [({"CPU": 64.0}, 1.0)])
+        monkeypatch.setattr(encode, "_is_shared", lambda _: True)
+
+    def map_batches(self, *_: Any, compute: ray.data.ActorPoolStrategy, **__: Any) -> "Actors":
+        self.sizes.append(compute.initial_size)
+        return self
+
+    def iter_batches(self, **_: Any) -> list[pa.Table]:
+        return []
+
+
+@pytest.mark.parametrize(("items", "batch_size", "actors"), [(7, 8, 1), (9, 8, 2), (100, 8, 4), (3, 1, 3)])
+def test_no_more_models_are_loaded_than_there_are_batches(
+    items: int, batch_size: int, actors: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, encoder = Actors(monkeypatch), (ModelConfig(), encoders.read_item, False, None)
+    assert list(encode._pipeline([{"index": i} for i in range(items)], tmp_path, encoder, 4, batch_size, None)) == []
+    assert pool.sizes == [actors]

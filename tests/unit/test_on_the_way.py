@@ -17,18 +17,24 @@ from rlvid.config import RunConfig, parse_config
 from rlvid.config.model import ModelConfig
 from rlvid.data.batches import Shares
 from rlvid.data.clips import CLIP
-from rlvid.data.encode import exact_model
+from rlvid.data.embeddings import kept_embeddings, read_prompt
+from rlvid.data.encode import EncodeReport, exact_model
 from rlvid.data.encoders import encode_items
 from rlvid.data.encoding import Encoding
+from rlvid.data.feed import NAME
 from rlvid.data.on_the_way import ClipCache, ShareEncoder
 from rlvid.data.shares import Share
 from rlvid.data.sources import rendered_clip, training_set
 from rlvid.data.training_set import TrainingSet
 from rlvid.data.video_set import check_videos, is_videos, listed_videos
 from rlvid.data.writing import ClipWriter
+from rlvid.models.folders import builtin_folder
+from rlvid.models.load import load_video_model
 from rlvid.models.unet3d import load_model
 from rlvid.plots.video import write_mp4
 from rlvid.toy.tiny import save_tiny_model
+from rlvid.train.job import Job
+from rlvid.train.launch import _trainer
 from rlvid.train.preflight import check
 
 QUIET = Console(file=io.StringIO())
@@ -144,6 +150,47 @@ def test_clips_beside_videos_come_as_they_are(home: Path, tmp_path: Path) -> Non
     assert Share.of(whole.to_pylist()[0], 0, 0).posterior is not None
     with pa.ipc.open_stream(whole["clips"][0].as_py()) as stream:
         assert stream.read_all().column_names == list(CLIP)
+
+
+def test_a_large_text_encoder_is_not_loaded_beside_training(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy of the built-in Wan model counts as a large one."""
+    shutil.copytree(builtin_folder("builtin-wan"), tmp_path / "wan")
+    data, output = {"source": str(home / "in"), "cache": False}, {"storage": str(tmp_path / "runs")}
+    run = parse_config({"model": {"path": str(tmp_path / "wan"), "frames": 5}, "data": data, "output": output})
+    videos, embedded = training_set(run, QUIET), list[str]()
+    before = {"index": 0, "source": str(home / "in" / "c.mp4"), "caption": "encoded before"}
+    with ClipWriter(tmp_path / "clips", {}) as writer:
+        writer.add(encode_items(load_model(str(home / "tiny"), **SHAPE, precision="float32", device="cpu"), [before]))
+        writer.finish({"fingerprint": "0" * 16}, [])
+    mixed = TrainingSet((*TrainingSet.of(tmp_path / "clips").sources, *videos.sources))
+
+    def embed(prompts: list[str], model: ModelConfig, out: Path, **_: Any) -> EncodeReport:
+        embedded.extend(prompts)
+        items = [{"index": i, "source": "", "caption": prompt} for i, prompt in enumerate(prompts)]
+        with ClipWriter(out, {}) as writer:
+            writer.add(encode_items(load_video_model(model, denoiser=False), items, read_prompt))
+            writer.finish({"fingerprint": "0" * 16}, [])
+        return EncodeReport(out, len(prompts), len(prompts), [], "0" * 16, 0.0, [])
+
+    def encoding(texts: str | None) -> Encoding:
+        job = Job.of(run, run=tmp_path / "runs" / "wan", use_gpu=False, progress=None, encodes=True, texts=texts)
+        given: Any = _trainer(job, mixed, wait=False)
+        found = given["datasets"][NAME].encoding
+        assert isinstance(found, Encoding)
+        return found
+
+    monkeypatch.setattr("ray.train.torch.TorchTrainer", lambda *_, **given: given)
+    monkeypatch.setattr("rlvid.data.embeddings.encode_prompts", embed)
+    (block,) = blocks(videos, [[0, 2, 1, 0]])
+    expected = ShareEncoder(encoding(None))(block)  # sets the number of threads
+    texts = kept_embeddings(run, mixed, ["shown"], QUIET)
+    assert embedded == ["", "shown", "this is a", "this is b", "this is c"]
+    monkeypatch.setattr("rlvid.models.wan_parts._stored_text", lambda *_: pytest.fail("the text encoder was loaded"))
+    assert ShareEncoder(encoding(texts))(block).equals(expected)
+    (share,) = shares_of([expected])
+    assert share.lost == {2}, "the damaged video, whose caption is embedded too"
 
 
 def test_a_video_that_changed_is_lost_and_not_kept_and_storage_that_fails_is_an_error(

@@ -2,11 +2,10 @@
 
 import hashlib
 import json
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rlvid.files import sha256, write_atomic
+from rlvid.files import known_sha256, sha256, write_atomic
 from rlvid.models.weights import read_json
 
 SPEC, HEAD, CONFIG = "reward.json", "head.safetensors", "open_clip_config.json"
@@ -36,22 +35,14 @@ def _settings_digest(table: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-@lru_cache(maxsize=32)  # a published CLIP has gigabytes, and a run checks its reward several times
-def _kept_sha256(file: Path, size: int, changed_ns: int) -> str:
-    return sha256(file)
-
-
 def check_seal(folder: Path, where: str) -> None:
     """Raises ValueError where a file of the folder is not the one that was sealed; old folders have no seal."""
     table = read_json(folder / SPEC, where)
     sealed = table.get("sha256")
     if sealed is None:
         return
-    found = {SPEC: _settings_digest(table)}
-    for name in _FILES:
-        if (folder / name).is_file():
-            state = (folder / name).stat()
-            found[name] = _kept_sha256((folder / name).absolute(), state.st_size, state.st_mtime_ns)
+    found = {name: known_sha256(folder / name) for name in _FILES if (folder / name).is_file()}
+    found[SPEC] = _settings_digest(table)
     for name in sorted(sealed.keys() | found.keys()):
         if name not in found:
             raise ValueError(f"{where}: no {name} there; copy the whole folder")
