@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from rlvid.config import RunConfig
     from rlvid.evaluate.results.rows import Row
 
+_SMALL = 32 * 2**20
+"""Bytes of a denoiser whose videos a CPU makes in seconds; those of the built-in models have 8 MB at most."""
+
 
 def train_and_show(config: "RunConfig", address: str | None) -> Path:
     """Trains or resumes a run, draws its pictures, prints where the results are; returns the run's folder."""
@@ -29,7 +32,7 @@ def train_and_show(config: "RunConfig", address: str | None) -> Path:
     if done.first_step == done.last_step:
         say(f"run {config.name} is already finished; to train longer, increase train.steps (or train.max_seconds)")
     folder = run_folder(config)
-    _draw_before_after(folder, list(done.prompts), config.seed)
+    drawn = _draw_before_after(folder, done.checkpoint.name, list(done.prompts), config)
     _draw_reward_curve(folder)
     Mirror(config.output.storage, config.name).push([path.name for path in folder.glob("*.png")])
     storage = config.output.storage
@@ -38,7 +41,12 @@ def train_and_show(config: "RunConfig", address: str | None) -> Path:
         say(f"{done.skipped} steps were skipped because their loss or gradient was not finite")
     kind = "adapter" if config.model.finetune == "lora" else family(config.model.path).denoiser
     say(f"{kind:<13}{shown}/{done.checkpoint.name}/{kind}")
-    say(f"pictures     {shown}/before-after.png, {shown}/reward.png")
+    say(f"pictures     {f'{shown}/before-after.png, ' if drawn else ''}{shown}/reward.png")
+    if not drawn:
+        say(
+            "not drawn    before-after.png, as this machine has no GPU; where there is one: rlvid generate "
+            f"{shell(shown)} PROMPT (with --lora-scale 0: the base model)"
+        )
     say(f"samples      {shown}/archive (Parquet: select * from {sql(f'{shown}/archive/*.parquet')})")
     say(f"TensorBoard  tensorboard --logdir {shell(folder.parent)}")
     trust = " --trust" if config.reward.foreign else ""
@@ -46,11 +54,21 @@ def train_and_show(config: "RunConfig", address: str | None) -> Path:
     return folder
 
 
-def _draw_before_after(run: Path, prompts: list[str], seed: int) -> None:
+def _draw_before_after(run: Path, checkpoint: str, prompts: list[str], config: "RunConfig") -> bool:
     """Writes ``before-after.png``: the prompts' videos of the base and the tuned model, their trained reward below.
 
     Between them are those of half of the change: they show what the second half brought, and what it cost.
+
+    Returns:
+        Whether the picture of the checkpoint is there: from an earlier call, or drawn now. A large model's is not drawn
+        without a GPU, as that would take hours.
     """
+    from rlvid.plots.frames import source_of
+
+    if source_of(run / "before-after.png") == checkpoint:
+        return True
+    if not _is_quick(config.model.path):
+        return False
     from rlvid.cluster.reward_actor import ActorCaller
     from rlvid.diffusion.generate import generate
     from rlvid.evaluate.load import device, load_run
@@ -66,7 +84,7 @@ def _draw_before_after(run: Path, prompts: list[str], seed: int) -> None:
         name: generate(
             tuned.use(scale),
             prompts,
-            seed=seed,
+            seed=config.seed,
             steps=sampling.steps,
             guidance=sampling.guidance,
             final=sampling.final_level,
@@ -79,7 +97,22 @@ def _draw_before_after(run: Path, prompts: list[str], seed: int) -> None:
         rewards = {name: mean_of_frames(reward(each, prompts)).tolist() for name, each in made.items()}
     except (ValueError, RuntimeError) as error:  # a server that is gone costs the numbers, not the pictures
         say(f"the pictures have no rewards: {one_line(error)}")
-    draw_models(run / "before-after.png", prompts, shown, rewards, shown=4, gains=True)
+    source = tuned.checkpoint.folder.name if rewards else ""  # without them, the next start draws it again
+    draw_models(run / "before-after.png", prompts, shown, rewards, shown=4, gains=True, source=source)
+    return True
+
+
+def _is_quick(path: str) -> bool:
+    """Returns whether this machine makes a few videos of ``model.path`` in minutes at most."""
+    from rlvid.evaluate.load import device
+    from rlvid.models.folders import STRUCTURES, family, model_folder
+
+    if device().type != "cpu":
+        return True
+    if path in STRUCTURES:
+        return False
+    denoiser = model_folder(path) / family(path).denoiser
+    return sum(file.stat().st_size for file in denoiser.iterdir()) <= _SMALL
 
 
 def _draw_reward_curve(run: Path) -> None:

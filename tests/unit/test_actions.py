@@ -1,0 +1,86 @@
+"""Commands as a user meets them: what they make, what they leave out, and what they say of it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import PROMPTS, save_run
+
+from rlvid import actions
+from rlvid.config import RunConfig
+from rlvid.runs.checkpoints import checkpoint_name
+from rlvid.train.launch import TrainResult
+from rlvid.train.metrics import TensorBoard
+
+PICTURE = "before-after.png"
+
+
+@pytest.fixture
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, RunConfig]:
+    """A run of which training says that it is at its end; this machine has no GPU."""
+    run, config = save_run(tmp_path)
+    board = TensorBoard(run / "tensorboard", 0)
+    board.scalars(0, {"reward/trained": 0.5})
+    board.close()
+    config = config.model_copy(update={"output": config.output.model_copy(update={"storage": str(tmp_path)})})
+    done = TrainResult(run, run / checkpoint_name(3), 0, 3, 0, 1.0, tuple(PROMPTS[:2]))
+    monkeypatch.setattr("rlvid.train.launch.train", lambda *_: done)
+    monkeypatch.setattr("rlvid.evaluate.load.device", lambda: torch.device("cpu"))
+    return run, config
+
+
+def test_the_picture_of_a_checkpoint_is_drawn_once(
+    trained: tuple[Path, RunConfig], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, config = trained
+    picture = run / PICTURE
+    monkeypatch.setattr(
+        "rlvid.diffusion.generate.generate", lambda _, prompts, **__: torch.rand(len(prompts), 4, 3, 16, 16)
+    )
+    monkeypatch.setattr(actions, "_draw_reward_curve", lambda _: None)
+
+    def shown() -> float:
+        actions.train_and_show(config, None)
+        assert f"/{PICTURE}, " in capsys.readouterr().out
+        return picture.stat().st_mtime_ns
+
+    first = shown()
+    assert shown() == first, "drawn again"
+    picture.write_bytes(picture.read_bytes()[:-40])
+    assert (whole := shown()) > first, "a damaged picture was kept"
+    (run / checkpoint_name(3)).rename(run / checkpoint_name(5))
+    later = TrainResult(run, run / checkpoint_name(5), 3, 5, 0, 1.0, tuple(PROMPTS[:2]))
+    monkeypatch.setattr("rlvid.train.launch.train", lambda *_: later)
+    monkeypatch.setattr("rlvid.reward.load.trained_reward", _gone)
+    assert (without := shown()) > whole, "the picture of an earlier checkpoint was kept"
+    assert shown() > without, "a picture without rewards was kept"
+
+
+def _gone(*_: object) -> None:
+    raise RuntimeError("the server is gone")
+
+
+def test_a_large_model_makes_no_videos_on_a_machine_without_a_gpu(
+    trained: tuple[Path, RunConfig], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, config = trained
+    monkeypatch.setattr(actions, "_SMALL", 1000)
+    actions.train_and_show(config, None)
+    assert not (run / PICTURE).exists()
+    said = capsys.readouterr().out
+    (line,) = (line for line in said.splitlines() if PICTURE in line)
+    assert line.startswith(f"not drawn    {PICTURE}, as this machine has no GPU")
+    assert f"rlvid generate {run} PROMPT" in line
+    assert f"pictures     {run}/reward.png" in said
+    monkeypatch.setattr("rlvid.evaluate.load.device", lambda: torch.device("meta"))
+    assert actions._is_quick(config.model.path), "a GPU makes them"
+
+
+@pytest.mark.parametrize(
+    ("path", "quick"), [("builtin", True), ("builtin-wan", True), ("random", False), ("random-wan-1.3b", False)]
+)
+def test_a_cpu_makes_videos_of_the_built_in_models_alone(
+    path: str, quick: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlvid.evaluate.load.device", lambda: torch.device("cpu"))
+    assert actions._is_quick(path) is quick
