@@ -250,11 +250,12 @@ def generate_and_show(
 ) -> None:
     """Generates a video for each prompt, or each of a file of them, writes it as mp4 and GIF, and prints where.
 
+    The videos that are made at once are written before the next ones are made, so they alone are in memory.
     ``rlvid generate --help`` describes the arguments.
     """
     from rlvid.config.model import BUILT_IN, ModelConfig, SamplingConfig
     from rlvid.data.prompts import check_prompt, is_prompt_file, read_prompts
-    from rlvid.diffusion.generate import generate
+    from rlvid.diffusion.generate import AT_ONCE, generate, videos_at_once
     from rlvid.evaluate.load import device, load_run
     from rlvid.files import write_atomic
     from rlvid.models.load import load_video_model
@@ -273,22 +274,28 @@ def generate_and_show(
     for line in notices([model_text_limit(path)], prompts):
         say(line)
     out.mkdir(parents=True, exist_ok=True)
-    videos = generate(
-        model,
-        prompts,
-        seed=seed,
-        steps=sampling.steps if steps is None else steps,
-        guidance=sampling.guidance if guidance is None else guidance,
-        final=sampling.final_level,
-        progress=counter("videos"),
-    )
-    with kept(f"{out} holds the videos that were finished"):
-        for index, (text, frames) in enumerate(zip(prompts, videos, strict=True)):
-            words = re.sub(r"[^a-z0-9]+", "-", text.lower())[:60].strip("-")
-            stem = out / (f"{index:03d}-{words}" if words else f"{index:03d}")
-            write_mp4(stem.with_suffix(".mp4"), frames, model.fps)
-            scale = max(1, 256 // max(model.height, model.width))
-            write_atomic(stem.with_suffix(".gif"), gif_bytes(frames, model.fps, scale))
+    size, progress = videos_at_once(model.latent_shape, AT_ONCE), counter("videos")
+    written = 0
+    with kept(lambda: f"{out} holds {written} of {len(prompts)} videos"):
+        for start in range(0, len(prompts), size):
+            part = prompts[start : start + size]
+            videos = generate(
+                model,
+                part,
+                seed=seed,
+                steps=sampling.steps if steps is None else steps,
+                guidance=sampling.guidance if guidance is None else guidance,
+                final=sampling.final_level,
+                first_index=start,
+            )
+            progress(start + len(part), len(prompts))
+            for index, (text, frames) in enumerate(zip(part, videos, strict=True), start):
+                words = re.sub(r"[^a-z0-9]+", "-", text.lower())[:60].strip("-")
+                stem = out / (f"{index:03d}-{words}" if words else f"{index:03d}")
+                write_mp4(stem.with_suffix(".mp4"), frames, model.fps)
+                scale = max(1, 256 // max(model.height, model.width))
+                write_atomic(stem.with_suffix(".gif"), gif_bytes(frames, model.fps, scale))
+                written += 1
     say(f"{len(prompts)} videos (mp4 and gif) in {out}")
 
 

@@ -1,13 +1,21 @@
 """Commands as a user meets them: what they make, what they leave out, and what they say of it."""
 
+import math
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from helpers import PROMPTS, save_run
+from torch import Tensor
 
-from rlvid import actions
+from rlvid import actions, interrupt
 from rlvid.config import RunConfig
+from rlvid.diffusion.chain import denoise
+from rlvid.diffusion.generate import generate
+from rlvid.evaluate.load import load_run
+from rlvid.plots import video
 from rlvid.runs.checkpoints import checkpoint_name
 from rlvid.train.launch import TrainResult
 from rlvid.train.metrics import TensorBoard
@@ -84,3 +92,36 @@ def test_a_cpu_makes_videos_of_the_built_in_models_alone(
 ) -> None:
     monkeypatch.setattr("rlvid.evaluate.load.device", lambda: torch.device("cpu"))
     assert actions._is_quick(path) is quick
+
+
+def test_generated_videos_are_written_as_they_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, _ = save_run(tmp_path)
+    prompts, how = [*PROMPTS[:4], "!"], {"steps": 2, "guidance": 2.0, "lora_scale": 1.0, "seed": 1}
+    model = load_run(run).model
+    monkeypatch.setattr("rlvid.diffusion.generate._NUMBERS", 2 * math.prod(model.latent_shape))
+    whole = generate(model, prompts, seed=1, steps=2, guidance=2.0)
+    written, write = list[Tensor](), video.write_mp4
+    monkeypatch.setattr(
+        video, "write_mp4", lambda path, frames, fps: (written.append(frames), write(path, frames, fps))
+    )
+    actions.generate_and_show(str(run), prompts, out=tmp_path / "all", **how)
+    assert torch.equal(torch.stack(written), whole)
+    assert len(list((tmp_path / "all").iterdir())) == 10
+
+    chains, chain = list[int](), denoise
+
+    def interrupted(*given: Any, **more: Any) -> Any:
+        chains.append(len(given[1]))
+        if len(chains) == 3:
+            raise KeyboardInterrupt
+        return chain(*given, **more)
+
+    monkeypatch.setattr("rlvid.diffusion.generate.denoise", interrupted)
+    monkeypatch.setattr(interrupt, "_received", signal.SIGINT)
+    monkeypatch.setattr(interrupt, "_kept", None)
+    with pytest.raises(KeyboardInterrupt):
+        actions.generate_and_show(str(run), prompts, out=tmp_path / "some", **how)
+    assert chains == [2, 2, 1]
+    names = {path.name for path in (tmp_path / "all").iterdir() if not path.name.startswith("004")}
+    assert {path.name for path in (tmp_path / "some").iterdir()} == names
+    assert f"{tmp_path / 'some'} holds 4 of 5 videos" in interrupt.line()
