@@ -185,6 +185,8 @@ def evaluate_and_show(
     scorers = Scorers.of(config, clip or DEFAULT_CLIP, further)
     limits = [model_text_limit(config.model.path), *scorers.text_limits(measured)]
     notes += notices(limits, [prompt for each in prompts.values() for prompt in each])
+    negative = [text for each in compared for text in each.config.sampling.negative_texts(config.sampling.guidance)]
+    notes += notices(limits[:1], negative, "negative prompts")  # which no scorer reads
     notes += scorers.cautions(clip is not None)
     evaluation = Evaluation.of(
         compared, prompts, steps_list=steps, folder=evaluation_folder(compared, out), seed=seed, copies=copies,
@@ -271,7 +273,9 @@ def generate_and_show(
     else:
         tuned = load_run(run, prompts=prompts)
         path, model, sampling = tuned.config.model.path, tuned.use(lora_scale), tuned.config.sampling
-    for line in notices([model_text_limit(path)], prompts):
+    guidance = sampling.guidance if guidance is None else guidance
+    limits, negative = [model_text_limit(path)], sampling.negative_texts(guidance)
+    for line in [*notices(limits, prompts), *notices(limits, negative, "negative prompts")]:
         say(line)
     out.mkdir(parents=True, exist_ok=True)
     size, progress = videos_at_once(model.latent_shape, AT_ONCE), counter("videos")
@@ -284,7 +288,7 @@ def generate_and_show(
                 part,
                 seed=seed,
                 steps=sampling.steps if steps is None else steps,
-                guidance=sampling.guidance if guidance is None else guidance,
+                guidance=guidance,
                 final=sampling.final_level,
                 first_index=start,
             )

@@ -2,11 +2,13 @@
 
 import math
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from helpers import PROMPTS, save_run
 from torch import Tensor
 
@@ -125,3 +127,31 @@ def test_generated_videos_are_written_as_they_are_made(tmp_path: Path, monkeypat
     names = {path.name for path in (tmp_path / "all").iterdir() if not path.name.startswith("004")}
     assert {path.name for path in (tmp_path / "some").iterdir()} == names
     assert f"{tmp_path / 'some'} holds 4 of 5 videos" in interrupt.line()
+
+
+def test_a_negative_prompt_that_is_cut_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, _ = save_run(tmp_path)
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    sampling = settings["sampling"] | {"negative_prompt": "wall " * 30}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings | {"sampling": sampling}))
+
+    def made(command: Callable[[], None]) -> bool:
+        with pytest.raises(KeyboardInterrupt):
+            command()
+        return "1 of 1 different negative prompts are longer than 24 tokens" in capsys.readouterr().out
+
+    def generated(guidance: float) -> None:
+        out = tmp_path / "out"
+        actions.generate_and_show(str(run), ["a dog"], out=out, steps=1, guidance=guidance, lora_scale=1.0, seed=0)
+
+    for place in ("rlvid.diffusion.generate.generate", "rlvid.evaluate.workers.run_evaluation"):
+        monkeypatch.setattr(place, _interrupted)
+    assert made(lambda: generated(3.0))
+    assert not made(lambda: generated(1.0)), "without guidance no branch reads it"
+    assert made(lambda: actions.evaluate_and_show([str(run)], steps=[1], videos=2, sets=["in_domain"]))
+
+
+def _interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
