@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from rlvid.config import RunConfig
     from rlvid.evaluate.results.rows import Row
 
+_SMALL = 32 * 2**20
+"""Bytes of a denoiser whose videos a CPU makes in seconds; those of the built-in models have 8 MB at most."""
+
 
 def train_and_show(config: "RunConfig", address: str | None) -> Path:
     """Trains or resumes a run, draws its pictures, prints where the results are; returns the run's folder."""
@@ -29,7 +32,7 @@ def train_and_show(config: "RunConfig", address: str | None) -> Path:
     if done.first_step == done.last_step:
         say(f"run {config.name} is already finished; to train longer, increase train.steps (or train.max_seconds)")
     folder = run_folder(config)
-    _draw_before_after(folder, list(done.prompts), config.seed)
+    drawn = _draw_before_after(folder, done.checkpoint.name, list(done.prompts), config)
     _draw_reward_curve(folder)
     Mirror(config.output.storage, config.name).push([path.name for path in folder.glob("*.png")])
     storage = config.output.storage
@@ -38,7 +41,12 @@ def train_and_show(config: "RunConfig", address: str | None) -> Path:
         say(f"{done.skipped} steps were skipped because their loss or gradient was not finite")
     kind = "adapter" if config.model.finetune == "lora" else family(config.model.path).denoiser
     say(f"{kind:<13}{shown}/{done.checkpoint.name}/{kind}")
-    say(f"pictures     {shown}/before-after.png, {shown}/reward.png")
+    say(f"pictures     {f'{shown}/before-after.png, ' if drawn else ''}{shown}/reward.png")
+    if not drawn:
+        say(
+            "not drawn    before-after.png, as this machine has no GPU; where there is one: rlvid generate "
+            f"{shell(shown)} PROMPT (with --lora-scale 0: the base model)"
+        )
     say(f"samples      {shown}/archive (Parquet: select * from {sql(f'{shown}/archive/*.parquet')})")
     say(f"TensorBoard  tensorboard --logdir {shell(folder.parent)}")
     trust = " --trust" if config.reward.foreign else ""
@@ -46,11 +54,21 @@ def train_and_show(config: "RunConfig", address: str | None) -> Path:
     return folder
 
 
-def _draw_before_after(run: Path, prompts: list[str], seed: int) -> None:
+def _draw_before_after(run: Path, checkpoint: str, prompts: list[str], config: "RunConfig") -> bool:
     """Writes ``before-after.png``: the prompts' videos of the base and the tuned model, their trained reward below.
 
     Between them are those of half of the change: they show what the second half brought, and what it cost.
+
+    Returns:
+        Whether the picture of the checkpoint is there: from an earlier call, or drawn now. A large model's is not drawn
+        without a GPU, as that would take hours.
     """
+    from rlvid.plots.frames import source_of
+
+    if source_of(run / "before-after.png") == checkpoint:
+        return True
+    if not _is_quick(config.model.path):
+        return False
     from rlvid.cluster.reward_actor import ActorCaller
     from rlvid.diffusion.generate import generate
     from rlvid.evaluate.load import device, load_run
@@ -66,7 +84,7 @@ def _draw_before_after(run: Path, prompts: list[str], seed: int) -> None:
         name: generate(
             tuned.use(scale),
             prompts,
-            seed=seed,
+            seed=config.seed,
             steps=sampling.steps,
             guidance=sampling.guidance,
             final=sampling.final_level,
@@ -79,7 +97,22 @@ def _draw_before_after(run: Path, prompts: list[str], seed: int) -> None:
         rewards = {name: mean_of_frames(reward(each, prompts)).tolist() for name, each in made.items()}
     except (ValueError, RuntimeError) as error:  # a server that is gone costs the numbers, not the pictures
         say(f"the pictures have no rewards: {one_line(error)}")
-    draw_models(run / "before-after.png", prompts, shown, rewards, shown=4, gains=True)
+    source = tuned.checkpoint.folder.name if rewards else ""  # without them, the next start draws it again
+    draw_models(run / "before-after.png", prompts, shown, rewards, shown=4, gains=True, source=source)
+    return True
+
+
+def _is_quick(path: str) -> bool:
+    """Returns whether this machine makes a few videos of ``model.path`` in minutes at most."""
+    from rlvid.evaluate.load import device
+    from rlvid.models.folders import STRUCTURES, family, model_folder
+
+    if device().type != "cpu":
+        return True
+    if path in STRUCTURES:
+        return False
+    denoiser = model_folder(path) / family(path).denoiser
+    return sum(file.stat().st_size for file in denoiser.iterdir()) <= _SMALL
 
 
 def _draw_reward_curve(run: Path) -> None:
@@ -152,6 +185,8 @@ def evaluate_and_show(
     scorers = Scorers.of(config, clip or DEFAULT_CLIP, further)
     limits = [model_text_limit(config.model.path), *scorers.text_limits(measured)]
     notes += notices(limits, [prompt for each in prompts.values() for prompt in each])
+    negative = [text for each in compared for text in each.config.sampling.negative_texts(config.sampling.guidance)]
+    notes += notices(limits[:1], negative, "negative prompts")  # which no scorer reads
     notes += scorers.cautions(clip is not None)
     evaluation = Evaluation.of(
         compared, prompts, steps_list=steps, folder=evaluation_folder(compared, out), seed=seed, copies=copies,
@@ -217,11 +252,12 @@ def generate_and_show(
 ) -> None:
     """Generates a video for each prompt, or each of a file of them, writes it as mp4 and GIF, and prints where.
 
+    The videos that are made at once are written before the next ones are made, so they alone are in memory.
     ``rlvid generate --help`` describes the arguments.
     """
     from rlvid.config.model import BUILT_IN, ModelConfig, SamplingConfig
     from rlvid.data.prompts import check_prompt, is_prompt_file, read_prompts
-    from rlvid.diffusion.generate import generate
+    from rlvid.diffusion.generate import AT_ONCE, generate, videos_at_once
     from rlvid.evaluate.load import device, load_run
     from rlvid.files import write_atomic
     from rlvid.models.load import load_video_model
@@ -237,25 +273,33 @@ def generate_and_show(
     else:
         tuned = load_run(run, prompts=prompts)
         path, model, sampling = tuned.config.model.path, tuned.use(lora_scale), tuned.config.sampling
-    for line in notices([model_text_limit(path)], prompts):
+    guidance = sampling.guidance if guidance is None else guidance
+    limits, negative = [model_text_limit(path)], sampling.negative_texts(guidance)
+    for line in [*notices(limits, prompts), *notices(limits, negative, "negative prompts")]:
         say(line)
     out.mkdir(parents=True, exist_ok=True)
-    videos = generate(
-        model,
-        prompts,
-        seed=seed,
-        steps=sampling.steps if steps is None else steps,
-        guidance=sampling.guidance if guidance is None else guidance,
-        final=sampling.final_level,
-        progress=counter("videos"),
-    )
-    with kept(f"{out} holds the videos that were finished"):
-        for index, (text, frames) in enumerate(zip(prompts, videos, strict=True)):
-            words = re.sub(r"[^a-z0-9]+", "-", text.lower())[:60].strip("-")
-            stem = out / (f"{index:03d}-{words}" if words else f"{index:03d}")
-            write_mp4(stem.with_suffix(".mp4"), frames, model.fps)
-            scale = max(1, 256 // max(model.height, model.width))
-            write_atomic(stem.with_suffix(".gif"), gif_bytes(frames, model.fps, scale))
+    size, progress = videos_at_once(model.latent_shape, AT_ONCE), counter("videos")
+    written = 0
+    with kept(lambda: f"{out} holds {written} of {len(prompts)} videos"):
+        for start in range(0, len(prompts), size):
+            part = prompts[start : start + size]
+            videos = generate(
+                model,
+                part,
+                seed=seed,
+                steps=sampling.steps if steps is None else steps,
+                guidance=guidance,
+                final=sampling.final_level,
+                first_index=start,
+            )
+            progress(start + len(part), len(prompts))
+            for index, (text, frames) in enumerate(zip(part, videos, strict=True), start):
+                words = re.sub(r"[^a-z0-9]+", "-", text.lower())[:60].strip("-")
+                stem = out / (f"{index:03d}-{words}" if words else f"{index:03d}")
+                write_mp4(stem.with_suffix(".mp4"), frames, model.fps)
+                scale = max(1, 256 // max(model.height, model.width))
+                write_atomic(stem.with_suffix(".gif"), gif_bytes(frames, model.fps, scale))
+                written += 1
     say(f"{len(prompts)} videos (mp4 and gif) in {out}")
 
 

@@ -179,6 +179,11 @@ class SamplingConfig(Section):
         "line through its last two outputs gives the others. 1: at all. For the methods of prefix_steps",
     )
 
+    def negative_texts(self, guidance: float | None = None) -> list[str]:
+        """Returns the negative prompt, if there is one and a branch reads it; ``guidance`` replaces the setting."""
+        used = self.guidance if guidance is None else guidance
+        return [self.negative_prompt] if self.negative_prompt and used != 1 else []
+
     @model_validator(mode="after")
     def _interval_limits_guidance(self) -> "SamplingConfig":
         interval = self.guidance_interval

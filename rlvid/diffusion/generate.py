@@ -10,6 +10,8 @@ from rlvid import randomness
 from rlvid.diffusion.chain import denoise
 from rlvid.models.base import VideoModel
 
+AT_ONCE = 16
+"""Most videos that are made at once, unless a caller says otherwise."""
 _NUMBERS = 2**20
 """Most numbers of latents that are denoised at once: those of 16 videos of 16 frames of 256 x 256."""
 
@@ -30,7 +32,7 @@ def generate(
     eta: float = 0.0,
     final: str = "exact",
     reuse: int = 1,
-    batch: int = 16,
+    batch: int = AT_ONCE,
     first_index: int = 0,
     noise_of: Sequence[tuple[int, int]] | None = None,
     progress: Callable[[int, int], None] | None = None,

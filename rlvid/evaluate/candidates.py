@@ -66,6 +66,7 @@ class CandidateScorer:
     def _score(self, batch: VideoBatch) -> tuple[list[Row], Tensor]:
         """Makes and scores the videos of a batch, and lets their frames go; the rows, and a feature of each video."""
         noise_of = [(self.seed, index * batch.copies + copy) for index, copy, _ in batch.video_keys]
-        frames = make_videos(self.model, batch, noise_of, self.guidance, self.final, self.reuse).to(self.model.device)
-        features_BD = F.normalize(self.scorer.clip.image_features(frames).mean(1), dim=1).float().cpu()
-        return self.scorer.rows(batch, frames), features_BD
+        frames = make_videos(self.model, batch, noise_of, self.guidance, self.final, self.reuse)
+        device = self.model.device
+        features_BD = F.normalize(self.scorer.features(frames, device).mean(1), dim=1).float().cpu()
+        return self.scorer.rows(batch, frames, device), features_BD

@@ -17,7 +17,10 @@ from rlvid.reward.video import ImageReward
 from rlvid.world.grade import grade
 
 BATCH = 16
-"""Most videos that are made or scored at once, unless a prompt has more."""
+"""Most videos that are made or scored together, unless a prompt has more."""
+_PIXELS = 2**24
+"""Most pixels that are scored at once, unless one video has more: those of 16 videos of 16 frames of 256 x 256."""
+_FEATURES = "features"
 
 
 @dataclass(frozen=True)
@@ -77,10 +80,16 @@ class VideoScorer:
     call_reward: RewardCaller = field(default_factory=RewardCaller)
 
     @torch.no_grad()
-    def scores(self, frames_BFCHW: Tensor, prompts: list[str]) -> dict[str, Tensor]:
-        """Computes every metric of B videos in [0, 1] on the rewards' device: name -> (B,), float32 on the CPU.
+    def scores(self, frames_BFCHW: Tensor, prompts: list[str], device: torch.device | None = None) -> dict[str, Tensor]:
+        """Computes every metric of B videos in [0, 1]: name -> (B,), float32 on the CPU.
 
-        All metrics of a video with a pixel that is not finite are NaN.
+        All metrics of a video with a pixel that is not finite are NaN. Of large videos a part is scored at a time, so
+        that memory is bounded.
+
+        Args:
+            frames_BFCHW: the videos.
+            prompts: B of them.
+            device: the scorers', to which the frames are moved part by part; default: where they are.
 
         Raises:
             RuntimeError: see ``RewardCaller``.
@@ -91,39 +100,63 @@ class VideoScorer:
             return scores
         frames = frames_BFCHW if finite_B.all() else frames_BFCHW[finite_B.to(frames_BFCHW.device)]
         finite_prompts = [prompt for prompt, finite in zip(prompts, finite_B.tolist(), strict=True) if finite]
-        image_BFD = self.clip.image_features(frames)
-        found = {
-            "reward": self.call_reward(self.reward, frames, finite_prompts),
+        parts, start = list[dict[str, Tensor]](), 0
+        for part in frames.split(_at_once(frames)):
+            parts.append(self._scores_of_part(part.to(device=device), finite_prompts[start : start + len(part)]))
+            start += len(part)
+        found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        image_BFD = found.pop(_FEATURES)
+        found |= {
             "clipsim": metrics.similarity(image_BFD, self.clip.text_features(finite_prompts)),
             "consistency": metrics.consistency(image_BFD),
             "consistency_all_pairs": metrics.consistency(image_BFD, "all_pairs"),
             "consistency_vbench": metrics.consistency(image_BFD, "vbench"),
-            "motion": torch.cat([motion(one) for one in frames.split(1)]),  # which copies pixels
-            "flickering": torch.cat([metrics.flickering(one) for one in frames.split(1)]),
             "diversity": metrics.diversity(image_BFD, finite_prompts),
         }
-        if self.held_out is not None:
-            found["held_out"] = self.call_reward(self.held_out, frames, finite_prompts)
-        found |= {name: self.call_reward(each, frames, finite_prompts) for name, each in self.further.items()}
-        if self.use_oracle:
-            found |= {f"oracle_{name}": value for name, value in grade(frames, finite_prompts).items()}
         for name, value in found.items():
             scores[name][finite_B] = value.float().cpu()
         return scores
 
-    def rows(self, batch: VideoBatch, frames_BFCHW: Tensor) -> list[Row]:
-        """Scores the videos of a batch, which are in [0, 1] on the rewards' device.
+    def _scores_of_part(self, frames_BFCHW: Tensor, prompts: list[str]) -> dict[str, Tensor]:
+        """Returns what needs the pixels of some videos: their features (B, F, D), and metrics (B,) by name."""
+        found = {
+            _FEATURES: self.clip.image_features(frames_BFCHW),
+            "reward": self.call_reward(self.reward, frames_BFCHW, prompts),
+            "motion": torch.cat([motion(one) for one in frames_BFCHW.split(1)]),  # which copies pixels
+            "flickering": torch.cat([metrics.flickering(one) for one in frames_BFCHW.split(1)]),
+        }
+        if self.held_out is not None:
+            found["held_out"] = self.call_reward(self.held_out, frames_BFCHW, prompts)
+        found |= {name: self.call_reward(each, frames_BFCHW, prompts) for name, each in self.further.items()}
+        if self.use_oracle:
+            found |= {f"oracle_{name}": value for name, value in grade(frames_BFCHW, prompts).items()}
+        return found
+
+    @torch.no_grad()
+    def features(self, frames_BFCHW: Tensor, device: torch.device | None = None) -> Tensor:
+        """Returns the CLIP's features (B, F, D) of videos, part by part; ``device`` as for ``scores``."""
+        parts = frames_BFCHW.split(_at_once(frames_BFCHW))
+        return torch.cat([self.clip.image_features(part.to(device=device)) for part in parts])
+
+    def rows(self, batch: VideoBatch, frames_BFCHW: Tensor, device: torch.device | None = None) -> list[Row]:
+        """Scores the videos of a batch, which are in [0, 1]; ``device`` as for ``scores``.
 
         Raises:
             RuntimeError: see ``RewardCaller``.
         """
-        scores = self.scores(frames_BFCHW, batch.texts)
+        scores = self.scores(frames_BFCHW, batch.texts, device)
         rows = []
         for place, (index, copy, prompt) in enumerate(batch.video_keys):
             values = {metric: value[place].item() for metric, value in scores.items()}
             extra = {metric: values.pop(metric) for metric in self.further}
             rows.append(Row(batch.model, batch.set, batch.steps, index, prompt, **values, copy=copy, extra=extra))
         return rows
+
+
+def _at_once(frames_BFCHW: Tensor) -> int:
+    """Returns how many of the videos are scored at once, 1 or more."""
+    frames, _, height, width = frames_BFCHW.shape[1:]
+    return max(1, _PIXELS // (frames * height * width))
 
 
 def make_videos(
@@ -157,5 +190,5 @@ def evaluate_model(
     rows: list[Row] = []
     for batch in batches:
         noise_of = [(seed, index * batch.copies + copy) for index, copy, _ in batch.video_keys]
-        rows += scorer.rows(batch, make_videos(model, batch, noise_of, guidance, final).to(model.device))
+        rows += scorer.rows(batch, make_videos(model, batch, noise_of, guidance, final), model.device)
     return rows

@@ -159,9 +159,9 @@ class ScoreWorker(Worker):
                 f"{part}: another process has put other videos there meanwhile, such as an actor that outlived an "
                 "evaluation which was killed; start the same command again"
             )
-        frames_BFCHW = read_part(part).to(device())
+        frames_BFCHW = read_part(part)
         try:
-            rows = self._scorer.rows(shard, frames_BFCHW)
+            rows = self._scorer.rows(shard, frames_BFCHW, device())
         except RuntimeError as error:
             raise RuntimeError(f"{shard.model}, {shard.set}, D = {shard.steps}: {error}") from error
         write_rows(self.evaluation.scores(index), rows)

@@ -13,6 +13,7 @@ import matplotlib
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from rlvid.escape import one_line
@@ -25,6 +26,7 @@ MARGIN, GAP, TILE = 36, 6, 160
 """Pixels; a tile is at most TILE wide unless a frame's integer multiple says less."""
 _SIDE = 192  # pixels of a frame in a moving file, at least
 _COLUMNS = 8  # of `draw_steps`, at most
+_SOURCE = "Source"  # a keyword of the PNG specification
 
 
 def draw_models(
@@ -36,6 +38,7 @@ def draw_models(
     shown: int = 3,
     metric: str = "reward",
     gains: bool = False,
+    source: str = "",
 ) -> None:
     """Writes a PNG with a row a prompt and a column a model: frames of each video, the model's value below.
 
@@ -48,6 +51,7 @@ def draw_models(
         shown: most frames of a video; with more than three models, only the central one is shown.
         metric: of the values, which gives their name and format.
         gains: whether each model's gain over the first is written too.
+        source: what the picture is of, for ``source_of``.
 
     Raises:
         ValueError: no prompts or models, or counts and shapes that do not fit.
@@ -83,7 +87,7 @@ def draw_models(
         top += heights[row] + 22
         if row + 1 < len(prompts):
             draw.line((MARGIN, top - 12, width - MARGIN - 1, top - 12), RULE, 1)
-    save(image, path)
+    save(image, path, source)
 
 
 def _check_models(
@@ -265,8 +269,20 @@ def write(
     return place[1] + leading * len(lines)
 
 
-def save(image: Image.Image, path: str | Path) -> None:
-    """Writes a PNG as a whole."""
-    data = io.BytesIO()
-    image.save(data, format="PNG", optimize=True)
+def save(image: Image.Image, path: str | Path, source: str = "") -> None:
+    """Writes a PNG as a whole, with a note of its source if that is given."""
+    data, notes = io.BytesIO(), PngInfo()
+    if source:
+        notes.add_text(_SOURCE, source)
+    image.save(data, format="PNG", optimize=True, pnginfo=notes)
     write_atomic(Path(path), data.getvalue())
+
+
+def source_of(path: Path) -> str:
+    """Returns the source that ``save`` noted in a PNG; empty where there is none, or no whole PNG."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            image.load()
+            return str(image.info.get(_SOURCE, ""))
+    except (OSError, SyntaxError, ValueError):  # Pillow's errors at damaged files
+        return ""

@@ -8,7 +8,7 @@ import av
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlvid.files import atomic_file
 
@@ -46,11 +46,24 @@ def gif_bytes(frames_FCHW: Tensor, fps: float, scale: int = 1) -> bytes:
 
     GIF counts time in hundredths of a second, so the rate is rounded to 100 / n.
     """
-    images = [Image.fromarray(np.kron(p, np.ones((scale, scale, 1), np.uint8))) for p in to_bytes(frames_FCHW)]
+    pixels_FHWC = to_bytes(frames_FCHW)
+    if scale > 1:
+        pixels_FHWC = pixels_FHWC.repeat(scale, axis=1).repeat(scale, axis=2)
+    images = [Image.fromarray(pixels) for pixels in pixels_FHWC]
     duration = max(20, round(100 / fps) * 10)  # players slow down anything below 20 ms
     buffer = io.BytesIO()
     images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=duration, loop=0, disposal=1)
     return buffer.getvalue()
+
+
+def shrunk(frames_BFCHW: Tensor, most: int) -> Tensor:
+    """Returns videos whose longer side has at most ``most`` pixels, each a mean over an area; small ones unchanged."""
+    height, width = frames_BFCHW.shape[-2:]
+    longer = max(height, width)
+    if longer <= most:
+        return frames_BFCHW
+    size = max(1, round(height * most / longer)), max(1, round(width * most / longer))
+    return nn.functional.adaptive_avg_pool2d(frames_BFCHW.flatten(0, 1), size).unflatten(0, frames_BFCHW.shape[:2])
 
 
 def to_bytes(frames_FCHW: Tensor) -> np.ndarray:

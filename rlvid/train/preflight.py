@@ -238,12 +238,16 @@ def _changed(run: str, source: Source, fingerprint: str, count: str = "unknown")
 
 
 def cut_captions(config: RunConfig, clips: TrainingSet) -> list[str]:
-    """Returns a line on the captions and the guard's prompts that the text encoder or a reward reads in part only."""
+    """Returns lines on the captions, the guard's prompts and the negative prompt, where they are read in part only."""
     limits = [model_text_limit(config.model.path), *reward_text_limits(config.reward)]
     kind = "captions" if clips.count <= _CAPTIONS else f"captions of the first {_CAPTIONS:,} clips"
     captions = clips.captions(_CAPTIONS)
     own = guard_prompts(config, []) if config.guard.every and config.guard.prompts is not None else []
-    return [*notices(limits, captions, kind), *notices(limits, own, "guard.prompts")]
+    return [
+        *notices(limits, captions, kind),
+        *notices(limits, own, "guard.prompts"),
+        *notices(limits[:1], config.sampling.negative_texts(), "negative prompts"),  # which no reward reads
+    ]
 
 
 def _of_a_killed_start(entry: Path) -> bool:

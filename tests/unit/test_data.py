@@ -341,7 +341,7 @@ def test_a_run_goes_on_with_its_own_clips_only(encoded: tuple[Path, dict, pa.Tab
         record_clips(run, TrainingSet.of(others))
 
 
-def test_captions_and_prompts_of_the_guard_that_are_cut_are_counted(
+def test_captions_and_other_prompts_that_are_cut_are_counted(
     encoded: tuple[Path, dict, pa.Table], tmp_path: Path
 ) -> None:
     clips = encoded[0]
@@ -349,6 +349,11 @@ def test_captions_and_prompts_of_the_guard_that_are_cut_are_counted(
     guard = {"every": 20, "prompts": str(tmp_path / "p.csv")}
     (line,) = cut_captions(parse_config({"guard": guard, "output": {"checkpoint_every": 20}}), TrainingSet.of(clips))
     assert line.startswith("2 of 4 different guard.prompts are longer than 24 tokens")
+    sampling = {"negative_prompt": "wall " * 30}
+    (line,) = cut_captions(parse_config({"sampling": sampling}), TrainingSet.of(clips))
+    assert line.startswith("1 of 1 different negative prompts are longer than 24 tokens")
+    assert "this is the limit of the model's text encoder; for example 'wall wall" in line
+    assert cut_captions(parse_config({"sampling": sampling | {"guidance": 1}}), TrainingSet.of(clips)) == []
     assert cut_captions(parse_config({}), TrainingSet.of(clips)) == []
 
 

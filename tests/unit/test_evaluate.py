@@ -217,6 +217,41 @@ def test_a_video_that_is_not_finite_has_no_scores_and_does_not_touch_its_neighbo
     assert all(value.isnan().all() for value in scorer.scores(spoilt[1:2], prompts[1:2]).values())
 
 
+def test_large_videos_are_scored_in_parts_and_their_diversity_over_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames, captions = clips_and_captions(6)
+    prompts = [captions[place] for place in (0, 0, 0, 1, 1, 1)]
+    frames[1, 0, 0, 0, 0] = torch.nan
+    reward, sizes = tiny_reward(1), list[int]()
+
+    def counted(part: Tensor, texts: list[str]) -> Tensor:
+        sizes.append(len(part))
+        assert len(texts) == len(part)
+        return reward(part, texts)
+
+    scorer = VideoScorer(counted, tiny_reward(3), tiny_reward(2), use_oracle=True, further={"reward_own": reward})
+    whole, features = scorer.scores(frames, prompts), scorer.features(frames[2:])
+    monkeypatch.setattr("rlvid.evaluate.score._PIXELS", 2 * 5 * 16 * 16)
+    parts = scorer.scores(frames, prompts, torch.device("cpu"))
+    assert sizes == [5, 2, 2, 1]
+    torch.testing.assert_close(parts, whole, equal_nan=True, atol=1e-6, rtol=0)
+    torch.testing.assert_close(scorer.features(frames[2:]), features, atol=1e-6, rtol=0)
+    assert whole["diversity"].isfinite().tolist() == [True, False, True, True, True, True]
+    monkeypatch.setattr("rlvid.evaluate.score._PIXELS", 1)
+    scorer.scores(frames[2:4], prompts[2:4])
+    assert sizes[4:] == [1, 1], "a video is never cut"
+
+
+def test_the_built_in_worlds_videos_are_scored_at_once() -> None:
+    sizes = list[int]()
+
+    def counted(part: Tensor, _: list[str]) -> Tensor:
+        sizes.append(len(part))
+        return part.mean((2, 3, 4))
+
+    VideoScorer(counted, None, tiny_reward(2), use_oracle=False).scores(torch.rand(16, 8, 3, 32, 32), ["a"] * 16)
+    assert sizes == [16]
+
+
 def test_summaries_leave_out_and_count_what_is_not_finite() -> None:
     rows = [row(index=i, reward=r) for i, r in enumerate([0.1, 0.3, math.nan, math.inf, 0.8])] + [
         row("tuned", reward=2.0)

@@ -3,6 +3,7 @@
 import io
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -10,9 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
+from rlvid.config import parse_config
 from rlvid.data.sources import rendered_clip
 from rlvid.data.videos import VideoError, read_video
-from rlvid.plots.video import gif_bytes, write_mp4
+from rlvid.plots.video import gif_bytes, shrunk, write_mp4
+from rlvid.train import worker
 
 FPS = 8.0
 
@@ -149,6 +152,38 @@ def test_a_gif_loops_keeps_its_frames_and_is_read_as_a_video(tmp_path: Path) -> 
         assert (image.size, image.n_frames, image.info["loop"], image.info["duration"]) == ((32, 32), 8, 0, 100)
     (tmp_path / "a.gif").write_bytes(data)
     assert numbers(read_video(tmp_path / "a.gif", frames=8, size=16, fps=10), 8) == list(range(8))
+
+
+def test_large_frames_are_shrunk_by_averages_and_small_ones_stay() -> None:
+    small = torch.rand(2, 3, 3, 256, 96)
+    assert shrunk(small, 256) is small
+    large = torch.rand(2, 3, 3, 512, 64)
+    means = large.unflatten(-1, (32, 2)).unflatten(-3, (256, 2)).mean((-1, -3))
+    torch.testing.assert_close(shrunk(large, 256), means)
+    assert shrunk(torch.rand(1, 2, 3, 480, 832), 256).shape == (1, 2, 3, 148, 256)
+    assert shrunk(torch.rand(1, 2, 3, 2, 832), 256).shape == (1, 2, 3, 1, 256)
+
+
+@pytest.mark.parametrize(("size", "shown"), [((480, 832), (148, 256)), ((256, 32), (256, 32))])
+def test_tensorboard_gets_videos_of_256_pixels_at_most(
+    size: tuple[int, int], shown: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, sent, written = torch.rand(2, 2, 3, *size), list[torch.Tensor](), list[torch.Tensor]()
+
+    def gather(gathered: list[torch.Tensor], mine: torch.Tensor) -> None:
+        sent.append(mine)
+        gathered[:] = [mine] * len(gathered)
+
+    monkeypatch.setattr(worker, "generate", lambda *_, **__: made)
+    monkeypatch.setattr(worker.distributed, "all_gather_object", gather)
+    board = SimpleNamespace(video=lambda *given: written.append(given[2]), flush=lambda: None)
+    rank = SimpleNamespace(
+        _prompts=["a", "b"], world=1, rank=0, config=parse_config({}), model=SimpleNamespace(fps=8), tensorboard=board
+    )
+    worker.Worker._show_videos(rank, 0)  # type: ignore[arg-type]
+    assert sent[0].shape == (2, 2, 3, *shown), "the workers send each other small frames"
+    assert [clip.shape for clip in written] == [(2, 3, *shown)] * 2
+    assert size != shown or torch.equal(torch.stack(written), made)
 
 
 def test_files_that_are_no_videos_are_refused_by_name(tmp_path: Path) -> None:
