@@ -11,6 +11,8 @@ BUILTIN_JUDGES: tuple[BuiltinReward, ...] = ("builtin-frames", "builtin-video")
 
 AT_ONCE = 8
 """Most videos that a guard scores at once, unless a prompt has more."""
+PIXELS_AT_ONCE = 2**24
+"""Most pixels that are scored at once, unless one video has more: those of 16 videos of 16 frames of 256 x 256."""
 
 
 class GuardConfig(Section):

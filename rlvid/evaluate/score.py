@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from rlvid.config.guard import PIXELS_AT_ONCE
 from rlvid.diffusion.generate import generate
 from rlvid.evaluate import metrics
 from rlvid.evaluate.clip import FrameTextModel
@@ -18,8 +19,6 @@ from rlvid.world.grade import grade
 
 BATCH = 16
 """Most videos that are made or scored together, unless a prompt has more."""
-_PIXELS = 2**24
-"""Most pixels that are scored at once, unless one video has more: those of 16 videos of 16 frames of 256 x 256."""
 _FEATURES = "features"
 
 
@@ -156,7 +155,7 @@ class VideoScorer:
 def _at_once(frames_BFCHW: Tensor) -> int:
     """Returns how many of the videos are scored at once, 1 or more."""
     frames, _, height, width = frames_BFCHW.shape[1:]
-    return max(1, _PIXELS // (frames * height * width))
+    return max(1, PIXELS_AT_ONCE // (frames * height * width))
 
 
 def make_videos(

@@ -230,13 +230,13 @@ def test_large_videos_are_scored_in_parts_and_their_diversity_over_all(monkeypat
 
     scorer = VideoScorer(counted, tiny_reward(3), tiny_reward(2), use_oracle=True, further={"reward_own": reward})
     whole, features = scorer.scores(frames, prompts), scorer.features(frames[2:])
-    monkeypatch.setattr("rlvid.evaluate.score._PIXELS", 2 * 5 * 16 * 16)
+    monkeypatch.setattr("rlvid.evaluate.score.PIXELS_AT_ONCE", 2 * 5 * 16 * 16)
     parts = scorer.scores(frames, prompts, torch.device("cpu"))
     assert sizes == [5, 2, 2, 1]
     torch.testing.assert_close(parts, whole, equal_nan=True, atol=1e-6, rtol=0)
     torch.testing.assert_close(scorer.features(frames[2:]), features, atol=1e-6, rtol=0)
     assert whole["diversity"].isfinite().tolist() == [True, False, True, True, True, True]
-    monkeypatch.setattr("rlvid.evaluate.score._PIXELS", 1)
+    monkeypatch.setattr("rlvid.evaluate.score.PIXELS_AT_ONCE", 1)
     scorer.scores(frames[2:4], prompts[2:4])
     assert sizes[4:] == [1, 1], "a video is never cut"
 
