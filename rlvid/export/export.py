@@ -152,7 +152,8 @@ def sampler(config: RunConfig) -> DDIMScheduler:
 def _save_wan_pipeline(path: NoisePath, base: Path, folder: Path) -> None:
     """Writes the base's scheduler with the run's shift, and ``model_index.json``.
 
-    diffusers has no scheduler that walks Wan's own grid of levels with Euler's steps, as rlvid does.
+    diffusers has no scheduler that walks Wan's own grid of levels with Euler's steps, as rlvid does. A boundary between
+    two transformers, which means nothing to rlvid, would send diffusers' pipeline to the one that is not there.
     """
     assert isinstance(path, RectifiedFlow)
     copy_part(base / "scheduler", folder / "scheduler", network=False)
@@ -161,6 +162,7 @@ def _save_wan_pipeline(path: NoisePath, base: Path, folder: Path) -> None:
     settings[shift_key(settings)] = path.shift
     index = base / "model_index.json"
     classes = read_json(index, "model") if index.is_file() else {"_class_name": WAN.pipeline, **WAN_CLASSES}
+    classes.pop("boundary_ratio", None)
     for target, content in ((file, settings), (folder / "model_index.json", classes)):
         target.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 

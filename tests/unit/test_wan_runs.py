@@ -307,6 +307,24 @@ def test_an_export_is_a_pipeline_of_diffusers_and_an_adapter_that_it_loads(
     ).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("second", [{}, {"transformer_2": [None, None]}], ids=str)
+def test_an_export_has_no_boundary_to_a_second_transformer(
+    folder: Path, texts: str, tmp_path: Path, second: dict[str, Any]
+) -> None:
+    base = Path(shutil.copytree(folder, tmp_path / "base"))
+    index = json.loads((base / "model_index.json").read_text())
+    index.pop("transformer_2", None)
+    (base / "model_index.json").write_text(json.dumps(index | {"boundary_ratio": 0.875} | second))
+    run, tuned = save_run(tmp_path, base, texts)
+    pipeline = WanPipeline.from_pretrained(export_run(run, tmp_path / "out"), torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    made = pipeline(
+        PROMPTS[0], num_frames=9, height=16, width=32, num_inference_steps=2, max_sequence_length=16,
+        latents=noise_of(tuned)[:1], output_type="latent",
+    ).frames  # fmt: skip
+    assert made.isfinite().all()
+
+
 class Levels(FlowMatchEulerDiscreteScheduler):
     """Euler's steps on rlvid's own levels."""
 
