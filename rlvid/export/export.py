@@ -32,7 +32,7 @@ from rlvid.models.folders import RANDOM, STRUCTURES, WAN, family, model_folder
 from rlvid.models.load import check_model, load_video_model
 from rlvid.models.lora import merge_lora, read_lora, save_lora
 from rlvid.models.noise_path import NoisePath, RectifiedFlow
-from rlvid.models.stored import CLASSES, WAN_CLASSES, copy_part, oldest_transformers, save_text_encoder, save_tokenizer
+from rlvid.models.stored import CLASSES, copy_part, oldest_transformers, save_text_encoder, save_tokenizer, wan_classes
 from rlvid.models.text_limit import text_length
 from rlvid.models.trained import blend, check_trained
 from rlvid.models.unet3d import UNet3DModel
@@ -161,7 +161,7 @@ def _save_wan_pipeline(path: NoisePath, base: Path, folder: Path) -> None:
     settings = read_json(file, "scheduler")
     settings[shift_key(settings)] = path.shift
     index = base / "model_index.json"
-    classes = read_json(index, "model") if index.is_file() else {"_class_name": WAN.pipeline, **WAN_CLASSES}
+    classes = read_json(index, "model") if index.is_file() else {"_class_name": WAN.pipeline, **wan_classes(base)}
     classes.pop("boundary_ratio", None)
     for target, content in ((file, settings), (folder / "model_index.json", classes)):
         target.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
