@@ -50,7 +50,7 @@ from rlvid.reward.load import load_reward
 from rlvid.train.engine import TorchEngine
 
 RATE = "rate"
-SHAPES = {"full": ("17x256x256", "33x480x832", "81x480x832"), "tiny": ("5x16x16", "9x16x32")}
+SHAPES = {"full": ("17x256x256", "33x480x832", "81x480x832"), "tiny": ("17x16x16", "21x16x32")}
 WINDOWS = {
     "all": (),
     "1": ("model.decode_window=1",),

@@ -32,7 +32,7 @@ from rlvid.models.folders import RANDOM, STRUCTURES, WAN, family, model_folder
 from rlvid.models.load import check_model, load_video_model
 from rlvid.models.lora import merge_lora, read_lora, save_lora
 from rlvid.models.noise_path import NoisePath, RectifiedFlow
-from rlvid.models.stored import CLASSES, WAN_CLASSES, copy_part, oldest_transformers, save_text_encoder, save_tokenizer
+from rlvid.models.stored import CLASSES, copy_part, oldest_transformers, save_text_encoder, save_tokenizer, wan_classes
 from rlvid.models.text_limit import text_length
 from rlvid.models.trained import blend, check_trained
 from rlvid.models.unet3d import UNet3DModel
@@ -152,7 +152,8 @@ def sampler(config: RunConfig) -> DDIMScheduler:
 def _save_wan_pipeline(path: NoisePath, base: Path, folder: Path) -> None:
     """Writes the base's scheduler with the run's shift, and ``model_index.json``.
 
-    diffusers has no scheduler that walks Wan's own grid of levels with Euler's steps, as rlvid does.
+    diffusers has no scheduler that walks Wan's own grid of levels with Euler's steps, as rlvid does. A boundary between
+    two transformers, which means nothing to rlvid, would send diffusers' pipeline to the one that is not there.
     """
     assert isinstance(path, RectifiedFlow)
     copy_part(base / "scheduler", folder / "scheduler", network=False)
@@ -160,7 +161,8 @@ def _save_wan_pipeline(path: NoisePath, base: Path, folder: Path) -> None:
     settings = read_json(file, "scheduler")
     settings[shift_key(settings)] = path.shift
     index = base / "model_index.json"
-    classes = read_json(index, "model") if index.is_file() else {"_class_name": WAN.pipeline, **WAN_CLASSES}
+    classes = read_json(index, "model") if index.is_file() else {"_class_name": WAN.pipeline, **wan_classes(base)}
+    classes.pop("boundary_ratio", None)
     for target, content in ((file, settings), (folder / "model_index.json", classes)):
         target.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 

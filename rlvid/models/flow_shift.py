@@ -26,6 +26,12 @@ def shift_key(settings: dict[str, Any]) -> str:
     return "flow_shift" if "flow_shift" in known else "shift"
 
 
+def scheduler_class(settings: dict[str, Any]) -> str:
+    """Returns the scheduler's class: the one that the settings name, or else one that reads their shift."""
+    readers = {"flow_shift": "UniPCMultistepScheduler", "shift": "FlowMatchEulerDiscreteScheduler"}
+    return str(settings.get("_class_name") or readers[shift_key(settings)])
+
+
 def scheduler_shift(folder: Path) -> float | None:
     """Returns the shift that a model's scheduler has; None where its settings name none.
 

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from diffusers import DDIMScheduler
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import AutoTokenizer, CLIPTextModel, CLIPTokenizer
 
+from rlvid.models.flow_shift import scheduler_class, scheduler_file
 from rlvid.models.folders import RANDOM, UNET3D, model_folder
 from rlvid.models.untrained import fill_constants, outline
-from rlvid.models.weights import check_fit, fill, headers, read_weights, weight_files
+from rlvid.models.weights import check_fit, fill, headers, read_json, read_weights, weight_files
 
 CLASSES = {
     "unet": ["diffusers", "UNet3DConditionModel"],
@@ -36,7 +38,7 @@ WAN_CLASSES = {
     "tokenizer": ["transformers", "T5TokenizerFast"],
     "scheduler": ["diffusers", "UniPCMultistepScheduler"],
 }
-"""The same of Wan."""
+"""The same of Wan, as published; see ``wan_classes``."""
 OLDEST = {"transformers": "4.44", "diffusers": "0.30", "peft": "0.12"}
 """Oldest versions that read the layout, and give the same pixels (tests/parity/exported.py)."""
 _PREFIX = "text_model."
@@ -122,6 +124,16 @@ def copy_part(source: Path, folder: Path, network: bool) -> None:
         stem, ending = names[0].partition("-")[0], Path(names[0]).suffix
         index = json.dumps({"metadata": {}, "weight_map": places}, indent=2, sort_keys=True)
         (folder / f"{stem}{ending}.index.json").write_text(index + "\n", encoding="utf-8")
+
+
+def wan_classes(folder: Path) -> dict[str, list[str]]:
+    """Returns ``WAN_CLASSES`` with the scheduler's class by its own file, and the tokenizer's as rlvid loads it."""
+    scheduler = scheduler_class(read_json(scheduler_file(folder), "scheduler"))
+    found = type(AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)).__name__
+    # The names of transformers 4, which 5 knows too: without Fast, 4 would read files of another kind.
+    fast = "PreTrainedTokenizerFast" if found == "TokenizersBackend" else f"{found.removesuffix('Fast')}Fast"
+    tokenizer = fast if hasattr(transformers, fast) else found
+    return WAN_CLASSES | {"tokenizer": ["transformers", tokenizer], "scheduler": ["diffusers", scheduler]}
 
 
 def save_text_encoder(encoder: CLIPTextModel, folder: Path) -> None:

@@ -65,6 +65,16 @@ def resolved_shape(spec: ModelConfig) -> VideoShape:
     return shape
 
 
+def decoder_chunks(spec: ModelConfig) -> int:
+    """Returns the chunks of a Wan model's video, which its causal autoencoder decodes one by one.
+
+    Raises:
+        ValueError: as ``resolved_shape``.
+    """
+    stride: int = read_config(structure_folder(spec.path), "vae").get("scale_factor_temporal", 4)
+    return 1 + (resolved_shape(spec).frames - 1) // stride
+
+
 def _wan_shape(spec: ModelConfig, folder: Path, vae: Mapping[str, Any]) -> VideoShape:
     transformer = read_config(folder, "transformer")
     usual = WAN_2_2 if vae.get("is_residual") else WAN_2_1

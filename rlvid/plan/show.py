@@ -3,10 +3,13 @@
 import math
 from collections.abc import Iterator
 
+import torch
 from rich.console import RenderableType
 from rich.table import Table
 
 from rlvid.metric_names import percent
+from rlvid.models.attention import WAY_OUT, keeps_scores, kept_growth
+from rlvid.models.unet3d import DTYPES
 from rlvid.plan.counts import Calls
 from rlvid.plan.memory import machine_memory
 from rlvid.plan.plan import Plan
@@ -55,6 +58,7 @@ def render(plan: Plan) -> Iterator[RenderableType]:
     yield _work(plan)
     yield _memory(plan)
     yield from _hints(plan)
+    yield from _attention(plan)
     yield from _main_memory(plan)
     if plan.text_bytes:
         yield (
@@ -119,6 +123,25 @@ def _hints(plan: Plan) -> Iterator[str]:
         f"a step of {plan.config.train.batch_size} videos: {plan.flops_per_step / 1e12:,.1f} TFLOPs over all workers; "
         f"the run: {plan.flops_per_step * plan.config.train.steps / 1e18:,.3g} EFLOPs"
     )
+
+
+def _attention(plan: Plan) -> Iterator[str]:
+    """Yields a warning where the transformer's attention keeps a matrix of scores, which the plan does not count.
+
+    It is tested on the CPU, for a GPU may be busy with a run; ``rlvid doctor`` tests the GPU.
+    """
+    if not plan.parts.causal:
+        return
+    precision = plan.config.model.precision
+    try:
+        growth = kept_growth(DTYPES[precision], torch.device("cpu"))
+    except RuntimeError:  # a kernel for GPUs alone
+        return
+    if keeps_scores(growth):
+        yield (
+            f"warning: attention in {precision} keeps its matrix of scores, {growth:.1f} times the bytes for 4 times "
+            f"the tokens; the plan counts a kernel without it, and training will need more: {WAY_OUT}"
+        )
 
 
 def _main_memory(plan: Plan) -> Iterator[str]:

@@ -17,6 +17,7 @@ from jobs.benchmark.parts import Adapter, prepare
 from jobs.benchmark.variants import two_calls
 from rlvid.diffusion.schedule import check_chain
 from rlvid.models.video_shape import resolved_shape
+from rlvid.toy.tiny_wan import save_tiny_wan
 
 
 @pytest.mark.slow
@@ -107,7 +108,7 @@ def test_every_part_is_measured_printed_and_kept_and_the_next_call_goes_on(
 @pytest.mark.slow
 def test_sizes_of_a_wan_model_are_measured_beside_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "wan.json"
-    few = ["rate", "9x16x32/all", "9x16x32/1", "5x16x16/offload"]
+    few = ["rate", "21x16x32/all", "21x16x32/1", "17x16x16/offload"]
     assert gpu_wan.main([*TINY, "--out", str(out), "--parts", ",".join(few)]) == 0
     parts = json.loads(out.read_text())["parts"]
     assert list(parts) == few
@@ -116,9 +117,9 @@ def test_sizes_of_a_wan_model_are_measured_beside_the_plan(tmp_path: Path, capsy
         assert planned.keys() == {"chain", "decode", "reward", "backward"} <= measured.keys()
         assert parts[name]["step"] == pytest.approx(sum(parts[name]["seconds"].values()))
     # A window of one chunk measures what it leaves out, for which the decoder goes through all chunks.
-    assert parts["9x16x32/1"]["planned flops"] != parts["9x16x32/all"]["planned flops"]
+    assert parts["21x16x32/1"]["planned flops"] != parts["21x16x32/all"]["planned flops"]
     printed = capsys.readouterr().out
-    for line in ("rate: ", "9x16x32/1: ", "| 9x16x32 | 1 |", "| 5x16x16/offload | decode |"):
+    for line in ("rate: ", "21x16x32/1: ", "| 21x16x32 | 1 |", "| 17x16x16/offload | decode |"):
         assert line in printed, line
 
 
@@ -134,7 +135,7 @@ def test_seconds_with_a_window_are_of_common_steps_and_the_peak_is_of_all(
 
     monkeypatch.setattr(gpu_wan.WanStep, "step", watch)
     out = tmp_path / "wan.json"
-    assert gpu_wan.main([*TINY, "--out", str(out), "--parts", "5x16x16/1,5x16x16/all"]) == 0
+    assert gpu_wan.main([*TINY, "--out", str(out), "--parts", "17x16x16/1,17x16x16/all"]) == 0
     window, whole = json.loads(out.read_text())["parts"].values()
     assert indices == [(0, False), (1, True), (0, True), (0, False), (1, True)]
     assert window["peaks"]["decode"] == 2**50 > whole["peaks"]["decode"]
@@ -150,6 +151,12 @@ def test_every_size_of_a_wan_model_is_a_run_that_can_be_trained() -> None:
         check_chain(config)
         assert resolved_shape(config.model).frames == config.model.frames
         assert config.reward.parts == [("hpsv2", "random")]
+
+
+def test_every_part_of_the_miniature_is_a_run_too(tmp_path: Path) -> None:
+    save_tiny_wan(tmp_path)
+    for name in gpu_wan.part_names("tiny")[1:]:
+        check_chain(gpu_wan.config_of(name, "float32", tmp_path))
 
 
 class NoNetworks:

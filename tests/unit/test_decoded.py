@@ -342,6 +342,14 @@ def test_settings_of_chunks_are_for_causal_decoders() -> None:
         parse_config({"model": {"decode_window": 0}})
 
 
+@pytest.mark.parametrize(("model", "chunks"), [({}, 3), ({"frames": 17}, 5), ({"path": "random-wan-1.3b"}, 21)])
+def test_a_window_leaves_something_out(model: dict[str, Any], chunks: int) -> None:
+    for window in (chunks, 1000):
+        with pytest.raises(ValueError, match=rf"^model\.decode_window = {window}: .* 1 to {chunks - 1}, or null"):
+            check_chain(parse_config({"model": {"path": "builtin-wan", "decode_window": window} | model}))
+    check_chain(parse_config({"model": {"path": "builtin-wan", "decode_window": chunks - 1} | model}))
+
+
 def test_a_window_is_part_of_a_run_and_its_default_is_not() -> None:
     plain, named, other = (
         parse_config({"model": model}).fingerprint for model in ({}, {"decode_window": None}, {"decode_window": 2})

@@ -1,11 +1,14 @@
 """The plan of a Wan run: held to the operations and the memory of a real step of the tiny model, by one meter."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings
 
 import pytest
 import torch
 from helpers import clips
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rlvid.algorithms.base import Context, Stopwatch
 from rlvid.algorithms.catalogue import ALGORITHMS
@@ -18,6 +21,7 @@ from rlvid.models.lora import inject_lora
 from rlvid.plan.counts import count
 from rlvid.plan.measure import Meter
 from rlvid.plan.memory import machine_memory, resident, stages
+from rlvid.plan.network import NONE
 from rlvid.plan.parts import last_frames, outline_parts
 from rlvid.plan.plan import Plan, flops_by_stage, make_plan
 from rlvid.plan.show import gib, render
@@ -255,6 +259,23 @@ def test_half_precision_is_for_the_transformer_alone(stored: Path) -> None:
     assert half.denoiser.cost.plain_peak < full.denoiser.cost.plain_peak
     (hint,) = (line for line in render(make_plan(described(stored))) if "model.precision=bfloat16" in str(line))
     assert "the autoencoder stays float32" in str(hint)
+
+
+def test_a_plan_warns_of_an_attention_that_keeps_the_scores(stored: Path) -> None:
+    plan = make_plan(described(stored, method={"name": "ddpo"}, model={"frames": 5, "size": 8}))
+    flat = replace(plan, parts=replace(plan.parts, autoencoder=NONE))
+
+    def warnings(plan: Plan) -> list[str]:
+        return [each for each in render(plan) if isinstance(each, str) and "matrix of scores" in each]
+
+    assert not warnings(plan)
+    with sdpa_kernel(SDPBackend.MATH):
+        (found,) = warnings(plan)
+        assert "in float32" in found
+        assert "unset DIFFUSERS_ATTN_BACKEND" in found
+        assert not warnings(flat)
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION), catch_warnings(action="ignore"):  # this one is for GPUs alone
+        assert not warnings(plan)
 
 
 SIZES = [  # trained parameters of rank 4, layers with an adapter, latents of the usual video

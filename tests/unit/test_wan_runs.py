@@ -311,6 +311,52 @@ def test_an_export_is_a_pipeline_of_diffusers_and_an_adapter_that_it_loads(
     ).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("second", [{}, {"transformer_2": [None, None]}], ids=str)
+def test_an_export_has_no_boundary_to_a_second_transformer(
+    folder: Path, texts: str, tmp_path: Path, second: dict[str, Any]
+) -> None:
+    base = Path(shutil.copytree(folder, tmp_path / "base"))
+    index = json.loads((base / "model_index.json").read_text())
+    index.pop("transformer_2", None)
+    (base / "model_index.json").write_text(json.dumps(index | {"boundary_ratio": 0.875} | second))
+    run, tuned = save_run(tmp_path, base, texts)
+    pipeline = WanPipeline.from_pretrained(export_run(run, tmp_path / "out"), torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    made = pipeline(
+        PROMPTS[0], num_frames=9, height=16, width=32, num_inference_steps=2, max_sequence_length=16,
+        latents=noise_of(tuned)[:1], output_type="latent",
+    ).frames  # fmt: skip
+    assert made.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, FlowMatchEulerDiscreteScheduler),
+        ({}, FlowMatchEulerDiscreteScheduler),
+        ({"_class_name": "UniPCMultistepScheduler", "prediction_type": "flow_prediction", "use_flow_sigmas": True},
+         UniPCMultistepScheduler),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_export_names_the_classes_of_a_folder_that_names_none(
+    folder: Path, texts: str, tmp_path: Path, settings: dict[str, Any], expected: Any
+) -> None:
+    base = Path(shutil.copytree(folder, tmp_path / "base"))
+    (base / "model_index.json").unlink()
+    (base / "scheduler" / "scheduler_config.json").write_text(json.dumps(settings))
+    run, tuned = save_run(tmp_path, base, texts, shift=6.0)
+    pipeline = WanPipeline.from_pretrained(export_run(run, tmp_path / "out"), torch_dtype=torch.float32)
+    assert isinstance(pipeline.scheduler, expected)
+    pipeline.scheduler.set_timesteps(4)
+    plain = expected.from_config(settings | {"flow_shift" if expected is UniPCMultistepScheduler else "shift": 6.0})
+    plain.set_timesteps(4)
+    torch.testing.assert_close(pipeline.scheduler.sigmas, plain.sigmas)
+    text = tuned.encode_prompts(PROMPTS)
+    found, _ = pipeline.encode_prompt(PROMPTS, do_classifier_free_guidance=False, max_sequence_length=text.shape[1])
+    torch.testing.assert_close(found, text, rtol=0, atol=1e-5)
+
+
 class Levels(FlowMatchEulerDiscreteScheduler):
     """Euler's steps on rlvid's own levels."""
 
