@@ -165,7 +165,7 @@ pipeline = WanPipeline.from_pretrained("{base}", torch_dtype=torch.float32)
 pipeline.load_lora_weights("FOLDER", weight_name="pytorch_lora_weights.safetensors")
 ```
 
-The settings of the base's scheduler may differ: `scheduler/` of this folder has the `flow_shift` of the run.
+The settings of the base's scheduler may differ: `scheduler/` of this folder has the shift of the run.
 """
     return f"""## Use
 
