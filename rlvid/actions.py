@@ -20,6 +20,7 @@ _SMALL = 32 * 2**20
 def train_and_show(config: "RunConfig", address: str | None) -> Path:
     """Trains or resumes a run, draws its pictures, prints where the results are; returns the run's folder."""
     from rlvid.models.folders import family
+    from rlvid.plots.frames import source_of
     from rlvid.runs.find import run_folder
     from rlvid.storage import Mirror, is_uri, run_uri
     from rlvid.train.launch import train
@@ -47,6 +48,8 @@ def train_and_show(config: "RunConfig", address: str | None) -> Path:
             "not drawn    before-after.png, as this machine has no GPU; where there is one: rlvid generate "
             f"{shell(shown)} PROMPT (with --lora-scale 0: the base model)"
         )
+        if older := source_of(folder / "before-after.png"):
+            say(f"older        {shown}/before-after.png is of {older}")
     say(f"samples      {shown}/archive (Parquet: select * from {sql(f'{shown}/archive/*.parquet')})")
     say(f"TensorBoard  tensorboard --logdir {shell(folder.parent)}")
     trust = " --trust" if config.reward.foreign else ""
@@ -300,6 +303,7 @@ def generate_and_show(
                 scale = max(1, 256 // max(model.height, model.width))
                 write_atomic(stem.with_suffix(".gif"), gif_bytes(frames, model.fps, scale))
                 written += 1
+            del videos, frames  # else they would stand beside the next ones
     say(f"{len(prompts)} videos (mp4 and gif) in {out}")
 
 

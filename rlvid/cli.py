@@ -238,7 +238,7 @@ def encode(
     source: Annotated[Path, typer.Argument(help="Folder of videos with .txt captions beside them, or a manifest.")],
     out: Annotated[Path, typer.Argument(help="Folder for the encoded clips; training reads it with data.source=OUT.")],
     config: Annotated[str, typer.Option(help="Config whose model encodes the clips.")] = "toy",
-    workers: Annotated[int, typer.Option(min=1, help="Ray actors, each with its own model.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Ray actors at most, each with its own model.")] = 1,
     outside: Annotated[
         bool,
         typer.Option("--outside", help="Also read files outside SOURCE that a link, .. or an absolute path points to."),

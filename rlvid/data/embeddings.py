@@ -4,7 +4,7 @@ Wan's text encoder has 5.7 billion parameters. So workers do not load it, nor do
 embeddings, of the captions of encoded clips from the clips themselves, and of all other prompts from here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,13 +61,16 @@ def embedder_of(path: str, place: str | None) -> StoredEmbedder | bool:
     return True if place is None else StoredEmbedder(place, text_length(model_folder(path)))
 
 
-def kept_embeddings(config: RunConfig, clips: TrainingSet, shown: Sequence[str], console: Console) -> str | None:
+def kept_embeddings(
+    config: RunConfig, clips: TrainingSet, shown: Sequence[str], drawn: Callable[[], Sequence[str]], console: Console
+) -> str | None:
     """Returns the folder, or the URI, of the embeddings that a run needs beside those of its encoded clips.
 
     Args:
         config: the run's.
-        clips: its training set; prompts alone are embedded, and captions of videos that are encoded on the way.
+        clips: its training set; where it has prompts alone, all of them are embedded.
         shown: prompts of videos that workers and the guard sample on the way.
+        drawn: returns the captions of the videos that the run encodes on the way.
         console: prints what was embedded.
 
     Returns:
@@ -79,8 +82,11 @@ def kept_embeddings(config: RunConfig, clips: TrainingSet, shown: Sequence[str],
     """
     if not is_text_apart(config.model.path):
         return None
-    bare = clips.sources if "prompts" in clips.kinds else (each for each in clips.sources if each.kind == "videos")
-    captions = TrainingSet(tuple(bare)).captions()
+    captions: Iterable[str] = ()
+    if "prompts" in clips.kinds:
+        captions = clips.captions()
+    elif "videos" in clips.kinds:
+        captions = drawn()
     return kept_texts(config, [config.sampling.negative_prompt, *shown, *captions], console)
 
 

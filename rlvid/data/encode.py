@@ -207,19 +207,21 @@ def _pipeline(
     start_ray()
     if use_gpu is None:
         use_gpu = ray.cluster_resources().get("GPU", 0) >= workers
+    batches = -(-len(items) // batch_size)
+    actors = min(workers, batches)  # each loads a model at once
     fit = workers_that_fit(nodes_possible(), {"CPU": _CPUS} | ({"GPU": 1.0} if use_gpu else {}))
-    if fit < workers:
+    if fit < actors:
         raise ValueError(f"workers = {workers}: the cluster has room for {fit:g} that encode; give that many at most")
     device = "cuda" if use_gpu else "cpu"
     model, read, denoiser, texts = encoder
-    kept_in, batches = work if _is_shared(work) else None, -(-len(items) // batch_size)
+    kept_in = work if _is_shared(work) else None
     dataset = ray.data.from_items(items, override_num_blocks=min(10_000, batches))
     dataset.context.enable_progress_bars = False
     encoded = dataset.map_batches(
         ClipEncoder,
         # threads by ``workers``, so that bits do not depend on how much is left
         fn_constructor_args=(model, read, device, workers, denoiser, kept_in, texts),
-        compute=ray.data.ActorPoolStrategy(size=min(workers, batches)),  # each loads a model at once
+        compute=ray.data.ActorPoolStrategy(size=actors),
         batch_size=batch_size,
         batch_format="pyarrow",
         num_cpus=_CPUS,

@@ -40,7 +40,7 @@ from rlvid.world.pairs import ALIKE, KINDS, NEW, draw_pairs
 from rlvid.world.render import DEGRADATIONS
 
 MODEL_MADE = "model-made"
-"""Kind of pairs that models made; the others are in ``rlvid.world.pairs.KINDS``."""
+"""Kind of pairs that models made; the others are those of ``rlvid.world.pairs``."""
 _ALL = (*KINDS, NEW, ALIKE)
 _SCHEMA = PAIRS.append(pa.field("kind", pa.string()))
 _TIE, _GUIDANCE, _AT_ONCE, _ROWS_IN_GROUP, _FRAMES = 0.03, (3.0, 1.0, 6.0), 64, 16, 8
@@ -194,7 +194,7 @@ def main() -> None:
     """Reads the options and writes the file."""
     parser = argparse.ArgumentParser(prog="python -m rlvid.fitting.votes", description=__doc__)
     parser.add_argument("out", type=Path, help="Parquet file to be written")
-    kinds = f"rendered pairs of each kind, or KIND=N for one kind ({', '.join(_ALL)})"
+    kinds = f"rendered pairs of each of {', '.join(KINDS)}; or KIND=N for one kind, also {NEW} or {ALIKE}"
     parser.add_argument("--rendered", nargs="+", default=["1000"], metavar="N", help=kinds)
     parser.add_argument("--footage", type=float, default=0.4, help="share of them with both sides of low quality")
     faults = sorted({*DEGRADATIONS[1:], *FAULTS})

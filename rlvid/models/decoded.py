@@ -21,7 +21,6 @@ from torch import Tensor
 from rlvid.config import RunConfig
 from rlvid.config.methods import GRADIENT_METHODS
 from rlvid.models.folders import UNET3D, WAN, family
-from rlvid.models.video_shape import decoder_chunks
 
 Decode = Callable[[Tensor], Tensor]
 """Decodes latents BCFhw to frames BSCHW, differentiably."""
@@ -84,8 +83,8 @@ def check_decoding(config: RunConfig) -> None:
 
     Raises:
         ValueError: a setting of a causal decoder with another one, with a method that back-propagates nothing through
-            it, or with the graph of all chunks in place of caches; a window of all chunks; ``model.decode_share``
-            without a window; ``model.decode_chunk`` with a causal decoder; or as ``resolved_shape``, with a window.
+            it, or with the graph of all chunks in place of caches; ``model.decode_share`` without a window;
+            ``model.decode_chunk`` with a causal decoder.
     """
     spec, method = config.model, config.method
     of_caches = {
@@ -112,11 +111,6 @@ def check_decoding(config: RunConfig) -> None:
                 f"{setting}: train.checkpoint_activations = false keeps the graph of all chunks, and no caches; set "
                 f"train.checkpoint_activations=true, or leave {key} out"
             )
-    if spec.decode_window is not None and spec.decode_window >= (chunks := decoder_chunks(spec)):
-        raise ValueError(
-            f"model.decode_window = {spec.decode_window}: a video has {chunks} chunks, of which this window leaves out "
-            f"no gradient; allowed: 1 to {chunks - 1}, or null, the same without a measurement"
-        )
     if not spec.decode_share and spec.decode_window is None:
         raise ValueError(
             "model.decode_share = false: without model.decode_window the whole gradient is kept, and nothing is "

@@ -27,9 +27,10 @@ def shift_key(settings: dict[str, Any]) -> str:
 
 
 def scheduler_class(settings: dict[str, Any]) -> str:
-    """Returns the scheduler's class: the one that the settings name, or else one that reads their shift."""
+    """Returns diffusers' class for a scheduler: the one that the settings name, or else one that reads their shift."""
     readers = {"flow_shift": "UniPCMultistepScheduler", "shift": "FlowMatchEulerDiscreteScheduler"}
-    return str(settings.get("_class_name") or readers[shift_key(settings)])
+    named = str(settings.get("_class_name"))
+    return named if hasattr(diffusers, named) else readers[shift_key(settings)]
 
 
 def scheduler_shift(folder: Path) -> float | None:

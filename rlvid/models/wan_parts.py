@@ -18,7 +18,7 @@ from rlvid.models.flow_shift import stored_shift
 from rlvid.models.folders import STRUCTURES, WAN, model_folder, read_config, structure_folder
 from rlvid.models.text_rows import TextEmbedder
 from rlvid.models.unet3d import DTYPES
-from rlvid.models.video_shape import VideoShape, resolved_shape
+from rlvid.models.video_shape import VideoShape, decoder_chunks, resolved_shape
 from rlvid.models.wan import WanModel
 from rlvid.models.wan_text import RandomEmbedder, UMT5Embedder
 from rlvid.models.weights import check_fit, fill, headers, read_weights
@@ -103,9 +103,15 @@ def _assembled(
 
 
 def decode_settings(spec: ModelConfig) -> DecodeSettings:
-    """Returns how the gradient through the decoder is computed, by the settings of a run."""
+    """Returns how the gradient through the decoder is computed, by the settings of a run.
+
+    A window of all chunks leaves nothing out: it is none, and nothing is measured.
+    """
     half = None if spec.decode_cache_precision == "float32" else DTYPES[spec.decode_cache_precision]
-    return DecodeSettings(spec.decode_window, half, spec.decode_offload, spec.decode_share)
+    window = spec.decode_window
+    if window is not None and window >= decoder_chunks(spec):
+        window = None
+    return DecodeSettings(window, half, spec.decode_offload, spec.decode_share)
 
 
 def check_wan(path: str) -> None:

@@ -74,18 +74,19 @@ class Counts:
 
     @property
     def frames(self) -> float:
-        """Decoded frames of a sample; of a causal decoder, those that are scored."""
-        calls = self.reward if self._causal else self.decoder
+        """Decoded frames of a sample; of a causal decoder, and beside frames decoded again, those that are scored."""
+        calls = self._of_frames
         return calls.plain + calls.graph
 
     @property
     def frames_held(self) -> int:
         """The most frames whose graph is alive at once."""
-        return (self.reward if self._causal else self.decoder).held_rows
+        return self._of_frames.held_rows
 
     @property
-    def _causal(self) -> bool:
-        return self.first_chunk != Calls()
+    def _of_frames(self) -> Calls:
+        causal = self.first_chunk != Calls()
+        return self.reward if causal or self.decoded_again else self.decoder
 
 
 class _Meter:

@@ -29,6 +29,6 @@ def guard_memory(parts: Parts, config: RunConfig) -> dict[str, int]:
     return {
         "weights": sum(part.weights for part in (parts.denoiser, parts.autoencoder, *texts, *rewards)),
         "chain": made.chain,
-        "decode": made.decode + videos * video,
+        "decode": made.decode + made.together * video,
         "rewards": pixels + max(pixels + max(map(scoring, rewards)), _COPIES * video),  # a reward clamps all pixels
     }

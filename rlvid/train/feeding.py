@@ -71,6 +71,13 @@ class RunFeed:
         positions = rows.astype(np.min_scalar_type(clips.count)).reshape(-1, train.batch_size)
         return Shares(clips, train.workers, first_step, positions)
 
+    def video_captions(self) -> list[str]:
+        """Returns the captions of the videos that the run's steps draw, also those before a checkpoint."""
+        drawn, clips = np.unique(self.shares(0).positions_SB), self.clips
+        is_video = np.array([source.kind == "videos" for source in clips.sources])
+        drawn = drawn[is_video[np.searchsorted(np.cumsum(clips.counts), drawn, side="right")]]
+        return list(clips.rows(drawn.tolist()).column("caption").to_pylist()) if len(drawn) else []
+
     def _first_step(self) -> int:
         """Returns the step of the checkpoint that Ray Train resumes from; 0 without one."""
         storage = self.config.output.storage

@@ -69,6 +69,7 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Tr
         from rlvid.data.embeddings import kept_embeddings
         from rlvid.train.archivist import end_archivist, start_archivist
         from rlvid.train.ceiling import run_ceiling
+        from rlvid.train.feeding import RunFeed
         from rlvid.train.guard import watching
         from rlvid.train.guard_folder import guard_prompts
         from rlvid.train.progress import ProgressActor, ProgressLine
@@ -78,7 +79,9 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Tr
         clips = _clips_of(config, mirror, console)
         prompts = clips.first_captions(SHOWN_VIDEOS)
         judged = guard_prompts(config, clips.first_captions(config.guard.count)) if config.guard.every else ()
-        texts = kept_embeddings(config, clips, [*prompts, *judged], console)
+        texts = kept_embeddings(
+            config, clips, [*prompts, *judged], RunFeed(config, clips, folder).video_captions, console
+        )
         further = {"encodes": "videos" in clips.kinds, "texts": texts}
         progress = ProgressActor.remote()  # type: ignore[attr-defined]
         job = Job.of(config, run=folder, use_gpu=use_gpu, progress=progress, **further)

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from helpers import PROMPTS, save_run
+from PIL import Image
 from torch import Tensor
 
 from rlvid import actions, interrupt
@@ -18,6 +19,7 @@ from rlvid.diffusion.chain import denoise
 from rlvid.diffusion.generate import generate
 from rlvid.evaluate.load import load_run
 from rlvid.plots import video
+from rlvid.plots.frames import save
 from rlvid.runs.checkpoints import checkpoint_name
 from rlvid.train.launch import TrainResult
 from rlvid.train.metrics import TensorBoard
@@ -82,6 +84,9 @@ def test_a_large_model_makes_no_videos_on_a_machine_without_a_gpu(
     assert line.startswith(f"not drawn    {PICTURE}, as this machine has no GPU")
     assert f"rlvid generate {run} PROMPT" in line
     assert f"pictures     {run}/reward.png" in said
+    save(Image.new("RGB", (8, 8)), run / PICTURE, "step-000002")
+    actions.train_and_show(config, None)
+    assert f"older        {run}/{PICTURE} is of step-000002" in capsys.readouterr().out
     monkeypatch.setattr("rlvid.evaluate.load.device", lambda: torch.device("meta"))
     assert actions._is_quick(config.model.path), "a GPU makes them"
 

@@ -33,6 +33,7 @@ from rlvid.models.load import load_video_model
 from rlvid.models.unet3d import load_model
 from rlvid.plots.video import write_mp4
 from rlvid.toy.tiny import save_tiny_model
+from rlvid.train.feeding import RunFeed
 from rlvid.train.job import Job
 from rlvid.train.launch import _trainer
 from rlvid.train.preflight import check
@@ -158,7 +159,8 @@ def test_a_large_text_encoder_is_not_loaded_beside_training(
     """A copy of the built-in Wan model counts as a large one."""
     shutil.copytree(builtin_folder("builtin-wan"), tmp_path / "wan")
     data, output = {"source": str(home / "in"), "cache": False}, {"storage": str(tmp_path / "runs")}
-    run = parse_config({"model": {"path": str(tmp_path / "wan"), "frames": 5}, "data": data, "output": output})
+    model, train = {"path": str(tmp_path / "wan"), "frames": 5}, {"steps": 2, "batch_size": 2, "workers": 1}
+    run = parse_config({"model": model, "data": data, "output": output, "train": train})
     videos, embedded = training_set(run, QUIET), list[str]()
     before = {"index": 0, "source": str(home / "in" / "c.mp4"), "caption": "encoded before"}
     with ClipWriter(tmp_path / "clips", {}) as writer:
@@ -185,8 +187,12 @@ def test_a_large_text_encoder_is_not_loaded_beside_training(
     monkeypatch.setattr("rlvid.data.embeddings.encode_prompts", embed)
     (block,) = blocks(videos, [[0, 2, 1, 0]])
     expected = ShareEncoder(encoding(None))(block)  # sets the number of threads
-    texts = kept_embeddings(run, mixed, ["shown"], QUIET)
+    feed = RunFeed(run, mixed, tmp_path / "runs" / "wan")
+    texts = kept_embeddings(run, mixed, ["shown"], feed.video_captions, QUIET)
     assert embedded == ["", "shown", "this is a", "this is b", "this is c"]
+    one = run.train.model_copy(update={"steps": 1})
+    few = RunFeed(run.model_copy(update={"train": one}), mixed, tmp_path).video_captions()
+    assert set(few) < set(embedded), "a video that is not drawn costs nothing"
     monkeypatch.setattr("rlvid.models.wan_parts._stored_text", lambda *_: pytest.fail("the text encoder was loaded"))
     assert ShareEncoder(encoding(texts))(block).equals(expected)
     (share,) = shares_of([expected])

@@ -227,6 +227,9 @@ def test_frames_that_are_decoded_for_the_held_out_reward_alone_are_planned(store
     assert 0.9 * measured < whole["held-out reward"] - whole["reward"] < 1.15 * measured
     frames = of("builtin-heldout")
     assert 0 < frames["held-out reward"] - frames["reward"] < 0.5 * measured
+    rewards = [{"name": "brightness", "held_out": each} for each in (None, "oracle")]
+    alone, beside = (make_plan(described(stored, method={"name": "ddpo"}, reward=each)).stages for each in rewards)
+    assert alone["reward"] == beside["reward"], "frames of the held-out reward are counted apart"
 
 
 def test_the_archive_of_a_step_holds_the_frames_that_are_rewarded(stored: Path) -> None:

@@ -127,7 +127,7 @@ def test_only_rows_before_the_zeros_are_kept_of_a_caption(folder: Path) -> None:
 def test_no_embeddings_are_kept_where_workers_load_the_encoder_or_draw(folder: Path) -> None:
     for path in ("builtin", "random-wan-1.3b"):
         config = parse_config({"model": {"path": path}})
-        assert kept_embeddings(config, None, PROMPTS, None) is None  # type: ignore[arg-type]
+        assert kept_embeddings(config, None, PROMPTS, list, None) is None  # type: ignore[arg-type]
         assert embedder_of(path, None) is True
 
 
@@ -336,6 +336,8 @@ def test_an_export_has_no_boundary_to_a_second_transformer(
         ({}, FlowMatchEulerDiscreteScheduler),
         ({"_class_name": "UniPCMultistepScheduler", "prediction_type": "flow_prediction", "use_flow_sigmas": True},
          UniPCMultistepScheduler),
+        ({"_class_name": "FlowUniPCMultistepScheduler", "prediction_type": "flow_prediction", "use_flow_sigmas": True,
+          "flow_shift": 3.0}, UniPCMultistepScheduler),
     ],
     ids=str,
 )  # fmt: skip

@@ -103,7 +103,7 @@ def on_workers(
     shared = {"use_gpu": False, "progress": ProgressActor.remote()}
     models = {run.model.path: run for run in reversed(runs.values())}
     of_models = {path: training_set(run, QUIET) for path, run in models.items()}
-    texts = {path: kept_embeddings(run, of_models[path], [], QUIET) for path, run in models.items()}
+    texts = {path: kept_embeddings(run, of_models[path], [], list, QUIET) for path, run in models.items()}
     clips = {run.name: of_models[run.model.path] for run in runs.values()}
     clips |= {run.name: training_set(run, QUIET) for run in begun}
     jobs = {

@@ -1,5 +1,6 @@
 """The plan of the built-in rewards: their CLIPs, votes and fits, and the models that are fine-tuned between rounds."""
 
+import hashlib
 from dataclasses import dataclass
 
 from rlvid.toy.pretrain.contrastive import Vision
@@ -133,6 +134,8 @@ TUNINGS = (
     TuningPlan("ddpo", "toy-ddpo", "video", 12, (_FEW,)),
 )
 """DPOK, GRPO and DRaFT-LV are left out, so that what is measured on their videos is not known to the rewards."""
+EVERYTHING = hashlib.sha256(repr((CLIPS, VOTES, REWARDS, JUDGES, TUNINGS)).encode()).hexdigest()[:16]
+"""Sixteen hex digits over the plan, so that a folder of another one is not gone on with."""
 RUN = (
     "train.workers=2", "train.zero_stage=0", "optimizer.warmup=2", "output.videos_every=0", "output.archive_every=0",
 )  # fmt: skip

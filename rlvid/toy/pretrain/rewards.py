@@ -32,6 +32,7 @@ from rlvid.toy.pretrain.plan import (
     CLIP_STEPS,
     CLIPS,
     DEVIATION,
+    EVERYTHING,
     HELD_OUT,
     JUDGES,
     MEAN,
@@ -130,7 +131,7 @@ class Maker:
         """Makes the rewards to train on, in rounds of votes and fits, unless they are there; they replace older ones.
 
         Raises:
-            ValueError: ``work`` is of another seed, scale, model or number of rounds.
+            ValueError: ``work`` is of another seed, scale, model, plan or number of rounds.
         """
         self._make(REWARDS, self.rounds(rounds), {"rounds": rounds})
 
@@ -170,7 +171,8 @@ class Maker:
         if all((self.out / plan.name / REPORT).is_file() for plan in plans):
             return
         model = digest(self.out / "model")
-        check_work(self.work, {"seed": self.seed, "scale": self.scale, "model": model, **made_with})
+        made_with = {"seed": self.seed, "scale": self.scale, "model": model, "plan": EVERYTHING, **made_with}
+        check_work(self.work, made_with)
         self._make_clips({plan.begins_with for plan in plans})
         for step in (step for each in rounds for step in self.steps(each)):
             if not step.makes.exists():
