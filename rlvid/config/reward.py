@@ -12,7 +12,7 @@ from rlvid.config.section import Section
 
 BuiltinReward = Literal["builtin", "builtin-frames", "builtin-video"]
 """Rewards inside the package; their folders are in ``rlvid.reward.builtin``."""
-HeldOutReward = Literal["builtin-heldout", "builtin-unvoted"]
+HeldOutReward = Literal["builtin-heldout", "builtin-unvoted", "builtin-heldout-frames", "builtin-heldout-video"]
 """The same, to judge with: nothing trains on them."""
 SingleReward = Literal[
     BuiltinReward, "oracle", "hpsv2", "hpsv2.1", "pickscore", "clip", "aesthetic", "imagereward", "fitted",

@@ -10,6 +10,8 @@ BUILTIN = {
     "builtin-video": "video",
     "builtin-heldout": "heldout",
     "builtin-unvoted": "unvoted",
+    "builtin-heldout-frames": "heldout-frames",
+    "builtin-heldout-video": "heldout-video",
 }
 """Name of a reward -> its folder; the names are those of ``BuiltinReward`` and ``HeldOutReward`` (rlvid.config)."""
 
