@@ -20,13 +20,15 @@ from rlvid.evaluate.score import VideoScorer
 from rlvid.metric_names import metric_key
 from rlvid.models.folders import movable
 from rlvid.models.text_limit import TextLimit
+from rlvid.reward.builtin import BUILTIN
 from rlvid.reward.clip import ClipReward
 from rlvid.reward.load import NAMES, check_one, held_out_reward, load_reward, trained_reward
 from rlvid.reward.text_limit import reward_text_limit, reward_text_limits
 from rlvid.reward.video import ImageReward
 
 DEFAULT_CLIP = BUILTIN_HELD_OUT = "builtin-heldout"
-_KNOWS = "a CLIP that knows only the built-in world"
+_KNOWS_ALONE = "knows only the built-in world"
+_KNOWS = f"a CLIP that {_KNOWS_ALONE}"
 _COUNTS = ("name", "path", "held_out", "held_out_path", "mixture", "preprocess", "precision")
 """The settings of a reward on which the score of a video depends."""
 
@@ -160,8 +162,8 @@ class Scorers:
         found = []
         if not clip_named:
             found.append(f"CLIPSIM and consistency are by {DEFAULT_CLIP}, {_KNOWS}; name another with --clip")
-        if self.held_out == BUILTIN_HELD_OUT:
-            found.append(f"the held-out reward is {BUILTIN_HELD_OUT}, {_KNOWS}; set the run's reward.held_out")
+        if self.held_out in BUILTIN:
+            found.append(f"the held-out reward {self.held_out} {_KNOWS_ALONE}; set the run's reward.held_out")
         return found
 
     def text_limits(self, clip: FrameTextModel) -> list[TextLimit]:

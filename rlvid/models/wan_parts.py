@@ -105,13 +105,12 @@ def _assembled(
 def decode_settings(spec: ModelConfig) -> DecodeSettings:
     """Returns how the gradient through the decoder is computed, by the settings of a run.
 
-    A window of all chunks leaves nothing out: it is none, and nothing is measured.
+    Of a window of all chunks nothing is measured, for it leaves nothing out.
     """
     half = None if spec.decode_cache_precision == "float32" else DTYPES[spec.decode_cache_precision]
     window = spec.decode_window
-    if window is not None and window >= decoder_chunks(spec):
-        window = None
-    return DecodeSettings(window, half, spec.decode_offload, spec.decode_share)
+    measured = spec.decode_share and (window is None or window < decoder_chunks(spec))
+    return DecodeSettings(window, half, spec.decode_offload, measured)
 
 
 def check_wan(path: str) -> None:

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -79,8 +80,17 @@ def load_plain(path: str | Path, classes: Sequence[type] = (), map_location: Any
     Raises:
         ValueError: the file is damaged, or holds anything else.
     """
+    enumerations = [each for each in classes if issubclass(each, Enum)]
+
+    def member(of: type[Enum], name: str) -> Enum:
+        """Stands in for ``getattr``, with which Python before 3.11.4 writes members of enumerations."""
+        if of not in enumerations:
+            raise UnpicklingError(f"GLOBAL getattr of {of}")
+        return of[name]
+
     try:
-        with torch.serialization.safe_globals(list(classes)):
+        allowed: list[Any] = [*classes, *([(member, "builtins.getattr")] if enumerations else [])]
+        with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location=map_location, weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         why = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line), type(error).__name__)

@@ -10,7 +10,7 @@ import ray.data
 from rlvid import __version__
 from rlvid.config import RunConfig
 from rlvid.data.batches import Shares
-from rlvid.data.clips import digest
+from rlvid.data.clips import DamagedPart, digest
 from rlvid.data.encoding import Encoding
 from rlvid.data.feed import MAX_BYTES, NAME, InOrder, feed
 from rlvid.data.order import clip_indices, mixed_indices
@@ -72,11 +72,21 @@ class RunFeed:
         return Shares(clips, train.workers, first_step, positions)
 
     def video_captions(self) -> list[str]:
-        """Returns the captions of the videos that the run's steps draw, also those before a checkpoint."""
-        drawn, clips = np.unique(self.shares(0).positions_SB), self.clips
-        is_video = np.array([source.kind == "videos" for source in clips.sources])
-        drawn = drawn[is_video[np.searchsorted(np.cumsum(clips.counts), drawn, side="right")]]
-        return list(clips.rows(drawn.tolist()).column("caption").to_pylist()) if len(drawn) else []
+        """Returns the captions of the videos that the run's steps draw, also those before a checkpoint.
+
+        Of a damaged list it returns all captions that can be read, since the feed reads other rows in their place.
+        """
+        drawn, captions, start = np.unique(self.shares(0).positions_SB), list[str](), 0
+        for source in self.clips.sources:
+            mine = drawn[(drawn >= start) & (drawn < start + source.count)] - start
+            start += source.count
+            if source.kind == "videos" and len(mine):
+                rows = source.open()
+                try:
+                    captions += rows.rows(mine.tolist(), ["caption"]).column("caption").to_pylist()
+                except DamagedPart:
+                    captions += rows.readable_captions()
+        return captions
 
     def _first_step(self) -> int:
         """Returns the step of the checkpoint that Ray Train resumes from; 0 without one."""

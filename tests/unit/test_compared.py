@@ -222,8 +222,7 @@ def test_an_evaluation_of_a_model_that_is_not_built_in_says_what_is_not_measured
     evaluate_and_show([str(other)], steps=[2], videos=2, scales=(0.5, 1.0), clip="builtin")
     assert "knows only the built-in world" not in capsys.readouterr().out
     assert Scorers(config.reward).cautions(clip_named=True) == [
-        "the held-out reward is builtin-heldout, a CLIP that knows only the built-in world; "
-        "set the run's reward.held_out"
+        "the held-out reward builtin-heldout knows only the built-in world; set the run's reward.held_out"
     ]
     assert Scorers(config.reward, use_oracle=True).cautions(clip_named=False) == []
 

@@ -343,11 +343,12 @@ def test_settings_of_chunks_are_for_causal_decoders() -> None:
 
 
 @pytest.mark.parametrize(("model", "chunks"), [({}, 3), ({"frames": 17}, 5), ({"path": "random-wan-1.3b"}, 21)])
-def test_a_window_that_leaves_nothing_out_is_none(model: dict[str, Any], chunks: int) -> None:
-    for window, expected in ((chunks - 1 or None, chunks - 1 or None), (chunks, None), (1000, None)):
+def test_a_window_that_leaves_nothing_out_is_not_measured(model: dict[str, Any], chunks: int) -> None:
+    for window, measured in ((chunks - 1, True), (chunks, False), (1000, False)):
         config = parse_config({"model": {"path": "builtin-wan", "decode_window": window} | model})
         check_chain(config)
-        assert decode_settings(config.model).window == expected
+        settings = decode_settings(config.model)
+        assert (settings.window, settings.share) == (window, measured)
 
 
 def test_a_window_is_part_of_a_run_and_its_default_is_not() -> None:

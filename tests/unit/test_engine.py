@@ -3,6 +3,7 @@
 import math
 import os
 import pickle
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from rlvid import randomness
 from rlvid.config.train import OptimizerConfig, TrainConfig
-from rlvid.train.engine import DeepSpeedEngine, TorchEngine, load_plain
+from rlvid.train.engine import DeepSpeedEngine, StepOutcome, TorchEngine, load_plain
 from rlvid.train.worker import used_up
 
 # ----------------------------------------------------------------------------------------------------------- engine
@@ -235,3 +236,30 @@ def test_the_state_of_a_method_is_read_as_plain_values(
         with pytest.raises(ValueError, match=r"algorithm\.pt is damaged, or holds more than"):
             load_plain("algorithm.pt")
     assert not Path("should-not-be-here").exists()
+
+
+class Colour(Enum):
+    RED = 1
+
+
+class Written:
+    """Is pickled as ``getattr(of, name)``, as Python before 3.11.4 does with members of enumerations."""
+
+    def __init__(self, of: type, name: str) -> None:
+        self.of, self.name = of, name
+
+    def __reduce__(self) -> Any:
+        return getattr, (self.of, self.name)
+
+
+def test_members_of_allowed_enumerations_are_read_however_python_wrote_them(tmp_path: Path) -> None:
+    file = tmp_path / "state.pt"
+    torch.save({"colour": Written(Colour, "RED")}, file)
+    assert load_plain(file, (Colour, StepOutcome)) == {"colour": Colour.RED}
+    for other in (Written(StepOutcome, "__init__"), Written(Colour, "mro")):
+        torch.save(other, file)
+        with pytest.raises(ValueError, match="could run code"):
+            load_plain(file, (Colour, StepOutcome))
+    torch.save(Written(Colour, "RED"), file)
+    with pytest.raises(ValueError, match=r"could run code \(.*getattr"):
+        load_plain(file)

@@ -134,8 +134,11 @@ TUNINGS = (
     TuningPlan("ddpo", "toy-ddpo", "video", 12, (_FEW,)),
 )
 """DPOK, GRPO and DRaFT-LV are left out, so that what is measured on their videos is not known to the rewards."""
-EVERYTHING = hashlib.sha256(repr((CLIPS, VOTES, REWARDS, JUDGES, TUNINGS)).encode()).hexdigest()[:16]
-"""Sixteen hex digits over the plan, so that a folder of another one is not gone on with."""
 RUN = (
     "train.workers=2", "train.zero_stage=0", "optimizer.warmup=2", "output.videos_every=0", "output.archive_every=0",
 )  # fmt: skip
+_ALL = (
+    CLIPS, VOTES, REWARDS, JUDGES, TUNINGS, RUN, ROUNDS, MEAN, DEVIATION, CLIP_STEPS, PROMPTS, PER_PROMPT, HELD_OUT,
+)  # fmt: skip
+EVERYTHING = hashlib.sha256(repr(_ALL).encode()).hexdigest()[:16]
+"""Sixteen hex digits over the plan, so that a folder of another one is not gone on with."""
