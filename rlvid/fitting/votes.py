@@ -1,10 +1,10 @@
 """``python -m rlvid.fitting.votes OUT.parquet``: pairs of the built-in world and the oracle's votes on them.
 
 Two sources: pairs of rendered clips, one of which has a fault (``rlvid.world.pairs``), and videos that models made for
-the same prompt and noise. Of rendered pairs the better one is known; of the others the oracle prefers the one with the
-higher score (``rlvid.world.grade``), and calls scores that are near each other a tie. A share of the votes is turned
-around, as people err. The file is what ``rlvid study export`` writes, with a column ``kind``. It may begin with the
-votes of earlier files.
+the same prompt and noise. Of rendered pairs the better one is known, and neither of two that are alike; of the others
+the oracle prefers the one with the higher score (``rlvid.world.grade``), and calls scores that are near each other a
+tie. A share of the votes is turned around, as people err. The file is what ``rlvid study export`` writes, with a column
+``kind``. It may begin with the votes of earlier files.
 """
 
 import argparse

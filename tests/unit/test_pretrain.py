@@ -110,7 +110,7 @@ def test_rewards_are_made_by_commands_in_rounds_and_what_is_there_is_not_made_ag
         with pytest.raises(ValueError, match=rf"^{re.escape(str(work))}: was made with another {what}; delete it"):
             Maker(tmp_path / "o", work, 0, other.scale, CPU, third).make_rewards(2 if what == "scale" else 3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules[Maker.__module__], "EVERYTHING", "0" * 16)
+        patch.setattr(sys.modules[Maker.__module__], "PLAN_DIGEST", "0" * 16)
         with pytest.raises(ValueError, match="was made with another plan; delete it"):
             Maker(tmp_path / "o", work, 0, TINY, CPU, third).make_rewards(2)
     check_begins(work / "clip-b")

@@ -140,5 +140,5 @@ RUN = (
 _ALL = (
     CLIPS, VOTES, REWARDS, JUDGES, TUNINGS, RUN, ROUNDS, MEAN, DEVIATION, CLIP_STEPS, PROMPTS, PER_PROMPT, HELD_OUT,
 )  # fmt: skip
-EVERYTHING = hashlib.sha256(repr(_ALL).encode()).hexdigest()[:16]
-"""Sixteen hex digits over the plan, so that a folder of another one is not gone on with."""
+PLAN_DIGEST = hashlib.sha256(repr(_ALL).encode()).hexdigest()[:16]
+"""Sixteen hex digits over the plan. A work folder with another digest is refused."""

@@ -32,11 +32,11 @@ from rlvid.toy.pretrain.plan import (
     CLIP_STEPS,
     CLIPS,
     DEVIATION,
-    EVERYTHING,
     HELD_OUT,
     JUDGES,
     MEAN,
     PER_PROMPT,
+    PLAN_DIGEST,
     PROMPTS,
     REWARDS,
     ROUNDS,
@@ -171,7 +171,7 @@ class Maker:
         if all((self.out / plan.name / REPORT).is_file() for plan in plans):
             return
         model = digest(self.out / "model")
-        made_with = {"seed": self.seed, "scale": self.scale, "model": model, "plan": EVERYTHING, **made_with}
+        made_with = {"seed": self.seed, "scale": self.scale, "model": model, "plan": PLAN_DIGEST, **made_with}
         check_work(self.work, made_with)
         self._make_clips({plan.begins_with for plan in plans})
         for step in (step for each in rounds for step in self.steps(each)):
