@@ -127,6 +127,7 @@ def encode_clips(
     denoiser: bool = False,
     texts: Embedder | None = None,
     notes: list[str] | None = None,
+    by: dict[str, Any] | None = None,
 ) -> EncodeReport:
     """Encodes clips into a folder, or resumes an unfinished encoding, or does nothing if the folder holds them.
 
@@ -144,6 +145,7 @@ def encode_clips(
         denoiser: see ``ClipEncoder``.
         texts: likewise.
         notes: what else the report says.
+        by: the properties of the model on which the rows depend; default: all that encoded clips depend on.
 
     Raises:
         ValueError: see ``encode_folder``.
@@ -151,7 +153,7 @@ def encode_clips(
     if workers < 1 or batch_size < 1:
         raise ValueError(f"workers = {workers} and batch_size = {batch_size}: both must be at least 1")
     start, encoded, out = time.perf_counter(), 0, out.absolute()
-    from_model = _made_with(model)
+    from_model = by or _made_with(model)
     made_with = from_model | source | {"rlvid": __version__}
     if is_reusable(out, made_with):
         log.info("%s holds these clips already; nothing is encoded", out)
