@@ -34,7 +34,7 @@ from rlvid.models.load import load_video_model
 from rlvid.models.unet3d import load_model
 from rlvid.plots.video import write_mp4
 from rlvid.toy.tiny import save_tiny_model
-from rlvid.train.feeding import RunFeed
+from rlvid.train.feeding import RunFeed, _encoding
 from rlvid.train.job import Job
 from rlvid.train.launch import _trainer
 from rlvid.train.preflight import check
@@ -203,6 +203,8 @@ def test_what_another_device_embedded_is_not_used(tmp_path: Path, monkeypatch: p
     texts = [kept_texts(run, ["a cat"], QUIET) for run in runs]
     assert embedded == ["a cat", "a cat"]
     assert texts[0] != texts[1]
+    clips = {_encoding(runs[0], tmp_path / "runs" / "run", place).kept_in for place in (None, *texts)}
+    assert len(clips) == 3, "encoded clips hold embeddings, too"
 
 
 def test_a_large_text_encoder_is_not_loaded_beside_training(
