@@ -4,6 +4,7 @@ import io
 import shutil
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from jobs.benchmark.workers import measure_in_workers
 from rlvid.cluster import nodes
 from rlvid.config import RunConfig, parse_config
 from rlvid.config.model import ModelConfig
@@ -205,6 +207,32 @@ def test_what_another_device_embedded_is_not_used(tmp_path: Path, monkeypatch: p
     assert texts[0] != texts[1]
     clips = {_encoding(runs[0], tmp_path / "runs" / "run", place).kept_in for place in (None, *texts)}
     assert len(clips) == 3, "encoded clips hold embeddings, too"
+
+
+def test_a_benchmark_gives_its_workers_and_encoders_the_embeddings_as_training_does(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, embedded, jobs = large_run(tmp_path, workers=1, batch_size=2), list[str](), list[Job]()
+    run = run.model_copy(update={"data": run.data.model_copy(update={"source": str(home / "in")})})
+    given = dict[str, Any]()
+
+    def trainer(measure: partial[None], **arguments: Any) -> SimpleNamespace:
+        given.update(arguments)
+        return SimpleNamespace(fit=measure)
+
+    def measure(job: Job, how: dict[str, Any]) -> None:
+        jobs.append(job)
+        how["result"].write_text("{}")
+
+    for name in ("cluster.connect.start_ray", "cluster.nodes.check_resources", "train.archivist.start_archivist"):
+        monkeypatch.setattr(f"rlvid.{name}", lambda *_: None)
+    monkeypatch.setattr("rlvid.train.progress.ProgressActor", SimpleNamespace(remote=lambda: None))
+    monkeypatch.setattr("ray.train.torch.TorchTrainer", trainer)
+    monkeypatch.setattr("rlvid.data.embeddings.encode_prompts", partial(embed, embedded))
+    measure_in_workers(measure, run, steps=2)
+    assert embedded == ["", "this is a", "this is b", "this is c"]
+    assert (jobs[0].encodes, jobs[0].texts is None) == (True, False)
+    assert given["datasets"][NAME].encoding.texts == jobs[0].texts
 
 
 def test_a_large_text_encoder_is_not_loaded_beside_training(
