@@ -23,8 +23,9 @@ from rlvid import __version__
 from rlvid.cluster.nodes import check_resources
 from rlvid.config import RunConfig
 from rlvid.config.model import ModelConfig
+from rlvid.data.checksums import hash_weights
 from rlvid.data.clips import EncodedClips, digest
-from rlvid.data.encode import EncodeReport, encode_clips, hash_weights
+from rlvid.data.encode import EncodeReport, encode_clips
 from rlvid.data.encoders import Item
 from rlvid.data.kept import encoded_once, one_at_a_time
 from rlvid.data.shares import column
