@@ -265,7 +265,7 @@ def generate_and_show(
     from rlvid.files import write_atomic
     from rlvid.models.load import load_video_model
     from rlvid.models.text_limit import model_text_limit, notices
-    from rlvid.plots.video import gif_bytes, write_mp4
+    from rlvid.plots.video import GIF_SIDE, gif_bytes, shrunk, write_mp4
 
     if len(prompts) == 1 and is_prompt_file(prompts[0]):
         prompts = read_prompts(prompts[0])
@@ -300,8 +300,9 @@ def generate_and_show(
                 words = re.sub(r"[^a-z0-9]+", "-", text.lower())[:60].strip("-")
                 stem = out / (f"{index:03d}-{words}" if words else f"{index:03d}")
                 write_mp4(stem.with_suffix(".mp4"), frames, model.fps)
-                scale = max(1, 256 // max(model.height, model.width))
-                write_atomic(stem.with_suffix(".gif"), gif_bytes(frames, model.fps, scale))
+                small = shrunk(frames[None], GIF_SIDE)[0]
+                scale = GIF_SIDE // max(small.shape[-2:])
+                write_atomic(stem.with_suffix(".gif"), gif_bytes(small, model.fps, scale))
                 written += 1
             del videos, frames  # else they would stand beside the next ones
     say(f"{len(prompts)} videos (mp4 and gif) in {out}")

@@ -73,11 +73,19 @@ def home(storage: str) -> Path:
     """Returns the absolute folder of this machine that holds run folders: the storage itself, or the cache of a URI."""
     if not is_uri(storage):
         return Path(storage).expanduser().resolve()
+    return cache_folder() / "storage" / hashlib.sha256(storage.rstrip("/").encode()).hexdigest()[:12]
+
+
+def cache_folder() -> Path:
+    """Returns the folder of this machine for what rlvid can make or fetch again.
+
+    Raises:
+        ValueError: there is none.
+    """
     try:
-        cache = Path(os.environ.get("RLVID_CACHE") or "~/.cache/rlvid").expanduser().resolve()
+        return Path(os.environ.get("RLVID_CACHE") or "~/.cache/rlvid").expanduser().resolve()
     except RuntimeError:
         raise ValueError("this user has no home folder to keep copies of a store in; set RLVID_CACHE to one") from None
-    return cache / "storage" / hashlib.sha256(storage.rstrip("/").encode()).hexdigest()[:12]
 
 
 def place_of(place: str | Path) -> str:

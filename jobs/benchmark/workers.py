@@ -39,6 +39,7 @@ def measure_in_workers(
 
     from rlvid.cluster.connect import start_ray
     from rlvid.cluster.nodes import check_resources, needed
+    from rlvid.data.embeddings import kept_embeddings
     from rlvid.data.sources import training_set
     from rlvid.runs.find import run_folder
     from rlvid.train.archivist import start_archivist
@@ -55,14 +56,17 @@ def measure_in_workers(
     folder.mkdir(parents=True, exist_ok=True)
     environment = {"OMP_NUM_THREADS": str(max(1, int(config.train.cpus_per_worker)))}
     with kept(f"the run folder {short(folder)} stays"):
-        clips, result = training_set(config, Console()), folder / "benchmark.json"
+        console, result = Console(), folder / "benchmark.json"
+        clips = training_set(config, console)
+        texts = kept_embeddings(config, clips, [], RunFeed(config, clips, folder).video_captions, console)
+        further = {"encodes": "videos" in clips.kinds, "texts": texts}
         progress = ProgressActor.remote()  # type: ignore[attr-defined]  # ray.remote decorates the class
         archivist = start_archivist(config, folder, progress)
-        job = Job.of(config, run=folder, use_gpu=use_gpu, progress=progress, archivist=archivist)
+        job = Job.of(config, run=folder, use_gpu=use_gpu, progress=progress, archivist=archivist, **further)
         times = {"asked": asked, "connected": connected, "fitted": time.time()}
         TorchTrainer(
             partial(measure, job, {"steps": steps, "result": result, **times, **more}),
-            **RunFeed.of(config, clips, folder).trainer_arguments,
+            **RunFeed.of(config, clips, folder, texts).trainer_arguments,
             scaling_config=ray.train.ScalingConfig(
                 num_workers=config.train.workers,
                 use_gpu=use_gpu,

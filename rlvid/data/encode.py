@@ -7,7 +7,6 @@ workers. The folder appears atomically, and is reused as long as the same would 
 the process is killed is kept, and the next call goes on from there (see ``rlvid.data.writing``).
 """
 
-import hashlib
 import logging
 import os
 import time
@@ -22,14 +21,14 @@ from rlvid import __version__
 from rlvid.cluster.connect import start_ray
 from rlvid.cluster.nodes import ask_nodes, nodes_possible, workers_that_fit
 from rlvid.config.model import ModelConfig
+from rlvid.data.checksums import hash_weights
 from rlvid.data.clips import digest
 from rlvid.data.encoders import ClipEncoder, Embedder, Item, Reader, read_item
 from rlvid.data.find import Skipped, find_clips, hash_contents, read_contents
 from rlvid.data.row_files import make_part
 from rlvid.data.writing import ClipWriter, is_reusable, read_report, unfinished
-from rlvid.files import known_sha256
 from rlvid.interrupt import kept
-from rlvid.models.folders import model_folder, movable
+from rlvid.models.folders import movable
 from rlvid.models.text_limit import model_text_limit, notices
 from rlvid.models.video_shape import resolved_shape
 
@@ -127,6 +126,7 @@ def encode_clips(
     denoiser: bool = False,
     texts: Embedder | None = None,
     notes: list[str] | None = None,
+    by: dict[str, Any] | None = None,
 ) -> EncodeReport:
     """Encodes clips into a folder, or resumes an unfinished encoding, or does nothing if the folder holds them.
 
@@ -144,6 +144,7 @@ def encode_clips(
         denoiser: see ``ClipEncoder``.
         texts: likewise.
         notes: what else the report says.
+        by: the properties of the model on which the rows depend; default: all that encoded clips depend on.
 
     Raises:
         ValueError: see ``encode_folder``.
@@ -151,7 +152,7 @@ def encode_clips(
     if workers < 1 or batch_size < 1:
         raise ValueError(f"workers = {workers} and batch_size = {batch_size}: both must be at least 1")
     start, encoded, out = time.perf_counter(), 0, out.absolute()
-    from_model = _made_with(model)
+    from_model = by or _made_with(model)
     made_with = from_model | source | {"rlvid": __version__}
     if is_reusable(out, made_with):
         log.info("%s holds these clips already; nothing is encoded", out)
@@ -251,14 +252,3 @@ def _made_with(model: ModelConfig) -> dict[str, Any]:
     weights = hash_weights(model.path, ("vae", "text_encoder", "tokenizer"))
     made = {"weights": weights, "precision": model.precision, "frames": shape.frames}
     return made | shape.sides | {"fps": shape.fps}
-
-
-def hash_weights(path: str, parts: tuple[str, ...]) -> str:
-    """Returns sixteen hex digits over weights and settings of a model's parts."""
-    folder, total = model_folder(path), hashlib.sha256()
-    for part in parts:
-        for file_path in sorted((folder / part).rglob("*")):
-            if file_path.suffix in (".safetensors", ".bin", ".json", ".txt"):
-                total.update(f"{file_path.relative_to(folder).as_posix()}\n".encode())
-                total.update(bytes.fromhex(known_sha256(file_path)))
-    return total.hexdigest()[:16]

@@ -15,7 +15,7 @@ class Encoding:
         gpus: part of a GPU that each takes; 0 encodes on the CPU.
         processes: encoders and workers, which share the cores of a machine.
         storage: folder or URI where encoded clips are kept; None keeps none.
-        kept_in: the folder in it, of this model; one for each kind of device.
+        kept_in: the folder in it, of this model and of these ``texts``; one for each kind of device.
         texts: folder or URI of the captions' embeddings; None embeds them with the model's own text encoder.
     """
 

@@ -19,9 +19,10 @@ from rlvid import randomness
 from rlvid.config import RunConfig
 from rlvid.config.model import ModelConfig, SamplingConfig
 from rlvid.config.train import MADE
+from rlvid.data.checksums import hash_weights
 from rlvid.data.clips import digest
 from rlvid.data.embeddings import embedder_of, kept_texts
-from rlvid.data.encode import EncodeReport, encode_clips, hash_weights, model_fingerprint
+from rlvid.data.encode import EncodeReport, encode_clips, model_fingerprint
 from rlvid.data.encoders import Item
 from rlvid.data.kept import encoded_once
 from rlvid.data.run_prompts import kept_prompts, prompts_of_samples

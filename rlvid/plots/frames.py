@@ -20,7 +20,7 @@ from rlvid.escape import one_line
 from rlvid.files import write_atomic
 from rlvid.metric_names import metric_of
 from rlvid.plots.style import INK, RULE, SOFT
-from rlvid.plots.video import gif_bytes, write_mp4
+from rlvid.plots.video import GIF_SIDE, gif_bytes, shrunk, to_bytes, write_mp4
 
 MARGIN, GAP, TILE = 36, 6, 160
 """Pixels; a tile is at most TILE wide unless a frame's integer multiple says less."""
@@ -171,12 +171,16 @@ def side_by_side(prompt: str, films: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.stack(made)
 
 
-def write_moving(stem: Path, film: np.ndarray, fps: float) -> list[Path]:
-    """Writes a video (F, H, W, 3), uint8, as ``.mp4`` and as animated ``.webp`` and ``.gif``; returns the paths."""
-    frames_FCHW = torch.from_numpy(film).permute(0, 3, 1, 2) / 255
+def write_moving(stem: Path, prompt: str, films: Mapping[str, np.ndarray], fps: float) -> list[Path]:
+    """Writes what ``side_by_side`` makes as ``.mp4`` and as animated ``.webp`` and ``.gif``; returns the paths.
+
+    In the GIF large videos are shrunk, each to ``GIF_SIDE`` pixels.
+    """
+    film = side_by_side(prompt, films)
+    small = {name: to_bytes(shrunk(_frames(each)[None], GIF_SIDE)[0]) for name, each in films.items()}
     mp4, webp, gif = (stem.with_name(stem.name + suffix) for suffix in (".mp4", ".webp", ".gif"))
-    write_mp4(mp4, frames_FCHW, fps)
-    write_atomic(gif, gif_bytes(frames_FCHW, fps))
+    write_mp4(mp4, _frames(film), fps)
+    write_atomic(gif, gif_bytes(_frames(side_by_side(prompt, small)), fps))
     first, *others = map(Image.fromarray, film)
     data = io.BytesIO()
     first.save(
@@ -184,6 +188,11 @@ def write_moving(stem: Path, film: np.ndarray, fps: float) -> list[Path]:
     )
     write_atomic(webp, data.getvalue())
     return [mp4, webp, gif]
+
+
+def _frames(film: np.ndarray) -> Tensor:
+    """Returns frames_FCHW in [0, 1] of (F, H, W, 3), uint8."""
+    return torch.from_numpy(film).permute(0, 3, 1, 2) / 255
 
 
 def _still(video_FCHW: Tensor, shown: int) -> list[Image.Image]:

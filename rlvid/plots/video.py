@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from rlvid.files import atomic_file
 
+GIF_SIDE = 256
+"""Pixels of the longer side of a video as GIF, at most: a larger one takes half a minute and tens of megabytes."""
+
 
 def write_mp4(path: str | Path, frames_FCHW: Tensor, fps: float) -> None:
     """Writes an H.264 video (yuv420p, which every player shows), atomically.

@@ -13,7 +13,7 @@ from rlvid.evaluate.results.about import Case, VideoKey
 from rlvid.files import atomic_folder
 from rlvid.metric_names import metric_of, set_title
 from rlvid.plots.curves import Drawing
-from rlvid.plots.frames import draw_models, draw_steps, side_by_side, spread, write_moving
+from rlvid.plots.frames import draw_models, draw_steps, spread, write_moving
 from rlvid.report.drawings import along_runs, pareto, reward_curves
 from rlvid.report.inputs import ReportInputs, read_inputs
 from rlvid.report.page import PageAssets, Strip, render
@@ -116,7 +116,7 @@ def _sprites(
 
 def _moving(part: Path, name: str, prompt: str, films: dict[str, np.ndarray], fps: float) -> list[str]:
     """Writes videos side by side as mp4, WebP and GIF; returns the files' names."""
-    return [path.name for path in write_moving(part / "moving" / name, side_by_side(prompt, films), fps)]
+    return [path.name for path in write_moving(part / "moving" / name, prompt, films, fps)]
 
 
 def _strips(inputs: ReportInputs, selection: CaseSelection, kept: Frames, assets: PageAssets, part: Path) -> None:

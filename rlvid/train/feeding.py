@@ -1,7 +1,7 @@
 """The feed of a run: made anew at each start of its workers, from the step at which they resume."""
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from rlvid.data.encoding import Encoding
 from rlvid.data.feed import MAX_BYTES, NAME, InOrder, feed
 from rlvid.data.order import clip_indices, mixed_indices
 from rlvid.data.training_set import TrainingSet
-from rlvid.storage import is_uri, locate
+from rlvid.storage import is_uri, locate, split_uri
 from rlvid.train.record import RECORD, recorded_step
 
 _ENCODED_BYTES = 512 * 2**20
@@ -99,12 +99,15 @@ def _encoding(config: RunConfig, run: Path, texts: str | None) -> Encoding:
     from rlvid.data.encode import exact_model, model_fingerprint  # in the driver alone
 
     data, storage = config.data, config.output.storage
+    made_with = [model_fingerprint(config.model), __version__]
+    if texts is not None:  # clips hold embeddings too, perhaps of another device than the encoders'
+        made_with.append(PurePosixPath(split_uri(texts)[1] if is_uri(texts) else texts).name)
     return Encoding(
         model=exact_model(config.model),
         encoders=data.encoders,
         gpus=data.encoder_gpus,
         processes=config.train.workers + data.encoders,
         storage=(storage if is_uri(storage) else str(run.parent)) if data.cache else None,
-        kept_in=f"clips/cache-{digest([model_fingerprint(config.model), __version__])}",
+        kept_in=f"clips/cache-{digest(made_with)}",
         texts=texts,
     )

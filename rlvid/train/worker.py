@@ -24,7 +24,7 @@ from rlvid.data.shares import Share
 from rlvid.diffusion.generate import generate
 from rlvid.models.text_rows import cut_rows, pad_rows
 from rlvid.models.trained import load_trainable, load_trained
-from rlvid.plots.video import shrunk
+from rlvid.plots.video import GIF_SIDE, shrunk
 from rlvid.reward.load import held_out_reward, trained_reward
 from rlvid.runs.checkpoints import checkpoint_name, read_state
 from rlvid.storage import worker_mirror
@@ -46,8 +46,6 @@ MAX_SKIPPED = 5
 """Steps in a row without a finite loss, or without any reward, after which a run stops."""
 EMBEDDINGS = 256
 """Embeddings of prompts that a worker keeps; 80 MB for ModelScopeT2V. Only runs without clips make any."""
-_SHOWN_SIDE = 256
-"""Pixels of the longer side of a video in TensorBoard, at most: a GIF of a larger one would take half a minute."""
 
 
 class Worker:
@@ -323,7 +321,7 @@ class Worker:
             first_index=self.rank * share,
         )
         gathered: list[Any] = [None] * self.world
-        distributed.all_gather_object(gathered, shrunk(frames, _SHOWN_SIDE))
+        distributed.all_gather_object(gathered, shrunk(frames, GIF_SIDE))
         if self.tensorboard is not None:
             for prompt, clip in zip(wanted, torch.cat(gathered), strict=False):
                 self.tensorboard.video(step, f"videos/{prompt}", clip, self.model.fps)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import pytest
 import torch
 import yaml
@@ -160,3 +161,17 @@ def test_a_negative_prompt_that_is_cut_is_named(
 
 def _interrupted(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
+
+
+def test_the_gif_of_a_large_video_is_shrunk_and_the_mp4_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, _ = save_run(tmp_path)
+    how = {"steps": 1, "guidance": 2.0, "lora_scale": 1.0, "seed": 1}
+    for size, expected in {(32, 520): (256, 16), (16, 64): (256, 64)}.items():
+        out, frames = tmp_path / f"{size}", torch.rand(1, 2, 3, *size)
+        monkeypatch.setattr("rlvid.diffusion.generate.generate", lambda *_, frames=frames, **__: frames)
+        actions.generate_and_show(str(run), PROMPTS[:1], out=out, **how)
+        (gif,), (mp4,) = out.glob("*.gif"), out.glob("*.mp4")
+        with Image.open(gif) as image:
+            assert (image.size, image.n_frames) == (expected, 2)
+        with av.open(mp4) as container:
+            assert next(container.decode(video=0)).to_ndarray(format="rgb24").shape == (*size, 3)

@@ -12,8 +12,10 @@ import pytest
 import ray
 import torch
 
+from rlvid import files
 from rlvid.config.model import ModelConfig
-from rlvid.data import encode, encoders, writing
+from rlvid.data import checksums, encode, encoders, writing
+from rlvid.data.checksums import hash_weights
 from rlvid.data.clips import EncodedClips, read_meta
 from rlvid.data.encoders import ClipEncoder, encode_items
 from rlvid.data.row_files import keep_rows
@@ -103,7 +105,7 @@ def test_weights_are_read_once_by_a_process_and_anew_when_they_changed(
     read, digest = list[str](), hashlib.file_digest
     monkeypatch.setattr(hashlib, "file_digest", lambda file, how: [read.append(file.name), digest(file, how)][1])
     parts = ("vae", "text_encoder", "tokenizer")
-    found = [encode.hash_weights(str(tmp_path), parts) for _ in range(2)]
+    found = [hash_weights(str(tmp_path), parts) for _ in range(2)]
     assert len(read) == len(set(read)) > 3
     (weights,) = (tmp_path / "vae").glob("*.safetensors")
     content, was = bytearray(weights.read_bytes()), weights.stat()
@@ -117,10 +119,45 @@ def test_weights_are_read_once_by_a_process_and_anew_when_they_changed(
             shutil.copystat(weights, tmp_path / "other")
             (tmp_path / "other").replace(weights)
         read.clear()
-        found.append(encode.hash_weights(str(tmp_path), parts))
+        found.append(hash_weights(str(tmp_path), parts))
         assert read == [str(weights)]
     assert found[0] == found[1]
     assert len(set(found)) == 3
+
+
+def test_large_weights_are_read_once_by_all_processes_and_anew_when_they_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_tiny_model(tmp_path / "tiny")
+    monkeypatch.setenv("RLVID_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(checksums, "_LARGE", 0)
+    read, digest = list[str](), hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, how: [read.append(file.name), digest(file, how)][1])
+
+    def start() -> str:
+        files._sha256_as.cache_clear()  # as a process that begins
+        read.clear()
+        return hash_weights(str(tmp_path / "tiny"), ("vae",))
+
+    first = start()
+    assert read
+    assert start() == first
+    assert read == []
+    (weights,) = (tmp_path / "tiny" / "vae").glob("*.safetensors")
+    content, was = bytearray(weights.read_bytes()), weights.stat()
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    os.utime(weights, ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert start() != first
+    assert read == [str(weights)], "the time of a change cannot be set"
+    for kept in (tmp_path / "cache").rglob("*"):
+        if kept.is_file():
+            kept.write_text("")
+    second = start()
+    assert read, "what is damaged is no checksum"
+    shutil.rmtree(tmp_path / "cache")
+    (tmp_path / "cache").write_text("in the way")
+    assert start() == second, "without a cache files are read"
 
 
 class Actors:

@@ -239,7 +239,7 @@ def test_samples_of_the_base_read_embeddings(home: Path, tmp_path: Path, monkeyp
     items = [{"index": i, "source": "", "caption": prompt} for i, prompt in enumerate(["", *PROMPTS])]
     whole = load_video_model(spec)
     expected = encode_items(whole, items[1:], sampler)
-    with ClipWriter(tmp_path / "texts", {}) as writer:
+    with ClipWriter(tmp_path / "texts" / "2", {}) as writer:
         writer.add(encode_items(whole, items, read_prompt))
         writer.finish({"fingerprint": digest({})}, [])
     monkeypatch.setattr(wan_parts, "_stored_text", lambda *_: pytest.fail("the text encoder was loaded"))

@@ -4,14 +4,16 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from threading import Barrier
 
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from rlvid.data.find import Skipped, find_clips
+from rlvid.data.find import ClipFile, Skipped, find_clips, read_contents
 from rlvid.data.prompts import read_prompts
+from rlvid.files import size_and_ends
 
 
 def test_a_folder_gives_clips_and_names_the_rest(tmp_path: Path) -> None:
@@ -221,3 +223,20 @@ def test_a_line_names_its_file_once() -> None:
     path = Path("clips/a.mp4")
     assert str(Skipped(path, f"{path}: is empty")) == str(Skipped(path, "is empty")) == "clips/a.mp4: is empty"
     assert str(Skipped(path, "\x1b[2J")) == "clips/a.mp4: \\x1b[2J"
+
+
+def test_contents_are_read_side_by_side_and_keep_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips, together = [ClipFile(tmp_path / name, name) for name in "dcba"], Barrier(2, timeout=10)
+    for clip in clips:
+        clip.path.write_bytes(clip.caption.encode())
+    clips[1].path.unlink()
+    expected = {clip: json.dumps([clip.caption, *size_and_ends(clip.path)]) for clip in clips if clip != clips[1]}
+
+    def read(path: Path) -> tuple[int, str]:
+        together.wait()
+        return size_and_ends(path)
+
+    monkeypatch.setattr("rlvid.data.find.size_and_ends", read)
+    contents, skipped = read_contents(clips)
+    assert [*contents.items()] == [*expected.items()]
+    assert skipped == [Skipped(clips[1].path, "cannot be read: No such file or directory")]

@@ -2,7 +2,9 @@
 
 import io
 import shutil
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,12 +14,13 @@ import pytest
 import torch
 from rich.console import Console
 
+from jobs.benchmark.workers import measure_in_workers
 from rlvid.cluster import nodes
 from rlvid.config import RunConfig, parse_config
 from rlvid.config.model import ModelConfig
 from rlvid.data.batches import Shares
 from rlvid.data.clips import CLIP
-from rlvid.data.embeddings import kept_embeddings, read_prompt
+from rlvid.data.embeddings import StoredEmbedder, embedder_of, kept_embeddings, kept_texts, read_prompt
 from rlvid.data.encode import EncodeReport, exact_model
 from rlvid.data.encoders import encode_items
 from rlvid.data.encoding import Encoding
@@ -33,7 +36,7 @@ from rlvid.models.load import load_video_model
 from rlvid.models.unet3d import load_model
 from rlvid.plots.video import write_mp4
 from rlvid.toy.tiny import save_tiny_model
-from rlvid.train.feeding import RunFeed
+from rlvid.train.feeding import RunFeed, _encoding
 from rlvid.train.job import Job
 from rlvid.train.launch import _trainer
 from rlvid.train.preflight import check
@@ -153,13 +156,95 @@ def test_clips_beside_videos_come_as_they_are(home: Path, tmp_path: Path) -> Non
         assert stream.read_all().column_names == list(CLIP)
 
 
+def embed(embedded: list[str], prompts: list[str], model: ModelConfig, out: Path, **_: Any) -> EncodeReport:
+    """Does what ``encode_prompts`` does, without Ray, and takes note of the prompts."""
+    embedded.extend(prompts)
+    items = [{"index": i, "source": "", "caption": prompt} for i, prompt in enumerate(prompts)]
+    with ClipWriter(out, {}) as writer:
+        writer.add(encode_items(load_video_model(model, denoiser=False), items, read_prompt))
+        writer.finish({"fingerprint": "0" * 16}, [])
+    return EncodeReport(out, len(prompts), len(prompts), [], "0" * 16, 0.0, [])
+
+
+def large_run(folder: Path, size: int = 32, **train: Any) -> RunConfig:
+    """A run whose model counts as a large one: a copy of the built-in Wan model."""
+    shutil.copytree(builtin_folder("builtin-wan"), folder / "wan", dirs_exist_ok=True)
+    model, output = {"path": str(folder / "wan"), "frames": 5, "size": size}, {"storage": str(folder / "runs")}
+    return parse_config({"model": model, "output": output, "train": {"use_gpu": False} | train})
+
+
+@pytest.mark.parametrize("store", [False, True], ids=["folder", "store"])
+def test_a_caption_is_embedded_once_for_all_runs_of_a_text_encoder(
+    store: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, embedded = large_run(tmp_path), list[str]()
+    other = large_run(tmp_path, size=16)
+    if store:
+        monkeypatch.setenv("RLVID_CACHE", str(tmp_path / "cache"))
+        place = run.output.model_copy(update={"storage": (tmp_path / "store").as_uri()})
+        run, other = (each.model_copy(update={"output": place}) for each in (run, other))
+    monkeypatch.setattr("rlvid.data.embeddings.encode_prompts", partial(embed, embedded))
+    first = kept_texts(run, ["", "a cat", "a dog"], QUIET)
+    assert kept_texts(other, ["a dog", "a bird", "a bird", ""], QUIET) == first
+    assert kept_texts(run, ["a bird", "a cat"], QUIET) == first
+    assert embedded == ["", "a cat", "a dog", "a bird"]
+    assert first is not None
+    prompts = ["a bird", "a cat", "a cat", ""]
+    expected = torch.cat([load_video_model(run.model, denoiser=False).encode_prompts([each]) for each in prompts])
+    known = embedder_of(run.model.path, first)
+    assert isinstance(known, StoredEmbedder)
+    assert torch.equal(known.embed(prompts), expected)
+    with pytest.raises(ValueError, match="no embedding of the prompt 'a fish'"):
+        known.embed(["a fish"])
+
+
+def test_what_another_device_embedded_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedded = list[str]()
+    monkeypatch.setattr("rlvid.data.embeddings.encode_prompts", partial(embed, embedded))
+    runs = [large_run(tmp_path, use_gpu=use_gpu) for use_gpu in (False, True)]
+    texts = [kept_texts(run, ["a cat"], QUIET) for run in runs]
+    assert embedded == ["a cat", "a cat"]
+    assert texts[0] != texts[1]
+    clips = {_encoding(runs[0], tmp_path / "runs" / "run", place).kept_in for place in (None, *texts)}
+    assert len(clips) == 3, "encoded clips hold embeddings, too"
+
+
+def test_a_benchmark_gives_its_workers_and_encoders_the_embeddings_as_training_does(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, embedded, jobs = large_run(tmp_path, workers=1, batch_size=2), list[str](), list[Job]()
+    run = run.model_copy(update={"data": run.data.model_copy(update={"source": str(home / "in")})})
+    given = dict[str, Any]()
+
+    def trainer(measure: partial[None], **arguments: Any) -> SimpleNamespace:
+        given.update(arguments)
+        return SimpleNamespace(fit=measure)
+
+    def measure(job: Job, how: dict[str, Any]) -> None:
+        jobs.append(job)
+        how["result"].write_text("{}")
+
+    for name in ("cluster.connect.start_ray", "cluster.nodes.check_resources", "train.archivist.start_archivist"):
+        monkeypatch.setattr(f"rlvid.{name}", lambda *_: None)
+    monkeypatch.setattr("rlvid.train.progress.ProgressActor", SimpleNamespace(remote=lambda: None))
+    monkeypatch.setattr("ray.train.torch.TorchTrainer", trainer)
+    monkeypatch.setattr("rlvid.data.embeddings.encode_prompts", partial(embed, embedded))
+    measure_in_workers(measure, run, steps=2)
+    assert embedded == ["", "this is a", "this is b", "this is c"]
+    assert (jobs[0].encodes, jobs[0].texts is None) == (True, False)
+    assert given["datasets"][NAME].encoding.texts == jobs[0].texts
+
+
 def test_a_large_text_encoder_is_not_loaded_beside_training(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A copy of the built-in Wan model counts as a large one."""
     shutil.copytree(builtin_folder("builtin-wan"), tmp_path / "wan")
     data, output = {"source": str(home / "in"), "cache": False}, {"storage": str(tmp_path / "runs")}
-    model, train = {"path": str(tmp_path / "wan"), "frames": 5}, {"steps": 2, "batch_size": 2, "workers": 1}
+    model, train = (
+        {"path": str(tmp_path / "wan"), "frames": 5},
+        {"steps": 2, "batch_size": 2, "workers": 1, "use_gpu": False},
+    )
     run = parse_config({"model": model, "data": data, "output": output, "train": train})
     videos, embedded = training_set(run, QUIET), list[str]()
     before = {"index": 0, "source": str(home / "in" / "c.mp4"), "caption": "encoded before"}
@@ -167,14 +252,6 @@ def test_a_large_text_encoder_is_not_loaded_beside_training(
         writer.add(encode_items(load_model(str(home / "tiny"), **SHAPE, precision="float32", device="cpu"), [before]))
         writer.finish({"fingerprint": "0" * 16}, [])
     mixed = TrainingSet((*TrainingSet.of(tmp_path / "clips").sources, *videos.sources))
-
-    def embed(prompts: list[str], model: ModelConfig, out: Path, **_: Any) -> EncodeReport:
-        embedded.extend(prompts)
-        items = [{"index": i, "source": "", "caption": prompt} for i, prompt in enumerate(prompts)]
-        with ClipWriter(out, {}) as writer:
-            writer.add(encode_items(load_video_model(model, denoiser=False), items, read_prompt))
-            writer.finish({"fingerprint": "0" * 16}, [])
-        return EncodeReport(out, len(prompts), len(prompts), [], "0" * 16, 0.0, [])
 
     def encoding(texts: str | None) -> Encoding:
         job = Job.of(run, run=tmp_path / "runs" / "wan", use_gpu=False, progress=None, encodes=True, texts=texts)
@@ -184,7 +261,7 @@ def test_a_large_text_encoder_is_not_loaded_beside_training(
         return found
 
     monkeypatch.setattr("ray.train.torch.TorchTrainer", lambda *_, **given: given)
-    monkeypatch.setattr("rlvid.data.embeddings.encode_prompts", embed)
+    monkeypatch.setattr("rlvid.data.embeddings.encode_prompts", partial(embed, embedded))
     (block,) = blocks(videos, [[0, 2, 1, 0]])
     expected = ShareEncoder(encoding(None))(block)  # sets the number of threads
     feed = RunFeed(run, mixed, tmp_path / "runs" / "wan")

@@ -24,7 +24,7 @@ from rlvid.evaluate.results.about import Case
 from rlvid.evaluate.results.read import read_evaluation
 from rlvid.metric_names import metric_of
 from rlvid.plots.curves import _bar
-from rlvid.plots.frames import side_by_side
+from rlvid.plots.frames import side_by_side, write_moving
 from rlvid.report import write as writing
 from rlvid.report.drawings import _interval
 from rlvid.report.inputs import join, read_inputs
@@ -171,6 +171,15 @@ def test_moving_files_hold_all_models_side_by_side(made: Path) -> None:
         else:
             with Image.open(path) as image:
                 assert image.n_frames == 8
+
+
+def test_the_gif_of_large_videos_is_shrunk_and_the_other_moving_files_are_not(tmp_path: Path) -> None:
+    films = {name: np.random.default_rng(0).integers(256, size=(2, 32, 520, 3), dtype=np.uint8) for name in "ab"}
+    mp4, webp, gif = write_moving(tmp_path / "large", "a prompt", films, 8)
+    with Image.open(gif) as image:
+        assert (image.n_frames, image.width) == (2, 16 + 2 * (256 + 16))
+    with Image.open(webp) as image, av.open(mp4) as container:
+        assert image.width == container.streams.video[0].width == 16 + 2 * (520 + 16)
 
 
 def test_a_video_that_is_no_number_is_crossed_out_and_told(tmp_path: Path) -> None:

@@ -56,12 +56,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def texts(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The embeddings that ``encode_prompts`` keeps, made without Ray."""
-    out, model = tmp_path_factory.mktemp("texts") / "out", load_video_model(spec(folder), denoiser=False)
+    place, model = tmp_path_factory.mktemp("texts"), load_video_model(spec(folder), denoiser=False)
     items = [{"index": i, "source": "", "caption": prompt} for i, prompt in enumerate([*PROMPTS, "", "blue"])]
-    with ClipWriter(out, {}) as writer:
+    with ClipWriter(place / "4", {}) as writer:
         writer.add(encode_items(model, items, read_prompt))
         writer.finish({"fingerprint": digest({})}, [])
-    return str(out)
+    return str(place)
 
 
 def spec(folder: Path, **settings: Any) -> ModelConfig:
