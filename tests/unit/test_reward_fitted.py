@@ -73,6 +73,15 @@ def test_an_image_reward_answers_what_was_fitted_in_the_unit_of_the_reference(tm
     assert not any(each.requires_grad for each in reward.parameters())
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_coarser_type_does_not_round_the_scale_of_cosines(tmp_path: Path, precision: str) -> None:
+    write(tmp_path / "mine", VIDEO)
+    found = [load_reward("fitted", path=str(tmp_path / "mine"), precision=each) for each in ("float32", precision)]
+    fine, coarse = (each.scorer.backbone.scale for each in found)
+    assert torch.equal(fine, coarse)
+    assert float(fine) == pytest.approx(math.exp(load_file(tmp_path / "mine" / "model.safetensors")["logit_scale"]))
+
+
 @pytest.mark.parametrize("combined", [1.0, 0.7])
 def test_a_video_reward_answers_the_mean_of_its_standardised_axes(tmp_path: Path, combined: float) -> None:
     scorer = write(tmp_path / "mine", VIDEO.model_copy(update={"combined_deviation": combined}))

@@ -225,15 +225,16 @@ def load_fitted(
     spec, folder = check_fitted(path, where), Path(path).expanduser()
     clip, tokenise = load_clip("fitted", folder, where)
     preprocess = spec.preprocess
-    scale = float(Backbone(clip, preprocess).scale.detach())  # before a coarser type rounds it
+    scale = Backbone(clip, preprocess).scale.detach()  # before a coarser type rounds it
     clip = clip.to(device, getattr(torch, precision))
     if spec.head is None:
         (base_mean,), (base_deviation,) = spec.base_mean, spec.base_deviation
         # Multiplied first: a reward with base_deviation = deviation * scale is the plain cosine, to the last bit.
-        factor, shift = spec.deviation * scale / base_deviation, spec.mean - spec.deviation * base_mean / base_deviation
+        factor = spec.deviation * float(scale) / base_deviation
+        shift = spec.mean - spec.deviation * base_mean / base_deviation
         return ClipReward(clip, tokenise, preprocess, chunk, recompute=recompute, scale=factor, shift=shift)
     head = build_head(spec.head, clip, len(spec.axes))
     fill(head, read_weights(folder / HEAD, where), f"{where}: {HEAD}")
     head.float()
-    backbone = Backbone(clip, preprocess, grid=spec.head.grid, chunk=chunk, recompute=recompute)
+    backbone = Backbone(clip, preprocess, grid=spec.head.grid, chunk=chunk, recompute=recompute, scale=scale)
     return FittedVideoReward(VideoScorer(backbone, head), TextFeatures(clip, tokenise), spec).to(device)
