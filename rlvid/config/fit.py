@@ -63,7 +63,12 @@ class FitConfig(Section):
 
     kind: Literal["image", "video"] = Field("image", description="a reward of single frames, or of whole videos")
     axes: tuple[str, ...] = Field((), description="axes of votes to fit; default: all that the pairs have")
-    frames: int = Field(8, ge=1, description="frames of a video that are read, evenly from end to end")
+    frames: int = Field(
+        8,
+        ge=1,
+        description="frames of a video that are read, evenly from end to end; a reward of whole videos looks at "
+        "as many",
+    )
     backbone: BackboneConfig = BackboneConfig()
     head: HeadConfig = HeadConfig()
     preferences: float = Field(1.0, ge=0, description="weight of Bradley and Terry's loss; 0 fits without votes")

@@ -125,8 +125,10 @@ def spec_of(
         deviation_A: of the same.
         combined: standard deviation of the mean of their standardised axes.
     """
+    video = config.kind == "video"
     return Spec(
-        axes=tuple(axes), preprocess=beginning.preprocess, head=config.head if config.kind == "video" else None,
+        axes=tuple(axes), preprocess=beginning.preprocess, head=config.head if video else None,
+        frames=config.frames if video else None,
         base_mean=tuple(map(float, mean_A)), base_deviation=tuple(map(float, deviation_A)),
         combined_deviation=combined, mean=config.mean, deviation=config.deviation,
     )  # fmt: skip

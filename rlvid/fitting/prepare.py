@@ -29,6 +29,7 @@ from rlvid.data.parquet import open_parquet
 from rlvid.data.videos import read_video
 from rlvid.fitting.pairs import Media, Pair
 from rlvid.reward.preprocess import Preprocess
+from rlvid.reward.segments import middle_frames
 
 ROWS = pa.schema(
     [
@@ -63,7 +64,7 @@ def read_media(media: Media, frames: int, preprocess: Preprocess) -> Tensor:
     """
     if media.row is not None:
         files = _exported(media)
-        chosen = ((np.arange(frames) + 0.5) * len(files) / frames).astype(int).tolist()
+        chosen = middle_frames(len(files), frames)
         seen = {place: decode_image(files[place], f"{media}: frame {place}") for place in set(chosen)}
         if len({each.shape for each in seen.values()}) > 1:
             raise ImageError(f"{media}: has frames of several sizes; export the study again")

@@ -62,7 +62,7 @@ def test_an_unfitted_image_reward_is_its_backbone_in_another_unit(tmp_path: Path
 def test_a_video_reward_of_a_published_folder_is_saved_and_scores(tmp_path: Path) -> None:
     save_tiny_clip(tmp_path / "clip")
     settings = {"name": "clip", "path": str(tmp_path / "clip"), "layers": 0}
-    config = FitConfig(kind="video", backbone=settings, head={"grid": 2, "width": 16, "heads": 2})
+    config = FitConfig(kind="video", frames=3, backbone=settings, head={"grid": 2, "width": 16, "heads": 2})
     check_backbone(config.backbone)
     made = begin(config)
     scorer = scorer_of(config, made, 2)

@@ -181,6 +181,7 @@ def test_the_written_reward_scores_base_samples_with_the_asked_mean_and_deviatio
     deviation_A = torch.tensor(found.deviation_A)
     standard_N = (torch.tensor(found.differences_NA) / deviation_A).mean(1)
     spec = check_fitted(str(tmp_path / RESULT), "here")
+    assert spec.frames == (FRAMES if kind == "video" else None)
     differences_N = (answers[0] - answers[1]) / 0.05 * spec.combined_deviation
     torch.testing.assert_close(differences_N, standard_N, rtol=1e-4, atol=1e-4)
     assert (spec.axes, spec.base_mean, spec.base_deviation) == (

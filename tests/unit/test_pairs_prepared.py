@@ -16,6 +16,7 @@ from rlvid.fitting.pairs import Media, Pair, Vote
 from rlvid.fitting.prepare import held_out_prompts, items, read_batch, read_media, write_pairs
 from rlvid.plots.video import write_mp4
 from rlvid.reward.preprocess import Preprocess, preset
+from rlvid.reward.segments import middle_frames
 
 SIZE, PREPROCESS = 16, Preprocess(16)
 RANDOM = np.random.default_rng(0)
@@ -47,11 +48,20 @@ def test_images_and_exports_have_their_pixels_and_videos_are_read_from_end_to_en
     for places, count in (([1, 3, 5, 7], 4), ([*range(8)], 8)):
         found = read_media(Media(export, 1, "a"), count, PREPROCESS)
         assert np.array_equal(found.permute(0, 2, 3, 1).numpy(), frames[places])
-    assert len(read_media(Media(export, 0, "b"), 8, PREPROCESS)) == 8, "a shorter one repeats frames"
+    found = read_media(Media(export, 0, "b"), 8, PREPROCESS)
+    assert np.array_equal(found.permute(0, 2, 3, 1).numpy(), frames[[0, 0, 1, 1, 2, 2, 3, 3]]), "it repeats frames"
     grey = torch.arange(8)[:, None, None, None].expand(8, 3, 32, 32) * 30 / 255
     write_mp4(tmp_path / "x.mp4", grey, 8)
     levels = read_media(Media(tmp_path / "x.mp4"), 4, PREPROCESS).float().mean((1, 2, 3))
     assert (levels - torch.tensor([30.0, 90, 150, 210])).abs().max() < 8
+
+
+@pytest.mark.parametrize("length", [3, 9, 16, 21])
+def test_a_file_has_the_same_frames_as_an_export_and_as_a_reward_that_looks_at_it(tmp_path: Path, length: int) -> None:
+    grey = torch.arange(length)[:, None, None, None].expand(length, 3, 32, 32) * 10 / 255
+    write_mp4(tmp_path / "x.mp4", grey, 8)
+    levels = read_media(Media(tmp_path / "x.mp4"), 8, PREPROCESS).float().mean((1, 2, 3))
+    assert (levels / 10).round().int().tolist() == middle_frames(length, 8)
 
 
 @pytest.mark.parametrize("policy", ["hpsv2", "videox_fun", "imagereward", "clip", "pickscore"])

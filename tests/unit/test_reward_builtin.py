@@ -9,22 +9,23 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlvid.config.fit import BackboneConfig, FitConfig
+from rlvid.config.fit import BackboneConfig, FitConfig, load_fit
 from rlvid.config.reward import BuiltinReward, HeldOutReward, RewardConfig
 from rlvid.evaluate.clip import load_clip
 from rlvid.fitting.backbone import begin, check_backbone, preprocess_for, scorer_of, spec_of
 from rlvid.plan.parts import _clip_outline
 from rlvid.reward.builtin import BUILTIN, builtin_folder
 from rlvid.reward.clip import ClipReward
-from rlvid.reward.fit.folder import FittedVideoReward, save_fitted
+from rlvid.reward.fit.folder import FittedVideoReward, read_spec, save_fitted
 from rlvid.reward.load import load_reward, scores_whole_videos
 from rlvid.reward.text_limit import reward_text_limit
+from rlvid.toy.pretrain.plan import JUDGES, REWARDS, RewardPlan
 
 PROMPTS = ["a red circle moving left", "a dog"]
 
 
-def frames() -> torch.Tensor:
-    return torch.rand((2, 4, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+def frames(count: int = 4) -> torch.Tensor:
+    return torch.rand((2, count, 3, 32, 32), generator=torch.Generator().manual_seed(0))
 
 
 def test_settings_and_folders_name_the_same_rewards() -> None:
@@ -52,6 +53,24 @@ def test_the_first_two_answer_the_plain_cosine(name: str) -> None:
     reward = load_reward(name)
     assert isinstance(reward, ClipReward)
     assert (reward.scale, reward.shift) == (pytest.approx(1, abs=1e-6), 0)
+
+
+@pytest.mark.parametrize("plan", [*REWARDS, *JUDGES], ids=lambda plan: plan.name)
+def test_a_shipped_reward_looks_at_as_many_frames_as_its_fit_reads(plan: RewardPlan) -> None:
+    config = load_fit(["backbone.name=clip", "backbone.path=random", *plan.settings])
+    found = read_spec(builtin_folder(f"builtin-{plan.name}"), "here").frames
+    assert found == (config.frames if config.kind == "video" else None)
+
+
+@pytest.mark.parametrize("name", ["builtin-video", "builtin-heldout-video"])
+def test_a_shipped_reward_of_whole_videos_looks_at_eight_frames(name: str) -> None:
+    reward = load_reward(name)
+    assert isinstance(reward, FittedVideoReward)
+    of_all = FittedVideoReward(reward.scorer, reward.text_features, reward.spec.model_copy(update={"frames": None}))
+    assert torch.equal(reward(frames(8), PROMPTS), of_all(frames(8), PROMPTS))
+    assert torch.equal(reward(frames(16), PROMPTS), of_all(frames(16)[:, 1::2], PROMPTS))
+    wan = frames(9)[:, [0, 1, 2, 3, 5, 6, 7, 8]]
+    assert torch.equal(reward(frames(9), PROMPTS), of_all(wan, PROMPTS))
 
 
 @pytest.fixture

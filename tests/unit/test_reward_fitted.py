@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import clips, flat_gradient, make
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlvid.config import parse_config
 from rlvid.config.fit import HeadConfig
@@ -48,6 +48,7 @@ def write(folder: Path, spec: Spec) -> Scorer:
     scorer: Scorer = ImageScorer(backbone)
     if spec.head is not None:
         scorer = VideoScorer(backbone, build_head(spec.head, clip, len(spec.axes), "cpu"))
+        nn.init.normal_(scorer.head.out)  # an untrained head says nothing
     folder.mkdir()
     save_fitted(folder, spec, scorer, STRUCTURE, WORDS)
     return scorer
@@ -72,6 +73,15 @@ def test_an_image_reward_answers_what_was_fitted_in_the_unit_of_the_reference(tm
     assert not any(each.requires_grad for each in reward.parameters())
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_coarser_type_does_not_round_the_scale_of_cosines(tmp_path: Path, precision: str) -> None:
+    write(tmp_path / "mine", VIDEO)
+    found = [load_reward("fitted", path=str(tmp_path / "mine"), precision=each) for each in ("float32", precision)]
+    fine, coarse = (each.scorer.backbone.scale for each in found)
+    assert torch.equal(fine, coarse)
+    assert float(fine) == pytest.approx(math.exp(load_file(tmp_path / "mine" / "model.safetensors")["logit_scale"]))
+
+
 @pytest.mark.parametrize("combined", [1.0, 0.7])
 def test_a_video_reward_answers_the_mean_of_its_standardised_axes(tmp_path: Path, combined: float) -> None:
     scorer = write(tmp_path / "mine", VIDEO.model_copy(update={"combined_deviation": combined}))
@@ -86,6 +96,36 @@ def test_a_video_reward_answers_the_mean_of_its_standardised_axes(tmp_path: Path
     (gradient,) = torch.autograd.grad(reward(pixels, PROMPTS).sum(), pixels)
     assert (gradient.flatten(2).norm(dim=2) > 0).all(), "every frame has a gradient"
     assert load_reward("fitted", path=str(tmp_path / "mine"), precision="bfloat16")(frames(), PROMPTS).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("length", "places"), [(4, range(4)), (8, (1, 3, 5, 7)), (9, (1, 3, 5, 7)), (6, (0, 2, 3, 5)), (2, (0, 0, 1, 1))]
+)
+def test_a_video_reward_looks_at_as_many_frames_as_in_its_fit(tmp_path: Path, length: int, places: Any) -> None:
+    write(tmp_path / "all", VIDEO)
+    write(tmp_path / "four", VIDEO.model_copy(update={"frames": 4}))
+    whole, four = (load_reward("fitted", path=str(tmp_path / name)) for name in ("all", "four"))
+    pixels = frames(length).requires_grad_()
+    found, chosen = four(pixels, PROMPTS), whole(pixels[:, [*places]], PROMPTS)
+    torch.testing.assert_close(found, chosen, atol=1e-6, rtol=1e-5)
+    assert torch.equal(found, chosen) or length < 4
+    gradient, expected = (torch.autograd.grad(each.sum(), pixels)[0] for each in (found, chosen))
+    torch.testing.assert_close(gradient, expected, atol=1e-6, rtol=1e-4)
+    seen = gradient.flatten(2).norm(dim=2) > 0
+    assert all(row.nonzero().flatten().tolist() == sorted({*places}) for row in seen), "the others have no gradient"
+
+
+def test_a_number_of_frames_is_sealed_and_left_out_where_there_is_none(tmp_path: Path) -> None:
+    write(tmp_path / "all", VIDEO)
+    assert "frames" not in json.loads((tmp_path / "all" / "reward.json").read_text()), "as earlier versions wrote it"
+    write(tmp_path / "four", VIDEO.model_copy(update={"frames": 4}))
+    alter(tmp_path / "four", frames=8)
+    with pytest.raises(ValueError, match=r"reward\.json is not as rlvid reward fit wrote it"):
+        check_one("fitted", str(tmp_path / "four"))
+    write(tmp_path / "still", IMAGE)
+    alter(tmp_path / "still", frames=4)
+    with pytest.raises(ValueError, match="frames = 4: a cosine is of each frame; leave it out"):
+        check_one("fitted", str(tmp_path / "still"))
 
 
 def test_runs_train_on_it_and_are_judged_by_it(tmp_path: Path) -> None:

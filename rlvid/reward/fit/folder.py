@@ -38,6 +38,7 @@ from rlvid.reward.fit.models import Backbone, ImageScorer, TemporalHead, VideoSc
 from rlvid.reward.fit.seal import CONFIG, HEAD, SPEC, check_seal, seal
 from rlvid.reward.preprocess import Preprocess
 from rlvid.reward.published import check_clip, load_clip
+from rlvid.reward.segments import middle_frames
 
 Scorer = ImageScorer | VideoScorer
 
@@ -51,6 +52,9 @@ class Spec(BaseModel):
     axes: tuple[str, ...] = Field(min_length=1, description="what was asked, such as quality; a head each")
     preprocess: Preprocess = Field(description="the policy that makes frames the CLIP's input")
     head: HeadConfig | None = Field(None, description="of a reward of whole videos; null: a cosine of single frames")
+    frames: int | None = Field(
+        None, ge=1, description="of a video, that a reward of whole videos looks at, as many as in its fit; null: all"
+    )
     base_mean: tuple[float, ...] = Field(description="mean raw score of base samples, an axis each")
     base_deviation: tuple[float, ...] = Field(description="standard deviation of the same, above 0")
     combined_deviation: float = Field(
@@ -70,13 +74,20 @@ class Spec(BaseModel):
             raise ValueError(f"base_deviation = {list(self.base_deviation)}: a deviation must be above 0")
         if self.head is None and len(self.axes) > 1:
             raise ValueError(f"axes = {list(self.axes)}: a cosine has one axis")
+        if self.head is None and self.frames is not None:
+            raise ValueError(f"frames = {self.frames}: a cosine is of each frame; leave it out")
         if len(self.axes) == 1 and self.combined_deviation != 1:
             raise ValueError(f"combined_deviation = {self.combined_deviation}: of one axis it is 1")
         return self
 
 
 class FittedVideoReward(nn.Module):
-    """A fitted reward of whole videos: ``(frames_BFCHW in [0, 1], prompts) -> score_B``."""
+    """A fitted reward of whole videos: ``(frames_BFCHW in [0, 1], prompts) -> score_B``.
+
+    It looks at as many frames as in its fit, ``spec.frames``, evenly from end to end, since its head judges motion by
+    the change from frame to frame; a video of fewer frames repeats some, as the readers of a fit do. The others have no
+    gradient.
+    """
 
     whole_video = True
     base_mean_A: Tensor
@@ -90,7 +101,11 @@ class FittedVideoReward(nn.Module):
 
     def forward(self, frames_BFCHW: Tensor, prompts: list[str]) -> Tensor:
         """Returns score_B, at least float32; differentiable."""
-        image_BFD, patch_BFN = self.scorer.backbone(frames_BFCHW)
+        frames, count = frames_BFCHW.shape[1], self.spec.frames or frames_BFCHW.shape[1]
+        places = middle_frames(frames, count)
+        image_BFD, patch_BFN = self.scorer.backbone(frames_BFCHW[:, places] if count < frames else frames_BFCHW)
+        if count > frames:
+            image_BFD, patch_BFN = image_BFD[:, places], patch_BFN[:, places]
         raw_BA = self.scorer.score(image_BFD, patch_BFN, self.text_features(prompts))
         standard_B = ((raw_BA - self.base_mean_A) / self.base_deviation_A).mean(1)
         return self.spec.mean + self.spec.deviation * (standard_B / self.spec.combined_deviation)
@@ -111,7 +126,8 @@ def save_fitted(
     save_clip(folder, scorer.backbone.clip, config, tokenizer)
     if isinstance(scorer, VideoScorer):
         save_file(_weights(scorer.head), folder / HEAD)
-    seal(folder, spec.model_dump(mode="json"))
+    later = {"frames"} if spec.frames is None else None  # left out, it is as earlier versions wrote it
+    seal(folder, spec.model_dump(mode="json", exclude=later))
 
 
 def save_clip(folder: Path, clip: CLIP, config: dict[str, Any], tokenizer: CLIPTokenizer | None = None) -> None:
@@ -209,15 +225,16 @@ def load_fitted(
     spec, folder = check_fitted(path, where), Path(path).expanduser()
     clip, tokenise = load_clip("fitted", folder, where)
     preprocess = spec.preprocess
-    scale = float(Backbone(clip, preprocess).scale.detach())  # before a coarser type rounds it
+    scale = Backbone(clip, preprocess).scale.detach()  # before a coarser type rounds it
     clip = clip.to(device, getattr(torch, precision))
     if spec.head is None:
         (base_mean,), (base_deviation,) = spec.base_mean, spec.base_deviation
         # Multiplied first: a reward with base_deviation = deviation * scale is the plain cosine, to the last bit.
-        factor, shift = spec.deviation * scale / base_deviation, spec.mean - spec.deviation * base_mean / base_deviation
+        factor = spec.deviation * float(scale) / base_deviation
+        shift = spec.mean - spec.deviation * base_mean / base_deviation
         return ClipReward(clip, tokenise, preprocess, chunk, recompute=recompute, scale=factor, shift=shift)
     head = build_head(spec.head, clip, len(spec.axes))
     fill(head, read_weights(folder / HEAD, where), f"{where}: {HEAD}")
     head.float()
-    backbone = Backbone(clip, preprocess, grid=spec.head.grid, chunk=chunk, recompute=recompute)
+    backbone = Backbone(clip, preprocess, grid=spec.head.grid, chunk=chunk, recompute=recompute, scale=scale)
     return FittedVideoReward(VideoScorer(backbone, head), TextFeatures(clip, tokenise), spec).to(device)

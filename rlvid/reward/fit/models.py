@@ -25,12 +25,23 @@ class Backbone(nn.Module):
         grid: patches of a frame are averaged to ``grid`` x ``grid``; 0 for none.
         chunk: most images in one pass of the model.
         recompute: whether activations are computed again in the backward pass.
+        scale: the factor of cosines, of a CLIP whose weights are of a coarser type; default: of its own weights.
     """
 
+    fixed_scale: Tensor | None
+
     def __init__(
-        self, clip: CLIP, preprocess: Preprocess, *, grid: int = 0, chunk: int = 64, recompute: bool = False
+        self,
+        clip: CLIP,
+        preprocess: Preprocess,
+        *,
+        grid: int = 0,
+        chunk: int = 64,
+        recompute: bool = False,
+        scale: Tensor | None = None,
     ) -> None:
         super().__init__()
+        self.register_buffer("fixed_scale", scale, persistent=False)
         self.clip, self.preprocess, self.grid, self.chunk, self.recompute = clip, preprocess, grid, chunk, recompute
         clip.visual.output_tokens = grid > 0
 
@@ -42,7 +53,7 @@ class Backbone(nn.Module):
     @property
     def scale(self) -> Tensor:
         """The factor of cosines."""
-        return at_least_float32(self.clip.logit_scale).exp()
+        return at_least_float32(self.clip.logit_scale).exp() if self.fixed_scale is None else self.fixed_scale
 
     def text(self, tokens_BL: Tensor) -> Tensor:
         """Returns normalised text_BD, float32 or float64, from token ids."""
