@@ -23,6 +23,7 @@ from rlvid.data.find import Skipped
 from rlvid.data.training_set import Source
 from rlvid.files import held, read_mapping, size_and_ends, write_atomic
 from rlvid.fitting.backbone import check_backbone, preprocess_for
+from rlvid.fitting.looks import LOOKS
 from rlvid.fitting.pairs import Pair
 from rlvid.fitting.prepare import held_out_prompts, items, read_on_ray, write_pairs
 from rlvid.fitting.read import AXIS, check_enough, read_pairs
@@ -204,26 +205,33 @@ def _changes(there: Any, now: dict[str, Any]) -> str:
 
 @contextmanager
 def _unfinished(work: Path, made_with: dict[str, Any]) -> Iterator[None]:
-    """Holds the folder of a fit, and refuses to go on with another one."""
+    """Holds the folder of a fit, and refuses to go on with another one; one that took no step is replaced."""
     new = not work.exists()
     if not new and not (work / _PLAN).is_file() and any(path.name != ".lock" for path in work.iterdir()):
         raise ValueError(f"{work}: is in the way, and is no unfinished fit; move it, or name another folder")
     work.mkdir(parents=True, exist_ok=True)
     with held(work / ".lock", f"another process fits into {work} at this moment; wait for its end", work):
-        if (work / _PLAN).is_file():
-            there = read_mapping(work / _PLAN)
-            if there != made_with:
+        there = read_mapping(work / _PLAN) if (work / _PLAN).is_file() else None
+        if there is not None and there != made_with:
+            if _has_steps(work) or there.keys() != made_with.keys():  # of a fit, or of something else
                 raise ValueError(
                     f"{work}: holds an unfinished fit ({_changes(there, made_with)}); finish it as it was begun, "
                     "delete it, or name another folder"
                 )
-        else:
+            (work / _SKIPPED).unlink(missing_ok=True)
+            for made in filter(Path.exists, [work / _PAIRS, work / LOOKS, work / "tensorboard"]):
+                shutil.rmtree(made)
+        if there != made_with:  # after the deletions: a process that is killed between them begins anew
             write_atomic(work / _PLAN, json.dumps(made_with).encode())
         yield
 
 
+def _has_steps(work: Path) -> bool:
+    return (work / "state.pt").is_file()
+
+
 def _how_far(work: Path) -> str:
-    there = "its steps up to the last checkpoint are kept" if (work / "state.pt").is_file() else "it has no checkpoint"
+    there = "its steps up to the last checkpoint are kept" if _has_steps(work) else "it has no checkpoint"
     return f"the fit is in {short(work)}, and {there}"
 
 
