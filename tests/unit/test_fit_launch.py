@@ -1,7 +1,7 @@
 """The folder of a fit until its reward is there: what a second start finds in it; no Ray."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from PIL import Image
 from runs import QUIET
 
 from rlvid.config.fit import FitConfig
+from rlvid.data.clips import EncodedClips
 from rlvid.fitting import launch
 from rlvid.fitting.launch import fit_reward
 from rlvid.fitting.prepare import read_batch
@@ -46,14 +47,14 @@ def picture(path: Path) -> None:
     Image.fromarray(pixels).save(path)
 
 
-def votes(folder: Path) -> None:
-    """Writes pairs of two prompts, the first of which cannot be read."""
+def votes(folder: Path, prompts: Sequence[str] = ("a dog 0", "a dog 1")) -> None:
+    """Writes pairs of some prompts, the first of which cannot be read."""
     rows = []
     for place in range(PAIRS):
         sides = {side: f"{place}{side}.png" for side in "ab"}
         for name in sides.values():
             picture(folder / name)
-        rows.append({"prompt": f"a dog {place % 2}", **sides, "preference": place // 2})
+        rows.append({"prompt": prompts[place % len(prompts)], **sides, "preference": place // 2})
     (folder / "0a.png").write_bytes(b"broken")
     (folder / "votes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -74,6 +75,27 @@ def test_a_fit_without_a_step_gives_way_to_a_changed_one(fit: Callable[..., None
     (work / "state.pt").touch()
     with pytest.raises(ValueError, match=r"holds an unfinished fit \(held_out 0\.4 and now 0\.2\)"):
         fit(held_out=0.2)
+
+
+def test_prompts_that_are_cut_are_said_and_not_divided(
+    fit: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    votes(tmp_path, [" ".join(["star"] * 23) + end for end in ("", " moon", " dog", " moon dog")])
+    picture(tmp_path / "0a.png")
+    with pytest.raises(ValueError, match="all 4 prompts have the same tokens"):
+        fit()
+    votes(tmp_path, [" ".join(["star"] * 23) + end for end in ("", " moon", " dog")] + ["a dog"])
+    picture(tmp_path / "0a.png")
+    said: list[str] = []
+    monkeypatch.setattr(QUIET, "print", lambda line, **options: said.append(line))
+    monkeypatch.setattr(launch, "_check_left", lambda *arguments: None)
+    with pytest.raises(Fits):
+        fit()
+    assert said[0].startswith("3 of 4 different prompts are longer than 24 tokens")
+    assert "the backbone 'builtin'" in said[0]
+    rows = EncodedClips.open(tmp_path / "out.unfinished" / "pairs")
+    held_out = dict(zip(rows.column("caption"), rows.column("held_out"), strict=True))
+    assert len({held_out[prompt] for prompt in held_out if prompt != "a dog"}) == 1
 
 
 def test_an_unfinished_folder_of_something_else_is_kept(fit: Callable[..., None], tmp_path: Path) -> None:
