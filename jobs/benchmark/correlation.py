@@ -15,7 +15,7 @@ Intervals are percentiles over resamples of whole runs.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,16 +72,25 @@ def spearman(first: np.ndarray, second: np.ndarray) -> float:
 def correlate(runs: Sequence[MeasuredRun]) -> dict[str, Correlation]:
     """Returns the correlation of each metric with the oracle's score; metrics that no run has are left out.
 
-    Where runs were trained on several rewards, each is a metric of its own, ``reward: NAME``, over its runs.
+    Where runs were trained on several rewards, each is a metric of its own, ``reward: NAME``, over its runs; held-out
+    rewards are the same.
     """
     seen = {metric for run in runs for each in run.candidates for metric in each.values}
     further = sorted(metric for metric in seen if metric.startswith(REWARD_PREFIX))
-    trained = sorted({run.trained for run in runs})
-    parts = {f"{TRAINED}: {name}": [run for run in runs if run.trained == name] for name in trained}
-    asked = [(key if len(parts) > 1 else TRAINED, TRAINED, own) for key, own in parts.items()]
-    asked += [(metric, metric, list(runs)) for metric in (HELD_OUT, *further, *VETO)]
+    asked = [*_by_reward(TRAINED, [run.trained for run in runs], runs)]
+    asked += _by_reward(HELD_OUT, [run.held_out for run in runs], runs)
+    asked += [(metric, metric, list(runs)) for metric in (*further, *VETO)]
     points = {key: [each for run in own if len(each := _points(run, metric))] for key, metric, own in asked}
     return {key: _correlation(each) for key, each in points.items() if each}
+
+
+def _by_reward(
+    metric: str, names: Sequence[str], runs: Sequence[MeasuredRun]
+) -> Iterator[tuple[str, str, list[MeasuredRun]]]:
+    """Yields the key of each reward that a metric is, the metric and its runs."""
+    for name in (different := sorted(set(names))):
+        own = [run for run, its in zip(runs, names, strict=True) if its == name]
+        yield f"{metric}: {name}" if len(different) > 1 else metric, metric, own
 
 
 def _points(run: MeasuredRun, metric: str) -> np.ndarray:

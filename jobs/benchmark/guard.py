@@ -32,7 +32,7 @@ from rlvid.evaluate.load import device
 from rlvid.evaluate.models import EvaluatedModel, Loader, find_models
 from rlvid.evaluate.results.rows import Row
 from rlvid.evaluate.scorers import FurtherReward, Scorers, parse_rewards
-from rlvid.files import damaged, write_atomic
+from rlvid.files import damaged, read_mapping, write_atomic
 from rlvid.runs.checkpoints import checkpoint_name
 from rlvid.runs.over_optimisation import HELD_OUT, TRAINED
 from rlvid.runs.recommendation import DISTANCE, VETO, Candidate
@@ -43,6 +43,8 @@ from rlvid.world.captions import PROMPT_SETS, prompt_set
 KEPT = (TRAINED, HELD_OUT, *VETO, DISTANCE, ORACLE)
 """The metrics of every video that are kept, besides further rewards."""
 ABOUT = "about.json"
+SETUP = ("set", "prompts", "videos", "steps", "reuse", "seed")
+"""The options that say how a run is measured."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ def check_about(folder: Path, about: dict[str, Any]) -> None:
     """
     path = folder / ABOUT
     if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_about(folder)
         changed = [key for key in about if before.get(key) != about[key]]
         if changed:
             raise ValueError(
@@ -161,13 +163,51 @@ def check_about(folder: Path, about: dict[str, Any]) -> None:
     write_atomic(path, json.dumps(about, indent=1).encode())
 
 
+def read_about(folder: Path) -> dict[str, Any]:
+    """Reads the setup of a run's evaluation.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    way = f"delete {folder}; the run is then measured anew"
+    try:
+        found = read_mapping(folder / ABOUT)
+    except ValueError as error:
+        raise ValueError(f"{error}; {way}") from error
+    kinds = {"method": str, "lr": int | float, "rewards": dict, "files": list}
+    if wrong := [key for key, kind in kinds.items() if not isinstance(found.get(key), kind)]:
+        raise damaged(folder / ABOUT, f"{wrong[0]} = {found.get(wrong[0])!r}", way)
+    if not isinstance(found["rewards"].get(TRAINED), str):
+        raise damaged(folder / ABOUT, "it names no trained reward", way)
+    return found
+
+
+def check_alike(out: Path, plans: Sequence[Plan]) -> None:
+    """Checks that all runs of a report are measured alike: those in ``out``, and those that are to be.
+
+    Raises:
+        ValueError: two are not, or a file is damaged.
+    """
+    setups = {plan.name: plan.setup for plan in plans}
+    setups |= {path.parent.name: read_about(path.parent) for path in sorted(out.glob(f"*/{ABOUT}"))}
+    names = [*setups]
+    for name in names[1:]:
+        for key in SETUP:
+            one, other = setups[names[0]].get(key), setups[name].get(key)
+            if one != other:
+                raise ValueError(
+                    f"--out {out}: {names[0]} is measured with {key} = {one!r}, and {name} with {other!r}; one report "
+                    "is of runs that are measured alike: move one of these folders, or choose another --out"
+                )
+
+
 def read_run(folder: Path) -> MeasuredRun | None:
     """Reads the evaluations of a run, the values of a prompt's videos averaged; None where some are still missing.
 
     Raises:
         ValueError: a file is damaged.
     """
-    about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    about = read_about(folder)
     paths = [folder / name for name in about["files"]]
     if not all(path.is_file() for path in paths):
         return None
@@ -186,18 +226,16 @@ def read_run(folder: Path) -> MeasuredRun | None:
             candidates.append(Candidate(found["step"], found["scale"], values))
         except (ValueError, KeyError, TypeError) as error:
             raise damaged(path, error, "delete it; it is then measured anew") from None
-    trained = about["rewards"][TRAINED]
-    return MeasuredRun(folder.name, f"{about['method']} at {about['lr']:g} on {trained}", candidates, trained)
+    trained, held_out = about["rewards"][TRAINED], about["rewards"].get(HELD_OUT) or ""
+    group = f"{about['method']} at {about['lr']:g} on {trained}"
+    return MeasuredRun(folder.name, group, candidates, trained, held_out)
 
 
 def main(arguments: list[str]) -> None:
     """Evaluates the candidates of all runs, and writes the report."""
     options = parse(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    setup = {
-        "set": options.set, "prompts": options.prompts, "videos": options.videos, "steps": options.steps,
-        "reuse": options.reuse, "seed": options.seed,
-    }  # fmt: skip
+    setup = {key: getattr(options, key) for key in SETUP}
     further, scales = parse_rewards(options.rewards), fractions(options.scales, "--scales")
     if 1 not in scales:
         raise ValueError(f"--scales {options.scales}: must hold 1, the scale that most rules choose from")
@@ -205,6 +243,7 @@ def main(arguments: list[str]) -> None:
     names = [plan.name for plan in plans]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"two runs are called {twice!r}; measure them with an --out each")
+    check_alike(options.out, plans)
     for plan in plans:
         evaluate_run(plan, options.out)
     found = {path.parent.name: read_run(path.parent) for path in sorted(options.out.glob(f"*/{ABOUT}"))}

@@ -53,12 +53,14 @@ class MeasuredRun:
         group: its method, learning rate and trained reward.
         candidates: the base model and the checkpoints at all scales.
         trained: the name of the trained reward.
+        held_out: of the held-out one.
     """
 
     name: str
     group: str
     candidates: Sequence[Candidate]
     trained: str = ""
+    held_out: str = ""
 
     def at_scale_1(self) -> "MeasuredRun":
         """Returns the run without the candidates of other scales."""

@@ -16,7 +16,7 @@ from rlvid.config.methods.reward_gradient import InstructVideoConfig
 from rlvid.config.model import BUILT_IN, ModelConfig, SamplingConfig
 from rlvid.config.parse import apply_override, explain, read_named
 from rlvid.config.prefix import check_prefix
-from rlvid.config.reward import NamedReward, RewardConfig
+from rlvid.config.reward import NamedReward, RewardConfig, absolute
 from rlvid.config.section import Section
 from rlvid.config.train import NOT_REAL, DataConfig, OptimizerConfig, OutputConfig, TrainConfig
 from rlvid.credentials import refuse_credentials, refuse_credentials_in_arguments
@@ -141,6 +141,10 @@ class RunConfig(Section):
                 raise ValueError(
                     f"guard.rewards: {each.label!r} is the reward that is trained on, and shows no over-optimisation; "
                     "name rewards that training does not know"
+                )
+            if (each.name, absolute(each.path)) == (self.reward.held_out, absolute(self.reward.held_out_path)):
+                raise ValueError(
+                    f"guard.rewards: {each.label!r} is reward.held_out, and would count twice; leave it out here"
                 )
 
     @property

@@ -1,6 +1,7 @@
 """The settings of the rewards: which reward, its weights, and the reduction of a video's frames to one number."""
 
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -111,7 +112,7 @@ class NamedReward(Section):
     def label(self) -> str:
         """The name of its metric: the reward's name, or that of the user's function, server or folder."""
         if self.name == "fitted" and self.path:
-            return Path(self.path).name
+            return Path(os.path.abspath(Path(self.path).expanduser())).name
         if self.name != "custom" or not self.path:
             return self.name
         return self.path.partition("://")[2] if is_url(self.path) else self.path.rpartition(":")[2]

@@ -66,7 +66,7 @@ def read_rows(
         columns: which to read.
         gaps: whether an object of a ``.jsonl`` file may lack a column that another one has.
         optional: further columns to read, which a file may lack: its rows then have None there.
-        numbers: those of the columns that hold numbers in a Parquet file; others hold text.
+        numbers: those of the columns that may hold numbers in a Parquet file; others hold text.
 
     Raises:
         ValueError: the file is missing, not UTF-8 or damaged, lacks a column or has it twice, or its rows cannot be
@@ -241,9 +241,8 @@ def _check_type(path: Path, field: pa.Field, number: bool) -> None:
     if number and (pa.types.is_floating(field.type) or pa.types.is_integer(field.type)):
         return
     if not _is_text(field.type):
-        raise ValueError(
-            f"{path}: column {field.name!r} is of type {field.type}; it must hold {'numbers' if number else 'text'}"
-        )
+        allowed = "numbers or text" if number else "text"
+        raise ValueError(f"{path}: column {field.name!r} is of type {field.type}; it must hold {allowed}")
 
 
 def _parquet_row(where: str, columns: tuple[str, ...], scalars: tuple[pa.Scalar, ...], lacking: dict[str, None]) -> Row:

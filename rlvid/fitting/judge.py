@@ -10,13 +10,17 @@ from rlvid.stats import bootstrap_interval, calibration, wilson
 
 @dataclass(frozen=True)
 class Judged:
-    """A held-out pair on one axis: the difference of the raw scores of ``a`` and ``b``, and the votes for ``a``."""
+    """A held-out pair on one axis: the difference of the raw scores of ``a`` and ``b``, and the votes for ``a``.
+
+    ``named``: each vote has the name of its voter.
+    """
 
     prompt: str
     kind: str
     axis: str
     difference: float
     votes: tuple[float, ...]
+    named: bool = True
 
     @property
     def preference(self) -> float:
@@ -43,7 +47,7 @@ class Verdict:
             a bootstrap over prompts, and at least Wilson's for as many answers as there are prompts.
         kinds: the same by kind of pair, of kinds that have pairs with a majority.
         voter: share of votes that agree with the majority of the other votes on their pair; None where nobody voted
-            on a pair that others voted on.
+            on a pair that others voted on. Pairs with votes without a name do not count: they may be of one person.
         instead: the same, of the reward in the place of each vote.
         log_loss: mean of Bradley and Terry's loss.
         least: the least that it could be, the entropy of the votes.
@@ -100,7 +104,7 @@ def _beside_a_voter(pairs: Iterable[Judged]) -> tuple[Share | None, Share | None
     """Returns how often a vote, and the reward in its place, agrees with the majority of the others; a tie is half."""
     agree, prompts = [], []
     for pair in pairs:
-        for place, vote in enumerate(pair.votes):
+        for place, vote in enumerate(pair.votes if pair.named else ()):
             others = [*pair.votes[:place], *pair.votes[place + 1 :]]
             if others and vote != 0.5:
                 both = np.sign([vote - 0.5, pair.difference])

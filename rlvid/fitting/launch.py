@@ -23,13 +23,17 @@ from rlvid.data.find import Skipped
 from rlvid.data.training_set import Source
 from rlvid.files import held, read_mapping, size_and_ends, write_atomic
 from rlvid.fitting.backbone import check_backbone, preprocess_for
+from rlvid.fitting.looks import LOOKS
 from rlvid.fitting.pairs import Pair
 from rlvid.fitting.prepare import held_out_prompts, items, read_on_ray, write_pairs
 from rlvid.fitting.read import AXIS, check_enough, read_pairs
 from rlvid.fitting.report import MADE_WITH, REPORT, FitReport, judge_scores, write_report
+from rlvid.fitting.texts import cut_prompts, held_out_of, text_limit
 from rlvid.interrupt import kept
+from rlvid.models.text_limit import notices
 from rlvid.storage import is_uri
 from rlvid.terminal import counter, short
+from rlvid.text import printable
 from rlvid.train.fit import fit_again, reason, run_fit
 
 if TYPE_CHECKING:
@@ -46,7 +50,7 @@ _LEAST = 2
 
 @dataclass(frozen=True)
 class _Asked:
-    """What is fitted: the settings with absolute paths, the votes, and what all of it is made with."""
+    """What is fitted: the settings with absolute paths, the votes, what all of it is made with, and what to say."""
 
     config: FitConfig
     axes: tuple[str, ...]
@@ -54,6 +58,7 @@ class _Asked:
     skipped: list[Skipped]
     held_out: set[str]
     made_with: dict[str, Any]
+    notes: list[str]
 
 
 def fit_reward(
@@ -81,17 +86,14 @@ def fit_reward(
         ValueError: bad input, before anything heavy starts.
         RuntimeError: a worker failed more often than allowed, with the worker's own error.
     """
-    if is_uri(str(out)):
-        raise ValueError(f"--out {out}: a fitted reward is a folder; name one that all nodes see")
-    out = Path(out).expanduser().resolve()
-    if os.path.ismount(out):
-        raise ValueError(f"--out {out}: is a whole file system, and nothing can take its place; name a folder in it")
+    out, work = _place(str(out))
     asked = _ask(config, source.expanduser().absolute(), outside)
-    work = out.with_name(f"{out.name}.unfinished")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         _check_same(out, asked.made_with)
         _tidy(work, asked.made_with)
         return None
+    for line in asked.notes:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     started = time.perf_counter()
     with _unfinished(work, asked.made_with), kept(lambda: _how_far(work)):
         start_ray(address)
@@ -108,6 +110,7 @@ def fit_reward(
         report = FitReport(
             asked.axes, len(pairs.open()), [*asked.skipped, *skipped], verdicts, found.mean_A, found.deviation_A,
             found.samples, asked.config.base if _named(asked) else None, time.perf_counter() - started, asked.config,
+            asked.notes,
         )  # fmt: skip
         write_report(work / RESULT, report, asked.made_with)
         shutil.copytree(work / "tensorboard", work / RESULT / "tensorboard")
@@ -116,6 +119,31 @@ def fit_reward(
         os.replace(work / RESULT, out)
         shutil.rmtree(work, ignore_errors=True)  # the reward is there, whatever else stays
     return report
+
+
+def _place(out: str) -> tuple[Path, Path]:
+    """Returns the folder of a reward and the one of its fit, from the root.
+
+    Raises:
+        ValueError: they cannot be made.
+    """
+    if is_uri(out):
+        raise ValueError(f"--out {out}: a fitted reward is a folder; name one that all nodes see")
+    if "\0" in out:
+        raise ValueError(f"--out {printable(out)}: a name has no NUL character; name another folder")
+    try:
+        path = Path(out).expanduser().resolve()
+        if os.path.ismount(path):
+            raise ValueError(
+                f"--out {out}: is a whole file system, and nothing can take its place; name a folder in it"
+            )
+        work = path.with_name(f"{path.name}.unfinished")
+        wrong = next((each for each in (work, *path.parents) if each.exists() and not each.is_dir()), None)
+    except (OSError, RuntimeError) as error:  # a name is too long, or ~ of nobody
+        raise ValueError(f"--out {printable(out)}: {getattr(error, 'strerror', None) or error}; name another") from None
+    if wrong is not None:
+        raise ValueError(f"--out {out}: {wrong} is a file, where a folder is to be; move it, or name another folder")
+    return path, work
 
 
 def _tidy(work: Path, made_with: dict[str, Any]) -> None:
@@ -149,7 +177,9 @@ def _ask(config: FitConfig, source: Path, outside: bool) -> _Asked:
         raise ValueError(f"{source}: names images, and kind = 'video' needs videos; set kind=image")
     check_enough(pairs, axes, 2 * _LEAST, source)
     asked = [pair for pair in pairs if pair.axes & {*axes}]
-    held_out = held_out_prompts((pair.prompt for pair in asked), config.held_out, config.seed)
+    prompts, limit = {pair.prompt for pair in asked}, text_limit(config.backbone)
+    stand_ins = cut_prompts(config.backbone, limit, prompts) if limit else {}
+    held_out = held_out_of(prompts, stand_ins, config.held_out, config.seed)
     made = items(asked, axes, held_out, config.base)
     paths = sorted({item[f"{side}_path"] for item in made for side in "ab"})
     found = [_content(Path(path)) for path in paths]
@@ -160,12 +190,15 @@ def _ask(config: FitConfig, source: Path, outside: bool) -> _Asked:
     videos = any(media.row is None and not media.is_image for pair in asked for media in (pair.a, pair.b))
     # Earlier fits cut videos to squares, and their answers on several axes had another unit.
     version = f"{__version__}, second" if videos or len(axes) > 1 else __version__
+    # Earlier fits divided prompts by their whole texts.
+    other = [] if held_out == held_out_prompts(prompts, config.held_out, config.seed) else [sorted(held_out)]
     made_with = {
-        "rlvid": version, "settings": settings, "pairs": digest([told, found]),
+        "rlvid": version, "settings": settings, "pairs": digest([told, found, *other]),
         "backbone": [size_and_ends(path) for path in files] or backbone.path,
     }  # fmt: skip
     config = config.model_copy(update={"backbone": backbone, "axes": axes})
-    return _Asked(config, axes, asked, skipped, held_out, json.loads(json.dumps(made_with)))
+    notes = notices([limit], (pair.prompt for pair in asked)) if limit else []
+    return _Asked(config, axes, asked, skipped, held_out, json.loads(json.dumps(made_with)), notes)
 
 
 def _content(path: Path) -> object:
@@ -204,26 +237,36 @@ def _changes(there: Any, now: dict[str, Any]) -> str:
 
 @contextmanager
 def _unfinished(work: Path, made_with: dict[str, Any]) -> Iterator[None]:
-    """Holds the folder of a fit, and refuses to go on with another one."""
+    """Holds the folder of a fit, and refuses to go on with another one; one that took no step is replaced."""
     new = not work.exists()
     if not new and not (work / _PLAN).is_file() and any(path.name != ".lock" for path in work.iterdir()):
         raise ValueError(f"{work}: is in the way, and is no unfinished fit; move it, or name another folder")
-    work.mkdir(parents=True, exist_ok=True)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out: {work} cannot be made ({error.strerror}); name a folder elsewhere") from error
     with held(work / ".lock", f"another process fits into {work} at this moment; wait for its end", work):
-        if (work / _PLAN).is_file():
-            there = read_mapping(work / _PLAN)
-            if there != made_with:
+        there = read_mapping(work / _PLAN) if (work / _PLAN).is_file() else None
+        if there is not None and there != made_with:
+            if _has_steps(work) or there.keys() != made_with.keys():  # of a fit, or of something else
                 raise ValueError(
                     f"{work}: holds an unfinished fit ({_changes(there, made_with)}); finish it as it was begun, "
                     "delete it, or name another folder"
                 )
-        else:
+            (work / _SKIPPED).unlink(missing_ok=True)
+            for made in filter(Path.exists, [work / _PAIRS, work / LOOKS, work / "tensorboard"]):
+                shutil.rmtree(made)
+        if there != made_with:  # after the deletions: a process that is killed between them begins anew
             write_atomic(work / _PLAN, json.dumps(made_with).encode())
         yield
 
 
+def _has_steps(work: Path) -> bool:
+    return (work / "state.pt").is_file()
+
+
 def _how_far(work: Path) -> str:
-    there = "its steps up to the last checkpoint are kept" if (work / "state.pt").is_file() else "it has no checkpoint"
+    there = "its steps up to the last checkpoint are kept" if _has_steps(work) else "it has no checkpoint"
     return f"the fit is in {short(work)}, and {there}"
 
 

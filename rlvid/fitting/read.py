@@ -150,7 +150,7 @@ def _content(kind: pa.DataType) -> str:
 def _from_manifest(path: Path, outside: bool, skipped: list[Skipped]) -> Iterator[Answer]:
     if not table_files(path):
         raise ValueError(f"{path}: no such file of preference pairs (allowed: {', '.join(TABLES)})")
-    rows = list(read_rows(path, _COLUMNS, gaps=True, optional=_OPTIONAL, numbers=("preference",)))
+    rows = list(read_rows(path, _COLUMNS, gaps=True, optional=_OPTIONAL, numbers=("preference", *_OPTIONAL)))
     named = any(map(_has_axis, rows))
     images: dict[bool, str] = {}
     for row in rows:
@@ -197,7 +197,7 @@ def _answer(row: Row, key: frozenset[object], a: Media, b: Media, named: bool) -
 def _text(row: Row, column: str) -> str:
     """Returns a text or a number as one line; "" where there is none, or none that is visible."""
     given: Any = row.values.get(column)
-    if given is None:
+    if given is None or (isinstance(given, float) and math.isnan(given)):  # a gap in a column of numbers
         return ""
     if isinstance(given, bool) or not isinstance(given, str | int | float):
         raise ValueError(f"{row.where}: its {column} is {printable(repr(given))[:40]}; it must be a text or a number")

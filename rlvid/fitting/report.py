@@ -42,6 +42,7 @@ class FitReport:
         base: the model that made them; None where no pair names it, and they are all samples.
         seconds: of the whole command.
         config: of the fit.
+        notes: lines on prompts that the backbone cuts.
     """
 
     axes: tuple[str, ...]
@@ -54,6 +55,7 @@ class FitReport:
     base: str | None
     seconds: float
     config: FitConfig
+    notes: Sequence[str] = ()
 
     def grid(self) -> Grid:
         """Returns the table of the axes, and of the kinds of pairs where there are several."""
@@ -118,8 +120,9 @@ def judge_scores(
     sides = dict[bool, list[Judged]]({True: [], False: []})
     for row, (prompt, kind, held_out, source) in enumerate(zip(*columns, strict=True)):
         for axis, difference in zip(axes, scored.get(row, ()), strict=row in scored):
-            if own := tuple(vote.preference for vote in votes[source] if vote.axis == axis):
-                sides[held_out].append(Judged(prompt, kind, axis, difference, own))
+            if own := [vote for vote in votes[source] if vote.axis == axis]:
+                given, named = tuple(vote.preference for vote in own), all(vote.annotator for vote in own)
+                sides[held_out].append(Judged(prompt, kind, axis, difference, given, named))
     return [(judge(sides[True], axis), accuracy([each for each in sides[False] if each.axis == axis])) for axis in axes]
 
 
@@ -134,8 +137,8 @@ def write_report(folder: Path, report: FitReport, made_with: dict[str, Any]) -> 
     base |= {"deviation": dict(zip(report.axes, report.deviation_A, strict=True))}
     content = {
         "pairs": report.pairs, "axes": axes, "base": base, "seconds": report.seconds,
-        "left_out": [str(each) for each in report.skipped], "settings": report.config.model_dump(mode="json"),
-        MADE_WITH: made_with,
+        "left_out": [str(each) for each in report.skipped], "notes": [*report.notes],
+        "settings": report.config.model_dump(mode="json"), MADE_WITH: made_with,
     }  # fmt: skip
     write_atomic(folder / REPORT, json_text(content).encode())
     write_atomic(folder / "calibration.png", _calibration(report))
@@ -168,9 +171,10 @@ def _calibration(report: FitReport) -> bytes:
 
 def _card(report: FitReport) -> str:
     config, kinds = report.config, {"image": "single frames", "video": "whole videos"}
-    size = "all weights" if config.backbone.layers is None else f"the last {config.backbone.layers} groups of layers"
-    if config.backbone.towers == "text":
-        size += " of its text tower"
+    layers, tower = config.backbone.layers, " of its text tower" if config.backbone.towers == "text" else ""
+    size = ("all weights" if layers is None else f"the last {layers} groups of layers") + tower
+    if layers == 0:
+        size = "the head alone"
     unit = f"the model {report.base}" if report.base else f"all models, since no pair names {config.base}"
     seen = "This fit did not see the held-out prompts."
     if _begins_with_a_reward(config.backbone):
@@ -187,11 +191,12 @@ def _card(report: FitReport) -> str:
         "of the other votes on their pair. Calibration error: the mean distance of predicted and seen shares, in ten "
         f"bins (see calibration.png). {seen}", "",
         "## How it was made", "",
-        f"- Begun with the CLIP of {config.backbone.name}; {size} of it were fitted.",
+        f"- Begun with the CLIP of {config.backbone.name}; fitted: {size}.",
         f"- {config.steps} steps of {config.batch_size} pairs, learning rate {config.lr:g}, seed {config.seed}.",
         f"- The unit of scores: {report.samples} samples of {unit} have mean {config.mean:g} and standard deviation "
         f"{config.deviation:g}.",
-        f"- {len(report.skipped)} votes or pairs were left out; {REPORT} says why.", "",
+        f"- {len(report.skipped)} votes or pairs were left out; {REPORT} says why.",
+        *(f"- {markdown_text(line)}" for line in report.notes), "",
         "It knows what its voters were shown, and no more: on videos of other models or other prompts, ask people "
         "again.", "",
     ]  # fmt: skip

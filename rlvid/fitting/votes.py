@@ -28,10 +28,12 @@ from rlvid.data.pairs import PAIRS
 from rlvid.data.parquet import open_parquet
 from rlvid.diffusion.generate import generate
 from rlvid.evaluate.load import device, load_run
-from rlvid.evaluate.models import parse_spec
+from rlvid.evaluate.models import Spec, parse_spec
 from rlvid.files import atomic_file
 from rlvid.models.base import VideoModel
-from rlvid.models.trained import load_trainable
+from rlvid.models.load import check_model
+from rlvid.models.trained import check_trained, load_trainable
+from rlvid.runs.find import find_run
 from rlvid.terminal import counter, run_command, say
 from rlvid.world.captions import prompt_set
 from rlvid.world.faults import FAULTS
@@ -130,8 +132,12 @@ def _models(runs: Sequence[str], path: str) -> Iterator[tuple[str, VideoModel, f
         yield ("base" if guidance == _GUIDANCE[0] else f"base, guidance {guidance:g}"), base, guidance
     for run in runs:
         spec = parse_spec(run)
-        tuned = load_run(spec.run, None if spec.which is None else int(spec.which))
+        tuned = load_run(spec.run, _step(spec))
         yield run, tuned.use(1.0 if spec.scale is None else spec.scale), tuned.config.sampling.guidance
+
+
+def _step(spec: Spec) -> int | None:
+    return None if spec.which is None else int(spec.which)
 
 
 def write_votes(
@@ -190,6 +196,24 @@ def _pngs(frames_FCHW: Tensor) -> list[bytes]:
     return found
 
 
+def _check(given: argparse.Namespace) -> None:
+    """Raises ValueError for numbers that mean nothing, and for models that are not there."""
+    for key in ("noise", "footage"):
+        if not 0 <= (share := getattr(given, key)) <= 1:
+            raise ValueError(f"--{key} {share:g}: is a share; allowed: 0 to 1, such as 0.1")
+    for key, least in (("prompts", 0), ("per_prompt", 1), ("steps", 1)):
+        if (count := getattr(given, key)) < least:
+            raise ValueError(f"--{key.replace('_', '-')} {count}: allowed: {least} or more")
+    for run in given.runs:
+        spec = parse_spec(run)
+        if spec.which in ("best", "all"):
+            raise ValueError(f"--runs {run}: name one checkpoint by its step, or none for the latest")
+        config, found = find_run(spec.run, _step(spec))
+        check_trained(config.model, found.folder)
+    if given.prompts:
+        check_model(given.model)
+
+
 def main() -> None:
     """Reads the options and writes the file."""
     parser = argparse.ArgumentParser(prog="python -m rlvid.fitting.votes", description=__doc__)
@@ -210,9 +234,7 @@ def main() -> None:
     parser.add_argument("--noise", type=float, default=0.08, help="share of votes that are turned around")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    for run in given.runs:
-        if parse_spec(run).which in ("best", "all"):
-            raise ValueError(f"--runs {run}: name one checkpoint by its step, or none for the latest")
+    _check(given)
     counts = counts_of(given.rendered)
     for each in given.add:
         if not each.is_file():

@@ -10,6 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from rlvid.config import RunConfig, load_config, parse_config, shipped_configs
+from rlvid.config.reward import NamedReward
 from rlvid.files import read_mapping
 
 # (what is written, what the message must say: the key, the value, what is allowed)
@@ -216,6 +217,8 @@ def test_a_rewards_name_follows_from_its_path(tmp_path: Path, monkeypatch: pytes
     mixture = parse_config({"reward": {"mixture": parts}}).reward
     assert mixture.name == "mixture"
     assert [part.label for part in mixture.mixture] == ["hpsv2.1", "score", "clip"]
+    for path in (".", "../" + Path.cwd().name, str(Path.cwd())):
+        assert NamedReward(name="fitted", path=path).label == Path.cwd().name
     home = str(Path.home())
     assert [part.path for part in mixture.resolved().mixture] == [f"{tmp_path}/hps.pt", f"{home}/my.py:score", "random"]
     again = parse_config(yaml.safe_load(yaml.safe_dump({"reward": mixture.model_dump(mode="json")}))).reward

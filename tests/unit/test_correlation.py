@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,15 @@ def test_each_trained_reward_and_further_reward_stands_alone() -> None:
     assert [*found] == ["reward: builtin", "reward: builtin-video", HELD_OUT, "reward_liked", *VETO]
     assert found["reward_liked"].runs == 1
     assert found[HELD_OUT].runs == 3
+
+
+def test_each_held_out_reward_stands_alone() -> None:
+    rising = replace(run("a", [(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)], metric=HELD_OUT), held_out="builtin-heldout")
+    falling = replace(run("b", [(1.0, 3.0), (2.0, 2.0), (3.0, 1.0)], metric=HELD_OUT), held_out="builtin-unvoted")
+    found = correlate([rising, falling])
+    assert [*found] == [TRAINED, "held_out: builtin-heldout", "held_out: builtin-unvoted", *VETO]
+    values = [found[key].pooled.value for key in ("held_out: builtin-heldout", "held_out: builtin-unvoted")]
+    assert values == pytest.approx([1, -1])
 
 
 def test_the_report_has_both_ways(tmp_path: Path) -> None:

@@ -89,3 +89,22 @@ def test_nothing_that_is_there_is_written_over(refused: Refused) -> None:
     assert "other.unfinished: is in the way" in refused("--out", "other")
     Path("mine/report.json").write_text("{")
     assert "mine/report.json" in refused("--out", "mine")
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        ("taken", "taken.unfinished is a file"),
+        ("votes.jsonl/deep/reward", "votes.jsonl is a file"),
+        ("a\0b", "no NUL character"),
+        ("a" * 250, "File name too long"),
+        ("~nobody-of-this-name/reward", "home directory"),
+    ],
+)
+def test_a_place_where_no_folder_can_be_is_refused(refused: Refused, out: str, words: str) -> None:
+    votes()
+    Path("taken.unfinished").write_text("dear")
+    line = refused("--out", out)
+    assert line.startswith("error: --out ")
+    assert words in line
+    assert "; " in line, "a way out"

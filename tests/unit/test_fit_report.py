@@ -26,8 +26,10 @@ MADE = {"rlvid": "1", "pairs": "abc"}
 
 
 def pair(place: int, kind: str, quality: tuple[float, ...], motion: tuple[float, ...] = ()) -> Pair:
-    votes = [Vote(axis, each, None, "") for axis, own in zip(AXES, (quality, motion), strict=True) for each in own]
-    numbered = tuple(replace(vote, where=f"votes:{place}.{number}") for number, vote in enumerate(votes))
+    votes = [Vote(axis, each, "", "") for axis, own in zip(AXES, (quality, motion), strict=True) for each in own]
+    numbered = tuple(
+        replace(vote, annotator=f"voter {number}", where=f"votes:{place}.{number}") for number, vote in enumerate(votes)
+    )
     return Pair(f"prompt {place % 4}", Media(Path(f"{place}a.png")), Media(Path(f"{place}b.png")), kind, numbered)
 
 
@@ -81,6 +83,34 @@ def test_verdicts_are_of_held_out_pairs_and_of_the_votes_on_each_axis(tmp_path: 
     assert (also_seen.share, also_seen.pairs) == (0.5, 2)
     expected = [math.log1p(math.exp(1.0)), math.log1p(math.exp(-2.0))]
     assert motion.log_loss == pytest.approx(sum(expected) / 2)
+
+
+def test_votes_without_a_name_are_no_single_voters(tmp_path: Path) -> None:
+    first = replace(PAIRS[0], votes=(replace(PAIRS[0].votes[0], annotator=None), *PAIRS[0].votes[1:]))
+    found = judge_scores(rows(tmp_path / "pairs"), AXES, [first, *PAIRS[1:]], dict(enumerate(DIFFERENCES)))
+    (quality, _), _ = found
+    assert quality.voter is not None
+    assert (quality.voter.share, quality.voter.pairs) == (1.0, 4), "of the votes on pairs 1 and 4"
+    assert (quality.accuracy.share, quality.accuracy.pairs) == (2 / 3, 3), "the votes count"
+
+
+@pytest.mark.parametrize(
+    ("backbone", "words"),
+    [
+        ({"layers": 0, "towers": "text"}, "fitted: the head alone."),
+        ({"layers": 2}, "fitted: the last 2 groups of layers."),
+        ({"towers": "text"}, "fitted: all weights of its text tower."),
+    ],
+)
+def test_the_card_says_what_was_fitted_and_which_prompts_are_cut(
+    tmp_path: Path, backbone: dict[str, Any], words: str
+) -> None:
+    config = FitConfig(kind="video", backbone=BackboneConfig(**backbone))
+    write_report(tmp_path, report([(verdict(), Share(0.9, 0.8, 1.0, 99))], config=config, notes=["1 is cut"]), MADE)
+    card = (tmp_path / "README.md").read_text()
+    assert f"Begun with the CLIP of builtin; {words}" in card
+    assert "- 1 is cut" in card
+    assert json.loads((tmp_path / "report.json").read_text())["notes"] == ["1 is cut"]
 
 
 def test_a_report_is_written_as_strict_json_a_card_and_a_picture(tmp_path: Path) -> None:

@@ -174,6 +174,14 @@ def test_looks_without_numbers_are_passed_over() -> None:
     [
         ({"guard": {"every": 30}, "output": {"checkpoint_every": 20}}, "guard.every=40"),
         ({"guard": {"every": 50}, "reward": {"held_out": None}}, "set reward.held_out, or guard.every=0"),
+        ({"guard": {"rewards": [{"name": "builtin-heldout"}]}}, "'builtin-heldout' is reward.held_out"),
+        (
+            {
+                "guard": {"rewards": [{"name": "fitted", "path": "./liked"}]},
+                "reward": {"held_out": "fitted", "held_out_path": "liked"},
+            },
+            "guard.rewards: 'liked' is reward.held_out, and would count twice",
+        ),
         ({"guard": {"count": 3}}, "guard.count = 3"),
         ({"guard": {"evry": 3}}, "unknown key guard.evry; allowed here: every, prompts"),
         ({"guard": {"scales": [0.5]}}, "guard.scales"),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,42 @@ def test_an_evaluation_with_another_setup_is_refused(tmp_path: Path) -> None:
     check_about(tmp_path / "run", ABOUT)
     with pytest.raises(ValueError, match=r"lr = 0.01, and now it is 0.02; choose another folder"):
         check_about(tmp_path / "run", ABOUT | {"lr": 0.02})
+
+
+def test_runs_that_are_measured_otherwise_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "evaluate_run", lambda *arguments: pytest.fail("something is measured"))
+    check_about(tmp_path / "first", ABOUT | SETUP)
+    check_about(tmp_path / "second", ABOUT | SETUP | {"prompts": 16})
+    with pytest.raises(ValueError, match="first is measured with prompts = 8, and second with 16;"):
+        guard.main(["--out", str(tmp_path)])
+    check_about(tmp_path / "third", ABOUT | SETUP)
+    shutil.rmtree(tmp_path / "second")
+    monkeypatch.setattr(guard, "plan_run", lambda run, setup, *more: Plan(run, (), (), setup))
+    given = ["--prompts", "8", "--steps", "2", "--seed", "0"]
+    with pytest.raises(ValueError, match="new is measured with seed = 3, and first with 0;"):
+        guard.main(["new", "--out", str(tmp_path), *given[:-1], "3"])
+
+
+@pytest.mark.parametrize("content", ["{}", "", "[]", json.dumps(ABOUT | {"rewards": {}})])
+def test_a_damaged_setup_is_named(tmp_path: Path, content: str) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "about.json").write_text(content)
+    for read in (
+        lambda: check_about(folder, ABOUT),
+        lambda: read_run(folder),
+        lambda: guard.main(["--out", str(tmp_path)]),
+    ):
+        with pytest.raises(ValueError, match=r"run/about\.json is damaged .*; delete .*/run;") as error:
+            read()
+        assert "\n" not in str(error.value)
+
+
+def test_a_run_keeps_the_names_of_its_rewards(tmp_path: Path) -> None:
+    check_about(tmp_path, ABOUT | {"rewards": {"reward": "builtin", "held_out": "builtin-heldout"}, "files": []})
+    run = read_run(tmp_path)
+    assert run is not None
+    assert (run.trained, run.held_out) == ("builtin", "builtin-heldout")
 
 
 def test_only_runs_that_an_oracle_can_grade_are_measured(tmp_path: Path) -> None:

@@ -158,6 +158,21 @@ def test_files_that_are_no_pairs_are_refused(folder: Path) -> None:
             read_pairs(manifest(folder, rows, ending))
 
 
+@pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
+def test_voters_kinds_and_models_may_be_numbers(folder: Path, ending: str) -> None:
+    rows = [row(annotator=7, kind=1, a_model=0), row(annotator=7, kind=1, a_model=0)]
+    (pair,), skipped = read_pairs(manifest(folder, rows, ending))
+    assert (pair.votes[0].annotator, pair.kind, pair.models) == ("7", "1", ("0", ""))
+    assert ["repeats" in str(each) for each in skipped] == [True]
+    (pair,), skipped = read_pairs(manifest(folder, [row(annotator=math.nan), row(annotator=math.nan)], ending))
+    assert ([vote.annotator for vote in pair.votes], skipped) == ([None, None], [])
+
+
+def test_a_voter_of_another_type_is_refused_in_a_parquet_file(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"column 'annotator' is of type bool; it must hold numbers or text"):
+        read_pairs(manifest(folder, [row(annotator=True)], ".parquet"))
+
+
 def export(folder: Path, rows: Sequence[dict[str, Any]]) -> Path:
     case = {"set": "in_domain", "steps": 20, "copy": 0, "fps": 8.0, "a_model": "base", "b_model": "tuned"}
     path = folder / "export.parquet"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import save_run
 from pyarrow import parquet
 
 from jobs.benchmark import reward_accuracy
@@ -82,6 +83,39 @@ def test_earlier_votes_come_first_as_they_are(pairs: Path, tmp_path: Path, monke
         votes.main()
     monkeypatch.setattr(sys, "argv", [*given, str(gone)])
     with pytest.raises(ValueError, match=r"gone\.parquet: no such file"):
+        votes.main()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--noise", "7"], "--noise 7: is a share; allowed: 0 to 1"),
+        (["--footage", "-3"], "--footage -3: is a share; allowed: 0 to 1"),
+        (["--noise", "nan"], "--noise nan"),
+        (["--prompts", "-1"], "--prompts -1: allowed: 0 or more"),
+        (["--per-prompt", "0"], "--per-prompt 0: allowed: 1 or more"),
+        (["--steps", "0"], "--steps 0: allowed: 1 or more"),
+        (["--runs", "nowhere@3"], "run 'nowhere': no such folder"),
+        (["--prompts", "2", "--model", "nowhere"], "nowhere"),
+    ],
+)
+def test_what_cannot_be_voted_on_is_refused_before_anything_is_rendered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], words: str
+) -> None:
+    monkeypatch.setattr(votes, "rendered", lambda *arguments: pytest.fail("it renders"))
+    monkeypatch.setattr(sys, "argv", ["votes", str(tmp_path / "v.parquet"), *given])
+    with pytest.raises(ValueError, match=words):
+        votes.main()
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_checkpoint_that_is_not_there_is_refused_before_anything_is_rendered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = save_run(tmp_path, 2)
+    monkeypatch.setattr(votes, "rendered", lambda *arguments: pytest.fail("it renders"))
+    monkeypatch.setattr(sys, "argv", ["votes", str(tmp_path / "v.parquet"), "--runs", f"{folder}@3"])
+    with pytest.raises(ValueError, match="no checkpoint of step 3; it has: 2"):
         votes.main()
 
 
