@@ -83,7 +83,12 @@ class UNet3DModel(VideoModel):
     @property
     def device(self) -> torch.device:
         """Where the autoencoder's weights are."""
-        return self.vae.device
+        return next(self.vae.parameters()).device  # diffusers' own looks at every layer, each time
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """The frozen parts' precision."""
+        return next(self.vae.parameters()).dtype
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> Tensor:
@@ -98,7 +103,7 @@ class UNet3DModel(VideoModel):
     def encode_frames(self, frames_BFCHW: Tensor) -> Posterior:
         """Returns the posterior of each frame by itself, scaled by the autoencoder's ``scaling_factor``."""
         batch = len(frames_BFCHW)
-        pixels = frames_BFCHW.flatten(0, 1).to(self.vae.device, self.vae.dtype) * 2 - 1
+        pixels = frames_BFCHW.flatten(0, 1).to(self.device, self._dtype) * 2 - 1
         parts = [self.vae.encode(chunk).latent_dist for chunk in pixels.split(self.decode_chunk)]
         scale = self.vae.config.scaling_factor
 
@@ -113,7 +118,7 @@ class UNet3DModel(VideoModel):
         """frames_BSCHW of the chosen frames, ``decode_chunk`` at a time; the other latents are never decoded."""
         rows_B1 = torch.arange(len(latents_BCFhw), device=latents_BCFhw.device)[:, None]
         chosen_BSChw = latents_BCFhw.transpose(1, 2)[rows_B1, frames_BS.to(latents_BCFhw.device)]
-        latents_Nchw = (chosen_BSChw.flatten(0, 1) / self.vae.config.scaling_factor).to(self.vae.dtype)
+        latents_Nchw = (chosen_BSChw.flatten(0, 1) / self.vae.config.scaling_factor).to(self._dtype)
         recompute &= latents_Nchw.requires_grad and torch.is_grad_enabled()
         pixels = torch.cat([self._decode(chunk, recompute) for chunk in latents_Nchw.split(self.decode_chunk)])
         pixels = pixels.to(torch.promote_types(torch.float32, pixels.dtype))
@@ -134,7 +139,7 @@ class UNet3DModel(VideoModel):
 
     def output(self, latents_BCFhw: Tensor, timestep_B: Tensor, text_BLD: Tensor) -> Tensor:
         """Returns the predicted noise; see ``VideoModel.output``."""
-        dtype = self.vae.dtype
+        dtype = self._dtype
         return self.denoiser(
             latents_BCFhw.to(dtype), timestep_B, encoder_hidden_states=text_BLD.to(dtype), return_dict=False
         )[0].to(torch.promote_types(torch.float32, dtype))

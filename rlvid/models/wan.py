@@ -87,7 +87,7 @@ class WanModel(VideoModel):
     @property
     def device(self) -> torch.device:
         """Where the autoencoder's weights are."""
-        return self.vae.device
+        return next(self.vae.parameters()).device  # diffusers' own looks at every layer, each time
 
     def encode_prompts(self, prompts: list[str]) -> Tensor:
         """text_BLD of prompts, zeros behind the last token; see ``rlvid.models.text_rows``."""

@@ -181,16 +181,11 @@ def _reward(
     names: Sequence[tuple[str | None, str | None]], config: RewardConfig, shape: VideoShape, backward: bool
 ) -> Network:
     """Returns the networks of one reward, or of all parts of a mixture: their sums, as all of them see every image."""
-    judges = [judge for name, path in names if (judge := _judge(name, path))]
-    if not judges:
+    measured = (_measured_judge(name, path, shape, config.precision, backward) for name, path in names)
+    found = [network for network in measured if network != NONE]
+    if not found:
         return NONE
     learned = [name not in BUILTIN for name, _ in names]
-    images_NCHW = torch.empty(1, 3, shape.height, shape.width, requires_grad=backward, device="meta")
-    found = []
-    for judge in judges:
-        judge.eval().requires_grad_(False).to(DTYPES[config.precision])
-        run = partial(judge, images_NCHW)
-        found.append(network_of(judge, measure(judge, run, backward=backward, known=(images_NCHW,))))
     costs = [astuple(network.cost) for network in found]
     return Network(
         parameters=sum(network.parameters for network in found),
@@ -200,6 +195,17 @@ def _reward(
         chunk=config.chunk or (8 if any(learned) else 64),
         recompute=any(learned) if config.checkpoint_activations is None else config.checkpoint_activations,
     )
+
+
+@lru_cache(maxsize=16)  # building one takes as long as measuring it, and plans are compared
+def _measured_judge(name: str | None, path: str | None, shape: VideoShape, precision: str, backward: bool) -> Network:
+    judge = _judge(name, path)
+    if judge is None:
+        return NONE
+    images_NCHW = torch.empty(1, 3, shape.height, shape.width, requires_grad=backward, device="meta")
+    judge.eval().requires_grad_(False).to(DTYPES[precision])
+    run = partial(judge, images_NCHW)
+    return network_of(judge, measure(judge, run, backward=backward, known=(images_NCHW,)))
 
 
 def _judge(name: str | None, path: str | None) -> nn.Module | None:

@@ -95,7 +95,7 @@ def autoencoder(spec: ModelConfig, scored: tuple[int, ...], *, backward: bool, r
     return _autoencoder(settings, scored, backward, recompute or spec.decode_window is not None)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)  # advice takes up to six of a plan
 def _autoencoder(described: str, scored: tuple[int, ...], backward: bool, sweeps: bool) -> Network:
     spec = ModelConfig.model_validate_json(described)
     model = outline_model(spec)
@@ -105,7 +105,7 @@ def _autoencoder(described: str, scored: tuple[int, ...], backward: bool, sweeps
         model._decoder._stored = host.store  # type: ignore[method-assign]
     first, caches = _chunk(model, None, backward, sweeps)
     later, caches = _chunk(model, caches, backward, sweeps)
-    plain = _decode(model, scored)
+    plain = _decode(spec.model_copy(update=_WITHOUT_DECODER).model_dump_json(), scored)
     decode, kept = plain, plain
     if backward:
         windowed = settings.window is not None
@@ -121,7 +121,7 @@ def _chunk(model: WanModel, cache: Cache | None, backward: bool, sweeps: bool) -
     """Returns the cost of a chunk, the first one of a video where there is no cache, and the cache after it."""
     decoder = model._decoder
     features = _features(model).requires_grad_(backward)
-    with torch.no_grad(), efficient_attention():
+    with torch.no_grad(), efficient_attention(), Meter():  # which remembers layouts, and so takes less time
         _, after = decoder.chunk(features.detach(), cache)
     with recomputing(sweeps and decoder.settings.recompute_blocks):
         cost = measure(
@@ -155,7 +155,9 @@ def _features(model: WanModel, chunks: int = 1) -> Tensor:
     return torch.empty(1, channels, chunks, height, width, dtype=model.vae.dtype, device="meta")
 
 
-def _decode(model: WanModel, scored: tuple[int, ...]) -> DecodeCost:
+@lru_cache(maxsize=64)
+def _decode(described: str, scored: tuple[int, ...]) -> DecodeCost:
+    model = outline_model(ModelConfig.model_validate_json(described))
     latents, frames_1S = torch.empty(1, *model.latent_shape, device="meta"), torch.tensor([scored])
     with efficient_attention(), torch.no_grad(), _meter(model, latents) as meter:
         model.decode_frames(latents, frames_1S)
@@ -194,7 +196,7 @@ def _share_host(model: WanModel, scored: tuple[int, ...]) -> int:
     host, plan = _HostMemory(model._decoder.settings.cache_dtype), ChunkPlan.of(torch.tensor([scored]), model.stride)
     aside = CausalDecoder(model.vae, model._decoder.settings)
     aside._stored = host.store  # type: ignore[method-assign]
-    with efficient_attention(), torch.no_grad():
+    with efficient_attention(), torch.no_grad(), Meter():
         aside.stream(_features(model, plan.count), plan, keep=True)
     return host.bytes
 

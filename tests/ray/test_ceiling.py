@@ -23,6 +23,7 @@ from rlvid.train.job import Job
 from rlvid.train.launch import train
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_run_keeps_the_quantile_of_its_clips_and_reads_it_when_it_resumes(
     folder: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,7 +1,8 @@
 """Equivalence of all methods on both families; `make equivalence` prints the table.
 
 Three steps of one run come to the same weights on one worker and on two, under ZeRO 0 to 3 and in plain torch, and
-resumed from a checkpoint after step 2. Without --equivalence, a few runs are compared with plain torch alone.
+resumed from a checkpoint after step 2. Without --equivalence, a few runs are compared with plain torch alone. Two of
+them are not slow; InstructVideo on the U-Net, under all stages, is in test_training.py.
 """
 
 import itertools
@@ -32,16 +33,22 @@ ALWAYS = {
     ("unet", "grpo"): STAGES, ("wan", "instructvideo"): (2, 3), ("wan", "ddpo"): (2,), ("wan", "raft"): (2,),
 }  # fmt: skip
 """The runs without --equivalence, and their ZeRO stages."""
+QUICK = (("unet", "ddpo"), ("wan", "instructvideo"))
 AT_ONCE = 30
 """Most runs of one start of the workers."""
 WEIGHTS, NORMS = 1e-6, 1e-3
 """Largest differences: of weights, which move by 1e-5 a step, and of a gradient's norm as a part of it."""
 
 Run = tuple[str, str]
-RUNS = [
-    pytest.param(run, marks=[] if run in ALWAYS else [pytest.mark.equivalence], id="-".join(run))
-    for run in itertools.product(FAMILIES, METHODS)
-]
+
+
+def marks_of(run: Run) -> list[pytest.MarkDecorator]:
+    if run in QUICK:
+        return []
+    return [pytest.mark.slow if run in ALWAYS else pytest.mark.equivalence]
+
+
+RUNS = [pytest.param(run, marks=marks_of(run), id="-".join(run)) for run in itertools.product(FAMILIES, METHODS)]
 
 
 def settings(folder: Path, run: Run, *overrides: str) -> RunConfig:

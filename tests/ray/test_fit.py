@@ -164,6 +164,7 @@ def deadly() -> Callable[..., Any]:
     return fit_worker
 
 
+@pytest.mark.slow
 def test_a_fit_that_is_killed_goes_on_to_the_same_bits_and_to_no_other_fit(fitted: Fit, source: Path) -> None:
     whole, out = fitted(2), source.parent.with_name("killed")
     work = out.with_name("killed.unfinished")

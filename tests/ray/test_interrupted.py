@@ -51,6 +51,7 @@ def test_name_of_another_run_is_refused(folder: Path, watched: tuple[Path, str])
         train(config(folder, "watched", *LONG, *GUARD, "output.keep_checkpoints=1", "optimizer.lr=0.1"), QUIET)
 
 
+@pytest.mark.slow
 def test_a_run_whose_storage_fails_and_whose_newest_checkpoint_is_damaged_ends_with_the_same_adapter(
     folder: Path, watched: tuple[Path, str]
 ) -> None:

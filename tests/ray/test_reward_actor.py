@@ -62,6 +62,7 @@ def test_an_actor_answers_fails_and_is_started_again(
     assert np.isfinite(reward(pixels, ["a", "b"]).numpy()).all()
 
 
+@pytest.mark.slow
 def test_a_training_on_an_actors_reward(
     folder: Path, file: Path, ray_cluster: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

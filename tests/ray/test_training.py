@@ -35,12 +35,11 @@ WHOLE = "model.finetune=full"
 @pytest.fixture(scope="module")
 def together(folder: Path, ray_cluster: Any) -> dict[str, Trajectory]:
     """Three steps by two workers, without an interruption: each ZeRO stage with an adapter, and those that share
-    gradients with all weights; and two runs that are begun. One start serves them all."""
+    gradients with all weights; and one run that is begun. One start serves them all."""
     two = ("train.workers=2", "output.archive_every=0")
     runs = {f"zero-{stage}": config(folder, "equal", *two, f"train.zero_stage={stage}") for stage in (0, 1, 2, 3)}
     runs |= {f"full-zero-{stage}": config(folder, "full", WHOLE, *two, f"train.zero_stage={stage}") for stage in (2, 3)}
-    begun = [all_weights(folder, "train.steps=2"), elastic(folder, "train.workers=2", "train.steps=3")]
-    return on_workers(folder, 2, runs, begun)
+    return on_workers(folder, 2, runs, [all_weights(folder, "train.steps=2")])
 
 
 def all_weights(folder: Path, *overrides: str) -> RunConfig:
@@ -105,8 +104,9 @@ def test_a_run_of_all_weights_resumes_to_the_same_weights_and_is_evaluated_and_e
 
 
 @pytest.mark.slow
-def test_a_run_of_zero_0_goes_on_with_any_number_of_workers(folder: Path, together: dict[str, Trajectory]) -> None:
+def test_a_run_of_zero_0_goes_on_with_any_number_of_workers(folder: Path, ray_cluster: Any) -> None:
     """Two workers, then one."""
+    train(elastic(folder, "train.workers=2", "train.steps=3"), QUIET)
     run = elastic(folder, "train.workers=1", "train.steps=4")
     done = train(run, QUIET)
     assert (done.first_step, done.last_step) == (3, 4)

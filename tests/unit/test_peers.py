@@ -55,7 +55,7 @@ def test_a_published_way_comes_to_the_gradient_of_rlvid(name: str, networks: dic
         assert distance(theirs, ours) < bound, side
 
 
-@pytest.mark.parametrize("name", ["UniRL", "ddpo-pytorch"])
+@pytest.mark.parametrize("name", ["UniRL", pytest.param("ddpo-pytorch", marks=pytest.mark.slow)])
 def test_a_side_that_decodes_all_frames_counts_more_operations(name: str, networks: dict[bool, Networks]) -> None:
     steps = matchup(PEERS[name], options(), networks[False])
     decode, total = {}, {}

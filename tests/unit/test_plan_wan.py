@@ -39,6 +39,12 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def no_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans without advice, which measures the decoder several times more."""
+    monkeypatch.setattr("rlvid.plan.plan.advice", lambda *_: ({}, {}))
+
+
 def described(stored: Path, **sections: dict[str, Any]) -> RunConfig:
     """A run of the tiny model on a video long enough for the caches to weigh, without videos for TensorBoard."""
     base: dict[str, dict[str, Any]] = {
@@ -82,6 +88,7 @@ def test_a_real_step_does_what_was_planned(stored: Path, window: int | None) -> 
     assert max(sweep.values()) == pytest.approx(peak, rel=0.15)
 
 
+@pytest.mark.usefixtures("no_advice")
 def test_shorter_windows_need_less(stored: Path) -> None:
     settings = {"attenuation": 1.0, "segments": 2}
     plans = [make_plan(described(stored, model={"decode_window": w}, reward=settings)) for w in (1, 2, None)]
@@ -95,6 +102,7 @@ def test_shorter_windows_need_less(stored: Path) -> None:
     assert len({plan.flops["decode"] for plan in plans}) == 1
 
 
+@pytest.mark.usefixtures("no_advice")
 def test_offloaded_caches_need_less_for_the_same_operations(stored: Path) -> None:
     settings = {"attenuation": 1.0, "segments": 2}
     kept, aside = (make_plan(described(stored, model={"decode_offload": on}, reward=settings)) for on in (False, True))
@@ -127,6 +135,7 @@ def kept_aside(config: RunConfig) -> dict[str, int]:
     return found
 
 
+@pytest.mark.usefixtures("no_advice")
 @pytest.mark.parametrize(
     "model",
     [
@@ -151,6 +160,7 @@ def test_the_memory_of_the_cpu_is_that_of_a_real_step(stored: Path, model: dict[
     assert plan.as_dict().get("host_peak_bytes", 0) == plan.host_peak
 
 
+@pytest.mark.usefixtures("no_advice")
 def test_the_peak_of_videos_for_tensorboard_is_the_one_that_was_planned(stored: Path) -> None:
     config = described(stored, output={"videos_every": 25}, train={"batch_size": 6, "workers": 3})
     model = load_video_model(config.model, text=True)
@@ -162,6 +172,7 @@ def test_the_peak_of_videos_for_tensorboard_is_the_one_that_was_planned(stored: 
     assert not make_plan(described(stored)).videos
 
 
+@pytest.mark.usefixtures("no_advice")
 def test_the_memory_of_the_cpu_is_for_all_videos_at_once_and_of_a_measurement_for_one(stored: Path) -> None:
     model = {"decode_window": 2, "decode_offload": True}
     one, two = (make_plan(described(stored, model=model, train={"batch_size": size})) for size in (1, 2))
@@ -187,6 +198,7 @@ def test_the_measurement_of_the_share_is_not_planned_where_it_is_switched_off(st
     assert "model.decode_share=false" not in off.advice
 
 
+@pytest.mark.usefixtures("no_advice")
 def test_caches_in_half_precision_need_half(stored: Path) -> None:
     settings = {"attenuation": 1.0, "segments": 2}
     whole, half = (
@@ -242,6 +254,7 @@ def test_the_last_frames_of_segments_need_the_most(stored: Path) -> None:
     assert last_frames(described(stored, reward={"attenuation": 1.0, "segments": 4}), FRAMES) == (7, 15, 23, 31)
 
 
+@pytest.mark.usefixtures("no_advice")
 def test_the_text_encoder_does_not_stay_beside_training(stored: Path) -> None:
     config = described(stored)
     plan = make_plan(config)
@@ -251,6 +264,7 @@ def test_the_text_encoder_does_not_stay_beside_training(stored: Path) -> None:
     assert plan.as_dict()["text_embedding"]["flops"] > 0
 
 
+@pytest.mark.usefixtures("no_advice")
 def test_half_precision_is_for_the_transformer_alone(stored: Path) -> None:
     full, half = (outline_parts(described(stored, model={"precision": p})) for p in ("float32", "bfloat16"))
     assert half.autoencoder.weights == full.autoencoder.weights == 4 * full.autoencoder.parameters
@@ -261,6 +275,7 @@ def test_half_precision_is_for_the_transformer_alone(stored: Path) -> None:
     assert "the autoencoder stays float32" in str(hint)
 
 
+@pytest.mark.usefixtures("no_advice")
 def test_a_plan_warns_of_an_attention_that_keeps_the_scores(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_plan(described(stored, method={"name": "ddpo"}, model={"frames": 5, "size": 8}))
     flat = replace(plan, parts=replace(plan.parts, autoencoder=NONE))

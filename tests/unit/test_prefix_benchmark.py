@@ -12,7 +12,7 @@ from rlvid.toy.tiny import save_tiny_model
 from rlvid.toy.tiny_wan import save_tiny_wan
 
 
-@pytest.mark.parametrize("config", ["toy", "toy-wan"])
+@pytest.mark.parametrize("config", [pytest.param("toy", marks=pytest.mark.slow), "toy-wan"])
 def test_each_setting_is_held_to_the_exact_chain(config: str, tmp_path: Path) -> None:
     wan, out = config == "toy-wan", tmp_path / "prefix.json"
     (save_tiny_wan if wan else save_tiny_model)(tmp_path / "tiny")

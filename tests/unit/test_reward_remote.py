@@ -139,7 +139,7 @@ def test_a_process_of_its_own_scores_and_ends(file: Path) -> None:
     ],
 )
 def test_what_fails_elsewhere_is_tried_again_and_left_out(file: Path, function: str, words: str) -> None:
-    settings = RemoteConfig(timeout=3 if function == "slow" else 30, retries=1, batch=2)
+    settings = RemoteConfig(timeout=0.5 if function == "slow" else 30, retries=1, batch=2)
     call, calls = ProcessCaller(f"{file}:{function}", sys.executable, settings.timeout), list[int]()
 
     def counting(pixels: np.ndarray, prompts: list[str]) -> list[Any]:
