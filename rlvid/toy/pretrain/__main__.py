@@ -144,7 +144,7 @@ def make_wan_denoiser(out: Path, work: Path, seed: int, scale: float, device: to
     check_work(work, {"seed": seed, "scale": scale, "wan autoencoder": digest(out / "wan" / "vae")})
     steps, vae = partial(scaled, scale=scale), load_wan_autoencoder(out, device)
     text = fit_wan_text(seed + 600, steps(600), device)
-    latents, captions = wan_bank(vae, max(64, steps(12288)), seed + 600, work / "wan-bank.pt")
+    latents, captions = wan_bank(vae, max(64, steps(24576)), seed + 600, work / "wan-bank.pt")
     rows, empty = embed(text, captions), embed(text, [""])
     transformer = fit_wan_transformer(seed + 600, transformer_phases(steps), latents, rows, empty, device, work)
     save_wan(transformer, text, out / "wan")

@@ -55,7 +55,7 @@ def transformer_phases(steps: Callable[[int], int]) -> list[TransformerPhase]:
     """Returns the plan: images, then clips."""
     return [
         TransformerPhase(frames=1, batch=64, steps=steps(3000), peak=1.5e-3),
-        TransformerPhase(frames=3, batch=32, steps=steps(6000), peak=1.5e-3),
+        TransformerPhase(frames=3, batch=32, steps=steps(24000), peak=1.5e-3),
     ]
 
 
