@@ -2,7 +2,7 @@
 
 Three steps of one run come to the same weights on one worker and on two, under ZeRO 0 to 3 and in plain torch, and
 resumed from a checkpoint after step 2. Without --equivalence, a few runs are compared with plain torch alone. Two of
-them are not slow; InstructVideo on the U-Net, under all stages, is in test_training.py.
+them are not slow; InstructVideo on the U-Net, under each stage, is in test_training.py.
 """
 
 import itertools
