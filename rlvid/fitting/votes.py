@@ -33,6 +33,7 @@ from rlvid.files import atomic_file
 from rlvid.models.base import VideoModel
 from rlvid.models.load import check_model
 from rlvid.models.trained import check_trained, load_trainable
+from rlvid.models.video_shape import resolved_shape
 from rlvid.runs.find import find_run
 from rlvid.terminal import counter, run_command, say
 from rlvid.world.captions import prompt_set
@@ -45,7 +46,7 @@ MODEL_MADE = "model-made"
 """Kind of pairs that models made; the others are those of ``rlvid.world.pairs``."""
 _ALL = (*KINDS, NEW, ALIKE)
 _SCHEMA = PAIRS.append(pa.field("kind", pa.string()))
-_TIE, _GUIDANCE, _AT_ONCE, _ROWS_IN_GROUP, _FRAMES = 0.03, (3.0, 1.0, 6.0), 64, 16, 8
+_TIE, _GUIDANCE, _AT_ONCE, _ROWS_IN_GROUP = 0.03, (3.0, 1.0, 6.0), 64, 16
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def model_made(
         prompts: that are sampled.
         per_prompt: pairs of each, at most.
         seed: of prompts, noise and choice.
-        steps: of the DDIM chain.
+        steps: of a video's chain.
         base: path of the base model.
     """
     words = [each for name in ("in_domain", "new_shapes") for each in prompt_set(name, prompts, 100 + seed)][:prompts]
@@ -127,7 +128,7 @@ def model_made(
 
 
 def _models(runs: Sequence[str], path: str) -> Iterator[tuple[str, VideoModel, float]]:
-    base = load_trainable(ModelConfig(path=path, frames=_FRAMES), 0, path, device())
+    base = load_trainable(ModelConfig(path=path), 0, path, device())
     for guidance in _GUIDANCE:
         yield ("base" if guidance == _GUIDANCE[0] else f"base, guidance {guidance:g}"), base, guidance
     for run in runs:
@@ -204,12 +205,18 @@ def _check(given: argparse.Namespace) -> None:
     for key, least in (("prompts", 0), ("per_prompt", 1), ("steps", 1)):
         if (count := getattr(given, key)) < least:
             raise ValueError(f"--{key.replace('_', '-')} {count}: allowed: {least} or more")
+    shape = resolved_shape(ModelConfig(path=given.model)) if given.prompts else None
     for run in given.runs:
         spec = parse_spec(run)
         if spec.which in ("best", "all"):
             raise ValueError(f"--runs {run}: name one checkpoint by its step, or none for the latest")
         config, found = find_run(spec.run, _step(spec))
         check_trained(config.model, found.folder)
+        if shape is not None and (other := resolved_shape(config.model)) != shape:
+            raise ValueError(
+                f"--runs {run}: makes {other.frames} frames of {other.pixels} pixels, and --model {given.model} makes "
+                f"{shape.frames} of {shape.pixels}; pairs need two of one shape: name the run's own base with --model"
+            )
     if given.prompts:
         check_model(given.model)
 
@@ -226,11 +233,11 @@ def main() -> None:
     parser.add_argument(
         "--add", nargs="*", default=[], type=Path, metavar="FILE", help="earlier votes, which come first"
     )
-    parser.add_argument("--model", default=ModelConfig().path, help="the base model: builtin, or a folder")
+    parser.add_argument("--model", default=ModelConfig().path, help="the base model: builtin, builtin-wan, or a folder")
     parser.add_argument("--runs", nargs="*", default=[], help="fine-tuned models: RUN@STEP*SCALE")
     parser.add_argument("--prompts", type=int, default=0, help="prompts that models sample; 0 for none")
     parser.add_argument("--per-prompt", type=int, default=24, help="pairs of models for each prompt")
-    parser.add_argument("--steps", type=int, default=20, help="of the DDIM chain")
+    parser.add_argument("--steps", type=int, default=20, help="of a video's chain")
     parser.add_argument("--noise", type=float, default=0.08, help="share of votes that are turned around")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()

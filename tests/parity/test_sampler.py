@@ -38,7 +38,7 @@ def pipeline(model: UNet3DModel, final: str, latents_BCFhw: Tensor, prompts: lis
         (5, 9.0, "exact"),
         (5, 1.0, "paper"),
         (20, 9.0, "paper"),
-        (50, 9.0, "paper"),
+        pytest.param(50, 9.0, "paper", marks=pytest.mark.slow),
     ],
 )
 def test_the_latents_are_those_of_diffusers(model: UNet3DModel, steps: int, guidance: float, final: str) -> None:

@@ -30,6 +30,7 @@ from rlvid.toy.tiny import save_tiny_model
 from rlvid.train.audit import faults
 from rlvid.train.record import RECORD
 
+pytestmark = pytest.mark.slow  # three nodes take half a minute to start; test_submit.py needs none
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 TOKEN = "a-token-of-the-tests-0123456789abcdef"
@@ -219,7 +220,6 @@ def check_traces(run: Path) -> None:
     assert set(read_archive(run / "archive", ["rank"])["rank"].to_pylist()) == {0, 1}
 
 
-@pytest.mark.slow
 def test_a_stopped_job_resumes_on_machines_that_have_nothing_to_the_same_adapter(
     cluster: Cluster, whole: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,7 +267,7 @@ def test_a_stopped_job_resumes_on_machines_that_have_nothing_to_the_same_adapter
         ("thick", "train.cpus_per_worker=2.5", "only 0 fit, as a worker lies on one node"),
         pytest.param(
             "hidden", "output.storage={hidden}", "does not see what the driver writes there",
-            marks=[pytest.mark.slow, pytest.mark.skipif(not CAN_HIDE, reason="makes no mount namespaces")],
+            marks=pytest.mark.skipif(not CAN_HIDE, reason="makes no mount namespaces"),
         ),
     ],
     ids=["a worker that no node has room for", "storage that a node does not see"],

@@ -21,7 +21,9 @@ from rlvid.config import RunConfig
 from rlvid.data.sources import training_set
 from rlvid.toy.tiny_wan import save_tiny_wan
 
-FAMILIES = {"unet": (), "wan": ("model.path={folder}/tiny-wan", "model.frames=9", "model.size=16")}
+_WAN = ("model.path={folder}/tiny-wan", "model.frames=9", "model.size=16")
+FAMILIES = {"unet": (), "wan": _WAN, "wan-whole": (*_WAN, "model.finetune=full")}
+"""Settings of the model by what is trained: an adapter, or all weights; those of the U-Net are in test_training.py."""
 METHODS = {
     "instructvideo": (), "draft": (), "draft-lv": (), "alignprop": (), "ddpo": (), "dpok": (),
     "grpo": ("method={name: grpo, window: 2, same_start: true, kl: 0.1, step_weight: inverse}", "train.group_size=4"),
@@ -31,6 +33,7 @@ STAGES = (0, 1, 2, 3)
 ALWAYS = {
     ("unet", "draft"): (2,), ("unet", "ddpo"): (2,), ("unet", "dpok"): (2,), ("unet", "raft"): (2,),
     ("unet", "grpo"): STAGES, ("wan", "instructvideo"): (2, 3), ("wan", "ddpo"): (2,), ("wan", "raft"): (2,),
+    ("wan-whole", "instructvideo"): (2, 3),
 }  # fmt: skip
 """The runs without --equivalence, and their ZeRO stages."""
 QUICK = (("unet", "ddpo"), ("wan", "instructvideo"))
@@ -48,7 +51,10 @@ def marks_of(run: Run) -> list[pytest.MarkDecorator]:
     return [pytest.mark.slow if run in ALWAYS else pytest.mark.equivalence]
 
 
-RUNS = [pytest.param(run, marks=marks_of(run), id="-".join(run)) for run in itertools.product(FAMILIES, METHODS)]
+RUNS = [
+    pytest.param(run, marks=marks_of(run), id="-".join(run))
+    for run in (*itertools.product(("unet", "wan"), METHODS), ("wan-whole", "instructvideo"))
+]
 
 
 def settings(folder: Path, run: Run, *overrides: str) -> RunConfig:

@@ -50,10 +50,8 @@ def processes_with(mark: str) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("number", "name", "code"),
-    [(signal.SIGTERM, "SIGTERM", 143), pytest.param(signal.SIGINT, "Ctrl-C", 130, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "name", "code"), [(signal.SIGTERM, "SIGTERM", 143), (signal.SIGINT, "Ctrl-C", 130)])
 def test_a_signal_to_all_ends_training_after_a_checkpoint_and_leaves_nobody_behind(
     number: signal.Signals, name: str, code: int, folder: Path
 ) -> None:

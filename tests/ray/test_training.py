@@ -67,7 +67,7 @@ def elastic(folder: Path, *overrides: str) -> RunConfig:
     return config(folder, "elastic", *method, *data, *overrides)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, pytest.param(3, marks=pytest.mark.slow)])  # 3: test_equivalence.py has it
+@pytest.mark.parametrize("stage", [2, *(pytest.param(stage, marks=pytest.mark.slow) for stage in (0, 1, 3))])
 def test_workers_and_zero_stages_compute_what_plain_torch_computes(
     folder: Path, together: dict[str, Trajectory], plainly: Trajectory, stage: int
 ) -> None:
@@ -79,6 +79,7 @@ def test_workers_and_zero_stages_compute_what_plain_torch_computes(
     assert difference(state, reference) <= 1e-6
 
 
+@pytest.mark.slow
 def test_full_fine_tuning_under_zero_computes_what_plain_torch_computes(
     folder: Path, together: dict[str, Trajectory]
 ) -> None:
@@ -95,6 +96,7 @@ def test_full_fine_tuning_under_zero_computes_what_plain_torch_computes(
         assert difference(state, reference) <= 1e-6, name
 
 
+@pytest.mark.slow
 def test_a_run_of_all_weights_resumes_to_the_same_weights_and_is_evaluated_and_exported(
     folder: Path, together: dict[str, Trajectory]
 ) -> None:

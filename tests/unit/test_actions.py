@@ -42,6 +42,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, RunC
     return run, config
 
 
+@pytest.mark.slow
 def test_the_picture_of_a_checkpoint_is_drawn_once(
     trained: tuple[Path, RunConfig], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -48,6 +48,7 @@ def test_the_tiny_preset_finds_one_gradient_and_what_is_done_in_vain(
     assert "channels-last convolutions" in printed
 
 
+@pytest.mark.slow
 def test_guidance_in_two_calls_changes_nothing_else() -> None:
     bench = prepare(step.parse(["--preset", "tiny", "--device", "cpu", "--steps", "1"]))
     adapter, rows, found = Adapter(bench.engine), list[int](), {}
@@ -123,6 +124,7 @@ def test_sizes_of_a_wan_model_are_measured_beside_the_plan(tmp_path: Path, capsy
         assert line in printed, line
 
 
+@pytest.mark.slow
 def test_seconds_with_a_window_are_of_common_steps_and_the_peak_is_of_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """The built-in world's model of Wan's classes: it is small, it loads, and its videos show what was asked for."""
 
+import math
 import re
 import shutil
 from pathlib import Path
@@ -7,16 +8,26 @@ from pathlib import Path
 import pytest
 import torch
 
+from rlvid import randomness
+from rlvid.algorithms.base import Batch, Context, Stopwatch
+from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.config import load_config, shipped_configs
+from rlvid.config.methods import METHODS
 from rlvid.config.model import ModelConfig
 from rlvid.diffusion.generate import generate
 from rlvid.models.folders import builtin_folder, family, is_text_apart
 from rlvid.models.load import denoiser_outline, load_video_model
+from rlvid.models.trained import load_trainable, trained_state
 from rlvid.models.video_shape import resolved_shape
 from rlvid.models.wan import WanModel
+from rlvid.reward.load import load_reward
+from rlvid.train.engine import TorchEngine
 from rlvid.train.preflight import check
 from rlvid.world.captions import prompt_set
 from rlvid.world.grade import grade
+
+LONG = ("instructvideo", "draft", "draft-lv")
+"""Methods whose losses on Wan are tested elsewhere, too."""
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +79,30 @@ def test_its_descriptions_pass_all_checks_and_workers_embed_prompts_themselves(n
 @pytest.mark.parametrize("name", [name for name in shipped_configs() if re.fullmatch("toy(-(?!wan).*)?", name)])
 def test_it_takes_the_settings_of_every_method(name: str) -> None:
     check(load_config(name, ["model.path=builtin-wan"]))
+
+
+@pytest.mark.parametrize("name", [pytest.param(each, marks=[pytest.mark.slow] * (each in LONG)) for each in METHODS])
+def test_every_method_moves_all_of_its_adapter(name: str) -> None:
+    settings = ["model.path=builtin-wan", "train.batch_size=4", "train.workers=1", "train.micro_batch=2"]
+    settings += ["sampling.steps=4", "optimizer.warmup=0", "reward.held_out=null"]
+    described = load_config("toy" if name == "instructvideo" else f"toy-{name}")
+    grouped = described.train.group_size > 1
+    config = load_config(described.name, [*settings, *(["train.group_size=2"] if grouped else [])])
+    model = load_trainable(config.model, 0, "builtin-wan")
+    context = Context(config, model, load_reward("builtin"), None, Stopwatch(torch.device("cpu")))
+    method, engine = ALGORITHMS[name](context), TorchEngine(model.denoiser, config.optimizer)
+    before = {key: tensor.clone() for key, tensor in trained_state(model.denoiser, config.model).items()}
+    for step in range(2):  # in the first one, B is zero and A has no gradient
+        serials = list(range(4 * step, 4 * step + 4))
+        prompts = [("a red circle moving left", "a blue star growing")[serial // 2 % 2] for serial in serials]
+        latents = randomness.normal(model.latent_shape, 0, "clip", [(serial,) for serial in serials])
+        for update in method.updates(Batch(step, serials, prompts, model.encode_prompts(prompts), latents)):
+            engine.backward(update.loss, update.step)
+            if update.step:
+                assert 0 < engine.step(step).gradient_norm < math.inf
+    after = trained_state(model.denoiser, config.model)
+    assert len(after) == 80
+    assert [key for key, tensor in after.items() if torch.equal(tensor, before[key])] == []
 
 
 def test_the_order_of_videos_changes_nothing(model: WanModel) -> None:

@@ -201,6 +201,7 @@ def test_a_held_out_reward_that_is_null_is_not_measured_but_in_the_built_in_worl
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_evaluation_of_a_model_that_is_not_built_in_says_what_is_not_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from evaluated_runs import another
 from helpers import save_run
 from pyarrow import parquet
@@ -12,6 +13,7 @@ from rlvid.study.store import Store
 from rlvid.study.videos import Videos
 
 
+@pytest.mark.slow
 def test_runs_become_tables_a_page_and_preferences(tmp_path: Path, rlvid: Callable[..., str]) -> None:
     run, _ = save_run(tmp_path)
     runs = [run, another(run, "run1", seed=1), another(run, "ddpo", method={"name": "ddpo"})]

@@ -307,6 +307,7 @@ def card_of(run: Path, out: Path, **how: Any) -> str:
     return (export_run(run, out, **how) / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_card_has_the_exported_model_of_an_evaluation_of_all_checkpoints(tmp_path: Path) -> None:
     run, _ = save_run(tmp_path)
     save_run(tmp_path, step=6)

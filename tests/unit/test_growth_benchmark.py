@@ -93,6 +93,7 @@ def test_the_next_call_measures_what_is_missing(
     assert "exponent 2.00 ± 0.00, above 1.05 (attention" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_size_has_a_process_of_its_own_and_its_error_is_told() -> None:
     with pytest.raises(RuntimeError, match=r"report, 0: prompt set 'set' has no prompts"):
         growth.measured("report", 0)

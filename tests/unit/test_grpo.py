@@ -223,6 +223,7 @@ def test_the_first_ratio_is_one(dtype: torch.dtype, window: int | None) -> None:
     assert all(states.dtype == torch.float32 for states in method.collect(clips(method))[0][0].states[0].values())
 
 
+@pytest.mark.slow
 def test_larger_rollouts_give_the_same_losses_in_fewer_calls() -> None:
     gradients, calls = [], []
     for size in (1, 2, 4):

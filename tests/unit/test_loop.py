@@ -204,6 +204,7 @@ def test_a_node_that_is_taken_away_costs_a_checkpoint_and_not_the_run(cluster: C
     assert cluster.reported == [2, 4]
 
 
+@pytest.mark.slow
 def test_a_run_in_a_store_resumes_with_each_step_once_and_its_whole_log(
     cluster: Cluster, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,11 @@ from rlvid.world.render import render, sample_clips
 ALL = ["instructvideo", "draft", "draft-lv", "alignprop", "ddpo", "dpok", "grpo", "rwr", "raft"]
 
 
+def with_slow(names: list[str], *slow: str) -> list[Any]:
+    """Returns the values of a parameter, some of which are slow tests."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
+
+
 def test_every_method_has_settings_and_code() -> None:
     assert list(METHODS) == list(ALGORITHMS) == ALL
     shipped = {load_config(name).method.name for name in shipped_configs() if name.startswith("toy")}
@@ -61,7 +66,7 @@ def test_every_method_trains_the_adapter_and_nothing_else(name: str) -> None:
     assert all(p.grad is None for p in frozen)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", with_slow(ALL, "draft-lv", "dpok", "rwr"))
 def test_micro_batches_with_recomputed_activations_add_up_to_the_batch(name: str) -> None:
     whole = make({"name": name})
     parts = make({"name": name}, train={"micro_batch": 1, "checkpoint_activations": True})
@@ -95,7 +100,9 @@ def test_a_video_that_the_reward_fails_on_is_left_out_and_counted(name: str) -> 
         assert float(updates[0].loss.detach()) == pytest.approx(float(sum(losses).detach()), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["instructvideo", "draft-lv", "ddpo", "dpok", "raft"])  # the others differ in no state
+@pytest.mark.parametrize(  # the others differ in no state
+    "name", with_slow(["instructvideo", "draft-lv", "ddpo", "dpok", "raft"], "dpok", "raft")
+)
 def test_a_resumed_method_ends_where_an_uninterrupted_one_does(name: str, tmp_path: Path) -> None:
     settings = {"name": name} | ({"min_count": 2} if name == "ddpo" else {})
     # The last batch has a prompt of the first without its company, on which what a process keeps must not depend.

@@ -55,7 +55,8 @@ def test_a_published_way_comes_to_the_gradient_of_rlvid(name: str, networks: dic
         assert distance(theirs, ours) < bound, side
 
 
-@pytest.mark.parametrize("name", ["UniRL", pytest.param("ddpo-pytorch", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["UniRL", "ddpo-pytorch"])
 def test_a_side_that_decodes_all_frames_counts_more_operations(name: str, networks: dict[bool, Networks]) -> None:
     steps = matchup(PEERS[name], options(), networks[False])
     decode, total = {}, {}
@@ -104,6 +105,7 @@ def test_live_bytes_are_those_of_all_tensors_that_are_held_at_once(recompute: bo
     assert live.now == 0
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_keeps_the_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "peers.json"
     torch.set_num_threads(2)

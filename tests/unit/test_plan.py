@@ -178,6 +178,7 @@ GUARD = {"every": 500, "count": 4, "videos_per_prompt": 1,
          "rewards": [{"name": "builtin-frames"}, {"name": "builtin-video"}]}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_peak_of_a_real_guard_is_the_one_that_was_planned(
     stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,6 +197,7 @@ def test_the_peak_of_a_real_guard_is_the_one_that_was_planned(
     assert not make_plan(described(stored)).guard
 
 
+@pytest.mark.slow
 def test_the_peak_of_videos_for_tensorboard_is_the_one_that_was_planned(stored: Path, tmp_path: Path) -> None:
     config = described(stored, model={"decode_chunk": 64}, train={"batch_size": 4, "workers": 2})
     plan, model = make_plan(config), load_model(str(stored), frames=8, size=64)
@@ -215,6 +217,7 @@ def test_the_peak_of_videos_for_tensorboard_is_the_one_that_was_planned(stored: 
     assert not make_plan(described(stored, output={"videos_every": 0})).videos
 
 
+@pytest.mark.slow
 def test_frames_that_are_decoded_for_the_held_out_reward_alone_are_planned(stored: Path, tmp_path: Path) -> None:
     def of(held_out: str) -> dict[str, int]:
         return make_plan(described(stored, reward={"name": "brightness", "held_out": held_out})).stages
@@ -238,6 +241,7 @@ def test_the_archive_of_a_step_holds_the_frames_that_are_rewarded(stored: Path) 
     assert plan.disk["archive of a step, at most"] == 2 * 2 * 3 * 64 * 64
 
 
+@pytest.mark.slow
 def test_a_guard_that_blends_all_weights_keeps_the_base_in_main_memory(stored: Path) -> None:
     model = {"finetune": "full"}
     plan = make_plan(described(stored, model=model, guard={**GUARD, "scales": [0.5, 1]}))
@@ -246,7 +250,7 @@ def test_a_guard_that_blends_all_weights_keeps_the_base_in_main_memory(stored: P
     assert not make_plan(described(stored, model=model, guard=GUARD)).guard_host
 
 
-@pytest.mark.parametrize("at_once", [4, 2])
+@pytest.mark.parametrize("at_once", [pytest.param(4, marks=pytest.mark.slow), 2])
 def test_scoring_large_videos_takes_what_was_planned(
     stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:

@@ -88,6 +88,7 @@ def test_a_real_step_does_what_was_planned(stored: Path, window: int | None) -> 
     assert max(sweep.values()) == pytest.approx(peak, rel=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_advice")
 def test_shorter_windows_need_less(stored: Path) -> None:
     settings = {"attenuation": 1.0, "segments": 2}
@@ -185,6 +186,7 @@ def test_the_memory_of_the_cpu_is_for_all_videos_at_once_and_of_a_measurement_fo
     assert not make_plan(described(stored, method={"name": "ddpo"})).host
 
 
+@pytest.mark.slow
 def test_the_measurement_of_the_share_is_not_planned_where_it_is_switched_off(stored: Path) -> None:
     on, off = (
         make_plan(described(stored, model={"decode_window": 1, "decode_share": share})) for share in (True, False)
@@ -210,6 +212,7 @@ def test_caches_in_half_precision_need_half(stored: Path) -> None:
     assert half.flops == whole.flops
 
 
+@pytest.mark.slow
 def test_advice_has_its_price_in_main_memory(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"attenuation": 1.0, "segments": 2}
     plan, aside = (make_plan(described(stored, reward=settings, model={"decode_offload": on})) for on in (False, True))

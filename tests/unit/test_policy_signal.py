@@ -88,6 +88,7 @@ def test_agreement_and_the_mean_of_the_batch_are_what_they_say() -> None:
     torch.testing.assert_close(policy_signal.of_the_batch(here), torch.stack(expected), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_signal_of_a_model_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_tiny_model(tmp_path / "tiny")
     tiny = [f"model.path={tmp_path / 'tiny'}", "model.frames=4", "model.size=16", "reward.segments=2"]

@@ -97,6 +97,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return done
 
 
+@pytest.mark.slow
 def test_another_reward_or_model_makes_nothing_again_that_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,6 +149,7 @@ def test_videos_of_other_settings_lie_aside_and_come_back(tmp_path: Path, monkey
     assert numbers(grown[4:]) != numbers(first[4:])
 
 
+@pytest.mark.slow
 def test_copies_start_from_noise_of_their_own_which_all_models_share(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

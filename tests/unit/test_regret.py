@@ -178,6 +178,7 @@ def test_false_alarms_have_wilsons_interval() -> None:
     assert "in 1 of 5 runs, none of them with a later" in alarms_line([last], 5)
 
 
+@pytest.mark.slow
 def test_the_report_has_both_ways_and_all_rules(tmp_path: Path) -> None:
     runs = [gamed("a", "draft at 0.01"), gamed("b", "draft at 0.1", peak=3), level("c"), alarming([0.5] * 7)]
     page = write_report(tmp_path, runs, fixed=2)

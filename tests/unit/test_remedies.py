@@ -106,7 +106,11 @@ def test_each_noise_of_low_variance_draft_has_a_level_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"name": "draft", "kl": 0.5, "kl_at": "path"}, {"kl": 0.5, "kl_at": "path", "denoising": 0.5}]
+    "settings",
+    [
+        pytest.param({"name": "draft", "kl": 0.5, "kl_at": "path"}, marks=pytest.mark.slow),
+        {"kl": 0.5, "kl_at": "path", "denoising": 0.5},
+    ],
 )
 def test_the_added_losses_depend_neither_on_micro_batches_nor_on_recomputation(settings: dict[str, Any]) -> None:
     whole = make(settings)

@@ -53,6 +53,7 @@ def test_everything_that_the_page_names_is_there_and_nothing_is_elsewhere(made: 
     assert sorted(p.name for p in made.parent.iterdir()) == ["report"]
 
 
+@pytest.mark.slow
 def test_a_metric_of_another_version_is_shown_by_its_own_name(tmp_path: Path) -> None:
     folder = write_evaluation(tmp_path / "ev")
     about = yaml.safe_load((folder / "evaluation.yaml").read_text())
@@ -269,6 +270,7 @@ def test_a_frames_number_is_not_read_aloud_while_it_plays(made: Path) -> None:
     assert all('aria-live="off"' in each for each in outputs)
 
 
+@pytest.mark.slow
 def test_a_report_is_replaced_and_nothing_else_is(tmp_path: Path, evaluation: Path) -> None:
     out = tmp_path / "out"
     first = write_report([evaluation], out, moving=2)

@@ -105,6 +105,7 @@ def test_looks_are_told_apart_without_colour() -> None:
     assert len(set(styles_of(names, "model 0").values())) == 13
 
 
+@pytest.mark.slow
 def test_models_that_differ_in_seed_alone_are_a_row_of_tables_and_have_one_look(tmp_path: Path) -> None:
     folder = several_seeds(tmp_path)
     inputs = read_inputs([folder])

@@ -119,6 +119,26 @@ def test_a_checkpoint_that_is_not_there_is_refused_before_anything_is_rendered(
         votes.main()
 
 
+def test_a_run_of_another_base_is_refused_before_anything_is_rendered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = save_run(tmp_path, 2)
+    monkeypatch.setattr(votes, "rendered", lambda *arguments: pytest.fail("it renders"))
+    given = ["votes", str(tmp_path / "v.parquet"), "--prompts", "1", "--model", "builtin-wan", "--runs", str(folder)]
+    monkeypatch.setattr(sys, "argv", given)
+    with pytest.raises(ValueError, match="makes 4 frames of 16 x 16 pixels, and --model builtin-wan makes 9 of 32 x"):
+        votes.main()
+
+
+def test_votes_on_a_model_of_the_other_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "v.parquet"
+    given = ["--rendered", "0", "--model", "builtin-wan", "--prompts", "1", "--per-prompt", "1", "--steps", "1"]
+    monkeypatch.setattr(sys, "argv", ["votes", str(out), *given])
+    votes.main()
+    (row,) = parquet.read_table(out).to_pylist()
+    assert [len(row[side]) for side in ("a", "b")] == [9, 9]
+
+
 def test_a_share_of_votes_is_turned_around(tmp_path: Path) -> None:
     counts = votes.write_votes(tmp_path / "v.parquet", votes.rendered(dict.fromkeys(KINDS, 10), 0, 0.0, []), 0.3, 1)
     rows = parquet.read_table(tmp_path / "v.parquet").to_pylist()

@@ -133,9 +133,9 @@ def test_a_process_of_its_own_scores_and_ends(file: Path) -> None:
     [
         ("broken", "KeyError: 'nothing here'"),
         ("leaves", "SystemExit: enough"),
-        ("slow", "timed out"),
+        pytest.param("slow", "timed out", marks=pytest.mark.slow),
         ("ends", "without response"),
-        ("gone", "ended with code 1"),
+        pytest.param("gone", "ended with code 1", marks=pytest.mark.slow),
     ],
 )
 def test_what_fails_elsewhere_is_tried_again_and_left_out(file: Path, function: str, words: str) -> None:
@@ -182,6 +182,7 @@ def test_after_a_part_that_failed_the_others_have_one_try() -> None:
     assert "for ever (3 tries)" in str(reward.failure)
 
 
+@pytest.mark.slow
 def test_the_server_stands_in_nobodys_way(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Output in C, packages named as modules of rlvid, a proxy, and a function that hangs while its parent ends."""
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")

@@ -17,6 +17,7 @@ def _browser() -> None:
             pytest.skip(str(error))
 
 
+@pytest.mark.slow
 def test_two_people_answer_a_study_through_a_crash(tmp_path: Path) -> None:
     folder, out = make_evaluation(tmp_path / "evaluation", steps=(20, 50)), tmp_path / "study.sqlite"
     record = answer_study(folder, out, ["ada", "ben"], pairs=4, checks=1, kill_after=5)

@@ -212,6 +212,7 @@ def test_a_loss_that_is_not_finite_ends_the_fit_and_is_not_stored(
     assert all(each.isfinite().all() for each in stored["weights"])
 
 
+@pytest.mark.slow
 def test_the_stages_write_a_model_that_samples_and_diffusers_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
