@@ -135,6 +135,7 @@ def _draw_reward_curve(run: Path) -> None:
 def evaluate_and_show(
     models: Sequence[str],
     *,
+    base: "RunConfig | None" = None,
     steps: Sequence[int],
     sets: Sequence[str] | None = None,
     videos: int | None = None,
@@ -150,14 +151,14 @@ def evaluate_and_show(
     address: str | None = None,
     trust: bool = False,
 ) -> None:
-    """Compares models, writes videos and tables into a folder, and prints the tables.
+    """Compares models, or measures the ``base`` model of a description alone; prints and writes tables, writes videos.
 
     ``rlvid evaluate --help`` describes the arguments. ``workers`` Ray actors share the work. Videos and scores that an
     interrupted call finished are reused. Without ``trust``, a Python file that a run's own settings name does not run.
     """
     from rlvid.evaluate.clip import load_clip
     from rlvid.evaluate.command import Store, default_sets, evaluation_folder, prompts_of, write_all
-    from rlvid.evaluate.models import check_weights, find_models, parse_spec
+    from rlvid.evaluate.models import base_alone, check_weights, find_models, parse_spec
     from rlvid.evaluate.results.seeds import group_seeds as groups_of
     from rlvid.evaluate.scorers import DEFAULT_CLIP, Scorers, differences, parse_rewards
     from rlvid.evaluate.work import Evaluation
@@ -177,9 +178,11 @@ def evaluate_and_show(
             "or keep runs in a folder that all nodes mount"
         )
     further = parse_rewards(rewards)
-    compared = find_models(models, scales=scales, step=checkpoint)
+    if base and (checkpoint is not None or list(scales) != [1.0]):
+        raise ValueError("--base is for a model that nothing was trained on yet; omit --checkpoint and --lora-scale")
+    compared = base_alone(base) if base else find_models(models, scales=scales, step=checkpoint)
     config = compared[0].config
-    check_trust(config.reward, compared[0].run, trust)
+    check_trust(config.reward, compared[0].run, trust or base is not None)
     prompts = prompts or prompts_of(default_sets(config), videos, notes.append)
     groups = groups_of(compared) if group_seeds else {}
     check_weights(compared)
@@ -195,7 +198,8 @@ def evaluate_and_show(
         compared, prompts, steps_list=steps, folder=evaluation_folder(compared, out), seed=seed, copies=copies,
         scorers=scorers,
     )  # fmt: skip
-    say(f"{len(compared)} models ({', '.join(model.name for model in compared)}), {evaluation.count} videos")
+    names = ", ".join(model.name for model in compared)
+    say(f"{len(compared)} model{'s' * (len(compared) > 1)} ({names}), {evaluation.count} videos")
     for line in [*differences(compared), *notes]:
         say(line)
     with exclusive(evaluation), kept(f"the finished videos and scores are in {short(evaluation.folder)}"):
@@ -204,7 +208,7 @@ def evaluate_and_show(
         written = write_all(evaluation, rows, groups)
         store.send(written)
     _print_tables(rows, compared[0].name, steps)
-    _say_where(store.uri or short(evaluation.folder), short(evaluation.folder), written)
+    _say_where(store.uri or short(evaluation.folder), short(evaluation.folder), written, alone=len(compared) == 1)
 
 
 def _print_tables(rows: "Sequence[Row]", base: str, steps: Sequence[int]) -> None:
@@ -217,7 +221,7 @@ def _print_tables(rows: "Sequence[Row]", base: str, steps: Sequence[int]) -> Non
         console.print(render_table(summaries, comparisons, steps=each))
 
 
-def _say_where(shown: str, here: str, written: Sequence[Path]) -> None:
+def _say_where(shown: str, here: str, written: Sequence[Path], *, alone: bool) -> None:
     """Prints where an evaluation's files are, in a store or ``here``, and the next commands."""
     names = {path.name for path in written}
     if "tradeoff.png" in names:
@@ -229,7 +233,8 @@ def _say_where(shown: str, here: str, written: Sequence[Path]) -> None:
     say(f"tables       {shown}/evaluation.md (.csv, .json, .tex, .parquet), comparison.csv (.parquet)")
     say(f"paper tables {shown}/table-a1.md and table-a2.md (.csv, .tex)")
     say(f"videos       {shown}/videos (Parquet: select * from {sql(f'{shown}/videos/*.parquet')})")
-    say(f"next         rlvid report {shell(here)}; rlvid study serve {shell(here)}")  # neither takes a URI
+    study = "" if alone else f"; rlvid study serve {shell(here)}"  # which compares models
+    say(f"next         rlvid report {shell(here)}{study}")  # neither takes a URI
 
 
 def report_and_show(targets: list[str], out: Path | None, moving: int) -> Path:

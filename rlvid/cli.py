@@ -77,15 +77,23 @@ def train(
 @app.command()
 def evaluate(
     models: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="MODEL...",
-            help="Each is LABEL=RUN@STEP*SCALE; only RUN is required: a folder, a name under runs/, or a URI.",
+            help="Each is LABEL=RUN@STEP*SCALE; only RUN is required: a folder, a name under runs/, or a URI. "
+            "With --base: settings to change, KEY=VALUE each.",
         ),
-    ],
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Measure the base model of this config alone, before any run: a shipped config or a file."),
+    ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for videos and tables; default: the run's own, or runs/evaluation for several runs."),
+        typer.Option(
+            help="Folder for videos and tables; default: the run's own, runs/evaluation for several "
+            "runs, or runs/NAME-base with --base."
+        ),
     ] = None,
     videos: Annotated[
         int | None,
@@ -146,13 +154,17 @@ def evaluate(
     [bold]rlvid evaluate 'toy@all' --steps 20[/bold] takes all checkpoints; [bold]'toy@best*0.5'[/bold] takes the \
 guard's best at half scale.
     [bold]rlvid evaluate toy toy-draft 'long=toy-ddpo@300' --out runs/methods[/bold] takes several runs.
+    [bold]rlvid evaluate --base toy model.frames=8[/bold] measures the base model of a config.
     Quote a MODEL that contains *, because the shell reads * as a pattern.
 
     All models start from the same noise. Each video is generated once and kept; another --clip or --rewards scores it
     again. After an interruption, start the same command again: it keeps finished videos and scores.
     """
+    from rlvid.config import load_config
+
     evaluate_and_show(
-        models, steps=numbers(steps, "--steps"), sets=None if sets is None else sets.split(","), videos=videos,
+        [] if base else models or [], base=load_config(base, models) if base else None,
+        steps=numbers(steps, "--steps"), sets=None if sets is None else sets.split(","), videos=videos,
         copies=copies, checkpoint=checkpoint, seed=seed, clip=clip, rewards=rewards, out=out, address=address,
         scales=fractions(lora_scale, "--lora-scale"), group_seeds=group_seeds, workers=workers,
         trust=trust,

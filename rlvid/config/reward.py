@@ -153,8 +153,8 @@ class RewardPart(NamedReward):
     def _floor_fits(self) -> "RewardPart":
         if self.name == "motion" and self.floor is None:
             raise ValueError(
-                "floor is not set, and name = 'motion' needs it: the base model's motion, which rlvid evaluate prints, "
-                "such as floor=0.03"
+                "floor is not set, and name = 'motion' needs it: the base model's motion, such as floor=0.03; with any "
+                "number there, rlvid evaluate --base CONFIG measures it"
             )
         if self.name != "motion" and self.floor is not None:
             raise ValueError(f"floor = {self.floor:g} is for name = 'motion', not for {self.name!r}; leave it out")

@@ -123,8 +123,10 @@ def _facts(evaluation: Evaluation) -> dict[str, object]:
     """Returns the settings that the tables' heads show: models, seeds, rewards, hardware."""
     models, config = evaluation.models, evaluation.models[0].config
     checkpoints = list(dict.fromkeys((model.config.name, model.step) for model in models[1:]))
-    if len(checkpoints) == 1:
-        facts: dict[str, object] = {"run": config.name, "step": models[1].step}
+    if not checkpoints:
+        facts: dict[str, object] = {"base model": config.model.path}
+    elif len(checkpoints) == 1:
+        facts = {"run": config.name, "step": models[1].step}
     else:
         facts = {model.name: f"run {model.config.name}, step {model.step}" for model in models[1:]}
     rewards = evaluation.scorers.names

@@ -61,21 +61,35 @@ def texts_of(config: RunConfig, prompts: Sequence[str]) -> TextEmbedder | bool:
     return embed_apart(config.model, [config.sampling.negative_prompt, *prompts], device=device())
 
 
+def load_base(config: RunConfig, text: TextEmbedder | bool = True) -> VideoModel:
+    """Loads the base model of a run's settings, as ``TunedModel.use(0)`` returns it; ``text`` as for ``load_found``.
+
+    Raises:
+        ValueError: the model cannot be loaded.
+    """
+    model = _untrained(config, text)
+    lora_scale(model.denoiser, 0)
+    return model
+
+
 def load_found(config: RunConfig, found: CheckpointRef, text: TextEmbedder | bool = True) -> TunedModel:
     """Loads the model of a checkpoint that ``find_run`` found; ``text`` as for ``load_video_model``.
 
     Raises:
         ValueError: what the checkpoint holds does not fit the model.
     """
-    model = load_trainable(
-        config.model, config.seed, config.model.path, device(),
-        negative_prompt=config.sampling.negative_prompt, text=text,
-    )  # fmt: skip
-    base = None
+    model, base = _untrained(config, text), None
     if config.model.finetune == "full":
         base = {name: tensor.cpu().clone() for name, tensor in model.denoiser.state_dict().items()}
     load_trained(model.denoiser, config.model, found.folder)
     return TunedModel(config, found, model, base)
+
+
+def _untrained(config: RunConfig, text: TextEmbedder | bool) -> VideoModel:
+    return load_trainable(
+        config.model, config.seed, config.model.path, device(),
+        negative_prompt=config.sampling.negative_prompt, text=text,
+    )  # fmt: skip
 
 
 def device() -> torch.device:

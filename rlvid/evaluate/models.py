@@ -4,6 +4,7 @@
 """
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,10 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlvid import __version__
-from rlvid.config import RunConfig
+from rlvid.config import RunConfig, shipped_configs
 from rlvid.config.model import BUILT_IN, ModelConfig
 from rlvid.credentials import refuse_credentials
-from rlvid.evaluate.load import TunedModel, load_found, scale_name
+from rlvid.evaluate.load import TunedModel, load_base, load_found, scale_name
 from rlvid.models.base import VideoModel
 from rlvid.models.folders import movable
 from rlvid.models.load import check_model
@@ -84,7 +85,7 @@ class EvaluatedModel:
         name: what tables and rows call it; no two have the same.
         kind: ``base``, ``run`` (its latest checkpoint) or ``checkpoint`` (one that was asked for).
         config: of the run, with paths that hold on every node; for the base, of the first run.
-        checkpoint: for the base, the first run's.
+        checkpoint: for the base, the first run's; None for a base model without a run.
         scale: how much of what was learned it has; 0 for the base.
         step: of the checkpoint; None for the base.
     """
@@ -92,7 +93,7 @@ class EvaluatedModel:
     name: str
     kind: Literal["base", "run", "checkpoint"]
     config: RunConfig
-    checkpoint: CheckpointRef
+    checkpoint: CheckpointRef | None
     scale: float
     step: int | None
 
@@ -103,8 +104,8 @@ class EvaluatedModel:
 
     @property
     def run(self) -> Path:
-        """The run's folder."""
-        return self.checkpoint.folder.parent
+        """The run's folder; of a base model without a run, the one of its evaluation."""
+        return self.checkpoint.folder.parent if self.checkpoint else Path("runs").resolve() / f"{self.config.name}-base"
 
     @property
     def path(self) -> str:
@@ -126,7 +127,7 @@ class EvaluatedModel:
             made["negative_prompt"] = negative
         if spec.shift is not None:
             made["shift"] = spec.shift
-        if self.scale:
+        if self.scale and self.checkpoint:
             made["tuned"] = (self.checkpoint.folder / "state.json").read_text(encoding="utf-8")
             made["scale"] = self.scale * spec.lora.scale
         return made
@@ -152,16 +153,11 @@ def find_models(
     """
     specs = [parse_spec(text) for text in texts]
     if not specs:
-        raise ValueError(f"no MODEL; name at least one: {FORM}")
+        raise ValueError(f"no MODEL; name at least one: {FORM}; or, for a base model alone, --base CONFIG")
     alone, models = len({spec.run for spec in specs}) == 1, list[EvaluatedModel]()
     for spec in specs:
         config, found = _located(spec)
-        config = config.model_copy(
-            update={
-                "model": config.model.model_copy(update={"path": movable(config.model.path)}),
-                "reward": config.reward.resolved(),
-            }
-        )
+        config = _movable(config)
         for checkpoint in _chosen(spec, found, step):
             at = f"@{checkpoint.step if spec.which == 'all' else spec.which}" if spec.which else ""
             if spec.label is None:
@@ -181,6 +177,17 @@ def find_models(
     return tuple(models)
 
 
+def base_alone(config: RunConfig) -> tuple[EvaluatedModel, ...]:
+    """Returns the base model of a description that no run needs to have."""
+    return (EvaluatedModel(BASE, "base", _movable(config), None, 0.0, None),)
+
+
+def _movable(config: RunConfig) -> RunConfig:
+    """Returns the settings with paths that hold on every node."""
+    model = config.model.model_copy(update={"path": movable(config.model.path)})
+    return config.model_copy(update={"model": model, "reward": config.reward.resolved()})
+
+
 def check_weights(models: Sequence[EvaluatedModel]) -> None:
     """Checks the base model and every checkpoint before anything is loaded.
 
@@ -188,16 +195,20 @@ def check_weights(models: Sequence[EvaluatedModel]) -> None:
         ValueError: a file of them is missing, damaged or of another model.
     """
     check_model(models[0].config.model.path)
-    for model in {each.checkpoint.folder: each for each in models}.values():
-        check_trained(model.config.model, model.checkpoint.folder)
+    for folder, model in {each.checkpoint.folder: each for each in models if each.checkpoint}.items():
+        check_trained(model.config.model, folder)
 
 
 def _located(spec: Spec) -> tuple[RunConfig, list[CheckpointRef]]:
     try:
         return find_checkpoints_of(spec.run)
     except ValueError as error:
-        odd = "@" in spec.run and not is_uri(spec.run)
-        raise ValueError(f"{error}; after @ comes a step, best or all: {FORM}" if odd else str(error)) from None
+        further = f"; after @ comes a step, best or all: {FORM}" if "@" in spec.run and not is_uri(spec.run) else ""
+        if spec.run in BUILT_IN:
+            further = f"; for this base model alone: rlvid evaluate --base toy model.path={spec.run}"
+        elif spec.run in shipped_configs() or Path(spec.run).is_file():
+            further = f"; for the base model of this config alone: rlvid evaluate --base {shlex.quote(spec.run)}"
+        raise ValueError(f"{error}{further}") from None
 
 
 def _chosen(spec: Spec, found: list[CheckpointRef], step: int | None) -> list[CheckpointRef]:
@@ -263,6 +274,7 @@ class Loader:
     def __init__(self, texts: Mapping[str, TextEmbedder | bool] | None = None) -> None:
         self._texts = texts or {}
         self._tuned: TunedModel | None = None
+        self._alone: VideoModel | None = None
         self._now: EvaluatedModel | None = None
 
     def use(self, model: EvaluatedModel) -> VideoModel:
@@ -271,6 +283,10 @@ class Loader:
         Raises:
             ValueError: its checkpoint is no longer the one that was planned with, or does not fit the model.
         """
+        if model.checkpoint is None:  # the only model of its evaluation
+            if self._alone is None:
+                self._alone = load_base(model.config, self._texts.get(model.config.model.precision, True))
+            return self._alone
         if model != self._now:
             self._now = None  # until all of this has succeeded
             if self._tuned is None or _base(self._tuned.config) != _base(model.config):

@@ -3,7 +3,6 @@
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlencode
@@ -16,7 +15,7 @@ from fastapi.templating import Jinja2Templates
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from rlvid.study.film import side_by_side, under_noise
+from rlvid.study.film import RecentFilms, side_by_side, under_noise
 from rlvid.study.gate import INVITED, Gate
 from rlvid.study.pairs import Pair, noise_seed, order, second_on_left
 from rlvid.study.preferences import difference
@@ -25,6 +24,8 @@ from rlvid.study.videos import Videos
 from rlvid.terminal import complain
 
 LOCAL = ["127.0.0.1", "localhost", "[::1]"]
+_KEPT = 256 * 2**20
+"""Bytes of films that are kept at most."""
 _HERE = Path(__file__).parent
 
 
@@ -45,7 +46,7 @@ class Site:
         self.study = store.study()
         self.pairs = {pair.number: pair for pair in self.study.pairs}
         self._templates = Jinja2Templates(_HERE / "templates")
-        self._film = lru_cache(maxsize=32)(self._render)
+        self._films = RecentFilms(_KEPT)
 
     def start(self, request: Request) -> Response:
         """Returns the first page."""
@@ -103,7 +104,8 @@ class Site:
             raise Refusal(404, "No such pair", "There is no such video.")
         annotator = self._known(request, annotator)
         with _readable(annotator):
-            made = self._film(self.pairs[pair], second_on_left(self.study.seed, annotator, pair), still)
+            wanted = self.pairs[pair], second_on_left(self.study.seed, annotator, pair), still
+            made = self._films.get(wanted, lambda: self._render(*wanted))
         return Response(made, media_type="image/webp", headers={"cache-control": "private, max-age=86400"})
 
     def refuse(self, request: Request, error: Exception) -> Response:

@@ -6,6 +6,7 @@ import gc
 import io
 import json
 import math
+import re
 import shutil
 import subprocess
 import weakref
@@ -20,15 +21,19 @@ import yaml
 from evaluated_runs import another
 from helpers import save_run
 from rows import models_of_the_paper, row
+from typer.testing import CliRunner
 
 from rlvid.actions import evaluate_and_show
-from rlvid.config import parse_config
+from rlvid.cli import app
+from rlvid.config import load_config, parse_config
 from rlvid.config.reward import RewardConfig
 from rlvid.data.prompts import ANIMAL_SETS, resolve_prompts
+from rlvid.diffusion.generate import generate
 from rlvid.escape import latex_text
+from rlvid.evaluate.cache import read_part
 from rlvid.evaluate.command import default_sets, evaluation_folder, prompts_of
 from rlvid.evaluate.load import TunedModel
-from rlvid.evaluate.models import Loader, find_models, load_found, parse_spec
+from rlvid.evaluate.models import Loader, base_alone, find_models, load_found, parse_spec
 from rlvid.evaluate.results.pairwise import pairwise
 from rlvid.evaluate.results.rows import METRICS
 from rlvid.evaluate.results.seeds import RunGroup, group_seeds, name_groups, seed_results
@@ -39,6 +44,7 @@ from rlvid.evaluate.tables.pages import write_results
 from rlvid.evaluate.tables.paper import write_layouts
 from rlvid.evaluate.tables.table import Cell, Grid
 from rlvid.evaluate.work import check_distinct
+from rlvid.reward.motion import motion
 from rlvid.stats import bootstrap_means
 from rlvid.world.captions import prompts_in_set
 
@@ -140,6 +146,63 @@ def test_a_model_is_let_go_before_the_next_is_loaded(tmp_path: Path, monkeypatch
     for model in find_models([str(run), str(other)]):
         loader.use(model)
     assert alive == [0, 0]  # the base and the first run are one
+
+
+@pytest.mark.parametrize("finetune", ["lora", "full"])
+def test_a_base_model_alone_is_the_base_of_its_run(tmp_path: Path, finetune: str) -> None:
+    run, config = save_run(tmp_path, finetune=finetune)
+    loaders = Loader(), Loader()
+    models = [
+        loader.use(each[0]) for loader, each in zip(loaders, (base_alone(config), find_models([str(run)])), strict=True)
+    ]
+    alone, beside = (generate(model, ["a dog"], seed=0, steps=2) for model in models)
+    assert torch.equal(alone, beside)
+    assert base_alone(config)[0].made_of == find_models([str(run)])[0].made_of
+    assert loaders[0].use(base_alone(config)[0]) is models[0], "it is loaded once"
+
+
+def test_the_motion_of_a_base_model_is_measured_before_there_is_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, config = save_run(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    mixture = [{"name": "brightness"}, {"name": "motion", "floor": 0.5}]
+    description = config.model_dump(mode="json", exclude={"data"})
+    Path("mine.yaml").write_text(yaml.safe_dump(description | {"reward": {"mixture": mixture, "held_out": None}}))
+    Path("words.txt").write_text("a dog\na red circle\n")
+    arguments = ["evaluate", "--base", "mine.yaml", "name=mine", "--steps", "2", "--sets", "words.txt"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    said = capsys.readouterr().out + done.output
+    assert "1 model (base), 2 videos" in said
+    assert "rlvid report runs/mine-base" in said
+    assert "study serve" not in said
+    found = pq.read_table("runs/mine-base/evaluation.parquet").to_pylist()
+    videos = read_part(Path("runs/mine-base/videos/part-00000.parquet"))
+    assert [each["motion"] for each in found] == pytest.approx(motion(videos).tolist())
+    assert all(0 < each["motion"] < 0.5 for each in found)
+    about = yaml.safe_load(Path("runs/mine-base/evaluation.yaml").read_text())
+    assert about["complete"]
+    assert about["rewards"]["reward"] == "1 x brightness + 1 x motion (floor 0.5)"
+    assert f"base model: {tmp_path}" in Path("runs/mine-base/evaluation.md").read_text()
+
+
+def test_who_names_a_config_where_a_run_is_wanted_is_told_of_its_base_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my own.yaml").write_text("name: mine\n")
+    for text, way in (("toy", "toy"), ("builtin-wan", "toy model.path=builtin-wan"), ("my own.yaml", "'my own.yaml'")):
+        with pytest.raises(ValueError, match=rf"no such folder.* alone: rlvid evaluate --base {re.escape(way)}$"):
+            find_models([text])
+    with pytest.raises(ValueError, match=r"no such run under runs \(there: none\)$"):
+        find_models(["nowhere"])
+    assert load_config("toy", ["model.path=builtin-wan", "model.frames=9"]).model.frames == 9
+    toy = load_config("toy")
+    for further in ({"checkpoint": 3}, {"scales": (0.5, 1.0)}):
+        with pytest.raises(ValueError, match="omit --checkpoint and --lora-scale"):
+            evaluate_and_show([], base=toy, steps=[2], **further)  # type: ignore[arg-type]
+    assert [model.path for model in base_alone(toy)] == ["builtin"]
 
 
 def test_prompts_are_distinct_and_the_shipped_sets_do_not_overlap(tmp_path: Path) -> None:

@@ -76,7 +76,10 @@ def test_a_run_trains_on_a_mixture_with_it() -> None:
 @pytest.mark.parametrize(
     ("reward", "message"),
     [
-        ({"mixture": [{"name": "motion"}]}, r"reward\.mixture\.0: floor is not set.*floor=0\.03"),
+        (
+            {"mixture": [{"name": "motion"}]},
+            r"reward\.mixture\.0: floor is not set.*floor=0\.03; .*rlvid evaluate --base",
+        ),
         ({"mixture": [{"name": "brightness", "floor": 0.1}]}, r"floor = 0\.1 is for name = 'motion'"),
         ({"mixture": [PART | {"floor": 0}]}, r"reward\.mixture\.0\.floor = 0.*greater than 0"),
         ({"mixture": [PART | {"path": "weights"}]}, r"the reward 'motion' takes no path"),
