@@ -81,7 +81,17 @@ def path_outline(spec: ModelConfig) -> NoisePath:
     Raises:
         ValueError: as ``structure_folder`` and ``stored_shift``.
     """
+    shift = resolved_shift(spec)
+    if shift is not None:
+        return RectifiedFlow(shift)
+    return VariancePreserving(DDIMScheduler.from_pretrained(structure_folder(spec.path) / "scheduler").alphas_cumprod)
+
+
+def resolved_shift(spec: ModelConfig) -> float | None:
+    """Returns the shift of a flow model's noise levels, the run's or else its scheduler's; None for a 3D U-Net.
+
+    Raises:
+        ValueError: as ``structure_folder`` and ``stored_shift``.
+    """
     folder = structure_folder(spec.path)
-    if family(spec.path) is WAN:
-        return RectifiedFlow(spec.shift or stored_shift(folder))
-    return VariancePreserving(DDIMScheduler.from_pretrained(folder / "scheduler").alphas_cumprod)
+    return (spec.shift or stored_shift(folder)) if family(spec.path) is WAN else None
