@@ -265,6 +265,17 @@ def test_the_text_encoder_does_not_stay_beside_training(stored: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_advice")
+def test_the_text_encoder_of_the_built_in_model_stays_beside_training(stored: Path) -> None:
+    config = described(stored, model={"path": "builtin-wan", "frames": 5}, method={"name": "ddpo"})
+    plan = make_plan(config)
+    assert plan.parts.text_encoder.weights > 0
+    both = plan.parts.autoencoder.weights + plan.parts.text_encoder.weights
+    assert resident(plan.parts, config)["other weights"] == both
+    assert plan.text_bytes == 0
+    assert not [each for each in render(plan) if "stay beside training" in str(each)]
+
+
+@pytest.mark.usefixtures("no_advice")
 def test_half_precision_is_for_the_transformer_alone(stored: Path) -> None:
     full, half = (outline_parts(described(stored, model={"precision": p})) for p in ("float32", "bfloat16"))
     assert half.autoencoder.weights == full.autoencoder.weights == 4 * full.autoencoder.parameters
