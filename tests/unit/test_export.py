@@ -309,7 +309,7 @@ def card_of(run: Path, out: Path, **how: Any) -> str:
 
 
 def test_the_use_on_the_card_has_the_negative_prompt(tmp_path: Path) -> None:
-    run, config = save_run(tmp_path)
+    _, config = save_run(tmp_path)
     assert "negative_prompt=" not in _usage(config, resolved_shape(config.model), "5.6")
     sampling = config.sampling.model_copy(update={"negative_prompt": 'a "blur"'})
     text = _usage(config.model_copy(update={"sampling": sampling}), resolved_shape(config.model), "5.6")
