@@ -13,6 +13,7 @@ from rlvid.models.base import VideoModel
 from rlvid.models.flow_shift import stored_shift
 from rlvid.models.folders import WAN, family, read_config, structure_folder
 from rlvid.models.noise_path import NoisePath, RectifiedFlow, VariancePreserving
+from rlvid.models.part_settings import build
 from rlvid.models.text_rows import TextEmbedder
 
 
@@ -71,8 +72,9 @@ def denoiser_outline(path: str) -> nn.Module:
         from rlvid.models.wan_parts import outline
 
         return outline(folder)[0]
-    with torch.device("meta"):
-        return UNet3DConditionModel.from_config(read_config(folder, of.denoiser))
+    settings = read_config(folder, of.denoiser)
+    network: nn.Module = build(UNet3DConditionModel.from_config, settings, folder / of.denoiser / "config.json")
+    return network
 
 
 def path_outline(spec: ModelConfig) -> NoisePath:
