@@ -276,14 +276,13 @@ def plan(
 
     [bold]rlvid plan modelscope-hpsv2 train.micro_batch=1[/bold]
     """
-    import json
-
     from rlvid.config import load_config
     from rlvid.plan.plan import make_plan
+    from rlvid.plan.show import as_json as shown_as_json
     from rlvid.plan.show import render
 
     made = make_plan(load_config(config, overrides))
-    for each in [json.dumps(made.as_dict(), indent=2)] if as_json else render(made):
+    for each in [shown_as_json(made)] if as_json else render(made):
         console.print(each, soft_wrap=isinstance(each, str), markup=False, highlight=False)
 
 

@@ -18,7 +18,7 @@ from rlvid.credentials import refuse_credentials
 from rlvid.evaluate.load import TunedModel, load_base, load_found, scale_name
 from rlvid.models.base import VideoModel
 from rlvid.models.folders import movable
-from rlvid.models.load import check_model
+from rlvid.models.load import check_model, resolved_shift
 from rlvid.models.text_rows import TextEmbedder
 from rlvid.models.trained import check_trained, load_trained
 from rlvid.models.video_shape import VideoShape, resolved_shape
@@ -149,7 +149,7 @@ def find_models(
         step: of the checkpoint, for every MODEL that names none.
 
     Raises:
-        ValueError: no such run or checkpoint; two models of one name; base models that differ.
+        ValueError: no such run or checkpoint; two models of one name; base models, or their samplers, that differ.
     """
     specs = [parse_spec(text) for text in texts]
     if not specs:
@@ -248,10 +248,27 @@ def _check(models: list[EvaluatedModel]) -> None:
                 f"{model.name!r} cannot stand beside {models[1].name!r}: its base is {shape}, the other's {shapes[0]}; "
                 "evaluate runs of one base model, of one number of frames and size, together"
             )
+    samplers = [_sampler(model) for model in models]
+    for model, sampler in zip(models, samplers, strict=True):
+        for key, value in sampler.items():
+            if value != samplers[0][key]:
+                raise ValueError(
+                    f"{model.name!r} cannot stand beside {models[1].name!r}: its {key} is {value!r}, the other's "
+                    f"{samplers[0][key]!r}, and the base would be sampled with the other's alone; evaluate runs of one "
+                    f"{key} together"
+                )
 
 
 def _shape(model: EvaluatedModel) -> str:
     return f"{model.config.model.path!r} with {model.shape.frames} frames of {model.shape.pixels} pixels"
+
+
+def _sampler(model: EvaluatedModel) -> dict[str, Any]:
+    """Returns the settings, by key, that videos are sampled with as each run has them; the rest is the first run's."""
+    return {
+        "model.shift": resolved_shift(model.config.model),
+        "sampling.negative_prompt": model.config.sampling.negative_prompt,
+    }
 
 
 def stamp(path: str) -> Any:

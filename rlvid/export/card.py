@@ -116,6 +116,7 @@ def _usage(config: RunConfig, shape: VideoShape, transformers: str) -> str:
     if path in BUILT_IN:
         shown = f"from rlvid.models.folders import builtin_folder as f; print(f({path!r}))"
         where = f"""\n`BASE` is the folder that `python -c "{shown}"` prints."""
+    negative = f"negative_prompt={sampling.negative_prompt!r}, " if sampling.negative_prompt else ""
     adapter = f"""
 The adapter on the base, with PEFT {OLDEST["peft"]} or later. The scheduler is this folder's, for the base's own samples
 another chain.{where}
@@ -143,7 +144,7 @@ from diffusers import TextToVideoSDPipeline
 
 pipeline = TextToVideoSDPipeline.from_pretrained("FOLDER", torch_dtype=torch.float32)
 frames = pipeline(
-    "a prompt", num_frames={shape.frames}, height={shape.height}, width={shape.width},
+    "a prompt", {negative}num_frames={shape.frames}, height={shape.height}, width={shape.width},
     num_inference_steps={sampling.steps}, guidance_scale={sampling.guidance:g},
 ).frames[0]
 ```

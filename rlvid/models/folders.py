@@ -14,6 +14,7 @@ from huggingface_hub import try_to_load_from_cache
 from rlvid.config.model import BUILT_IN
 from rlvid.models import hub
 from rlvid.models.hub import MODELSCOPE, ONE_TRANSFORMER, check_layout, fetch_command, not_found
+from rlvid.models.part_settings import check_counts, check_unet_fit, check_wan_fit
 from rlvid.models.weights import check_texts, read_json
 
 RANDOM = "random"
@@ -249,9 +250,13 @@ def _check_classes(path: str, folder: Path, of: Family) -> None:
     kind = found.get("text_encoder", {}).get("model_type", of.encoders[0])
     if kind not in of.encoders:
         raise ValueError(f"{where}: its text encoder is of type {kind!r}; supported: {of.encoders[0]!r}")
+    for part, settings in found.items():
+        check_counts(part, settings, f"{where}: {part}: {files[part]}")
     if of is WAN and "transformer" in found and "vae" in found:
         transformer, channels = found["transformer"], found["vae"].get("z_dim", 16)
         if transformer.get("image_dim") is not None or transformer.get("in_channels", 16) != channels:
             raise ValueError(
                 f"{where}: its denoiser is conditioned on images (image_dim, in_channels); {ONE_TRANSFORMER}"
             )
+    if len(found) == len(files):
+        (check_wan_fit if of is WAN else check_unet_fit)(found, where)

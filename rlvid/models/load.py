@@ -13,6 +13,7 @@ from rlvid.models.base import VideoModel
 from rlvid.models.flow_shift import stored_shift
 from rlvid.models.folders import WAN, family, read_config, structure_folder
 from rlvid.models.noise_path import NoisePath, RectifiedFlow, VariancePreserving
+from rlvid.models.part_settings import build
 from rlvid.models.text_rows import TextEmbedder
 
 
@@ -71,8 +72,9 @@ def denoiser_outline(path: str) -> nn.Module:
         from rlvid.models.wan_parts import outline
 
         return outline(folder)[0]
-    with torch.device("meta"):
-        return UNet3DConditionModel.from_config(read_config(folder, of.denoiser))
+    settings = read_config(folder, of.denoiser)
+    network: nn.Module = build(UNet3DConditionModel.from_config, settings, folder / of.denoiser / "config.json")
+    return network
 
 
 def path_outline(spec: ModelConfig) -> NoisePath:
@@ -81,7 +83,17 @@ def path_outline(spec: ModelConfig) -> NoisePath:
     Raises:
         ValueError: as ``structure_folder`` and ``stored_shift``.
     """
+    shift = resolved_shift(spec)
+    if shift is not None:
+        return RectifiedFlow(shift)
+    return VariancePreserving(DDIMScheduler.from_pretrained(structure_folder(spec.path) / "scheduler").alphas_cumprod)
+
+
+def resolved_shift(spec: ModelConfig) -> float | None:
+    """Returns the shift of a flow model's noise levels, the run's or else its scheduler's; None for a 3D U-Net.
+
+    Raises:
+        ValueError: as ``structure_folder`` and ``stored_shift``.
+    """
     folder = structure_folder(spec.path)
-    if family(spec.path) is WAN:
-        return RectifiedFlow(spec.shift or stored_shift(folder))
-    return VariancePreserving(DDIMScheduler.from_pretrained(folder / "scheduler").alphas_cumprod)
+    return (spec.shift or stored_shift(folder)) if family(spec.path) is WAN else None

@@ -2,6 +2,7 @@
 
 import gzip
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from rlvid.models.folders import read_config
+from rlvid.models.part_settings import build
 
 _BLOCK = 1_048_583
 """Numbers that are drawn and then repeated over the weights; prime, so that no two rows of a matrix are alike."""
@@ -29,13 +31,24 @@ class NoDraws(TorchFunctionMode):
 
 def outline(folder: Path) -> tuple[UNet3DConditionModel, AutoencoderKL, CLIPTextModel]:
     """Denoiser, autoencoder and text encoder on the meta device, float32: layers and shapes, no numbers."""
-    with NoDraws(), torch.device("meta"):
-        unet = UNet3DConditionModel.from_config(read_config(folder, "unet"))
-        vae = AutoencoderKL.from_config(read_config(folder, "vae"))
-        config = read_config(folder, "text_encoder")
-        half = config.get("text_config", config)  # where the file is of a whole CLIP
-        encoder = CLIPTextModel(CLIPTextConfig(**half))
-    return unet.eval(), vae.eval(), encoder.eval()
+    unet = outline_part(folder, "unet", UNet3DConditionModel.from_config)
+    vae = outline_part(folder, "vae", AutoencoderKL.from_config)
+    return unet.eval(), vae.eval(), outline_part(folder, "text_encoder", _clip_text).eval()
+
+
+def outline_part(folder: Path, part: str, make: Callable[[dict[str, Any]], Any]) -> Any:
+    """Returns a part on the meta device, made of the settings in its ``config.json``.
+
+    Raises:
+        ValueError: the settings are damaged: nothing can be made of them.
+    """
+    settings = read_config(folder, part)
+    with NoDraws():
+        return build(make, settings, folder / part / "config.json")
+
+
+def _clip_text(settings: dict[str, Any]) -> CLIPTextModel:
+    return CLIPTextModel(CLIPTextConfig(**settings.get("text_config", settings)))  # the file may be of a whole CLIP
 
 
 def random_parts(folder: Path, dtype: torch.dtype, device: str | torch.device, seed: int = 0) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from rlvid.config.model import ModelConfig
 from rlvid.models import untrained
 from rlvid.models.causal_decode import DecodeSettings
 from rlvid.models.flow_shift import stored_shift
-from rlvid.models.folders import STRUCTURES, WAN, model_folder, read_config, structure_folder
+from rlvid.models.folders import STRUCTURES, WAN, model_folder, structure_folder
 from rlvid.models.text_rows import TextEmbedder
 from rlvid.models.unet3d import DTYPES
 from rlvid.models.video_shape import VideoShape, decoder_chunks, resolved_shape
@@ -129,9 +129,8 @@ def check_wan(path: str) -> None:
 
 def outline(folder: Path) -> tuple[WanTransformer3DModel, AutoencoderKLWan]:
     """Returns transformer and autoencoder on the meta device, float32: layers and shapes, no numbers."""
-    with untrained.NoDraws(), torch.device("meta"):
-        transformer = WanTransformer3DModel.from_config(read_config(folder, "transformer"))
-        return transformer.eval(), AutoencoderKLWan.from_config(read_config(folder, "vae")).eval()
+    transformer = untrained.outline_part(folder, "transformer", WanTransformer3DModel.from_config)
+    return transformer.eval(), untrained.outline_part(folder, "vae", AutoencoderKLWan.from_config).eval()
 
 
 def to_precision(network: nn.Module, dtype: torch.dtype, device: str | torch.device, exact: Iterable[str] = ()) -> None:
@@ -178,8 +177,7 @@ def _stored_text(path: str, folder: Path, dtype: torch.dtype, device: str | torc
 
 def encoder_outline(folder: Path) -> UMT5EncoderModel:
     """Returns the text encoder on the meta device, float32."""
-    with untrained.NoDraws(), torch.device("meta"):
-        return UMT5EncoderModel(UMT5Config(**read_config(folder, "text_encoder"))).eval()
+    return untrained.outline_part(folder, "text_encoder", lambda s: UMT5EncoderModel(UMT5Config(**s))).eval()
 
 
 def _untied(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlvid.config import RunConfig
+from rlvid.config.model import BUILT_IN
 from rlvid.config.reward import RewardConfig
 from rlvid.models.folders import WAN, family, structure_folder
 from rlvid.models.lora import inject_lora
@@ -111,7 +112,7 @@ def _wan(config: RunConfig, shape: VideoShape) -> Parts:
         frames=shape.frames,
         height=shape.height,
         width=shape.width,
-        text_resident=False,
+        text_resident=spec.path in BUILT_IN,  # a structure stands for the model that has its weights
     )
 
 

@@ -1,5 +1,6 @@
 """The plan in plain words and three tables."""
 
+import json
 import math
 from collections.abc import Iterator
 
@@ -58,7 +59,7 @@ def render(plan: Plan) -> Iterator[RenderableType]:
     yield _work(plan)
     yield _memory(plan)
     yield from _hints(plan)
-    yield from _attention(plan)
+    yield from warnings(plan)
     yield from _main_memory(plan)
     if plan.text_bytes:
         yield (
@@ -125,17 +126,23 @@ def _hints(plan: Plan) -> Iterator[str]:
     )
 
 
-def _attention(plan: Plan) -> Iterator[str]:
+def as_json(plan: Plan) -> str:
+    """Returns the plan as JSON, with its warnings."""
+    return json.dumps(plan.as_dict() | ({"warnings": found} if (found := list(warnings(plan))) else {}), indent=2)
+
+
+def warnings(plan: Plan) -> Iterator[str]:
     """Yields a warning where the transformer's attention keeps a matrix of scores, which the plan does not count.
 
-    It is tested on the CPU, for a GPU may be busy with a run; ``rlvid doctor`` tests the GPU.
+    It is tested on the device that training here would use.
     """
     if not plan.parts.causal:
         return
     precision = plan.config.model.precision
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        growth = kept_growth(DTYPES[precision], torch.device("cpu"))
-    except (RuntimeError, ValueError, AssertionError):  # a kernel for GPUs, or for another precision
+        growth = kept_growth(DTYPES[precision], device)
+    except (RuntimeError, ValueError, AssertionError):  # a kernel for another device or precision, or a full GPU
         return
     if keeps_scores(growth):
         yield (

@@ -44,6 +44,7 @@ from rlvid.evaluate.tables.pages import write_results
 from rlvid.evaluate.tables.paper import write_layouts
 from rlvid.evaluate.tables.table import Cell, Grid
 from rlvid.evaluate.work import check_distinct
+from rlvid.models.load import resolved_shift
 from rlvid.reward.motion import motion
 from rlvid.stats import bootstrap_means
 from rlvid.world.captions import prompts_in_set
@@ -126,6 +127,19 @@ def test_what_runs_differ_in_is_said(tmp_path: Path) -> None:
         "the runs differ in sampling.guidance (2.0, 3.0); all are evaluated with 2.0",
         "the runs differ in reward.held_out (builtin-heldout, compression); all are evaluated with builtin-heldout",
     ]
+
+
+def test_runs_whose_base_is_sampled_otherwise_are_not_evaluated_together(tmp_path: Path) -> None:
+    run, config = save_run(tmp_path, base="tiny-wan")
+    model, sampling = config.model.model_dump(mode="json"), config.sampling.model_dump(mode="json")
+    same = another(run, "same", model=model | {"shift": resolved_shift(config.model)})
+    moved = another(run, "moved", model=model | {"shift": 7.0})
+    assert len(find_models([str(run), str(same)])) == 3
+    with pytest.raises(ValueError, match=r"^'moved' cannot stand beside 'run': its model\.shift is 7\.0, .*of one mod"):
+        find_models([str(run), str(moved)])
+    negative = another(run, "negative", sampling=sampling | {"negative_prompt": "blur"})
+    with pytest.raises(ValueError, match=r"its sampling\.negative_prompt is 'blur', the other's '', and the base"):
+        find_models([str(run), str(negative)])
 
 
 def test_a_model_is_let_go_before_the_next_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,12 +28,13 @@ from rlvid.evaluate.results.read import read_results
 from rlvid.evaluate.results.rows import METRICS, Row
 from rlvid.evaluate.results.summary import compare, summarise
 from rlvid.evaluate.tables import pages
+from rlvid.export.card import _usage
 from rlvid.export.export import export_run, sampler
 from rlvid.models.folders import builtin_folder
 from rlvid.models.lora import merge_lora, read_lora
 from rlvid.models.stored import oldest_transformers
 from rlvid.models.unet3d import UNet3DModel, load_model
-from rlvid.models.video_shape import VideoShape
+from rlvid.models.video_shape import VideoShape, resolved_shape
 from rlvid.toy.tiny import save_tiny_model, tiny_model
 
 log = logging.getLogger(__name__)
@@ -305,6 +306,14 @@ def test_the_card_tells_what_the_hub_and_a_reader_need(tmp_path: Path) -> None:
 
 def card_of(run: Path, out: Path, **how: Any) -> str:
     return (export_run(run, out, **how) / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_use_on_the_card_has_the_negative_prompt(tmp_path: Path) -> None:
+    _, config = save_run(tmp_path)
+    assert "negative_prompt=" not in _usage(config, resolved_shape(config.model), "5.6")
+    sampling = config.sampling.model_copy(update={"negative_prompt": 'a "blur"'})
+    text = _usage(config.model_copy(update={"sampling": sampling}), resolved_shape(config.model), "5.6")
+    assert """    "a prompt", negative_prompt='a "blur"', num_frames=4, height=16, width=16,\n""" in text
 
 
 @pytest.mark.slow

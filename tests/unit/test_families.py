@@ -316,6 +316,7 @@ def test_the_doctor_finds_an_attention_that_keeps_the_scores() -> None:
         (found,) = check_attention()
     assert found.status == "warning"
     assert "the matrix of scores is kept in bfloat16 and float32" in found.found
+    assert "times in float16" in fine.found
 
 
 def test_a_run_of_all_weights_is_read_where_its_family_keeps_them(tmp_path: Path) -> None:

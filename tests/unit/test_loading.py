@@ -276,6 +276,10 @@ def shard(file: Path, index: bool = True) -> list[Path]:
     return [file.with_name(name) for name in names]
 
 
+def reset(file: Path, **values: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
 FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a weight is missing": (
         lambda f: change(f / UNET, conv_in__weight=None), r"unet: not the .*1 keys missing \(conv_in.weight\)"
@@ -316,6 +320,16 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
             json.dumps({"weight_map": {"conv_in.weight": "../vae/diffusion_pytorch_model.safetensors"}})
         ),
         "names no weight files beside it",
+    ),
+    "a text encoder of another width": (
+        lambda f: reset(f / "text_encoder/config.json", hidden_size=24), r"gives 24 numbers a token .*cross_attention"
+    ),
+    "an autoencoder of more channels": (
+        lambda f: reset(f / "vae/config.json", latent_channels=7), r"has 7 channels of latents \(vae: latent_channels\)"
+    ),
+    "a setting of another type": (
+        lambda f: reset(f / "unet/config.json", cross_attention_dim="16"),
+        r'config.json is damaged \(cross_attention_dim = "16"; expected a whole number above 0'
     ),
     "another class of text encoder": (
         lambda f: (f / "text_encoder/config.json").write_text('{"model_type": "t5"}'), "text encoder is of type 't5'"

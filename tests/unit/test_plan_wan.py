@@ -1,5 +1,6 @@
 """The plan of a Wan run: held to the operations and the memory of a real step of the tiny model, by one meter."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from rlvid.plan.memory import machine_memory, resident, stages
 from rlvid.plan.network import NONE
 from rlvid.plan.parts import last_frames, outline_parts
 from rlvid.plan.plan import Plan, flops_by_stage, make_plan
-from rlvid.plan.show import gib, render
+from rlvid.plan.show import as_json, gib, render
 from rlvid.reward.load import load_reward
 from rlvid.toy.tiny_wan import save_tiny_wan
 
@@ -268,6 +269,17 @@ def test_the_text_encoder_does_not_stay_beside_training(stored: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_advice")
+def test_the_text_encoder_of_the_built_in_model_stays_beside_training(stored: Path) -> None:
+    config = described(stored, model={"path": "builtin-wan", "frames": 5}, method={"name": "ddpo"})
+    plan = make_plan(config)
+    assert plan.parts.text_encoder.weights > 0
+    both = plan.parts.autoencoder.weights + plan.parts.text_encoder.weights
+    assert resident(plan.parts, config)["other weights"] == both
+    assert plan.text_bytes == 0
+    assert not [each for each in render(plan) if "stay beside training" in str(each)]
+
+
+@pytest.mark.usefixtures("no_advice")
 def test_half_precision_is_for_the_transformer_alone(stored: Path) -> None:
     full, half = (outline_parts(described(stored, model={"precision": p})) for p in ("float32", "bfloat16"))
     assert half.autoencoder.weights == full.autoencoder.weights == 4 * full.autoencoder.parameters
@@ -292,6 +304,12 @@ def test_a_plan_warns_of_an_attention_that_keeps_the_scores(stored: Path, monkey
         assert "in float32" in found
         assert "unset DIFFUSERS_ATTN_BACKEND" in found
         assert not warnings(flat)
+        assert json.loads(as_json(plan))["warnings"] == [found]
+    assert "warnings" not in json.loads(as_json(plan))
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.cuda.is_available", lambda: True)
+        patch.setattr("rlvid.plan.show.kept_growth", lambda _, device: 16.0 if device.type == "cuda" else 4.0)
+        assert len(warnings(plan)) == 1
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION), catch_warnings(action="ignore"):  # this one is for GPUs alone
         assert not warnings(plan)
     with monkeypatch.context() as patch:  # diffusers' check of a backend that takes half precision alone

@@ -265,6 +265,56 @@ def test_another_model_is_refused(folder: Path, tmp_path: Path, file: str, value
         model_folder(str(copy))
 
 
+@pytest.mark.parametrize(
+    ("part", "values", "message"),
+    [
+        ("text_encoder", {"d_model": 24}, r"gives 24 numbers a token \(text_encoder: d_model\), .*reads 16 "),
+        ("vae", {"latents_mean": [0.5]}, r"vae: latents_mean is not 4 finite numbers"),
+        ("vae", {"latents_std": [1.0, 1.0, 1.0]}, r"vae: latents_std is not 4 finite numbers"),
+        ("vae", {"latents_std": [1.0, math.nan, 1.0, 1.0]}, r"vae: latents_std is not 4 finite numbers"),
+        ("vae", {"latents_std": [1.0, 0.0, 1.0, 1.0]}, r"vae: latents_std has 0; allowed: numbers above 0"),
+    ],
+)
+def test_parts_that_do_not_fit_each_other_are_refused(
+    folder: Path, tmp_path: Path, part: str, values: dict[str, Any], message: str
+) -> None:
+    copy = copied(folder, tmp_path / "copy")
+    change(copy / part / "config.json", **values)
+    for check in (structure_folder, check_model):
+        with pytest.raises(ValueError, match=message) as refused:
+            check(str(copy))
+        assert str(refused.value).startswith(f"model.path = {str(copy)!r}: ")
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("transformer", "rope_max_seq_len", None),
+        ("transformer", "rope_max_seq_len", "1024"),
+        ("transformer", "patch_size", 2),
+        ("transformer", "patch_size", None),
+        ("transformer", "patch_size", [1, 2]),
+        ("transformer", "num_attention_heads", "2"),
+        ("vae", "scale_factor_spatial", None),
+        ("vae", "scale_factor_temporal", 0),
+        ("text_encoder", "num_heads", "2"),
+    ],
+)
+def test_a_damaged_setting_is_named(folder: Path, tmp_path: Path, part: str, key: str, value: Any) -> None:
+    copy = copied(folder, tmp_path / "copy")
+    change(copy / part / "config.json", **{key: value})
+    with pytest.raises(ValueError, match=rf"config\.json is damaged \({key} = .*; expected ") as refused:
+        resolved_shape(ModelConfig(path=str(copy), **SHAPE))
+    assert str(copy / part / "config.json") in str(refused.value)
+
+
+def test_settings_of_which_no_network_can_be_built_are_named(folder: Path, tmp_path: Path) -> None:
+    copy = copied(folder, tmp_path / "copy")
+    change(copy / "vae" / "config.json", dim_mult=None)
+    with pytest.raises(ValueError, match=r"vae/config\.json is damaged \(no network can be built of it"):
+        check_model(str(copy))
+
+
 def test_a_missing_part_or_folder_is_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="neither a folder nor in the Hugging Face cache"):
         load_wan(ModelConfig(path="nobody/nothing"))
