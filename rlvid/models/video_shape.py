@@ -55,8 +55,12 @@ def resolved_shape(spec: ModelConfig) -> VideoShape:
             f"model.shift = {spec.shift:g}: it moves the noise levels of a flow model, and model.path = {spec.path!r} "
             "is a 3D U-Net; leave it out"
         )
-    factor = 2 ** (len(vae["block_out_channels"]) - 1)
-    own = spec.size or read_config(folder, "unet")["sample_size"] * factor
+    factor = 2 ** (len(vae.get("block_out_channels", [64])) - 1)
+    stored = read_config(folder, "unet").get("sample_size")
+    known = isinstance(stored, int)
+    if not known and spec.size is None and not (spec.height and spec.width):
+        raise ValueError(f"{spec.path!r}: sample_size in unet/config.json is no whole number; set model.size")
+    own = spec.size or (stored * factor if known else 0)
     frames = spec.frames or (8 if _is_built_in("builtin", folder, of.denoiser) else 16)
     shape = VideoShape(frames, spec.height or own, spec.width or own, 8)
     for name, side in shape.sides.items():
