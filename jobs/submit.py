@@ -109,6 +109,12 @@ def job_name(command: str, arguments: list[str], given: str | None = None) -> st
         shared(sweep.storage, "sweep: storage")
         travels(source, "sweep")
         name = given or sweep.name
+    elif command == "evaluate" and (base := option(arguments, "--base")) is not None:
+        own = positional([each for each in arguments if each not in ("--group-seeds", "--trust")])  # without a value
+        config = load_config(base, own)
+        shared(option(arguments, "--out") or "", "evaluate --base: --out")
+        travels(base, "config")
+        name = given or f"evaluate-{config.name}-base"
     elif command in ("generate", "evaluate", "export"):
         run = arguments[0] if arguments else "--help"
         if run.startswith("-"):

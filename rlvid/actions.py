@@ -154,7 +154,8 @@ def evaluate_and_show(
     """Compares models, or measures the ``base`` model of a description alone; prints and writes tables, writes videos.
 
     ``rlvid evaluate --help`` describes the arguments. ``workers`` Ray actors share the work. Videos and scores that an
-    interrupted call finished are reused. Without ``trust``, a Python file that a run's own settings name does not run.
+    interrupted call finished are reused. Without ``trust``, a Python file that a run's own settings name does not run;
+    one that ``base`` names does.
     """
     from rlvid.evaluate.clip import load_clip
     from rlvid.evaluate.command import Store, default_sets, evaluation_folder, prompts_of, write_all
@@ -179,8 +180,10 @@ def evaluate_and_show(
         )
     further = parse_rewards(rewards)
     if base and (checkpoint is not None or list(scales) != [1.0]):
-        raise ValueError("--base is for a model that nothing was trained on yet; omit --checkpoint and --lora-scale")
+        raise ValueError("--base measures a base model alone; omit --checkpoint and --lora-scale")
     compared = base_alone(base) if base else find_models(models, scales=scales, step=checkpoint)
+    if base and out is None and (compared[0].run / "config.yaml").is_file():
+        raise ValueError(f"{short(compared[0].run)} is a run; give --out FOLDER, or another name with name=NAME")
     config = compared[0].config
     check_trust(config.reward, compared[0].run, trust or base is not None)
     prompts = prompts or prompts_of(default_sets(config), videos, notes.append)

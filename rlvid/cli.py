@@ -154,7 +154,7 @@ def evaluate(
     [bold]rlvid evaluate 'toy@all' --steps 20[/bold] takes all checkpoints; [bold]'toy@best*0.5'[/bold] takes the \
 guard's best at half scale.
     [bold]rlvid evaluate toy toy-draft 'long=toy-ddpo@300' --out runs/methods[/bold] takes several runs.
-    [bold]rlvid evaluate --base toy model.frames=8[/bold] measures the base model of a config.
+    [bold]rlvid evaluate --base toy model.frames=16[/bold] measures the base model of a config.
     Quote a MODEL that contains *, because the shell reads * as a pattern.
 
     All models start from the same noise. Each video is generated once and kept; another --clip or --rewards scores it

@@ -203,11 +203,15 @@ def _located(spec: Spec) -> tuple[RunConfig, list[CheckpointRef]]:
     try:
         return find_checkpoints_of(spec.run)
     except ValueError as error:
-        further = f"; after @ comes a step, best or all: {FORM}" if "@" in spec.run and not is_uri(spec.run) else ""
-        if spec.run in BUILT_IN:
-            further = f"; for this base model alone: rlvid evaluate --base toy model.path={spec.run}"
-        elif spec.run in shipped_configs() or Path(spec.run).is_file():
+        further, path = "", Path(spec.run)
+        if run_folder_of(spec.run) is not None:
+            pass
+        elif spec.run in BUILT_IN:
+            further = f"; for this base model alone: rlvid evaluate --base toy name={spec.run} model.path={spec.run}"
+        elif spec.run in shipped_configs() or (path.suffix in (".yaml", ".yml") and path.is_file()):
             further = f"; for the base model of this config alone: rlvid evaluate --base {shlex.quote(spec.run)}"
+        elif "@" in spec.run and not is_uri(spec.run):
+            further = f"; after @ comes a step, best or all: {FORM}"
         raise ValueError(f"{error}{further}") from None
 
 
@@ -248,7 +252,7 @@ def _check(models: list[EvaluatedModel]) -> None:
                 f"{model.name!r} cannot stand beside {models[1].name!r}: its base is {shape}, the other's {shapes[0]}; "
                 "evaluate runs of one base model, of one number of frames and size, together"
             )
-    samplers = [_sampler(model) for model in models]
+    samplers = [_sampler(model, models[0].config.sampling.guidance) for model in models]
     for model, sampler in zip(models, samplers, strict=True):
         for key, value in sampler.items():
             if value != samplers[0][key]:
@@ -263,11 +267,11 @@ def _shape(model: EvaluatedModel) -> str:
     return f"{model.config.model.path!r} with {model.shape.frames} frames of {model.shape.pixels} pixels"
 
 
-def _sampler(model: EvaluatedModel) -> dict[str, Any]:
+def _sampler(model: EvaluatedModel, guidance: float) -> dict[str, Any]:
     """Returns the settings, by key, that videos are sampled with as each run has them; the rest is the first run's."""
     return {
         "model.shift": resolved_shift(model.config.model),
-        "sampling.negative_prompt": model.config.sampling.negative_prompt,
+        "sampling.negative_prompt": "".join(model.config.sampling.negative_texts(guidance)),
     }
 
 

@@ -196,7 +196,7 @@ def _in_pool(
     import ray
 
     start_ray(address)
-    for folder in dict.fromkeys([evaluation.folder, *(model.run for model in evaluation.models)]):
+    for folder in dict.fromkeys([evaluation.folder, *(model.run for model in evaluation.models if model.checkpoint)]):
         check_nodes(str(folder.parent), folder.name)
     have = ray.cluster_resources()
     gpus = int(have.get("GPU", 0))

@@ -212,10 +212,12 @@ def _check(given: argparse.Namespace) -> None:
             raise ValueError(f"--runs {run}: name one checkpoint by its step, or none for the latest")
         config, found = find_run(spec.run, _step(spec))
         check_trained(config.model, found.folder)
-        if shape is not None and (other := resolved_shape(config.model)) != shape:
+        other = resolved_shape(config.model)
+        if shape is not None and (other.frames, other.pixels) != (shape.frames, shape.pixels):
             raise ValueError(
                 f"--runs {run}: makes {other.frames} frames of {other.pixels} pixels, and --model {given.model} makes "
-                f"{shape.frames} of {shape.pixels}; pairs need two of one shape: name the run's own base with --model"
+                f"{shape.frames} of {shape.pixels}; pairs need two of one shape: leave the run out, or name its base "
+                "with --model"
             )
     if given.prompts:
         check_model(given.model)

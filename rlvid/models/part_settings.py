@@ -50,12 +50,12 @@ def check_counts(part: str, settings: Mapping[str, Any], where: str) -> None:
     if not isinstance(settings, Mapping):
         raise damaged(where, "text_config is no table of settings", _AGAIN)
     for key in COUNTS[part]:
-        if key in settings and not _is_count(settings[key]):
+        if key in settings and not is_count(settings[key]):
             raise _odd(where, key, settings[key], "a whole number above 0")
     lists = {"block_out_channels": "some"} | ({"patch_size": "3"} if part == "transformer" else {})
     for key, count in lists.items():
         found = settings.get(key, [1, 1, 1])
-        numbers = isinstance(found, list) and found and all(map(_is_count, found))
+        numbers = isinstance(found, list) and found and all(map(is_count, found))
         if not numbers or (count == "3" and len(found) != 3):
             raise _odd(where, key, found, f"{count} whole numbers above 0, in a list")
 
@@ -110,7 +110,7 @@ def check_unet_fit(settings: Mapping[str, Mapping[str, Any]], where: str) -> Non
     if made != read:
         raise ValueError(
             f"{where}: its autoencoder has {made} channels of latents (vae: latent_channels), and its denoiser reads "
-            f"{read} (unet: in_channels); take all parts from one model"
+            f"{read} (unet: in_channels); take all parts from one model that starts from text alone"
         )
 
 
@@ -129,7 +129,9 @@ def build(make: Callable[[dict[str, Any]], Any], settings: dict[str, Any], where
         with torch.device("meta"):
             return make(settings)
     except _ODD as error:
-        raise damaged(where, f"no network can be built of it: {error}", _AGAIN) from None
+        raise damaged(
+            where, f"no network can be built of it: {error}", f"{_AGAIN}, or have a library that knows it"
+        ) from None
 
 
 def _check_width(made: Any, read: Any, made_by: str, read_by: str, where: str) -> None:
@@ -141,10 +143,11 @@ def _check_width(made: Any, read: Any, made_by: str, read_by: str, where: str) -
 
 
 def _odd(where: str, key: str, value: Any, allowed: str) -> ValueError:
-    return damaged(where, f"{key} = {json.dumps(value)}; expected {allowed}", _AGAIN)
+    return damaged(where, f"{key} = {json.dumps(value)[:60]}; expected {allowed}", _AGAIN)
 
 
-def _is_count(value: Any) -> bool:
+def is_count(value: Any) -> bool:
+    """Returns whether a setting is a whole number above 0."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from rlvid.config.model import ModelConfig
 from rlvid.models.folders import WAN, builtin_folder, family, read_config, structure_folder
+from rlvid.models.part_settings import is_count
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,12 @@ def resolved_shape(spec: ModelConfig) -> VideoShape:
         )
     factor = 2 ** (len(vae.get("block_out_channels", [64])) - 1)
     stored = read_config(folder, "unet").get("sample_size")
-    known = isinstance(stored, int)
+    known = is_count(stored)
     if not known and spec.size is None and not (spec.height and spec.width):
-        raise ValueError(f"{spec.path!r}: sample_size in unet/config.json is no whole number; set model.size")
+        raise ValueError(
+            f"model.path = {spec.path!r}: sample_size in unet/config.json is no whole number above 0; set model.size, "
+            "or model.height and model.width"
+        )
     own = spec.size or (stored * factor if known else 0)
     frames = spec.frames or (8 if _is_built_in("builtin", folder, of.denoiser) else 16)
     shape = VideoShape(frames, spec.height or own, spec.width or own, 8)

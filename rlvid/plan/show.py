@@ -134,12 +134,13 @@ def as_json(plan: Plan) -> str:
 def warnings(plan: Plan) -> Iterator[str]:
     """Yields a warning where the transformer's attention keeps a matrix of scores, which the plan does not count.
 
-    It is tested on the device that training here would use.
+    It is tested on the device that training on this machine would use.
     """
     if not plan.parts.causal:
         return
     precision = plan.config.model.precision
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    on_gpu = plan.config.train.use_gpu is not False and torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
     try:
         growth = kept_growth(DTYPES[precision], device)
     except (RuntimeError, ValueError, AssertionError):  # a kernel for another device or precision, or a full GPU

@@ -132,9 +132,11 @@ def _lead(evaluation: EvaluationData) -> str:
     prompts = sum(map(len, evaluation.about.sets.values()))
     steps = " and ".join(map(str, evaluation.about.steps))
     copies = f", {evaluation.about.copies} videos a prompt" if evaluation.about.copies > 1 else ""
+    count = len(evaluation.models)
+    models = f"{count} models" if count > 1 else "1 model"
     return (
-        f"{len(evaluation.scores):,} videos of {len(evaluation.models)} models: {prompts} prompts in "
-        f"{len(evaluation.about.sets)} sets, D = {steps} denoising steps{copies}, the same noise for all models."
+        f"{len(evaluation.scores):,} videos of {models}: {prompts} prompts in {len(evaluation.about.sets)} sets, D = "
+        f"{steps} denoising steps{copies}{', the same noise for all models' if count > 1 else ''}."
     )
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 LOSSLESS = 2**23
-"""Pixels of the most that a lossless film has, over all frames: about 16 MiB."""
+"""Most pixels of a lossless film, over all frames of both videos; it has about 16 MiB."""
 QUALITY = 95
-"""Quality of the frames of larger films, about a seventh of the bytes."""
+"""WebP quality of larger films, which have about a seventh of a lossless film's bytes."""
 
 
 def under_noise(pixels_FHWC: np.ndarray, seed: int) -> np.ndarray:

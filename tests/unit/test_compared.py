@@ -140,6 +140,8 @@ def test_runs_whose_base_is_sampled_otherwise_are_not_evaluated_together(tmp_pat
     negative = another(run, "negative", sampling=sampling | {"negative_prompt": "blur"})
     with pytest.raises(ValueError, match=r"its sampling\.negative_prompt is 'blur', the other's '', and the base"):
         find_models([str(run), str(negative)])
+    unguided = another(run, "unguided", sampling=sampling | {"guidance": 1.0})
+    assert len(find_models([str(unguided), str(negative)])) == 3, "no branch reads the negative prompt"
 
 
 def test_a_model_is_let_go_before_the_next_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +208,11 @@ def test_who_names_a_config_where_a_run_is_wanted_is_told_of_its_base_model(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("my own.yaml").write_text("name: mine\n")
-    for text, way in (("toy", "toy"), ("builtin-wan", "toy model.path=builtin-wan"), ("my own.yaml", "'my own.yaml'")):
+    for text, way in (
+        ("toy", "toy"),
+        ("builtin-wan", "toy name=builtin-wan model.path=builtin-wan"),
+        ("my own.yaml", "'my own.yaml'"),
+    ):
         with pytest.raises(ValueError, match=rf"no such folder.* alone: rlvid evaluate --base {re.escape(way)}$"):
             find_models([text])
     with pytest.raises(ValueError, match=r"no such run under runs \(there: none\)$"):
@@ -217,6 +223,13 @@ def test_who_names_a_config_where_a_run_is_wanted_is_told_of_its_base_model(
         with pytest.raises(ValueError, match="omit --checkpoint and --lora-scale"):
             evaluate_and_show([], base=toy, steps=[2], **further)  # type: ignore[arg-type]
     assert [model.path for model in base_alone(toy)] == ["builtin"]
+    for name in ("toy-base", "begun.yaml"):
+        Path("runs", name).mkdir(parents=True)
+        Path("runs", name, "config.yaml").write_text("name: begun\n")
+    with pytest.raises(ValueError, match=r"^runs/toy-base is a run; give --out FOLDER, or another name"):
+        evaluate_and_show([], base=toy, steps=[2])
+    with pytest.raises(ValueError, match=r"start the run's `rlvid train` again$"):
+        find_models(["begun.yaml"])
 
 
 def test_prompts_are_distinct_and_the_shipped_sets_do_not_overlap(tmp_path: Path) -> None:

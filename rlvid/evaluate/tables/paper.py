@@ -168,8 +168,10 @@ def write_layouts(
     paths, seeds = list[Path](), any(len(names) > 1 for names in (groups or {}).values())
     for name, layout in LAYOUTS.items():
         table = paper_table(name, rows, base, groups)
-        grids = {layout.caption: table.grid(), GAINED: table.gain_grid()}
-        below = ["The best of a column is bold" + ("; a row has the videos of all seeds." if seeds else ".")]
+        grids, below = {layout.caption: table.grid()}, list[str]()
+        if len(table.rows) > 1:
+            grids[GAINED] = table.gain_grid()
+            below = ["The best of a column is bold" + ("; a row has the videos of all seeds." if seeds else ".")]
         below += [f"- {markdown_text(note)}" for note in table.notes(groups or {})]
         means = [f"{grid.markdown()}\n\n{caption}" for caption, grid in grids.items()]
         paths += write_tables(
