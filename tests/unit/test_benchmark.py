@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from jobs.benchmark import gpu, gpu_ray, gpu_wan, peers, step
+from jobs.benchmark import gpu, gpu_ray, gpu_wan, overhead, peers, step
 from jobs.benchmark.parts import Adapter, prepare
 from jobs.benchmark.variants import two_calls
 from rlvid.diffusion.schedule import check_chain
@@ -101,6 +101,12 @@ def test_a_result_that_cannot_be_written_is_shown(part: Any, tmp_path: Path, mon
     with pytest.raises(OSError, match="No such file"):
         part.main([*TINY, "--out", str(folder / "x.json")])
     assert shown
+
+
+def test_no_steps_are_refused_before_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overhead, "measure_in_workers", None)
+    with pytest.raises(ValueError, match="--steps 0: must be at least 1"):
+        overhead.main(["--steps", "0"])
 
 
 TINY = ["--preset", "tiny", "--device", "cpu", "--steps", "1"]
