@@ -9,6 +9,7 @@ without denoising. The sets are made in a temporary folder first: 100,000 clips 
 """
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -148,9 +149,16 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--prompts", type=int, nargs="*", default=[1000], help="numbers of prompts")
     parser.add_argument("--clips", type=int, nargs="*", default=[1000], help="numbers of encoded clips")
     parser.add_argument("--slow", type=float, nargs="*", default=[0.0], help="seconds that a share takes to read")
-    parser.add_argument("--steps", type=int, default=6, help="steps of each training")
+    parser.add_argument("--steps", type=int, default=6, help="steps of each training; the first one is not counted")
     parser.add_argument("--out", type=Path, help="file for the numbers, JSON")
     options = parser.parse_intermixed_args(arguments)
+    if options.steps < 2:
+        raise ValueError(f"--steps {options.steps}: must be at least 2, because the first one is not counted")
+    for name in ("prompts", "clips"):
+        if wrong := [count for count in getattr(options, name) if count < 1]:
+            raise ValueError(f"--{name} {wrong[0]}: must be at least 1; --{name} alone leaves these trainings out")
+    if wrong := [seconds for seconds in options.slow if not 0 <= seconds < math.inf]:
+        raise ValueError(f"--slow {wrong[0]:g}: must be a number of seconds, 0 or more")
     if options.out:
         check_out(options.out)
     found = []

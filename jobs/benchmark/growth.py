@@ -15,11 +15,12 @@
     sweeps       trials of a sweep; search and report, without trainings
 
 Networks are miniatures, and each size is a process of its own. Seconds are of its CPU, so that work of others counts
-little; those of clips are of the clock, because Ray's processes share the work. The exponent is the slope of a line
-through (log size, log cost) over the upper half of the sizes, with its standard error. That of memory is of the rise of
-the process's resident set since the stage began; of clips it is of the largest Ray worker's whole memory, which must
-not grow. An exponent that is above the limit by more than its error is a finding. The command then returns 1, unless
-the reason is known: attention compares every pixel of a frame with every other.
+little; those of clips' feed are of the clock, because Ray's processes share the work. The exponent is the slope of a
+line through (log size, log cost) over the upper half of the sizes, with its standard error; fewer than three sizes have
+none, and give no verdict. That of memory is of the rise of the process's resident set since the stage began; of clips'
+feed it is of the largest Ray worker's whole memory, which must not grow. An exponent that is above the limit by more
+than its error is a finding. The command then returns 1, unless the reason is known: attention compares every pixel of a
+frame with every other.
 
 `--out` keeps each size once it is measured. The same command goes on from there.
 """
@@ -36,7 +37,7 @@ from typing import Any
 
 import torch
 
-from jobs.benchmark.growth_fit import FLAT, LIMIT, Growth, Stages, draw, growths, table
+from jobs.benchmark.growth_fit import FLAT, IN_FIT, LIMIT, Growth, Stages, draw, growths, table
 from jobs.benchmark.options import check_out, make_parser
 from jobs.benchmark.record import Record, commit, open_record, processor
 from rlvid.faults import one_line
@@ -52,7 +53,7 @@ class Quantity:
         grid: of the default.
         whole: further sizes of the whole grid.
         power: of a size, which is the work.
-        flat: whether memory must not grow.
+        flat: the stage whose memory must not grow, if there is one.
         multiple: of which sizes are.
         reason: why the cost grows faster than linearly, where that is known.
     """
@@ -60,7 +61,7 @@ class Quantity:
     grid: tuple[int, ...]
     whole: tuple[int, ...] = ()
     power: int = 1
-    flat: bool = False
+    flat: str = ""
     multiple: int = 1
     reason: str = ""
 
@@ -69,7 +70,7 @@ ATTENTION = "attention compares every pixel of a frame with every other"
 QUANTITIES = {
     "frames": Quantity((8, 16, 32, 64)),
     "size": Quantity((32, 48, 64, 96, 128), power=2, multiple=4, reason=ATTENTION),
-    "clips": Quantity((100, 1000, 10_000), (100_000, 1_000_000), flat=True),
+    "clips": Quantity((100, 1000, 10_000), (100_000, 1_000_000), flat="feed"),
     "archive": Quantity((1000, 3000, 10_000, 30_000), (100_000, 300_000, 1_000_000)),
     "evaluation": Quantity((100, 200, 400), (1000, 3000, 10_000, 30_000, 100_000), multiple=2),
     "tables": Quantity((100, 300, 1000, 3000), (10_000, 30_000, 100_000), multiple=2),
@@ -134,8 +135,14 @@ def main(arguments: list[str]) -> int:
     findings = [(line, QUANTITIES[each.name].reason) for each in found for line in each.findings]
     for line, reason in findings:
         say(f"FINDING: {line}{f' ({reason})' if reason else ''}")
-    if not findings:
-        say(f"no exponent is above {LIMIT:g} by more than its error, nor that of a worker's memory above {FLAT:g}")
+    few, enough = ([each.name for each in found if each.undecided is few] for few in (True, False))
+    if few:
+        say(f"too few sizes for a verdict: {', '.join(dict.fromkeys(few))}; measure {IN_FIT} sizes or more")
+    if enough and not findings:
+        say(
+            f"no {'other ' * bool(few)}exponent is above {LIMIT:g} by more than its error, nor that of a worker's "
+            f"memory above {FLAT:g}"
+        )
     picture = options.out.with_suffix(".png")
     draw(picture, found)
     say(f"numbers: {options.out}, picture: {picture}")

@@ -17,8 +17,8 @@ LIMIT, FLAT = 1.05, 0.05
 """Largest exponents that are no finding: of a cost that may grow with the work, and of one that must not."""
 _LEAST_RISE = 16 * 2**20
 """Bytes; a smaller rise of memory counts as this, because allocators take and keep so much."""
-_IN_FIT = 3
-"""Fewest sizes of a fit, where there are so many."""
+IN_FIT = 3
+"""Fewest sizes of a fit, where there are so many; fewer give no error, and no verdict."""
 Stages = Mapping[str, Mapping[str, float]]
 """What ``growth_work.measure`` returns: stage -> ``seconds``, ``peak`` and ``rise`` in bytes."""
 
@@ -75,6 +75,11 @@ class Growth:
         return fit(self.work, self.peaks if self.flat else [max(rise, _LEAST_RISE) for rise in self.rises])
 
     @property
+    def undecided(self) -> bool:
+        """Whether the sizes are too few for an error, and so for a verdict."""
+        return math.isnan(self.time.error)
+
+    @property
     def findings(self) -> list[str]:
         """Returns a line for each cost that grows faster than it may."""
         found, limits = [], {"seconds": (self.time, LIMIT), "memory": (self.memory, FLAT if self.flat else LIMIT)}
@@ -86,25 +91,25 @@ class Growth:
 
 def fit(work: Sequence[float], costs: Sequence[float]) -> Exponent:
     """Fits log cost to log work by least squares over the upper half of the sizes, of three at least."""
-    first = min(len(work) // 2, max(0, len(work) - _IN_FIT))
+    first = min(len(work) // 2, max(0, len(work) - IN_FIT))
     x, y = np.log(work[first:]), np.log(costs[first:])
     if len(x) < 2:
         return Exponent(math.nan, math.nan)
     x, y = x - x.mean(), y - y.mean()
     slope = float(x @ y / (x @ x))
-    if len(x) < _IN_FIT:
+    if len(x) < IN_FIT:
         return Exponent(slope, math.nan)
     return Exponent(slope, float(np.sqrt(((y - slope * x) ** 2).sum() / (len(x) - 2) / (x @ x))))
 
 
-def growths(name: str, found: Mapping[int, Stages], power: int, flat: bool) -> list[Growth]:
+def growths(name: str, found: Mapping[int, Stages], power: int, flat: str) -> list[Growth]:
     """Returns the growth of each stage of a quantity.
 
     Args:
         name: of the quantity.
         found: size -> its stages.
         power: of the size, which is the work.
-        flat: whether memory must not grow.
+        flat: the stage whose memory must not grow, if there is one.
     """
     sizes = tuple(sorted(found))
 
@@ -113,7 +118,7 @@ def growths(name: str, found: Mapping[int, Stages], power: int, flat: bool) -> l
 
     return [
         Growth(name, stage, sizes, tuple(size**power for size in sizes), of(stage, "seconds"), of(stage, "peak"),
-               of(stage, "rise"), flat)
+               of(stage, "rise"), stage == flat)
         for stage in (found[sizes[0]] if sizes else ())
     ]  # fmt: skip
 

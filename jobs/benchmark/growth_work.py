@@ -84,7 +84,8 @@ def watch_nothing() -> Iterator[None]:
 def clips(size: int, folder: Path, watch: Watch) -> None:
     """Serves the steps of one worker from encoded clips through Ray Data.
 
-    Seconds are of the clock, because several processes share the work; the memory is the largest Ray worker's.
+    Seconds of the feed are of the clock, because several processes share the work, and its memory is the largest Ray
+    worker's; those of the driver are of this process.
     """
     import ray
 
@@ -99,7 +100,7 @@ def clips(size: int, folder: Path, watch: Watch) -> None:
     start_ray("local")
     try:
         reader, began = ray.remote(num_cpus=1)(read_shares).remote, time.perf_counter()
-        with watch.stage("feed"):
+        with watch.stage("driver"):
             positions = clip_indices(np.arange(_STEPS * _BATCH), size, 0).reshape(_STEPS, _BATCH)
             dataset = feed(Shares(TrainingSet.of(place), 1, 0, positions))
             (shards,) = InOrder().configure({NAME: dataset}, 1, None, None)

@@ -274,4 +274,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.prompts < 8 or min(options.videos, options.checkpoints, options.reuse) < 1:
         raise ValueError("--prompts must be 8 or more, --videos, --checkpoints and --reuse 1 or more")
+    for name in ("steps", "fixed"):
+        if (given := getattr(options, name)) is not None and given < 1:
+            raise ValueError(f"--{name} {given}: must be at least 1")
     return options

@@ -53,11 +53,18 @@ def limit_threads(options: argparse.Namespace) -> None:
 
 
 def fill_in(options: argparse.Namespace) -> None:
-    """Sets what was not given: the device's preset and precision, and the preset's numbers."""
+    """Sets what was not given: the device's preset and precision, and the preset's numbers.
+
+    Raises:
+        ValueError: a number that was given is below 1.
+    """
     options.preset = options.preset or ("full" if options.device.startswith("cuda") else "reduced")
     options.precision = options.precision or ("bfloat16" if options.device.startswith("cuda") else "float32")
     for name, value in PRESETS[options.preset].items():
-        setattr(options, name, getattr(options, name, None) or value)
+        if (given := getattr(options, name, None)) is None:
+            setattr(options, name, value)
+        elif given < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {given}: must be at least 1")
 
 
 def check_out(out: Path) -> None:

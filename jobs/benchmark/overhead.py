@@ -92,6 +92,8 @@ def main(arguments: list[str]) -> None:
     parser = make_parser(__doc__, "overhead", overrides=True)
     parser.add_argument("--steps", type=int, default=5, help="measured steps a side, after one to warm up")
     options = parser.parse_args(arguments)
+    if options.steps < 1:
+        raise ValueError(f"--steps {options.steps}: must be at least 1")
     console = Console()
     config = load_config("toy", ["name=benchmark", "train.workers=1", "output.videos_every=0", *options.overrides])
     show(measure_in_workers(measure, config, options.steps), config, console)

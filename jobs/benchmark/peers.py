@@ -55,9 +55,10 @@ def main(arguments: list[str]) -> int:
             if side != RELEASED
         }
     settings = vars(options)
+    code = show(settings, found, Console(width=190))
     if options.out:
         Path(options.out).write_text(json.dumps({"settings": settings, "peers": found}, indent=2), encoding="utf-8")
-    return show(settings, found, Console(width=190))
+    return code
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

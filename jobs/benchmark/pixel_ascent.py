@@ -16,6 +16,7 @@ then holds ``ascent.md``, ``ascent.json`` and ``ascent.png`` over all its reward
 import argparse
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -249,6 +250,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=200, help="steps of Adam")
     parser.add_argument("--lr", type=float, default=0.02, help="step size of Adam; a pixel lies in [0, 1]")
     options = parser.parse_args(arguments)
-    if options.prompts < 2 or options.steps < 1 or options.lr <= 0:
-        raise ValueError("--prompts must be 2 or more, --steps 1 or more, --lr above 0")
+    if options.prompts < 2 or min(options.steps, options.sampling_steps) < 1 or not 0 < options.lr < math.inf:
+        raise ValueError("--prompts must be 2 or more, --steps and --sampling-steps 1 or more, --lr above 0")
     return options

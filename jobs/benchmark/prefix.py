@@ -176,6 +176,8 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_intermixed_args(arguments)
     if min(options.videos, options.batch) < 1:
         raise ValueError(f"--videos {options.videos} and --batch {options.batch} must be 1 or more")
+    if wrong := [each for each in options.reuse if each < 1]:
+        raise ValueError(f"--reuse {wrong[0]}: must be at least 1")
     if options.out:
         check_out(options.out)
     limit_threads(options)

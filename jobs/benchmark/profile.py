@@ -32,6 +32,7 @@ from rlvid.train.engine import TorchEngine
 from rlvid.world.captions import prompt_set
 
 _STAGE = "stage: "
+_VIDEOS = 8
 
 
 class RecordedStopwatch(Stopwatch):
@@ -104,19 +105,39 @@ def main(arguments: list[str]) -> None:
     """Profiles a step, and prints its stages and its largest costs."""
     options = parse(arguments)
     limit_threads(options)
-    fixed = [f"train.batch_size={options.batch}", "train.workers=1", "train.micro_batch=null"]
-    refuse(options.overrides, fixed)
-    config = load_config(options.config, [*options.overrides, *fixed])
-    if config.model.path not in BUILT_IN:
-        raise ValueError(f"model.path = {config.model.path}: this part profiles {', '.join(BUILT_IN)}")
+    config = settings(options)
     os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler prints that there is no GPU
     prepared = prepare(config)
     step(*prepared)
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
         stages = step(*prepared)
     seconds = ", ".join(f"{name} {each:.2f}" for name, each in stages.items())
-    say(f"a step of {options.batch} videos, {options.threads} thread{'s' * (options.threads > 1)}, seconds: {seconds}")
+    videos = config.train.batch_size
+    say(f"a step of {videos} videos, {options.threads} thread{'s' * (options.threads > 1)}, seconds: {seconds}")
     say(table(costs(profiler.events()), options.most).markdown())
+
+
+def settings(options: argparse.Namespace) -> RunConfig:
+    """Returns the run that is profiled; its batch is by default ``_VIDEOS`` at most in whole groups, or one group.
+
+    Raises:
+        ValueError: the settings do not fit each other or the batch, or the model is no built-in one.
+    """
+    given = [*options.overrides, "train.workers=1", "train.micro_batch=null"]
+    refuse(options.overrides, ["train.batch_size", "train.workers", "train.micro_batch"])
+    try:
+        batch = options.batch
+        if batch is None:
+            group = load_config(options.config, given).train.group_size
+            batch = max(1, _VIDEOS // group) * group
+        config = load_config(options.config, [*given, f"train.batch_size={batch}"])
+    except ValueError as error:
+        if "train.batch_size" not in str(error):
+            raise
+        raise ValueError(f"{error} (--batch sets train.batch_size here)") from None
+    if config.model.path not in BUILT_IN:
+        raise ValueError(f"model.path = {config.model.path}: this part profiles {', '.join(BUILT_IN)}")
+    return config
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -124,10 +145,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = make_parser(__doc__, "profile")
     parser.add_argument("config", nargs="?", default="toy", help="a description of a run on a built-in model")
     parser.add_argument("overrides", nargs="*", help="settings to change, as for rlvid train")
-    parser.add_argument("--batch", type=int, default=8, help="videos")
+    parser.add_argument("--batch", type=int, help=f"videos (default: {_VIDEOS}, or what groups allow)")
     parser.add_argument("--most", type=int, default=10, help="costs that are named")
     add_threads(parser)
     options = parser.parse_intermixed_args(arguments)
-    if min(options.batch, options.most) < 1:
-        raise ValueError(f"--batch {options.batch} --most {options.most}: both are at least 1")
+    for name in ("batch", "most"):
+        if (number := getattr(options, name)) is not None and number < 1:
+            raise ValueError(f"--{name} {number}: must be at least 1")
     return options

@@ -6,12 +6,12 @@
 
 ``train.batch_size`` is that of one worker. A step that took as long with W workers as with one would be an efficiency
 of 100 %. The machine itself may allow less: its cores share memory bandwidth, caches and clock. "Independent runs" are
-W runs of one worker at the same time, which do the same work and never wait for each other; their mean step gives the
-machine's limit of the efficiency. Efficiency / limit is what rlvid itself keeps. Efficiency and limit are relative to
-the first number of workers.
+W runs of one worker at the same time, which do the same work and never wait for each other; the mean of their steps
+gives the machine's limit of the efficiency. Efficiency / limit is what rlvid itself keeps. Efficiency and limit are
+relative to the first number of workers. Each run's step is the median of its measured steps.
 
-"Share" is of the mean step, as the training loop itself measures it: what the archive and TensorBoard keep a step
-waiting, not what their threads do beside it.
+"Share" is of means over these steps, as the training loop itself measures it: what the archive and TensorBoard keep
+steps waiting, not what their threads do beside them. A median would leave out what comes in few steps.
 """
 
 import argparse
@@ -88,6 +88,7 @@ def measure(job: Job, how: dict[str, Any]) -> None:
                 "model, reward, engine": ready - imported,
             },
             "step": statistics.median(steps[1:]),
+            "mean step": statistics.mean(steps[1:]),
             "stages": {name: statistics.mean(s[name] for s in stages[1:]) for name in ("archive", "tensorboard")},
             "threads": torch.get_num_threads(),
         }
@@ -143,7 +144,7 @@ def show(found: dict[int, dict[str, Any]], config: RunConfig, console: Console) 
         "efficiency / limit": [percent(a / b, 0) for a, b in zip(efficiencies, limits, strict=True)],
     }
     for name in ("archive", "tensorboard"):
-        rows[f"share of the {name}"] = [percent(one["stages"][name] / one["step"], 2) for one in each]
+        rows[f"share of the {name}"] = [percent(one["stages"][name] / one["mean step"], 2) for one in each]
     for name in each[0]["start"]:
         rows[f"start-up: {name}, s"] = [f"{one['start'][name]:.1f}" for one in each]
     rows["start-up, s"] = [f"{sum(one['start'].values()):.1f}" for one in each]

@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from jobs.benchmark.options import add_step_options, fill_in, make_parser
+from jobs.benchmark.options import add_step_options, check_out, fill_in, make_parser
 from jobs.benchmark.parts import Bench, Calls, Meter, matrix_rate, prepare, reset_peak
 from jobs.benchmark.tables import stages_of
 from jobs.benchmark.variants import EXPLAINED, VARIANTS
@@ -114,9 +114,9 @@ def main(arguments: list[str]) -> dict[str, Any]:
     for name in options.compare:
         with VARIANTS[name](bench) as changed:
             found["variants"][name] = measure(changed, ["rlvid"], options.steps, count=False)["rlvid"]["step"]
+    show(found, Console(width=140))
     if options.out:
         Path(options.out).write_text(json.dumps(found, indent=2), encoding="utf-8")
-    show(found, Console(width=140))
     return found
 
 
@@ -134,6 +134,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             f"--compare {','.join(options.compare)} --batch {options.batch} --steps {options.steps}: compare takes "
             f"{', '.join(VARIANTS)}, batch and steps at least 1"
         )
+    if options.out:
+        check_out(Path(options.out))
     return options
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from jobs.benchmark import gpu, gpu_ray, gpu_wan, step
+from jobs.benchmark import gpu, gpu_ray, gpu_wan, overhead, peers, step
 from jobs.benchmark.parts import Adapter, prepare
 from jobs.benchmark.variants import two_calls
 from rlvid.diffusion.schedule import check_chain
@@ -72,6 +72,41 @@ def test_guidance_in_two_calls_changes_nothing_else() -> None:
 def test_options_that_cannot_be_are_refused(arguments: list[str]) -> None:
     with pytest.raises(ValueError, match="compare takes sdpa, guidance, channels-last, compile, precision"):
         step.main(["--preset", "tiny", *arguments])
+
+
+@pytest.mark.parametrize("part", [step, peers])
+def test_a_file_that_cannot_be_is_refused_before_anything_is_built(part: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(part, "matchups" if part is peers else "prepare", None)
+    with pytest.raises(ValueError, match=r"--out no/such/x\.json: expected a file in a folder that exists"):
+        part.main([*TINY, "--out", "no/such/x.json"])
+
+
+@pytest.mark.parametrize("part", [step, peers])
+def test_a_result_that_cannot_be_written_is_shown(part: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, shown = tmp_path / "gone", list[bool]()
+    folder.mkdir()
+
+    def measure(*given: Any) -> dict[str, Any]:
+        folder.rmdir()
+        return {}
+
+    bench = SimpleNamespace(meter=SimpleNamespace(device=torch.device("cpu")))
+    if part is peers:
+        monkeypatch.setattr(part, "matchups", measure)
+    else:
+        monkeypatch.setattr(part, "prepare", lambda options: bench)
+        monkeypatch.setattr(part, "matrix_rate", lambda *given: 1.0)
+        monkeypatch.setattr(part, "measure_both", measure)
+    monkeypatch.setattr(part, "show", lambda *given: shown.append(True))
+    with pytest.raises(OSError, match="No such file"):
+        part.main([*TINY, "--out", str(folder / "x.json")])
+    assert shown
+
+
+def test_no_steps_are_refused_before_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overhead, "measure_in_workers", None)
+    with pytest.raises(ValueError, match="--steps 0: must be at least 1"):
+        overhead.main(["--steps", "0"])
 
 
 TINY = ["--preset", "tiny", "--device", "cpu", "--steps", "1"]

@@ -64,6 +64,21 @@ def test_trainings_on_clips_go_without_denoising(tmp_path: Path, monkeypatch: py
     assert all(config.method.denoising == 0 for config in clips)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--steps", "1"], "--steps 1: must be at least 2"),
+        (["--prompts", "8", "0"], "--prompts 0: must be at least 1"),
+        (["--clips", "0"], "--clips 0: must be at least 1"),
+        (["--slow", "-1"], "--slow -1: must be a number of seconds"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed, "measurements", None)  # nothing is made or trained
+    with pytest.raises(ValueError, match=words):
+        feed.main(arguments)
+
+
 def test_the_table_has_a_line_a_training() -> None:
     one = {
         "source": "clips",

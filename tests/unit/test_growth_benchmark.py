@@ -1,16 +1,20 @@
 """The benchmark of growth: its fits and findings, what it keeps, and the work of each quantity at its smallest."""
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.benchmark import growth
+from jobs.benchmark import growth, growth_feed, growth_work
 from jobs.benchmark.growth_fit import FLAT, LIMIT, Exponent, draw, fit, growths, table
 from jobs.benchmark.growth_work import WORK, measure
+from rlvid.data import feed
+from rlvid.data.training_set import TrainingSet
 
 MIB = 2**20
 
@@ -41,22 +45,22 @@ def test_few_sizes_give_a_slope_without_an_error_or_none() -> None:
 
 def test_growth_beyond_the_limits_is_a_finding() -> None:
     sizes = (100, 1000, 10_000)
-    linear = growths("a", {n: stages(n / 100, rise=n * MIB / 10) for n in sizes}, 1, flat=False)
+    linear = growths("a", {n: stages(n / 100, rise=n * MIB / 10) for n in sizes}, 1, flat="")
     assert linear[0].findings == []
-    square = growths("a", {n: stages((n / 100) ** 2, rise=n**2 * MIB / 100) for n in sizes}, 1, flat=False)
+    square = growths("a", {n: stages((n / 100) ** 2, rise=n**2 * MIB / 100) for n in sizes}, 1, flat="")
     assert [line.partition(" grow")[0] for line in square[0].findings] == ["a, step: seconds", "a, step: memory"]
-    pixels = growths("a", {n: stages((n / 100) ** 2) for n in sizes}, 2, flat=False)
+    pixels = growths("a", {n: stages((n / 100) ** 2) for n in sizes}, 2, flat="")
     assert pixels[0].findings == []
-    small = growths("a", {n: stages(1.0, rise=n * 100) for n in sizes}, 1, flat=False)
+    small = growths("a", {n: stages(1.0, rise=n * 100) for n in sizes}, 1, flat="")
     assert small[0].memory.slope == 0, "allocators keep a few MiB"
-    worker = growths("a", {n: stages(1.0, peak=n**0.2 * MIB) for n in sizes}, 1, flat=True)
+    worker = growths("a", {n: stages(1.0, peak=n**0.2 * MIB) for n in sizes}, 1, flat="step")
     assert worker[0].memory.slope == pytest.approx(0.2)
     assert f"above {FLAT:g}" in worker[0].findings[0]
 
 
 def test_the_table_and_the_picture_have_every_stage(tmp_path: Path) -> None:
-    found = growths("frames", {8: stages(1.0), 16: stages(2.0), 32: stages(4.0)}, 1, flat=False)
-    found += growths("clips", {10: {"feed": {"seconds": 1.0, "peak": MIB, "rise": 0}}}, 1, flat=True)
+    found = growths("frames", {8: stages(1.0), 16: stages(2.0), 32: stages(4.0)}, 1, flat="")
+    found += growths("clips", {10: {"feed": {"seconds": 1.0, "peak": MIB, "rise": 0}}}, 1, flat="feed")
     lines = [" ".join(line.split()) for line in table(found).markdown().splitlines()]
     assert "| frames: step | 8 to 32 | 1 to 4 | 1.00 ± 0.00 | 100 to 100 | 0.00 ± 0.00 |" in lines
     assert "| clips: feed | 10 | 1 | – | 1 | – |" in lines
@@ -91,6 +95,45 @@ def test_the_next_call_measures_what_is_missing(
     monkeypatch.setattr(growth, "measured", lambda name, size: stages(float(size**4)))
     assert growth.main(sizes) == 0, "the reason is known"
     assert "exponent 2.00 ± 0.00, above 1.05 (attention" in capsys.readouterr().out
+
+
+def test_too_few_sizes_give_no_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(growth, "measured", lambda name, size: stages(float(size**4)))
+    call = ["--out", str(tmp_path / "g.json"), "--commit", "c0ffee"]
+    for sizes in (["8"], ["8", "16"]):
+        assert growth.main(["frames", *call, "--sizes", *sizes]) == 0
+        printed = capsys.readouterr().out
+        assert "too few sizes for a verdict: frames; measure 3 sizes or more" in printed
+        assert "exponent is above" not in printed
+    monkeypatch.setattr(growth, "measured", lambda name, size: stages(float(size)))
+    growth.main(["report", *call, "--sizes", "2", "4", "8"])
+    printed = capsys.readouterr().out
+    assert "for a verdict: frames; " in printed
+    assert "no other exponent is above 1.05" in printed
+
+
+def test_the_driver_of_a_feed_has_costs_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = SimpleNamespace(
+        remote=lambda **options: lambda function: SimpleNamespace(remote=function), get=lambda found: found,
+        shutdown=lambda: None,
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    monkeypatch.setattr(growth_work, "start_ray", lambda address: None)
+    monkeypatch.setattr(growth_work, "tiny_clips", lambda folder, count: folder)
+    monkeypatch.setattr(TrainingSet, "of", lambda place: None)
+    monkeypatch.setattr(feed, "feed", lambda shares: None)
+    monkeypatch.setattr(feed.InOrder, "configure", lambda *given: [{feed.NAME: None}])
+    monkeypatch.setattr(growth_feed, "read_shares", lambda shard, steps: 512)
+    monkeypatch.setattr(growth_feed, "largest_worker", lambda: 7)
+    monkeypatch.setenv("RLVID_FORK_WORKERS", "0")
+    found = measure("clips", 100, tmp_path)
+    assert found["feed"]["peak"] == 7
+    assert found["driver"]["peak"] > found["driver"]["rise"] >= 0
+    assert found["driver"]["seconds"] > 0
+    both = growths("clips", {100: found}, 1, growth.QUANTITIES["clips"].flat)
+    assert {each.stage: each.flat for each in both} == {"driver": False, "feed": True}
 
 
 @pytest.mark.slow

@@ -168,3 +168,9 @@ def test_the_report_alone_needs_a_complete_run(tmp_path: Path, capsys: pytest.Ca
     assert (tmp_path / "regret.md").is_file()
     said = capsys.readouterr()
     assert "not complete, and left out: later" in said.out + said.err
+
+
+@pytest.mark.parametrize("name", ["--steps", "--fixed"])
+def test_no_steps_are_not_taken_for_the_default(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"{name} 0: must be at least 1"):
+        guard.main(["--out", str(tmp_path), name, "0"])

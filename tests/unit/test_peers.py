@@ -141,6 +141,8 @@ def test_gradients_that_differ_fail_the_command(
         (["--steps", "0"], "--steps 0"),
         (["--sampling-steps", "1"], "--sampling-steps 1"),
         (["--out", "."], "--out ."),
+        *([[f"--{name}", "0"], f"--{name} 0: must be at least 1"] for name in ("frames", "size", "segments")),
+        (["--sampling-steps", "0"], "--sampling-steps 0: must be at least 1"),
     ],
 )
 def test_options_that_cannot_be_are_refused(arguments: list[str], words: str) -> None:

@@ -93,6 +93,8 @@ def test_rewards_rise_on_pixels_that_stay_in_range_and_are_not_computed_twice(
         (["--rewards", "ascent:brightness"], "--rewards ascent: the report has this name"),
         (["--rewards", "brightness", "--seeds", "a"], "--seeds 'a'"),
         (["--rewards", "brightness", "--lr", "0"], "--lr above 0"),
+        (["--rewards", "brightness", "--lr", "nan"], "--lr above 0"),
+        (["--rewards", "brightness", "--sampling-steps", "0"], "--sampling-steps 1 or more"),
     ],
 )
 def test_what_cannot_be_is_one_line(starts: list[int], extra: list[str], words: str) -> None:

@@ -53,6 +53,7 @@ def test_differences_are_those_of_the_same_videos() -> None:
     ("arguments", "words"),
     [
         (["--videos", "0"], "--videos 0"),
+        (["--reuse", "2", "0"], "--reuse 0: must be at least 1"),
         (["--config", "toy-ddpo"], "--config: method 'ddpo'"),
         (["sampling.reuse=2"], "sampling.reuse is set by this benchmark"),
         (["--intervals", "0.6,0.2"], "guidance_interval = "),

@@ -52,6 +52,20 @@ def test_a_step_has_one_thread_unless_more_are_asked_for(monkeypatch: pytest.Mon
         assert torch.get_num_threads() == threads
 
 
+@pytest.mark.parametrize(
+    ("given", "videos"),
+    [(["toy"], 8), (["toy-grpo"], 16), (["toy-grpo", "train.group_size=3", "--batch", "9"], 9),
+     (["toy-grpo", "train.group_size=4"], 8), (["toy-raft"], 8)],
+)  # fmt: skip
+def test_the_batch_is_of_whole_groups(given: list[str], videos: int) -> None:
+    assert profile.settings(profile.parse(given)).train.batch_size == videos
+
+
+def test_a_batch_that_does_not_fit_the_groups_is_named_by_its_option() -> None:
+    with pytest.raises(ValueError, match=r"train\.group_size = 16 does not divide .*= 8; .*--batch sets"):
+        profile.main(["toy-grpo", "--batch", "8"])
+
+
 @pytest.mark.slow
 def test_a_step_of_the_built_in_model_is_profiled(capsys: pytest.CaptureFixture[str]) -> None:
     profile.main(["toy", "--batch", "1", "--most", "3", "sampling.steps=2"])

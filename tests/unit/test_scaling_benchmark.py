@@ -30,7 +30,10 @@ def test_efficiency_is_held_to_the_machines_limit_in_each_stage(
     def grouped(measure: Any, config: RunConfig, steps: int, address: str | None) -> dict[str, Any]:
         assert config.train.batch_size == 3 * config.train.workers
         seconds = {1: 1.0, 2: 2.0}[config.train.workers] + config.train.zero_stage
-        return {"step": seconds, "threads": 1, "start": {"Ray": 1.0}, "stages": {"archive": 0.1, "tensorboard": 0.1}}
+        return {
+            "step": seconds, "mean step": 4 * seconds, "threads": 1, "start": {"Ray": 1.0},
+            "stages": {"archive": 0.1, "tensorboard": 0.1},
+        }  # fmt: skip
 
     def independent(configs: list[RunConfig], steps: int, address: str | None) -> float:
         runs = [(run.train.workers, run.train.batch_size, run.train.zero_stage, run.name) for run in configs]
@@ -51,6 +54,7 @@ def test_efficiency_is_held_to_the_machines_limit_in_each_stage(
 
     names = ("efficiency", "machine's limit", "efficiency / limit")
     assert [row(plain, name) for name in names] == [["100", "50"], ["100", "80"], ["100", "62"]]
+    assert row(plain, "share of the archive") == ["2.50", "1.25"], "of the mean step"
     assert [row(sharded, name) for name in names] == [["100", "75"], ["100", "92"], ["100", "81"]]
 
 
