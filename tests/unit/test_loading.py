@@ -340,7 +340,9 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
 def test_a_denoiser_that_says_no_size_needs_one(stored: Path, tmp_path: Path) -> None:
     shutil.copytree(stored, tmp_path, dirs_exist_ok=True)
     reset(tmp_path / "unet" / "config.json", sample_size=None)
-    with pytest.raises(ValueError, match=r"sample_size in unet/config\.json is no whole number; set model\.size"):
+    with pytest.raises(
+        ValueError, match=r"sample_size in unet/config\.json is no whole number above 0; set model\.size, or mo"
+    ):
         resolved_shape(ModelConfig(path=str(tmp_path)))
     assert resolved_shape(ModelConfig(path=str(tmp_path), size=24)).sides == {"size": 24}
     assert resolved_shape(ModelConfig(path=str(tmp_path), height=16, width=24)).height == 16
