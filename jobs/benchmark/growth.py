@@ -187,5 +187,5 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         if wrong := [size for size in options.sizes if size < 1 or size % multiple]:
             raise ValueError(f"--sizes {wrong[0]}: {options.quantities[0]} takes positive multiples of {multiple}")
         options.sizes.sort()
-    check_out(options.out)
+    check_out(options.out, picture=True)
     return options

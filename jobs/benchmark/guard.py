@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.benchmark.guard_report import write_report
-from jobs.benchmark.options import make_parser
+from jobs.benchmark.options import make_folder, make_parser
 from jobs.benchmark.regret import ORACLE, MeasuredRun
 from rlvid.config import RunConfig
 from rlvid.config.model import BUILT_IN
@@ -234,7 +234,7 @@ def read_run(folder: Path) -> MeasuredRun | None:
 def main(arguments: list[str]) -> None:
     """Evaluates the candidates of all runs, and writes the report."""
     options = parse(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
+    make_folder(options.out)
     setup = {key: getattr(options, key) for key in SETUP}
     further, scales = parse_rewards(options.rewards), fractions(options.scales, "--scales")
     if 1 not in scales:

@@ -67,10 +67,24 @@ def fill_in(options: argparse.Namespace) -> None:
             raise ValueError(f"--{name.replace('_', '-')} {given}: must be at least 1")
 
 
-def check_out(out: Path) -> None:
-    """Raises ValueError unless ``--out`` can be a file's path."""
+def check_out(out: Path, *, picture: bool = False) -> None:
+    """Raises ValueError unless ``--out`` can be the path of a file of numbers; a ``picture`` stands beside some."""
     if out.is_dir() or not out.absolute().parent.is_dir():
         raise ValueError(f"--out {out}: expected a file in a folder that exists")
+    if picture and out.suffix == ".png":
+        raise ValueError(f"--out {out}: the picture gets this name; name the numbers' file: {out.with_suffix('.json')}")
+
+
+def make_folder(out: Path) -> None:
+    """Makes the folder ``--out``, unless it is there.
+
+    Raises:
+        ValueError: a file is in its place.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(f"--out {out}: a file is in the way; name a folder") from None
 
 
 def refuse(overrides: Sequence[str], fixed: Sequence[str]) -> None:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from jobs.benchmark.ascent_report import STEM, Ascent, write_report
-from jobs.benchmark.options import make_parser
+from jobs.benchmark.options import make_folder, make_parser
 from jobs.benchmark.regret import ORACLE
 from rlvid.config.model import ModelConfig
 from rlvid.data.clips import digest
@@ -211,7 +211,7 @@ def main(arguments: list[str]) -> None:
         "steps": options.steps, "lr": options.lr, "model": digest(stamp(ModelConfig().path)),
     }  # fmt: skip
     identities = {key: identity(each) for key, each in named.items()}
-    options.out.mkdir(parents=True, exist_ok=True)
+    make_folder(options.out)
     paths = {key: place_of(options.out, key) for key in named}
     if taken := next((key for key, path in paths.items() if path.stem == STEM), None):
         raise ValueError(

@@ -186,10 +186,6 @@ def settings(options: argparse.Namespace) -> RunConfig:
     refuse(options.overrides, fixed)
     if options.prompts < 2 or options.group < 2 or not 0 < options.pathwise <= options.group:
         raise ValueError("--prompts and --group must be 2 or more, and --pathwise from 1 to --group")
-    if options.out and options.out.suffix == ".png":
-        raise ValueError(
-            f"--out {options.out}: the picture gets this name; name the numbers' file, such as signal.json"
-        )
     config = load_config("toy-grpo", ["sampling.steps=10", *options.overrides, *fixed])
     if config.reward.without_gradient:
         raise ValueError(f"reward.name = {config.reward.without_gradient!r} gives no gradient to compare with")
@@ -214,7 +210,7 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_intermixed_args(arguments)
     config = settings(options)
     if options.out:
-        check_out(options.out)
+        check_out(options.out, picture=True)
     model = load_trainable(config.model, config.seed, config.model.path)
     context = Context(config, model, trained_reward(config.reward), None, Stopwatch(torch.device("cpu")))
     began, found, rows = time.monotonic(), list[dict[int, Found]](), list[dict[str, Any]]()

@@ -144,6 +144,7 @@ def test_storage_that_vanishes_is_one_line(run: Path, archivist: Any) -> None:
     assert set(workers.answers()) == {problem}
 
 
+@pytest.mark.slow
 def test_pixels_leave_the_object_store(run: Path, archivist: Any) -> None:
     def used() -> float:
         total, free = ray.cluster_resources(), ray.available_resources()

@@ -92,7 +92,8 @@ def losses(folder: Path) -> list[tuple[int, float]]:
     return read_events(folder / "tensorboard", "fit/loss".__eq__)["fit/loss"]
 
 
-@pytest.mark.parametrize(("workers", "towers"), [(2, "both"), pytest.param(4, "text", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "towers"), [(2, "both"), (4, "text")])
 def test_any_number_of_workers_fits_the_same_reward(fitted: Fit, workers: int, towers: str) -> None:
     alone, together = fitted(1, towers), fitted(workers, towers)
     weights = [load_file(each / "model.safetensors") for each in (alone, together)]

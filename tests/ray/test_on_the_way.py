@@ -14,6 +14,7 @@ from rlvid.train.launch import train
 ONE = ("train.workers=1", "train.zero_stage=0", "train.micro_batch=4", "output.archive_every=0")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_videos_encoded_on_the_way_train_to_the_same_bits(folder: Path) -> None:
     """A group of two, so that a share holds one clip twice; two encoders, whose order does not count."""

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from jobs.benchmark import gpu, gpu_ray, gpu_wan, overhead, peers, step
+from jobs.benchmark.options import make_folder
 from jobs.benchmark.parts import Adapter, prepare
 from jobs.benchmark.variants import two_calls
 from rlvid.diffusion.schedule import check_chain
@@ -72,6 +73,13 @@ def test_guidance_in_two_calls_changes_nothing_else() -> None:
 def test_options_that_cannot_be_are_refused(arguments: list[str]) -> None:
     with pytest.raises(ValueError, match="compare takes sdpa, guidance, channels-last, compile, precision"):
         step.main(["--preset", "tiny", *arguments])
+
+
+@pytest.mark.parametrize("name", ["taken", "taken/below"])
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "taken").touch()
+    with pytest.raises(ValueError, match=rf"^--out .*{name}: a file is in the way; name a folder$"):
+        make_folder(tmp_path / name)
 
 
 @pytest.mark.parametrize("part", [step, peers])

@@ -149,6 +149,7 @@ def test_a_size_has_a_process_of_its_own_and_its_error_is_told() -> None:
         (["--sizes", "8"], "--sizes: these are of one quantity"),
         (["report", "--sizes", "3"], "--sizes 3: report takes positive multiples of 2"),
         (["--out", "no/such/folder.json"], "--out no/such/folder.json"),
+        (["--out", "g.png"], "--out g.png: the picture gets this name; name the numbers' file: g.json"),
     ],
 )
 def test_options_that_cannot_be_are_refused(arguments: list[str], told: str) -> None:
