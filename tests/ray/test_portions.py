@@ -25,6 +25,7 @@ from rlvid.evaluate.workers import run_evaluation
 SETS = {"own": [f"a {c} {s} {m}" for c in ("red", "blue", "green") for s in ("circle", "star") for m in "abcd"]}
 
 
+@pytest.mark.slow
 def test_two_actors_give_the_numbers_of_one_process(tmp_path: Path, ray_cluster: Any) -> None:
     run, _ = save_run(tmp_path)
     rows = {}

@@ -178,6 +178,7 @@ def test_non_finite_steps_stop_the_run(folder: Path, monkeypatch: pytest.MonkeyP
         train(config(folder, "broken"), QUIET)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_doctor_finds_the_cluster_in_order(folder: Path) -> None:
     found = list(check_cluster(None, str(folder / "runs")))
