@@ -118,9 +118,7 @@ def on_workers(
     TorchTrainer(
         partial(trajectories, jobs, others, clips, starts or {}, ends or {}),
         scaling_config=ray.train.ScalingConfig(num_workers=workers),
-        run_config=ray.train.RunConfig(
-            name=name, storage_path=str(folder / "ray"), worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}}
-        ),  # as in a training: with other threads, sums have other bits
+        run_config=ray.train.RunConfig(name=name, storage_path=str(folder / "ray")),
     ).fit()
     for run in begun:
         own, checkpoint = folder / "runs" / run.name, f"step-{run.train.steps:06d}"
