@@ -203,16 +203,19 @@ def _located(spec: Spec) -> tuple[RunConfig, list[CheckpointRef]]:
     try:
         return find_checkpoints_of(spec.run)
     except ValueError as error:
-        further, path = "", Path(spec.run)
-        if run_folder_of(spec.run) is not None:
-            pass
-        elif spec.run in BUILT_IN:
-            further = f"; for this base model alone: rlvid evaluate --base toy name={spec.run} model.path={spec.run}"
-        elif spec.run in shipped_configs() or (path.suffix in (".yaml", ".yml") and path.is_file()):
-            further = f"; for the base model of this config alone: rlvid evaluate --base {shlex.quote(spec.run)}"
-        elif "@" in spec.run and not is_uri(spec.run):
-            further = f"; after @ comes a step, best or all: {FORM}"
-        raise ValueError(f"{error}{further}") from None
+        raise ValueError(f"{error}{_hint(spec.run)}") from None
+
+
+def _hint(run: str) -> str:
+    """Returns what may have been meant by a name that no run has."""
+    path = Path(run)
+    if run_folder_of(run) is not None:
+        return ""
+    if run in BUILT_IN:
+        return f"; for this base model alone: rlvid evaluate --base toy name={run} model.path={run}"
+    if run in shipped_configs() or (path.suffix in (".yaml", ".yml") and path.is_file()):
+        return f"; for the base model of this config alone: rlvid evaluate --base {shlex.quote(run)}"
+    return f"; after @ comes a step, best or all: {FORM}" if "@" in run and not is_uri(run) else ""
 
 
 def _chosen(spec: Spec, found: list[CheckpointRef], step: int | None) -> list[CheckpointRef]:

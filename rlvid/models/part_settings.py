@@ -27,7 +27,7 @@ COUNTS = {
     ),
 }  # fmt: skip
 """Part -> its settings that are whole numbers above 0; one that a file lacks has the libraries' value."""
-_ODD = (
+ODD = (
     TypeError, ValueError, AttributeError, AssertionError, ArithmeticError, LookupError, RuntimeError,
     StrictDataclassError,
 )  # fmt: skip
@@ -128,7 +128,7 @@ def build(make: Callable[[dict[str, Any]], Any], settings: dict[str, Any], where
     try:
         with torch.device("meta"):
             return make(settings)
-    except _ODD as error:
+    except ODD as error:
         raise damaged(
             where, f"no network can be built of it: {error}", f"{_AGAIN}, or have a library that knows it"
         ) from None

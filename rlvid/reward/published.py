@@ -6,13 +6,13 @@ from typing import Any
 
 import open_clip
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 from transformers import CLIPConfig, CLIPTokenizer
 
 from rlvid.files import damaged
+from rlvid.models.part_settings import ODD
 from rlvid.models.weights import check_fit, check_texts, fill, headers, read_json, read_weights
 from rlvid.reward.aesthetic import HEAD_FILE, AestheticReward, head
 from rlvid.reward.clip import ClipReward, Tokenise, build_clip, own_tokenizer, pad_with
@@ -33,8 +33,6 @@ HPS_FILES = {
     "hpsv2.1": ("HPS_v2.1_compressed.pt", "4067542e34ba2553a738c5ac6c1d75c0"),
 }
 """Name and MD5 digest of the public files; the weights' structure does not tell the versions apart."""
-_ODD = (TypeError, ValueError, AttributeError, AssertionError, ArithmeticError, LookupError, RuntimeError)
-"""Errors of constructors where a setting is of another type, or sizes do not divide."""
 
 
 def load_clip_reward(
@@ -189,7 +187,7 @@ def _of_transformers(file: Path, where: str) -> dict[str, Any]:
     settings = read_json(file, where)
     try:
         config = CLIPConfig.from_dict(settings)
-    except (*_ODD, StrictDataclassError) as error:
+    except ODD as error:
         raise damaged(f"{where}: {file}", error, "copy it anew") from None
     try:
         return open_clip_config(config, where)
@@ -207,7 +205,7 @@ def outline_clip(name: str, source: Path | None, where: str) -> CLIP:
     try:
         with torch.device("meta"):
             return build_clip(config)
-    except _ODD as error:
+    except ODD as error:
         if source is None:
             raise
         own = source / "open_clip_config.json"
