@@ -270,19 +270,25 @@ def encode(
 def plan(
     config: Annotated[str, typer.Argument(help="A shipped config (modelscope-hpsv2) or a YAML file.")],
     overrides: Overrides = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Run a step here, and measure its seconds.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Counts the cost of a run before it starts: parameters, operations, memory, disk. Needs no weights.
 
-    [bold]rlvid plan modelscope-hpsv2 train.micro_batch=1[/bold]
+    [bold]rlvid plan modelscope-hpsv2 train.micro_batch=1[/bold]; [bold]rlvid plan toy --measure[/bold] says how long
+    the run takes on this machine.
     """
     from rlvid.config import load_config
     from rlvid.plan.plan import make_plan
     from rlvid.plan.show import as_json as shown_as_json
     from rlvid.plan.show import render
 
-    made = make_plan(load_config(config, overrides))
-    for each in [shown_as_json(made)] if as_json else render(made):
+    made, trial = make_plan(load_config(config, overrides)), None
+    if measure:
+        from rlvid.plan.trial import run_trial
+
+        trial = run_trial(made.config, made.parts)
+    for each in [shown_as_json(made, trial)] if as_json else render(made, trial):
         console.print(each, soft_wrap=isinstance(each, str), markup=False, highlight=False)
 
 

@@ -3,7 +3,8 @@
     python -m jobs.benchmark overhead              # the built-in model, one worker
     python -m jobs.benchmark overhead --steps 10 train.batch_size=4
 
-Both sides run in one worker process in turns, on the same batches, so that they share every disturbance.
+Both sides run in one worker process in turns, on the same batches, so that they share every disturbance. Before them,
+the same process measures what ``rlvid plan --measure`` would say.
 """
 
 import copy
@@ -33,11 +34,14 @@ def measure(job: Job, how: dict[str, Any]) -> None:
     from rlvid.algorithms.base import Stopwatch
     from rlvid.algorithms.catalogue import ALGORITHMS
     from rlvid.data.feed import own_rows
+    from rlvid.plan.parts import outline_parts
+    from rlvid.plan.trial import run_trial
     from rlvid.train.engine import TorchEngine
     from rlvid.train.loop import run_step
     from rlvid.train.restore import temporary_folder
     from rlvid.train.worker import Worker
 
+    planned = run_trial(job.config, outline_parts(job.config)).step
     with temporary_folder(None, job.run) as temporary, Worker(job, temporary, own_rows()) as worker:
         context = copy.copy(worker.algorithm.context)
         context.model, context.stopwatch = copy.copy(worker.model), Stopwatch(worker.model.device)
@@ -76,6 +80,7 @@ def measure(job: Job, how: dict[str, Any]) -> None:
         found = {
             "seconds": {name: statistics.median(values[1:]) for name, values in sides.items()},
             "stages": {name: statistics.median(s[name] for s in stages[1:]) for name in stages[0]},
+            "planned": planned,
             "calls": used,
             "threads": torch.get_num_threads(),
         }
@@ -105,6 +110,9 @@ def show(found: dict[str, Any], config: RunConfig, console: Console) -> None:
     times = found["stages"] | {"whole step, Ray + DeepSpeed": whole, "the same step, bare torch": bare}
     rows = [[name, f"{seconds:.3f}"] for name, seconds in times.items()]
     rows.append(["overhead", percent(whole / bare - 1)])
+    planned = found["planned"]
+    rows.append(["the step as planned", f"{planned:.3f}"])
+    rows.append(["planned beside measured", percent(planned / whole - 1)])
     title = f"one step of {config.train.batch_size} videos, {found['threads']} threads, medians"
     console.print(Grid(["stage", "seconds"], rows).console(title))
     console.print(

@@ -90,6 +90,11 @@ def builtin_folder(path: str = "builtin") -> Path:
     return Path(str(resources.files("rlvid"))) / "toy" / "weights" / {"builtin": "model", "builtin-wan": "wan"}[path]
 
 
+def random_structure(path: str) -> str | None:
+    """Returns the ``model.path`` of random weights of a published model's structure; None for another model."""
+    return RANDOM if path in MODELSCOPE else hub.WAN_STRUCTURES.get(path)
+
+
 def modelscope_folder() -> Path:
     """Returns the folder of ModelScopeT2V's published configuration inside the package; it has no weights."""
     return _packaged(RANDOM)
@@ -120,7 +125,7 @@ def is_text_apart(path: str) -> bool:
 def _folder(path: str) -> Path:
     """Returns the folder of configurations, be weights in it or not."""
     folder = _packaged(path) if path in STRUCTURES else _found(path)
-    known = RANDOM if path in MODELSCOPE else hub.WAN_STRUCTURES.get(path)
+    known = random_structure(path)
     if known is not None and not (folder and any((folder / each.denoiser).is_dir() for each in (UNET3D, WAN))):
         return _packaged(known)
     if folder is None:

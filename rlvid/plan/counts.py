@@ -170,7 +170,7 @@ def count(config: RunConfig, frames: int) -> Counts:
     context = Context(alone, model, _Reward(meters["reward"], whole), held_out, Stopwatch(torch.device("cpu")))
     algorithm, steps, archived = ALGORITHMS[config.method.name](context), 0, 0
     for index in range(_BATCHES):
-        for update in algorithm.updates(_batch(alone, model, index, config.train.workers)):
+        for update in algorithm.updates(drawn_batch(alone, model, index, config.train.workers)):
             update.loss.backward()
             for meter in meters.values():
                 meter.held = 0
@@ -246,10 +246,15 @@ def _counting_wan(config: RunConfig, frames: int, meters: dict[str, _Meter]) -> 
     return model
 
 
-def _batch(config: RunConfig, model: VideoModel, step: int, workers: int) -> Batch:
+def drawn_batch(config: RunConfig, model: VideoModel, step: int, workers: int, text_1LD: Tensor | None = None) -> Batch:
+    """Returns a batch of random latents: of all workers' videos, in the order of the workers.
+
+    ``text_1LD`` stands in for the embeddings of all prompts; default: the model embeds them.
+    """
     size, group = config.train.batch_size, config.train.group_size
     # Every W-th sample after the other, as a worker has them: which of a prompt's videos meet decides what is shared.
     serials = sorted(range(step * size, (step + 1) * size), key=lambda serial: (serial % workers, serial))
     prompts = [f"a dog {serial // group}" for serial in serials]
     latents = randomness.normal(model.latent_shape, config.seed, "plan", [(serial,) for serial in serials])
-    return Batch(step, serials, prompts, model.encode_prompts(prompts), latents)
+    text = model.encode_prompts(prompts) if text_1LD is None else text_1LD.expand(len(prompts), -1, -1)
+    return Batch(step, serials, prompts, text.float().to(model.device), latents.to(model.device))

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import asdict
 
 import torch
 from rich.console import RenderableType
@@ -14,11 +15,12 @@ from rlvid.models.unet3d import DTYPES
 from rlvid.plan.counts import Calls
 from rlvid.plan.memory import machine_memory
 from rlvid.plan.plan import Plan
+from rlvid.plan.trial import Trial
 from rlvid.reward.load import scores_whole_videos
 
 
-def render(plan: Plan) -> Iterator[RenderableType]:
-    """Yields the tables and lines to print."""
+def render(plan: Plan, trial: Trial | None = None) -> Iterator[RenderableType]:
+    """Yields the tables and lines to print, with what a trial measured."""
     config, parts, counts = plan.config, plan.parts, plan.counts
     latents = " x ".join(map(str, parts.latent_shape))
     yield (
@@ -72,6 +74,29 @@ def render(plan: Plan) -> Iterator[RenderableType]:
         host = f"; {gib(plan.guard_host)} of main memory for the base's weights" if plan.guard_host else ""
         yield f"guard: {gib(plan.guard_peak)} in a process of its own, {weights} of them weights; peak in {stage}{host}"
     yield _disk(plan)
+    if trial is not None:
+        yield from _measured(plan, trial)
+
+
+def _measured(plan: Plan, trial: Trial) -> Iterator[RenderableType]:
+    """Yields the seconds of a worker's step on this machine."""
+    train = plan.config.train
+    table = Table("Stage", "Seconds a step", "Share", title="Measured here", title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, seconds in trial.stages.items():
+        table.add_row(name, f"{seconds:.3g}", percent(seconds / trial.step))
+    table.add_section()
+    table.add_row("all", f"{trial.step:.3g}", percent(1, 0))
+    yield table
+    where = "a GPU" if trial.device == "cuda" else f"the CPU, {trial.threads} thread(s)"
+    grown = "peak" if trial.device == "cuda" else "the process grew by"
+    yield (
+        f"on {where}: one worker's part of a step, without Ray and DeepSpeed; {grown} {gib(trial.memory)}. If all "
+        f"workers compute at this pace, {train.steps:,} steps take {_duration(trial.step * train.steps)}"
+    )
+    if trial.random:
+        yield f"random weights stood in for {' and '.join(trial.random)}, whose files are not on this machine"
 
 
 def _work(plan: Plan) -> Table:
@@ -126,9 +151,10 @@ def _hints(plan: Plan) -> Iterator[str]:
     )
 
 
-def as_json(plan: Plan) -> str:
-    """Returns the plan as JSON, with its warnings."""
-    return json.dumps(plan.as_dict() | ({"warnings": found} if (found := list(warnings(plan))) else {}), indent=2)
+def as_json(plan: Plan, trial: Trial | None = None) -> str:
+    """Returns the plan as JSON, with its warnings and what a trial measured."""
+    found = plan.as_dict() | ({"warnings": said} if (said := list(warnings(plan))) else {})
+    return json.dumps(found | ({"measured": asdict(trial) | {"step": trial.step}} if trial else {}), indent=2)
 
 
 def warnings(plan: Plan) -> Iterator[str]:
@@ -176,6 +202,14 @@ def _disk(plan: Plan) -> Table:
         if size:
             table.add_row(name, gib(size))
     return table
+
+
+def _duration(seconds: float) -> str:
+    """Returns seconds in the unit that a person would say."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds:.3g} seconds"
 
 
 def gib(size: float) -> str:

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import save_file
 
 from jobs.benchmark import gpu, gpu_ray, gpu_wan, overhead, peers, step
 from jobs.benchmark.options import make_folder
 from jobs.benchmark.parts import Adapter, prepare
 from jobs.benchmark.variants import two_calls
+from rlvid.config import load_config
 from rlvid.diffusion.schedule import check_chain
 from rlvid.models.video_shape import resolved_shape
 from rlvid.toy.tiny_wan import save_tiny_wan
@@ -109,6 +111,16 @@ def test_a_result_that_cannot_be_written_is_shown(part: Any, tmp_path: Path, mon
     with pytest.raises(OSError, match="No such file"):
         part.main([*TINY, "--out", str(folder / "x.json")])
     assert shown
+
+
+def test_planned_seconds_stand_beside_the_whole_step(capsys: pytest.CaptureFixture[str]) -> None:
+    found = {
+        "seconds": {"torch": 2.0, "Ray + DeepSpeed": 2.1}, "stages": {"chain": 1.5}, "threads": 1, "planned": 1.89,
+        "calls": {"frames decoded": 4, "denoiser evaluations": 24},
+    }  # fmt: skip
+    overhead.show(found, load_config("toy-draft"), Console(width=100))
+    words = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "overhead 5.0 % the step as planned 1.890 planned beside measured -10.0 %" in words
 
 
 def test_no_steps_are_refused_before_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
