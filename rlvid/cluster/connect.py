@@ -3,8 +3,9 @@
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ UNREAD = {
 
 Without a driver that shows log lines and without a dashboard they take 5 % of a core for nothing, the more the longer.
 """
+
+_START = 120.0
+"""Seconds that a local Ray may take to start. Ray itself gives up after 30, too few for a machine with other work."""
 
 
 def start_ray(address: str | None = None) -> None:
@@ -56,7 +60,7 @@ def start_ray(address: str | None = None) -> None:
     else:
         target = reach(target)
     try:
-        with _silent_stderr(), starting_ray(), _group_of_its_own():
+        with _silent_stderr(), starting_ray(), _group_of_its_own(), _patience() if local else nullcontext():
             ray.init(address=target, log_to_driver=False, logging_level="ERROR", **local)
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
         fork_server.end()
@@ -66,8 +70,8 @@ def start_ray(address: str | None = None) -> None:
             raise
         fork_server.end()
         raise ValueError(
-            "Ray did not start on this machine within its 30 s; too many other processes compute here, as a rule: "
-            "repeat the command, or use a Ray that runs already (`ray start --head`, then RAY_ADDRESS=auto)"
+            f"Ray did not start on this machine within {_START:.0f} s; too many other processes compute here, as a "
+            "rule: repeat the command, or use a Ray that runs already (`ray start --head`, then RAY_ADDRESS=auto)"
         ) from error
 
 
@@ -99,6 +103,29 @@ def _group_of_its_own() -> Iterator[None]:
         yield
     finally:
         services.ConsolePopen = plain
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """Makes a Ray that starts in the block wait for its own node as long as ``_START`` says."""
+    from ray._private import services
+
+    plain, until = services.get_node, time.monotonic() + _START
+
+    def patient(*given: Any) -> Any:
+        while True:
+            try:
+                return plain(*given)
+            except RuntimeError:  # it is not there yet
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.1)
+
+    services.get_node = patient
+    try:
+        yield
+    finally:
+        services.get_node = plain
 
 
 def session_folder() -> str:

@@ -445,5 +445,29 @@ def test_a_ray_that_does_not_start_in_time_is_one_line(monkeypatch: pytest.Monke
     monkeypatch.setattr(ray, "init", late)
     monkeypatch.setattr(connect.fork_server, "possible", lambda folder: False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with pytest.raises(ValueError, match=r"^Ray did not start on this machine within its 30 s; .* repeat the command"):
+    with pytest.raises(ValueError, match=r"^Ray did not start on this machine within 120 s; .* repeat the command"):
         connect.start_ray()
+
+
+def test_a_slow_machine_has_more_time_to_start_ray_than_ray_gives_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private import services
+
+    from rlvid.cluster import connect
+
+    asked = list[str]()
+
+    def slow(address: str, node: str) -> str:
+        asked.append(node)
+        if len(asked) < 3:
+            raise RuntimeError("there is no such node")
+        return "node"
+
+    monkeypatch.setattr(services, "get_node", slow)
+    with connect._patience():
+        assert services.get_node("address", "id") == "node"
+    assert asked == ["id"] * 3
+    assert services.get_node is slow
+    asked.clear()
+    monkeypatch.setattr(connect, "_START", -1.0)
+    with pytest.raises(RuntimeError, match="no such node"), connect._patience():
+        services.get_node("address", "id")
