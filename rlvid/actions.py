@@ -169,6 +169,9 @@ def evaluate_and_show(
     from rlvid.storage import is_uri
 
     notes = list[str]()
+    if base and base.reward.floor_is_open:
+        base = base.model_copy(update={"reward": base.reward.without_open_floor()})
+        notes.append("the reward is scored without its part motion, whose floor (base) a run measures when it starts")
     prompts = prompts_of(sets, videos, notes.append) if sets else {}
     workers = workers or (1 if address else None)
     runs = list(dict.fromkeys(parse_spec(text).run for text in models))

@@ -274,6 +274,11 @@ class Sweep(Section):
         """
         dimensions, trials = self.dimensions, self.trials or 0
         base = self.base()
+        if base.reward.floor_is_open:
+            raise ValueError(
+                "reward.mixture: floor = 'base': one reward scores all trials of a sweep, and each run would measure a "
+                "floor of its own; give a number such as floor=0.03"
+            )
         check_objectives(self.objectives, base)
         if self.algorithm == "grid":
             made = grid(dimensions, self.trials)

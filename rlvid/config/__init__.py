@@ -209,6 +209,8 @@ class RunConfig(Section):
             del kept["sampling"]["negative_prompt"]
         if self.reward.pessimism == 0:
             del kept["reward"]["pessimism"]
+        for part in kept["reward"]["mixture"]:
+            part.pop("measured", None)
         for key in self.method.added:
             if getattr(self.method, key) == type(self.method).model_fields[key].default:
                 del kept["method"][key]

@@ -118,6 +118,8 @@ def _allowed(field: dict[str, Any], defs: dict[str, Any]) -> str:
         return ", or ".join(_allowed(each, defs) for each in field["anyOf"])
     if "$ref" in field:
         return "keys, see below"
+    if "const" in field:
+        return f"`{_value(field['const'])}`"
     if "enum" in field:
         return ", ".join(f"`{_value(each)}`" for each in field["enum"])
     if field["type"] == "null":

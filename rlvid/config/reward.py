@@ -4,7 +4,7 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
@@ -124,11 +124,13 @@ class RewardPart(NamedReward):
     name: Literal[SingleReward, HeldOutReward, PartReward] = Field(  # type: ignore[assignment]  # one name more
         description="as reward.name; or 'motion', which holds the motion of the base model's videos"
     )
-    floor: float | None = Field(
+    floor: Annotated[float, Field(gt=0)] | Literal["base"] | None = Field(
         None,
-        gt=0,
         description="of name=motion alone: motion of the base model's videos, as an evaluation measures it; below it "
-        "the score falls from 0 to -1, that of a frozen video",
+        "the score falls from 0 to -1, that of a frozen video. base: a new run measures it once",
+    )
+    measured: bool = Field(
+        False, description="whether the run measured the floor itself, because it was base; the run sets it"
     )
     weight: float = Field(1.0, description="factor of its scores; a negative one penalises high scores")
     centre: float = Field(
@@ -140,7 +142,7 @@ class RewardPart(NamedReward):
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leaves out what is at its default: what is hashed over the settings stays as in versions without it."""
         data: dict[str, Any] = handler(self)
-        return {key: value for key, value in data.items() if value or key not in ("centre", "floor")}
+        return {key: value for key, value in data.items() if value or key not in ("centre", "floor", "measured")}
 
     @field_validator("name")
     @classmethod
@@ -149,15 +151,30 @@ class RewardPart(NamedReward):
             raise ValueError(f"{value!r} is a reward to judge with; allowed: {', '.join(get_args(SingleReward))}")
         return value
 
+    @field_validator("floor", mode="before")
+    @classmethod
+    def _is_a_motion_or_base(cls, value: Any) -> Any:
+        if value is None or value == "base" or isinstance(value, bool):
+            return value
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not 0 < number < math.inf:
+            raise ValueError("must be a finite number greater than 0, or base: then a new run measures it")
+        return number
+
     @model_validator(mode="after")
     def _floor_fits(self) -> "RewardPart":
         if self.name == "motion" and self.floor is None:
             raise ValueError(
-                "floor is not set, and name = 'motion' needs it: the base model's motion, such as floor=0.03; with any "
-                "number there, rlvid evaluate --base CONFIG measures it"
+                "floor is not set, and name = 'motion' needs it: floor=base, the base model's motion, which the run "
+                "measures, or a number such as floor=0.03; rlvid evaluate --base CONFIG shows the motion"
             )
         if self.name != "motion" and self.floor is not None:
-            raise ValueError(f"floor = {self.floor:g} is for name = 'motion', not for {self.name!r}; leave it out")
+            raise ValueError(f"floor = {self.floor} is for name = 'motion', not for {self.name!r}; leave it out")
+        if self.measured and not isinstance(self.floor, float):
+            raise ValueError(f"measured = true, but floor = {self.floor} is not a number; leave measured out")
         return self
 
     @model_validator(mode="after")
@@ -316,6 +333,36 @@ class RewardConfig(Section):
     def ceiling_quantile(self) -> float | None:
         """The quantile of the rewards of real clips that is the ceiling; None where it is a number or there is none."""
         return float(self.ceiling[1:]) if isinstance(self.ceiling, str) else None
+
+    @property
+    def floor_is_open(self) -> bool:
+        """Whether a new run measures the floor of a part first (``floor: base``)."""
+        return any(part.floor == "base" for part in self.mixture)
+
+    @property
+    def measured_floor(self) -> float | None:
+        """The floor that the run has measured itself; None where it has measured none."""
+        return next((part.floor for part in self.mixture if part.measured and isinstance(part.floor, float)), None)
+
+    def with_floor(self, floor: float) -> "RewardConfig":
+        """Returns the same with a number that a run has measured, in place of ``floor: base``."""
+        known = {"floor": floor, "measured": True}
+        parts = [part.model_copy(update=known) if part.floor == "base" else part for part in self.mixture]
+        return self.model_copy(update={"mixture": parts})
+
+    def without_open_floor(self) -> "RewardConfig":
+        """Returns the same without a part whose floor a run has yet to measure.
+
+        Raises:
+            ValueError: no part is left.
+        """
+        parts = [part for part in self.mixture if part.floor != "base"]
+        if self.mixture and not parts:
+            raise ValueError(
+                "reward.mixture: the floor of its only part, 'motion', is base, which a run measures when it starts; "
+                "give a number such as floor=0.03, or another part beside it"
+            )
+        return self.model_copy(update={"mixture": parts})
 
     @property
     def functions(self) -> list[str]:

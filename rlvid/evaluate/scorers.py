@@ -91,8 +91,12 @@ def named(name: str, path: str | None) -> str:
     return Path(path).name if path and is_function(path) else name
 
 
+def _floor(part: RewardPart) -> str:
+    return f" (floor {part.floor:g})" if isinstance(part.floor, float) else ""
+
+
 def _term(part: RewardPart) -> str:
-    name = named(part.name, part.path) + (f" (floor {part.floor:g})" if part.floor else "")
+    name = named(part.name, part.path) + _floor(part)
     return f"{part.weight:g} x ({name} - {part.centre:g})" if part.centre else f"{part.weight:g} x {name}"
 
 
@@ -253,5 +257,5 @@ def differences(models: Sequence[EvaluatedModel]) -> list[str]:
 
 
 def _reward_text(reward: RewardConfig) -> str:
-    parts = [f"{part.weight:g} x {part.path or part.name}" for part in reward.mixture]
+    parts = [f"{part.weight:g} x {part.path or part.name}{_floor(part)}" for part in reward.mixture]
     return " + ".join(parts) or reward.path or reward.name

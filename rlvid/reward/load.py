@@ -190,9 +190,14 @@ def trained_reward(config: RewardConfig, device: str | torch.device = "cpu", act
     from rlvid.reward.mixture import MixtureReward
     from rlvid.reward.motion import MotionReward
 
+    if config.floor_is_open:
+        raise ValueError(
+            "reward.mixture: the floor of 'motion' is base, which a run measures when it starts, and this is no run; "
+            "give a number such as floor=0.03"
+        )
     parts = [
         MotionReward(part.floor)
-        if part.floor is not None
+        if isinstance(part.floor, float)
         else load_reward(
             part.name, device, path=part.path, key=f"reward.mixture.{place}.path", preprocess=part.preprocess,
             **settings,

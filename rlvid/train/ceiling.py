@@ -21,7 +21,6 @@ from torch import Tensor
 
 from rlvid.algorithms.base import Batch, Context, Observer, Stopwatch
 from rlvid.algorithms.scoring import score
-from rlvid.cluster.nodes import needed
 from rlvid.cluster.reward_actor import ActorCaller
 from rlvid.collection import collection_paused
 from rlvid.config.train import NOT_REAL
@@ -31,11 +30,12 @@ from rlvid.data.shares import tensors
 from rlvid.data.training_set import TrainingSet
 from rlvid.data.videos import VideoError
 from rlvid.evaluate.scorers import Scorers
-from rlvid.faults import describe, one_line
+from rlvid.faults import describe
 from rlvid.files import damaged, read_mapping, write_atomic
 from rlvid.models.base import VideoModel
 from rlvid.reward.load import trained_reward
 from rlvid.train.job import Job
+from rlvid.train.one_task import in_one_task
 from rlvid.train.reporter import ended_after
 
 FILE = "ceiling.json"
@@ -132,29 +132,10 @@ def evenly(count: int, most: int) -> list[int]:
 
 def _on_ray(job: Job, clips: TrainingSet, positions: list[int]) -> ClipRewards:
     """Rewards clips in one task that has the room of a worker; see ``reward_clips``."""
-    import ray
-
-    need, setting = needed(job.config, job.use_gpu), job.config.reward.ceiling
-    # DEFAULT: not in the placement group of a trial, which has no room for it.
-    task = ray.remote(
-        num_cpus=need["CPU"], num_gpus=need.get("GPU", 0), max_retries=job.config.train.max_failures, max_calls=1,
-        scheduling_strategy="DEFAULT",
-    )(reward_clips)  # fmt: skip
-    running = task.remote(job, clips, positions)
-    try:
-        return ray.get(running)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, ValueError):
-            raise error.cause from None
-        raise RuntimeError(f"reward.ceiling = {setting!r}: {describe(error.cause or error)}") from error
-    except ray.exceptions.RayError as error:
-        raise RuntimeError(
-            f"reward.ceiling = {setting!r}: the task that rewards clips was lost: killed, crashed, or a call of the "
-            f"reward longer than reward.timeout ({one_line(error)})"
-        ) from error
-    except KeyboardInterrupt:
-        ray.cancel(running, force=True)
-        raise
+    lost = "killed, crashed, or a call of the reward longer than reward.timeout"
+    return in_one_task(
+        reward_clips, job, clips, positions, setting=f"reward.ceiling = {job.config.reward.ceiling!r}", lost=lost
+    )
 
 
 @torch.no_grad()

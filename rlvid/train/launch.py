@@ -62,7 +62,10 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Tr
     def put_aside(damaged: dict[str, str]) -> None:
         repair(config, run_mirror(config.output.storage, config.name), console, damaged)
 
-    with open_run(config, console) as mirror, kept(lambda: _last_checkpoint(mirror.folder, resumable=not stored)):
+    with (
+        open_run(config, console) as (mirror, config),
+        kept(lambda: _last_checkpoint(mirror.folder, resumable=not stored)),
+    ):
         start_ray(address)
         import ray.train
 
@@ -70,6 +73,7 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Tr
         from rlvid.train.archivist import end_archivist, start_archivist
         from rlvid.train.ceiling import run_ceiling
         from rlvid.train.feeding import RunFeed
+        from rlvid.train.floor import floor_prompts, with_measured_floor
         from rlvid.train.guard import watching
         from rlvid.train.guard_folder import guard_prompts
         from rlvid.train.progress import ProgressActor, ProgressLine
@@ -79,12 +83,15 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Tr
         clips = _clips_of(config, mirror, console)
         prompts = clips.first_captions(SHOWN_VIDEOS)
         judged = guard_prompts(config, clips.first_captions(config.guard.count)) if config.guard.every else ()
+        measured = floor_prompts(config, clips)
         texts = kept_embeddings(
-            config, clips, [*prompts, *judged], RunFeed(config, clips, folder).video_captions, console
+            config, clips, [*prompts, *judged, *measured], RunFeed(config, clips, folder).video_captions, console
         )
         further = {"encodes": "videos" in clips.kinds, "texts": texts}
         progress = ProgressActor.remote()  # type: ignore[attr-defined]
         job = Job.of(config, run=folder, use_gpu=use_gpu, progress=progress, **further)
+        job = with_measured_floor(job, measured, console)
+        config = job.config
         job = replace(job, measured_ceiling=run_ceiling(job, clips, console))
         mirror.push()
         archivist, whole = start_archivist(config, folder, progress), False

@@ -2,7 +2,7 @@
 
 A run's folder, ``{storage}/{name}``::
 
-    config.yaml       the settings, as validated
+    config.yaml       the settings, as validated; with a number for a floor that is base, see rlvid.train.floor
     clips.txt         a line for each source of its clips: fingerprint and number of rows
     rewards.json      a digest of each reward's file or folder
     ceiling.json      the reward.ceiling of the run where it is a quantile, see rlvid.train.ceiling
@@ -53,16 +53,18 @@ _CAPTIONS = 10_000
 
 
 @contextmanager
-def open_run(config: RunConfig, console: Console) -> Iterator[Mirror]:
-    """Checks a run, makes its folder, and holds it for this process while the block runs; yields it.
+def open_run(config: RunConfig, console: Console) -> Iterator[tuple[Mirror, RunConfig]]:
+    """Checks a run, makes its folder, and holds it for this process while the block runs.
 
-    Damaged checkpoints are put aside, and the settings are written.
+    Damaged checkpoints are put aside, and the settings are written. Yields the folder and the settings: these have the
+    floor that a run which has begun measured.
 
     Raises:
         ValueError: bad input, or another process trains the run.
     """
     check(config)
     mirror = run_mirror(config.output.storage, config.name)
+    config = as_begun(config)
     folder = prepare(config)
     otherwise = (
         f"run {folder.name!r} in {folder} is being trained by another process; wait for its end, or choose another "
@@ -71,10 +73,32 @@ def open_run(config: RunConfig, console: Console) -> Iterator[Mirror]:
     with held(folder / ".lock", otherwise, folder, folder / "guard"):
         repair(config, mirror, console)
         record_rewards(folder, config.reward)
-        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-        write_atomic(folder / "config.yaml", text.encode())
+        write_settings(folder, config)
         mirror.push()
-        yield mirror
+        yield mirror, config
+
+
+def write_settings(folder: Path, config: RunConfig) -> None:
+    """Writes the settings of a run into its folder."""
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    write_atomic(folder / "config.yaml", text.encode())
+
+
+def as_begun(config: RunConfig) -> RunConfig:
+    """Returns the settings with the floor that the run has measured, where it has begun with ``floor: base``."""
+    folder = run_folder(config)
+    if not (config.reward.floor_is_open and _has_begun(folder)):
+        return config
+    try:
+        floor = read_settings(folder).reward.measured_floor
+    except ValueError:  # which ``prepare`` raises, with a way out
+        return config
+    return config if floor is None else config.model_copy(update={"reward": config.reward.with_floor(floor)})
+
+
+def _has_begun(folder: Path) -> bool:
+    """Returns whether workers of a run were ready once: they make its archive. A failed start is no run yet."""
+    return (folder / "archive").is_dir()
 
 
 def check(config: RunConfig) -> None:
@@ -168,8 +192,7 @@ def prepare(config: RunConfig) -> Path:
             before = read_settings(folder)
         except ValueError as error:
             raise ValueError(f"{error}; or choose another name=...") from None
-        started = (folder / "archive").is_dir()  # workers make it once they are ready; a failed start is no run yet
-        if started:
+        if _has_begun(folder):
             check_resume(folder, before, config, resumable=not is_uri(config.output.storage))
     elif folder.is_dir() and any(not _of_a_killed_start(entry) for entry in folder.iterdir()):
         raise ValueError(f"{folder} exists and is not a run of rlvid; choose another name=... or output.storage=...")
@@ -199,7 +222,7 @@ def record_rewards(folder: Path, reward: RewardConfig) -> None:
     note, paths = folder / "rewards.json", {*(path for _, path in reward.parts), reward.held_out_path}
     now = {path: found for path in paths if path and (found := reward_digest(path))}
     before = read_mapping(note) if note.is_file() else {}
-    if (folder / "archive").is_dir():
+    if _has_begun(folder):
         for path in sorted(now):
             if before.get(path, now[path]) != now[path]:
                 raise ValueError(
@@ -220,7 +243,7 @@ def record_clips(folder: Path, clips: TrainingSet) -> None:
     """
     note = folder / "clips.txt"
     before = [line.split() for line in note.read_text(encoding="utf-8").splitlines()] if note.is_file() else []
-    if before and (folder / "archive").is_dir():
+    if before and _has_begun(folder):
         for source, (fingerprint, *count) in zip(clips.sources, before, strict=False):
             if fingerprint != source.fingerprint or count not in ([], [str(source.count)]):
                 raise ValueError(_changed(folder.name, source, fingerprint, *count))

@@ -370,7 +370,7 @@ def test_the_shipped_run_has_the_settings_that_its_comments_name() -> None:
     assert (config.method.name, config.method.start, config.method.tau) == ("instructvideo", 0.66, None)
     assert (config.model.shift, config.sampling.guidance, config.model.decode_window) == (3.0, 5.0, None)
     assert config.model.lora.scale == 4
-    assert [part.name for part in config.reward.mixture] == ["hpsv2", "motion"]
+    assert [(part.name, part.floor) for part in config.reward.mixture] == [("hpsv2", None), ("motion", "base")]
     assert "静止不动的画面" in config.sampling.negative_prompt
     alone = load_config("wan-1.3b-hpsv2", ["reward.mixture=[]", "reward.name=hpsv2", "reward.path=h.pt"])
     assert (alone.reward.name, alone.reward.segments, alone.reward.attenuation) == ("hpsv2", 4, 1.0)

@@ -66,8 +66,11 @@ def group_seeds(models: Sequence[EvaluatedModel]) -> dict[str, list[str]]:
 
 
 def but_for_seed(config: RunConfig) -> str:
-    """Returns a text that is equal for runs that differ in seed, name, place and guard alone."""
+    """Returns a text that is equal for runs that differ in seed, name, place, guard and a measured floor alone."""
     kept = config.model_dump(mode="json", exclude={"name": True, "seed": True, "output": True, "guard": True})
+    for part in kept["reward"]["mixture"]:
+        if part.get("measured"):
+            del part["floor"]
     return json.dumps(kept, sort_keys=True)
 
 
