@@ -115,7 +115,10 @@ def _pooled_interval(points: Sequence[np.ndarray]) -> tuple[float, float]:
     if len(points) < 2:
         return math.nan, math.nan
     drawn = np.random.default_rng(0).integers(0, len(points), (RESAMPLES, len(points)))
-    found = np.array([spearman(*np.concatenate([points[place] for place in each]).T) for each in drawn])
+    # Of a few runs most resamples are alike, and the order of runs does not count: each is correlated once.
+    different, which = np.unique(np.sort(drawn, axis=1), axis=0, return_inverse=True)
+    found = np.array([spearman(*np.concatenate([points[place] for place in each]).T) for each in different])
+    found = found[which.reshape(-1)]
     found = found[np.isfinite(found)]
     low, high = np.percentile(found, [2.5, 97.5]) if len(found) else (math.nan, math.nan)
     return float(low), float(high)

@@ -32,6 +32,11 @@ class Cost:
     kept: int
     peak: int
 
+    @property
+    def forward(self) -> "Cost":
+        """The same without a graph, and so without a backward pass."""
+        return Cost(self.flops, 0, self.plain_peak, 0, 0)
+
 
 FREE = Cost(0, 0, 0, 0, 0)
 """The cost of a reward without a network: almost nothing."""

@@ -74,9 +74,11 @@ def outline_parts(config: RunConfig) -> Parts:
         parts = _wan(config, shape)
     else:
         parts = _model(
-            structure_folder(spec.path), spec.precision, shape, gradient,
+            structure_folder(spec.path), spec.precision, shape,
             (spec.lora.rank, tuple(spec.lora.targets)) if spec.finetune == "lora" else None,
         )  # fmt: skip
+        if not gradient:
+            parts = replace(parts, autoencoder=replace(parts.autoencoder, cost=parts.autoencoder.cost.forward))
     return replace(
         parts,
         reward=_reward(config.reward.parts, config.reward, shape, gradient),
@@ -127,9 +129,8 @@ def last_frames(config: RunConfig, frames: int) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=8)  # the full-size denoiser takes seconds, and plans are compared
-def _model(
-    folder: Path, precision: str, shape: VideoShape, gradient: bool, lora: tuple[int, tuple[str, ...]] | None
-) -> Parts:
+def _model(folder: Path, precision: str, shape: VideoShape, lora: tuple[int, tuple[str, ...]] | None) -> Parts:
+    """Returns the networks but for rewards, whatever the method: methods are compared, and the denoiser is the same."""
     unet, vae, encoder = (nn.Module.to(p, DTYPES[precision]).requires_grad_(False) for p in outline(folder))
     base = sum(p.numel() for p in unet.parameters())
     adapter = inject_lora(unet, lora[0], list(lora[1]), seed=0) if lora else []
@@ -145,7 +146,7 @@ def _model(
     denoiser = replace(network_of(unet, cost, base), cost_recomputed=again)
     return Parts(
         denoiser=denoiser if lora else replace(denoiser, weights=4 * base),  # trained weights are float32
-        autoencoder=network_of(vae, _decode(vae, latent_shape[2:], gradient)),
+        autoencoder=network_of(vae, _decode(vae, latent_shape[2:])),
         text_encoder=network_of(encoder, FREE),
         reward=NONE,
         held_out=NONE,
@@ -171,11 +172,11 @@ def _denoise(unet: Any, latent_shape: tuple[int, ...], text_shape: tuple[int, in
     return measure(unet, run, backward=True, known=(latents_BCFhw, text_BLD, timestep_B))
 
 
-def _decode(vae: Any, sides: tuple[int, int], backward: bool) -> Cost:
+def _decode(vae: Any, sides: tuple[int, int]) -> Cost:
     latents_NChw = torch.empty(
-        1, vae.config.latent_channels, *sides, dtype=vae.dtype, device="meta", requires_grad=backward
+        1, vae.config.latent_channels, *sides, dtype=vae.dtype, device="meta", requires_grad=True
     )
-    return measure(vae, lambda: vae.decode(latents_NChw).sample, backward=backward, known=(latents_NChw,))
+    return measure(vae, lambda: vae.decode(latents_NChw).sample, backward=True, known=(latents_NChw,))
 
 
 def _reward(

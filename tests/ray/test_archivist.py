@@ -109,6 +109,7 @@ def test_small_files_are_merged_once_all_checkpoints_are_newer(run: Path) -> Non
     assert {Image.open(io.BytesIO(frame)).format for row in rows for frame in row["frames"]} == {"WEBP"}
 
 
+@pytest.mark.slow
 def test_an_archivist_that_was_restarted_refuses_the_steps_it_has_lost(run: Path, archivist: Any) -> None:
     workers = Workers(archivist)
     ray.kill(archivist, no_restart=False)

@@ -87,6 +87,7 @@ def test_a_folder_is_encoded_once_and_the_bad_files_are_named(
         EncodedClips.open(out, model_fingerprint(model.model_copy(update={"precision": "bfloat16"})))
 
 
+@pytest.mark.slow
 def test_built_in_clips_are_encoded(ray_cluster: Any, model: ModelConfig, tmp_path: Path) -> None:
     report = encode_builtin(6, 3, model, tmp_path / "clips", workers=1, batch_size=4)
     assert (report.clips, report.encoded, report.skipped) == (6, 6, [])

@@ -52,6 +52,7 @@ def test_actors_are_forks_with_names_numbers_and_threads_of_their_own(ray_cluste
     assert own["threads"] == 3
 
 
+@pytest.mark.slow  # test_fork_server.py has a quick one
 def test_an_actor_with_variables_of_its_own_is_a_new_process(ray_cluster: Any) -> None:
     other = origin(runtime_env={"env_vars": {"LC_ALL": "C"}})
     assert not other["loaded"]

@@ -111,6 +111,7 @@ def test_a_reward_that_hangs_and_one_that_gives_no_scores_are_named_with_the_ste
     assert log.count("call 2") == 2, "a start took another number of calls, or a line is there twice"
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_is_named_with_its_step_and_its_log(folder: Path, ray_cluster: Any) -> None:
     error, said, log = end(folder, "killed", "os.kill(os.getpid(), 9)", "pass", "train.max_failures=0")
     assert re.match(ENDED.format("after step 1: its process died"), error)

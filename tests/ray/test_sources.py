@@ -104,6 +104,7 @@ def odd_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_odd_videos_and_a_mixture_of_rewards_go_in_and_a_tuned_model_comes_out(
     home: Path, odd_videos: Path, monkeypatch: pytest.MonkeyPatch

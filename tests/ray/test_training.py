@@ -67,7 +67,8 @@ def elastic(folder: Path, *overrides: str) -> RunConfig:
     return config(folder, "elastic", *method, *data, *overrides)
 
 
-@pytest.mark.parametrize("stage", [2, *(pytest.param(stage, marks=pytest.mark.slow) for stage in (0, 1, 3))])
+@pytest.mark.slow  # test_equivalence.py has a quick run under stage 2
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_workers_and_zero_stages_compute_what_plain_torch_computes(
     folder: Path, together: dict[str, Trajectory], plainly: Trajectory, stage: int
 ) -> None:

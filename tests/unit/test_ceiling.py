@@ -266,6 +266,7 @@ def test_a_reward_that_fails_on_all_clips_is_one_error(home: Path) -> None:
     assert not (job.run / FILE).exists()
 
 
+@pytest.mark.slow
 def test_a_reward_in_a_process_of_its_own_rewards_clips_too(home: Path, tmp_path: Path) -> None:
     (tmp_path / "away.py").write_text("def bright(frames, prompts):\n    return frames.mean((2, 3, 4))\n")
     away = job_of(home, path=f"{tmp_path}/away.py:bright", remote={"where": "process"})

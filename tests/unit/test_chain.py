@@ -143,7 +143,7 @@ def test_the_unconditional_branch_can_be_a_constant(adapted: UNet3DModel, inputs
 
 @pytest.mark.parametrize(
     ("steps", "eta", "final"),
-    [(20, 0, "exact"), (20, 1, "paper"), (50, 0, "paper")],
+    [(20, 0, "exact"), (20, 1, "paper"), pytest.param(50, 0, "paper", marks=pytest.mark.slow)],
 )
 def test_the_chain_is_the_one_of_diffusers(
     base: UNet3DModel, inputs: tuple[Tensor, Tensor], steps: int, eta: float, final: str

@@ -46,7 +46,6 @@ def test_within_and_pooled_may_differ_in_sign() -> None:
     assert found.pooled.low == pytest.approx(-1), "a resample may hold one run alone"
 
 
-@pytest.mark.slow
 def test_runs_without_an_order_count_for_nothing_and_one_run_has_no_interval() -> None:
     rising, level = run("a", [(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)]), run("b", [(1.0, 1.0), (1.0, 2.0), (1.0, 3.0)])
     found = correlate([rising, level])[TRAINED]
@@ -59,7 +58,6 @@ def test_runs_without_an_order_count_for_nothing_and_one_run_has_no_interval() -
     assert correlate([lost])[TRAINED].checkpoints == 3
 
 
-@pytest.mark.slow
 def test_each_trained_reward_and_further_reward_stands_alone() -> None:
     points = [(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)]
     found = correlate([run("a", points), run("b", points, "builtin-video"), run("c", points, metric="reward_liked")])

@@ -137,7 +137,7 @@ def to_the_end(worker: FitWorker) -> Scores:
     return replace(found, seconds=0.0)
 
 
-@pytest.mark.parametrize("kind", AXES)
+@pytest.mark.parametrize("kind", ["image", pytest.param("video", marks=pytest.mark.slow)])
 def test_a_fit_that_was_ended_goes_on_to_the_same_bits(sources: dict[str, Source], tmp_path: Path, kind: str) -> None:
     whole, told = FitWorker(job(sources, tmp_path / "whole", kind, checkpoint_every=3)), list[dict[str, float]]()
     expected = to_the_end(whole)

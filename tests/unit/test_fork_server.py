@@ -19,13 +19,14 @@ from rlvid.cluster.fork_server import may_fork, possible
 CLIENT = str(Path(fork_server.__file__).with_name("forked_worker.py"))
 SCRIPT = """
 import ctypes, json, os, resource, sys
-import numpy, random, torch
+import numpy, random
+threads = __import__("torch").get_num_threads() if "RAY_MINE" in os.environ else None  # torch takes seconds
 blas = [ctypes.CDLL(path) for path in {line.split()[-1] for line in open("/proc/self/maps") if "openblas" in line}]
 asks = [f"scipy_openblas_get_num_threads{end}" for end in ("64_", "")]
 print(json.dumps({
     "arguments": sys.argv, "folder": os.getcwd(), "mine": os.environ.get("MINE"), "ray": os.environ.get("RAY_MINE"),
     "parent": os.getppid(), "group": os.getpgid(0) == os.getpid(), "loaded": "colorsys" in sys.modules,
-    "path": sys.path[0], "name": __name__, "threads": torch.get_num_threads(), "read": sys.stdin.read(),
+    "path": sys.path[0], "name": __name__, "threads": threads, "read": sys.stdin.read(),
     "draws": [random.random(), numpy.random.rand()], "niceness": os.nice(0), "beside": "RAY_GONE" in os.environ,
     "blas": [getattr(each, ask)() for each in blas for ask in asks if hasattr(each, ask)],
     "files": resource.getrlimit(resource.RLIMIT_NOFILE)[0], "oom": int(open("/proc/self/oom_score_adj").read()),

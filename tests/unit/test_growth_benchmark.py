@@ -162,7 +162,10 @@ SMALLEST = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [name for name in WORK if name != "clips"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name == "frames")) for name in WORK if name != "clips"],
+)
 def test_the_work_of_a_quantity_is_done(name: str, tmp_path: Path) -> None:
     for stage, costs in measure(name, SMALLEST[name], tmp_path).items():
         assert stage

@@ -13,8 +13,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def loaded_by(*names: str, then: str = "") -> set[str]:
     """Top-level modules loaded in a fresh interpreter that imports `names`, and then runs a line of code."""
-    code = (
-        f"import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)\n{then}\nprint(*sys.modules)"
+    code = (  # without garbage collection, which would take a fifth of the time
+        "import gc, importlib, sys\ngc.disable()\n"
+        f"for name in sys.argv[1:]: importlib.import_module(name)\n{then}\nprint(*sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code, *names], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -66,7 +66,7 @@ def test_every_method_trains_the_adapter_and_nothing_else(name: str) -> None:
     assert all(p.grad is None for p in frozen)
 
 
-@pytest.mark.parametrize("name", with_slow(ALL, "draft-lv", "dpok", "rwr"))
+@pytest.mark.parametrize("name", with_slow(ALL, "draft", "draft-lv", "alignprop", "dpok", "grpo", "rwr"))
 def test_micro_batches_with_recomputed_activations_add_up_to_the_batch(name: str) -> None:
     whole = make({"name": name})
     parts = make({"name": name}, train={"micro_batch": 1, "checkpoint_activations": True})
@@ -78,7 +78,7 @@ def test_micro_batches_with_recomputed_activations_add_up_to_the_batch(name: str
     assert total == pytest.approx([repeats * v for v in first.metrics["reward/weighted"]], rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", with_slow(ALL, "draft", "draft-lv", "alignprop", "grpo", "raft"))
 def test_a_video_that_the_reward_fails_on_is_left_out_and_counted(name: str) -> None:
     method, clean = make({"name": name}), make({"name": name})
     reward = method.context.reward
@@ -101,7 +101,7 @@ def test_a_video_that_the_reward_fails_on_is_left_out_and_counted(name: str) -> 
 
 
 @pytest.mark.parametrize(  # the others differ in no state
-    "name", with_slow(["instructvideo", "draft-lv", "ddpo", "dpok", "raft"], "dpok", "raft")
+    "name", with_slow(["instructvideo", "draft-lv", "ddpo", "dpok", "raft"], "draft-lv", "dpok", "raft")
 )
 def test_a_resumed_method_ends_where_an_uninterrupted_one_does(name: str, tmp_path: Path) -> None:
     settings = {"name": name} | ({"min_count": 2} if name == "ddpo" else {})

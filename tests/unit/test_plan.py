@@ -304,6 +304,7 @@ def paper(tmp_path_factory: pytest.TempPathFactory) -> Plan:
         return make_plan(load_config("modelscope-hpsv2"))
 
 
+@pytest.mark.slow
 def test_the_papers_run_is_planned_without_weights(paper: Plan) -> None:
     parts, counts = paper.parts, paper.counts
     assert (parts.denoiser.parameters, parts.denoiser.trainable, parts.adapted_layers) == (

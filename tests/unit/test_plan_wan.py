@@ -142,9 +142,9 @@ def kept_aside(config: RunConfig) -> dict[str, int]:
     "model",
     [
         {"decode_offload": True},
-        {"decode_offload": True, "decode_cache_precision": "bfloat16"},
+        pytest.param({"decode_offload": True, "decode_cache_precision": "bfloat16"}, marks=pytest.mark.slow),
         {"decode_window": 1},
-        {"decode_window": 1, "decode_share": False},
+        pytest.param({"decode_window": 1, "decode_share": False}, marks=pytest.mark.slow),
         {"decode_window": 2, "decode_offload": True, "decode_cache_precision": "bfloat16"},
         {},
     ],

@@ -208,6 +208,7 @@ def test_a_reward_of_the_users_that_fails_is_named_with_model_and_prompt(tmp_pat
     assert not evaluation.missing_videos()  # the videos are kept
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_the_same_model_as_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, _ = save_run(tmp_path)
     before = run_evaluation(planned(run))

@@ -67,7 +67,9 @@ def guided(model: Any, x: Tensor, t: Tensor, text: Tensor, guidance: float) -> T
     return unconditional + guidance * (conditional - unconditional)
 
 
-@pytest.mark.parametrize("name", ["instructvideo", "draft", "alignprop"])
+@pytest.mark.parametrize(
+    "name", ["instructvideo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("draft", "alignprop"))]
+)
 def test_the_penalty_of_the_whole_path_is_taken_at_a_random_level_of_each_sample(name: str) -> None:
     method, free = make({"name": name, "kl": 0.5, "kl_at": "path"}), make({"name": name})
     batch, context = clips(method), method.context

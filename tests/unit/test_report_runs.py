@@ -25,6 +25,7 @@ from rlvid.report.select import select_cases
 from rlvid.report.write import write_report
 
 
+@pytest.mark.slow
 def test_runs_bring_curves_costs_config_card_and_evolution(tmp_path: Path) -> None:
     folders = []
     for name, seed in (("one", 0), ("two", 1)):

@@ -151,7 +151,7 @@ def accuracy(model: ImageScorer | VideoScorer, batch: Pairs) -> float:
     return float(((a_PA > b_PA) == (batch.preference_PA > 0.5)).double().mean())
 
 
-@pytest.mark.parametrize("kind", ["image", "video"])
+@pytest.mark.parametrize("kind", ["image", pytest.param("video", marks=pytest.mark.slow)])
 def test_preferences_are_learned(kind: str) -> None:
     axes = 1 if kind == "image" else 2
     made = fitter(kind, steps=60)

@@ -132,7 +132,7 @@ def test_a_process_of_its_own_scores_and_ends(file: Path) -> None:
     ("function", "words"),
     [
         ("broken", "KeyError: 'nothing here'"),
-        ("leaves", "SystemExit: enough"),
+        pytest.param("leaves", "SystemExit: enough", marks=pytest.mark.slow),
         pytest.param("slow", "timed out", marks=pytest.mark.slow),
         ("ends", "without response"),
         pytest.param("gone", "ended with code 1", marks=pytest.mark.slow),

@@ -28,6 +28,7 @@ def test_two_people_answer_a_study_through_a_crash(tmp_path: Path) -> None:
     assert {answer[0] for answer in record.answers} == {"ada", "ben"}
 
 
+@pytest.mark.slow
 def test_the_robot_notices_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, out = make_evaluation(tmp_path / "evaluation"), tmp_path / "study.sqlite"
     monkeypatch.setattr("answer_study.KEYS", {"1": "left", "2": "right", "3": "tie"})

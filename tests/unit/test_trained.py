@@ -153,6 +153,7 @@ def test_the_gradient_of_a_layer_is_that_of_an_adapter_on_it(tiny: Path) -> None
     assert checked > 40
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_of_all_weights_ends_where_an_uninterrupted_one_does(tiny: Path, tmp_path: Path) -> None:
     config, optimizer = settings(tiny, "instructvideo"), OptimizerConfig(lr=1e-3, warmup=2)
 

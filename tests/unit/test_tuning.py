@@ -11,7 +11,6 @@ import pytest
 import yaml
 
 from rlvid.config import load_config
-from rlvid.plan.plan import make_plan
 from tuning.description import Sweep
 from tuning.journal import INVALID, Journal, scores_path, trial_name
 from tuning.load import load_sweep, shipped_sweeps
@@ -57,47 +56,6 @@ def test_the_sweep_for_the_guard_keeps_eight_checkpoints_of_runs_that_nothing_st
         assert run.model.path == "builtin", "which alone has an oracle"
         rates.setdefault(run.method.name, set()).add(run.optimizer.lr)
     assert all(sorted(each) == [min(each), 2 * min(each), 4 * min(each)] for each in rates.values())
-
-
-def test_the_sweep_over_remedies_has_each_beside_none_at_equal_compute() -> None:
-    made = load_sweep("remedies")
-    assert (made.scheduler, made.unit, len(made.rungs)) == ("none", "tflops", 1)
-    runs = {s["variant"]: made.run(s, "trial", made.rungs[-1]) for s in made.planned()}
-    assert made.count == 3 * len(runs)
-    plain, remedies = runs.pop("none"), runs.keys()
-    kinds = {"kl-path-1", "kl-path-10", "denoising", "levels", "pessimism", "ceiling", "whole-video", "lower-rate"}
-    assert remedies == kinds
-    assert {run.method.name for run in runs.values()} == {plain.method.name} == {"instructvideo"}
-    assert all(run != plain for run in runs.values())
-    assert runs["lower-rate"].optimizer.lr < plain.optimizer.lr == runs["levels"].optimizer.lr
-    assert runs["kl-path-1"].method.kl_at == "path"
-    assert runs["whole-video"].reward.name == "builtin-video"
-    assert runs["kl-path-1"].train.steps < runs["denoising"].train.steps < runs["levels"].train.steps
-    for run in (plain, *runs.values()):
-        step = make_plan(run).flops_per_step / 1e12
-        assert run.train.steps * step <= made.rungs[-1] < (run.train.steps + 1) * step
-    assert (runs["ceiling"].reward.ceiling, runs["ceiling"].reward.tar_normalisation) == (0.8, "normalised")
-    assert runs["pessimism"].reward.pessimism > 0
-    assert made.evaluation.scales
-
-
-def test_the_evidence_has_rates_of_the_search_for_rates() -> None:
-    """At the same budget: so its runs of seed 0 are among those of the search, under another name."""
-    searched, evidence = load_sweep("rates"), load_sweep("evidence")
-    assert (evidence.rungs, evidence.unit) == (searched.rungs[-1:], searched.unit) == ([10], "tflops")
-    assert (searched.metric, searched.scheduler, evidence.scheduler) == ("gain", "none", "none")
-
-    def runs(made: Sweep) -> list[dict[str, Any]]:
-        return [made.run(settings, "trial", made.rungs[-1]).model_dump() for settings in made.planned()]
-
-    def plain(run: dict[str, Any]) -> dict[str, Any]:
-        return run | {"name": "", "output": run["output"] | {"storage": ""}}
-
-    found, wanted = map(plain, runs(searched)), list(map(plain, runs(evidence)))
-    assert len(wanted) == evidence.count == 12
-    assert sum(run in wanted for run in found) == 4
-    assert {run["method"]["name"] for run in wanted} == {"instructvideo", "draft", "rwr", "ddpo"}
-    assert all(run["method"].get("denoising", 0) == 0 for run in wanted), "methods as their papers have them"
 
 
 OF_OTHER_KINDS = {"evidence", "guard", "methods", "policy", "rates", "remedies", "wan"}
