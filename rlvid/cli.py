@@ -5,8 +5,9 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -281,15 +282,25 @@ def plan(
     from rlvid.config import load_config
     from rlvid.plan.plan import make_plan
     from rlvid.plan.show import as_json as shown_as_json
-    from rlvid.plan.show import render
+    from rlvid.plan.show import render, render_trial
+
+    def show(parts: Iterable[Any]) -> None:
+        for each in parts:
+            console.print(each, soft_wrap=isinstance(each, str), markup=False, highlight=False)
 
     made, trial = make_plan(load_config(config, overrides)), None
+    if not as_json:
+        show(render(made))
     if measure:
         from rlvid.plan.trial import run_trial
 
+        if not as_json:
+            show(["measures a step on this machine ..."])
         trial = run_trial(made.config, made.parts)
-    for each in [shown_as_json(made, trial)] if as_json else render(made, trial):
-        console.print(each, soft_wrap=isinstance(each, str), markup=False, highlight=False)
+    if as_json:
+        show([shown_as_json(made, trial)])
+    elif trial is not None:
+        show(render_trial(made, trial))
 
 
 @app.command()

@@ -345,9 +345,9 @@ class RewardConfig(Section):
         return next((part.floor for part in self.mixture if part.measured and isinstance(part.floor, float)), None)
 
     def with_floor(self, floor: float) -> "RewardConfig":
-        """Returns the same with a number that a run has measured, in place of ``floor: base``."""
+        """Returns the same with a number that a run has measured, in place of ``floor: base`` or that number."""
         known = {"floor": floor, "measured": True}
-        parts = [part.model_copy(update=known) if part.floor == "base" else part for part in self.mixture]
+        parts = [part.model_copy(update=known) if part.floor in ("base", floor) else part for part in self.mixture]
         return self.model_copy(update={"mixture": parts})
 
     def without_open_floor(self) -> "RewardConfig":

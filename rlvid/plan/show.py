@@ -19,8 +19,8 @@ from rlvid.plan.trial import Trial
 from rlvid.reward.load import scores_whole_videos
 
 
-def render(plan: Plan, trial: Trial | None = None) -> Iterator[RenderableType]:
-    """Yields the tables and lines to print, with what a trial measured."""
+def render(plan: Plan) -> Iterator[RenderableType]:
+    """Yields the tables and lines to print."""
     config, parts, counts = plan.config, plan.parts, plan.counts
     latents = " x ".join(map(str, parts.latent_shape))
     yield (
@@ -74,11 +74,9 @@ def render(plan: Plan, trial: Trial | None = None) -> Iterator[RenderableType]:
         host = f"; {gib(plan.guard_host)} of main memory for the base's weights" if plan.guard_host else ""
         yield f"guard: {gib(plan.guard_peak)} in a process of its own, {weights} of them weights; peak in {stage}{host}"
     yield _disk(plan)
-    if trial is not None:
-        yield from _measured(plan, trial)
 
 
-def _measured(plan: Plan, trial: Trial) -> Iterator[RenderableType]:
+def render_trial(plan: Plan, trial: Trial) -> Iterator[RenderableType]:
     """Yields the seconds of a worker's step on this machine."""
     train = plan.config.train
     table = Table("Stage", "Seconds a step", "Share", title="Measured here", title_justify="left")
@@ -90,10 +88,15 @@ def _measured(plan: Plan, trial: Trial) -> Iterator[RenderableType]:
     table.add_row("all", f"{trial.step:.3g}", percent(1, 0))
     yield table
     where = "a GPU" if trial.device == "cuda" else f"the CPU, {trial.threads} thread(s)"
-    grown = "peak" if trial.device == "cuda" else "the process grew by"
+    memory = ""
+    if trial.memory is not None:
+        memory = f"; {'peak' if trial.device == 'cuda' else 'the process grew by'} {gib(trial.memory)}"
+    yield f"on {where}: one worker's part of a step, without Ray and DeepSpeed{memory}"
+    whole, budget = trial.step * train.steps, train.max_seconds or math.inf
+    ends = f"; train.max_seconds ends them after {_duration(budget)}" if budget < whole else ""
     yield (
-        f"on {where}: one worker's part of a step, without Ray and DeepSpeed; {grown} {gib(trial.memory)}. If all "
-        f"workers compute at this pace, {train.steps:,} steps take {_duration(trial.step * train.steps)}"
+        f"at this pace {train.steps:,} steps take {_duration(whole)}{ends}; the start, videos of TensorBoard, "
+        "checkpoints and the guard come on top"
     )
     if trial.random:
         yield f"random weights stood in for {' and '.join(trial.random)}, whose files are not on this machine"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from rlvid.algorithms.base import Context, Stopwatch, peak_memory
+from rlvid.algorithms.base import Context, Observer, Stopwatch, peak_memory
 from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.config import RunConfig, parse_config
 from rlvid.config.reward import PUBLISHED
@@ -35,19 +35,31 @@ class Trial:
         random: settings whose weights are not on this machine; random ones stood in for them.
         stages: stage -> seconds of a worker in a step; the names are those of ``seconds/`` in TensorBoard.
         memory: bytes: on a GPU the peak of tensors; else the growth of this process from before the model was loaded
-            to its peak.
+            to its peak. None where the videos of several workers were in one process.
     """
 
     device: str
     threads: int
     random: tuple[str, ...]
     stages: dict[str, float]
-    memory: int
+    memory: int | None
 
     @property
     def step(self) -> float:
         """Seconds of a step."""
         return sum(self.stages.values())
+
+
+class _Failures(Observer):
+    """Keeps what is said of a reward that raised or gave nothing."""
+
+    def __init__(self) -> None:
+        self.lines = list[str]()
+
+    def report(self, line: str) -> None:
+        """Keeps a line, unless numbers were not finite, which costs nothing."""
+        if "NaN or infinity" not in line:
+            self.lines.append(line)
 
 
 def run_trial(config: RunConfig, parts: Parts) -> Trial:
@@ -63,7 +75,7 @@ def run_trial(config: RunConfig, parts: Parts) -> Trial:
         parts: its networks, as ``rlvid.plan.parts.outline_parts`` finds them.
 
     Raises:
-        ValueError: weights are missing, and nothing can stand in for them.
+        ValueError: weights are missing, and nothing can stand in for them; or the reward fails.
     """
     config, stand_ins = _with_stand_ins(config)
     on_gpu = config.train.use_gpu is not False and torch.cuda.is_available()
@@ -75,8 +87,10 @@ def run_trial(config: RunConfig, parts: Parts) -> Trial:
     with _threads(threads):
         seen = list(itertools.islice(_rounds(alone, parts, device, config.train.workers), _ROUNDS))
     share = config.train.batch_size / config.train.workers / videos
-    stages = {name: share * statistics.median(each[name] for each in seen[1:]) for name in seen[0]}
-    return Trial(device.type, threads, tuple(stand_ins), stages, peak_memory(device) - before)
+    shares = {name: 1.0 if name == "sync" else share for name in seen[0]}  # the optimiser's steps are a batch's
+    stages = {name: each * statistics.median(times[name] for times in seen[1:]) for name, each in shares.items()}
+    memory = peak_memory(device) - before if config.method.needs_gradient or config.train.workers == 1 else None
+    return Trial(device.type, threads, tuple(stand_ins), stages, memory)
 
 
 def _rounds(config: RunConfig, parts: Parts, device: torch.device, workers: int) -> Iterator[dict[str, float]]:
@@ -86,13 +100,14 @@ def _rounds(config: RunConfig, parts: Parts, device: torch.device, workers: int)
         config.model, config.seed, path, device,
         negative_prompt=config.sampling.negative_prompt, text=not is_text_apart(path),
     )  # fmt: skip
-    watch, until = Stopwatch(device), None
+    watch, until, observer = Stopwatch(device), None, _Failures()
     context = Context(
         config, model, trained_reward(config.reward, device), held_out_reward(config.reward, device), watch,
-        measured_ceiling=math.inf,
+        observer=observer, measured_ceiling=math.inf,
     )  # fmt: skip
     algorithm = ALGORITHMS[config.method.name](context)
-    optimizer = torch.optim.AdamW([each for each in model.denoiser.parameters() if each.requires_grad], lr=0.0)
+    trained = [each for each in model.denoiser.parameters() if each.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=0.0)
     text_1LD = None
     if is_text_apart(path):
         model.negative_1LD, text_1LD = (torch.randn(1, *parts.text_shape).to(device) for _ in range(2))
@@ -103,8 +118,12 @@ def _rounds(config: RunConfig, parts: Parts, device: torch.device, workers: int)
                 update.loss.backward()
             if update.step:
                 with watch.stage("sync"):
-                    optimizer.step()
+                    norm = torch.nn.utils.clip_grad_norm_(trained, config.optimizer.clip_norm or math.inf)
+                    if norm.isfinite():
+                        optimizer.step()
                     optimizer.zero_grad()
+        if observer.lines:
+            raise ValueError(f"a step was not measured: {observer.lines[0]}")
         yield watch.read()
         if until is None:
             until = time.perf_counter() + _LONG

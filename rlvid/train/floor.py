@@ -60,6 +60,7 @@ def with_measured_floor(job: Job, prompts: Sequence[str], console: Console) -> J
     """
     if not prompts:
         return job
+    console.print(f"measures the motion of {len(prompts)} videos of the base model", highlight=False)
     mean = fmean(_on_ray(job, prompts))
     if not math.isfinite(mean):
         raise ValueError(

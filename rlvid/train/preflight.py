@@ -87,7 +87,7 @@ def write_settings(folder: Path, config: RunConfig) -> None:
 def as_begun(config: RunConfig) -> RunConfig:
     """Returns the settings with the floor that the run has measured, where it has begun with ``floor: base``."""
     folder = run_folder(config)
-    if not (config.reward.floor_is_open and _has_begun(folder)):
+    if not (any(part.floor for part in config.reward.mixture) and _has_begun(folder)):
         return config
     try:
         floor = read_settings(folder).reward.measured_floor

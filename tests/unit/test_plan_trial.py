@@ -13,7 +13,9 @@ from rlvid.cli import app
 from rlvid.config import RunConfig, load_config, parse_config
 from rlvid.plan import trial
 from rlvid.plan.parts import outline_parts
-from rlvid.plan.trial import run_trial
+from rlvid.plan.plan import make_plan
+from rlvid.plan.show import render_trial
+from rlvid.plan.trial import Trial, run_trial
 from rlvid.toy.tiny import save_tiny_model
 from rlvid.toy.tiny_wan import save_tiny_wan
 
@@ -44,13 +46,14 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunConfig]
 def test_a_step_of_each_family_is_run_and_its_stages_are_those_of_a_training(
     stored: Callable[..., RunConfig], family: str
 ) -> None:
-    config = stored(family)
+    config, before = stored(family, train=TRAIN | {"cpus_per_worker": 2}), torch.get_num_threads()
     found = run_trial(config, outline_parts(config))
     assert {"chain", "decode", "reward", "held-out", "backward", "sync"} <= set(found.stages)
     assert all(seconds > 0 for seconds in found.stages.values())
     assert found.step == sum(found.stages.values())
-    assert (found.device, found.threads, found.random) == ("cuda" if torch.cuda.is_available() else "cpu", 1, ())
-    assert torch.get_num_threads() == 1 or found.threads == 1, "the caller's threads are restored"
+    assert (found.device, found.threads, found.random) == ("cuda" if torch.cuda.is_available() else "cpu", 2, ())
+    assert torch.get_num_threads() == before, "the caller's threads are restored"
+    assert found.memory is not None
 
 
 @pytest.mark.parametrize(
@@ -76,11 +79,30 @@ def test_seconds_are_those_of_a_workers_videos(
         return batch
 
     monkeypatch.setattr(trial, "drawn_batch", drawn)
-    monkeypatch.setattr(Stopwatch, "read", lambda watch: {"chain": next(seconds)})
+    monkeypatch.setattr(Stopwatch, "read", lambda watch: {"chain": next(seconds), "sync": 0.25})
     config = stored(method=method)
     found = run_trial(config, outline_parts(config))
     assert made == [videos] * 4
-    assert found.stages == {"chain": share * 2.0}, "the median of all rounds but the first"
+    assert found.stages == {"chain": share * 2.0, "sync": 0.25}, "medians of all rounds but the first"
+    assert (found.memory is None) == (videos == 8), "the videos of two workers do not show what one needs"
+
+
+def test_a_reward_that_fails_is_an_error_and_not_a_cheap_step(stored: Callable[..., RunConfig], tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("def score(frames, prompts):\n    raise KeyError('caption')\n")
+    config = stored(reward={"name": "custom", "path": f"{file}:score", "held_out": None})
+    with pytest.raises(ValueError, match=r"^a step was not measured: the reward .*KeyError"):
+        run_trial(config, outline_parts(config))
+
+
+def test_the_run_ends_where_its_budget_of_seconds_does(stored: Callable[..., RunConfig]) -> None:
+    config = stored(train=TRAIN | {"steps": 1000, "max_seconds": 60})
+    found = Trial("cpu", 1, (), {"chain": 2.0}, None)
+    said = [line for line in render_trial(make_plan(config), found) if isinstance(line, str)]
+    assert said[0].endswith("without Ray and DeepSpeed")
+    assert said[1].startswith(
+        "at this pace 1,000 steps take 33.3 minutes; train.max_seconds ends them after 60 seconds"
+    )
 
 
 def test_no_further_round_begins_after_half_a_minute(
