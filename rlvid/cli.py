@@ -283,6 +283,7 @@ def plan(
     from rlvid.plan.plan import make_plan
     from rlvid.plan.show import as_json as shown_as_json
     from rlvid.plan.show import render, render_trial
+    from rlvid.plan.trial import run_trial
 
     def show(parts: Iterable[Any]) -> None:
         for each in parts:
@@ -292,8 +293,6 @@ def plan(
     if not as_json:
         show(render(made))
     if measure:
-        from rlvid.plan.trial import run_trial
-
         if not as_json:
             show(["measures a step on this machine ..."])
         trial = run_trial(made.config, made.parts)

@@ -28,7 +28,7 @@ _CONSTANTS = ("position_ids", "num_batches_tracked", "input_resolution", "contex
 """Ends of the names of constants, the only tensors of whole numbers among weights."""
 _TORCH = (b"PK\x03\x04", b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19")
 """The first bytes of files of torch.save: a zip archive, or before torch 1.6 a number."""
-_DAMAGED = (
+DAMAGED = (
     SafetensorError, RuntimeError, EOFError, LookupError, TypeError, AttributeError, AssertionError, struct.error,
     UnicodeDecodeError,
 )  # fmt: skip
@@ -161,7 +161,7 @@ def _read(file: Path, where: str, device: str) -> dict[str, Tensor]:
             f"{where}: {file.name} is a pickle that holds more than weights and could run code{code}; it is not "
             "loaded. Save its state_dict as .safetensors where you trust it"
         ) from None
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise damaged(f"{where}: {file.name}", _first(error), "copy it anew") from None
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]

@@ -51,13 +51,13 @@ class Trial:
 
 
 class _Failures(Observer):
-    """Keeps what is said of a reward that raised or gave nothing."""
+    """Collects the reports of rewards that failed."""
 
     def __init__(self) -> None:
         self.lines = list[str]()
 
     def report(self, line: str) -> None:
-        """Keeps a line, unless numbers were not finite, which costs nothing."""
+        """Adds a report; scores that are not finite take as long as others, and are no failure here."""
         if "NaN or infinity" not in line:
             self.lines.append(line)
 

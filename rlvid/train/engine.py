@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from rlvid.collection import collection_paused
 from rlvid.config.model import LOSS_SCALE
 from rlvid.config.train import OptimizerConfig, TrainConfig
+from rlvid.models.weights import DAMAGED
 
 TAG = "engine"
 
@@ -92,7 +93,7 @@ def load_plain(path: str | Path, classes: Sequence[type] = (), map_location: Any
         allowed: list[Any] = [*classes, *([(member, "builtins.getattr")] if enumerations else [])]
         with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # bytes that are cut off make an unpickler raise nearly anything
+    except (UnpicklingError, OSError, ValueError, *DAMAGED) as error:
         why = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line), type(error).__name__)
         raise ValueError(
             f"{path} is damaged, or holds more than tensors and plain values and could run code ({why[:200]}); it was "
