@@ -10,7 +10,7 @@ import yaml
 from pydantic import Field, PrivateAttr, model_validator
 
 from rlvid.config import RunConfig, load_config, read_description
-from rlvid.config.reward import absolute
+from rlvid.config.reward_names import absolute
 from rlvid.config.section import Section
 from rlvid.config.train import MADE
 from rlvid.data.prompts import has_prompts, resolve_prompts

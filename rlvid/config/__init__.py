@@ -16,7 +16,8 @@ from rlvid.config.methods.reward_gradient import InstructVideoConfig
 from rlvid.config.model import BUILT_IN, ModelConfig, SamplingConfig
 from rlvid.config.parse import apply_override, explain, read_named
 from rlvid.config.prefix import check_prefix
-from rlvid.config.reward import NamedReward, RewardConfig, absolute
+from rlvid.config.reward import NamedReward, RewardConfig
+from rlvid.config.reward_names import absolute
 from rlvid.config.section import Section
 from rlvid.config.train import NOT_REAL, DataConfig, OptimizerConfig, OutputConfig, TrainConfig
 from rlvid.credentials import refuse_credentials, refuse_credentials_in_arguments

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from rlvid.config.parse import apply_override, explain
-from rlvid.config.reward import BuiltinReward, HeldOutReward
+from rlvid.config.reward_names import BuiltinReward, HeldOutReward
 from rlvid.config.section import Decay, Section
 from rlvid.credentials import refuse_credentials, refuse_credentials_in_arguments
 

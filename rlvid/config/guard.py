@@ -2,7 +2,8 @@
 
 from pydantic import Field, field_validator
 
-from rlvid.config.reward import BuiltinReward, NamedReward, absolute
+from rlvid.config.reward import NamedReward
+from rlvid.config.reward_names import BuiltinReward, absolute
 from rlvid.config.section import Section
 
 BUILTIN_JUDGES: tuple[BuiltinReward, ...] = ("builtin-frames", "builtin-video")

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from rlvid.config.reward import Precision
+from rlvid.config.reward_names import Precision
 from rlvid.config.section import Section, Share
 
 BUILT_IN = ("builtin", "builtin-wan")

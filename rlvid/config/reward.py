@@ -2,59 +2,27 @@
 
 import math
 import os
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
-from urllib.parse import urlsplit
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
+from rlvid.config.reward_names import (
+    NOT_DIFFERENTIABLE,
+    PATH_HELP,
+    PUBLISHED,
+    HeldOutReward,
+    PartReward,
+    Precision,
+    Preset,
+    SingleReward,
+    absolute,
+    check_path,
+    is_function,
+    is_own,
+    is_url,
+)  # fmt: skip
 from rlvid.config.section import Section
-
-BuiltinReward = Literal["builtin", "builtin-frames", "builtin-video"]
-"""Rewards inside the package; their folders are in ``rlvid.reward.builtin``."""
-HeldOutReward = Literal["builtin-heldout", "builtin-unvoted", "builtin-heldout-frames", "builtin-heldout-video"]
-"""The same, to judge with: nothing trains on them."""
-SingleReward = Literal[
-    BuiltinReward, "oracle", "hpsv2", "hpsv2.1", "pickscore", "clip", "aesthetic", "imagereward", "fitted",
-    "brightness", "compression", "custom",
-]  # fmt: skip
-PartReward = Literal["motion"]
-"""Rewards that are a part of a mixture and nothing alone."""
-Preset = Literal["hpsv2", "instructvideo", "videox_fun", "imagereward", "clip", "pickscore"]
-Precision = Literal["float32", "bfloat16", "float16"]
-
-PUBLISHED = ("hpsv2", "hpsv2.1", "pickscore", "clip", "aesthetic", "imagereward")
-"""Published rewards, whose weights are a file or folder of the user's."""
-FROM_A_FILE = (*PUBLISHED, "fitted")
-"""The same, and what ``rlvid reward fit`` wrote."""
-NOT_DIFFERENTIABLE = {"oracle"}
-"""Rewards without a gradient."""
-
-_FUNCTION = re.compile(r".+\.py:[A-Za-z_]\w*")
-_URL = re.compile(r"https?://\S*")
-_PATH = (
-    "a checkpoint file or folder for the rewards that need one, the word 'random' for random weights of the full "
-    "structure (dry runs), FILE.py:FUNCTION for a reward of your own, or http://... for one that a server computes"
-)
-
-
-def is_function(path: str | None) -> bool:
-    """Returns whether a path has the form FILE.py:FUNCTION."""
-    return path is not None and _FUNCTION.fullmatch(path) is not None
-
-
-def is_url(path: str | None) -> bool:
-    """Returns whether a path is the address of a reward server."""
-    return path is not None and _URL.fullmatch(path) is not None
-
-
-def absolute(path: str | None) -> str | None:
-    """Returns the path from the root, with its function if it has one; 'random' and addresses stay."""
-    if path is None or path == "random" or is_url(path):
-        return path
-    file, colon, function = path.rpartition(":") if is_function(path) else (path, "", "")
-    return str(Path(file).expanduser().resolve()) + colon + function
 
 
 class RemoteConfig(Section):
@@ -94,12 +62,12 @@ class NamedReward(Section):
     """A reward by its name, with the path of its weights or its function."""
 
     name: Literal[SingleReward, HeldOutReward] = Field(description="as reward.name")
-    path: str | None = Field(None, description=_PATH)
+    path: str | None = Field(None, description=PATH_HELP)
 
     @model_validator(mode="before")
     @classmethod
     def _name_follows_from_the_path(cls, data: Any) -> Any:
-        if isinstance(data, dict) and _is_own(data.get("path")):
+        if isinstance(data, dict) and is_own(data.get("path")):
             return {"name": "custom"} | data
         return data
 
@@ -191,7 +159,7 @@ class RewardConfig(Section):
         "builtin",
         description="what is trained on; 'oracle' scores whole videos of the built-in world, without gradient",
     )
-    path: str | None = Field(None, description=_PATH)
+    path: str | None = Field(None, description=PATH_HELP)
     held_out: Literal[SingleReward, HeldOutReward] | None = Field(
         "builtin-heldout", description="a second reward that is logged and never trained on"
     )
@@ -256,8 +224,8 @@ class RewardConfig(Section):
         if not isinstance(data, dict):
             return data
         names = {"name": "mixture"} if data.get("mixture") else {}
-        names |= {"name": "custom"} if _is_own(data.get("path")) else {}
-        names |= {"held_out": "custom"} if _is_own(data.get("held_out_path")) else {}
+        names |= {"name": "custom"} if is_own(data.get("path")) else {}
+        names |= {"held_out": "custom"} if is_own(data.get("held_out_path")) else {}
         return names | data
 
     @field_validator("mixture")
@@ -394,39 +362,3 @@ class RewardConfig(Section):
         if remote is not None and remote.python is not None:  # links are kept: a venv's interpreter is one
             remote = remote.model_copy(update={"python": str(Path(remote.python).expanduser().absolute())})
         return self.model_copy(update=paths | {"mixture": parts, "remote": remote})
-
-
-def check_path(name: str, path: str | None, key: str) -> None:
-    """Raises ValueError where a path is given to a reward that takes none, or one of the wrong form."""
-    if path is None:
-        return
-    if is_url(path):
-        _check_url(path, key)
-    if name == "custom" and not _is_own(path):
-        raise ValueError(f"{key} = {path!r}: a reward of your own is given as FILE.py:FUNCTION, or http://HOST:PORT")
-    if name not in FROM_A_FILE and name != "custom":
-        raise ValueError(
-            f"{key} = {path!r}: the reward {name!r} takes no path; for one of your own, set its name=custom"
-        )
-    if name == "fitted" and path == "random":
-        raise ValueError(f"{key} = {path!r}: a fitted reward has no random weights; name a folder of rlvid reward fit")
-    if name in FROM_A_FILE and _is_own(path):
-        raise ValueError(
-            f"{key} = {path!r}: {name!r} takes a checkpoint; for a function of your own, set its name=custom"
-        )
-
-
-def _is_own(path: Any) -> bool:
-    """Returns whether a path is a user's own reward: a function in a file, or a server."""
-    return isinstance(path, str) and (is_function(path) or is_url(path))
-
-
-def _check_url(url: str, key: str) -> None:
-    """Raises ValueError unless an address has a host, and a port that is a number if it has one."""
-    try:
-        parts = urlsplit(url)
-        fine = bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        fine = False
-    if not fine:
-        raise ValueError(f"{key} = {url!r} is no address of a server; expected http://HOST:PORT")

@@ -13,6 +13,8 @@ NOT_REAL = ("prompts", "samples")
 
 SHOWN_VIDEOS = 6
 """Videos of fixed prompts in TensorBoard, over all workers."""
+FLOOR_VIDEOS = 8
+"""Videos of the base model whose motion is the floor of a motion part with ``floor: base``."""
 
 
 class DataConfig(Section):

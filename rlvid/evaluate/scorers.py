@@ -11,7 +11,8 @@ from rlvid import __version__
 from rlvid.cluster.reward_actor import ActorCaller
 from rlvid.config import RunConfig
 from rlvid.config.model import BUILT_IN
-from rlvid.config.reward import RewardConfig, RewardPart, absolute, is_function
+from rlvid.config.reward import RewardConfig, RewardPart
+from rlvid.config.reward_names import absolute, is_function
 from rlvid.data.clips import digest
 from rlvid.evaluate.clip import FrameTextModel, NamedClip, load_clip
 from rlvid.evaluate.models import EvaluatedModel, stamp

@@ -12,7 +12,7 @@ from rlvid.plan.guard import guard_memory
 from rlvid.plan.measure import Cost
 from rlvid.plan.memory import advice, host, peak, resident, stages
 from rlvid.plan.parts import Parts, outline_parts
-from rlvid.plan.videos import shown_videos
+from rlvid.plan.videos import Floor, measured_floor, shown_videos
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Plan:
         text_bytes: that embedding a prompt needs before training, where the text encoder does not stay; else 0.
         text_flops: of a prompt's embedding, which a step does not pay for.
         guard: bytes of the guard's process, see ``guard_memory``.
+        floor: see ``measured_floor``.
     """
 
     config: RunConfig
@@ -51,6 +52,7 @@ class Plan:
     text_bytes: int
     text_flops: float
     guard: dict[str, int]
+    floor: Floor | None
 
     @property
     def peak(self) -> int:
@@ -111,6 +113,7 @@ class Plan:
             "disk_bytes": self.disk,
             **({"guard_bytes": self.guard, "guard_peak_bytes": self.guard_peak} if self.guard else {}),
             **({"guard_host_bytes": self.guard_host} if self.guard_host else {}),
+            **({"floor": self.floor._asdict()} if self.floor else {}),
             **({"text_embedding": {"bytes": self.text_bytes, "flops": self.text_flops}} if self.parts.causal else {}),
         }
 
@@ -153,6 +156,7 @@ def make_plan(config: RunConfig) -> Plan:
         text_bytes=0 if parts.text_resident else parts.text_encoder.weights + parts.text_encoder.cost.plain_peak,
         text_flops=parts.text_encoder.cost.flops,
         guard=guard_memory(parts, config),
+        floor=measured_floor(parts, config),
     )
 
 

@@ -66,7 +66,12 @@ def render(plan: Plan) -> Iterator[RenderableType]:
     if plan.text_bytes:
         yield (
             f"before training, on its own: the text encoder embeds each prompt once, {gib(plan.text_bytes)} and "
-            f"{plan.text_flops / 1e12:,.2f} TFLOPs a prompt; it does not stay beside training"
+            f"{flops(plan.text_flops)} a prompt; it does not stay beside training"
+        )
+    if plan.floor:
+        yield (
+            f"before training, in a process of its own: the motion of {plan.floor.videos} videos of the base model "
+            f"(floor: base), {gib(plan.floor.peak)} and {flops(plan.floor.flops)}"
         )
     if plan.guard:
         stage = max(("chain", "decode", "rewards"), key=plan.guard.__getitem__)
@@ -103,21 +108,22 @@ def render_trial(plan: Plan, trial: Trial) -> Iterator[RenderableType]:
 
 
 def _work(plan: Plan) -> Table:
+    total, fixed = sum(plan.flops.values()), sum(plan.resident.values())
+    unit, size_of_unit = _unit(total)
     table = Table(
-        "Stage", "TFLOPs a sample", "Share", "Peak memory", title="Work and memory of a worker", title_justify="left"
+        "Stage", f"{unit} a sample", "Share", "Peak memory", title="Work and memory of a worker", title_justify="left"
     )
     for column in table.columns[1:]:
         column.justify = "right"
-    total, fixed = sum(plan.flops.values()), sum(plan.resident.values())
     for name in dict.fromkeys([*plan.flops, *plan.stages]):
-        flops, size = plan.flops.get(name, 0.0), plan.stages.get(name, 0)
-        if flops or size:
+        work, size = plan.flops.get(name, 0.0), plan.stages.get(name, 0)
+        if work or size:
             peak = f"{gib(fixed + size)}" if size else ""
-            table.add_row(name, f"{flops / 1e12:,.2f}", percent(flops / total), peak)
+            table.add_row(name, f"{work / size_of_unit:,.2f}", percent(work / total), peak)
     for name, size in plan.videos.items():
         table.add_row(name, "", "", gib(fixed + size))
     table.add_section()
-    table.add_row("all", f"{total / 1e12:,.2f}", percent(1, 0), gib(plan.peak))
+    table.add_row("all", f"{total / size_of_unit:,.2f}", percent(1, 0), gib(plan.peak))
     return table
 
 
@@ -149,8 +155,8 @@ def _hints(plan: Plan) -> Iterator[str]:
     elif plan.config.model.precision == "float32":
         yield "  model.precision=bfloat16 halves the weights and most of the rest, where the device has it"
     yield (
-        f"a step of {plan.config.train.batch_size} videos: {plan.flops_per_step / 1e12:,.1f} TFLOPs over all workers; "
-        f"the run: {plan.flops_per_step * plan.config.train.steps / 1e18:,.3g} EFLOPs"
+        f"a step of {plan.config.train.batch_size} videos: {flops(plan.flops_per_step)} over all workers; "
+        f"the run: {flops(plan.flops_per_step * plan.config.train.steps)}"
     )
 
 
@@ -213,6 +219,18 @@ def _duration(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.3g} {unit}"
     return f"{seconds:.3g} seconds"
+
+
+def flops(number: float) -> str:
+    """Returns floating-point operations as a number with a unit."""
+    unit, size = _unit(number)
+    return f"{number / size:,.3g} {unit}" if number < 1000 * size else f"{number / size:,.0f} {unit}"
+
+
+def _unit(number: float) -> tuple[str, float]:
+    """Returns the unit of so many floating-point operations, and its size."""
+    sizes = {"EFLOPs": 1e18, "TFLOPs": 1e12}
+    return next(((unit, size) for unit, size in sizes.items() if number >= size / 10), ("GFLOPs", 1e9))
 
 
 def gib(size: float) -> str:

@@ -14,7 +14,7 @@ import torch
 from rlvid.algorithms.base import Context, Observer, Stopwatch, peak_memory
 from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.config import RunConfig, parse_config
-from rlvid.config.reward import PUBLISHED
+from rlvid.config.reward_names import PUBLISHED
 from rlvid.models.folders import is_text_apart, model_folder, random_structure
 from rlvid.models.trained import load_trainable
 from rlvid.plan.counts import drawn_batch

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from rlvid.config.methods import VALUE_METHODS
-from rlvid.config.reward import FROM_A_FILE, PartReward, RemoteConfig, RewardConfig, check_path, is_url
+from rlvid.config.reward import RemoteConfig, RewardConfig
+from rlvid.config.reward_names import FROM_A_FILE, PartReward, check_path, is_url
 from rlvid.reward.builtin import BUILTIN, builtin_folder, scores_videos
 from rlvid.reward.custom import CustomReward, find_function, load_function
 from rlvid.reward.remote import Caller, HttpCaller, ProcessCaller, RemoteReward

@@ -17,14 +17,13 @@ from rich.console import Console
 
 from rlvid.collection import collection_paused
 from rlvid.config import RunConfig
+from rlvid.config.train import FLOOR_VIDEOS
 from rlvid.data.training_set import TrainingSet
 from rlvid.reward.motion import motion
 from rlvid.train.job import Job
 from rlvid.train.one_task import in_one_task
 from rlvid.train.preflight import write_settings
 
-VIDEOS = 8
-"""Videos of the base model whose motion is measured."""
 _OF = "reward.mixture: floor = 'base'"
 
 
@@ -38,10 +37,10 @@ def floor_prompts(config: RunConfig, clips: TrainingSet) -> list[str]:
     """
     if not config.reward.floor_is_open:
         return []
-    captions = clips.first_captions(VIDEOS)
+    captions = clips.first_captions(FLOOR_VIDEOS)
     if not captions:
         raise ValueError(f"{_OF}: no caption can be read in {clips.places}; give a number such as floor=0.03")
-    return list(islice(cycle(captions), VIDEOS))
+    return list(islice(cycle(captions), FLOOR_VIDEOS))
 
 
 def with_measured_floor(job: Job, prompts: Sequence[str], console: Console) -> Job:

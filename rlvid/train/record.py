@@ -16,7 +16,7 @@ from typing import Any
 from pyarrow import fs
 
 from rlvid.config import RunConfig
-from rlvid.config.reward import absolute, is_function
+from rlvid.config.reward_names import absolute, is_function
 from rlvid.data.clips import digest
 from rlvid.files import read_mapping, size_and_ends, write_atomic
 from rlvid.runs.checkpoints import (

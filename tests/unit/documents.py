@@ -24,7 +24,7 @@ from jobs import submit
 from rlvid.cli import app, main
 from rlvid.config import RunConfig, load_config, shipped_configs
 from rlvid.config.fit import load_fit
-from rlvid.config.reward import FROM_A_FILE, is_function
+from rlvid.config.reward_names import FROM_A_FILE, is_function
 from rlvid.data.prompts import ANIMAL_SETS
 from rlvid.evaluate.models import parse_spec
 from rlvid.evaluate.scorers import parse_rewards

@@ -11,23 +11,29 @@ import torch
 import yaml
 from helpers import save_run
 from rich.console import Console
+from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from rlvid import randomness
 from rlvid.cli import app
 from rlvid.config import RunConfig, load_config, parse_config
 from rlvid.config.reference import find_keys
+from rlvid.config.train import FLOOR_VIDEOS
 from rlvid.data.run_prompts import kept_prompts
 from rlvid.data.training_set import TrainingSet
 from rlvid.diffusion.chain import denoise
+from rlvid.diffusion.generate import generate
 from rlvid.evaluate.results.seeds import but_for_seed
 from rlvid.evaluate.scorers import Scorers
 from rlvid.models.trained import load_trainable
+from rlvid.plan.parts import outline_parts
+from rlvid.plan.show import flops
+from rlvid.plan.videos import measured_floor
 from rlvid.reward.load import check_reward, scores_whole_videos, trained_reward
 from rlvid.runs.checkpoints import read_settings
 from rlvid.toy.tiny import save_tiny_model
 from rlvid.train import floor
-from rlvid.train.floor import VIDEOS, base_motion, floor_prompts, with_measured_floor
+from rlvid.train.floor import base_motion, floor_prompts, with_measured_floor
 from rlvid.train.job import Job
 from rlvid.train.preflight import as_begun, prepare, write_settings
 from rlvid.train.resume import carries_over
@@ -122,6 +128,34 @@ def test_runs_that_measured_their_floors_are_seeds_of_one_description() -> None:
     assert given[0] != given[1]
 
 
+# ------------------------------------------------------------------------------------------------------ the plan
+
+
+@pytest.mark.parametrize(("path", "negative"), [("builtin", "blurred"), ("builtin-wan", "")])
+def test_the_plan_counts_the_videos_of_the_floor(path: str, negative: str) -> None:
+    sampling = {"steps": 3, "guidance": 2.0, "negative_prompt": negative}
+    config = parse_config({"model": {"path": path}, "reward": reward_of(), "sampling": sampling})
+    parts = outline_parts(config)
+    planned = measured_floor(parts, config)
+    assert planned is not None
+    model = load_trainable(config.model, 0, path, torch.device("cpu"), negative_prompt=negative)
+    with FlopCounterMode(display=False) as embedding:
+        text_1LD = model.encode_prompts(["a red circle"])
+        model.negative(text_1LD)
+    with FlopCounterMode(display=False) as counted:
+        generate(model, ["a red circle"], seed=0, steps=3, guidance=2.0, final=config.sampling.final_level)
+    made = counted.get_total_flops() - embedding.get_total_flops()
+    assert planned.flops == pytest.approx(FLOOR_VIDEOS * made, rel=0.02)
+    assert planned.peak > parts.denoiser.weights + parts.autoencoder.weights
+    number = parse_config({"model": {"path": path}, "reward": reward_of(0.1), "sampling": sampling})
+    assert measured_floor(parts, number) is None
+
+
+def test_operations_have_a_unit_that_fits() -> None:
+    said = [flops(number) for number in (3.2e7, 4.27e10, 2.56e12, 1.6e16, 9e17, 3.2e19)]
+    assert said == ["0.032 GFLOPs", "42.7 GFLOPs", "2.56 TFLOPs", "16,000 TFLOPs", "0.9 EFLOPs", "32 EFLOPs"]
+
+
 # ------------------------------------------------------------------------------------------------------ the number
 
 
@@ -132,7 +166,7 @@ def clips_of(config: RunConfig) -> TrainingSet:
 def test_the_prompts_are_the_first_captions_again_and_again(tiny: Path) -> None:
     config = config_of(tiny)
     prompts = floor_prompts(config, clips_of(config))
-    assert len(prompts) == VIDEOS == 8
+    assert len(prompts) == FLOOR_VIDEOS == 8
     assert prompts[:3] == ["a red circle", "a dog", "a blue square"]
     assert prompts[3:] == prompts[:5]
     assert floor_prompts(config_of(tiny, 0.03), TrainingSet(())) == []

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from rlvid.config.fit import BackboneConfig, FitConfig, load_fit
-from rlvid.config.reward import BuiltinReward, HeldOutReward, RewardConfig
+from rlvid.config.reward import RewardConfig
+from rlvid.config.reward_names import BuiltinReward, HeldOutReward
 from rlvid.evaluate.clip import load_clip
 from rlvid.fitting.backbone import begin, check_backbone, preprocess_for, scorer_of, spec_of
 from rlvid.plan.parts import _clip_outline

@@ -12,7 +12,8 @@ import torch
 from helpers import Listener, clips, flat_gradient, make
 
 from rlvid.config import parse_config
-from rlvid.config.reward import RemoteConfig, RewardConfig, absolute
+from rlvid.config.reward import RemoteConfig, RewardConfig
+from rlvid.config.reward_names import absolute
 from rlvid.evaluate.reward_calls import RewardCaller
 from rlvid.reward import remote
 from rlvid.reward.load import check_reward, check_trust, scores_whole_videos, trained_reward
