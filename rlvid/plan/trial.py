@@ -4,16 +4,18 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from rlvid.algorithms.alignprop import draw_cut
 from rlvid.algorithms.base import Context, Observer, Stopwatch, peak_memory
 from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.config import RunConfig, parse_config
+from rlvid.config.methods.reward_gradient import AlignPropConfig
 from rlvid.config.reward_names import PUBLISHED
 from rlvid.models.folders import is_text_apart, model_folder, random_structure
 from rlvid.models.trained import load_trainable
@@ -23,6 +25,8 @@ from rlvid.reward.load import held_out_reward, trained_reward
 
 _ROUNDS, _LONG = 4, 30.0
 """Most rounds, the first of which warms up; and the seconds of timed rounds after which no further one begins."""
+_DRAWN = 256
+"""Steps whose drawn work is averaged over."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ def _rounds(config: RunConfig, parts: Parts, device: torch.device, workers: int)
     text_1LD = None
     if is_text_apart(path):
         model.negative_1LD, text_1LD = (torch.randn(1, *parts.text_shape).to(device) for _ in range(2))
-    for step in itertools.count():
+    for step in _typical_steps(config, len(context.grid)):
         batch = drawn_batch(config, model, step, workers, text_1LD)
         for update in algorithm.updates(batch):
             with watch.stage("backward"):
@@ -129,6 +133,14 @@ def _rounds(config: RunConfig, parts: Parts, device: torch.device, workers: int)
             until = time.perf_counter() + _LONG
         elif time.perf_counter() > until:
             return
+
+
+def _typical_steps(config: RunConfig, length: int) -> Iterable[int]:
+    """Returns numbers of steps; where a method draws a step's share of a chain of ``length``, the most usual first."""
+    if not isinstance(config.method, AlignPropConfig):
+        return itertools.count()
+    cuts = [draw_cut(config.method, length, config.seed, step) for step in range(_DRAWN)]
+    return sorted(range(_DRAWN), key=lambda step: abs(cuts[step] - statistics.fmean(cuts)))
 
 
 def _with_stand_ins(config: RunConfig) -> tuple[RunConfig, list[str]]:

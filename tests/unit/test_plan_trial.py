@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from typer.testing import CliRunner
 
-from rlvid.algorithms.base import Stopwatch
+from rlvid.algorithms.alignprop import AlignProp
+from rlvid.algorithms.base import Batch, Stopwatch
 from rlvid.cli import app
 from rlvid.config import RunConfig, load_config, parse_config
 from rlvid.plan import trial
@@ -148,3 +150,19 @@ def test_the_command_shows_what_it_measured(stored: Callable[..., RunConfig], tm
     assert found["step"] == pytest.approx(sum(found["stages"].values()))
     assert found["random"] == []
     assert "measured" not in json.loads(CliRunner().invoke(app, ["plan", str(file), "--json"]).output)
+
+
+def test_a_method_that_draws_its_work_is_timed_at_the_mean(
+    stored: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carried, chain = list[int](), AlignProp.chain
+
+    def noted(self: AlignProp, batch: Batch, start: Tensor, grid: list[float], steps: int) -> Tensor:
+        carried.append(steps)
+        return chain(self, batch, start, grid, steps)
+
+    monkeypatch.setattr(AlignProp, "chain", noted)
+    config = stored(method={"name": "alignprop", "truncation": "uniform"}, sampling={"steps": 20})
+    run_trial(config, outline_parts(config))
+    assert len(carried) > 1
+    assert set(carried) <= {10, 11}, "the cut is uniform on 0 ... 19, so 10.5 steps carry gradient on average"
