@@ -224,7 +224,7 @@ def _print_tables(rows: "Sequence[Row]", base: str, steps: Sequence[int]) -> Non
 
     comparisons, summaries = compare_all(rows, base), summarise(rows)
     for each in steps:
-        console.print(render_table(summaries, comparisons, steps=each))
+        console.print(render_table(summaries, comparisons, steps=each, width=console.width))
 
 
 def _say_where(shown: str, here: str, written: Sequence[Path], *, alone: bool) -> None:

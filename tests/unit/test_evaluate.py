@@ -345,6 +345,30 @@ def test_the_files_hold_what_was_measured(tmp_path: Path) -> None:
     assert tuned == ("tuned", 9, pytest.approx((8 * 0.45 + 0.5) / 9), 0)
 
 
+@pytest.mark.parametrize(
+    ("tuned", "width", "missing"),
+    [
+        ("tuned", 120, []),
+        ("instructvideo × 0.5", 120, []),
+        ("instructvideo × 0.25", 100, ["CLIPSIM", "Sharpness", "Background"]),
+        ("instructvideo × 0.25", 80, ["CLIPSIM", "Sharpness", "Background", "Colour", "Motion direction"]),
+    ],
+)
+def test_a_table_fits_the_console(tuned: str, width: int, missing: list[str]) -> None:
+    models = {"base": "base", "tuned": tuned}
+    rows = [dataclasses.replace(r, model=models[r.model], **dict.fromkeys(METRICS, 0.5)) for r in example_rows()]
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(pages.render_table(summarise(rows), compare_all(rows), steps=20, width=width))
+    text = console.export_text()
+    assert "…" not in text
+    assert all(word in text for word in (tuned, "0.500", "held-out", "oracle"))
+    assert ("±" in text) == (tuned == "tuned")
+    told = " ".join(text.split())
+    assert ("for want of width" in told) == bool(missing)
+    if missing:
+        assert f"for want of width without {', '.join(missing)}: see evaluation.md" in told
+
+
 def test_the_console_shows_one_number_of_steps_in_120_columns() -> None:
     rows = [dataclasses.replace(r, **dict.fromkeys(METRICS, 0.5)) for r in example_rows()]
     comparisons = compare_all(rows)

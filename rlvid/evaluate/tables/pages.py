@@ -10,6 +10,7 @@ from textwrap import fill
 import pyarrow as pa
 from pyarrow import parquet
 from rich import box
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -22,6 +23,11 @@ from rlvid.metric_names import KNOWN, NONE, REWARD_PREFIX, Metric, metric_of, se
 
 _GAINS = ("reward", "held_out", "oracle_score")
 """Metrics whose gains stand below a table, beside further rewards."""
+_LEAST_FIRST = (
+    "clipsim", "oracle_sharpness", "oracle_background", "oracle_colour", "oracle_motion", "oracle_subject",
+    "consistency", "motion",
+)  # fmt: skip
+"""Metrics that a narrow console does without, in this order."""
 _GAIN_LEGEND = (
     "Gains are paired by video (same prompt, same noise), with the 95 % interval of a bootstrap over prompts."
 )
@@ -118,8 +124,12 @@ def _gain_grid(comparisons: list[Comparison], metrics: list[Metric]) -> Grid:
     return Grid(["Metric", *models], rows)
 
 
-def render_table(summaries: list[Summary], comparisons: list[Comparison] | None = None, *, steps: int) -> Table:
-    """Returns the table of one number of sampling steps for the console, gains below it; needs about 120 columns.
+def render_table(
+    summaries: list[Summary], comparisons: list[Comparison] | None = None, *, steps: int, width: int = 120
+) -> Table:
+    """Returns the table of one number of sampling steps for the console, gains below it.
+
+    What does not fit into ``width`` columns is left out: the reward's deviation first, then metrics, which are named.
 
     Raises:
         ValueError: nothing was evaluated with ``steps``.
@@ -128,8 +138,31 @@ def render_table(summaries: list[Summary], comparisons: list[Comparison] | None 
     if not here:
         evaluated = ", ".join(str(s) for s in dict.fromkeys(s.steps for s in summaries)) or "none"
         raise ValueError(f"render_table: no summary has steps = {steps}; there are: {evaluated}")
-    metrics = [replace(m, spread=m.key == "reward") for m in shown_metrics(here) if m.short]  # to fit 120 columns
+    metrics = [replace(m, spread=m.key == "reward") for m in shown_metrics(here) if m.short]
     notes = [*gain_lines(comparisons or [], steps), *_broken_lines(here)]
+    table = _console_table(here, metrics, notes)
+    if _width(table) > width:
+        metrics = [replace(m, spread=False) for m in metrics]
+        table = _console_table(here, metrics, notes)
+    left_out = list[str]()
+    for key in _LEAST_FIRST:
+        if _width(table) <= width:
+            break
+        left_out += [m.name for m in metrics if m.key == key]
+        metrics = [m for m in metrics if m.key != key]
+        told = f"for want of width without {', '.join(left_out)}: see evaluation.md"
+        table = _console_table(here, metrics, [told, *notes])
+    return table
+
+
+def _width(table: Table) -> int:
+    """Returns the columns of the console that a table needs, without the lines below it."""
+    return Console(width=1000).measure(table).maximum
+
+
+def _console_table(here: list[Summary], metrics: list[Metric], notes: list[str]) -> Table:
+    """Returns a table for the console, of models evaluated with the same number of sampling steps."""
+    steps = here[0].steps
     table = Table(
         title=f"Evaluation, {steps} sampling steps", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD,
         caption=escape("\n".join(notes)) or None, caption_justify="left", caption_style="",
