@@ -6,6 +6,7 @@ be done, for every method alike. So does the way of a causal decoder (Wan): chun
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,10 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rlvid import randomness
+from rlvid.algorithms.alignprop import draw_cut
 from rlvid.algorithms.base import Batch, Context, Stopwatch
 from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.algorithms.reward_gradient import SHARE_EVERY
 from rlvid.config import RunConfig
+from rlvid.config.methods.reward_gradient import AlignPropConfig
 from rlvid.models.base import VideoModel
 from rlvid.models.folders import WAN, family
 from rlvid.models.load import path_outline
@@ -25,7 +28,9 @@ from rlvid.reward.load import held_out_scores_whole_videos, scores_whole_videos
 from rlvid.toy.tiny import tiny_model
 
 _BATCHES = 8
-"""Batches that are averaged over: a method may draw how much it does (AlignProp's cut)."""
+"""Batches that are averaged over: a method may draw how much it does, see ``drawn_cuts``."""
+_DRAWN = 256
+"""Steps of which ``drawn_cuts`` knows the cut."""
 
 
 @dataclass
@@ -169,7 +174,7 @@ def count(config: RunConfig, frames: int) -> Counts:
         held_out = _Reward(meters["held_out"], judges_whole)
     context = Context(alone, model, _Reward(meters["reward"], whole), held_out, Stopwatch(torch.device("cpu")))
     algorithm, steps, archived = ALGORITHMS[config.method.name](context), 0, 0
-    for index in range(_BATCHES):
+    for index in _spread_steps(config, len(context.grid)):
         for update in algorithm.updates(drawn_batch(alone, model, index, config.train.workers)):
             update.loss.backward()
             for meter in meters.values():
@@ -180,7 +185,7 @@ def count(config: RunConfig, frames: int) -> Counts:
         meters["denoiser"].calls.again = meters["denoiser"].calls.graph
     samples = _BATCHES * alone.train.batch_size
     for component, meter in meters.items():
-        rare = _BATCHES / SHARE_EVERY if component == "share" else 1  # measured in the first batch, then in every 25th
+        rare = _BATCHES / SHARE_EVERY if component == "share" else 1  # measured in the first batch alone
         for name in ("plain", "graph", "again", "backward"):
             setattr(meter.calls, name, getattr(meter.calls, name) * rare / samples)
     calls = {name: meter.calls for name, meter in meters.items()}
@@ -190,6 +195,27 @@ def count(config: RunConfig, frames: int) -> Counts:
         archived=archived / samples,
         decoded_again=judges_whole and not whole,
     )
+
+
+def drawn_cuts(config: RunConfig, length: int) -> dict[int, int]:
+    """Returns the cut of the first training steps in a chain of ``length``; {} for a method that draws none."""
+    if not isinstance(config.method, AlignPropConfig):
+        return {}
+    return {step: draw_cut(config.method, length, config.seed, step) for step in range(_DRAWN)}
+
+
+def _spread_steps(config: RunConfig, length: int) -> list[int]:
+    """Returns training steps to average over, of which the first alone measures the decoder's gradient share.
+
+    Where steps do different amounts of work, each eighth of them, ordered by their work, has one.
+    """
+    cuts = drawn_cuts(config, length)
+    if not cuts:
+        return list(range(_BATCHES))
+    ranked = sorted((step for step in cuts if step == 0 or step % SHARE_EVERY), key=cuts.__getitem__)
+    bounds = [n * len(ranked) // _BATCHES for n in range(_BATCHES + 1)]
+    parts = [ranked[first:last] for first, last in pairwise(bounds)]
+    return sorted(0 if 0 in part else part[len(part) // 2] for part in parts)
 
 
 def _counting_unet3d(config: RunConfig, frames: int, meters: dict[str, _Meter]) -> VideoModel:

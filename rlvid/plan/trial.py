@@ -11,22 +11,18 @@ from pathlib import Path
 
 import torch
 
-from rlvid.algorithms.alignprop import draw_cut
 from rlvid.algorithms.base import Context, Observer, Stopwatch, peak_memory
 from rlvid.algorithms.catalogue import ALGORITHMS
 from rlvid.config import RunConfig, parse_config
-from rlvid.config.methods.reward_gradient import AlignPropConfig
 from rlvid.config.reward_names import PUBLISHED
 from rlvid.models.folders import is_text_apart, model_folder, random_structure
 from rlvid.models.trained import load_trainable
-from rlvid.plan.counts import drawn_batch
+from rlvid.plan.counts import drawn_batch, drawn_cuts
 from rlvid.plan.parts import Parts
 from rlvid.reward.load import held_out_reward, trained_reward
 
 _ROUNDS, _LONG = 4, 30.0
 """Most rounds, the first of which warms up; and the seconds of timed rounds after which no further one begins."""
-_DRAWN = 256
-"""Steps whose drawn work is averaged over."""
 
 
 @dataclass(frozen=True)
@@ -137,10 +133,11 @@ def _rounds(config: RunConfig, parts: Parts, device: torch.device, workers: int)
 
 def _typical_steps(config: RunConfig, length: int) -> Iterable[int]:
     """Returns numbers of steps; where a method draws a step's share of a chain of ``length``, the most usual first."""
-    if not isinstance(config.method, AlignPropConfig):
+    cuts = drawn_cuts(config, length)
+    if not cuts:
         return itertools.count()
-    cuts = [draw_cut(config.method, length, config.seed, step) for step in range(_DRAWN)]
-    return sorted(range(_DRAWN), key=lambda step: abs(cuts[step] - statistics.fmean(cuts)))
+    mean = statistics.fmean(cuts.values())
+    return sorted(cuts, key=lambda step: abs(cuts[step] - mean))
 
 
 def _with_stand_ins(config: RunConfig) -> tuple[RunConfig, list[str]]:

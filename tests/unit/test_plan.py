@@ -95,9 +95,16 @@ def test_counts_follow_the_settings() -> None:
     assert of(method={"name": "ddpo"}, reward={"name": "oracle", "held_out": None}).reward.plain == 16
     split = of(train={"batch_size": 8, "workers": 2, "micro_batch": 2}).denoiser
     assert (split.plain, split.graph, split.plain_rows, split.graph_rows, split.held_rows) == (22, 2, 4, 4, 4)
-    drawn = of(method={"name": "alignprop"}, sampling={"steps": 50}).denoiser
-    assert drawn.plain + drawn.graph == 100
-    assert 60 < drawn.plain < 98
+
+
+def test_a_drawn_cut_counts_at_its_mean() -> None:
+    """Uniform on 0 ... 49, the cut leaves 25.5 of 50 steps, of two branches each, with a graph."""
+    for seed in range(3):
+        config = parse_config({"seed": seed, "method": {"name": "alignprop", "truncation": "uniform"},
+                               "sampling": {"steps": 50}})  # fmt: skip
+        drawn = count(config, frames=16).denoiser
+        assert drawn.plain + drawn.graph == 100
+        assert drawn.graph == pytest.approx(51, abs=4)
 
 
 # ----------------------------------------------------------------------------------------------------------- FLOPs

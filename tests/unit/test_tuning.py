@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from rlvid.config import load_config
+from rlvid.plan.plan import flops_of_step
 from tuning.description import Sweep
 from tuning.journal import INVALID, Journal, scores_path, trial_name
 from tuning.load import load_sweep, shipped_sweeps
@@ -29,16 +30,18 @@ def test_the_sweep_over_policy_gradients_has_three_seeds_of_each() -> None:
     assert sorted(runs) == [(name, seed) for name in ("ddpo", "dpok", "grpo") for seed in range(3)]
 
 
-def test_the_sweep_over_the_flow_model_has_three_methods_at_equal_seconds() -> None:
+def test_the_sweep_over_the_flow_model_has_three_methods_at_equal_compute() -> None:
     made = load_sweep("wan")
     planned = made.planned()
-    assert (made.scheduler, made.unit, made.count) == ("none", "seconds", 9)
+    assert (made.scheduler, made.unit, made.count) == ("none", "tflops", 9)
     runs = [made.run(settings, "trial", made.rungs[-1]) for settings in planned]
     methods = ("instructvideo", "draft", "grpo")
     assert {(run.method.name, run.seed) for run in runs} == {(name, seed) for name in methods for seed in range(3)}
     assert {run.model.path for run in runs} == {made.base().model.path} == {"builtin-wan"}
     assert {(run.train.workers, run.train.zero_stage) for run in runs} == {(1, 0)}
-    assert {run.train.max_seconds for run in runs} == {made.rungs[-1]}
+    assert {run.reward.name for run in runs} == {"builtin-frames"}
+    work = [run.train.steps * flops_of_step(run) / 1e12 for run in runs if run.seed == 0]
+    assert all(1.8 <= each <= made.rungs[-1] for each in work), "a step of GRPO is the coarsest unit"
 
 
 def test_the_sweep_for_the_guard_keeps_eight_checkpoints_of_runs_that_nothing_stops() -> None:
