@@ -43,8 +43,8 @@ from rlvid.world.captions import PROMPT_SETS, prompt_set
 KEPT = (TRAINED, HELD_OUT, *VETO, DISTANCE, ORACLE)
 """The metrics of every video that are kept, besides further rewards."""
 ABOUT = "about.json"
-SETUP = ("set", "prompts", "videos", "steps", "reuse", "seed")
-"""The options that say how a run is measured."""
+SETUP = ("set", "prompts", "videos", "steps", "reuse", "seed", "scales", "checkpoints", "further")
+"""The options that say how a run is measured; the last three are unknown of runs that earlier versions measured."""
 
 
 @dataclass(frozen=True)
@@ -149,18 +149,27 @@ def check_about(folder: Path, about: dict[str, Any]) -> None:
     Raises:
         ValueError: it is another one.
     """
-    path = folder / ABOUT
-    if path.is_file():
-        before = read_about(folder)
-        changed = [key for key in about if before.get(key) != about[key]]
-        if changed:
-            raise ValueError(
-                f"--out {folder}: was measured with {changed[0]} = {before.get(changed[0])!r}, and now it is "
-                f"{about[changed[0]]!r}; choose another folder, or delete this one"
-            )
+    if compare_about(folder, about):
         return
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(about, indent=1).encode())
+    write_atomic(folder / ABOUT, json.dumps(about, indent=1).encode())
+
+
+def compare_about(folder: Path, about: dict[str, Any]) -> bool:
+    """Returns whether a run was measured before.
+
+    Raises:
+        ValueError: it was measured otherwise.
+    """
+    if not (folder / ABOUT).is_file():
+        return False
+    before = read_about(folder)
+    if changed := [key for key in about if before.get(key, about[key]) != about[key]]:
+        raise ValueError(
+            f"--out {folder}: was measured with {changed[0]} = {before.get(changed[0])!r}, and now it is "
+            f"{about[changed[0]]!r}; choose another folder, or delete this one"
+        )
+    return True
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -194,7 +203,7 @@ def check_alike(out: Path, plans: Sequence[Plan]) -> None:
     for name in names[1:]:
         for key in SETUP:
             one, other = setups[names[0]].get(key), setups[name].get(key)
-            if one != other:
+            if one != other and key in setups[names[0]] and key in setups[name]:
                 raise ValueError(
                     f"--out {out}: {names[0]} is measured with {key} = {one!r}, and {name} with {other!r}; one report "
                     "is of runs that are measured alike: move one of these folders, or choose another --out"
@@ -235,8 +244,9 @@ def main(arguments: list[str]) -> None:
     """Evaluates the candidates of all runs, and writes the report."""
     options = parse(arguments)
     make_folder(options.out)
-    setup = {key: getattr(options, key) for key in SETUP}
     further, scales = parse_rewards(options.rewards), fractions(options.scales, "--scales")
+    known = vars(options) | {"scales": sorted(scales), "further": sorted(each.metric for each in further)}
+    setup = {key: known[key] for key in SETUP}
     if 1 not in scales:
         raise ValueError(f"--scales {options.scales}: must hold 1, the scale that most rules choose from")
     plans = [plan_run(run, setup, scales, options.checkpoints, further) for run in options.runs]
@@ -244,6 +254,8 @@ def main(arguments: list[str]) -> None:
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"two runs are called {twice!r}; measure them with an --out each")
     check_alike(options.out, plans)
+    for plan in plans:
+        compare_about(options.out / plan.name, plan.about)  # before the first is measured, which takes minutes
     for plan in plans:
         evaluate_run(plan, options.out)
     found = {path.parent.name: read_run(path.parent) for path in sorted(options.out.glob(f"*/{ABOUT}"))}

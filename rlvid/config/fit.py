@@ -82,7 +82,9 @@ class FitConfig(Section):
     warmup: int = Field(20, ge=1, description="steps of linear warm-up; then half a cosine follows")
     average: Decay = Field(0.99, description="decay of the moving average of the weights, which is the result")
     clip_norm: float = Field(1.0, gt=0, description="largest norm of the gradient")
-    seed: int = Field(0, ge=0, description="of the order of pairs, of drawn frames, of new weights, of the split")
+    seed: int = Field(
+        0, ge=0, lt=2**31, description="of the order of pairs, of drawn frames, of new weights, of the split"
+    )
     held_out: float = Field(0.2, gt=0, lt=1, description="share of the prompts whose pairs are not fitted on")
     base: str = Field(
         "base", description="model whose samples set the unit of scores; where no pair names it, all videos do"

@@ -5,6 +5,7 @@ from pydantic import Field, field_validator
 from rlvid.config.reward import NamedReward
 from rlvid.config.reward_names import BuiltinReward, absolute
 from rlvid.config.section import Section
+from rlvid.metric_names import metric_key
 
 BUILTIN_JUDGES: tuple[BuiltinReward, ...] = ("builtin-frames", "builtin-video")
 """Further held-out rewards of a guard on the built-in models: they are fitted to votes, and ``builtin`` is not."""
@@ -64,8 +65,10 @@ class GuardConfig(Section):
     @classmethod
     def _rewards_have_names_of_their_own(cls, value: list[NamedReward] | None) -> list[NamedReward] | None:
         labels = [each.label for each in value or ()]
-        if twice := next((label for label in labels if labels.count(label) > 1), None):
-            raise ValueError(f"two rewards are called {twice!r}, and the log would show one; rename one")
+        keys = list(map(metric_key, labels))
+        if twice := [label for label, key in zip(labels, keys, strict=True) if keys.count(key) > 1]:
+            called = " and ".join(dict.fromkeys(map(repr, twice)))
+            raise ValueError(f"two rewards are called {called}, and the log would show one; rename one")
         return value
 
     @field_validator("gpus")

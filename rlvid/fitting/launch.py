@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,8 +26,8 @@ from rlvid.fitting.backbone import check_backbone, preprocess_for
 from rlvid.fitting.looks import LOOKS
 from rlvid.fitting.pairs import Pair
 from rlvid.fitting.prepare import held_out_prompts, items, read_on_ray, write_pairs
-from rlvid.fitting.read import AXIS, check_enough, read_pairs
-from rlvid.fitting.report import MADE_WITH, REPORT, FitReport, judge_scores, write_report
+from rlvid.fitting.read import AXIS, check_enough, read_pairs, told_left_out
+from rlvid.fitting.report import MADE_WITH, REPORT, FitReport, judge_scores, show_left_out, write_report
 from rlvid.fitting.texts import cut_prompts, held_out_of, text_limit
 from rlvid.interrupt import kept
 from rlvid.models.text_limit import notices
@@ -87,13 +87,14 @@ def fit_reward(
         RuntimeError: a worker failed more often than allowed, with the worker's own error.
     """
     out, work = _place(str(out))
-    asked = _ask(config, source.expanduser().absolute(), outside)
+    asked = _ask(config, _from_root(source, "PAIRS"), outside)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         _check_same(out, asked.made_with)
         _tidy(work, asked.made_with)
         return None
     for line in asked.notes:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+    show_left_out(asked.skipped, console)
     started = time.perf_counter()
     with _unfinished(work, asked.made_with), kept(lambda: _how_far(work)):
         start_ray(address)
@@ -146,6 +147,18 @@ def _place(out: str) -> tuple[Path, Path]:
     return path, work
 
 
+def _from_root(path: Path, what: str) -> Path:
+    """Returns a path from the root.
+
+    Raises:
+        ValueError: it begins with the home of a user who is not there.
+    """
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError as error:
+        raise ValueError(f"{what} {printable(str(path))}: {error} Name another file.") from None
+
+
 def _tidy(work: Path, made_with: dict[str, Any]) -> None:
     """Deletes what a fit left behind that was killed when its reward was there already."""
     if (work / _PLAN).is_file() and read_mapping(work / _PLAN) == made_with:
@@ -161,7 +174,7 @@ def _ask(config: FitConfig, source: Path, outside: bool) -> _Asked:
     """Reads the votes and checks all that can be checked before Ray starts."""
     backbone = config.backbone
     if backbone.path not in (None, "random"):
-        backbone = backbone.model_copy(update={"path": str(Path(str(backbone.path)).expanduser().absolute())})
+        backbone = backbone.model_copy(update={"path": str(_from_root(Path(str(backbone.path)), "backbone.path"))})
     files = check_backbone(config.backbone)
     pairs, skipped = read_pairs(source, outside=outside)
     pairs = [_absolute(pair) for pair in pairs]
@@ -175,12 +188,17 @@ def _ask(config: FitConfig, source: Path, outside: bool) -> _Asked:
         )
     if config.kind == "video" and pairs[0].a.is_image:
         raise ValueError(f"{source}: names images, and kind = 'video' needs videos; set kind=image")
-    check_enough(pairs, axes, 2 * _LEAST, source)
+    check_enough(pairs, axes, 2 * _LEAST, source, skipped)
     asked = [pair for pair in pairs if pair.axes & {*axes}]
     prompts, limit = {pair.prompt for pair in asked}, text_limit(config.backbone)
     stand_ins = cut_prompts(config.backbone, limit, prompts) if limit else {}
-    held_out = held_out_of(prompts, stand_ins, config.held_out, config.seed)
+    try:
+        held_out = held_out_of(prompts, stand_ins, config.held_out, config.seed)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}{told_left_out(skipped)}") from None
     made = items(asked, axes, held_out, config.base)
+    _check_split([(each["held_out"], each["votes"]) for each in made], axes, told_left_out(skipped))
+    _check_base(_samples(made), config.base, told_left_out(skipped))
     paths = sorted({item[f"{side}_path"] for item in made for side in "ab"})
     found = [_content(Path(path)) for path in paths]
     settings = config.model_dump(mode="json", exclude=_FREE | {"backbone"})
@@ -288,28 +306,47 @@ def _prepare(asked: _Asked, work: Path, console: Console) -> list[Skipped]:
             read, place, asked.axes, config.frames, preprocess.size, lambda done: show(done, len(made))
         )
         write_atomic(kept_lines, json.dumps([[str(each.path), each.reason] for each in skipped]).encode())
-    lines = json.loads(kept_lines.read_text(encoding="utf-8"))
-    _check_left(EncodedClips.open(place), asked.axes, lines, config.base)
-    return [Skipped(Path(path), why) for path, why in lines]
+    skipped = [Skipped(Path(path), why) for path, why in json.loads(kept_lines.read_text(encoding="utf-8"))]
+    rows, unread = EncodedClips.open(place), told_left_out(skipped, "pairs could not be read")
+    _check_split(list(zip(rows.column("held_out"), rows.column("votes"), strict=True)), asked.axes, unread)
+    _check_base(sum(rows.column("a_base")) + sum(rows.column("b_base")), config.base, unread)
+    return skipped
 
 
-def _check_left(rows: EncodedClips, axes: Sequence[str], left_out: Sequence[Any], base: str) -> None:
-    asked = list(zip(rows.column("held_out"), rows.column("votes"), strict=True))
+def _check_split(asked: Sequence[tuple[bool, Sequence[int]]], axes: Sequence[str], left_out: str) -> None:
+    """Raises ValueError where an axis has too few pairs on one side of the split.
+
+    Args:
+        asked: of each pair whether it is held out, and its number of votes on each axis.
+        axes: their names.
+        left_out: the end of the message.
+    """
     for number, axis in enumerate(axes):
         for held_out, which in ((False, "to fit on"), (True, "to judge by")):
             count = sum(votes[number] > 0 for each, votes in asked if each == held_out)
             if count < _LEAST:
-                why = f" ({len(left_out)} could not be read; the first: {left_out[0][1]})" if left_out else ""
                 way = "raise" if held_out else "lower"
                 raise ValueError(
-                    f"the axis {axis!r} has {count} pairs {which}, and {_LEAST} are needed{why}; ask about more "
-                    f"prompts, or {way} held_out"
+                    f"the axis {axis!r} has {count} pairs {which}, and {_LEAST} are needed; ask about more prompts, or "
+                    f"{way} held_out{left_out}"
                 )
-    if (count := sum(rows.column("a_base")) + sum(rows.column("b_base"))) < _LEAST:
-        why = f" ({len(left_out)} pairs could not be read; the first: {left_out[0][1]})" if left_out else ""
+
+
+def _samples(made: Iterable[dict[str, Any]]) -> int:
+    """Returns the number of different samples of the base model; scores of one sample have no deviation."""
+    places = ("path", "row", "side")
+    return len({
+        (item["caption"], *(item[f"{side}_{place}"] for place in places))
+        for item in made for side in "ab" if item[f"{side}_base"]
+    })  # fmt: skip
+
+
+def _check_base(count: int, base: str, left_out: str) -> None:
+    """Raises ValueError where there are too few different samples of the base model."""
+    if count < _LEAST:
         raise ValueError(
-            f"base = {base!r}: the pairs show {count} samples of this model, and {_LEAST} or more set the unit of "
-            f"scores{why}; name another base, or one that no pair names, for all samples"
+            f"base = {base!r}: the pairs show {count} samples of this model, and {_LEAST} different ones set the "
+            f"unit of scores; name another base, or one that no pair names, for all samples{left_out}"
         )
 
 

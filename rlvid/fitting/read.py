@@ -10,7 +10,7 @@ A vote that cannot be used is left out and named; the others count.
 
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -60,8 +60,15 @@ def read_pairs(source: str | Path, *, outside: bool = False) -> tuple[list[Pair]
     return pairs, skipped
 
 
-def check_enough(pairs: Iterable[Pair], axes: Iterable[str], least: int, where: str | Path) -> None:
-    """Raises ValueError where an axis has fewer than ``least`` pairs with a vote."""
+def told_left_out(skipped: Sequence[Skipped], what: str = "votes were left out") -> str:
+    """Returns the end of a message: how many were left out, and why the first; nothing where none was."""
+    return f"; {len(skipped)} {what}, the first: {skipped[0]}" if skipped else ""
+
+
+def check_enough(
+    pairs: Iterable[Pair], axes: Iterable[str], least: int, where: str | Path, skipped: Sequence[Skipped] = ()
+) -> None:
+    """Raises ValueError where an axis has fewer than ``least`` pairs with a vote; ``skipped`` were left out."""
     asked = [pair.axes for pair in pairs]
     for axis in axes:
         count = sum(axis in each for each in asked)
@@ -69,7 +76,7 @@ def check_enough(pairs: Iterable[Pair], axes: Iterable[str], least: int, where: 
             known = ", ".join(sorted(set().union(*asked)))
             raise ValueError(
                 f"{where}: the axis {axis!r} has {count} pairs with a vote, and {least} are needed (axes: {known}); "
-                "ask more, or leave the axis out"
+                f"ask more, or leave the axis out{told_left_out(skipped)}"
             )
 
 

@@ -150,12 +150,18 @@ def show_report(report: FitReport, console: Console) -> None:
     console.print(report.grid().console("Held-out pairs"))
     for line in report.words():
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if report.skipped:
-        console.print(f"{len(report.skipped)} votes or pairs were left out:", highlight=False)
-        for each in report.skipped[:_NAMED]:
-            console.print(f"  {each.reason}", markup=False, highlight=False, soft_wrap=True)
-        if (more := len(report.skipped) - _NAMED) > 0:
-            console.print(f"  and {more} more, in {REPORT}", highlight=False)
+    show_left_out(report.skipped, console)
+
+
+def show_left_out(skipped: Sequence[Skipped], console: Console) -> None:
+    """Prints how many votes or pairs were left out, and the first of them with the reasons."""
+    if not skipped:
+        return
+    console.print(f"{len(skipped)} votes or pairs were left out:", highlight=False)
+    for each in skipped[:_NAMED]:
+        console.print(f"  {each}", markup=False, highlight=False, soft_wrap=True)
+    if (more := len(skipped) - _NAMED) > 0:
+        console.print(f"  and {more} more, in {REPORT}", highlight=False)
 
 
 def _calibration(report: FitReport) -> bytes:

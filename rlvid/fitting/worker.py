@@ -220,7 +220,7 @@ class FitWorker:
             return None
         raw_NA = torch.cat([a_NA, b_NA])[torch.cat([each_N[rows_N] for each_N in self.base_2N])]
         mean_A, deviation_A = raw_NA.mean(0), raw_NA.std(0)
-        if not bool((deviation_A > 0).all()):
+        if not bool((deviation_A > 1e-6 * raw_NA.abs().amax(0).clamp(min=1)).all()):  # what is below is rounding
             raise ValueError("all base samples have one score, so it has no unit: fit longer, or with more pairs")
         combined = 1.0
         if len(self.job.axes) > 1:

@@ -136,12 +136,20 @@ class Watch:
             self._given_up.set()
             if self._actor is not None:
                 ray.kill(self._actor)
+            if error is None and self.guard_log.all:
+                self._end()
             for handler in list(log.handlers):
                 log.removeHandler(handler)
                 handler.close()
-        if error is None and self.guard_log.all:
+
+    def _end(self) -> None:
+        """Draws the picture and says what is recommended; a fault of the guard's files never ends training."""
+        try:
             draw(self.folder, self.verdict, self.guard_log)
             self._say(self._summary())
+        except (OSError, ValueError) as error:
+            log.exception("no picture and no recommendation")
+            self._say(f"no picture and no recommendation: {error}")
 
     def _run(self) -> None:
         try:
@@ -156,7 +164,9 @@ class Watch:
 
     def _watch(self) -> None:
         if self.guard_log.all:  # an earlier start may have been killed before it acted on its last evaluation
-            self._act_on(self.guard_log.all[-1])
+            last = self.guard_log.all[-1].step  # of which TensorBoard drops all that an earlier start wrote
+            for evaluation in [each for each in self.guard_log.all if each.step == last]:
+                self._act_on(evaluation)
         else:
             self._evaluate(0, 1.0)
         while not self._given_up.is_set():

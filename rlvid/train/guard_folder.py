@@ -58,6 +58,16 @@ def _digest(settings: list[Any]) -> str:
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
 
 
+def forget(run: Path) -> None:
+    """Deletes what the guard wrote for a run that has not begun: its settings may still change."""
+    if not (run / "guard.jsonl").exists():
+        return
+    for folder in (run / "guard", run / "best", run / "tensorboard" / "guard"):
+        shutil.rmtree(folder, ignore_errors=True)
+    (run / "guard.png").unlink(missing_ok=True)
+    (run / "guard.jsonl").unlink()  # last: a process that is killed before begins anew
+
+
 class GuardLog:
     """The evaluations of one run, in the order of their steps.
 

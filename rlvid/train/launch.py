@@ -19,6 +19,7 @@ from rlvid.runs.checkpoints import find_checkpoints
 from rlvid.storage import Mirror, is_uri, run_mirror
 from rlvid.terminal import short
 from rlvid.train.fit import fit_again, reason, run_fit
+from rlvid.train.guard_folder import GuardLog, guard_prompts
 from rlvid.train.job import Job
 from rlvid.train.preflight import cut_captions, open_run, record_clips, repair
 
@@ -75,14 +76,13 @@ def train(config: RunConfig, console: Console, address: str | None = None) -> Tr
         from rlvid.train.feeding import RunFeed
         from rlvid.train.floor import floor_prompts, with_measured_floor
         from rlvid.train.guard import watching
-        from rlvid.train.guard_folder import guard_prompts
         from rlvid.train.progress import ProgressActor, ProgressLine
 
         folder = mirror.folder
         use_gpu, has_room = _check_cluster(config, folder, console)
         clips = _clips_of(config, mirror, console)
         prompts = clips.first_captions(SHOWN_VIDEOS)
-        judged = guard_prompts(config, clips.first_captions(config.guard.count)) if config.guard.every else ()
+        judged = _judged(config, folder, clips)
         measured = floor_prompts(config, clips)
         texts = kept_embeddings(
             config, clips, [*prompts, *judged, *measured], RunFeed(config, clips, folder).video_captions, console
@@ -155,6 +155,19 @@ def _clips_of(config: RunConfig, mirror: Mirror, console: Console) -> TrainingSe
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     mirror.push()
     return clips
+
+
+def _judged(config: RunConfig, folder: Path, clips: TrainingSet) -> list[str]:
+    """Returns the guard's prompts; without a guard, none.
+
+    Raises:
+        ValueError: the run has evaluations of other prompts or settings.
+    """
+    if not config.guard.every:
+        return []
+    prompts = guard_prompts(config, clips.first_captions(config.guard.count))
+    GuardLog(folder, prompts, config)
+    return prompts
 
 
 def _trainer(job: Job, clips: TrainingSet, wait: bool) -> "TorchTrainer":

@@ -42,8 +42,9 @@ from rlvid.reward.load import check_one, check_reward
 from rlvid.reward.text_limit import reward_text_limits
 from rlvid.runs.checkpoints import latest_checkpoint, read_settings
 from rlvid.runs.find import run_folder
+from rlvid.runs.guard_log import read_lines
 from rlvid.storage import Mirror, is_uri, run_mirror
-from rlvid.train.guard_folder import guard_prompts
+from rlvid.train.guard_folder import GuardLog, forget, guard_prompts
 from rlvid.train.record import check_resume, repair_record, reward_digest
 from rlvid.train.resume import notice
 
@@ -72,10 +73,26 @@ def open_run(config: RunConfig, console: Console) -> Iterator[tuple[Mirror, RunC
     )
     with held(folder / ".lock", otherwise, folder, folder / "guard"):
         repair(config, mirror, console)
+        if not _has_begun(folder):
+            forget(folder)
+        elif config.guard.every:
+            _check_guard(folder, config)
         record_rewards(folder, config.reward)
         write_settings(folder, config)
         mirror.push()
         yield mirror, config
+
+
+def _check_guard(folder: Path, config: RunConfig) -> None:
+    """Checks the guard's evaluations so far; with captions as prompts, whose they are is checked after Ray has started.
+
+    Raises:
+        ValueError: see ``GuardLog``.
+    """
+    if config.guard.prompts is None:
+        read_lines(folder)
+    else:
+        GuardLog(folder, guard_prompts(config, ()), config)
 
 
 def write_settings(folder: Path, config: RunConfig) -> None:

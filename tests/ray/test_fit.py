@@ -186,7 +186,7 @@ def test_a_fit_that_is_killed_goes_on_to_the_same_bits_and_to_no_other_fit(fitte
 def test_too_few_pairs_that_can_be_read_are_refused(ray_cluster: Any, tmp_path: Path) -> None:
     table, out = votes(tmp_path / "votes", {*range(15)}), tmp_path / "out"
     with pytest.raises(
-        ValueError, match=r"^the axis 'quality' has \d pairs .* \(15 could not be read; .*0a\.png"
+        ValueError, match=r"^the axis 'quality' has \d pairs .*; 15 pairs could not be read, the first: .*0a\.png"
     ) as error:
         fit_reward(config(), table, out, QUIET)
     assert "\n" not in str(error.value)

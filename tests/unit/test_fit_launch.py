@@ -88,7 +88,8 @@ def test_prompts_that_are_cut_are_said_and_not_divided(
     picture(tmp_path / "0a.png")
     said: list[str] = []
     monkeypatch.setattr(QUIET, "print", lambda line, **options: said.append(line))
-    monkeypatch.setattr(launch, "_check_left", lambda *arguments: None)
+    for check in ("_check_split", "_check_base"):
+        monkeypatch.setattr(launch, check, lambda *arguments: None)
     with pytest.raises(Fits):
         fit()
     assert said[0].startswith("3 of 4 different prompts are longer than 24 tokens")

@@ -21,7 +21,7 @@ from rlvid.fitting.prepare import items, write_pairs
 from rlvid.fitting.report import FitReport, judge_scores, show_report, write_report
 
 AXES = ("quality", "motion")
-SKIPPED = [Skipped(Path("x.png"), f"x{place}.png: cannot be read") for place in range(6)]
+SKIPPED = [Skipped(Path("x.png"), f"x{place}.png: cannot be read\x1b[2J") for place in range(6)]
 MADE = {"rlvid": "1", "pairs": "abc"}
 
 
@@ -200,4 +200,5 @@ def test_a_terminal_shows_the_table_the_words_and_the_first_that_were_left_out()
     show_report(report([(verdict(), Share(0.9, 0.8, 1.0, 99))]), Console(file=shown, width=200))
     said = shown.getvalue()
     assert all(words in said for words in ("80 %", "70 % to 90 %", "6 votes or pairs were left out", "and 1 more"))
+    assert "\x1b" not in said
     assert [f"x{place}.png" in said for place in range(6)] == [True] * 5 + [False]

@@ -321,6 +321,21 @@ def test_scores_that_are_all_alike_have_no_unit(sources: dict[str, Source], tmp_
         worker.finish()
 
 
+def test_scores_that_differ_by_rounding_have_no_unit(
+    sources: dict[str, Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = FitWorker(job(sources, tmp_path))
+    scores = FitWorker._scores
+
+    def rounded(self: FitWorker, rows: list[int]) -> tuple[Tensor, Tensor]:
+        a_NA, b_NA = scores(self, rows)
+        return 0.3 + 1e-8 * a_NA, 0.3 + 1e-8 * b_NA
+
+    monkeypatch.setattr(FitWorker, "_scores", rounded)
+    with pytest.raises(ValueError, match="all base samples have one score"):
+        worker.finish()
+
+
 def test_axes_that_cancel_out_have_no_unit(
     sources: dict[str, Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

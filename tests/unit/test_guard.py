@@ -165,6 +165,10 @@ def test_looks_without_numbers_are_passed_over() -> None:
             {"guard": {"rewards": [{"name": "brightness"}, {"name": "brightness"}]}},
             "two rewards are called 'brightness'",
         ),
+        (
+            {"guard": {"rewards": [{"name": "fitted", "path": f"runs/liked{x}v1"} for x in "-."]}},
+            "two rewards are called 'liked-v1' and 'liked.v1'",
+        ),
         ({"guard": {"rewards": [{"name": "builtin"}]}}, "'builtin' is the reward that is trained on"),
         ({"guard": {"rewards": [{"name": "brightness", "weight": 2}]}}, "weight"),
     ],

@@ -87,6 +87,33 @@ def test_runs_that_are_measured_otherwise_are_not_mixed(tmp_path: Path, monkeypa
         guard.main(["new", "--out", str(tmp_path), *given[:-1], "3"])
 
 
+def test_runs_with_other_scales_or_rewards_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "evaluate_run", lambda *arguments: pytest.fail("something is measured"))
+    whole = SETUP | {"scales": [0.5, 1.0], "checkpoints": 4, "further": []}
+    for key, other in (("scales", [1.0]), ("checkpoints", 8), ("further", ["reward_x"])):
+        folder = tmp_path / key
+        check_about(folder / "first", ABOUT | whole)
+        check_about(folder / "second", ABOUT | whole | {key: other})
+        with pytest.raises(ValueError, match=f"first is measured with {key} = "):
+            guard.main(["--out", str(folder)])
+    check_about(tmp_path / "older" / "first", ABOUT | SETUP)
+    check_about(tmp_path / "older" / "second", ABOUT | whole)
+    with pytest.raises(ValueError, match="holds no complete evaluation"):
+        guard.main(["--out", str(tmp_path / "older")])
+
+
+def test_a_run_that_was_measured_otherwise_is_refused_before_another_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "evaluate_run", lambda *arguments: pytest.fail("something is measured"))
+    monkeypatch.setattr(guard, "plan_run", lambda run, setup, *more: Plan(run, (), (), setup))
+    monkeypatch.setattr(Plan, "about", property(lambda self: ABOUT | self.setup | {"lr": 0.5}))
+    given = ["--prompts", "8", "--steps", "2", "--seed", "0"]
+    check_about(tmp_path / "old", ABOUT | SETUP)
+    with pytest.raises(ValueError, match=r"old: was measured with lr = .*, and now it is 0.5"):
+        guard.main(["new", "old", "--out", str(tmp_path), *given])
+
+
 @pytest.mark.parametrize("content", ["{}", "", "[]", json.dumps(ABOUT | {"rewards": {}})])
 def test_a_damaged_setup_is_named(tmp_path: Path, content: str) -> None:
     folder = tmp_path / "run"

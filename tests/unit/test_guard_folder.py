@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from guard_looks import evaluation_of
 from helpers import save_run
+from rich.console import Console
 
-from rlvid.config import RunConfig, parse_config
+from rlvid.config import RunConfig, load_config, parse_config
 from rlvid.evaluate.load import load_run
 from rlvid.evaluate.models import find_models
 from rlvid.reward.builtin import builtin_folder
@@ -23,7 +24,8 @@ from rlvid.runs.over_optimisation import HELD_OUT, TOLERANCE, TRAINED, judge
 from rlvid.runs.recommendation import Recommendation
 from rlvid.train import guard
 from rlvid.train.guard_evaluator import GuardEvaluator
-from rlvid.train.guard_folder import GuardLog, copy_trained, stop_flag
+from rlvid.train.guard_folder import GuardLog, copy_trained, guard_prompts, stop_flag
+from rlvid.train.preflight import open_run
 from rlvid.train.record import reward_digest
 
 PROMPTS = [f"prompt {i}" for i in range(16)]
@@ -186,6 +188,79 @@ def test_a_damaged_best_checkpoint_is_not_called_the_base_model(guarded: tuple[P
         with pytest.raises(ValueError, match=why or r"is damaged \(state\.json .*name another step") as error:
             find_models([f"{run}@best"])
         assert "\n" not in str(error.value)
+
+
+def watch_of(run: Path, evaluations: GuardLog, said: list[str]) -> guard.Watch:
+    """A guard whose run has ended."""
+    watch = object.__new__(guard.Watch)
+    watch.folder, watch.guard_log, watch.verdict, watch.recommended = run, evaluations, evaluations.verdict(), None
+    watch._ended, watch._given_up = threading.Event(), threading.Event()
+    watch._ended.set()
+    watch._say = said.append  # type: ignore[method-assign]
+    return watch
+
+
+def test_a_damaged_file_of_the_guard_does_not_end_training(guarded: tuple[Path, RunConfig]) -> None:
+    run, config = guarded
+    evaluations, said = guard_log_of(run, config, every=2), list[str]()
+    for step in (0, 2):
+        judged = values(0.5 + step / 10, 0.5)
+        evaluations.add(GuardEvaluation(step, 1.0, judged | {"oracle_score": judged[HELD_OUT]}))
+    (run / "best").mkdir()
+    (run / "best" / "best.json").write_text("{")
+    watch_of(run, evaluations, said)._end()
+    (line,) = said
+    assert line.startswith("no picture and no recommendation: ")
+    assert "best.json is damaged" in line
+    shutil.rmtree(run / "best")
+    watch_of(run, evaluations, said)._end()
+    assert said[1].startswith("recommended of steps 0, 2: ")
+
+
+def test_a_resumed_guard_writes_all_scales_of_the_last_step_again(
+    guarded: tuple[Path, RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, config = guarded
+    evaluations, acted = guard_log_of(run, config, every=6, scales=[0.5, 1.0]), list[tuple[int, float]]()
+    for place in ((0, 1.0), (2, 0.5), (2, 1.0), (6, 0.5), (6, 1.0)):
+        evaluations.add(GuardEvaluation(*place, values(0.5, 0.5)))
+    watch = watch_of(run, evaluations, [])
+    monkeypatch.setattr(guard.Watch, "_act_on", lambda self, evaluation: acted.append(evaluation.place))
+    watch._watch()
+    assert acted == [(6, 0.5), (6, 1.0)]
+
+
+def guarded_start(storage: Path, *settings: str) -> RunConfig:
+    given = [f"output.storage={storage}", "name=run", "guard.every=20", "output.checkpoint_every=20", *settings]
+    return load_config("toy", given)
+
+
+def test_a_run_that_never_began_loses_the_guards_evaluation_of_its_base(tmp_path: Path) -> None:
+    run, quiet = tmp_path / "run", Console(quiet=True)
+    first = guarded_start(tmp_path)
+    with open_run(first, quiet):
+        GuardLog(run, PROMPTS, first).add(GuardEvaluation(0, 1.0, values(0.5, 0.5)))
+        (run / "best").mkdir()
+    with open_run(guarded_start(tmp_path, "sampling.guidance=5", "seed=4"), quiet):
+        assert not (run / "guard.jsonl").exists()
+        assert not (run / "best").exists()
+
+
+def test_another_guard_is_refused_before_the_settings_are_written(tmp_path: Path) -> None:
+    run, quiet = tmp_path / "run", Console(quiet=True)
+    first = guarded_start(tmp_path, "guard.prompts=in_domain")
+    with open_run(first, quiet):
+        (run / "archive").mkdir()
+        GuardLog(run, guard_prompts(first, ()), first).add(GuardEvaluation(0, 1.0, values(0.5, 0.5)))
+    written = (run / "config.yaml").read_bytes()
+    with pytest.raises(ValueError, match=r"guard\.jsonl holds evaluations with another"):
+        open_run(guarded_start(tmp_path, "guard.prompts=in_domain", "guard.steps=7"), quiet).__enter__()
+    with open_run(first, quiet):
+        (run / "guard.jsonl").write_text('{"step": 0\n')
+    for prompts in ("in_domain", "null"):
+        with pytest.raises(ValueError, match=r"guard\.jsonl is damaged"):
+            open_run(guarded_start(tmp_path, f"guard.prompts={prompts}"), quiet).__enter__()
+    assert (run / "config.yaml").read_bytes() == written
 
 
 def test_the_flag_is_there_only_when_it_is_asked_for(guarded: tuple[Path, RunConfig]) -> None:
