@@ -364,9 +364,9 @@ def test_a_table_fits_the_console(tuned: str, width: int, missing: list[str]) ->
     assert all(word in text for word in (tuned, "0.500", "held-out", "oracle"))
     assert ("±" in text) == (tuned == "tuned")
     told = " ".join(text.split())
-    assert ("for want of width" in told) == bool(missing)
+    assert ("left out" in told) == bool(missing)
     if missing:
-        assert f"for want of width without {', '.join(missing)}: see evaluation.md" in told
+        assert f"left out for want of width: {', '.join(missing)}; evaluation.md has them" in told
 
 
 def test_the_console_shows_one_number_of_steps_in_120_columns() -> None:

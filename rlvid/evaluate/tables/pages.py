@@ -150,7 +150,7 @@ def render_table(
             break
         left_out += [m.name for m in metrics if m.key == key]
         metrics = [m for m in metrics if m.key != key]
-        told = f"for want of width without {', '.join(left_out)}: see evaluation.md"
+        told = f"left out for want of width: {', '.join(left_out)}; evaluation.md has them"
         table = _console_table(here, metrics, [told, *notes])
     return table
 
